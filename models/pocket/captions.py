@@ -1,0 +1,124 @@
+"""Scenes put into words: the benchmark's terse sentences, and richer ones that also say where everything stands.
+
+A terse caption leaves the layout open ("three blue cars to the left of a striped elephant"); a rich one narrows it
+("three blue cars in a row on the left; one striped elephant on the right"). Both are always true of their scene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from gems.models.pocket.scene import Group, Item, Scene, SceneSpec
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, RELATIONS
+
+__all__ = [
+    "ARRANGEMENTS",
+    "DEPTH_PHRASES",
+    "PLACES",
+    "WORDS",
+    "clause",
+    "depth_phrase",
+    "noun_phrase",
+    "place_of",
+    "rich_caption",
+    "terse_caption",
+]
+
+PLACES: Final = (
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
+"""Names of the nine parts of the canvas, row by row."""
+
+ARRANGEMENTS: Final = ("in a row", "in a column", "in two rows", "in two columns", "in a ring")
+DEPTH_PHRASES: Final = ("in the background", "in the foreground")
+
+_EXTRA: Final = "a an and at in on the exactly placed each , ; : ."
+WORDS: Final = tuple(
+    sorted(
+        {w.singular for w in OBJECTS}
+        | {w.plural for w in OBJECTS}
+        | {a for a in ATTRIBUTES if a}
+        | set(NUMBER_WORDS)
+        | {w for phrases in (RELATIONS, ARRANGEMENTS, DEPTH_PHRASES, *PLACES) for p in phrases for w in p.split()}
+        | set(_EXTRA.split())
+    )
+)
+"""Every token that a caption can hold: the generator's tokenizer is made from this list."""
+
+
+def noun_phrase(group: Group, number: str | None = None) -> str:
+    """ "three blue cars". ``number`` replaces the number word ("a" stands for one)."""
+    word = OBJECTS[group.object]
+    number = number or ("a" if group.count == 1 else NUMBER_WORDS[group.count - 1])
+    noun = word.singular if group.count == 1 else word.plural
+    return " ".join(part for part in (number, ATTRIBUTES[group.attribute], noun) if part)
+
+
+def terse_caption(spec: SceneSpec) -> str:
+    """The benchmark's sentence: joined by relations; by "and" where nothing is related; by ", and" beside relations."""
+    plain = " and " if not any(spec.relations) else ", and "
+    text = noun_phrase(spec.groups[0])
+    for relation, group in zip(spec.relations, spec.groups[1:], strict=True):
+        text += (f" {relation} " if relation else plain) + noun_phrase(group)
+    return text
+
+
+def place_of(items: Sequence[Item]) -> str:
+    """The part of the canvas that the centre of some items lies in."""
+    column, row = (
+        int(np.digitize(float(np.mean([getattr(i, axis) for i in items])), (0.36, 0.64))) for axis in ("x", "y")
+    )
+    return PLACES[row][column]
+
+
+def depth_phrase(items: Sequence[Item]) -> str:
+    """ "in the foreground", "in the background", or nothing for things in between."""
+    depth = float(np.mean([i.depth for i in items]))
+    return DEPTH_PHRASES[depth > 0.5] if abs(depth - 0.5) > 0.15 else ""
+
+
+def clause(
+    group: Group,
+    *,
+    arrangement: str = "",
+    place: str = "",
+    places: Sequence[str] = (),
+    depth: str = "",
+    exactly: bool = False,
+) -> str:
+    """One group of a rich caption: "exactly three blue cars in a row on the left in the background".
+
+    ``places`` lists a place for each thing instead: "three blue cars placed top left, top and right".
+    """
+    number = NUMBER_WORDS[group.count - 1]
+    parts = [noun_phrase(group, f"exactly {number}" if exactly else number), arrangement]
+    if places:
+        parts.append("placed " + ", ".join(places))
+    elif place:
+        preposition = "on the" if place in ("left", "right") else "in the" if place == "middle" else "at the"
+        parts.append(f"{preposition} {place}")
+    parts.append(depth)
+    return " ".join(p for p in parts if p)
+
+
+def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A random rich wording: clauses joined by ";", at times after the terse sentence; details are left out at times."""
+    itemise = rng.random() < 0.3
+    clauses = [
+        clause(
+            group,
+            arrangement=arrangement if rng.random() < 0.8 else "",
+            place=place_of(members) if rng.random() < 0.9 else "",
+            places=[place_of([i]) for i in members] if itemise and group.count > 1 else (),
+            depth=depth_phrase(members) if rng.random() < 0.85 else "",
+            exactly=rng.random() < 0.4,
+        )
+        for group, members, arrangement in zip(scene.spec.groups, scene.members, scene.arrangements, strict=True)
+    ]
+    text = "; ".join(clauses)
+    return f"{terse_caption(scene.spec)}: {text}" if rng.random() < 0.6 else text
