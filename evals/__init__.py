@@ -1,0 +1,1 @@
+"""Benchmarks of quality and of speed. Scripts to be run by hand; nothing in the package imports them."""

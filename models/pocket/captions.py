@@ -52,7 +52,7 @@ WORDS: Final = tuple(
 
 
 def noun_phrase(group: Group, number: str | None = None) -> str:
-    """ "three blue cars". ``number`` replaces the number word ("a" stands for one)."""
+    """A noun phrase such as "three blue cars". ``number`` replaces the number word ("a" stands for one)."""
     word = OBJECTS[group.object]
     number = number or ("a" if group.count == 1 else NUMBER_WORDS[group.count - 1])
     noun = word.singular if group.count == 1 else word.plural
@@ -77,7 +77,7 @@ def place_of(items: Sequence[Item]) -> str:
 
 
 def depth_phrase(items: Sequence[Item]) -> str:
-    """ "in the foreground", "in the background", or nothing for things in between."""
+    """Says "in the foreground", "in the background", or nothing for things in between."""
     depth = float(np.mean([i.depth for i in items]))
     return DEPTH_PHRASES[depth > 0.5] if abs(depth - 0.5) > 0.15 else ""
 
@@ -107,7 +107,7 @@ def clause(
 
 
 def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A random rich wording: clauses joined by ";", at times after the terse sentence; details are left out at times."""
+    """A random rich wording: clauses joined by ";", at times after the terse sentence; details left out at times."""
     itemise = rng.random() < 0.3
     clauses = [
         clause(

@@ -385,7 +385,7 @@ def _interleave(counts: list[int]) -> list[int]:
 
 
 def _bring_together(spec: SceneSpec, points: dict[int, list[tuple[float, float]]], sizes: dict[int, float]) -> None:
-    """Close gaps that a relation's meaning does not want: things on top of others touch them, those in front overlap."""
+    """Close gaps that a relation does not want: things on top of others touch them, those in front overlap."""
     for i, relation in enumerate(spec.relations):
         if relation not in ("on top of", "under", "in front of", "behind"):
             continue

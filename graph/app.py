@@ -1,0 +1,5 @@
+"""The graph that ``langgraph.json`` loads: no checkpointer, since the server brings its own."""
+
+from gems.graph.builder import build_graph
+
+graph = build_graph()

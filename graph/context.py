@@ -1,0 +1,83 @@
+"""The settings of a run, as LangGraph Studio shows them: one pydantic model, every field with title and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gems.graph.state import Budget
+
+__all__ = ["MAX_SEED", "GemsContext"]
+
+MAX_SEED = 2**31 - 1
+
+
+class GemsContext(BaseModel):
+    """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mllm: str = Field(
+        default="pocket",
+        min_length=1,
+        title="Vision chat model",
+        description='Plans, decomposes, verifies and refines. "pocket", or any init_chat_model name ("openai:gpt-5").',
+    )
+    generator: str = Field(
+        default="pocket",
+        min_length=1,
+        title="Image generator",
+        description='Makes the images. "pocket", or "diffusers:FOLDER_OR_REPO".',
+    )
+    embedder: str = Field(
+        default="minilm",
+        min_length=1,
+        title="Embedder",
+        description='Embeds prompts for memory retrieval. "minilm" is offline and comes with the package.',
+    )
+    max_rounds: int = Field(
+        default=5, ge=1, le=50, title="Rounds", description="Most rounds of generate, verify and refine."
+    )
+    candidates: int = Field(default=1, ge=1, le=16, title="Candidates", description="Images made in each round.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        title="Seed",
+        description="Seed of the first image; later ones follow from it. Empty: drawn at random and recorded.",
+    )
+    patience: int = Field(
+        default=4,
+        ge=1,
+        le=50,
+        title="Patience",
+        description="Stop as stalled after this many rounds in a row that brought no better image.",
+    )
+    budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
+    memory: bool = Field(default=True, title="Memory", description="Retrieve from past runs and remember this one.")
+    memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most past runs to retrieve.")
+    user: str = Field(
+        default="default",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        title="User",
+        description="Namespace of the memory: one user's runs are never shown to another.",
+    )
+    skills_dir: str | None = Field(
+        default=None, title="Skills folder", description="A folder of SKILL.md folders, besides the built-in ones."
+    )
+
+    @classmethod
+    def resolve(cls, context: object) -> GemsContext:
+        """The settings in whatever a parent graph or a server handed over.
+
+        ``None`` gives the defaults; a mapping or an object of another class gives the fields that it has in common
+        with this one, so that a parent's own context object can carry ours.
+        """
+        if isinstance(context, cls):
+            return context
+        if context is None:
+            return cls()
+        values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
+        return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})

@@ -1,0 +1,25 @@
+"""The errors that GEMS raises on purpose, each with one clear line for the user."""
+
+from __future__ import annotations
+
+__all__ = ["BackendError", "GemsError", "InputError", "MalformedAnswerError"]
+
+
+class GemsError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class InputError(GemsError, ValueError):
+    """Something the user gave cannot be used: a prompt, an option, a file, a model name. Never retried."""
+
+
+class BackendError(GemsError, RuntimeError):
+    """A model or a store did not do its work. ``retryable`` says whether trying again may help."""
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class MalformedAnswerError(BackendError):
+    """A chat model answered, but not in the form that was asked for."""

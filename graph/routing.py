@@ -1,0 +1,48 @@
+"""Where the run goes next: the pure functions behind every conditional edge, and the rule that ends a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from langchain_core.messages import AIMessage
+
+from gems.graph.context import GemsContext
+from gems.graph.state import Attempt, GemsState, Outcome, Usage, best_attempt
+
+__all__ = ["after_generator", "after_planner", "after_verifier", "outcome_of"]
+
+
+def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
+    """Why the run should end now, or None to go another round. Asked after each verification."""
+    best = best_attempt(attempts)
+    if best is None:
+        return "failed"
+    last = attempts[-1]
+    if best.passed:
+        return "solved"
+    if last.round >= context.max_rounds:
+        return "rounds"
+    # Another round costs one refinement, one image and one verification: do not begin what cannot be finished.
+    if not last.verified or context.budget.exhausted(usage, chat_calls=2, images=1):
+        return "budget"
+    if last.round - best.round >= context.patience:
+        return "stalled"
+    return None
+
+
+def after_planner(state: GemsState) -> Literal["skills", "generator"]:
+    """To the skills while the planner asks for them; to the generator once there is a prompt."""
+    planning = state.get("planning") or []
+    last = planning[-1] if planning else None
+    return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "generator"
+
+
+def after_generator(state: GemsState) -> Literal["verifier", "store_memory"]:
+    """To the verifier, unless the run ended before an image could be made."""
+    return "store_memory" if state.get("outcome") else "verifier"
+
+
+def after_verifier(state: GemsState) -> Literal["refiner", "store_memory"]:
+    """Round again, or remember and end."""
+    return "store_memory" if state.get("outcome") else "refiner"

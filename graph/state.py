@@ -1,0 +1,231 @@
+"""The vocabulary of a run: what the nodes read and write, and nothing else.
+
+Everything here is small and serialisable under LangGraph's strict msgpack: pixels never enter the state, only
+references to images do. The types import nothing of the project, so that every other module may import them.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from langchain_core.messages import AnyMessage
+from langgraph.graph.message import add_messages
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from typing_extensions import TypedDict
+
+__all__ = [
+    "Answer",
+    "Attempt",
+    "Budget",
+    "GemsInput",
+    "GemsOutput",
+    "GemsState",
+    "ImageRef",
+    "Kind",
+    "Memory",
+    "Outcome",
+    "Requirement",
+    "Strategy",
+    "Usage",
+    "Verdict",
+    "best_attempt",
+    "score_verdicts",
+]
+
+Kind = Literal["object", "count", "attribute", "position", "verb", "text", "style", "other"]
+"""What a requirement is about: GenEval 2's five skills, then text, style and the rest."""
+
+Answer = Literal["yes", "no", "unsure"]
+
+Outcome = Literal["solved", "rounds", "budget", "stalled", "cancelled", "failed"]
+"""Why a run ended. ``solved``: every requirement passed. ``rounds``, ``budget``, ``stalled``: the best effort within
+the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after its retries. Every one of them
+returns the best image made so far."""
+
+Strategy = Literal["plan", "rewrite", "reseed", "restart"]
+"""Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner changed the wording of the best
+attempt. ``reseed``: the same prompt again, other noise. ``restart``: the refiner started from the user's words."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Requirement(_Frozen):
+    """One atomic thing that the image must show, as a question that is answered "yes" when it does."""
+
+    id: str = Field(description="Short and unique within the run: r1, r2, ...")
+    question: str = Field(description="A yes/no question about the image; yes means that the requirement is met.")
+    kind: Kind = Field(description="What the question is about.")
+
+
+class Verdict(_Frozen):
+    """The verifier's answer to one requirement."""
+
+    requirement_id: str
+    answer: Answer
+    confidence: float = Field(ge=0, le=1, description="How sure the verifier is of its answer, in [0, 1].")
+    reason: str = Field(default="", description="What was seen, in a few words.")
+
+    @property
+    def probability(self) -> float:
+        """The probability that the requirement is met, in [0, 1]; one half where the verifier is unsure."""
+        return {"yes": self.confidence, "no": 1 - self.confidence, "unsure": 0.5}[self.answer]
+
+
+class ImageRef(_Frozen):
+    """Where an image lies. The bytes are in the image store; the reference is all that the state holds."""
+
+    uri: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    width: int = Field(gt=0, description="Pixels.")
+    height: int = Field(gt=0, description="Pixels.")
+    media_type: str = "image/png"
+
+
+class Attempt(_Frozen):
+    """One image that was made and, once the verifier has seen it, what it was worth."""
+
+    round: int = Field(ge=1)
+    candidate: int = Field(ge=0, description="Index among the images of the same round.")
+    strategy: Strategy = "plan"
+    prompt: str
+    seed: int
+    image: ImageRef
+    verdicts: tuple[Verdict, ...] = ()
+    score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
+    experience: str = Field(default="", description="What the refiner learned from this attempt, at most 100 words.")
+
+    @property
+    def verified(self) -> bool:
+        """Whether the verifier has looked at it."""
+        return bool(self.verdicts)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every requirement was answered yes."""
+        return self.verified and all(v.answer == "yes" for v in self.verdicts)
+
+
+class Memory(_Frozen):
+    """One past run that memory retrieval found near to this prompt."""
+
+    key: str
+    similarity: float = Field(description="Cosine similarity of the two prompts, in [-1, 1].")
+    prompt: str = Field(description="What the user asked for then.")
+    solved: bool
+    best_prompt: str = Field(description="The generation prompt of that run's best attempt.")
+    experience: str = Field(default="", description="What was learned then.")
+
+
+class Usage(_Frozen):
+    """What a run has spent so far. ``seconds`` is time spent inside nodes, so that a pause costs nothing."""
+
+    chat_calls: NonNegativeInt = 0
+    prompt_tokens: NonNegativeInt = 0
+    completion_tokens: NonNegativeInt = 0
+    images: NonNegativeInt = 0
+    seconds: NonNegativeFloat = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Budget(_Frozen):
+    """Upper limits on what a run may spend; None is no limit. Checked before every spend."""
+
+    chat_calls: int | None = Field(default=None, ge=1, title="Chat calls", description="Most chat model calls.")
+    tokens: int | None = Field(default=None, ge=1, title="Tokens", description="Most prompt and completion tokens.")
+    images: int | None = Field(default=None, ge=1, title="Images", description="Most images made.")
+    seconds: float | None = Field(default=None, gt=0, title="Seconds", description="Most seconds of work in nodes.")
+
+    def exhausted(self, usage: Usage, *, chat_calls: int = 0, images: int = 0) -> str | None:
+        """Name the limit that spending this much more would break, or None if there is room for it.
+
+        Tokens and seconds cannot be known before a call: they count as exhausted once the limit is reached.
+        """
+        if self.chat_calls is not None and usage.chat_calls + chat_calls > self.chat_calls:
+            return "chat calls"
+        if self.images is not None and usage.images + images > self.images:
+            return "images"
+        if self.tokens is not None and usage.tokens >= self.tokens:
+            return "tokens"
+        if self.seconds is not None and usage.seconds >= self.seconds:
+            return "seconds"
+        return None
+
+
+def score_verdicts(verdicts: Sequence[Verdict]) -> float:
+    """Geometric mean of the probabilities that the requirements are met, in [0, 1]; 0 for no verdicts.
+
+    Soft-TIFA's geometric mean (GenEval 2, arXiv 2512.16853): one missing requirement drags the whole score down, as it
+    should when all of them have to hold.
+    """
+    if not verdicts:
+        return 0.0
+    return math.exp(sum(math.log(max(v.probability, 1e-3)) for v in verdicts) / len(verdicts))
+
+
+def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The attempt to return: one that passed if there is one, then the highest score, then the earliest."""
+    return max(attempts, key=lambda a: (a.passed, a.score, -a.round, -a.candidate), default=None)
+
+
+class GemsInput(TypedDict):
+    """What a run is given."""
+
+    prompt: str
+    """What the user wants to see, in the user's own words."""
+
+
+class GemsOutput(TypedDict, total=False):
+    """What a run returns."""
+
+    image: ImageRef | None
+    """The best image, or None if none could be made."""
+    score: float
+    """The best attempt's score, in [0, 1]."""
+    outcome: Outcome | None
+    """Why the run ended."""
+    attempts: list[Attempt]
+    """Every image made, in order."""
+    requirements: list[Requirement]
+    """What the image was checked against."""
+    usage: Usage
+    """What the run spent."""
+    errors: list[str]
+    """What went wrong on the way and was worked around or ended the run, one line each."""
+
+
+class GemsState(GemsOutput, total=False):
+    """Everything a run knows; also what a node returns: the keys that it changes.
+
+    Only ``planning``, ``usage`` and ``errors`` have reducers: they gather what several nodes contribute.
+    """
+
+    prompt: str
+    """The user's words, tidied."""
+    run_id: str
+    """Made anew by intake for each prompt; a thread may hold several runs."""
+    seed: int
+    """The seed of the first image; later ones are derived from it."""
+    memories: list[Memory]
+    """Past runs near to this prompt, nearest first."""
+    planning: Annotated[list[AnyMessage], add_messages]
+    """The planner's conversation with its skills."""
+    skills: list[str]
+    """Names of the skills that the planner used, in order."""
+    draft: str
+    """The generation prompt for the next image."""
+    strategy: Strategy
+    """Where ``draft`` comes from."""
+    usage: Annotated[Usage, operator.add]
+    errors: Annotated[list[str], operator.add]

@@ -1,0 +1,269 @@
+"""The pocket chat model: language by grammar, sight by the pocket vision model, behind LangChain's chat interface.
+
+It answers the structured calls and tool calls that the GEMS nodes make, as any other chat model does, from the text
+and the images in its messages and from nothing else. It has no weights for language: it parses the closed vocabulary
+of ``gems.models.pocket.vocabulary``, and says so when a word is outside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from PIL import Image
+
+from gems.models.pocket.captions import clause, depth_phrase, place_of, terse_caption
+from gems.models.pocket.grammar import Question, parse_prompt, parse_question, questions_of
+from gems.models.pocket.scene import SceneSpec, layout
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS
+
+__all__ = ["ELEMENTS", "PocketChatModel"]
+
+ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence")
+"""What a skill or an experience can teach this model about wording: it uses the elements that a text names in
+backticks and braces, such as `{place}`, and no others."""
+
+_ELEMENT: Final = re.compile(rf"`\{{({'|'.join(ELEMENTS)})\}}`")
+_SKILLS_FOR: Final = {
+    "spatial-layout": lambda spec: any(spec.relations) or len(spec.groups) > 1,
+    "counting": lambda spec: any(g.count > 1 for g in spec.groups),
+    "attribute-binding": lambda spec: sum(g.attribute > 0 for g in spec.groups) > 1,
+}
+"""Which wishes each skill is for, where the model knows the skill; others it recognises by their description."""
+
+
+class PocketChatModel(BaseChatModel):
+    """A chat model that needs no network, no key and no GPU, and knows a small world well."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "gems-pocket"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vision model's weights, which are all the weights there are."""
+        from gems.models.pocket.weights import VISION, folder_fingerprint, weights_folder
+
+        return folder_fingerprint(weights_folder(VISION))
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools or schemas, as for any chat model."""
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        **kwargs: Any,
+    ) -> ChatResult:
+        offered = {tool["function"]["name"]: tool["function"].get("description", "") for tool in tools}
+        text = "\n".join(_text(m) for m in messages)
+        tags = _Tags(text)
+        if "Plan" in offered:
+            calls = self._plan(tags, messages, offered)
+        elif "Requirements" in offered:
+            calls = [("Requirements", _decompose(tags.prompt))]
+        elif "Verdicts" in offered:
+            calls = [("Verdicts", _verify(tags["questions"], _images(messages)))]
+        elif "Refinement" in offered:
+            calls = [("Refinement", _refine(tags))]
+        else:
+            calls = []
+        answer = AIMessage(
+            content="" if calls else SELF_DESCRIPTION,
+            tool_calls=[
+                {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:12]}", "type": "tool_call"}
+                for name, args in calls
+            ],
+            usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
+        )
+        return ChatResult(generations=[ChatGeneration(message=answer)])
+
+    def _plan(
+        self, tags: _Tags, messages: Sequence[BaseMessage], offered: dict[str, str]
+    ) -> list[tuple[str, dict[str, Any]]]:
+        spec = parse_prompt(tags.prompt)
+        read = [m for m in messages if isinstance(m, ToolMessage)]
+        wanted = [] if read else [name for name in offered if name in _SKILLS_FOR and _SKILLS_FOR[name](spec)]
+        if wanted:
+            return [(name, {}) for name in wanted]
+        taught = _elements("\n".join(map(_text, read))) | _elements(tags["memory"])
+        return [("Plan", {"prompt": _write_prompt(spec, taught, _rng(tags.prompt))})]
+
+
+SELF_DESCRIPTION: Final = (
+    "I am the GEMS pocket model. I plan, decompose, verify and refine prompts about 40 objects inside the GEMS graph, "
+    "and can do nothing else. Choose a real chat model with --mllm (or the context's mllm) for free language."
+)
+
+
+# --- reading messages -----------------------------------------------------------------------------------------------
+
+
+class _Tags:
+    """The fenced parts of a conversation, by tag; a missing one is empty."""
+
+    def __init__(self, text: str) -> None:
+        self._parts = {tag: html.unescape(body) for tag, body in re.findall(r"<(\w+)>\n(.*?)\n</\1>", text, re.DOTALL)}
+
+    def __getitem__(self, tag: str) -> str:
+        return self._parts.get(tag, "")
+
+    @property
+    def prompt(self) -> str:
+        return self["user_prompt"]
+
+
+def _text(message: BaseMessage) -> str:
+    return str(message.text)
+
+
+def _images(messages: Sequence[BaseMessage]) -> list[Image.Image]:
+    blocks = [b for m in messages if isinstance(m.content, list) for b in m.content if isinstance(b, dict)]
+    pngs = [base64.b64decode(b["base64"]) for b in blocks if b.get("type") == "image" and "base64" in b]
+    return [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
+
+
+def _usage(asked: str, answered: str) -> UsageMetadata:
+    """Tokens, counted as words: the pocket model's own unit."""
+    n, m = len(asked.split()), len(answered.split())
+    return UsageMetadata(input_tokens=n, output_tokens=m, total_tokens=n + m)
+
+
+def _rng(text: str) -> np.random.Generator:
+    """Randomness that follows from what was read: the same conversation gives the same answer."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+
+
+def _elements(text: str) -> set[str]:
+    return set(_ELEMENT.findall(text))
+
+
+# --- writing prompts ------------------------------------------------------------------------------------------------
+
+
+def _write_prompt(spec: SceneSpec, taught: set[str], rng: np.random.Generator) -> str:
+    """Word a spec with the elements that were taught; with none, in one plain sentence.
+
+    Where a place or an arrangement has to be named, the model imagines one scene that fits, and describes that.
+    """
+    sentence = terse_caption(spec)
+    if not taught:
+        return sentence
+    scene = layout(spec, rng)
+    clauses = [
+        clause(
+            group,
+            arrangement=arrangement if "arrangement" in taught else "",
+            place=place_of(members) if "place" in taught else "",
+            places=[place_of([i]) for i in members] if "places" in taught and group.count > 1 else (),
+            depth=depth_phrase(members) if "depth" in taught else "",
+            exactly="exactly" in taught,
+        )
+        for group, members, arrangement in zip(spec.groups, scene.members, scene.arrangements, strict=True)
+    ]
+    text = "; ".join(clauses)
+    return f"{sentence}: {text}" if "sentence" in taught else text
+
+
+def _decompose(prompt: str) -> dict[str, Any]:
+    asked = questions_of(parse_prompt(prompt))
+    return {"requirements": [{"question": text, "kind": question.kind} for text, question in asked]}
+
+
+_FIX: Final = re.compile(r"^fix \((?P<kind>\w+), \w+\): (?P<question>[^?]*\?)", re.MULTILINE)
+_REWRITES: Final[tuple[frozenset[str], ...]] = (
+    frozenset({"clauses", "sentence", "place", "depth", "arrangement", "exactly"}),
+    frozenset({"clauses", "sentence", "places", "depth", "exactly"}),
+    frozenset({"clauses", "place", "depth", "arrangement"}),
+)
+"""Wordings to try in turn, from the one that most often helps."""
+
+
+def _refine(tags: _Tags) -> dict[str, Any]:
+    """Word the wish in another way each time: another imagined scene, other elements."""
+    spec = parse_prompt(tags.prompt)
+    tries = len(tags["history"].splitlines())
+    elements = set(_REWRITES[(tries - 1) % len(_REWRITES)])
+    failed = _FIX.findall(tags["best_attempt"])
+    kinds = list(dict.fromkeys(kind for kind, _ in failed))
+    named = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
+    return {
+        "experience": f"After {tries} attempts the best still failed on {', '.join(kinds) or 'nothing'}. "
+        f"Next wording tried: {named}.",
+        "strategy": "rewrite",
+        "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),
+    }
+
+
+# --- looking at images ----------------------------------------------------------------------------------------------
+
+
+def _verify(questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+    from gems.models.pocket.vision import look
+
+    sight = look(images[-1]) if images else None
+    verdicts = []
+    for line in questions.splitlines():
+        name, _, text = line.partition(":")
+        question = parse_question(text)
+        if sight is None or question is None:
+            reason = "no image was shown" if sight is None else "outside the pocket model's vocabulary"
+            verdicts.append({"id": name, "answer": "unsure", "confidence": 0.0, "reason": reason})
+            continue
+        probability, reason = _judge(sight, question)
+        yes = probability >= 0.5
+        verdicts.append(
+            {
+                "id": name,
+                "answer": "yes" if yes else "no",
+                "confidence": round(probability if yes else 1 - probability, 3),
+                "reason": reason,
+            }
+        )
+    return {"verdicts": verdicts}
+
+
+def _judge(sight: Any, question: Question) -> tuple[float, str]:
+    """The probability of yes, and what was seen."""
+    word = OBJECTS[question.object]
+    seen = sight.count(question.object)
+    many = f"{NUMBER_WORDS[seen - 1] if 1 <= seen <= 7 else seen or 'no'} {word.singular if seen == 1 else word.plural}"
+    match question.kind:
+        case "object":
+            return sight.p_object(question.object), f"{many} seen"
+        case "count":
+            return sight.p_count(question.object, question.count), f"{many} seen"
+        case "attribute":
+            looks = sorted({ATTRIBUTES[a] or "plain" for a in sight.attributes(question.object)})
+            return (
+                sight.p_attribute(question.object, question.attribute),
+                f"{many} seen" + (f", {' and '.join(looks)}" if looks else ""),
+            )
+        case _:
+            return sight.p_relation(question.object, question.relation, question.other), f"{many} seen"

@@ -1,0 +1,109 @@
+"""Makes the round's images and files them in the image store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+
+from gems.graph.context import MAX_SEED, GemsContext
+from gems.graph.errors import BackendError
+from gems.graph.state import Attempt, GemsState, Usage, best_attempt
+from gems.models.generators import ImageGenerator, ImageRequest
+from gems.nodes.calls import Stopwatch
+from gems.nodes.resources import Node, Resources
+from gems.nodes.retry import Goto, report_failure
+
+__all__ = ["image_metadata", "make_generator", "without_image"]
+
+
+def make_generator(resources: Resources) -> Node:
+    """The node that appends this round's unverified attempts."""
+
+    def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        if state.get("outcome"):  # a branch before this one gave up
+            return GemsState()
+        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        attempts = state["attempts"]
+        round_ = attempts[-1].round + 1 if attempts else 1
+        requests = [
+            ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1))
+            for k in range(_affordable(context, state["usage"]))
+        ]
+        if not requests:
+            return GemsState(outcome="budget")
+
+        def on_step(candidate: int, step: int, steps: int) -> None:
+            runtime.stream_writer(
+                {"event": "step", "round": round_, "candidate": candidate, "step": step, "steps": steps}
+            )
+
+        backend, images = resources.generator(context), resources.images()
+        results = backend.generate(requests, on_step=on_step)
+        errors = [r for r in results if isinstance(r, BackendError)]
+        if len(errors) == len(results):
+            raise errors[0]
+        made = []
+        for k, result in enumerate(results):
+            if isinstance(result, BackendError):
+                continue
+            ref = images.put(result.image, image_metadata(result.request, backend))
+            made.append(
+                Attempt(
+                    round=round_,
+                    candidate=k,
+                    strategy=state["strategy"],
+                    prompt=result.request.prompt,
+                    seed=result.request.seed,
+                    image=ref,
+                )
+            )
+            runtime.stream_writer(
+                {
+                    "event": "image",
+                    "round": round_,
+                    "candidate": k,
+                    "seed": result.request.seed,
+                    "uri": ref.uri,
+                    "sha256": ref.sha256,
+                }
+            )
+        best = best_attempt([*attempts, *made])
+        return GemsState(
+            attempts=[*attempts, *made],
+            image=best.image if best else None,
+            errors=[f"generator: image {error}" for error in errors],
+            usage=Usage(images=len(made), seconds=watch.seconds),
+        )
+
+    return generator
+
+
+def image_metadata(request: ImageRequest, generator: ImageGenerator) -> dict[str, str]:
+    """The text chunks of an image's PNG: A1111's "parameters", and the same as JSON; no clock, so that bytes repeat."""
+    record: Mapping[str, object] = {
+        "prompt": request.prompt,
+        "seed": request.seed,
+        "model": generator.name,
+        "model_hash": generator.fingerprint,
+    }
+    return {
+        "parameters": f"{request.prompt}\nSeed: {request.seed}, Model: {generator.name}, "
+        f"Model hash: {generator.fingerprint[:10]}, Version: GEMS",
+        "gems": json.dumps(record, sort_keys=True),
+    }
+
+
+def without_image(state: GemsState, error: NodeError) -> Goto:
+    """A generator that gave up ends the run; what was made before is still the result."""
+    return report_failure(error, "store_memory", outcome="failed")
+
+
+def _affordable(context: GemsContext, usage: Usage) -> int:
+    """How many of the round's images the budget still allows."""
+    return next(
+        (n for n in range(context.candidates, 0, -1) if not context.budget.exhausted(usage, images=n)),
+        0,
+    )

@@ -1,0 +1,65 @@
+"""Checks what came in and clears what an earlier run on the same thread left behind."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+import uuid
+
+from langchain_core.messages import RemoveMessage
+from langgraph.graph.message import REMOVE_ALL_MESSAGES
+from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
+
+from gems.graph.context import MAX_SEED, GemsContext
+from gems.graph.errors import InputError
+from gems.graph.state import GemsState, Usage
+
+__all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "intake"]
+
+MAX_PROMPT_LENGTH = 4000
+"""Characters. Longer than any text encoder reads, short enough to be a prompt."""
+
+
+def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    """Start a run: a clean prompt, a run id, a seed, and empty accumulators."""
+    context = GemsContext.resolve(runtime.context)
+    prompt = check_prompt(state.get("prompt"))
+    run_id = uuid.uuid4().hex[:12]
+    seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
+    runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
+    return GemsState(
+        prompt=prompt,
+        run_id=run_id,
+        seed=seed,
+        memories=[],
+        planning=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
+        skills=[],
+        requirements=[],
+        draft="",
+        strategy="plan",
+        attempts=[],
+        image=None,
+        score=0.0,
+        outcome=None,
+        usage=Overwrite(Usage()),  # type: ignore[typeddict-item]
+        errors=Overwrite([]),  # type: ignore[typeddict-item]
+    )
+
+
+def check_prompt(prompt: object) -> str:
+    """The prompt with its white space tidied.
+
+    Raises:
+        InputError: Not text, empty, too long, or with control characters.
+    """
+    if not isinstance(prompt, str):
+        raise InputError("the input needs a prompt: a text that says what the image should show")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise InputError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_LENGTH:,}")
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in prompt):
+        raise InputError("the prompt holds control characters; remove them and try again")
+    tidy = " ".join(prompt.split())
+    if not tidy:
+        raise InputError("the prompt is empty; say what the image should show")
+    return tidy

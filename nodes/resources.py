@@ -1,0 +1,82 @@
+"""What the nodes call: live objects handed to ``build_graph``, or else whatever the context names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langgraph.runtime import Runtime
+from langgraph.store.base import BaseStore
+
+from gems.graph.context import GemsContext
+from gems.graph.state import GemsState
+from gems.memory.images import ImageStore
+from gems.models.chat import init_mllm
+from gems.models.generators import ImageGenerator, init_image_generator
+from gems.skills.loader import SkillLibrary, load_skills
+
+__all__ = ["Node", "Resources"]
+
+
+class Node(Protocol):
+    """A graph node: reads the state, returns the keys it changes."""
+
+    def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        """Do the node's work."""
+        ...
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Resolves models, stores and skills. An object given here wins over a name in the context."""
+
+    mllm: BaseChatModel | None = None
+    image_generator: ImageGenerator | None = None
+    embedder: Embeddings | None = None
+    store: BaseStore | None = None
+    image_store: ImageStore | None = None
+
+    def chat(self, context: GemsContext) -> BaseChatModel:
+        """The chat model of all text and vision roles."""
+        return self.mllm or init_mllm(context.mllm)
+
+    def generator(self, context: GemsContext) -> ImageGenerator:
+        """The image generator."""
+        return self.image_generator or init_image_generator(context.generator)
+
+    def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
+        """Where trajectories are kept: the parent's store, else the given one, else the user's; None if off."""
+        if not context.memory:
+            return None
+        return runtime.store or self.store or _own_store(context.embedder, self.embedder)
+
+    def images(self) -> ImageStore:
+        """Where images are kept."""
+        return self.image_store or _own_images()
+
+    def skills(self, context: GemsContext) -> SkillLibrary:
+        """The built-in skills and the user's."""
+        return _skills(context.skills_dir)
+
+
+@cache
+def _own_store(name: str, embedder: Embeddings | None) -> BaseStore:
+    from gems.memory.embedder import init_embedder
+    from gems.memory.home import home
+    from gems.memory.store import FaissStore
+
+    return FaissStore(home() / "memory", embedder=embedder or init_embedder(name))
+
+
+@cache
+def _own_images() -> ImageStore:
+    return ImageStore()
+
+
+@cache
+def _skills(folder: str | None) -> SkillLibrary:
+    return load_skills(*([Path(folder)] if folder else []))

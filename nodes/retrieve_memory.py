@@ -1,0 +1,34 @@
+"""Finds past runs whose prompts are near to this one."""
+
+from __future__ import annotations
+
+from langgraph.errors import NodeError
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from gems.graph.context import GemsContext
+from gems.graph.state import GemsState, Usage
+from gems.memory.trajectory import recall
+from gems.nodes.calls import Stopwatch
+from gems.nodes.resources import Node, Resources
+from gems.nodes.retry import Goto, describe
+
+__all__ = ["make_retrieve_memory", "without_memory"]
+
+
+def make_retrieve_memory(resources: Resources) -> Node:
+    """The node that fills ``memories``."""
+
+    def retrieve_memory(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        store = resources.memory(context, runtime)
+        memories = recall(store, context.user, state["prompt"], context.memories) if store else []
+        runtime.stream_writer({"event": "memories", "count": len(memories)})
+        return GemsState(memories=memories, usage=Usage(seconds=watch.seconds))
+
+    return retrieve_memory
+
+
+def without_memory(state: GemsState, error: NodeError) -> Goto:
+    """A memory that cannot be read costs its help, never the run."""
+    return Command(update={"memories": [], "errors": [describe(error.error, error.node)]}, goto="planner")

@@ -1,0 +1,66 @@
+"""Which failures are worth another try, and what becomes of those that are not."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal, TypeAlias
+
+from langgraph.errors import NodeError
+from langgraph.types import Command, RetryPolicy
+
+from gems.graph.errors import BackendError, InputError
+
+__all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on"]
+
+Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end__"]]
+"""Where an error handler sends the run."""
+
+_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
+_TRANSPORT_ERRORS: Final = frozenset({"APIConnectionError", "APITimeoutError", "TransportError", "OutOfMemoryError"})
+"""By name, since the packages that define them (openai, anthropic, httpx, torch) need not be installed or imported."""
+
+
+def _status(error: BaseException) -> int | None:
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def retry_on(error: Exception) -> bool:
+    """Whether trying again may help: passing faults of a backend do, bad input and programming errors never."""
+    if isinstance(error, InputError):
+        return False
+    if isinstance(error, BackendError):
+        return error.retryable
+    status = _status(error)
+    if status is not None:
+        return status in _PASSING_STATUS or status >= 500
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    return any(base.__name__ in _TRANSPORT_ERRORS for base in type(error).__mro__)
+
+
+def is_backend_failure(error: BaseException) -> bool:
+    """Whether a model or server is at fault, rather than the user's input or this program."""
+    if isinstance(error, InputError) or not isinstance(error, Exception):
+        return False
+    return isinstance(error, BackendError) or _status(error) is not None or retry_on(error)
+
+
+RETRY: Final = RetryPolicy(
+    initial_interval=0.5, backoff_factor=2.0, max_interval=8.0, max_attempts=3, retry_on=retry_on
+)
+
+
+def describe(error: BaseException, node: str) -> str:
+    """One line for ``errors``."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{node}: {text[:500]}"
+
+
+def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
+    """What a node's error handler returns after a backend gave up: the error's line, the given keys, where to go on.
+
+    Errors that are not a backend's (bad input, a bug) are raised again: they end the run with their own message.
+    """
+    if not is_backend_failure(error.error):
+        raise error.error
+    return Command(update={"errors": [describe(error.error, error.node)], **update}, goto=goto)  # type: ignore[arg-type]

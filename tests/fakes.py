@@ -1,0 +1,98 @@
+"""Stand-ins for what cannot be here: a chat model that says what a test wants, and a generator that can fail."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from PIL import Image
+from pydantic import PrivateAttr
+
+from gems.graph.errors import BackendError
+from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+
+Script = Callable[[str, list[BaseMessage], int], Any]
+"""(schema or "Plan", messages, call number from 0) -> tool arguments, list of (tool, args), text, or an exception."""
+
+
+class ScriptedChatModel(BaseChatModel):
+    """Answers each structured call with what the script returns, and keeps what it was asked."""
+
+    script: Script
+    _calls: list[tuple[str, list[BaseMessage], list[str]]] = PrivateAttr(default_factory=list)
+    _lock: Any = PrivateAttr(default_factory=threading.Lock)
+
+    @property
+    def calls(self) -> list[tuple[str, list[BaseMessage], list[str]]]:
+        return self._calls
+
+    def count(self, schema: str) -> int:
+        return sum(name == schema for name, _, _ in self._calls)
+
+    @property
+    def _llm_type(self) -> str:
+        return "scripted"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
+        kwargs.pop("tool_choice", None)
+        return self.bind(tools=[convert_to_openai_tool(t) for t in tools], **kwargs)
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, *, tools: Any = (), **kwargs: Any
+    ) -> ChatResult:
+        names = [t["function"]["name"] for t in tools]
+        schema = "Plan" if "Plan" in names else names[0]
+        with self._lock:
+            index = self.count(schema)
+            self._calls.append((schema, messages, names))
+        answer = self.script(schema, messages, index)
+        if isinstance(answer, Exception):
+            raise answer
+        calls = [(schema, answer)] if isinstance(answer, dict) else answer if isinstance(answer, list) else []
+        message = AIMessage(
+            content=answer if isinstance(answer, str) else "",
+            tool_calls=[
+                {"name": name, "args": args, "id": f"c{len(self._calls)}-{i}", "type": "tool_call"}
+                for i, (name, args) in enumerate(calls)
+            ],
+            usage_metadata={"input_tokens": 10, "output_tokens": 5, "total_tokens": 15},
+        )
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+class PaintGenerator:
+    """Paints one flat colour per request, the same for the same request; fails where told to."""
+
+    name = "paint"
+    fingerprint = "0" * 64
+
+    def __init__(self, fail: Callable[[ImageRequest, int], Exception | None] | None = None, seconds: float = 0) -> None:
+        self.requests: list[ImageRequest] = []
+        self._fail = fail
+        self._seconds = seconds
+
+    def generate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        results: list[GeneratedImage | BackendError] = []
+        for index, request in enumerate(requests):
+            self.requests.append(request)
+            error = self._fail(request, len(self.requests) - 1) if self._fail else None
+            if isinstance(error, BackendError):
+                results.append(error)
+                continue
+            if error is not None:
+                raise error
+            if on_step:
+                on_step(index, 1, 1)
+            time.sleep(self._seconds)
+            shade = sum(request.prompt.encode()) + request.seed
+            color = (shade % 256, shade // 256 % 256, shade // 65536 % 256)
+            results.append(GeneratedImage(request, Image.new("RGB", (32, 32), color)))
+        return results
