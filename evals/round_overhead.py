@@ -52,7 +52,7 @@ class InstantChatModel(BaseChatModel):
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, *, tools: Any = (), **kwargs: Any
     ) -> ChatResult:
         name = [t["function"]["name"] for t in tools][-1]
-        args: dict[str, Any] = {
+        answers: dict[str, dict[str, Any]] = {
             "Plan": {"prompt": "two dogs"},
             "Requirements": {"requirements": QUESTIONS},
             "Verdicts": {
@@ -62,8 +62,8 @@ class InstantChatModel(BaseChatModel):
                 ]
             },
             "Refinement": {"experience": "the count was wrong", "strategy": "rewrite", "prompt": "exactly two dogs"},
-        }[name]
-        message = AIMessage(content="", tool_calls=[{"name": name, "args": args, "id": "c", "type": "tool_call"}])
+        }
+        message = AIMessage(content="", tool_calls=[{"name": name, "args": answers[name], "id": "c", "type": "tool_call"}])
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 

@@ -17,7 +17,8 @@ MAX_SEED = 2**31 - 1
 class GemsContext(BaseModel):
     """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A parent graph hands its own context on to us: what is not ours is not our business.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     mllm: str = Field(
         default="pocket",

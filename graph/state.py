@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from langchain_core.messages import AnyMessage
+from langchain_core.messages import BaseMessage
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 from typing_extensions import TypedDict
@@ -219,7 +219,7 @@ class GemsState(GemsOutput, total=False):
     """The seed of the first image; later ones are derived from it."""
     memories: list[Memory]
     """Past runs near to this prompt, nearest first."""
-    planning: Annotated[list[AnyMessage], add_messages]
+    planning: Annotated[list[BaseMessage], add_messages]
     """The planner's conversation with its skills."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel
 
 from gems.graph.errors import MalformedAnswerError
@@ -32,7 +32,7 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
-def ask(model: BaseChatModel, schema: type[Schema], messages: Sequence[AnyMessage]) -> tuple[Schema, Usage]:
+def ask(model: BaseChatModel, schema: type[Schema], messages: Sequence[BaseMessage]) -> tuple[Schema, Usage]:
     """One structured call. An answer that does not fit the schema is sent back once to be put right.
 
     Returns:

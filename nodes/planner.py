@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.errors import NodeError
@@ -43,8 +43,8 @@ def make_planner(resources: Resources) -> Node:
         if context.budget.exhausted(state["usage"], chat_calls=2):
             return _drafted(state["prompt"], runtime)
         tools = skill_tools(resources.skills(context))
-        planning = state.get("planning") or []
-        started = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
+        planning = list(state.get("planning") or [])
+        started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
         conversation = [*planning, *started]
         if not tools:
             plan, usage = ask(resources.chat(context), Plan, conversation)
@@ -86,7 +86,7 @@ def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
 
 
 def _converse(
-    model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[AnyMessage]
+    model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> tuple[AIMessage, Usage]:
     """One turn: the model reads a skill, hands in a Plan, or simply writes the prompt."""
     asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from langgraph.errors import NodeError
-from langgraph.graph import END
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
@@ -36,4 +35,4 @@ def make_store_memory(resources: Resources) -> Node:
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be written to costs the next run its help, never this run its result."""
-    return Command(update={"errors": [describe(error.error, error.node)]}, goto=END)
+    return Command(update={"errors": [describe(error.error, error.node)]}, goto="__end__")

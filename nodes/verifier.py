@@ -138,7 +138,7 @@ def without_verdicts(state: GemsState, error: NodeError) -> Goto:
 
 
 VERIFIER = """\
-You inspect an image. Answer each question between questions tags from what the image shows, not from what it ought to \
+You inspect an image. Answer each question between questions tags from what the image shows, not from what it should \
 show. Look at every question by itself:
 - counts: count the things one by one; "exactly" means no more and no fewer;
 - attributes: yes only if every thing of that kind has it;

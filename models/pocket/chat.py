@@ -40,12 +40,12 @@ ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clause
 backticks and braces, such as `{place}`, and no others."""
 
 _ELEMENT: Final = re.compile(rf"`\{{({'|'.join(ELEMENTS)})\}}`")
-_SKILLS_FOR: Final = {
+_SKILLS_FOR: Final[dict[str, Callable[[SceneSpec], bool]]] = {
     "spatial-layout": lambda spec: any(spec.relations) or len(spec.groups) > 1,
     "counting": lambda spec: any(g.count > 1 for g in spec.groups),
     "attribute-binding": lambda spec: sum(g.attribute > 0 for g in spec.groups) > 1,
 }
-"""Which wishes each skill is for, where the model knows the skill; others it recognises by their description."""
+"""Which wishes each skill is for. A skill that is not listed here is one that this model cannot read: it leaves it."""
 
 
 class PocketChatModel(BaseChatModel):

@@ -421,3 +421,16 @@ def test_a_parent_of_another_shape_can_embed_it(tmp_path: Path) -> None:
     )
     assert out["picture"].endswith(".png")
     assert out["attempts"] == ["mine"]
+
+
+def test_a_stored_state_comes_back_with_its_types(tmp_path: Path) -> None:
+    """Under strict msgpack, undeclared types would come back as plain dicts."""
+    saver = SqliteSaver(sqlite3.connect(tmp_path / "c.sqlite", check_same_thread=False))
+    run = Run(tmp_path, checkpointer=saver)
+    config: Any = {"configurable": {"thread_id": "t"}}
+    out = run(NO_MEMORY.model_copy(update={"max_rounds": 2}), config=config, durability="sync")
+    values = run.graph.get_state(config).values
+    for key in ("attempts", "requirements", "usage", "image"):
+        assert values[key] == out[key]
+    assert values["planning"][0].type == "system"
+    saver.conn.close()

@@ -1,0 +1,28 @@
+"""The generators that ship, against the conformance suite."""
+
+from __future__ import annotations
+
+import pytest
+from conformance.generator_suite import GeneratorConformance
+
+from gems.graph.errors import InputError
+from gems.models.generators import ImageGenerator, ImageRequest, init_image_generator
+
+
+class TestPocket(GeneratorConformance):
+    @pytest.fixture
+    def generator(self) -> ImageGenerator:
+        return init_image_generator("pocket")
+
+    @pytest.fixture
+    def prompts(self) -> tuple[str, str]:
+        return "two red cars", "a striped cat to the left of a dog"
+
+    def test_an_unknown_word_is_named(self, generator: ImageGenerator) -> None:
+        with pytest.raises(InputError, match="dragon"):
+            generator.generate([ImageRequest("a red dragon", 1)])
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(InputError, match="pocket"):
+        init_image_generator("stable-confusion")

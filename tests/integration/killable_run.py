@@ -1,0 +1,89 @@
+"""Run the graph on fakes in a process of its own, and die by SIGKILL at a chosen moment. Used by test_kill.py.
+
+usage: killable_run.py FOLDER MOMENT       MOMENT: update:K, image:K, verdicts:K (K-th of its kind, from 0), or never
+
+Every image and every chat call that is really made leaves a line in FOLDER/spent.log. The last line of stdout is the
+final image's sha256.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fakes import PaintGenerator, ScriptedChatModel
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from gems.graph.builder import build_graph
+from gems.graph.context import GemsContext
+from gems.memory.images import ImageStore
+
+FOLDER, (MOMENT, _, WHICH) = Path(sys.argv[1]), sys.argv[2].partition(":")
+CONFIG: Any = {"configurable": {"thread_id": "t"}}
+CONTEXT = GemsContext(seed=11, max_rounds=3, memory=False)
+seen: dict[str, int] = {}
+
+
+def reach(moment: str) -> None:
+    """Die here if this is the chosen moment."""
+    count = seen[moment] = seen.get(moment, -1) + 1
+    if moment == MOMENT and count == int(WHICH):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def spend(line: str) -> None:
+    with (FOLDER / "spent.log").open("a") as log:
+        log.write(line + "\n")
+
+
+def answer(schema: str, messages: list[Any], index: int) -> Any:
+    if schema == "Verdicts":
+        reach("verdicts")
+    text = str(messages[-1].text)
+    spend(f"{schema} {zlib.crc32(repr([m.content for m in messages]).encode())}")
+    match schema:
+        case "Plan":
+            read = any(m.type == "tool" for m in messages)
+            return {"prompt": "the plan"} if read else [("counting", {})]
+        case "Requirements":
+            return {"requirements": [{"question": f"Is it {i}?", "kind": "other"} for i in "ab"]}
+        case "Verdicts":
+            ids = [line.split(":")[0] for line in text.splitlines() if line.startswith("r")]
+            return {"verdicts": [{"id": i, "answer": "no", "confidence": 0.8, "reason": ""} for i in ids]}
+    tries = text.count(" passed, failed ")
+    return {"experience": "e", "strategy": "rewrite", "prompt": f"the plan, better {tries}"}
+
+
+def paint(request: Any, call: int) -> None:
+    reach("image")
+    spend(f"image {request.seed} {request.prompt}")
+
+
+def main() -> None:
+    connection = sqlite3.connect(FOLDER / "checkpoints.sqlite", check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    graph = build_graph(
+        checkpointer=SqliteSaver(connection),
+        mllm=ScriptedChatModel(script=answer),
+        generator=PaintGenerator(fail=paint),
+        images=ImageStore(FOLDER / "images"),
+    )
+    begun = bool(graph.get_state(CONFIG).values) or bool(graph.get_state(CONFIG).next)
+    given = None if begun else {"prompt": "two things"}
+    for _ in graph.stream(given, CONFIG, context=CONTEXT, stream_mode="updates", durability="sync"):
+        reach("update")
+    values = graph.get_state(CONFIG).values
+    print(len(values["attempts"]), values["usage"].chat_calls, values["usage"].images, values["outcome"])
+    print(values["image"].sha256)
+
+
+if __name__ == "__main__":
+    main()
