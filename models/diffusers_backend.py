@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Sequence
 from functools import cached_property
@@ -24,11 +25,13 @@ class DiffusersGenerator:
     Args:
         source: A local pipeline folder, or a repository id.
         name: What to call this backend in records.
+        module: The module that defines the pipeline's class, where that is not diffusers.
     """
 
-    def __init__(self, source: str | Path, *, name: str) -> None:
+    def __init__(self, source: str | Path, *, name: str, module: str = "diffusers") -> None:
         self.source = source
         self.name = name
+        self._module = module
         self._lock = threading.Lock()
 
     @cached_property
@@ -43,11 +46,13 @@ class DiffusersGenerator:
 
     @cached_property
     def _pipeline(self) -> Any:
+        import diffusers
         import torch
-        from diffusers import DiffusionPipeline
 
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(self.source), use_safetensors=True)
+            module = importlib.import_module(self._module)
+            kind = getattr(module, diffusers.DiffusionPipeline.load_config(str(self.source))["_class_name"])
+            pipeline = kind.from_pretrained(str(self.source), use_safetensors=True)
         except (OSError, ValueError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BackendError(f"cannot load the image model {self.source}: {reason}", retryable=False) from error
@@ -73,7 +78,7 @@ class DiffusersGenerator:
 
         def report(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
-                on_step(index, step + 1, pipeline.num_timesteps)
+                on_step(index, step + 1, len(pipeline.scheduler.timesteps))
             return tensors
 
         with self._lock:

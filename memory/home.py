@@ -1,0 +1,30 @@
+"""Where GEMS keeps what outlives a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from gems.graph.errors import InputError
+
+__all__ = ["home"]
+
+
+def home() -> Path:
+    """``$GEMS_HOME``, or the user's data folder for gems; made if it is not there.
+
+    Raises:
+        InputError: It cannot be made or written to.
+    """
+    folder = Path(os.environ.get("GEMS_HOME") or user_data_path("gems", appauthor=False)).expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot use {folder} to keep memory and checkpoints ({error.strerror}); set GEMS_HOME to a writable folder"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder} is not writable; set GEMS_HOME to a writable folder")
+    return folder

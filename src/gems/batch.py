@@ -1,0 +1,237 @@
+"""Many prompts through one graph: concurrent, resumable, and no failure of one stops the others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from langgraph.runtime import RunControl
+
+from gems.evidence import make_folder, run_record, write_evidence
+from gems.graph.builder import GemsGraph, build_graph
+from gems.graph.context import MAX_SEED, GemsContext
+from gems.graph.errors import GemsError, InputError
+from gems.graph.state import Attempt, GemsState, best_attempt
+from gems.memory.images import ImageStore
+from gems.nodes.retry import is_backend_failure
+from gems.session import model_records, open_checkpoints, run_thread
+
+__all__ = ["Job", "read_jobs", "run_batch"]
+
+_MAX_LINE: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt of a batch."""
+
+    index: int
+    prompt: str
+    seed: int
+    id: str | None = None
+
+
+def read_jobs(path: Path, seed: int) -> list[Job]:
+    """The prompts of a .txt file (one a line, # for comments) or a .jsonl file (objects with "prompt").
+
+    Each prompt has a seed of its own, drawn from ``seed`` and its index; a "seed" in the object wins.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not what it should be.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from error
+    parse = _parse_json if path.suffix in (".jsonl", ".ndjson") else _parse_text
+    jobs: list[Job] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or len(line) > _MAX_LINE:
+            if len(line) > _MAX_LINE:
+                raise InputError(f"{path}, line {number}: longer than {_MAX_LINE:,} characters")
+            continue
+        row = parse(line, f"{path}, line {number}")
+        if row is not None:
+            own = row.get("seed")
+            index = len(jobs)
+            jobs.append(Job(index, row["prompt"], _derive_seed(seed, index) if own is None else own, row.get("id")))
+    if not jobs:
+        raise InputError(f"{path} holds no prompt")
+    return jobs
+
+
+def _parse_text(line: str, where: str) -> dict[str, Any] | None:
+    return None if line.lstrip().startswith("#") else {"prompt": line.strip()}
+
+
+def _parse_json(line: str, where: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: not JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise InputError(f'{where}: not an object with a text "prompt"')
+    seed = row.get("seed")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
+        raise InputError(f'{where}: "seed" is not a whole number from 0 to {MAX_SEED}')
+    return row
+
+
+def _derive_seed(seed: int, index: int) -> int:
+    """Far apart for neighbours, so that no two prompts of a batch share the seeds of their later rounds."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big") & MAX_SEED
+
+
+class _Results:
+    """``results.jsonl``: one line per finished prompt, on disk before it counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self.rows: dict[int, dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the torn last line of a killed batch: that prompt is run again
+            self.rows[row["index"]] = row
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def add(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        with self._lock, self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+            self.rows[row["index"]] = row
+
+
+def run_batch(
+    jobs: list[Job],
+    out: Path,
+    context: GemsContext,
+    *,
+    concurrency: int,
+    evidence: bool,
+    control: RunControl,
+    on_start: Callable[[int], None],
+    on_done: Callable[[dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Run every job that has no result yet. Returns all results of the folder, in the file's order.
+
+    Raises:
+        InputError: The folder holds another batch.
+    """
+    make_folder(out)
+    batch = _claim(out, jobs, context)
+    results = _Results(out / "results.jsonl")
+    waiting = [job for job in jobs if results.rows.get(job.index, {}).get("error_kind", "backend") == "backend"]
+    on_start(len(jobs) - len(waiting))
+    images = ImageStore(out / "images")
+    with open_checkpoints(out / "checkpoints.sqlite") as saver, ThreadPoolExecutor(concurrency) as pool:
+        graph = build_graph(checkpointer=saver, images=images)
+
+        def work(job: Job) -> dict[str, Any] | None:
+            if control.drain_requested:
+                return None
+            thread = f"{batch}-{job.index}"
+            row = _run(graph, thread, job, context, control, images, out if evidence else None)
+            if row is not None:
+                results.add(row)
+                saver.delete_thread(thread)
+            return row
+
+        for future in as_completed([pool.submit(work, job) for job in waiting]):
+            row = future.result()
+            if row is not None:
+                on_done(row)
+    return [results.rows[job.index] for job in jobs if job.index in results.rows]
+
+
+def _claim(out: Path, jobs: list[Job], context: GemsContext) -> str:
+    """The batch's name, from its prompts and settings; the folder is kept for it."""
+    manifest = {
+        "prompts": [[job.prompt, job.seed] for job in jobs],
+        "settings": context.model_dump(mode="json"),
+    }
+    name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    path = out / "batch.json"
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")).get("batch") != name:
+            raise InputError(f"{out} holds a batch of other prompts or settings; choose another folder with --out")
+    else:
+        path.write_text(json.dumps({"batch": name, **manifest}, indent=1, ensure_ascii=False), encoding="utf-8")
+    return name
+
+
+def _run(
+    graph: GemsGraph,
+    thread: str,
+    job: Job,
+    context: GemsContext,
+    control: RunControl,
+    images: ImageStore,
+    evidence: Path | None,
+) -> dict[str, Any] | None:
+    """One prompt's result, or None if the batch is being stopped."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"index": job.index, "id": job.id, "prompt": job.prompt, "seed": job.seed}
+    try:
+        own = context.model_copy(update={"seed": job.seed})
+        begun = datetime.now(UTC)
+        values = run_thread(graph, thread, job.prompt, own, control=control)
+        if not values.get("outcome"):
+            return None
+        if evidence is not None:
+            record = run_record(values, own, model_records(own), thread, begun)
+            write_evidence(evidence / "runs" / f"{job.index:05d}", record, images)
+    except Exception as error:
+        # One prompt's failure is its own: it is written down, and the others go on.
+        if not isinstance(error, GemsError) and not is_backend_failure(error):
+            raise
+        kind = "input" if isinstance(error, InputError) else "backend"
+        return {**row, "error": " ".join(str(error).split()), "error_kind": kind}
+    return {**row, **_summary(values), "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _summary(values: GemsState) -> dict[str, Any]:
+    attempts = values["attempts"]
+    best = best_attempt(attempts)
+    summary: dict[str, Any] = {
+        "run_id": values["run_id"],
+        "outcome": values["outcome"],
+        "score": round(best.score, 4) if best else 0.0,
+        "rounds": attempts[-1].round if attempts else 0,
+        "first": _brief(attempts[0]) if attempts else None,
+        "best": _brief(best) if best else None,
+        "usage": values["usage"].model_dump(mode="json"),
+        "errors": values["errors"],
+    }
+    if values["outcome"] == "failed":
+        summary |= {"error": "; ".join(values["errors"]), "error_kind": "backend"}
+    return summary
+
+
+def _brief(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "round": attempt.round,
+        "strategy": attempt.strategy,
+        "prompt": attempt.prompt,
+        "seed": attempt.seed,
+        "score": round(attempt.score, 4),
+        "passed": sum(v.answer == "yes" for v in attempt.verdicts),
+        "total": len(attempt.verdicts),
+        "image": attempt.image.uri,
+        "sha256": attempt.image.sha256,
+    }

@@ -1,0 +1,500 @@
+"""The command line. Everything heavy is imported inside the commands, so that ``gems --help`` is instant."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gems import __version__
+
+if TYPE_CHECKING:
+    from langgraph.runtime import RunControl
+
+    from gems.evidence import Evidence
+    from gems.graph.context import GemsContext
+
+__all__ = ["app"]
+
+SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = typer.Typer(
+    name="gems",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""An agent graph around a text-to-image model: it plans, draws, checks and refines until the image is right.
+
+[bold]gems generate "three blue cars to the left of a striped elephant"[/bold]
+
+Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed.""",
+)
+out, err = Console(), Console(stderr=True)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def guarded(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn errors into one line on stderr and the right exit code; GEMS_DEBUG=1 shows the traceback instead."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        from gems.graph.errors import BackendError, InputError
+
+        _quiet_libraries()
+        try:
+            return command(*args, **kwargs)
+        except (InputError, BackendError) as error:
+            if os.environ.get("GEMS_DEBUG"):
+                raise
+            err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
+
+    return run
+
+
+def _quiet_libraries() -> None:
+    """Loading bars and hub look-ups of the model libraries are noise here; the user's own settings win."""
+    for name, value in {
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        # State types are declared: nothing else may come out of a checkpoint file.
+        "LANGGRAPH_STRICT_MSGPACK": "true",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+MODELS, LIMITS, OUTPUT = "Models", "Limits", "Output"
+
+Mllm = Annotated[
+    str,
+    typer.Option(help='Vision chat model: "pocket", or PROVIDER:MODEL such as openai:gpt-5.', rich_help_panel=MODELS),
+]
+Generator = Annotated[
+    str, typer.Option(help='Image generator: "pocket", or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS)
+]
+Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
+SkillsDir = Annotated[
+    Path | None, typer.Option(help="A folder of SKILL.md folders, besides the built-in ones.", rich_help_panel=MODELS)
+]
+MaxRounds = Annotated[int, typer.Option(help="Most rounds of draw, check and refine.", rich_help_panel=LIMITS)]
+Candidates = Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)]
+Patience = Annotated[
+    int, typer.Option(help="Stop after this many rounds without a better image.", rich_help_panel=LIMITS)
+]
+BudgetChatCalls = Annotated[int | None, typer.Option(help="Most chat model calls.", rich_help_panel=LIMITS)]
+BudgetTokens = Annotated[int | None, typer.Option(help="Most tokens, in and out.", rich_help_panel=LIMITS)]
+BudgetImages = Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)]
+BudgetSeconds = Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)]
+User = Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)]
+
+
+def _context(**settings: Any) -> GemsContext:
+    """The settings as a context.
+
+    Raises:
+        InputError: A value is out of its bounds; the option is named.
+    """
+    from pydantic import ValidationError
+
+    from gems.graph.context import GemsContext
+    from gems.graph.errors import InputError
+
+    budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
+    try:
+        return GemsContext.model_validate({**settings, "budget": budget})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        out.print(f"gems {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+@guarded
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
+    *,
+    mllm: Mllm = "pocket",
+    generator: Generator = "pocket",
+    embedder: Embedder = "minilm",
+    skills_dir: SkillsDir = None,
+    user: User = "default",
+    no_memory: Annotated[
+        bool, typer.Option("--no-memory", help="Neither recall nor remember.", rich_help_panel=MODELS)
+    ] = False,
+    max_rounds: MaxRounds = 5,
+    candidates: Candidates = 1,
+    patience: Patience = 4,
+    budget_chat_calls: BudgetChatCalls = None,
+    budget_tokens: BudgetTokens = None,
+    budget_images: BudgetImages = None,
+    budget_seconds: BudgetSeconds = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the first image. Default: random.")] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where runs leave their evidence.", rich_help_panel=OUTPUT)] = (
+        Path("gems-out")
+    ),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw one image, and show why it is right.
+
+    [bold]gems generate "two red cars behind a dog" --seed 7[/bold]
+
+    [bold]gems generate --resume two-red-cars-behind-a-dog-3f9a2c[/bold]
+
+    Every run leaves OUT/RUN/ with all its images, run.json and report.html.
+    """
+    from gems.evidence import make_folder, run_record, write_evidence
+    from gems.graph.errors import InputError
+    from gems.nodes.intake import check_prompt
+    from gems.session import Thread, load_thread, new_thread_id
+
+    if resume is not None:
+        if prompt is not None:
+            raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
+        thread = load_thread(resume)
+    else:
+        if prompt is None:
+            raise InputError('say what the image should show: gems generate "three blue cars"')
+        context = _context(
+            mllm=mllm,
+            generator=generator,
+            embedder=embedder,
+            skills_dir=str(skills_dir.absolute()) if skills_dir else None,
+            user=user,
+            memory=not no_memory,
+            max_rounds=max_rounds,
+            candidates=candidates,
+            patience=patience,
+            seed=seed,
+            budget_chat_calls=budget_chat_calls,
+            budget_tokens=budget_tokens,
+            budget_images=budget_images,
+            budget_seconds=budget_seconds,
+        )
+        checked = check_prompt(prompt)
+        thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC))
+    run_folder = thread.out / thread.id
+    make_folder(thread.out)
+    if resume is None:
+        thread.save()
+    if not quiet:
+        err.print(f"[dim]run {thread.id}[/]", highlight=False)
+
+    with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+        from gems.graph.builder import build_graph
+        from gems.memory.home import home
+        from gems.memory.images import ImageStore
+        from gems.progress import LiveRun
+        from gems.session import model_records, open_checkpoints, run_thread
+
+        images, models = ImageStore(), model_records(thread.context)
+    with (
+        _stoppable() as control,
+        open_checkpoints(home() / "checkpoints.sqlite") as saver,
+        LiveRun(err) if not quiet else nullcontext() as live,
+    ):
+        graph = build_graph(checkpointer=saver, images=images)
+        values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=live, control=control)
+    record = run_record(values, thread.context, models, thread.id, thread.started)
+    evidence = write_evidence(run_folder, record, images)
+    _print_run(record, evidence, as_json=as_json)
+    if record["outcome"] == "cancelled":
+        err.print(f"stopped; go on with: gems generate --resume {thread.id}", highlight=False, soft_wrap=True)
+    raise typer.Exit(
+        {"solved": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}.get(record["outcome"], BEST_EFFORT)
+    )
+
+
+@app.command()
+@guarded
+def batch(
+    file: Annotated[Path, typer.Argument(help='A .txt (a prompt a line) or .jsonl (objects with "prompt").')],
+    *,
+    folder: Annotated[Path, typer.Option("--out", help="Where the results go.", rich_help_panel=OUTPUT)],
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight.", rich_help_panel=LIMITS)] = 2,
+    mllm: Mllm = "pocket",
+    generator: Generator = "pocket",
+    embedder: Embedder = "minilm",
+    skills_dir: SkillsDir = None,
+    user: User = "default",
+    memory: Annotated[
+        bool,
+        typer.Option(
+            "--memory/--no-memory",
+            help="Recall and remember. Off by default: results then depend on the order of finishing.",
+            rich_help_panel=MODELS,
+        ),
+    ] = False,
+    max_rounds: MaxRounds = 5,
+    candidates: Candidates = 1,
+    patience: Patience = 4,
+    budget_chat_calls: BudgetChatCalls = None,
+    budget_tokens: BudgetTokens = None,
+    budget_images: BudgetImages = None,
+    budget_seconds: BudgetSeconds = None,
+    seed: Annotated[int, typer.Option(help="Each prompt's own seed follows from this one and its place.")] = 0,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Also a folder with report.html per prompt.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw many prompts; run it again to go on after a stop or a crash.
+
+    [bold]gems batch prompts.jsonl --out results[/bold]
+
+    Results are lines of OUT/results.jsonl. Budgets hold for each prompt. Exit code 0: every prompt was run; 2 or 3:
+    some could not be (bad prompt, or a model failed), the others are done.
+    """
+    from gems.batch import read_jobs, run_batch
+
+    settings = _context(
+        mllm=mllm,
+        generator=generator,
+        embedder=embedder,
+        skills_dir=str(skills_dir.absolute()) if skills_dir else None,
+        user=user,
+        memory=memory,
+        max_rounds=max_rounds,
+        candidates=candidates,
+        patience=patience,
+        seed=seed,
+        budget_chat_calls=budget_chat_calls,
+        budget_tokens=budget_tokens,
+        budget_images=budget_images,
+        budget_seconds=budget_seconds,
+    )
+    jobs = read_jobs(file, seed)
+    with _stoppable() as control, _batch_bar(len(jobs), quiet=quiet) as (on_start, on_done):
+        rows = run_batch(
+            jobs,
+            folder,
+            settings,
+            concurrency=concurrency,
+            evidence=evidence,
+            control=control,
+            on_start=on_start,
+            on_done=on_done,
+        )
+    summary = _batch_summary(rows, len(jobs))
+    failed = [row for row in rows if row.get("error")]
+    if as_json:
+        sys.stdout.write(json.dumps({**summary, "results": str(folder / "results.jsonl")}) + "\n")
+    else:
+        table = Table(show_header=False, box=None)
+        for name, value in summary.items():
+            table.add_row(name.replace("_", " "), str(value))
+        out.print(table)
+        out.print(f"results: {folder / 'results.jsonl'}", highlight=False, soft_wrap=True)
+    for row in failed:
+        err.print(f"[red]prompt {row['index']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
+    if len(rows) < len(jobs):
+        err.print("stopped; run the same command again to go on")
+        raise typer.Exit(INTERRUPTED)
+    kinds = {row["error_kind"] for row in failed}
+    raise typer.Exit(BACKEND_FAILURE if "backend" in kinds else BAD_INPUT if kinds else 0)
+
+
+@app.command()
+@guarded
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")], *, as_json: AsJson = False
+) -> None:
+    """Make every image of a run again and compare it, byte for byte. Exit code 0: all the same; 1: some differ."""
+    from gems.evidence import load_record
+    from gems.replay import replay as make_again
+
+    folder, record = load_record(run)
+    results = list(make_again(folder, record))
+    if as_json:
+        same = [{"file": r.file, "seed": r.seed, "record": r.same_as_record, "disk": r.same_as_file} for r in results]
+        sys.stdout.write(json.dumps(same) + "\n")
+    else:
+        table = Table("image", "seed", "as recorded", "as on disk")
+        for r in results:
+            table.add_row(r.file, str(r.seed), _tick(r.same_as_record), _tick(r.same_as_file))
+        out.print(table)
+    raise typer.Exit(0 if all(r.same for r in results) else 1)
+
+
+@app.command()
+@guarded
+def doctor(
+    *, mllm: Mllm = "pocket", generator: Generator = "pocket", embedder: Embedder = "minilm", as_json: AsJson = False
+) -> None:
+    """Tell whether a set-up will work: versions, folders, weights, and one trial of every model."""
+    from gems.doctor import diagnose
+
+    with err.status("trying the models") if err.is_terminal else nullcontext():
+        checks = diagnose(_context(mllm=mllm, generator=generator, embedder=embedder))
+    if as_json:
+        sys.stdout.write(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]) + "\n")
+    else:
+        table = Table(show_header=False, box=None)
+        for check in checks:
+            table.add_row(_tick(check.ok), check.name, escape(check.detail))
+        out.print(table)
+    raise typer.Exit(0 if all(c.ok for c in checks) else BACKEND_FAILURE)
+
+
+@app.command()
+@guarded
+def graph(
+    *, mermaid: Annotated[bool, typer.Option("--mermaid", help="As Mermaid text; the default and only form.")] = True
+) -> None:
+    """Print the graph as a Mermaid drawing."""
+    del mermaid
+    from gems.graph.builder import build_graph
+
+    drawing = build_graph().get_graph()
+    for name in [n for n in drawing.nodes if n.startswith("__error_handler__")]:  # not ours: LangGraph's bookkeeping
+        drawing.remove_node(drawing.nodes[name])
+    sys.stdout.write(drawing.draw_mermaid())
+
+
+# --- showing --------------------------------------------------------------------------------------------------------
+
+
+def _tick(ok: bool) -> str:
+    return "[green]✓ yes[/]" if ok else "[red]✗ no[/]"
+
+
+def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> None:
+    if as_json:
+        paths = {
+            "folder": str(evidence.folder),
+            "image": str(evidence.image) if evidence.image else None,
+            "record": str(evidence.record),
+            "report": str(evidence.report),
+        }
+        sys.stdout.write(json.dumps({**record, "paths": paths}, ensure_ascii=False) + "\n")
+        return
+    from gems.progress import MARKS
+
+    best = record["attempts"][record["best"]] if record["best"] is not None else None
+    if best:
+        verdicts = {v["requirement_id"]: v for v in best["verdicts"]}
+        table = Table(
+            "", "requirement", "kind", "confidence", "seen", title=escape(record["prompt"]), title_style="bold"
+        )
+        for requirement in record["requirements"]:
+            verdict = verdicts.get(requirement["id"])
+            cells = (
+                (MARKS[verdict["answer"]], f"{verdict['confidence']:.2f}", escape(verdict["reason"]))
+                if verdict
+                else ("", "", "not checked")
+            )
+            table.add_row(cells[0], escape(requirement["question"]), requirement["kind"], cells[1], cells[2])
+        out.print(table)
+    usage = record["usage"]
+    style = "green" if record["outcome"] == "solved" else "yellow"
+    rounds = best and record["attempts"][-1]["round"]
+    out.print(
+        f"[{style}]{record['outcome']}[/]"
+        + (f" in {rounds} round{'s' if rounds != 1 else ''}, score {record['score']:.2f};" if best else ";")
+        + f" {usage['images']} images, {usage['chat_calls']} chat calls, {usage['seconds']:.1f} s",
+        highlight=False,
+    )
+    for error in record["errors"]:
+        err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
+    for name, path in (("image", evidence.image), ("record", evidence.record), ("report", evidence.report)):
+        if path is not None:
+            out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[RunControl]:
+    """Ctrl-C once asks the run to stop at the next step; twice stops at once."""
+    from langgraph.runtime import RunControl
+
+    control = RunControl()
+
+    def on_interrupt(*_: object) -> None:
+        if control.drain_requested:
+            raise KeyboardInterrupt
+        control.request_drain("interrupted")
+        err.print("stopping after this step; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield control
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _batch_bar(total: int, *, quiet: bool) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    done: Counter[str] = Counter()
+    with Progress(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=quiet or not err.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=total)
+
+        def on_start(finished: int) -> None:
+            progress.update(task, completed=finished)
+            if finished and not quiet:
+                err.print(f"{finished} of {total} prompts were done before", highlight=False)
+
+        def on_done(row: dict[str, Any]) -> None:
+            done[row.get("outcome") or "failed"] += 1
+            progress.update(task, advance=1, description=f"{done['solved']}/{done.total()} solved")
+            if not quiet and not err.is_terminal and done.total() % 10 == 0:
+                err.print(f"{done.total()} prompts, {done['solved']} solved", highlight=False)
+
+        yield on_start, on_done
+
+
+def _batch_summary(rows: list[dict[str, Any]], total: int) -> dict[str, Any]:
+    run = [row for row in rows if "usage" in row]
+    if not run:
+        return {"prompts": total, "finished": len(rows), "failed": len(rows)}
+    return {
+        "prompts": total,
+        "finished": len(rows),
+        "solved": sum(row["outcome"] == "solved" for row in run),
+        "failed": sum(bool(row.get("error")) for row in rows),
+        "images_per_prompt": round(statistics.mean(row["usage"]["images"] for row in run), 2),
+        "chat_calls_per_prompt": round(statistics.mean(row["usage"]["chat_calls"] for row in run), 2),
+        "seconds_per_prompt_median": round(statistics.median(row["seconds"] for row in run), 2),
+    }

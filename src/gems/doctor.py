@@ -1,0 +1,102 @@
+"""``gems doctor``: will this set-up work? Told before anything is spent on a run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from gems import __version__
+from gems.graph.context import GemsContext
+from gems.graph.state import Requirement
+
+__all__ = ["Check", "diagnose"]
+
+_PACKAGES: Final = (
+    "langgraph",
+    "langchain-core",
+    "torch",
+    "diffusers",
+    "transformers",
+    "faiss-cpu",
+    "pillow",
+    "pydantic",
+)
+_TRIAL_PROMPT: Final = "a red car"
+_TRIAL_QUESTION: Final = Requirement(id="r1", question="Are there any cars in the image?", kind="object")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried. ``detail`` says what was found, or what is wrong and what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def diagnose(context: GemsContext) -> list[Check]:
+    """Try everything that a run with these settings needs, one after another; a failure never stops the rest."""
+    image: dict[str, Any] = {}
+
+    def generate() -> str:
+        from gems.models.generators import GeneratedImage, ImageRequest, init_image_generator
+
+        generator = init_image_generator(context.generator)
+        [result] = generator.generate([ImageRequest(_TRIAL_PROMPT, 1)])
+        if not isinstance(result, GeneratedImage):
+            raise result
+        image["made"] = result.image
+        return f"{generator.name} {generator.fingerprint[:12]}, {result.image.width} x {result.image.height}"
+
+    def verify() -> str:
+        from gems.memory.images import encode_png
+        from gems.models.chat import init_mllm, model_fingerprint
+        from gems.nodes.verifier import inspect_image
+
+        if "made" not in image:
+            raise RuntimeError("needs the generator's image")
+        model = init_mllm(context.mllm)
+        [verdict], _ = inspect_image(model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
+        return f"{context.mllm} {model_fingerprint(model)[:12]} sees a car: {verdict.answer} ({verdict.confidence:.2f})"
+
+    def embed() -> str:
+        from gems.memory.embedder import init_embedder
+
+        return f"{context.embedder}, {len(init_embedder(context.embedder).embed_query(_TRIAL_PROMPT))} dimensions"
+
+    def remember() -> str:
+        from gems.memory.home import home
+        from gems.memory.images import ImageStore
+
+        ImageStore()
+        return str(home())
+
+    def skills() -> str:
+        from pathlib import Path
+
+        from gems.skills.loader import load_skills
+
+        library = load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
+        skipped = f"; {'; '.join(library.problems)}" if library.problems else ""
+        return ", ".join(library.skills) + skipped
+
+    checks = [Check("gems", True, __version__)]
+    checks += [_try(package, partial(importlib.metadata.version, package)) for package in _PACKAGES]
+    checks += [_try("home folder", remember), _try("skills", skills)]
+    checks += [_try("generator", generate, timed=True), _try("vision chat model", verify, timed=True)]
+    if context.memory:
+        checks.append(_try("embedder", embed, timed=True))
+    return checks
+
+
+def _try(name: str, action: Callable[[], str], *, timed: bool = False) -> Check:
+    start = time.perf_counter()
+    try:
+        detail = action()
+    except Exception as error:  # whatever is wrong is what the user came to hear
+        return Check(name, False, " ".join(str(error).split()) or type(error).__name__)
+    return Check(name, True, f"{detail}, {time.perf_counter() - start:.1f} s" if timed else detail)

@@ -1,0 +1,130 @@
+"""What a run leaves behind: a folder with every image, ``run.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from gems import __version__
+from gems.graph.context import GemsContext
+from gems.graph.errors import InputError
+from gems.graph.state import Attempt, GemsState, Usage, best_attempt
+from gems.memory.images import ImageStore
+from gems.report import render_report
+
+__all__ = ["SCHEMA", "Evidence", "ModelRecord", "load_record", "make_folder", "run_record", "write_evidence"]
+
+SCHEMA: Final = 1
+"""Version of run.json's layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A model by name and by what identifies its weights."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Where a run's evidence lies. ``image`` is None if no image was made."""
+
+    folder: Path
+    record: Path
+    report: Path
+    image: Path | None
+
+
+def make_folder(folder: Path) -> Path:
+    """Make an output folder, and be sure that it can be written to.
+
+    Raises:
+        InputError: Something is in the way.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
+    return folder
+
+
+def run_record(
+    values: GemsState, context: GemsContext, models: dict[str, ModelRecord], thread: str, started: datetime
+) -> dict[str, Any]:
+    """Everything about a run that is not pixels, as JSON."""
+    attempts = values.get("attempts") or []
+    best = best_attempt(attempts)
+    return {
+        "schema": SCHEMA,
+        "gems_version": __version__,
+        "run_id": values.get("run_id"),
+        "thread": thread,
+        "prompt": values["prompt"],
+        "outcome": values.get("outcome") or "cancelled",
+        "score": best.score if best else 0.0,
+        "best": attempts.index(best) if best else None,
+        "seed": values.get("seed"),
+        "models": {role: asdict(model) for role, model in models.items()},
+        "settings": context.model_dump(mode="json"),
+        "requirements": [r.model_dump(mode="json") for r in values.get("requirements") or []],
+        "memories": [m.model_dump(mode="json") for m in values.get("memories") or []],
+        "skills": values.get("skills") or [],
+        "attempts": [{**a.model_dump(mode="json"), "file": _file_name(a)} for a in attempts],
+        "usage": values.get("usage", Usage()).model_dump(mode="json"),
+        "errors": values.get("errors") or [],
+        "started_at": started.isoformat(timespec="seconds"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_evidence(folder: Path, record: dict[str, Any], images: ImageStore) -> Evidence:
+    """Write a run's folder. Doing it again writes the same files."""
+    make_folder(folder)
+    attempts = [Attempt.model_validate({k: v for k, v in a.items() if k != "file"}) for a in record["attempts"]]
+    pngs = [images.read(a.image) for a in attempts]
+    for attempt, png in zip(attempts, pngs, strict=True):
+        _write(folder / _file_name(attempt), png)
+    best = record["best"]
+    image = folder / "best.png" if best is not None else None
+    if image is not None:
+        _write(image, pngs[best])
+    _write(folder / "run.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
+    _write(folder / "report.html", render_report(record, pngs).encode())
+    return Evidence(folder, folder / "run.json", folder / "report.html", image)
+
+
+def load_record(where: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's folder and its run.json.
+
+    Raises:
+        InputError: There is none, or it is not ours.
+    """
+    path = where / "run.json" if where.is_dir() else where
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); give a run's folder or its run.json") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); give a run's folder or its run.json") from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a run of this version of GEMS (schema {SCHEMA})")
+    return path.parent, record
+
+
+def _file_name(attempt: Attempt) -> str:
+    return f"round-{attempt.round}-{attempt.candidate}.png"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Atomically, so that a reader or a crash never leaves half a file."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside.write_bytes(data)
+    aside.replace(path)

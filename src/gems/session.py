@@ -1,0 +1,150 @@
+"""Runs on disk: checkpoints, the settings a killed run needs to go on, and the models it used."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
+
+from gems.evidence import ModelRecord
+from gems.graph.builder import GemsGraph
+from gems.graph.context import GemsContext
+from gems.graph.errors import InputError
+from gems.graph.state import GemsInput, GemsState
+from gems.memory.home import home
+from gems.models.chat import init_mllm, model_fingerprint
+from gems.models.generators import init_image_generator
+from gems.progress import Listener
+
+__all__ = ["Thread", "load_thread", "model_records", "new_thread_id", "open_checkpoints", "run_thread"]
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """What a run was asked for: enough to go on with it after the process died."""
+
+    id: str
+    prompt: str
+    context: GemsContext
+    out: Path
+    started: datetime
+
+    def save(self) -> None:
+        """Write it down, before the first step."""
+        record = {
+            "prompt": self.prompt,
+            "context": self.context.model_dump(mode="json"),
+            "out": str(self.out.absolute()),
+            "started": self.started.isoformat(),
+        }
+        path = _thread_file(self.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def new_thread_id(prompt: str) -> str:
+    """A name that a person recognises: the prompt's first words and six random characters."""
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-")
+    return f"{slug or 'run'}-{uuid.uuid4().hex[:6]}"
+
+
+def load_thread(thread: str) -> Thread:
+    """The run of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = _thread_file(thread)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return Thread(
+            thread,
+            record["prompt"],
+            GemsContext.model_validate(record["context"]),
+            Path(record["out"]),
+            datetime.fromisoformat(record["started"]),
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}); the run cannot be resumed") from error
+
+
+def _thread_file(thread: str) -> Path:
+    if not re.fullmatch(r"[a-z0-9-]{1,80}", thread):
+        raise InputError(f"{thread!r} is no name of a run; 'gems generate' prints each run's name")
+    return home() / "threads" / f"{thread}.json"
+
+
+@contextmanager
+def open_checkpoints(path: Path) -> Iterator[SqliteSaver]:
+    """A checkpointer on a SQLite file, made if it is not there.
+
+    Raises:
+        InputError: The file is not a database, or cannot be written to.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode this loses nothing when the process is killed, and saves a disk flush at every step.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        saver = SqliteSaver(connection)
+        saver.setup()
+    except sqlite3.Error as error:
+        raise InputError(f"cannot use the checkpoint file {path} ({error}); move it away and try again") from error
+    try:
+        yield saver
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"the checkpoint file {path} is damaged ({error}); move it away and try again") from error
+    finally:
+        connection.close()
+
+
+def run_thread(
+    graph: GemsGraph,
+    thread: str,
+    prompt: str,
+    context: GemsContext,
+    *,
+    listener: Listener | None = None,
+    control: RunControl | None = None,
+) -> GemsState:
+    """Run a thread from wherever it stands to its end, or to the next step's end once ``control`` asks for a stop.
+
+    Returns:
+        The state it ended in. A thread that had ended before is not run again.
+    """
+    config: RunnableConfig = {"configurable": {"thread_id": thread}}
+    snapshot = graph.get_state(config)
+    given = GemsInput(prompt=prompt) if not snapshot.values and not snapshot.next else None
+    if given is not None or snapshot.next:
+        try:
+            for event in graph.stream(
+                given, config, context=context, stream_mode="custom", durability="sync", control=control
+            ):
+                if listener is not None:
+                    listener(event)
+        except GraphDrained:
+            pass  # asked for: the state at hand says how far it came
+    # A run that was stopped before its first step has no prompt in its state yet.
+    return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def model_records(context: GemsContext) -> dict[str, ModelRecord]:
+    """The run's models, for its record. Loads nothing that the run has not loaded."""
+    return {
+        "mllm": ModelRecord(context.mllm, model_fingerprint(init_mllm(context.mllm))),
+        "generator": ModelRecord(context.generator, init_image_generator(context.generator).fingerprint),
+    }
