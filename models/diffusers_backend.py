@@ -52,7 +52,10 @@ class DiffusersGenerator:
         try:
             module = importlib.import_module(self._module)
             kind = getattr(module, diffusers.DiffusionPipeline.load_config(str(self.source))["_class_name"])
+            if self._module != "diffusers":  # the pocket model is there at once: a loading bar would be noise
+                diffusers.utils.logging.disable_progress_bar()
             pipeline = kind.from_pretrained(str(self.source), use_safetensors=True)
+            diffusers.utils.logging.enable_progress_bar()
         except (OSError, ValueError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BackendError(f"cannot load the image model {self.source}: {reason}", retryable=False) from error

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from langgraph.types import Command
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.memory.trajectory import recall
 from gems.nodes.calls import Stopwatch
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, describe
+from gems.nodes.retry import Goto, work_without
 
 __all__ = ["make_retrieve_memory", "without_memory"]
 
@@ -31,4 +30,4 @@ def make_retrieve_memory(resources: Resources) -> Node:
 
 def without_memory(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be read costs its help, never the run."""
-    return Command(update={"memories": [], "errors": [describe(error.error, error.node)]}, goto="planner")
+    return work_without(error, "planner", memories=[])

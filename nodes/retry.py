@@ -9,7 +9,7 @@ from langgraph.types import Command, RetryPolicy
 
 from gems.graph.errors import BackendError, InputError
 
-__all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on"]
+__all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
 
 Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
@@ -56,6 +56,13 @@ def describe(error: BaseException, node: str) -> str:
     return f"{node}: {text[:500]}"
 
 
+def work_without(error: NodeError, goto: str, **update: Any) -> Goto:
+    """What an error handler returns when the run can do without the node: any fault but bad input is noted down."""
+    if isinstance(error.error, InputError) or not isinstance(error.error, Exception):
+        raise error.error
+    return Command(update={"errors": [describe(error.error, error.node)], **update}, goto=goto)  # type: ignore[arg-type]
+
+
 def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
     """What a node's error handler returns after a backend gave up: the error's line, the given keys, where to go on.
 
@@ -63,4 +70,4 @@ def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
     """
     if not is_backend_failure(error.error):
         raise error.error
-    return Command(update={"errors": [describe(error.error, error.node)], **update}, goto=goto)  # type: ignore[arg-type]
+    return work_without(error, goto, **update)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from langgraph.types import Command
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage, best_attempt
 from gems.memory.trajectory import Trajectory, remember
 from gems.nodes.calls import Stopwatch
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, describe
+from gems.nodes.retry import Goto, work_without
 
 __all__ = ["make_store_memory", "unremembered"]
 
@@ -35,4 +34,4 @@ def make_store_memory(resources: Resources) -> Node:
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be written to costs the next run its help, never this run its result."""
-    return Command(update={"errors": [describe(error.error, error.node)]}, goto="__end__")
+    return work_without(error, "__end__")

@@ -389,6 +389,16 @@ def graph(
 # --- showing --------------------------------------------------------------------------------------------------------
 
 
+ENDINGS = {
+    "solved": "solved",
+    "rounds": "not solved: rounds used up",
+    "budget": "not solved: budget used up",
+    "stalled": "not solved: no progress",
+    "cancelled": "stopped",
+    "failed": "failed",
+}
+
+
 def _tick(ok: bool) -> str:
     return "[green]✓ yes[/]" if ok else "[red]✗ no[/]"
 
@@ -422,11 +432,11 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
         out.print(table)
     usage = record["usage"]
     style = "green" if record["outcome"] == "solved" else "yellow"
-    rounds = best and record["attempts"][-1]["round"]
+    rounds = record["attempts"][-1]["round"] if best else 0
     out.print(
-        f"[{style}]{record['outcome']}[/]"
-        + (f" in {rounds} round{'s' if rounds != 1 else ''}, score {record['score']:.2f};" if best else ";")
-        + f" {usage['images']} images, {usage['chat_calls']} chat calls, {usage['seconds']:.1f} s",
+        f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
+        f"score {record['score']:.2f}; {usage['images']} images, {usage['chat_calls']} chat calls, "
+        f"{usage['seconds']:.1f} s",
         highlight=False,
     )
     for error in record["errors"]:

@@ -1,4 +1,4 @@
-"""What every image generator must do. A backend's test module subclasses this and gives ``generator`` and ``prompts``."""
+"""What every image generator must do. A backend's tests subclass this and give ``generator`` and ``prompts``."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ class GeneratorConformance:
         assert [r.request for r in images(generator, requests)] == requests
 
     def test_a_seed_is_honoured(self, generator: ImageGenerator, prompts: tuple[str, str]) -> None:
-        first, again, other = (
-            pixels(images(generator, [ImageRequest(prompts[0], seed)])[0]) for seed in (5, 5, 6)
-        )
+        first, again, other = (pixels(images(generator, [ImageRequest(prompts[0], seed)])[0]) for seed in (5, 5, 6))
         assert first == again
         assert first != other
 

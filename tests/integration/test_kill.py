@@ -28,7 +28,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], li
     return done.stdout.splitlines(), sorted((folder / "spent.log").read_text().splitlines())
 
 
-MOMENTS = [*(f"update:{k}" for k in range(UPDATES)), *(f"{what}:{k}" for what in ("image", "verdicts") for k in range(3))]
+MOMENTS = [
+    *(f"update:{k}" for k in range(UPDATES)),
+    *(f"{what}:{k}" for what in ("image", "verdicts") for k in range(3)),
+]
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -1,0 +1,123 @@
+"""``gems batch``: resumable after anything, and one bad prompt never stops the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROMPTS = ["a cat", "two red cars", "a blue dragon", "a dog to the left of a chair", "three birds", "a green bear"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "extra": 1}) + "\n" for p in PROMPTS))
+    return path
+
+
+def command(file: Path, out: Path, *args: str) -> list[str]:
+    return [sys.executable, "-m", "gems", "batch", str(file), "--out", str(out), "--max-rounds", "2", *args]
+
+
+def run(file: Path, out: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(file, out, *args), capture_output=True, text=True, timeout=180, check=False, env=environment(out)
+    )
+
+
+def environment(out: Path) -> dict[str, str]:
+    return {**os.environ, "GEMS_HOME": str(out.parent / "home")}
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_bad_prompt_does_not_stop_the_rest(prompts: Path, tmp_path: Path) -> None:
+    done = run(prompts, tmp_path / "out", "--json")
+    assert done.returncode == 2
+    summary = json.loads(done.stdout)
+    assert (summary["prompts"], summary["finished"], summary["failed"]) == (6, 6, 1)
+    assert "prompt 2" in done.stderr
+    assert "dragon" in done.stderr
+    by_index = {row["index"]: row for row in rows(tmp_path / "out")}
+    assert [by_index[i]["prompt"] for i in range(6)] == PROMPTS
+    for i, row in by_index.items():
+        if i != 2:
+            assert row["best"]["score"] >= row["first"]["score"]
+            assert Path(row["best"]["image"].removeprefix("file://")).exists()
+    assert len({row["seed"] for row in by_index.values()}) == 6
+
+
+def test_a_finished_batch_is_not_run_again(prompts: Path, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "out")
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    again = run(prompts, tmp_path / "out")
+    assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+    assert "6 of 6 prompts were done before" in again.stderr
+
+
+def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    run(prompts, undisturbed)
+    process = subprocess.Popen(
+        command(prompts, out), env=environment(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    results = out / "results.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (results.exists() and results.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed_at = results.read_bytes()
+    with results.open("ab") as file:
+        file.write(b'{"index": 5, "prom')  # a torn line, as a crash of the machine leaves it
+    assert run(prompts, out).returncode == 2
+    lines = results.read_bytes()
+    assert lines.startswith(killed_at)
+    kept = [json.loads(line) for line in lines.splitlines() if line.endswith(b"}")]
+    assert sorted(row["index"] for row in kept) == list(range(6))
+    expected = {row["index"]: row for row in rows(undisturbed)}
+    for row in kept:
+        if "best" in row:
+            assert row["best"]["sha256"] == expected[row["index"]]["best"]["sha256"]
+            assert row["usage"]["images"] == expected[row["index"]]["usage"]["images"]
+
+
+def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "out")
+    done = run(prompts, tmp_path / "out", "--seed", "5")
+    assert done.returncode == 2
+    assert "other prompts or settings" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("empty.txt", "# nothing\n\n", "holds no prompt"),
+        ("broken.jsonl", '{"prompt": "a cat"}\n{"prompt"', "line 2: not JSON"),
+        ("wrong.jsonl", '{"text": "a cat"}\n', "line 1"),
+        ("seed.jsonl", '{"prompt": "a cat", "seed": -4}\n', "seed"),
+    ],
+)
+def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    done = run(tmp_path / name, tmp_path / "out")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_text_file_and_evidence(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# two prompts\na cat\n\ntwo dogs\n")
+    done = run(tmp_path / "p.txt", tmp_path / "out", "--evidence")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "runs" / "00001" / "report.html").exists()

@@ -1,0 +1,246 @@
+"""The command line as a user has it: a process of its own, real files, the pocket models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROMPT = "three blue cars to the left of a striped elephant"
+
+
+def gems(*args: object, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gems", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "GEMS_HOME": str(home), "COLUMNS": "200", **env},
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """A finished run: its home, its folder, and what --json said."""
+    base = tmp_path_factory.mktemp("run")
+    done = gems("generate", PROMPT, "--seed", 7, "--out", base / "out", "--json", home=base / "home")
+    assert done.returncode in (0, 1), done.stderr
+    record = json.loads(done.stdout)
+    return base / "home", Path(record["paths"]["folder"]), record
+
+
+def test_a_run_leaves_its_evidence(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, folder, record = finished
+    assert record["outcome"] in ("solved", "rounds", "stalled")
+    assert json.loads((folder / "run.json").read_text())["run_id"] == record["run_id"]
+    for attempt in record["attempts"]:
+        data = (folder / attempt["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == attempt["image"]["sha256"]
+        assert f"Seed: {attempt['seed']}".encode() in data
+    best = record["attempts"][record["best"]]
+    assert (folder / "best.png").read_bytes() == (folder / best["file"]).read_bytes()
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert record["skills"]
+    assert len(record["models"]["generator"]["fingerprint"]) == 64
+    assert record["usage"]["chat_calls"] <= 2 * record["attempts"][-1]["round"] + 2 + 3
+
+
+def test_replay_makes_the_same_bytes(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, folder, record = finished
+    done = gems("replay", folder, "--json", home=home)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert len(results) == len(record["attempts"])
+    assert all(r["record"] and r["disk"] for r in results)
+
+
+def test_replay_tells_a_changed_file(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, folder, _ = finished
+    shutil.copytree(folder, tmp_path / "copy")
+    with (tmp_path / "copy" / "round-1-0.png").open("ab") as file:
+        file.write(b"x")
+    done = gems("replay", tmp_path / "copy", home=home)
+    assert done.returncode == 1
+    assert "no" in done.stdout
+
+
+def test_the_same_seed_is_the_same_run(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, _, record = finished
+    done = gems("generate", PROMPT, "--seed", 7, "--out", tmp_path, "--json", home=tmp_path / "home")
+    again = json.loads(done.stdout)
+    assert [a["image"]["sha256"] for a in again["attempts"]] == [a["image"]["sha256"] for a in record["attempts"]]
+
+
+def test_resuming_a_finished_run_spends_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    home, folder, record = finished
+    shutil.rmtree(folder)
+    done = gems("generate", "--resume", record["thread"], "--json", home=home)
+    again = json.loads(done.stdout)
+    assert again["usage"] == record["usage"]
+    assert (folder / "report.html").exists()
+
+
+def test_a_killed_run_is_resumed_to_the_same_image(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, _, record = finished
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gems", "generate", PROMPT, "--seed", "7", "--out", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "GEMS_HOME": str(home)},
+    )
+    assert process.stderr is not None
+    thread = process.stderr.readline().split()[-1]
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(home.glob("images/*/*.png")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.stderr.close()
+    process.wait()
+    done = gems("generate", "--resume", thread, "--json", home=home)
+    assert done.returncode in (0, 1), done.stderr
+    again = json.loads(done.stdout)
+    assert [a["image"]["sha256"] for a in again["attempts"]] == [a["image"]["sha256"] for a in record["attempts"]]
+    assert again["usage"]["images"] == record["usage"]["images"]
+    assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
+
+
+BAD_INPUT: list[tuple[list[Any], str]] = [
+    ([""], "prompt is empty"),
+    (["x" * 10_000], "10,000 characters"),
+    (["a \x07 cat"], "control characters"),
+    (["a blue dragon"], "dragon"),
+    (["two bats"], "did you mean cats"),
+    (["a cat", "--mllm", "gpt-nonsense"], "gpt-nonsense"),
+    (["a cat", "--generator", "stable-confusion"], "stable-confusion"),
+    (["a cat", "--embedder", "nonsense:x"], "nonsense"),
+    (["a cat", "--budget-images", 0], "--budget-images 0"),
+    (["a cat", "--budget-chat-calls", 0], "--budget-chat-calls 0"),
+    (["a cat", "--budget-seconds", 0], "--budget-seconds 0"),
+    (["a cat", "--max-rounds", 0], "--max-rounds 0"),
+    (["a cat", "--seed", -1], "--seed -1"),
+    (["a cat", "--user", "../eve"], "--user"),
+    (["a cat", "--skills-dir", "/nowhere/at/all"], "no skills folder"),
+    (["--resume", "no-such-run"], "no run 'no-such-run'"),
+    (["--resume", "../../etc/passwd"], "no name of a run"),
+    ([], "say what the image should show"),
+]
+
+
+@pytest.mark.parametrize(("args", "says"), BAD_INPUT, ids=[str(a)[:40] for a, _ in BAD_INPUT])
+def test_bad_input_is_one_clear_line(tmp_path: Path, args: list[Any], says: str) -> None:
+    done = gems("generate", *args, "--quiet", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert says in lines[0]
+
+
+def test_an_output_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = gems("generate", "a cat", "--quiet", "--out", tmp_path / "file", home=tmp_path / "home")
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_home_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = gems("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=tmp_path / "file" / "home")
+    assert done.returncode == 2
+    assert "GEMS_HOME" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_corrupt_checkpoint_file_is_named_and_kept(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "checkpoints.sqlite").write_bytes(b"not a database at all" * 100)
+    done = gems("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=home)
+    assert done.returncode == 2
+    assert "checkpoints.sqlite" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert (home / "checkpoints.sqlite").read_bytes().startswith(b"not a database")
+
+
+def test_a_damaged_page_in_the_checkpoint_file_is_named(
+    tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
+) -> None:
+    source, _, record = finished
+    home = tmp_path / "home"
+    shutil.copytree(source, home)
+    with sqlite3.connect(home / "checkpoints.sqlite") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    with (home / "checkpoints.sqlite").open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xde\xad" * 4096 * 4)
+    done = gems("generate", "--resume", record["thread"], "--quiet", home=home)
+    assert done.returncode == 2, done.stderr
+    assert "damaged" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_missing_model_folder_is_a_backend_failure(tmp_path: Path) -> None:
+    done = gems(
+        "generate", "a cat", "--generator", f"diffusers:{tmp_path}/none", "--out", tmp_path / "out", home=tmp_path / "h"
+    )
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_everything_in_place(tmp_path: Path) -> None:
+    done = gems("doctor", "--json", home=tmp_path / "home")
+    checks = {c["name"]: c for c in json.loads(done.stdout)}
+    assert done.returncode == 0, checks
+    assert {"torch", "generator", "vision chat model", "embedder"} <= set(checks)
+
+
+def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
+    done = gems("doctor", "--generator", "nonsense", "--json", home=tmp_path / "home")
+    checks = {c["name"]: c for c in json.loads(done.stdout)}
+    assert done.returncode == 3
+    assert not checks["generator"]["ok"]
+    assert "nonsense" in checks["generator"]["detail"]
+
+
+def test_the_graph_is_drawn() -> None:
+    done = gems("graph", "--mermaid", home=Path("/nonexistent"))
+    assert done.returncode == 0, done.stderr
+    for node in ("retrieve_memory", "planner", "skills", "decomposer", "generator", "verifier", "refiner"):
+        assert f"\t{node}(" in done.stdout
+    assert "error_handler" not in done.stdout
+
+
+def test_help_and_import_load_no_model_library() -> None:
+    code = (
+        "import sys, gems, gems.cli\n"
+        "heavy = {'torch', 'langgraph', 'langchain_core', 'transformers', 'diffusers', 'faiss'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_everything_exported_is_there() -> None:
+    import gems as package
+
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError):
+        package.nonsense  # noqa: B018
