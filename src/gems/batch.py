@@ -136,7 +136,9 @@ def run_batch(
     make_folder(out)
     batch = _claim(out, jobs, context)
     results = _Results(out / "results.jsonl")
-    waiting = [job for job in jobs if results.rows.get(job.index, {}).get("error_kind", "backend") == "backend"]
+    # A prompt that cannot be drawn stays so; one that met a failing backend deserves another try.
+    done = {index for index, row in results.rows.items() if row.get("error_kind") != "backend"}
+    waiting = [job for job in jobs if job.index not in done]
     on_start(len(jobs) - len(waiting))
     images = ImageStore(out / "images")
     with open_checkpoints(out / "checkpoints.sqlite") as saver, ThreadPoolExecutor(concurrency) as pool:

@@ -1,0 +1,44 @@
+"""The generator's tokenizer: one token for every word that a caption can hold, made from the closed word list."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from gems.models.pocket.captions import WORDS
+
+__all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "unknown_words"]
+
+PAD: Final = "[PAD]"
+UNKNOWN: Final = "[UNK]"
+END: Final = "[END]"
+"""Closes every prompt; alone it is the empty prompt that classifier-free guidance steers away from."""
+
+MAX_TOKENS: Final = 128
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A lower-casing word-level tokenizer over ``captions.WORDS``; ids 0, 1, 2 are PAD, UNKNOWN and END."""
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate((PAD, UNKNOWN, END, *WORDS))}, UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, tokenizer.token_to_id(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=END,
+        model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[str]:
+    """The words of a prompt that the tokenizer does not know, in order, each once."""
+    encoding = tokenizer(prompt, return_offsets_mapping=True)
+    spans = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
+    return list(dict.fromkeys(prompt[a:b] for token, (a, b) in spans if token == tokenizer.unk_token_id))
