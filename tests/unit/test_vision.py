@@ -160,7 +160,7 @@ def test_each_true_thing_is_matched_once():
 
 
 def test_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeypatch):
-    settings = Settings(steps=4, batch=4, chunks=2, chunk=8, checkpoint_every=0, calibration_scenes=8)
+    settings = Settings(steps=4, batch=2, chunks=2, chunk=4, checkpoint_every=0, calibration_scenes=4)
     whole = train(tmp_path / "whole", settings)
 
     forward, calls = VisionModel.forward, []
