@@ -1,4 +1,4 @@
-"""The exact truth about a finished ``gems batch`` on the pocket generator: first attempts against what the loop shipped.
+"""The exact truth about a finished ``gems batch`` on the pocket generator: first attempts against what was shipped.
 
     gems batch prompts.jsonl --out DIR
     python -m gems.evals.batch_oracle DIR
@@ -25,12 +25,11 @@ from gems.models.pocket.pipeline import PocketPipeline
 from gems.models.pocket.weights import GENERATOR, weights_folder
 
 
-def paired_interval(difference: NDArray[np.float64], resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95% percentile bootstrap interval of the mean of paired differences, resampled over prompts."""
+def bootstrap_interval(values: NDArray[np.float64], resamples: int = 10_000, seed: int = 0) -> list[float]:
+    """95% percentile bootstrap interval of a mean over prompts: of a rate, or of paired differences."""
     rng = np.random.default_rng(seed)
-    picks = rng.integers(0, len(difference), size=(resamples, len(difference)))
-    low, high = np.percentile(difference[picks].mean(axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    means = [values[rng.integers(0, len(values), size=len(values))].mean() for _ in range(resamples)]
+    return [round(float(bound), 4) for bound in np.percentile(means, [2.5, 97.5])]
 
 
 def evaluate(folder: Path, weights: Path) -> dict[str, Any]:
@@ -46,13 +45,12 @@ def evaluate(folder: Path, weights: Path) -> dict[str, Any]:
     first = np.array([right(row, "first") for row in rows])
     best = np.array([right(row, "best") for row in rows])
     said = np.array([row["outcome"] == "solved" for row in rows])
-    low, high = paired_interval(best.astype(float) - first.astype(float))
     return {
         "prompts": len(rows),
         "first_attempt_all_correct": round(float(first.mean()), 4),
         "loop_all_correct": round(float(best.mean()), 4),
         "difference": round(float(best.mean() - first.mean()), 4),
-        "difference_ci95": [round(low, 4), round(high, 4)],
+        "difference_ci95": bootstrap_interval(best.astype(float) - first.astype(float)),
         "verifier_precision": round(float((said & best).sum() / max(said.sum(), 1)), 4),
         "verifier_recall": round(float((said & best).sum() / max(best.sum(), 1)), 4),
         "images_per_prompt": round(statistics.mean(row["usage"]["images"] for row in rows), 3),

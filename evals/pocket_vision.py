@@ -1,10 +1,10 @@
 """How well the pocket vision model reads images: ``python -m gems.evals.pocket_vision --n 1000``.
 
 Fresh scenes are drawn at 512 x 512 and asked the benchmark's questions. *Laid out* scenes are what their prompt asks
-for: every true answer is yes. *Messy* ones went wrong as a weak generator's do, or are things strewn at random; there
-"balanced" is the mean of the shares of yes-questions and of no-questions answered rightly. Hidden things count in the
-truth, as they do for the oracle. A *verdict* is on a whole prompt: a false pass lets a wrong image through, a false
-fail rejects a right one.
+for: every true answer is yes. Others have *gone wrong* as a weak generator's do, or are up to 24 things *strewn* at
+random; there "balanced", the mean of the shares of yes-questions and of no-questions answered rightly, says more.
+Hidden things count in the truth, as they do for the oracle. A *verdict* is on a whole prompt: a false pass lets a
+wrong image through, a false fail rejects a right one.
 """
 
 from __future__ import annotations
@@ -72,13 +72,19 @@ def laid_out_case(rng: np.random.Generator) -> Case:
     return scene.spec, scene.items
 
 
-def messy_case(rng: np.random.Generator) -> Case:
-    """A prompt and a scene that it went wrong in; or a strewn scene and a prompt about some of its things."""
-    if rng.random() < 0.5:
-        spec, items = laid_out_case(rng)
-        return spec, gone_wrong(items, rng)
+def gone_wrong_case(rng: np.random.Generator) -> Case:
+    """A prompt and a scene that it went wrong in."""
+    spec, items = laid_out_case(rng)
+    return spec, gone_wrong(items, rng)
+
+
+def strewn_case(rng: np.random.Generator) -> Case:
+    """Things strewn at random, and a prompt about some of them."""
     items = strewn(rng)
     return _prompt_about(items, rng), items
+
+
+SETS: Final = {"laid out": laid_out_case, "gone wrong": gone_wrong_case, "strewn": strewn_case}
 
 
 def _prompt_about(items: Sequence[Item], rng: np.random.Generator) -> SceneSpec:
@@ -120,10 +126,10 @@ def _figures(given: Sequence[Answer]) -> dict[str, float | int]:
 
 
 def evaluate(model: VisionModel, n: int = 1000, seed: int = 7) -> dict[str, Any]:
-    """Figures for ``n`` laid-out and ``n`` messy scenes, by kind of question, with verdicts and time per image."""
+    """Figures for ``n`` scenes of each set, by kind of question, with verdicts and time per image."""
     report: dict[str, Any] = {"n": n, "seed": seed}
     seconds: list[float] = []
-    for name, make in (("laid out", laid_out_case), ("messy", messy_case)):
+    for name, make in SETS.items():
         rng = np.random.default_rng([seed, len(name)])
         by_kind: dict[str, list[Answer]] = defaultdict(list)
         verdicts: list[tuple[bool, bool]] = []
@@ -156,14 +162,14 @@ def evaluate(model: VisionModel, n: int = 1000, seed: int = 7) -> dict[str, Any]
 
 
 def _print(report: dict[str, Any]) -> None:
-    print(f"{'':10}{'kind':12}{'questions':>10}{'yes':>7}{'accuracy':>10}{'balanced':>10}{'ECE':>8}")
-    for name in ("laid out", "messy"):
+    print(f"{'':12}{'kind':12}{'questions':>10}{'yes':>7}{'accuracy':>10}{'balanced':>10}{'ECE':>8}")
+    for name in SETS:
         for kind in (*KINDS, "all"):
             f = report[name][kind]
             figures = f"{100 * f['accuracy']:9.2f}%{100 * f['balanced']:9.2f}%{f['ece']:8.3f}"
-            print(f"{name:10}{kind:12}{f['questions']:10}{f['yes']:7}{figures}")
+            print(f"{name:12}{kind:12}{f['questions']:10}{f['yes']:7}{figures}")
         v = report[name]["verdicts"]
-        print(f"{name:10}verdicts: {_share(v['false_fail'], v['right_images'])} of right images fail, ", end="")
+        print(f"{name:12}verdicts: {_share(v['false_fail'], v['right_images'])} of right images fail, ", end="")
         print(f"{_share(v['false_pass'], v['wrong_images'])} of wrong images pass")
     print(
         "time per image: {median:.1f} ms median, {p95:.1f} ms at the 95th percentile".format(**report["milliseconds"])

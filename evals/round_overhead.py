@@ -63,7 +63,9 @@ class InstantChatModel(BaseChatModel):
             },
             "Refinement": {"experience": "the count was wrong", "strategy": "rewrite", "prompt": "exactly two dogs"},
         }
-        message = AIMessage(content="", tool_calls=[{"name": name, "args": answers[name], "id": "c", "type": "tool_call"}])
+        message = AIMessage(
+            content="", tool_calls=[{"name": name, "args": answers[name], "id": "c", "type": "tool_call"}]
+        )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
 
