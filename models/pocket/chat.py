@@ -214,7 +214,7 @@ def _refine(tags: _Tags) -> dict[str, Any]:
     kinds = list(dict.fromkeys(kind for kind, _ in failed))
     named = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
     return {
-        "experience": f"After {tries} attempts the best still failed on {', '.join(kinds) or 'nothing'}. "
+        "experience": f"After {tries} attempt{'s' if tries > 1 else ''} the best still failed on {', '.join(kinds) or 'nothing'}. "
         f"Next wording tried: {named}.",
         "strategy": "rewrite",
         "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -48,18 +48,18 @@ BUCKET: Final = 8
 class Settings:
     """What a run is made of. A checkpoint only goes on under the settings that it was made with."""
 
-    width: int = 96
-    layers: int = 4
+    width: int = 40
+    layers: int = 2
     heads: int = 4
-    text_width: int = 96
+    text_width: int = 40
     text_layers: int = 2
-    steps: int = 24_000
+    steps: int = 12_000
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 200
     ema: float = 0.999
     scenes: int = 100_000
-    terse: float = 0.1
+    terse: float = 0.02
     dropout: float = 0.1
     seed: int = 0
 
@@ -242,7 +242,8 @@ def train(settings: Settings, out: Path, *, device: str = "cpu", save_every: flo
     data = Dataset.cached(work / f"scenes-{settings.scenes}-{settings.seed}.npz", settings.scenes, settings.seed)
     run = Run(settings, work / "checkpoint.pt", device)
     stop = stop_at or settings.steps
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    note = TextColumn("{task.fields[note]}")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), note)
     with Progress(*columns, refresh_per_second=2) as bar:
         task = bar.add_task("steps", total=settings.steps, completed=run.step, note="")
         saved = time.monotonic()

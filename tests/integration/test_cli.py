@@ -244,3 +244,32 @@ def test_everything_exported_is_there() -> None:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError):
         package.nonsense  # noqa: B018
+
+
+def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
+    tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
+) -> None:
+    _, _, record = finished
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gems", "generate", PROMPT, "--seed", "7", "--out", str(tmp_path / "out"), "--json"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "GEMS_HOME": str(home)},
+    )
+    assert process.stderr is not None
+    thread = process.stderr.readline().split()[-1]
+    while (line := process.stderr.readline()) and "skills" not in line:
+        pass
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    stopped = json.loads(stdout)
+    assert stopped["outcome"] == "cancelled"
+    assert f"gems generate --resume {thread}" in stderr
+    done = gems("generate", "--resume", thread, "--json", home=home)
+    again = json.loads(done.stdout)
+    assert again["outcome"] == record["outcome"]
+    assert again["attempts"][-1]["image"]["sha256"] == record["attempts"][-1]["image"]["sha256"]
+    assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
