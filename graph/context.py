@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gems.graph.errors import InputError
 from gems.graph.state import Budget
 
 __all__ = ["MAX_SEED", "GemsContext"]
@@ -75,10 +76,18 @@ class GemsContext(BaseModel):
 
         ``None`` gives the defaults; a mapping or an object of another class gives the fields that it has in common
         with this one, so that a parent's own context object can carry ours.
+
+        Raises:
+            InputError: A value is of the wrong type or out of its bounds.
         """
         if isinstance(context, cls):
             return context
         if context is None:
             return cls()
         values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
-        return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
+        try:
+            return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"the context's {where} is {first['input']!r}: {first['msg']}") from None

@@ -212,10 +212,10 @@ def _refine(tags: _Tags) -> dict[str, Any]:
     elements = set(_REWRITES[(tries - 1) % len(_REWRITES)])
     failed = _FIX.findall(tags["best_attempt"])
     kinds = list(dict.fromkeys(kind for kind, _ in failed))
+    so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
     named = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
     return {
-        "experience": f"After {tries} attempt{'s' if tries > 1 else ''} the best still failed on {', '.join(kinds) or 'nothing'}. "
-        f"Next wording tried: {named}.",
+        "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {named}.",
         "strategy": "rewrite",
         "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),
     }

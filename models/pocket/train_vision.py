@@ -374,7 +374,8 @@ def _fit_platt(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call,unused-ignore]
-    return round(float(parameters[0]), 4), round(float(parameters[1]), 4)
+    scale, shift = parameters.detach().tolist()
+    return round(scale, 4), round(shift, 4)
 
 
 def _fit_temperature(logs: Sequence[NDArray[np.float64]], right: Sequence[int]) -> float:

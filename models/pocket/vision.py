@@ -210,8 +210,8 @@ def normalise(images: Tensor) -> Tensor:
 _FLOOR: Final = 0.03
 """Detections less likely than this are dropped."""
 
-_SAME: Final = 0.30
-_OTHER: Final = 0.22
+_SAME: Final = 0.20
+_OTHER: Final = 0.05
 """Two readings closer than this share of their mean size are one thing: of the same object, of different ones."""
 
 
