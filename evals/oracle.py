@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from gems.models.pocket.pipeline import PocketPipeline
@@ -25,7 +26,7 @@ def items_of(pipeline: PocketPipeline, prompt: str, seed: int, **settings: Any) 
     """
     generator = torch.Generator().manual_seed(seed)
     output = pipeline(prompt, generator=generator, output_type="slots", **settings)
-    return decode_slots(output.images[0])
+    return decode_slots(np.asarray(output.images[0]))
 
 
 def check(spec: SceneSpec, items: Sequence[Item]) -> dict[str, bool]:

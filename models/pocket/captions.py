@@ -109,8 +109,8 @@ def clause(
 def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
     """A random rich wording: clauses joined by ";", at times after the terse sentence; details left out at times.
 
-    Training captions of large models are like this nowadays: long descriptions of what is there, seldom a relation in so
-    many words. That is why those models, and this one, follow a rich prompt better than a terse one.
+    Large models are trained on such captions nowadays: long descriptions of what is there, seldom a relation in so many
+    words. That is why those models, and this one, follow a rich prompt better than a terse one.
     """
     itemise = rng.random() < 0.15
     clauses = [
@@ -125,4 +125,4 @@ def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
         for group, members, arrangement in zip(scene.spec.groups, scene.members, scene.arrangements, strict=True)
     ]
     text = "; ".join(clauses)
-    return f"{terse_caption(scene.spec)}: {text}" if rng.random() < 0.2 else text
+    return f"{terse_caption(scene.spec)}: {text}" if rng.random() < 0.1 else text

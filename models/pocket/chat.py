@@ -198,9 +198,9 @@ def _decompose(prompt: str) -> dict[str, Any]:
 
 _FIX: Final = re.compile(r"^fix \((?P<kind>\w+), \w+\): (?P<question>[^?]*\?)", re.MULTILINE)
 _REWRITES: Final[tuple[frozenset[str], ...]] = (
-    frozenset({"clauses", "sentence", "place", "depth", "arrangement", "exactly"}),
-    frozenset({"clauses", "sentence", "places", "depth", "exactly"}),
     frozenset({"clauses", "place", "depth", "arrangement"}),
+    frozenset({"clauses", "places", "depth"}),
+    frozenset({"clauses", "place", "depth", "arrangement", "exactly"}),
 )
 """Wordings to try in turn, from the one that most often helps."""
 

@@ -154,7 +154,9 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         slots = randn_tensor((1, NUM_SLOTS, SLOT_DIM), generator=generator, device=text.device, dtype=text.dtype)
         self.scheduler.set_timesteps(steps, device=text.device)
         with self.progress_bar(total=steps) as bar:
-            for step, (timestep, level) in enumerate(zip(self.scheduler.timesteps, self.scheduler.sigmas, strict=False)):
+            for step, (timestep, level) in enumerate(
+                zip(self.scheduler.timesteps, self.scheduler.sigmas, strict=False)
+            ):
                 count = len(text)
                 clean = self.transformer(slots.expand(count, -1, -1), level.to(text).expand(count), text, mask)
                 if guided:
@@ -164,7 +166,8 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
                 slots = on_step_end(step, float(timestep), slots)
                 bar.update()
         # The last bits differ between processors and thread counts; images are to be equal everywhere.
-        return slots[0].float().cpu().numpy().round(3)
+        rounded: NDArray[np.float32] = slots[0].float().cpu().numpy().round(3)
+        return rounded
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """The text encoder's states (batch, tokens, text_width) and the mask of real tokens (batch, tokens)."""

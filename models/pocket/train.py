@@ -48,20 +48,21 @@ BUCKET: Final = 8
 class Settings:
     """What a run is made of. A checkpoint only goes on under the settings that it was made with."""
 
-    width: int = 40
-    layers: int = 2
+    width: int = 56
+    layers: int = 1
     heads: int = 4
-    text_width: int = 40
+    text_width: int = 56
     text_layers: int = 2
-    steps: int = 12_000
+    steps: int = 7500
     batch: int = 64
     learning_rate: float = 2e-3
     warmup: int = 200
     ema: float = 0.999
-    scenes: int = 100_000
-    terse: float = 0.02
+    scenes: int = 40_000
+    terse: float = 0.0
     dropout: float = 0.1
     seed: int = 0
+    start: str = ""
 
 
 _HELP: Final = {
@@ -79,6 +80,7 @@ _HELP: Final = {
     "terse": "share of terse captions; the others say where things stand",
     "dropout": "share of captions replaced by the empty prompt, for classifier-free guidance",
     "seed": "seed of the scenes, the first weights and the noise",
+    "start": "folder of a trained pipeline of the same shape to start from: fine-tunes it",
 }
 
 
@@ -201,7 +203,8 @@ class Denoiser(nn.Module):
         )
         text = self.text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         estimate = self.transformer((1 - s) * clean + s * noise, level, text, mask)
-        return (((estimate - clean) / s.clamp(min=_LEAST_LEVEL)) ** 2).mean()
+        error: Tensor = (estimate - clean) / s.clamp(min=_LEAST_LEVEL)
+        return error.square().mean()
 
 
 _LEAST_LEVEL: Final = 0.2
@@ -235,8 +238,10 @@ def train(settings: Settings, out: Path, *, device: str = "cpu", save_every: flo
         The held-out loss of the moving average.
 
     Raises:
-        ValueError: The checkpoint in ``out`` was made with other settings.
+        ValueError: The checkpoint in ``out`` was made with other settings, or there are too few scenes.
     """
+    if settings.scenes <= HELD_OUT:
+        raise ValueError(f"scenes must be more than the {HELD_OUT} that are held out, not {settings.scenes}")
     work = out / "training"
     work.mkdir(parents=True, exist_ok=True)
     data = Dataset.cached(work / f"scenes-{settings.scenes}-{settings.seed}.npz", settings.scenes, settings.seed)
@@ -269,6 +274,10 @@ class Run:
         self.settings, self.path, self.device = settings, path, device
         self.step, self.loss = 0, float("nan")
         self.model = Denoiser(settings).to(device)
+        if settings.start:
+            trained = PocketPipeline.from_pretrained(settings.start)
+            self.model.text_encoder.load_state_dict(trained.text_encoder.state_dict())
+            self.model.transformer.load_state_dict(trained.transformer.state_dict())
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
         if path.exists():
@@ -281,7 +290,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.model.loss(batch, self.device)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -341,8 +350,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--{field.name.replace('_', '-')}",
             type=type(field.default),
             default=field.default,
-            metavar="N",
-            help=f"{_HELP[field.name]} (default {field.default})",
+            metavar="DIR" if field.name == "start" else "N",
+            help=f"{_HELP[field.name]} (default {field.default!r})",
         )
     options = vars(parser.parse_args(arguments))
     out, device = options.pop("out"), options.pop("device")

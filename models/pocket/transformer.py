@@ -29,7 +29,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         def split(h: Tensor) -> Tensor:
-            return h.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return h.reshape(*h.shape[:2], self.heads, -1).transpose(1, 2)
 
         key, value = self.key_value(context).chunk(2, dim=-1)
         mixed = F.scaled_dot_product_attention(split(self.query(x)), split(key), split(value), attn_mask=mask)
@@ -58,7 +58,8 @@ class _Block(nn.Module):
         h = self.norm(x) * (1 + scale) + shift
         x = x + gate * self.attention(h, h)
         x = x + self.cross_attention(self.cross_norm(x), text, mask)
-        return x + mlp_gate * self.mlp(self.norm(x) * (1 + mlp_scale) + mlp_shift)
+        thought: Tensor = self.mlp(self.norm(x) * (1 + mlp_scale) + mlp_shift)
+        return x + mlp_gate * thought
 
 
 class PocketTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -75,7 +76,7 @@ class PocketTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         text_width: Channels of the text encoder's states.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, width: int = 96, layers: int = 4, heads: int = 4, text_width: int = 96) -> None:
         super().__init__()
         self.slot_in = nn.Linear(SLOT_DIM, width)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from langgraph.runtime import RunControl
 
-from gems.evidence import make_folder, run_record, write_evidence
+from gems.evidence import ModelRecord, make_folder, run_record, write_atomically, write_evidence
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import GemsError, InputError
@@ -24,6 +25,7 @@ from gems.graph.state import Attempt, GemsState, best_attempt
 from gems.memory.images import ImageStore
 from gems.nodes.retry import is_backend_failure
 from gems.session import model_records, open_checkpoints, run_thread
+from gems.skills.loader import load_skills
 
 __all__ = ["Job", "read_jobs", "run_batch"]
 
@@ -37,7 +39,8 @@ class Job:
     index: int
     prompt: str
     seed: int
-    id: str | None = None
+    id: Any = None
+    """The user's own name for it, handed through to the results."""
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:
@@ -49,7 +52,8 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         InputError: The file cannot be read, or a line is not what it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines: JSON text may hold a line separator such as U+2028 as it is.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from error
     parse = _parse_json if path.suffix in (".jsonl", ".ndjson") else _parse_text
@@ -76,12 +80,13 @@ def _parse_text(line: str, where: str) -> dict[str, Any] | None:
 def _parse_json(line: str, where: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair could not be written down again
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not usable JSON ({error})") from error
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise InputError(f'{where}: not an object with a text "prompt"')
     seed = row.get("seed")
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
+    if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
         raise InputError(f'{where}: "seed" is not a whole number from 0 to {MAX_SEED}')
     return row
 
@@ -98,13 +103,14 @@ class _Results:
         self._path = path
         self._lock = threading.Lock()
         self.rows: dict[int, dict[str, Any]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        written = path.read_bytes() if path.exists() else b""
+        for line in written.split(b"\n"):
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = json.loads(line.decode())
+                self.rows[row["index"]] = row
+            except (ValueError, TypeError, KeyError):
                 continue  # the torn last line of a killed batch: that prompt is run again
-            self.rows[row["index"]] = row
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
+        if written and not written.endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
 
@@ -125,21 +131,25 @@ def run_batch(
     concurrency: int,
     evidence: bool,
     control: RunControl,
-    on_start: Callable[[int], None],
+    on_start: Callable[[list[dict[str, Any]]], None],
     on_done: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
     """Run every job that has no result yet. Returns all results of the folder, in the file's order.
 
     Raises:
-        InputError: The folder holds another batch.
+        InputError: The folder holds another batch or cannot be written to, or a setting cannot be used.
+        BackendError: The disk is full, or weights are not there.
     """
     make_folder(out)
-    batch = _claim(out, jobs, context)
+    # What would fail every prompt fails here, before it is written down as each prompt's own failure.
+    models = model_records(context)
+    load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
+    batch = _claim(out, jobs, context, models)
     results = _Results(out / "results.jsonl")
     # A prompt that cannot be drawn stays so; one that met a failing backend deserves another try.
     done = {index for index, row in results.rows.items() if row.get("error_kind") != "backend"}
     waiting = [job for job in jobs if job.index not in done]
-    on_start(len(jobs) - len(waiting))
+    on_start([results.rows[job.index] for job in jobs if job.index in done])
     images = ImageStore(out / "images")
     with open_checkpoints(out / "checkpoints.sqlite") as saver, ThreadPoolExecutor(concurrency) as pool:
         graph = build_graph(checkpointer=saver, images=images)
@@ -148,10 +158,14 @@ def run_batch(
             if control.drain_requested:
                 return None
             thread = f"{batch}-{job.index}"
-            row = _run(graph, thread, job, context, control, images, out if evidence else None)
-            if row is not None:
-                results.add(row)
-                saver.delete_thread(thread)
+            try:
+                row = _run(graph, thread, job, context, models, control, images, out if evidence else None)
+                if row is not None:
+                    results.add(row)
+                    saver.delete_thread(thread)
+            except BaseException:
+                control.request_drain("the batch's folder cannot be used")  # nor can any other prompt's result be kept
+                raise
             return row
 
         for future in as_completed([pool.submit(work, job) for job in waiting]):
@@ -161,19 +175,26 @@ def run_batch(
     return [results.rows[job.index] for job in jobs if job.index in results.rows]
 
 
-def _claim(out: Path, jobs: list[Job], context: GemsContext) -> str:
-    """The batch's name, from its prompts and settings; the folder is kept for it."""
+def _claim(out: Path, jobs: list[Job], context: GemsContext, models: dict[str, ModelRecord]) -> str:
+    """The batch's name, from its prompts, settings and weights; the folder is kept for it."""
     manifest = {
         "prompts": [[job.prompt, job.seed] for job in jobs],
         "settings": context.model_dump(mode="json"),
+        "models": {role: asdict(model) for role, model in models.items()},
     }
     name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")).get("batch") != name:
-            raise InputError(f"{out} holds a batch of other prompts or settings; choose another folder with --out")
+        try:
+            held = json.loads(path.read_bytes())["batch"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged ({error}); choose another folder with --out") from error
+        if held != name:
+            raise InputError(
+                f"{out} holds a batch of other prompts, settings or models; choose another folder with --out"
+            )
     else:
-        path.write_text(json.dumps({"batch": name, **manifest}, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_atomically(path, json.dumps({"batch": name, **manifest}, indent=1, ensure_ascii=False).encode())
     return name
 
 
@@ -182,28 +203,37 @@ def _run(
     thread: str,
     job: Job,
     context: GemsContext,
+    models: dict[str, ModelRecord],
     control: RunControl,
     images: ImageStore,
     evidence: Path | None,
 ) -> dict[str, Any] | None:
     """One prompt's result, or None if the batch is being stopped."""
     started = time.perf_counter()
-    row: dict[str, Any] = {"index": job.index, "id": job.id, "prompt": job.prompt, "seed": job.seed}
+    row: dict[str, Any] = {
+        "index": job.index,
+        "id": job.id,
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "thread": thread,
+    }
+    own, begun = context.model_copy(update={"seed": job.seed}), datetime.now(UTC)
     try:
-        own = context.model_copy(update={"seed": job.seed})
-        begun = datetime.now(UTC)
         values = run_thread(graph, thread, job.prompt, own, control=control)
-        if not values.get("outcome"):
-            return None
-        if evidence is not None:
-            record = run_record(values, own, model_records(own), thread, begun)
-            write_evidence(evidence / "runs" / f"{job.index:05d}", record, images)
     except Exception as error:
-        # One prompt's failure is its own: it is written down, and the others go on.
-        if not isinstance(error, GemsError) and not is_backend_failure(error):
+        # A folder that cannot be written to is everybody's; any other failure is this prompt's own: it is written
+        # down, and the others go on.
+        if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
             raise
+        text = " ".join(str(error).split())
         kind = "input" if isinstance(error, InputError) else "backend"
-        return {**row, "error": " ".join(str(error).split()), "error_kind": kind}
+        named = text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}"
+        return {**row, "error": named, "error_kind": kind}
+    if not values.get("outcome"):
+        return None
+    if evidence is not None:
+        record = run_record(values, own, models, thread, begun)
+        write_evidence(evidence / "runs" / f"{job.index:05d}", record, images)
     return {**row, **_summary(values), "seconds": round(time.perf_counter() - started, 3)}
 
 

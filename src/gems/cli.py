@@ -8,12 +8,13 @@ import os
 import signal
 import statistics
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
@@ -48,6 +49,8 @@ out, err = Console(), Console(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Row: TypeAlias = dict[str, Any]
+"""One line of a batch's results.jsonl."""
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -60,7 +63,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         _quiet_libraries()
         try:
             return command(*args, **kwargs)
-        except (InputError, BackendError) as error:
+        except BrokenPipeError:  # the reader of our output has gone: the command line library ends quietly
+            raise
+        except (InputError, BackendError, OSError) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
             err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
@@ -163,9 +168,15 @@ def generate(
     budget_seconds: BudgetSeconds = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image. Default: random.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Where runs leave their evidence.", rich_help_panel=OUTPUT)] = (
-        Path("gems-out")
-    ),
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where runs leave their evidence. With --resume: the run's own, unless given.",
+            show_default="gems-out",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -180,12 +191,14 @@ def generate(
     from gems.evidence import make_folder, run_record, write_evidence
     from gems.graph.errors import InputError
     from gems.nodes.intake import check_prompt
-    from gems.session import Thread, load_thread, new_thread_id
+    from gems.session import load_thread
 
+    known = None
     if resume is not None:
         if prompt is not None:
             raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
-        thread = load_thread(resume)
+        known = load_thread(resume)
+        context, checked, folder = known.context, known.prompt, folder or known.out
     else:
         if prompt is None:
             raise InputError('say what the image should show: gems generate "three blue cars"')
@@ -205,32 +218,51 @@ def generate(
             budget_images=budget_images,
             budget_seconds=budget_seconds,
         )
-        checked = check_prompt(prompt)
-        thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC))
-    run_folder = thread.out / thread.id
-    make_folder(thread.out)
-    if resume is None:
-        thread.save()
-    if not quiet:
-        err.print(f"[dim]run {thread.id}[/]", highlight=False)
+        checked, folder = check_prompt(prompt), folder or Path("gems-out")
+    make_folder(folder)
 
     with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
         from gems.graph.builder import build_graph
         from gems.memory.home import home
         from gems.memory.images import ImageStore
         from gems.progress import LiveRun
-        from gems.session import model_records, open_checkpoints, run_thread
+        from gems.session import (
+            Thread,
+            check_models,
+            finished_at,
+            has_ended,
+            model_records,
+            new_thread_id,
+            open_checkpoints,
+            run_thread,
+        )
 
-        images, models = ImageStore(), model_records(thread.context)
+        images = ImageStore()
+        if known is None:
+            models = model_records(context)
+            thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC), models)
+            thread.save()
+        else:
+            thread = known
+    if not quiet:
+        err.print(
+            f"[dim]run {thread.id}; to resume it: gems generate --resume {thread.id}[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     with (
         _stoppable() as control,
         open_checkpoints(home() / "checkpoints.sqlite") as saver,
         LiveRun(err) if not quiet else nullcontext() as live,
     ):
         graph = build_graph(checkpointer=saver, images=images)
+        if known is not None and not has_ended(graph, thread.id):
+            check_models(thread)
         values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=live, control=control)
-    record = run_record(values, thread.context, models, thread.id, thread.started)
-    evidence = write_evidence(run_folder, record, images)
+        ended = finished_at(graph, thread.id)
+    record = run_record(values, thread.context, thread.models, thread.id, thread.started, ended)
+    evidence = write_evidence(folder / thread.id, record, images)
     _print_run(record, evidence, as_json=as_json)
     if record["outcome"] == "cancelled":
         err.print(f"stopped; go on with: gems generate --resume {thread.id}", highlight=False, soft_wrap=True)
@@ -435,7 +467,7 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
     rounds = record["attempts"][-1]["round"] if best else 0
     out.print(
         f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
-        f"score {record['score']:.2f}; {usage['images']} images, {usage['chat_calls']} chat calls, "
+        f"score {record['score']:.2f}; {usage['images']} image{'' if usage['images'] == 1 else 's'}, {usage['chat_calls']} chat calls, "
         f"{usage['seconds']:.1f} s",
         highlight=False,
     )
@@ -455,7 +487,8 @@ def _stoppable() -> Iterator[RunControl]:
 
     def on_interrupt(*_: object) -> None:
         if control.drain_requested:
-            raise KeyboardInterrupt
+            err.show_cursor()
+            os._exit(INTERRUPTED)  # every step is on disk; worker threads would hold up any other way out
         control.request_drain("interrupted")
         err.print("stopping after this step; Ctrl-C again to stop at once")
 
@@ -467,35 +500,42 @@ def _stoppable() -> Iterator[RunControl]:
 
 
 @contextmanager
-def _batch_bar(total: int, *, quiet: bool) -> Iterator[tuple[Callable[[int], None], Callable[[dict[str, Any]], None]]]:
+def _batch_bar(total: int, *, quiet: bool) -> Iterator[tuple[Callable[[list[Row]], None], Callable[[Row], None]]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     done: Counter[str] = Counter()
+    start, run = time.monotonic(), 0
     with Progress(
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=err,
         disable=quiet or not err.is_terminal,
+        speed_estimate_period=3600,  # seconds; a prompt of a large model can take minutes
     ) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task("", total=total, rate="")
 
-        def on_start(finished: int) -> None:
-            progress.update(task, completed=finished)
-            if finished and not quiet:
-                err.print(f"{finished} of {total} prompts were done before", highlight=False)
+        def on_start(before: list[Row]) -> None:
+            done.update(row.get("outcome") or "failed" for row in before)
+            progress.update(task, completed=len(before))
+            if before and not quiet:
+                err.print(f"{len(before)} of {total} prompts were done before", highlight=False)
 
-        def on_done(row: dict[str, Any]) -> None:
+        def on_done(row: Row) -> None:
+            nonlocal run
+            run += 1
             done[row.get("outcome") or "failed"] += 1
-            progress.update(task, advance=1, description=f"{done['solved']}/{done.total()} solved")
+            rate = f"{60 * run / (time.monotonic() - start):.1f} a minute"
+            progress.update(task, advance=1, description=f"{done['solved']} of {done.total()} solved", rate=rate)
             if not quiet and not err.is_terminal and done.total() % 10 == 0:
                 err.print(f"{done.total()} prompts, {done['solved']} solved", highlight=False)
 
         yield on_start, on_done
 
 
-def _batch_summary(rows: list[dict[str, Any]], total: int) -> dict[str, Any]:
+def _batch_summary(rows: list[Row], total: int) -> dict[str, Any]:
     run = [row for row in rows if "usage" in row]
     if not run:
         return {"prompts": total, "finished": len(rows), "failed": len(rows)}
@@ -504,6 +544,7 @@ def _batch_summary(rows: list[dict[str, Any]], total: int) -> dict[str, Any]:
         "finished": len(rows),
         "solved": sum(row["outcome"] == "solved" for row in run),
         "failed": sum(bool(row.get("error")) for row in rows),
+        "rounds_per_prompt": round(statistics.mean(row["rounds"] for row in run), 2),
         "images_per_prompt": round(statistics.mean(row["usage"]["images"] for row in run), 2),
         "chat_calls_per_prompt": round(statistics.mean(row["usage"]["chat_calls"] for row in run), 2),
         "seconds_per_prompt_median": round(statistics.median(row["seconds"] for row in run), 2),

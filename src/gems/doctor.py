@@ -61,7 +61,8 @@ def diagnose(context: GemsContext) -> list[Check]:
             raise RuntimeError("needs the generator's image")
         model = init_mllm(context.mllm)
         [verdict], _ = inspect_image(model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
-        return f"{context.mllm} {model_fingerprint(model)[:12]} sees a car: {verdict.answer} ({verdict.confidence:.2f})"
+        answered = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
+        return f"{context.mllm} {model_fingerprint(model)[:12]} {answered}"
 
     def embed() -> str:
         from gems.memory.embedder import init_embedder

@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import ValidationError
+
 from gems import __version__
 from gems.graph.context import GemsContext
 from gems.graph.errors import InputError
@@ -16,7 +18,16 @@ from gems.graph.state import Attempt, GemsState, Usage, best_attempt
 from gems.memory.images import ImageStore
 from gems.report import render_report
 
-__all__ = ["SCHEMA", "Evidence", "ModelRecord", "load_record", "make_folder", "run_record", "write_evidence"]
+__all__ = [
+    "SCHEMA",
+    "Evidence",
+    "ModelRecord",
+    "load_record",
+    "make_folder",
+    "run_record",
+    "write_atomically",
+    "write_evidence",
+]
 
 SCHEMA: Final = 1
 """Version of run.json's layout."""
@@ -57,9 +68,14 @@ def make_folder(folder: Path) -> Path:
 
 
 def run_record(
-    values: GemsState, context: GemsContext, models: dict[str, ModelRecord], thread: str, started: datetime
+    values: GemsState,
+    context: GemsContext,
+    models: dict[str, ModelRecord],
+    thread: str,
+    started: datetime,
+    finished: datetime | None = None,
 ) -> dict[str, Any]:
-    """Everything about a run that is not pixels, as JSON."""
+    """Everything about a run that is not pixels, as JSON. ``finished`` is now unless it is given."""
     attempts = values.get("attempts") or []
     best = best_attempt(attempts)
     return {
@@ -81,23 +97,32 @@ def run_record(
         "usage": values.get("usage", Usage()).model_dump(mode="json"),
         "errors": values.get("errors") or [],
         "started_at": started.isoformat(timespec="seconds"),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished_at": (finished or datetime.now(UTC)).isoformat(timespec="seconds"),
     }
 
 
 def write_evidence(folder: Path, record: dict[str, Any], images: ImageStore) -> Evidence:
-    """Write a run's folder. Doing it again writes the same files."""
+    """Write a run's folder. Doing it again writes the same files.
+
+    Raises:
+        InputError: The folder cannot be written to.
+        BackendError: An image is gone from the store.
+    """
     make_folder(folder)
     attempts = [Attempt.model_validate({k: v for k, v in a.items() if k != "file"}) for a in record["attempts"]]
     pngs = [images.read(a.image) for a in attempts]
-    for attempt, png in zip(attempts, pngs, strict=True):
-        _write(folder / _file_name(attempt), png)
     best = record["best"]
+    files = {_file_name(attempt): png for attempt, png in zip(attempts, pngs, strict=True)}
+    if best is not None:
+        files["best.png"] = pngs[best]
+    files["run.json"] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
+    files["report.html"] = render_report(record, pngs).encode()
+    try:
+        for name, data in files.items():
+            write_atomically(folder / name, data)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
     image = folder / "best.png" if best is not None else None
-    if image is not None:
-        _write(image, pngs[best])
-    _write(folder / "run.json", (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-    _write(folder / "report.html", render_report(record, pngs).encode())
     return Evidence(folder, folder / "run.json", folder / "report.html", image)
 
 
@@ -116,6 +141,12 @@ def load_record(where: Path) -> tuple[Path, dict[str, Any]]:
         raise InputError(f"{path} is not JSON ({error}); give a run's folder or its run.json") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a run of this version of GEMS (schema {SCHEMA})")
+    try:
+        ModelRecord(**record["models"]["generator"])
+        for attempt in record["attempts"]:
+            Attempt.model_validate({k: v for k, v in attempt.items() if k != "file"})
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise InputError(f"{path} is damaged ({' '.join(str(error).split())})") from error
     return path.parent, record
 
 
@@ -123,8 +154,11 @@ def _file_name(attempt: Attempt) -> str:
     return f"round-{attempt.round}-{attempt.candidate}.png"
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Atomically, so that a reader or a crash never leaves half a file."""
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that no reader and no crash ever meets half of it."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    aside.write_bytes(data)
-    aside.replace(path)
+    try:
+        aside.write_bytes(data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

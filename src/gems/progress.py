@@ -32,6 +32,8 @@ class LiveRun:
         )
         self._console = console
         self._questions: dict[str, str] = {}
+        self._images = 0
+        self._shown: int | None = None
         self._bar: TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -64,6 +66,7 @@ class LiveRun:
         self._print(f"[dim]learned: {escape(event['experience'])}[/]")
 
     def _on_prompt(self, event: dict[str, Any]) -> None:
+        self._images, self._shown = 0, None
         self._print(f"[bold]Round {event['round']}[/] [dim]{event['strategy']}[/] {escape(event['prompt'])}")
 
     def _on_step(self, event: dict[str, Any]) -> None:
@@ -72,11 +75,15 @@ class LiveRun:
         self._progress.update(self._bar, completed=event["step"], total=event["steps"])
 
     def _on_image(self, event: dict[str, Any]) -> None:
+        self._images += 1
         if self._bar is not None:
             self._progress.remove_task(self._bar)
             self._bar = None
 
     def _on_verdict(self, event: dict[str, Any]) -> None:
+        if self._images > 1 and event["candidate"] != self._shown:
+            self._shown = event["candidate"]
+            self._print(f"  [bold]image {event['candidate'] + 1}[/]")
         question = self._questions.get(event["requirement_id"], event["requirement_id"])
         reason = f" [dim]{escape(event['reason'])}[/]" if event["answer"] != "yes" and event["reason"] else ""
         self._print(f"  {MARKS[event['answer']]} {escape(question)} [dim]{event['confidence']:.2f}[/]{reason}")

@@ -53,6 +53,7 @@ def render_report(record: dict[str, Any], pngs: Sequence[bytes]) -> str:
                 "verdict_of": verdicts,
                 "passed": sum(v["answer"] == "yes" for v in attempt["verdicts"]),
                 "changes": word_changes(previous, attempt["prompt"]),
+                "unchanged": previous == attempt["prompt"],
             }
         )
         previous = attempt["prompt"]

@@ -8,8 +8,8 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -18,17 +18,28 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
-from gems.evidence import ModelRecord
+from gems.evidence import ModelRecord, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
-from gems.graph.errors import InputError
+from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsInput, GemsState
+from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.home import home
 from gems.models.chat import init_mllm, model_fingerprint
 from gems.models.generators import init_image_generator
 from gems.progress import Listener
 
-__all__ = ["Thread", "load_thread", "model_records", "new_thread_id", "open_checkpoints", "run_thread"]
+__all__ = [
+    "Thread",
+    "check_models",
+    "finished_at",
+    "has_ended",
+    "load_thread",
+    "model_records",
+    "new_thread_id",
+    "open_checkpoints",
+    "run_thread",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +51,30 @@ class Thread:
     context: GemsContext
     out: Path
     started: datetime
+    models: dict[str, ModelRecord]
+    """What it was begun with; other weights would make another run."""
 
     def save(self) -> None:
-        """Write it down, before the first step."""
+        """Write it down, before the first step.
+
+        Raises:
+            InputError: The home folder has no room for it.
+        """
         record = {
             "prompt": self.prompt,
             "context": self.context.model_dump(mode="json"),
             "out": str(self.out.absolute()),
             "started": self.started.isoformat(),
+            "models": {role: asdict(model) for role, model in self.models.items()},
         }
         path = _thread_file(self.id)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(record, indent=2).encode())
+        except OSError as error:
+            raise InputError(
+                f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder with room"
+            ) from error
 
 
 def new_thread_id(prompt: str) -> str:
@@ -75,10 +98,11 @@ def load_thread(thread: str) -> Thread:
             GemsContext.model_validate(record["context"]),
             Path(record["out"]),
             datetime.fromisoformat(record["started"]),
+            {role: ModelRecord(**model) for role, model in record["models"].items()},
         )
     except FileNotFoundError as error:
         raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); the run cannot be resumed") from error
 
 
@@ -93,7 +117,8 @@ def open_checkpoints(path: Path) -> Iterator[SqliteSaver]:
     """A checkpointer on a SQLite file, made if it is not there.
 
     Raises:
-        InputError: The file is not a database, or cannot be written to.
+        InputError: The file is not a database, or is damaged.
+        BackendError: The file cannot be written to: the disk is full, or another process holds it.
     """
     try:
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
@@ -102,14 +127,54 @@ def open_checkpoints(path: Path) -> Iterator[SqliteSaver]:
         connection.execute("PRAGMA synchronous = NORMAL")
         saver = SqliteSaver(connection)
         saver.setup()
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
+        raise _unwritable(path, error) from error
+    except sqlite3.DatabaseError as error:
         raise InputError(f"cannot use the checkpoint file {path} ({error}); move it away and try again") from error
     try:
         yield saver
+    except sqlite3.OperationalError as error:
+        raise _unwritable(path, error) from error
     except sqlite3.DatabaseError as error:
         raise InputError(f"the checkpoint file {path} is damaged ({error}); move it away and try again") from error
     finally:
         connection.close()
+
+
+def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
+    """The disk or the lock is at fault, the file is sound: moving it away would lose runs that can still go on."""
+    return BackendError(
+        f"cannot write the checkpoint file {path} ({error}); see that the disk has room and no other process holds it, "
+        "then go on with the same run",
+        retryable=False,
+    )
+
+
+def has_ended(graph: GemsGraph, thread: str) -> bool:
+    """Whether a thread ran to its end, so that there is nothing to go on with."""
+    snapshot = graph.get_state({"configurable": {"thread_id": thread}})
+    return bool(snapshot.values) and not snapshot.next
+
+
+def check_models(thread: Thread) -> None:
+    """Be sure that a run goes on with the models that it was begun with.
+
+    Raises:
+        InputError: The models at hand have other weights.
+    """
+    here = model_records(thread.context)
+    for role, begun_with in thread.models.items():
+        if here[role] != begun_with:
+            raise InputError(
+                f"run {thread.id} was begun with the {role} {begun_with.name} {begun_with.fingerprint[:12]}, here is "
+                f"{here[role].fingerprint[:12]}: other weights would make another run; start a new one"
+            )
+
+
+def finished_at(graph: GemsGraph, thread: str) -> datetime:
+    """When a thread's last step was written down; now if it has none."""
+    written = graph.get_state({"configurable": {"thread_id": thread}}).created_at
+    return datetime.fromisoformat(written) if written else datetime.now(UTC)
 
 
 def run_thread(
@@ -143,8 +208,16 @@ def run_thread(
 
 
 def model_records(context: GemsContext) -> dict[str, ModelRecord]:
-    """The run's models, for its record. Loads nothing that the run has not loaded."""
-    return {
+    """The models of these settings, for a run's record. Loads what the run needs anyway.
+
+    Raises:
+        InputError: A name is not known, or its package or key is missing.
+        BackendError: Weights are not there.
+    """
+    records = {
         "mllm": ModelRecord(context.mllm, model_fingerprint(init_mllm(context.mllm))),
         "generator": ModelRecord(context.generator, init_image_generator(context.generator).fingerprint),
     }
+    if context.memory:
+        records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(init_embedder(context.embedder)))
+    return records
