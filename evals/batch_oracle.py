@@ -35,6 +35,7 @@ def bootstrap_interval(values: NDArray[np.float64], resamples: int = 10_000, see
 def evaluate(folder: Path, weights: Path) -> dict[str, Any]:
     """The figures of one batch folder."""
     pipeline = PocketPipeline.from_pretrained(str(weights))
+    pipeline.set_progress_bar_config(disable=True)
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row.get("best")]
 

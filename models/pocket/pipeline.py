@@ -82,7 +82,7 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt: str | list[str],
         *,
         num_inference_steps: int = 12,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("slots",),
