@@ -467,8 +467,8 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
     rounds = record["attempts"][-1]["round"] if best else 0
     out.print(
         f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
-        f"score {record['score']:.2f}; {usage['images']} image{'' if usage['images'] == 1 else 's'}, {usage['chat_calls']} chat calls, "
-        f"{usage['seconds']:.1f} s",
+        f"score {record['score']:.2f}; {usage['images']} image{'' if usage['images'] == 1 else 's'}, "
+        f"{usage['chat_calls']} chat calls, {usage['seconds']:.1f} s",
         highlight=False,
     )
     for error in record["errors"]:
