@@ -96,14 +96,14 @@ def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> 
     run(prompts, tmp_path / "out")
     done = run(prompts, tmp_path / "out", "--seed", "5")
     assert done.returncode == 2
-    assert "other prompts or settings" in done.stderr
+    assert "other prompts, settings" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
         ("empty.txt", "# nothing\n\n", "holds no prompt"),
-        ("broken.jsonl", '{"prompt": "a cat"}\n{"prompt"', "line 2: not JSON"),
+        ("broken.jsonl", '{"prompt": "a cat"}\n{"prompt"', "line 2: not usable JSON"),
         ("wrong.jsonl", '{"text": "a cat"}\n', "line 1"),
         ("seed.jsonl", '{"prompt": "a cat", "seed": -4}\n', "seed"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], li
     return done.stdout.splitlines(), sorted((folder / "spent.log").read_text().splitlines())
 
 
+SIDE_BY_SIDE = ("update:0", "update:1", "update:2", "update:3", "update:4")
+"""From intake's end to the planner's: the decomposer runs beside memory and planner."""
+
 MOMENTS = [
     *(f"update:{k}" for k in range(UPDATES)),
     *(f"{what}:{k}" for what in ("image", "verdicts") for k in range(3)),
@@ -43,7 +47,12 @@ def test_a_killed_run_goes_on_where_it_was(
     assert resumed.returncode == 0, resumed.stderr
     stdout, spent = undisturbed
     assert resumed.stdout.splitlines() == stdout
-    assert sorted((tmp_path / "spent.log").read_text().splitlines()) == spent
+    paid = Counter((tmp_path / "spent.log").read_text().splitlines())
+    assert Counter(spent) <= paid
+    # Where two branches run side by side, one may die in the middle of its call when the other ends: a call whose
+    # answer never arrived is the one thing that can be made again. Images and verdicts have no such neighbour.
+    again = [line.split()[0] for line in (paid - Counter(spent)).elements()]
+    assert again in ([], ["Requirements"], ["Plan"]) if moment in SIDE_BY_SIDE else again == []
 
 
 def test_the_moments_are_all_there_are(tmp_path: Path) -> None:
