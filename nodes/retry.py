@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any, Final, Literal, TypeAlias
 
 from langgraph.errors import NodeError
@@ -58,9 +59,10 @@ def describe(error: BaseException, node: str) -> str:
 
 def work_without(error: NodeError, goto: str, **update: Any) -> Goto:
     """What an error handler returns when the run can do without the node: any fault but bad input is noted down."""
-    if isinstance(error.error, InputError) or not isinstance(error.error, Exception):
-        raise error.error
-    return Command(update={"errors": [describe(error.error, error.node)], **update}, goto=goto)  # type: ignore[arg-type]
+    fault = _fault(error)
+    if isinstance(fault, InputError) or not isinstance(fault, Exception):
+        raise fault
+    return Command(update={"errors": [describe(fault, error.node)], **update}, goto=goto)  # type: ignore[arg-type]
 
 
 def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
@@ -68,6 +70,20 @@ def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
 
     Errors that are not a backend's (bad input, a bug) are raised again: they end the run with their own message.
     """
-    if not is_backend_failure(error.error):
-        raise error.error
+    fault = _fault(error)
+    if not is_backend_failure(fault):
+        raise fault
     return work_without(error, goto, **update)
+
+
+def _fault(error: NodeError) -> BaseException:
+    """The failure itself. In a run that was killed and resumed, the checkpoint holds it only as the text of its repr."""
+    if isinstance(error.error, BaseException):
+        return error.error
+    text = str(error.error)
+    kind, _, arguments = text.partition("(")
+    try:
+        message = str(ast.literal_eval(arguments.removesuffix(")")))
+    except (ValueError, SyntaxError):
+        message = text
+    return InputError(message) if kind == InputError.__name__ else BackendError(message, retryable=False)

@@ -80,7 +80,8 @@ def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
     killed_at = results.read_bytes()
     with results.open("ab") as file:
         file.write(b'{"index": 5, "prom')  # a torn line, as a crash of the machine leaves it
-    assert run(prompts, out).returncode == 2
+    resumed = run(prompts, out)
+    assert resumed.returncode == 2, resumed.stderr
     lines = results.read_bytes()
     assert lines.startswith(killed_at)
     kept = [json.loads(line) for line in lines.splitlines() if line.endswith(b"}")]
