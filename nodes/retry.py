@@ -77,10 +77,11 @@ def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
 
 
 def _fault(error: NodeError) -> BaseException:
-    """The failure itself. In a run that was killed and resumed, the checkpoint holds it only as the text of its repr."""
-    if isinstance(error.error, BaseException):
-        return error.error
-    text = str(error.error)
+    """The failure itself. In a run that was killed and resumed, the checkpoint holds no more of it than its repr."""
+    fault: object = error.error
+    if isinstance(fault, BaseException):
+        return fault
+    text = str(fault)
     kind, _, arguments = text.partition("(")
     try:
         message = str(ast.literal_eval(arguments.removesuffix(")")))
