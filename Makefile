@@ -29,7 +29,7 @@ $(LISTING): FORCE
 	@echo "$(FILES)" | cmp -s - $@ || echo "$(FILES)" > $@
 
 demo: $(READY)
-	$(BIN)/gems generate "$(PROMPT)" --seed 7 --out gems-out || [ $$? -eq 1 ]
+	$(BIN)/gems generate "$(PROMPT)" --seed 4 --out gems-out || [ $$? -eq 1 ]
 
 lint: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
