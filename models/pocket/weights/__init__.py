@@ -22,7 +22,7 @@ def weights_folder(name: str) -> Path:
         BackendError: It holds no weights.
     """
     folder = Path(__file__).parent / name
-    if not any(folder.rglob("*.safetensors")):
+    if not any(path.is_file() for path in folder.rglob("*.safetensors")):  # a strict editable install leaves dead links
         raise BackendError(
             f"the pocket {name} model's weights are missing from {folder}: install the package again", retryable=False
         )
