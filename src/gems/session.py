@@ -152,8 +152,9 @@ def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
 
 def has_ended(graph: GemsGraph, thread: str) -> bool:
     """Whether a thread ran to its end, so that there is nothing to go on with."""
+    # Not ``next``: it leaves out tasks that are done but whose step is not, as a kill between the two leaves them.
     snapshot = graph.get_state({"configurable": {"thread_id": thread}})
-    return bool(snapshot.values) and not snapshot.next
+    return bool(snapshot.values) and not snapshot.tasks
 
 
 def check_models(thread: Thread) -> None:
@@ -192,9 +193,9 @@ def run_thread(
         The state it ended in. A thread that had ended before is not run again.
     """
     config: RunnableConfig = {"configurable": {"thread_id": thread}}
-    snapshot = graph.get_state(config)
-    given = GemsInput(prompt=prompt) if not snapshot.values and not snapshot.next else None
-    if given is not None or snapshot.next:
+    if not has_ended(graph, thread):
+        begun = bool(graph.get_state(config).tasks)
+        given = None if begun else GemsInput(prompt=prompt)
         try:
             for event in graph.stream(
                 given, config, context=context, stream_mode="custom", durability="sync", control=control

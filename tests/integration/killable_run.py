@@ -1,6 +1,9 @@
 """Run the graph on fakes in a process of its own, and die by SIGKILL at a chosen moment. Used by test_kill.py.
 
-usage: killable_run.py FOLDER MOMENT       MOMENT: update:K, image:K, verdicts:K (K-th of its kind, from 0), or never
+usage: killable_run.py FOLDER MOMENT       MOMENT: KIND:K (the K-th of its kind, from 0), or never
+
+KIND is image or verdicts (in the middle of the call), writes (a node's result was just written down) or checkpoint (a
+step was just written down). Together: every boundary between two nodes, from both sides.
 
 Every image and every chat call that is really made leaves a line in FOLDER/spent.log. The last line of stdout is the
 final image's sha256.
@@ -24,9 +27,9 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.images import ImageStore
+from gems.session import run_thread
 
 FOLDER, (MOMENT, _, WHICH) = Path(sys.argv[1]), sys.argv[2].partition(":")
-CONFIG: Any = {"configurable": {"thread_id": "t"}}
 CONTEXT = GemsContext(seed=11, max_rounds=3, memory=False)
 seen: dict[str, int] = {}
 
@@ -66,21 +69,28 @@ def paint(request: Any, call: int) -> None:
     spend(f"image {request.seed} {request.prompt}")
 
 
+class Saver(SqliteSaver):
+    def put(self, *args: Any) -> Any:
+        written = super().put(*args)
+        reach("checkpoint")
+        return written
+
+    def put_writes(self, *args: Any) -> None:
+        super().put_writes(*args)
+        reach("writes")
+
+
 def main() -> None:
     connection = sqlite3.connect(FOLDER / "checkpoints.sqlite", check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=NORMAL")
     graph = build_graph(
-        checkpointer=SqliteSaver(connection),
+        checkpointer=Saver(connection),
         mllm=ScriptedChatModel(script=answer),
         generator=PaintGenerator(fail=paint),
         images=ImageStore(FOLDER / "images"),
     )
-    begun = bool(graph.get_state(CONFIG).values) or bool(graph.get_state(CONFIG).next)
-    given = None if begun else {"prompt": "two things"}
-    for _ in graph.stream(given, CONFIG, context=CONTEXT, stream_mode="updates", durability="sync"):
-        reach("update")
-    values = graph.get_state(CONFIG).values
+    values = run_thread(graph, "t", "two things", CONTEXT)
     print(len(values["attempts"]), values["usage"].chat_calls, values["usage"].images, values["outcome"])
     print(values["image"].sha256)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("killable_run.py")
-UPDATES = 15
-"""Node ends in a run of three rounds: intake, memory, decomposer, planner, skills, planner, three rounds, the end."""
+STEPS = 16
+"""Of an undisturbed run of three rounds: intake, memory, planner, skills, planner, three rounds, the end."""
 
 
 def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:
@@ -29,12 +29,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], li
     return done.stdout.splitlines(), sorted((folder / "spent.log").read_text().splitlines())
 
 
-SIDE_BY_SIDE = ("update:0", "update:1", "update:2", "update:3", "update:4")
+SIDE_BY_SIDE = [f"{kind}:{k}" for kind in ("writes", "checkpoint") for k in range(7)]
 """From intake's end to the planner's: the decomposer runs beside memory and planner."""
 
 MOMENTS = [
-    *(f"update:{k}" for k in range(UPDATES)),
-    *(f"{what}:{k}" for what in ("image", "verdicts") for k in range(3)),
+    *(f"{kind}:{k}" for kind in ("writes", "checkpoint") for k in range(STEPS)),
+    *(f"{kind}:{k}" for kind in ("image", "verdicts") for k in range(3)),
 ]
 
 
@@ -55,5 +55,6 @@ def test_a_killed_run_goes_on_where_it_was(
     assert again in ([], ["Requirements"], ["Plan"]) if moment in SIDE_BY_SIDE else again == []
 
 
-def test_the_moments_are_all_there_are(tmp_path: Path) -> None:
-    assert run(tmp_path, f"update:{UPDATES}").returncode == 0
+@pytest.mark.parametrize("kind", ["writes", "checkpoint"])
+def test_the_moments_are_all_there_are(tmp_path: Path, kind: str) -> None:
+    assert run(tmp_path, f"{kind}:{STEPS}").returncode == 0
