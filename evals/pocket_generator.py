@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from gems.evals.batch_oracle import bootstrap_interval
 from gems.evals.oracle import check, items_of, kind_of
+from gems.evals.stats import bootstrap_interval
 from gems.models.pocket.captions import rich_caption, terse_caption
 from gems.models.pocket.pipeline import PocketPipeline
 from gems.models.pocket.scene import layout, sample_spec

@@ -58,6 +58,12 @@ class GemsContext(BaseModel):
         description="Stop as stalled after this many rounds in a row that brought no better image.",
     )
     budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
+    plan: bool = Field(
+        default=True,
+        title="Plan",
+        description="Let the planner write the first prompt. Without, the user's own words are drawn first.",
+    )
+    skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory: bool = Field(default=True, title="Memory", description="Retrieve from past runs and remember this one.")
     memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most past runs to retrieve.")
     user: str = Field(

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from PIL import Image
 
 from gems.graph.errors import BackendError, InputError
 
-__all__ = ["GeneratedImage", "ImageGenerator", "ImageRequest", "StepCallback", "init_image_generator"]
+__all__ = ["POCKET", "GeneratedImage", "ImageGenerator", "ImageRequest", "StepCallback", "init_image_generator"]
+
+
+POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
+"""Names of the models that come with the package, and their folders of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +67,22 @@ def init_image_generator(name: str) -> ImageGenerator:
     """The image generator of that name, made once per process.
 
     Args:
-        name: ``"pocket"``, the model that comes with the package, or ``"diffusers:FOLDER_OR_REPO"``, any text-to-image
-            pipeline that ``diffusers.DiffusionPipeline.from_pretrained`` loads.
+        name: ``"pocket"``, the model that comes with the package, ``"pocket-large"``, the same with ten times the
+            parameters, or ``"diffusers:FOLDER_OR_REPO"``, any text-to-image pipeline that
+            ``diffusers.DiffusionPipeline.from_pretrained`` loads.
 
     Raises:
         InputError: The name is of no known form.
         BackendError: The weights are not there or cannot be loaded.
     """
     kind, _, where = name.partition(":")
-    if name == "pocket":
+    if name in POCKET:
         from gems.models.diffusers_backend import DiffusersGenerator
-        from gems.models.pocket.weights import GENERATOR, weights_folder
+        from gems.models.pocket.weights import weights_folder
 
-        return DiffusersGenerator(weights_folder(GENERATOR), name="pocket", module="gems.models.pocket.pipeline")
+        return DiffusersGenerator(weights_folder(POCKET[name]), name=name, module="gems.models.pocket.pipeline")
     if kind == "diffusers" and where:
         from gems.models.diffusers_backend import DiffusersGenerator
 
         return DiffusersGenerator(where, name=name)
-    raise InputError(f'unknown image generator {name!r}; give "pocket" or "diffusers:FOLDER_OR_REPO"')
+    raise InputError(f'unknown image generator {name!r}; give "pocket", "pocket-large" or "diffusers:FOLDER_OR_REPO"')

@@ -40,9 +40,9 @@ def make_planner(resources: Resources) -> Node:
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
         # The decomposer spends a call at the same time and cannot do without: keep one for it.
-        if context.budget.exhausted(state["usage"], chat_calls=2):
+        if not context.plan or context.budget.exhausted(state["usage"], chat_calls=2):
             return _drafted(state["prompt"], runtime)
-        tools = skill_tools(resources.skills(context))
+        tools = skill_tools(resources.skills(context)) if context.skills else []
         planning = list(state.get("planning") or [])
         started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
         conversation = [*planning, *started]

@@ -12,6 +12,7 @@ import hashlib
 import html
 import io
 import json
+import math
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -28,14 +29,14 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from PIL import Image
 
-from gems.models.pocket.captions import clause, depth_phrase, place_of, terse_caption
+from gems.models.pocket.captions import ARRANGEMENTS, DEPTH_PHRASES, clause, depth_phrase, place_of, terse_caption
 from gems.models.pocket.grammar import Question, parse_prompt, parse_question, questions_of
-from gems.models.pocket.scene import SceneSpec, layout
-from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS
+from gems.models.pocket.scene import Scene, SceneSpec, layout
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, PLURALS
 
 __all__ = ["ELEMENTS", "PocketChatModel"]
 
-ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence")
+ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence", "room")
 """What a skill or an experience can teach this model about wording: it uses the elements that a text names in
 backticks and braces, such as `{place}`, and no others."""
 
@@ -102,6 +103,8 @@ class PocketChatModel(BaseChatModel):
             ],
             usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
         )
+        if not calls and (asked := _ONE_WORD.search(text)) and (images := _images(messages)):
+            answer = _answer_in_one_word(asked["question"], images[-1], _usage(text, "one"))
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
     def _plan(
@@ -112,7 +115,7 @@ class PocketChatModel(BaseChatModel):
         wanted = [] if read else [name for name in offered if name in _SKILLS_FOR and _SKILLS_FOR[name](spec)]
         if wanted:
             return [(name, {}) for name in wanted]
-        taught = _elements("\n".join(map(_text, read))) | _elements(tags["memory"])
+        taught = _elements("\n".join(map(_text, read))) | _recall_wording(tags["memory"])
         return [("Plan", {"prompt": _write_prompt(spec, taught, _rng(tags.prompt))})]
 
 
@@ -164,6 +167,25 @@ def _elements(text: str) -> set[str]:
     return set(_ELEMENT.findall(text))
 
 
+_SOLVED: Final = re.compile(r"Best generation prompt \(solved\): (.*?)(?: Learned: |$)", re.MULTILINE)
+_SIGNS: Final = {
+    "clauses": ";",
+    "arrangement": rf"\b(?:{'|'.join(ARRANGEMENTS)})\b",
+    "place": r"\b(?:on the|in the|at the) (?:top|left|right|middle|bottom)\b",
+    "places": r"\bplaced\b",
+    "depth": rf"\b(?:{'|'.join(DEPTH_PHRASES)})\b",
+    "exactly": r"\bexactly\b",
+}
+"""How one sees from a prompt which elements it is worded with."""
+
+
+def _recall_wording(memory: str) -> set[str]:
+    """The elements of the prompts that solved a past run; where none is there, those that a lesson names."""
+    prompts = "\n".join(_SOLVED.findall(memory))
+    seen = {element for element, sign in _SIGNS.items() if re.search(sign, prompts)}
+    return seen or _elements(memory)
+
+
 # --- writing prompts ------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +197,7 @@ def _write_prompt(spec: SceneSpec, taught: set[str], rng: np.random.Generator) -
     sentence = terse_caption(spec)
     if not taught:
         return sentence
-    scene = layout(spec, rng)
+    scene = max((layout(spec, rng) for _ in range(_LOOKS if "room" in taught else 1)), key=_room)
     clauses = [
         clause(
             group,
@@ -191,6 +213,15 @@ def _write_prompt(spec: SceneSpec, taught: set[str], rng: np.random.Generator) -
     return f"{sentence}: {text}" if "sentence" in taught else text
 
 
+_LOOKS: Final = 8
+"""Scenes imagined where room matters."""
+
+
+def _room(scene: Scene) -> float:
+    """How large the smallest thing of a scene can be drawn."""
+    return min(item.size for item in scene.items)
+
+
 def _decompose(prompt: str) -> dict[str, Any]:
     asked = questions_of(parse_prompt(prompt))
     return {"requirements": [{"question": text, "kind": question.kind} for text, question in asked]}
@@ -199,7 +230,6 @@ def _decompose(prompt: str) -> dict[str, Any]:
 _FIX: Final = re.compile(r"^fix \((?P<kind>\w+), \w+\): (?P<question>[^?]*\?)", re.MULTILINE)
 _REWRITES: Final[tuple[frozenset[str], ...]] = (
     frozenset({"clauses", "place", "depth", "arrangement"}),
-    frozenset({"clauses", "places", "depth"}),
     frozenset({"clauses", "place", "depth", "arrangement", "exactly"}),
 )
 """Wordings to try in turn, from the one that most often helps."""
@@ -247,6 +277,30 @@ def _verify(questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
             }
         )
     return {"verdicts": verdicts}
+
+
+_ONE_WORD: Final = re.compile(r"(?P<question>[^\n?]+\?) Answer in one word\.$")
+_HOW_MANY: Final = re.compile(r"How many (?P<things>.+) are in the image\?", re.IGNORECASE)
+
+
+def _answer_in_one_word(question: str, image: Image.Image, usage: UsageMetadata) -> AIMessage:
+    """A visual question answered with one token, and the log-probabilities of all its alternatives, as servers do."""
+    from gems.models.pocket.vision import look
+
+    sight, counted = look(image), _HOW_MANY.fullmatch(question)
+    things = counted["things"].lower() if counted else ""
+    if things in PLURALS:
+        chances = {word: sight.p_count(PLURALS[things], n) for n, word in enumerate(NUMBER_WORDS, start=1)}
+        chances["other"] = max(0.0, 1 - sum(chances.values()))
+    elif meaning := parse_question(question):
+        yes = _judge(sight, meaning)[0]
+        chances = {"Yes": yes, "No": 1 - yes}
+    else:
+        return AIMessage(content="Unknown", usage_metadata=usage)
+    likeliest = sorted(chances, key=lambda word: -chances[word])
+    tokens = [{"token": word, "logprob": math.log(max(chances[word], 1e-9))} for word in likeliest]
+    logprobs = {"content": [{**tokens[0], "top_logprobs": tokens}]}
+    return AIMessage(content=likeliest[0], usage_metadata=usage, response_metadata={"logprobs": logprobs})
 
 
 def _judge(sight: Any, question: Question) -> tuple[float, str]:

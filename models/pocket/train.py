@@ -77,7 +77,7 @@ _HELP: Final = {
     "warmup": "steps of linear warm-up",
     "ema": "decay of the weights' moving average, which is what is saved",
     "scenes": "laid-out scenes in the data set (0.002 s each, once)",
-    "terse": "share of terse captions; the others say where things stand",
+    "terse": "share of scenes whose only caption is terse; all others say where things stand",
     "dropout": "share of captions replaced by the empty prompt, for classifier-free guidance",
     "seed": "seed of the scenes, the first weights and the noise",
     "start": "folder of a trained pipeline of the same shape to start from: fine-tunes it",
@@ -138,11 +138,12 @@ class Batch:
 def batches(data: Dataset, settings: Settings, start: int) -> Iterator[Batch]:
     """The batches from step ``start`` on, for ever; batch i is the same in every run with these settings."""
     bucket, skip = divmod(start, BUCKET)
+    has_terse = np.random.default_rng(settings.seed).random(len(data.slots)) < settings.terse
     while True:
         rng = np.random.default_rng([settings.seed, bucket])
         n = BUCKET * settings.batch
         scenes = rng.integers(len(data.slots) - HELD_OUT, size=n)
-        wordings = np.where(rng.random(n) < settings.terse, 0, rng.integers(1, 1 + RICH_CAPTIONS, size=n))
+        wordings = np.where(has_terse[scenes], 0, rng.integers(1, 1 + RICH_CAPTIONS, size=n))
         tokens = data.captions[scenes, wordings]
         tokens[rng.random(n) < settings.dropout] = build_empty_prompt(tokens.shape[1])
         groups = np.argsort((tokens > 0).sum(axis=1), kind="stable").reshape(BUCKET, -1)

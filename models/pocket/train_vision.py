@@ -43,7 +43,18 @@ from gems.models.pocket.vision import (
 )
 from gems.models.pocket.vocabulary import ATTRIBUTES, OBJECTS, RELATIONS
 
-__all__ = ["Settings", "calibrate", "gone_wrong", "main", "match", "messy_items", "sample_items", "strewn", "train"]
+__all__ = [
+    "Settings",
+    "calibrate",
+    "crowded",
+    "gone_wrong",
+    "main",
+    "match",
+    "messy_items",
+    "sample_items",
+    "strewn",
+    "train",
+]
 
 MAX_ITEMS: Final = 24
 HIDDEN: Final = 0.2
@@ -58,9 +69,33 @@ def sample_items(rng: np.random.Generator, *, messy: float = 0.45) -> list[Item]
 
 
 def messy_items(rng: np.random.Generator) -> list[Item]:
-    """A scene as a weak generator makes it: a laid-out one gone wrong, or things strewn at random."""
-    items = gone_wrong(layout(sample_spec(rng), rng).items, rng) if rng.random() < 0.6 else strewn(rng)
-    return items[:MAX_ITEMS]
+    """A scene as a weak generator makes it: a laid-out one gone wrong or crowded, or things strewn at random."""
+    how = rng.random()
+    if how < 0.3:
+        return strewn(rng)
+    items = layout(sample_spec(rng), rng).items
+    return (crowded(items, rng) if how < 0.65 else gone_wrong(items, rng))[:MAX_ITEMS]
+
+
+def crowded(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
+    """Things of a kind drawn together until they cover one another: what a generator does that cannot keep apart."""
+    moved = []
+    for kind in dict.fromkeys(i.object for i in items):
+        group = [i for i in items if i.object == kind]
+        x, y = (float(np.mean([getattr(i, axis) for i in group])) for axis in ("x", "y"))
+        pull, jitter = rng.uniform(0.3, 1.0), rng.uniform(0, 0.03)
+        dx, dy = rng.normal(0, 0.04, size=2)
+        moved += [
+            _placed(
+                i,
+                x + dx + pull * (i.x - x) + rng.normal(0, jitter),
+                y + dy + pull * (i.y - y) + rng.normal(0, jitter),
+                i.size * float(np.exp(rng.normal(0, 0.08))),
+                i.depth + rng.normal(0, 0.05),
+            )
+            for i in group
+        ]
+    return moved
 
 
 def gone_wrong(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
@@ -413,6 +448,8 @@ class Settings:
     export_every: float = 8.0
     """Minutes between checkpoints, and between exports."""
     calibration_scenes: int = 600
+    start: Path | None = None
+    """Folder of trained weights to start from: fine-tunes them."""
 
 
 class _Run:
@@ -421,7 +458,8 @@ class _Run:
     def __init__(self, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
         self.settings = settings
-        self.model = VisionModel().to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        untrained = VisionModel() if settings.start is None else VisionModel.from_pretrained(settings.start)
+        self.model = untrained.to(settings.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average: VisionModel = copy.deepcopy(self.model).eval()
         decayed = [p for p in self.model.parameters() if p.ndim > 1]
         plain = [p for p in self.model.parameters() if p.ndim <= 1]
@@ -557,6 +595,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer steps (default %(default)s)")
     parser.add_argument("--minutes", type=float, help="train for so long instead of a number of steps")
     parser.add_argument("--batch", type=int, default=defaults.batch, help="images a step (default %(default)s)")
+    parser.add_argument(
+        "--learning-rate", type=float, default=defaults.learning_rate, help="peak (default %(default)s)"
+    )
+    parser.add_argument("--start", type=Path, help="folder of trained weights to fine-tune")
     parser.add_argument("--chunks", type=int, default=defaults.chunks, help="chunks of scenes to draw and go round")
     parser.add_argument("--chunk", type=int, default=defaults.chunk, help="scenes in a chunk (default %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of scenes, weights and order")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from langgraph.runtime import RunControl
+from langgraph.store.base import BaseStore
 
 from gems.evidence import ModelRecord, make_folder, run_record, write_atomically, write_evidence
 from gems.graph.builder import GemsGraph, build_graph
@@ -27,7 +28,7 @@ from gems.nodes.retry import is_backend_failure
 from gems.session import model_records, open_checkpoints, run_thread
 from gems.skills.loader import load_skills
 
-__all__ = ["Job", "read_jobs", "run_batch"]
+__all__ = ["Job", "brief", "claim", "derive_seed", "read_jobs", "run_batch", "run_jobs"]
 
 _MAX_LINE: Final = 64 * 1024
 
@@ -41,6 +42,10 @@ class Job:
     seed: int
     id: Any = None
     """The user's own name for it, handed through to the results."""
+
+    def row(self) -> dict[str, Any]:
+        """The beginning of its result."""
+        return {"index": self.index, "id": self.id, "prompt": self.prompt, "seed": self.seed}
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:
@@ -67,7 +72,7 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         if row is not None:
             own = row.get("seed")
             index = len(jobs)
-            jobs.append(Job(index, row["prompt"], _derive_seed(seed, index) if own is None else own, row.get("id")))
+            jobs.append(Job(index, row["prompt"], derive_seed(seed, index) if own is None else own, row.get("id")))
     if not jobs:
         raise InputError(f"{path} holds no prompt")
     return jobs
@@ -91,7 +96,7 @@ def _parse_json(line: str, where: str) -> dict[str, Any] | None:
     return row
 
 
-def _derive_seed(seed: int, index: int) -> int:
+def derive_seed(seed: int, index: int) -> int:
     """Far apart for neighbours, so that no two prompts of a batch share the seeds of their later rounds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big") & MAX_SEED
 
@@ -133,8 +138,22 @@ def run_batch(
     control: RunControl,
     on_start: Callable[[list[dict[str, Any]]], None],
     on_done: Callable[[dict[str, Any]], None],
+    store: BaseStore | None = None,
+    images: ImageStore | None = None,
 ) -> list[dict[str, Any]]:
-    """Run every job that has no result yet. Returns all results of the folder, in the file's order.
+    """Run every job that has no result yet through the graph. Returns all results of the folder, in the file's order.
+
+    Args:
+        jobs: What to run.
+        out: Holds this batch, and nothing else.
+        context: Settings of every run; the seed is each job's own.
+        concurrency: Prompts in flight.
+        evidence: Whether to write a folder with report.html for each prompt too.
+        control: Asks for a stop.
+        on_start: Called with the results that were there before.
+        on_done: Called with each new result.
+        store: The memory, where it is not to be the user's.
+        images: Where images go, where that is not ``out/images``.
 
     Raises:
         InputError: The folder holds another batch or cannot be written to, or a setting cannot be used.
@@ -144,39 +163,77 @@ def run_batch(
     # What would fail every prompt fails here, before it is written down as each prompt's own failure.
     models = model_records(context)
     load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
-    batch = _claim(out, jobs, context, models)
+    batch = claim(out, jobs, context, models)
+    kept = images or ImageStore(out / "images")
+    with open_checkpoints(out / "checkpoints.sqlite") as saver:
+        graph = build_graph(checkpointer=saver, images=kept, store=store)
+
+        def work(job: Job) -> dict[str, Any] | None:
+            return _run(graph, f"{batch}-{job.index}", job, context, models, control, kept, out if evidence else None)
+
+        def forget(job: Job) -> None:
+            saver.delete_thread(f"{batch}-{job.index}")
+
+        return run_jobs(
+            jobs,
+            out,
+            work,
+            concurrency=concurrency,
+            control=control,
+            on_start=on_start,
+            on_done=on_done,
+            on_written=forget,
+        )
+
+
+def run_jobs(
+    jobs: list[Job],
+    out: Path,
+    work: Callable[[Job], dict[str, Any] | None],
+    *,
+    concurrency: int,
+    control: RunControl,
+    on_start: Callable[[list[dict[str, Any]]], None],
+    on_done: Callable[[dict[str, Any]], None],
+    on_written: Callable[[Job], None] = lambda job: None,
+) -> list[dict[str, Any]]:
+    """Do the work of every job that has no line in ``out/results.jsonl`` yet. Returns all results, in the jobs' order.
+
+    ``work`` returns a job's result, or None where it was stopped. With a concurrency of 1, jobs run in their order.
+    ``on_written`` is called once a result is safe on disk. The rest is as for ``run_batch``.
+    """
     results = _Results(out / "results.jsonl")
     # A prompt that cannot be drawn stays so; one that met a failing backend deserves another try.
     done = {index for index, row in results.rows.items() if row.get("error_kind") != "backend"}
-    waiting = [job for job in jobs if job.index not in done]
     on_start([results.rows[job.index] for job in jobs if job.index in done])
-    images = ImageStore(out / "images")
-    with open_checkpoints(out / "checkpoints.sqlite") as saver, ThreadPoolExecutor(concurrency) as pool:
-        graph = build_graph(checkpointer=saver, images=images)
 
-        def work(job: Job) -> dict[str, Any] | None:
-            if control.drain_requested:
-                return None
-            thread = f"{batch}-{job.index}"
-            try:
-                row = _run(graph, thread, job, context, models, control, images, out if evidence else None)
-                if row is not None:
-                    results.add(row)
-                    saver.delete_thread(thread)
-            except BaseException:
-                control.request_drain("the batch's folder cannot be used")  # nor can any other prompt's result be kept
-                raise
-            return row
+    def finish(job: Job) -> dict[str, Any] | None:
+        if control.drain_requested:
+            return None
+        try:
+            row = work(job)
+            if row is not None:
+                results.add(row)
+                on_written(job)
+        except BaseException:
+            control.request_drain("the batch's folder cannot be used")  # nor can any other prompt's result be kept
+            raise
+        return row
 
-        for future in as_completed([pool.submit(work, job) for job in waiting]):
+    with ThreadPoolExecutor(concurrency) as pool:
+        for future in as_completed([pool.submit(finish, job) for job in jobs if job.index not in done]):
             row = future.result()
             if row is not None:
                 on_done(row)
     return [results.rows[job.index] for job in jobs if job.index in results.rows]
 
 
-def _claim(out: Path, jobs: list[Job], context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """The batch's name, from its prompts, settings and weights; the folder is kept for it."""
+def claim(out: Path, jobs: list[Job], context: GemsContext, models: dict[str, ModelRecord]) -> str:
+    """Keep a folder for one batch. Returns the batch's name, which follows from its prompts, settings and weights.
+
+    Raises:
+        InputError: The folder holds another batch.
+    """
     manifest = {
         "prompts": [[job.prompt, job.seed] for job in jobs],
         "settings": context.model_dump(mode="json"),
@@ -210,13 +267,7 @@ def _run(
 ) -> dict[str, Any] | None:
     """One prompt's result, or None if the batch is being stopped."""
     started = time.perf_counter()
-    row: dict[str, Any] = {
-        "index": job.index,
-        "id": job.id,
-        "prompt": job.prompt,
-        "seed": job.seed,
-        "thread": thread,
-    }
+    row = {**job.row(), "thread": thread}
     own, begun = context.model_copy(update={"seed": job.seed}), datetime.now(UTC)
     try:
         values = run_thread(graph, thread, job.prompt, own, control=control)
@@ -245,8 +296,11 @@ def _summary(values: GemsState) -> dict[str, Any]:
         "outcome": values["outcome"],
         "score": round(best.score, 4) if best else 0.0,
         "rounds": attempts[-1].round if attempts else 0,
-        "first": _brief(attempts[0]) if attempts else None,
-        "best": _brief(best) if best else None,
+        "requirements": [r.model_dump(mode="json") for r in values.get("requirements") or []],
+        "attempts": [brief(attempt) for attempt in attempts],
+        "best": attempts.index(best) if best else None,
+        "skills": values.get("skills") or [],
+        "memories": [memory.key for memory in values.get("memories") or []],
         "usage": values["usage"].model_dump(mode="json"),
         "errors": values["errors"],
     }
@@ -255,15 +309,18 @@ def _summary(values: GemsState) -> dict[str, Any]:
     return summary
 
 
-def _brief(attempt: Attempt) -> dict[str, Any]:
+def brief(attempt: Attempt) -> dict[str, Any]:
+    """An attempt in a result. Verdicts are {requirement id: [answer, confidence]}."""
     return {
         "round": attempt.round,
+        "candidate": attempt.candidate,
         "strategy": attempt.strategy,
         "prompt": attempt.prompt,
         "seed": attempt.seed,
         "score": round(attempt.score, 4),
         "passed": sum(v.answer == "yes" for v in attempt.verdicts),
         "total": len(attempt.verdicts),
+        "verdicts": {v.requirement_id: [v.answer, v.confidence] for v in attempt.verdicts},
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
     }

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import signal
 import statistics
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from gems import __version__
+from gems.console import (
+    BACKEND_FAILURE,
+    BAD_INPUT,
+    BEST_EFFORT,
+    INTERRUPTED,
+    LIMITS,
+    MODELS,
+    OUTPUT,
+    SOLVED,
+    AsJson,
+    BudgetChatCalls,
+    BudgetImages,
+    BudgetSeconds,
+    BudgetTokens,
+    Candidates,
+    Embedder,
+    Generator,
+    MaxRounds,
+    Mllm,
+    Patience,
+    Quiet,
+    Row,
+    SkillsDir,
+    User,
+    batch_bar,
+    err,
+    guarded,
+    make_context,
+    out,
+    stoppable,
+)
+from gems.eval_cli import app as eval_app
 
 if TYPE_CHECKING:
-    from langgraph.runtime import RunControl
-
     from gems.evidence import Evidence
-    from gems.graph.context import GemsContext
 
 __all__ = ["app"]
-
-SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = typer.Typer(
     name="gems",
@@ -45,96 +65,7 @@ app = typer.Typer(
 
 Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed.""",
 )
-out, err = Console(), Console(stderr=True)
-
-P = ParamSpec("P")
-R = TypeVar("R")
-Row: TypeAlias = dict[str, Any]
-"""One line of a batch's results.jsonl."""
-
-
-def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors into one line on stderr and the right exit code; GEMS_DEBUG=1 shows the traceback instead."""
-
-    @functools.wraps(command)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        from gems.graph.errors import BackendError, InputError
-
-        _quiet_libraries()
-        try:
-            return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output has gone: the command line library ends quietly
-            raise
-        except (InputError, BackendError, OSError) as error:
-            if os.environ.get("GEMS_DEBUG"):
-                raise
-            err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
-
-    return run
-
-
-def _quiet_libraries() -> None:
-    """Loading bars and hub look-ups of the model libraries are noise here; the user's own settings win."""
-    for name, value in {
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        # State types are declared: nothing else may come out of a checkpoint file.
-        "LANGGRAPH_STRICT_MSGPACK": "true",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
-# --- options --------------------------------------------------------------------------------------------------------
-
-MODELS, LIMITS, OUTPUT = "Models", "Limits", "Output"
-
-Mllm = Annotated[
-    str,
-    typer.Option(help='Vision chat model: "pocket", or PROVIDER:MODEL such as openai:gpt-5.', rich_help_panel=MODELS),
-]
-Generator = Annotated[
-    str, typer.Option(help='Image generator: "pocket", or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS)
-]
-Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
-SkillsDir = Annotated[
-    Path | None, typer.Option(help="A folder of SKILL.md folders, besides the built-in ones.", rich_help_panel=MODELS)
-]
-MaxRounds = Annotated[int, typer.Option(help="Most rounds of draw, check and refine.", rich_help_panel=LIMITS)]
-Candidates = Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)]
-Patience = Annotated[
-    int, typer.Option(help="Stop after this many rounds without a better image.", rich_help_panel=LIMITS)
-]
-BudgetChatCalls = Annotated[int | None, typer.Option(help="Most chat model calls.", rich_help_panel=LIMITS)]
-BudgetTokens = Annotated[int | None, typer.Option(help="Most tokens, in and out.", rich_help_panel=LIMITS)]
-BudgetImages = Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)]
-BudgetSeconds = Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)]
-User = Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)]
-
-
-def _context(**settings: Any) -> GemsContext:
-    """The settings as a context.
-
-    Raises:
-        InputError: A value is out of its bounds; the option is named.
-    """
-    from pydantic import ValidationError
-
-    from gems.graph.context import GemsContext
-    from gems.graph.errors import InputError
-
-    budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
-    try:
-        return GemsContext.model_validate({**settings, "budget": budget})
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
-
+app.add_typer(eval_app, name="eval")
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -202,7 +133,7 @@ def generate(
     else:
         if prompt is None:
             raise InputError('say what the image should show: gems generate "three blue cars"')
-        context = _context(
+        context = make_context(
             mllm=mllm,
             generator=generator,
             embedder=embedder,
@@ -252,7 +183,7 @@ def generate(
         )
 
     with (
-        _stoppable() as control,
+        stoppable() as control,
         open_checkpoints(home() / "checkpoints.sqlite") as saver,
         LiveRun(err) if not quiet else nullcontext() as live,
     ):
@@ -314,7 +245,7 @@ def batch(
     """
     from gems.batch import read_jobs, run_batch
 
-    settings = _context(
+    settings = make_context(
         mllm=mllm,
         generator=generator,
         embedder=embedder,
@@ -331,7 +262,7 @@ def batch(
         budget_seconds=budget_seconds,
     )
     jobs = read_jobs(file, seed)
-    with _stoppable() as control, _batch_bar(len(jobs), quiet=quiet) as (on_start, on_done):
+    with stoppable() as control, batch_bar(len(jobs), quiet=quiet) as (on_start, on_done):
         rows = run_batch(
             jobs,
             folder,
@@ -392,7 +323,7 @@ def doctor(
     from gems.doctor import diagnose
 
     with err.status("trying the models") if err.is_terminal else nullcontext():
-        checks = diagnose(_context(mllm=mllm, generator=generator, embedder=embedder))
+        checks = diagnose(make_context(mllm=mllm, generator=generator, embedder=embedder))
     if as_json:
         sys.stdout.write(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]) + "\n")
     else:
@@ -476,63 +407,6 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
     for name, path in (("image", evidence.image), ("record", evidence.record), ("report", evidence.report)):
         if path is not None:
             out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _stoppable() -> Iterator[RunControl]:
-    """Ctrl-C once asks the run to stop at the next step; twice stops at once."""
-    from langgraph.runtime import RunControl
-
-    control = RunControl()
-
-    def on_interrupt(*_: object) -> None:
-        if control.drain_requested:
-            err.show_cursor()
-            os._exit(INTERRUPTED)  # every step is on disk; worker threads would hold up any other way out
-        control.request_drain("interrupted")
-        err.print("stopping after this step; Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield control
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _batch_bar(total: int, *, quiet: bool) -> Iterator[tuple[Callable[[list[Row]], None], Callable[[Row], None]]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    done: Counter[str] = Counter()
-    start, run = time.monotonic(), 0
-    with Progress(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=err,
-        disable=quiet or not err.is_terminal,
-        speed_estimate_period=3600,  # seconds; a prompt of a large model can take minutes
-    ) as progress:
-        task = progress.add_task("", total=total, rate="")
-
-        def on_start(before: list[Row]) -> None:
-            done.update(row.get("outcome") or "failed" for row in before)
-            progress.update(task, completed=len(before))
-            if before and not quiet:
-                err.print(f"{len(before)} of {total} prompts were done before", highlight=False)
-
-        def on_done(row: Row) -> None:
-            nonlocal run
-            run += 1
-            done[row.get("outcome") or "failed"] += 1
-            rate = f"{60 * run / (time.monotonic() - start):.1f} a minute"
-            progress.update(task, advance=1, description=f"{done['solved']} of {done.total()} solved", rate=rate)
-            if not quiet and not err.is_terminal and done.total() % 10 == 0:
-                err.print(f"{done.total()} prompts, {done['solved']} solved", highlight=False)
-
-        yield on_start, on_done
 
 
 def _batch_summary(rows: list[Row], total: int) -> dict[str, Any]:

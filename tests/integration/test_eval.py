@@ -1,0 +1,152 @@
+"""``gems eval``: arms on the same seeds, a report, and nothing lost or repeated after SIGKILL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gems.evals.prompts import fresh_prompts, write_prompts
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "gems", "eval", *args]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
+
+
+def results(out: Path, arm: str) -> list[dict[str, Any]]:
+    lines = (out / "arms" / arm / "results.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+ALL = ["grammar", "--n", "4", "--seed", "3", "--images", "2", "--arms", "all", "--against", "none"]
+NAMES = {
+    "single",
+    "rewrite",
+    "best-of-2",
+    "rewrite+best-of-2",
+    "loop",
+    "loop+skills",
+    "loop+memory",
+    "loop+memory+skills",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("eval") / "out"
+    done = run(*ALL, "--out", str(out), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
+    return out
+
+
+def test_every_arm_is_measured(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert set(report["arms"]) == NAMES
+    for name, arm in report["arms"].items():
+        low, high = arm["ci95"]
+        assert 0 <= low <= arm["all_correct"] <= high <= 1
+        assert arm["seconds_per_prompt"] > 0
+        assert arm["worse_shipped_by_own_score"] == 0
+        assert 1 <= arm["images_per_prompt"] <= 2, name
+        assert (arm["chat_calls_per_prompt"] == 0) == (name == "single")
+        assert (arm["tokens_per_prompt"] == 0) == (name == "single")
+    assert report["arms"]["best-of-2"]["images_per_prompt"] == 2
+    assert {c["better"] for c in report["comparisons"]} <= NAMES
+    assert (finished / "report.md").read_text().count("| loop |") >= 4
+    page = (finished / "report.html").read_text()
+    assert page.count("<svg") == 3
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ), "the page fetches nothing"
+
+
+def test_arms_share_their_seeds(finished: Path) -> None:
+    single, best, loop = ({r["index"]: r for r in results(finished, a)} for a in ("single", "best-of-2", "loop"))
+    for i in range(4):
+        assert single[i]["attempts"][0]["sha256"] == best[i]["attempts"][0]["sha256"]
+        assert [a["seed"] for a in best[i]["attempts"]][: len(loop[i]["attempts"])] == [
+            a["seed"] for a in loop[i]["attempts"]
+        ]
+
+
+def test_the_benchmarks_own_scorer_finds_the_images(finished: Path) -> None:
+    prompts = [json.loads(line)["prompt"] for line in (finished / "prompts.jsonl").read_text().splitlines()]
+    for arm in NAMES:
+        paths = json.loads((finished / "arms" / arm / "image_paths.json").read_text())
+        assert list(paths) == prompts
+        assert all(Path(path).is_file() for path in paths.values())
+
+
+def test_killed_again_and_again_it_ends_with_the_same_results(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arms = ["--arms", "single,loop,loop+memory"]
+    args = ["grammar", "--n", "4", "--seed", "3", "--images", "2", "--against", "none", *arms, "--out", str(out)]
+    for arm in ("single", "loop", "loop+memory"):
+        process = subprocess.Popen(
+            command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
+        path = out / "arms" / arm / "results.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with path.open("ab") as file:
+            file.write(b'{"index": 3, "pro')
+    done = run(*args)
+    assert done.returncode == 0, done.stderr
+    for arm in ("single", "loop", "loop+memory"):
+        kept = sorted(results(out, arm), key=lambda row: row["index"])
+        assert [row["index"] for row in kept] == list(range(4)), "no prompt lost, none repeated"
+        expected = sorted(results(finished, arm), key=lambda row: row["index"])
+        assert [row["attempts"][row["best"]]["sha256"] for row in kept] == [
+            row["attempts"][row["best"]]["sha256"] for row in expected
+        ]
+        assert [row["usage"]["images"] for row in kept] == [row["usage"]["images"] for row in expected]
+
+
+def test_the_users_own_file_with_soft_tifa(tmp_path: Path) -> None:
+    write_prompts(fresh_prompts(2, seed=8), tmp_path / "data.jsonl")
+    out = tmp_path / "out"
+    args = ["--arms", "single", "--against", "none", "--scorer", "soft-tifa", "--out", str(out), "--json"]
+    done = run("geneval2", "--data", str(tmp_path / "data.jsonl"), *args)
+    assert done.returncode == 0, done.stderr
+    arm = json.loads(done.stdout)["arms"]["single"]
+    assert 0 < arm["soft_tifa_gm"] <= arm["soft_tifa_am"] <= 1
+    assert "curve" not in arm, "a judge is asked about the shipped image only"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["geneval2", "--data", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
+        (["grammar", "--n", "2", "--arms", "lop"], "unknown arm 'lop'"),
+        (["grammar", "--n", "2", "--generator", "nope"], "unknown image generator"),
+        (["grammar", "--n", "2", "--scorer", "oracle", "--against", "diffusers:x"], "the oracle knows"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, args: list[str], says: str) -> None:
+    done = run(*args, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_of_another_evaluation_is_refused(finished: Path) -> None:
+    done = run("grammar", "--n", "5", "--seed", "3", "--out", str(finished))
+    assert done.returncode == 2
+    assert "holds an evaluation of other prompts or settings" in done.stderr

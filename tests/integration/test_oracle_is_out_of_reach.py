@@ -1,0 +1,101 @@
+"""Nothing that runs can know the truth: by what it imports, and by what it does when no truth is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import gems.graph
+import gems.memory
+import gems.models
+import gems.nodes
+import gems.skills
+from gems.graph.builder import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.state import ImageRef
+from gems.memory.images import ImageStore
+from gems.models.generators import GeneratedImage, init_image_generator
+
+RUNNING = (gems.graph, gems.nodes, gems.skills, gems.memory, gems.models)
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("package", RUNNING, ids=lambda p: str(p.__name__))
+def test_no_running_part_imports_the_evaluation(package: Any) -> None:
+    files = [f for folder in package.__path__ for f in Path(folder).rglob("*.py")]
+    assert files
+    for file in files:
+        assert not [name for name in imported(file) if name.startswith("gems.evals")], file
+
+
+class Stripped:
+    """The pocket generator, of which nothing comes back but pixels."""
+
+    name = "pocket"
+
+    def __init__(self) -> None:
+        self._inner = init_image_generator("pocket")
+        self.fingerprint = self._inner.fingerprint
+
+    def generate(self, requests: Any, *, on_step: Any = None) -> list[Any]:
+        made = self._inner.generate(requests)
+        return [
+            GeneratedImage(m.request, Image.frombytes("RGB", m.image.size, m.image.convert("RGB").tobytes()))
+            for m in made
+            if isinstance(m, GeneratedImage)
+        ]
+
+
+class Bare(ImageStore):
+    """Keeps pixels and no word of where they come from."""
+
+    def put(self, image: Image.Image, metadata: Mapping[str, str]) -> ImageRef:
+        return super().put(image, {})
+
+
+def run(**parts: Any) -> list[Any]:
+    graph = build_graph(**parts)
+    seen: list[Any] = []
+    for seed, prompt in enumerate(("three cats to the left of a red dog", "six blue cars and five striped horses")):
+        context = GemsContext(seed=seed, max_rounds=3, memory=False)
+        state = graph.invoke({"prompt": prompt}, context=context)
+        seen.append(
+            (state["outcome"], [(a.prompt, a.seed, a.score, a.verdicts, a.experience) for a in state["attempts"]])
+        )
+    return seen
+
+
+def test_the_loop_does_the_same_on_images_without_their_truth(tmp_path: Path) -> None:
+    full = run(images=ImageStore(tmp_path / "full"))
+    assert any(len(attempts) > 1 for _, attempts in full), "the comparison has to reach the refiner"
+    assert run(generator=Stripped(), images=Bare(tmp_path / "bare")) == full
+
+
+def test_the_loop_runs_where_there_is_no_evaluation_at_all(tmp_path: Path) -> None:
+    code = """
+import sys
+class NoEvals:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("gems.evals"):
+            raise ImportError("there is no evaluation here")
+sys.meta_path.insert(0, NoEvals())
+from gems import GemsContext, build_graph
+state = build_graph().invoke({"prompt": "two red cars"}, context=GemsContext(seed=1, memory=False))
+assert state["outcome"] and not [m for m in sys.modules if m.startswith("gems.evals")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
