@@ -28,7 +28,7 @@ _COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5f
 
 
 def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judged]]) -> None:
-    """Write report.json, report.md and report.html into ``out``.
+    """Write report.json, report.md, report.html and the plots as SVG into ``out``.
 
     Raises:
         InputError: matplotlib, which draws the plots, is not installed.
@@ -36,12 +36,13 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     write_atomically(out / "report.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     markdown = _templates().get_template("report.md.j2").render(report=report)
     write_atomically(out / "report.md", markdown.encode())
+    plots = _plots(report)
+    for name, svg in plots.items():
+        write_atomically(out / f"{name}.svg", svg.encode())
     page = (
         _templates(html=True)
         .get_template("report.html.j2")
-        .render(
-            report=report, plots=_plots(report), wins=_gallery(judged, won=True), losses=_gallery(judged, won=False)
-        )
+        .render(report=report, plots=plots, wins=_gallery(judged, won=True), losses=_gallery(judged, won=False))
     )
     write_atomically(out / "report.html", page.encode())
 
@@ -141,7 +142,7 @@ def _colour(name: str, arms: Iterable[str]) -> str:
 
 def _svg(figure: Any) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 

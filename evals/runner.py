@@ -127,7 +127,7 @@ def _run_generator_alone(
     on_done: Callable[[Row], None],
 ) -> list[Row]:
     generator, folder = init_image_generator(arm.generator), make_folder(plan.folder(arm))
-    claim(folder, plan.jobs, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
+    claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
     def work(job: Job) -> Row:
         started = time.perf_counter()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gems.graph.errors import InputError
 from gems.graph.state import Budget
@@ -68,13 +69,23 @@ class GemsContext(BaseModel):
     memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most past runs to retrieve.")
     user: str = Field(
         default="default",
-        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        pattern=r"^[^\s\x00-\x1f]{1,128}$",
         title="User",
         description="Namespace of the memory: one user's runs are never shown to another.",
     )
     skills_dir: str | None = Field(
         default=None, title="Skills folder", description="A folder of SKILL.md folders, besides the built-in ones."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_misspelt_settings(cls, values: Any) -> Any:
+        """A parent's own fields pass; one that looks like ours is taken for a slip of the pen."""
+        for name in values if isinstance(values, dict) else ():
+            near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.85)
+            if name not in cls.model_fields and near:
+                raise ValueError(f"unknown setting {name!r}: did you mean {near[0]!r}?")
+        return values
 
     @classmethod
     def resolve(cls, context: object) -> GemsContext:

@@ -64,6 +64,11 @@ class MiniLM(Embeddings):
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
+    def load(self) -> None:
+        """Load the weights now, rather than at the first text."""
+        with self._lock:
+            _ = self._loaded
+
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         from transformers import AutoModel, AutoTokenizer

@@ -66,7 +66,7 @@ class Trajectory(BaseModel):
 
 def namespace(user: str) -> tuple[str, ...]:
     """Where one user's trajectories lie: no search ever crosses it."""
-    return ("gems", "trajectories", user)
+    return ("gems", "trajectories", user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
 
 
 def remember(store: BaseStore, user: str, run_id: str, trajectory: Trajectory) -> None:

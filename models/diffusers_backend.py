@@ -44,18 +44,31 @@ class DiffusersGenerator:
             revision = getattr(self._pipeline.config, "_commit_hash", None)
         return f"{self.source}@{revision or 'main'}"
 
+    def load(self) -> None:
+        """Load the weights now, rather than at the first image.
+
+        Raises:
+            BackendError: They are not there or cannot be loaded.
+        """
+        with self._lock:
+            _ = self._pipeline
+
     @cached_property
     def _pipeline(self) -> Any:
         import diffusers
         import torch
+        import transformers
 
         try:
             module = importlib.import_module(self._module)
             kind = getattr(module, diffusers.DiffusionPipeline.load_config(str(self.source))["_class_name"])
+            bars = (diffusers.utils.logging, transformers.utils.logging)
             if self._module != "diffusers":  # the pocket model is there at once: a loading bar would be noise
-                diffusers.utils.logging.disable_progress_bar()
+                for bar in bars:
+                    bar.disable_progress_bar()
             pipeline = kind.from_pretrained(str(self.source), use_safetensors=True)
-            diffusers.utils.logging.enable_progress_bar()
+            for bar in bars:
+                bar.enable_progress_bar()
         except (OSError, ValueError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BackendError(f"cannot load the image model {self.source}: {reason}", retryable=False) from error

@@ -10,8 +10,9 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsState, Kind, Requirement, Usage
-from gems.nodes.calls import Stopwatch, ask, fence
+from gems.graph.state import GemsState, Kind, Requirement
+from gems.nodes.calls import ask, fence
+from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -37,23 +38,24 @@ def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        context = GemsContext.resolve(runtime.context)
         messages = [SystemMessage(DECOMPOSER), HumanMessage(fence("user_prompt", state["prompt"]))]
-        answer, usage = ask(resources.chat(context), Requirements, messages)
+        with metered(state, "decomposer", context) as meter:
+            answer = ask(meter, resources.chat(context), Requirements, messages)
         questions = {" ".join(r.question.split()): r.kind for r in answer.requirements}  # each asked once, in order
         requirements = [
             Requirement(id=f"r{i}", question=question, kind=kind)
             for i, (question, kind) in enumerate(questions.items(), start=1)
         ]
         runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})
-        return GemsState(requirements=requirements, usage=usage + Usage(seconds=watch.seconds))
+        return GemsState(requirements=requirements, usage=meter.usage)
 
     return decomposer
 
 
 def without_requirements(state: GemsState, error: NodeError) -> Goto:
     """Without requirements nothing can be checked: the run ends before it spends an image."""
-    return report_failure(error, "generator", outcome="failed")
+    return report_failure(state, error, "generator", outcome="failed")
 
 
 DECOMPOSER = """\

@@ -12,7 +12,7 @@ from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import BackendError
 from gems.graph.state import Attempt, GemsState, Usage, best_attempt
 from gems.models.generators import ImageGenerator, ImageRequest
-from gems.nodes.calls import Stopwatch
+from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -98,7 +98,7 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator) -> dict[str
 
 def without_image(state: GemsState, error: NodeError) -> Goto:
     """A generator that gave up ends the run; what was made before is still the result."""
-    return report_failure(error, "store_memory", outcome="failed")
+    return report_failure(state, error, "store_memory", outcome="failed")
 
 
 def _affordable(context: GemsContext, usage: Usage) -> int:

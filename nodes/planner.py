@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.errors import NodeError
@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.errors import MalformedAnswerError
-from gems.graph.state import GemsState, Memory, Usage
-from gems.nodes.calls import Stopwatch, ask, fence, usage_of
+from gems.graph.state import GemsState, Memory
+from gems.nodes.calls import ask, fence
+from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.skills.tools import skill_tools
@@ -38,23 +39,23 @@ def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
-        # The decomposer spends a call at the same time and cannot do without: keep one for it.
-        if not context.plan or context.budget.exhausted(state["usage"], chat_calls=2):
-            return _drafted(state["prompt"], runtime)
-        tools = skill_tools(resources.skills(context)) if context.skills else []
-        planning = list(state.get("planning") or [])
-        started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
-        conversation = [*planning, *started]
-        if not tools:
-            plan, usage = ask(resources.chat(context), Plan, conversation)
-            update = _drafted(plan.prompt, runtime)
-        else:
-            answer, usage = _converse(resources.chat(context), tools, conversation)
-            update = _drafted(text, runtime) if (text := _final_prompt(answer)) else GemsState()
-            update["planning"] = [*started, answer]
-        update["usage"] = usage + Usage(seconds=watch.seconds)
-        return update
+        context = GemsContext.resolve(runtime.context)
+        with metered(state, "planner", context) as meter:
+            # The decomposer spends a call at the same time and cannot do without: keep one for it.
+            if not context.plan or meter.exhausted(chat_calls=2):
+                return _drafted(state["prompt"], runtime)
+            tools = skill_tools(resources.skills(context)) if context.skills else []
+            planning = list(state.get("planning") or [])
+            started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
+            conversation = [*planning, *started]
+            if not tools:
+                update = _drafted(ask(meter, resources.chat(context), Plan, conversation).prompt, runtime)
+            else:
+                answer = _converse(resources.chat(context), tools, conversation)
+                update = _drafted(text, runtime) if (text := _final_prompt(answer)) else GemsState()
+                update["planning"] = [*started, answer]
+            update["usage"] = meter.usage
+            return update
 
     return planner
 
@@ -76,7 +77,7 @@ def make_skills(resources: Resources) -> Any:
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
     """A planner that cannot be reached costs its help: the user's own words are the prompt."""
-    return report_failure(error, "generator", draft=state["prompt"], strategy="plan")
+    return report_failure(state, error, "generator", draft=state["prompt"], strategy="plan")
 
 
 def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
@@ -85,9 +86,7 @@ def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
     return GemsState(draft=prompt, strategy="plan")
 
 
-def _converse(
-    model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
-) -> tuple[AIMessage, Usage]:
+def _converse(model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]) -> AIMessage:
     """One turn: the model reads a skill, hands in a Plan, or simply writes the prompt."""
     asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if asked < MAX_SKILL_CALLS else []
@@ -96,10 +95,20 @@ def _converse(
     skill_calls = [call for call in answer.tool_calls if call["name"] in names]
     if skill_calls:
         # A plan that comes along with a call for skills was written without having read them: it waits.
-        answer = answer.model_copy(update={"tool_calls": skill_calls})
+        answer = _keep_calls(answer, skill_calls)
     elif not _final_prompt(answer):
         raise MalformedAnswerError("the planner gave neither a prompt nor a skill to read")
-    return answer, usage_of(answer)
+    return answer
+
+
+def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:
+    """The answer with these tool calls alone, in its content blocks too, where some providers repeat them."""
+    ids = {call["id"] for call in calls}
+    content = answer.content
+    if isinstance(content, list):
+        dropped = {call["id"] for call in answer.tool_calls} - ids
+        content = [b for b in content if not (isinstance(b, dict) and {b.get("id"), b.get("call_id")} & dropped)]
+    return answer.model_copy(update={"tool_calls": list(calls), "content": content})
 
 
 def _final_prompt(answer: AIMessage) -> str:

@@ -11,8 +11,9 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
-from gems.graph.state import Attempt, GemsState, Requirement, Usage, best_attempt
-from gems.nodes.calls import Stopwatch, ask, fence, image_block
+from gems.graph.state import Attempt, GemsState, Requirement, best_attempt
+from gems.nodes.calls import ask, fence, image_block
+from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -37,15 +38,17 @@ def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
     def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        context = GemsContext.resolve(runtime.context)
         attempts = state["attempts"]
         best = best_attempt(attempts)
         assert best is not None, "the refiner runs after an attempt"
-        latest = attempts[-1]
+        latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
+        assert latest is not None
         shown = [best] if best == latest else [best, latest]
         content: list[str | dict[str, Any]] = [image_block(resources.images().read(a.image)) for a in shown]
         content.append({"type": "text", "text": _report(state, best, latest)})
-        answer, usage = ask(resources.chat(context), Refinement, [SystemMessage(REFINER), HumanMessage(content)])
+        with metered(state, "refiner", context) as meter:
+            answer = ask(meter, resources.chat(context), Refinement, [SystemMessage(REFINER), HumanMessage(content)])
 
         prompt = " ".join(answer.prompt.split())
         reseed = answer.strategy == "reseed" or not prompt
@@ -56,10 +59,10 @@ def make_refiner(resources: Resources) -> Node:
         runtime.stream_writer({"event": "experience", "round": latest.round, "experience": experience})
         runtime.stream_writer({"event": "prompt", "round": next_round, "strategy": strategy, "prompt": draft})
         return GemsState(
-            attempts=[*attempts[:-1], latest.model_copy(update={"experience": experience})],
+            attempts=[a.model_copy(update={"experience": experience}) if a == latest else a for a in attempts],
             draft=draft,
             strategy=strategy,
-            usage=usage + Usage(seconds=watch.seconds),
+            usage=meter.usage,
         )
 
     return refiner
@@ -69,7 +72,7 @@ def without_refinement(state: GemsState, error: NodeError) -> Goto:
     """A refiner that cannot be reached costs its help: the best prompt is tried again with other noise."""
     best = best_attempt(state["attempts"])
     draft = best.prompt if best else state["prompt"]
-    return report_failure(error, "generator", draft=draft, strategy="reseed")
+    return report_failure(state, error, "generator", draft=draft, strategy="reseed")
 
 
 def _report(state: GemsState, best: Attempt, latest: Attempt) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +52,14 @@ class Resources:
         """Where trajectories are kept: the parent's store, else the given one, else the user's; None if off."""
         if not context.memory:
             return None
-        return runtime.store or self.store or _own_store(context.embedder, self.embedder)
+        if runtime.store or self.store:
+            return runtime.store or self.store
+        return self._store_of_embedder if self.embedder else _own_store(context.embedder)
+
+    @cached_property
+    def _store_of_embedder(self) -> BaseStore:
+        assert self.embedder is not None
+        return _open_store(self.embedder)
 
     def images(self) -> ImageStore:
         """Where images are kept."""
@@ -64,12 +71,17 @@ class Resources:
 
 
 @cache
-def _own_store(name: str, embedder: Embeddings | None) -> BaseStore:
+def _own_store(name: str) -> BaseStore:
     from gems.memory.embedder import init_embedder
+
+    return _open_store(init_embedder(name))
+
+
+def _open_store(embedder: Embeddings) -> BaseStore:
     from gems.memory.home import home
     from gems.memory.store import FaissStore
 
-    return FaissStore(home() / "memory", embedder=embedder or init_embedder(name))
+    return FaissStore(home() / "memory", embedder=embedder)
 
 
 @cache

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.memory.trajectory import recall
-from gems.nodes.calls import Stopwatch
+from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
 
@@ -30,4 +30,4 @@ def make_retrieve_memory(resources: Resources) -> Node:
 
 def without_memory(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be read costs its help, never the run."""
-    return work_without(error, "planner", memories=[])
+    return work_without(state, error, "planner", memories=[])

@@ -9,6 +9,8 @@ from langgraph.errors import NodeError
 from langgraph.types import Command, RetryPolicy
 
 from gems.graph.errors import BackendError, InputError
+from gems.graph.state import GemsState
+from gems.nodes.meter import settle
 
 __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
 
@@ -57,23 +59,25 @@ def describe(error: BaseException, node: str) -> str:
     return f"{node}: {text[:500]}"
 
 
-def work_without(error: NodeError, goto: str, **update: Any) -> Goto:
+def work_without(state: GemsState, error: NodeError, goto: str, **update: Any) -> Goto:
     """What an error handler returns when the run can do without the node: any fault but bad input is noted down."""
-    fault = _fault(error)
+    fault, usage = _fault(error), settle(state, error.node)
     if isinstance(fault, InputError) or not isinstance(fault, Exception):
         raise fault
-    return Command(update={"errors": [describe(fault, error.node)], **update}, goto=goto)  # type: ignore[arg-type]
+    given = {"errors": [describe(fault, error.node)], "usage": usage, **update}
+    return Command(update=given, goto=goto)  # type: ignore[arg-type]
 
 
-def report_failure(error: NodeError, goto: str, **update: Any) -> Goto:
+def report_failure(state: GemsState, error: NodeError, goto: str, **update: Any) -> Goto:
     """What a node's error handler returns after a backend gave up: the error's line, the given keys, where to go on.
 
     Errors that are not a backend's (bad input, a bug) are raised again: they end the run with their own message.
     """
     fault = _fault(error)
     if not is_backend_failure(fault):
+        settle(state, error.node)
         raise fault
-    return work_without(error, goto, **update)
+    return work_without(state, error, goto, **update)
 
 
 def _fault(error: NodeError) -> BaseException:

@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage, best_attempt
 from gems.memory.trajectory import Trajectory, remember
-from gems.nodes.calls import Stopwatch
+from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
 
@@ -34,4 +34,4 @@ def make_store_memory(resources: Resources) -> Node:
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be written to costs the next run its help, never this run its result."""
-    return work_without(error, "__end__")
+    return work_without(state, error, "__end__")

@@ -17,12 +17,12 @@ from gems.graph.state import (
     Attempt,
     GemsState,
     Requirement,
-    Usage,
     Verdict,
     best_attempt,
     score_verdicts,
 )
-from gems.nodes.calls import Stopwatch, ask, fence, image_block
+from gems.nodes.calls import ask, fence, image_block
+from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
@@ -48,56 +48,68 @@ def make_verifier(resources: Resources) -> Node:
     """The node that verifies the round's attempts, and says whether the run ends here."""
 
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        context = GemsContext.resolve(runtime.context)
         model, requirements = resources.chat(context), state["requirements"]
-        spent, attempts, errors = Usage(), list(state["attempts"]), list[str]()
-        for i, attempt in enumerate(attempts):
-            if attempt.verified or context.budget.exhausted(state["usage"] + spent, chat_calls=1):
-                continue
-            png = resources.images().read(attempt.image)
-            try:
-                verdicts, cost = inspect_image(model, requirements, png)
-                spent += cost
-                unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
-                if unsure and _may_ask_again(state["usage"] + spent, attempt.round, context):
-                    again, cost = inspect_image(model, unsure, png)
-                    spent += cost
-                    second = {v.requirement_id: v for v in again}
-                    verdicts = [second.get(v.requirement_id, v) for v in verdicts]
-            except Exception as error:
-                # A passing fault is the retry policy's business; a lasting one leaves this image unsure, never wrong.
-                if not is_backend_failure(error) or retry_on(error):
-                    raise
-                errors.append(describe(error, "verifier"))
-                verdicts = [_unsure(r, "could not be verified") for r in requirements]
-            attempts[i] = _verified(attempt, verdicts, runtime)
-        used = state["usage"] + spent + Usage(seconds=watch.seconds)
-        best = best_attempt(attempts)
-        outcome = outcome_of(attempts, used, context)
+        attempts, errors = list(state["attempts"]), list[str]()
+        with metered(state, "verifier", context) as meter:
+            for i, attempt in enumerate(attempts):
+                # One that passes ends the run: nobody needs to know what its neighbours are worth.
+                if attempt.verified or any(a.passed for a in attempts[:i]):
+                    continue
+                verdicts = meter.done.get(attempt.image.sha256)
+                if verdicts is None and meter.exhausted():
+                    continue
+                try:
+                    verdicts = verdicts or _inspect_twice(
+                        meter, model, requirements, resources.images().read(attempt.image), attempt.round
+                    )
+                except Exception as error:
+                    # A passing fault is the retry policy's business; a lasting one leaves this image unsure, never
+                    # wrong.
+                    if not is_backend_failure(error) or retry_on(error):
+                        raise
+                    errors.append(describe(error, "verifier"))
+                    verdicts = [_unsure(r, "could not be verified") for r in requirements]
+                meter.done[attempt.image.sha256] = verdicts
+                attempts[i] = _verified(attempt, verdicts, runtime)
+            best = best_attempt(attempts)
+            outcome = outcome_of(attempts, meter.total, context)
         return GemsState(
             attempts=attempts,
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome="failed" if errors and outcome != "solved" else outcome,
             errors=errors,
-            usage=spent + Usage(seconds=watch.seconds),
+            usage=meter.usage,
         )
 
     return verifier
 
 
-def inspect_image(model: BaseChatModel, requirements: Sequence[Requirement], png: bytes) -> tuple[list[Verdict], Usage]:
+def _inspect_twice(
+    meter: Meter, model: BaseChatModel, requirements: Sequence[Requirement], png: bytes, round_: int
+) -> list[Verdict]:
+    """All requirements in one call, and what stayed unsure in a second one, if there is room for it."""
+    verdicts = inspect_image(meter, model, requirements, png)
+    unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
+    if not unsure or not _may_ask_again(meter, round_):
+        return verdicts
+    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png)}
+    return [second.get(v.requirement_id, v) for v in verdicts]
+
+
+def inspect_image(meter: Meter, model: BaseChatModel, requirements: Sequence[Requirement], png: bytes) -> list[Verdict]:
     """One call about one image. A question that the answer leaves out, or answers twice, is unsure."""
     questions = "\n".join(f"{r.id}: {r.question}" for r in requirements)
     messages = [
         SystemMessage(VERIFIER),
         HumanMessage([image_block(png), {"type": "text", "text": fence("questions", questions)}]),
     ]
-    answer, usage = ask(model, Verdicts, messages)
+    answer = ask(meter, model, Verdicts, messages)
     given: dict[str, list[AnsweredQuestion]] = {}
     for item in answer.verdicts:
         given.setdefault(item.id.strip(), []).append(item)
-    return [_verdict(r, given.get(r.id, [])) for r in requirements], usage
+    return [_verdict(r, given.get(r.id, [])) for r in requirements]
 
 
 def _verdict(requirement: Requirement, answers: Sequence[AnsweredQuestion]) -> Verdict:
@@ -116,9 +128,9 @@ def _unsure(requirement: Requirement, reason: str) -> Verdict:
     return Verdict(requirement_id=requirement.id, answer="unsure", confidence=0.0, reason=reason)
 
 
-def _may_ask_again(usage: Usage, round_: int, context: GemsContext) -> bool:
+def _may_ask_again(meter: Meter, round_: int) -> bool:
     """Unsure items are asked again once, as long as the run stays within 2 R + 2 chat calls after R rounds."""
-    return usage.chat_calls < 2 * round_ + 2 and not context.budget.exhausted(usage, chat_calls=1)
+    return meter.total.chat_calls < 2 * round_ + 2 and not meter.exhausted()
 
 
 def _verified(attempt: Attempt, verdicts: Sequence[Verdict], runtime: Runtime[GemsContext]) -> Attempt:
@@ -134,7 +146,7 @@ def _verified(attempt: Attempt, verdicts: Sequence[Verdict], runtime: Runtime[Ge
 def without_verdicts(state: GemsState, error: NodeError) -> Goto:
     """A verifier that gave up ends the run; the images made so far are still the result."""
     best = best_attempt(state["attempts"])
-    return report_failure(error, "store_memory", outcome="failed", image=best.image if best else None)
+    return report_failure(state, error, "store_memory", outcome="failed", image=best.image if best else None)
 
 
 VERIFIER = """\

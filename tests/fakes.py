@@ -18,7 +18,7 @@ from gems.graph.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
 
 Script = Callable[[str, list[BaseMessage], int], Any]
-"""(schema or "Plan", messages, call number from 0) -> tool arguments, list of (tool, args), text, or an exception."""
+"""(schema or "Plan", messages, call number from 0) -> arguments, list of (tool, args), text, message or exception."""
 
 
 class ScriptedChatModel(BaseChatModel):
@@ -54,6 +54,8 @@ class ScriptedChatModel(BaseChatModel):
         answer = self.script(schema, messages, index)
         if isinstance(answer, Exception):
             raise answer
+        if isinstance(answer, AIMessage):
+            return ChatResult(generations=[ChatGeneration(message=answer)])
         calls = [(schema, answer)] if isinstance(answer, dict) else answer if isinstance(answer, list) else []
         message = AIMessage(
             content=answer if isinstance(answer, str) else "",

@@ -63,6 +63,12 @@ class PocketChatModel(BaseChatModel):
 
         return folder_fingerprint(weights_folder(VISION))
 
+    def load(self) -> None:
+        """Load the vision model now, rather than at the first image."""
+        from gems.models.pocket.vision import pretrained
+
+        pretrained()
+
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],

@@ -35,6 +35,7 @@ __all__ = [
     "VisionModel",
     "look",
     "pixels",
+    "pretrained",
 ]
 
 INPUT_SIZE: Final = 256
@@ -332,7 +333,12 @@ class Sight:
 
 
 @cache
-def _pretrained() -> VisionModel:
+def pretrained() -> VisionModel:
+    """The vision model that comes with the package, loaded once.
+
+    Raises:
+        BackendError: Its weights are missing.
+    """
     from gems.models.pocket.weights import VISION, weights_folder
 
     return VisionModel.from_pretrained(weights_folder(VISION))
@@ -344,5 +350,5 @@ def look(image: Image.Image) -> Sight:
     Raises:
         BackendError: The package's weights are missing.
     """
-    model = _pretrained()
+    model = pretrained()
     return Sight(model.detect(image), model.calibration)

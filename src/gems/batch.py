@@ -42,10 +42,17 @@ class Job:
     seed: int
     id: Any = None
     """The user's own name for it, handed through to the results."""
+    line: int = 0
+    """Where it stands in the file, from 1."""
+
+    @property
+    def key(self) -> str:
+        """Identifies its result: what is drawn follows from prompt and seed."""
+        return hashlib.sha256(json.dumps([self.prompt, self.seed]).encode()).hexdigest()[:12]
 
     def row(self) -> dict[str, Any]:
         """The beginning of its result."""
-        return {"index": self.index, "id": self.id, "prompt": self.prompt, "seed": self.seed}
+        return {"index": self.index, "line": self.line, "id": self.id, "prompt": self.prompt, "seed": self.seed}
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:
@@ -72,7 +79,9 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         if row is not None:
             own = row.get("seed")
             index = len(jobs)
-            jobs.append(Job(index, row["prompt"], derive_seed(seed, index) if own is None else own, row.get("id")))
+            jobs.append(
+                Job(index, row["prompt"], derive_seed(seed, index) if own is None else own, row.get("id"), number)
+            )
     if not jobs:
         raise InputError(f"{path} holds no prompt")
     return jobs
@@ -163,16 +172,16 @@ def run_batch(
     # What would fail every prompt fails here, before it is written down as each prompt's own failure.
     models = model_records(context)
     load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
-    batch = claim(out, jobs, context, models)
+    batch = claim(out, context, models)
     kept = images or ImageStore(out / "images")
     with open_checkpoints(out / "checkpoints.sqlite") as saver:
         graph = build_graph(checkpointer=saver, images=kept, store=store)
 
         def work(job: Job) -> dict[str, Any] | None:
-            return _run(graph, f"{batch}-{job.index}", job, context, models, control, kept, out if evidence else None)
+            return _run(graph, f"{batch}-{job.key}", job, context, models, control, kept, out if evidence else None)
 
         def forget(job: Job) -> None:
-            saver.delete_thread(f"{batch}-{job.index}")
+            saver.delete_thread(f"{batch}-{job.key}")
 
         return run_jobs(
             jobs,
@@ -203,8 +212,7 @@ def run_jobs(
     ``on_written`` is called once a result is safe on disk. The rest is as for ``run_batch``.
     """
     results = _Results(out / "results.jsonl")
-    # A prompt that cannot be drawn stays so; one that met a failing backend deserves another try.
-    done = {index for index, row in results.rows.items() if row.get("error_kind") != "backend"}
+    done = {job.index for job in jobs if _is_result_of(results.rows.get(job.index), job)}
     on_start([results.rows[job.index] for job in jobs if job.index in done])
 
     def finish(job: Job) -> dict[str, Any] | None:
@@ -225,17 +233,28 @@ def run_jobs(
             row = future.result()
             if row is not None:
                 on_done(row)
-    return [results.rows[job.index] for job in jobs if job.index in results.rows]
+    return [results.rows[job.index] for job in jobs if _is_of(results.rows.get(job.index), job)]
 
 
-def claim(out: Path, jobs: list[Job], context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Keep a folder for one batch. Returns the batch's name, which follows from its prompts, settings and weights.
+def _is_of(row: dict[str, Any] | None, job: Job) -> bool:
+    """Whether a row is about this job: the file may have been put right, or have grown, since."""
+    return row is not None and (row["prompt"], row["seed"]) == (job.prompt, job.seed)
+
+
+def _is_result_of(row: dict[str, Any] | None, job: Job) -> bool:
+    """A prompt that cannot be drawn stays so; one that met a failing backend deserves another try."""
+    return _is_of(row, job) and (row or {}).get("error_kind") != "backend"
+
+
+def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
+    """Keep a folder for one batch. Returns the batch's name, which follows from its settings and weights.
+
+    Prompts may be put right or added: each result says what it is the result of.
 
     Raises:
-        InputError: The folder holds another batch.
+        InputError: The folder holds a batch of other settings or weights.
     """
     manifest = {
-        "prompts": [[job.prompt, job.seed] for job in jobs],
         "settings": context.model_dump(mode="json"),
         "models": {role: asdict(model) for role, model in models.items()},
     }
@@ -247,9 +266,7 @@ def claim(out: Path, jobs: list[Job], context: GemsContext, models: dict[str, Mo
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is damaged ({error}); choose another folder with --out") from error
         if held != name:
-            raise InputError(
-                f"{out} holds a batch of other prompts, settings or models; choose another folder with --out"
-            )
+            raise InputError(f"{out} holds a batch of other settings or models; choose another folder with --out")
     else:
         write_atomically(path, json.dumps({"batch": name, **manifest}, indent=1, ensure_ascii=False).encode())
     return name

@@ -77,9 +77,14 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+_WITH_RESUME = frozenset({"resume", "folder", "as_json", "quiet"})
+"""Options of ``gems generate`` that say nothing about the run itself."""
+
+
 @app.command()
 @guarded
 def generate(
+    ctx: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
     *,
     mllm: Mllm = "pocket",
@@ -128,7 +133,12 @@ def generate(
     if resume is not None:
         if prompt is not None:
             raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
-        known = load_thread(resume)
+        for name in ctx.params:
+            given = ctx.get_parameter_source(name)
+            if given is not None and given.name == "COMMANDLINE" and name not in _WITH_RESUME:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
+        known = load_thread(Path(resume).name)
         context, checked, folder = known.context, known.prompt, folder or known.out
     else:
         if prompt is None:
@@ -284,7 +294,7 @@ def batch(
         out.print(table)
         out.print(f"results: {folder / 'results.jsonl'}", highlight=False, soft_wrap=True)
     for row in failed:
-        err.print(f"[red]prompt {row['index']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
+        err.print(f"[red]line {row['line']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
     if len(rows) < len(jobs):
         err.print("stopped; run the same command again to go on")
         raise typer.Exit(INTERRUPTED)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gems import __version__
 from gems.graph.context import GemsContext
-from gems.graph.state import Requirement
+from gems.graph.state import Requirement, Usage
 
 __all__ = ["Check", "diagnose"]
 
@@ -55,12 +55,14 @@ def diagnose(context: GemsContext) -> list[Check]:
     def verify() -> str:
         from gems.memory.images import encode_png
         from gems.models.chat import init_mllm, model_fingerprint
+        from gems.nodes.meter import Meter
         from gems.nodes.verifier import inspect_image
 
         if "made" not in image:
             raise RuntimeError("needs the generator's image")
         model = init_mllm(context.mllm)
-        [verdict], _ = inspect_image(model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
+        meter = Meter(Usage(), context)
+        [verdict] = inspect_image(meter, model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
         answered = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
         return f"{context.mllm} {model_fingerprint(model)[:12]} {answered}"
 

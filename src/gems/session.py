@@ -209,16 +209,22 @@ def run_thread(
 
 
 def model_records(context: GemsContext) -> dict[str, ModelRecord]:
-    """The models of these settings, for a run's record. Loads what the run needs anyway.
+    """The models of these settings, for a run's record. Loads them, so that a run's clock starts with its work.
 
     Raises:
         InputError: A name is not known, or its package or key is missing.
         BackendError: Weights are not there.
     """
+    mllm, generator = init_mllm(context.mllm), init_image_generator(context.generator)
     records = {
-        "mllm": ModelRecord(context.mllm, model_fingerprint(init_mllm(context.mllm))),
-        "generator": ModelRecord(context.generator, init_image_generator(context.generator).fingerprint),
+        "mllm": ModelRecord(context.mllm, model_fingerprint(mllm)),
+        "generator": ModelRecord(context.generator, generator.fingerprint),
     }
-    if context.memory:
-        records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(init_embedder(context.embedder)))
+    embedder = init_embedder(context.embedder) if context.memory else None
+    if embedder is not None:
+        records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
+    for model in (mllm, generator, embedder):
+        load = getattr(model, "load", None)
+        if callable(load):
+            load()
     return records

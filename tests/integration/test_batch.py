@@ -46,7 +46,7 @@ def test_a_bad_prompt_does_not_stop_the_rest(prompts: Path, tmp_path: Path) -> N
     assert done.returncode == 2
     summary = json.loads(done.stdout)
     assert (summary["prompts"], summary["finished"], summary["failed"]) == (6, 6, 1)
-    assert "prompt 2" in done.stderr
+    assert "line 3: unknown word 'dragon'" in done.stderr
     assert "dragon" in done.stderr
     by_index = {row["index"]: row for row in rows(tmp_path / "out")}
     assert [by_index[i]["prompt"] for i in range(6)] == PROMPTS
@@ -94,11 +94,27 @@ def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
             assert row["usage"]["images"] == expected[row["index"]]["usage"]["images"]
 
 
+def test_a_file_put_right_and_grown_costs_what_is_new(prompts: Path, tmp_path: Path) -> None:
+    run(prompts, tmp_path / "out")
+    before = (tmp_path / "out" / "results.jsonl").read_bytes()
+    prompts.write_text(prompts.read_text().replace("dragon", "dog") + '{"prompt": "two cats"}\n')
+    again = run(prompts, tmp_path / "out", "--json")
+    assert again.returncode == 0, again.stderr
+    assert "5 of 7 prompts were done before" in again.stderr
+    assert json.loads(again.stdout)["failed"] == 0
+    after = (tmp_path / "out" / "results.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert [row["prompt"] for row in rows(tmp_path / "out")[6:]] in (
+        ["a blue dog", "two cats"],
+        ["two cats", "a blue dog"],
+    )
+
+
 def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
     done = run(prompts, tmp_path / "out", "--seed", "5")
     assert done.returncode == 2
-    assert "other prompts, settings" in done.stderr
+    assert "other settings" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,11 @@ BAD_INPUT: list[tuple[list[Any], str]] = [
     (["a cat", "--budget-seconds", 0], "--budget-seconds 0"),
     (["a cat", "--max-rounds", 0], "--max-rounds 0"),
     (["a cat", "--seed", -1], "--seed -1"),
-    (["a cat", "--user", "../eve"], "--user"),
+    (["a cat", "--user", "e v e"], "--user"),
     (["a cat", "--skills-dir", "/nowhere/at/all"], "no skills folder"),
     (["--resume", "no-such-run"], "no run 'no-such-run'"),
-    (["--resume", "../../etc/passwd"], "no name of a run"),
+    (["--resume", "../../etc/passwd"], "no run 'passwd'"),
+    (["--resume", "no-such-run", "--seed", 3], "leave --seed away"),
     ([], "say what the image should show"),
 ]
 

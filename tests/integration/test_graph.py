@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
@@ -21,6 +21,7 @@ from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import Budget, GemsOutput
+from gems.memory.embedder import MiniLM
 from gems.memory.images import ImageStore
 from gems.nodes.retry import RETRY
 
@@ -260,6 +261,77 @@ def test_one_failed_candidate_does_not_cost_the_others(tmp_path: Path) -> None:
 
 
 DOWN = BackendError("server down", retryable=False)
+
+
+def test_what_failed_tries_spent_counts_and_what_they_learned_is_kept(tmp_path: Path) -> None:
+    def flaky(messages: list[Any], index: int) -> Any:
+        return ConnectionError("reset") if index in (2, 3) else verdicts(messages, "no")
+
+    run = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=flaky)))
+    out = run(NO_MEMORY.model_copy(update={"candidates": 3, "max_rounds": 1}))
+    assert run.mllm.count("Verdicts") == 5, "two images once, the third at its third try"
+    assert out["usage"].chat_calls == len(run.mllm.calls)
+    assert all(attempt.verified for attempt in out["attempts"])
+
+
+def test_failed_calls_use_up_the_budget_too(tmp_path: Path) -> None:
+    always_malformed = script(Verdicts=lambda m, i: {"verdicts": "none"})
+    run = Run(tmp_path, ScriptedChatModel(script=always_malformed))
+    out = run(NO_MEMORY.model_copy(update={"budget": Budget(chat_calls=4)}))
+    assert len(run.mllm.calls) == out["usage"].chat_calls == 4
+    assert out["outcome"] == "budget"
+    assert out["image"] is not None
+
+
+def test_once_a_candidate_passes_the_others_are_not_looked_at(tmp_path: Path) -> None:
+    run = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=lambda m, i: verdicts(m, "yes" if i else "no"))))
+    out = run(NO_MEMORY.model_copy(update={"candidates": 4, "max_rounds": 1}))
+    assert run.mllm.count("Verdicts") == 2
+    assert out["outcome"] == "solved"
+    assert out["image"] == out["attempts"][1].image
+
+
+def test_the_refiner_sees_the_best_of_the_latest_round(tmp_path: Path) -> None:
+    def second_candidate_is_better(messages: list[Any], index: int) -> Any:
+        return verdicts(messages, "no", r1="yes" if index == 1 else "no")
+
+    run = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=second_candidate_is_better)))
+    out = run(NO_MEMORY.model_copy(update={"candidates": 3, "max_rounds": 2}))
+    assert [bool(a.experience) for a in out["attempts"][:3]] == [False, True, False]
+
+
+def test_a_plan_that_comes_with_a_skill_call_waits_in_every_form(tmp_path: Path) -> None:
+    """Some providers repeat their tool calls as content blocks: a block without an answer would be refused."""
+    skill, plan = {"name": "counting", "args": {}, "id": "a"}, {"name": "Plan", "args": {"prompt": "early"}, "id": "b"}
+    blocks = [{"type": "tool_use", "id": c["id"], "name": c["name"], "input": c["args"]} for c in (skill, plan)]
+    both = AIMessage(content=blocks, tool_calls=[skill, plan])  # type: ignore[list-item]
+    run = Run(tmp_path, ScriptedChatModel(script=script(Plan=lambda m, i: {"prompt": "late"} if i else both)))
+    out = run(NO_MEMORY.model_copy(update={"max_rounds": 1}))
+    assert out["attempts"][0].prompt == "late"
+    [_, messages, _] = [call for call in run.mllm.calls if call[0] == "Plan"][1]
+    [turn] = [m for m in messages if isinstance(m, AIMessage)]
+    assert [b["id"] for b in turn.content] == ["a"]  # type: ignore[index]
+    assert [c["id"] for c in turn.tool_calls] == ["a"]
+
+
+def test_an_embedder_without_a_hash_can_be_given(tmp_path: Path) -> None:
+    class Unhashable(MiniLM):
+        __hash__ = None  # type: ignore[assignment]
+
+    run = Run(tmp_path, embedder=Unhashable())
+    context = GemsContext(seed=5, max_rounds=1)
+    assert run(context)["errors"] == []
+    assert run.graph.invoke({"prompt": PROMPT}, context=context, stream_mode="values")["outcome"] == "rounds"
+
+
+def test_without_skills_or_a_plan(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run(NO_MEMORY.model_copy(update={"skills": False, "max_rounds": 1}))
+    assert all(names == ["Plan"] for schema, _, names in run.mllm.calls if schema == "Plan")
+    run = Run(tmp_path)
+    out = run(NO_MEMORY.model_copy(update={"plan": False, "max_rounds": 1}))
+    assert run.mllm.count("Plan") == 0
+    assert out["attempts"][0].prompt == PROMPT
 
 
 def test_without_a_planner_the_users_words_are_drawn(tmp_path: Path) -> None:

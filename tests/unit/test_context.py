@@ -3,10 +3,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from pydantic import ValidationError
 
 from gems.graph.context import GemsContext
 from gems.graph.errors import InputError
 from gems.graph.state import Budget, Usage, Verdict, score_verdicts
+from gems.memory.trajectory import namespace
 
 
 def test_a_parents_context_gives_the_fields_that_are_ours() -> None:
@@ -43,3 +45,18 @@ def test_one_missing_requirement_drags_the_score_down() -> None:
     assert score_verdicts([sure, sure]) == pytest.approx(1)
     assert score_verdicts([sure, verdict("unsure", 0)]) == pytest.approx(0.5**0.5)
     assert score_verdicts([sure, sure, sure, verdict("no", 1.0)]) < 0.2
+
+
+@pytest.mark.parametrize("slip", ["max_round", "candidate", "generater"])
+def test_a_misspelt_setting_is_refused_and_a_parents_own_is_not(slip: str) -> None:
+    with pytest.raises(ValidationError, match=f"unknown setting '{slip}': did you mean"):
+        GemsContext.model_validate({slip: 1})
+    assert GemsContext.model_validate({"tenant": "x", "model": "y", "temperature": 1}) == GemsContext()
+
+
+def test_a_user_may_have_any_name_without_spaces() -> None:
+    assert GemsContext(user="alice@example.com").user == "alice@example.com"
+    assert namespace("alice@example.com") != namespace("alice@example%2Ecom")
+    assert not any("." in label for label in namespace("alice@example.com"))
+    with pytest.raises(ValidationError):
+        GemsContext(user="a b")

@@ -6,6 +6,7 @@ import pytest
 from langgraph.errors import NodeError
 
 from gems.graph.errors import BackendError, InputError, MalformedAnswerError
+from gems.graph.state import GemsState, Usage
 from gems.nodes.retry import is_backend_failure, report_failure, retry_on, work_without
 
 
@@ -42,33 +43,36 @@ def test_what_is_tried_again_and_whose_fault_it_is(error: Exception, again: bool
     assert is_backend_failure(error) is backend
 
 
+STATE = GemsState(run_id="r")
+
+
 def failed(error: Any) -> NodeError:
     return NodeError(node="planner", error=error)
 
 
 def test_a_backends_failure_is_noted_and_the_run_goes_on() -> None:
-    command: Any = report_failure(failed(BackendError("server\ndown")), "generator", draft="x")
+    command: Any = report_failure(STATE, failed(BackendError("server\ndown")), "generator", draft="x")
     assert command.goto == "generator"
-    assert command.update == {"errors": ["planner: server down"], "draft": "x"}
+    assert command.update == {"errors": ["planner: server down"], "usage": Usage(), "draft": "x"}
 
 
 @pytest.mark.parametrize("error", [InputError("unknown word"), TypeError("a bug")])
 def test_bad_input_and_bugs_are_raised(error: Exception) -> None:
     with pytest.raises(type(error)):
-        report_failure(failed(error), "generator")
+        report_failure(STATE, failed(error), "generator")
 
 
 def test_what_a_run_can_do_without_is_noted_whatever_broke() -> None:
-    command: Any = work_without(failed(TypeError("a bug")), "planner", memories=[])
-    assert command.update == {"errors": ["planner: a bug"], "memories": []}
+    command: Any = work_without(STATE, failed(TypeError("a bug")), "planner", memories=[])
+    assert command.update == {"errors": ["planner: a bug"], "usage": Usage(), "memories": []}
     with pytest.raises(InputError):
-        work_without(failed(InputError("bad embedder")), "planner")
+        work_without(STATE, failed(InputError("bad embedder")), "planner")
 
 
 def test_after_a_resume_a_failure_is_known_by_its_text_alone() -> None:
     with pytest.raises(InputError, match="unknown word 'dragon'"):
-        report_failure(failed(repr(InputError("unknown word 'dragon'"))), "generator")
-    command: Any = report_failure(failed(repr(BackendError("server down"))), "generator")
+        report_failure(STATE, failed(repr(InputError("unknown word 'dragon'"))), "generator")
+    command: Any = report_failure(STATE, failed(repr(BackendError("server down"))), "generator")
     assert command.update["errors"] == ["planner: server down"]
-    command = report_failure(failed("StatusError(503, <Response>)"), "generator")
+    command = report_failure(STATE, failed("StatusError(503, <Response>)"), "generator")
     assert command.update["errors"] == ["planner: StatusError(503, <Response>)"]

@@ -1,0 +1,129 @@
+"""What a node spends: on calls that were answered, on calls that failed, and on tries that are forgotten."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.tracers.context import register_configure_hook
+
+from gems.graph.context import GemsContext
+from gems.graph.state import GemsState, Usage
+
+__all__ = ["Meter", "Stopwatch", "metered", "settle"]
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Elapsed wall-clock seconds."""
+        return time.perf_counter() - self._start
+
+
+class Meter(BaseCallbackHandler):
+    """Adds up what the chat model calls of one node cost, those of its earlier, failed tries included.
+
+    Attributes:
+        done: Answers that a try paid for before it failed; the next try need not ask for them again.
+    """
+
+    raise_error = True
+
+    def __init__(self, before: Usage, context: GemsContext) -> None:
+        self.done: dict[str, Any] = {}
+        self._before, self._budget = before, context.budget
+        self._owed, self._calls = Usage(), Usage()
+        self._watch = Stopwatch()
+
+    @property
+    def usage(self) -> Usage:
+        """What the node has spent until now."""
+        return self._owed + self._calls + Usage(seconds=self._watch.seconds)
+
+    @property
+    def total(self) -> Usage:
+        """What the run has spent until now."""
+        return self._before + self.usage
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether a try before this one cost something."""
+        return self._owed.chat_calls > 0
+
+    def exhausted(self, *, chat_calls: int = 1) -> bool:
+        """Whether the run's budget leaves no room for so many calls more."""
+        return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        """Count an answer."""
+        for generations in response.generations:
+            for generation in generations:
+                if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
+                    self._calls += _cost(generation.message)
+
+    def on_llm_error(self, error: BaseException, **_: Any) -> None:
+        """Count a call that brought no answer; what it cost in tokens, nobody tells."""
+        self._calls += Usage(chat_calls=1)
+
+    def take_over(self, earlier: Meter) -> None:
+        """Go on where a failed try stopped."""
+        self._owed, self.done = earlier.usage, earlier.done
+
+
+_METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
+register_configure_hook(_METER, inheritable=True)
+
+_UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
+"""Meters of tries that failed, by run and node: LangGraph forgets what a failed try did, but it was paid for."""
+_LOCK: Final = threading.Lock()
+
+
+@contextmanager
+def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter]:
+    """Count what the chat models called within cost.
+
+    It listens in, and leaves the callbacks alone that a parent run (a tracer, a stream) has set;
+    ``with_structured_output(include_raw=True)`` would hand over the usage too, at five times the overhead.
+    """
+    meter, key = Meter(state["usage"], context), (state["run_id"], node)
+    with _LOCK:
+        if key in _UNSETTLED:
+            meter.take_over(_UNSETTLED.pop(key))
+    token = _METER.set(meter)
+    try:
+        yield meter
+    except Exception:
+        with _LOCK:
+            _UNSETTLED[key] = meter
+        raise
+    finally:
+        _METER.reset(token)
+
+
+def settle(state: GemsState, node: str) -> Usage:
+    """What the failed tries of a node cost that will not be tried again."""
+    with _LOCK:
+        meter = _UNSETTLED.pop((state.get("run_id", ""), node), None)
+    return meter.usage if meter else Usage()
+
+
+def _cost(message: AIMessage) -> Usage:
+    """What one answer cost, as its provider counts it."""
+    tokens = message.usage_metadata
+    return Usage(
+        chat_calls=1,
+        prompt_tokens=tokens["input_tokens"] if tokens else 0,
+        completion_tokens=tokens["output_tokens"] if tokens else 0,
+    )
