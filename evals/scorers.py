@@ -26,6 +26,7 @@ from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
 from gems.graph.errors import BackendError, InputError
 from gems.models.generators import POCKET, init_image_generator
+from gems.models.loading import without_bars
 from gems.models.pocket.grammar import parse_prompt
 from gems.models.pocket.pipeline import PocketPipeline
 from gems.models.pocket.vocabulary import NUMBER_WORDS
@@ -133,7 +134,8 @@ class Oracle:
 
 @cache
 def _pipeline(generator: str) -> PocketPipeline:
-    pipeline: PocketPipeline = PocketPipeline.from_pretrained(str(weights_folder(POCKET[generator])))
+    with without_bars():
+        pipeline: PocketPipeline = PocketPipeline.from_pretrained(str(weights_folder(POCKET[generator])))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

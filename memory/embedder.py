@@ -14,6 +14,7 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from gems.graph.errors import BackendError, InputError
+from gems.models.loading import without_bars
 
 __all__ = ["MiniLM", "embedder_fingerprint", "init_embedder"]
 
@@ -77,8 +78,9 @@ class MiniLM(Embeddings):
         weights = folder / "model.safetensors"
         if hashlib.sha256(weights.read_bytes()).hexdigest() != _MINILM_SHA256:
             raise BackendError(f"{weights} is not the MiniLM that was expected; reinstall the package", retryable=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        with without_bars():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors of 384 numbers, one per text."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gems.graph.errors import BackendError, GemsError, InputError
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.models.loading import without_bars
 from gems.models.pocket.weights import folder_fingerprint
 
 __all__ = ["DiffusersGenerator"]
@@ -57,18 +59,12 @@ class DiffusersGenerator:
     def _pipeline(self) -> Any:
         import diffusers
         import torch
-        import transformers
 
         try:
             module = importlib.import_module(self._module)
             kind = getattr(module, diffusers.DiffusionPipeline.load_config(str(self.source))["_class_name"])
-            bars = (diffusers.utils.logging, transformers.utils.logging)
-            if self._module != "diffusers":  # the pocket model is there at once: a loading bar would be noise
-                for bar in bars:
-                    bar.disable_progress_bar()
-            pipeline = kind.from_pretrained(str(self.source), use_safetensors=True)
-            for bar in bars:
-                bar.enable_progress_bar()
+            with without_bars() if self._module != "diffusers" else nullcontext():
+                pipeline = kind.from_pretrained(str(self.source), use_safetensors=True)
         except (OSError, ValueError, AttributeError, ImportError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BackendError(f"cannot load the image model {self.source}: {reason}", retryable=False) from error

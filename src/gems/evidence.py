@@ -136,7 +136,9 @@ def load_record(where: Path) -> tuple[Path, dict[str, Any]]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); give a run's folder or its run.json") from error
+        raise InputError(
+            f"cannot read {path} ({error.strerror}); give a run's folder, such as gems-out/RUN, or its run.json"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give a run's folder or its run.json") from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
