@@ -32,7 +32,7 @@ class GemsContext(BaseModel):
         default="pocket",
         min_length=1,
         title="Image generator",
-        description='Makes the images. "pocket", or "diffusers:FOLDER_OR_REPO".',
+        description='Makes the images. "pocket", "pocket-large", or "diffusers:FOLDER_OR_REPO".',
     )
     embedder: str = Field(
         default="minilm",

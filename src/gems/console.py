@@ -74,11 +74,16 @@ Mllm = Annotated[
     typer.Option(help='Vision chat model: "pocket", or PROVIDER:MODEL such as openai:gpt-5.', rich_help_panel=MODELS),
 ]
 Generator = Annotated[
-    str, typer.Option(help='Image generator: "pocket", or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS)
+    str,
+    typer.Option(help='Image generator: "pocket", "pocket-large" or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS),
 ]
 Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
 SkillsDir = Annotated[
     Path | None, typer.Option(help="A folder of SKILL.md folders, besides the built-in ones.", rich_help_panel=MODELS)
+]
+NoSkills = Annotated[bool, typer.Option("--no-skills", help="Offer the planner no skills.", rich_help_panel=MODELS)]
+NoPlan = Annotated[
+    bool, typer.Option("--no-plan", help="Draw the prompt as it is first, unplanned.", rich_help_panel=MODELS)
 ]
 MaxRounds = Annotated[int, typer.Option(help="Most rounds of draw, check and refine.", rich_help_panel=LIMITS)]
 Candidates = Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)]

@@ -10,9 +10,9 @@ from gems.models.generators import ImageGenerator, ImageRequest, init_image_gene
 
 
 class TestPocket(GeneratorConformance):
-    @pytest.fixture
-    def generator(self) -> ImageGenerator:
-        return init_image_generator("pocket")
+    @pytest.fixture(params=["pocket", "pocket-large"])
+    def generator(self, request: pytest.FixtureRequest) -> ImageGenerator:
+        return init_image_generator(request.param)
 
     @pytest.fixture
     def prompts(self) -> tuple[str, str]:

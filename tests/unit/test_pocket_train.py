@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from gems.models.pocket.pipeline import PocketPipeline
-from gems.models.pocket.train import Settings, main, train
+from gems.models.pocket.train import HELD_OUT, Dataset, Settings, batches, main, train
 
 TINY = Settings(width=16, layers=1, heads=2, text_width=16, text_layers=1, steps=6, batch=4, warmup=2, scenes=600)
 
@@ -55,3 +56,17 @@ def test_a_draft_left_by_a_killed_run_does_no_harm(finished: Path, tmp_path: Pat
 def test_a_checkpoint_of_other_settings_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(finished), "--width", "24", "--scenes", "600"]) == 2
     assert "other settings" in capsys.readouterr().err
+
+
+def test_a_scene_has_either_a_terse_caption_or_rich_ones() -> None:
+    data = Dataset.make(HELD_OUT + 8, seed=1)
+    terse = {tuple(row) for row in data.captions[:, 0].tolist()}
+    drawn = batches(data, replace(TINY, terse=0.5, dropout=0.0), 0)
+    kinds: dict[bytes, set[bool]] = {}
+    for _ in range(40):
+        batch = next(drawn)
+        for slots, tokens in zip(batch.slots.numpy(), batch.tokens.tolist(), strict=True):
+            padded = tuple(tokens + [0] * (data.captions.shape[2] - len(tokens)))
+            kinds.setdefault(slots.tobytes(), set()).add(padded in terse)
+    assert all(len(kind) == 1 for kind in kinds.values())
+    assert {kind.pop() for kind in kinds.values()} == {True, False}

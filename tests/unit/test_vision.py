@@ -1,5 +1,7 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ from PIL import Image
 
 from gems.evals.pocket_vision import Answer, answers, expected_calibration_error, laid_out_case
 from gems.models.pocket.render import draw_scene
-from gems.models.pocket.scene import Item
-from gems.models.pocket.train_vision import MAX_ITEMS, Settings, match, messy_items, train, visibility
+from gems.models.pocket.scene import Item, layout, sample_spec
+from gems.models.pocket.train_vision import MAX_ITEMS, Settings, crowded, match, messy_items, train, visibility
 from gems.models.pocket.vision import Calibration, Detection, Sight, VisionModel, look
 from gems.models.pocket.vocabulary import ATTRIBUTES, OBJECTS
 from gems.models.pocket.weights import VISION, weights_folder
@@ -180,3 +182,29 @@ def test_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeypat
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert isinstance(VisionModel.from_pretrained(tmp_path / "broken").detect(Image.new("RGB", (64, 64))), list)
+
+
+def test_a_crowded_scene_holds_the_same_things_nearer_together() -> None:
+    rng = np.random.default_rng(4)
+    nearer = 0
+    for _ in range(40):
+        items = layout(sample_spec(rng), rng).items
+        drawn = crowded(items, rng)
+        assert sorted((i.object, i.attribute) for i in drawn) == sorted((i.object, i.attribute) for i in items)
+        nearer += spread(drawn) < spread(items)
+    assert nearer > 30
+
+
+def spread(items: Sequence[Item]) -> float:
+    """Mean distance of things from the middle of their kind."""
+    kinds = {i.object for i in items}
+    middles = {k: np.mean([(i.x, i.y) for i in items if i.object == k], axis=0) for k in kinds}
+    return float(np.mean([np.hypot(*(np.array((i.x, i.y)) - middles[i.object])) for i in items]))
+
+
+def test_fine_tuning_starts_from_the_given_weights(tmp_path: Path) -> None:
+    start = weights_folder(VISION)
+    settings = Settings(steps=1, batch=2, learning_rate=1e-9, chunks=1, chunk=2, calibration_scenes=4, start=start)
+    tuned = train(tmp_path, settings)
+    for name, weight in VisionModel.from_pretrained(start).named_parameters():
+        assert torch.allclose(dict(tuned.named_parameters())[name], weight, atol=1e-3), name
