@@ -116,9 +116,16 @@ def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
         for j in judged
         if j.row.get("best") is not None
     )
+    first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
+    gained = [float(j.right) - was for j, was in zip(judged, first, strict=True)]
     missed = sum(not j.right and any(map(is_right, j.scores.values())) for j in judged)
     return {
         "curve": curve,
+        "over_first_attempt": {
+            "first_all_correct": _mean(first),
+            "points": round(100 * sum(gained) / max(len(gained), 1), 2),
+            "points_ci95": [round(100 * bound, 2) for bound in bootstrap_interval(gained)],
+        },
         "by_round": rounds,
         "by_strategy": {name: {"images": len(v), "right": _mean(v)} for name, v in strategies.items()},
         "verifier": _verifier(verified) if verified else None,

@@ -323,15 +323,15 @@ Sight alone takes things that cover each other for one. Chosen on other prompts 
 
 def _judge(sight: Any, question: Question) -> tuple[float, str]:
     """The probability of yes, and what was seen."""
-    word = OBJECTS[question.object]
     seen = sight.count(question.object)
-    many = f"{NUMBER_WORDS[seen - 1] if 1 <= seen <= 7 else seen or 'no'} {word.singular if seen == 1 else word.plural}"
+    many = _number_of(seen, question.object)
     match question.kind:
         case "object":
             return sight.p_object(question.object), f"{many} seen"
         case "count":
             odds = _PRIOR_ODDS * (p := sight.p_count(question.object, question.count))
-            return odds / (odds + 1 - p), f"{many} seen"
+            p = odds / (odds + 1 - p)
+            return p, f"{_number_of(question.count, question.object) if p >= 0.5 else many} seen"
         case "attribute":
             looks = sorted({ATTRIBUTES[a] or "plain" for a in sight.attributes(question.object)})
             return (
@@ -340,3 +340,8 @@ def _judge(sight: Any, question: Question) -> tuple[float, str]:
             )
         case _:
             return sight.p_relation(question.object, question.relation, question.other), f"{many} seen"
+
+
+def _number_of(n: int, obj: int) -> str:
+    word = OBJECTS[obj]
+    return f"{NUMBER_WORDS[n - 1] if 1 <= n <= 7 else n or 'no'} {word.singular if n == 1 else word.plural}"

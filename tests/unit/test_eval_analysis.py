@@ -68,6 +68,8 @@ def test_the_figures_of_an_arm() -> None:
     assert report["failed"] == 1
     assert report["images_per_prompt"] == pytest.approx(5 / 3, abs=1e-3)
     assert [(p["most_images"], p["all_correct"]) for p in report["curve"]] == [(1, 0.5), (2, 0.75)]
+    assert report["over_first_attempt"]["first_all_correct"] == 0.5
+    assert report["over_first_attempt"]["points"] == 25.0
     assert report["by_round"] == [
         {"round": 1, "images": 3, "right": 0.6667},
         {"round": 2, "images": 2, "right": 0.5},
