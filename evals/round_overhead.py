@@ -75,6 +75,7 @@ class InstantGenerator:
 
     name = "instant"
     fingerprint = "0" * 64
+    edits = False
 
     def __init__(self, images: list[Image.Image]) -> None:
         self._images = images

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gems.graph.errors import InputError
+from gems.graph.options import ChatOptions, GeneratorOptions
 from gems.graph.state import Budget
 
-__all__ = ["MAX_SEED", "GemsContext"]
+__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role"]
+
+Role = Literal["planner", "decomposer", "verifier", "refiner"]
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_SEED = 2**31 - 1
 
@@ -33,6 +37,24 @@ class GemsContext(BaseModel):
         min_length=1,
         title="Image generator",
         description='Makes the images. "pocket", "pocket-large", or "diffusers:FOLDER_OR_REPO".',
+    )
+    planner: str | None = Field(
+        default=None, title="Planner", description="Another chat model for the planner. Empty: the one above."
+    )
+    decomposer: str | None = Field(
+        default=None, title="Decomposer", description="Another chat model for the decomposer. Empty: the one above."
+    )
+    verifier: str | None = Field(
+        default=None, title="Verifier", description="Another vision chat model for the verifier. Empty: the one above."
+    )
+    refiner: str | None = Field(
+        default=None, title="Refiner", description="Another chat model for the refiner. Empty: the one above."
+    )
+    chat_options: ChatOptions = Field(
+        default_factory=ChatOptions, title="Chat options", description="How the chat models are called."
+    )
+    generator_options: GeneratorOptions = Field(
+        default_factory=GeneratorOptions, title="Generator options", description="How the image generator is run."
     )
     embedder: str = Field(
         default="minilm",
@@ -86,6 +108,11 @@ class GemsContext(BaseModel):
             if name not in cls.model_fields and near:
                 raise ValueError(f"unknown setting {name!r}: did you mean {near[0]!r}?")
         return values
+
+    def chat_model(self, role: Role) -> str:
+        """The name of a role's chat model."""
+        name: str | None = getattr(self, role)
+        return name or self.mllm
 
     @classmethod
     def resolve(cls, context: object) -> GemsContext:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Final
 
 from langchain_core.language_models import BaseChatModel
 
 from gems.graph.errors import InputError
+from gems.graph.options import ChatOptions
 
 __all__ = ["init_mllm", "model_fingerprint"]
 
 
+DEFAULTS: Final = ChatOptions()
+
+
 @cache
-def init_mllm(name: str) -> BaseChatModel:
-    """The vision chat model of that name, made once per process.
+def init_mllm(name: str, options: ChatOptions = DEFAULTS) -> BaseChatModel:
+    """The vision chat model of that name, made once per process and set of options.
 
     Args:
         name: ``"pocket"``, or ``"PROVIDER:MODEL"`` as ``init_chat_model`` takes it. Keys and base URLs come from the
             provider's own environment variables.
+        options: How it is called.
 
     Raises:
         InputError: The name has no known provider, or the provider's package or key is missing.

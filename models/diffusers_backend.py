@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gems.graph.errors import BackendError, GemsError, InputError
-from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 from gems.models.loading import without_bars
 from gems.models.pocket.weights import folder_fingerprint
 
@@ -31,6 +31,7 @@ class DiffusersGenerator:
     """
 
     def __init__(self, source: str | Path, *, name: str, module: str = "diffusers") -> None:
+        self.edits = False
         self.source = source
         self.name = name
         self._module = module
@@ -90,7 +91,7 @@ class DiffusersGenerator:
 
         def report(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
-                on_step(index, step + 1, len(pipeline.scheduler.timesteps))
+                on_step(Step(index, step + 1, len(pipeline.scheduler.timesteps)))
             return tensors
 
         with self._lock:

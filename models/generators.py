@@ -13,20 +13,45 @@ from typing import Final, Protocol, runtime_checkable
 from PIL import Image
 
 from gems.graph.errors import BackendError, InputError
+from gems.graph.options import GeneratorOptions
 
-__all__ = ["POCKET", "GeneratedImage", "ImageGenerator", "ImageRequest", "StepCallback", "init_image_generator"]
+__all__ = [
+    "POCKET",
+    "Edit",
+    "GeneratedImage",
+    "ImageGenerator",
+    "ImageRequest",
+    "Step",
+    "StepCallback",
+    "init_image_generator",
+]
 
 
 POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
 """Names of the models that come with the package, and their folders of weights."""
 
 
+DEFAULTS: Final = GeneratorOptions()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Edit:
+    """An image to start from, and what is right in it already, as questions that were answered "yes"."""
+
+    image: Image.Image
+    keep: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image to make. The seed is always honoured: the same request gives the same image on the same backend."""
+    """One image to make. The seed is always honoured: the same request gives the same image on the same backend.
+
+    ``edit`` is only ever given to a generator that ``edits``.
+    """
 
     prompt: str
     seed: int
+    edit: Edit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +62,18 @@ class GeneratedImage:
     image: Image.Image
 
 
-StepCallback = Callable[[int, int, int], None]
-"""Called as (request index, denoising step from 1, number of steps)."""
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far an image has come: ``step`` counts from 1 to ``steps``; a preview is small, and not always there."""
+
+    index: int
+    step: int
+    steps: int
+    preview: Image.Image | None = None
+
+
+StepCallback = Callable[[Step], None]
+"""Called after each denoising step of the request at ``Step.index``. What it raises ends the generation."""
 
 
 @runtime_checkable
@@ -55,6 +90,11 @@ class ImageGenerator(Protocol):
         """Identifies the weights: a revision or a hash. The same fingerprint and request give the same image."""
         ...
 
+    @property
+    def edits(self) -> bool:
+        """Whether it can start from an image: requests with an ``edit`` are honoured."""
+        ...
+
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
@@ -63,13 +103,14 @@ class ImageGenerator(Protocol):
 
 
 @cache
-def init_image_generator(name: str) -> ImageGenerator:
-    """The image generator of that name, made once per process.
+def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> ImageGenerator:
+    """The image generator of that name, made once per process and set of options.
 
     Args:
         name: ``"pocket"``, the model that comes with the package, ``"pocket-large"``, the same with ten times the
             parameters, or ``"diffusers:FOLDER_OR_REPO"``, any text-to-image pipeline that
             ``diffusers.DiffusionPipeline.from_pretrained`` loads.
+        options: How it is run.
 
     Raises:
         InputError: The name is of no known form.

@@ -41,7 +41,7 @@ def make_decomposer(resources: Resources) -> Node:
         context = GemsContext.resolve(runtime.context)
         messages = [SystemMessage(DECOMPOSER), HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
-            answer = ask(meter, resources.chat(context), Requirements, messages)
+            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages)
         questions = {" ".join(r.question.split()): r.kind for r in answer.requirements}  # each asked once, in order
         requirements = [
             Requirement(id=f"r{i}", question=question, kind=kind)

@@ -11,7 +11,7 @@ from langgraph.runtime import Runtime
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import BackendError
 from gems.graph.state import Attempt, GemsState, Usage, best_attempt
-from gems.models.generators import ImageGenerator, ImageRequest
+from gems.models.generators import ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -35,10 +35,9 @@ def make_generator(resources: Resources) -> Node:
         if not requests:
             return GemsState(outcome="budget")
 
-        def on_step(candidate: int, step: int, steps: int) -> None:
-            runtime.stream_writer(
-                {"event": "step", "round": round_, "candidate": candidate, "step": step, "steps": steps}
-            )
+        def on_step(at: Step) -> None:
+            event = {"event": "step", "round": round_, "candidate": at.index, "step": at.step, "steps": at.steps}
+            runtime.stream_writer(event)
 
         backend, images = resources.generator(context), resources.images()
         results = backend.generate(requests, on_step=on_step)

@@ -49,9 +49,9 @@ def make_planner(resources: Resources) -> Node:
             started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
             conversation = [*planning, *started]
             if not tools:
-                update = _drafted(ask(meter, resources.chat(context), Plan, conversation).prompt, runtime)
+                update = _drafted(ask(meter, resources.chat(context, "planner"), Plan, conversation).prompt, runtime)
             else:
-                answer = _converse(resources.chat(context), tools, conversation)
+                answer = _converse(resources.chat(context, "planner"), tools, conversation)
                 update = _drafted(text, runtime) if (text := _final_prompt(answer)) else GemsState()
                 update["planning"] = [*started, answer]
             update["usage"] = meter.usage

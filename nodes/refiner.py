@@ -48,7 +48,9 @@ def make_refiner(resources: Resources) -> Node:
         content: list[str | dict[str, Any]] = [image_block(resources.images().read(a.image)) for a in shown]
         content.append({"type": "text", "text": _report(state, best, latest)})
         with metered(state, "refiner", context) as meter:
-            answer = ask(meter, resources.chat(context), Refinement, [SystemMessage(REFINER), HumanMessage(content)])
+            answer = ask(
+                meter, resources.chat(context, "refiner"), Refinement, [SystemMessage(REFINER), HumanMessage(content)]
+            )
 
         prompt = " ".join(answer.prompt.split())
         reseed = answer.strategy == "reseed" or not prompt

@@ -12,7 +12,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
-from gems.graph.context import GemsContext
+from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState
 from gems.memory.images import ImageStore
 from gems.models.chat import init_mllm
@@ -40,13 +40,13 @@ class Resources:
     store: BaseStore | None = None
     image_store: ImageStore | None = None
 
-    def chat(self, context: GemsContext) -> BaseChatModel:
-        """The chat model of all text and vision roles."""
-        return self.mllm or init_mllm(context.mllm)
+    def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
+        """The chat model of a role."""
+        return self.mllm or init_mllm(context.chat_model(role), context.chat_options)
 
     def generator(self, context: GemsContext) -> ImageGenerator:
         """The image generator."""
-        return self.image_generator or init_image_generator(context.generator)
+        return self.image_generator or init_image_generator(context.generator, context.generator_options)
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
         """Where trajectories are kept: the parent's store, else the given one, else the user's; None if off."""

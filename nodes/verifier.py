@@ -49,7 +49,7 @@ def make_verifier(resources: Resources) -> Node:
 
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
-        model, requirements = resources.chat(context), state["requirements"]
+        model, requirements = resources.chat(context, "verifier"), state["requirements"]
         attempts, errors = list(state["attempts"]), list[str]()
         with metered(state, "verifier", context) as meter:
             for i, attempt in enumerate(attempts):

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import PrivateAttr
 
 from gems.graph.errors import BackendError
-from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 
 Script = Callable[[str, list[BaseMessage], int], Any]
 """(schema or "Plan", messages, call number from 0) -> arguments, list of (tool, args), text, message or exception."""
@@ -73,6 +73,7 @@ class PaintGenerator:
 
     name = "paint"
     fingerprint = "0" * 64
+    edits = False
 
     def __init__(self, fail: Callable[[ImageRequest, int], Exception | None] | None = None, seconds: float = 0) -> None:
         self.requests: list[ImageRequest] = []
@@ -92,7 +93,7 @@ class PaintGenerator:
             if error is not None:
                 raise error
             if on_step:
-                on_step(index, 1, 1)
+                on_step(Step(index, 1, 1))
             time.sleep(self._seconds)
             shade = sum(request.prompt.encode()) + request.seed
             color = (shade % 256, shade // 256 % 256, shade // 65536 % 256)

@@ -30,17 +30,23 @@ from gems.console import (
     BudgetSeconds,
     BudgetTokens,
     Candidates,
+    ChatOption,
+    Decomposer,
     Embedder,
     Generator,
+    GeneratorOption,
     MaxRounds,
     Mllm,
     NoPlan,
     NoSkills,
     Patience,
+    Planner,
     Quiet,
+    Refiner,
     Row,
     SkillsDir,
     User,
+    Verifier,
     batch_bar,
     err,
     guarded,
@@ -91,6 +97,12 @@ def generate(
     *,
     mllm: Mllm = "pocket",
     generator: Generator = "pocket",
+    generator_option: GeneratorOption = None,
+    chat_option: ChatOption = None,
+    planner: Planner = None,
+    decomposer: Decomposer = None,
+    verifier: Verifier = None,
+    refiner: Refiner = None,
     embedder: Embedder = "minilm",
     skills_dir: SkillsDir = None,
     no_skills: NoSkills = False,
@@ -150,6 +162,12 @@ def generate(
         context = make_context(
             mllm=mllm,
             generator=generator,
+            generator_option=generator_option,
+            chat_option=chat_option,
+            planner=planner,
+            decomposer=decomposer,
+            verifier=verifier,
+            refiner=refiner,
             embedder=embedder,
             skills_dir=str(skills_dir.absolute()) if skills_dir else None,
             skills=not no_skills,
@@ -227,6 +245,12 @@ def batch(
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight.", rich_help_panel=LIMITS)] = 2,
     mllm: Mllm = "pocket",
     generator: Generator = "pocket",
+    generator_option: GeneratorOption = None,
+    chat_option: ChatOption = None,
+    planner: Planner = None,
+    decomposer: Decomposer = None,
+    verifier: Verifier = None,
+    refiner: Refiner = None,
     embedder: Embedder = "minilm",
     skills_dir: SkillsDir = None,
     no_skills: NoSkills = False,
@@ -266,6 +290,12 @@ def batch(
     settings = make_context(
         mllm=mllm,
         generator=generator,
+        generator_option=generator_option,
+        chat_option=chat_option,
+        planner=planner,
+        decomposer=decomposer,
+        verifier=verifier,
+        refiner=refiner,
         embedder=embedder,
         skills_dir=str(skills_dir.absolute()) if skills_dir else None,
         skills=not no_skills,
@@ -337,13 +367,34 @@ def replay(
 @app.command()
 @guarded
 def doctor(
-    *, mllm: Mllm = "pocket", generator: Generator = "pocket", embedder: Embedder = "minilm", as_json: AsJson = False
+    *,
+    mllm: Mllm = "pocket",
+    generator: Generator = "pocket",
+    generator_option: GeneratorOption = None,
+    chat_option: ChatOption = None,
+    planner: Planner = None,
+    decomposer: Decomposer = None,
+    verifier: Verifier = None,
+    refiner: Refiner = None,
+    embedder: Embedder = "minilm",
+    as_json: AsJson = False,
 ) -> None:
     """Tell whether a set-up will work: versions, folders, weights, and one trial of every model."""
     from gems.doctor import diagnose
 
     with err.status("trying the models") if err.is_terminal else nullcontext():
-        checks = diagnose(make_context(mllm=mllm, generator=generator, embedder=embedder))
+        settings = make_context(
+            mllm=mllm,
+            generator=generator,
+            generator_option=generator_option,
+            chat_option=chat_option,
+            planner=planner,
+            decomposer=decomposer,
+            verifier=verifier,
+            refiner=refiner,
+            embedder=embedder,
+        )
+        checks = diagnose(settings)
     if as_json:
         sys.stdout.write(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]) + "\n")
     else:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeAlias, TypeVar
@@ -77,6 +77,26 @@ Generator = Annotated[
     str,
     typer.Option(help='Image generator: "pocket", "pocket-large" or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS),
 ]
+Planner = Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
+Decomposer = Annotated[str | None, typer.Option(help="Another chat model for the decomposer.", rich_help_panel=MODELS)]
+Verifier = Annotated[str | None, typer.Option(help="Another vision model for the verifier.", rich_help_panel=MODELS)]
+Refiner = Annotated[str | None, typer.Option(help="Another vision model for the refiner.", rich_help_panel=MODELS)]
+ChatOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="How chat models are called: base_url, image_size, temperature, ... Repeatable.",
+        rich_help_panel=MODELS,
+    ),
+]
+GeneratorOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="How the generator is run: steps, width, guidance_scale, device, offload, base_url, ... Repeatable.",
+        rich_help_panel=MODELS,
+    ),
+]
 Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
 SkillsDir = Annotated[
     Path | None, typer.Option(help="A folder of SKILL.md folders, besides the built-in ones.", rich_help_panel=MODELS)
@@ -110,13 +130,45 @@ def make_context(**settings: Any) -> GemsContext:
     from gems.graph.context import GemsContext
     from gems.graph.errors import InputError
 
+    for kind in ("chat_option", "generator_option"):
+        settings[f"{kind}s"] = _pairs(kind, settings.pop(kind, None) or ())
     budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
     try:
         return GemsContext.model_validate({**settings, "budget": budget})
     except ValidationError as error:
         first = error.errors()[0]
+        kind = str(first["loc"][0])
+        if kind in ("chat_options", "generator_options"):
+            raise InputError(_bad_option(kind, str(first["loc"][-1]), first)) from None
         option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def _pairs(kind: str, given: Sequence[str]) -> dict[str, str]:
+    from gems.graph.errors import InputError
+
+    pairs = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--{kind.replace('_', '-')} {text}: write NAME=VALUE, such as {_EXAMPLES[kind]}")
+        pairs[name.strip().replace("-", "_")] = value
+    return pairs
+
+
+_EXAMPLES = {"chat_option": "temperature=0", "generator_option": "steps=20"}
+
+
+def _bad_option(kind: str, name: str, fault: Mapping[str, Any]) -> str:
+    """What is wrong with one NAME=VALUE."""
+    from gems.graph.context import GemsContext
+
+    option = f"--{kind.removesuffix('s').replace('_', '-')}"
+    if fault["type"] == "extra_forbidden":
+        options: Any = GemsContext.model_fields[kind].annotation
+        return f"{option} {name}: there is no such option; there are {', '.join(options.model_fields)}"
+    value = "" if name in ("api_key",) else f"={fault['input']}"
+    return f"{option} {name}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 # --- stopping and progress -------------------------------------------------------------------------------------------

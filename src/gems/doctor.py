@@ -45,7 +45,7 @@ def diagnose(context: GemsContext) -> list[Check]:
     def generate() -> str:
         from gems.models.generators import GeneratedImage, ImageRequest, init_image_generator
 
-        generator = init_image_generator(context.generator)
+        generator = init_image_generator(context.generator, context.generator_options)
         [result] = generator.generate([ImageRequest(_TRIAL_PROMPT, 1)])
         if not isinstance(result, GeneratedImage):
             raise result
@@ -60,7 +60,7 @@ def diagnose(context: GemsContext) -> list[Check]:
 
         if "made" not in image:
             raise RuntimeError("needs the generator's image")
-        model = init_mllm(context.mllm)
+        model = init_mllm(context.mllm, context.chat_options)
         meter = Meter(Usage(), context)
         [verdict] = inspect_image(meter, model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
         answered = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'

@@ -20,7 +20,7 @@ from langgraph.runtime import RunControl
 
 from gems.evidence import ModelRecord, write_atomically
 from gems.graph.builder import GemsGraph
-from gems.graph.context import GemsContext
+from gems.graph.context import ROLES, GemsContext
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.embedder import embedder_fingerprint, init_embedder
@@ -215,16 +215,21 @@ def model_records(context: GemsContext) -> dict[str, ModelRecord]:
         InputError: A name is not known, or its package or key is missing.
         BackendError: Weights are not there.
     """
-    mllm, generator = init_mllm(context.mllm), init_image_generator(context.generator)
-    records = {
-        "mllm": ModelRecord(context.mllm, model_fingerprint(mllm)),
-        "generator": ModelRecord(context.generator, generator.fingerprint),
-    }
+    records, loaded = dict[str, ModelRecord](), list[object]()
+    chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
+    for role, name in chat_models.items():
+        model = init_mllm(name, context.chat_options)
+        records[role] = ModelRecord(name, model_fingerprint(model))
+        loaded.append(model)
+    generator = init_image_generator(context.generator, context.generator_options)
+    records["generator"] = ModelRecord(context.generator, generator.fingerprint)
+    loaded.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None
     if embedder is not None:
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
-    for model in (mllm, generator, embedder):
-        load = getattr(model, "load", None)
+        loaded.append(embedder)
+    for part in loaded:
+        load = getattr(part, "load", None)
         if callable(load):
             load()
     return records

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, Step
 
 
 class GeneratorConformance:
@@ -43,10 +43,10 @@ class GeneratorConformance:
         assert pixels(batch[1]) == pixels(images(generator, [target])[0])
 
     def test_steps_are_reported_in_order(self, generator: ImageGenerator, prompts: tuple[str, str]) -> None:
-        told: list[tuple[int, int, int]] = []
-        generator.generate([ImageRequest(p, 1) for p in prompts], on_step=lambda *step: told.append(step))
+        told: list[Step] = []
+        generator.generate([ImageRequest(p, 1) for p in prompts], on_step=told.append)
         for index in range(2):
-            steps = [(step, total) for i, step, total in told if i == index]
+            steps = [(at.step, at.steps) for at in told if at.index == index]
             assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
             assert steps
 
