@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from langchain_core.embeddings import Embeddings
@@ -16,6 +17,7 @@ from gems.graph.routing import after_generator, after_planner, after_verifier
 from gems.graph.state import GemsInput, GemsOutput, GemsState
 from gems.memory.images import ImageStore
 from gems.models.generators import ImageGenerator
+from gems.models.inspectors import Inspector
 from gems.nodes.decomposer import make_decomposer, without_requirements
 from gems.nodes.generator import make_generator, without_image
 from gems.nodes.intake import intake
@@ -40,6 +42,7 @@ def build_graph(
     generator: ImageGenerator | None = None,
     embedder: Embeddings | None = None,
     images: ImageStore | None = None,
+    inspectors: Sequence[Inspector] = (),
     retry: RetryPolicy = RETRY,
 ) -> GemsGraph:
     """Build the agent graph.
@@ -54,12 +57,20 @@ def build_graph(
         generator: An image generator.
         embedder: Embeds prompts for the memory that is opened when no store is given.
         images: Where the images are kept.
+        inspectors: Tools of your own that help the verifier: a detector for counts, a scorer of looks.
         retry: How often, and after which errors, a node that calls a model is tried again.
 
     Returns:
         A compiled graph: ``GemsInput`` in, ``GemsOutput`` out, ``GemsContext`` as context.
     """
-    resources = Resources(mllm=mllm, image_generator=generator, embedder=embedder, store=store, image_store=images)
+    resources = Resources(
+        mllm=mllm,
+        image_generator=generator,
+        embedder=embedder,
+        store=store,
+        image_store=images,
+        own_inspectors=tuple(inspectors),
+    )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
 
     graph.add_node("intake", intake)

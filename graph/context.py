@@ -56,6 +56,11 @@ class GemsContext(BaseModel):
     generator_options: GeneratorOptions = Field(
         default_factory=GeneratorOptions, title="Generator options", description="How the image generator is run."
     )
+    inspectors: tuple[str, ...] = Field(
+        default=("ocr",),
+        title="Inspectors",
+        description='Tools that help the verifier, where they are installed: "ocr" reads written words.',
+    )
     embedder: str = Field(
         default="minilm",
         min_length=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
 from gems.graph.context import GemsContext, Role
-from gems.graph.state import GemsState
+from gems.graph.state import GemsState, Kind
 from gems.memory.images import ImageStore
 from gems.models.chat import init_mllm
 from gems.models.generators import ImageGenerator, init_image_generator
+from gems.models.inspectors import INSPECTORS, Inspector, init_inspector
 from gems.skills.loader import SkillLibrary, load_skills
 
 __all__ = ["Node", "Resources"]
@@ -39,10 +41,20 @@ class Resources:
     embedder: Embeddings | None = None
     store: BaseStore | None = None
     image_store: ImageStore | None = None
+    own_inspectors: tuple[Inspector, ...] = ()
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role."""
         return self.mllm or init_mllm(context.chat_model(role), context.chat_options)
+
+    def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
+        """The tools that can say something about such requirements: yours, and those named that are installed.
+
+        Nothing is imported for requirements that nobody has.
+        """
+        wanted = (name for name in context.inspectors if name not in INSPECTORS or INSPECTORS[name].kinds & kinds)
+        named = (init_inspector(name) for name in wanted)
+        return [inspector for inspector in (*self.own_inspectors, *named) if inspector and inspector.kinds & kinds]
 
     def generator(self, context: GemsContext) -> ImageGenerator:
         """The image generator."""

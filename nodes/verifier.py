@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from PIL import Image
 from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
@@ -21,10 +25,14 @@ from gems.graph.state import (
     best_attempt,
     score_verdicts,
 )
+from gems.models.inspectors import Finding, Inspector
 from gems.nodes.calls import ask, fence, image_block
 from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
+
+_DECISIVE: Final = 0.9
+"""A tool settles what the chat model leaves open when it is at least so sure."""
 
 __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
@@ -50,7 +58,8 @@ def make_verifier(resources: Resources) -> Node:
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
         model, requirements = resources.chat(context, "verifier"), state["requirements"]
-        attempts, errors = list(state["attempts"]), list[str]()
+        inspectors = resources.inspectors(context, {r.kind for r in requirements})
+        attempts, errors, notes = list(state["attempts"]), list[str](), list[str]()
         with metered(state, "verifier", context) as meter:
             for i, attempt in enumerate(attempts):
                 # One that passes ends the run: nobody needs to know what its neighbours are worth.
@@ -60,9 +69,10 @@ def make_verifier(resources: Resources) -> Node:
                 if verdicts is None and meter.exhausted():
                     continue
                 try:
-                    verdicts = verdicts or _inspect_twice(
-                        meter, model, requirements, resources.images().read(attempt.image), attempt.round
-                    )
+                    if verdicts is None:
+                        png = resources.images().read(attempt.image)
+                        findings = _consult(inspectors, requirements, png, notes)
+                        verdicts = _inspect_twice(meter, model, requirements, png, attempt.round, findings)
                 except Exception as error:
                     # A passing fault is the retry policy's business; a lasting one leaves this image unsure, never
                     # wrong.
@@ -79,31 +89,80 @@ def make_verifier(resources: Resources) -> Node:
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome="failed" if errors and outcome != "solved" else outcome,
-            errors=errors,
+            errors=[*errors, *dict.fromkeys(notes)],
             usage=meter.usage,
         )
 
     return verifier
 
 
+def _consult(
+    inspectors: Sequence[Inspector], requirements: Sequence[Requirement], png: bytes, notes: list[str]
+) -> list[Finding]:
+    """What the tools find. One that breaks costs its help, never the verdicts, and is noted down."""
+    findings = []
+    for inspector in inspectors:
+        asked = [r for r in requirements if r.kind in inspector.kinds]
+        try:
+            with Image.open(io.BytesIO(png)) as image:
+                found = inspector.inspect(image, asked)
+        except Exception as error:  # somebody's code, for which we cannot speak
+            notes.append(describe(error, f"verifier: {inspector.name}"))
+            continue
+        findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in found]
+    return findings
+
+
 def _inspect_twice(
-    meter: Meter, model: BaseChatModel, requirements: Sequence[Requirement], png: bytes, round_: int
+    meter: Meter,
+    model: BaseChatModel,
+    requirements: Sequence[Requirement],
+    png: bytes,
+    round_: int,
+    findings: Sequence[Finding],
 ) -> list[Verdict]:
     """All requirements in one call, and what stayed unsure in a second one, if there is room for it."""
-    verdicts = inspect_image(meter, model, requirements, png)
+    verdicts = [_settled(v, findings) for v in inspect_image(meter, model, requirements, png, findings)]
     unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
     if not unsure or not _may_ask_again(meter, round_):
         return verdicts
-    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png)}
+    told = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
+    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, told)}
     return [second.get(v.requirement_id, v) for v in verdicts]
 
 
-def inspect_image(meter: Meter, model: BaseChatModel, requirements: Sequence[Requirement], png: bytes) -> list[Verdict]:
+def _settled(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
+    """Where the chat model is unsure and a tool is not, the tool decides; where two tools are, the surer one."""
+    told = [f for f in findings if f.requirement_id == verdict.requirement_id and f.probability is not None]
+    surest = max(told, key=lambda f: abs((f.probability or 0.0) - 0.5), default=None)
+    if verdict.answer != "unsure" or surest is None or surest.probability is None:
+        return verdict
+    confidence = max(surest.probability, 1 - surest.probability)
+    if confidence < _DECISIVE:
+        return verdict
+    return Verdict(
+        requirement_id=verdict.requirement_id,
+        answer="yes" if surest.probability > 0.5 else "no",
+        confidence=round(confidence, 3),
+        reason=surest.evidence[:120],
+    )
+
+
+def inspect_image(
+    meter: Meter,
+    model: BaseChatModel,
+    requirements: Sequence[Requirement],
+    png: bytes,
+    findings: Sequence[Finding] = (),
+) -> list[Verdict]:
     """One call about one image. A question that the answer leaves out, or answers twice, is unsure."""
-    questions = "\n".join(f"{r.id}: {r.question}" for r in requirements)
+    questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
+    if findings:
+        evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
+        questions += f"\n\n{EVIDENCE}\n{fence('evidence', evidence)}"
     messages = [
         SystemMessage(VERIFIER),
-        HumanMessage([image_block(png), {"type": "text", "text": fence("questions", questions)}]),
+        HumanMessage([image_block(png), {"type": "text", "text": questions}]),
     ]
     answer = ask(meter, model, Verdicts, messages)
     given: dict[str, list[AnsweredQuestion]] = {}
@@ -148,6 +207,8 @@ def without_verdicts(state: GemsState, error: NodeError) -> Goto:
     best = best_attempt(state["attempts"])
     return report_failure(state, error, "store_memory", outcome="failed", image=best.image if best else None)
 
+
+EVIDENCE = "Measuring tools have looked at the image too. They can be wrong: weigh what they say with what you see."
 
 VERIFIER = """\
 You inspect an image. Answer each question between questions tags from what the image shows, not from what it should \

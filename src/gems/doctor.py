@@ -87,9 +87,22 @@ def diagnose(context: GemsContext) -> list[Check]:
         skipped = f"; {'; '.join(library.problems)}" if library.problems else ""
         return ", ".join(library.skills) + skipped
 
+    def inspect() -> str:
+        from gems.models.inspectors import INSPECTORS, init_inspector
+
+        found = {name: init_inspector(name) is not None for name in context.inspectors}
+        return ", ".join(
+            name
+            if here
+            else f"no {name} (the chat model alone judges; to have it: pip install '{INSPECTORS[name].package}')"
+            for name, here in found.items()
+        )
+
     checks = [Check("gems", True, __version__)]
     checks += [_try(package, partial(importlib.metadata.version, package)) for package in _PACKAGES]
     checks += [_try("home folder", remember), _try("skills", skills)]
+    if context.inspectors:
+        checks.append(_try("inspectors", inspect))
     checks += [_try("generator", generate, timed=True), _try("vision chat model", verify, timed=True)]
     if context.memory:
         checks.append(_try("embedder", embed, timed=True))

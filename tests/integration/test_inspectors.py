@@ -1,0 +1,111 @@
+"""Tools beside the verifier's chat model, through the whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from fakes import PaintGenerator, ScriptedChatModel
+from PIL import Image, ImageDraw, ImageFont
+
+from gems import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.errors import BackendError
+from gems.graph.state import GemsOutput, Kind, Requirement
+from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.inspectors import Finding
+
+QUESTIONS = [
+    {"question": 'Does the sign read "OPEN"?', "kind": "text"},
+    {"question": "Are there exactly two lamps?", "kind": "count"},
+]
+
+
+class SignPainter(PaintGenerator):
+    """Writes a word on a board: SHUT in the first round, OPEN from then on."""
+
+    def generate(self, requests: Sequence[ImageRequest], **_: Any) -> list[GeneratedImage | BackendError]:
+        results: list[GeneratedImage | BackendError] = []
+        for request in requests:
+            image = Image.new("RGB", (320, 160), "white")
+            word = "SHUT" if not self.requests else "OPEN"
+            ImageDraw.Draw(image).text((160, 80), word, "black", ImageFont.load_default(60), anchor="mm")
+            self.requests.append(request)
+            results.append(GeneratedImage(request, image))
+        return results
+
+
+class LampCounter:
+    """A user's own detector."""
+
+    name = "lamps"
+    kinds: frozenset[Kind] = frozenset({"count"})
+
+    def __init__(self, probability: float | None = None, fault: Exception | None = None) -> None:
+        self.probability, self.fault = probability, fault
+        self.asked: list[str] = []
+
+    def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
+        self.asked += [r.question for r in requirements]
+        if self.fault:
+            raise self.fault
+        return [Finding(r.id, f"sees 2 lamps in {image.width} pixels", self.probability) for r in requirements]
+
+
+def run(answers: dict[str, str], **graph: Any) -> tuple[GemsOutput, ScriptedChatModel]:
+    def script(schema: str, messages: Any, index: int) -> Any:
+        match schema:
+            case "Requirements":
+                return {"requirements": QUESTIONS}
+            case "Plan":
+                return {"prompt": "a sign"}
+            case "Refinement":
+                return {"experience": "try again", "strategy": "reseed", "prompt": ""}
+        return {"verdicts": [{"id": i, "answer": a, "confidence": 0.8, "reason": "so"} for i, a in answers.items()]}
+
+    model = ScriptedChatModel(script=script)
+    settings = GemsContext(max_rounds=2, memory=False, skills=False)
+    output = build_graph(mllm=model, generator=SignPainter(), **graph).invoke({"prompt": "a sign"}, context=settings)
+    return output, model
+
+
+def questions_asked(model: ScriptedChatModel) -> list[str]:
+    return [messages[-1].content[-1]["text"] for schema, messages, _ in model.calls if schema == "Verdicts"]
+
+
+def test_what_is_read_settles_what_the_chat_model_is_unsure_of() -> None:
+    output, model = run({"r1": "unsure", "r2": "yes"})
+    wrong, right = output["attempts"]
+    assert [v.answer for v in wrong.verdicts] == ["no", "yes"]
+    assert [v.answer for v in right.verdicts] == ["yes", "yes"]
+    assert right.verdicts[0].reason == 'ocr reads "OPEN", 100% like what is asked for'
+    assert output["outcome"] == "solved"
+    # Settled is settled: nothing was asked twice.
+    assert model.count("Verdicts") == 2
+
+
+def test_the_chat_model_sees_the_evidence_and_may_know_better() -> None:
+    output, model = run({"r1": "yes", "r2": "yes"}, inspectors=[LampCounter(0.01)])
+    assert output["outcome"] == "solved"
+    [asked] = questions_asked(model)
+    assert 'r1: ocr reads "SHUT"' in asked
+    assert "r2: lamps sees 2 lamps in 320 pixels" in asked
+
+
+def test_a_tool_is_asked_about_its_own_kinds_only() -> None:
+    counter = LampCounter(0.99)
+    run({"r1": "yes", "r2": "yes"}, inspectors=[counter])
+    assert counter.asked == ["Are there exactly two lamps?"]
+
+
+@pytest.mark.parametrize(("probability", "answer"), [(0.97, "yes"), (0.02, "no"), (0.7, "unsure"), (None, "unsure")])
+def test_only_a_sure_tool_decides(probability: float | None, answer: str) -> None:
+    output, _ = run({"r1": "yes", "r2": "unsure"}, inspectors=[LampCounter(probability)])
+    assert output["attempts"][0].verdicts[1].answer == answer
+
+
+def test_a_tool_that_breaks_is_noted_and_costs_no_more() -> None:
+    output, _ = run({"r1": "yes", "r2": "yes"}, inspectors=[LampCounter(fault=ZeroDivisionError("no lamps"))])
+    assert output["outcome"] == "solved"
+    assert output["errors"] == ["verifier: lamps: no lamps"]
