@@ -105,7 +105,11 @@ def comparisons(generators: Sequence[str], images: int) -> list[Comparison]:
     return [
         *own,
         *(
-            Comparison("loop+memory+skills", f"single@{other}", f"Does the agent beat one shot of {other}?")
+            comparison
             for other in generators[1:]
+            for comparison in (
+                Comparison("loop+memory+skills", f"single@{other}", f"Does the agent beat one shot of {other}?"),
+                Comparison("loop+memory+skills", f"rewrite@{other}", f"And {other} with the planner's prompt?"),
+            )
         ),
     ]
