@@ -8,6 +8,7 @@ geometric mean), as GenEval 2 defines them (arXiv 2512.16853).
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import threading
@@ -20,11 +21,13 @@ from typing import Any, Final, Protocol
 import fsspec
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
+from PIL import Image
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
 from gems.graph.errors import BackendError, InputError
+from gems.memory.images import read_metadata
 from gems.models.generators import POCKET, init_image_generator
 from gems.models.loading import without_bars
 from gems.models.pocket.grammar import parse_prompt
@@ -118,7 +121,7 @@ class Oracle:
             return known
         spec = parse_prompt(prompt.prompt)
         with self._lock:  # a pipeline's scheduler holds the steps' state
-            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"])
+            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt))
         truth = check(spec, items)
         scores = []
         seen: dict[str, int] = {}
@@ -130,6 +133,22 @@ class Oracle:
                 raise InputError(f"the oracle has no answer to {question.question!r} in {prompt.prompt!r}")
             scores.append(float(truth[atoms[at]]))
         return self._kept.put(key, scores)
+
+
+def _edit(attempt: dict[str, Any]) -> dict[str, Any]:
+    """What else the pipeline was given when it made an image, as the image's own file tells."""
+    if not attempt.get("edited_from"):
+        return {}
+    told = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
+    base, sha = told["from"], attempt["sha256"]
+    uri = attempt["image"].replace(f"{sha[:2]}/{sha}", f"{base[:2]}/{base}")
+    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": told["keep"], "fix": told["fix"]}
+
+
+def _read(uri: str) -> bytes:
+    with fsspec.open(uri, "rb") as file:
+        data: bytes = file.read()
+    return data
 
 
 @cache

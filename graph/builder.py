@@ -13,13 +13,13 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
 from gems.graph.context import GemsContext
-from gems.graph.routing import after_generator, after_planner, after_verifier
+from gems.graph.routing import after_generator, after_planner, after_refiner, after_verifier
 from gems.graph.state import GemsInput, GemsOutput, GemsState
 from gems.memory.images import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
 from gems.nodes.decomposer import make_decomposer, without_requirements
-from gems.nodes.generator import make_generator, without_image
+from gems.nodes.generator import make_editor, make_generator, without_image
 from gems.nodes.intake import intake
 from gems.nodes.planner import make_planner, make_skills, without_plan
 from gems.nodes.refiner import make_refiner, without_refinement
@@ -80,6 +80,7 @@ def build_graph(
     graph.add_node("decomposer", make_decomposer(resources), retry_policy=retry, error_handler=without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
     graph.add_node("generator", make_generator(resources), defer=True, retry_policy=retry, error_handler=without_image)
+    graph.add_node("editor", make_editor(resources), retry_policy=retry, error_handler=without_image)
     graph.add_node("verifier", make_verifier(resources), retry_policy=retry, error_handler=without_verdicts)
     graph.add_node("refiner", make_refiner(resources), retry_policy=retry, error_handler=without_refinement)
     graph.add_node("store_memory", make_store_memory(resources), retry_policy=retry, error_handler=unremembered)
@@ -93,6 +94,7 @@ def build_graph(
     graph.add_edge("decomposer", "generator")
     graph.add_conditional_edges("generator", after_generator)
     graph.add_conditional_edges("verifier", after_verifier)
-    graph.add_edge("refiner", "generator")
+    graph.add_conditional_edges("refiner", after_refiner)
+    graph.add_conditional_edges("editor", after_generator)
     graph.add_edge("store_memory", END)
     return graph.compile(checkpointer=checkpointer, store=store, name="gems")

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Outcome, Usage, best_attempt
 
-__all__ = ["after_generator", "after_planner", "after_verifier", "outcome_of"]
+__all__ = ["after_generator", "after_planner", "after_refiner", "after_verifier", "outcome_of"]
 
 
 def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
@@ -41,6 +41,11 @@ def after_planner(state: GemsState) -> Literal["skills", "generator"]:
 def after_generator(state: GemsState) -> Literal["verifier", "store_memory"]:
     """To the verifier, unless the run ended before an image could be made."""
     return "store_memory" if state.get("outcome") else "verifier"
+
+
+def after_refiner(state: GemsState) -> Literal["generator", "editor"]:
+    """To the editor if the best image is to be changed; to the generator for a new one."""
+    return "editor" if state["strategy"] == "edit" else "generator"
 
 
 def after_verifier(state: GemsState) -> Literal["refiner", "store_memory"]:

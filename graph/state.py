@@ -45,9 +45,10 @@ Outcome = Literal["solved", "rounds", "budget", "stalled", "cancelled", "failed"
 the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after its retries. Every one of them
 returns the best image made so far."""
 
-Strategy = Literal["plan", "rewrite", "reseed", "restart"]
+Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart"]
 """Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner changed the wording of the best
-attempt. ``reseed``: the same prompt again, other noise. ``restart``: the refiner started from the user's words."""
+attempt. ``reseed``: the same prompt again, other noise. ``edit``: the best attempt's image, changed where it is wrong.
+``restart``: the refiner started from the user's words."""
 
 
 class _Frozen(BaseModel):
@@ -95,6 +96,7 @@ class Attempt(_Frozen):
     prompt: str
     seed: int
     image: ImageRef
+    edited_from: str = Field(default="", description="SHA-256 of the image that this one is an edit of, if it is one.")
     verdicts: tuple[Verdict, ...] = ()
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
     experience: str = Field(default="", description="What the refiner learned from this attempt, at most 100 words.")

@@ -31,7 +31,7 @@ class DiffusersGenerator:
     """
 
     def __init__(self, source: str | Path, *, name: str, module: str = "diffusers") -> None:
-        self.edits = False
+        self.edits = module != "diffusers"
         self.source = source
         self.name = name
         self._module = module
@@ -96,8 +96,11 @@ class DiffusersGenerator:
 
         with self._lock:
             try:
+                edit = request.edit
+                source = {"image": edit.image, "keep": edit.keep, "fix": edit.fix} if edit else {}
                 [image] = self._pipeline(
                     prompt=request.prompt,
+                    **source,
                     generator=torch.Generator("cpu").manual_seed(request.seed),
                     callback_on_step_end=report,
                 ).images

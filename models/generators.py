@@ -36,10 +36,14 @@ DEFAULTS: Final = GeneratorOptions()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """An image to start from, and what is right in it already, as questions that were answered "yes"."""
+    """An image to start from, what is right in it and has to stay, and what is wrong and has to change.
+
+    Both as yes/no questions: ``keep`` was answered "yes", ``fix`` was not.
+    """
 
     image: Image.Image
     keep: tuple[str, ...]
+    fix: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,91 +3,120 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from PIL import Image
 
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import BackendError
-from gems.graph.state import Attempt, GemsState, Usage, best_attempt
-from gems.models.generators import ImageGenerator, ImageRequest, Step
+from gems.graph.state import Attempt, GemsState, Requirement, Usage, best_attempt
+from gems.models.generators import Edit, ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
-__all__ = ["image_metadata", "make_generator", "without_image"]
+__all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
 
 
 def make_generator(resources: Resources) -> Node:
-    """The node that appends this round's unverified attempts."""
+    """The node that appends this round's unverified attempts, drawn from noise."""
 
     def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        if state.get("outcome"):  # a branch before this one gave up
-            return GemsState()
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
-        attempts = state["attempts"]
-        round_ = attempts[-1].round + 1 if attempts else 1
-        requests = [
-            ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1))
-            for k in range(_affordable(context, state["usage"]))
-        ]
-        if not requests:
-            return GemsState(outcome="budget")
-
-        def on_step(at: Step) -> None:
-            event = {"event": "step", "round": round_, "candidate": at.index, "step": at.step, "steps": at.steps}
-            runtime.stream_writer(event)
-
-        backend, images = resources.generator(context), resources.images()
-        results = backend.generate(requests, on_step=on_step)
-        errors = [r for r in results if isinstance(r, BackendError)]
-        if len(errors) == len(results):
-            raise errors[0]
-        made = []
-        for k, result in enumerate(results):
-            if isinstance(result, BackendError):
-                continue
-            ref = images.put(result.image, image_metadata(result.request, backend))
-            made.append(
-                Attempt(
-                    round=round_,
-                    candidate=k,
-                    strategy=state["strategy"],
-                    prompt=result.request.prompt,
-                    seed=result.request.seed,
-                    image=ref,
-                )
-            )
-            runtime.stream_writer(
-                {
-                    "event": "image",
-                    "round": round_,
-                    "candidate": k,
-                    "seed": result.request.seed,
-                    "uri": ref.uri,
-                    "sha256": ref.sha256,
-                }
-            )
-        best = best_attempt([*attempts, *made])
-        return GemsState(
-            attempts=[*attempts, *made],
-            image=best.image if best else None,
-            errors=[f"generator: image {error}" for error in errors],
-            usage=Usage(images=len(made), seconds=watch.seconds),
-        )
+        return _draw(resources, state, runtime, None)
 
     return generator
 
 
-def image_metadata(request: ImageRequest, generator: ImageGenerator) -> dict[str, str]:
+def make_editor(resources: Resources) -> Node:
+    """The same, starting from the image of the best attempt: what is right in it stays."""
+
+    def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        return _draw(resources, state, runtime, best_attempt(state["attempts"]))
+
+    return editor
+
+
+def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.Image) -> Edit:
+    """What an edit of an attempt's image is told: what passed in it, and what did not."""
+    passed = {v.requirement_id for v in attempt.verdicts if v.answer == "yes"}
+    return Edit(
+        image,
+        keep=tuple(r.question for r in requirements if r.id in passed),
+        fix=tuple(r.question for r in requirements if r.id not in passed),
+    )
+
+
+def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext], base: Attempt | None) -> GemsState:
+    if state.get("outcome"):  # a branch before this one gave up
+        return GemsState()
+    watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+    attempts = state["attempts"]
+    round_ = attempts[-1].round + 1 if attempts else 1
+    edit = edit_of(base, state["requirements"], resources.images().open(base.image)) if base else None
+    requests = [
+        ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1), edit)
+        for k in range(_affordable(context, state["usage"]))
+    ]
+    if not requests:
+        return GemsState(outcome="budget")
+
+    def on_step(at: Step) -> None:
+        event = {"event": "step", "round": round_, "candidate": at.index, "step": at.step, "steps": at.steps}
+        runtime.stream_writer(event)
+
+    backend, images = resources.generator(context), resources.images()
+    results = backend.generate(requests, on_step=on_step)
+    errors = [r for r in results if isinstance(r, BackendError)]
+    if len(errors) == len(results):
+        raise errors[0]
+    made = []
+    for k, result in enumerate(results):
+        if isinstance(result, BackendError):
+            continue
+        base_hash = base.image.sha256 if base else ""
+        ref = images.put(result.image, image_metadata(result.request, backend, edited_from=base_hash))
+        made.append(
+            Attempt(
+                round=round_,
+                candidate=k,
+                strategy=state["strategy"],
+                prompt=result.request.prompt,
+                seed=result.request.seed,
+                image=ref,
+                edited_from=base_hash,
+            )
+        )
+        runtime.stream_writer(
+            {
+                "event": "image",
+                "round": round_,
+                "candidate": k,
+                "seed": result.request.seed,
+                "uri": ref.uri,
+                "sha256": ref.sha256,
+            }
+        )
+    best = best_attempt([*attempts, *made])
+    return GemsState(
+        attempts=[*attempts, *made],
+        image=best.image if best else None,
+        errors=[f"generator: image {error}" for error in errors],
+        usage=Usage(images=len(made), seconds=watch.seconds),
+    )
+
+
+def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:
     """The text chunks of an image's PNG: A1111's "parameters", and the same as JSON; no clock, so that bytes repeat."""
-    record: Mapping[str, object] = {
+    record: dict[str, object] = {
         "prompt": request.prompt,
         "seed": request.seed,
         "model": generator.name,
         "model_hash": generator.fingerprint,
     }
+    if request.edit is not None:
+        record["edit"] = {"from": edited_from, "keep": request.edit.keep, "fix": request.edit.fix}
     return {
         "parameters": f"{request.prompt}\nSeed: {request.seed}, Model: {generator.name}, "
         f"Model hash: {generator.fingerprint[:10]}, Version: GEMS",

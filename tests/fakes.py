@@ -26,11 +26,16 @@ class ScriptedChatModel(BaseChatModel):
 
     script: Script
     _calls: list[tuple[str, list[BaseMessage], list[str]]] = PrivateAttr(default_factory=list)
+    _schemas: dict[str, dict[str, Any]] = PrivateAttr(default_factory=dict)
     _lock: Any = PrivateAttr(default_factory=threading.Lock)
 
     @property
     def calls(self) -> list[tuple[str, list[BaseMessage], list[str]]]:
         return self._calls
+
+    def schema(self, name: str) -> dict[str, Any]:
+        """The JSON schema of a form as it was last offered."""
+        return self._schemas[name]
 
     def count(self, schema: str) -> int:
         return sum(name == schema for name, _, _ in self._calls)
@@ -48,6 +53,7 @@ class ScriptedChatModel(BaseChatModel):
     ) -> ChatResult:
         names = [t["function"]["name"] for t in tools]
         schema = "Plan" if "Plan" in names else names[0]
+        self._schemas |= {t["function"]["name"]: t["function"]["parameters"] for t in tools}
         with self._lock:
             index = self.count(schema)
             self._calls.append((schema, messages, names))
@@ -73,9 +79,15 @@ class PaintGenerator:
 
     name = "paint"
     fingerprint = "0" * 64
-    edits = False
 
-    def __init__(self, fail: Callable[[ImageRequest, int], Exception | None] | None = None, seconds: float = 0) -> None:
+    def __init__(
+        self,
+        fail: Callable[[ImageRequest, int], Exception | None] | None = None,
+        seconds: float = 0,
+        *,
+        edits: bool = False,
+    ) -> None:
+        self.edits = edits
         self.requests: list[ImageRequest] = []
         self._fail = fail
         self._seconds = seconds
@@ -96,6 +108,8 @@ class PaintGenerator:
                 on_step(Step(index, 1, 1))
             time.sleep(self._seconds)
             shade = sum(request.prompt.encode()) + request.seed
+            if request.edit is not None:  # something of the image that it starts from
+                shade += sum(request.edit.image.getpixel((0, 0)))  # type: ignore[arg-type]
             color = (shade % 256, shade // 256 % 256, shade // 65536 % 256)
             results.append(GeneratedImage(request, Image.new("RGB", (32, 32), color)))
         return results

@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, ImageProcessingMixin, PreTrainedTokenizerFast
 
+from gems.models.pocket.editing import kept_slots
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import NUM_SLOTS, SLOT_DIM, decode_slots
 from gems.models.pocket.tokenizer import unknown_words
@@ -84,6 +85,9 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         num_inference_steps: int = 12,
         guidance_scale: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        image: Image.Image | None = None,
+        keep: Sequence[str] = (),
+        fix: Sequence[str] = (),
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("slots",),
         output_type: Literal["pil", "slots"] = "pil",
@@ -98,6 +102,9 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
             num_inference_steps: Euler steps of the scheduler.
             guidance_scale: Classifier-free guidance (arXiv 2207.12598); 1 turns it off and halves the cost.
             generator: One for all images, drawn from in turn, or one a prompt. None takes torch's global one.
+            image: An image to edit: the groups in it that are right stay where they are, the rest is drawn anew.
+            keep: What is right in ``image``, as questions whose answer is yes.
+            fix: What is wrong in it, as questions whose answer is not yes.
             callback_on_step_end: Called after every step of every image; ``step`` starts at 0 for each image.
             callback_on_step_end_tensor_inputs: What the callback is handed; of "slots", (1, NUM_SLOTS, SLOT_DIM).
             output_type: "pil" for images, "slots" for the arrays that the images would be drawn from.
@@ -126,7 +133,8 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         images = []
         for text, rng in zip(prompts, generators, strict=True):
-            slots = self._denoise(text, rng, num_inference_steps, guidance_scale, on_step_end)
+            known = self._known(text, image, keep, fix) if image is not None else None
+            slots = self._denoise(text, rng, num_inference_steps, guidance_scale, on_step_end, known)
             style = int(torch.randint(_STYLES, (), generator=rng, device=rng.device if rng else None))
             images.append(slots if output_type == "slots" else self.decoder(slots, style))
         self.maybe_free_model_hooks()
@@ -140,6 +148,12 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         if not 1 < tokens <= limit:
             raise ValueError(f"a prompt has 1 to {limit - 1} words and marks, not {tokens - 1}")
 
+    def _known(self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """What stays of an image: slots (1, NUM_SLOTS, SLOT_DIM) and which of them (1, NUM_SLOTS, 1)."""
+        slots, known = kept_slots(prompt, image, keep, fix)
+        device = self._execution_device
+        return torch.from_numpy(slots)[None].to(device), torch.from_numpy(known)[None, :, None].to(device)
+
     def _denoise(
         self,
         prompt: str,
@@ -147,11 +161,17 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps: int,
         guidance_scale: float,
         on_step_end: Callable[[int, float, Tensor], Tensor],
+        known: tuple[Tensor, Tensor] | None = None,
     ) -> NDArray[np.float32]:
-        """Slots of shape (NUM_SLOTS, SLOT_DIM), rounded so that they are equal on any processor."""
+        """Slots of shape (NUM_SLOTS, SLOT_DIM), rounded so that they are equal on any processor.
+
+        Known slots are put back after every step, with as much noise as the others have (RePaint, arXiv 2201.09865):
+        the rest is drawn to fit them.
+        """
         guided = guidance_scale != 1
         text, mask = self._encode([prompt, ""] if guided else [prompt])
         slots = randn_tensor((1, NUM_SLOTS, SLOT_DIM), generator=generator, device=text.device, dtype=text.dtype)
+        noise = slots
         self.scheduler.set_timesteps(steps, device=text.device)
         with self.progress_bar(total=steps) as bar:
             for step, (timestep, level) in enumerate(
@@ -163,6 +183,9 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
                     with_text, without = clean.chunk(2)
                     clean = without + guidance_scale * (with_text - without)
                 slots = self.scheduler.step((slots - clean) / level, timestep, slots).prev_sample
+                if known is not None:
+                    left = self.scheduler.sigmas[step + 1].to(slots)
+                    slots = torch.where(known[1], (1 - left) * known[0] + left * noise, slots)
                 slots = on_step_end(step, float(timestep), slots)
                 bar.update()
         # The last bits differ between processors and thread counts; images are to be equal everywhere.

@@ -340,4 +340,5 @@ def brief(attempt: Attempt) -> dict[str, Any]:
         "verdicts": {v.requirement_id: [v.answer, v.confidence] for v in attempt.verdicts},
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
+        "edited_from": attempt.edited_from,
     }

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from gems.graph.errors import InputError
+from gems.graph.state import Attempt, Requirement
 from gems.memory.images import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest, init_image_generator
-from gems.nodes.generator import image_metadata
+from gems.nodes.generator import edit_of, image_metadata
 
 __all__ = ["Replayed", "replay"]
 
@@ -45,11 +48,19 @@ def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
             f"the run was made with {made_by['name']} {made_by['fingerprint'][:12]}, "
             f"here is {generator.fingerprint[:12]}: other weights make other images"
         )
+    requirements = [Requirement.model_validate(r) for r in record["requirements"]]
+    made: dict[str, Image.Image] = {}
     for attempt in record["attempts"]:
-        [result] = generator.generate([ImageRequest(attempt["prompt"], attempt["seed"])])
+        base, edit = attempt.get("edited_from", ""), None
+        if base:
+            source = next(a for a in record["attempts"] if a["image"]["sha256"] == base)
+            verified = Attempt.model_validate({k: v for k, v in source.items() if k != "file"})
+            edit = edit_of(verified, requirements, made[base])
+        [result] = generator.generate([ImageRequest(attempt["prompt"], attempt["seed"], edit)])
         if not isinstance(result, GeneratedImage):
             raise result
-        png = encode_png(result.image, image_metadata(result.request, generator))
+        png = encode_png(result.image, image_metadata(result.request, generator, edited_from=base))
+        made[attempt["image"]["sha256"]] = result.image
         path = folder / attempt["file"]
         yield Replayed(
             attempt["file"],

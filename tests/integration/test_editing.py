@@ -1,0 +1,100 @@
+"""Editing as a refiner's choice: offered where the generator can, explicit in the state, and on its own edge."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import PaintGenerator, ScriptedChatModel
+
+from gems import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.state import GemsOutput
+from gems.memory.images import ImageStore, read_metadata
+
+SETTINGS = GemsContext(memory=False, skills=False, seed=3, max_rounds=3)
+STRATEGIES = ["rewrite", "reseed", "edit", "restart"]
+
+
+def chat(refinements: list[dict[str, Any]]) -> ScriptedChatModel:
+    """Passes r1 always, r2 never, and refines as told."""
+
+    def script(schema: str, messages: Any, index: int) -> Any:
+        match schema:
+            case "Requirements":
+                asked = ["Are there any cars?", "Are the cars blue?"]
+                return {"requirements": [{"question": q, "kind": "object"} for q in asked]}
+            case "Plan":
+                return {"prompt": "planned"}
+            case "Refinement":
+                return refinements[index]
+        answers = {"r1": "yes", "r2": "no"}
+        return {"verdicts": [{"id": i, "answer": a, "confidence": 0.9} for i, a in answers.items()]}
+
+    return ScriptedChatModel(script=script)
+
+
+def run(tmp_path: Path, mllm: ScriptedChatModel, generator: PaintGenerator) -> tuple[GemsOutput, list[str], ImageStore]:
+    images = ImageStore(tmp_path)
+    graph = build_graph(mllm=mllm, generator=generator, images=images)
+    visited: list[str] = []
+    output: Any = {}
+    for mode, chunk in graph.stream({"prompt": "blue cars"}, context=SETTINGS, stream_mode=["updates", "values"]):
+        if mode == "updates":
+            visited += chunk
+        else:
+            output = chunk
+    return output, visited, images
+
+
+def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: Path) -> None:
+    edits = [{"experience": "e", "strategy": "edit", "prompt": "all of it"}] * 2
+    generator = PaintGenerator(edits=True)
+    output, visited, images = run(tmp_path, chat(edits), generator)
+
+    first, second, third = output["attempts"]
+    assert [a.strategy for a in output["attempts"]] == ["plan", "edit", "edit"]
+    assert visited.count("generator") == 1
+    assert visited.count("editor") == 2
+    assert second.prompt == "all of it"
+    assert first.edited_from == ""
+    assert second.edited_from == third.edited_from == first.image.sha256, "the earliest of equals is the best"
+    plain, *edited = generator.requests
+    assert plain.edit is None
+    for request in edited:
+        assert request.edit is not None
+        assert request.edit.keep == ("Are there any cars?",)
+        assert request.edit.fix == ("Are the cars blue?",)
+        assert request.edit.image.getpixel((0, 0)) == images.open(first.image).getpixel((0, 0))
+    told = json.loads(read_metadata(images.read(second.image))["gems"])["edit"]
+    assert told == {"from": first.image.sha256, "keep": ["Are there any cars?"], "fix": ["Are the cars blue?"]}
+
+
+def test_an_edit_without_words_keeps_the_best_prompt(tmp_path: Path) -> None:
+    edits = [{"experience": "e", "strategy": "edit", "prompt": ""}] * 2
+    output, _, _ = run(tmp_path, chat(edits), PaintGenerator(edits=True))
+    assert [(a.strategy, a.prompt) for a in output["attempts"][1:]] == [("edit", "planned")] * 2
+
+
+@pytest.mark.parametrize("can_edit", [True, False])
+def test_the_form_offers_what_the_generator_can(tmp_path: Path, can_edit: bool) -> None:
+    model = chat([{"experience": "e", "strategy": "reseed", "prompt": ""}] * 2)
+    _, visited, _ = run(tmp_path, model, PaintGenerator(edits=can_edit))
+    offered = model.schema("Refinement")["properties"]["strategy"]["enum"]
+    assert offered == (STRATEGIES if can_edit else [s for s in STRATEGIES if s != "edit"])
+    system = next(messages[0].text for schema, messages, _ in model.calls if schema == "Refinement")
+    assert ("- edit:" in system) == can_edit
+    assert "editor" not in visited
+
+
+def test_an_edit_that_was_not_offered_is_not_made(tmp_path: Path) -> None:
+    bad = {"experience": "e", "strategy": "edit", "prompt": "p"}
+    good = {"experience": "e", "strategy": "rewrite", "prompt": "p"}
+    model, generator = chat([bad, good, bad, good]), PaintGenerator()
+    output, visited, _ = run(tmp_path, model, generator)
+    assert [a.strategy for a in output["attempts"]] == ["plan", "rewrite", "rewrite"]
+    assert "editor" not in visited
+    assert all(r.edit is None for r in generator.requests)
+    assert model.count("Refinement") == 4, "each was sent back once"
