@@ -80,7 +80,8 @@ def build_graph(
     graph.add_node("decomposer", make_decomposer(resources), retry_policy=retry, error_handler=without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
     graph.add_node("generator", make_generator(resources), defer=True, retry_policy=retry, error_handler=without_image)
-    graph.add_node("editor", make_editor(resources), retry_policy=retry, error_handler=without_image)
+    # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that are not there.
+    graph.add_node("editor", make_editor(resources), defer=True, retry_policy=retry, error_handler=without_image)
     graph.add_node("verifier", make_verifier(resources), retry_policy=retry, error_handler=without_verdicts)
     graph.add_node("refiner", make_refiner(resources), retry_policy=retry, error_handler=without_refinement)
     graph.add_node("store_memory", make_store_memory(resources), retry_policy=retry, error_handler=unremembered)
