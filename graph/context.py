@@ -36,7 +36,8 @@ class GemsContext(BaseModel):
         default="pocket",
         min_length=1,
         title="Image generator",
-        description='Makes the images. "pocket", "pocket-large", or "diffusers:FOLDER_OR_REPO".',
+        description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or "
+        "comfyui:URL.",
     )
     planner: str | None = Field(
         default=None, title="Planner", description="Another chat model for the planner. Empty: the one above."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "GemsError", "InputError", "MalformedAnswerError"]
+__all__ = ["BackendError", "ContentRefusedError", "GemsError", "InputError", "MalformedAnswerError"]
 
 
 class GemsError(Exception):
@@ -19,6 +19,13 @@ class BackendError(GemsError, RuntimeError):
     def __init__(self, message: str, *, retryable: bool = True) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class ContentRefusedError(BackendError):
+    """An image model's provider will not draw this prompt. Other words may be drawn; the same ones never will be."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=False)
 
 
 class MalformedAnswerError(BackendError):

@@ -83,6 +83,11 @@ class GeneratorOptions(_Options):
         title="API key",
         description="Of the server. Empty: GEMS_IMAGE_API_KEY, then OPENAI_API_KEY. Never written down.",
     )
+    edits: bool | None = Field(
+        default=None,
+        title="Edits",
+        description="Whether the server can edit images. Empty: OpenAI's gpt-image models can, others are not asked.",
+    )
     timeout: float = Field(default=300.0, gt=0, title="Timeout", description="Seconds for one image, retries included.")
     concurrency: int = Field(default=8, ge=1, le=1024, title="Concurrency", description="Requests in flight at once.")
     workflow: str | None = Field(

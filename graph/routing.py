@@ -38,9 +38,11 @@ def after_planner(state: GemsState) -> Literal["skills", "generator"]:
     return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "generator"
 
 
-def after_generator(state: GemsState) -> Literal["verifier", "store_memory"]:
-    """To the verifier, unless the run ended before an image could be made."""
-    return "store_memory" if state.get("outcome") else "verifier"
+def after_generator(state: GemsState) -> Literal["verifier", "refiner", "store_memory"]:
+    """To the verifier with new images; to the refiner if the draft was refused; to the end if the run is over."""
+    if state.get("outcome"):
+        return "store_memory"
+    return "refiner" if state["draft"] in state["refused"] else "verifier"
 
 
 def after_refiner(state: GemsState) -> Literal["generator", "editor"]:

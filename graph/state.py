@@ -227,6 +227,8 @@ class GemsState(GemsOutput, total=False):
     """Names of the skills that the planner used, in order."""
     draft: str
     """The generation prompt for the next image."""
+    refused: list[str]
+    """Drafts that the image model's provider refused to draw, in order."""
     strategy: Strategy
     """Where ``draft`` comes from."""
     usage: Annotated[Usage, operator.add]

@@ -46,6 +46,10 @@ class Edit:
     fix: tuple[str, ...]
 
 
+FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or comfyui:URL"
+"""What ``init_image_generator`` understands."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
     """One image to make. The seed is always honoured: the same request gives the same image on the same backend.
@@ -111,9 +115,8 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
     """The image generator of that name, made once per process and set of options.
 
     Args:
-        name: ``"pocket"``, the model that comes with the package, ``"pocket-large"``, the same with ten times the
-            parameters, or ``"diffusers:FOLDER_OR_REPO"``, any text-to-image pipeline that
-            ``diffusers.DiffusionPipeline.from_pretrained`` loads.
+        name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
+            ``diffusers.DiffusionPipeline.from_pretrained`` loads, or a server.
         options: How it is run.
 
     Raises:
@@ -130,4 +133,16 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
         from gems.models.diffusers_backend import DiffusersGenerator
 
         return DiffusersGenerator(where, name=name)
-    raise InputError(f'unknown image generator {name!r}; give "pocket", "pocket-large" or "diffusers:FOLDER_OR_REPO"')
+    if kind == "openai" and where:
+        from gems.models.image_servers import OpenAIImages
+
+        return OpenAIImages(where, name=name, options=options)
+    if kind in ("http", "https") and where:
+        from gems.models.image_servers import PlainImages
+
+        return PlainImages(where if "://" in where else name, name=name, options=options)
+    if kind == "comfyui" and where:
+        from gems.models.comfyui import ComfyUIImages
+
+        return ComfyUIImages(where, name=name, options=options)
+    raise InputError(f"unknown image generator {name!r}; give {FORMS}")

@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.graph.context import MAX_SEED, GemsContext
-from gems.graph.errors import BackendError
+from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, best_attempt
 from gems.models.generators import Edit, ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch
@@ -70,6 +70,8 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     results = backend.generate(requests, on_step=on_step)
     errors = [r for r in results if isinstance(r, BackendError)]
     if len(errors) == len(results):
+        if all(isinstance(error, ContentRefusedError) for error in errors):
+            return _refused(state, context, errors[0], watch)
         raise errors[0]
     made = []
     for k, result in enumerate(results):
@@ -101,10 +103,21 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     best = best_attempt([*attempts, *made])
     return GemsState(
         attempts=[*attempts, *made],
+        refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
         errors=[f"generator: image {error}" for error in errors],
         usage=Usage(images=len(made), seconds=watch.seconds),
     )
+
+
+def _refused(state: GemsState, context: GemsContext, error: BackendError, watch: Stopwatch) -> GemsState:
+    """A refused draft costs a round: the refiner finds other words for it, as long as there are rounds left."""
+    refused, attempts = [*state["refused"], state["draft"]], state["attempts"]
+    rounds = len(refused) + (attempts[-1].round if attempts else 0)
+    update = GemsState(refused=refused, errors=[f"generator: {error}"], usage=Usage(seconds=watch.seconds))
+    if rounds >= context.max_rounds:
+        update["outcome"] = "rounds" if attempts else "failed"
+    return update
 
 
 def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:

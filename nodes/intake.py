@@ -37,6 +37,7 @@ def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         skills=[],
         requirements=[],
         draft="",
+        refused=[],
         strategy="plan",
         attempts=[],
         image=None,

@@ -52,13 +52,12 @@ def make_refiner(resources: Resources) -> Node:
         context = GemsContext.resolve(runtime.context)
         attempts = state["attempts"]
         best = best_attempt(attempts)
-        assert best is not None, "the refiner runs after an attempt"
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
-        assert latest is not None
-        shown = [best] if best == latest else [best, latest]
+        # Without an attempt, the provider refused what it was given so far.
+        shown = [a for a in dict.fromkeys((best, latest)) if a is not None]
         content: list[str | dict[str, Any]] = [image_block(resources.images().read(a.image)) for a in shown]
-        content.append({"type": "text", "text": _report(state, best, latest)})
-        edits = resources.generator(context).edits
+        content.append({"type": "text", "text": _report(state, shown)})
+        edits = best is not None and resources.generator(context).edits
         system = SystemMessage(REFINER.format(edit=EDIT if edits else ""))
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
@@ -66,11 +65,12 @@ def make_refiner(resources: Resources) -> Node:
 
         prompt = " ".join(answer.prompt.split())
         strategy: Strategy = "reseed" if not prompt and answer.strategy != "edit" else answer.strategy
-        draft = best.prompt if strategy == "reseed" or not prompt else prompt
+        before = best.prompt if best else state["prompt"]
+        draft = before if strategy == "reseed" or not prompt else prompt
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
-        next_round = latest.round + 1
-        runtime.stream_writer({"event": "experience", "round": latest.round, "experience": experience})
-        runtime.stream_writer({"event": "prompt", "round": next_round, "strategy": strategy, "prompt": draft})
+        round_ = latest.round if latest else 0
+        runtime.stream_writer({"event": "experience", "round": round_, "experience": experience})
+        runtime.stream_writer({"event": "prompt", "round": round_ + 1, "strategy": strategy, "prompt": draft})
         return GemsState(
             attempts=[a.model_copy(update={"experience": experience}) if a == latest else a for a in attempts],
             draft=draft,
@@ -88,16 +88,14 @@ def without_refinement(state: GemsState, error: NodeError) -> Goto:
     return report_failure(state, error, "generator", draft=draft, strategy="reseed")
 
 
-def _report(state: GemsState, best: Attempt, latest: Attempt) -> str:
+def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
     """All that the refiner reads besides the images: one line per attempt, detail for the best and the latest only."""
     requirements = {r.id: r for r in state["requirements"]}
-    parts = [
-        fence("user_prompt", state["prompt"]),
-        fence("history", "\n".join(_line(a) for a in state["attempts"])),
-        fence("best_attempt", _detail(best, requirements)),
-    ]
-    if latest != best:
-        parts.append(fence("latest_attempt", _detail(latest, requirements)))
+    parts = [fence("user_prompt", state["prompt"]), fence("history", "\n".join(_line(a) for a in state["attempts"]))]
+    for tag, attempt in zip(("best_attempt", "latest_attempt"), shown, strict=False):
+        parts.append(fence(tag, _detail(attempt, requirements)))
+    if state["refused"]:
+        parts.append(f"{REFUSED}\n{fence('refused', chr(10).join(state['refused']))}")
     if state["memories"]:
         learned = "\n".join(f"- {m.experience}" for m in state["memories"] if m.experience)
         parts.append(fence("memory", learned))
@@ -126,6 +124,10 @@ def _detail(attempt: Attempt, requirements: dict[str, Requirement]) -> str:
 def _questions(label: str, ids: Sequence[str], requirements: dict[str, Requirement]) -> list[str]:
     return [f"{label} ({requirements[i].kind}): {requirements[i].question}" for i in ids]
 
+
+REFUSED = (
+    "The image model's provider will not draw these prompts. Say what the user wants in words that it will accept."
+)
 
 EDIT = """
 - edit: most of the best image is right; only what failed is drawn anew. Describe the whole image as it should be;"""

@@ -75,7 +75,10 @@ Mllm = Annotated[
 ]
 Generator = Annotated[
     str,
-    typer.Option(help='Image generator: "pocket", "pocket-large" or diffusers:FOLDER_OR_REPO.', rich_help_panel=MODELS),
+    typer.Option(
+        help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or comfyui:URL.",
+        rich_help_panel=MODELS,
+    ),
 ]
 Planner = Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
 Decomposer = Annotated[str | None, typer.Option(help="Another chat model for the decomposer.", rich_help_panel=MODELS)]

@@ -1,0 +1,327 @@
+"""Image servers, by every dialect and every fault, over real HTTP to a server in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from conformance.generator_suite import GeneratorConformance
+
+from gems.graph.errors import BackendError, ContentRefusedError, InputError
+from gems.graph.options import GeneratorOptions
+from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, init_image_generator
+
+KEY = "sk-canary-5f3a"
+SERVER = Path(__file__).parents[1] / "servers" / "image_server.py"
+WORKFLOW = {
+    "3": {"class_type": "KSampler", "inputs": {"seed": 0, "steps": 20}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "x"}},
+    "9": {"class_type": "SaveImage", "inputs": {}},
+}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def workflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("comfy") / "workflow.json"
+    path.write_text(json.dumps(WORKFLOW))
+    return str(path)
+
+
+def openai(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
+    given = {"timeout": 5.0, "api_key": KEY, **options}
+    return init_image_generator("openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **given))
+
+
+def plain(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
+    return init_image_generator(f"http:{server}/{fault}/draw", GeneratorOptions(**{"timeout": 5.0, **options}))
+
+
+def comfyui(server: str, file: str, fault: str = "fine", **options: Any) -> ImageGenerator:
+    given = {"timeout": 5.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
+    return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**given))
+
+
+def asked(server: str, fault: str) -> list[dict[str, Any]]:
+    with urlopen(f"{server}/log") as answer:
+        return [entry["asked"] for entry in json.load(answer)["seen"] if entry["fault"] == fault]
+
+
+def one(generator: ImageGenerator, prompt: str = "a cat", seed: int = 1) -> GeneratedImage | BackendError:
+    [result] = generator.generate([ImageRequest(prompt, seed)])
+    return result
+
+
+class TestConformance(GeneratorConformance):
+    @pytest.fixture(params=["openai", "http", "comfyui"])
+    def generator(self, request: pytest.FixtureRequest, server: str, workflow: str) -> ImageGenerator:
+        if request.param == "comfyui":
+            return comfyui(server, workflow)
+        return openai(server) if request.param == "openai" else plain(server)
+
+    @pytest.fixture
+    def prompts(self) -> tuple[str, str]:
+        return ("a cat", "two dogs & a <bird>")
+
+
+# --- what is sent ---------------------------------------------------------------------------------------------------
+
+
+def test_a_server_of_the_images_api_gets_the_seed_and_the_options(server: str) -> None:
+    generator = openai(server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur")
+    assert isinstance(one(generator, "a cat", 7), GeneratedImage)
+    assert asked(server, "options") == [
+        {
+            "model": "painter",
+            "prompt": "a cat",
+            "n": 1,
+            "size": "64x32",
+            "seed": 7,
+            "num_inference_steps": 9,
+            "guidance_scale": 0.0,
+            "negative_prompt": "blur",
+            "response_format": "b64_json",
+        }
+    ]
+
+
+def test_a_plain_endpoint_gets_prompt_and_seed(server: str) -> None:
+    one(plain(server, "plainly"), "a cat & a dog", 7)
+    assert asked(server, "plainly") == [{"prompt": "a cat & a dog", "seed": "7"}]
+
+
+def test_an_edit_sends_the_image_and_what_to_keep(server: str) -> None:
+    generator = openai(server, "editor", edits=True)
+    assert generator.edits
+    first = one(generator)
+    assert isinstance(first, GeneratedImage)
+    edit = Edit(first.image, keep=("Is there a cat?",), fix=("Is it black?",))
+    [second] = generator.generate([ImageRequest("a black cat", 2, edit)])
+    assert isinstance(second, GeneratedImage)
+    form = asked(server, "editor")[1]["form"]
+    for part in ("a black cat", "Is there a cat?", "Is it black?", "PNG", 'name="seed"'):
+        assert part in form
+
+
+def test_openai_itself_gets_no_seed_and_can_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY))
+    assert generator.edits
+    assert generator.fingerprint == "openai:gpt-image-1@https://api.openai.com/v1"
+    fields = generator._fields(ImageRequest("a cat", 7))  # type: ignore[attr-defined]
+    assert fields == {"model": "gpt-image-1", "prompt": "a cat", "n": 1}
+
+
+def test_an_answer_by_url_is_fetched_from_the_same_host_only(server: str) -> None:
+    assert isinstance(one(openai(server, "url")), GeneratedImage)
+    error = one(openai(server, "elsewhere"))
+    assert isinstance(error, BackendError)
+    assert "another host (169.254.169.254), which is not fetched" in str(error)
+
+
+def test_partial_images_are_previews(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = openai(server, "stream", previews=2)
+    # What OpenAI's own host would be treated as.
+    monkeypatch.setattr(generator, "is_openai", True)
+    monkeypatch.setattr(generator, "model", "gpt-image-1")
+    told: list[Step] = []
+    [result] = generator.generate([ImageRequest("a cat", 0)], on_step=told.append)
+    assert isinstance(result, GeneratedImage)
+    assert [(s.step, s.steps, s.preview is not None) for s in told] == [(1, 3, True), (2, 3, True), (1, 1, False)]
+    assert told[0].preview is not None
+    assert told[0].preview.getpixel((0, 0)) != result.image.getpixel((0, 0))
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["slow", "busy", "shaky", "torn-once", "jpeg"])
+@pytest.mark.parametrize("kind", [openai, plain])
+def test_what_passes_is_waited_for(server: str, fault: str, kind: Any) -> None:
+    result = one(kind(server, fault))
+    assert isinstance(result, GeneratedImage), result
+    assert result.image.size == (48, 32)
+
+
+@pytest.mark.parametrize("kind", [openai, plain])
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("broken", "answers 503: no GPU left"),
+        ("torn", "sent a torn image"),
+        ("hung", "no answer from 127.0.0.1"),
+        ("wrong", "answers 400: size must be 1024x1024"),
+        ("invalid", "answers 422: body.n: must be 1"),
+        ("bomb", "more than 67,108,864 pixels"),
+        ("huge", "sends more than 64 MB"),
+        ("error-body", "out of memory"),
+        ("locked", "answers 401"),
+        ("moved", "redirects (307); give the final address"),
+    ],
+)
+def test_what_lasts_is_one_clear_line(server: str, fault: str, says: str, kind: Any) -> None:
+    start = time.monotonic()
+    error = one(kind(server, fault, timeout=1.5))
+    assert time.monotonic() - start < 6
+    assert isinstance(error, BackendError)
+    assert says in str(error)
+    assert "\n" not in str(error)
+    assert not error.retryable, "the time for this image is used up"
+    assert KEY not in str(error) + repr(error)
+
+
+def test_a_page_instead_of_an_image(server: str) -> None:
+    assert "text/html" in str(one(plain(server, "page")))
+    assert "no JSON" in str(one(openai(server, "page", timeout=0.5)))
+
+
+def test_a_slow_drip_does_not_outlast_the_deadline(server: str) -> None:
+    start = time.monotonic()
+    assert "too slowly" in str(one(plain(server, "trickle", timeout=1.0)))
+    assert time.monotonic() - start < 3
+
+
+def test_a_size_that_was_not_asked_for_is_taken(server: str) -> None:
+    result = one(openai(server, "other-size", width=64, height=64))
+    assert isinstance(result, GeneratedImage)
+    assert result.image.size == (20, 10)
+
+
+def test_nobody_there() -> None:
+    error = one(init_image_generator("openai:x", GeneratorOptions(base_url="http://127.0.0.1:9/v1", timeout=0.5)))
+    assert "cannot reach 127.0.0.1:9" in str(error)
+
+
+@pytest.mark.parametrize("fault", ["prude"])
+def test_a_refusal_is_an_outcome_of_its_own(server: str, fault: str) -> None:
+    error = one(openai(server, fault))
+    assert isinstance(error, ContentRefusedError)
+    assert "refuses to draw this: not safe" in str(error)
+
+
+def test_a_server_without_seeds_is_asked_without(server: str) -> None:
+    generator = openai(server, "seedless")
+    assert isinstance(one(generator), GeneratedImage)
+    assert isinstance(one(generator), GeneratedImage)
+    assert ["seed" in a for a in asked(server, "seedless")] == [True, False, False], "asked with a seed only once"
+
+
+def test_one_bad_request_does_not_spoil_the_others(server: str) -> None:
+    generator = openai(server, "shaky-batch", timeout=1.0)
+    results = generator.generate([ImageRequest(p, 1) for p in ("a", "b", "c")])
+    assert [r.request.prompt for r in results if isinstance(r, GeneratedImage)] == ["a", "b", "c"]
+
+
+def test_no_more_requests_are_in_flight_than_allowed(server: str) -> None:
+    generator = openai(server, "slow", concurrency=2, timeout=20.0)
+    start = time.monotonic()
+    results = generator.generate([ImageRequest("a", seed) for seed in range(4)])
+    assert all(isinstance(r, GeneratedImage) for r in results)
+    assert 1.0 <= time.monotonic() - start < 1.9, "two at a time, half a second each"
+
+
+# --- ComfyUI --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("refuses", "answers 400: Cannot execute: no outputs"),
+        ("crashes", "node 3 (KSampler): CUDA out of memory"),
+        ("mute", "makes no image; it needs a SaveImage node"),
+        ("never", "was not done in time"),
+    ],
+)
+def test_a_workflow_that_fails(server: str, workflow: str, fault: str, says: str) -> None:
+    assert says in str(one(comfyui(server, workflow, fault, timeout=1.5)))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"workflow": None}, "needs a workflow"),
+        ({"workflow": "/nowhere.json"}, "cannot read the workflow /nowhere.json"),
+        ({"prompt_field": None}, "needs --generator-option prompt_field=NODE.INPUT"),
+        ({"prompt_field": "7.text"}, "has no node '7', only 3, 6, 9"),
+        ({"seed_field": "3.noise"}, "node 3 has no input 'noise', only seed, steps"),
+        ({"steps": 4}, "cannot honour the option steps"),
+    ],
+)
+def test_a_workflow_that_does_not_fit(server: str, workflow: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        comfyui(server, workflow, **options)
+
+
+def test_a_workflow_of_the_wrong_format_is_told(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "ui.json"
+    path.write_text(json.dumps({"nodes": [], "links": []}))
+    with pytest.raises(InputError, match="no workflow in API format"):
+        comfyui(server, str(path))
+
+
+# --- set-up ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_check_costs_nothing_and_tells_what_is_wrong(server: str, workflow: str) -> None:
+    before = len(asked(server, "fine"))
+    assert "answers" in openai(server).check()  # type: ignore[attr-defined]
+    assert "all 3 kinds of nodes" in comfyui(server, workflow).check()  # type: ignore[attr-defined]
+    assert "answers (405 to HEAD)" in plain(server).check()  # type: ignore[attr-defined]
+    assert len(asked(server, "fine")) == before
+    other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{server}/fine/v1"))
+    with pytest.raises(BackendError, match="no model 'sculptor', only painter"):
+        other.check()  # type: ignore[attr-defined]
+    wrong_key = openai(server, "locked", api_key="sk-wrong")
+    with pytest.raises(BackendError, match=r"401.*set the right key") as caught:
+        wrong_key.check()  # type: ignore[attr-defined]
+    assert "sk-wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["openai:", "http:", "comfyui:", "ftp:x"])
+def test_a_name_of_no_known_form_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="unknown image generator"):
+        init_image_generator(name)
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="is no address of a server"):
+        init_image_generator("openai:x", GeneratorOptions(base_url=address))
+
+
+def test_address_and_key_come_from_the_environment(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("GEMS_IMAGE_BASE_URL", f"{server}/locked/v1")
+    monkeypatch.setenv("GEMS_IMAGE_API_KEY", KEY)
+    generator = init_image_generator("openai:painter", GeneratorOptions(timeout=7.0))
+    assert "answers" in generator.check()  # type: ignore[attr-defined]
+
+
+def test_the_key_is_nowhere_to_be_found(server: str, tmp_path: Path) -> None:
+    """A whole run, and one that fails with the server repeating the key, leave it in no file and no output."""
+    home, out = tmp_path / "home", tmp_path / "out"
+    command = [sys.executable, "-m", "gems", "generate", "a red car", "--generator", "openai:painter", "--max-rounds"]
+    for fault in ("fine", "locked"):
+        options = [f"base_url={server}/{fault}/v1", f"api_key={KEY}", "timeout=2"]
+        given = [part for option in options for part in ("--generator-option", option)]
+        env = {**os.environ, "GEMS_HOME": str(home), "GEMS_DEBUG": ""}
+        done = subprocess.run([*command, "2", *given, "--out", str(out)], capture_output=True, env=env, check=False)
+        assert done.returncode in (0, 1, 3), done.stderr.decode()
+        assert KEY.encode() not in done.stdout + done.stderr
+    written = [path for folder in (home, out) for path in folder.rglob("*") if path.is_file()]
+    assert {"run.json", "report.html", "checkpoints.sqlite"} <= {path.name for path in written}
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]

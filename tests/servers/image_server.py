@@ -1,0 +1,256 @@
+"""An image server in a process of its own that speaks every dialect, and misbehaves on demand.
+
+The first part of a path says how: ``/fine/v1/images/generations`` works, ``/busy/v1/...`` answers 429 once, and so on
+(see ``FAULTS``). Images are flat colours that follow from prompt and seed. ``GET /log`` tells what was asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from PIL import Image
+
+KEY = "sk-canary-5f3a"
+SEEN: list[dict[str, Any]] = []
+TRIES: Counter[str] = Counter()
+IN_FLIGHT, MOST = 0, 0
+LOCK = threading.Lock()
+
+
+def png(prompt: str, seed: str, size: tuple[int, int] = (48, 32), kind: str = "PNG") -> bytes:
+    color = tuple(hashlib.sha256(f"{prompt} {seed}".encode()).digest()[:3])
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that claims 30,000 x 30,000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        """Silence."""
+
+    def do_HEAD(self) -> None:
+        self._answer(405, b"", "text/plain")
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path)
+        if path.path == "/log":
+            return self._json(200, {"seen": SEEN, "most_in_flight": MOST})
+        fault, _, rest = path.path.lstrip("/").partition("/")
+        query = dict(parse_qsl(path.query))
+        if rest == "v1/models":
+            if self.headers.get("Authorization") != f"Bearer {KEY}" and fault == "locked":
+                return self._json(
+                    401, {"error": {"message": f"Incorrect API key: {self.headers.get('Authorization')}"}}
+                )
+            return self._json(200, {"data": [{"id": "painter"}]})
+        if rest == "object_info":
+            return self._json(200, {"KSampler": {}, "CLIPTextEncode": {}, "SaveImage": {}})
+        if rest.startswith("history/"):
+            return self._history(fault, rest.removeprefix("history/"))
+        if rest == "view":
+            prompt, _, seed = bytes.fromhex(query["filename"]).decode().rpartition("|")
+            return self._answer(200, png(prompt, seed), "image/png")
+        if rest.startswith("files/"):
+            prompt, _, seed = bytes.fromhex(rest.removeprefix("files/")).decode().rpartition("|")
+            return self._answer(200, png(prompt, seed), "image/png")
+        return self._json(404, {"detail": "no such page"})
+
+    def do_POST(self) -> None:
+        global IN_FLIGHT, MOST
+        with LOCK:
+            IN_FLIGHT += 1
+            MOST = max(MOST, IN_FLIGHT)
+        try:
+            self._post()
+        finally:
+            with LOCK:
+                IN_FLIGHT -= 1
+
+    def _post(self) -> None:
+        path = urlsplit(self.path)
+        fault, _, rest = path.path.lstrip("/").partition("/")
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        asked: dict[str, Any] = dict(parse_qsl(path.query))
+        if self.headers.get("Content-Type", "").startswith("application/json"):
+            asked |= json.loads(body)
+        elif body:
+            asked |= {"form": body.decode("latin-1")}
+        with LOCK:
+            SEEN.append({"fault": fault, "path": rest, "asked": asked})
+            TRIES[fault] += 1
+            n = TRIES[fault]
+        if rest == "prompt":
+            return self._queue(fault, asked)
+        prompt, seed = str(asked.get("prompt", "form")), str(asked.get("seed", 0))
+        image = png(prompt, seed)
+        match fault:
+            case "slow":
+                time.sleep(0.5)
+            case "busy" if n == 1:
+                return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.3"})
+            case "shaky" if n <= 2:
+                return self._json(500, {"detail": "worker died"})
+            case "broken":
+                return self._json(503, {"detail": "no GPU left"})
+            case "torn":
+                image = image[: len(image) // 2]
+            case "torn-once" if n == 1:
+                image = image[: len(image) // 2]
+            case "page":
+                return self._answer(200, b"<html>Welcome</html>", "text/html")
+            case "other-size":
+                image = png(prompt, seed, (20, 10))
+            case "jpeg":
+                image = png(prompt, seed, kind="JPEG")
+            case "error-body":
+                return self._json(200, {"error": {"message": "out of memory"}})
+            case "hung":
+                time.sleep(30)
+            case "trickle":
+                return self._trickle()
+            case "wrong":
+                return self._json(400, {"error": {"message": "size must be 1024x1024"}})
+            case "invalid":
+                return self._json(422, {"detail": [{"loc": ["body", "n"], "msg": "must be 1"}]})
+            case "locked":
+                key = self.headers.get("Authorization")
+                return self._json(401, {"error": {"message": f"Incorrect API key provided: {key}"}})
+            case "prude":
+                return self._json(400, {"error": {"code": "moderation_blocked", "message": "not safe"}})
+            case "prude-once" if n == 1:
+                return self._json(400, {"error": {"code": "content_policy_violation", "message": "not safe"}})
+            case "huge":
+                return self._flood()
+            case "bomb":
+                image = bomb()
+            case "seedless" if "seed" in asked:
+                return self._json(400, {"error": {"message": "Unknown parameter: 'seed'."}})
+            case "moved":
+                return self._json(307, {}, {"Location": "http://example.com/"})
+        if rest == "draw":
+            return self._answer(200, image, "image/png")
+        if fault == "stream":
+            return self._stream(prompt, seed)
+        data: dict[str, Any] = {"b64_json": base64.b64encode(image).decode()}
+        name = f"{prompt}|{seed}".encode().hex()
+        if fault == "url":
+            data = {"url": f"http://{self.headers['Host']}/url/files/{name}"}
+        if fault == "elsewhere":
+            data = {"url": "http://169.254.169.254/latest/meta-data"}
+        return self._json(200, {"created": 1, "data": [data]})
+
+    # --- ComfyUI ---
+
+    def _queue(self, fault: str, asked: dict[str, Any]) -> None:
+        if fault == "refuses":
+            return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
+        nodes = asked["prompt"]
+        name = f"{nodes['6']['inputs']['text']}|{nodes['3']['inputs']['seed']}".encode().hex()
+        return self._json(200, {"prompt_id": name})
+
+    def _history(self, fault: str, run: str) -> None:
+        with LOCK:
+            TRIES[run] += 1
+            n = TRIES[run]
+        if fault == "never" or n == 1:
+            return self._json(200, {})
+        if fault == "crashes":
+            told = {"node_id": "3", "node_type": "KSampler", "exception_message": "CUDA out of memory"}
+            status = {"status_str": "error", "messages": [["execution_error", told]]}
+            return self._json(200, {run: {"status": status, "outputs": {}}})
+        if fault == "mute":
+            return self._json(200, {run: {"status": {"status_str": "success", "completed": True}, "outputs": {}}})
+        images = [
+            {"filename": "70|30", "subfolder": "", "type": "temp"},
+            {"filename": run, "subfolder": "", "type": "output"},
+        ]
+        return self._json(200, {run: {"status": {"status_str": "success"}, "outputs": {"9": {"images": images}}}})
+
+    # --- answers ---
+
+    def _answer(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self._write(body)
+
+    def _json(self, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
+        self._answer(status, json.dumps(answer).encode(), "application/json", headers)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self.wfile.write(data)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def _flood(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        self.end_headers()
+        for _ in range(200):
+            self._write(bytes(2**20))
+            if self.close_connection:
+                return
+        self.close_connection = True
+
+    def _trickle(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "image/png")
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        for _ in range(100):
+            self._write(b"x")
+            time.sleep(0.1)
+
+    def _stream(self, prompt: str, seed: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for i, kind in enumerate(["partial_image", "partial_image", "completed"]):
+            image = png(prompt if kind == "completed" else f"{prompt} {i}", seed)
+            told = {
+                "type": f"image_generation.{kind}",
+                "b64_json": base64.b64encode(image).decode(),
+                "partial_image_index": i,
+            }
+            self._write(f"event: {told['type']}\ndata: {json.dumps(told)}\n\n".encode())
+        self.close_connection = True
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        sys.exit(0)
