@@ -56,10 +56,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One image and the request that it answers."""
+    """One image and the request that it answers; ``note`` is what the user should know of how it was made."""
 
     request: ImageRequest
     image: Image.Image
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
 
     Args:
         name: ``"pocket"``, the model that comes with the package, ``"pocket-large"``, the same with ten times the
-            parameters, or ``"diffusers:FOLDER_OR_REPO"``, any text-to-image pipeline that
+            parameters, or ``"diffusers:FOLDER_OR_REPO[@REVISION]"``, any text-to-image pipeline that
             ``diffusers.DiffusionPipeline.from_pretrained`` loads.
         options: How it is run.
 
@@ -121,9 +122,10 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
         from gems.models.diffusers_backend import DiffusersGenerator
         from gems.models.pocket.weights import weights_folder
 
-        return DiffusersGenerator(weights_folder(POCKET[name]), name=name, module="gems.models.pocket.pipeline")
+        folder = weights_folder(POCKET[name])
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
     if kind == "diffusers" and where:
         from gems.models.diffusers_backend import DiffusersGenerator
 
-        return DiffusersGenerator(where, name=name)
+        return DiffusersGenerator(where, name=name, options=options)
     raise InputError(f'unknown image generator {name!r}; give "pocket", "pocket-large" or "diffusers:FOLDER_OR_REPO"')
