@@ -156,7 +156,7 @@ class DiffusersGenerator:
             BackendError: They are not there or cannot be loaded.
         """
         _ = self.settings
-        with self._replicas.one() as replica:
+        with self.replicas.one() as replica:
             _ = replica.pipeline
 
     def check(self) -> str:
@@ -172,7 +172,8 @@ class DiffusersGenerator:
         return f"{describe(self._source, self._options)}; {_listed(self.settings)}; {edits}"
 
     @property
-    def _replicas(self) -> Replicas:
+    def replicas(self) -> Replicas:
+        """The copies of its weights; generators that load the same share them."""
         options = GeneratorOptions(**{name: getattr(self._options, name) for name in _LOADING})
         with _LOCK:
             return _replicas(self._source, options)
@@ -184,7 +185,7 @@ class DiffusersGenerator:
     ) -> list[GeneratedImage | BackendError]:
         """See ``ImageGenerator.generate``. With several devices, ``on_step`` is called from several threads."""
         _ = self.settings
-        replicas = self._replicas
+        replicas = self.replicas
         batches = list(self._batches(requests, len(replicas.devices)))
 
         def work(batch: list[int]) -> Results:

@@ -154,7 +154,7 @@ def test_the_autoencoder_can_work_in_parts_and_the_denoiser_be_compiled(
     monkeypatch.setattr(ZImageTransformer2DModel, "compile_repeated_blocks", lambda self: compiled.append(self))
     made = generator(folder, vae_tiling=True, vae_slicing=True, compile=True)
     assert len(images(made, REQUESTS[:1])) == 1
-    with made._replicas.one() as replica:
+    with made.replicas.one() as replica:
         assert replica.pipeline.vae.use_tiling
         assert replica.pipeline.vae.use_slicing
         assert compiled == [replica.pipeline.transformer]
@@ -220,11 +220,11 @@ def test_every_gpu_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch
 
 def test_weights_are_loaded_once_however_they_are_called(folder: Path) -> None:
     few, many = generator(folder), generator(folder, steps=4, previews=1)
-    with few._replicas.one() as replica:
+    with few.replicas.one() as replica:
         pipeline = replica.pipeline
-    with many._replicas.one() as replica:
+    with many.replicas.one() as replica:
         assert replica.pipeline is pipeline
-    with generator(folder, vae_slicing=True)._replicas.one() as replica:
+    with generator(folder, vae_slicing=True).replicas.one() as replica:
         assert replica.pipeline is not pipeline
 
 
@@ -235,7 +235,7 @@ def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
     results = both.generate(REQUESTS, on_step=told.append)
     assert [isinstance(r, GeneratedImage) for r in results] == [True] * 4
     assert {at.index for at in told} == {0, 1, 2, 3}
-    replicas = both._replicas
+    replicas = both.replicas
     with replicas.one() as first, replicas.one() as second:
         assert first.pipeline is not second.pipeline
     single = generator(folder, device="cpu,cpu")
@@ -250,7 +250,7 @@ def limit_memory(
 ) -> list[int]:
     """Let the transformer fail for more images at once than so many; gives the sizes that were tried."""
     tried: list[int] = []
-    with made._replicas.one() as replica:
+    with made.replicas.one() as replica:
         transformer = replica.pipeline.transformer
     forward: Callable[..., Any] = transformer.forward
 
@@ -494,7 +494,7 @@ def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
         generator(folder).load()
     trusting = generator(folder, trust_remote_code=True)
     assert len(images(trusting, REQUESTS[:1])) == 1
-    with trusting._replicas.one() as replica:
+    with trusting.replicas.one() as replica:
         assert replica.pipeline.made_here
 
 
@@ -519,7 +519,7 @@ def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
     sizes = diffusers_check.weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
     assert sizes is not None
     assert set(sizes) == {"transformer", "text_encoder", "vae"}
-    with generator(folder)._replicas.one() as replica:
+    with generator(folder).replicas.one() as replica:
         assert sizes["transformer"] == 2 * sum(p.numel() for p in replica.pipeline.transformer.parameters())
     quantized = diffusers_check.weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
     assert quantized is not None
