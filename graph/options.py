@@ -43,7 +43,9 @@ class GeneratorOptions(_Options):
         description="Guidance of models that are distilled (Qwen-Image).",
     )
     device: str | None = Field(
-        default=None, title="Device", description='"cuda", "cuda:1", "mps", "cpu". Empty: the best.'
+        default=None,
+        title="Device",
+        description='"cuda", "cuda:1", "mps", "cpu"; several with commas between them. Empty: all GPUs, or the CPU.',
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         default=None, title="Number type", description="Of the weights. Empty: bfloat16 where the device is good at it."

@@ -16,6 +16,7 @@ from gems.graph.errors import BackendError, InputError
 from gems.graph.options import GeneratorOptions
 
 __all__ = [
+    "FORMS",
     "POCKET",
     "Edit",
     "GeneratedImage",
@@ -23,6 +24,7 @@ __all__ = [
     "ImageRequest",
     "Step",
     "StepCallback",
+    "edit_instruction",
     "init_image_generator",
 ]
 
@@ -46,7 +48,7 @@ class Edit:
     fix: tuple[str, ...]
 
 
-FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or comfyui:URL"
+FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL or comfyui:URL"
 """What ``init_image_generator`` understands."""
 
 
@@ -64,10 +66,11 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One image and the request that it answers."""
+    """One image and the request that it answers; ``note`` is what the user should know of how it was made."""
 
     request: ImageRequest
     image: Image.Image
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +131,12 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
         from gems.models.diffusers_backend import DiffusersGenerator
         from gems.models.pocket.weights import weights_folder
 
-        return DiffusersGenerator(weights_folder(POCKET[name]), name=name, module="gems.models.pocket.pipeline")
+        folder = weights_folder(POCKET[name])
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
     if kind == "diffusers" and where:
         from gems.models.diffusers_backend import DiffusersGenerator
 
-        return DiffusersGenerator(where, name=name)
+        return DiffusersGenerator(where, name=name, options=options)
     if kind == "openai" and where:
         from gems.models.image_servers import OpenAIImages
 
@@ -146,3 +150,15 @@ def init_image_generator(name: str, options: GeneratorOptions = DEFAULTS) -> Ima
 
         return ComfyUIImages(where, name=name, options=options)
     raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+
+
+def edit_instruction(request: ImageRequest) -> str:
+    """The prompt or, of an edit, what to tell a model that reads instructions: what has to stay and what to change."""
+    if request.edit is None:
+        return request.prompt
+    parts = [f"Change the image so that it shows: {request.prompt}"]
+    if request.edit.fix:
+        parts.append("These must become true: " + " ".join(request.edit.fix))
+    if request.edit.keep:
+        parts.append("These are true already and must stay so: " + " ".join(request.edit.keep))
+    return "\n".join(parts)

@@ -22,7 +22,7 @@ from pydantic import SecretStr
 
 from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.options import GeneratorOptions
-from gems.models.generators import ImageRequest, Step
+from gems.models.generators import ImageRequest, Step, edit_instruction
 from gems.models.remote import (
     MAX_BYTES,
     PassingError,
@@ -120,7 +120,7 @@ class OpenAIImages(RemoteGenerator):
 
     def _fields(self, request: ImageRequest) -> dict[str, Any]:
         options = self.options
-        fields: dict[str, Any] = {"model": self.model, "prompt": _instruction(request), "n": 1}
+        fields: dict[str, Any] = {"model": self.model, "prompt": edit_instruction(request), "n": 1}
         if options.width or options.height:
             fields["size"] = f"{options.width or options.height}x{options.height or options.width}"
         if not self.is_openai:
@@ -217,15 +217,3 @@ class PlainImages(RemoteGenerator):
 
 def _setting(name: str) -> str:
     return os.environ.get(f"GEMS_IMAGE_{name}") or os.environ.get(f"OPENAI_{name}") or ""
-
-
-def _instruction(request: ImageRequest) -> str:
-    """The prompt; of an edit, with what has to stay and what has to change."""
-    if request.edit is None:
-        return request.prompt
-    parts = [f"Change the image so that it shows: {request.prompt}"]
-    if request.edit.fix:
-        parts.append("These must become true: " + " ".join(request.edit.fix))
-    if request.edit.keep:
-        parts.append("These are true already and must stay so: " + " ".join(request.edit.keep))
-    return "\n".join(parts)

@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
@@ -111,7 +112,9 @@ class RemoteGenerator(ABC):
         if len(requests) == 1:
             return [one(0)]
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency)) as pool:
-            return list(pool.map(one, range(len(requests))))
+            # Each thread has a copy of this one's context, in which LangGraph keeps where events go.
+            futures = [pool.submit(copy_context().run, one, index) for index in range(len(requests))]
+            return [future.result() for future in futures]
 
     def _persist(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, a lasting fault, or no time left."""

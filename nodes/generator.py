@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 
-from langgraph.errors import NodeError
+from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, best_attempt
-from gems.models.generators import Edit, ImageGenerator, ImageRequest, Step
+from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -63,8 +65,13 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
         return GemsState(outcome="budget")
 
     def on_step(at: Step) -> None:
-        event = {"event": "step", "round": round_, "candidate": at.index, "step": at.step, "steps": at.steps}
-        runtime.stream_writer(event)
+        if runtime.drain_requested and at.step < at.steps:
+            # As LangGraph itself does between nodes: the run stands before this node, and can go on from there.
+            raise GraphDrained(runtime.drain_reason or "stopped")
+        event = {"round": round_, "candidate": at.index, "step": at.step}
+        runtime.stream_writer({"event": "step", **event, "steps": at.steps})
+        if at.preview is not None:
+            runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(at.preview)})
 
     backend, images = resources.generator(context), resources.images()
     results = backend.generate(requests, on_step=on_step)
@@ -100,12 +107,13 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
                 "sha256": ref.sha256,
             }
         )
+    notes = [f"generator: {r.note}" for r in results if isinstance(r, GeneratedImage) and r.note]
     best = best_attempt([*attempts, *made])
     return GemsState(
         attempts=[*attempts, *made],
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
-        errors=[f"generator: image {error}" for error in errors],
+        errors=[*(f"generator: image {error}" for error in errors), *notes],
         usage=Usage(images=len(made), seconds=watch.seconds),
     )
 
@@ -140,6 +148,12 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
 def without_image(state: GemsState, error: NodeError) -> Goto:
     """A generator that gave up ends the run; what was made before is still the result."""
     return report_failure(state, error, "store_memory", outcome="failed")
+
+
+def _base64_jpeg(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _affordable(context: GemsContext, usage: Usage) -> int:

@@ -43,9 +43,12 @@ def diagnose(context: GemsContext) -> list[Check]:
     image: dict[str, Any] = {}
 
     def generate() -> str:
-        from gems.models.generators import GeneratedImage, ImageRequest, init_image_generator
+        from gems.models.generators import POCKET, GeneratedImage, ImageRequest, init_image_generator
 
         generator = init_image_generator(context.generator, context.generator_options)
+        check = getattr(generator, "check", None)
+        if context.generator not in POCKET and callable(check):  # a trial could take minutes, or money
+            return f"{check()}; {'can edit' if generator.edits else 'cannot edit'}; nothing was drawn"
         [result] = generator.generate([ImageRequest(_TRIAL_PROMPT, 1)])
         if not isinstance(result, GeneratedImage):
             raise result
@@ -53,13 +56,16 @@ def diagnose(context: GemsContext) -> list[Check]:
         return f"{generator.name} {generator.fingerprint[:12]}, {result.image.width} x {result.image.height}"
 
     def verify() -> str:
+        from PIL import Image
+
         from gems.memory.images import encode_png
         from gems.models.chat import init_mllm, model_fingerprint
         from gems.nodes.meter import Meter
         from gems.nodes.verifier import inspect_image
 
         if "made" not in image:
-            raise RuntimeError("needs the generator's image")
+            # Without an image of the generator's, a white sheet does: all that is tried is whether it can look.
+            image["made"] = Image.new("RGB", (256, 256), "white")
         model = init_mllm(context.mllm, context.chat_options)
         meter = Meter(Usage(), context)
         [verdict] = inspect_image(meter, model, [_TRIAL_QUESTION], encode_png(image["made"], {}))

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from gems.graph.errors import InputError
+from gems.graph.options import GeneratorOptions
 from gems.graph.state import Attempt, Requirement
 from gems.memory.images import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest, init_image_generator
@@ -42,7 +43,8 @@ def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
         BackendError: It could not make an image.
     """
     made_by = record["models"]["generator"]
-    generator = init_image_generator(made_by["name"])
+    options = record["settings"].get("generator_options", {})
+    generator = init_image_generator(made_by["name"], GeneratorOptions.model_validate(options))
     if generator.fingerprint != made_by["fingerprint"]:
         raise InputError(
             f"the run was made with {made_by['name']} {made_by['fingerprint'][:12]}, "

@@ -1,0 +1,67 @@
+"""How known diffusers pipelines are best called: sizes, steps and guidance, as their makers' model cards give them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+__all__ = ["call_defaults"]
+
+_SQUARE: Final = {"width": 1024, "height": 1024}
+
+_TABLE: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
+    # (pipeline class, pattern in the repository's id or the folder's path, arguments of the call): the first row that
+    # fits is taken. A model that is not here is called with its pipeline's own defaults.
+    #
+    # https://huggingface.co/Tongyi-MAI/Z-Image: not distilled, 28 to 50 steps, guidance 3 to 5.
+    ("ZImagePipeline", r"z-image(-base)?/?$", {**_SQUARE, "num_inference_steps": 50, "guidance_scale": 4.0}),
+    # https://huggingface.co/Tongyi-MAI/Z-Image-Turbo: nine steps are eight passes of the transformer; no guidance.
+    ("ZImagePipeline", "", {**_SQUARE, "num_inference_steps": 9, "guidance_scale": 0.0}),
+    # https://huggingface.co/Qwen/Qwen-Image and Qwen-Image-2512. Without a negative prompt, if only a space, the
+    # pipeline leaves the guidance out.
+    (
+        "QwenImagePipeline",
+        "",
+        {"width": 1328, "height": 1328, "num_inference_steps": 50, "true_cfg_scale": 4.0, "negative_prompt": " "},
+    ),
+    # https://huggingface.co/Qwen/Qwen-Image-Edit; the output has the size of the image that is edited.
+    ("QwenImageEditPipeline", "", {"num_inference_steps": 50, "true_cfg_scale": 4.0, "negative_prompt": " "}),
+    # https://huggingface.co/Qwen/Qwen-Image-Edit-2509 and -2511.
+    ("QwenImageEditPlusPipeline", "", {"num_inference_steps": 40, "true_cfg_scale": 4.0, "negative_prompt": " "}),
+    # https://huggingface.co/black-forest-labs/FLUX.1-schnell: distilled to four steps, prompts of 256 tokens at most.
+    (
+        "FluxPipeline",
+        "schnell",
+        {**_SQUARE, "num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256},
+    ),
+    # https://huggingface.co/black-forest-labs/FLUX.1-dev
+    (
+        "FluxPipeline",
+        "",
+        {**_SQUARE, "num_inference_steps": 50, "guidance_scale": 3.5, "max_sequence_length": 512},
+    ),
+    # https://huggingface.co/black-forest-labs/FLUX.1-Kontext-dev
+    ("FluxKontextPipeline", "", {**_SQUARE, "num_inference_steps": 28, "guidance_scale": 2.5}),
+    # https://huggingface.co/stabilityai/stable-diffusion-3.5-large-turbo
+    ("StableDiffusion3Pipeline", "turbo", {**_SQUARE, "num_inference_steps": 4, "guidance_scale": 0.0}),
+    # https://huggingface.co/stabilityai/stable-diffusion-3.5-medium
+    ("StableDiffusion3Pipeline", r"3\.5-medium", {**_SQUARE, "num_inference_steps": 40, "guidance_scale": 4.5}),
+    # https://huggingface.co/stabilityai/stable-diffusion-3.5-large
+    ("StableDiffusion3Pipeline", "", {**_SQUARE, "num_inference_steps": 28, "guidance_scale": 3.5}),
+    # https://huggingface.co/stabilityai/sdxl-turbo
+    (
+        "StableDiffusionXLPipeline",
+        "turbo",
+        {"width": 512, "height": 512, "num_inference_steps": 1, "guidance_scale": 0.0},
+    ),
+    # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 gives none: these are the pipeline's own.
+    ("StableDiffusionXLPipeline", "", {**_SQUARE, "num_inference_steps": 50, "guidance_scale": 5.0}),
+)
+
+
+def call_defaults(pipeline_class: str, source: str) -> dict[str, Any]:
+    """Arguments for the call of a pipeline of that class whose weights come from a repository or folder."""
+    for known, pattern, arguments in _TABLE:
+        if known == pipeline_class and re.search(pattern, source, re.IGNORECASE):
+            return dict(arguments)
+    return {}

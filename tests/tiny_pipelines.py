@@ -1,0 +1,304 @@
+"""Diffusers pipelines of random weights, so small that they are made and run in a second, without a network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import diffusers
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
+
+SIZE: Final = 32
+"""Pixels on a side of the images that are asked for."""
+
+
+def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
+    """Make the tiny pipeline of that class, with other components where given, and save it."""
+    torch.manual_seed(0)
+    pipeline = getattr(diffusers, kind)(**(_PARTS[kind]() | changes))
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+# --- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def _byte_level(tokens: list[str]) -> Tokenizer:
+    """Every byte is a token, after the special ones; so no text is unknown and none needs merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*tokens, *alphabet])}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+_QWEN_TOKENS: Final = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def _qwen_tokenizer() -> Qwen2TokenizerFast:
+    tokenizer = Qwen2TokenizerFast(
+        tokenizer_object=_byte_level(_QWEN_TOKENS),
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=_QWEN_TOKENS[1:],
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + "</w>" for letter in alphabet)]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+
+
+def _t5_tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=_byte_level(["<pad>", "</s>"]), pad_token="<pad>", eos_token="</s>", model_max_length=77
+    )
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _vae(channels: int, **changes: Any) -> diffusers.AutoencoderKL:
+    settings = {
+        "block_out_channels": (8, 16),
+        "in_channels": 3,
+        "out_channels": 3,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": channels,
+        "norm_num_groups": 4,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "shift_factor": 0.0609,
+        "scaling_factor": 1.5035,
+    }
+    return diffusers.AutoencoderKL(**settings | changes)
+
+
+def _clip(kind: type = CLIPTextModel, width: int = 16) -> Any:
+    tokenizer = _clip_tokenizer()
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+            hidden_size=width,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=width,
+        )
+    )
+
+
+def _t5(width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=300, d_model=width, d_ff=16, d_kv=8, num_layers=1, num_heads=2, relative_attention_num_buckets=8
+        )
+    )
+
+
+def _z_image() -> dict[str, Any]:
+    tokenizer = _qwen_tokenizer()
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": _vae(4),
+        "tokenizer": tokenizer,
+        "text_encoder": Qwen3Model(
+            Qwen3Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                max_position_embeddings=512,
+            )
+        ),
+        "transformer": diffusers.ZImageTransformer2DModel(
+            all_patch_size=(2,),
+            all_f_patch_size=(1,),
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[8, 4, 4],
+            axes_lens=[1024, 64, 64],
+        ),
+    }
+
+
+def _qwen_image() -> dict[str, Any]:
+    tokenizer = _qwen_tokenizer()
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+            "rope_theta": 1e6,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": 16,
+        },
+    )
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+        "vae": diffusers.AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 2, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        ),
+        "tokenizer": tokenizer,
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(config),
+        "transformer": diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    }
+
+
+def _flux() -> dict[str, Any]:
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+        "vae": _vae(4),
+        "tokenizer": _clip_tokenizer(),
+        "text_encoder": _clip(),
+        "tokenizer_2": _t5_tokenizer(),
+        "text_encoder_2": _t5(16),
+        "transformer": diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            pooled_projection_dim=16,
+            axes_dims_rope=[4, 4, 8],
+            guidance_embeds=True,
+        ),
+    }
+
+
+def _stable_diffusion_3() -> dict[str, Any]:
+    return {
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
+        "vae": _vae(4),
+        "tokenizer": _clip_tokenizer(),
+        "text_encoder": _clip(CLIPTextModelWithProjection),
+        "tokenizer_2": _clip_tokenizer(),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection),
+        "tokenizer_3": _t5_tokenizer(),
+        "text_encoder_3": _t5(32),
+        "transformer": diffusers.SD3Transformer2DModel(
+            sample_size=SIZE,
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            out_channels=4,
+        ),
+    }
+
+
+def _stable_diffusion_xl() -> dict[str, Any]:
+    return {
+        "scheduler": diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"),
+        "vae": _vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True, force_upcast=False),
+        "tokenizer": _clip_tokenizer(),
+        "text_encoder": _clip(),
+        "tokenizer_2": _clip_tokenizer(),
+        "text_encoder_2": _clip(CLIPTextModelWithProjection),
+        "unet": diffusers.UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            sample_size=SIZE // 2,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 2),
+            projection_class_embeddings_input_dim=64,
+            cross_attention_dim=32,
+            norm_num_groups=4,
+        ),
+    }
+
+
+_PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "ZImagePipeline": _z_image,
+    "QwenImagePipeline": _qwen_image,
+    "FluxPipeline": _flux,
+    "FluxKontextPipeline": _flux,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "StableDiffusionXLPipeline": _stable_diffusion_xl,
+}
+
+
+def weights_of(folder: Path) -> list[Path]:
+    """All files of weights in a saved pipeline."""
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def edit_index(folder: Path, **changes: Any) -> None:
+    """Change what ``model_index.json`` says."""
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
