@@ -50,6 +50,7 @@ class Stripped:
     def __init__(self) -> None:
         self._inner = init_image_generator("pocket")
         self.fingerprint = self._inner.fingerprint
+        self.edits = self._inner.edits
 
     def generate(self, requests: Any, *, on_step: Any = None) -> list[Any]:
         made = self._inner.generate(requests)
