@@ -14,11 +14,17 @@ class InputError(GemsError, ValueError):
 
 
 class BackendError(GemsError, RuntimeError):
-    """A model or a store did not do its work. ``retryable`` says whether trying again may help."""
+    """A model or a store did not do its work.
 
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
+    Attributes:
+        retryable: Whether trying again may help.
+        status_code: The HTTP status that says so, where a server did.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True, status_code: int | None = None) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.status_code = status_code
 
 
 class ContentRefusedError(BackendError):

@@ -1,19 +1,27 @@
-"""Chat models by name: the embedded pocket model, or anything that LangChain's ``init_chat_model`` knows."""
+"""Chat models by name: the embedded pocket model, one in this process, any server, any of LangChain's providers."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
 
 from gems.graph.errors import InputError
 from gems.graph.options import ChatOptions
+from gems.models.secrets import conceal, remember_secret
 
-__all__ = ["init_mllm", "model_fingerprint"]
+__all__ = ["CHAT_FORMS", "init_mllm", "model_fingerprint"]
 
 
 DEFAULTS: Final = ChatOptions()
+
+CHAT_FORMS: Final = "pocket, transformers:FOLDER_OR_REPO[@REVISION], or PROVIDER:MODEL such as openai:gpt-5"
+"""What ``init_mllm`` understands."""
+
+_RETRIES: Final = 2
+"""Of the provider's client, which waits as long as a busy server asks it to."""
 
 
 @cache
@@ -21,29 +29,69 @@ def init_mllm(name: str, options: ChatOptions = DEFAULTS) -> BaseChatModel:
     """The vision chat model of that name, made once per process and set of options.
 
     Args:
-        name: ``"pocket"``, or ``"PROVIDER:MODEL"`` as ``init_chat_model`` takes it. Keys and base URLs come from the
-            provider's own environment variables.
-        options: How it is called.
+        name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
+            URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
+        options: How it is called. Keys and base URLs that are not given come from the provider's own environment
+            variables.
 
     Raises:
         InputError: The name has no known provider, or the provider's package or key is missing.
     """
+    kind, _, model = name.partition(":")
     if name == "pocket":
         from gems.models.pocket.chat import PocketChatModel
 
         return PocketChatModel()
+    if kind == "transformers" and model:
+        from gems.models.transformers_chat import init_transformers_chat
+
+        return init_transformers_chat(model, name, options)
+    remember_secret(options.api_key)
+    try:
+        if kind == "openai" and model:
+            return _openai(model, options)
+        return _by_provider(name, options)
+    except ImportError as error:
+        package = f"langchain-{kind}" if kind != "openai" else "gems-graph[openai]"
+        raise InputError(f"the chat model {name!r} needs a package: pip install {package!r} ({error})") from error
+    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
+        reason = conceal(" ".join(str(error).split()))[:300]
+        raise InputError(f"cannot use the chat model {name!r}: {reason}; give {CHAT_FORMS}") from error
+
+
+def _openai(model: str, options: ChatOptions) -> BaseChatModel:
+    from gems.models.openai_chat import OpenAIChat
+
+    settings = _settings(options)
+    if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
+        settings["api_key"] = "none"  # a server of one's own often wants none, but the client wants something
+    chat: BaseChatModel = OpenAIChat(model=model, **settings)
+    return chat
+
+
+def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
     from langchain.chat_models import init_chat_model
 
     try:
-        model = init_chat_model(name)
-    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f'cannot use the chat model {name!r}: {reason}; give "pocket" or PROVIDER:MODEL such as openai:gpt-5'
-        ) from error
+        model = init_chat_model(name, **_settings(options))
+    except ValueError:
+        # A server's models have names of their own, with or without a colon in them.
+        if options.base_url is None:
+            raise
+        return _openai(name, options)
     if not isinstance(model, BaseChatModel):
-        raise InputError(f"{name!r} is not one chat model; give PROVIDER:MODEL such as openai:gpt-5")
+        raise InputError(f"{name!r} is not one chat model")
     return model
+
+
+def _settings(options: ChatOptions) -> dict[str, Any]:
+    """The parameters that LangChain's chat models have in common."""
+    given = {name: getattr(options, name) for name in ("base_url", "api_key", "temperature", "max_tokens")}
+    return {
+        "timeout": options.timeout,
+        "max_retries": _RETRIES,
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 def model_fingerprint(model: BaseChatModel) -> str:

@@ -20,7 +20,7 @@ from PIL import Image
 from gems.graph.errors import BackendError, InputError
 from gems.graph.options import GeneratorOptions
 from gems.models.devices import pick_devices, pick_dtype
-from gems.models.diffusers_defaults import call_defaults
+from gems.models.diffusers_defaults import call_defaults, prompting
 from gems.models.diffusers_loading import PipelineSource, accepts, is_out_of_memory, load_pipeline
 from gems.models.diffusers_previews import Previews
 from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step, StepCallback, edit_instruction
@@ -114,6 +114,18 @@ class DiffusersGenerator:
         family = next((name for name, known in DRAWING.items() if known is kind), None)
         sibling: type | None = EDITING.get(family)
         return sibling
+
+    @property
+    def guide(self) -> str:
+        """See ``Guided.guide``."""
+        kind = self._source.pipeline_class
+        own: str | None = getattr(kind, "prompting", None)
+        return own or prompting(kind.__name__)
+
+    def objection(self, prompt: str) -> str:
+        """See ``Guided.objection``; only pipelines of ours can tell beforehand."""
+        check: Callable[[str], str] | None = getattr(self._source.pipeline_class, "objection", None)
+        return check(prompt) if check else ""
 
     @property
     def _only_edits(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-__all__ = ["call_defaults"]
+__all__ = ["call_defaults", "prompting"]
 
 _SQUARE: Final = {"width": 1024, "height": 1024}
 
@@ -65,3 +65,22 @@ def call_defaults(pipeline_class: str, source: str) -> dict[str, Any]:
         if known == pipeline_class and re.search(pattern, source, re.IGNORECASE):
             return dict(arguments)
     return {}
+
+
+_LONG: Final = "It reads long prompts in plain language, English or Chinese."
+_NO_NEGATIVE: Final = "It has no negative prompt: say what is there, not what is missing."
+_CLIP: Final = "It reads 77 tokens, about 50 words, and nothing after them: be short, what matters most comes first."
+_PROMPTING: Final = {
+    # What the text encoders are and how much they read, by the pipelines' code and documentation in diffusers.
+    "ZImagePipeline": f"{_LONG} {_NO_NEGATIVE}",
+    "QwenImagePipeline": f"{_LONG} Put words that are to be written in the image in double quotes.",
+    "FluxPipeline": f"It reads whole sentences in plain English, not lists of keywords. {_NO_NEGATIVE}",
+    "StableDiffusion3Pipeline": "It reads sentences in plain English; what matters most comes first.",
+    "StableDiffusionXLPipeline": _CLIP,
+    "StableDiffusionPipeline": _CLIP,
+}
+
+
+def prompting(pipeline_class: str) -> str:
+    """How a pipeline of that class wants to be prompted, for a chat model to read; empty if nothing is known."""
+    return _PROMPTING.get(pipeline_class, "")

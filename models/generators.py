@@ -20,12 +20,15 @@ __all__ = [
     "POCKET",
     "Edit",
     "GeneratedImage",
+    "Guided",
     "ImageGenerator",
     "ImageRequest",
     "Step",
     "StepCallback",
     "edit_instruction",
+    "guide_of",
     "init_image_generator",
+    "objection_to",
 ]
 
 
@@ -111,6 +114,36 @@ class ImageGenerator(Protocol):
     ) -> list[GeneratedImage | BackendError]:
         """Make one image per request. A request that fails gives its error, in its place; the others go on."""
         ...
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """What a backend may offer besides: advice to those who write its prompts."""
+
+    @property
+    def guide(self) -> str:
+        """How this model wants to be prompted, for a chat model to read; empty if nothing is known."""
+        ...
+
+    def objection(self, prompt: str) -> str:
+        """Why this prompt cannot be drawn, for a chat model to read; empty if it can."""
+        ...
+
+
+def guide_of(generator: ImageGenerator) -> str:
+    """The advice of a generator that has some; empty for others, and where the model is not there to be asked."""
+    try:
+        return generator.guide if isinstance(generator, Guided) else ""
+    except BackendError:
+        return ""
+
+
+def objection_to(generator: ImageGenerator, prompt: str) -> str:
+    """Why a generator cannot draw a prompt; empty if it can, or does not tell beforehand."""
+    try:
+        return generator.objection(prompt) if isinstance(generator, Guided) else ""
+    except BackendError:
+        return ""
 
 
 @cache

@@ -4,69 +4,90 @@ from __future__ import annotations
 
 import base64
 import html
+import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from langchain_core.exceptions import OutputParserException
-from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import BaseMessage, HumanMessage
-from langchain_core.runnables import Runnable
-from pydantic import BaseModel, ValidationError
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from PIL import Image
+from pydantic import BaseModel
 
-from gems.graph.errors import BackendError, MalformedAnswerError
+from gems.graph.errors import BackendError, GemsError, MalformedAnswerError
+from gems.models.secrets import conceal
+from gems.models.structured import Answer, answer_in_form, habits_of, read_form
 from gems.nodes.meter import Meter
+from gems.nodes.retry import is_backend_failure, retry_on
 
-__all__ = ["ask", "fence", "image_block"]
+__all__ = ["ask", "fence", "image_block", "in_our_words"]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+_LOG: Final = logging.getLogger(__name__)
 
-def ask(meter: Meter, model: BaseChatModel, schema: type[Schema], messages: Sequence[BaseMessage]) -> Schema:
+
+def ask(
+    meter: Meter,
+    model: BaseChatModel,
+    schema: type[Schema],
+    messages: Sequence[BaseMessage],
+    *,
+    logprobs: bool = False,
+    blind: bool = False,
+) -> Answer[Schema]:
     """One structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
+
+    Args:
+        meter: Counts the calls.
+        model: Whom to ask.
+        schema: The form to fill in.
+        messages: What to ask.
+        logprobs: Have the answer's log-probabilities too, where the model gives them.
+        blind: A model that cannot see may be asked without the images.
 
     Raises:
         MalformedAnswerError: The second answer does not fit either, or there was no second one.
-        BackendError: Failed tries of this call have used up the budget.
+        BackendError: The model could not be reached or refused; or failed tries have used up the budget.
     """
     if meter.is_retry and meter.exhausted():
         raise BackendError("the budget was used up by calls that failed", retryable=False)
-    structured = _structured(_ByIdentity(model), schema)
-    conversation = list(messages)
-    for _ in range(2):
+    habits = habits_of(model, meter.options.structured)
+    logprobs = logprobs and meter.options.logprobs
+    conversation, fault = list(messages), ""
+    for tries in (1, 2):
         try:
-            answer, fault = structured.invoke(conversation), "it holds no structured answer"
-        except (ValidationError, OutputParserException) as error:
-            answer, fault = None, " ".join(str(error).split())[:500]
-        if isinstance(answer, schema):
+            message = answer_in_form(model, schema, conversation, habits, logprobs=logprobs, blind=blind)
+        except Exception as error:
+            raise in_our_words(error) from None
+        try:
+            answer = Answer(read_form(message, schema), message)
+        except MalformedAnswerError as error:
+            fault = str(error)
+        else:
+            _note(schema, tries)
             return answer
         if meter.exhausted():
             break
-        conversation = [
-            *messages,
-            HumanMessage(f"Your last answer could not be read: {fault}\nAnswer again, in the required form only."),
-        ]
+        said = str(message.text)[:2000].strip() or "(nothing that can be read)"
+        conversation = [*messages, AIMessage(said), HumanMessage(REPAIR.format(fault=fault))]
+    habits.distrust()
+    _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
 
 
-@dataclass(frozen=True, eq=False)
-class _ByIdentity:
-    """A chat model as a cache key: models are mutable and have no hash of their own."""
-
-    model: BaseChatModel
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ByIdentity) and other.model is self.model
+def _note(schema: type[BaseModel], tries: int) -> None:
+    """For those who watch how well a model keeps to forms; ``tries`` is 0 where none was right."""
+    name = schema.model_json_schema()["title"] if _LOG.isEnabledFor(logging.DEBUG) else ""
+    _LOG.debug("%s: %s", name, f"valid at try {tries}" if tries else "invalid", extra={"form": name, "tries": tries})
 
 
-@lru_cache(maxsize=64)
-def _structured(key: _ByIdentity, schema: type[BaseModel]) -> Runnable[LanguageModelInput, Any]:
-    """Making a JSON schema takes milliseconds, so each is made once per model."""
-    return key.model.with_structured_output(schema)
+def in_our_words(error: Exception) -> Exception:
+    """A backend's fault as ours: one line, without keys, and without the provider's objects, which hold them."""
+    if isinstance(error, GemsError) or not is_backend_failure(error):
+        return error
+    text = conceal(" ".join(str(error).split()))[:500] or type(error).__name__
+    return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
 
 
 def fence(tag: str, text: str) -> str:
@@ -74,6 +95,17 @@ def fence(tag: str, text: str) -> str:
     return f"<{tag}>\n{html.escape(text, quote=False)}\n</{tag}>"
 
 
-def image_block(png: bytes) -> dict[str, Any]:
-    """A PNG as LangChain's provider-neutral image content block."""
+def image_block(png: bytes, longest: int) -> dict[str, Any]:
+    """A PNG as LangChain's provider-neutral image content block, its longer side no longer than so many pixels."""
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) > longest:
+            image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+            smaller = io.BytesIO()
+            image.save(smaller, "PNG")
+            png = smaller.getvalue()
     return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": "image/png"}
+
+
+REPAIR = """\
+Your answer could not be read: {fault}
+Answer again, in the required form only."""

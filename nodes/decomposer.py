@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
@@ -24,7 +24,7 @@ MAX_REQUIREMENTS: Final = 40
 class AtomicQuestion(BaseModel):
     """One thing to check."""
 
-    question: str = Field(min_length=1, max_length=500, description="A yes/no question; yes means it is met.")
+    question: str = Field(min_length=1, max_length=200, description="A yes/no question; yes means it is met.")
     kind: Kind = Field(description="What the question is about.")
 
 
@@ -39,9 +39,9 @@ def make_decomposer(resources: Resources) -> Node:
 
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
-        messages = [SystemMessage(DECOMPOSER), HumanMessage(fence("user_prompt", state["prompt"]))]
+        messages = [SystemMessage(DECOMPOSER), *EXAMPLE, HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
-            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages)
+            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form
         questions = {" ".join(r.question.split()): r.kind for r in answer.requirements}  # each asked once, in order
         requirements = [
             Requirement(id=f"r{i}", question=question, kind=kind)
@@ -59,11 +59,31 @@ def without_requirements(state: GemsState, error: NodeError) -> Goto:
 
 
 DECOMPOSER = """\
-You prepare the inspection of an image. Between user_prompt tags stands what the image must show. Break it down into \
-atomic yes/no questions, each about one thing only, each answered "yes" exactly if the image is right:
-- object: is each thing there at all?
-- count: is there exactly the number asked for ("a" is exactly one)?
-- attribute: does each thing have its colour, material or pattern? One question per attribute.
-- position and verb: does each relation between two things hold?
-- text, style, other: written words, the manner of drawing, everything else.
-Ask only about what is written there: invent nothing, leave nothing out, ask nothing twice."""
+You break down what an image must show, given between user_prompt tags, into atomic yes/no questions for its \
+inspection, each about one thing only, each answered "yes" exactly if the image is right. For every kind of thing, in \
+the order of the text:
+- object: is it there at all?
+- count: is there exactly the number asked for? "a" is exactly one.
+- attribute: one question for each colour, material or pattern that is named for it.
+- position or verb: one question if its place or action in relation to another thing is named.
+Then text, style and other for all else. Invent nothing, leave nothing out, ask nothing twice."""
+
+_EXAMPLE: Final = (
+    "four striped lamps chasing a boy, and a kite, in the style of Monet",
+    Requirements(
+        requirements=[
+            AtomicQuestion(question="Are there any lamps in the image?", kind="object"),
+            AtomicQuestion(question="Are there exactly four lamps in the image?", kind="count"),
+            AtomicQuestion(question="Are the lamps striped?", kind="attribute"),
+            AtomicQuestion(question="Are the lamps chasing the boy?", kind="verb"),
+            AtomicQuestion(question="Are there any boys in the image?", kind="object"),
+            AtomicQuestion(question="Is there exactly one boy in the image?", kind="count"),
+            AtomicQuestion(question="Are there any kites in the image?", kind="object"),
+            AtomicQuestion(question="Is there exactly one kite in the image?", kind="count"),
+            AtomicQuestion(question="Is the image in the style of Monet?", kind="style"),
+        ]
+    ),
+)
+"""A wish and its answer, shown as a turn of the conversation: a weak model follows an example better than a rule."""
+
+EXAMPLE: Final = (HumanMessage(fence("user_prompt", _EXAMPLE[0])), AIMessage(_EXAMPLE[1].model_dump_json()))

@@ -37,12 +37,14 @@ class Meter(BaseCallbackHandler):
 
     Attributes:
         done: Answers that a try paid for before it failed; the next try need not ask for them again.
+        options: How the run wants its chat models to be called.
     """
 
     raise_error = True
 
     def __init__(self, before: Usage, context: GemsContext) -> None:
         self.done: dict[str, Any] = {}
+        self.options = context.chat_options
         self._before, self._budget = before, context.budget
         self._owed, self._calls = Usage(), Usage()
         self._watch = Stopwatch()

@@ -12,12 +12,14 @@ from langchain_core.tools import BaseTool
 from langgraph.errors import NodeError
 from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
-from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.errors import MalformedAnswerError
 from gems.graph.state import GemsState, Memory
-from gems.nodes.calls import ask, fence
+from gems.models.generators import ImageGenerator, guide_of
+from gems.models.structured import is_not_understood, read_form
+from gems.nodes.calls import ask, fence, in_our_words
+from gems.nodes.gates import Plan, drawable_prompt
 from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -29,33 +31,29 @@ MAX_SKILL_CALLS: Final = 3
 """Most times the planner may go to its skills, each time for as many as it likes."""
 
 
-class Plan(BaseModel):
-    """Hand in the finished prompt for the image generator."""
-
-    prompt: str = Field(min_length=1, max_length=4000, description="The generation prompt, complete in itself.")
-
-
 def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context, wish = GemsContext.resolve(runtime.context), state["prompt"]
         with metered(state, "planner", context) as meter:
             # The decomposer spends a call at the same time and cannot do without: keep one for it.
             if not context.plan or meter.exhausted(chat_calls=2):
-                return _drafted(state["prompt"], runtime)
+                return _drafted(wish, runtime)
+            model, generator = resources.chat(context, "planner"), resources.generator(context)
             tools = skill_tools(resources.skills(context)) if context.skills else []
             planning = list(state.get("planning") or [])
-            started: list[BaseMessage] = [] if planning else [SystemMessage(PLANNER), HumanMessage(_task(state))]
-            conversation = [*planning, *started]
-            if not tools:
-                update = _drafted(ask(meter, resources.chat(context, "planner"), Plan, conversation).prompt, runtime)
+            task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
+            answer = _converse(model, tools, planning or task) if tools else None
+            if answer is None:
+                update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
-                answer = _converse(resources.chat(context, "planner"), tools, conversation)
-                update = _drafted(text, runtime) if (text := _final_prompt(answer)) else GemsState()
-                update["planning"] = [*started, answer]
-            update["usage"] = meter.usage
-            return update
+                update = GemsState(planning=[answer] if planning else [*task, answer])
+                prompt = _final_prompt(answer)
+            if prompt:
+                drawable = drawable_prompt(meter, model, task, prompt, wish=wish, generator=generator)
+                update |= _drafted(drawable or wish, runtime)
+            return update | GemsState(usage=meter.usage)
 
     return planner
 
@@ -86,19 +84,22 @@ def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
     return GemsState(draft=prompt, strategy="plan")
 
 
-def _converse(model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]) -> AIMessage:
-    """One turn: the model reads a skill, hands in a Plan, or simply writes the prompt."""
+def _converse(model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]) -> AIMessage | None:
+    """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
     asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if asked < MAX_SKILL_CALLS else []
-    answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
+    try:
+        answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
+    except Exception as error:
+        if is_not_understood(error):  # it takes no tools
+            return None
+        raise in_our_words(error) from None
     names = {tool.name for tool in offered}
     skill_calls = [call for call in answer.tool_calls if call["name"] in names]
     if skill_calls:
         # A plan that comes along with a call for skills was written without having read them: it waits.
-        answer = _keep_calls(answer, skill_calls)
-    elif not _final_prompt(answer):
-        raise MalformedAnswerError("the planner gave neither a prompt nor a skill to read")
-    return answer
+        return _keep_calls(answer, skill_calls)
+    return answer if _final_prompt(answer) else None
 
 
 def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:
@@ -112,11 +113,17 @@ def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:
 
 
 def _final_prompt(answer: AIMessage) -> str:
-    """The prompt in a Plan call or, from a model that simply answers, its text; empty while it asks for skills."""
-    for call in answer.tool_calls:
-        if call["name"] == Plan.__name__:
-            return str(call["args"].get("prompt") or "").strip()
-    return "" if answer.tool_calls else answer.text.strip()
+    """The prompt in a Plan or, from a model that simply answers, its text; empty while it asks for skills."""
+    try:
+        return read_form(answer, Plan).prompt
+    except MalformedAnswerError:
+        text = answer.text.strip()
+        return "" if answer.tool_calls or answer.invalid_tool_calls or set("{}") & set(text) else text
+
+
+def _advice(generator: ImageGenerator) -> str:
+    guide = guide_of(generator)
+    return f"\n\nAbout the image model that you write for:\n{guide}" if guide else ""
 
 
 def _task(state: GemsState) -> str:

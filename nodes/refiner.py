@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, best_attempt
+from gems.models.generators import guide_of
 from gems.nodes.calls import ask, fence, image_block
+from gems.nodes.gates import drawable_prompt
 from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -55,15 +57,26 @@ def make_refiner(resources: Resources) -> Node:
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
         # Without an attempt, the provider refused what it was given so far.
         shown = [a for a in dict.fromkeys((best, latest)) if a is not None]
-        content: list[str | dict[str, Any]] = [image_block(resources.images().read(a.image)) for a in shown]
+        content: list[str | dict[str, Any]] = [
+            image_block(resources.images().read(a.image), context.chat_options.image_size) for a in shown
+        ]
         content.append({"type": "text", "text": _report(state, shown)})
-        edits = best is not None and resources.generator(context).edits
-        system = SystemMessage(REFINER.format(edit=EDIT if edits else ""))
+        generator = resources.generator(context)
+        edits = best is not None and generator.edits
+        guide = guide_of(generator)
+        advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
+        asked = [SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice), HumanMessage(content)]
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
-            answer = ask(meter, model, Refinement if edits else RefinementWithoutEdit, [system, HumanMessage(content)])
+            form = Refinement if edits else RefinementWithoutEdit
+            # The report says in words what the verifier saw: a model that cannot see can work from that.
+            answer = ask(meter, model, form, asked, blind=True).form
+            prompt = " ".join(answer.prompt.split())
+            if prompt and answer.strategy != "reseed":
+                # Words that the provider refuses are not put back.
+                wish = "" if state["refused"] else state["prompt"]
+                prompt = drawable_prompt(meter, model, asked, prompt, wish=wish, generator=generator)
 
-        prompt = " ".join(answer.prompt.split())
         strategy: Strategy = "reseed" if not prompt and answer.strategy != "edit" else answer.strategy
         before = best.prompt if best else state["prompt"]
         draft = before if strategy == "reseed" or not prompt else prompt

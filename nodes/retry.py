@@ -10,6 +10,7 @@ from langgraph.types import Command, RetryPolicy
 
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsState
+from gems.models.secrets import conceal
 from gems.nodes.meter import settle
 
 __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
@@ -55,7 +56,7 @@ RETRY: Final = RetryPolicy(
 
 def describe(error: BaseException, node: str) -> str:
     """One line for ``errors``."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = conceal(" ".join(str(error).split())) or type(error).__name__
     return f"{node}: {text[:500]}"
 
 

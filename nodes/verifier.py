@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -26,6 +26,7 @@ from gems.graph.state import (
     score_verdicts,
 )
 from gems.models.inspectors import Finding, Inspector
+from gems.models.logprobs import answer_probabilities
 from gems.nodes.calls import ask, fence, image_block
 from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
@@ -162,23 +163,28 @@ def inspect_image(
         questions += f"\n\n{EVIDENCE}\n{fence('evidence', evidence)}"
     messages = [
         SystemMessage(VERIFIER),
-        HumanMessage([image_block(png), {"type": "text", "text": questions}]),
+        # The image comes first: a server that caches prefixes then has it ready for the second call.
+        HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
     ]
-    answer = ask(meter, model, Verdicts, messages)
+    answer = ask(meter, model, Verdicts, messages, logprobs=True)
+    measured = answer_probabilities(answer.message)
     given: dict[str, list[AnsweredQuestion]] = {}
-    for item in answer.verdicts:
+    for item in answer.form.verdicts:
         given.setdefault(item.id.strip(), []).append(item)
-    return [_verdict(r, given.get(r.id, [])) for r in requirements]
+    return [_verdict(r, given.get(r.id, []), measured.get(r.id, {})) for r in requirements]
 
 
-def _verdict(requirement: Requirement, answers: Sequence[AnsweredQuestion]) -> Verdict:
+def _verdict(
+    requirement: Requirement, answers: Sequence[AnsweredQuestion], measured: Mapping[Answer, float]
+) -> Verdict:
+    """What was answered; how sure the model is, is measured where it can be, and taken from its own words elsewhere."""
     if len(answers) != 1:
         return _unsure(requirement, "answered twice" if answers else "not answered")
     [given] = answers
     return Verdict(
         requirement_id=requirement.id,
         answer=given.answer,
-        confidence=round(given.confidence, 3),
+        confidence=round(measured.get(given.answer, given.confidence), 3),
         reason=" ".join(given.reason.split())[:120],
     )
 

@@ -16,6 +16,7 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -323,6 +324,9 @@ Sight alone takes things that cover each other for one. Chosen on other prompts 
 
 def _judge(sight: Any, question: Question) -> tuple[float, str]:
     """The probability of yes, and what was seen."""
+    if question.attribute and question.kind in ("object", "count"):
+        bare, reason = _judge(sight, replace(question, attribute=0))
+        return bare * sight.p_attribute(question.object, question.attribute), reason
     seen = sight.count(question.object)
     many = _number_of(seen, question.object)
     match question.kind:

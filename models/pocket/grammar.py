@@ -190,7 +190,10 @@ _KNOWN_WORDS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The meaning of one yes/no question about an image. ``object`` and ``other`` index OBJECTS."""
+    """The meaning of one yes/no question about an image. ``object`` and ``other`` index OBJECTS.
+
+    A question that is not atomic ("Are there exactly five glass flowers?") has an attribute besides: both must hold.
+    """
 
     kind: Literal["object", "count", "attribute", "position", "verb"]
     object: int
@@ -246,18 +249,26 @@ def _are_the(group: Group) -> str:
 
 _NOUN: Final = {**PLURALS, **SINGULARS}
 _NOUNS: Final = "|".join(sorted(_NOUN, key=len, reverse=True))
+_LOOKS: Final = "|".join(ATTRIBUTES[1:])
+_THE: Final = rf"(?:the |an? )?(?:(?:{'|'.join(NUMBER_WORDS)}) )?(?:(?:{_LOOKS}) )?"
+"""What may stand before a noun that is known already: which one is meant is clear without."""
 _PATTERNS: Final = (
-    ("object", re.compile(rf"(?:are|is) there (?:any|an?) (?P<a>{_NOUNS})(?: in the image)?")),
+    (
+        "object",
+        re.compile(rf"(?:are|is) there (?:any|an?) (?:(?P<attribute>{_LOOKS}) )?(?P<a>{_NOUNS})(?: in the image)?"),
+    ),
+    ("object", re.compile(rf"(?:are|is) the (?P<a>{_NOUNS}) in the image")),
     (
         "count",
         re.compile(
-            rf"(?:are|is) there exactly (?P<n>{'|'.join(NUMBER_WORDS)}|[1-7]) (?P<a>{_NOUNS})(?: in the image)?"
+            rf"(?:are|is) there exactly (?P<n>{'|'.join(NUMBER_WORDS)}|[1-7]) (?:(?P<attribute>{_LOOKS}) )?"
+            rf"(?P<a>{_NOUNS})(?: in the image)?"
         ),
     ),
-    ("attribute", re.compile(rf"(?:are|is) the (?P<a>{_NOUNS}) (?P<attribute>{'|'.join(ATTRIBUTES[1:])})")),
+    ("attribute", re.compile(rf"(?:are|is) {_THE}(?P<a>{_NOUNS}) (?P<attribute>{_LOOKS})")),
     (
         "relation",
-        re.compile(rf"(?:are|is) the (?P<a>{_NOUNS}) (?P<relation>{'|'.join(RELATIONS)}) the (?P<b>{_NOUNS})"),
+        re.compile(rf"(?:are|is) {_THE}(?P<a>{_NOUNS}) (?P<relation>{'|'.join(RELATIONS)}) {_THE}(?P<b>{_NOUNS})"),
     ),
 )
 
@@ -271,12 +282,13 @@ def parse_question(text: str) -> Question | None:
             continue
         found = match.groupdict()
         obj = _NOUN[found["a"]]
+        look = ATTRIBUTES.index(found.get("attribute") or "")
         if kind == "object":
-            return Question("object", obj)
+            return Question("object", obj, attribute=look)
         if kind == "count":
-            return Question("count", obj, count=COUNTS.get(found["n"]) or int(found["n"]))
+            return Question("count", obj, count=COUNTS.get(found["n"]) or int(found["n"]), attribute=look)
         if kind == "attribute":
-            return Question("attribute", obj, attribute=ATTRIBUTES.index(found["attribute"]))
+            return Question("attribute", obj, attribute=look)
         relation = found["relation"]
         return Question(
             "position" if relation in POSITIONS else "verb", obj, relation=relation, other=_NOUN[found["b"]]

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, ImageProcessingMixin, PreTrainedTokenizerFast
 
 from gems.models.pocket.editing import kept_slots
+from gems.models.pocket.guide import GUIDE, objection
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import NUM_SLOTS, SLOT_DIM, decode_slots
 from gems.models.pocket.tokenizer import unknown_words
@@ -58,6 +59,10 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Text to image in the pocket vocabulary."""
 
     model_cpu_offload_seq = "text_encoder->transformer"
+    prompting: Final = GUIDE
+    """For chat models that write its prompts."""
+    objection = staticmethod(objection)
+    """Why a prompt cannot be drawn, told without loading the weights; see ``gems.models.pocket.guide``."""
     _callback_tensor_inputs: Final = ["slots"]
 
     def __init__(

@@ -58,7 +58,7 @@ def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: P
     assert [a.strategy for a in output["attempts"]] == ["plan", "edit", "edit"]
     assert visited.count("generator") == 1
     assert visited.count("editor") == 2
-    assert second.prompt == "all of it"
+    assert second.prompt == "blue cars: all of it"
     assert first.edited_from == ""
     assert second.edited_from == third.edited_from == first.image.sha256, "the earliest of equals is the best"
     plain, *edited = generator.requests
@@ -75,7 +75,7 @@ def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: P
 def test_an_edit_without_words_keeps_the_best_prompt(tmp_path: Path) -> None:
     edits = [{"experience": "e", "strategy": "edit", "prompt": ""}] * 2
     output, _, _ = run(tmp_path, chat(edits), PaintGenerator(edits=True))
-    assert [(a.strategy, a.prompt) for a in output["attempts"][1:]] == [("edit", "planned")] * 2
+    assert [(a.strategy, a.prompt) for a in output["attempts"][1:]] == [("edit", "blue cars: planned")] * 2
 
 
 @pytest.mark.parametrize("can_edit", [True, False])

@@ -30,6 +30,11 @@ QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
 NO_MEMORY = GemsContext(memory=False, seed=5)
 
 
+def kept(prompt: str) -> str:
+    """What becomes of a prompt that lost the wish: the wish stands in front of it."""
+    return f"three blue cars to the left of a striped elephant: {prompt}"
+
+
 def questions(messages: list[Any]) -> list[str]:
     text = str(messages[-1].text)
     return [line.split(":")[0] for line in text.splitlines() if line.startswith("r") and ":" in line]
@@ -81,8 +86,8 @@ def test_a_run_that_passes_at_the_second_try(tmp_path: Path) -> None:
     out = run()
     assert out["outcome"] == "solved"
     first, second = out["attempts"]
-    assert (first.round, first.strategy, first.prompt, first.seed) == (1, "plan", "planned prompt", 5)
-    assert (second.round, second.strategy, second.prompt, second.seed) == (2, "rewrite", "refined 0", 6)
+    assert (first.round, first.strategy, first.prompt, first.seed) == (1, "plan", kept("planned prompt"), 5)
+    assert (second.round, second.strategy, second.prompt, second.seed) == (2, "rewrite", kept("refined 0"), 6)
     assert first.experience == "x"
     assert out["image"] == second.image
     assert out["score"] == pytest.approx(0.9)
@@ -157,7 +162,7 @@ def test_the_planner_reads_skills_and_hands_their_names_on(tmp_path: Path) -> No
     run = Run(tmp_path, ScriptedChatModel(script=script(Plan=plan)), checkpointer=InMemorySaver())
     config: Any = {"configurable": {"thread_id": "t"}}
     out = run(NO_MEMORY.model_copy(update={"max_rounds": 1}), config=config)
-    assert out["attempts"][0].prompt == "read 2 skills"
+    assert out["attempts"][0].prompt == kept("read 2 skills")
     assert run.graph.get_state(config).values["skills"] == ["counting", "spatial-layout"]
     assert out["usage"].chat_calls == 4
     assert {"counting", "spatial-layout", "attribute-binding", "Plan"} <= set(run.mllm.calls[0][2]) | set(
@@ -171,7 +176,7 @@ def test_a_planner_that_only_reads_skills_is_stopped(tmp_path: Path) -> None:
 
     run = Run(tmp_path, ScriptedChatModel(script=script(Plan=endless)))
     out = run(NO_MEMORY.model_copy(update={"max_rounds": 1}))
-    assert out["attempts"][0].prompt == "at last"
+    assert out["attempts"][0].prompt == kept("at last")
     offered = [names for schema, _, names in run.mllm.calls if schema == "Plan"]
     assert offered[-1] == ["Plan"]
     assert out["usage"].chat_calls <= 2 * 1 + 2 + 3
@@ -179,7 +184,7 @@ def test_a_planner_that_only_reads_skills_is_stopped(tmp_path: Path) -> None:
 
 def test_a_planner_that_simply_writes_the_prompt_is_understood(tmp_path: Path) -> None:
     run = Run(tmp_path, ScriptedChatModel(script=script(Plan=lambda m, i: "just  the prompt\n")))
-    assert run(NO_MEMORY.model_copy(update={"max_rounds": 1}))["attempts"][0].prompt == "just the prompt"
+    assert run(NO_MEMORY.model_copy(update={"max_rounds": 1}))["attempts"][0].prompt == kept("just the prompt")
 
 
 def test_unsure_items_are_asked_again_once_and_alone(tmp_path: Path) -> None:
@@ -213,7 +218,7 @@ def test_missing_doubled_and_foreign_answers_are_unsure_never_no(tmp_path: Path)
 
 def test_a_malformed_answer_is_sent_back_once(tmp_path: Path) -> None:
     def malformed_first(messages: list[Any], index: int) -> Any:
-        return {"verdicts": "what?"} if index == 0 else verdicts(messages[:-1], "yes")
+        return {"verdicts": "what?"} if index == 0 else verdicts(messages[:-2], "yes")
 
     run = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=malformed_first)))
     out = run()
@@ -307,7 +312,7 @@ def test_a_plan_that_comes_with_a_skill_call_waits_in_every_form(tmp_path: Path)
     both = AIMessage(content=blocks, tool_calls=[skill, plan])  # type: ignore[list-item]
     run = Run(tmp_path, ScriptedChatModel(script=script(Plan=lambda m, i: {"prompt": "late"} if i else both)))
     out = run(NO_MEMORY.model_copy(update={"max_rounds": 1}))
-    assert out["attempts"][0].prompt == "late"
+    assert out["attempts"][0].prompt == kept("late")
     [_, messages, _] = [call for call in run.mllm.calls if call[0] == "Plan"][1]
     [turn] = [m for m in messages if isinstance(m, AIMessage)]
     assert [b["id"] for b in turn.content] == ["a"]  # type: ignore[index]
@@ -372,7 +377,7 @@ def test_without_a_refiner_the_best_prompt_is_tried_again(tmp_path: Path) -> Non
     )
     assert out["outcome"] == "rounds"
     assert [a.strategy for a in out["attempts"]] == ["plan", "reseed"]
-    assert out["attempts"][1].prompt == "planned prompt"
+    assert out["attempts"][1].prompt == kept("planned prompt")
 
 
 def test_bad_input_and_bugs_are_raised_not_reported(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_it_learns_a_wording_from_what_solved_a_past_run() -> None:
 
 def test_it_answers_visual_questions_in_one_word_with_log_probabilities() -> None:
     items = layout(SPEC, np.random.default_rng(0)).items
-    block = image_block(encode_png(draw_scene(items, style=1), {}))
+    block = image_block(encode_png(draw_scene(items, style=1), {}), 1024)
 
     def ask(question: str) -> tuple[str, dict[str, float]]:
         text = {"type": "text", "text": f"{question} Answer in one word."}

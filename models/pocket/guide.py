@@ -1,0 +1,49 @@
+"""How the pocket generator wants to be prompted, for chat models that do not know it."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from gems.models.pocket.captions import ARRANGEMENTS, DEPTH_PHRASES, WORDS
+from gems.models.pocket.tokenizer import MAX_TOKENS
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS
+
+__all__ = ["GUIDE", "objection"]
+
+_WORDS: Final = frozenset(WORDS)
+_WORD: Final = re.compile(r"\w+|[^\w\s]")
+
+
+def objection(prompt: str) -> str:
+    """What the generator cannot read in a prompt; empty if it can read it."""
+    words = _WORD.findall(prompt.lower())
+    unknown = [word for word in dict.fromkeys(words) if word not in _WORDS]
+    if unknown:
+        return f"The image model does not know these words: {' '.join(unknown)}"
+    if not 0 < len(words) < MAX_TOKENS:
+        return f"The image model reads 1 to {MAX_TOKENS - 1} words, not {len(words)}"
+    return ""
+
+
+GUIDE: Final = f"""\
+It knows few words. Use no others:
+- things, also in the plural: {", ".join(word.singular for word in OBJECTS)}
+- looks: {", ".join(ATTRIBUTES[1:])}
+- numbers: {", ".join(NUMBER_WORDS)}
+- arrangements of two or more: {", ".join(ARRANGEMENTS)}
+- places: on the left, on the right, in the middle, at the top, at the bottom, at the top left, at the top right, \
+at the bottom left, at the bottom right
+- depth, only for "behind" and "in front of": {", ".join(DEPTH_PHRASES)}
+It draws best from one clause for each kind of thing, all of a kind in one clause, with semicolons between them: \
+NUMBER LOOK THING ARRANGEMENT PLACE DEPTH. Every kind has a place of its own; say where things stand, not how they \
+relate.
+Examples, wish and prompt:
+six red dogs to the right of a chair = six red dogs in two rows on the right; one chair on the left
+a bear jumping over four metal clocks = one bear on the left; four metal clocks in a row on the right
+three pigs chasing a blue car, and two cats = three pigs in a row on the left; one blue car on the right; two cats in \
+a row at the bottom
+a toy on top of five chairs = one toy at the top; five chairs in a row at the bottom
+two cows under a green bird = two cows in a row at the bottom; one green bird at the top
+a horse behind two stone bagels = one horse at the top in the background; two stone bagels in a row at the bottom in \
+the foreground"""

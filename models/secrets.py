@@ -1,0 +1,33 @@
+"""Keeps keys out of everything that is written down: error lines, logs, checkpoints, records, reports."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from pydantic import SecretStr
+
+__all__ = ["conceal", "remember_secret"]
+
+_IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+"""Names of environment variables whose values are nobody's business."""
+
+_SHORTEST: Final = 6
+"""Characters. Anything shorter stands in ordinary words, and guards nothing."""
+
+_given: set[str] = set()
+
+
+def remember_secret(secret: SecretStr | None) -> None:
+    """Conceal this one too from now on: it was given as an option, not by the environment."""
+    if secret is not None and len(value := secret.get_secret_value()) >= _SHORTEST:
+        _given.add(value)
+
+
+def conceal(text: str) -> str:
+    """The text with every known key in it replaced: servers repeat them in their error messages."""
+    named = {v for name, v in os.environ.items() if _IS_SECRET.search(name) and len(v) >= _SHORTEST}
+    for secret in sorted(named | _given, key=len, reverse=True):
+        text = text.replace(secret, "[key]")
+    return text

@@ -1,0 +1,274 @@
+"""Structured answers from any chat model, by the best means that it has.
+
+Four ways, best first: a JSON schema that the server enforces, a tool call, JSON of any shape, and plain text with the
+schema in words. What a model cannot do shows at its first call, and is not asked for again in this process. Whichever
+way it was, an answer is read leniently: weak models wrap JSON in prose, and some put it where it does not belong.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.runnables import Runnable
+from pydantic import BaseModel, ValidationError
+
+from gems.graph.errors import GemsError, MalformedAnswerError
+
+__all__ = ["Answer", "Habits", "answer_in_form", "habits_of", "is_not_understood", "read_form", "reasoning_of"]
+
+Schema = TypeVar("Schema", bound=BaseModel)
+Way = Literal["json_schema", "tool", "json_mode", "text"]
+
+_TOP_LOGPROBS: Final = 10
+_CLIENT_ERRORS: Final = frozenset({400, 405, 415, 422, 501})
+"""Statuses of a server that does not know what it was asked for."""
+_UNSUPPORTED: Final = re.compile(
+    r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj", re.IGNORECASE
+)
+"""How servers say the same with another status."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Schema]):
+    """A form that was filled in, and the message that it came in."""
+
+    form: Schema
+    message: AIMessage
+
+
+# --- what a model can do --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Habits:
+    """What was found out about one chat model. Threads may find out the same at the same time: no harm is done."""
+
+    ways: tuple[Way, ...]
+    logprobs: bool
+    sees: bool = True
+
+    def prefer(self, way: Way) -> None:
+        """This way works: those that were tried before it do not."""
+        self.ways = self.ways[self.ways.index(way) :] if way in self.ways else self.ways
+
+    def distrust(self) -> None:
+        """The first way brought an answer that could not be read, twice: begin with the next one from now on."""
+        self.ways = self.ways[1:] or self.ways
+
+
+@dataclass(frozen=True, eq=False)
+class _ByIdentity:
+    """A chat model as a cache key: models are mutable and have no hash of their own."""
+
+    model: BaseChatModel
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.model is self.model
+
+
+def habits_of(model: BaseChatModel, structured: Way | Literal["auto"] = "auto") -> Habits:
+    """What is known about a model: at first, what its class and LangChain's profile of it tell."""
+    return _habits(_ByIdentity(model), structured)
+
+
+@lru_cache(maxsize=64)
+def _habits(key: _ByIdentity, structured: Way | Literal["auto"]) -> Habits:
+    kind, profile = type(key.model), getattr(key.model, "profile", None) or {}
+    logprobs = "logprobs" in kind.model_fields
+    if structured != "auto":
+        return Habits((structured,), logprobs)
+    ways: list[Way] = []
+    if kind.with_structured_output is not BaseChatModel.with_structured_output:
+        ways = ["json_schema", "json_mode"]
+    if kind.bind_tools is not BaseChatModel.bind_tools:
+        ways.insert(0 if profile.get("structured_output") is False else 1, "tool")
+    return Habits((*ways, "text"), logprobs, sees=profile.get("image_inputs") is not False)
+
+
+# --- asking ---------------------------------------------------------------------------------------------------------
+
+
+def answer_in_form(
+    model: BaseChatModel,
+    schema: type[BaseModel],
+    messages: Sequence[BaseMessage],
+    habits: Habits,
+    *,
+    logprobs: bool = False,
+    blind: bool = False,
+) -> AIMessage:
+    """One answer that should hold the form, by the first way that the model does not refuse.
+
+    Args:
+        model: Any chat model.
+        schema: The form.
+        messages: What it is asked.
+        habits: What is known about the model; what is found out is noted there.
+        logprobs: Ask for the log-probabilities of the answer's tokens too, if the model has them.
+        blind: The question makes sense without its images: they are left out if the model cannot see.
+
+    Raises:
+        Exception: What the model raises, if no way works: the first of its errors.
+    """
+    first: Exception | None = None
+    for way, measured, seeing in _attempts(habits, logprobs):
+        if first is not None and not is_not_understood(first):
+            break
+        asked = messages if seeing or not blind else [_without_images(m) for m in messages]
+        try:
+            runnable = _runnable(_ByIdentity(model), schema, way, measured)
+            answer = runnable.invoke([*asked, *_in_words(schema, way)])
+        except Exception as error:
+            _learn(habits, error, blind)
+            first = first or error
+            continue
+        habits.prefer(way)
+        message = answer["raw"] if isinstance(answer, dict) else answer
+        assert isinstance(message, AIMessage)
+        return message
+    assert first is not None
+    raise first
+
+
+def _attempts(habits: Habits, logprobs: bool) -> Iterator[tuple[Way, bool, bool]]:
+    """Ways to try, each again while something new is learned by its failure."""
+    for way in habits.ways:
+        for _ in range(3):
+            now = (way, logprobs and habits.logprobs and way != "tool", habits.sees)
+            yield now
+            if now == (way, logprobs and habits.logprobs and way != "tool", habits.sees):
+                break
+
+
+def _learn(habits: Habits, error: Exception, blind: bool) -> None:
+    text = str(error).lower()
+    if is_not_understood(error):
+        if "logprob" in text:
+            habits.logprobs = False
+        if blind and re.search(r"image|vision|multi-?modal|mmproj", text):
+            habits.sees = False
+
+
+def is_not_understood(error: Exception) -> bool:
+    """Whether the model refuses the manner of asking, rather than being out of reach."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return status in _CLIENT_ERRORS or (status >= 500 and bool(_UNSUPPORTED.search(str(error))))
+    return isinstance(error, (NotImplementedError, TypeError, ValueError)) and not isinstance(error, GemsError)
+
+
+@lru_cache(maxsize=256)
+def _runnable(
+    key: _ByIdentity, schema: type[BaseModel], way: Way, logprobs: bool
+) -> Runnable[LanguageModelInput, dict[str, Any] | AIMessage]:
+    """Making a JSON schema takes milliseconds, so each is made once per model."""
+    model: Any = key.model
+    extra = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if logprobs else {}
+    if way in ("json_schema", "json_mode"):
+        # A schema, not the class: with the class, clients refuse what we would rather read leniently.
+        runnable = model.with_structured_output(schema.model_json_schema(), method=way, include_raw=True, **extra)
+    elif way == "tool":
+        runnable = model.bind_tools([schema], tool_choice="any")
+    else:
+        runnable = model.bind(**extra) if extra else model
+    found: Runnable[LanguageModelInput, dict[str, Any] | AIMessage] = runnable
+    return found
+
+
+def _in_words(schema: type[BaseModel], way: Way) -> list[BaseMessage]:
+    if way in ("json_schema", "tool"):
+        return []
+    return [HumanMessage(IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":"))))]
+
+
+def _without_images(message: BaseMessage) -> BaseMessage:
+    if not isinstance(message.content, list):
+        return message
+    texts = [b if isinstance(b, str) else str(b.get("text", "")) for b in message.content if _is_text(b)]
+    return message.model_copy(update={"content": "\n".join(texts)})
+
+
+def _is_text(block: str | dict[str, Any]) -> bool:
+    return isinstance(block, str) or block.get("type") == "text"
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
+    """The form in an answer, wherever it was put.
+
+    Raises:
+        MalformedAnswerError: There is none, or it does not fit the schema; the message says what is wrong.
+    """
+    fault = "it holds no structured answer"
+    for found in _candidates(message, schema):
+        try:
+            return schema.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
+    raise MalformedAnswerError(fault)
+
+
+def reasoning_of(message: AIMessage) -> str:
+    """What a reasoning model thought before it answered, where its provider tells; else empty."""
+    blocks = [b for b in message.content_blocks if b["type"] == "reasoning"]
+    return "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
+
+
+def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
+    """Everything in an answer that may be the form, the likeliest first."""
+    name = schema.model_json_schema().get("title", schema.__name__)
+    for call in message.tool_calls:
+        if call["name"] in (name, schema.__name__):
+            yield call["args"]
+    for broken in message.invalid_tool_calls:
+        yield from _objects(broken["args"] or "")
+    # Servers that take reasoning apart from the answer at times take the answer with it.
+    for text in (str(message.text), reasoning_of(message)):
+        for found in _objects(text):
+            yield from _unwrapped(found, schema, name)
+
+
+def _unwrapped(found: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
+    fields = list(schema.model_fields)
+    if isinstance(found, list):  # the list that the form is there to hold
+        if len(fields) == 1:
+            yield {fields[0]: found}
+        return
+    if not isinstance(found, dict):
+        return
+    yield found
+    for key in (name, "arguments", "parameters", "properties"):  # a tool call in words, or an echo of the schema
+        if isinstance(found.get(key), dict):
+            yield found[key]
+
+
+def _objects(text: str) -> Iterator[Any]:
+    """The JSON objects and arrays in a text, outermost first; what stands around them does not matter."""
+    decoder, at = json.JSONDecoder(strict=False), 0
+    while match := _OPENING.search(text, at):
+        try:
+            found, at = decoder.raw_decode(text, match.start())
+        except ValueError:
+            at = match.end()
+            continue
+        yield found
+
+
+_OPENING: Final = re.compile(r"[{\[]")
+
+IN_WORDS = """\
+Answer with one JSON object that fits this JSON schema, and with nothing else:
+{schema}"""
