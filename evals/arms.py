@@ -75,6 +75,8 @@ def choose_arms(wanted: Sequence[str], generators: Sequence[str], images: int) -
     """
     arms = _arms(images)
     known = {arm.name.replace(f"best-of-{images}", "best-of-n"): arm for arm in arms} | {arm.name: arm for arm in arms}
+    if not wanted:
+        raise InputError(f"no arm is named; choose from: all, {', '.join(ARMS)}")
     unknown = [name for name in wanted if name not in known and name != "all"]
     if unknown:
         raise InputError(f"unknown arm {unknown[0]!r}; choose from: all, {', '.join(ARMS)}")

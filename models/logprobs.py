@@ -17,6 +17,12 @@ __all__ = ["answer_probabilities"]
 _ANSWER: Final = re.compile(r'"id"\s*:\s*"(?P<id>[^"]*)"[^{}]*?"answer"\s*:\s*"(?P<answer>[a-z]+)"')
 """One answered question in the JSON of a verifier's answer."""
 
+_LETTERS: Final = re.compile(r"[a-z]*")
+"""What a token holds of the word; the quote and the comma after it may be part of the token."""
+
+_ROUNDING: Final = 1e-3
+"""A logarithm of a probability may be so much above zero."""
+
 _WORDS: Final[tuple[Answer, ...]] = get_args(Answer)
 
 
@@ -53,12 +59,13 @@ def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
     alternatives: Sequence[Mapping[str, Any]] = token.get("top_logprobs") or [token]
     mass = dict.fromkeys(_WORDS, 0.0)
     for alternative in alternatives:
-        word = str(alternative["token"])
-        if not word.startswith(before):
+        word, logprob = str(alternative.get("token", "")), alternative.get("logprob")
+        # Servers have been seen to tell null, and -9999 for "next to nothing".
+        if not word.startswith(before) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
             continue
-        start = word[len(before) :].strip('"').lower()
+        start = _LETTERS.match(word[len(before) :].lstrip('"').lower())[0]  # type: ignore[index]
         fitting = [w for w in _WORDS if start and w.startswith(start)]
         if len(fitting) == 1:
-            mass[fitting[0]] += math.exp(float(alternative["logprob"]))
+            mass[fitting[0]] += math.exp(logprob)
     total = sum(mass.values())
     return {word: m / total for word, m in mass.items()} if total > 0 else {}

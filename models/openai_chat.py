@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -12,9 +13,14 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.graph.errors import BackendError, GemsError
+from gems.models.remote import error_message
 from gems.models.secrets import conceal
+from gems.models.structured import is_not_understood
 
 __all__ = ["OpenAIChat"]
+
+_THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>.*?)</think>\s*", re.DOTALL)
+"""Reasoning that a server leaves in the answer; chat templates at times open it themselves."""
 
 
 class OpenAIChat(ChatOpenAI):
@@ -43,24 +49,35 @@ class OpenAIChat(ChatOpenAI):
             raise BackendError(f"{self._where}: no answer ({1 + tries} tries)", retryable=False) from None
         except openai.APIStatusError as error:
             passing = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
-            said = f"{self._where} answers {error.status_code}{_said(error)}"
-            raise BackendError(said, retryable=passing, status_code=error.status_code) from None
+            told = _line(error_message(error.response.content))
+            said = f"{self._where} answers {error.status_code}{told and f': {told}'}"
+            retryable = passing and not is_not_understood(error)
+            raise BackendError(said, retryable=retryable, status_code=error.status_code) from None
         except openai.OpenAIError as error:
-            cause = error.__cause__ or error
-            raise BackendError(f"{self._where}: {_line(str(error))} ({_line(str(cause))})") from None
-        except (ValueError, KeyError, TypeError) as error:  # status 200, and something else than an answer
-            raise BackendError(f"{self._where} answers with no chat completion: {_line(str(error))}") from None
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            why = f" ({_line(str(cause))})" if cause is not error else ""
+            raise BackendError(f"{self._where}: {_line(str(error))}{why}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # status 200, and no answer
+            raise BackendError(f"{self._where} answers with no chat completion: {_line(_instead(error))}") from None
 
     def _create_chat_result(
         self, response: dict[str, Any] | openai.BaseModel, generation_info: dict[str, Any] | None = None
     ) -> ChatResult:
         result = super()._create_chat_result(response, generation_info)
+        if not result.generations:
+            raise BackendError(f"{self._where} answers with no choices: it may have refused the question")
         answer = response if isinstance(response, dict) else response.model_dump(warnings=False)
         for generation, choice in zip(result.generations, answer["choices"], strict=True):
+            message = generation.message
             # vLLM, SGLang, DeepSeek and llama.cpp call it the one or the other.
             reasoning = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
-            if isinstance(reasoning, str):
-                generation.message.additional_kwargs["reasoning_content"] = reasoning
+            if isinstance(message.content, str) and (found := _THOUGHT.match(message.content)):
+                message.content = message.content[found.end() :]
+                reasoning = reasoning or found["thought"].strip()
+            if isinstance(reasoning, str) and reasoning:
+                message.additional_kwargs["reasoning_content"] = reasoning
         return result
 
     @property
@@ -68,11 +85,13 @@ class OpenAIChat(ChatOpenAI):
         return f"{self.model_name} at {self.root_client.base_url.netloc.decode()}"
 
 
-def _said(error: openai.APIStatusError) -> str:
-    body = error.body
-    told = body.get("message") or body.get("detail") or body.get("error") if isinstance(body, Mapping) else body
-    text = _line(str(told or ""))
-    return f": {text}" if text and "<html" not in text.lower() else ""
+def _instead(error: Exception) -> str:
+    """What a server answered instead of a completion; LangChain's and OpenAI's clients each stumble in their own way."""
+    body = getattr(getattr(error, "response", None), "content", b"")
+    if body:
+        return error_message(body) or "a page or a document of some other kind"
+    first = error.args[0] if error.args else ""
+    return str(first.get("message") or first) if isinstance(first, Mapping) else str(error)
 
 
 def _line(text: str) -> str:

@@ -27,6 +27,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from gems.graph.errors import BackendError, ContentRefusedError, InputError
 from gems.graph.options import GeneratorOptions
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+from gems.models.secrets import conceal, remember_secret
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "PassingError", "RemoteGenerator", "decode_image", "refuse_options"]
 
@@ -64,6 +65,7 @@ class RemoteGenerator(ABC):
         self.name = name
         self.options = options
         self.url = _checked_url(base_url)
+        remember_secret(key)
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         # No redirects: they could lead the key, and us, anywhere.
@@ -194,9 +196,7 @@ class RemoteGenerator(ABC):
 
     def scrub(self, text: str) -> str:
         """A server's words on one line, without the key that it may repeat."""
-        key = self._client.headers.get("Authorization", "").removeprefix("Bearer ")
-        text = " ".join(text.split())[:300]
-        return text.replace(key, "[key]") if key else text
+        return conceal(" ".join(text.split()))[:300]
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ _given: set[str] = set()
 
 def remember_secret(secret: SecretStr | None) -> None:
     """Conceal this one too from now on: it was given as an option, not by the environment."""
-    if secret is not None and len(value := secret.get_secret_value()) >= _SHORTEST:
+    if secret is not None and len(value := secret.get_secret_value().strip()) >= _SHORTEST:
         _given.add(value)
 
 
 def conceal(text: str) -> str:
     """The text with every known key in it replaced: servers repeat them in their error messages."""
-    named = {v for name, v in os.environ.items() if _IS_SECRET.search(name) and len(v) >= _SHORTEST}
-    for secret in sorted(named | _given, key=len, reverse=True):
+    # Stripped: a line's end that came along with a key is shown in other ways than the key itself.
+    named = {value.strip() for name, value in os.environ.items() if _IS_SECRET.search(name)}
+    for secret in sorted((s for s in named | _given if len(s) >= _SHORTEST), key=len, reverse=True):
         text = text.replace(secret, "[key]")
     return text

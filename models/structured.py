@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 from pydantic import BaseModel, ValidationError
 
-from gems.graph.errors import GemsError, MalformedAnswerError
+from gems.graph.errors import MalformedAnswerError
 
 __all__ = ["Answer", "Habits", "answer_in_form", "habits_of", "is_not_understood", "read_form", "reasoning_of"]
 
@@ -30,9 +30,11 @@ _TOP_LOGPROBS: Final = 10
 _CLIENT_ERRORS: Final = frozenset({400, 405, 415, 422, 501})
 """Statuses of a server that does not know what it was asked for."""
 _UNSUPPORTED: Final = re.compile(
-    r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj", re.IGNORECASE
+    r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj"
+    r"|endpoints found that support|not allowed to request logprobs",
+    re.IGNORECASE,
 )
-"""How servers say the same with another status."""
+"""How servers say the same with another status: llama.cpp with 500, OpenRouter with 404, OpenAI with 403."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +120,22 @@ def answer_in_form(
         blind: The question makes sense without its images: they are left out if the model cannot see.
 
     Raises:
-        Exception: What the model raises, if no way works: the first of its errors.
+        Exception: What the model raises: the first of its errors if it refuses every way, else the one that is no
+            refusal.
     """
     first: Exception | None = None
     for way, measured, seeing in _attempts(habits, logprobs):
-        if first is not None and not is_not_understood(first):
-            break
         asked = messages if seeing or not blind else [_without_images(m) for m in messages]
         try:
             runnable = _runnable(_ByIdentity(model), schema, way, measured)
-            answer = runnable.invoke([*asked, *_in_words(schema, way)])
+        except (NotImplementedError, TypeError, ValueError) as error:  # a way that its package does not know
+            first = first or error
+            continue
+        try:
+            answer = runnable.invoke(_in_words(asked, schema, way))
         except Exception as error:
+            if not is_not_understood(error):
+                raise
             _learn(habits, error, blind)
             first = first or error
             continue
@@ -152,19 +159,20 @@ def _attempts(habits: Habits, logprobs: bool) -> Iterator[tuple[Way, bool, bool]
 
 def _learn(habits: Habits, error: Exception, blind: bool) -> None:
     text = str(error).lower()
-    if is_not_understood(error):
-        if "logprob" in text:
-            habits.logprobs = False
-        if blind and re.search(r"image|vision|multi-?modal|mmproj", text):
-            habits.sees = False
+    if "logprob" in text:
+        habits.logprobs = False
+    if blind and re.search(r"image|vision|multi-?modal|mmproj", text):
+        habits.sees = False
 
 
 def is_not_understood(error: Exception) -> bool:
     """Whether the model refuses the manner of asking, rather than being out of reach."""
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        return status in _CLIENT_ERRORS or (status >= 500 and bool(_UNSUPPORTED.search(str(error))))
-    return isinstance(error, (NotImplementedError, TypeError, ValueError)) and not isinstance(error, GemsError)
+        if status in _CLIENT_ERRORS:
+            return True
+        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED.search(str(error)))
+    return isinstance(error, NotImplementedError)
 
 
 @lru_cache(maxsize=256)
@@ -185,10 +193,22 @@ def _runnable(
     return found
 
 
-def _in_words(schema: type[BaseModel], way: Way) -> list[BaseMessage]:
+def _in_words(messages: Sequence[BaseMessage], schema: type[BaseModel], way: Way) -> list[BaseMessage]:
+    """The messages, with the schema at their end where it is said in no other way.
+
+    It goes into the last message: many chat templates refuse two turns of the user in a row.
+    """
     if way in ("json_schema", "tool"):
-        return []
-    return [HumanMessage(IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":"))))]
+        return list(messages)
+    words = IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
+    *before, last = messages
+    if not isinstance(last, HumanMessage):
+        return [*messages, HumanMessage(words)]
+    if isinstance(last.content, str):
+        content: str | list[Any] = f"{last.content}\n\n{words}"
+    else:
+        content = [*last.content, {"type": "text", "text": words}]
+    return [*before, last.model_copy(update={"content": content})]
 
 
 def _without_images(message: BaseMessage) -> BaseMessage:
@@ -211,7 +231,7 @@ def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
     Raises:
         MalformedAnswerError: There is none, or it does not fit the schema; the message says what is wrong.
     """
-    fault = "it holds no structured answer"
+    fault = _why_empty(message)
     for found in _candidates(message, schema):
         try:
             return schema.model_validate(found)
@@ -224,7 +244,19 @@ def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
 def reasoning_of(message: AIMessage) -> str:
     """What a reasoning model thought before it answered, where its provider tells; else empty."""
     blocks = [b for b in message.content_blocks if b["type"] == "reasoning"]
-    return "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
+    told = "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
+    # LangChain knows OpenAI's own reasoning only as blocks, never what other servers of its protocol tell.
+    return told or str(message.additional_kwargs.get("reasoning_content") or "").strip()
+
+
+def _why_empty(message: AIMessage) -> str:
+    """What is wrong with an answer that holds nothing of use."""
+    if refusal := message.additional_kwargs.get("refusal"):
+        return f'it is a refusal: "{" ".join(str(refusal).split())[:200]}"'
+    told = message.response_metadata
+    if (told.get("finish_reason") or told.get("stop_reason")) in ("length", "max_tokens"):
+        return "it was cut off before its end (the chat option max_tokens, or the model's own limit)"
+    return "it holds no structured answer"
 
 
 def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
@@ -235,16 +267,21 @@ def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
             yield call["args"]
     for broken in message.invalid_tool_calls:
         yield from _objects(broken["args"] or "")
+    # What a model drafts while it thinks aloud is not its answer, unless there is no other.
+    thought, _, said = str(message.text).rpartition("</think>")
     # Servers that take reasoning apart from the answer at times take the answer with it.
-    for text in (str(message.text), reasoning_of(message)):
-        for found in _objects(text):
-            yield from _unwrapped(found, schema, name)
+    for found in (*_objects(said), *_last_first(thought), *_last_first(reasoning_of(message))):
+        yield from _unwrapped(found, schema, name)
+
+
+def _last_first(thought: str) -> Iterator[Any]:
+    return reversed(list(_objects(thought)))
 
 
 def _unwrapped(found: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
     fields = list(schema.model_fields)
-    if isinstance(found, list):  # the list that the form is there to hold
-        if len(fields) == 1:
+    if isinstance(found, list):  # the list that the form is there to hold; an empty one may be anything
+        if found and len(fields) == 1:
             yield {fields[0]: found}
         return
     if not isinstance(found, dict):
@@ -261,7 +298,7 @@ def _objects(text: str) -> Iterator[Any]:
     while match := _OPENING.search(text, at):
         try:
             found, at = decoder.raw_decode(text, match.start())
-        except ValueError:
+        except (ValueError, RecursionError):  # a model that repeats itself may open a thousand brackets
             at = match.end()
             continue
         yield found

@@ -71,7 +71,8 @@ def ask(
             break
         said = str(message.text)[:2000].strip() or "(nothing that can be read)"
         conversation = [*messages, AIMessage(said), HumanMessage(REPAIR.format(fault=fault))]
-    habits.distrust()
+    if message.response_metadata.get("finish_reason") != "length":  # an answer cut short says nothing of the way
+        habits.distrust()
     _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
 

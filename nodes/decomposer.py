@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.nodes.calls import ask, fence
+from gems.nodes.gates import is_grounded
 from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -42,7 +43,8 @@ def make_decomposer(resources: Resources) -> Node:
         messages = [SystemMessage(DECOMPOSER), *EXAMPLE, HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
             answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form
-        questions = {" ".join(r.question.split()): r.kind for r in answer.requirements}  # each asked once, in order
+        grounded = [r for r in answer.requirements if is_grounded(r.question, state["prompt"])]
+        questions = {" ".join(r.question.split()): r.kind for r in grounded or answer.requirements}  # each asked once
         requirements = [
             Requirement(id=f"r{i}", question=question, kind=kind)
             for i, (question, kind) in enumerate(questions.items(), start=1)

@@ -9,18 +9,28 @@ from typing import Final
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 
 from gems.models.generators import ImageGenerator, objection_to
 from gems.nodes.calls import ask
 from gems.nodes.meter import Meter
 
-__all__ = ["Plan", "drawable_prompt", "lost_words", "with_wish"]
+__all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_wish"]
+
+
+SHORT: Final[JsonDict] = {"maxLength": 1500}
+"""What a server that enforces schemas lets a prompt grow to: a weak model that repeats itself finds no end."""
 
 
 class Plan(BaseModel):
     """Hand in the finished prompt for the image generator."""
 
-    prompt: str = Field(min_length=1, max_length=4000, description="The generation prompt, complete in itself.")
+    prompt: str = Field(
+        min_length=1,
+        max_length=4000,
+        description="The generation prompt, complete in itself.",
+        json_schema_extra=SHORT,
+    )
 
 
 def drawable_prompt(
@@ -40,7 +50,7 @@ def drawable_prompt(
     objection = objection_to(generator, prompt)
     if objection and not meter.exhausted():
         told = [*asked, AIMessage(prompt), HumanMessage(f"{objection}. Write the prompt again, without them.")]
-        prompt = with_wish(wish, ask(meter, model, Plan, told).form.prompt, generator)
+        prompt = with_wish(wish, ask(meter, model, Plan, told, blind=True).form.prompt, generator)
         objection = objection_to(generator, prompt)
     return "" if objection else prompt
 
@@ -66,6 +76,16 @@ def lost_words(wish: str, prompt: str) -> list[str]:
     return [w for w in dict.fromkeys(words) if _stem(w) not in kept]
 
 
+def is_grounded(question: str, wish: str) -> bool:
+    """Whether a question is about the wish: more than half of its words of substance are the wish's own.
+
+    A weak model asks about what nobody named: whether the cat is made of wood, in the style of its example.
+    """
+    held = {_stem(word) for word in _WORD.findall(wish.lower())}
+    words = [w for w in _WORD.findall(question.lower()) if w not in _EMPTY and w not in _ASKING]
+    return not words or sum(_stem(w) in held for w in words) > len(words) / 2
+
+
 _WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _EMPTY: Final = frozenset(
     _WORD.findall(
@@ -77,9 +97,18 @@ _EMPTY: Final = frozenset(
 """Words that hold nothing which could be lost, and those that relate things to each other."""
 
 
+_ASKING: Final = frozenset(
+    _WORD.findall(
+        "do does did has have was were can exactly many much number read reads text word words written say says style "
+        "two three four five six seven eight nine ten 1 2 3 4 5 6 7 8 9 10"
+    )
+)
+"""Words that questions are made of, whatever they are about."""
+
+
 def _stem(word: str) -> str:
     """Singular and plural alike: no dictionary, and none is needed to see whether a word is still there."""
-    for ending in ("ies", "es", "s", "y", "e"):
+    for ending in ("ies", "ie", "es", "s", "y", "e"):
         if len(word) - len(ending) > 2 and word.endswith(ending) and not word.endswith("ss"):
             return word.removesuffix(ending)
     return word

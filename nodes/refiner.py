@@ -14,7 +14,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, best_attempt
 from gems.models.generators import guide_of
 from gems.nodes.calls import ask, fence, image_block
-from gems.nodes.gates import drawable_prompt
+from gems.nodes.gates import SHORT, drawable_prompt
 from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -28,13 +28,19 @@ class Refinement(BaseModel):
     """What was learned, and the next try."""
 
     experience: str = Field(
-        description=f"What these attempts teach about prompting this image model, at most {MAX_EXPERIENCE_WORDS} words."
+        json_schema_extra={"maxLength": 800},
+        description=f"What these attempts teach about prompting this image model, at most {MAX_EXPERIENCE_WORDS} words",
     )
     strategy: Literal["rewrite", "reseed", "edit", "restart"] = Field(
         description="rewrite: better words. reseed: the best prompt was right, try other noise. "
         "edit: keep the best image and change only what failed. restart: begin anew."
     )
-    prompt: str = Field(default="", max_length=4000, description="The next generation prompt; may be empty for reseed.")
+    prompt: str = Field(
+        default="",
+        max_length=4000,
+        json_schema_extra=SHORT,
+        description="The next generation prompt; may be empty for reseed.",
+    )
 
 
 class RefinementWithoutEdit(Refinement):

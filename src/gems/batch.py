@@ -68,7 +68,9 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from error
-    parse = _parse_json if path.suffix in (".jsonl", ".ndjson") else _parse_text
+    if path.suffix.lower() not in ("", ".txt", ".jsonl", ".ndjson"):
+        raise InputError(f'{path} is neither .txt (a prompt a line) nor .jsonl (objects with a "prompt")')
+    parse = _parse_json if path.suffix.lower() in (".jsonl", ".ndjson") else _parse_text
     jobs: list[Job] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or len(line) > _MAX_LINE:
@@ -124,9 +126,8 @@ class _Results:
                 self.rows[row["index"]] = row
             except (ValueError, TypeError, KeyError):
                 continue  # the torn last line of a killed batch: that prompt is run again
-        if written and not written.endswith(b"\n"):
-            with path.open("ab") as file:
-                file.write(b"\n")
+        if not written.endswith(b"\n") and written:
+            os.truncate(path, written.rfind(b"\n") + 1)  # or the file would be no JSON lines for other readers
 
     def add(self, row: dict[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False) + "\n"

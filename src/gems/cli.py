@@ -144,6 +144,7 @@ def generate(
     from gems.graph.errors import InputError
     from gems.nodes.intake import check_prompt
     from gems.session import load_thread
+    from gems.skills.loader import load_skills
 
     known = None
     if resume is not None:
@@ -184,6 +185,7 @@ def generate(
             budget_seconds=budget_seconds,
         )
         checked, folder = check_prompt(prompt), folder or Path("gems-out")
+        load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
     make_folder(folder)
 
     with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
@@ -222,8 +224,11 @@ def generate(
         LiveRun(err) if not quiet else nullcontext() as live,
     ):
         graph = build_graph(checkpointer=saver, images=images)
-        if known is not None and not has_ended(graph, thread.id):
-            check_models(thread)
+        if known is not None:
+            if has_ended(graph, thread.id):
+                err.print("this run has ended before; what follows is how it ended", highlight=False)
+            else:
+                check_models(thread)
         values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=live, control=control)
         ended = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, ended)
@@ -445,7 +450,7 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
             "record": str(evidence.record),
             "report": str(evidence.report),
         }
-        sys.stdout.write(json.dumps({**record, "paths": paths}, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps({**record, "paths": paths}) + "\n")
         return
     from gems.progress import MARKS
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
 
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")  # a terminal that knows no check marks shows question marks
+
 out, err = Console(), Console(stderr=True)
 
 P = ParamSpec("P")
@@ -37,16 +43,19 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         from gems.graph.errors import BackendError, InputError
+        from gems.models.secrets import conceal
 
         _quiet_libraries()
         try:
             return command(*args, **kwargs)
         except BrokenPipeError:  # the reader of our output has gone: the command line library ends quietly
             raise
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
         except (InputError, BackendError, OSError) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
-            err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]error:[/] {escape(conceal(str(error)))}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
 
     return run

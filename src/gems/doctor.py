@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gems import __version__
-from gems.graph.context import GemsContext
+from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Requirement, Usage
+from gems.models.secrets import conceal
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
 
 __all__ = ["Check", "diagnose"]
 
@@ -59,18 +63,33 @@ def diagnose(context: GemsContext) -> list[Check]:
         from PIL import Image
 
         from gems.memory.images import encode_png
-        from gems.models.chat import init_mllm, model_fingerprint
         from gems.nodes.meter import Meter
         from gems.nodes.verifier import inspect_image
 
+        name = context.chat_model("verifier")
+        model, told = _chat_model(name, context)
+        if told:
+            return told
         if "made" not in image:
             # Without an image of the generator's, a white sheet does: all that is tried is whether it can look.
             image["made"] = Image.new("RGB", (256, 256), "white")
-        model = init_mllm(context.mllm, context.chat_options)
-        meter = Meter(Usage(), context)
-        [verdict] = inspect_image(meter, model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
+        [verdict] = inspect_image(Meter(Usage(), context), model, [_TRIAL_QUESTION], encode_png(image["made"], {}))
         answered = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
-        return f"{context.mllm} {model_fingerprint(model)[:12]} {answered}"
+        return f"{_named(name, model)} {answered}{_manner(model, context)}"
+
+    def decompose(name: str) -> str:
+        from langchain_core.messages import HumanMessage, SystemMessage
+
+        from gems.nodes.calls import ask, fence
+        from gems.nodes.decomposer import DECOMPOSER, EXAMPLE, Requirements
+        from gems.nodes.meter import Meter
+
+        model, told = _chat_model(name, context)
+        if told:
+            return told
+        trial = [SystemMessage(DECOMPOSER), *EXAMPLE, HumanMessage(fence("user_prompt", _TRIAL_PROMPT))]
+        asked = ask(Meter(Usage(), context), model, Requirements, trial).form.requirements
+        return f'{_named(name, model)} asks {len(asked)} questions about "{_TRIAL_PROMPT}"{_manner(model, context)}'
 
     def embed() -> str:
         from gems.memory.embedder import init_embedder
@@ -110,9 +129,38 @@ def diagnose(context: GemsContext) -> list[Check]:
     if context.inspectors:
         checks.append(_try("inspectors", inspect))
     checks += [_try("generator", generate, timed=True), _try("vision chat model", verify, timed=True)]
+    others = dict.fromkeys(context.chat_model(role) for role in ROLES)
+    for name in others:
+        if name != context.chat_model("verifier"):
+            roles = [role for role in ROLES if context.chat_model(role) == name]
+            checks.append(_try(", ".join(roles), partial(decompose, name), timed=True))
     if context.memory:
         checks.append(_try("embedder", embed, timed=True))
     return checks
+
+
+def _chat_model(name: str, context: GemsContext) -> tuple[BaseChatModel, str]:
+    """A chat model and, where a trial would take minutes of loading, what it tells of itself instead."""
+    from gems.models.chat import init_mllm
+
+    model = init_mllm(name, context.chat_options)
+    check = getattr(model, "check", None)
+    return model, f"{name}, {check()}; nothing was loaded" if callable(check) else ""
+
+
+def _named(name: str, model: BaseChatModel) -> str:
+    from gems.models.chat import model_fingerprint
+
+    fingerprint = model_fingerprint(model)
+    return name if fingerprint in name else f"{name} {fingerprint[:12]}"
+
+
+def _manner(model: BaseChatModel, context: GemsContext) -> str:
+    """In which way the model gave its structured answer."""
+    from gems.models.structured import habits_of
+
+    way = habits_of(model, context.chat_options.structured).ways[0]
+    return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(way, " (as text)")
 
 
 def _try(name: str, action: Callable[[], str], *, timed: bool = False) -> Check:
@@ -120,5 +168,5 @@ def _try(name: str, action: Callable[[], str], *, timed: bool = False) -> Check:
     try:
         detail = action()
     except Exception as error:  # whatever is wrong is what the user came to hear
-        return Check(name, False, " ".join(str(error).split()) or type(error).__name__)
+        return Check(name, False, conceal(" ".join(str(error).split())) or type(error).__name__)
     return Check(name, True, f"{detail}, {time.perf_counter() - start:.1f} s" if timed else detail)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -151,10 +151,13 @@ def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
 
 
 def has_ended(graph: GemsGraph, thread: str) -> bool:
-    """Whether a thread ran to its end, so that there is nothing to go on with."""
+    """Whether a thread ran to its end, so that there is nothing to go on with.
+
+    A thread that bad input ended has no outcome, and nothing to do either: it is begun again.
+    """
     # Not ``next``: it leaves out tasks that are done but whose step is not, as a kill between the two leaves them.
     snapshot = graph.get_state({"configurable": {"thread_id": thread}})
-    return bool(snapshot.values) and not snapshot.tasks
+    return bool(snapshot.values.get("outcome")) and not snapshot.tasks
 
 
 def check_models(thread: Thread) -> None:
@@ -194,8 +197,10 @@ def run_thread(
     """
     config: RunnableConfig = {"configurable": {"thread_id": thread}}
     if not has_ended(graph, thread):
-        begun = bool(graph.get_state(config).tasks)
-        given = None if begun else GemsInput(prompt=prompt)
+        before = graph.get_state(config)
+        given = None if before.tasks else GemsInput(prompt=prompt)
+        if before.tasks and listener is not None:
+            _tell_again(before.values, listener)
         try:
             for event in graph.stream(
                 given, config, context=context, stream_mode="custom", durability="sync", control=control
@@ -206,6 +211,16 @@ def run_thread(
             pass  # asked for: the state at hand says how far it came
     # A run that was stopped before its first step has no prompt in its state yet.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def _tell_again(values: dict[str, Any], listener: Listener) -> None:
+    """What a listener has to have heard to follow a run from its middle on."""
+    if values.get("requirements"):
+        listener({"event": "requirements", "requirements": [r.model_dump() for r in values["requirements"]]})
+    attempts = values.get("attempts") or []
+    if values.get("draft"):
+        round_ = attempts[-1].round + bool(attempts[-1].verified) if attempts else 1
+        listener({"event": "prompt", "round": round_, "strategy": values["strategy"], "prompt": values["draft"]})
 
 
 def model_records(context: GemsContext) -> dict[str, ModelRecord]:

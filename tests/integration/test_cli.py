@@ -293,3 +293,38 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
     assert again["outcome"] == record["outcome"]
     assert again["attempts"][-1]["image"]["sha256"] == record["attempts"][-1]["image"]["sha256"]
     assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
+
+
+def test_a_run_that_bad_input_ended_can_be_put_right_and_resumed(tmp_path: Path) -> None:
+    again = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert again.returncode == 2
+    [thread] = [path.stem for path in (tmp_path / "home" / "threads").iterdir()]
+    still = gems("generate", "--resume", thread, home=tmp_path / "home")
+    assert (still.returncode, "unknown word 'dinosaur'" in still.stderr) == (2, True), still.stderr
+    path = tmp_path / "home" / "threads" / f"{thread}.json"
+    path.write_text(path.read_text().replace("a purple dinosaur", "a purple dog"))
+    assert gems("generate", "--resume", thread, home=tmp_path / "home").returncode in (0, 1)
+
+
+def test_the_readme_shows_the_graph_as_it_is(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```mermaid\n{gems('graph', home=tmp_path).stdout}```" in readme
+
+
+def test_a_terminal_without_check_marks_gets_question_marks(tmp_path: Path) -> None:
+    done = gems("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", home=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode in (0, 1), done.stderr
+    assert "?" in done.stdout
+
+
+def test_a_skills_folder_that_is_not_there_leaves_no_run_behind(tmp_path: Path) -> None:
+    done = gems(
+        "generate", PROMPT, "--skills-dir", tmp_path / "none", "--out", tmp_path / "out", home=tmp_path / "home"
+    )
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert not (tmp_path / "home" / "threads").exists()
+
+
+def test_no_arm_is_no_evaluation(tmp_path: Path) -> None:
+    done = gems("eval", "grammar", "--n", 3, "--arms", " ,", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert (done.returncode, done.stderr.strip().partition(";")[0]) == (2, "error: no arm is named")
