@@ -30,7 +30,8 @@ class GemsContext(BaseModel):
         default="pocket",
         min_length=1,
         title="Vision chat model",
-        description='Plans, decomposes, verifies and refines. "pocket", or any init_chat_model name ("openai:gpt-5").',
+        description="Plans, decomposes, verifies and refines: pocket, any init_chat_model name (openai:gpt-5), or "
+        "transformers:FOLDER_OR_REPO.",
     )
     generator: str = Field(
         default="pocket",

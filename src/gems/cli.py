@@ -475,7 +475,7 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
     out.print(
         f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
         f"score {record['score']:.2f}; {usage['images']} image{'' if usage['images'] == 1 else 's'}, "
-        f"{usage['chat_calls']} chat calls, {usage['seconds']:.1f} s",
+        f"{usage['chat_calls']} chat call{'' if usage['chat_calls'] == 1 else 's'}, {usage['seconds']:.1f} s of work",
         highlight=False,
     )
     for error in record["errors"]:

@@ -80,7 +80,10 @@ MODELS, LIMITS, OUTPUT = "Models", "Limits", "Output"
 
 Mllm = Annotated[
     str,
-    typer.Option(help='Vision chat model: "pocket", or PROVIDER:MODEL such as openai:gpt-5.', rich_help_panel=MODELS),
+    typer.Option(
+        help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, or transformers:FOLDER_OR_REPO.",
+        rich_help_panel=MODELS,
+    ),
 ]
 Generator = Annotated[
     str,
