@@ -90,6 +90,9 @@ def _settings(options: ChatOptions) -> dict[str, Any]:
     return {
         "timeout": options.timeout,
         "max_retries": _RETRIES,
+        # A graph that streams messages (Studio does) would have the models stream too: no form is read before it is
+        # whole, and what streams has no log-probabilities, no reasoning, and errors of its own.
+        "disable_streaming": True,
         **{name: value for name, value in given.items() if value is not None},
     }
 

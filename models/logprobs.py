@@ -60,7 +60,7 @@ def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
     mass = dict.fromkeys(_WORDS, 0.0)
     for alternative in alternatives:
         word, logprob = str(alternative.get("token", "")), alternative.get("logprob")
-        # Servers have been seen to tell null, and -9999 for "next to nothing".
+        # Whatever is no logarithm of a probability says nothing; OpenAI tells -9999 for "next to nothing".
         if not word.startswith(before) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
             continue
         start = _LETTERS.match(word[len(before) :].lstrip('"').lower())[0]  # type: ignore[index]

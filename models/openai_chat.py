@@ -86,7 +86,7 @@ class OpenAIChat(ChatOpenAI):
 
 
 def _instead(error: Exception) -> str:
-    """What a server answered instead of a completion; LangChain's and OpenAI's clients each stumble in their own way."""
+    """What a server answered instead of a completion; LangChain's and OpenAI's clients stumble in ways of their own."""
     body = getattr(getattr(error, "response", None), "content", b"")
     if body:
         return error_message(body) or "a page or a document of some other kind"

@@ -275,7 +275,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
 
 
 def _last_first(thought: str) -> Iterator[Any]:
-    return reversed(list(_objects(thought)))
+    yield from reversed(list(_objects(thought)))
 
 
 def _unwrapped(found: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
@@ -298,7 +298,9 @@ def _objects(text: str) -> Iterator[Any]:
     while match := _OPENING.search(text, at):
         try:
             found, at = decoder.raw_decode(text, match.start())
-        except (ValueError, RecursionError):  # a model that repeats itself may open a thousand brackets
+        except RecursionError:  # a thousand brackets: a model that repeats itself, and says nothing more
+            return
+        except ValueError:
             at = match.end()
             continue
         yield found

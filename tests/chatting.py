@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import urlopen
 
@@ -42,6 +46,18 @@ REQUIREMENTS = [
     Requirement(id=f"r{i}", question=text, kind=question.kind)
     for i, (text, question) in enumerate(questions_of(SPEC), start=1)
 ]
+
+
+@contextmanager
+def serving(script: str = "chat_server.py") -> Iterator[str]:
+    """The address of a server in a process of its own, which ends with the block."""
+    path = Path(__file__).parent / "servers" / script
+    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.kill()
 
 
 class ChatAt:

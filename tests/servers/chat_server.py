@@ -1,9 +1,9 @@
 """A chat server in a process of its own that speaks the OpenAI protocol, and misbehaves on demand.
 
-The first part of a path says how: ``/fine/v1/chat/completions`` works, ``/busy/v1/...`` answers 429 once, and so on (see
-``_refusal`` and ``_complete``). What stands behind a tilde keeps tests apart: ``/busy~mine`` is busy once, whatever others
-asked of ``/busy``. The brain is the pocket chat model, so that whole runs go through here. ``GET /log/NAME`` tells what
-was asked of one name.
+The first part of a path says how: ``/fine/v1/chat/completions`` works, ``/busy/v1/...`` answers 429 once, and so on
+(see ``_refusal`` and ``_complete``). What stands behind a tilde keeps tests apart: ``/busy~mine`` is busy once,
+whatever others asked of ``/busy``. The brain is the pocket chat model, so that whole runs go through here.
+``GET /log/NAME`` tells what was asked of one name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHANCES = {
     "no": {"no": 0.75, "yes": 0.2, "unsure": 0.05},
     "unsure": {"unsure": 0.5, "yes": 0.25, "no": 0.25},
 }
-"""How likely each answer of a verifier is said to have been, by the answer given: nothing that the brain would claim."""
+"""How likely each answer of a verifier is said to have been, by the answer given: nothing that the brain claims."""
 
 BRAIN = PocketChatModel()
 SEEN: list[dict[str, Any]] = []
@@ -130,7 +130,9 @@ class Handler(BaseHTTPRequestHandler):
             case "cut":
                 message["content"], reason = message["content"][: len(message["content"]) // 2], "length"
             case "prose":
-                message["content"] = f"Sure [1]! Here is the {schema}:\n```json\n{message['content']}\n```\nAnything else?"
+                message["content"] = (
+                    f"Sure [1]! Here is the {schema}:\n```json\n{message['content']}\n```\nAnything else?"
+                )
             case "malformed":
                 broken = message["content"] = '{"nothing": "of use"'
             case "malformed-once" if n == 1:

@@ -1,0 +1,95 @@
+"""What every chat model must do for GEMS. A backend's tests subclass this and give ``model``."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import pytest
+from chatting import REQUIREMENTS, fill, look, question
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from pydantic import BaseModel
+
+from gems.graph.options import ChatOptions
+from gems.nodes.decomposer import Requirements
+from gems.nodes.gates import Plan
+from gems.nodes.refiner import Refinement
+from gems.skills.loader import load_skills
+from gems.skills.tools import skill_tools
+
+
+class ChatConformance:
+    """Subclass it with a fixture ``model``; with ``options`` too where it is not called with the defaults."""
+
+    forms: ClassVar[tuple[type[BaseModel], ...]] = (Plan, Requirements, Refinement)
+    """Those that it can be made to fill in."""
+
+    wishes: ClassVar[tuple[str, ...]] = ("two red cars", "a blue dog", "three birds", "a striped elephant")
+    """Wishes that it can read."""
+
+    @pytest.fixture
+    def model(self) -> BaseChatModel:
+        raise NotImplementedError("a subclass gives its model")
+
+    @pytest.fixture
+    def options(self) -> ChatOptions:
+        return ChatOptions()
+
+    @pytest.fixture
+    def steady(self, model: BaseChatModel) -> BaseChatModel:
+        """The same model, at temperature 0."""
+        return model
+
+    def test_forms_are_filled_in_and_paid_for(self, model: BaseChatModel, options: ChatOptions) -> None:
+        for form in self.forms:
+            answer, usage = fill(model, form, options=options)
+            assert type(answer.form) is form
+            assert usage.chat_calls >= 1
+            assert usage.prompt_tokens > 0
+            assert usage.completion_tokens > 0
+
+    def test_an_image_is_looked_at_question_by_question(self, model: BaseChatModel, options: ChatOptions) -> None:
+        look(model, options)  # what a server does not understand, it is asked once
+        verdicts, usage = look(model, options)
+        assert [v.requirement_id for v in verdicts] == [r.id for r in REQUIREMENTS]
+        assert usage.prompt_tokens > 0
+
+    def test_more_to_read_costs_more(self, steady: BaseChatModel) -> None:
+        short = question(Plan)
+        long = [HumanMessage("Some advice before we begin. " * 20), AIMessage("Go on."), *short[1:]]
+        few, many = (steady.bind_tools([Plan]).invoke(messages).usage_metadata for messages in (short, long))
+        assert few is not None
+        assert many is not None
+        assert few["input_tokens"] < many["input_tokens"]
+        assert many["total_tokens"] == many["input_tokens"] + many["output_tokens"]
+
+    def test_skills_can_be_offered_and_read(self, steady: BaseChatModel) -> None:
+        tools = [*skill_tools(load_skills()), Plan]
+        offered = {"Plan", *(tool.name for tool in tools[:-1])}  # type: ignore[union-attr]
+        bound = steady.bind_tools(tools)
+        first = bound.invoke(question(Plan))
+        assert isinstance(first, AIMessage)
+        assert {call["name"] for call in first.tool_calls} <= offered
+        call = {"name": "counting", "args": {}, "id": "c1", "type": "tool_call"}
+        reads = AIMessage("", tool_calls=[call])
+        told = ToolMessage("Advice: name the number of things exactly.", tool_call_id="c1", name="counting")
+        second = bound.invoke([*question(Plan), reads, told])
+        assert second.tool_calls or second.text
+
+    def test_the_same_question_has_the_same_answer(self, steady: BaseChatModel) -> None:
+        assert said(steady, self.wishes[0]) == said(steady, self.wishes[0])
+
+    def test_threads_do_not_disturb_each_other(self, steady: BaseChatModel) -> None:
+        alone = [said(steady, wish) for wish in self.wishes]
+        with ThreadPoolExecutor(3) as pool:
+            together = list(pool.map(lambda wish: said(steady, wish), self.wishes))
+        assert together == alone
+        assert len(set(alone)) > 1, "else this test could not tell the answers apart"
+
+
+def said(model: BaseChatModel, wish: str) -> str:
+    """All that it answers with, when it may call a tool."""
+    messages: list[BaseMessage] = question(Plan, wish)
+    answer = model.bind_tools([Plan]).invoke(messages)
+    return f"{answer.text} {[call['args'] for call in answer.tool_calls]}"

@@ -1,0 +1,216 @@
+"""Chat servers of the OpenAI protocol, by every fault, over real HTTP to a server in another process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chatting import KEY, WISH, ChatAt, picture, question
+from langchain_core.messages import AIMessage
+
+from gems.graph.builder import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.errors import BackendError, MalformedAnswerError
+from gems.graph.state import GemsInput
+from gems.memory.images import ImageStore
+from gems.models.structured import answer_in_form, habits_of, reasoning_of
+from gems.nodes.decomposer import Requirements
+from gems.nodes.gates import Plan
+from gems.nodes.refiner import Refinement
+
+SERVER = Path(__file__).parents[1] / "servers" / "chat_server.py"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+def draw(chat: ChatAt, tmp_path: Path, **settings: Any) -> dict[str, Any]:
+    graph = build_graph(images=ImageStore(tmp_path / "images"))
+    output: dict[str, Any] = graph.invoke(GemsInput(prompt=WISH), context=chat.context(**settings))
+    return output
+
+
+# --- the best way that a server has ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "ways"),
+    [
+        ("fine", ["json_schema"]),
+        ("no-schema", ["json_schema", "tool"]),
+        ("no-schema-no-tools", ["json_schema", "tool", "json_mode"]),
+        ("text-only", ["json_schema", "tool", "json_mode", "text"]),
+        ("router", ["json_schema", "tool", "json_mode"]),
+    ],
+)
+def test_the_best_way_is_found_out_once(server: str, behaviour: str, ways: list[str]) -> None:
+    chat = ChatAt(server, behaviour)
+    assert chat.fill(Plan).prompt
+    assert chat.ways == ways
+    assert chat.fill(Requirements).requirements
+    assert chat.ways == [*ways, ways[-1]], "what it does not know is not asked for again"
+
+
+@pytest.mark.parametrize("way", ["json_schema", "tool", "json_mode", "text"])
+def test_a_way_can_be_chosen(server: str, way: Any) -> None:
+    chat = ChatAt(server, structured=way)
+    for form in (Plan, Requirements, Refinement):
+        chat.fill(form)
+    assert [v.answer for v in chat.look()] == ["yes"] * 3
+    assert set(chat.ways) == {way}
+
+
+def test_a_server_that_is_down_is_not_asked_in_other_ways(server: str) -> None:
+    chat = ChatAt(server, "no-schema-then-down")
+    with pytest.raises(BackendError, match="answers 503: no worker left"):
+        chat.fill(Plan)
+    assert set(chat.ways) == {"json_schema", "tool"}
+
+
+# --- confidence, images, reasoning ----------------------------------------------------------------------------------
+
+
+def test_confidence_is_measured_where_the_server_gives_log_probabilities(server: str) -> None:
+    assert [v.confidence for v in ChatAt(server).look()] == [0.875] * 3
+
+
+@pytest.mark.parametrize("behaviour", ["no-logprobs", "forbids-logprobs"])
+def test_a_server_without_log_probabilities_is_taken_at_its_word(server: str, behaviour: str) -> None:
+    chat = ChatAt(server, behaviour)
+    assert all(v.answer == "yes" and v.confidence != 0.875 for v in chat.look())
+    chat.look()
+    assert [bool(entry["asked"].get("logprobs")) for entry in chat.log] == [True, False, False]
+
+
+def test_log_probabilities_can_be_left_alone(server: str) -> None:
+    chat = ChatAt(server, logprobs=False)
+    chat.look()
+    assert "logprobs" not in chat.log[0]["asked"]
+
+
+def test_images_are_made_smaller_and_come_before_the_questions(server: str) -> None:
+    large, small = ChatAt(server), ChatAt(server, image_size=128)
+    large.look()
+    small.look()
+
+    def sent(chat: ChatAt) -> list[Any]:
+        [content] = [m["content"] for m in chat.log[0]["asked"]["messages"] if isinstance(m["content"], list)]
+        return list(content)
+
+    assert [part["type"] for part in sent(small)] == ["image_url", "text"]
+    assert len(str(sent(small))) < len(str(sent(large))) / 2 < len(picture()) * 2
+
+
+def test_a_refiner_that_cannot_see_works_from_the_words(server: str) -> None:
+    chat = ChatAt(server, "blind", timeout=30)
+    assert chat.fill(Refinement, blind=True).prompt
+    before = len(chat.log)
+    assert chat.fill(Refinement, blind=True).prompt
+    assert len(chat.log) == before + 1, "images are not sent again"
+    with pytest.raises(BackendError, match="image input is not supported"):
+        ChatAt(server, "blind").look()
+
+
+@pytest.mark.parametrize("behaviour", ["reasoning", "thinks-aloud"])
+def test_reasoning_is_kept_apart_from_the_answer(server: str, behaviour: str) -> None:
+    chat = ChatAt(server, behaviour)
+    model = chat.model
+    message = answer_in_form(model, Plan, question(Plan), habits_of(model))
+    assert isinstance(message, AIMessage)
+    assert reasoning_of(message).startswith(("Let me", "Maybe"))
+    assert "something else" not in chat.fill(Plan).prompt
+
+
+def test_an_answer_within_the_reasoning_is_found(server: str) -> None:
+    assert ChatAt(server, "reasoning-only").fill(Requirements).requirements
+
+
+# --- faults ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behaviour", ["busy", "shaky", "slow", "prose", "malformed-once"])
+def test_passing_faults_cost_nothing_but_time(server: str, behaviour: str) -> None:
+    chat = ChatAt(server, behaviour)
+    assert chat.fill(Requirements).requirements
+    assert [v.answer for v in chat.look()] == ["yes"] * 3
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        ("broken", "answers 503: no GPU left at all"),
+        ("page", "answers 502$"),
+        ("invalid", "answers 422: body.model: no such model"),
+        ("wrong-type", "no chat completion"),
+        ("error-body", "no chat completion: the engine died"),
+        ("no-choices", "no choices"),
+        ("truncated", "at 127.0.0.1"),
+        ("hung", "no answer"),
+    ],
+)
+def test_a_lasting_fault_is_one_clear_line(server: str, behaviour: str, says: str) -> None:
+    chat, started = ChatAt(server, behaviour, timeout=0.5 if behaviour == "hung" else 20.0), time.monotonic()
+    with pytest.raises(BackendError, match=says) as caught:
+        chat.fill(Plan)
+    assert "\n" not in str(caught.value)
+    assert "pocket at 127.0.0.1" in str(caught.value)
+    assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("behaviour", ["malformed", "cut", "refuses"])
+def test_an_answer_that_is_never_right_is_asked_for_twice(server: str, behaviour: str) -> None:
+    chat = ChatAt(server, behaviour)
+    with pytest.raises(MalformedAnswerError, match="no valid Plan"):
+        chat.fill(Plan)
+    assert len(chat.log) == 2
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    output = draw(ChatAt("http://127.0.0.1:9"), tmp_path, max_rounds=1)
+    assert output["outcome"] == "failed"
+    assert "pocket at 127.0.0.1:9" in output["errors"][0]
+
+
+# --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_goes_through_a_server(server: str, tmp_path: Path) -> None:
+    chat = ChatAt(server)
+    output = draw(chat, tmp_path)
+    assert output["outcome"] == "solved"
+    assert output["usage"].chat_calls == len(chat.log)
+    assert output["usage"].prompt_tokens > 100
+    assert {entry["key"] for entry in chat.log} == {f"Bearer {KEY}"}
+    assert {entry["form"] for entry in chat.log} >= {"Plan", "Requirements", "Verdicts"}
+
+
+def test_a_verifier_that_fails_leaves_the_image_unsure_and_returned(server: str, tmp_path: Path) -> None:
+    there, down = ChatAt(server), ChatAt(server, "broken")
+    settings = there.context(max_rounds=2).model_dump() | {"mllm": "pocket", "verifier": "openai:pocket"}
+    context = GemsContext.model_validate(settings | {"chat_options": down.options})
+    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=WISH), context=context)
+    assert output["outcome"] == "failed"
+    assert output["image"] is not None
+    assert any(error.startswith("verifier: ") and "no GPU left" in error for error in output["errors"])
+
+
+def test_roles_can_have_models_of_their_own(server: str, tmp_path: Path) -> None:
+    chat = ChatAt(server)
+    settings = chat.context().model_dump() | {"mllm": "pocket", "planner": "openai:pocket", "decomposer": "openai:x"}
+    context = GemsContext.model_validate(settings | {"chat_options": chat.options})
+    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=WISH), context=context)
+    assert output["outcome"] == "solved"
+    assert {(entry["form"], entry["asked"]["model"]) for entry in chat.log} == {
+        ("Plan", "pocket"),
+        ("Requirements", "x"),
+    }

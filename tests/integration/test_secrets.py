@@ -1,0 +1,253 @@
+"""Keys are used, and never written down: not by runs that succeed, and not where a server repeats them in an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from chatting import KEY, WISH, ChatAt, serving
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.tracers.base import BaseTracer
+from langchain_core.tracers.schemas import Run
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from gems.graph.builder import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.errors import BackendError, InputError
+from gems.graph.options import ChatOptions, GeneratorOptions
+from gems.memory.images import ImageStore
+from gems.models.chat import init_mllm
+from gems.nodes.gates import Plan
+from gems.nodes.retry import RETRY
+
+CHAT_KEY, IMAGE_KEY = "sk-chat-canary-71d0", "sk-image-canary-c4e8"
+CANARIES = (KEY, CHAT_KEY, IMAGE_KEY)
+QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
+
+
+@pytest.fixture(scope="module")
+def chats() -> Iterator[str]:
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def images() -> Iterator[str]:
+    with serving("image_server.py") as address:
+        yield address
+
+
+def gems(tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command line, with the keys in its environment or among its arguments, and not in both."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "GEMS_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "gems", *args],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        cwd=tmp_path,
+        env={**clean, "GEMS_HOME": str(tmp_path / "home"), "GEMS_DEBUG": "", "COLUMNS": "300", **env},
+    )
+
+
+def options(kind: str, **given: str) -> list[str]:
+    return [part for name, value in given.items() for part in (f"--{kind}-option", f"{name}={value}")]
+
+
+def leaks(tmp_path: Path, done: subprocess.CompletedProcess[str] | None = None, *, found: int = 1) -> list[str]:
+    """Where a key came to lie."""
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= found
+    where = [str(path) for path in files if any(key.encode() in path.read_bytes() for key in CANARIES)]
+    if done is not None:
+        said = {"stdout": done.stdout, "stderr": done.stderr}
+        where += [name for name, text in said.items() if any(key in text for key in CANARIES)]
+    return where
+
+
+def names(tmp_path: Path) -> set[str]:
+    return {path.name for path in tmp_path.rglob("*") if path.is_file()}
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chats: str, tmp_path: Path) -> None:
+    chat = ChatAt(chats, "locked")
+    address = options("chat", base_url=str(chat.options.base_url))
+    done = gems(tmp_path, "generate", WISH, "--seed", "7", "--mllm", "openai:pocket", *address, OPENAI_API_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+    assert {entry["key"] for entry in chat.log} == {f"Bearer {KEY}"}
+    assert {entry["form"] for entry in chat.log} >= {"Plan", "Requirements", "Verdicts"}
+    assert {"run.json", "report.html", "best.png", "checkpoints.sqlite"} <= names(tmp_path)
+    assert leaks(tmp_path, done, found=5) == []
+
+
+def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chats: str, tmp_path: Path) -> None:
+    chat = ChatAt(chats, "echo-key")
+    given = options("chat", base_url=str(chat.options.base_url), api_key=CHAT_KEY)
+    done = gems(tmp_path, "generate", WISH, "--mllm", "openai:pocket", "--json", *given)
+    assert done.returncode == 3, done.stderr
+    assert {entry["key"] for entry in chat.log} == {f"Bearer {CHAT_KEY}"}
+    assert "Incorrect API key provided: Bearer [key]." in json.loads(done.stdout)["errors"][0]
+    assert leaks(tmp_path, done, found=3) == []
+
+
+def test_an_image_server_that_repeats_the_key_does_not_make_it_known(chats: str, images: str, tmp_path: Path) -> None:
+    chat = ChatAt(chats)
+    given = [
+        *options("chat", base_url=str(chat.options.base_url)),
+        *options("generator", base_url=f"{images}/locked/v1", timeout="5"),
+    ]
+    models = ["--mllm", "openai:pocket", "--generator", "openai:painter"]
+    done = gems(tmp_path, "generate", WISH, *models, *given, OPENAI_API_KEY=CHAT_KEY, GEMS_IMAGE_API_KEY=IMAGE_KEY)
+    assert done.returncode == 3, done.stderr
+    assert "Incorrect API key provided: Bearer [key]" in done.stderr + done.stdout
+    assert {entry["key"] for entry in chat.log} == {f"Bearer {CHAT_KEY}"}
+    assert leaks(tmp_path, done, found=3) == []
+
+
+def test_the_rows_of_a_batch_hold_no_key(chats: str, images: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"{WISH}\na blue dog\n")
+    given = [
+        *options("chat", base_url=str(ChatAt(chats, "echo-key").options.base_url), api_key=CHAT_KEY),
+        *options("generator", base_url=f"{images}/fine/v1", api_key=IMAGE_KEY),
+    ]
+    models = ["--mllm", "openai:pocket", "--generator", "openai:painter", "--evidence"]
+    done = gems(tmp_path, "batch", "prompts.txt", "--out", "out", *models, *given)
+    assert done.returncode == 3, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all("Bearer [key]" in json.dumps(row) for row in rows)
+    assert leaks(tmp_path, done, found=2) == []
+
+
+# --- from Python: events, checkpoints and tracers -------------------------------------------------------------------
+
+
+class Everything(BaseCallbackHandler):
+    """Writes down whatever callbacks are handed."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+
+        def listen(*args: Any, **kwargs: Any) -> None:
+            self.heard.append(f"{name} {args!r} {kwargs!r} {json.dumps([args, kwargs], default=str)}")
+
+        return listen
+
+
+class Tracer(BaseTracer):
+    """Writes down whole traces, as those that send them somewhere do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.traces: list[str] = []
+
+    def _persist_run(self, run: Run) -> None:
+        def told(run: Run) -> dict[str, Any]:
+            fields = ("name", "inputs", "outputs", "error", "serialized", "extra", "events", "tags")
+            return {f: getattr(run, f) for f in fields} | {"children": [told(child) for child in run.child_runs]}
+
+        self.traces.append(f"{json.dumps(told(run), default=str)} {run!r}")
+
+
+@pytest.mark.parametrize(
+    ("chat_does", "images_do", "outcome"),
+    [("fine", "fine", "rounds"), ("echo-key", "fine", "failed"), ("fine", "locked", "failed")],
+)
+def test_events_checkpoints_and_traces_hold_no_key(
+    chats: str, images: str, tmp_path: Path, chat_does: str, images_do: str, outcome: str
+) -> None:
+    chat = ChatAt(chats, chat_does, api_key=CHAT_KEY)
+    context = GemsContext(
+        mllm="openai:pocket",
+        generator="openai:painter",
+        chat_options=chat.options,
+        generator_options=GeneratorOptions(
+            base_url=f"{images}/{images_do}/v1",
+            api_key=IMAGE_KEY,
+            timeout=5.0,  # type: ignore[arg-type]
+        ),
+        memory=False,
+        max_rounds=2,
+        seed=7,
+    )
+    everything, tracer = Everything(), Tracer()
+    connection = sqlite3.connect(tmp_path / "checkpoints.sqlite", check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    graph = build_graph(checkpointer=SqliteSaver(connection), images=ImageStore(tmp_path / "images"), retry=QUICK)
+    events = list(
+        graph.stream(
+            {"prompt": WISH},
+            {"configurable": {"thread_id": "t"}, "callbacks": [everything, tracer]},
+            context=context,
+            stream_mode=["values", "updates", "custom", "messages", "debug"],
+            durability="sync",
+        )
+    )
+    final = [event for mode, event in events if mode == "values"][-1]
+    assert final["outcome"] == outcome
+    assert {entry["key"] for entry in chat.log} == {f"Bearer {CHAT_KEY}"}
+    if outcome == "failed":
+        assert any("Bearer [key]" in error for error in final["errors"])
+        assert any("Bearer [key]" in text for text in everything.heard)
+        assert any("Bearer [key]" in text for text in tracer.traces)
+    for told in (repr(events), json.dumps(events, default=str), *everything.heard, *tracer.traces):
+        assert not [key for key in CANARIES if key in told]
+    # While the connection is open, what was written last is in the write-ahead log.
+    assert "checkpoints.sqlite-wal" in names(tmp_path)
+    assert leaks(tmp_path) == []
+    connection.close()
+    assert leaks(tmp_path) == []
+
+
+# --- keys that are not what they should be --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\u2026"])
+def test_a_key_with_something_at_its_end_is_not_shown(chats: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with Windows' line ends, or a key copied from a page: HTTP libraries quote what they cannot send."""
+    monkeypatch.setenv("OPENAI_API_KEY", CHAT_KEY + end)
+    chat = ChatAt(chats, api_key=None)
+    with pytest.raises(BackendError) as caught:
+        chat.fill(Plan)
+    assert "pocket at 127.0.0.1" in str(caught.value)
+    assert CHAT_KEY not in str(caught.value) + repr(caught.value)
+    assert chat.log == []
+
+
+def test_a_bad_set_up_does_not_show_the_key() -> None:
+    options = ChatOptions(api_key=CHAT_KEY)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="cannot use the chat model 'nonsense:pocket'") as caught:
+        init_mllm("nonsense:pocket", options)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "Traceback" in told
+    assert CHAT_KEY not in told
+    assert CHAT_KEY not in f"{options!r} {options} {options.model_dump()} {options.model_dump_json()}"
+
+
+def test_a_server_without_a_key_gets_none_of_anybody_elses(
+    chats: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("GEMS_IMAGE_API_KEY", IMAGE_KEY)
+    chat = ChatAt(chats, api_key=None)
+    assert chat.fill(Plan).prompt
+    assert [entry["key"] for entry in chat.log] == ["Bearer none"]
+    with urlopen(f"{chats}/fine/v1/models") as answer:
+        assert json.load(answer)["data"] == [{"id": "pocket", "object": "model"}]

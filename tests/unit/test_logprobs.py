@@ -1,0 +1,95 @@
+"""How sure a chat model is, read from the log-probabilities of its tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage
+
+from gems.models.logprobs import answer_probabilities
+
+CHANCES = {"yes": 0.7, "no": 0.2, "unsure": 0.1}
+
+
+def token(text: str, **alternatives: float) -> dict[str, Any]:
+    """A token, and what else could have stood there: by name, an underscore for a quote."""
+    told = [{"token": name.replace("_", '"'), "logprob": math.log(p)} for name, p in alternatives.items()]
+    return {"token": text, "logprob": told[0]["logprob"] if told else -0.1, "top_logprobs": told}
+
+
+def probabilities(*tokens: str | dict[str, Any]) -> dict[str, Any]:
+    content = [token(t) if isinstance(t, str) else t for t in tokens]
+    message = AIMessage("".join(t["token"] for t in content), response_metadata={"logprobs": {"content": content}})
+    return {name: {w: pytest.approx(p) for w, p in found.items()} for name, found in _found(message).items()}
+
+
+def _found(message: AIMessage) -> dict[str, dict[Any, float]]:
+    found = answer_probabilities(message)
+    assert all(math.isclose(sum(shares.values()), 1) for shares in found.values())
+    return found
+
+
+def answered(name: str, *tokens: dict[str, Any] | str) -> list[dict[str, Any] | str]:
+    return [f'{{"id": "{name}", "answer": "', *tokens, '", "confidence": 1.0}']
+
+
+def test_the_alternatives_at_the_answer_are_its_probabilities() -> None:
+    assert probabilities(*answered("r1", token("yes", **CHANCES))) == {"r1": CHANCES}
+
+
+def test_an_answer_of_several_tokens_is_told_by_its_first() -> None:
+    first = token("un", un=0.1, yes=0.7, no=0.2)
+    assert probabilities(*answered("r1", first, "su", "re")) == {"r1": CHANCES}
+
+
+def test_letters_of_the_same_word_add_up_and_others_do_not_count() -> None:
+    first = token("yes", yes=0.3, Yes=0.2, y=0.1, no=0.1, not_a_word=0.2, maybe=0.1)
+    [shares] = probabilities(*answered("r1", first)).values()
+    assert shares["yes"] == pytest.approx(6 / 7)
+    assert shares["no"] == pytest.approx(1 / 7)
+
+
+def test_a_quote_that_is_part_of_the_token_is_no_part_of_the_word() -> None:
+    chosen = token('"yes', _yes=0.7, _no=0.2, _unsure=0.1, yes=0.9)
+    assert probabilities('{"id": "r1", "answer": ', chosen, '", "confidence": 1}') == {"r1": CHANCES}
+
+
+def test_what_follows_the_word_in_its_token_is_no_part_of_it() -> None:
+    chosen = token('yes",', **{'yes",': 0.7, 'no",': 0.2, "uns": 0.1})
+    assert probabilities('{"id": "r1", "answer": "', chosen, ' "confidence": 1}') == {"r1": CHANCES}
+
+
+def test_each_question_has_its_own_and_one_that_occurs_twice_has_none() -> None:
+    tokens = [
+        part
+        for name, chances in [("r1", CHANCES), ("r2", {"no": 1.0}), ("r3", CHANCES), ("r2", {"yes": 1.0})]
+        for part in (*answered(name, token(next(iter(chances)), **chances)), ", ")
+    ]
+    assert probabilities("[", *tokens) == {"r1": CHANCES, "r3": CHANCES}
+
+
+def test_without_alternatives_the_token_itself_is_all_there_is() -> None:
+    assert probabilities(*answered("r1", {"token": "no", "logprob": -3.0}))["r1"]["no"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("logprob", [None, "high", math.nan, 800.0])
+def test_what_is_no_log_probability_does_not_count(logprob: Any) -> None:
+    odd = {"token": "yes", "logprob": logprob}
+    sound = {"token": "no", "logprob": -0.5}
+    assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd]})) == {}
+    assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd, sound, {}]}))["r1"]["no"] == pytest.approx(1.0)
+
+
+def test_an_alternative_that_was_next_to_impossible_has_no_share() -> None:
+    told = [{"token": "yes", "logprob": 0.0}, {"token": "no", "logprob": -9999.0}]
+    chosen = {"token": "yes", "logprob": 0.0, "top_logprobs": told}
+    assert probabilities(*answered("r1", chosen)) == {"r1": {"yes": 1.0, "no": 0.0, "unsure": 0.0}}
+
+
+@pytest.mark.parametrize("metadata", [{}, {"logprobs": None}, {"logprobs": {"content": None}}, {"logprobs": []}])
+def test_a_model_that_tells_none_has_none(metadata: dict[str, Any]) -> None:
+    text = json.dumps({"verdicts": [{"id": "r1", "answer": "yes"}]})
+    assert answer_probabilities(AIMessage(text, response_metadata=metadata)) == {}
