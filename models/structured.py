@@ -55,6 +55,8 @@ class Habits:
     ways: tuple[Way, ...]
     logprobs: bool
     sees: bool = True
+    tools: bool = True
+    """Whether skills can be bound as tools."""
 
     def prefer(self, way: Way) -> None:
         """This way works: those that were tried before it do not."""
@@ -261,7 +263,7 @@ def _why_empty(message: AIMessage) -> str:
 
 def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
     """Everything in an answer that may be the form, the likeliest first."""
-    name = schema.model_json_schema().get("title", schema.__name__)
+    name = str(schema.model_config.get("title") or schema.__name__)
     for call in message.tool_calls:
         if call["name"] in (name, schema.__name__):
             yield call["args"]

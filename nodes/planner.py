@@ -17,7 +17,7 @@ from gems.graph.context import GemsContext
 from gems.graph.errors import MalformedAnswerError
 from gems.graph.state import GemsState, Memory
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import is_not_understood, read_form
+from gems.models.structured import Habits, habits_of, is_not_understood, read_form
 from gems.nodes.calls import ask, fence, in_our_words
 from gems.nodes.gates import Plan, drawable_prompt
 from gems.nodes.meter import metered
@@ -44,7 +44,8 @@ def make_planner(resources: Resources) -> Node:
             tools = skill_tools(resources.skills(context)) if context.skills else []
             planning = list(state.get("planning") or [])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
-            answer = _converse(model, tools, planning or task) if tools else None
+            habits = habits_of(model, meter.options.structured)
+            answer = _converse(model, habits, tools, planning or task) if tools and habits.tools else None
             if answer is None:
                 update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
@@ -84,14 +85,17 @@ def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
     return GemsState(draft=prompt, strategy="plan")
 
 
-def _converse(model: BaseChatModel, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]) -> AIMessage | None:
+def _converse(
+    model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
+) -> AIMessage | None:
     """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
     asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if asked < MAX_SKILL_CALLS else []
     try:
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:
-        if is_not_understood(error):  # it takes no tools
+        if is_not_understood(error):
+            habits.tools = False  # nor is it asked again
             return None
         raise in_our_words(error) from None
     names = {tool.name for tool in offered}

@@ -15,13 +15,16 @@ from langchain_core.messages import AIMessage
 
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, MalformedAnswerError
+from gems.graph.errors import BackendError, InputError, MalformedAnswerError
+from gems.graph.options import ChatOptions
 from gems.graph.state import GemsInput
 from gems.memory.images import ImageStore
+from gems.models.chat import init_mllm
 from gems.models.structured import answer_in_form, habits_of, reasoning_of
 from gems.nodes.decomposer import Requirements
 from gems.nodes.gates import Plan
 from gems.nodes.refiner import Refinement
+from gems.nodes.retry import RETRY
 
 SERVER = Path(__file__).parents[1] / "servers" / "chat_server.py"
 
@@ -35,7 +38,7 @@ def server() -> Iterator[str]:
 
 
 def draw(chat: ChatAt, tmp_path: Path, **settings: Any) -> dict[str, Any]:
-    graph = build_graph(images=ImageStore(tmp_path / "images"))
+    graph = build_graph(images=ImageStore(tmp_path / "images"), retry=RETRY._replace(max_attempts=1))
     output: dict[str, Any] = graph.invoke(GemsInput(prompt=WISH), context=chat.context(**settings))
     return output
 
@@ -173,6 +176,19 @@ def test_an_answer_that_is_never_right_is_asked_for_twice(server: str, behaviour
     with pytest.raises(MalformedAnswerError, match="no valid Plan"):
         chat.fill(Plan)
     assert len(chat.log) == 2
+
+
+def test_a_planner_without_tools_works_without_skills(server: str, tmp_path: Path) -> None:
+    chat = ChatAt(server, "no-schema-no-tools")
+    for _ in range(2):
+        assert draw(chat, tmp_path)["outcome"] == "solved"
+    skills = [e for e in chat.log if "counting" in str(e["asked"].get("tools"))]
+    assert len(skills) == 1, "what it does not take, it is not offered again"
+
+
+def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(InputError, match="is no address of a server"):
+        init_mllm("openai:x", ChatOptions(base_url="localhost:8000"))
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
