@@ -15,14 +15,13 @@ import json
 import logging
 import threading
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
 from langgraph.runtime import RunControl
 
 from gems.console import batch_bar
-from gems.evals.analysis import compare, judge
+from gems.evals.analysis import Judged, compare, judge
 from gems.evals.arms import Comparison, choose_arms
 from gems.evals.prompts import fresh_prompts
 from gems.evals.runner import Plan, begin, run_arm
@@ -89,14 +88,11 @@ def main() -> None:
     log.setLevel(logging.DEBUG)
     log.addHandler(counter)
 
-    oracle, judged = Oracle(given.out), {}
+    oracle, judged = Oracle(given.out), dict[str, list[Judged]]()
     for arm in arms:
-        with (
-            batch_bar(given.n, what=arm.name, quiet=False) as (on_start, on_done),
-            nullcontext(RunControl()) as control,
-        ):
+        with batch_bar(given.n, what=arm.name, quiet=False) as (on_start, on_done):
             rows = run_arm(
-                plan, arm, concurrency=given.concurrency, control=control, on_start=on_start, on_done=on_done
+                plan, arm, concurrency=given.concurrency, control=RunControl(), on_start=on_start, on_done=on_done
             )
         scores = {
             row["index"]: {
@@ -109,7 +105,7 @@ def main() -> None:
     print(json.dumps(_report(judged, counter), indent=1))
 
 
-def _report(judged: dict[str, Any], counter: AnswerCounter) -> dict[str, Any]:
+def _report(judged: dict[str, list[Judged]], counter: AnswerCounter) -> dict[str, Any]:
     answers = {
         role: {
             "answers": tries.total(),
@@ -119,7 +115,7 @@ def _report(judged: dict[str, Any], counter: AnswerCounter) -> dict[str, Any]:
         }
         for role, tries in counter.table().items()
     }
-    right = {name: [float(j.all_correct) for j in results] for name, results in judged.items()}
+    right = {name: [float(j.right) for j in results] for name, results in judged.items()}
     rates = {
         name: {"all_correct": sum(r) / len(r), "ci95": bootstrap_interval(r), "prompts": len(r)}
         for name, r in right.items()
