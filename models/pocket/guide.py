@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import re
+from functools import cache
 from typing import Final
 
-from gems.models.pocket.captions import ARRANGEMENTS, DEPTH_PHRASES, WORDS
-from gems.models.pocket.tokenizer import MAX_TOKENS
+from transformers import PreTrainedTokenizerFast
+
+from gems.models.pocket.captions import ARRANGEMENTS, DEPTH_PHRASES
+from gems.models.pocket.tokenizer import build_tokenizer, fault_of
 from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS
 
 __all__ = ["GUIDE", "objection"]
 
-_WORDS: Final = frozenset(WORDS)
-_WORD: Final = re.compile(r"\w+|[^\w\s]")
-
 
 def objection(prompt: str) -> str:
-    """What the generator cannot read in a prompt; empty if it can read it."""
-    words = _WORD.findall(prompt.lower())
-    unknown = [word for word in dict.fromkeys(words) if word not in _WORDS]
-    if unknown:
-        return f"The image model does not know these words: {' '.join(unknown)}"
-    if not 0 < len(words) < MAX_TOKENS:
-        return f"The image model reads 1 to {MAX_TOKENS - 1} words, not {len(words)}"
-    return ""
+    """What the generator cannot read in a prompt; empty if it can read it. It is what the pipeline would raise."""
+    return fault_of(_tokenizer(), prompt)
+
+
+@cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
 
 
 GUIDE: Final = f"""\

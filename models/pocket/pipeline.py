@@ -25,7 +25,7 @@ from gems.models.pocket.editing import kept_slots
 from gems.models.pocket.guide import GUIDE, objection
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import NUM_SLOTS, SLOT_DIM, decode_slots
-from gems.models.pocket.tokenizer import unknown_words
+from gems.models.pocket.tokenizer import fault_of
 from gems.models.pocket.transformer import PocketTransformer
 
 __all__ = ["PocketPipeline", "PocketPipelineOutput", "SlotDecoder"]
@@ -146,12 +146,8 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         return PocketPipelineOutput(images=images)
 
     def _check_prompt(self, prompt: str) -> None:
-        words = unknown_words(self.tokenizer, prompt)
-        if words:
-            raise ValueError(f"words outside the pocket generator's vocabulary: {', '.join(words)}")
-        tokens, limit = len(self.tokenizer(prompt)["input_ids"]), self.tokenizer.model_max_length
-        if not 1 < tokens <= limit:
-            raise ValueError(f"a prompt has 1 to {limit - 1} words and marks, not {tokens - 1}")
+        if fault := fault_of(self.tokenizer, prompt):
+            raise ValueError(fault)
 
     def _known(self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]) -> tuple[Tensor, Tensor]:
         """What stays of an image: slots (1, NUM_SLOTS, SLOT_DIM) and which of them (1, NUM_SLOTS, 1)."""

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gems.models.pocket.captions import WORDS
 
-__all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "unknown_words"]
+__all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "fault_of", "unknown_words"]
 
 PAD: Final = "[PAD]"
 UNKNOWN: Final = "[UNK]"
@@ -42,3 +42,12 @@ def unknown_words(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[str]:
     encoding = tokenizer(prompt, return_offsets_mapping=True)
     spans = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     return list(dict.fromkeys(prompt[a:b] for token, (a, b) in spans if token == tokenizer.unk_token_id))
+
+
+def fault_of(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    """Why a prompt cannot be drawn; empty if it can."""
+    words = unknown_words(tokenizer, prompt)
+    if words:
+        return f"words outside the pocket generator's vocabulary: {', '.join(words)}"
+    tokens, limit = len(tokenizer(prompt)["input_ids"]), tokenizer.model_max_length
+    return "" if 1 < tokens <= limit else f"a prompt has 1 to {limit - 1} words and marks, not {tokens - 1}"
