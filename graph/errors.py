@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "ContentRefusedError", "GemsError", "InputError", "MalformedAnswerError"]
+__all__ = [
+    "BackendError",
+    "ContentRefusedError",
+    "GemsError",
+    "InputError",
+    "MalformedAnswerError",
+    "is_passing_status",
+]
 
 
 class GemsError(Exception):
@@ -36,3 +43,8 @@ class ContentRefusedError(BackendError):
 
 class MalformedAnswerError(BackendError):
     """A chat model answered, but not in the form that was asked for."""
+
+
+def is_passing_status(status: int) -> bool:
+    """Whether what an HTTP status tells of may be gone in a moment: too many requests, a timeout, a broken server."""
+    return status in (408, 409, 425, 429) or status >= 500

@@ -47,8 +47,10 @@ def init_mllm(name: str, options: ChatOptions = DEFAULTS) -> BaseChatModel:
 
         return init_transformers_chat(model, name, options)
     remember_secret(options.api_key)
-    if options.base_url is not None and not options.base_url.startswith(("http://", "https://")):
-        raise InputError(f"{options.base_url!r} is no address of a server; give one such as http://localhost:8000/v1")
+    if options.base_url is not None:
+        from gems.models.remote import checked_url
+
+        checked_url(options.base_url)
     try:
         if kind == "openai" and model:
             return _openai(model, options)

@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
-from gems.graph.errors import BackendError, GemsError
+from gems.graph.errors import BackendError, GemsError, is_passing_status
 from gems.models.remote import error_message
 from gems.models.secrets import conceal
 from gems.models.structured import is_not_understood
@@ -48,10 +48,9 @@ class OpenAIChat(ChatOpenAI):
             tries = self.max_retries or 0
             raise BackendError(f"{self._where}: no answer ({1 + tries} tries)", retryable=False) from None
         except openai.APIStatusError as error:
-            passing = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
             told = _line(error_message(error.response.content))
             said = f"{self._where} answers {error.status_code}{told and f': {told}'}"
-            retryable = passing and not is_not_understood(error)
+            retryable = is_passing_status(error.status_code) and not is_not_understood(error)
             raise BackendError(said, retryable=retryable, status_code=error.status_code) from None
         except openai.OpenAIError as error:
             cause: BaseException = error

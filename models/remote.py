@@ -24,12 +24,20 @@ from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.graph.errors import BackendError, ContentRefusedError, InputError
+from gems.graph.errors import BackendError, ContentRefusedError, InputError, is_passing_status
 from gems.graph.options import GeneratorOptions
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 from gems.models.secrets import conceal, remember_secret
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "PassingError", "RemoteGenerator", "decode_image", "refuse_options"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "PassingError",
+    "RemoteGenerator",
+    "checked_url",
+    "decode_image",
+    "refuse_options",
+]
 
 MAX_BYTES: Final = 64 * 2**20
 """Bytes of one answer. A 4096 x 4096 PNG of noise has 50 MB; in base64 a third more, but no such image is noise."""
@@ -38,7 +46,6 @@ MAX_PIXELS: Final = 64 * 2**20
 """Pixels of one image: a small file can unfold into gigabytes (a decompression bomb)."""
 
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
-_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off with full jitter, so that many clients do not come back at once."""
 
@@ -64,7 +71,7 @@ class RemoteGenerator(ABC):
     def __init__(self, name: str, base_url: str, options: GeneratorOptions, key: SecretStr | None = None) -> None:
         self.name = name
         self.options = options
-        self.url = _checked_url(base_url)
+        self.url = checked_url(base_url)
         remember_secret(key)
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
@@ -177,7 +184,7 @@ class RemoteGenerator(ABC):
         if 200 <= status < 300:
             return
         said = self._said(body)
-        if status in _PASSING_STATUS or status >= 500:
+        if is_passing_status(status):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{said}", after=_retry_after(response.headers)
             )
@@ -307,7 +314,12 @@ def refuse_options(name: str, options: GeneratorOptions, known: frozenset[str]) 
             raise InputError(f"{name} cannot honour the option {field}; it knows {', '.join(sorted(known))}")
 
 
-def _checked_url(base_url: str) -> httpx.URL:
+def checked_url(base_url: str) -> httpx.URL:
+    """The address of a server.
+
+    Raises:
+        InputError: It is none.
+    """
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:

@@ -21,7 +21,16 @@ from pydantic import BaseModel, ValidationError
 
 from gems.graph.errors import MalformedAnswerError
 
-__all__ = ["Answer", "Habits", "answer_in_form", "habits_of", "is_not_understood", "read_form", "reasoning_of"]
+__all__ = [
+    "Answer",
+    "Habits",
+    "answer_in_form",
+    "form_name",
+    "habits_of",
+    "is_not_understood",
+    "read_form",
+    "reasoning_of",
+]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Way = Literal["json_schema", "tool", "json_mode", "text"]
@@ -224,6 +233,11 @@ def _is_text(block: str | dict[str, Any]) -> bool:
     return isinstance(block, str) or block.get("type") == "text"
 
 
+def form_name(schema: type[BaseModel]) -> str:
+    """What a form is called in its JSON schema."""
+    return str(schema.model_config.get("title") or schema.__name__)
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -263,7 +277,7 @@ def _why_empty(message: AIMessage) -> str:
 
 def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
     """Everything in an answer that may be the form, the likeliest first."""
-    name = str(schema.model_config.get("title") or schema.__name__)
+    name = form_name(schema)
     for call in message.tool_calls:
         if call["name"] in (name, schema.__name__):
             yield call["args"]

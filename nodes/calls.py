@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from gems.graph.errors import BackendError, GemsError, MalformedAnswerError
 from gems.models.secrets import conceal
-from gems.models.structured import Answer, answer_in_form, habits_of, read_form
+from gems.models.structured import Answer, answer_in_form, form_name, habits_of, read_form
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure, retry_on
 
@@ -79,7 +79,7 @@ def ask(
 
 def _note(schema: type[BaseModel], tries: int) -> None:
     """For those who watch how well a model keeps to forms; ``tries`` is 0 where none was right."""
-    name = schema.model_json_schema()["title"] if _LOG.isEnabledFor(logging.DEBUG) else ""
+    name = form_name(schema)
     _LOG.debug("%s: %s", name, f"valid at try {tries}" if tries else "invalid", extra={"form": name, "tries": tries})
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 from langgraph.errors import NodeError
 from langgraph.types import Command, RetryPolicy
 
-from gems.graph.errors import BackendError, InputError
+from gems.graph.errors import BackendError, InputError, is_passing_status
 from gems.graph.state import GemsState
 from gems.models.secrets import conceal
 from gems.nodes.meter import settle
@@ -18,7 +18,6 @@ __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", 
 Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
 
-_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _TRANSPORT_ERRORS: Final = frozenset({"APIConnectionError", "APITimeoutError", "TransportError", "OutOfMemoryError"})
 """By name, since the packages that define them (openai, anthropic, httpx, torch) need not be installed or imported."""
 
@@ -36,7 +35,7 @@ def retry_on(error: Exception) -> bool:
         return error.retryable
     status = _status(error)
     if status is not None:
-        return status in _PASSING_STATUS or status >= 500
+        return is_passing_status(status)
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     return any(base.__name__ in _TRANSPORT_ERRORS for base in type(error).__mro__)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chatting import KEY, WISH, ChatAt, picture, question
+from chatting import KEY, WISH, ChatAt, picture, question, serving
 from langchain_core.messages import AIMessage
 
 from gems.graph.builder import build_graph
@@ -26,15 +24,11 @@ from gems.nodes.gates import Plan
 from gems.nodes.refiner import Refinement
 from gems.nodes.retry import RETRY
 
-SERVER = Path(__file__).parents[1] / "servers" / "chat_server.py"
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
+    with serving() as address:
+        yield address
 
 
 def draw(chat: ChatAt, tmp_path: Path, **settings: Any) -> dict[str, Any]:
