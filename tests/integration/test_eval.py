@@ -150,3 +150,29 @@ def test_a_folder_of_another_evaluation_is_refused(finished: Path) -> None:
     done = run("grammar", "--n", "5", "--seed", "3", "--out", str(finished))
     assert done.returncode == 2
     assert "holds an evaluation of other prompts or settings" in done.stderr
+
+
+def test_a_language_model_in_the_text_roles_is_held_against_one_shot(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "gems.evals.text_roles",
+            "--model",
+            "pocket",
+            "--n",
+            "3",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "GEMS_HOME": str(tmp_path / "home"), "LANGGRAPH_STRICT_MSGPACK": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["answers"]["planner"] == {"answers": 3, "valid_at_once": 3, "valid_after_a_repair": 0, "valid": 1.0}
+    assert {name: arm["prompts"] for name, arm in report["arms"].items()} == {"single": 3, "loop": 3}
+    assert report["loop against single"]["better"] == "loop"
