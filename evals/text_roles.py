@@ -4,8 +4,8 @@
 
 Planner, decomposer and refiner run on the model, generator and verifier are the pocket ones, skills and memory are off.
 The same fresh prompts are drawn once as they are (``single``) and by the loop, from the same seeds; the oracle judges.
-Every answer in form is counted, by role: valid at once, after one repair, or not at all. Killed and started again, it
-goes on.
+Every answer in form is counted, by role: valid at once, after one repair, in part (cut off twice, and what came whole
+was taken), or not at all. Killed and started again, it goes on.
 """
 
 from __future__ import annotations
@@ -42,17 +42,19 @@ class AnswerCounter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one down."""
-        form, tries = getattr(record, "form", ""), getattr(record, "tries", 0)
+        form = getattr(record, "form", "")
         if form in ROLES:
+            line = {"role": ROLES[form], "tries": vars(record)["tries"], "in_part": vars(record)["in_part"]}
             with self._lock, self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"role": ROLES[form], "tries": tries}) + "\n")
+                file.write(json.dumps(line) + "\n")
 
-    def table(self) -> dict[str, Counter[int]]:
-        """By role, how many answers were valid after how many tries; 0: never."""
-        found: dict[str, Counter[int]] = {role: Counter() for role in ROLES.values()}
+    def table(self) -> dict[str, Counter[str]]:
+        """By role, how many answers were valid at once, after a repair, in part after it, or not at all."""
+        found: dict[str, Counter[str]] = {role: Counter() for role in ROLES.values()}
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             entry = json.loads(line)
-            found[entry["role"]][entry["tries"]] += 1
+            kind = "in_part" if entry["in_part"] else ("invalid", "at_once", "after_a_repair")[entry["tries"]]
+            found[entry["role"]][kind] += 1
         return found
 
 
@@ -108,12 +110,13 @@ def main() -> None:
 def _report(judged: dict[str, list[Judged]], counter: AnswerCounter) -> dict[str, Any]:
     answers = {
         role: {
-            "answers": tries.total(),
-            "valid_at_once": tries[1],
-            "valid_after_a_repair": tries[2],
-            "valid": round((tries[1] + tries[2]) / max(1, tries.total()), 4),
+            "answers": kinds.total(),
+            "valid_at_once": kinds["at_once"],
+            "valid_after_a_repair": kinds["after_a_repair"],
+            "valid_in_part": kinds["in_part"],
+            "valid": round(1 - kinds["invalid"] / max(1, kinds.total()), 4),
         }
-        for role, tries in counter.table().items()
+        for role, kinds in counter.table().items()
     }
     right = {name: [float(j.right) for j in results] for name, results in judged.items()}
     rates = {

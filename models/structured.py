@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
+from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.graph.errors import MalformedAnswerError
@@ -27,9 +28,12 @@ __all__ = [
     "answer_in_form",
     "form_name",
     "habits_of",
+    "is_cut_off",
     "is_not_understood",
     "read_form",
+    "read_whole_part",
     "reasoning_of",
+    "repeats_itself",
 ]
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -265,12 +269,54 @@ def reasoning_of(message: AIMessage) -> str:
     return told or str(message.additional_kwargs.get("reasoning_content") or "").strip()
 
 
+def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
+    """The form in what came whole of an answer that was cut off; None if that is too little to be one.
+
+    The value in which it was cut is left out, and a list keeps what it says twice once: weak models find no end.
+    """
+    said = _said(message)
+    start = _OPENING.search(said)
+    if not is_cut_off(message) or start is None:
+        return None
+    try:
+        return schema.model_validate(_whole(parse_partial_json(said[start.start() :])))
+    except (ValueError, RecursionError):  # a ValidationError is a ValueError
+        return None
+
+
+def is_cut_off(message: AIMessage) -> bool:
+    """Whether a limit on its length ended an answer, rather than the model."""
+    told = message.response_metadata
+    return (told.get("finish_reason") or told.get("stop_reason")) in ("length", "max_tokens")
+
+
+def repeats_itself(message: AIMessage) -> bool:
+    """Whether an answer that was cut off holds an object twice: it had said everything, and found no end."""
+    objects = [json.dumps(found) for found in _objects(_said(message))]  # those inside one that is not closed
+    return is_cut_off(message) and len(set(objects)) < len(objects)
+
+
+def _said(message: AIMessage) -> str:
+    """An answer as JSON that came to no end: its text, or the tool call that it began."""
+    return str(message.text) or next((call["args"] or "" for call in message.invalid_tool_calls), "")
+
+
+def _whole(cut: Any) -> Any:
+    """A JSON value without its innermost last one, which may be a part of one; lists hold nothing twice."""
+    if isinstance(cut, list):
+        return list({json.dumps(item): item for item in cut[:-1]}.values())
+    if not isinstance(cut, dict) or not cut:
+        return None
+    *before, (key, last) = cut.items()
+    inner = _whole(last)
+    return dict(before) if inner is None else {**dict(before), key: inner}
+
+
 def _why_empty(message: AIMessage) -> str:
     """What is wrong with an answer that holds nothing of use."""
     if refusal := message.additional_kwargs.get("refusal"):
         return f'it is a refusal: "{" ".join(str(refusal).split())[:200]}"'
-    told = message.response_metadata
-    if (told.get("finish_reason") or told.get("stop_reason")) in ("length", "max_tokens"):
+    if is_cut_off(message):
         return "it was cut off before its end (the chat option max_tokens, or the model's own limit)"
     return "it holds no structured answer"
 

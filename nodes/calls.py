@@ -16,7 +16,16 @@ from pydantic import BaseModel
 
 from gems.graph.errors import BackendError, GemsError, MalformedAnswerError
 from gems.models.secrets import conceal
-from gems.models.structured import Answer, answer_in_form, form_name, habits_of, read_form
+from gems.models.structured import (
+    Answer,
+    answer_in_form,
+    form_name,
+    habits_of,
+    is_cut_off,
+    read_form,
+    read_whole_part,
+    repeats_itself,
+)
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure, retry_on
 
@@ -37,6 +46,8 @@ def ask(
     blind: bool = False,
 ) -> Answer[Schema]:
     """One structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
+
+    Of an answer that is cut off, what came whole is taken where it repeats itself or cannot be sent back any more.
 
     Args:
         meter: Counts the calls.
@@ -67,20 +78,26 @@ def ask(
         else:
             _note(schema, tries)
             return answer
-        if meter.exhausted():
+        is_last = tries == 2 or meter.exhausted()
+        part = read_whole_part(message, schema) if is_last or repeats_itself(message) else None
+        if part is not None:
+            _note(schema, tries, in_part=True)
+            return Answer(part, message)
+        if is_last:
             break
         said = str(message.text)[:2000].strip() or "(nothing that can be read)"
         conversation = [*messages, AIMessage(said), HumanMessage(REPAIR.format(fault=fault))]
-    if message.response_metadata.get("finish_reason") != "length":  # an answer cut short says nothing of the way
+    if not is_cut_off(message):  # an answer cut short says nothing of the way
         habits.distrust()
     _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
 
 
-def _note(schema: type[BaseModel], tries: int) -> None:
+def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None:
     """For those who watch how well a model keeps to forms; ``tries`` is 0 where none was right."""
     name = form_name(schema)
-    _LOG.debug("%s: %s", name, f"valid at try {tries}" if tries else "invalid", extra={"form": name, "tries": tries})
+    text = f"{'valid in part' if in_part else 'valid'} at try {tries}" if tries else "invalid"
+    _LOG.debug("%s: %s", name, text, extra={"form": name, "tries": tries, "in_part": in_part})
 
 
 def in_our_words(error: Exception) -> Exception:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, Field
@@ -40,7 +41,7 @@ def make_decomposer(resources: Resources) -> Node:
 
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
-        messages = [SystemMessage(DECOMPOSER), *EXAMPLE, HumanMessage(fence("user_prompt", state["prompt"]))]
+        messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
             answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form
         grounded = [r for r in answer.requirements if is_grounded(r.question, state["prompt"])]
@@ -70,22 +71,44 @@ the order of the text:
 - position or verb: one question if its place or action in relation to another thing is named.
 Then text, style and other for all else. Invent nothing, leave nothing out, ask nothing twice."""
 
-_EXAMPLE: Final = (
-    "four striped lamps chasing a boy, and a kite, in the style of Monet",
-    Requirements(
-        requirements=[
-            AtomicQuestion(question="Are there any lamps in the image?", kind="object"),
-            AtomicQuestion(question="Are there exactly four lamps in the image?", kind="count"),
-            AtomicQuestion(question="Are the lamps striped?", kind="attribute"),
-            AtomicQuestion(question="Are the lamps chasing the boy?", kind="verb"),
-            AtomicQuestion(question="Are there any boys in the image?", kind="object"),
-            AtomicQuestion(question="Is there exactly one boy in the image?", kind="count"),
-            AtomicQuestion(question="Are there any kites in the image?", kind="object"),
-            AtomicQuestion(question="Is there exactly one kite in the image?", kind="count"),
-            AtomicQuestion(question="Is the image in the style of Monet?", kind="style"),
-        ]
+_EXAMPLES: Final[tuple[tuple[str, tuple[tuple[Kind, str], ...]], ...]] = (
+    (
+        "four striped lamps chasing a boy, in the style of Monet",
+        (
+            ("object", "Are there any lamps in the image?"),
+            ("count", "Are there exactly four lamps in the image?"),
+            ("attribute", "Are the lamps striped?"),
+            ("verb", "Are the lamps chasing the boy?"),
+            ("object", "Are there any boys in the image?"),
+            ("count", "Is there exactly one boy in the image?"),
+            ("style", "Is the image in the style of Monet?"),
+        ),
+    ),
+    (
+        "a kite, and a silver frog jumping over two tables behind a boat",
+        (
+            ("object", "Are there any kites in the image?"),
+            ("count", "Is there exactly one kite in the image?"),
+            ("object", "Are there any frogs in the image?"),
+            ("count", "Is there exactly one frog in the image?"),
+            ("attribute", "Is the frog silver?"),
+            ("verb", "Is the frog jumping over the tables?"),
+            ("object", "Are there any tables in the image?"),
+            ("count", "Are there exactly two tables in the image?"),
+            ("position", "Are the tables behind the boat?"),
+            ("object", "Are there any boats in the image?"),
+            ("count", "Is there exactly one boat in the image?"),
+        ),
     ),
 )
-"""A wish and its answer, shown as a turn of the conversation: a weak model follows an example better than a rule."""
+"""Wishes and their answers, shown as turns of the conversation: a weak model follows an example better than a rule."""
 
-EXAMPLE: Final = (HumanMessage(fence("user_prompt", _EXAMPLE[0])), AIMessage(_EXAMPLE[1].model_dump_json()))
+
+def _turns() -> Iterator[BaseMessage]:
+    for wish, asked in _EXAMPLES:
+        yield HumanMessage(fence("user_prompt", wish))
+        answer = Requirements(requirements=[AtomicQuestion(question=question, kind=kind) for kind, question in asked])
+        yield AIMessage(answer.model_dump_json())
+
+
+EXAMPLES: Final = tuple(_turns())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 from langchain_core.language_models import BaseChatModel
@@ -11,14 +12,14 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
-from gems.models.generators import ImageGenerator, objection_to
+from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.nodes.calls import ask
 from gems.nodes.meter import Meter
 
 __all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_wish"]
 
 
-SHORT: Final[JsonDict] = {"maxLength": 1500}
+SHORT: Final[JsonDict] = {"maxLength": 1000}
 """What a server that enforces schemas lets a prompt grow to: a weak model that repeats itself finds no end."""
 
 
@@ -44,24 +45,40 @@ def drawable_prompt(
 ) -> str:
     """A prompt that keeps the wish and that the image model can read; empty if the chat model cannot write one.
 
-    Where the image model objects, the chat model that wrote the prompt in answer to ``asked`` is told so, once.
+    The chat model that wrote the prompt in answer to ``asked`` is told once what is wrong with it. Where words of the
+    wish are still lost, the wish is put in front.
     """
+    prompt = " ".join(prompt.split())
+    fault = _fault_of(prompt, wish, generator)
+    if fault and not meter.exhausted():
+        told = [*asked, AIMessage(prompt), HumanMessage(fault)]
+        prompt = " ".join(ask(meter, model, Plan, told, blind=True).form.prompt.split())
+    if guide_of(generator):
+        prompt = _without_wish(wish, prompt)
     prompt = with_wish(wish, prompt, generator)
-    objection = objection_to(generator, prompt)
-    if objection and not meter.exhausted():
-        told = [*asked, AIMessage(prompt), HumanMessage(f"{objection}. Write the prompt again, without them.")]
-        prompt = with_wish(wish, ask(meter, model, Plan, told, blind=True).form.prompt, generator)
-        objection = objection_to(generator, prompt)
-    return "" if objection else prompt
+    return "" if objection_to(generator, prompt) else prompt
+
+
+def _fault_of(prompt: str, wish: str, generator: ImageGenerator) -> str:
+    if objection := objection_to(generator, prompt):
+        return f"{objection}. Write the prompt again, without them."
+    # An image model that wants to be prompted in its own way would be thrown by the wish in front.
+    lost = lost_words(wish, prompt) if guide_of(generator) else []
+    return f"The prompt has lost: {', '.join(lost)}. Write it again, with them." if lost else ""
+
+
+def _without_wish(wish: str, prompt: str) -> str:
+    """The prompt without the wish in front, where the rest holds all of it: else everything would be drawn twice."""
+    rest = prompt.removeprefix(wish.rstrip(" .")).lstrip(" .,:;")
+    return prompt if lost_words(wish, rest) else rest
 
 
 def with_wish(wish: str, prompt: str, generator: ImageGenerator) -> str:
-    """The prompt on one line and, where it lost a word of the wish, with the wish in front of it.
+    """The prompt or, where it lost a word of the wish, with the wish in front of it.
 
     A weak model forgets a thing, a strong one paraphrases, and neither is harmed by the user's own words; unless the
     image model cannot read those.
     """
-    prompt = " ".join(prompt.split())
     whole = f"{wish.rstrip(' .')}: {prompt}"
     return whole if lost_words(wish, prompt) and not objection_to(generator, whole) else prompt
 
@@ -72,18 +89,24 @@ def lost_words(wish: str, prompt: str) -> list[str]:
     Words that relate things (left of, behind, chasing) may be gone: a good prompt says instead where things stand.
     """
     kept = {_stem(word) for word in _WORD.findall(prompt.lower())}
-    words = [w for w in _WORD.findall(wish.lower()) if w not in _EMPTY and not w.endswith("ing")]
-    return [w for w in dict.fromkeys(words) if _stem(w) not in kept]
+    words = _WORD.findall(wish.lower())
+    # A sparkling cat is a look, a cat chasing a dog is not.
+    looks = [not w.endswith("ing") or after not in _EMPTY | _ASKING for w, after in pairwise([*words, "a"])]
+    named = [w for w, look in zip(words, looks, strict=True) if look and w not in _EMPTY]
+    return [w for w in dict.fromkeys(named) if _stem(w) not in kept]
 
 
 def is_grounded(question: str, wish: str) -> bool:
     """Whether a question is about the wish: more than half of its words of substance are the wish's own.
 
-    A weak model asks about what nobody named: whether the cat is made of wood, in the style of its example.
+    A weak model asks about what nobody named: whether the cat is made of wood, in the style of its example, or whether
+    two things look the same.
     """
     held = {_stem(word) for word in _WORD.findall(wish.lower())}
-    words = [w for w in _WORD.findall(question.lower()) if w not in _EMPTY and w not in _ASKING]
-    return not words or sum(_stem(w) in held for w in words) > len(words) / 2
+    asked = set(_WORD.findall(question.lower()))
+    words = [w for w in asked if w not in _EMPTY and w not in _ASKING]
+    compares = "same" in asked and "same" not in held
+    return not words or (sum(_stem(w) in held for w in words) > len(words) / 2 and not compares)
 
 
 _WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -108,7 +131,9 @@ _ASKING: Final = frozenset(
 
 def _stem(word: str) -> str:
     """Singular and plural alike: no dictionary, and none is needed to see whether a word is still there."""
-    for ending in ("ies", "ie", "es", "s", "y", "e"):
-        if len(word) - len(ending) > 2 and word.endswith(ending) and not word.endswith("ss"):
-            return word.removesuffix(ending)
+    for endings in (("s",), ("ie", "e", "y")):
+        for ending in endings:
+            if len(word) - len(ending) > 2 and word.endswith(ending) and not word.endswith("ss"):
+                word = word.removesuffix(ending)
+                break
     return word

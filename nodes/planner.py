@@ -127,7 +127,11 @@ def _final_prompt(answer: AIMessage) -> str:
 
 def _advice(generator: ImageGenerator) -> str:
     guide = guide_of(generator)
-    return f"\n\nAbout the image model that you write for:\n{guide}" if guide else ""
+    return (
+        f"\n\nAbout the image model that you write for; where it says otherwise than the above, it holds:\n{guide}"
+        if guide
+        else ""
+    )
 
 
 def _task(state: GemsState) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field
@@ -53,6 +53,29 @@ class RefinementWithoutEdit(Refinement):
     )
 
 
+_EXAMPLE: Final = (
+    {
+        "user_prompt": "a lamp and seven boats",
+        "history": "1.0 plan: 3/4 passed, failed r4",
+        "best_attempt": "prompt: one lamp; seven boats\n"
+        "keep (object): Are there any lamps in the image?\n"
+        "keep (count): Is there exactly one lamp in the image?\n"
+        "keep (object): Are there any boats in the image?\n"
+        "fix (count, no): Are there exactly seven boats in the image? I count 6.",
+    },
+    Refinement(
+        experience="Seven boats in no order came out as six. Two rows, apart from the lamp, make them countable.",
+        strategy="rewrite",
+        prompt="one lamp on the left; seven boats in two rows on the right",
+    ),
+)
+EXAMPLE: Final = (
+    HumanMessage("\n\n".join(fence(tag, text) for tag, text in _EXAMPLE[0].items())),
+    AIMessage(_EXAMPLE[1].model_dump_json()),
+)
+"""A report and an answer to it, shown as a turn of the conversation: a weak model hands the best prompt in again."""
+
+
 def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
@@ -71,7 +94,8 @@ def make_refiner(resources: Resources) -> Node:
         edits = best is not None and generator.edits
         guide = guide_of(generator)
         advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
-        asked = [SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice), HumanMessage(content)]
+        system = SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice)
+        asked = [system, *EXAMPLE, HumanMessage(content)]
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
             form = Refinement if edits else RefinementWithoutEdit
@@ -83,8 +107,10 @@ def make_refiner(resources: Resources) -> Node:
                 wish = "" if state["refused"] else state["prompt"]
                 prompt = drawable_prompt(meter, model, asked, prompt, wish=wish, generator=generator)
 
-        strategy: Strategy = "reseed" if not prompt and answer.strategy != "edit" else answer.strategy
         before = best.prompt if best else state["prompt"]
+        # The same words again are other noise, whatever a weak model calls it.
+        same = prompt in ("", before) and answer.strategy != "edit"
+        strategy: Strategy = "reseed" if same else answer.strategy
         draft = before if strategy == "reseed" or not prompt else prompt
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
         round_ = latest.round if latest else 0

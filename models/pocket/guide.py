@@ -33,15 +33,18 @@ It knows few words. Use no others:
 - places: on the left, on the right, in the middle, at the top, at the bottom, at the top left, at the top right, \
 at the bottom left, at the bottom right
 - depth, only for "behind" and "in front of": {", ".join(DEPTH_PHRASES)}
-It draws best from one clause for each kind of thing, all of a kind in one clause, with semicolons between them: \
-NUMBER LOOK THING ARRANGEMENT PLACE DEPTH. Every kind has a place of its own; say where things stand, not how they \
-relate.
+It draws best from one clause for each kind of thing, with semicolons between them: NUMBER LOOK THING ARRANGEMENT \
+PLACE DEPTH. Each kind stands in one clause only, and in a place of its own. Say where things stand, never how they \
+relate: the wish itself must not be in the prompt.
 Examples, wish and prompt:
+three black penguins = three black penguins in a row in the middle
 six red dogs to the right of a chair = six red dogs in two rows on the right; one chair on the left
 a bear jumping over four metal clocks = one bear on the left; four metal clocks in a row on the right
 three pigs chasing a blue car, and two cats = three pigs in a row on the left; one blue car on the right; two cats in \
 a row at the bottom
 a toy on top of five chairs = one toy at the top; five chairs in a row at the bottom
 two cows under a green bird = two cows in a row at the bottom; one green bird at the top
-a horse behind two stone bagels = one horse at the top in the background; two stone bagels in a row at the bottom in \
-the foreground"""
+five lions in front of two stone bagels = five lions in a row at the bottom in the foreground; two stone bagels in a \
+row at the top in the background
+six birds playing with two rabbits behind a pink guitar = six birds in two rows on the left; two rabbits in a row \
+at the top right in the background; one pink guitar at the bottom right in the foreground"""

@@ -81,13 +81,13 @@ def diagnose(context: GemsContext) -> list[Check]:
         from langchain_core.messages import HumanMessage, SystemMessage
 
         from gems.nodes.calls import ask, fence
-        from gems.nodes.decomposer import DECOMPOSER, EXAMPLE, Requirements
+        from gems.nodes.decomposer import DECOMPOSER, EXAMPLES, Requirements
         from gems.nodes.meter import Meter
 
         model, told = _chat_model(name, context)
         if told:
             return told
-        trial = [SystemMessage(DECOMPOSER), *EXAMPLE, HumanMessage(fence("user_prompt", _TRIAL_PROMPT))]
+        trial = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", _TRIAL_PROMPT))]
         asked = ask(Meter(Usage(), context), model, Requirements, trial).form.requirements
         return f'{_named(name, model)} asks {len(asked)} questions about "{_TRIAL_PROMPT}"{_manner(model, context)}'
 

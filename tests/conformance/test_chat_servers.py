@@ -172,6 +172,20 @@ def test_an_answer_that_is_never_right_is_asked_for_twice(server: str, behaviour
     assert len(chat.log) == 2
 
 
+def test_a_list_that_finds_no_end_is_taken_for_what_it_says(server: str) -> None:
+    endless, fine = ChatAt(server, "endless"), ChatAt(server)
+    assert endless.fill(Requirements) == fine.fill(Requirements)
+    assert len(endless.log) == 1
+
+
+def test_a_list_that_is_cut_off_twice_is_taken_as_far_as_it_came(server: str) -> None:
+    cut, fine = ChatAt(server, "cut"), ChatAt(server)
+    whole, part = fine.fill(Requirements).requirements, cut.fill(Requirements).requirements
+    assert part == whole[: len(part)]
+    assert 0 < len(part) < len(whole)
+    assert len(cut.log) == 2
+
+
 def test_a_planner_without_tools_works_without_skills(server: str, tmp_path: Path) -> None:
     chat = ChatAt(server, "no-schema-no-tools")
     for _ in range(2):

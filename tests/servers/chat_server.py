@@ -129,6 +129,9 @@ class Handler(BaseHTTPRequestHandler):
         match fault:
             case "cut":
                 message["content"], reason = message["content"][: len(message["content"]) // 2], "length"
+            case "endless" if form is not None and "requirements" in form:
+                whole = json.dumps({"requirements": form["requirements"] * 20})
+                message["content"], reason = whole[:-30], "length"
             case "prose":
                 message["content"] = (
                     f"Sure [1]! Here is the {schema}:\n```json\n{message['content']}\n```\nAnything else?"

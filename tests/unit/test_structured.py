@@ -13,7 +13,16 @@ from pydantic import BaseModel, Field, PrivateAttr
 
 from gems.graph.errors import BackendError, MalformedAnswerError
 from gems.models.chat import init_mllm
-from gems.models.structured import Habits, answer_in_form, habits_of, is_not_understood, read_form, reasoning_of
+from gems.models.structured import (
+    Habits,
+    answer_in_form,
+    habits_of,
+    is_not_understood,
+    read_form,
+    read_whole_part,
+    reasoning_of,
+    repeats_itself,
+)
 
 
 class Part(BaseModel):
@@ -122,6 +131,43 @@ def test_what_is_wrong_with_an_answer_is_said_in_one_line(message: AIMessage, sa
     with pytest.raises(MalformedAnswerError, match=says) as caught:
         read_form(message, Wish)
     assert "\n" not in str(caught.value)
+
+
+CUT = {"finish_reason": "length"}
+
+
+class Report(BaseModel):
+    """Say what was seen."""
+
+    parts: list[Part] = Field(min_length=1, max_length=3)
+    note: str = ""
+
+
+@pytest.mark.parametrize(
+    ("said", "parts", "note"),
+    [
+        ('{"parts": [{"name": "a"}, {"name": "b"}, {"na', ["a", "b"], ""),
+        ('Here: {"parts": [{"name": "a"}, {"name": "b', ["a"], ""),  # the b may be the beginning of more
+        ('{"parts": [{"name": "a"}, {"name": "b"}], "note": "no en', ["a", "b"], ""),
+        ('{"parts": [' + '{"name": "a"}, {"name": "b"}, ' * 9 + '{"name": ', ["a", "b"], ""),
+        ('{"note": "all", "parts": [{"name": "a"}, {"name": "b"}', ["a"], "all"),
+    ],
+)
+@pytest.mark.parametrize("by_tool", [False, True])
+def test_what_came_whole_of_an_answer_that_was_cut_off(said: str, parts: list[str], note: str, by_tool: bool) -> None:
+    calls = [broken("Report", said)] if by_tool else []
+    message = AIMessage("" if by_tool else said, invalid_tool_calls=calls, response_metadata=CUT)
+    assert read_whole_part(message, Report) == Report(parts=[Part(name=name) for name in parts], note=note)
+    assert repeats_itself(message) is (said.count('"a"') > 1)
+    assert read_whole_part(message.model_copy(update={"response_metadata": {}}), Report) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "no", "{", "[", '{"parts": [{"name": "a', '{"parts": 3', '[{"name": "a"}', '{"a": ' * 3000, "[" * 30_000],
+)
+def test_too_little_of_an_answer_is_no_answer(said: str) -> None:
+    assert read_whole_part(AIMessage(said, response_metadata=CUT), Report) is None
 
 
 def test_reasoning_is_found_in_blocks_and_beside_them() -> None:
