@@ -4,116 +4,121 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from filelock import FileLock, Timeout
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import (
     BaseStore,
     GetOp,
     Item,
     ListNamespacesOp,
-    MatchCondition,
     Op,
     PutOp,
     Result,
     SearchItem,
     SearchOp,
+    TTLConfig,
     get_text_at_path,
     tokenize_path,
 )
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
 
 from gems.graph.errors import InputError
 from gems.memory.embedder import embedder_fingerprint, init_embedder
+from gems.memory.filters import fits, matches
+from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, open_index
+from gems.memory.records import Records, Row, Snapshot
 
-__all__ = ["FaissStore"]
+__all__ = ["FaissStore", "reindex"]
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS records (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    namespace TEXT NOT NULL,
-    key TEXT NOT NULL,
-    value TEXT NOT NULL,
-    created_at TEXT NOT NULL,
-    updated_at TEXT NOT NULL,
-    UNIQUE (namespace, key)
-);
-CREATE TABLE IF NOT EXISTS vectors (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE,
-    vector BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS vectors_of_record ON vectors (record);
-"""
-_IN_NAMESPACE: Final = (
-    "(:prefix = '' OR namespace = :prefix OR substr(namespace, 1, length(:prefix) + 1) = :prefix || '.')"
-)
-_ITEM: Final = "namespace, key, value, created_at, updated_at"
+_LOG: Final = logging.getLogger(__name__)
+_AT_LEAST: Final = 32
+"""Candidates to begin with: approximate ranks are made exact among them."""
+_MERGE_AT: Final = 8
+"""The file is made again when an eighth of the vectors lies outside it."""
 
 
 class FaissStore(BaseStore):
     """A durable store with semantic search, for any LangGraph graph.
 
-    Every acknowledged put is in SQLite (WAL). The FAISS index is exact (inner product of unit vectors, so cosine
-    similarity), lives in memory, and is made from the records: it is filled when first searched and follows the
-    writes of this and of other processes. Operations behave as ``InMemoryStore``'s do. No TTL.
+    A put is on disk (SQLite, WAL) when it returns, and is seen by every process that has the store open. The FAISS
+    index (``gems.memory.index``) is derived: it is made from the records, follows what this and other processes write,
+    and is made again where it is missing or torn. It finds candidates; their scores, cosine similarities, are taken
+    from the records' own vectors. Operations behave as ``InMemoryStore``'s do; what has outlived its time to live is
+    gone at once.
 
     Args:
         path: A folder of its own; made if it is not there.
         embedder: Turns text into vectors; default MiniLM. A store is bound to the embedder that first wrote to it.
         fields: What is embedded where a put does not say: JSON paths, as in LangGraph's ``IndexConfig``.
+        ttl: Default time to live, and whether reading renews it, as LangGraph has it. Nothing needs to be swept.
 
     Raises:
         InputError: The folder cannot be used, its file is not a store, or it was written with another embedder.
     """
 
-    supports_ttl = False
+    supports_ttl = True
 
-    def __init__(self, path: str | Path, *, embedder: Embeddings | None = None, fields: Sequence[str] = ("$",)) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        embedder: Embeddings | None = None,
+        fields: Sequence[str] = ("$",),
+        ttl: TTLConfig | None = None,
+    ) -> None:
         self._embedder = embedder or init_embedder()
+        self._fingerprint = embedder_fingerprint(self._embedder)
         self._fields = list(fields)
-        self._file = Path(path) / "records.sqlite"
+        self.ttl_config = ttl
+        self._folder = Path(path)
         self._lock = threading.RLock()
-        self._index: Any = None
-        self._indexed: set[int] = set()
-        self._version = -1
+        self._index: VectorIndex | None = None
+        self._number = 0
+        self._worker = ThreadPoolExecutor(1, "gems-index")
+        self._merging: Future[None] | None = None
+        self._records = _open(self._folder)
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self._file, timeout=30, isolation_level=None, check_same_thread=False)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = NORMAL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA)
-            self._bind_embedder()
-        except (OSError, sqlite3.Error) as error:
-            raise InputError(
-                f"cannot use {self._file} as a memory store ({error}); move it away or choose another folder"
-            ) from error
+            with self._records.writing():
+                _bind(self._records, self._fingerprint)
+        except BaseException:
+            self._records.close()
+            raise
 
     def close(self) -> None:
-        """Close the file. The store cannot be used afterwards."""
+        """Close the files, once an index that is being made is finished. The store cannot be used afterwards."""
+        self._worker.shutdown()
         with self._lock:
-            self._db.close()
+            self._records.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together: reads see the state before its writes; of two puts to a key, the last wins."""
         ops = list(ops)
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
-        vectors = self._embed_puts(list(puts.values()))  # before the lock: embedding is the slow part
+        # Before the lock: embedding is the slow part.
+        vectors = self._embed_puts(list(puts.values()))
+        queries = {op.query for op in ops if isinstance(op, SearchOp) and op.query}
+        wanted = {query: self._unit([self._embedder.embed_query(query)], 1)[0] for query in queries}
         with self._lock:
-            results = [self._read(op) for op in ops]
+            self._records.expire()
+            results = [self._read(op, wanted) for op in ops]
             if puts:
-                with self._transaction():
+                with self._records.writing():
                     for op, embedded in zip(puts.values(), vectors, strict=True):
                         self._write(op, embedded)
+                self._merge_if_due()
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
@@ -122,153 +127,287 @@ class FaissStore(BaseStore):
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    def _bind_embedder(self) -> None:
-        mine = embedder_fingerprint(self._embedder)
-        self._db.execute("INSERT OR IGNORE INTO meta VALUES ('embedder', ?)", (mine,))
-        (theirs,) = self._db.execute("SELECT value FROM meta WHERE name = 'embedder'").fetchone()
-        if theirs != mine:
-            raise InputError(
-                f"{self._file} was written with the embedder {theirs}, not {mine}: "
-                "choose that one, or another memory folder"
-            )
-
     def _embed_puts(self, puts: Sequence[PutOp]) -> list[list[bytes]]:
         """Per put, the unit vectors of its indexed texts as float32 bytes."""
-        texts = [self._texts(op) for op in puts]
+        texts = [_texts(op.value, self._paths(op)) if op.value is not None else [] for op in puts]
         flat = [text for several in texts for text in several]
         if not flat:
             return [[] for _ in puts]
-        rows = iter(_unit(np.asarray(self._embedder.embed_documents(flat), dtype=np.float32)))
+        rows = iter(self._unit(self._embedder.embed_documents(flat), len(flat)))
         return [[next(rows).tobytes() for _ in several] for several in texts]
 
-    def _texts(self, op: PutOp) -> list[str]:
-        if op.value is None or op.index is False:
+    def _paths(self, op: PutOp) -> list[str]:
+        if op.index is False:
             return []
-        paths = self._fields if op.index is None else list(op.index)
-        return [text for path in paths for text in get_text_at_path(op.value, tokenize_path(path)) if text]
+        return self._fields if op.index is None else list(op.index)
+
+    def _unit(self, vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]:
+        """So many vectors of unit length, n x dims.
+
+        Raises:
+            InputError: There are not so many, they have other dimensions than the store's, or hold what is no number.
+        """
+        unit = _unit(vectors, count)
+        known = self._dims()
+        if known and unit.shape[1] != known:
+            raise InputError(
+                f"the embedder {self._fingerprint} gave vectors of {unit.shape[1]} dimensions, {self._folder} holds "
+                f"{known}: choose the embedder that it was written with"
+            )
+        return unit
+
+    def _dims(self) -> int:
+        with self._lock:
+            return int(self._records.meta("dims") or 0)
 
     def _write(self, op: PutOp, vectors: Sequence[bytes]) -> None:
         namespace = ".".join(op.namespace)
         if op.value is None:
-            self._db.execute("DELETE FROM records WHERE namespace = ? AND key = ?", (namespace, op.key))
-        else:
-            now = datetime.now(UTC).isoformat()
-            (record,) = self._db.execute(
-                "INSERT INTO records (namespace, key, value, created_at, updated_at) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value, updated_at = excluded.updated_at"
-                " RETURNING id",
-                (namespace, op.key, json.dumps(op.value), now, now),
-            ).fetchone()
-            self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
-            self._db.executemany(
-                "INSERT INTO vectors (record, vector) VALUES (?, ?)", [(record, vector) for vector in vectors]
-            )
-        self._version = -1  # our own writes do not show in data_version
+            self._records.delete(namespace, op.key)
+            return
+        if vectors and not self._records.meta("dims"):
+            self._records.note("dims", str(len(vectors[0]) // 4))
+        self._records.put(namespace, op.key, op.value, fields=self._paths(op), vectors=vectors, ttl=op.ttl)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _read(self, op: Op) -> Result:
+    def _read(self, op: Op, wanted: dict[str, NDArray[np.float32]]) -> Result:
         match op:
             case GetOp():
-                row = self._db.execute(
-                    f"SELECT {_ITEM} FROM records WHERE namespace = ? AND key = ?",  # noqa: S608 - constants only
-                    (".".join(op.namespace), op.key),
-                ).fetchone()
-                return Item(**_fields_of(row)) if row else None
+                row = self._records.get(".".join(op.namespace), op.key)
+                self._renew(op, [row] if row else [])
+                return Item(**_item(row)) if row else None
             case SearchOp():
-                return self._search_by_meaning(op) if op.query else self._search_all(op)
+                found = self._nearest(op, wanted[op.query]) if op.query else self._oldest(op)
+                self._renew(op, [row for _, row in found])
+                return [SearchItem(**_item(row), score=score) for score, row in found]
             case ListNamespacesOp():
-                return self._list_namespaces(op)
+                namespaces = [tuple(path.split(".")) for path in self._records.namespaces()]
+                kept = {n[: op.max_depth] for n in namespaces if all(fits(n, c) for c in op.match_conditions or ())}
+                return sorted(kept)[op.offset : op.offset + op.limit]
             case PutOp():
                 return None
         raise ValueError(f"unknown operation {op!r}")
 
-    def _search_all(self, op: SearchOp) -> list[SearchItem]:
-        rows = self._db.execute(
-            f"SELECT {_ITEM} FROM records WHERE {_IN_NAMESPACE} ORDER BY id",  # noqa: S608 - constants only
-            {"prefix": ".".join(op.namespace_prefix)},
-        )
-        found = [SearchItem(**fields) for row in rows if _matches((fields := _fields_of(row))["value"], op.filter)]
-        return found[op.offset : op.offset + op.limit]
+    def _renew(self, op: GetOp | SearchOp, rows: Sequence[Row]) -> None:
+        mortal = [row[0] for row in rows if row[-1] is not None]
+        if op.refresh_ttl and mortal:
+            self._records.touch(mortal)
 
-    def _search_by_meaning(self, op: SearchOp) -> list[SearchItem]:
-        """Every record of the namespace by the best of its vectors; those without any come last, unscored."""
-        self._follow()
-        rows = self._db.execute(
-            f"SELECT records.id, vectors.id, {_ITEM} FROM records LEFT JOIN vectors ON vectors.record = records.id"  # noqa: S608
-            f" WHERE {_IN_NAMESPACE} ORDER BY records.id",
-            {"prefix": ".".join(op.namespace_prefix)},
-        ).fetchall()
-        owner = {vector: record for record, vector, *_ in rows if vector is not None}
-        scores: dict[int, float] = {}
-        for vector, score in self._nearest(op.query or "", list(owner)):
-            scores.setdefault(owner[vector], score)
-        items = {record: row for record, _, *row in rows}
-        ranked = [*scores, *(record for record in items if record not in scores)]
-        found = [
-            SearchItem(**fields, score=scores.get(record))
-            for record in ranked
-            if _matches((fields := _fields_of(items[record]))["value"], op.filter)
-        ]
-        return found[op.offset : op.offset + op.limit]
+    def _oldest(self, op: SearchOp, *, unindexed: bool = False, skip: int | None = None) -> list[tuple[None, Row]]:
+        found: list[tuple[None, Row]] = []
+        skip = op.offset if skip is None else skip
+        for row in self._records.inside(".".join(op.namespace_prefix), unindexed=unindexed):
+            if len(found) >= skip + op.limit:
+                break
+            if _passes(row, op):
+                found.append((None, row))
+        return found[skip:]
 
-    def _nearest(self, query: str, among: Sequence[int]) -> list[tuple[int, float]]:
-        """Vector ids among the given ones with their cosine similarity to the query, nearest first."""
-        import faiss
+    def _nearest(self, op: SearchOp, query: NDArray[np.float32]) -> list[tuple[float | None, Row]]:
+        """Records by the best of their vectors; those without any come last, unscored."""
+        prefix, needed = ".".join(op.namespace_prefix), op.offset + op.limit
+        index = self._up_to_date()
+        spaces = self._records.spaces(prefix)
+        found: list[tuple[float, Row]] = []
+        k = max(2 * needed, _AT_LEAST)
+        while index:
+            ids = index.search(query, k, spaces)
+            found = [hit for hit in self._scored(ids, prefix, query) if _passes(hit[1], op)]
+            if len(found) >= needed or len(ids) < k:
+                break
+            k *= 4
+        page: list[tuple[float | None, Row]] = list(found[op.offset : needed])
+        if len(found) < needed:
+            page += self._oldest(op, unindexed=True, skip=max(0, op.offset - len(found)))[: op.limit - len(page)]
+        return page
 
-        if not among:
+    def _scored(self, ids: Sequence[int], prefix: str, query: NDArray[np.float32]) -> list[tuple[float, Row]]:
+        """The records of these vectors, each once, by exact cosine similarity, nearest first."""
+        owners = self._records.owners(ids, prefix)
+        if not owners:
             return []
-        wanted = _unit(np.asarray([self._embedder.embed_query(query)], dtype=np.float32))
-        selector = faiss.IDSelectorBatch(np.asarray(among, dtype=np.int64))
-        scores, ids = self._index.search(wanted, len(among), params=faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
-        return [(int(i), float(s)) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0]
+        scores = np.frombuffer(b"".join(vector for vector, _ in owners), np.float32).reshape(len(owners), -1) @ query
+        best: dict[int, tuple[float, Row]] = {}
+        for score, (_, row) in zip(scores.tolist(), owners, strict=True):
+            if row[0] not in best or best[row[0]][0] < score:
+                best[row[0]] = score, row
+        return sorted(best.values(), key=lambda hit: (-hit[0], hit[1][0]))
 
-    def _follow(self) -> None:
-        """Bring the index up to the records, whoever changed them."""
-        import faiss
+    # --- the index --------------------------------------------------------------------------------------------------
 
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        if version == self._version:
+    def _up_to_date(self) -> VectorIndex | None:
+        """The index with all that this and other processes have written; None while there are no vectors."""
+        if not (dims := self._dims()):
+            return None
+        if self._index is None:
+            self._open_index(dims)
+        assert self._index is not None
+        if self._index.removals < int(self._records.meta("removals_from") or 0):
+            self._open_index(dims)  # it slept through removals that are not told any more
+        self._take_in(self._index)
+        self._merge_if_due()
+        return self._index
+
+    def _open_index(self, dims: int) -> None:
+        """The newest file; where there is none that can be used but too much to compare with, it is made first."""
+        self._index, self._number = self._load() or (VectorIndex(dims), 0)
+        self._index.removals = max(self._index.removals, int(self._records.meta("removals_from") or 0))
+        if not self._number and self._records.count("vectors") > EXACT_UP_TO:
+            _LOG.info("the index of %s is missing or not of these records: it is made again", self._folder)
+            self._merge(wait=True)
+            self._index, self._number = self._load() or (self._index, 0)
+
+    def _load(self) -> tuple[VectorIndex, int] | None:
+        saved = newest(self._folder / "index")
+        if saved is None:
+            return None
+        index = open_index(saved, store=self._records.meta("store") or "", embedder=self._fingerprint)
+        return (index, int(saved.name)) if index else None
+
+    def _take_in(self, index: VectorIndex) -> None:
+        with self._records.reading():
+            for chunk in self._records.added(index.upto):
+                index.add(chunk)
+            index.removals, gone = self._records.removed(index.removals)
+        if len(gone):
+            index.remove(gone)
+
+    def _merge_if_due(self) -> None:
+        """Have the file made again, in the background, when too much lies outside it."""
+        if self._merging is not None:
+            if not self._merging.done():
+                return
+            if error := self._merging.exception():
+                _LOG.warning("the index of %s could not be saved: %s", self._folder, error)
+            self._merging = None
+            if (loaded := self._load()) and loaded[1] > self._number:
+                self._index, self._number = loaded
+                self._take_in(self._index)
+        inside = self._index.manifest if self._index else None
+        outside = self._records.vectors_after(inside.upto if inside else 0)
+        if outside > max(EXACT_UP_TO, (inside.count if inside else 0) // _MERGE_AT):
+            self._merging = self._worker.submit(self._merge)
+
+    def _merge(self, *, wait: bool = False) -> None:
+        """Make a new file of all vectors, unless another process is about it."""
+        folder = self._folder / "index"
+        folder.mkdir(exist_ok=True)
+        before = newest(folder)
+        try:
+            with FileLock(folder / "lock", timeout=-1 if wait else 0):
+                if newest(folder) != before:  # another process made one while we waited
+                    return
+                with (
+                    closing(Snapshot(self._records.file, self._fingerprint)) as snapshot,
+                    Progress(console=Console(stderr=True), transient=True, disable=not wait) as bar,
+                ):
+                    task = bar.add_task("Indexing memory", total=snapshot.count)
+                    build(folder, snapshot, lambda n: bar.advance(task, n))
+                if before:
+                    known = _removals_of(before)
+                    with closing(Records(self._records.file)) as records, records.writing():
+                        records.forget_removals(known)
+        except Timeout:
             return
-        stored = {vector for (vector,) in self._db.execute("SELECT id FROM vectors")}
-        if gone := self._indexed - stored:
-            self._index.remove_ids(np.asarray(sorted(gone), dtype=np.int64))
-        new = sorted(stored - self._indexed)
-        for start in range(0, len(new), 1000):
-            ids = new[start : start + 1000]
-            marks = ",".join("?" * len(ids))
-            rows = self._db.execute(f"SELECT id, vector FROM vectors WHERE id IN ({marks})", ids).fetchall()  # noqa: S608
-            matrix = np.stack([np.frombuffer(blob, dtype=np.float32) for _, blob in rows])
-            if self._index is None:
-                self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(matrix.shape[1]))
-            self._index.add_with_ids(matrix, np.asarray([i for i, _ in rows], dtype=np.int64))
-        self._indexed = stored
-        self._version = version
-
-    def _list_namespaces(self, op: ListNamespacesOp) -> list[tuple[str, ...]]:
-        rows = self._db.execute("SELECT DISTINCT namespace FROM records")
-        namespaces = [tuple(namespace.split(".")) for (namespace,) in rows]
-        kept = {n[: op.max_depth] for n in namespaces if all(_fits(n, c) for c in op.match_conditions or ())}
-        return sorted(kept)[op.offset : op.offset + op.limit]
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return np.asarray(vectors / norms, dtype=np.float32)
+def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, int], None] | None = None) -> int:
+    """Embed every record of a store anew, with another embedder. Stopped half-way and called again, it goes on.
+
+    Args:
+        path: The store's folder. It must not be open elsewhere.
+        embedder: The store is bound to it from now on.
+        on_progress: Told how many records are done, of how many.
+
+    Returns:
+        How many records were embedded.
+
+    Raises:
+        InputError: The folder is not a store, or a reindexing with yet another embedder was begun.
+    """
+    fingerprint = embedder_fingerprint(embedder)
+    with closing(_open(Path(path))) as records:
+        begun = records.meta("reindexing")
+        if begun not in (None, fingerprint):
+            raise InputError(f"{path} is half-way to the embedder {begun}: finish that first")
+        with records.writing():
+            records.note("reindexing", fingerprint)
+        total, done, last = records.count(), 0, int(records.meta("reindexed") or 0)
+        while rows := records.indexed(last):
+            texts = [_texts(value, paths) for _, _, value, paths in rows]
+            flat = [text for several in texts for text in several]
+            vectors = iter(_unit(embedder.embed_documents(flat), len(flat)) if flat else ())
+            with records.writing():
+                for (record, namespace, _, _), several in zip(rows, texts, strict=True):
+                    records.set_vectors(record, namespace, made := [next(vectors).tobytes() for _ in several])
+                    if made:
+                        records.note("dims", str(len(made[0]) // 4))
+                last = rows[-1][0]
+                records.note("reindexed", str(last))
+            done += len(rows)
+            if on_progress:
+                on_progress(done, total)
+        with records.writing():
+            records.note("embedder", fingerprint)
+            records.note("reindexing", None)
+            records.note("reindexed", None)
+    return done
 
 
-def _fields_of(row: Sequence[str]) -> dict[str, Any]:
-    namespace, key, value, created, updated = row
+def _open(folder: Path) -> Records:
+    file = folder / "records.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Records(file)
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(
+            f"cannot use {file} as a memory store ({error}); move it away or choose another folder"
+        ) from error
+
+
+def _bind(records: Records, mine: str) -> None:
+    if begun := records.meta("reindexing"):
+        raise InputError(
+            f"{records.file} is half-way to the embedder {begun}: finish with `gems memory reindex --embedder {begun}`"
+        )
+    theirs = records.meta("embedder")
+    if theirs is None:
+        records.note("embedder", mine)
+    elif theirs != mine:
+        raise InputError(
+            f"{records.file} was written with the embedder {theirs}, not {mine}: choose that one, another memory "
+            "folder, or embed everything anew with `gems memory reindex`"
+        )
+
+
+def _removals_of(saved: Path) -> int:
+    try:
+        return int(json.loads((saved / "manifest.json").read_text(encoding="utf-8"))["removals"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _unit(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]:
+    try:
+        array = np.asarray(vectors, dtype=np.float32)
+    except ValueError:
+        array = np.empty(0, np.float32)
+    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
+        raise InputError(f"the embedder gave no {count} vectors of finite numbers, all equally many")
+    return np.asarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12), dtype=np.float32)
+
+
+def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
+    return [text for path in paths for text in get_text_at_path(value, tokenize_path(path)) if text]
+
+
+def _passes(row: Row, op: SearchOp) -> bool:
+    return not op.filter or matches(json.loads(row[3]), op.filter)
+
+
+def _item(row: Row) -> dict[str, Any]:
+    _, namespace, key, value, created, updated, _ = row
     return {
         "namespace": tuple(namespace.split(".")),
         "key": key,
@@ -276,46 +415,3 @@ def _fields_of(row: Sequence[str]) -> dict[str, Any]:
         "created_at": datetime.fromisoformat(created),
         "updated_at": datetime.fromisoformat(updated),
     }
-
-
-def _fits(namespace: tuple[str, ...], condition: MatchCondition) -> bool:
-    """Whether a namespace begins (or ends) with a path in which "*" stands for any label."""
-    path = condition.path
-    if len(namespace) < len(path):
-        return False
-    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[len(namespace) - len(path) :]
-    return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))
-
-
-def _matches(value: Any, wanted: Any) -> bool:
-    """LangGraph's filter language: equality, nested objects and lists, and the $ operators."""
-    if wanted is None:
-        return True
-    return all(_equals(value.get(name), condition) for name, condition in wanted.items())
-
-
-def _equals(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        if any(name.startswith("$") for name in wanted):
-            return all(_compare(value, operator, operand) for operator, operand in wanted.items())
-        return isinstance(value, dict) and all(_equals(value.get(name), w) for name, w in wanted.items())
-    if isinstance(wanted, list | tuple):
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(wanted)
-            and all(_equals(v, w) for v, w in zip(value, wanted, strict=True))
-        )
-    return bool(value == wanted)
-
-
-def _compare(value: Any, operator: str, operand: Any) -> bool:
-    if operator == "$eq":
-        return bool(value == operand)
-    if operator == "$ne":
-        return bool(value != operand)
-    if operator not in ("$gt", "$gte", "$lt", "$lte"):
-        raise ValueError(f"unknown filter operator {operator!r}; one of $eq $ne $gt $gte $lt $lte")
-    if value is None:  # what a record does not have is neither more nor less than anything
-        return False
-    a, b = float(value), float(operand)
-    return {"$gt": a > b, "$gte": a >= b, "$lt": a < b, "$lte": a <= b}[operator]

@@ -1,0 +1,280 @@
+"""The FAISS index over a store's vectors: exact while they are few, inverted lists beyond; made from the records.
+
+Up to ``EXACT_UP_TO`` vectors every search compares with all of them, in memory. Beyond, vectors lie in the inverted
+lists of ``sqrt``-many cells (IVF, half precision), in a file that is memory-mapped, so that opening costs nothing and
+processes share it; what was written since lies in a second, small index with the same cells, in memory. From time to
+time both are merged into a new file, which replaces the old one in one step. A file that is torn, or of other records,
+is noticed and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["EXACT_UP_TO", "Chunk", "Source", "VectorIndex", "build", "newest", "open_index"]
+
+EXACT_UP_TO: Final = 20_000
+"""Vectors up to which an exact search is as fast as an approximate one: about 2 ms at 384 dimensions."""
+
+_CELLS_PER_ROOT: Final = 2
+_PROBES: Final = 48
+"""Cells that a search over everything looks into; more for a part of it, whose members lie further apart."""
+_SEARCH_ALL_CELLS: Final = 20_000
+"""Candidates up to which every cell is looked into: so few are compared fast, and none is missed."""
+_TRAINING_PER_CELL: Final = 64
+_RETRAIN_AT: Final = 4
+"""A file grown to so many times what its cells were made for gets new cells."""
+_FILES: Final = ("vectors.faiss", "spaces.npy")
+_SAMPLES: Final = 32
+_SAMPLE: Final = 1 << 16
+
+Chunk = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
+"""Ids of vectors, the vectors (n x dims, of unit length), and the number of the namespace that each lies in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a saved index was made of."""
+
+    store: str
+    """The store's own id: an index of another store is never used."""
+    embedder: str
+    dims: int
+    upto: int
+    """The last vector's id."""
+    removals: int
+    """How many removals it knows of."""
+    count: int
+    trained_for: int
+    files: dict[str, str]
+    """Their digests, by name."""
+
+
+class VectorIndex:
+    """Vectors by id, searched within namespaces. Not thread-safe: its store locks.
+
+    Args:
+        dims: Of the vectors.
+        saved: A folder that ``build`` made; without one, the index is exact and empty.
+    """
+
+    def __init__(self, dims: int, saved: Path | None = None, manifest: Manifest | None = None) -> None:
+        import faiss
+
+        self.manifest = manifest
+        self.upto = manifest.upto if manifest else 0
+        self.removals = manifest.removals if manifest else 0
+        self._masks: dict[tuple[int, ...], tuple[NDArray[np.uint8], int]] = {}
+        self._main: Any = None
+        if saved is None:
+            self._recent: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dims))
+            self._spaces = np.empty(0, np.int32)
+            return
+        self._main = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+        self._recent = _lists(faiss.clone_index(self._main.quantizer), dims, self._main.nlist)
+        self._recent.is_trained = True
+        # Copied where it is written to: a removal never reaches the file.
+        self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
+
+    @property
+    def recent(self) -> int:
+        """How many vectors lie outside the file."""
+        return int(self._recent.ntotal)
+
+    def add(self, chunk: Chunk) -> None:
+        """Take in vectors; ids must be greater than all before."""
+        ids, vectors, spaces = chunk
+        if not len(ids):
+            return
+        self._recent.add_with_ids(vectors, ids)
+        last = int(ids[-1])
+        if last >= len(self._spaces):
+            grown = np.full(max(2 * len(self._spaces), last + 1), -1, np.int32)
+            grown[: len(self._spaces)] = self._spaces
+            self._spaces = grown
+        self._spaces[ids] = spaces
+        self.upto = last
+        self._masks.clear()
+
+    def remove(self, ids: NDArray[np.int64]) -> None:
+        """Forget vectors, known or not."""
+        known = ids[ids < len(self._spaces)]
+        self._spaces[known] = -1
+        self._masks.clear()
+
+    def count(self, spaces: Sequence[int]) -> int:
+        """How many vectors lie in these namespaces."""
+        return self._mask(spaces)[1]
+
+    def search(self, query: NDArray[np.float32], k: int, spaces: Sequence[int]) -> list[int]:
+        """Ids of the k vectors in these namespaces that are nearest to a unit vector, nearest first."""
+        import faiss
+
+        mask, count = self._mask(spaces)
+        if not count:
+            return []
+        k = min(k, count)
+        selector = faiss.IDSelectorBitmap(mask)  # type: ignore[call-arg, arg-type]
+        found: list[tuple[float, int]] = []
+        for index in (self._main, self._recent):
+            if index is None or not index.ntotal:
+                continue
+            if self._main is None:
+                parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+            else:
+                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._probes(count))  # type: ignore[call-arg]
+            scores, ids = index.search(query[None], k, params=parameters)
+            found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
+        return [i for _, i in sorted(found)[:k]]
+
+    def _probes(self, count: int) -> int:
+        cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
+        if count <= _SEARCH_ALL_CELLS:
+            return cells
+        return min(cells, int(_PROBES * math.sqrt(total / count)))
+
+    def _mask(self, spaces: Sequence[int]) -> tuple[NDArray[np.uint8], int]:
+        """A bit for every id, set where it lies in one of these namespaces; and how many are."""
+        key = tuple(spaces)
+        if key not in self._masks:
+            wanted = np.zeros(max(int(self._spaces.max(initial=0)), *key, 0) + 2, bool)
+            wanted[list(key)] = True  # the last one stays False: -1 stands for what was removed
+            chosen = wanted[self._spaces]
+            if len(self._masks) >= 64:
+                self._masks.clear()
+            self._masks[key] = np.packbits(chosen, bitorder="little"), int(np.count_nonzero(chosen))
+        return self._masks[key]
+
+
+# --- on disk --------------------------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> Path | None:
+    """The last index that was finished; others may be under way."""
+    found = [path for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    return max(found, key=lambda path: int(path.name), default=None)
+
+
+def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
+    """A saved index; None if it is not whole, or not of this store and embedder."""
+    try:
+        manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
+        if (manifest.store, manifest.embedder) != (store, embedder):
+            return None
+        if any(_digest(saved / name) != manifest.files[name] for name in _FILES):
+            return None
+        return VectorIndex(manifest.dims, saved, manifest)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # FAISS raises RuntimeError
+        return None
+
+
+class Source(Protocol):
+    """The records that an index is made of, as they were at one moment."""
+
+    store: str
+    embedder: str
+    removals: int
+    spaces: NDArray[np.int32]
+    """By id, the number of the namespace that a vector lies in; -1 where there is none."""
+
+    def sample(self, wanted: int) -> NDArray[np.float32]:
+        """About so many of the vectors."""
+        ...
+
+    def chunks(self, after: int) -> Iterator[Chunk]:
+        """The vectors behind an id, by rising id."""
+        ...
+
+
+def build(folder: Path, source: Source, on_progress: Callable[[int], None] | None = None) -> Path:
+    """Make a new file of all vectors, from the last one where its cells still fit.
+
+    Args:
+        folder: Where indexes lie; the new one gets the next number, once it is whole.
+        source: What to make it of.
+        on_progress: Told how many vectors were taken in, each time.
+    """
+    import faiss
+
+    count, last = int(np.count_nonzero(source.spaces >= 0)), newest(folder)
+    before = open_index(last, store=source.store, embedder=source.embedder) if last else None
+    if last and before and before.manifest and count < _RETRAIN_AT * before.manifest.trained_for:
+        index = faiss.read_index(str(last / _FILES[0]))
+        upto, trained_for = before.upto, before.manifest.trained_for
+        held = before._spaces[: len(source.spaces)] >= 0
+        gone = np.flatnonzero(held & (source.spaces[: len(held)] < 0))
+        index.remove_ids(faiss.IDSelectorBatch(gone.astype(np.int64)))
+    else:
+        cells = max(1, round(_CELLS_PER_ROOT * count**0.5))
+        training = source.sample(cells * _TRAINING_PER_CELL)
+        index = _lists(faiss.IndexFlatIP(training.shape[1]), training.shape[1], cells)
+        index.cp.max_points_per_centroid = _TRAINING_PER_CELL
+        index.train(training)
+        upto, trained_for = 0, count
+    for ids, vectors, _ in source.chunks(upto):
+        index.add_with_ids(vectors, ids)
+        upto = int(ids[-1])
+        if on_progress:
+            on_progress(len(ids))
+
+    draft = folder / f"draft-{uuid.uuid4().hex}"
+    draft.mkdir(parents=True)
+    faiss.write_index(index, str(draft / _FILES[0]))
+    np.save(draft / _FILES[1], source.spaces)
+    manifest = Manifest(
+        store=source.store,
+        embedder=source.embedder,
+        dims=index.d,
+        upto=upto,
+        removals=source.removals,
+        count=int(index.ntotal),
+        trained_for=trained_for,
+        files={name: _digest(draft / name) for name in _FILES},
+    )
+    (draft / "manifest.json").write_text(json.dumps({f: getattr(manifest, f) for f in manifest.__slots__}))
+    for path in draft.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    finished = folder / str(int(last.name) + 1 if last else 1)
+    draft.rename(finished)
+    for other in folder.iterdir():  # files that others still have mapped live on until they let go
+        if other.is_dir() and other != finished:
+            shutil.rmtree(other, ignore_errors=True)
+    return finished
+
+
+def _lists(quantizer: Any, dims: int, cells: int) -> Any:
+    import faiss
+
+    index = faiss.IndexIVFScalarQuantizer(
+        quantizer, dims, cells, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.own_fields = True
+    quantizer.this.disown()
+    return index
+
+
+def _digest(path: Path) -> str:
+    """Of a small file all, of a large one its length and pieces from all over it: what tears a file shows in those."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _SAMPLES * _SAMPLE:
+            digest.update(file.read())
+        else:
+            for i in range(_SAMPLES):
+                file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()

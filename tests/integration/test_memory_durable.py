@@ -1,0 +1,372 @@
+"""What a store must survive: kills, torn and foreign files, many processes, time, and a change of mind."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from embedding import Points
+from langgraph.store.base import PutOp
+
+from gems.graph.errors import InputError
+from gems.memory import index as index_module
+from gems.memory import store as store_module
+from gems.memory.store import FaissStore, reindex
+
+WRITER = Path(__file__).parent / "writing_store.py"
+FEW = 300
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inverted lists from so few vectors on, that a test need not write twenty thousand."""
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", FEW)
+    monkeypatch.setattr(store_module, "EXACT_UP_TO", FEW)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "memory"
+
+
+def texts(n: int) -> list[str]:
+    return [f"family{i % 20} member{i}" for i in range(n)]
+
+
+def fill(store: FaissStore, names: list[str], namespace: str = "a") -> None:
+    for start in range(0, len(names), 100):
+        some = names[start : start + 100]
+        store.batch([PutOp((namespace,), name, {"text": name, "n": len(name)}, ["text"]) for name in some])
+
+
+def exact(names: list[str], query: str, limit: int = 10) -> list[str]:
+    embedder = Points()
+    scores = embedder.points(names) @ embedder.points([query])[0]
+    return [names[i] for i in np.argsort(-scores, kind="stable")[:limit]]
+
+
+def agree(store: FaissStore, names: list[str], namespace: str = "a") -> float:
+    """How many of the ten nearest by comparison with all are found."""
+    hits = 0
+    for query in names[:: max(1, len(names) // 25)][:25]:
+        found = store.search((namespace,), query=query, limit=10)
+        assert [item.score for item in found] == sorted((item.score or 0 for item in found), reverse=True)
+        assert found[0].key == query
+        assert found[0].score == pytest.approx(1, abs=1e-5)
+        hits += len({item.key for item in found} & set(exact(names, query)))
+    return hits / 250
+
+
+def saved(folder: Path) -> list[Path]:
+    return sorted(path for path in (folder / "index").glob("*") if path.name.isdigit())
+
+
+# --- growing --------------------------------------------------------------------------------------------------------
+
+
+def test_many_records_are_found_through_a_file_and_new_ones_beside_it(few: None, folder: Path) -> None:
+    names = texts(1500)
+    store = FaissStore(folder, embedder=Points())
+    fill(store, names[:200])
+    assert agree(store, names[:200]) == 1
+    assert not saved(folder), "so few are compared one by one"
+    for upto in (800, 1500):  # searched while it grows, and while files are made
+        fill(store, names[200 if upto == 800 else 800 : upto])
+        assert agree(store, names[:upto]) > 0.95
+    store.close()
+    assert len(saved(folder)) == 1
+
+    embedder = Points()
+    again = FaissStore(folder, embedder=embedder)
+    assert agree(again, names) > 0.95
+    assert embedder.texts == 25, "the queries' alone"
+    again.close()
+
+
+def test_what_was_removed_or_changed_is_not_found_whatever_the_file_says(few: None, folder: Path) -> None:
+    names = texts(900)
+    store = FaissStore(folder, embedder=Points())
+    fill(store, names)
+    store.close()
+    store = FaissStore(folder, embedder=Points())
+    gone = names[::3]
+    store.batch([PutOp(("a",), name, None) for name in gone])
+    moved = names[1]
+    store.put(("a",), moved, {"text": "elsewhere entirely"}, index=["text"])
+    for _ in range(2):
+        left = [name for name in names if name not in gone and name != moved]
+        for query in gone[:10]:
+            found = {item.key for item in store.search(("a",), query=query, limit=20)}
+            assert not found & set(gone)
+            assert len(found & set(exact(left, query, 20))) >= 18
+        [nearest] = store.search(("a",), query="elsewhere entirely", limit=1)
+        assert (nearest.key, nearest.score) == (moved, pytest.approx(1, abs=1e-5))
+        fill(store, [f"late comer{i}" for i in range(FEW + 50)], "b")  # has the file made again
+        store.close()
+        store = FaissStore(folder, embedder=Points())
+    store.close()
+
+
+def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Path) -> None:
+    names = texts(1200)
+    store = FaissStore(folder, embedder=Points())
+    fill(store, names[:1190], "large")
+    fill(store, names[1190:], "small")
+    store.close()
+    store = FaissStore(folder, embedder=Points())
+    assert [i.key for i in store.search(("small",), query=names[5], limit=20)] == exact(names[1190:], names[5], 20)
+    assert {i.namespace for i in store.search(("large",), query=names[1195], limit=20)} == {("large",)}
+    assert store.search((), query=names[1195], limit=1)[0].namespace == ("small",)
+    assert [i.key for i in store.search((), query=names[3], filter={"text": names[1192]}, limit=3)] == [names[1192]]
+    store.close()
+
+
+# --- files that are not what they should be -------------------------------------------------------------------------
+
+
+def _torn(folder: Path) -> None:
+    file = saved(folder)[-1] / "vectors.faiss"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _flipped(folder: Path) -> None:
+    file = saved(folder)[-1] / "vectors.faiss"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def _without_places(folder: Path) -> None:
+    (saved(folder)[-1] / "spaces.npy").unlink()
+
+
+def _no_manifest(folder: Path) -> None:
+    (saved(folder)[-1] / "manifest.json").write_text("{}")
+
+
+def _gone(folder: Path) -> None:
+    shutil.rmtree(folder / "index")
+
+
+def _foreign(folder: Path) -> None:
+    other = folder.parent / "other"
+    store = FaissStore(other, embedder=Points())
+    fill(store, [f"stranger number{i}" for i in range(900)])
+    store.close()
+    shutil.rmtree(folder / "index")
+    shutil.copytree(other / "index", folder / "index")
+
+
+@pytest.mark.parametrize("harm", [_torn, _flipped, _without_places, _no_manifest, _gone, _foreign])
+def test_an_index_that_cannot_be_used_is_made_again(few: None, folder: Path, harm: Any) -> None:
+    names = texts(900)
+    store = FaissStore(folder, embedder=Points())
+    fill(store, names)
+    store.close()
+    harm(folder)
+    store = FaissStore(folder, embedder=Points())
+    assert agree(store, names) > 0.95
+    store.close()
+    assert len(saved(folder)) == 1
+    assert not list((folder / "index").glob("draft-*"))
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+def _write(folder: Path, name: str, first: int, last: int) -> subprocess.Popen[str]:
+    command = [sys.executable, str(WRITER), str(folder), name, str(first), str(last)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None:
+    dice = random.Random(5)
+    ours = FaissStore(folder, embedder=Points())
+    acknowledged: dict[tuple[str, int], bool] = {}
+    begun = dict.fromkeys(("one", "two", "three"), 0)
+    for _ in range(2):
+        writers = {name: _write(folder, name, first, first + 10_000) for name, first in begun.items()}
+        time.sleep(2.5 + dice.random())
+        for name, process in writers.items():
+            process.send_signal(signal.SIGKILL)
+            lines = process.communicate(timeout=30)[0].splitlines(keepends=True)
+            said = [line.split() for line in lines if line.endswith("\n")]
+            acknowledged |= {(name, int(n)): verb == "put" for verb, n in said}
+            begun[name] = max([begun[name], *(int(n) + 1 for _, n in said)])
+    assert len(acknowledged) > 60
+    for (name, n), there in acknowledged.items():
+        item = ours.get(("w", name), str(n))
+        if n % 7:
+            assert item is not None
+            assert item.value == {"text": f"{name} {n}", "n": n}
+        elif not there:
+            assert item is None
+    present = [f"{name} {n}" for (name, n), there in acknowledged.items() if there and n % 7]
+    for text in dice.sample(present, 20):
+        [nearest] = ours.search(("w",), query=text, limit=1)
+        assert (nearest.value["text"], nearest.score) == (text, pytest.approx(1, abs=1e-5))
+    ours.close()
+
+
+def test_what_other_processes_write_is_seen_whatever_file_they_make(few: None, folder: Path) -> None:
+    ours, theirs = (FaissStore(folder, embedder=Points()) for _ in range(2))
+    names = texts(2000)
+    fill(ours, names[:100])
+    assert agree(theirs, names[:100]) == 1
+    for start in range(100, 2000, 380):  # each of them makes files, and sleeps through some of the other's
+        writer, reader = (ours, theirs) if start % 3 else (theirs, ours)
+        fill(writer, names[start : start + 380])
+        writer.delete(("a",), names[start + 1])
+        assert agree(reader, [n for n in names[: start + 380] if reader.get(("a",), n)]) > 0.95
+        assert names[start + 1] not in {i.key for i in reader.search(("a",), query=names[start + 1], limit=30)}
+    ours.close()
+    theirs.close()
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1_000_000.0]
+    monkeypatch.setattr("gems.memory.records.time.time", lambda: now[0])
+    return now
+
+
+def test_what_has_outlived_its_time_is_gone(clock: list[float], folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    store.put(("a",), "short", {"text": "a cat"}, index=["text"], ttl=1)
+    store.put(("a",), "long", {"text": "a cat"}, index=["text"], ttl=10)
+    store.put(("a",), "ever", {"text": "a cat"}, index=["text"])
+    clock[0] += 59
+    assert store.get(("a",), "short", refresh_ttl=False) is not None
+    clock[0] += 2
+    assert {i.key for i in store.search(("a",), query="a cat", refresh_ttl=False)} == {"long", "ever"}
+    assert store.get(("a",), "short") is None
+    clock[0] += 60 * 10
+    assert [i.key for i in store.search(("a",))] == ["ever"]
+    assert store.list_namespaces() == [("a",)]
+    store.close()
+
+
+def test_reading_renews_a_life_unless_told_otherwise(clock: list[float], folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points(), ttl={"default_ttl": 1})
+    store.put(("a",), "k", {"text": "a cat"}, index=["text"])
+    for read in (lambda: store.get(("a",), "k"), lambda: store.search(("a",)), lambda: store.search((), query="a cat")):
+        clock[0] += 50
+        assert read()
+    store.ttl_config = {"default_ttl": 1, "refresh_on_read": False}
+    clock[0] += 50
+    assert store.get(("a",), "k") is not None
+    clock[0] += 11
+    assert store.get(("a",), "k") is None
+    store.close()
+
+
+# --- another embedder -----------------------------------------------------------------------------------------------
+
+
+def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None, folder: Path) -> None:
+    names = texts(1100)
+    store = FaissStore(folder, embedder=Points())
+    fill(store, names)
+    store.put(("a",), "silent", {"text": "never embedded"}, index=False)
+    store.close()
+    new = Points(24, "newer")
+    with pytest.raises(InputError, match="gems memory reindex"):
+        FaissStore(folder, embedder=new)
+
+    def stop(done: int, total: int) -> None:
+        assert total == 1101
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reindex(folder, new, stop)
+    for embedder in (new, Points()):
+        with pytest.raises(InputError, match="half-way to the embedder newer"):
+            FaissStore(folder, embedder=embedder)
+    with pytest.raises(InputError, match="half-way to the embedder newer"):
+        reindex(folder, Points(8, "third"))
+    assert reindex(folder, new) == 100
+    assert new.texts == 1100
+    store = FaissStore(folder, embedder=new)
+    [nearest] = store.search(("a",), query=names[7], limit=1)
+    assert (nearest.key, nearest.score) == (names[7], pytest.approx(1, abs=1e-5))
+    assert store.get(("a",), "silent") is not None
+    store.close()
+
+
+def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points(16))
+    store.put(("a",), "k", {"text": "a cat"}, index=["text"])
+    store.close()
+    store = FaissStore(folder, embedder=Points(8))
+    with pytest.raises(InputError, match=r"8 dimensions, .* holds 16"):
+        store.batch([PutOp(("a",), "l", {"text": "a dog"}, ["text"]), PutOp(("a",), "m", {}, False)])
+    assert [item.key for item in store.search(("a",))] == ["k"]
+    store.close()
+
+
+@pytest.mark.parametrize("bad", [[float("nan")] * 16, [[0.1] * 16, [0.1] * 15], [[0.1] * 16], 3.0])
+def test_what_is_no_vector_is_refused(folder: Path, bad: Any) -> None:
+    class Broken(Points):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return bad if isinstance(bad, list) and isinstance(bad[0], list) else [bad] * len(texts)
+
+    store = FaissStore(folder, embedder=Broken())
+    with pytest.raises(InputError, match="gave no 2 vectors"):
+        store.batch([PutOp(("a",), str(i), {"text": "a cat"}, ["text"]) for i in range(2)])
+    assert store.get(("a",), "0") is None
+    store.close()
+
+
+# --- stores of earlier versions -------------------------------------------------------------------------------------
+
+FIRST = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, key TEXT NOT NULL,
+    value TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (namespace, key));
+CREATE TABLE vectors (id INTEGER PRIMARY KEY AUTOINCREMENT,
+    record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE, vector BLOB NOT NULL);
+CREATE INDEX vectors_of_record ON vectors (record);
+INSERT INTO meta VALUES ('embedder', 'points');
+"""
+
+
+def test_a_store_of_the_first_version_is_taken_over(folder: Path) -> None:
+    folder.mkdir()
+    db = sqlite3.connect(folder / "records.sqlite")
+    db.executescript(FIRST)
+    when = "2026-01-01T00:00:00+00:00"
+    for i, name in enumerate(("a cat", "a dog", "silent")):
+        row = (f"gems.user{i % 2}", name, f'{{"prompt": "{name}"}}', when, when)
+        db.execute("INSERT INTO records (namespace, key, value, created_at, updated_at) VALUES (?, ?, ?, ?, ?)", row)
+        if name != "silent":
+            db.execute("INSERT INTO vectors (record, vector) VALUES (?, ?)", (i + 1, Points().points([name]).tobytes()))
+    db.commit()
+    db.close()
+    store = FaissStore(folder, embedder=Points())
+    found = store.search(("gems",), query="a dog")
+    assert [item.key for item in found] == ["a dog", "a cat", "silent"]
+    assert found[2].score is None
+    assert [item.key for item in store.search(("gems", "user0"), query="a dog")] == ["a cat", "silent"]
+    store.close()
+    assert reindex(folder, Points(8, "newer")) == 2
+
+
+def test_a_store_of_a_later_version_is_left_alone(folder: Path) -> None:
+    FaissStore(folder, embedder=Points()).close()
+    with sqlite3.connect(folder / "records.sqlite") as db:
+        db.execute("PRAGMA user_version = 9")
+    with pytest.raises(InputError, match="newer version of GEMS"):
+        FaissStore(folder, embedder=Points())
