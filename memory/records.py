@@ -203,6 +203,11 @@ class Records:
             found += [(row[0], row[1:]) for row in rows]
         return found
 
+    def everything(self) -> Iterator[tuple[Row, list[str] | None]]:
+        """All records, oldest first, each with the paths of what is embedded of it."""
+        for *row, fields in self._db.execute(f"SELECT {_ITEM}, fields FROM records ORDER BY id"):  # noqa: S608
+            yield tuple(row), json.loads(fields) if fields else None
+
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
         return [path for (path,) in self._db.execute("SELECT DISTINCT namespace FROM records")]
@@ -259,6 +264,15 @@ class Records:
     def vectors_after(self, vector: int) -> int:
         """How many vectors lie behind an id: a bound, for ids of what was removed are not used again."""
         return max(0, int(self._one("SELECT coalesce(max(id), 0) FROM vectors")) - vector)
+
+    def integrity(self) -> str:
+        """What SQLite finds wrong with the file; ``ok`` if it is whole."""
+        return "; ".join(text for (text,) in self._db.execute("PRAGMA integrity_check(3)"))
+
+    def clean(self) -> None:
+        """Give back the room of what was removed, and overwrite it: what was forgotten is not left in the file."""
+        self._db.execute("VACUUM")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def count(self, table: str = "records") -> int:
         """How many rows a table holds."""

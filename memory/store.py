@@ -41,7 +41,7 @@ from gems.memory.filters import fits, matches
 from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, open_index
 from gems.memory.records import Records, Row, Snapshot
 
-__all__ = ["FaissStore", "reindex"]
+__all__ = ["FaissStore", "open_records", "reindex"]
 
 _LOG: Final = logging.getLogger(__name__)
 _AT_LEAST: Final = 32
@@ -86,10 +86,9 @@ class FaissStore(BaseStore):
         self._folder = Path(path)
         self._lock = threading.RLock()
         self._index: VectorIndex | None = None
-        self._number = 0
         self._worker = ThreadPoolExecutor(1, "gems-index")
         self._merging: Future[None] | None = None
-        self._records = _open(self._folder)
+        self._records = open_records(self._folder)
         try:
             with self._records.writing():
                 _bind(self._records, self._fingerprint)
@@ -102,6 +101,14 @@ class FaissStore(BaseStore):
         self._worker.shutdown()
         with self._lock:
             self._records.close()
+
+    def compact(self) -> None:
+        """Make the index anew and give back the room of what was removed; with a progress bar on a terminal."""
+        with self._lock:
+            if self._records.count("vectors") > EXACT_UP_TO:
+                self._merge(wait=True)
+            self._records.clean()
+            self._index = None
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together: reads see the state before its writes; of two puts to a key, the last wins."""
@@ -251,19 +258,19 @@ class FaissStore(BaseStore):
 
     def _open_index(self, dims: int) -> None:
         """The newest file; where there is none that can be used but too much to compare with, it is made first."""
-        self._index, self._number = self._load() or (VectorIndex(dims), 0)
-        self._index.removals = max(self._index.removals, int(self._records.meta("removals_from") or 0))
-        if not self._number and self._records.count("vectors") > EXACT_UP_TO:
+        index = self._load()
+        if index is None and self._records.count("vectors") > EXACT_UP_TO:
             _LOG.info("the index of %s is missing or not of these records: it is made again", self._folder)
             self._merge(wait=True)
-            self._index, self._number = self._load() or (self._index, 0)
+            index = self._load()
+        self._index = index or VectorIndex(dims)
+        self._index.removals = max(self._index.removals, int(self._records.meta("removals_from") or 0))
 
-    def _load(self) -> tuple[VectorIndex, int] | None:
+    def _load(self) -> VectorIndex | None:
         saved = newest(self._folder / "index")
         if saved is None:
             return None
-        index = open_index(saved, store=self._records.meta("store") or "", embedder=self._fingerprint)
-        return (index, int(saved.name)) if index else None
+        return open_index(saved, store=self._records.meta("store") or "", embedder=self._fingerprint)
 
     def _take_in(self, index: VectorIndex) -> None:
         with self._records.reading():
@@ -281,11 +288,11 @@ class FaissStore(BaseStore):
             if error := self._merging.exception():
                 _LOG.warning("the index of %s could not be saved: %s", self._folder, error)
             self._merging = None
-            if (loaded := self._load()) and loaded[1] > self._number:
-                self._index, self._number = loaded
-                self._take_in(self._index)
+            if (made := self._load()) and made.upto > _reach(self._index):
+                self._index = made
+                self._take_in(made)
         inside = self._index.manifest if self._index else None
-        outside = self._records.vectors_after(inside.upto if inside else 0)
+        outside = self._records.vectors_after(_reach(self._index))
         if outside > max(EXACT_UP_TO, (inside.count if inside else 0) // _MERGE_AT):
             self._merging = self._worker.submit(self._merge)
 
@@ -327,7 +334,7 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         InputError: The folder is not a store, or a reindexing with yet another embedder was begun.
     """
     fingerprint = embedder_fingerprint(embedder)
-    with closing(_open(Path(path))) as records:
+    with closing(open_records(Path(path))) as records:
         begun = records.meta("reindexing")
         if begun not in (None, fingerprint):
             raise InputError(f"{path} is half-way to the embedder {begun}: finish that first")
@@ -355,7 +362,12 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
     return done
 
 
-def _open(folder: Path) -> Records:
+def open_records(folder: Path) -> Records:
+    """The records in a store's folder, made if they are not there.
+
+    Raises:
+        InputError: They cannot be used.
+    """
     file = folder / "records.sqlite"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -379,6 +391,11 @@ def _bind(records: Records, mine: str) -> None:
             f"{records.file} was written with the embedder {theirs}, not {mine}: choose that one, another memory "
             "folder, or embed everything anew with `gems memory reindex`"
         )
+
+
+def _reach(index: VectorIndex | None) -> int:
+    """The last vector in an index's file."""
+    return index.manifest.upto if index and index.manifest else 0
 
 
 def _removals_of(saved: Path) -> int:

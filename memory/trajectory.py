@@ -7,13 +7,36 @@ from typing import Final
 from langgraph.store.base import BaseStore
 from pydantic import BaseModel, ConfigDict, Field
 
-from gems.graph.state import GemsState, Kind, Memory, Outcome, best_attempt
+from gems.graph.state import (
+    Attempt,
+    GemsState,
+    ImageRef,
+    Kind,
+    Memory,
+    Outcome,
+    Requirement,
+    Strategy,
+    best_attempt,
+)
 
-__all__ = ["MIN_SIMILARITY", "Trajectory", "namespace", "recall", "remember"]
+__all__ = ["MIN_SIMILARITY", "TRAJECTORIES", "PastAttempt", "Trajectory", "namespace", "recall", "remember", "user_of"]
 
 MIN_SIMILARITY: Final = 0.35
 """Cosine similarity below which a past prompt has little to say: with MiniLM, unrelated short sentences lie mostly
 under 0.3, and prompts that share an object and a relation above 0.5."""
+
+
+class PastAttempt(BaseModel):
+    """One attempt of a finished run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    prompt: str
+    seed: int
+    strategy: Strategy
+    score: float = Field(ge=0, le=1)
+    failed: list[str] = Field(description="Questions that it did not pass.")
+    image: ImageRef
 
 
 class Trajectory(BaseModel):
@@ -34,6 +57,7 @@ class Trajectory(BaseModel):
     images: int
     mllm: str
     generator: str
+    attempts: list[PastAttempt] = Field(default=[], description="In order; runs of the first version kept none.")
 
     @classmethod
     def from_state(cls, state: GemsState, *, mllm: str, generator: str) -> Trajectory:
@@ -55,18 +79,41 @@ class Trajectory(BaseModel):
             best_prompt=best.prompt,
             experience=next((a.experience for a in reversed(attempts) if a.experience), ""),
             kinds=list(dict.fromkeys(r.kind for r in requirements.values())),
-            failed=[requirements[v.requirement_id].question for v in best.verdicts if v.answer != "yes"],
+            failed=_failed(best, requirements),
             skills=state["skills"],
             rounds=attempts[-1].round,
             images=len(attempts),
             mllm=mllm,
             generator=generator,
+            attempts=[
+                PastAttempt(
+                    prompt=attempt.prompt,
+                    seed=attempt.seed,
+                    strategy=attempt.strategy,
+                    score=attempt.score,
+                    failed=_failed(attempt, requirements),
+                    image=attempt.image,
+                )
+                for attempt in attempts
+            ],
         )
+
+
+def _failed(attempt: Attempt, requirements: dict[str, Requirement]) -> list[str]:
+    return [requirements[v.requirement_id].question for v in attempt.verdicts if v.answer != "yes"]
+
+
+TRAJECTORIES: Final = ("gems", "trajectories")
 
 
 def namespace(user: str) -> tuple[str, ...]:
     """Where one user's trajectories lie: no search ever crosses it."""
-    return ("gems", "trajectories", user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
+    return (*TRAJECTORIES, user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
+
+
+def user_of(namespace: tuple[str, ...]) -> str:
+    """Whose namespace it is."""
+    return namespace[-1].replace("%2E", ".").replace("%25", "%")
 
 
 def remember(store: BaseStore, user: str, run_id: str, trajectory: Trajectory) -> None:

@@ -55,6 +55,7 @@ from gems.console import (
     stoppable,
 )
 from gems.eval_cli import app as eval_app
+from gems.memory_cli import app as memory_app
 
 if TYPE_CHECKING:
     from gems.evidence import Evidence
@@ -74,6 +75,7 @@ app = typer.Typer(
 Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed.""",
 )
 app.add_typer(eval_app, name="eval")
+app.add_typer(memory_app, name="memory")
 
 # --- commands -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,284 @@
+"""``gems memory``: look after what was remembered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.filesize import decimal
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from gems.console import AsJson, Embedder, User, err, guarded, out
+
+if TYPE_CHECKING:
+    from gems.memory.care import Past
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Look after what was remembered of past runs: $GEMS_HOME/memory, or another folder with --folder.
+
+[bold]gems memory search "three cats"[/bold] shows what a run with this prompt would recall.
+
+Records are never lost to a damaged index: it is made from them again.""",
+)
+
+Folder = Annotated[Path | None, typer.Option("--folder", help="The memory's folder.", show_default="$GEMS_HOME/memory")]
+Everyone = Annotated[str | None, typer.Option("--user", help="Only this user's.")]
+
+
+@app.command()
+@guarded
+def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
+    """How much there is, whose it is, and how much of it was solved."""
+    from gems.memory import care
+
+    found = care.stats(_folder(folder))
+    if as_json:
+        _json(asdict(found))
+        return
+    index = f"on disk, {found.indexed} vectors" if found.indexed else "none needed: so few are compared one by one"
+    about = Table(show_header=False, box=None)
+    for name, value in {
+        "folder": str(_folder(folder)),
+        "records": str(found.records),
+        "vectors": str(found.vectors),
+        "index": index,
+        "embedder": found.embedder,
+        "on disk": decimal(found.size),
+    }.items():
+        about.add_row(name, escape(value))
+    out.print(about)
+    if found.users:
+        table = Table("user", "runs", "solved")
+        for user, counted in found.users.items():
+            table.add_row(escape(user), str(counted["runs"]), str(counted["solved"]))
+        out.print(table)
+
+
+@app.command()
+@guarded
+def search(
+    text: Annotated[str, typer.Argument(help="A prompt, as for gems generate.")],
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 5,
+    user: User = "default",
+    folder: Folder = None,
+    embedder: Embedder = "minilm",
+    as_json: AsJson = False,
+) -> None:
+    """The past runs nearest in meaning to a prompt, as a run would recall them."""
+    from gems.memory.care import existing
+    from gems.memory.embedder import init_embedder
+    from gems.memory.store import FaissStore
+    from gems.memory.trajectory import recall
+
+    store = FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))
+    found = recall(store, user, text, limit)
+    store.close()
+    if as_json:
+        _json([memory.model_dump(mode="json") for memory in found])
+        return
+    if not found:
+        err.print("nothing near to it is remembered", highlight=False)
+    table = Table("id", "near", "", "prompt", "best generation prompt")
+    for memory in found:
+        mark = "solved" if memory.solved else "failed"
+        table.add_row(memory.key, f"{memory.similarity:.2f}", mark, escape(memory.prompt), escape(memory.best_prompt))
+    if found:
+        out.print(table)
+
+
+@app.command()
+@guarded
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="ID", help="A run's id, or its beginning.")],
+    *,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Everything that is remembered of one run."""
+    from gems.memory import care
+
+    past = care.find(_folder(folder), run_id)
+    if as_json:
+        _json(_row(past))
+        return
+    told = past.trajectory
+    about = Table(show_header=False, box=None)
+    for name, value in {
+        "run": past.id,
+        "user": past.user,
+        "when": f"{past.when:%Y-%m-%d %H:%M} UTC",
+        "prompt": told.prompt,
+        "outcome": f"{told.outcome}, score {told.score:.2f}, {told.rounds} rounds, {told.images} images",
+        "models": f"{told.generator}, {told.mllm}",
+        "skills": ", ".join(told.skills) or "none",
+        "learned": told.experience or "nothing",
+    }.items():
+        about.add_row(name, escape(value))
+    out.print(about)
+    table = Table("", "strategy", "score", "generation prompt", "did not pass", "image")
+    for number, attempt in enumerate(told.attempts, start=1):
+        failed = "\n".join(attempt.failed)
+        cells = (
+            str(number),
+            attempt.strategy,
+            f"{attempt.score:.2f}",
+            attempt.prompt,
+            failed,
+            attempt.image.sha256[:12],
+        )
+        table.add_row(*map(escape, cells))
+    out.print(table)
+
+
+@app.command("export")
+@guarded
+def export(
+    file: Annotated[Path | None, typer.Argument(help="A file to write; default: stdout.")] = None,
+    *,
+    folder: Folder = None,
+) -> None:
+    """Every record as a line of JSON. Vectors are left out: whoever imports it embeds anew."""
+    from gems.memory import care
+
+    lines = care.export_lines(_folder(folder))
+    if file is None:
+        for line in lines:
+            sys.stdout.write(line + "\n")
+        return
+    with file.open("w", encoding="utf-8") as target:
+        count = sum(target.write(line + "\n") > 0 for line in lines)
+    err.print(f"{count} records in {file}", highlight=False, soft_wrap=True)
+
+
+@app.command("import")
+@guarded
+def import_(
+    file: Annotated[Path, typer.Argument(help="What gems memory export wrote.", exists=True, dir_okay=False)],
+    *,
+    folder: Folder = None,
+    embedder: Embedder = "minilm",
+) -> None:
+    """Take exported records in, in place of those with the same key; doing it twice changes nothing."""
+    from gems.memory.care import import_lines
+    from gems.memory.embedder import init_embedder
+    from gems.memory.store import FaissStore
+
+    store = FaissStore(_folder(folder), embedder=init_embedder(embedder))
+    with file.open(encoding="utf-8") as lines, _bar() as bar:
+        task = bar.add_task("Embedding", total=None)
+        count = import_lines(store, lines, lambda done: bar.update(task, completed=done))
+    store.close()
+    err.print(f"{count} records taken in", highlight=False)
+
+
+@app.command()
+@guarded
+def forget(
+    ids: Annotated[list[str] | None, typer.Argument(help="Ids of runs.")] = None,
+    *,
+    prompt: Annotated[str | None, typer.Option(help="Only runs with exactly this prompt.")] = None,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Only runs from so many days ago or before.")] = None,
+    user: Everyone = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Forget runs, and remove those of their images that no other remembered run refers to. There is no way back."""
+    from gems.graph.errors import InputError
+    from gems.memory import care
+
+    if not (ids or prompt or user or older_than is not None):
+        raise InputError("say which runs: ids, --prompt, --older-than or --user")
+    age = None if older_than is None else timedelta(days=older_than)
+    wish = care.Wish(tuple(ids or ()), user, prompt, age)
+    meant = [past for past in care.pasts(_folder(folder)) if wish.holds(past)]
+    if unknown := set(ids or ()) - {past.id for past in meant}:
+        raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
+    if meant and not yes and not typer.confirm(f"Forget {len(meant)} runs and their images?", err=True):
+        raise typer.Exit(1)
+    gone, images = care.forget(_folder(folder), wish)
+    if as_json:
+        _json({"forgotten": [past.id for past in gone], "images": images})
+    else:
+        out.print(f"forgotten: runs {len(gone)}, images {images}", highlight=False)
+
+
+@app.command()
+@guarded
+def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
+    """Make the index anew and give back the room of what was removed."""
+    from gems.memory.care import existing
+    from gems.memory.embedder import init_embedder
+    from gems.memory.store import FaissStore
+
+    where = existing(_folder(folder))
+    before = _size(where)
+    store = FaissStore(where, embedder=init_embedder(embedder))
+    store.compact()
+    store.close()
+    out.print(f"{decimal(before)} before, {decimal(_size(where))} now", highlight=False)
+
+
+@app.command("reindex")
+@guarded
+def reindex_(*, embedder: Embedder = "minilm", folder: Folder = None) -> None:
+    """Embed every record anew with another embedder. Stopped half-way, the same command goes on."""
+    from gems.memory.care import existing
+    from gems.memory.embedder import init_embedder
+    from gems.memory.store import reindex
+
+    where = existing(_folder(folder))
+    with _bar() as bar:
+        task = bar.add_task("Embedding", total=None)
+        count = reindex(where, init_embedder(embedder), lambda done, of: bar.update(task, completed=done, total=of))
+    out.print(f"{count} records embedded with {embedder}", highlight=False)
+
+
+@app.command()
+@guarded
+def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
+    """Whether everything is whole: records, vectors, index and images. Exit code 1 if not."""
+    from gems.memory import care
+
+    checks = []
+    for name, right, detail in care.verify(_folder(folder)):
+        checks.append({"name": name, "ok": right, "detail": detail})
+        if not as_json:
+            out.print(f"[green]✓[/] {name}: {escape(detail)}" if right else f"[red]✗[/] {name}: {escape(detail)}")
+    if as_json:
+        _json(checks)
+    raise typer.Exit(0 if all(check["ok"] for check in checks) else 1)
+
+
+def _folder(given: Path | None) -> Path:
+    from gems.memory.home import home
+
+    return given or home() / "memory"
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _row(past: Past) -> dict[str, Any]:
+    run = {"id": past.id, "user": past.user, "when": past.when.isoformat()}
+    return run | past.trajectory.model_dump(mode="json")
+
+
+def _json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def _bar() -> Progress:
+    return Progress(console=err, transient=True, disable=not err.is_terminal)

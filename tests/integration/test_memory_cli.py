@@ -1,0 +1,198 @@
+"""``gems memory``: real files, MiniLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gems.cli import app
+from gems.memory.embedder import init_embedder
+from gems.memory.images import ImageStore
+from gems.memory.store import FaissStore
+from gems.memory.trajectory import PastAttempt, Trajectory, remember
+
+RUNS = {
+    "run-a1": ("adam", "three blue cars", "red"),
+    "run-a2": ("adam", "two red dogs and a cat", "blue"),
+    "run-e1": ("eve.smith", "three blue cars", "red"),  # the same image as Adam's
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with three remembered runs of two users, two of which made the same image."""
+    home = tmp_path_factory.mktemp("filled")
+    images, store = ImageStore(home / "images"), FaissStore(home / "memory", embedder=init_embedder())
+    for run, (user, prompt, colour) in RUNS.items():
+        image = images.put(Image.new("RGB", (8, 8), colour), {})
+        best = f"exactly {prompt}"
+        attempt = PastAttempt(prompt=best, seed=1, strategy="plan", score=0.9, failed=["Is it [bold]?"], image=image)
+        remember(
+            store,
+            user,
+            run,
+            Trajectory(
+                prompt=prompt,
+                solved=run != "run-a2",
+                outcome="solved",
+                score=0.9,
+                best_prompt=best,
+                kinds=["count"],
+                failed=[],
+                skills=["counting"],
+                rounds=1,
+                images=1,
+                mllm="pocket",
+                generator="pocket",
+                attempts=[attempt],
+            ),
+        )
+    store.put(("another", "program"), "k", {"text": "not ours"}, index=False)
+    store.close()
+    return home
+
+
+@pytest.fixture
+def home(filled: Path, tmp_path: Path) -> Path:
+    """A copy that a test may harm; its images are named by where they lie, so the place stays."""
+    kept = tmp_path / "kept"
+    shutil.copytree(filled, kept)
+    for part in ("memory", "images"):
+        shutil.rmtree(filled / part)
+        shutil.copytree(kept / part, filled / part)
+    return filled
+
+
+@pytest.fixture(autouse=True)
+def _restored(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    yield
+    if "home" in request.fixturenames:
+        for part in ("memory", "images"):
+            where = request.getfixturevalue("filled") / part
+            shutil.rmtree(where)
+            shutil.copytree(tmp_path / "kept" / part, where)
+
+
+def memory(home: Path, *args: object, code: int = 0) -> str:
+    env = {"GEMS_HOME": str(home), "COLUMNS": "250"}
+    done = CliRunner().invoke(app, ["memory", *map(str, args)], env=env)
+    assert done.exit_code == code, done.output
+    return done.stdout if code == 0 else done.output
+
+
+def test_it_is_there_for_a_shell(filled: Path) -> None:
+    env = {**os.environ, "GEMS_HOME": str(filled)}
+    command = [sys.executable, "-m", "gems", "memory", "stats", "--json"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
+    assert json.loads(told)["records"] == 4
+
+
+def test_what_there_is_is_told(filled: Path) -> None:
+    told = json.loads(memory(filled, "stats", "--json"))
+    assert (told["records"], told["vectors"], told["indexed"]) == (4, 3, 0)
+    assert told["users"] == {"adam": {"runs": 2, "solved": 1}, "eve.smith": {"runs": 1, "solved": 1}}
+    assert told["size"] > 10_000
+    text = memory(filled, "stats")
+    assert "eve.smith" in text
+    assert "all-MiniLM-L6-v2" in text
+
+
+def test_a_search_recalls_what_a_run_would(filled: Path) -> None:
+    [found] = json.loads(memory(filled, "search", "four blue cars", "--user", "adam", "--json"))
+    assert (found["key"], found["prompt"]) == ("run-a1", "three blue cars")
+    assert "exactly three blue cars" in memory(filled, "search", "four blue cars", "--user", "adam")
+    assert json.loads(memory(filled, "search", "four blue cars", "--json")) == []
+
+
+def test_one_run_is_shown_whole(filled: Path) -> None:
+    told = json.loads(memory(filled, "show", "run-e", "--json"))
+    assert (told["id"], told["user"], told["attempts"][0]["seed"]) == ("run-e1", "eve.smith", 1)
+    assert "Is it [bold]?" in memory(filled, "show", "run-e1")
+    assert "2 remembered runs begin with run-a" in memory(filled, "show", "run-a", code=2)
+    assert "no remembered run has the id nobody" in memory(filled, "show", "nobody", code=2)
+
+
+def test_what_was_exported_can_be_taken_in_elsewhere_twice(filled: Path, tmp_path: Path) -> None:
+    file = tmp_path / "memory.jsonl"
+    memory(filled, "export", file)
+    assert memory(filled, "export") == file.read_text()
+    for _ in range(2):
+        memory(tmp_path, "import", file)
+        told = json.loads(memory(tmp_path, "stats", "--json"))
+        assert (told["records"], told["vectors"]) == (4, 3)
+    here, there = (json.loads(memory(home, "show", "run-a2", "--json")) for home in (filled, tmp_path))
+    assert here["attempts"] == there["attempts"]
+    assert {line["key"] for line in map(json.loads, memory(tmp_path, "export").splitlines())} == {*RUNS, "k"}
+
+
+@pytest.mark.parametrize("bad", ["{", "[]", '{"namespace": [], "key": "k", "value": {}, "updated_at": "2026-01-01"}'])
+def test_a_line_that_is_no_record_is_named_and_what_stood_before_it_kept(
+    filled: Path, tmp_path: Path, bad: str
+) -> None:
+    file = tmp_path / "memory.jsonl"
+    file.write_text(memory(filled, "export").splitlines()[0] + "\n\n" + bad + "\n")
+    assert "line 3: " in memory(tmp_path, "import", file, code=2)
+    assert json.loads(memory(tmp_path, "stats", "--json"))["records"] == 1
+
+
+def test_forgetting_takes_the_images_that_nobody_else_refers_to(home: Path) -> None:
+    told = json.loads(memory(home, "forget", "--user", "adam", "--yes", "--json"))
+    assert told == {"forgotten": ["run-a1", "run-a2"], "images": 1}
+    assert len(list((home / "images").rglob("*.png"))) == 1
+    assert json.loads(memory(home, "stats", "--json"))["users"] == {"eve.smith": {"runs": 1, "solved": 1}}
+    for file in (home / "memory").iterdir():
+        assert b"two red dogs" not in file.read_bytes(), "what was forgotten is not left in the file"
+    memory(home, "verify")
+
+
+def test_forgetting_asks_and_names_what_is_not_there(home: Path) -> None:
+    assert "nope; nothing was forgotten" in memory(home, "forget", "run-a1", "nope", "--yes", code=2)
+    assert "say which runs" in memory(home, "forget", code=2)
+    assert "Forget 1 runs" in memory(home, "forget", "run-a1", code=1)  # nobody answers
+    assert json.loads(memory(home, "stats", "--json"))["records"] == 4
+
+
+def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:
+    with sqlite3.connect(home / "memory" / "records.sqlite") as db:
+        long_ago = (datetime.now(UTC) - timedelta(days=40)).isoformat()
+        db.execute("UPDATE records SET updated_at = ? WHERE key = 'run-e1'", (long_ago,))
+    told = json.loads(memory(home, "forget", "--older-than", 30, "--prompt", "three blue cars", "-y", "--json"))
+    assert told["forgotten"] == ["run-e1"]
+
+
+def test_damage_is_told(home: Path) -> None:
+    assert "images: 3 images" in memory(home, "verify")
+    next((home / "images").rglob("*.png")).write_bytes(b"no image")
+    told = json.loads(memory(home, "verify", "--json", code=1))
+    assert [check["ok"] for check in told] == [True, True, True, False]
+    assert "damaged" in told[3]["detail"]
+    with sqlite3.connect(home / "memory" / "records.sqlite") as db:
+        db.execute("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE id = 2")
+    assert "1 of 3 are not of unit length" in memory(home, "verify", code=1)
+
+
+def test_embedding_anew_mends_vectors(home: Path) -> None:
+    with sqlite3.connect(home / "memory" / "records.sqlite") as db:
+        db.execute("UPDATE vectors SET vector = zeroblob(length(vector))")
+    assert "3 records embedded with minilm" in memory(home, "reindex")
+    assert "3 vectors of 384 dimensions" in memory(home, "verify")
+    assert "before" in memory(home, "compact")
+
+
+@pytest.mark.parametrize(
+    "command", ["stats", "show x", "search x", "export", "forget x", "compact", "reindex", "verify"]
+)
+def test_no_memory_yet_is_said(tmp_path: Path, command: str) -> None:
+    assert "there is no memory in" in memory(tmp_path, *command.split(), code=2)
+    assert not (tmp_path / "memory").exists()
