@@ -11,6 +11,7 @@ import binascii
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -19,6 +20,7 @@ import httpx
 from httpx_sse import EventSource
 from PIL import Image
 from pydantic import SecretStr
+from pydantic_core import from_json
 
 from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.options import GeneratorOptions
@@ -44,6 +46,9 @@ _EXTENSIONS: Final = {
     "negative_prompt": "negative_prompt",
 }
 """Our options, and what vLLM-Omni and SGLang Diffusion call them. OpenAI's own API has none of them."""
+
+_DATA_URL: Final = re.compile(r"data:[^,]{,100};base64,")
+"""What some servers write before the base64."""
 
 _MAX_PARTIAL_IMAGES: Final = 3
 """Most previews of an image that OpenAI streams."""
@@ -133,7 +138,7 @@ class OpenAIImages(RemoteGenerator):
 
     def _image(self, body: bytes, deadline: float) -> Image.Image:
         try:
-            answer = json.loads(body)
+            answer = from_json(body)
         except ValueError:
             raise PassingError(f"{self.name}: the server's answer is no JSON") from None
         data = answer.get("data") if isinstance(answer, Mapping) else None
@@ -145,9 +150,10 @@ class OpenAIImages(RemoteGenerator):
         said = self.scrub(error_message(body)) if isinstance(answer, Mapping) and "error" in answer else "no image"
         raise BackendError(f"{self.name}: the server answers without an image: {said}", retryable=False)
 
-    def _decode(self, text: object) -> bytes:
+    def _decode(self, given: object) -> bytes:
+        text = str(given)
         try:
-            return base64.b64decode(str(text).partition("base64,")[2] or str(text), validate=True)
+            return base64.b64decode(text[found.end() if (found := _DATA_URL.match(text)) else 0 :], validate=True)
         except (binascii.Error, ValueError):
             raise PassingError(f"{self.name}: the server sent torn base64") from None
 

@@ -247,7 +247,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         image.load()
     except (OSError, ValueError, SyntaxError):
         raise PassingError(f"{source} sent a torn image") from None
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB already
 
 
 def error_message(body: bytes) -> str:
