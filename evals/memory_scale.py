@@ -174,7 +174,7 @@ def bare(folder: Path, embedder: Prepared, count: int) -> dict[str, Any]:
     """The same searches straight on the store's own FAISS index, in turns with the store: what all around it costs."""
     store = FaissStore(folder, embedder=embedder)
     store.search(("bench",), query="0")
-    index = store._up_to_date()
+    index = store._index
     assert index is not None
     spaces = store._records.spaces("bench")
     straight, whole = [], []

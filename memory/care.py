@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-import fsspec
 import numpy as np
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, ValidationError
@@ -20,12 +18,13 @@ from pydantic import BaseModel, Field, ValidationError
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.images import ImageStore
-from gems.memory.index import VectorIndex, newest, open_index
+from gems.memory.index import EXACT_UP_TO, VectorIndex, newest, open_index, remove
 from gems.memory.records import Records, Row
 from gems.memory.store import FaissStore, open_records
-from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace, user_of
+from gems.memory.trajectory import TRAJECTORIES, Trajectory, user_of
 
 __all__ = [
+    "Forgotten",
     "Line",
     "Past",
     "Stats",
@@ -52,6 +51,8 @@ class Past:
     user: str
     when: datetime
     trajectory: Trajectory
+    record: int
+    """The record's number in its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,17 @@ class Stats:
     """Bytes on disk."""
     users: dict[str, dict[str, int]] = field(default_factory=dict)
     """By user: remembered runs, and how many of them were solved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What was forgotten."""
+
+    runs: list[Past]
+    images: int
+    """How many images were removed."""
+    overwritten: bool
+    """Whether nothing of it is left in the file; where other processes read, it is when they close it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +103,7 @@ class Wish:
 class Line(BaseModel):
     """One record as a line of an exported file. Vectors are not in it: who imports it embeds anew."""
 
-    namespace: list[str] = Field(min_length=1)
+    namespace: list[Annotated[str, Field(min_length=1, pattern=r"^[^.]+$")]] = Field(min_length=1)
     key: str = Field(min_length=1)
     value: dict[str, Any]
     fields: list[str] | None = None
@@ -159,14 +171,20 @@ def find(folder: Path, run_id: str) -> Past:
 
 
 def export_lines(folder: Path) -> Iterator[str]:
-    """Every record of the folder as a line of JSON, those of other programs too."""
-    with closing(_open(folder)) as records:
+    """Every record of the folder as a line of JSON, those of other programs too.
+
+    Raises:
+        InputError: There is no memory in the folder; at once, before the first line is asked for.
+    """
+    return _lines(_open(folder))
+
+
+def _lines(records: Records) -> Iterator[str]:
+    with closing(records):
         for row, fields in records.everything():
             _, space, key, value, _, updated, ttl = row
-            line = Line(
-                namespace=space.split("."), key=key, value=json.loads(value), fields=fields, ttl=ttl, updated_at=updated
-            )
-            yield line.model_dump_json(exclude_none=True)
+            line = {"namespace": space.split("."), "key": key, "value": json.loads(value), "updated_at": updated}
+            yield json.dumps(line | ({"fields": fields} if fields else {}) | ({"ttl": ttl} if ttl is not None else {}))
 
 
 def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None) -> int:
@@ -179,12 +197,15 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
         InputError: A line is no record; its number is told, and what stood before it is kept.
     """
     puts: list[PutOp] = []
+    dates: list[tuple[tuple[str, ...], str, datetime]] = []
     done = 0
 
     def put() -> None:
         nonlocal done
         store.batch(puts)
+        store.date(dates)
         done += len(puts)
+        dates.clear()
         puts.clear()
         if on_done:
             on_done(done)
@@ -193,45 +214,44 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
         if not text.strip():
             continue
         try:
-            line = Line.model_validate_json(text)
-        except ValidationError as error:
+            line = Line.model_validate(json.loads(text))
+            if tuple(line.namespace[:-1]) == TRAJECTORIES:
+                Trajectory.model_validate(line.value)
+        except ValueError as error:  # no JSON, or no record
             put()
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"line {number}: {where + ': ' if where else ''}{first['msg']}") from None
+            raise InputError(f"line {number}: {_fault(error)}") from None
         puts.append(PutOp(tuple(line.namespace), line.key, line.value, line.fields or False, line.ttl))
+        dates.append((tuple(line.namespace), line.key, line.updated_at))
         if len(puts) >= _MANY:
             put()
     put()
     return done
 
 
-def forget(folder: Path, wish: Wish) -> tuple[list[Past], int]:
-    """Forget runs, and remove the images that no other remembered run refers to.
+def forget(folder: Path, wish: Wish, images: ImageStore | None = None) -> Forgotten:
+    """Forget runs. Images that no other run of this memory refers to go with them, where their store is given.
 
-    Returns:
-        The runs, and how many images were removed.
+    Args:
+        folder: The memory's.
+        wish: Which runs.
+        images: Only images in this store are removed, whatever a record says; give none where other memories use it.
     """
     with closing(_open(folder)) as records:
         every = list(_all(records))
         gone = [past for past in every if wish.holds(past)]
+        records_gone = {past.record for past in gone}
+        kept = {ref.sha256 for past in every if past.record not in records_gone for ref in _images(past)}
+        # Images first: stopped in between, the runs are still there to be forgotten again.
+        refs = {ref.sha256: ref for past in gone for ref in _images(past) if ref.sha256 not in kept}
+        removed = sum(images.remove(ref) for ref in refs.values()) if images else 0
         with records.writing():
             for past in gone:
-                records.delete(".".join(namespace(past.user)), past.id)
-        forgotten = {(past.user, past.id) for past in gone}
-        kept = {ref.uri for past in every if (past.user, past.id) not in forgotten for ref in _images(past)}
-        removed = 0
-        for uri in {ref.uri for past in gone for ref in _images(past)} - kept:
-            filesystem, path = fsspec.core.url_to_fs(uri)
-            try:
-                filesystem.rm_file(path)
-                removed += 1
-            except FileNotFoundError:  # removed before, by hand or by a run of this that was stopped
-                continue
-        records.clean()
-        if gone:  # their vectors are in the index too: it is made again without them
-            shutil.rmtree(folder / "index", ignore_errors=True)
-        return gone, removed
+                records.drop(past.record)
+            if gone:
+                records.rename()  # their vectors are in the index too: it is made again without them
+        if gone:
+            remove(folder / "index")
+        return Forgotten(gone, removed, records.clean())
 
 
 def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
@@ -243,36 +263,55 @@ def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
     with closing(_open(folder)) as records:
         said = records.integrity()
         yield "records", said == "ok", said if said != "ok" else f"{records.count()} records"
-        dims, bad, total = int(records.meta("dims") or 0), 0, 0
-        try:
-            for _, vectors, _ in records.added(0):
-                total += len(vectors)
-                right = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
-                bad += int(len(vectors) - np.count_nonzero(right))
-            detail = f"{total} vectors of {dims} dimensions" if not bad else f"{bad} of {total} are not of unit length"
-        except ValueError:  # of different lengths
-            bad, detail = 1, "they have different dimensions"
-        yield "vectors", not bad, detail
+        unreadable = [row[2] for row in _rows(records) if _read(row) is None]
+        told = f"{len(unreadable)} hold no run, such as {unreadable[0]}" if unreadable else "all can be read"
+        yield "runs", not unreadable, told
+        yield "vectors", *_check_vectors(records)
+        yield "index", *_check_index(records, folder)
+        yield "images", *_check_images(records)
 
-        saved = newest(folder / "index")
-        if saved is None:
-            yield "index", True, "not needed for so few"
-        else:
-            index = _index(records, saved)
-            held = (
-                f"{index.manifest.count} vectors" if index and index.manifest else "it is made again when next searched"
-            )
-            yield "index", index is not None, held
 
-        store, missing, images = ImageStore(), [], 0
-        for past in _all(records):
-            for ref in _images(past):
-                images += 1
-                try:
-                    store.read(ref)
-                except BackendError as error:
-                    missing.append(str(error))
-        yield "images", not missing, missing[0] if missing else f"{images} images"
+def _check_vectors(records: Records) -> tuple[bool, str]:
+    dims, bad, total = int(records.meta("dims") or 0), 0, 0
+    try:
+        for _, vectors, _ in records.added(0):
+            total += len(vectors)
+            right = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
+            bad += int(len(vectors) - np.count_nonzero(right))
+    except ValueError:
+        return False, "they have different dimensions"
+    return not bad, f"{bad} of {total} are not of unit length" if bad else f"{total} vectors of {dims} dimensions"
+
+
+def _check_index(records: Records, folder: Path) -> tuple[bool, str]:
+    saved = newest(folder / "index")
+    if saved is None:
+        many = records.count("vectors") > EXACT_UP_TO
+        return True, "it is made at the next search" if many else "not needed for so few"
+    index = _index(records, saved)
+    if index is None or index.manifest is None:
+        return False, "it is damaged or of other records, and is made again at the next search"
+    return True, f"{index.manifest.count} vectors"
+
+
+def _check_images(records: Records) -> tuple[bool, str]:
+    store, bad, count = ImageStore(), [], 0
+    for past in _all(records):
+        for ref in _images(past):
+            count += 1
+            try:
+                store.read(ref)
+            except (BackendError, ValueError, ImportError) as error:  # of fsspec, for a protocol that it does not know
+                bad.append(" ".join(str(error).split()))
+    return not bad, f"{len(bad)} of {count} are not there or damaged; {bad[0]}" if bad else f"{count} images"
+
+
+def _fault(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return f"no JSON: {error}"
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def _images(past: Past) -> list[ImageRef]:
@@ -285,19 +324,25 @@ def _index(records: Records, saved: Path | None) -> VectorIndex | None:
 
 
 def _open(folder: Path) -> Records:
-    return open_records(existing(folder))
+    records = open_records(existing(folder))
+    records.expire()
+    return records
+
+
+def _rows(records: Records) -> list[Row]:
+    """The records of runs, one namespace below all users'."""
+    return [row for row in records.inside(_PREFIX) if row[1].count(".") == len(TRAJECTORIES)]
 
 
 def _all(records: Records) -> Iterator[Past]:
-    for row in list(records.inside(_PREFIX)):
-        yield _past(row)
+    return (past for row in _rows(records) if (past := _read(row)) is not None)
 
 
-def _past(row: Row) -> Past:
-    _, space, key, value, _, updated, _ = row
-    return Past(
-        id=key,
-        user=user_of(tuple(space.split("."))),
-        when=datetime.fromisoformat(updated),
-        trajectory=Trajectory.model_validate_json(value),
-    )
+def _read(row: Row) -> Past | None:
+    """A run; None if the record holds none."""
+    record, space, key, value, _, updated, _ = row
+    try:
+        trajectory = Trajectory.model_validate_json(value)
+    except ValidationError:
+        return None
+    return Past(key, user_of(tuple(space.split("."))), datetime.fromisoformat(updated), trajectory, record)

@@ -65,6 +65,14 @@ class ImageStore:
             raise BackendError(f"the image {ref.uri} is damaged: its hash is not its name", retryable=False)
         return data
 
+    def remove(self, ref: ImageRef) -> bool:
+        """Remove an image, if it lies in this store; tells whether it did."""
+        path = f"{self._root}/{ref.sha256[:2]}/{ref.sha256}.png"
+        if ref.uri != self._fs.unstrip_protocol(path) or not self._fs.exists(path):
+            return False
+        self._fs.rm_file(path)
+        return True
+
     def open(self, ref: ImageRef) -> Image.Image:
         """The decoded image."""
         return Image.open(io.BytesIO(self.read(ref)))

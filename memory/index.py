@@ -23,7 +23,18 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EXACT_UP_TO", "Chunk", "Source", "VectorIndex", "build", "newest", "open_index"]
+__all__ = [
+    "EXACT_UP_TO",
+    "Chunk",
+    "Source",
+    "VectorIndex",
+    "build",
+    "newest",
+    "open_index",
+    "publish",
+    "reach",
+    "remove",
+]
 
 EXACT_UP_TO: Final = 20_000
 """Vectors up to which an exact search is as fast as an approximate one: about 2 ms at 384 dimensions."""
@@ -127,23 +138,26 @@ class VectorIndex:
             return []
         k = min(k, count)
         selector = faiss.IDSelectorBitmap(mask)  # type: ignore[call-arg, arg-type]
+        if self._main is None:
+            return self._best(query, k, faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
+        cells = int(self._main.nlist)
+        probes = self._probes(count)
+        found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=probes))  # type: ignore[call-arg]
+        if len(found) < k and probes < cells:  # so many lie in no few cells
+            found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=cells))  # type: ignore[call-arg]
+        return found
+
+    def _best(self, query: NDArray[np.float32], k: int, parameters: Any) -> list[int]:
         found: list[tuple[float, int]] = []
         for index in (self._main, self._recent):
-            if index is None or not index.ntotal:
-                continue
-            if self._main is None:
-                parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-            else:
-                parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self._probes(count))  # type: ignore[call-arg]
-            scores, ids = index.search(query[None], k, params=parameters)
-            found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
+            if index is not None and index.ntotal:
+                scores, ids = index.search(query[None], k, params=parameters)
+                found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
         return [i for _, i in sorted(found)[:k]]
 
     def _probes(self, count: int) -> int:
         cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
-        if count <= _SEARCH_ALL_CELLS:
-            return cells
-        return min(cells, int(_PROBES * math.sqrt(total / count)))
+        return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * math.sqrt(total / count)))
 
     def _mask(self, spaces: Sequence[int]) -> tuple[NDArray[np.uint8], int]:
         """A bit for every id, set where it lies in one of these namespaces; and how many are."""
@@ -198,23 +212,30 @@ class Source(Protocol):
         ...
 
 
-def build(folder: Path, source: Source, on_progress: Callable[[int], None] | None = None) -> Path:
+def build(
+    folder: Path, source: Source, *, anew: bool = False, on_progress: Callable[[int], None] | None = None
+) -> Path:
     """Make a new file of all vectors, from the last one where its cells still fit.
 
     Args:
-        folder: Where indexes lie; the new one gets the next number, once it is whole.
-        source: What to make it of.
+        folder: Where indexes lie.
+        source: What to make it of; at least one vector.
+        anew: Make new cells, whatever fits.
         on_progress: Told how many vectors were taken in, each time.
+
+    Returns:
+        A draft, for ``publish``.
     """
     import faiss
 
     count, last = int(np.count_nonzero(source.spaces >= 0)), newest(folder)
     before = open_index(last, store=source.store, embedder=source.embedder) if last else None
-    if last and before and before.manifest and count < _RETRAIN_AT * before.manifest.trained_for:
+    if not anew and last and before and before.manifest and count < _RETRAIN_AT * before.manifest.trained_for:
         index = faiss.read_index(str(last / _FILES[0]))
         upto, trained_for = before.upto, before.manifest.trained_for
-        held = before._spaces[: len(source.spaces)] >= 0
-        gone = np.flatnonzero(held & (source.spaces[: len(held)] < 0))
+        held = np.flatnonzero(before._spaces >= 0)
+        there = np.append(source.spaces, np.int32(-1))[np.minimum(held, len(source.spaces))] >= 0
+        gone = held[~there]
         index.remove_ids(faiss.IDSelectorBatch(gone.astype(np.int64)))
     else:
         cells = max(1, round(_CELLS_PER_ROOT * count**0.5))
@@ -247,12 +268,34 @@ def build(folder: Path, source: Source, on_progress: Callable[[int], None] | Non
     for path in draft.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+    return draft
+
+
+def publish(draft: Path) -> Path:
+    """Let a draft be the newest index, and remove the others: what somebody has mapped lives on until they let go."""
+    folder = draft.parent
+    last = newest(folder)
     finished = folder / str(int(last.name) + 1 if last else 1)
     draft.rename(finished)
-    for other in folder.iterdir():  # files that others still have mapped live on until they let go
-        if other.is_dir() and other != finished:
-            shutil.rmtree(other, ignore_errors=True)
+    remove(folder, but=finished)
     return finished
+
+
+def remove(folder: Path, *, but: Path | None = None) -> None:
+    """Remove finished indexes."""
+    for path in folder.glob("[0-9]*"):
+        if path != but:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def reach(folder: Path, *, store: str, embedder: str) -> int:
+    """The last vector in the newest index, by what it says of itself; 0 if it is of another store or embedder."""
+    saved = newest(folder)
+    try:
+        told = json.loads((saved / "manifest.json").read_text(encoding="utf-8")) if saved else {}
+        return int(told["upto"]) if (told.get("store"), told.get("embedder")) == (store, embedder) else 0
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _lists(quantizer: Any, dims: int, cells: int) -> Any:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gems.memory.index import Chunk
 
@@ -65,10 +66,10 @@ INSERT INTO meta SELECT 'dims', length(vector) / 4 FROM vectors LIMIT 1;
 """The first stores kept no namespaces of their own, and not what was embedded; GEMS itself embedded prompts."""
 
 _INSIDE: Final = (
-    "(:prefix = '' OR records.namespace = :prefix"
-    " OR (records.namespace > :prefix || '.' AND records.namespace < :prefix || '/'))"
+    "({column} >= :prefix AND {column} < :prefix || '/'"
+    " AND ({column} = :prefix OR substr({column}, length(:prefix) + 1, 1) = '.'))"
 )
-"""A prefix is of labels: what follows it begins with a period, and "/" is the character after that."""
+"""A prefix is of labels: what follows it begins with a period, and "/" is the character after that. An index serves."""
 _ITEM: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
@@ -76,6 +77,10 @@ _MANY: Final = 1000
 
 Row = tuple[int, str, str, str, str, str, float | None]
 """Id, namespace, key, value as JSON, when made, when changed, minutes to live."""
+
+
+def _inside(prefix: str, column: str = "records.namespace") -> str:
+    return _INSIDE.format(column=column) if prefix else ":prefix = ''"
 
 
 class Records:
@@ -91,15 +96,25 @@ class Records:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._db = connect(file)
-        with self.writing():
+        try:
             version = self._one("PRAGMA user_version")
             if version > _VERSION:
                 raise sqlite3.DatabaseError("a newer version of GEMS wrote it")
-            if version == 0 and self._one("SELECT count(*) FROM sqlite_master WHERE name = 'records'"):
+            if version < _VERSION:
+                self._set_up()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _set_up(self) -> None:
+        with self.writing():
+            if self._one("PRAGMA user_version") == _VERSION:  # another process was faster
+                return
+            if self._one("SELECT count(*) FROM sqlite_master WHERE name = 'records'"):
                 _execute_all(self._db, _FROM_VERSION_0)
             _execute_all(self._db, _SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('store', ?)", (uuid.uuid4().hex,))
+            self.rename()
 
     def close(self) -> None:
         """Close the connection."""
@@ -112,7 +127,8 @@ class Records:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # on some errors SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
@@ -138,6 +154,10 @@ class Records:
             self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
         else:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def rename(self) -> None:
+        """Give the store a new id: indexes that were made of what it held before are strangers from now on."""
+        self.note("store", uuid.uuid4().hex)
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -169,12 +189,25 @@ class Records:
         self._db.execute("INSERT OR IGNORE INTO namespaces (path) VALUES (?)", (namespace,))
         space = self._one("SELECT id FROM namespaces WHERE path = ?", namespace)
         self._db.executemany(
-            "INSERT INTO vectors (record, space, vector) VALUES (?, ?, ?)", [(record, space, v) for v in vectors]
+            "INSERT INTO vectors (record, space, vector) SELECT id, ?, ? FROM records WHERE id = ?",
+            [(space, vector, record) for vector in vectors],
         )
 
     def delete(self, namespace: str, key: str) -> None:
         """Remove a record, if it is there."""
         self._db.execute("DELETE FROM records WHERE namespace = ? AND key = ?", (namespace, key))
+
+    def drop(self, record: int) -> None:
+        """Remove a record by its id."""
+        self._db.execute("DELETE FROM records WHERE id = ?", (record,))
+
+    def date(self, namespace: str, key: str, when: datetime) -> None:
+        """Say when a record was written, if it was not now."""
+        text = when.isoformat()
+        self._db.execute(
+            "UPDATE records SET created_at = min(created_at, ?), updated_at = ? WHERE namespace = ? AND key = ?",
+            (text, text, namespace, key),
+        )
 
     def get(self, namespace: str, key: str) -> Row | None:
         """One record."""
@@ -186,7 +219,7 @@ class Records:
         """The records of a namespace and those under it, oldest first in each; all, or those without a vector."""
         alone = " AND NOT EXISTS (SELECT 1 FROM vectors WHERE record = records.id)" if unindexed else ""
         yield from self._db.execute(
-            f"SELECT {_ITEM} FROM records WHERE {_INSIDE}{alone} ORDER BY records.namespace, records.id",  # noqa: S608
+            f"SELECT {_ITEM} FROM records WHERE {_inside(prefix)}{alone} ORDER BY records.namespace, records.id",  # noqa: S608
             {"prefix": prefix},
         )
 
@@ -197,7 +230,7 @@ class Records:
             some = ",".join(map(str, vectors[start : start + _MANY]))
             rows = self._db.execute(
                 f"SELECT vector, {_ITEM} FROM vectors JOIN records ON records.id = record"  # noqa: S608 - numbers only
-                f" WHERE vectors.id IN ({some}) AND {_INSIDE}",
+                f" WHERE vectors.id IN ({some}) AND {_inside(prefix)}",
                 {"prefix": prefix},
             )
             found += [(row[0], row[1:]) for row in rows]
@@ -214,7 +247,7 @@ class Records:
 
     def spaces(self, prefix: str) -> list[int]:
         """The numbers of a namespace and of those under it."""
-        inside = _INSIDE.replace("records.namespace", "path")
+        inside = _inside(prefix, "path")
         rows = self._db.execute(f"SELECT id FROM namespaces WHERE {inside} ORDER BY id", {"prefix": prefix})  # noqa: S608
         return [number for (number,) in rows]
 
@@ -256,23 +289,25 @@ class Records:
         rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
         return (rows[-1][0] if rows else after), np.asarray([vector for _, vector in rows], np.int64)
 
-    def forget_removals(self, upto: int) -> None:
-        """Removals that every index knows of need not be told any more."""
-        self._db.execute("DELETE FROM removed WHERE id <= ?", (upto,))
-        self.note("removals_from", str(upto))
-
-    def vectors_after(self, vector: int) -> int:
-        """How many vectors lie behind an id: a bound, for ids of what was removed are not used again."""
-        return max(0, int(self._one("SELECT coalesce(max(id), 0) FROM vectors")) - vector)
+    def is_behind(self, vector: int, more_than: int) -> bool:
+        """Whether more than so many vectors lie behind an id."""
+        last = int(self._one("SELECT coalesce(max(id), 0) FROM vectors"))
+        # Only a bound: of a record that was often changed, one vector is left. Counting is for when it tells.
+        return last - vector > more_than and (
+            int(self._one("SELECT count(*) FROM vectors WHERE id > ?", vector)) > more_than
+        )
 
     def integrity(self) -> str:
         """What SQLite finds wrong with the file; ``ok`` if it is whole."""
         return "; ".join(text for (text,) in self._db.execute("PRAGMA integrity_check(3)"))
 
-    def clean(self) -> None:
-        """Give back the room of what was removed, and overwrite it: what was forgotten is not left in the file."""
+    def clean(self) -> bool:
+        """Give back the room of what was removed, and overwrite it; False if other processes keep some of it alive."""
+        with self.writing():
+            self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
         self._db.execute("VACUUM")
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def count(self, table: str = "records") -> int:
         """How many rows a table holds."""
@@ -293,15 +328,19 @@ class Snapshot:
         self.store = self._records.meta("store") or ""
         self.removals = int(self._records._one("SELECT coalesce(max(id), 0) FROM removed"))
         places = np.asarray(self._db.execute("SELECT id, space FROM vectors").fetchall(), np.int64).reshape(-1, 2)
+        self._ids = places[:, 0]
         self.count = len(places)
-        self.spaces: NDArray[np.int32] = np.full(int(places[:, 0].max(initial=-1)) + 1, -1, np.int32)
-        self.spaces[places[:, 0]] = places[:, 1]
+        self.spaces: NDArray[np.int32] = np.full(int(self._ids.max(initial=-1)) + 1, -1, np.int32)
+        self.spaces[self._ids] = places[:, 1]
 
     def sample(self, wanted: int) -> NDArray[np.float32]:
-        """About so many of the vectors."""
-        step = max(1, self.count // max(1, wanted))
-        rows = self._db.execute("SELECT vector FROM vectors WHERE id % ? = 0", (step,)).fetchall()
-        return np.frombuffer(b"".join(v for (v,) in rows), np.float32).reshape(len(rows), -1)
+        """So many of the vectors, by chance, or all if there are no more."""
+        chosen = np.random.default_rng(0).permutation(self._ids)[:wanted].tolist()
+        blobs = []
+        for start in range(0, len(chosen), _MANY):
+            some = ",".join(map(str, chosen[start : start + _MANY]))
+            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({some})")]  # noqa: S608
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
 
     def chunks(self, after: int) -> Iterator[Chunk]:
         """The vectors behind an id, by rising id."""
@@ -312,12 +351,22 @@ class Snapshot:
         self._records.close()
 
 
+@retry(
+    retry=retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError) and "locked" in str(error)),
+    stop=stop_after_delay(30),
+    wait=wait_random_exponential(0.02, max=1),
+    reraise=True,
+)
 def connect(file: Path) -> sqlite3.Connection:
     """A connection whose commits survive a crash of the machine."""
     db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA foreign_keys = ON")
+    try:
+        db.execute("PRAGMA journal_mode = WAL")  # which does not wait for others, whatever the timeout
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

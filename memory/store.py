@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,7 @@ from langchain_core.embeddings import Embeddings
 from langgraph.store.base import (
     BaseStore,
     GetOp,
+    InvalidNamespaceError,
     Item,
     ListNamespacesOp,
     Op,
@@ -38,7 +41,7 @@ from rich.progress import Progress
 from gems.graph.errors import InputError
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import fits, matches
-from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, open_index
+from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, open_index, publish, reach, remove
 from gems.memory.records import Records, Row, Snapshot
 
 __all__ = ["FaissStore", "open_records", "reindex"]
@@ -48,6 +51,8 @@ _AT_LEAST: Final = 32
 """Candidates to begin with: approximate ranks are made exact among them."""
 _MERGE_AT: Final = 8
 """The file is made again when an eighth of the vectors lies outside it."""
+_PAUSE: Final = 60.0
+"""Seconds until a file that could not be made is tried again."""
 
 
 class FaissStore(BaseStore):
@@ -88,10 +93,14 @@ class FaissStore(BaseStore):
         self._index: VectorIndex | None = None
         self._worker = ThreadPoolExecutor(1, "gems-index")
         self._merging: Future[None] | None = None
+        self._not_before = 0.0
         self._records = open_records(self._folder)
         try:
-            with self._records.writing():
-                _bind(self._records, self._fingerprint)
+            _bind(self._records, self._fingerprint)
+            if self._records.meta("embedder") is None:
+                with self._records.writing():
+                    _bind(self._records, self._fingerprint)
+                    self._records.note("embedder", self._fingerprint)
         except BaseException:
             self._records.close()
             raise
@@ -106,23 +115,36 @@ class FaissStore(BaseStore):
         """Make the index anew and give back the room of what was removed; with a progress bar on a terminal."""
         with self._lock:
             if self._records.count("vectors") > EXACT_UP_TO:
-                self._merge(wait=True)
+                self._merge(wait=True, anew=True)
+            else:
+                remove(self._folder / "index")
             self._records.clean()
             self._index = None
+
+    def date(self, when: Iterable[tuple[tuple[str, ...], str, datetime]]) -> None:
+        """Say when records were written, where that was elsewhere and not now: namespace, key and time."""
+        with self._lock, self._records.writing():
+            for namespace, key, moment in when:
+                self._records.date(".".join(namespace), key, moment)
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together: reads see the state before its writes; of two puts to a key, the last wins."""
         ops = list(ops)
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
+        for namespace, _ in puts:
+            if not namespace or any(not label or "." in label for label in namespace):
+                raise InvalidNamespaceError(f"{namespace!r}: labels must not be empty, nor hold a period")
         # Before the lock: embedding is the slow part.
         vectors = self._embed_puts(list(puts.values()))
         queries = {op.query for op in ops if isinstance(op, SearchOp) and op.query}
         wanted = {query: self._unit([self._embedder.embed_query(query)], 1)[0] for query in queries}
         with self._lock:
+            _bind(self._records, self._fingerprint)  # it may have been embedded anew since it was opened
             self._records.expire()
             results = [self._read(op, wanted) for op in ops]
             if puts:
                 with self._records.writing():
+                    _bind(self._records, self._fingerprint)
                     for op, embedded in zip(puts.values(), vectors, strict=True):
                         self._write(op, embedded)
                 self._merge_if_due()
@@ -213,8 +235,18 @@ class FaissStore(BaseStore):
 
     def _nearest(self, op: SearchOp, query: NDArray[np.float32]) -> list[tuple[float | None, Row]]:
         """Records by the best of their vectors; those without any come last, unscored."""
+        index = self._opened()
+        with self._records.reading():  # index and records at one moment, whoever else writes
+            if index:
+                self._take_in(index)
+            page = self._page(op, query, index)
+        self._merge_if_due()
+        return page
+
+    def _page(
+        self, op: SearchOp, query: NDArray[np.float32], index: VectorIndex | None
+    ) -> list[tuple[float | None, Row]]:
         prefix, needed = ".".join(op.namespace_prefix), op.offset + op.limit
-        index = self._up_to_date()
         spaces = self._records.spaces(prefix)
         found: list[tuple[float, Row]] = []
         k = max(2 * needed, _AT_LEAST)
@@ -243,78 +275,82 @@ class FaissStore(BaseStore):
 
     # --- the index --------------------------------------------------------------------------------------------------
 
-    def _up_to_date(self) -> VectorIndex | None:
-        """The index with all that this and other processes have written; None while there are no vectors."""
-        if not (dims := self._dims()):
-            return None
-        if self._index is None:
-            self._open_index(dims)
-        assert self._index is not None
-        if self._index.removals < int(self._records.meta("removals_from") or 0):
-            self._open_index(dims)  # it slept through removals that are not told any more
-        self._take_in(self._index)
-        self._merge_if_due()
-        return self._index
+    def _opened(self) -> VectorIndex | None:
+        """The index, as far as it was followed; None while there are no vectors.
 
-    def _open_index(self, dims: int) -> None:
-        """The newest file; where there is none that can be used but too much to compare with, it is made first."""
-        index = self._load()
-        if index is None and self._records.count("vectors") > EXACT_UP_TO:
-            _LOG.info("the index of %s is missing or not of these records: it is made again", self._folder)
-            self._merge(wait=True)
+        Where too many vectors lie in no file to be compared one by one, a file is made first.
+        """
+        if self._index is None and (dims := self._dims()):
             index = self._load()
-        self._index = index or VectorIndex(dims)
-        self._index.removals = max(self._index.removals, int(self._records.meta("removals_from") or 0))
+            if index is None and self._records.count("vectors") > EXACT_UP_TO:
+                _LOG.info("the index of %s is missing or not of these records: it is made again", self._folder)
+                try:
+                    self._merge(wait=True)
+                except Exception as error:  # whatever it is, the records are there to be searched one by one
+                    _LOG.warning("the index of %s cannot be made: %s", self._folder, error)
+                    self._not_before = time.monotonic() + _PAUSE
+                index = self._load()
+            self._index = index or VectorIndex(dims)
+        return self._index
 
     def _load(self) -> VectorIndex | None:
         saved = newest(self._folder / "index")
-        if saved is None:
-            return None
-        return open_index(saved, store=self._records.meta("store") or "", embedder=self._fingerprint)
+        return open_index(saved, **self._named()) if saved else None
+
+    def _named(self) -> dict[str, str]:
+        return {"store": self._records.meta("store") or "", "embedder": self._fingerprint}
 
     def _take_in(self, index: VectorIndex) -> None:
-        with self._records.reading():
-            for chunk in self._records.added(index.upto):
-                index.add(chunk)
-            index.removals, gone = self._records.removed(index.removals)
+        for chunk in self._records.added(index.upto):
+            index.add(chunk)
+        index.removals, gone = self._records.removed(index.removals)
         if len(gone):
             index.remove(gone)
 
     def _merge_if_due(self) -> None:
-        """Have the file made again, in the background, when too much lies outside it."""
+        """Where too much lies outside our file: take a newer one that is there, or have one made in the background."""
         if self._merging is not None:
             if not self._merging.done():
                 return
             if error := self._merging.exception():
                 _LOG.warning("the index of %s could not be saved: %s", self._folder, error)
+                self._not_before = time.monotonic() + _PAUSE
             self._merging = None
-            if (made := self._load()) and made.upto > _reach(self._index):
-                self._index = made
-                self._take_in(made)
-        inside = self._index.manifest if self._index else None
-        outside = self._records.vectors_after(_reach(self._index))
-        if outside > max(EXACT_UP_TO, (inside.count if inside else 0) // _MERGE_AT):
-            self._merging = self._worker.submit(self._merge)
+        manifest = self._index.manifest if self._index else None
+        mine, held = (manifest.upto, manifest.count) if manifest else (0, 0)
+        if not self._records.is_behind(mine, max(EXACT_UP_TO, held // _MERGE_AT)):
+            return
+        saved = reach(self._folder / "index", **self._named())
+        if saved > mine:
+            self._index = self._load() if self._index else None
+            if not self._records.is_behind(saved, max(EXACT_UP_TO, saved // _MERGE_AT)):
+                return
+        if time.monotonic() > self._not_before:
+            with suppress(RuntimeError):  # closed by another thread: the next one who opens it will see to it
+                self._merging = self._worker.submit(self._merge)
 
-    def _merge(self, *, wait: bool = False) -> None:
+    def _merge(self, *, wait: bool = False, anew: bool = False) -> None:
         """Make a new file of all vectors, unless another process is about it."""
         folder = self._folder / "index"
         folder.mkdir(exist_ok=True)
         before = newest(folder)
         try:
             with FileLock(folder / "lock", timeout=-1 if wait else 0):
-                if newest(folder) != before:  # another process made one while we waited
+                if newest(folder) != before and not anew:  # another process made one while we waited
                     return
+                for left in folder.glob("draft-*"):  # by one that was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 with (
                     closing(Snapshot(self._records.file, self._fingerprint)) as snapshot,
                     Progress(console=Console(stderr=True), transient=True, disable=not wait) as bar,
                 ):
                     task = bar.add_task("Indexing memory", total=snapshot.count)
-                    build(folder, snapshot, lambda n: bar.advance(task, n))
-                if before:
-                    known = _removals_of(before)
-                    with closing(Records(self._records.file)) as records, records.writing():
-                        records.forget_removals(known)
+                    draft = build(folder, snapshot, anew=anew, on_progress=lambda n: bar.advance(task, n))
+                    with closing(Records(self._records.file)) as records:
+                        if records.meta("store") == snapshot.store:
+                            publish(draft)
+                        else:  # something was forgotten that is still in it
+                            shutil.rmtree(draft)
         except Timeout:
             return
 
@@ -323,7 +359,7 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
     """Embed every record of a store anew, with another embedder. Stopped half-way and called again, it goes on.
 
     Args:
-        path: The store's folder. It must not be open elsewhere.
+        path: The store's folder. Those who have it open are refused from now on.
         embedder: The store is bound to it from now on.
         on_progress: Told how many records are done, of how many.
 
@@ -334,7 +370,7 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         InputError: The folder is not a store, or a reindexing with yet another embedder was begun.
     """
     fingerprint = embedder_fingerprint(embedder)
-    with closing(open_records(Path(path))) as records:
+    with closing(open_records(Path(path))) as records, _alone(Path(path)):
         begun = records.meta("reindexing")
         if begun not in (None, fingerprint):
             raise InputError(f"{path} is half-way to the embedder {begun}: finish that first")
@@ -359,7 +395,18 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
             records.note("embedder", fingerprint)
             records.note("reindexing", None)
             records.note("reindexed", None)
+            records.rename()
+        remove(Path(path) / "index")
     return done
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / "reindexing.lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{folder} is being embedded anew by another process") from None
 
 
 def open_records(folder: Path) -> Records:
@@ -379,30 +426,17 @@ def open_records(folder: Path) -> Records:
 
 
 def _bind(records: Records, mine: str) -> None:
+    """Refuse a store of another embedder."""
     if begun := records.meta("reindexing"):
         raise InputError(
-            f"{records.file} is half-way to the embedder {begun}: finish with `gems memory reindex --embedder {begun}`"
+            f"{records.file} is half-way to the embedder {begun}: give that one to `gems memory reindex` to finish"
         )
     theirs = records.meta("embedder")
-    if theirs is None:
-        records.note("embedder", mine)
-    elif theirs != mine:
+    if theirs not in (None, mine):
         raise InputError(
             f"{records.file} was written with the embedder {theirs}, not {mine}: choose that one, another memory "
             "folder, or embed everything anew with `gems memory reindex`"
         )
-
-
-def _reach(index: VectorIndex | None) -> int:
-    """The last vector in an index's file."""
-    return index.manifest.upto if index and index.manifest else 0
-
-
-def _removals_of(saved: Path) -> int:
-    try:
-        return int(json.loads((saved / "manifest.json").read_text(encoding="utf-8"))["removals"])
-    except (OSError, ValueError, KeyError):
-        return 0
 
 
 def _unit(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections import Counter
@@ -52,7 +53,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except (InputError, BackendError, OSError) as error:
+        except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
             err.print(f"[red]error:[/] {escape(conceal(str(error)))}", highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -76,14 +77,16 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """The past runs nearest in meaning to a prompt, as a run would recall them."""
+    from gems.graph.errors import InputError
     from gems.memory.care import existing
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
     from gems.memory.trajectory import recall
 
-    store = FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))
-    found = recall(store, user, text, limit)
-    store.close()
+    if not user.strip():
+        raise InputError("--user: give a name")
+    with closing(FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))) as store:
+        found = recall(store, user, text, limit)
     if as_json:
         _json([memory.model_dump(mode="json") for memory in found])
         return
@@ -156,8 +159,10 @@ def export(
         for line in lines:
             sys.stdout.write(line + "\n")
         return
-    with file.open("w", encoding="utf-8") as target:
+    aside = file.with_name(file.name + ".part")
+    with aside.open("w", encoding="utf-8") as target:
         count = sum(target.write(line + "\n") > 0 for line in lines)
+    aside.replace(file)
     err.print(f"{count} records in {file}", highlight=False, soft_wrap=True)
 
 
@@ -170,15 +175,21 @@ def import_(
     embedder: Embedder = "minilm",
 ) -> None:
     """Take exported records in, in place of those with the same key; doing it twice changes nothing."""
+    from gems.graph.errors import InputError
     from gems.memory.care import import_lines
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
-    store = FaissStore(_folder(folder), embedder=init_embedder(embedder))
-    with file.open(encoding="utf-8") as lines, _bar() as bar:
+    with (
+        closing(FaissStore(_folder(folder), embedder=init_embedder(embedder))) as store,
+        file.open(encoding="utf-8") as lines,
+        _bar() as bar,
+    ):
         task = bar.add_task("Embedding", total=None)
-        count = import_lines(store, lines, lambda done: bar.update(task, completed=done))
-    store.close()
+        try:
+            count = import_lines(store, lines, lambda done: bar.update(task, completed=done))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{file} is no UTF-8 text: {error}") from None
     err.print(f"{count} records taken in", highlight=False)
 
 
@@ -188,7 +199,9 @@ def forget(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of runs.")] = None,
     *,
     prompt: Annotated[str | None, typer.Option(help="Only runs with exactly this prompt.")] = None,
-    older_than: Annotated[float | None, typer.Option(min=0, help="Only runs from so many days ago or before.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, max=36500, help="Only runs from so many days ago or before.")
+    ] = None,
     user: Everyone = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     folder: Folder = None,
@@ -197,6 +210,7 @@ def forget(
     """Forget runs, and remove those of their images that no other remembered run refers to. There is no way back."""
     from gems.graph.errors import InputError
     from gems.memory import care
+    from gems.memory.images import ImageStore
 
     if not (ids or prompt or user or older_than is not None):
         raise InputError("say which runs: ids, --prompt, --older-than or --user")
@@ -207,11 +221,14 @@ def forget(
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
     if meant and not yes and not typer.confirm(f"Forget {len(meant)} runs and their images?", err=True):
         raise typer.Exit(1)
-    gone, images = care.forget(_folder(folder), wish)
+    # Images lie beside the home's own memory; another folder's may be shared with it.
+    done = care.forget(_folder(folder), wish, ImageStore() if folder is None else None)
     if as_json:
-        _json({"forgotten": [past.id for past in gone], "images": images})
-    else:
-        out.print(f"forgotten: runs {len(gone)}, images {images}", highlight=False)
+        _json({"forgotten": [past.id for past in done.runs], "images": done.images, "overwritten": done.overwritten})
+        return
+    out.print(f"forgotten: runs {len(done.runs)}, images {done.images}", highlight=False)
+    if not done.overwritten:
+        err.print("another process reads the memory: traces stay in its file until that is closed", highlight=False)
 
 
 @app.command()
@@ -224,9 +241,8 @@ def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
 
     where = existing(_folder(folder))
     before = _size(where)
-    store = FaissStore(where, embedder=init_embedder(embedder))
-    store.compact()
-    store.close()
+    with closing(FaissStore(where, embedder=init_embedder(embedder))) as store:
+        store.compact()
     out.print(f"{decimal(before)} before, {decimal(_size(where))} now", highlight=False)
 
 

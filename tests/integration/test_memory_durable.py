@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from embedding import Points
-from langgraph.store.base import PutOp
+from langgraph.store.base import InvalidNamespaceError, PutOp
 
 from gems.graph.errors import InputError
 from gems.memory import index as index_module
@@ -27,11 +27,14 @@ WRITER = Path(__file__).parent / "writing_store.py"
 FEW = 300
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["every cell", "some cells"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inverted lists from so few vectors on, that a test need not write twenty thousand."""
     monkeypatch.setattr(index_module, "EXACT_UP_TO", FEW)
     monkeypatch.setattr(store_module, "EXACT_UP_TO", FEW)
+    if request.param == "some cells":  # as with many vectors
+        monkeypatch.setattr(index_module, "_SEARCH_ALL_CELLS", 20)
+        monkeypatch.setattr(index_module, "_PROBES", 16)
 
 
 @pytest.fixture
@@ -65,6 +68,12 @@ def agree(store: FaissStore, names: list[str], namespace: str = "a") -> float:
         assert found[0].score == pytest.approx(1, abs=1e-5)
         hits += len({item.key for item in found} & set(exact(names, query)))
     return hits / 250
+
+
+def agree_with(store: FaissStore, embedder: Points, names: list[str]) -> float:
+    scores = embedder.points(names) @ embedder.points([names[3]])[0]
+    nearest = {names[i] for i in np.argsort(-scores)[:10]}
+    return len({item.key for item in store.search(("a",), query=names[3], limit=10)} & nearest) / 10
 
 
 def saved(folder: Path) -> list[Path]:
@@ -128,6 +137,94 @@ def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Pa
     assert {i.namespace for i in store.search(("large",), query=names[1195], limit=20)} == {("large",)}
     assert store.search((), query=names[1195], limit=1)[0].namespace == ("small",)
     assert [i.key for i in store.search((), query=names[3], filter={"text": names[1192]}, limit=3)] == [names[1192]]
+    store.close()
+
+
+def test_a_filter_that_few_records_pass_finds_them_all(few: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    fill(store, texts(1000))
+    for i in range(10):
+        store.put(("a",), f"rare{i}", {"text": f"rare{i}", "rare": True}, index=["text"])
+    store.close()
+    store = FaissStore(folder, embedder=Points())
+    found = store.search(("a",), query="family3 member3", filter={"rare": True}, limit=20)
+    assert {item.key for item in found} == {f"rare{i}" for i in range(10)}
+    assert len(store.search(("a",), query="family3 member3", limit=2000)) == 1010
+    assert len(store.search(("a",), query="family3 member3", limit=20, offset=1000)) == 10
+    store.close()
+
+
+def test_a_file_is_made_when_it_is_needed_and_by_one_of_those_who_could(few: None, folder: Path) -> None:
+    first = FaissStore(folder, embedder=Points())
+    fill(first, texts(900))
+    first.close()
+    [before] = saved(folder)
+    others = [FaissStore(folder, embedder=Points()) for _ in range(2)]
+    for store in others:
+        store.put(("b",), "k", {"text": "x"}, index=False)
+        store.search(("a",), query="family1 member1")
+        store.put(("b",), "k", {"text": "y"}, index=False)
+        store.close()
+    assert saved(folder) == [before]
+
+
+def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    for i in range(FEW + 20):
+        store.put(("a",), "k", {"text": f"value {i}"}, index=["text"])
+    assert store.search(("a",), query="value 319")[0].score == pytest.approx(1, abs=1e-5)
+    store.close()
+    assert not saved(folder)
+
+
+def test_ids_with_gaps_make_an_index_too(few: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    names = texts(1400)
+    for name in names:  # every second id is that of a record which was deleted again
+        store.batch([PutOp(("a",), name, {"text": name}, ["text"]), PutOp(("a",), "gone", {"text": "gone"}, ["text"])])
+    assert agree(store, names) > 0.9
+    store.compact()
+    assert agree(store, names) > 0.9
+    store.batch([PutOp(("a",), name, None) for name in names[400:]])
+    store.compact()
+    assert agree(store, names[:400]) > 0.9
+    store.batch([PutOp(("a",), name, None) for name in names[100:]])
+    store.compact()
+    assert not saved(folder), "so few need none"
+    assert agree(store, names[:100]) == 1
+    store.close()
+
+
+def test_an_index_that_cannot_be_made_costs_time_alone(few: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    fill(store, texts(250))
+    (folder / "index").write_text("in the way")
+    fill(store, texts(900)[250:])
+    assert agree(store, texts(900)) == 1
+    store.close()
+    store = FaissStore(folder, embedder=Points())
+    assert agree(store, texts(900)) == 1
+    store.close()
+
+
+@pytest.mark.parametrize("namespace", [(), ("",), ("a", "b.c")])
+def test_a_namespace_that_could_be_taken_for_another_is_refused(folder: Path, namespace: tuple[str, ...]) -> None:
+    store = FaissStore(folder, embedder=Points())
+    with pytest.raises(InvalidNamespaceError):
+        store.batch([PutOp(namespace, "k", {}, False)])
+    store.close()
+
+
+def test_prefixes_are_of_labels_whatever_characters_they_hold(folder: Path) -> None:
+    store = FaissStore(folder, embedder=Points())
+    names = [("a",), ("a", "b"), ("a-b",), ("a/b",), ("a%",), ("ä",), ("a b", "c"), ("A",)]
+    for name in names:
+        store.put(name, "k", {"text": "the same"}, index=["text"])
+    for name in names:
+        expected = {n for n in names if n[: len(name)] == name}
+        assert {item.namespace for item in store.search(name)} == expected
+        assert {item.namespace for item in store.search(name, query="the same")} == expected
+    assert len(store.search((), query="the same", limit=20)) == len(names)
     store.close()
 
 
@@ -300,10 +397,24 @@ def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None
     assert reindex(folder, new) == 100
     assert new.texts == 1100
     store = FaissStore(folder, embedder=new)
+    assert agree_with(store, new, names) > 0.9
     [nearest] = store.search(("a",), query=names[7], limit=1)
     assert (nearest.key, nearest.score) == (names[7], pytest.approx(1, abs=1e-5))
     assert store.get(("a",), "silent") is not None
     store.close()
+
+
+def test_those_who_have_a_store_open_are_refused_once_it_is_embedded_anew(folder: Path) -> None:
+    ours = FaissStore(folder, embedder=Points())
+    fill(ours, texts(20))
+    reindex(folder, Points(16, "newer"))
+    for attempt in (
+        lambda: ours.put(("a",), "k", {"text": "a cat"}, index=["text"]),
+        lambda: ours.search(("a",), query="a cat"),
+    ):
+        with pytest.raises(InputError, match="newer, not points"):
+            attempt()
+    ours.close()
 
 
 def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(folder: Path) -> None:
