@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, best_attempt
-from gems.models.generators import guide_of
+from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.nodes.calls import ask, fence, image_block
 from gems.nodes.gates import SHORT, drawable_prompt
 from gems.nodes.meter import metered
@@ -107,11 +107,7 @@ def make_refiner(resources: Resources) -> Node:
                 wish = "" if state["refused"] else state["prompt"]
                 prompt = drawable_prompt(meter, model, asked, prompt, wish=wish, generator=generator)
 
-        before = best.prompt if best else state["prompt"]
-        # The same words again are other noise, whatever a weak model calls it.
-        same = prompt in ("", before) and answer.strategy != "edit"
-        strategy: Strategy = "reseed" if same else answer.strategy
-        draft = before if strategy == "reseed" or not prompt else prompt
+        draft, strategy = _draft(state, prompt, answer.strategy, generator)
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
         round_ = latest.round if latest else 0
         runtime.stream_writer({"event": "experience", "round": round_, "experience": experience})
@@ -124,6 +120,19 @@ def make_refiner(resources: Resources) -> Node:
         )
 
     return refiner
+
+
+def _draft(state: GemsState, prompt: str, strategy: Strategy, generator: ImageGenerator) -> tuple[str, Strategy]:
+    """What to draw next, and what that is: the words that the chat model gave, if they are other ones."""
+    best = best_attempt(state["attempts"])
+    before = best.prompt if best else state["prompt"]
+    if strategy == "edit" or (strategy != "reseed" and prompt not in ("", before)):
+        return prompt or before, strategy
+    # A weak model asks for other words and hands in the same: the user's own are others, if they were not drawn yet.
+    wish, drawn = state["prompt"], {a.prompt for a in state["attempts"]}
+    if strategy != "reseed" and wish not in drawn and not state["refused"] and not objection_to(generator, wish):
+        return wish, "restart"
+    return before, "reseed"
 
 
 def without_refinement(state: GemsState, error: NodeError) -> Goto:

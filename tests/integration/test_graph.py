@@ -380,6 +380,18 @@ def test_without_a_refiner_the_best_prompt_is_tried_again(tmp_path: Path) -> Non
     assert out["attempts"][1].prompt == kept("planned prompt")
 
 
+def test_a_refiner_that_finds_no_other_words_has_the_users_own_tried_once(tmp_path: Path) -> None:
+    def same(messages: Any, index: int) -> dict[str, str]:
+        return {"experience": "no idea", "strategy": "rewrite", "prompt": "planned prompt"}
+
+    out = Run(tmp_path, ScriptedChatModel(script=script(Refinement=same)))(
+        NO_MEMORY.model_copy(update={"max_rounds": 4})
+    )
+    assert [a.strategy for a in out["attempts"]] == ["plan", "restart", "reseed", "reseed"]
+    assert [a.prompt for a in out["attempts"]][:2] == [kept("planned prompt"), PROMPT]
+    assert len({a.seed for a in out["attempts"]}) == 4
+
+
 def test_bad_input_and_bugs_are_raised_not_reported(tmp_path: Path) -> None:
     for error in (InputError("unknown word 'dragon'"), TypeError("a bug")):
         run = Run(tmp_path, ScriptedChatModel(script=script(Plan=lambda m, i, error=error: error)))
