@@ -6,7 +6,8 @@ The server is a process of its own on 127.0.0.1 that answers ``POST /v1/images/g
 512 x 512 PNG in base64, so many seconds after it has read the request; it says how late it was, so that a slow client
 is told from a busy machine. The client is ``init_image_generator("openai:painter")``, used in both ways:
 
-- ``threads``: as many callers as ``concurrency``, a request at a time, as ``gems batch`` has them. No image is kept.
+- ``threads``: a few more callers than ``concurrency``, a request at a time, as ``gems batch`` has them, so that those
+  which decode leave their places to others. No image is kept.
 - ``batch``: one call with all the requests. Its result holds all the images, 1 MB each.
 
 The figures go to stdout as JSON, what is going on to stderr.
@@ -236,8 +237,8 @@ class Run:
 
 
 def _threads(generator: ImageGenerator, requests: Sequence[ImageRequest], concurrency: int) -> int:
-    """Ask for one image at a time from so many threads; gives how many came."""
-    with ThreadPoolExecutor(concurrency) as pool:
+    """Ask for one image at a time, from threads enough that none of the slots waits while images are decoded."""
+    with ThreadPoolExecutor(concurrency + (os.cpu_count() or 1)) as pool:
         return sum(pool.map(lambda request: _came(generator.generate([request])), requests))
 
 

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
 from pydantic import SecretStr
 
 from gems.graph.errors import BackendError, InputError
 from gems.graph.options import GeneratorOptions
 from gems.models.generators import ImageRequest, Step
-from gems.models.remote import PassingError, RemoteGenerator, decode_image, refuse_options
+from gems.models.remote import PassingError, RemoteGenerator, refuse_options
 
 __all__ = ["ComfyUIImages"]
 
@@ -49,7 +48,7 @@ class ComfyUIImages(RemoteGenerator):
             raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing)}", retryable=False)
         return f"{self.name} answers, and knows all {len(kinds)} kinds of nodes of the workflow"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """See ``RemoteGenerator.make``."""
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
@@ -59,7 +58,7 @@ class ComfyUIImages(RemoteGenerator):
             raise BackendError(f"{self.name}: the workflow was refused: {_faults(queued)}", retryable=False)
         where = self._first_image(self._finished(str(queued["prompt_id"]), deadline))
         body, _ = self.fetch("GET", "/view", deadline, params=where)
-        return decode_image(body, self.name)
+        return body
 
     def _finished(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The run's entry in the history, once it is there."""

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import httpx
 from httpx_sse import EventSource
-from PIL import Image
 from pydantic import SecretStr
 from pydantic_core import from_json
 
@@ -97,7 +96,7 @@ class OpenAIImages(RemoteGenerator):
             )
         return f"{self.name}, {self.url} answers" + ("" if known else ", but does not list its models")
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """See ``RemoteGenerator.make``."""
         try:
             return self._ask(request, deadline, on_preview)
@@ -108,7 +107,7 @@ class OpenAIImages(RemoteGenerator):
             self._left_out.add(refused)  # not every server knows it; it is left out from now on
             return self._ask(request, deadline, on_preview)
 
-    def _ask(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def _ask(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         fields = self._fields(request)
         if request.edit is not None:
             buffer = io.BytesIO()
@@ -136,7 +135,7 @@ class OpenAIImages(RemoteGenerator):
             fields["response_format"] = "b64_json"
         return {name: value for name, value in fields.items() if name not in self._left_out}
 
-    def _image(self, body: bytes, deadline: float) -> Image.Image:
+    def _image(self, body: bytes, deadline: float) -> bytes:
         try:
             answer = from_json(body)
         except ValueError:
@@ -144,9 +143,9 @@ class OpenAIImages(RemoteGenerator):
         data = answer.get("data") if isinstance(answer, Mapping) else None
         first = data[0] if isinstance(data, list) and data and isinstance(data[0], Mapping) else {}
         if first.get("b64_json"):
-            return decode_image(self._decode(first["b64_json"]), self.name)
+            return self._decode(first["b64_json"])
         if first.get("url"):
-            return decode_image(self._download(str(first["url"]), deadline), self.name)
+            return self._download(str(first["url"]), deadline)
         said = self.scrub(error_message(body)) if isinstance(answer, Mapping) and "error" in answer else "no image"
         raise BackendError(f"{self.name}: the server answers without an image: {said}", retryable=False)
 
@@ -168,7 +167,7 @@ class OpenAIImages(RemoteGenerator):
             )
         return self.fetch("GET", str(url), deadline)[0]
 
-    def _stream(self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def _stream(self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """Server-sent events: some partial images, then the whole one."""
         steps, size = fields["partial_images"] + 1, 0
         with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
@@ -189,10 +188,11 @@ class OpenAIImages(RemoteGenerator):
                     raise PassingError(f"{self.name}: {self.scrub(error_message(event.data.encode()))}")
                 if "b64_json" not in told:
                     continue
-                image = decode_image(self._decode(told["b64_json"]), self.name)
+                data = self._decode(told["b64_json"])
                 if kind.endswith("completed"):
-                    return image
-                on_preview(Step(0, int(told.get("partial_image_index", 0)) + 1, steps, image))
+                    return data
+                preview = decode_image(data, self.name)
+                on_preview(Step(0, int(told.get("partial_image_index", 0)) + 1, steps, preview))
         raise PassingError(f"{self.name}: the stream ended before the image was there")
 
 
@@ -209,7 +209,7 @@ class PlainImages(RemoteGenerator):
         with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, 15.0)) as response:
             return f"{self.name} answers ({response.status_code} to HEAD)"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """See ``RemoteGenerator.make``."""
         names = ("width", "height", "steps", "guidance_scale", "negative_prompt")
         given = {n: value for n in names if (value := getattr(self.options, n)) is not None}
@@ -218,7 +218,7 @@ class PlainImages(RemoteGenerator):
         if kind and not kind.startswith("image/") and kind != "application/octet-stream":
             said = self.scrub(error_message(body)) or kind
             raise BackendError(f"{self.name}: the server answers without an image: {said}", retryable=False)
-        return decode_image(body, self.name)
+        return body
 
 
 def _setting(name: str) -> str:

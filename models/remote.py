@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -45,6 +46,7 @@ MAX_BYTES: Final = 64 * 2**20
 MAX_PIXELS: Final = 64 * 2**20
 """Pixels of one image: a small file can unfold into gigabytes (a decompression bomb)."""
 
+_DECODERS: Final = os.cpu_count() or 1
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off with full jitter, so that many clients do not come back at once."""
@@ -90,8 +92,8 @@ class RemoteGenerator(ABC):
         return f"{self.name}@{self.url.copy_with(username=None, password=None)}"
 
     @abstractmethod
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
-        """One try at one image. ``on_preview`` may be told of steps; their index is filled in."""
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+        """One try at one image, as a file. ``on_preview`` may be told of steps; their index is filled in."""
 
     @abstractmethod
     def check(self) -> str:
@@ -111,8 +113,7 @@ class RemoteGenerator(ABC):
 
         def one(index: int) -> GeneratedImage | BackendError:
             try:
-                with self._slots:
-                    image = self._persist(requests[index], lambda s: tell(Step(index, s.step, s.steps, s.preview)))
+                image = self._persist(requests[index], lambda s: tell(Step(index, s.step, s.steps, s.preview)))
             except BackendError as error:
                 return error
             tell(Step(index, 1, 1))
@@ -120,21 +121,29 @@ class RemoteGenerator(ABC):
 
         if len(requests) == 1:
             return [one(0)]
-        with ThreadPoolExecutor(min(len(requests), self.options.concurrency)) as pool:
+        # A few more than there are slots: those that decode leave theirs to others.
+        with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
             # Each thread has a copy of this one's context, in which LangGraph keeps where events go.
             futures = [pool.submit(copy_context().run, one, index) for index in range(len(requests))]
             return [future.result() for future in futures]
 
     def _persist(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, a lasting fault, or no time left."""
-        deadline = time.monotonic() + self.options.timeout
+        deadline = math.inf  # time begins with the first try: waiting for others is not the server's fault
+
+        def attempt() -> Image.Image:
+            nonlocal deadline
+            with self._slots:
+                deadline = min(deadline, time.monotonic() + self.options.timeout)
+                data = self.make(request, deadline, on_preview)
+            return decode_image(data, self.name)
 
         def give_up(state: RetryCallState) -> bool:
             return time.monotonic() + state.upcoming_sleep >= deadline
 
         tries = Retrying(retry=retry_if_exception_type(PassingError), stop=give_up, wait=_pause, reraise=True)
         try:
-            return tries(self.make, request, deadline, on_preview)
+            return tries(attempt)
         except PassingError as fault:
             n = tries.statistics.get("attempt_number", 1)
             said = f"{fault} ({n} tries in {self.options.timeout:g} s)" if n > 1 else str(fault)
