@@ -15,6 +15,7 @@ import argparse
 import json
 import resource
 import shutil
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +79,10 @@ def main() -> None:
     if given.against:
         index: Any = {"dims": vectors.shape[1], "embed": embedder, "fields": ["t"]}
         makers["InMemoryStore"] = lambda: InMemoryStore(index=index)
-        makers["SqliteStore"] = lambda: sqlite_store(given.out / "sqlite.db", index)
+        if hasattr(sqlite3.Connection, "enable_load_extension"):
+            makers["SqliteStore"] = lambda: sqlite_store(given.out / "sqlite.db", index)
+        else:
+            report["stores"]["SqliteStore"] = "cannot be run: this Python's sqlite3 loads no extensions"
     given.out.mkdir(parents=True, exist_ok=True)
     for name, make in makers.items():
         say(name)
@@ -192,8 +196,6 @@ def bare(folder: Path, embedder: Prepared, count: int) -> dict[str, Any]:
 
 def sqlite_store(file: Path, index: Any) -> Any:
     """LangGraph's SqliteStore with sqlite-vec, over a connection of its own."""
-    import sqlite3
-
     from langgraph.store.sqlite import SqliteStore
 
     store = SqliteStore(sqlite3.connect(file, check_same_thread=False, isolation_level=None), index=index)
