@@ -42,7 +42,7 @@ EXACT_UP_TO: Final = 20_000
 _CELLS_PER_ROOT: Final = 2
 _PROBES: Final = 48
 """Cells that a search over everything looks into; more for a part of it, whose members lie further apart."""
-_SEARCH_ALL_CELLS: Final = 20_000
+_SEARCH_ALL_CELLS: Final = 2_000
 """Candidates up to which every cell is looked into: so few are compared fast, and none is missed."""
 _TRAINING_PER_CELL: Final = 64
 _RETRAIN_AT: Final = 4
