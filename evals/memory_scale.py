@@ -30,6 +30,7 @@ from langgraph.store.memory import InMemoryStore
 from numpy.typing import NDArray
 
 from gems.evals.prompts import fresh_prompts
+from gems.memory.care import size_of
 from gems.memory.embedder import init_embedder
 from gems.memory.store import FaissStore
 
@@ -87,7 +88,7 @@ def main() -> None:
     for name, make in makers.items():
         say(name)
         report["stores"][name] = measure(make, count, truth, durable=name != "InMemoryStore")
-        report["stores"][name]["disk_mb"] = round(size(given.out) / 1e6, 1)
+        report["stores"][name]["disk_mb"] = round(size_of(given.out) / 1e6, 1)
         if name == "FaissStore":
             report["bare_faiss"] = bare(given.out / "faiss", embedder, count)
         shutil.rmtree(given.out)
@@ -223,11 +224,6 @@ def spread(seconds: list[float]) -> dict[str, float]:
     """Median and 99th percentile, in milliseconds."""
     array = np.asarray(seconds) * 1000
     return {"median": round(float(np.median(array)), 3), "p99": round(float(np.quantile(array, 0.99)), 3)}
-
-
-def size(folder: Path) -> int:
-    """Bytes of all files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def say(text: str) -> None:

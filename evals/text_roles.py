@@ -4,8 +4,8 @@
 
 Planner, decomposer and refiner run on the model, generator and verifier are the pocket ones, skills and memory are off.
 The same fresh prompts are drawn once as they are (``single``) and by the loop, from the same seeds; the oracle judges.
-Every answer in form is counted, by role: valid at once, after one repair, in part (cut off twice, and what came whole
-was taken), or not at all. Killed and started again, it goes on.
+Every answer in form is counted, by role: valid at once, after one repair, in part (cut off, and what came whole was
+taken), or not at all. Killed and started again, it goes on.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class AnswerCounter(logging.Handler):
                 file.write(json.dumps(line) + "\n")
 
     def table(self) -> dict[str, Counter[str]]:
-        """By role, how many answers were valid at once, after a repair, in part after it, or not at all."""
+        """By role, how many answers were valid at once, after a repair, in part, or not at all."""
         found: dict[str, Counter[str]] = {role: Counter() for role in ROLES.values()}
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             entry = json.loads(line)

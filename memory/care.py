@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.images import ImageStore
-from gems.memory.index import EXACT_UP_TO, VectorIndex, newest, open_index, remove
+from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
 from gems.memory.records import Records, Row
 from gems.memory.store import FaissStore, open_records
 from gems.memory.trajectory import TRAJECTORIES, Trajectory, user_of
@@ -35,6 +35,7 @@ __all__ = [
     "forget",
     "import_lines",
     "pasts",
+    "size_of",
     "stats",
     "verify",
 ]
@@ -122,6 +123,11 @@ def existing(folder: Path) -> Path:
     return folder
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def stats(folder: Path) -> Stats:
     """What is in a folder.
 
@@ -129,8 +135,7 @@ def stats(folder: Path) -> Stats:
         InputError: There is no memory in it.
     """
     with closing(_open(folder)) as records:
-        saved = newest(folder / "index")
-        index = _index(records, saved)
+        index = newest_index(folder / "index", **records.named())
         runs: dict[str, Counter[str]] = {}
         for past in _all(records):
             counted = runs.setdefault(past.user, Counter(runs=0, solved=0))
@@ -140,7 +145,7 @@ def stats(folder: Path) -> Stats:
             records=records.count(),
             vectors=records.count("vectors"),
             indexed=index.manifest.count if index and index.manifest else 0,
-            size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+            size=size_of(folder),
             users={user: dict(counted) for user, counted in runs.items()},
         )
 
@@ -284,11 +289,10 @@ def _check_vectors(records: Records) -> tuple[bool, str]:
 
 
 def _check_index(records: Records, folder: Path) -> tuple[bool, str]:
-    saved = newest(folder / "index")
-    if saved is None:
+    if newest(folder / "index") is None:
         many = records.count("vectors") > EXACT_UP_TO
         return True, "it is made at the next search" if many else "not needed for so few"
-    index = _index(records, saved)
+    index = newest_index(folder / "index", **records.named())
     if index is None or index.manifest is None:
         return False, "it is damaged or of other records, and is made again at the next search"
     return True, f"{index.manifest.count} vectors"
@@ -316,11 +320,6 @@ def _fault(error: ValueError) -> str:
 
 def _images(past: Past) -> list[ImageRef]:
     return [attempt.image for attempt in past.trajectory.attempts]
-
-
-def _index(records: Records, saved: Path | None) -> VectorIndex | None:
-    named = {name: records.meta(name) or "" for name in ("store", "embedder")}
-    return open_index(saved, **named) if saved else None
 
 
 def _open(folder: Path) -> Records:

@@ -30,6 +30,7 @@ __all__ = [
     "VectorIndex",
     "build",
     "newest",
+    "newest_index",
     "open_index",
     "publish",
     "reach",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 EXACT_UP_TO: Final = 20_000
-"""Vectors up to which an exact search is as fast as an approximate one: about 2 ms at 384 dimensions."""
+"""Vectors up to which every search compares with all of them."""
 
 _CELLS_PER_ROOT: Final = 2
 _PROBES: Final = 48
@@ -79,6 +80,7 @@ class VectorIndex:
     Args:
         dims: Of the vectors.
         saved: A folder that ``build`` made; without one, the index is exact and empty.
+        manifest: The folder's own.
     """
 
     def __init__(self, dims: int, saved: Path | None = None, manifest: Manifest | None = None) -> None:
@@ -98,11 +100,6 @@ class VectorIndex:
         self._recent.is_trained = True
         # Copied where it is written to: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
-
-    @property
-    def recent(self) -> int:
-        """How many vectors lie outside the file."""
-        return int(self._recent.ntotal)
 
     def add(self, chunk: Chunk) -> None:
         """Take in vectors; ids must be greater than all before."""
@@ -124,10 +121,6 @@ class VectorIndex:
         known = ids[ids < len(self._spaces)]
         self._spaces[known] = -1
         self._masks.clear()
-
-    def count(self, spaces: Sequence[int]) -> int:
-        """How many vectors lie in these namespaces."""
-        return self._mask(spaces)[1]
 
     def search(self, query: NDArray[np.float32], k: int, spaces: Sequence[int]) -> list[int]:
         """Ids of the k vectors in these namespaces that are nearest to a unit vector, nearest first."""
@@ -183,15 +176,28 @@ def newest(folder: Path) -> Path | None:
 
 def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
     """A saved index; None if it is not whole, or not of this store and embedder."""
+    manifest = _manifest(saved, store, embedder)
     try:
-        manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
-        if (manifest.store, manifest.embedder) != (store, embedder):
-            return None
-        if any(_digest(saved / name) != manifest.files[name] for name in _FILES):
+        if manifest is None or any(_digest(saved / name) != manifest.files[name] for name in _FILES):
             return None
         return VectorIndex(manifest.dims, saved, manifest)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError):  # FAISS raises RuntimeError
+    except (OSError, ValueError, KeyError, RuntimeError):  # FAISS raises RuntimeError
         return None
+
+
+def newest_index(folder: Path, *, store: str, embedder: str) -> VectorIndex | None:
+    """The last index that was finished, as ``open_index`` gives it; None if there is none."""
+    saved = newest(folder)
+    return open_index(saved, store=store, embedder=embedder) if saved else None
+
+
+def _manifest(saved: Path, store: str, embedder: str) -> Manifest | None:
+    """What an index says of itself; None if nothing can be read, or it is of another store or embedder."""
+    try:
+        manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return manifest if (manifest.store, manifest.embedder) == (store, embedder) else None
 
 
 class Source(Protocol):
@@ -291,11 +297,8 @@ def remove(folder: Path, *, but: Path | None = None) -> None:
 def reach(folder: Path, *, store: str, embedder: str) -> int:
     """The last vector in the newest index, by what it says of itself; 0 if it is of another store or embedder."""
     saved = newest(folder)
-    try:
-        told = json.loads((saved / "manifest.json").read_text(encoding="utf-8")) if saved else {}
-        return int(told["upto"]) if (told.get("store"), told.get("embedder")) == (store, embedder) else 0
-    except (OSError, ValueError, KeyError):
-        return 0
+    manifest = _manifest(saved, store, embedder) if saved else None
+    return manifest.upto if manifest else 0
 
 
 def _lists(quantizer: Any, dims: int, cells: int) -> Any:

@@ -155,6 +155,10 @@ class Records:
         else:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
+    def named(self) -> dict[str, str]:
+        """The store's id and its embedder, by which an index tells whether it is of these records."""
+        return {name: self.meta(name) or "" for name in ("store", "embedder")}
+
     def rename(self) -> None:
         """Give the store a new id: indexes that were made of what it held before are strangers from now on."""
         self.note("store", uuid.uuid4().hex)

@@ -41,7 +41,7 @@ from rich.progress import Progress
 from gems.graph.errors import InputError
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import fits, matches
-from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, open_index, publish, reach, remove
+from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
 from gems.memory.records import Records, Row, Snapshot
 
 __all__ = ["FaissStore", "open_records", "reindex"]
@@ -294,11 +294,7 @@ class FaissStore(BaseStore):
         return self._index
 
     def _load(self) -> VectorIndex | None:
-        saved = newest(self._folder / "index")
-        return open_index(saved, **self._named()) if saved else None
-
-    def _named(self) -> dict[str, str]:
-        return {"store": self._records.meta("store") or "", "embedder": self._fingerprint}
+        return newest_index(self._folder / "index", **self._records.named())
 
     def _take_in(self, index: VectorIndex) -> None:
         for chunk in self._records.added(index.upto):
@@ -320,7 +316,7 @@ class FaissStore(BaseStore):
         mine, held = (manifest.upto, manifest.count) if manifest else (0, 0)
         if not self._records.is_behind(mine, max(EXACT_UP_TO, held // _MERGE_AT)):
             return
-        saved = reach(self._folder / "index", **self._named())
+        saved = reach(self._folder / "index", **self._records.named())
         if saved > mine:
             self._index = self._load() if self._index else None
             if not self._records.is_behind(saved, max(EXACT_UP_TO, saved // _MERGE_AT)):

@@ -235,15 +235,15 @@ def forget(
 @guarded
 def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
     """Make the index anew and give back the room of what was removed."""
-    from gems.memory.care import existing
+    from gems.memory.care import existing, size_of
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
     where = existing(_folder(folder))
-    before = _size(where)
+    before = size_of(where)
     with closing(FaissStore(where, embedder=init_embedder(embedder))) as store:
         store.compact()
-    out.print(f"{decimal(before)} before, {decimal(_size(where))} now", highlight=False)
+    out.print(f"{decimal(before)} before, {decimal(size_of(where))} now", highlight=False)
 
 
 @app.command("reindex")
@@ -281,10 +281,6 @@ def _folder(given: Path | None) -> Path:
     from gems.memory.home import home
 
     return given or home() / "memory"
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _row(past: Past) -> dict[str, Any]:
