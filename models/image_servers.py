@@ -11,7 +11,6 @@ import binascii
 import io
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -45,9 +44,6 @@ _EXTENSIONS: Final = {
     "negative_prompt": "negative_prompt",
 }
 """Our options, and what vLLM-Omni and SGLang Diffusion call them. OpenAI's own API has none of them."""
-
-_DATA_URL: Final = re.compile(r"data:[^,]{,100};base64,")
-"""What some servers write before the base64."""
 
 _MAX_PARTIAL_IMAGES: Final = 3
 """Most previews of an image that OpenAI streams."""
@@ -150,9 +146,10 @@ class OpenAIImages(RemoteGenerator):
         raise BackendError(f"{self.name}: the server answers without an image: {said}", retryable=False)
 
     def _decode(self, given: object) -> bytes:
-        text = str(given)
+        text, mark = str(given), "base64,"  # which ends a data URL, and is no base64 itself
+        start = text.find(mark, 0, 200)
         try:
-            return base64.b64decode(text[found.end() if (found := _DATA_URL.match(text)) else 0 :], validate=True)
+            return base64.b64decode(text[start + len(mark) :] if start >= 0 else text, validate=True)
         except (binascii.Error, ValueError):
             raise PassingError(f"{self.name}: the server sent torn base64") from None
 
