@@ -43,7 +43,7 @@ EXACT_UP_TO: Final = 20_000
 _CELLS_PER_ROOT: Final = 2
 _PROBES: Final = 48
 """Cells that a search over everything looks into; more for a part of it, whose members lie further apart."""
-_SEARCH_ALL_CELLS: Final = 2_000
+_SEARCH_ALL_CELLS: Final = 5_000
 """Candidates up to which every cell is looked into: so few are compared fast, and none is missed."""
 _TRAINING_PER_CELL: Final = 64
 _RETRAIN_AT: Final = 4
@@ -96,6 +96,9 @@ class VectorIndex:
             self._spaces = np.empty(0, np.int32)
             return
         self._main = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+        # Else every search starts 32 threads that read whole lists, those parts too that nobody asks for.
+        lists: Any = faiss.downcast_InvertedLists(self._main.invlists)
+        lists.prefetch_nthread = 0
         self._recent = _lists(faiss.clone_index(self._main.quantizer), dims, self._main.nlist)
         self._recent.is_trained = True
         # Copied where it is written to: a removal never reaches the file.
