@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
@@ -13,17 +13,17 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
 from gems.graph.context import GemsContext
-from gems.graph.routing import after_generator, after_planner, after_refiner, after_verifier
+from gems.graph.routing import after_generator, after_intake, after_planner, after_refiner, after_verifier
 from gems.graph.state import GemsInput, GemsOutput, GemsState
 from gems.memory.images import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
 from gems.nodes.decomposer import make_decomposer, without_requirements
 from gems.nodes.generator import make_editor, make_generator, without_image
-from gems.nodes.intake import intake
+from gems.nodes.intake import make_intake
 from gems.nodes.planner import make_planner, make_skills, without_plan
 from gems.nodes.refiner import make_refiner, without_refinement
-from gems.nodes.resources import Resources
+from gems.nodes.resources import Node, Resources
 from gems.nodes.retrieve_memory import make_retrieve_memory, without_memory
 from gems.nodes.retry import RETRY
 from gems.nodes.store_memory import make_store_memory, unremembered
@@ -73,22 +73,25 @@ def build_graph(
     )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
 
-    graph.add_node("intake", intake)
-    graph.add_node("retrieve_memory", make_retrieve_memory(resources), retry_policy=retry, error_handler=without_memory)
-    graph.add_node("planner", make_planner(resources), retry_policy=retry, error_handler=without_plan)
+    # LangGraph's type hints know nothing of the error that a handler is given, hence Any.
+    def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
+        graph.add_node(name, node, defer=defer, retry_policy=retry, error_handler=handler)
+
+    graph.add_node("intake", make_intake(resources))
+    add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
+    add_with_handler("planner", make_planner(resources), without_plan)
     graph.add_node("skills", make_skills(resources))
-    graph.add_node("decomposer", make_decomposer(resources), retry_policy=retry, error_handler=without_requirements)
+    add_with_handler("decomposer", make_decomposer(resources), without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
-    graph.add_node("generator", make_generator(resources), defer=True, retry_policy=retry, error_handler=without_image)
+    add_with_handler("generator", make_generator(resources), without_image, defer=True)
     # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that are not there.
-    graph.add_node("editor", make_editor(resources), defer=True, retry_policy=retry, error_handler=without_image)
-    graph.add_node("verifier", make_verifier(resources), retry_policy=retry, error_handler=without_verdicts)
-    graph.add_node("refiner", make_refiner(resources), retry_policy=retry, error_handler=without_refinement)
-    graph.add_node("store_memory", make_store_memory(resources), retry_policy=retry, error_handler=unremembered)
+    add_with_handler("editor", make_editor(resources), without_image, defer=True)
+    add_with_handler("verifier", make_verifier(resources), without_verdicts)
+    add_with_handler("refiner", make_refiner(resources), without_refinement)
+    add_with_handler("store_memory", make_store_memory(resources), unremembered)
 
     graph.add_edge(START, "intake")
-    graph.add_edge("intake", "retrieve_memory")
-    graph.add_edge("intake", "decomposer")
+    graph.add_conditional_edges("intake", after_intake, ["retrieve_memory", "decomposer", "store_memory"])
     graph.add_edge("retrieve_memory", "planner")
     graph.add_conditional_edges("planner", after_planner)
     graph.add_edge("skills", "planner")

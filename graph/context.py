@@ -95,7 +95,28 @@ class GemsContext(BaseModel):
     )
     skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory: bool = Field(default=True, title="Memory", description="Retrieve from past runs and remember this one.")
-    memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most past runs to retrieve.")
+    memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most experiences to retrieve.")
+    memory_tokens: int = Field(
+        default=600,
+        ge=0,
+        le=20_000,
+        title="Memory tokens",
+        description="Most tokens, about, that what is retrieved may take up in a chat model's prompt.",
+    )
+    memory_limit: int | None = Field(
+        default=10_000,
+        ge=1,
+        title="Memory limit",
+        description="Most experiences, and most runs, kept per user: what helped least goes first. Empty: no limit.",
+    )
+    memory_days: float | None = Field(
+        default=None, gt=0, title="Memory days", description="Forget what was last written so long ago. Empty: never."
+    )
+    reuse: bool = Field(
+        default=False,
+        title="Reuse",
+        description="Where just this prompt was solved before, with the same models and settings, give that image.",
+    )
     user: str = Field(
         default="default",
         pattern=r"^[^\s\x00-\x1f]{1,128}$",

@@ -10,7 +10,7 @@ from langchain_core.messages import AIMessage
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Outcome, Usage, best_attempt
 
-__all__ = ["after_generator", "after_planner", "after_refiner", "after_verifier", "outcome_of"]
+__all__ = ["after_generator", "after_intake", "after_planner", "after_refiner", "after_verifier", "outcome_of"]
 
 
 def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
@@ -29,6 +29,11 @@ def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) 
     if last.round - best.round >= context.patience:
         return "stalled"
     return None
+
+
+def after_intake(state: GemsState) -> Sequence[Literal["retrieve_memory", "decomposer", "store_memory"]]:
+    """To planning and decomposing, side by side; straight to the end if an earlier run's image is given."""
+    return ["store_memory"] if state.get("outcome") else ["retrieve_memory", "decomposer"]
 
 
 def after_planner(state: GemsState) -> Literal["skills", "generator"]:

@@ -20,6 +20,7 @@ __all__ = [
     "Answer",
     "Attempt",
     "Budget",
+    "Failure",
     "GemsInput",
     "GemsOutput",
     "GemsState",
@@ -45,10 +46,10 @@ Outcome = Literal["solved", "rounds", "budget", "stalled", "cancelled", "failed"
 the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after its retries. Every one of them
 returns the best image made so far."""
 
-Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart"]
+Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "reuse"]
 """Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner changed the wording of the best
 attempt. ``reseed``: the same prompt again, other noise. ``edit``: the best attempt's image, changed where it is wrong.
-``restart``: the refiner started from the user's words."""
+``restart``: the refiner started from the user's words. ``reuse``: an earlier run's image, which solved just this."""
 
 
 class _Frozen(BaseModel):
@@ -112,15 +113,30 @@ class Attempt(_Frozen):
         return self.verified and all(v.answer == "yes" for v in self.verdicts)
 
 
-class Memory(_Frozen):
-    """One past run that memory retrieval found near to this prompt."""
+class Failure(_Frozen):
+    """A generation prompt that did not work."""
 
-    key: str
+    prompt: str
+    missed: tuple[str, ...] = Field(default=(), description="Questions that its image did not pass.")
+
+
+class Memory(_Frozen):
+    """What past runs for one wish taught, which memory retrieval found to bear on this prompt."""
+
+    key: str = Field(description="The experience's, see gems.memory.experience.")
+    run: str = Field(default="", description="The best of the runs that it was made from.")
     similarity: float = Field(description="Cosine similarity of the two prompts, in [-1, 1].")
+    relevance: float = Field(default=0.0, description="What it was chosen by: meaning, demands, usefulness and model.")
+    usefulness: float = Field(
+        default=0.0, description="What runs that it was retrieved for were worth more than the others, in [-1, 1]."
+    )
     prompt: str = Field(description="What the user asked for then.")
     solved: bool
-    best_prompt: str = Field(description="The generation prompt of that run's best attempt.")
+    best_prompt: str = Field(description="The generation prompt of the best attempt.")
     experience: str = Field(default="", description="What was learned then.")
+    avoid: tuple[Failure, ...] = Field(default=(), description="Prompts that did not work.")
+    count: int = Field(default=1, ge=1, description="How many runs it was made from.")
+    solved_count: int = Field(default=0, ge=0)
 
 
 class Usage(_Frozen):
@@ -220,7 +236,7 @@ class GemsState(GemsOutput, total=False):
     seed: int
     """The seed of the first image; later ones are derived from it."""
     memories: list[Memory]
-    """Past runs near to this prompt, nearest first."""
+    """What past runs have to say about this prompt, the most relevant first."""
     planning: Annotated[list[BaseMessage], add_messages]
     """The planner's conversation with its skills."""
     skills: list[str]

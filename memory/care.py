@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -17,11 +18,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import ImageRef
+from gems.memory.experience import EXPERIENCES, Experience, remake
 from gems.memory.images import ImageStore
 from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
 from gems.memory.records import Records, Row
 from gems.memory.store import FaissStore, open_records
-from gems.memory.trajectory import TRAJECTORIES, Trajectory, user_of
+from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
 
 __all__ = [
     "Forgotten",
@@ -40,7 +42,7 @@ __all__ = [
     "verify",
 ]
 
-_PREFIX: Final = ".".join(TRAJECTORIES)
+_KINDS: Final[dict[tuple[str, ...], type[BaseModel]]] = {TRAJECTORIES: Trajectory, EXPERIENCES: Experience}
 _MANY: Final = 256
 
 
@@ -68,7 +70,7 @@ class Stats:
     size: int
     """Bytes on disk."""
     users: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By user: remembered runs, and how many of them were solved."""
+    """By user: remembered runs, how many of them were solved, and the experiences made from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,14 @@ class Wish:
 
     def holds(self, past: Past) -> bool:
         """Whether a run is meant."""
+        return (not self.ids or past.id in self.ids) and self.means(past.user, past.trajectory.prompt, past.when)
+
+    def means(self, user: str, prompt: str, when: datetime) -> bool:
+        """Whether all but the ids hold."""
         return (
-            (not self.ids or past.id in self.ids)
-            and self.user in (None, past.user)
-            and self.prompt in (None, past.trajectory.prompt)
-            and (self.older_than is None or past.when < datetime.now(UTC) - self.older_than)
+            self.user in (None, user)
+            and self.prompt in (None, prompt)
+            and (self.older_than is None or when < datetime.now(UTC) - self.older_than)
         )
 
 
@@ -138,8 +143,11 @@ def stats(folder: Path) -> Stats:
         index = newest_index(folder / "index", **records.named())
         runs: dict[str, Counter[str]] = {}
         for past in _all(records):
-            counted = runs.setdefault(past.user, Counter(runs=0, solved=0))
+            counted = runs.setdefault(past.user, Counter(runs=0, solved=0, experiences=0))
             counted.update(runs=1, solved=int(past.trajectory.solved))
+        for row in _rows(records, EXPERIENCES):
+            counted = runs.setdefault(user_of(tuple(row[1].split("."))), Counter(runs=0, solved=0, experiences=0))
+            counted.update(experiences=1)
         return Stats(
             embedder=records.meta("embedder") or "none yet",
             records=records.count(),
@@ -220,8 +228,8 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
             continue
         try:
             line = Line.model_validate(json.loads(text))
-            if tuple(line.namespace[:-1]) == TRAJECTORIES:
-                Trajectory.model_validate(line.value)
+            if kind := _KINDS.get(tuple(line.namespace[:-1])):
+                kind.model_validate(line.value)
         except ValueError as error:  # no JSON, or no record
             put()
             raise InputError(f"line {number}: {_fault(error)}") from None
@@ -234,7 +242,9 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
 
 
 def forget(folder: Path, wish: Wish, images: ImageStore | None = None) -> Forgotten:
-    """Forget runs. Images that no other run of this memory refers to go with them, where their store is given.
+    """Forget runs, and what was learned from them and from no other.
+
+    Images that no other run of this memory refers to go with them, where their store is given.
 
     Args:
         folder: The memory's.
@@ -252,11 +262,44 @@ def forget(folder: Path, wish: Wish, images: ImageStore | None = None) -> Forgot
         with records.writing():
             for past in gone:
                 records.drop(past.record)
-            if gone:
+            for user in {past.user for past in gone}:
+                kept_runs = {p.id: p.trajectory for p in every if p.user == user and p.record not in records_gone}
+                _unlearn(records, user, {past.id for past in gone if past.user == user}, kept_runs)
+            alone = _drop_without_runs(records, wish, {(past.user, past.id) for past in every})
+            if gone or alone:
                 records.rename()  # their vectors are in the index too: it is made again without them
-        if gone:
+        if gone or alone:
             remove(folder / "index")
         return Forgotten(gone, removed, records.clean())
+
+
+def _unlearn(records: Records, user: str, gone: AbstractSet[str], kept: Mapping[str, Trajectory]) -> None:
+    """Take runs out of what a user's runs have taught."""
+    for row in records.inside(".".join(namespace(user, EXPERIENCES))):
+        experience = _experience(row)
+        if experience is None or gone.isdisjoint({*experience.runs, *experience.uses}):
+            continue
+        left = remake(experience, gone, kept)
+        if left is None:
+            records.drop(row[0])
+        else:
+            records.rewrite(row[0], left.model_dump(mode="json"))
+    for row in records.inside(".".join(namespace(user, SOLVED))):
+        if json.loads(row[3]).get("run") in gone:
+            records.drop(row[0])
+
+
+def _drop_without_runs(records: Records, wish: Wish, known: AbstractSet[tuple[str, str]]) -> int:
+    """Experiences outlive their runs where memory is limited: forget those that are meant too."""
+    dropped = 0
+    for row in () if wish.ids else _rows(records, EXPERIENCES):
+        experience, user = _experience(row), user_of(tuple(row[1].split(".")))
+        if experience and known.isdisjoint((user, run) for run in experience.runs):
+            meant = wish.means(user, experience.prompt, datetime.fromisoformat(row[5]))
+            dropped += meant
+            if meant:
+                records.drop(row[0])
+    return dropped
 
 
 def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
@@ -268,9 +311,10 @@ def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
     with closing(_open(folder)) as records:
         said = records.integrity()
         yield "records", said == "ok", said if said != "ok" else f"{records.count()} records"
-        unreadable = [row[2] for row in _rows(records) if _read(row) is None]
-        told = f"{len(unreadable)} hold no run, such as {unreadable[0]}" if unreadable else "all can be read"
-        yield "runs", not unreadable, told
+        for name, layer, reads in (("runs", TRAJECTORIES, _read), ("experiences", EXPERIENCES, _experience)):
+            unreadable = [row[2] for row in _rows(records, layer) if reads(row) is None]
+            told = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
+            yield name, not unreadable, told
         yield "vectors", *_check_vectors(records)
         yield "index", *_check_index(records, folder)
         yield "images", *_check_images(records)
@@ -328,9 +372,9 @@ def _open(folder: Path) -> Records:
     return records
 
 
-def _rows(records: Records) -> list[Row]:
-    """The records of runs, one namespace below all users'."""
-    return [row for row in records.inside(_PREFIX) if row[1].count(".") == len(TRAJECTORIES)]
+def _rows(records: Records, layer: tuple[str, ...] = TRAJECTORIES) -> list[Row]:
+    """The records of a layer of memory, one namespace below it for every user."""
+    return [row for row in records.inside(".".join(layer)) if row[1].count(".") == len(layer)]
 
 
 def _all(records: Records) -> Iterator[Past]:
@@ -345,3 +389,10 @@ def _read(row: Row) -> Past | None:
     except ValidationError:
         return None
     return Past(key, user_of(tuple(space.split("."))), datetime.fromisoformat(updated), trajectory, record)
+
+
+def _experience(row: Row) -> Experience | None:
+    try:
+        return Experience.model_validate_json(row[3])
+    except ValidationError:
+        return None

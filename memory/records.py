@@ -205,6 +205,10 @@ class Records:
         """Remove a record by its id."""
         self._db.execute("DELETE FROM records WHERE id = ?", (record,))
 
+    def rewrite(self, record: int, value: Mapping[str, Any]) -> None:
+        """Change what a record says, but not what is embedded of it."""
+        self._db.execute("UPDATE records SET value = ? WHERE id = ?", (json.dumps(value), record))
+
     def date(self, namespace: str, key: str, when: datetime) -> None:
         """Say when a record was written, if it was not now."""
         text = when.isoformat()

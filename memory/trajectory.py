@@ -1,10 +1,9 @@
-"""What is remembered of a run, and how it is found again."""
+"""The facts of a finished run: the first of memory's two layers. The second, what was learned, is ``experience``."""
 
 from __future__ import annotations
 
 from typing import Final
 
-from langgraph.store.base import BaseStore
 from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.state import (
@@ -12,18 +11,14 @@ from gems.graph.state import (
     GemsState,
     ImageRef,
     Kind,
-    Memory,
     Outcome,
     Requirement,
     Strategy,
+    Verdict,
     best_attempt,
 )
 
-__all__ = ["MIN_SIMILARITY", "TRAJECTORIES", "PastAttempt", "Trajectory", "namespace", "recall", "remember", "user_of"]
-
-MIN_SIMILARITY: Final = 0.35
-"""Cosine similarity below which a past prompt has little to say: with MiniLM, unrelated short sentences lie mostly
-under 0.3, and prompts that share an object and a relation above 0.5."""
+__all__ = ["SOLVED", "TRAJECTORIES", "PastAttempt", "Trajectory", "namespace", "user_of"]
 
 
 class PastAttempt(BaseModel):
@@ -37,10 +32,11 @@ class PastAttempt(BaseModel):
     score: float = Field(ge=0, le=1)
     failed: list[str] = Field(description="Questions that it did not pass.")
     image: ImageRef
+    verdicts: list[Verdict] = Field(default=[], description="Earlier versions kept none.")
 
 
 class Trajectory(BaseModel):
-    """One finished run: the facts, and what was learned from them."""
+    """One finished run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,6 +54,13 @@ class Trajectory(BaseModel):
     mllm: str
     generator: str
     attempts: list[PastAttempt] = Field(default=[], description="In order; runs of the first version kept none.")
+    requirements: list[Requirement] = Field(default=[], description="Earlier versions kept none.")
+    recalled: list[str] = Field(default=[], description="Keys of the experiences that it was helped by.")
+
+    @property
+    def reward(self) -> float:
+        """What the run was worth, in [0, 1]: one over the images that it took to solve it; 0 for what was not."""
+        return 1 / self.images if self.solved and self.images else 0.0
 
     @classmethod
     def from_state(cls, state: GemsState, *, mllm: str, generator: str) -> Trajectory:
@@ -93,9 +96,12 @@ class Trajectory(BaseModel):
                     score=attempt.score,
                     failed=_failed(attempt, requirements),
                     image=attempt.image,
+                    verdicts=list(attempt.verdicts),
                 )
                 for attempt in attempts
             ],
+            requirements=state["requirements"],
+            recalled=[memory.key for memory in state.get("memories") or []],
         )
 
 
@@ -104,40 +110,15 @@ def _failed(attempt: Attempt, requirements: dict[str, Requirement]) -> list[str]
 
 
 TRAJECTORIES: Final = ("gems", "trajectories")
+SOLVED: Final = ("gems", "solved")
+"""By user, by a hash of prompt, models and settings: the run that solved them last."""
 
 
-def namespace(user: str) -> tuple[str, ...]:
-    """Where one user's trajectories lie: no search ever crosses it."""
-    return (*TRAJECTORIES, user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
+def namespace(user: str, layer: tuple[str, ...] = TRAJECTORIES) -> tuple[str, ...]:
+    """Where a layer of one user's memory lies: no search ever crosses it."""
+    return (*layer, user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
 
 
 def user_of(namespace: tuple[str, ...]) -> str:
     """Whose namespace it is."""
     return namespace[-1].replace("%2E", ".").replace("%25", "%")
-
-
-def remember(store: BaseStore, user: str, run_id: str, trajectory: Trajectory) -> None:
-    """Write a trajectory under its run's id: writing it again, after a crash, changes nothing."""
-    store.put(namespace(user), run_id, trajectory.model_dump(mode="json"), index=["prompt"])
-
-
-def recall(store: BaseStore, user: str, prompt: str, limit: int) -> list[Memory]:
-    """The user's past runs nearest in meaning to a prompt, nearest first; none from a store without an index."""
-    if limit < 1:
-        return []
-    memories = []
-    for item in store.search(namespace(user), query=prompt, limit=limit):
-        if item.score is None or item.score < MIN_SIMILARITY:
-            continue
-        past = Trajectory.model_validate(item.value)
-        memories.append(
-            Memory(
-                key=item.key,
-                similarity=round(item.score, 4),
-                prompt=past.prompt,
-                solved=past.solved,
-                best_prompt=past.best_prompt,
-                experience=past.experience,
-            )
-        )
-    return memories

@@ -14,20 +14,34 @@ from langgraph.types import Overwrite
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import InputError
 from gems.graph.state import GemsState, Usage
+from gems.nodes.resources import Node, Resources
+from gems.nodes.reuse import solved_before
 
-__all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "intake"]
+__all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "make_intake"]
 
 MAX_PROMPT_LENGTH = 4000
 """Characters. Longer than any text encoder reads, short enough to be a prompt."""
 
 
-def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-    """Start a run: a clean prompt, a run id, a seed, and empty accumulators."""
-    context = GemsContext.resolve(runtime.context)
-    prompt = check_prompt(state.get("prompt"))
-    run_id = uuid.uuid4().hex[:12]
-    seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
-    runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
+def make_intake(resources: Resources) -> Node:
+    """The node that starts a run: a clean prompt, a run id, a seed, and empty accumulators.
+
+    Where reuse is on and an earlier run solved just this, its image is there at once, and the run is over.
+    """
+
+    def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        context = GemsContext.resolve(runtime.context)
+        prompt = check_prompt(state.get("prompt"))
+        run_id = uuid.uuid4().hex[:12]
+        seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
+        runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
+        begun = _empty(prompt, run_id, seed)
+        return begun | solved_before(resources, context, runtime, prompt) if context.reuse else begun
+
+    return intake
+
+
+def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
     return GemsState(
         prompt=prompt,
         run_id=run_id,

@@ -1,4 +1,4 @@
-"""Finds past runs whose prompts are near to this one."""
+"""Finds what past runs have to say about this prompt."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
-from gems.memory.trajectory import recall
+from gems.memory.experience import recall
 from gems.nodes.meter import Stopwatch
+from gems.nodes.recollections import within
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
 
@@ -20,8 +21,11 @@ def make_retrieve_memory(resources: Resources) -> Node:
 
     def retrieve_memory(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
-        store = resources.memory(context, runtime)
-        memories = recall(store, context.user, state["prompt"], context.memories) if store else []
+        store, memories = resources.memory(context, runtime), []
+        if store is not None and context.memories:
+            generator = resources.generator(context).name
+            found = recall(store, context.user, state["prompt"], context.memories, generator=generator)
+            memories = within(found, context.memory_tokens)
         runtime.stream_writer({"event": "memories", "count": len(memories)})
         return GemsState(memories=memories, usage=Usage(seconds=watch.seconds))
 

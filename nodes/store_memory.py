@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import Final
+
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage, best_attempt
-from gems.memory.trajectory import Trajectory, remember
+from gems.memory.experience import prune, remember
+from gems.memory.trajectory import Trajectory
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
+from gems.nodes.reuse import note_solved
 
 __all__ = ["make_store_memory", "unremembered"]
+
+_TIDIED_ONCE_IN: Final = 32
+"""Runs after which, on average, a memory is held to its limits: it means reading all of it."""
 
 
 def make_store_memory(resources: Resources) -> Node:
@@ -23,10 +31,15 @@ def make_store_memory(resources: Resources) -> Node:
         runtime.stream_writer({"event": "outcome", "outcome": state["outcome"]})
         best = best_attempt(state["attempts"])
         store = resources.memory(context, runtime)
-        # Only what was looked at is worth remembering.
-        if store is not None and best is not None and best.verified:
-            trajectory = Trajectory.from_state(state, generator=context.generator, mllm=context.mllm)
-            remember(store, context.user, state["run_id"], trajectory)
+        # Only what was looked at is worth remembering, and only once.
+        if store is not None and best is not None and best.verified and best.strategy != "reuse":
+            run_id, generator = state["run_id"], resources.generator(context).name
+            mllm = context.mllm if resources.mllm is None else type(resources.mllm).__name__
+            remember(store, context.user, run_id, Trajectory.from_state(state, generator=generator, mllm=mllm))
+            if best.passed:
+                note_solved(store, resources, context, state["prompt"], run_id)
+            if zlib.crc32(run_id.encode()) % _TIDIED_ONCE_IN == 0:
+                prune(store, context.user, limit=context.memory_limit, days=context.memory_days)
         return GemsState(usage=Usage(seconds=watch.seconds))
 
     return store_memory

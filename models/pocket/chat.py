@@ -180,7 +180,7 @@ def _elements(text: str) -> set[str]:
     return set(_ELEMENT.findall(text))
 
 
-_SOLVED: Final = re.compile(r"Best generation prompt \(solved\): (.*?)(?: Learned: |$)", re.MULTILINE)
+_SOLVED: Final = re.compile(r"Best generation prompt \(solved\): (.*?)(?: \| |$)", re.MULTILINE)
 _SIGNS: Final = {
     "clauses": ";",
     "arrangement": rf"\b(?:{'|'.join(ARRANGEMENTS)})\b",

@@ -59,9 +59,9 @@ def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
         about.add_row(name, escape(value))
     out.print(about)
     if found.users:
-        table = Table("user", "runs", "solved")
+        table = Table("user", "runs", "solved", "experiences")
         for user, counted in found.users.items():
-            table.add_row(escape(user), str(counted["runs"]), str(counted["solved"]))
+            table.add_row(escape(user), *(str(counted[name]) for name in ("runs", "solved", "experiences")))
         out.print(table)
 
 
@@ -76,12 +76,16 @@ def search(
     embedder: Embedder = "minilm",
     as_json: AsJson = False,
 ) -> None:
-    """The past runs nearest in meaning to a prompt, as a run would recall them."""
+    """What past runs have to say about a prompt, as a run would recall it: the most relevant first.
+
+    near: how close the prompts are in meaning. relevance: that, and what both demand, whether it has been of use, and
+    diversity. use: what runs that recalled it were worth more than others like them.
+    """
     from gems.graph.errors import InputError
     from gems.memory.care import existing
     from gems.memory.embedder import init_embedder
+    from gems.memory.experience import recall
     from gems.memory.store import FaissStore
-    from gems.memory.trajectory import recall
 
     if not user.strip():
         raise InputError("--user: give a name")
@@ -92,10 +96,17 @@ def search(
         return
     if not found:
         err.print("nothing near to it is remembered", highlight=False)
-    table = Table("id", "near", "", "prompt", "best generation prompt")
+    table = Table("best run", "near", "relevance", "use", "solved", "prompt", "best generation prompt")
     for memory in found:
-        mark = "solved" if memory.solved else "failed"
-        table.add_row(memory.key, f"{memory.similarity:.2f}", mark, escape(memory.prompt), escape(memory.best_prompt))
+        table.add_row(
+            memory.run,
+            f"{memory.similarity:.2f}",
+            f"{memory.relevance:.2f}",
+            f"{memory.usefulness:+.2f}",
+            f"{memory.solved_count} of {memory.count}",
+            escape(memory.prompt),
+            escape(memory.best_prompt),
+        )
     if found:
         out.print(table)
 

@@ -56,6 +56,9 @@ class LiveRun:
         if event["count"]:
             self._print(f"[dim]remembered {event['count']} similar run{'s' if event['count'] > 1 else ''}[/]")
 
+    def _on_reuse(self, event: dict[str, Any]) -> None:
+        self._print(f"[dim]solved before, in run {event['run']}: that image is given[/]")
+
     def _on_skills(self, event: dict[str, Any]) -> None:
         self._print(f"[dim]skills: {', '.join(event['skills'])}[/]")
 

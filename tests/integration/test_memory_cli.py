@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from gems.cli import app
 from gems.memory.embedder import init_embedder
+from gems.memory.experience import remember
 from gems.memory.images import ImageStore
 from gems.memory.store import FaissStore
-from gems.memory.trajectory import PastAttempt, Trajectory, remember
+from gems.memory.trajectory import PastAttempt, Trajectory
 
 RUNS = {
     "run-a1": ("adam", "three blue cars", "red"),
@@ -95,13 +96,16 @@ def test_it_is_there_for_a_shell(filled: Path) -> None:
     env = {**os.environ, "GEMS_HOME": str(filled)}
     command = [sys.executable, "-m", "gems", "memory", "stats", "--json"]
     told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
-    assert json.loads(told)["records"] == 4
+    assert json.loads(told)["records"] == 7
 
 
 def test_what_there_is_is_told(filled: Path) -> None:
     told = json.loads(memory(filled, "stats", "--json"))
-    assert (told["records"], told["vectors"], told["indexed"]) == (4, 3, 0)
-    assert told["users"] == {"adam": {"runs": 2, "solved": 1}, "eve.smith": {"runs": 1, "solved": 1}}
+    assert (told["records"], told["vectors"], told["indexed"]) == (7, 3, 0)
+    assert told["users"] == {
+        "adam": {"runs": 2, "solved": 1, "experiences": 2},
+        "eve.smith": {"runs": 1, "solved": 1, "experiences": 1},
+    }
     assert told["size"] > 10_000
     text = memory(filled, "stats")
     assert "eve.smith" in text
@@ -110,7 +114,7 @@ def test_what_there_is_is_told(filled: Path) -> None:
 
 def test_a_search_recalls_what_a_run_would(filled: Path) -> None:
     [found] = json.loads(memory(filled, "search", "four blue cars", "--user", "adam", "--json"))
-    assert (found["key"], found["prompt"]) == ("run-a1", "three blue cars")
+    assert (found["run"], found["prompt"]) == ("run-a1", "three blue cars")
     assert "exactly three blue cars" in memory(filled, "search", "four blue cars", "--user", "adam")
     assert json.loads(memory(filled, "search", "four blue cars", "--json")) == []
 
@@ -130,10 +134,10 @@ def test_what_was_exported_can_be_taken_in_elsewhere_twice(filled: Path, tmp_pat
     for _ in range(2):
         memory(tmp_path, "import", file)
         told = json.loads(memory(tmp_path, "stats", "--json"))
-        assert (told["records"], told["vectors"]) == (4, 3)
+        assert (told["records"], told["vectors"]) == (7, 3)
     here, there = (json.loads(memory(home, "show", "run-a2", "--json")) for home in (filled, tmp_path))
     assert here["attempts"] == there["attempts"]
-    assert {line["key"] for line in map(json.loads, memory(tmp_path, "export").splitlines())} == {*RUNS, "k"}
+    assert {line["key"] for line in map(json.loads, memory(tmp_path, "export").splitlines())} >= {*RUNS, "k"}
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", '{"namespace": [], "key": "k", "value": {}, "updated_at": "2026-01-01"}'])
@@ -150,7 +154,9 @@ def test_forgetting_takes_the_images_that_nobody_else_refers_to(home: Path) -> N
     told = json.loads(memory(home, "forget", "--user", "adam", "--yes", "--json"))
     assert told == {"forgotten": ["run-a1", "run-a2"], "images": 1, "overwritten": True}
     assert len(list((home / "images").rglob("*.png"))) == 1
-    assert json.loads(memory(home, "stats", "--json"))["users"] == {"eve.smith": {"runs": 1, "solved": 1}}
+    assert json.loads(memory(home, "stats", "--json"))["users"] == {
+        "eve.smith": {"runs": 1, "solved": 1, "experiences": 1}
+    }
     for file in (home / "memory").iterdir():
         if file.is_file():
             found = [word for word in (b"two red dogs", b"adam") if word in file.read_bytes()]
@@ -162,7 +168,7 @@ def test_forgetting_asks_and_names_what_is_not_there(home: Path) -> None:
     assert "nope; nothing was forgotten" in memory(home, "forget", "run-a1", "nope", "--yes", code=2)
     assert "say which runs" in memory(home, "forget", code=2)
     assert "Forget 1 runs" in memory(home, "forget", "run-a1", code=1)  # nobody answers
-    assert json.loads(memory(home, "stats", "--json"))["records"] == 4
+    assert json.loads(memory(home, "stats", "--json"))["records"] == 7
 
 
 def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:
@@ -177,8 +183,8 @@ def test_damage_is_told(home: Path) -> None:
     assert "images: 3 images" in memory(home, "verify")
     next((home / "images").rglob("*.png")).write_bytes(b"no image")
     told = json.loads(memory(home, "verify", "--json", code=1))
-    assert [check["ok"] for check in told] == [True, True, True, True, False]
-    assert "damaged" in told[4]["detail"]
+    assert [check["ok"] for check in told] == [True, True, True, True, True, False]
+    assert "damaged" in told[5]["detail"]
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         db.execute("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE id = 2")
     assert "1 of 3 are not of unit length" in memory(home, "verify", code=1)
