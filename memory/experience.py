@@ -37,7 +37,7 @@ under 0.3, and prompts that share an object and a relation above 0.5."""
 
 _NEAR: Final = 32
 """Candidates by meaning alone, among which demands, usefulness and diversity decide."""
-_DEMANDS: Final = 0.3
+_DEMANDS: Final = 0.5
 """Weight of demands beside meaning."""
 _DIVERSITY: Final = 0.5
 """Weight of being unlike those chosen before, beside relevance."""

@@ -1,0 +1,62 @@
+"""The experiment on what one pass leaves to the next, at the smallest size, through its command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gems.evals import second_pass
+from gems.evals.prompts import fresh_prompts
+from gems.graph.context import GemsContext
+from gems.memory.embedder import init_embedder
+from gems.memory.experience import EXPERIENCES, recall
+from gems.memory.store import FaissStore
+from gems.memory.trajectory import namespace
+
+
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    command = ["second_pass", "--n", "5", "--images", "1", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    second_pass.main()
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_both_passes_are_run_judged_and_compared_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run(tmp_path, monkeypatch, capsys)
+    told = {name: figures["recalled_per_prompt"] for name, figures in found["passes"].items()}
+    assert (told["without memory"], told["with another domain"], told["told of another domain"]) == (0, 0, 3)
+    assert told["with the first pass"] > 0
+    assert [c["prompts"] for c in found["comparisons"]] == [5, 5, 5]
+    store = FaissStore(tmp_path / "first-pass" / "arms" / "loop+memory" / "memory", embedder=init_embedder())
+    assert len(store.search(namespace("default"), limit=9)) == 5, "the second pass left nothing there"
+    store.close()
+    results = next((tmp_path / "second-pass").rglob("results.jsonl"))
+    before = results.stat().st_mtime_ns
+    assert run(tmp_path, monkeypatch, capsys) == found
+    assert results.stat().st_mtime_ns == before, "nothing was run again"
+
+
+def test_the_second_pass_asks_for_other_things() -> None:
+    first = fresh_prompts(50, 1)
+    assert second_pass.others([*first, *fresh_prompts(20, 2)], first) == second_pass.others(fresh_prompts(20, 2), first)
+    assert second_pass.others(first, first) == []
+
+
+def test_a_read_only_store_is_not_written_to(tmp_path: Path) -> None:
+    store = FaissStore(tmp_path, embedder=init_embedder())
+    second_pass.remember_another_domain(store, GemsContext())
+    guarded = second_pass.ReadOnly(store, near=True)
+    guarded.put(("a",), "k", {})
+    assert guarded.get(("a",), "k") is None
+    assert len(store.search(namespace("default", EXPERIENCES), limit=200)) == 100
+    wish = "seven striped elephants"
+    assert recall(store, "default", wish, 3) == recall(second_pass.ReadOnly(store), "default", wish, 3) == []
+    assert len(recall(guarded, "default", wish, 3)) == 3
+    store.close()
