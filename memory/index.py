@@ -16,6 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -145,10 +146,11 @@ class VectorIndex:
 
     def _best(self, query: NDArray[np.float32], k: int, parameters: Any) -> list[int]:
         found: list[tuple[float, int]] = []
-        for index in (self._main, self._recent):
-            if index is not None and index.ntotal:
-                scores, ids = index.search(query[None], k, params=parameters)
-                found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
+        with _one_thread():
+            for index in (self._main, self._recent):
+                if index is not None and index.ntotal:
+                    scores, ids = index.search(query[None], k, params=parameters)
+                    found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
         return [i for _, i in sorted(found)[:k]]
 
     def _probes(self, count: int) -> int:
@@ -166,6 +168,19 @@ class VectorIndex:
                 self._masks.clear()
             self._masks[key] = np.packbits(chosen, bitorder="little"), int(np.count_nonzero(chosen))
         return self._masks[key]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One query gains little from many threads, and waits ten times as long for one that is kept from its core."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # for the calling thread alone, as OpenMP has it
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 # --- on disk --------------------------------------------------------------------------------------------------------
