@@ -1,0 +1,102 @@
+"""Killed writers: the trial ends well with our store, and badly with one from which something was taken."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from gems.evals.memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
+from gems.evals.memory_stores import Numbered
+
+
+def test_nothing_is_lost_by_killed_writers(tmp_path: Path) -> None:
+    arguments = [
+        "--writers",
+        "2",
+        "--records",
+        "600",
+        "--kills",
+        "2",
+        "--samples",
+        "50",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command = [sys.executable, "-m", "gems.evals.memory_crash", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["lost"], report["wrong"]) == (0, 0)
+    assert 1 <= report["kills"] == report["restarts"] <= 2, "a fast writer may be done before the second"
+    assert report["acknowledged"] > report["records"] > 900
+    assert all(report["whole"].values())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_writer_goes_on_where_its_journal_ends_and_a_torn_line_does_not_count(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 1, 100, 0)
+    batches = plan(trial, 0)
+    trial.journal(0).write_bytes(b"%d\n9999" % batches[0][-1].number)
+    assert trial.acknowledged(0) == batches[0][-1].number
+    trial.journal(0).write_bytes(b"%d\n" % batches[0][-1].number)
+    write(trial, 0)
+    assert trial.acknowledged(0) == batches[-1][-1].number
+    parent = Parent(trial, 0)
+    look_at_all(trial, parent, 0)
+    skipped = {operation.key for operation in after(batches[0]).values()}
+    assert {text.split(":")[0].removeprefix("0/") for text in parent.found.lost} <= skipped
+
+
+def test_what_was_taken_from_a_store_is_noticed(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 1, 300, 0)
+    write(trial, 0)
+    operations = [operation for batch in plan(trial, 0) for operation in batch]
+    last = after(operations)
+    lost, stale, *_ = [
+        o for o in last.values() if o.alive and any(p.key == o.key and p.number < o.number for p in operations)
+    ]
+    [gone, *_] = [o for o in last.values() if not o.alive]
+    earlier = next(o for o in operations if o.key == stale.key)
+    with closing(trial.open()) as store:
+        store.delete(("crash", "0"), lost.key)
+        store.put(("crash", "0"), stale.key, {"t": f"0:{earlier.number}"}, index=["t"])
+        store.put(("crash", "0"), gone.key, {"t": f"0:{gone.number}"}, index=["t"])
+    parent = Parent(trial, 0)
+    look_at_all(trial, parent, 400)
+    assert {text.split(":")[0] for text in parent.found.lost} == {f"0/{lost.key}", f"0/{stale.key}"}
+    assert any(text.startswith(f"0/{gone.key}:") for text in parent.found.wrong)
+    assert any("not found first" in text for text in parent.found.wrong)
+
+
+def test_half_a_batch_is_noticed(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 1, 300, 0)
+    batches = plan(trial, 0)
+    begun = next(batch for batch in batches[1:] if len(batch) > 10)
+    trial.journal(0).write_bytes(b"%d\n" % (begun[0].number - 1))
+    with closing(trial.open()) as store:
+        for operation in after([o for batch in batches for o in batch if o.number <= begun[4].number]).values():
+            if operation.alive:
+                store.put(("crash", "0"), operation.key, {"t": f"0:{operation.number}"}, index=["t"])
+        parent = Parent(trial, 0)
+        parent._look_at(0, store)
+        assert parent.found.lost or parent.found.wrong
+
+
+def test_a_reader_doubts_a_value_that_is_not_of_its_vector(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, 1, 100, 0)
+    write(trial, 0)
+    with closing(trial.open()) as store:
+        reader = Reader(trial, store)
+        [one, other, *_] = [o for o in after([o for b in plan(trial, 0) for o in b]).values() if o.alive]
+        found = store.search(("crash",), query=f"0:{one.number}", limit=5)
+        assert reader.doubts(f"0:{one.number}", found) == []
+        assert np.isclose(found[0].score or 0, 1, atol=1e-5)
+        found[0].value["t"] = f"0:{other.number}"
+        assert len(reader.doubts(f"0:{one.number}", found)) == 2
+        assert reader.doubts(f"0:{one.number}", found[1:][::-1]) == ["not the nearest first"]
+    assert Numbered(64).embed_query("0:1") != Numbered(64).embed_query("0:2")
