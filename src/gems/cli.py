@@ -113,6 +113,10 @@ def generate(
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Neither recall nor remember.", rich_help_panel=MODELS)
     ] = False,
+    reuse: Annotated[
+        bool,
+        typer.Option("--reuse", help="Give the image of a run that solved just this before.", rich_help_panel=MODELS),
+    ] = False,
     max_rounds: MaxRounds = 5,
     candidates: Candidates = 1,
     patience: Patience = 4,
@@ -177,6 +181,7 @@ def generate(
             plan=not no_plan,
             user=user,
             memory=not no_memory,
+            reuse=reuse,
             max_rounds=max_rounds,
             candidates=candidates,
             patience=patience,

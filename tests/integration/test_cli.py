@@ -328,3 +328,13 @@ def test_a_skills_folder_that_is_not_there_leaves_no_run_behind(tmp_path: Path) 
 def test_no_arm_is_no_evaluation(tmp_path: Path) -> None:
     done = gems("eval", "grammar", "--n", 3, "--arms", " ,", "--out", tmp_path / "out", home=tmp_path / "home")
     assert (done.returncode, done.stderr.strip().partition(";")[0]) == (2, "error: no arm is named")
+
+
+def test_what_was_solved_before_is_given_at_once_where_that_is_asked_for(tmp_path: Path) -> None:
+    told = [
+        json.loads(gems("generate", "a blue car", *more, "--out", tmp_path, "--json", home=tmp_path).stdout)
+        for more in ([], ["--reuse"], [])
+    ]
+    assert [run["attempts"][0]["strategy"] for run in told] == ["plan", "reuse", "plan"]
+    assert told[1]["attempts"][0]["image"] == told[0]["attempts"][-1]["image"]
+    assert told[1]["usage"]["chat_calls"] == 0
