@@ -90,7 +90,7 @@ class VectorIndex:
         self.manifest = manifest
         self.upto = manifest.upto if manifest else 0
         self.removals = manifest.removals if manifest else 0
-        self._masks: dict[tuple[int, ...], tuple[NDArray[np.uint8], int]] = {}
+        self._masks: dict[tuple[int, ...], _Mask] = {}
         self._main: Any = None
         if saved is None:
             self._recent: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dims))
@@ -118,27 +118,29 @@ class VectorIndex:
             self._spaces = grown
         self._spaces[ids] = spaces
         self.upto = last
-        self._masks.clear()
+        for chosen, mask in self._masks.items():
+            mask.set(ids[np.isin(spaces, chosen)])
 
     def remove(self, ids: NDArray[np.int64]) -> None:
         """Forget vectors, known or not."""
         known = ids[ids < len(self._spaces)]
+        for mask in self._masks.values():
+            mask.clear(known)
         self._spaces[known] = -1
-        self._masks.clear()
 
     def search(self, query: NDArray[np.float32], k: int, spaces: Sequence[int]) -> list[int]:
         """Ids of the k vectors in these namespaces that are nearest to a unit vector, nearest first."""
         import faiss
 
-        mask, count = self._mask(spaces)
-        if not count:
+        mask = self._mask(spaces)
+        if not mask.count:
             return []
-        k = min(k, count)
-        selector = faiss.IDSelectorBitmap(mask)  # type: ignore[call-arg, arg-type]
+        k = min(k, mask.count)
+        selector = faiss.IDSelectorBitmap(mask.bits)  # type: ignore[call-arg, arg-type]
         if self._main is None:
             return self._best(query, k, faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
         cells = int(self._main.nlist)
-        probes = self._probes(count)
+        probes = self._probes(mask.count)
         found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=probes))  # type: ignore[call-arg]
         if len(found) < k and probes < cells:  # so many lie in no few cells
             found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=cells))  # type: ignore[call-arg]
@@ -157,17 +159,41 @@ class VectorIndex:
         cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
         return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * math.sqrt(total / count)))
 
-    def _mask(self, spaces: Sequence[int]) -> tuple[NDArray[np.uint8], int]:
-        """A bit for every id, set where it lies in one of these namespaces; and how many are."""
+    def _mask(self, spaces: Sequence[int]) -> _Mask:
         key = tuple(spaces)
         if key not in self._masks:
             wanted = np.zeros(max(int(self._spaces.max(initial=0)), *key, 0) + 2, bool)
             wanted[list(key)] = True  # the last one stays False: -1 stands for what was removed
-            chosen = wanted[self._spaces]
             if len(self._masks) >= 64:
                 self._masks.clear()
-            self._masks[key] = np.packbits(chosen, bitorder="little"), int(np.count_nonzero(chosen))
+            self._masks[key] = _Mask(wanted[self._spaces])
         return self._masks[key]
+
+
+class _Mask:
+    """A bit for every id, set where it lies in certain namespaces; kept up to date, since making it reads all ids."""
+
+    def __init__(self, chosen: NDArray[np.bool_]) -> None:
+        self.bits = np.packbits(chosen, bitorder="little")
+        self.count = int(np.count_nonzero(chosen))
+
+    def set(self, ids: NDArray[np.int64]) -> None:
+        """Set the bits of ids that were not there before."""
+        if len(ids) and (needed := int(ids[-1]) // 8 + 1) > len(self.bits):
+            self.bits = np.append(self.bits, np.zeros(max(needed, 2 * len(self.bits)) - len(self.bits), np.uint8))
+        np.bitwise_or.at(self.bits, ids // 8, _bit(ids))
+        self.count += len(ids)
+
+    def clear(self, ids: NDArray[np.int64]) -> None:
+        """Clear the bits of different ids, where they are set."""
+        ids = ids[ids < 8 * len(self.bits)]
+        ids = ids[self.bits[ids // 8] & _bit(ids) != 0]
+        np.bitwise_and.at(self.bits, ids // 8, ~_bit(ids))
+        self.count -= len(ids)
+
+
+def _bit(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.left_shift(np.uint8(1), (ids % 8).astype(np.uint8))
 
 
 @contextmanager

@@ -291,9 +291,12 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None
     ours = FaissStore(folder, embedder=Points())
     acknowledged: dict[tuple[str, int], bool] = {}
     begun = dict.fromkeys(("one", "two", "three"), 0)
-    for _ in range(2):
+    for written in (40, 80):
         writers = {name: _write(folder, name, first, first + 10_000) for name, first in begun.items()}
-        time.sleep(2.5 + dice.random())
+        until = time.monotonic() + 60
+        while len(ours.search(("w",), limit=written)) < written and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(dice.random())
         for name, process in writers.items():
             process.send_signal(signal.SIGKILL)
             lines = process.communicate(timeout=30)[0].splitlines(keepends=True)
