@@ -24,6 +24,7 @@ from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
 from gems.memory.records import Records, Row
 from gems.memory.store import FaissStore, open_records
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
+from gems.models.secrets import one_line
 
 __all__ = [
     "Forgotten",
@@ -350,7 +351,7 @@ def _check_images(records: Records) -> tuple[bool, str]:
             try:
                 store.read(ref)
             except (BackendError, ValueError, ImportError) as error:  # of fsspec, for a protocol that it does not know
-                bad.append(" ".join(str(error).split()))
+                bad.append(one_line(error))
     return not bad, f"{len(bad)} of {count} are not there or damaged; {bad[0]}" if bad else f"{count} images"
 
 

@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.graph.errors import InputError
 from gems.graph.options import ChatOptions
-from gems.models.secrets import conceal, remember_secret
+from gems.models.secrets import one_line, remember_secret
 
 __all__ = ["CHAT_FORMS", "init_mllm", "model_fingerprint"]
 
@@ -59,7 +59,7 @@ def init_mllm(name: str, options: ChatOptions = DEFAULTS) -> BaseChatModel:
         package = f"langchain-{kind}" if kind != "openai" else "gems-graph[openai]"
         raise InputError(f"the chat model {name!r} needs a package: pip install {package!r} ({error})") from error
     except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
-        reason = conceal(" ".join(str(error).split()))[:300]
+        reason = one_line(error)
         raise InputError(f"cannot use the chat model {name!r}: {reason}; give {CHAT_FORMS}") from error
 
 

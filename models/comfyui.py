@@ -16,6 +16,7 @@ from gems.graph.errors import BackendError, InputError
 from gems.graph.options import GeneratorOptions
 from gems.models.generators import ImageRequest, Step
 from gems.models.remote import PassingError, RemoteGenerator, refuse_options
+from gems.models.secrets import one_line
 
 __all__ = ["ComfyUIImages"]
 
@@ -120,7 +121,7 @@ def _place(workflow: Mapping[str, Any], field: str | None, option: str, example:
 def _faults(queued: Mapping[str, Any]) -> str:
     error = queued.get("error")
     said = error.get("message") if isinstance(error, Mapping) else error
-    return " ".join(str(said or "no reason given").split())[:300]
+    return one_line(said or "no reason given")
 
 
 def _failure(status: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import huggingface_hub
 from gems.graph.errors import BackendError, GemsError, InputError
 from gems.graph.options import GeneratorOptions
 from gems.models.loading import without_bars
+from gems.models.secrets import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -331,4 +332,4 @@ def _placed(pipeline: Any, options: GeneratorOptions, device: str) -> Any:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error) or type(error).__name__

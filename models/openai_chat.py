@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.graph.errors import BackendError, GemsError, is_passing_status
 from gems.models.remote import error_message
-from gems.models.secrets import conceal
+from gems.models.secrets import one_line
 from gems.models.structured import is_not_understood
 
 __all__ = ["OpenAIChat"]
@@ -94,4 +94,4 @@ def _instead(error: Exception) -> str:
 
 
 def _line(text: str) -> str:
-    return conceal(" ".join(text.split()))[:300]
+    return one_line(text)

@@ -28,7 +28,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 from gems.graph.errors import BackendError, ContentRefusedError, InputError, is_passing_status
 from gems.graph.options import GeneratorOptions
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
-from gems.models.secrets import conceal, remember_secret
+from gems.models.secrets import one_line, remember_secret
 
 __all__ = [
     "MAX_BYTES",
@@ -212,7 +212,7 @@ class RemoteGenerator(ABC):
 
     def scrub(self, text: str) -> str:
         """A server's words on one line, without the key that it may repeat."""
-        return conceal(" ".join(text.split()))[:300]
+        return one_line(text)
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------

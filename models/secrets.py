@@ -8,7 +8,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-__all__ = ["conceal", "remember_secret"]
+__all__ = ["conceal", "one_line", "remember_secret"]
 
 _IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 """Names of environment variables whose values are nobody's business."""
@@ -32,3 +32,8 @@ def conceal(text: str) -> str:
     for secret in sorted((s for s in named | _given if len(s) >= _SHORTEST), key=len, reverse=True):
         text = text.replace(secret, "[key]")
     return text
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """What a person is told of a fault: in one line, without keys, so many characters at most; may be empty."""
+    return conceal(" ".join(str(text).split()))[:most]

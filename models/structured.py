@@ -21,6 +21,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.graph.errors import MalformedAnswerError
+from gems.models.secrets import one_line
 
 __all__ = [
     "Answer",
@@ -315,7 +316,7 @@ def _whole(cut: Any) -> Any:
 def _why_empty(message: AIMessage) -> str:
     """What is wrong with an answer that holds nothing of use."""
     if refusal := message.additional_kwargs.get("refusal"):
-        return f'it is a refusal: "{" ".join(str(refusal).split())[:200]}"'
+        return f'it is a refusal: "{one_line(refusal, 200)}"'
     if is_cut_off(message):
         return "it was cut off before its end (the chat option max_tokens, or the model's own limit)"
     return "it holds no structured answer"

@@ -26,6 +26,7 @@ from gems.graph.errors import BackendError, GemsError
 from gems.graph.options import ChatOptions
 from gems.models.diffusers_loading import PipelineSource, is_out_of_memory
 from gems.models.pocket.weights import folder_fingerprint
+from gems.models.secrets import one_line
 from gems.models.transformers_answers import write_answer
 from gems.models.transformers_grammar import Form
 from gems.models.transformers_loading import ChatSource, Engine, describe, load_engine
@@ -187,7 +188,7 @@ class TransformersChatModel(BaseChatModel):
                     raise BackendError(
                         f"{self._label}: {engine.model.device} ran out of memory for this answer"
                     ) from error
-                reason = " ".join(str(error).split())[:300]
+                reason = one_line(error)
                 raise BackendError(f"{self._label} failed: {reason}", retryable=False) from error
         message.response_metadata["model_name"] = self._label
         return ChatResult(generations=[ChatGeneration(message=message)])

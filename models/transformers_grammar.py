@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gems.graph.errors import BackendError, InputError
+from gems.models.secrets import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -142,7 +143,7 @@ class GrammarProcessor:
                 self._matcher.consume_token(token)
         self._read = input_ids.shape[1]
         if self._matcher.is_error():
-            fault = " ".join(self._matcher.get_error().split())[:300]
+            fault = one_line(self._matcher.get_error())
             raise BackendError(f"the answer could not be held to its schema: {fault}", retryable=False)
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: scores.shape[-1]].astype(bool))

@@ -17,6 +17,7 @@ from gems.graph.options import ChatOptions, GeneratorOptions
 from gems.models.devices import free_memory, pick_devices, pick_dtype
 from gems.models.diffusers_loading import check_packages
 from gems.models.loading import without_bars
+from gems.models.secrets import one_line
 from gems.models.transformers_grammar import can_constrain
 
 if TYPE_CHECKING:
@@ -251,4 +252,4 @@ def load_engine(source: ChatSource, options: ChatOptions) -> Engine:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error) or type(error).__name__

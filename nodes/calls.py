@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from gems.graph.errors import BackendError, GemsError, MalformedAnswerError
-from gems.models.secrets import conceal
+from gems.models.secrets import one_line
 from gems.models.structured import (
     Answer,
     answer_in_form,
@@ -104,7 +104,7 @@ def in_our_words(error: Exception) -> Exception:
     """A backend's fault as ours: one line, without keys, and without the provider's objects, which hold them."""
     if isinstance(error, GemsError) or not is_backend_failure(error):
         return error
-    text = conceal(" ".join(str(error).split()))[:500] or type(error).__name__
+    text = one_line(error, 500) or type(error).__name__
     return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
 
 

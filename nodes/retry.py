@@ -10,7 +10,7 @@ from langgraph.types import Command, RetryPolicy
 
 from gems.graph.errors import BackendError, InputError, is_passing_status
 from gems.graph.state import GemsState
-from gems.models.secrets import conceal
+from gems.models.secrets import one_line
 from gems.nodes.meter import settle
 
 __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
@@ -55,8 +55,7 @@ RETRY: Final = RetryPolicy(
 
 def describe(error: BaseException, node: str) -> str:
     """One line for ``errors``."""
-    text = conceal(" ".join(str(error).split())) or type(error).__name__
-    return f"{node}: {text[:500]}"
+    return f"{node}: {one_line(error, 500) or type(error).__name__}"
 
 
 def work_without(state: GemsState, error: NodeError, goto: str, **update: Any) -> Goto:

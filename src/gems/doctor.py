@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gems import __version__
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Requirement, Usage
-from gems.models.secrets import conceal
+from gems.models.secrets import one_line
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -168,5 +168,5 @@ def _try(name: str, action: Callable[[], str], *, timed: bool = False) -> Check:
     try:
         detail = action()
     except Exception as error:  # whatever is wrong is what the user came to hear
-        return Check(name, False, conceal(" ".join(str(error).split())) or type(error).__name__)
+        return Check(name, False, one_line(error, 2000) or type(error).__name__)
     return Check(name, True, f"{detail}, {time.perf_counter() - start:.1f} s" if timed else detail)

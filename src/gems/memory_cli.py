@@ -14,7 +14,7 @@ import typer
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from gems.console import AsJson, Embedder, User, err, guarded, out
 
@@ -96,17 +96,15 @@ def search(
         return
     if not found:
         err.print("nothing near to it is remembered", highlight=False)
-    table = Table("best run", "near", "relevance", "use", "solved", "prompt", "best generation prompt")
+    table = Table(Column("best run", no_wrap=True), Column("why", no_wrap=True), "asked, and drawn with")
     for memory in found:
-        table.add_row(
-            memory.run,
-            f"{memory.similarity:.2f}",
-            f"{memory.relevance:.2f}",
-            f"{memory.usefulness:+.2f}",
-            f"{memory.solved_count} of {memory.count}",
-            escape(memory.prompt),
-            escape(memory.best_prompt),
+        why = (
+            f"relevance {memory.relevance:.2f}",
+            f"near {memory.similarity:.2f}",
+            f"use {memory.usefulness:+.2f}",
+            f"solved {memory.solved_count} of {memory.count}",
         )
+        table.add_row(memory.run, "\n".join(why), f"{escape(memory.prompt)}\n[dim]{escape(memory.best_prompt)}[/]")
     if found:
         out.print(table)
 
