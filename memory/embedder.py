@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import threading
-from collections.abc import Sequence
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,27 +19,31 @@ from langchain_core.embeddings import Embeddings
 from gems.graph.errors import BackendError, InputError
 from gems.models.loading import without_bars
 
-__all__ = ["MiniLM", "embedder_fingerprint", "init_embedder"]
+__all__ = ["CachedEmbedder", "MiniLM", "embedder_fingerprint", "init_embedder"]
 
 _MINILM_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MAX_TOKENS: Final = 256
 """What the model was trained with; longer texts are cut."""
 _BATCH: Final = 32
+_CACHED: Final = 2048
+"""Texts whose vectors are kept: 6 MB of MiniLM's, 50 MB of the longest that are common (3,072 numbers)."""
 
 
 @cache
 def init_embedder(name: str = "minilm") -> Embeddings:
     """The embedder of that name, made once per process: ``"minilm"``, or ``"PROVIDER:MODEL"``.
 
+    Whoever asks for a name shares one cache of the texts that were embedded last.
+
     Raises:
         InputError: The name has no known provider, or the provider's package or key is missing.
     """
     if name == "minilm":
-        return MiniLM()
+        return CachedEmbedder(MiniLM())
     from langchain.embeddings import init_embeddings
 
     try:
-        return init_embeddings(name)
+        return CachedEmbedder(init_embeddings(name))
     except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -54,6 +61,72 @@ def embedder_fingerprint(embedder: Embeddings) -> str:
     return type(embedder).__name__
 
 
+class CachedEmbedder(Embeddings):
+    """An embedder that remembers the vectors of the texts it saw last, for all threads.
+
+    Queries and documents are kept apart, since some providers embed them differently.
+
+    Args:
+        embedder: Embeds what is not known yet.
+        size: How many texts are remembered.
+    """
+
+    def __init__(self, embedder: Embeddings, *, size: int = _CACHED) -> None:
+        self.fingerprint = embedder_fingerprint(embedder)
+        self._embedder = embedder
+        self._size = size
+        self._query_kind = "document" if getattr(embedder, "symmetric", False) else "query"
+        self._kept: OrderedDict[tuple[str, str], array[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def load(self) -> None:
+        """Load the weights now, where there are any."""
+        load = getattr(self._embedder, "load", None)
+        if callable(load):
+            load()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """One vector per text. Of equal texts, one is embedded.
+
+        Raises:
+            BackendError: The embedder gave more or fewer vectors than it was given texts.
+        """
+        return self._through("document", texts, self._embedder.embed_documents)
+
+    def embed_query(self, text: str) -> list[float]:
+        """The vector of a text that is searched for."""
+        return self._through(self._query_kind, [text], lambda _: [self._embedder.embed_query(text)])[0]
+
+    def _through(
+        self, kind: str, texts: Sequence[str], embed: Callable[[list[str]], list[list[float]]]
+    ) -> list[list[float]]:
+        found = self._recall(kind, texts)
+        if missing := [text for text in dict.fromkeys(texts) if text not in found]:
+            made = embed(missing)  # without the lock: two threads may both embed a text, none waits for another's
+            if len(made) != len(missing):
+                raise BackendError(f"the embedder {self.fingerprint} gave {len(made)} vectors for {len(missing)} texts")
+            new = {text: array("d", vector) for text, vector in zip(missing, made, strict=True)}
+            self._keep(kind, {text: vector for text, vector in new.items() if math.isfinite(sum(vector))})
+            found |= new
+        return [found[text].tolist() for text in texts]
+
+    def _recall(self, kind: str, texts: Sequence[str]) -> dict[str, array[float]]:
+        found = {}
+        with self._lock:
+            for text in texts:
+                if (vector := self._kept.get((kind, text))) is not None:
+                    self._kept.move_to_end((kind, text))
+                    found[text] = vector
+        return found
+
+    def _keep(self, kind: str, vectors: dict[str, array[float]]) -> None:
+        with self._lock:
+            for text, vector in vectors.items():
+                self._kept[kind, text] = vector
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+
+
 class MiniLM(Embeddings):
     """all-MiniLM-L6-v2, offline: 384 dimensions, mean pooling over tokens, unit length.
 
@@ -61,6 +134,8 @@ class MiniLM(Embeddings):
     """
 
     fingerprint: str = f"all-MiniLM-L6-v2@{_MINILM_SHA256[:16]}"
+    symmetric = True
+    """A query is embedded as a document is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,9 +159,13 @@ class MiniLM(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors of 384 numbers, one per text."""
-        vectors: list[list[float]] = []
+        vectors: list[list[float]] = [[]] * len(texts)
+        # Texts of like length together: a batch is padded to its longest.
+        by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         for start in range(0, len(texts), _BATCH):
-            vectors.extend(self._embed(texts[start : start + _BATCH]))
+            places = by_length[start : start + _BATCH]
+            for place, vector in zip(places, self._embed([texts[place] for place in places]), strict=True):
+                vectors[place] = vector
         return vectors
 
     def embed_query(self, text: str) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from langgraph.store.base import MatchCondition
@@ -18,10 +19,8 @@ def fits(namespace: tuple[str, ...], condition: MatchCondition) -> bool:
     return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))
 
 
-def matches(value: Any, wanted: Any) -> bool:
+def matches(value: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """LangGraph's filter language: equality, nested objects and lists, and the $ operators."""
-    if wanted is None:
-        return True
     return all(_equals(value.get(name), condition) for name, condition in wanted.items())
 
 
@@ -46,7 +45,9 @@ def _compare(value: Any, operator: str, operand: Any) -> bool:
         return bool(value != operand)
     if operator not in ("$gt", "$gte", "$lt", "$lte"):
         raise ValueError(f"unknown filter operator {operator!r}; one of $eq $ne $gt $gte $lt $lte")
-    if value is None:  # what a record does not have is neither more nor less than anything
+    b = float(operand)
+    try:
+        a = float(value)
+    except (TypeError, ValueError):  # what is no number, or is not there, is neither more nor less than one
         return False
-    a, b = float(value), float(operand)
     return {"$gt": a > b, "$gte": a >= b, "$lt": a < b, "$lte": a <= b}[operator]

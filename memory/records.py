@@ -183,15 +183,18 @@ class Records:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value,"
             " updated_at = excluded.updated_at, fields = excluded.fields, ttl = excluded.ttl,"
             " expires_at = excluded.expires_at RETURNING id",
-            (namespace, key, json.dumps(value), now, now, json.dumps(fields) if vectors else None, ttl, expires),
+            (namespace, key, json.dumps(dict(value)), now, now, json.dumps(fields) if vectors else None, ttl, expires),
         ).fetchone()
         self.set_vectors(record, namespace, vectors)
 
     def set_vectors(self, record: int, namespace: str, vectors: Sequence[bytes]) -> None:
-        """Give a record these vectors, and no others."""
-        self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
+        """Give a record these vectors, and no others. Those that it has already stay: an index need not follow."""
         self._db.execute("INSERT OR IGNORE INTO namespaces (path) VALUES (?)", (namespace,))
         space = self._one("SELECT id FROM namespaces WHERE path = ?", namespace)
+        held = self._db.execute("SELECT space, vector FROM vectors WHERE record = ? ORDER BY id", (record,)).fetchall()
+        if held == [(space, vector) for vector in vectors]:
+            return
+        self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
         self._db.executemany(
             "INSERT INTO vectors (record, space, vector) SELECT id, ?, ? FROM records WHERE id = ?",
             [(space, vector, record) for vector in vectors],

@@ -32,7 +32,7 @@ from langgraph.store.base import (
     SearchOp,
     TTLConfig,
     get_text_at_path,
-    tokenize_path,
+    validate_op_namespace,
 )
 from numpy.typing import NDArray
 from rich.console import Console
@@ -61,8 +61,8 @@ class FaissStore(BaseStore):
     A put is on disk (SQLite, WAL) when it returns, and is seen by every process that has the store open. The FAISS
     index (``gems.memory.index``) is derived: it is made from the records, follows what this and other processes write,
     and is made again where it is missing or torn. It finds candidates; their scores, cosine similarities, are taken
-    from the records' own vectors. Operations behave as ``InMemoryStore``'s do; what has outlived its time to live is
-    gone at once.
+    from the records' own vectors. Operations do what LangGraph documents of stores (``tests/conformance``); what has
+    outlived its time to live is gone at once.
 
     Args:
         path: A folder of its own; made if it is not there.
@@ -131,9 +131,10 @@ class FaissStore(BaseStore):
         """Run operations together: reads see the state before its writes; of two puts to a key, the last wins."""
         ops = list(ops)
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
-        for namespace, _ in puts:
-            if not namespace or any(not label or "." in label for label in namespace):
-                raise InvalidNamespaceError(f"{namespace!r}: labels must not be empty, nor hold a period")
+        for op in ops:  # those who call `batch` themselves have not been checked yet
+            validate_op_namespace(op)
+            if isinstance(op, PutOp) and not op.namespace:
+                raise InvalidNamespaceError("a namespace cannot be empty")
         # Before the lock: embedding is the slow part.
         vectors = self._embed_puts(list(puts.values()))
         queries = {op.query for op in ops if isinstance(op, SearchOp) and op.query}
@@ -201,6 +202,8 @@ class FaissStore(BaseStore):
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _read(self, op: Op, wanted: dict[str, NDArray[np.float32]]) -> Result:
+        if isinstance(op, SearchOp | ListNamespacesOp):  # at most so many, after so many: less than none is none
+            op = op._replace(limit=max(op.limit, 0), offset=max(op.offset, 0))
         match op:
             case GetOp():
                 row = self._records.get(".".join(op.namespace), op.key)
@@ -446,7 +449,7 @@ def _unit(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]
 
 
 def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
-    return [text for path in paths for text in get_text_at_path(value, tokenize_path(path)) if text]
+    return [text for path in paths for text in get_text_at_path(value, path) if text]
 
 
 def _passes(row: Row, op: SearchOp) -> bool:

@@ -1,0 +1,592 @@
+"""What LangGraph documents of its stores, asked of LangGraph's own and of ours, with and without async.
+
+Another store is one more ``Kind``. Where one is known to do otherwise, its ``differs`` says in which test and why; that
+test then has to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from langchain_core.embeddings import Embeddings
+from langgraph.store.base import BaseStore, GetOp, InvalidNamespaceError, ListNamespacesOp, PutOp, SearchOp, TTLConfig
+from langgraph.store.memory import InMemoryStore
+
+from gems.memory.store import FaissStore
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class LetterCounts(Embeddings):
+    """Texts are near when they share letters: no model, yet a meaning."""
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [[float(text.lower().count(c)) + 0.01 for c in LETTERS] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A store under test.
+
+    Attributes:
+        open: Makes one, empty, given a folder, the fields that it embeds by default, and its default time to live.
+        differs: Why it fails a test, by the name of the test's function.
+    """
+
+    open: Callable[[Path, Sequence[str], TTLConfig | None], AbstractContextManager[BaseStore]]
+    differs: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def in_memory(folder: Path, fields: Sequence[str], ttl: TTLConfig | None) -> Iterator[BaseStore]:
+    yield InMemoryStore(index={"dims": len(LETTERS), "embed": LetterCounts(), "fields": list(fields)})
+
+
+def faiss(folder: Path, fields: Sequence[str], ttl: TTLConfig | None) -> AbstractContextManager[BaseStore]:
+    return closing(FaissStore(folder / "store", embedder=LetterCounts(), fields=fields, ttl=ttl))
+
+
+KINDS = {
+    "faiss": Kind(faiss),
+    "memory": Kind(
+        in_memory,
+        {
+            "test_a_record_written_again_keeps_when_it_was_made": "a put makes a new item",
+            "test_what_is_no_number_is_neither_more_nor_less": "it is given to float(), whatever it is",
+            "test_a_record_can_be_embedded_as_a_whole_where_a_put_says_so": "a put's '$' is taken for a name",
+            "test_texts_that_are_no_longer_embedded_are_not_found": "vectors of paths that a put leaves out stay",
+            "test_equal_texts_can_be_put_together": "vectors are counted against places, not against texts",
+            "test_pages_reach_what_was_not_embedded_once": "an offset counts embedded records only",
+            "test_a_namespace_without_records_is_not_listed": "it is kept once it was looked at",
+        },
+    ),
+}
+
+
+class Asked:
+    """A store, or its async twins called one after another."""
+
+    def __init__(self, store: BaseStore, runner: asyncio.Runner | None) -> None:
+        self.store, self._runner = store, runner
+
+    def __getattr__(self, name: str) -> Any:
+        runner = self._runner
+        if runner is None:
+            return getattr(self.store, name)
+        method = getattr(self.store, f"a{name}")
+        return lambda *args, **kwargs: runner.run(method(*args, **kwargs))
+
+
+Opener = Callable[..., Any]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen = KINDS[request.param]
+    if reason := chosen.differs.get(request.node.originalname):
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    return chosen
+
+
+@pytest.fixture(params=["sync", "async"])
+def open_store(request: pytest.FixtureRequest, kind: Kind, tmp_path: Path) -> Iterator[Opener]:
+    """Opens the store under test: its fields and its time to live can be given."""
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
+
+        def open_(fields: Sequence[str] = ("$",), ttl: TTLConfig | None = None) -> Asked:
+            return Asked(stack.enter_context(kind.open(tmp_path, fields, ttl)), runner)
+
+        yield open_
+
+
+@pytest.fixture
+def store(open_store: Opener) -> Any:
+    return open_store()
+
+
+def keys(items: Sequence[Any]) -> list[str]:
+    return [item.key for item in items]
+
+
+def embedded(store: Any, text: str) -> set[str]:
+    """The records that have a vector of just this text."""
+    return {item.key for item in store.search((), query=text, limit=100) if (item.score or 0) > 0.9999}
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_put_read_and_deleted(store: Any) -> None:
+    store.put(("a", "b"), "k", {"n": 1})
+    item = store.get(("a", "b"), "k")
+    assert (item.namespace, item.key, item.value) == (("a", "b"), "k", {"n": 1})
+    assert item.created_at <= item.updated_at
+    assert store.get(("a",), "k") is None
+    store.delete(("a", "b"), "k")
+    assert store.get(("a", "b"), "k") is None
+    assert store.search(("a",)) == []
+
+
+def test_what_was_never_there_is_none_and_can_be_deleted(store: Any) -> None:
+    assert store.get(("a",), "k") is None
+    store.delete(("a",), "k")
+    assert store.search(("a",), query="x") == store.search(()) == []
+    assert store.search(("never",)) == []
+
+
+def test_a_record_written_again_is_replaced_as_a_whole(store: Any) -> None:
+    store.put(("a",), "k", {"n": 1, "more": True})
+    first = store.get(("a",), "k")
+    store.put(("a",), "k", {"n": 2})
+    second = store.get(("a",), "k")
+    assert second.value == {"n": 2}
+    assert second.updated_at >= first.updated_at
+    assert len(store.search(("a",))) == 1
+
+
+def test_a_record_written_again_keeps_when_it_was_made(store: Any) -> None:
+    store.put(("a",), "k", {"n": 1})
+    first = store.get(("a",), "k")
+    store.put(("a",), "k", {"n": 2})
+    assert store.get(("a",), "k").created_at == first.created_at
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"none": None, "yes": True, "no": False},
+        {"whole": 2**53, "less": -1, "part": 0.1, "small": 1e-300},
+        {"deep": {"list": [1, "two", None, [], {"x": [{"y": {}}]}]}},
+        {"text": 'élan 東京 🐘 "quoted" \\ \n\t', "名": "name", "": "nameless", "a.b": "with a period"},
+        {"long": "x" * 100_000},
+    ],
+    ids=["empty", "none", "numbers", "nested", "unicode", "long"],
+)
+def test_values_come_back_as_they_were(store: Any, value: dict[str, Any]) -> None:
+    store.put(("a",), "k", value)
+    assert store.get(("a",), "k").value == value
+    [found] = store.search(("a",))
+    assert found.value == value
+
+
+def test_any_mapping_can_be_put(store: Any) -> None:
+    store.put(("a",), "k", MappingProxyType({"text": "abba"}))
+    assert store.get(("a",), "k").value == {"text": "abba"}
+
+
+def test_keys_and_labels_hold_any_characters(store: Any) -> None:
+    names = ["k", "K", " ", "a.b", "a/b", "*", "%", "_", "'", "東京", "x" * 500]
+    for name in names:
+        store.put(("a", name.replace(".", "·")), name, {"name": name}, index=False)
+    for name in names:
+        assert store.get(("a", name.replace(".", "·")), name).value == {"name": name}
+    assert sorted(keys(store.search(("a",), limit=100))) == sorted(names)
+
+
+# --- lists ----------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_listed_in_pages(store: Any) -> None:
+    for i in range(12):
+        store.put(("a", "b"), f"k{i}", {}, index=False)
+    assert len(store.search(("a",))) == 10
+    pages = [keys(store.search(("a", "b"), limit=5, offset=start)) for start in (0, 5, 10, 15)]
+    assert [len(page) for page in pages] == [5, 5, 2, 0]
+    assert {key for page in pages for key in page} == {f"k{i}" for i in range(12)}
+
+
+@pytest.mark.parametrize("query", [None, "abba"], ids=["list", "query"])
+def test_of_none_none_is_given(store: Any, query: str | None) -> None:
+    for i in range(3):
+        store.put(("a",), f"k{i}", {"text": "abc"[i]}, index=["text"] if i else False)
+    assert store.search(("a",), query=query, limit=0) == []
+    assert store.search(("a",), query=query, limit=0, offset=1) == []
+
+
+def test_an_empty_query_is_none(store: Any) -> None:
+    store.put(("a",), "k", {"text": "abba"})
+    [item] = store.search(("a",), query="")
+    assert (item.key, item.score) == ("k", None)
+
+
+def test_a_prefix_is_of_labels_not_of_letters(store: Any) -> None:
+    for namespace in (("user", "1"), ("user", "10"), ("user_1",), ("user",)):
+        store.put(namespace, "k", {"of": "/".join(namespace)})
+    for query in (None, "user"):
+        found = [item.value["of"] for item in store.search(("user", "1"), query=query)]
+        assert found == ["user/1"]
+        assert len(store.search(("user",), query=query)) == 3
+        assert len(store.search((), query=query)) == 4
+
+
+# --- filters --------------------------------------------------------------------------------------------------------
+
+ROWS: list[dict[str, Any]] = [
+    {"color": "red", "size": 1, "new": True, "tags": ["x"], "nested": {"deep": 4, "more": {"n": 1}}},
+    {"color": "blue", "size": 2, "new": False, "tags": ["x", "y"], "nested": None},
+    {"color": "red", "size": 3.5, "tags": [], "nested": {"deep": 5, "more": {"n": 1}}},
+]
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ({}, [0, 1, 2]),
+        ({"color": "red"}, [0, 2]),
+        ({"color": {"$eq": "blue"}}, [1]),
+        ({"color": {"$ne": "red"}}, [1]),
+        ({"size": {"$gt": 1}}, [1, 2]),
+        ({"size": {"$gte": 2}}, [1, 2]),
+        ({"size": {"$lt": 3.5}}, [0, 1]),
+        ({"size": {"$lte": 1}}, [0]),
+        ({"size": {"$gte": 1, "$lt": 3}}, [0, 1]),
+        ({"color": "red", "size": {"$gt": 1}}, [2]),
+        ({"new": True}, [0]),
+        ({"tags": ["x", "y"]}, [1]),
+        ({"tags": []}, [2]),
+        ({"missing": "x"}, []),
+        ({"color": "green"}, []),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("query", [None, "abba"], ids=["list", "query"])
+def test_filters(store: Any, condition: dict[str, Any], kept: list[int], query: str | None) -> None:
+    store.batch([PutOp(("a",), str(i), row, ["color"] if i == 1 else False) for i, row in enumerate(ROWS)])
+    assert sorted(int(k) for k in keys(store.search(("a",), filter=condition, query=query))) == kept
+    assert keys(store.search(("b",), filter=condition, query=query)) == []
+
+
+def test_filters_look_into_objects(store: Any) -> None:
+    store.batch([PutOp(("a",), str(i), row, False) for i, row in enumerate(ROWS)])
+    for condition, kept in [
+        ({"deep": 5}, ["2"]),
+        ({"more": {"n": 1}}, ["0", "2"]),
+        ({"deep": {"$lt": 5}, "more": {"n": {"$gte": 1}}}, ["0"]),
+    ]:
+        assert sorted(keys(store.search(("a",), filter={"nested": condition}))) == kept
+
+
+def test_what_is_no_number_is_neither_more_nor_less(store: Any) -> None:
+    for i, value in enumerate([{"n": 1}, {"n": None}, {}, {"n": "many"}, {"n": [2]}]):
+        store.put(("a",), str(i), value, index=False)
+    assert keys(store.search(("a",), filter={"n": {"$gt": 0}})) == ["0"]
+    assert keys(store.search(("a",), filter={"n": {"$lte": 1}})) == ["0"]
+
+
+def test_an_unknown_operator_is_refused(store: Any) -> None:
+    store.put(("a",), "k", {"n": 1}, index=False)
+    with pytest.raises(ValueError, match="near"):
+        store.search(("a",), filter={"n": {"$near": 1}})
+
+
+def test_a_limit_counts_what_passes_the_filter(store: Any) -> None:
+    rows = {f"{i:02}": {"even": i % 2 == 0, "text": "b" * (i + 1) + "c"} for i in range(60)}
+    store.batch([PutOp(("a",), key, row, ["text"]) for key, row in rows.items()])
+    for query in (None, "b"):
+        pages = [
+            store.search(("a",), filter={"even": True}, query=query, limit=8, offset=start) for start in range(0, 40, 8)
+        ]
+        assert [len(page) for page in pages] == [8, 8, 8, 6, 0]
+        assert sorted(key for page in pages for key in keys(page)) == [f"{i:02}" for i in range(0, 60, 2)]
+
+
+# --- meaning --------------------------------------------------------------------------------------------------------
+
+
+def test_search_by_meaning_is_ranked_and_scored(store: Any) -> None:
+    for text in ("zebra", "abba", "baba yaga", "quiz"):
+        store.put(("a",), text, {"text": text}, index=["text"])
+    store.put(("a",), "unindexed", {"text": "abba"}, index=False)
+    store.put(("other",), "abba", {"text": "abba"}, index=["text"])
+    found = store.search(("a",), query="abba", limit=5)
+    assert keys(found)[:2] == ["abba", "baba yaga"]
+    assert found[0].score == pytest.approx(1.0, abs=1e-5)
+    scores = [item.score for item in found[:4]]
+    assert scores == sorted(scores, reverse=True)
+    assert (found[4].key, found[4].score) == ("unindexed", None)
+    assert keys(store.search(("a",), query="abba", limit=1, offset=1)) == ["baba yaga"]
+
+
+def test_pages_reach_what_was_not_embedded_once(store: Any) -> None:
+    for i in range(7):
+        store.put(("a",), str(i), {"text": "b" * i + "a"}, index=["text"] if i < 4 else False)
+    pages = [keys(store.search(("a",), query="ab", limit=3, offset=start)) for start in (0, 3, 6, 9)]
+    assert [len(page) for page in pages] == [3, 3, 1, 0]
+    assert sorted(key for page in pages for key in page) == [str(i) for i in range(7)]
+
+
+def test_the_best_of_several_vectors_counts_and_a_record_is_found_once(store: Any) -> None:
+    store.put(("a",), "two", {"names": ["zzz", "abba", "baba"]}, index=["names[*]"])
+    store.put(("a",), "one", {"names": ["abyss"]}, index=["names[*]"])
+    found = store.search(("a",), query="abba")
+    assert keys(found) == ["two", "one"]
+    assert found[0].score == pytest.approx(1.0, abs=1e-5)
+    assert keys(store.search(("a",), query="abba", limit=1, offset=1)) == ["one"]
+
+
+DOCUMENT = {
+    "title": "apple",
+    "by": {"name": "bob", "at": {"city": "cork"}},
+    "parts": [{"text": "dodo", "notes": [{"t": "ear"}, {"t": "fig"}]}, {"text": "gag"}],
+    "tags": ["hush", "ivy"],
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("paths", "texts"),
+    [
+        (["title"], ["apple"]),
+        (["by.name"], ["bob"]),
+        (["by.at.city"], ["cork"]),
+        (["parts[0].text"], ["dodo"]),
+        (["parts[-1].text"], ["gag"]),
+        (["parts[*].text"], ["dodo", "gag"]),
+        (["parts[*].notes[*].t"], ["ear", "fig"]),
+        (["tags[*]"], ["hush", "ivy"]),
+        (["tags"], ['["hush", "ivy"]']),
+        (["title", "by.name"], ["apple", "bob"]),
+        (["missing", "title.more", "parts[9].text", "nothing"], []),
+        (["missing", "title"], ["apple"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("said", ["by the put", "by the store"])
+def test_paths_say_what_is_embedded(open_store: Opener, said: str, paths: list[str], texts: list[str]) -> None:
+    store = open_store(fields=paths if said == "by the store" else ["nowhere"])
+    store.put(("a",), "k", DOCUMENT, index=paths if said == "by the put" else None)
+    for text in ["apple", "bob", "cork", "dodo", "ear", "fig", "gag", "hush", "ivy", '["hush", "ivy"]']:
+        assert embedded(store, text) == ({"k"} if text in texts else set()), text
+    [found] = store.search(("a",), query="apple")
+    assert (found.score is not None) == bool(texts)
+
+
+def test_a_record_is_embedded_as_a_whole_by_default(store: Any) -> None:
+    store.put(("a",), "k", {"y": "élan", "x": 1})
+    assert embedded(store, '{"x": 1, "y": "élan"}') == {"k"}
+
+
+def test_a_record_can_be_embedded_as_a_whole_where_a_put_says_so(open_store: Opener) -> None:
+    store = open_store(fields=["title"])
+    store.put(("a",), "k", {"y": "élan", "x": 1}, index=["$"])
+    assert embedded(store, '{"x": 1, "y": "élan"}') == {"k"}
+
+
+def test_nothing_is_embedded_where_a_put_says_so(store: Any) -> None:
+    store.put(("a",), "k", {"text": "abba"}, index=False)
+    assert store.get(("a",), "k") is not None
+    [found] = store.search(("a",), query="abba")
+    assert (found.key, found.score) == ("k", None)
+
+
+def test_updates_and_deletes_reach_the_index(store: Any) -> None:
+    store.put(("a",), "k", {"text": "abba"}, index=["text"])
+    assert embedded(store, "abba") == {"k"}
+    store.put(("a",), "k", {"text": "quiz"}, index=["text"])
+    assert (embedded(store, "abba"), embedded(store, "quiz")) == (set(), {"k"})
+    store.delete(("a",), "k")
+    assert store.search(("a",), query="quiz") == []
+
+
+def test_texts_that_are_no_longer_embedded_are_not_found(store: Any) -> None:
+    store.put(("a",), "k", {"texts": ["abba", "quiz"]}, index=["texts[*]"])
+    store.put(("a",), "k", {"texts": ["abba"]}, index=["texts[*]"])
+    assert embedded(store, "quiz") == set()
+    store.put(("a",), "k", {"texts": ["abba"]}, index=False)
+    assert embedded(store, "abba") == set()
+
+
+def test_equal_texts_can_be_put_together(store: Any) -> None:
+    store.batch([PutOp(("a",), key, {"x": "abba", "y": "abba"}, ["x", "y"]) for key in "kl"])
+    assert embedded(store, "abba") == {"k", "l"}
+
+
+# --- namespaces -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("namespace", [("",), ("a", ""), ("a.b",), ("a", "b.c"), (1,), ("a\x00",)], ids=str)
+def test_labels_that_are_none_are_refused(store: Any, namespace: Any) -> None:
+    attempts: list[Callable[[], Any]] = [
+        lambda: store.put(namespace, "k", {}),
+        lambda: store.get(namespace, "k"),
+        lambda: store.delete(namespace, "k"),
+        lambda: store.search(namespace),
+        lambda: store.list_namespaces(prefix=namespace),
+        lambda: store.list_namespaces(suffix=namespace),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InvalidNamespaceError):
+            attempt()
+    assert store.search(()) == []
+
+
+@pytest.mark.parametrize("namespace", [(), ("langgraph",), ("langgraph", "a")], ids=str)
+def test_nothing_is_put_at_the_root_or_among_langgraphs_own(store: Any, namespace: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidNamespaceError):
+        store.put(namespace, "k", {})
+    store.put(("a", "langgraph"), "k", {})
+    assert len(store.search(("a", "langgraph"))) == 1
+
+
+NAMESPACES = [
+    ("a", "b", "c"),
+    ("a", "b", "d", "e"),
+    ("a", "b", "d", "i"),
+    ("a", "b", "f"),
+    ("a", "c", "f"),
+    ("b", "a", "f"),
+    ("z",),
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, NAMESPACES),
+        ({"prefix": ("a", "b")}, NAMESPACES[:4]),
+        ({"prefix": ("a", "b", "f")}, [("a", "b", "f")]),
+        ({"prefix": ("a", "b", "c", "d")}, []),
+        ({"prefix": ("a", "*", "f")}, [("a", "b", "f"), ("a", "c", "f")]),
+        ({"prefix": ("*", "a")}, [("b", "a", "f")]),
+        ({"prefix": ("*",)}, NAMESPACES),
+        ({"prefix": ("missing",)}, []),
+        ({"suffix": ("f",)}, NAMESPACES[3:6]),
+        ({"suffix": ("b", "*")}, [("a", "b", "c"), ("a", "b", "f")]),
+        ({"suffix": ("c", "f")}, [("a", "c", "f")]),
+        ({"prefix": ("a",), "suffix": ("f",)}, [("a", "b", "f"), ("a", "c", "f")]),
+        ({"max_depth": 1}, [("a",), ("b",), ("z",)]),
+        ({"max_depth": 2}, [("a", "b"), ("a", "c"), ("b", "a"), ("z",)]),
+        ({"prefix": ("a", "b"), "max_depth": 3}, [("a", "b", "c"), ("a", "b", "d"), ("a", "b", "f")]),
+        ({"max_depth": 9}, NAMESPACES),
+        ({"limit": 2}, NAMESPACES[:2]),
+        ({"limit": 2, "offset": 6}, NAMESPACES[6:]),
+        ({"offset": 7}, []),
+        ({"limit": 0}, []),
+        ({"max_depth": 2, "limit": 2, "offset": 1}, [("a", "c"), ("b", "a")]),
+    ],
+    ids=str,
+)
+def test_namespaces_are_listed(store: Any, asked: dict[str, Any], found: list[tuple[str, ...]]) -> None:
+    store.batch([PutOp(namespace, "k", {}, False) for namespace in reversed(NAMESPACES)])
+    assert store.list_namespaces(**asked) == found
+
+
+def test_a_namespace_without_records_is_not_listed(store: Any) -> None:
+    store.put(("a",), "k", {}, index=False)
+    store.put(("b",), "k", {}, index=False)
+    store.get(("c",), "k")
+    store.delete(("b",), "k")
+    assert store.list_namespaces() == [("a",)]
+
+
+# --- batches --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_answers_each_operation_in_its_place(store: Any) -> None:
+    store.put(("a",), "k", {"n": 0}, index=False)
+    get = GetOp(("a",), "k")
+    results = store.batch(
+        op for op in (get, PutOp(("b",), "k", {}, False), SearchOp(("a",)), ListNamespacesOp(), get, GetOp(("a",), "l"))
+    )
+    assert [results[0].value, results[1], keys(results[2]), results[3]] == [{"n": 0}, None, ["k"], [("a",)]]
+    assert results[4] == results[0]
+    assert results[5] is None
+    assert store.batch([]) == []
+
+
+def test_a_batch_reads_before_it_writes_and_the_last_put_wins(store: Any) -> None:
+    store.put(("a",), "k", {"n": 0}, index=False)
+    results = store.batch(
+        [
+            PutOp(("a",), "k", {"n": 1}, False),
+            GetOp(("a",), "k"),
+            PutOp(("a",), "k", {"n": 2}, False),
+            SearchOp(("a",)),
+            PutOp(("a",), "gone", {"n": 3}, False),
+            PutOp(("a",), "gone", None),
+        ]
+    )
+    assert len(results) == 6
+    assert results[1].value == {"n": 0}
+    assert [item.value for item in results[3]] == [{"n": 0}]
+    assert store.get(("a",), "k").value == {"n": 2}
+    assert store.get(("a",), "gone") is None
+
+
+def test_a_large_batch(store: Any) -> None:
+    puts = [
+        PutOp(("a", str(i % 7)), str(i), {"text": f"{'b' * (i % 40 + 1)}{'c' * (i // 40 + 1)}"}) for i in range(1200)
+    ]
+    assert store.batch(puts) == [None] * 1200
+    got = store.batch([GetOp(op.namespace, op.key) for op in puts])
+    assert [item.value for item in got] == [op.value for op in puts]
+    assert len(store.search(("a",), limit=5000)) == 1200
+    found = store.search(("a",), query="bc", limit=5000)
+    assert len(set(keys(found))) == 1200
+    assert all(item.score is not None for item in found)
+
+
+def test_what_is_no_operation_is_refused(store: Any) -> None:
+    with pytest.raises(ValueError, match=r"[Uu]nknown operation"):
+        store.batch([("a",)])
+
+
+def test_coroutines_that_run_together_are_all_served(kind: Kind, tmp_path: Path) -> None:
+    async def write(store: BaseStore, i: int) -> Any:
+        await store.aput(("a",), str(i), {"text": "b" * (i + 1) + "c"}, index=["text"])
+        return await store.aget(("a",), str(i))
+
+    async def go() -> None:
+        with kind.open(tmp_path, ["$"], None) as store:
+            items = await asyncio.gather(*(write(store, i) for i in range(20)))
+            assert [item.key for item in items] == [str(i) for i in range(20)]
+            assert len(await store.asearch(("a",), query="b", limit=50)) == 20
+
+    asyncio.run(go())
+
+
+# --- time to live ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mortal(open_store: Opener) -> Any:
+    """A store whose records live 1.5 seconds, or skipped: one that keeps no time says so."""
+    store = open_store(ttl={"default_ttl": 1.5 / 60, "omit_expired": True})
+    if not store.store.supports_ttl:
+        with pytest.raises(NotImplementedError):
+            store.put(("a",), "k", {}, ttl=1)
+        store.put(("a",), "k", {}, ttl=None)
+        pytest.skip("no time to live")
+    return store
+
+
+def test_what_nobody_reads_is_gone_in_its_time(mortal: Any) -> None:
+    names = ["read", "found", "left", "seen", "ever", "renewed", "long"]
+    for name in names:
+        lives = {"ever": {"ttl": None}, "long": {"ttl": 5}}.get(name, {})
+        mortal.put((name,), "k", {"text": "abba"}, **lives)
+    end = time.monotonic() + 20
+    while mortal.get(("left",), "k", refresh_ttl=False) and time.monotonic() < end:
+        mortal.get(("read",), "k")
+        mortal.search(("found",), query="abba")
+        mortal.search(("seen",), refresh_ttl=False)
+        mortal.put(("renewed",), "k", {"text": "abba"})
+        time.sleep(0.05)
+    time.sleep(0.1)
+    there = [name for name in names if mortal.get((name,), "k")]
+    assert there == ["read", "found", "ever", "renewed", "long"]
+    assert [n for (n,) in mortal.list_namespaces()] == sorted(there)
+    assert len(mortal.search((), query="abba")) == 5

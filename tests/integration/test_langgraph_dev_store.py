@@ -1,0 +1,143 @@
+"""Under ``langgraph dev`` the graph, Studio and the server's store endpoints all use the user's own memory."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from embedding import Points
+from langgraph_sdk import get_sync_client
+
+from gems.graph.errors import InputError
+from gems.memory.app import open_store
+from gems.memory.experience import EXPERIENCES
+from gems.memory.store import FaissStore
+from gems.memory.trajectory import namespace
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("langgraph_api") is None,
+    reason='needs the LangGraph development server: pip install "gems-graph[studio]"',
+)
+
+
+@contextmanager
+def langgraph_dev(base: Path, home: Path) -> Iterator[str]:
+    """The server's address, while it runs in a project of its own, so that it leaves nothing in the repository."""
+    project = base / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "langgraph.json", project)
+    for name in ("graph", "pyproject.toml"):
+        (project / name).symlink_to(ROOT / name)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (base / "log").open("w") as log:
+        process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("langgraph")),
+                *("dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)),
+            ],
+            cwd=project,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "GEMS_HOME": str(home)},
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                if httpx.get(f"{url}/ok", timeout=1).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        else:
+            pytest.fail(f"langgraph dev did not answer: {(base / 'log').read_text()}")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_server_remembers_in_the_users_own_memory(tmp_path: Path, own_home: Path) -> None:
+    experiences = namespace("ann", EXPERIENCES)
+    with langgraph_dev(tmp_path, own_home) as url, get_sync_client(url=url) as client:
+
+        def run(prompt: str) -> Any:
+            thread = client.threads.create()["thread_id"]
+            context: Any = {"user": "ann", "mllm": "pocket", "generator": "pocket", "seed": 3, "max_rounds": 2}
+            client.runs.wait(thread, "gems", input={"prompt": prompt}, context=context)
+            return client.threads.get_state(thread)["values"]
+
+        assert run("two red cars")["memories"] == []
+        values = run("three red cars")
+        assert [memory["prompt"] for memory in values["memories"]] == ["two red cars"]
+        assert not values.get("errors")
+
+        found = client.store.search_items(experiences, query="a red car", limit=5)["items"]
+        assert {item["value"]["prompt"] for item in found} == {"two red cars", "three red cars"}
+        assert all(item["score"] > 0.3 for item in found)
+
+        place = ["notes", "ann"]
+        client.store.put_item(place, key="cat", value={"text": "a cat", "n": 1}, index=["text"])
+        client.store.put_item(place, key="tax", value={"text": "a tax report", "n": 2}, index=["text"], ttl=60)
+        client.store.put_item(place, key="gone", value={"text": "a kitten"}, index=["text"])
+        client.store.delete_item(place, key="gone")
+        assert client.store.get_item(place, key="cat")["value"] == {"text": "a cat", "n": 1}
+        near = client.store.search_items(place, query="a kitten")["items"]
+        assert [item["key"] for item in near] == ["cat", "tax"]
+        assert [i["key"] for i in client.store.search_items(place, filter={"n": {"$gt": 1}})["items"]] == ["tax"]
+        assert place in client.store.list_namespaces(prefix=["notes"])["namespaces"]
+
+    assert "BlockingError" not in (tmp_path / "log").read_text()
+    with closing(FaissStore(own_home / "memory")) as store:
+        kept = store.search(experiences, query="two red cars")
+        assert kept[0].value["prompt"] == "two red cars"
+        assert kept[0].score == pytest.approx(1, abs=1e-4)
+        assert len(store.search(namespace("ann"))) == 2
+        assert [item.key for item in store.search(("notes",), query="a kitten")] == ["cat", "tax"]
+
+
+def test_the_event_loop_is_never_blocked(own_home: Path) -> None:
+    from blockbuster import BlockBuster
+
+    async def go() -> None:
+        async with open_store() as store:
+            await store.aput(("a",), "k", {"text": "a cat"}, index=["text"])
+            assert await store.aget(("a",), "k") is not None
+            [found] = await store.asearch(("a",), query="a kitten")
+            assert found.score is not None
+            await store.adelete(("a",), "k")
+            assert await store.alist_namespaces() == []
+
+    watch = BlockBuster()
+    watch.activate()
+    try:
+        asyncio.run(go())
+    finally:
+        watch.deactivate()
+
+
+def test_a_memory_of_another_embedder_is_named(own_home: Path) -> None:
+    FaissStore(own_home / "memory", embedder=Points()).close()
+
+    async def go() -> None:
+        async with open_store():
+            pass
+
+    with pytest.raises(InputError, match="embedder points"):
+        asyncio.run(go())
