@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
 
 from gems.graph.errors import InputError
 from gems.graph.options import ChatOptions, GeneratorOptions
@@ -94,6 +95,17 @@ class GemsContext(BaseModel):
         description="Let the planner write the first prompt. Without, the user's own words are drawn first.",
     )
     skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
+    memory_url: SecretStr | None = Field(
+        default=None,
+        title="Memory store",
+        description="A folder, or postgresql://USER@HOST/DATABASE. Empty: GEMS_MEMORY, then $GEMS_HOME/memory.",
+    )
+    images_url: str | None = Field(
+        default=None,
+        title="Image store",
+        description="A folder or any fsspec URL, such as s3://BUCKET/FOLDER. Empty: GEMS_IMAGES, then "
+        "$GEMS_HOME/images.",
+    )
     memory: bool = Field(default=True, title="Memory", description="Retrieve from past runs and remember this one.")
     memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most experiences to retrieve.")
     memory_tokens: int = Field(
@@ -126,6 +138,11 @@ class GemsContext(BaseModel):
     skills_dir: str | None = Field(
         default=None, title="Skills folder", description="A folder of SKILL.md folders, besides the built-in ones."
     )
+
+    @field_serializer("memory_url", when_used="json-unless-none")
+    def _without_password(self, url: SecretStr) -> str:
+        """What is written down: a run that is gone on with finds its database, and the password in PGPASSWORD."""
+        return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1@", url.get_secret_value())
 
     @model_validator(mode="before")
     @classmethod

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, PngImagePlugin
 
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.home import home
+from gems.models.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "read_metadata"]
 
@@ -25,16 +28,20 @@ class ImageStore:
     """Content-addressed images: the same pixels and metadata are one file, whoever writes them and however often.
 
     Args:
-        url: A folder, or any fsspec URL of one. Default: ``images`` in the GEMS home folder.
+        url: A folder, or any fsspec URL of one, such as ``s3://BUCKET/FOLDER``. Default: ``GEMS_IMAGES``, then
+            ``images`` in the GEMS home folder.
+
+    Raises:
+        InputError: It cannot be written to, or its protocol needs a package that is not there.
     """
 
     def __init__(self, url: str | Path | None = None) -> None:
-        where = str(url) if url is not None else str(home() / "images")
+        where = str(url or os.environ.get("GEMS_IMAGES") or home() / "images")
         try:
             self._fs, root = fsspec.core.url_to_fs(where)
             self._fs.makedirs(root, exist_ok=True)
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"cannot keep images in {where}: {' '.join(str(error).split())}") from error
+        except Exception as error:  # each file system has errors of its own
+            raise InputError(f"cannot keep images in {where}: {one_line(error) or type(error).__name__}") from error
         self._root = str(root).rstrip("/")
 
     def put(self, image: Image.Image, metadata: Mapping[str, str]) -> ImageRef:
@@ -43,12 +50,18 @@ class ImageStore:
         digest = hashlib.sha256(data).hexdigest()
         path = f"{self._root}/{digest[:2]}/{digest}.png"
         if not self._fs.exists(path):
-            # Written aside and moved into place: a reader, or a run after a crash, never meets half a file.
-            aside = f"{self._root}/{digest[:2]}/.{uuid.uuid4().hex}"
-            self._fs.makedirs(f"{self._root}/{digest[:2]}", exist_ok=True)
-            self._fs.pipe_file(aside, data)
-            self._fs.mv(aside, path)
+            self._write(path, data)
         return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=digest, width=image.width, height=image.height)
+
+    def _write(self, path: str, data: bytes) -> None:
+        """Write a file so that a reader, or a run after a crash, never meets half of it."""
+        if not isinstance(self._fs, LocalFileSystem):  # an object store shows an object when it is whole
+            self._fs.pipe_file(path, data)
+            return
+        aside = f"{path.rpartition('/')[0]}/.{uuid.uuid4().hex}"
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        self._fs.pipe_file(aside, data)
+        self._fs.mv(aside, path)
 
     def read(self, ref: ImageRef) -> bytes:
         """The PNG's bytes.
@@ -59,8 +72,8 @@ class ImageStore:
         fs, path = fsspec.core.url_to_fs(ref.uri)
         try:
             data: bytes = fs.cat_file(path)
-        except OSError as error:
-            raise BackendError(f"the image {ref.uri} cannot be read: {error}", retryable=False) from error
+        except Exception as error:  # each file system has errors of its own
+            raise BackendError(f"the image {ref.uri} cannot be read: {one_line(error)}", retryable=False) from error
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise BackendError(f"the image {ref.uri} is damaged: its hash is not its name", retryable=False)
         return data

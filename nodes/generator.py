@@ -56,7 +56,7 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
-    edit = edit_of(base, state["requirements"], resources.images().open(base.image)) if base else None
+    edit = edit_of(base, state["requirements"], resources.images(context).open(base.image)) if base else None
     requests = [
         ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1), edit)
         for k in range(_affordable(context, state["usage"]))
@@ -73,7 +73,7 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
         if at.preview is not None:
             runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(at.preview)})
 
-    backend, images = resources.generator(context), resources.images()
+    backend, images = resources.generator(context), resources.images(context)
     results = backend.generate(requests, on_step=on_step)
     errors = [r for r in results if isinstance(r, BackendError)]
     if len(errors) == len(results):

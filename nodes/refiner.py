@@ -88,7 +88,7 @@ def make_refiner(resources: Resources) -> Node:
         # Without an attempt, the provider refused what it was given so far.
         shown = [a for a in dict.fromkeys((best, latest)) if a is not None]
         content: list[str | dict[str, Any]] = [
-            image_block(resources.images().read(a.image), context.chat_options.image_size) for a in shown
+            image_block(resources.images(context).read(a.image), context.chat_options.image_size) for a in shown
         ]
         content.append({"type": "text", "text": _report(state, shown)})
         generator = resources.generator(context)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,9 @@ from langgraph.store.base import BaseStore
 
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Kind
+from gems.memory.embedder import init_embedder
 from gems.memory.images import ImageStore
+from gems.memory.opening import memory_place, open_store
 from gems.models.chat import init_mllm
 from gems.models.generators import ImageGenerator, init_image_generator
 from gems.models.inspectors import INSPECTORS, Inspector, init_inspector
@@ -66,16 +69,18 @@ class Resources:
             return None
         if runtime.store or self.store:
             return runtime.store or self.store
-        return self._store_of_embedder if self.embedder else _own_store(context.embedder)
+        where = memory_place(context)
+        return self._store_of(where) if self.embedder else _own_store(where, context.embedder)
 
     @cached_property
-    def _store_of_embedder(self) -> BaseStore:
+    def _store_of(self) -> Callable[[str | None], BaseStore]:
+        """Opens a store for the embedder that was given, each once."""
         assert self.embedder is not None
-        return _open_store(self.embedder)
+        return cache(partial(open_store, embedder=self.embedder))
 
-    def images(self) -> ImageStore:
+    def images(self, context: GemsContext) -> ImageStore:
         """Where images are kept."""
-        return self.image_store or _own_images()
+        return self.image_store or _own_images(context.images_url)
 
     def skills(self, context: GemsContext) -> SkillLibrary:
         """The built-in skills and the user's."""
@@ -83,22 +88,13 @@ class Resources:
 
 
 @cache
-def _own_store(name: str) -> BaseStore:
-    from gems.memory.embedder import init_embedder
-
-    return _open_store(init_embedder(name))
-
-
-def _open_store(embedder: Embeddings) -> BaseStore:
-    from gems.memory.home import home
-    from gems.memory.store import FaissStore
-
-    return FaissStore(home() / "memory", embedder=embedder)
+def _own_store(where: str | None, embedder: str) -> BaseStore:
+    return open_store(where, init_embedder(embedder))
 
 
 @cache
-def _own_images() -> ImageStore:
-    return ImageStore()
+def _own_images(url: str | None) -> ImageStore:
+    return ImageStore(url)
 
 
 @cache

@@ -71,7 +71,7 @@ def make_verifier(resources: Resources) -> Node:
                     continue
                 try:
                     if verdicts is None:
-                        png = resources.images().read(attempt.image)
+                        png = resources.images(context).read(attempt.image)
                         findings = _consult(inspectors, requirements, png, notes)
                         verdicts = _inspect_twice(meter, model, requirements, png, attempt.round, findings)
                 except Exception as error:

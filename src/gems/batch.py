@@ -24,6 +24,7 @@ from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import GemsError, InputError
 from gems.graph.state import Attempt, GemsState, best_attempt
 from gems.memory.images import ImageStore
+from gems.memory.opening import database_of
 from gems.nodes.retry import is_backend_failure
 from gems.session import model_records, open_checkpoints, run_thread
 from gems.skills.loader import load_skills
@@ -174,8 +175,8 @@ def run_batch(
     models = model_records(context)
     load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
     batch = claim(out, context, models)
-    kept = images or ImageStore(out / "images")
-    with open_checkpoints(out / "checkpoints.sqlite") as saver:
+    kept = images or ImageStore(context.images_url or os.environ.get("GEMS_IMAGES") or out / "images")
+    with open_checkpoints(out / "checkpoints.sqlite", None if store else database_of(context)) as saver:
         graph = build_graph(checkpointer=saver, images=kept, store=store)
 
         def work(job: Job) -> dict[str, Any] | None:

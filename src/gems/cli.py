@@ -6,11 +6,13 @@ import json
 import statistics
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import SecretStr
 from rich.markup import escape
 from rich.table import Table
 
@@ -35,7 +37,9 @@ from gems.console import (
     Embedder,
     Generator,
     GeneratorOption,
+    Images,
     MaxRounds,
+    Memory,
     Mllm,
     NoPlan,
     NoSkills,
@@ -87,7 +91,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-_WITH_RESUME = frozenset({"resume", "folder", "as_json", "quiet"})
+_WITH_RESUME = frozenset({"resume", "folder", "memory", "as_json", "quiet"})
 """Options of ``gems generate`` that say nothing about the run itself."""
 
 
@@ -110,6 +114,7 @@ def generate(
     no_skills: NoSkills = False,
     no_plan: NoPlan = False,
     user: User = "default",
+    memory: Memory = None,
     no_memory: Annotated[
         bool, typer.Option("--no-memory", help="Neither recall nor remember.", rich_help_panel=MODELS)
     ] = False,
@@ -135,6 +140,7 @@ def generate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    images: Images = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -163,6 +169,9 @@ def generate(
                 raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
         known = load_thread(Path(resume).name)
         context, checked, folder = known.context, known.prompt, folder or known.out
+        if memory is not None:  # the password is not written down with the run
+            context = context.model_copy(update={"memory_url": SecretStr(memory)})
+            known = replace(known, context=context)
     else:
         if prompt is None:
             raise InputError('say what the image should show: gems generate "three blue cars"')
@@ -181,6 +190,8 @@ def generate(
             plan=not no_plan,
             user=user,
             memory=not no_memory,
+            memory_url=memory,
+            images_url=images,
             reuse=reuse,
             max_rounds=max_rounds,
             candidates=candidates,
@@ -199,6 +210,7 @@ def generate(
         from gems.graph.builder import build_graph
         from gems.memory.home import home
         from gems.memory.images import ImageStore
+        from gems.memory.opening import database_of
         from gems.progress import LiveRun
         from gems.session import (
             Thread,
@@ -211,7 +223,7 @@ def generate(
             run_thread,
         )
 
-        images = ImageStore()
+        kept = ImageStore(context.images_url)
         if known is None:
             models = model_records(context)
             thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC), models)
@@ -227,10 +239,10 @@ def generate(
 
     with (
         stoppable() as control,
-        open_checkpoints(home() / "checkpoints.sqlite") as saver,
+        open_checkpoints(home() / "checkpoints.sqlite", database_of(context)) as saver,
         LiveRun(err) if not quiet else nullcontext() as live,
     ):
-        graph = build_graph(checkpointer=saver, images=images)
+        graph = build_graph(checkpointer=saver, images=kept)
         if known is not None:
             if has_ended(graph, thread.id):
                 err.print("this run has ended before; what follows is how it ended", highlight=False)
@@ -239,7 +251,7 @@ def generate(
         values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=live, control=control)
         ended = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, ended)
-    evidence = write_evidence(folder / thread.id, record, images)
+    evidence = write_evidence(folder / thread.id, record, kept)
     _print_run(record, evidence, as_json=as_json)
     if record["outcome"] == "cancelled":
         err.print(f"stopped; go on with: gems generate --resume {thread.id}", highlight=False, soft_wrap=True)
@@ -269,13 +281,15 @@ def batch(
     no_plan: NoPlan = False,
     user: User = "default",
     memory: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--memory/--no-memory",
-            help="Recall and remember. Off by default: results then depend on the order of finishing.",
+            metavar="WHERE",
+            help="Recall and remember: in a folder, in postgresql://USER@HOST/DATABASE, where checkpoints lie too, or "
+            'where runs usually do ("home"). Off by default: results then depend on the order of finishing.',
+            show_default="off",
             rich_help_panel=MODELS,
         ),
-    ] = False,
+    ] = None,
     max_rounds: MaxRounds = 5,
     candidates: Candidates = 1,
     patience: Patience = 4,
@@ -284,6 +298,7 @@ def batch(
     budget_images: BudgetImages = None,
     budget_seconds: BudgetSeconds = None,
     seed: Annotated[int, typer.Option(help="Each prompt's own seed follows from this one and its place.")] = 0,
+    images: Images = None,
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Also a folder with report.html per prompt.", rich_help_panel=OUTPUT)
     ] = False,
@@ -313,7 +328,9 @@ def batch(
         skills=not no_skills,
         plan=not no_plan,
         user=user,
-        memory=memory,
+        memory=memory is not None,
+        memory_url=None if memory == "home" else memory,
+        images_url=images,
         max_rounds=max_rounds,
         candidates=candidates,
         patience=patience,

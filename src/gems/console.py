@@ -131,6 +131,24 @@ BudgetTokens = Annotated[int | None, typer.Option(help="Most tokens, in and out.
 BudgetImages = Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)]
 BudgetSeconds = Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)]
 User = Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Where to recall and remember: a folder, or postgresql://USER@HOST/DATABASE, where checkpoints lie too.",
+        show_default="$GEMS_MEMORY, or $GEMS_HOME/memory",
+        rich_help_panel=MODELS,
+    ),
+]
+Images = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WHERE",
+        help="Where images are kept: a folder, or any fsspec URL such as s3://BUCKET/FOLDER.",
+        show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
+        rich_help_panel=OUTPUT,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)]
 

@@ -100,8 +100,18 @@ def diagnose(context: GemsContext) -> list[Check]:
         from gems.memory.home import home
         from gems.memory.images import ImageStore
 
-        ImageStore()
+        ImageStore(context.images_url)
         return str(home())
+
+    def recall() -> str:
+        from gems.memory.embedder import init_embedder
+        from gems.memory.home import home
+        from gems.memory.opening import is_database, memory_place, open_store
+
+        where = memory_place(context)
+        store = open_store(where, init_embedder(context.embedder))
+        place = "a database, with the checkpoints" if where and is_database(where) else where or home() / "memory"
+        return f"{type(store).__name__} in {place}"
 
     def skills() -> str:
         from pathlib import Path
@@ -135,7 +145,7 @@ def diagnose(context: GemsContext) -> list[Check]:
             roles = [role for role in ROLES if context.chat_model(role) == name]
             checks.append(_try(", ".join(roles), partial(decompose, name), timed=True))
     if context.memory:
-        checks.append(_try("embedder", embed, timed=True))
+        checks += [_try("embedder", embed, timed=True), _try("memory", recall)]
     return checks
 
 

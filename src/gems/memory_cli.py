@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import closing
 from dataclasses import asdict
@@ -287,9 +288,19 @@ def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
 
 
 def _folder(given: Path | None) -> Path:
-    from gems.memory.home import home
+    """The folder that is meant: given, or of ``GEMS_MEMORY``, or the home's.
 
-    return given or home() / "memory"
+    Raises:
+        InputError: ``GEMS_MEMORY`` names a database.
+    """
+    from gems.graph.errors import InputError
+    from gems.memory.home import home
+    from gems.memory.opening import is_database
+
+    named = os.environ.get("GEMS_MEMORY") or home() / "memory"
+    if given is None and is_database(str(named)):
+        raise InputError("gems memory looks after folders, and GEMS_MEMORY names a database: give one with --folder")
+    return given or Path(named).expanduser()
 
 
 def _row(past: Past) -> dict[str, Any]:

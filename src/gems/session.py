@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
@@ -25,8 +26,10 @@ from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.home import home
+from gems.memory.opening import database_pool
 from gems.models.chat import init_mllm, model_fingerprint
 from gems.models.generators import init_image_generator
+from gems.models.secrets import one_line
 from gems.progress import Listener
 
 __all__ = [
@@ -113,13 +116,35 @@ def _thread_file(thread: str) -> Path:
 
 
 @contextmanager
-def open_checkpoints(path: Path) -> Iterator[SqliteSaver]:
-    """A checkpointer on a SQLite file, made if it is not there.
+def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCheckpointSaver[Any]]:
+    """A checkpointer: in a PostgreSQL database, if there is one, else on a SQLite file, made if it is not there.
 
     Raises:
-        InputError: The file is not a database, or is damaged.
-        BackendError: The file cannot be written to: the disk is full, or another process holds it.
+        InputError: The file is not a database, or is damaged; or the server does not let us in.
+        BackendError: The file cannot be written to: the disk is full, or another process holds it; or the server
+            cannot be reached.
     """
+    with _postgres(database) if database else _sqlite(path) as saver:
+        yield saver
+
+
+@contextmanager
+def _postgres(where: str) -> Iterator[BaseCheckpointSaver[Any]]:
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with database_pool(where) as pool:
+        import psycopg  # there, or there were no pool
+
+        try:
+            saver = PostgresSaver(pool)
+            saver.setup()
+            yield saver
+        except psycopg.Error as error:
+            raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")

@@ -1,0 +1,193 @@
+"""Memory and checkpoints in PostgreSQL with pgvector: a real server, the pocket models, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedding import Points
+from langgraph.store.base import BaseStore
+from remembering import past
+from servers.postgres import PASSWORD, serving_postgres
+
+from gems.graph.context import GemsContext
+from gems.graph.errors import BackendError, InputError
+from gems.memory.embedder import init_embedder
+from gems.memory.experience import EXPERIENCES, prune, recall, remember
+from gems.memory.opening import database_pool, open_store
+from gems.memory.trajectory import namespace
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with serving_postgres() as address:
+        yield address
+
+
+@pytest.fixture
+def database(server: str, request: pytest.FixtureRequest) -> str:
+    """An empty database of the test's own."""
+    import psycopg
+
+    name = f"d{abs(hash(request.node.nodeid))}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return server.replace("/postgres", f"/{name}")
+
+
+@pytest.fixture
+def store(database: str) -> Iterator[BaseStore]:
+    opened = open_store(database, init_embedder())
+    yield opened
+    opened.conn.close()  # type: ignore[attr-defined]
+
+
+def gems(home: Path, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gems", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "GEMS_HOME": str(home), "COLUMNS": "300", **env},
+    )
+
+
+def test_it_remembers_and_recalls_as_a_folder_does(store: BaseStore) -> None:
+    for user in ("adam", "eve"):
+        remember(store, user, f"{user}-1", past("three red cats", "a", "b"))
+    remember(store, "adam", "adam-2", past("Three red cats!"))
+    remember(store, "adam", "adam-3", past("a violin"))
+    [found] = recall(store, "adam", "three blue cats", 3)
+    assert (found.prompt, found.count, found.run) == ("three red cats", 2, "adam-2")
+    remember(store, "adam", "adam-4", past("four red cats", recalled=[found.key]))
+    assert [m.run for m in recall(store, "eve", "three blue cats", 3)] == ["eve-1"]
+    assert prune(store, "adam", limit=1, days=None) == 5
+    assert len(store.search(namespace("adam", EXPERIENCES), limit=9)) == 1
+    assert len(store.search(namespace("eve", EXPERIENCES), limit=9)) == 1
+
+
+def test_another_embedder_is_refused(store: BaseStore, database: str) -> None:
+    with pytest.raises(InputError, match="was written with the embedder all-MiniLM") as told:
+        open_store(database, Points(dims=384))
+    assert PASSWORD not in str(told.value)
+
+
+def test_the_database_of_another_program_is_refused(database: str) -> None:
+    with database_pool(database) as pool, pool.connection() as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE TABLE store_vectors (embedding vector(3))")
+    with pytest.raises(InputError):
+        open_store(database, init_embedder())
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ({PASSWORD: "wrong-password"}, InputError, "does not let us in"),
+        ({"/postgres": "/nowhere"}, InputError, 'database "nowhere" does not exist'),
+        ({"127.0.0.1:": "127.0.0.1:1"}, BackendError, "cannot reach the memory"),
+        ({"gems:": "gems:%zz"}, InputError, "cannot read the address"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_line_without_the_password(
+    server: str, change: dict[str, str], kind: type[Exception], told: str
+) -> None:
+    where = server
+    for a, b in change.items():
+        where = where.replace(a, b) if "127" not in a else "postgresql://gems:pg-canary-5b2e90@127.0.0.1:1/postgres"
+    with pytest.raises(kind, match=told) as error:
+        open_store(where, init_embedder())
+    assert PASSWORD not in str(error.value)
+    assert "wrong-password" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_processes_open_an_empty_database_at_once(database: str) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from embedding import Points; "
+        "from gems.memory.opening import open_store; s = open_store(sys.argv[1], Points(dims=8)); "
+        "s.put(('a',), str(__import__('os').getpid()), {'prompt': 'x'}); s.conn.close()"
+    )
+    tests = str(Path(__file__).parents[1])
+    processes = [subprocess.Popen([sys.executable, "-c", code, database, tests]) for _ in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    opened = open_store(database, Points(dims=8))
+    assert len(opened.search(("a",), limit=9)) == 3
+    opened.conn.close()  # type: ignore[attr-defined]
+
+
+def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(database: str, tmp_path: Path) -> None:
+    told = []
+    for machine in ("one", "two"):
+        home = tmp_path / machine
+        done = gems(home, "generate", "two red cars", "--memory", database, "--out", home / "out", "--json")
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads(done.stdout))
+        assert PASSWORD not in done.stdout + done.stderr
+        assert not (home / "memory").exists()
+        assert not (home / "checkpoints.sqlite").exists()
+    assert [len(run["memories"]) for run in told] == [0, 1]
+    assert told[1]["memories"][0]["run"] == told[0]["run_id"]
+    assert told[0]["settings"]["memory_url"] == database.replace(f":{PASSWORD}", "")
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
+    with database_pool(database) as pool, pool.connection() as connection:
+        for table in ("store", "checkpoints", "checkpoint_writes", "checkpoint_blobs"):
+            rows: Any = connection.execute(f"SELECT count(*) AS n, string_agg({table}::text, ' ') AS all FROM {table}")  # type: ignore[arg-type]
+            row = rows.fetchone()
+            assert row["n"] > 0
+            assert PASSWORD not in row["all"]
+
+
+def test_a_run_that_was_killed_goes_on(database: str, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "gems",
+        "generate",
+        "seven wooden koalas chasing a sparkling giraffe",
+        "--seed",
+        "1",
+    ]
+    env = {**os.environ, "GEMS_HOME": str(tmp_path), "GEMS_MEMORY": database}
+    process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=env)
+    until = time.monotonic() + 120
+    with database_pool(database) as pool, pool.connection() as connection:
+        while time.monotonic() < until:
+            there: Any = connection.execute("SELECT to_regclass('checkpoints') AS t").fetchone()
+            if there["t"]:
+                count: Any = connection.execute("SELECT count(*) AS n FROM checkpoints").fetchone()
+                if count["n"] >= 3:
+                    break
+            time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    [thread] = [path.stem for path in (tmp_path / "threads").glob("*.json")]
+    assert PASSWORD not in (tmp_path / "threads" / f"{thread}.json").read_text()
+    done = gems(tmp_path, "generate", "--resume", thread, "--memory", database, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    record = json.loads(done.stdout)
+    assert record["attempts"]
+    assert len({(a["round"], a["candidate"]) for a in record["attempts"]}) == len(record["attempts"])
+    again = gems(tmp_path, "generate", "--resume", thread, "--json", GEMS_MEMORY=database)
+    assert json.loads(again.stdout)["attempts"] == record["attempts"]
+
+
+def test_the_command_line_tells_what_is_wrong(server: str, tmp_path: Path) -> None:
+    wrong = server.replace(PASSWORD, "wrong-password")
+    done = gems(tmp_path, "generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q")
+    assert done.returncode == 2
+    assert "does not let us in" in done.stderr
+    assert "wrong-password" not in done.stderr
+    assert "looks after folders" in gems(tmp_path, "memory", "stats", GEMS_MEMORY=server).stderr
+    assert GemsContext.model_validate({"memory_url": server}).model_dump(mode="json")["memory_url"].count(":") == 2
+    assert PASSWORD not in repr(GemsContext.model_validate({"memory_url": server}))

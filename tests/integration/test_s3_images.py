@@ -1,0 +1,108 @@
+"""Images on an object store: moto's S3 server in a process of its own, the command line, the pocket models."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from PIL import Image
+
+from gems.graph.errors import BackendError, InputError
+from gems.graph.state import ImageRef
+from gems.memory.images import ImageStore
+
+pytest.importorskip("s3fs")
+pytest.importorskip("moto")
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "s3-canary-91c4",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        address, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                urlopen(f"{address}/moto-api/").close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+        process.kill()
+
+
+@pytest.fixture
+def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty bucket, with the credentials for it in the environment."""
+    import s3fs
+
+    for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    name = f"bucket-{time.time_ns()}"
+    s3fs.S3FileSystem(endpoint_url=server).mkdir(name)
+    return name
+
+
+def generate(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gems", "generate", "a blue car", "--out", str(home / "out"), *args],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "GEMS_HOME": str(home), "COLUMNS": "300", **env},
+    )
+
+
+def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(bucket: str, tmp_path: Path) -> None:
+    done = generate(tmp_path, "--images", f"s3://{bucket}/gems", "--reuse", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    image = ImageRef.model_validate(record["attempts"][record["best"]]["image"])
+    assert image.uri == f"s3://{bucket}/gems/{image.sha256[:2]}/{image.sha256}.png"
+    assert not (tmp_path / "images").exists()
+    assert ImageStore(f"s3://{bucket}/gems").open(image).size == (512, 512)
+    out = next((tmp_path / "out").iterdir())
+    assert (out / "best.png").stat().st_size > 1000
+    again = generate(tmp_path, "--reuse", "--json", GEMS_IMAGES=f"s3://{bucket}/gems")
+    assert json.loads(again.stdout)["attempts"][0]["image"] == image.model_dump(mode="json")
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"s3-canary" not in file.read_bytes(), file
+
+
+def test_the_same_image_is_one_object_and_can_be_removed(bucket: str) -> None:
+    store, image = ImageStore(f"s3://{bucket}"), Image.new("RGB", (8, 8), "red")
+    first, second = store.put(image, {"a": "b"}), store.put(image, {"a": "b"})
+    assert first == second
+    assert len(store._fs.find(bucket)) == 1
+    assert store.remove(first)
+    with pytest.raises(BackendError, match="cannot be read"):
+        store.read(first)
+
+
+def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
+    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    assert closed.returncode in (2, 3)
+    assert f"s3://{bucket}" in closed.stderr
+    assert "Traceback" not in closed.stderr
+    assert "s3-canary" not in closed.stderr
+    with pytest.raises(InputError, match="cannot keep images in nothing://x"):
+        ImageStore("nothing://x")
