@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 __all__ = ["conceal", "one_line", "remember_secret"]
 
-_IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+_IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|(PG)?PASSWORD)$", re.IGNORECASE)
 """Names of environment variables whose values are nobody's business."""
 
 _SHORTEST: Final = 6

@@ -338,3 +338,18 @@ def test_what_was_solved_before_is_given_at_once_where_that_is_asked_for(tmp_pat
     assert [run["attempts"][0]["strategy"] for run in told] == ["plan", "reuse", "plan"]
     assert told[1]["attempts"][0]["image"] == told[0]["attempts"][-1]["image"]
     assert told[1]["usage"]["chat_calls"] == 0
+
+
+def test_a_memory_is_kept_where_it_is_wanted(tmp_path: Path) -> None:
+    prompts, where = tmp_path / "prompts.txt", tmp_path / "elsewhere"
+    prompts.write_text("two red cars\nthree red cars\n")
+    out = tmp_path / "out"
+    done = gems("batch", prompts, "--out", out, "--memory", where, "--concurrency", 1, home=tmp_path / "home")
+    assert done.returncode in (0, 1), done.stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [len(row["memories"]) for row in rows] == [0, 1]
+    told = gems("generate", "four red cars", "--memory", where, "--out", tmp_path, "--json", home=tmp_path / "home")
+    assert len(json.loads(told.stdout)["memories"]) == 2
+    assert not (tmp_path / "home" / "memory").exists()
+    stats = json.loads(gems("memory", "stats", "--json", home=tmp_path / "home", GEMS_MEMORY=str(where)).stdout)
+    assert stats["users"]["default"]["runs"] == 3
