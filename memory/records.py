@@ -305,7 +305,8 @@ class Records:
         last = int(self._one("SELECT coalesce(max(id), 0) FROM vectors"))
         # Only a bound: of a record that was often changed, one vector is left. Counting is for when it tells.
         return last - vector > more_than and (
-            int(self._one("SELECT count(*) FROM vectors WHERE id > ?", vector)) > more_than
+            int(self._one("SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)", vector, more_than + 1))
+            > more_than
         )
 
     def integrity(self) -> str:

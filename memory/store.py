@@ -94,6 +94,8 @@ class FaissStore(BaseStore):
         self._worker = ThreadPoolExecutor(1, "gems-index")
         self._merging: Future[None] | None = None
         self._not_before = 0.0
+        self._reached = 0
+        """The last vector in the newest file, when that was looked up last."""
         self._records = open_records(self._folder)
         try:
             _bind(self._records, self._fingerprint)
@@ -315,14 +317,17 @@ class FaissStore(BaseStore):
                 _LOG.warning("the index of %s could not be saved: %s", self._folder, error)
                 self._not_before = time.monotonic() + _PAUSE
             self._merging = None
-        manifest = self._index.manifest if self._index else None
-        mine, held = (manifest.upto, manifest.count) if manifest else (0, 0)
+        if self._index is None:  # who only writes need not have it open
+            mine = held = self._reached
+        else:
+            manifest = self._index.manifest
+            mine, held = (manifest.upto, manifest.count) if manifest else (0, 0)
         if not self._records.is_behind(mine, max(EXACT_UP_TO, held // _MERGE_AT)):
             return
-        saved = reach(self._folder / "index", **self._records.named())
-        if saved > mine:
+        self._reached = reach(self._folder / "index", **self._records.named())
+        if self._reached > mine:
             self._index = self._load() if self._index else None
-            if not self._records.is_behind(saved, max(EXACT_UP_TO, saved // _MERGE_AT)):
+            if not self._records.is_behind(self._reached, max(EXACT_UP_TO, self._reached // _MERGE_AT)):
                 return
         if time.monotonic() > self._not_before:
             with suppress(RuntimeError):  # closed by another thread: the next one who opens it will see to it
