@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
 
@@ -13,12 +14,38 @@ from gems.graph.errors import InputError
 from gems.graph.options import ChatOptions, GeneratorOptions
 from gems.graph.state import Budget
 
-__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role"]
+__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role", "without_password"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_SEED = 2**31 - 1
+
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:/@?#\[\]]*)(:\d*)?")
+
+
+def without_password(url: str) -> str:
+    """A database's address as it may be written down: whatever could be part of a password is left out.
+
+    Where a special character of a password was not percent-encoded, nobody can say where it ends: then nothing but
+    ``SCHEME://`` is left. What is no URL is handed back.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    nothing = f"{scheme}://"
+    try:
+        parts = urlsplit(f"x://{rest}")
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        return nothing
+    login, _, hosts = parts.netloc.rpartition("@")
+    doubtful = "#" in rest or "@" in login + parts.path + parts.query
+    if doubtful or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        return nothing
+    user = login.partition(":")[0]
+    kept = urlencode([(name, value) for name, value in options if "pass" not in name.lower()], quote_via=quote)
+    return f"{nothing}{user}{'@' if user else ''}{hosts}{parts.path}{'?' if kept else ''}{kept}"
 
 
 class GemsContext(BaseModel):
@@ -142,7 +169,7 @@ class GemsContext(BaseModel):
     @field_serializer("memory_url", when_used="json-unless-none")
     def _without_password(self, url: SecretStr) -> str:
         """What is written down: a run that is gone on with finds its database, and the password in PGPASSWORD."""
-        return re.sub(r"(?<=://)([^/@]*?):[^/]*@", r"\1@", url.get_secret_value())
+        return without_password(url.get_secret_value())
 
     @model_validator(mode="before")
     @classmethod

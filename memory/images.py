@@ -37,9 +37,11 @@ class ImageStore:
 
     def __init__(self, url: str | Path | None = None) -> None:
         where = str(url or os.environ.get("GEMS_IMAGES") or home() / "images")
+        if "@" in where.partition("://")[2].partition("/")[0]:  # images and records are named by this address
+            raise InputError("the address of the images holds a login: leave it to the environment of its protocol")
         try:
             self._fs, root = fsspec.core.url_to_fs(where)
-            self._fs.makedirs(root, exist_ok=True)
+            _make(self._fs, str(root))
         except Exception as error:  # each file system has errors of its own
             raise InputError(f"cannot keep images in {where}: {one_line(error) or type(error).__name__}") from error
         self._root = str(root).rstrip("/")
@@ -89,6 +91,14 @@ class ImageStore:
     def open(self, ref: ImageRef) -> Image.Image:
         """The decoded image."""
         return Image.open(io.BytesIO(self.read(ref)))
+
+
+def _make(fs: fsspec.AbstractFileSystem, root: str) -> None:
+    """Make a folder, or see that its bucket is there: a misspelt one is not to be made, nor paid for."""
+    if "s3" in fs.protocol:
+        fs.mkdir(f"{root.rstrip('/')}/images", create_parents=False)  # makes nothing, and says why a bucket is no use
+    else:
+        fs.makedirs(root, exist_ok=True)
 
 
 def encode_png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:

@@ -32,6 +32,8 @@ from gems.skills.loader import load_skills
 __all__ = ["Job", "brief", "claim", "derive_seed", "read_jobs", "run_batch", "run_jobs"]
 
 _MAX_LINE: Final = 64 * 1024
+_PLACES: Final = ("memory_url", "images_url")
+"""Settings that make no other batch: a database or a bucket can move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,11 +258,15 @@ def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> st
     Raises:
         InputError: The folder holds a batch of other settings or weights.
     """
-    manifest = {
+    manifest: dict[str, Any] = {
         "settings": context.model_dump(mode="json"),
         "models": {role: asdict(model) for role, model in models.items()},
     }
-    name = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:12]
+    said = {
+        "settings": {k: v for k, v in manifest["settings"].items() if k not in _PLACES},
+        "models": manifest["models"],
+    }
+    name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if path.exists():
         try:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import SecretStr
 from rich.markup import escape
 from rich.table import Table
 
@@ -54,7 +53,9 @@ from gems.console import (
     batch_bar,
     err,
     guarded,
+    images_given,
     make_context,
+    memory_given,
     out,
     stoppable,
 )
@@ -152,8 +153,11 @@ def generate(
 
     Every run leaves OUT/RUN/ with all its images, run.json and report.html.
     """
+    from pydantic import SecretStr
+
     from gems.evidence import make_folder, run_record, write_evidence
     from gems.graph.errors import InputError
+    from gems.memory.opening import database_of, is_database
     from gems.nodes.intake import check_prompt
     from gems.session import load_thread
     from gems.skills.loader import load_skills
@@ -167,12 +171,14 @@ def generate(
             if given is not None and given.name == "COMMANDLINE" and name not in _WITH_RESUME:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
-        known = load_thread(Path(resume).name)
-        context, checked, folder = known.context, known.prompt, folder or known.out
+        place = memory_given(memory)
+        known = load_thread(Path(resume).name, place if place and is_database(place) else None)
         if memory is not None:  # the password is not written down with the run
-            context = context.model_copy(update={"memory_url": SecretStr(memory)})
-            known = replace(known, context=context)
+            known = replace(known, context=known.context.model_copy(update={"memory_url": SecretStr(str(place))}))
+        context, checked, folder = known.context, known.prompt, folder or known.out
     else:
+        if memory is not None and no_memory:
+            raise InputError("--memory says where, --no-memory that there is to be none: leave one away")
         if prompt is None:
             raise InputError('say what the image should show: gems generate "three blue cars"')
         context = make_context(
@@ -190,8 +196,8 @@ def generate(
             plan=not no_plan,
             user=user,
             memory=not no_memory,
-            memory_url=memory,
-            images_url=images,
+            memory_url=None if no_memory else memory_given(memory),
+            images_url=images_given(images),
             reuse=reuse,
             max_rounds=max_rounds,
             candidates=candidates,
@@ -210,7 +216,6 @@ def generate(
         from gems.graph.builder import build_graph
         from gems.memory.home import home
         from gems.memory.images import ImageStore
-        from gems.memory.opening import database_of
         from gems.progress import LiveRun
         from gems.session import (
             Thread,
@@ -227,7 +232,7 @@ def generate(
         if known is None:
             models = model_records(context)
             thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC), models)
-            thread.save()
+            thread.save(database_of(context))
         else:
             thread = known
     if not quiet:
@@ -290,6 +295,9 @@ def batch(
             rich_help_panel=MODELS,
         ),
     ] = None,
+    no_memory: Annotated[
+        bool, typer.Option("--no-memory", help="Neither recall nor remember: the default.", rich_help_panel=MODELS)
+    ] = False,
     max_rounds: MaxRounds = 5,
     candidates: Candidates = 1,
     patience: Patience = 4,
@@ -313,7 +321,10 @@ def batch(
     some could not be (bad prompt, or a model failed), the others are done.
     """
     from gems.batch import read_jobs, run_batch
+    from gems.graph.errors import InputError
 
+    if memory is not None and no_memory:
+        raise InputError("--memory says where, --no-memory that there is to be none: leave one away")
     settings = make_context(
         mllm=mllm,
         generator=generator,
@@ -329,8 +340,8 @@ def batch(
         plan=not no_plan,
         user=user,
         memory=memory is not None,
-        memory_url=None if memory == "home" else memory,
-        images_url=images,
+        memory_url=memory_given(None if memory == "home" else memory) if memory else None,
+        images_url=images_given(images),
         max_rounds=max_rounds,
         candidates=candidates,
         patience=patience,

@@ -178,6 +178,20 @@ def make_context(**settings: Any) -> GemsContext:
         raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
 
 
+def memory_given(where: str | None) -> str | None:
+    """Where the memory is to be: as given, or as ``GEMS_MEMORY`` has it; a folder by its whole path, for a record."""
+    return _whole(where or os.environ.get("GEMS_MEMORY"))
+
+
+def images_given(where: str | None) -> str | None:
+    """Where images are to be kept: as given, or as ``GEMS_IMAGES`` has it."""
+    return _whole(where or os.environ.get("GEMS_IMAGES"))
+
+
+def _whole(where: str | None) -> str | None:
+    return where if not where or "://" in where else str(Path(where).expanduser().absolute())
+
+
 def _pairs(kind: str, given: Sequence[str]) -> dict[str, str]:
     from gems.graph.errors import InputError
 

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
+from langgraph.store.base import BaseStore
 
 from gems.evidence import ModelRecord, write_atomically
 from gems.graph.builder import GemsGraph
@@ -26,7 +27,7 @@ from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.home import home
-from gems.memory.opening import database_pool
+from gems.memory.opening import database_pool, setting_up
 from gems.models.chat import init_mllm, model_fingerprint
 from gems.models.generators import init_image_generator
 from gems.models.secrets import one_line
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 
+_THREADS: Final = ("gems", "threads")
+
+
 @dataclass(frozen=True, slots=True)
 class Thread:
     """What a run was asked for: enough to go on with it after the process died."""
@@ -57,11 +61,12 @@ class Thread:
     models: dict[str, ModelRecord]
     """What it was begun with; other weights would make another run."""
 
-    def save(self) -> None:
-        """Write it down, before the first step.
+    def save(self, database: str | None = None) -> None:
+        """Write it down, before the first step; in the database too, if there is one, for other machines.
 
         Raises:
-            InputError: The home folder has no room for it.
+            InputError: The home folder has no room for it, or the database does not let us in.
+            BackendError: The database cannot be reached.
         """
         record = {
             "prompt": self.prompt,
@@ -71,6 +76,9 @@ class Thread:
             "models": {role: asdict(model) for role, model in self.models.items()},
         }
         path = _thread_file(self.id)
+        if database:
+            with _records(database) as store:
+                store.put(_THREADS, self.id, record, index=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(record, indent=2).encode())
@@ -86,15 +94,22 @@ def new_thread_id(prompt: str) -> str:
     return f"{slug or 'run'}-{uuid.uuid4().hex[:6]}"
 
 
-def load_thread(thread: str) -> Thread:
-    """The run of that name.
+def load_thread(thread: str, database: str | None = None) -> Thread:
+    """The run of that name: of this machine, or of another that keeps its checkpoints in the same database.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or the database does not let us in.
+        BackendError: The database cannot be reached.
     """
     path = _thread_file(thread)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        if database and not path.exists():
+            with _records(database) as store:
+                item = store.get(_THREADS, thread)
+            # Folders are the other machine's.
+            record = {**item.value, "out": "gems-out"} if item else json.loads(path.read_text(encoding="utf-8"))
+        else:
+            record = json.loads(path.read_text(encoding="utf-8"))
         return Thread(
             thread,
             record["prompt"],
@@ -129,6 +144,21 @@ def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
 
 
 @contextmanager
+def _records(database: str) -> Iterator[BaseStore]:
+    """The records of a database, without a search."""
+    with database_pool(database) as pool:
+        import psycopg
+        from langgraph.store.postgres import PostgresStore
+
+        try:
+            with pool.connection() as connection, setting_up(connection):
+                PostgresStore(connection).setup()
+            yield PostgresStore(pool)
+        except psycopg.Error as error:
+            raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
+
+
+@contextmanager
 def _postgres(where: str) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.postgres import PostgresSaver
 
@@ -136,9 +166,9 @@ def _postgres(where: str) -> Iterator[BaseCheckpointSaver[Any]]:
         import psycopg  # there, or there were no pool
 
         try:
-            saver = PostgresSaver(pool)
-            saver.setup()
-            yield saver
+            with pool.connection() as connection, setting_up(connection):
+                PostgresSaver(connection).setup()
+            yield PostgresSaver(pool)
         except psycopg.Error as error:
             raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
 

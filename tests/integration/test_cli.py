@@ -228,6 +228,7 @@ def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
         ("__start__", "intake"),
         ("intake", "retrieve_memory"),
         ("intake", "decomposer"),
+        ("intake", "store_memory"),
         ("retrieve_memory", "planner"),
         ("planner", "skills"),
         ("skills", "planner"),

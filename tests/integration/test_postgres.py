@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,20 +109,6 @@ def test_what_is_wrong_is_told_in_a_line_without_the_password(
     assert "\n" not in str(error.value)
 
 
-def test_processes_open_an_empty_database_at_once(database: str) -> None:
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from embedding import Points; "
-        "from gems.memory.opening import open_store; s = open_store(sys.argv[1], Points(dims=8)); "
-        "s.put(('a',), str(__import__('os').getpid()), {'prompt': 'x'}); s.conn.close()"
-    )
-    tests = str(Path(__file__).parents[1])
-    processes = [subprocess.Popen([sys.executable, "-c", code, database, tests]) for _ in range(3)]
-    assert [process.wait(120) for process in processes] == [0, 0, 0]
-    opened = open_store(database, Points(dims=8))
-    assert len(opened.search(("a",), limit=9)) == 3
-    opened.conn.close()  # type: ignore[attr-defined]
-
-
 def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(database: str, tmp_path: Path) -> None:
     told = []
     for machine in ("one", "two"):
@@ -146,40 +130,6 @@ def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(data
             row = rows.fetchone()
             assert row["n"] > 0
             assert PASSWORD not in row["all"]
-
-
-def test_a_run_that_was_killed_goes_on(database: str, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "gems",
-        "generate",
-        "seven wooden koalas chasing a sparkling giraffe",
-        "--seed",
-        "1",
-    ]
-    env = {**os.environ, "GEMS_HOME": str(tmp_path), "GEMS_MEMORY": database}
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=env)
-    until = time.monotonic() + 120
-    with database_pool(database) as pool, pool.connection() as connection:
-        while time.monotonic() < until:
-            there: Any = connection.execute("SELECT to_regclass('checkpoints') AS t").fetchone()
-            if there["t"]:
-                count: Any = connection.execute("SELECT count(*) AS n FROM checkpoints").fetchone()
-                if count["n"] >= 3:
-                    break
-            time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    [thread] = [path.stem for path in (tmp_path / "threads").glob("*.json")]
-    assert PASSWORD not in (tmp_path / "threads" / f"{thread}.json").read_text()
-    done = gems(tmp_path, "generate", "--resume", thread, "--memory", database, "--json")
-    assert done.returncode in (0, 1), done.stderr
-    record = json.loads(done.stdout)
-    assert record["attempts"]
-    assert len({(a["round"], a["candidate"]) for a in record["attempts"]}) == len(record["attempts"])
-    again = gems(tmp_path, "generate", "--resume", thread, "--json", GEMS_MEMORY=database)
-    assert json.loads(again.stdout)["attempts"] == record["attempts"]
 
 
 def test_the_command_line_tells_what_is_wrong(server: str, tmp_path: Path) -> None:

@@ -106,3 +106,12 @@ def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
     assert "s3-canary" not in closed.stderr
     with pytest.raises(InputError, match="cannot keep images in nothing://x"):
         ImageStore("nothing://x")
+
+
+def test_a_misspelt_bucket_is_not_made(bucket: str, tmp_path: Path) -> None:
+    import s3fs
+
+    done = generate(tmp_path, "--images", f"s3://{bucket}-typo/gems", "-q")
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+    assert f"s3://{bucket}-typo/gems" in done.stderr
+    assert not s3fs.S3FileSystem(skip_instance_cache=True).exists(f"{bucket}-typo")
