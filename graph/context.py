@@ -32,7 +32,7 @@ def without_password(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
-        return url
+        return "" if re.search(r"\bpassword\s*=", url) else url
     nothing = f"{scheme}://"
     try:
         parts = urlsplit(f"x://{rest}")
@@ -52,7 +52,7 @@ class GemsContext(BaseModel):
     """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead."""
 
     # A parent graph hands its own context on to us: what is not ours is not our business.
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     mllm: str = Field(
         default="pocket",
@@ -125,7 +125,8 @@ class GemsContext(BaseModel):
     memory_url: SecretStr | None = Field(
         default=None,
         title="Memory store",
-        description="A folder, or postgresql://USER@HOST/DATABASE. Empty: GEMS_MEMORY, then $GEMS_HOME/memory.",
+        description="A folder, or postgresql://USER@HOST/DATABASE. Empty: GEMS_MEMORY, then $GEMS_HOME/memory. A "
+        "server's own store comes first.",
     )
     images_url: str | None = Field(
         default=None,
@@ -146,7 +147,8 @@ class GemsContext(BaseModel):
         default=10_000,
         ge=1,
         title="Memory limit",
-        description="Most experiences, and most runs, kept per user: what helped least goes first. Empty: no limit.",
+        description="About how many experiences, and runs, are kept per user: what helped least goes first; looked after "
+        "at one run in 32. Empty: no limit.",
     )
     memory_days: float | None = Field(
         default=None, gt=0, title="Memory days", description="Forget what was last written so long ago. Empty: never."
@@ -201,9 +203,14 @@ class GemsContext(BaseModel):
         if context is None:
             return cls()
         values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
+        place = values.get("memory_url")
+        if isinstance(place, str) and without_password(place) != place:
+            # As it came, LangGraph and its server write it into checkpoints and traces.
+            raise InputError("leave the password out of memory_url: PGPASSWORD or GEMS_MEMORY can hold it")
         try:
             return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise InputError(f"the context's {where} is {first['input']!r}: {first['msg']}") from None
+            given = "" if where == "memory_url" else f" is {first['input']!r}"
+            raise InputError(f"the context's {where}{given}: {first['msg']}") from None

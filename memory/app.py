@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gems.memory.home import home
+from langgraph.store.base import BaseStore
+
+from gems.memory import opening
+from gems.memory.embedder import init_embedder
 from gems.memory.store import FaissStore
 
 __all__ = ["open_store"]
 
 
 @asynccontextmanager
-async def open_store() -> AsyncIterator[FaissStore]:
-    """``$GEMS_HOME/memory`` with the default embedder, for as long as the server runs.
+async def open_store() -> AsyncIterator[BaseStore]:
+    """The place that ``GEMS_MEMORY`` names, or ``$GEMS_HOME/memory``, with the default embedder, while the server runs.
 
     Opened and closed in a thread: ``langgraph dev`` lets nobody block its event loop.
 
     Raises:
         InputError: The folder cannot be used, or was written with another embedder.
     """
-    store = await asyncio.to_thread(lambda: FaissStore(home() / "memory"))
+    store = await asyncio.to_thread(lambda: opening.open_store(os.environ.get("GEMS_MEMORY"), init_embedder()))
     try:
         yield store
     finally:
-        await asyncio.to_thread(store.close)
+        if isinstance(store, FaissStore):  # a database's connections are closed at the process's end
+            await asyncio.to_thread(store.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -37,6 +37,7 @@ __all__ = [
     "find",
     "forget",
     "import_lines",
+    "left_alone",
     "pasts",
     "size_of",
     "stats",
@@ -79,6 +80,8 @@ class Forgotten:
     """What was forgotten."""
 
     runs: list[Past]
+    experiences: int
+    """How many experiences went whose runs had gone before."""
     images: int
     """How many images were removed."""
     overwritten: bool
@@ -263,44 +266,56 @@ def forget(folder: Path, wish: Wish, images: ImageStore | None = None) -> Forgot
         with records.writing():
             for past in gone:
                 records.drop(past.record)
-            for user in {past.user for past in gone}:
+            for user in {past.user for past in gone} | ({wish.user} if wish.user else set()):
                 kept_runs = {p.id: p.trajectory for p in every if p.user == user and p.record not in records_gone}
                 _unlearn(records, user, {past.id for past in gone if past.user == user}, kept_runs)
-            alone = _drop_without_runs(records, wish, {(past.user, past.id) for past in every})
+            alone = _without_runs(records, wish, every)
+            for record in alone:
+                records.drop(record)
             if gone or alone:
                 records.rename()  # their vectors are in the index too: it is made again without them
         if gone or alone:
             remove(folder / "index")
-        return Forgotten(gone, removed, records.clean())
+        return Forgotten(gone, len(alone), removed, records.clean())
 
 
 def _unlearn(records: Records, user: str, gone: AbstractSet[str], kept: Mapping[str, Trajectory]) -> None:
     """Take runs out of what a user's runs have taught."""
-    for row in records.inside(".".join(namespace(user, EXPERIENCES))):
+    for row in list(records.inside(".".join(namespace(user, EXPERIENCES)))):
         experience = _experience(row)
-        if experience is None or gone.isdisjoint({*experience.runs, *experience.uses}):
+        if experience is None or gone.isdisjoint({*experience.runs, *(run for run, _ in experience.uses)}):
             continue
         left = remake(experience, gone, kept)
         if left is None:
             records.drop(row[0])
         else:
             records.rewrite(row[0], left.model_dump(mode="json"))
-    for row in records.inside(".".join(namespace(user, SOLVED))):
-        if json.loads(row[3]).get("run") in gone:
+    for row in list(records.inside(".".join(namespace(user, SOLVED)))):
+        if json.loads(row[3]).get("run") not in kept:
             records.drop(row[0])
 
 
-def _drop_without_runs(records: Records, wish: Wish, known: AbstractSet[tuple[str, str]]) -> int:
-    """Experiences outlive their runs where memory is limited: forget those that are meant too."""
-    dropped = 0
+def left_alone(folder: Path, wish: Wish) -> int:
+    """How many experiences are meant whose runs are gone: where memory is limited, they outlive them.
+
+    Raises:
+        InputError: There is no memory in the folder.
+    """
+    with closing(_open(folder)) as records:
+        return len(_without_runs(records, wish, list(_all(records))))
+
+
+def _without_runs(records: Records, wish: Wish, every: Sequence[Past]) -> list[int]:
+    known, found = {(past.user, past.id) for past in every}, []
     for row in () if wish.ids else _rows(records, EXPERIENCES):
         experience, user = _experience(row), user_of(tuple(row[1].split(".")))
-        if experience and known.isdisjoint((user, run) for run in experience.runs):
-            meant = wish.means(user, experience.prompt, datetime.fromisoformat(row[5]))
-            dropped += meant
-            if meant:
-                records.drop(row[0])
-    return dropped
+        if (
+            experience
+            and known.isdisjoint((user, run) for run in experience.runs)
+            and wish.means(user, experience.prompt, datetime.fromisoformat(row[5]))
+        ):
+            found.append(row[0])
+    return found
 
 
 def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:

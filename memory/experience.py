@@ -1,6 +1,6 @@
 """What runs have taught: the second of memory's two layers, made from the first, and what is retrieved.
 
-One experience per wish: runs whose prompts differ in spelling only, on the same models, are merged and counted. Later
+One experience per wish: runs with the same prompt, but for case and white space, on the same models are merged and counted. Later
 runs that were helped by it say how they fared, against the runs with the nearest prompts: what never helps sinks in the
 ranking, and is the first to go where memory is limited. All of it can be made again from the trajectories.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gems.graph.state import Failure, Kind, Memory
 from gems.memory.demands import content_words, demands_of, jaccard
-from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
+from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace
 
 __all__ = ["EXPERIENCES", "MIN_SIMILARITY", "Experience", "distil", "merge", "prune", "recall", "remake", "remember"]
 
@@ -72,14 +73,14 @@ class Experience(BaseModel):
     count: int = Field(default=1, ge=1, description="How many runs it was made from.")
     solved_count: int = Field(default=0, ge=0)
     mean_reward: float = Field(ge=0, le=1, description="Of all of them.")
-    uses: dict[str, float] = Field(
-        default={}, description="By run that it was retrieved for, what that run was worth more than its neighbours."
+    uses: list[tuple[str, float]] = Field(
+        default=[], description="Runs that it was retrieved for, each with what it was worth more than its neighbours."
     )
 
     @property
     def usefulness(self) -> float:
         """Mean of what its uses brought, in [-1, 1], drawn towards 0 while they are few."""
-        return sum(self.uses.values()) / (len(self.uses) + _DOUBT)
+        return sum(worth for _, worth in self.uses) / (len(self.uses) + _DOUBT)
 
 
 def distil(run_id: str, past: Trajectory) -> Experience:
@@ -131,7 +132,7 @@ def merge(old: Experience, new: Experience) -> Experience:
             "count": count,
             "solved_count": old.solved_count + new.solved_count,
             "mean_reward": (old.mean_reward * old.count + new.mean_reward * new.count) / count,
-            "uses": {**old.uses, **new.uses},
+            "uses": [*old.uses, *new.uses][-_USES:],
         }
     )
 
@@ -141,7 +142,7 @@ def remake(old: Experience, gone: AbstractSet[str], runs: Mapping[str, Trajector
 
     Where it was made from more runs than it names, those that are not named are gone too.
     """
-    uses = {run: worth for run, worth in old.uses.items() if run not in gone}
+    uses = [(run, worth) for run, worth in old.uses if run not in gone]
     if gone.isdisjoint(old.runs):
         return old.model_copy(update={"uses": uses})
     left = [distil(run, runs[run]) for run in old.runs if run not in gone and run in runs]
@@ -149,9 +150,9 @@ def remake(old: Experience, gone: AbstractSet[str], runs: Mapping[str, Trajector
 
 
 def key_of(past: Trajectory | Experience) -> str:
-    """Under which key the experience of this wish lies: prompts that differ in spelling only share it."""
-    words = " ".join(content_words(past.prompt)) or past.prompt
-    return hashlib.sha256("\0".join((words, past.mllm, past.generator)).encode()).hexdigest()[:24]
+    """Under which key the experience of this wish lies: case, white space and a full stop make no other wish."""
+    wish = " ".join(unicodedata.normalize("NFKC", past.prompt).casefold().split()).rstrip(".! ")
+    return hashlib.sha256("\0".join((wish, past.mllm, past.generator)).encode()).hexdigest()[:24]
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -180,15 +181,20 @@ def _credit(
     store: BaseStore, user: str, run_id: str, past: Trajectory, changed: dict[str, Experience]
 ) -> dict[str, Experience]:
     """What was recalled, with what this run was worth beyond the runs with the nearest prompts that did without it."""
-    nearest = [e for _, e in _near(store, user, past.prompt) if run_id not in e.runs]
+    nearest = [
+        (item.key, e)
+        for item, e in _near(store, user, past.prompt)
+        if run_id not in e.runs and (e.generator, e.mllm) == (past.generator, past.mllm)
+    ]
     experiences = namespace(user, EXPERIENCES)
     credited = {}
     for key in past.recalled:
         used = changed.get(key) or _get(store, experiences, key)
-        others = [e.mean_reward for e in nearest if used and e.run != used.run and not set(e.runs) & set(used.uses)]
-        if used and others:
-            uses = {**used.uses, run_id: past.reward - float(np.mean(others))}
-            credited[key] = used.model_copy(update={"uses": dict(list(uses.items())[-_USES:])})
+        helped = {run for run, _ in used.uses} if used else set()
+        others = [e.mean_reward for other, e in nearest if other != key and helped.isdisjoint(e.runs)]
+        if used and others and run_id not in helped:
+            uses = [*used.uses, (run_id, past.reward - float(np.mean(others)))]
+            credited[key] = used.model_copy(update={"uses": uses[-_USES:]})
     return credited
 
 
@@ -216,6 +222,11 @@ def prune(store: BaseStore, user: str, *, limit: int | None, days: float | None)
             kept.append((experience.usefulness if experience else 0.0, item.updated_at, item.key))
         surplus = len(kept) - limit if limit is not None else 0
         gone += [PutOp(space, key, None) for _, _, key in sorted(kept)[: max(0, surplus)]]
+    runs = {op.key for op in gone if op.namespace == namespace(user)}
+    solved = namespace(user, SOLVED)
+    gone += (
+        [PutOp(solved, item.key, None) for item in _all(store, solved) if item.value.get("run") in runs] if runs else []
+    )
     if gone:
         store.batch(gone)
     return len(gone)

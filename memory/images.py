@@ -51,8 +51,13 @@ class ImageStore:
         data = encode_png(image, metadata)
         digest = hashlib.sha256(data).hexdigest()
         path = f"{self._root}/{digest[:2]}/{digest}.png"
-        if not self._fs.exists(path):
-            self._write(path, data)
+        try:
+            if not self._fs.exists(path):
+                self._write(path, data)
+        except OSError:
+            raise  # a disk that is full says so best itself
+        except Exception as error:  # each file system has errors of its own
+            raise BackendError(f"the image cannot be kept in {self._root}: {one_line(error)}") from error
         return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=digest, width=image.width, height=image.height)
 
     def _write(self, path: str, data: bytes) -> None:
@@ -71,8 +76,8 @@ class ImageStore:
         Raises:
             BackendError: The file is gone, or is not what was written.
         """
-        fs, path = fsspec.core.url_to_fs(ref.uri)
         try:
+            fs, path = fsspec.core.url_to_fs(ref.uri)
             data: bytes = fs.cat_file(path)
         except Exception as error:  # each file system has errors of its own
             raise BackendError(f"the image {ref.uri} cannot be read: {one_line(error)}", retryable=False) from error

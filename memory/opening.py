@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ _ABOUT: Final = ("gems", "about")
 _SETTING_UP: Final = 0x67656D73
 """Of an advisory lock: two processes that open an empty database would both make its tables."""
 _LARGEST_POOL: Final = 16
+_CONNECTION: Final = re.compile(r"\b(host|dbname|password)\s*=")
+"""How psycopg's other way of naming a database looks: no folder is meant."""
 _LONGEST_WAIT: Final = 10.0
 """Seconds until a server that has gone is given up."""
 
@@ -77,6 +80,8 @@ def open_store(where: str | None, embedder: Embeddings) -> BaseStore:
         BackendError: The server cannot be reached.
     """
     if where is None or not is_database(where):
+        if where is not None and _CONNECTION.search(where):
+            raise InputError("write the database as an address, postgresql://USER@HOST/DATABASE")
         if where is not None and "://" in where:
             scheme = where.partition("://")[0]
             raise InputError(f"there is no memory in {scheme}://: give a folder, or postgresql://USER@HOST/DATABASE")

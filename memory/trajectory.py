@@ -59,8 +59,8 @@ class Trajectory(BaseModel):
 
     @property
     def reward(self) -> float:
-        """What the run was worth, in [0, 1]: one over the images that it took to solve it; 0 for what was not."""
-        return 1 / self.images if self.solved and self.images else 0.0
+        """What the run was worth, in [0, 1]: one over the rounds that it took to solve it; 0 for what was not."""
+        return 1 / self.rounds if self.solved and self.rounds else 0.0
 
     @classmethod
     def from_state(cls, state: GemsState, *, mllm: str, generator: str) -> Trajectory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 from langchain_core.messages.utils import count_tokens_approximately
@@ -47,4 +46,5 @@ def _recollection(memory: Memory) -> str:
 
 
 def _cut(text: str) -> str:
-    return textwrap.shorten(text, _LONGEST, placeholder=" ...")
+    text = " ".join(text.split())
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."

@@ -58,10 +58,13 @@ def describe(error: BaseException, node: str) -> str:
     return f"{node}: {one_line(error, 500) or type(error).__name__}"
 
 
-def work_without(state: GemsState, error: NodeError, goto: str, **update: Any) -> Goto:
-    """What an error handler returns when the run can do without the node: any fault but bad input is noted down."""
+def work_without(state: GemsState, error: NodeError, goto: str, *, whatever: bool = False, **update: Any) -> Goto:
+    """What an error handler returns when the run can do without the node: any fault but bad input is noted down.
+
+    ``whatever``: bad input too, where it came up on the way, and a run is not to lose its result by it.
+    """
     fault, usage = _fault(error), settle(state, error.node)
-    if isinstance(fault, InputError) or not isinstance(fault, Exception):
+    if not isinstance(fault, Exception) or (isinstance(fault, InputError) and not whatever):
         raise fault
     given = {"errors": [describe(fault, error.node)], "usage": usage, **update}
     return Command(update=given, goto=goto)  # type: ignore[arg-type]

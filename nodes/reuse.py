@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from importlib.util import find_spec
 from typing import Final
 
 from langgraph.runtime import Runtime
@@ -68,7 +70,14 @@ def _wish(resources: Resources, context: GemsContext, prompt: str) -> str:
     generator = resources.generator(context)
     models = [model_fingerprint(resources.chat(context, role)) for role in ROLES]
     settings = context.model_dump(mode="json", exclude=_NO_MATTER)
-    asked = [prompt, generator.name, generator.fingerprint, *models, settings]
+    # What the settings name, but do not hold: skills change in their folder, tools come and go, servers move.
+    around = [
+        sorted((skill.name, skill.description, skill.body) for skill in resources.skills(context).skills.values()),
+        [inspector.name for inspector in resources.own_inspectors],
+        find_spec("rapidocr") is not None,
+        os.environ.get("OPENAI_BASE_URL"),
+    ]
+    asked = [prompt, generator.name, generator.fingerprint, *models, settings, around]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

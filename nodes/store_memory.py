@@ -47,4 +47,4 @@ def make_store_memory(resources: Resources) -> Node:
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:
     """A memory that cannot be written to costs the next run its help, never this run its result."""
-    return work_without(state, error, "__end__")
+    return work_without(state, error, "__end__", whatever=True)

@@ -157,12 +157,12 @@ def generate(
 
     from gems.evidence import make_folder, run_record, write_evidence
     from gems.graph.errors import InputError
-    from gems.memory.opening import database_of, is_database
+    from gems.memory.opening import database_of, is_database, without_password
     from gems.nodes.intake import check_prompt
     from gems.session import load_thread
     from gems.skills.loader import load_skills
 
-    known = None
+    known, moved = None, False
     if resume is not None:
         if prompt is not None:
             raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
@@ -174,6 +174,8 @@ def generate(
         place = memory_given(memory)
         known = load_thread(Path(resume).name, place if place and is_database(place) else None)
         if memory is not None:  # the password is not written down with the run
+            begun_with = known.context.memory_url.get_secret_value() if known.context.memory_url else ""
+            moved = without_password(str(place)) != without_password(begun_with)
             known = replace(known, context=known.context.model_copy(update={"memory_url": SecretStr(str(place))}))
         context, checked, folder = known.context, known.prompt, folder or known.out
     else:
@@ -221,6 +223,7 @@ def generate(
             Thread,
             check_models,
             finished_at,
+            has_begun,
             has_ended,
             model_records,
             new_thread_id,
@@ -249,6 +252,10 @@ def generate(
     ):
         graph = build_graph(checkpointer=saver, images=kept)
         if known is not None:
+            if moved and not has_begun(graph, thread.id):
+                raise InputError(
+                    f"nothing of run {thread.id} lies in this --memory: leave it away, or give what it was begun with"
+                )
             if has_ended(graph, thread.id):
                 err.print("this run has ended before; what follows is how it ended", highlight=False)
             else:

@@ -213,11 +213,21 @@ def forget(
         float | None, typer.Option(min=0, max=36500, help="Only runs from so many days ago or before.")
     ] = None,
     user: Everyone = None,
+    images: Annotated[
+        bool,
+        typer.Option(
+            "--images",
+            help="Their images too, where no other run of this memory refers to them. Not if another memory may.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget runs, and remove those of their images that no other remembered run refers to. There is no way back."""
+    """Forget runs and what they taught. There is no way back.
+
+    What a run left elsewhere stays: its folder under --out, and its settings and checkpoints in $GEMS_HOME.
+    """
     from gems.graph.errors import InputError
     from gems.memory import care
     from gems.memory.images import ImageStore
@@ -229,14 +239,19 @@ def forget(
     meant = [past for past in care.pasts(_folder(folder)) if wish.holds(past)]
     if unknown := set(ids or ()) - {past.id for past in meant}:
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
-    if meant and not yes and not typer.confirm(f"Forget {len(meant)} runs and their images?", err=True):
+    alone = care.left_alone(_folder(folder), wish)
+    what = (
+        f"{len(meant)} runs" + (f" and {alone} experiences" if alone else "") + (" and their images" if images else "")
+    )
+    if (meant or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
         raise typer.Exit(1)
-    # Images lie beside the home's own memory; another folder's may be shared with it.
-    done = care.forget(_folder(folder), wish, ImageStore() if folder is None else None)
+    done = care.forget(_folder(folder), wish, ImageStore() if images else None)
+    counts = {"experiences": done.experiences, "images": done.images}
     if as_json:
-        _json({"forgotten": [past.id for past in done.runs], "images": done.images, "overwritten": done.overwritten})
+        _json({"forgotten": [past.id for past in done.runs], **counts, "overwritten": done.overwritten})
         return
-    out.print(f"forgotten: runs {len(done.runs)}, images {done.images}", highlight=False)
+    told = ", ".join(f"{name} {count}" for name, count in {"runs": len(done.runs), **counts}.items())
+    out.print(f"forgotten: {told}", highlight=False)
     if not done.overwritten:
         err.print("another process reads the memory: traces stay in its file until that is closed", highlight=False)
 
@@ -297,10 +312,10 @@ def _folder(given: Path | None) -> Path:
     from gems.memory.home import home
     from gems.memory.opening import is_database
 
-    named = os.environ.get("GEMS_MEMORY") or home() / "memory"
-    if given is None and is_database(str(named)):
-        raise InputError("gems memory looks after folders, and GEMS_MEMORY names a database: give one with --folder")
-    return given or Path(named).expanduser()
+    named = str(given or os.environ.get("GEMS_MEMORY") or home() / "memory")
+    if is_database(named) or ":/" in named:
+        raise InputError("gems memory looks after folders, not databases: give one with --folder")
+    return Path(named).expanduser()
 
 
 def _row(past: Past) -> dict[str, Any]:

@@ -37,6 +37,7 @@ __all__ = [
     "Thread",
     "check_models",
     "finished_at",
+    "has_begun",
     "has_ended",
     "load_thread",
     "model_records",
@@ -203,6 +204,11 @@ def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
         "then go on with the same run",
         retryable=False,
     )
+
+
+def has_begun(graph: GemsGraph, thread: str) -> bool:
+    """Whether there is a checkpoint of a thread."""
+    return graph.get_state({"configurable": {"thread_id": thread}}).created_at is not None
 
 
 def has_ended(graph: GemsGraph, thread: str) -> bool:

@@ -151,8 +151,8 @@ def test_a_line_that_is_no_record_is_named_and_what_stood_before_it_kept(
 
 
 def test_forgetting_takes_the_images_that_nobody_else_refers_to(home: Path) -> None:
-    told = json.loads(memory(home, "forget", "--user", "adam", "--yes", "--json"))
-    assert told == {"forgotten": ["run-a1", "run-a2"], "images": 1, "overwritten": True}
+    told = json.loads(memory(home, "forget", "--user", "adam", "--images", "--yes", "--json"))
+    assert told == {"forgotten": ["run-a1", "run-a2"], "experiences": 0, "images": 1, "overwritten": True}
     assert len(list((home / "images").rglob("*.png"))) == 1
     assert json.loads(memory(home, "stats", "--json"))["users"] == {
         "eve.smith": {"runs": 1, "solved": 1, "experiences": 1}
@@ -169,6 +169,25 @@ def test_forgetting_asks_and_names_what_is_not_there(home: Path) -> None:
     assert "say which runs" in memory(home, "forget", code=2)
     assert "Forget 1 runs" in memory(home, "forget", "run-a1", code=1)  # nobody answers
     assert json.loads(memory(home, "stats", "--json"))["records"] == 7
+
+
+def test_images_stay_where_another_memory_may_need_them(home: Path) -> None:
+    assert json.loads(memory(home, "forget", "--user", "adam", "--yes", "--json"))["images"] == 0
+    assert len(list((home / "images").rglob("*.png"))) == 2
+
+
+def test_experiences_whose_runs_are_gone_are_asked_about_and_forgotten(home: Path) -> None:
+    with sqlite3.connect(home / "memory" / "records.sqlite") as db:
+        db.execute("DELETE FROM records WHERE key LIKE 'run-a%'")
+    assert "Forget 0 runs and 2 experiences?" in memory(home, "forget", "--user", "adam", code=1)
+    assert "experiences 2" in memory(home, "forget", "--user", "adam", "--yes")
+    assert list(json.loads(memory(home, "stats", "--json"))["users"]) == ["eve.smith"]
+
+
+def test_a_database_is_no_folder(home: Path) -> None:
+    told = memory(home, "stats", "--folder", "postgresql://g:canary7@h/gems", code=2)
+    assert "looks after folders" in told
+    assert "canary7" not in told
 
 
 def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_run_judges_what_it_recalled(tmp_path: Path, store: FaissStore) -> Non
     graph = pocket(tmp_path, store, mllm=ScriptedChatModel(script=answer), generator=PaintGenerator())
     graph.invoke({"prompt": "three blue ships"}, context=CONTEXT)
     found = [Experience.model_validate(item.value) for item in store.search(namespace("adam", EXPERIENCES), limit=9)]
-    used = [worth for experience in found for worth in experience.uses.values()]
+    used = [worth for experience in found for _, worth in experience.uses]
     assert used == [-0.5] * 3  # it recalled three, was not solved, and its neighbours were with two images
 
 
