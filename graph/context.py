@@ -147,8 +147,8 @@ class GemsContext(BaseModel):
         default=10_000,
         ge=1,
         title="Memory limit",
-        description="About how many experiences, and runs, are kept per user: what helped least goes first; looked after "
-        "at one run in 32. Empty: no limit.",
+        description="About how many experiences, and runs, are kept per user: what helped least goes first; looked "
+        "after at one run in 32. Empty: no limit.",
     )
     memory_days: float | None = Field(
         default=None, gt=0, title="Memory days", description="Forget what was last written so long ago. Empty: never."

@@ -240,9 +240,7 @@ def forget(
     if unknown := set(ids or ()) - {past.id for past in meant}:
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
     alone = care.left_alone(_folder(folder), wish)
-    what = (
-        f"{len(meant)} runs" + (f" and {alone} experiences" if alone else "") + (" and their images" if images else "")
-    )
+    what = f"{len(meant)} runs{f' and {alone} experiences' if alone else ''}{' and their images' if images else ''}"
     if (meant or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
         raise typer.Exit(1)
     done = care.forget(_folder(folder), wish, ImageStore() if images else None)

@@ -129,7 +129,8 @@ def test_what_is_told_stays_within_a_budget_of_tokens(tmp_path: Path, store: Fai
 
 def test_a_run_judges_what_it_recalled(tmp_path: Path, store: FaissStore) -> None:
     for i, what in enumerate(("cars", "trucks", "vans", "boats")):
-        remember(store, "adam", f"run{i}", past(f"three blue {what}", "a", "b"))
+        models = {"mllm": "ScriptedChatModel", "generator": PaintGenerator().name}
+        remember(store, "adam", f"run{i}", past(f"three blue {what}", "a", "b", **models))
     graph = pocket(tmp_path, store, mllm=ScriptedChatModel(script=answer), generator=PaintGenerator())
     graph.invoke({"prompt": "three blue ships"}, context=CONTEXT)
     found = [Experience.model_validate(item.value) for item in store.search(namespace("adam", EXPERIENCES), limit=9)]
