@@ -1,8 +1,8 @@
 """What runs have taught: the second of memory's two layers, made from the first, and what is retrieved.
 
 One experience per wish: runs with the same prompt, but for case and white space, on the same models are merged and
-counted. Later runs that were helped by it say how they fared, against the runs with the nearest prompts: what never helps
-sinks in the ranking, and is the first to go where memory is limited. All of it can be made again from the trajectories.
+counted. Later runs that were helped by it say how they fared, against the runs with the nearest prompts: what never
+helps sinks in the ranking, and is the first to go where memory is limited. All of it can be made again from the facts.
 
 Two layers of memory are the paper's (arXiv 2603.28088), maximal marginal relevance is Carbonell and Goldstein's (1998).
 """
