@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import uuid
@@ -44,6 +43,8 @@ EXACT_UP_TO: Final = 20_000
 _CELLS_PER_ROOT: Final = 2
 _PROBES: Final = 48
 """Cells that a search over everything looks into; more for a part of it, whose members lie further apart."""
+_PROBES_GROW: Final = 0.42
+"""How they grow as the part gets smaller: by this power of how many times it is smaller than all."""
 _SEARCH_ALL_CELLS: Final = 5_000
 """Candidates up to which every cell is looked into: so few are compared fast, and none is missed."""
 _TRAINING_PER_CELL: Final = 64
@@ -157,7 +158,7 @@ class VectorIndex:
 
     def _probes(self, count: int) -> int:
         cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
-        return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * math.sqrt(total / count)))
+        return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * (total / count) ** _PROBES_GROW))
 
     def _mask(self, spaces: Sequence[int]) -> _Mask:
         key = tuple(spaces)
