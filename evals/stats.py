@@ -19,10 +19,13 @@ def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float
     return np.concatenate([values[rng.integers(0, n, size=(100, n))].mean(axis=1) for _ in range(RESAMPLES // 100)])
 
 
-def bootstrap_interval(values: Sequence[float] | NDArray[np.float64], seed: int = 0) -> list[float]:
-    """95% percentile bootstrap interval of a mean over prompts: of a rate, or of paired differences (Efron, 1979)."""
+def bootstrap_interval(
+    values: Sequence[float] | NDArray[np.float64], seed: int = 0, *, level: float = 0.95
+) -> list[float]:
+    """Percentile bootstrap interval of a mean over prompts: of a rate, or of paired differences (Efron, 1979)."""
     means = _resampled_means(np.asarray(values, dtype=np.float64), seed)
-    return [round(float(bound), 4) for bound in np.percentile(means, [2.5, 97.5])]
+    tail = 50 * (1 - level)
+    return [round(float(bound), 4) for bound in np.percentile(means, [tail, 100 - tail])]
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], seed: int = 0) -> list[float]:

@@ -164,8 +164,24 @@ class GemsContext(BaseModel):
         title="User",
         description="Namespace of the memory: one user's runs are never shown to another.",
     )
+    builtin_skills: bool = Field(
+        default=True, title="Built-in skills", description="Offer the skills that come with the package too."
+    )
     skills_dir: str | None = Field(
-        default=None, title="Skills folder", description="A folder of SKILL.md folders, besides the built-in ones."
+        default=None,
+        title="Skills folder",
+        description="A folder of SKILL.md folders; several with the system's path separator between them. Empty: "
+        "./skills, where it is there. Learned skills and ~/.config/gems/skills are always looked into.",
+    )
+    without_skills: tuple[str, ...] = Field(
+        default=(), title="Without skills", description="Names of skills that are not offered."
+    )
+    skill_tokens: int = Field(
+        default=6_000,
+        ge=0,
+        le=100_000,
+        title="Skill tokens",
+        description="Most tokens, about, that the texts of skills may take up in the planner's prompt.",
     )
 
     @field_serializer("memory_url", when_used="json-unless-none")

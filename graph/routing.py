@@ -19,8 +19,14 @@ def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) 
     if best is None:
         return "failed"
     last = attempts[-1]
-    if best.passed:
+    if best.flawless:
         return "solved"
+    ended = _end_of(best, last, usage, context)
+    return "solved" if ended and best.passed else ended
+
+
+def _end_of(best: Attempt, last: Attempt, usage: Usage, context: GemsContext) -> Outcome | None:
+    """Why there cannot be another round, or None if there can."""
     if last.round >= context.max_rounds:
         return "rounds"
     # Another round costs one refinement, one image and one verification: do not begin what cannot be finished.

@@ -62,6 +62,7 @@ class Requirement(_Frozen):
     id: str = Field(description="Short and unique within the run: r1, r2, ...")
     question: str = Field(description="A yes/no question about the image; yes means that the requirement is met.")
     kind: Kind = Field(description="What the question is about.")
+    skill: str = Field(default="", description="The skill that adds it; empty for what the user asked for.")
 
 
 class Verdict(_Frozen):
@@ -98,7 +99,8 @@ class Attempt(_Frozen):
     seed: int
     image: ImageRef
     edited_from: str = Field(default="", description="SHA-256 of the image that this one is an edit of, if it is one.")
-    verdicts: tuple[Verdict, ...] = ()
+    verdicts: tuple[Verdict, ...] = Field(default=(), description="On what the user asked for.")
+    checks: tuple[Verdict, ...] = Field(default=(), description="On what skills ask for besides.")
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
     experience: str = Field(default="", description="What the refiner learned from this attempt, at most 100 words.")
 
@@ -109,8 +111,13 @@ class Attempt(_Frozen):
 
     @property
     def passed(self) -> bool:
-        """Whether every requirement was answered yes."""
+        """Whether every requirement of the user's was answered yes."""
         return self.verified and all(v.answer == "yes" for v in self.verdicts)
+
+    @property
+    def flawless(self) -> bool:
+        """Whether, besides, no skill's check was answered no: one that nobody can answer holds nothing up."""
+        return self.passed and all(v.answer != "no" for v in self.checks)
 
 
 class Failure(_Frozen):
@@ -193,8 +200,11 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> float:
 
 
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
-    """The attempt to return: one that passed if there is one, then the highest score, then the earliest."""
-    return max(attempts, key=lambda a: (a.passed, a.score, -a.round, -a.candidate), default=None)
+    """The attempt to return: one that passed if there is one, then the highest score, then the earliest.
+
+    What skills check decides among those that passed, and nothing else.
+    """
+    return max(attempts, key=lambda a: (a.passed, a.flawless, a.score, -a.round, -a.candidate), default=None)
 
 
 class GemsInput(TypedDict):
@@ -217,6 +227,8 @@ class GemsOutput(TypedDict, total=False):
     """Every image made, in order."""
     requirements: list[Requirement]
     """What the image was checked against."""
+    checks: list[Requirement]
+    """What the skills that were used check besides."""
     usage: Usage
     """What the run spent."""
     errors: list[str]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Demands", "content_words", "demands_of", "jaccard"]
+__all__ = ["Demands", "content_words", "demands_of", "jaccard", "quoted_texts"]
 
 _WORDS: Final = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
@@ -42,7 +42,9 @@ _RELATIONS: Final = {
     for word in words.split()
 }
 _WORD: Final = re.compile(r"\w+")
-_QUOTED: Final = re.compile(r"[\"“„«‘][^\"”“»’]+[\"”“»’]")
+_QUOTED: Final = re.compile(
+    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
+)
 
 
 class Demands(NamedTuple):
@@ -65,9 +67,15 @@ def demands_of(prompt: str) -> Demands:
             features[f"relation {_RELATIONS[word]}"] += 1
     for kind in ("count", "relation"):
         features[kind] = sum(name.startswith(f"{kind} ") for name in features)
-    if _QUOTED.search(prompt):
+    if quoted_texts(prompt):
         features["text"] = 1
     return Demands(+features)
+
+
+def quoted_texts(prompt: str) -> list[str]:
+    """What stands in quotation marks, each once."""
+    found = (next(filter(None, groups)).strip() for groups in _QUOTED.findall(prompt))
+    return [text for text in dict.fromkeys(found) if text]
 
 
 def content_words(prompt: str) -> list[str]:

@@ -27,7 +27,18 @@ from gems.graph.state import Failure, Kind, Memory
 from gems.memory.demands import content_words, demands_of, jaccard
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace
 
-__all__ = ["EXPERIENCES", "MIN_SIMILARITY", "Experience", "distil", "merge", "prune", "recall", "remake", "remember"]
+__all__ = [
+    "EXPERIENCES",
+    "MIN_SIMILARITY",
+    "Experience",
+    "distil",
+    "merge",
+    "past_runs",
+    "prune",
+    "recall",
+    "remake",
+    "remember",
+]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -302,12 +313,8 @@ def _distil_all(store: BaseStore, user: str) -> bool:
     if store.search(experiences, limit=1):
         return False
     made: dict[str, Experience] = {}
-    for item in _all(store, namespace(user)):
-        try:
-            past = Trajectory.model_validate(item.value)
-        except ValidationError:
-            continue
-        new, key = distil(item.key, past), key_of(past)
+    for run_id, past in past_runs(store, user):
+        new, key = distil(run_id, past), key_of(past)
         made[key] = merge(made[key], new) if key in made else new
     if made:
         _LOG.info("memory: %d experiences of %s were made from its runs", len(made), user)
@@ -315,6 +322,15 @@ def _distil_all(store: BaseStore, user: str) -> bool:
         for start in range(0, len(puts), _PAGE):
             store.batch(puts[start : start + _PAGE])
     return bool(made)
+
+
+def past_runs(store: BaseStore, user: str) -> Iterator[tuple[str, Trajectory]]:
+    """The ids and the facts of a user's runs; what is no run is passed over."""
+    for item in _all(store, namespace(user)):
+        try:
+            yield item.key, Trajectory.model_validate(item.value)
+        except ValidationError:
+            continue
 
 
 def _all(store: BaseStore, space: tuple[str, ...]) -> Iterator[SearchItem]:

@@ -9,16 +9,21 @@ from platformdirs import user_data_path
 
 from gems.graph.errors import InputError
 
-__all__ = ["home"]
+__all__ = ["home", "home_folder"]
+
+
+def home_folder() -> Path:
+    """``$GEMS_HOME``, or the user's data folder for gems, whether it is there or not."""
+    return Path(os.environ.get("GEMS_HOME") or user_data_path("gems", appauthor=False)).expanduser().absolute()
 
 
 def home() -> Path:
-    """``$GEMS_HOME``, or the user's data folder for gems; made if it is not there.
+    """The same, made if it is not there.
 
     Raises:
         InputError: It cannot be made or written to.
     """
-    folder = Path(os.environ.get("GEMS_HOME") or user_data_path("gems", appauthor=False)).expanduser().absolute()
+    folder = home_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import logging
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ from gems.models.structured import (
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure, retry_on
 
-__all__ = ["ask", "fence", "image_block", "in_our_words"]
+__all__ = ["ask", "image_block", "in_our_words"]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -106,11 +105,6 @@ def in_our_words(error: Exception) -> Exception:
         return error
     text = one_line(error, 500) or type(error).__name__
     return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
-
-
-def fence(tag: str, text: str) -> str:
-    """Put data between tags, escaped so that nothing inside can close them: what is fenced is never an instruction."""
-    return f"<{tag}>\n{html.escape(text, quote=False)}\n</{tag}>"
 
 
 def image_block(png: bytes, longest: int) -> dict[str, Any]:

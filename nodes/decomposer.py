@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
-from gems.nodes.calls import ask, fence
+from gems.models.fencing import fence
+from gems.nodes.calls import ask
 from gems.nodes.gates import is_grounded
 from gems.nodes.meter import metered
 from gems.nodes.resources import Node, Resources

@@ -50,6 +50,7 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         planning=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
         skills=[],
         requirements=[],
+        checks=[],
         draft="",
         refused=[],
         strategy="plan",

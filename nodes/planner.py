@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.errors import NodeError
@@ -15,21 +16,26 @@ from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext
 from gems.graph.errors import MalformedAnswerError
-from gems.graph.state import GemsState
+from gems.graph.state import GemsState, Requirement
+from gems.memory.demands import quoted_texts
+from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
 from gems.models.structured import Habits, habits_of, is_not_understood, read_form
-from gems.nodes.calls import ask, fence, in_our_words
+from gems.nodes.calls import ask, in_our_words
 from gems.nodes.gates import Plan, drawable_prompt
 from gems.nodes.meter import metered
 from gems.nodes.recollections import tell
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
-from gems.skills.tools import skill_tools
+from gems.skills.format import QUOTED, Skill
+from gems.skills.tools import REFERENCE_TOOL, reference_tool, skill_tools
 
-__all__ = ["MAX_SKILL_CALLS", "Plan", "make_planner", "make_skills", "without_plan"]
+__all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_planner", "make_skills", "without_plan"]
 
 MAX_SKILL_CALLS: Final = 3
 """Most times the planner may go to its skills, each time for as many as it likes."""
+MAX_SKILL_CHECKS: Final = 6
+"""Most requirements that skills together may add to the user's."""
 
 
 def make_planner(resources: Resources) -> Node:
@@ -42,11 +48,12 @@ def make_planner(resources: Resources) -> Node:
             if not context.plan or meter.exhausted(chat_calls=2):
                 return _drafted(wish, runtime)
             model, generator = resources.chat(context, "planner"), resources.generator(context)
-            tools = skill_tools(resources.skills(context)) if context.skills else []
+            tools = _tools(resources, context, state)
             planning = list(state.get("planning") or [])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
             habits = habits_of(model, meter.options.structured)
-            answer = _converse(model, habits, tools, planning or task) if tools and habits.tools else None
+            talks = habits.tools and bool(tools or planning)  # where all skills are read, there is still what they say
+            answer = _converse(model, habits, tools, planning or task) if talks else None
             if answer is None:
                 update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
@@ -65,19 +72,53 @@ def make_skills(resources: Resources) -> Any:
 
     def skills(state: GemsState, config: RunnableConfig, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
-        tools = skill_tools(resources.skills(context))
-        answers = ToolNode(tools, messages_key="planning").invoke(state, config)["planning"]
-        read = [m.name for m in answers if m.status == "success" and m.name]
-        used = [*state["skills"], *(name for name in dict.fromkeys(read) if name not in state["skills"])]
+        library, planning = resources.skills(context).skills, state["planning"]
+        read = [library[name] for name in state["skills"] if name in library]
+        called = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []
+        asked = [library[name] for name in called if name in library]
+        told = count_tokens_approximately([m for m in planning if isinstance(m, ToolMessage)])
+        left = max(0, context.skill_tokens - told)
+        # A file beside a skill may take up what its advice leaves, however many are asked for at once.
+        files = reference_tool(read, tokens=left // max(1, called.count(REFERENCE_TOOL)))
+        tools = ToolNode([*skill_tools(asked, tokens=left), files], messages_key="planning")
+        answers = tools.invoke(state, config)["planning"]
+        fresh = [m.name for m in answers if m.status == "success" and m.name in library]
+        used = [*state["skills"], *fresh]
         runtime.stream_writer({"event": "skills", "skills": used})
-        return GemsState(planning=answers, skills=used)
+        checks = checks_of([library[name] for name in used if name in library], state["prompt"])
+        return GemsState(planning=answers, skills=used, checks=checks)
 
     return skills
+
+
+def checks_of(skills: Sequence[Skill], wish: str) -> list[Requirement]:
+    """What the skills that were read ask of the image besides, each question once."""
+    asked: dict[str, Requirement] = {}
+    for skill in skills:
+        for check in skill.checks:
+            quoted = quoted_texts(wish) if QUOTED in check.question else [""]
+            for question in (check.question.replace(QUOTED, text) for text in quoted):
+                made = Requirement(id=f"s{len(asked) + 1}", question=question, kind=check.kind, skill=skill.name)
+                if question not in asked and len(asked) < MAX_SKILL_CHECKS:
+                    asked[question] = made
+    return list(asked.values())
 
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
     """A planner that cannot be reached costs its help: the user's own words are the prompt."""
     return report_failure(state, error, "generator", draft=state["prompt"], strategy="plan")
+
+
+def _tools(resources: Resources, context: GemsContext, state: GemsState) -> list[BaseTool]:
+    """The skills that may be read now: none twice; and what those that were read keep beside their advice."""
+    if not context.skills:
+        return []
+    read = state["skills"]
+    skills = resources.offered_skills(context, state["prompt"])
+    library = resources.skills(context).skills if read else {}
+    beside = [library[name] for name in read if name in library and library[name].references]
+    tools = skill_tools([skill for skill in skills if skill.name not in read])
+    return [*tools, reference_tool(beside)] if beside else tools
 
 
 def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
@@ -99,12 +140,20 @@ def _converse(
             habits.tools = False  # nor is it asked again
             return None
         raise in_our_words(error) from None
-    names = {tool.name for tool in offered}
-    skill_calls = [call for call in answer.tool_calls if call["name"] in names]
+    skill_calls = _wanted(answer.tool_calls, {tool.name for tool in offered})
     if skill_calls:
         # A plan that comes along with a call for skills was written without having read them: it waits.
         return _keep_calls(answer, skill_calls)
     return answer if _final_prompt(answer) else None
+
+
+def _wanted(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
+    """The calls for what is offered, in order, each once."""
+    once: dict[tuple[str, str], ToolCall] = {}
+    for call in calls:
+        if call["name"] in offered:
+            once.setdefault((call["name"], repr(sorted(call["args"].items()))), call)
+    return list(once.values())
 
 
 def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:

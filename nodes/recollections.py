@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from langchain_core.messages.utils import count_tokens_approximately
 
 from gems.graph.state import Memory
-from gems.nodes.calls import fence
+from gems.models.fencing import fence
 
 __all__ = ["tell", "within"]
 

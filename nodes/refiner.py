@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, best_attempt
+from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
-from gems.nodes.calls import ask, fence, image_block
+from gems.nodes.calls import ask, image_block
 from gems.nodes.gates import SHORT, drawable_prompt
 from gems.nodes.meter import metered
 from gems.nodes.recollections import tell
@@ -145,7 +146,7 @@ def without_refinement(state: GemsState, error: NodeError) -> Goto:
 
 def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
     """All that the refiner reads besides the images: one line per attempt, detail for the best and the latest only."""
-    requirements = {r.id: r for r in state["requirements"]}
+    requirements = {r.id: r for r in (*state["requirements"], *(state.get("checks") or []))}
     parts = [fence("user_prompt", state["prompt"]), fence("history", "\n".join(_line(a) for a in state["attempts"]))]
     for tag, attempt in zip(("best_attempt", "latest_attempt"), shown, strict=False):
         parts.append(fence(tag, _detail(attempt, requirements)))
@@ -157,17 +158,19 @@ def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
 
 
 def _line(attempt: Attempt) -> str:
-    failed = [v.requirement_id for v in attempt.verdicts if v.answer != "yes"]
-    passed = len(attempt.verdicts) - len(failed)
+    verdicts = (*attempt.verdicts, *attempt.checks)
+    failed = [v.requirement_id for v in verdicts if v.answer != "yes"]
+    passed = len(verdicts) - len(failed)
     return (
-        f"{attempt.round}.{attempt.candidate} {attempt.strategy}: {passed}/{len(attempt.verdicts)} passed, "
+        f"{attempt.round}.{attempt.candidate} {attempt.strategy}: {passed}/{len(verdicts)} passed, "
         f"failed {' '.join(failed) or 'none'}"
     )
 
 
 def _detail(attempt: Attempt, requirements: dict[str, Requirement]) -> str:
-    kept = [v.requirement_id for v in attempt.verdicts if v.answer == "yes"]
-    failed = [v for v in attempt.verdicts if v.answer != "yes"]
+    verdicts = (*attempt.verdicts, *attempt.checks)
+    kept = [v.requirement_id for v in verdicts if v.answer == "yes"]
+    failed = [v for v in verdicts if v.answer != "yes"]
     lines = [f"prompt: {attempt.prompt}", *_questions("keep", kept, requirements)]
     for verdict in failed:
         requirement = requirements[verdict.requirement_id]

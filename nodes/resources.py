@@ -6,7 +6,6 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Protocol
 
 from langchain_core.embeddings import Embeddings
@@ -22,6 +21,8 @@ from gems.memory.opening import memory_place, open_store
 from gems.models.chat import init_mllm
 from gems.models.generators import ImageGenerator, init_image_generator
 from gems.models.inspectors import INSPECTORS, Inspector, init_inspector
+from gems.skills.catalogue import MOST_OFFERED, offer
+from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 
 __all__ = ["Node", "Resources"]
@@ -83,8 +84,15 @@ class Resources:
         return self.image_store or _own_images(context.images_url)
 
     def skills(self, context: GemsContext) -> SkillLibrary:
-        """The built-in skills and the user's."""
-        return _skills(context.skills_dir)
+        """All the skills that are found."""
+        return load_skills(context.skills_dir, builtin=context.builtin_skills)
+
+    def offered_skills(self, context: GemsContext, wish: str) -> list[Skill]:
+        """Those that the planner is offered for a wish."""
+        skills = [s for name, s in self.skills(context).skills.items() if name not in context.without_skills]
+        if len(skills) <= MOST_OFFERED:  # no embedder needs to be there for a few
+            return skills
+        return offer(skills, wish, self.embedder or init_embedder(context.embedder))
 
 
 @cache
@@ -95,8 +103,3 @@ def _own_store(where: str | None, embedder: str) -> BaseStore:
 @cache
 def _own_images(url: str | None) -> ImageStore:
     return ImageStore(url)
-
-
-@cache
-def _skills(folder: str | None) -> SkillLibrary:
-    return load_skills(*([Path(folder)] if folder else []))

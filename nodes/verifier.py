@@ -25,9 +25,10 @@ from gems.graph.state import (
     best_attempt,
     score_verdicts,
 )
+from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
 from gems.models.logprobs import answer_probabilities
-from gems.nodes.calls import ask, fence, image_block
+from gems.nodes.calls import ask, image_block
 from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
@@ -59,12 +60,14 @@ def make_verifier(resources: Resources) -> Node:
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = GemsContext.resolve(runtime.context)
         model, requirements = resources.chat(context, "verifier"), state["requirements"]
-        inspectors = resources.inspectors(context, {r.kind for r in requirements})
+        checks = _unasked(state.get("checks") or [], requirements)
+        asked = [*requirements, *checks]
+        inspectors = resources.inspectors(context, {r.kind for r in asked})
         attempts, errors, notes = list(state["attempts"]), list[str](), list[str]()
         with metered(state, "verifier", context) as meter:
             for i, attempt in enumerate(attempts):
                 # One that passes ends the run: nobody needs to know what its neighbours are worth.
-                if attempt.verified or any(a.passed for a in attempts[:i]):
+                if attempt.verified or any(a.flawless for a in attempts[:i]):
                     continue
                 verdicts = meter.done.get(attempt.image.sha256)
                 if verdicts is None and meter.exhausted():
@@ -72,21 +75,22 @@ def make_verifier(resources: Resources) -> Node:
                 try:
                     if verdicts is None:
                         png = resources.images(context).read(attempt.image)
-                        findings = _consult(inspectors, requirements, png, notes)
-                        verdicts = _inspect_twice(meter, model, requirements, png, attempt.round, findings)
+                        findings = _consult(inspectors, asked, png, notes)
+                        verdicts = _inspect_twice(meter, model, asked, png, attempt.round, findings)
                 except Exception as error:
                     # A passing fault is the retry policy's business; a lasting one leaves this image unsure, never
                     # wrong.
                     if not is_backend_failure(error) or retry_on(error):
                         raise
                     errors.append(describe(error, "verifier"))
-                    verdicts = [_unsure(r, "could not be verified") for r in requirements]
+                    verdicts = [_unsure(r, "could not be verified") for r in asked]
                 meter.done[attempt.image.sha256] = verdicts
-                attempts[i] = _verified(attempt, verdicts, runtime)
+                attempts[i] = _verified(attempt, verdicts, len(requirements), runtime)
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
         return GemsState(
             attempts=attempts,
+            checks=checks,
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome="failed" if errors and outcome != "solved" else outcome,
@@ -95,6 +99,12 @@ def make_verifier(resources: Resources) -> Node:
         )
 
     return verifier
+
+
+def _unasked(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:
+    """The checks of skills that ask nothing which the user's own requirements ask already."""
+    asked = {r.question.casefold() for r in requirements}
+    return [check for check in checks if check.question.casefold() not in asked]
 
 
 def _consult(
@@ -198,11 +208,15 @@ def _may_ask_again(meter: Meter, round_: int) -> bool:
     return meter.total.chat_calls < 2 * round_ + 2 and not meter.exhausted()
 
 
-def _verified(attempt: Attempt, verdicts: Sequence[Verdict], runtime: Runtime[GemsContext]) -> Attempt:
+def _verified(attempt: Attempt, answers: Sequence[Verdict], own: int, runtime: Runtime[GemsContext]) -> Attempt:
+    """The attempt with its verdicts: the first ``own`` answers are on what the user asked for."""
+    verdicts, checks = answers[:own], answers[own:]
     where = {"round": attempt.round, "candidate": attempt.candidate}
-    for verdict in verdicts:
+    for verdict in answers:
         runtime.stream_writer({"event": "verdict", **where, **verdict.model_dump()})
-    done = attempt.model_copy(update={"verdicts": tuple(verdicts), "score": score_verdicts(verdicts)})
+    done = attempt.model_copy(
+        update={"verdicts": tuple(verdicts), "checks": tuple(checks), "score": score_verdicts(verdicts)}
+    )
     passed = sum(v.answer == "yes" for v in verdicts)
     runtime.stream_writer({"event": "attempt", **where, "score": done.score, "passed": passed, "total": len(verdicts)})
     return done

@@ -1,101 +1,122 @@
-"""Loads skills in the open Agent Skills format (agentskills.io): a folder with a SKILL.md.
-
-SKILL.md is YAML between two lines of three dashes, with at least ``name`` and ``description``, then Markdown. A skill
-that cannot be read is skipped with a reason; it never stops the others.
-"""
+"""Finds skills: built in, learned, the user's and the project's. Of two with one name the later wins, with a notice."""
 
 from __future__ import annotations
 
-import re
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from gems.graph.errors import InputError
+from gems.memory.home import home_folder
+from gems.skills.format import Skill, UnusableError, read_skill
 
-__all__ = ["BUILTIN", "MAX_SKILL_BYTES", "Skill", "SkillLibrary", "load_skills"]
+__all__ = ["BUILTIN", "SkillLibrary", "load_skills", "promoted_folder", "search_path", "skill_folders"]
 
-BUILTIN: Final = Path(__file__).parent / "builtin"
-MAX_SKILL_BYTES: Final = 64 * 1024
-_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_DOCUMENT: Final = re.compile(r"\A---[ \t]*\n(?P<head>.*?\n)---[ \t]*(?:\n(?P<body>.*))?\Z", re.DOTALL)
+BUILTIN: Final = Path(__file__).resolve().parent / "builtin"
+"""Resolved: an editable install is made of links, and a skill's file may be none that leads out of its folder."""
 
-
-@dataclass(frozen=True, slots=True)
-class Skill:
-    """One skill: what the planner sees of it first (name, description), and what it reads on demand (body)."""
-
-    name: str
-    description: str
-    body: str
-    path: Path
+Place = tuple[str, Path]
+"""What skills found there are called, and a folder that holds skills' folders, or is one."""
+_Stamp = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SkillLibrary:
-    """The skills by name, and a line for each that was skipped."""
+    """The skills by name, a line for each that was skipped, and one for each thing that is odd."""
 
     skills: dict[str, Skill]
     problems: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
-class _UnusableError(Exception):
-    """Why a skill is skipped."""
+def promoted_folder() -> Path:
+    """Where skills lie that were learned and have passed the gate."""
+    return home_folder() / "skills" / "promoted"
 
 
-def load_skills(*folders: Path) -> SkillLibrary:
-    """The built-in skills and those in the given folders; of two with one name, the later wins.
+def search_path(skills_dir: str | Path | None = None, *, builtin: bool = True) -> list[Place]:
+    """Where skills are looked for, the later wins.
+
+    Built in; learned (``$GEMS_HOME/skills/promoted``); the user's (``~/.config/gems/skills``); then ``skills_dir``, or
+    the project's own (``./skills``).
+
+    Args:
+        skills_dir: One or several folders, with ``os.pathsep`` between them.
+        builtin: Whether those that come with the package are among them.
 
     Raises:
-        InputError: A given folder is not there.
+        InputError: A folder of ``skills_dir`` is not there.
     """
-    skills: dict[str, Skill] = {}
-    problems: list[str] = []
-    for folder in (BUILTIN, *folders):
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = [("learned", promoted_folder()), ("user", config / "gems" / "skills")]
+    if builtin:
+        places.insert(0, ("built in", BUILTIN))
+    if skills_dir is None:
+        return [*places, ("project", Path("skills").absolute())]
+    given = [Path(part).expanduser().absolute() for part in str(skills_dir).split(os.pathsep) if part]
+    for folder in given:
         if not folder.is_dir():
             raise InputError(f"there is no skills folder {folder}; give one that holds folders with a SKILL.md")
-        for path in sorted(folder.glob("*/SKILL.md")):
+    return [*places, *(("given", folder) for folder in given)]
+
+
+def load_skills(skills_dir: str | Path | None = None, *, builtin: bool = True) -> SkillLibrary:
+    """All skills of the search path. A skill that cannot be read never stops the others.
+
+    Raises:
+        InputError: A folder of ``skills_dir`` is not there.
+    """
+    places = tuple(search_path(skills_dir, builtin=builtin))
+    return _load(places, tuple(_stamp(places)))
+
+
+def _stamp(places: tuple[Place, ...]) -> Iterator[tuple[str, int, int]]:
+    """What changes when a skill does: a server sees at its next run what was promoted or edited."""
+    for _, place in places:
+        for folder in skill_folders(place):
+            for path in (folder, folder / "SKILL.md", folder / "skill.md"):
+                try:
+                    status = path.stat()
+                except (OSError, ValueError):
+                    continue
+                yield str(path), status.st_mtime_ns, status.st_size
+
+
+def skill_folders(place: Path) -> list[Path]:
+    """The folder itself where it is a skill, else those in it that may be one."""
+    try:
+        if (place / "SKILL.md").is_file():
+            return [place]
+        inside = sorted(place.iterdir())
+    except OSError:
+        return []
+    return [folder for folder in inside if any(os.path.lexists(folder / name) for name in ("SKILL.md", "skill.md"))]
+
+
+@lru_cache(maxsize=16)
+def _load(places: tuple[Place, ...], stamp: _Stamp) -> SkillLibrary:
+    skills: dict[str, Skill] = {}
+    problems: list[str] = []
+    notices: list[str] = []
+    for origin, place in places:
+        found: dict[str, Skill] = {}
+        for folder in skill_folders(place):
             try:
-                skill = _load(path)
-            except _UnusableError as reason:
-                problems.append(f"{path.parent.name}: skipped, {reason}")
+                skill, odd = read_skill(folder, origin)
+                rival = found.get(skill.name)
+                if rival and rival.path.parent.name == skill.name:
+                    raise UnusableError(f"its name {skill.name!r} is that of another skill beside it")
+            except UnusableError as reason:
+                problems.append(f"{folder.name}: skipped, {reason}")
                 continue
-            skills[skill.name] = skill
-    return SkillLibrary(skills, tuple(problems))
-
-
-def _load(path: Path) -> Skill:
-    try:
-        if path.stat().st_size > MAX_SKILL_BYTES:
-            raise _UnusableError(f"SKILL.md is larger than {MAX_SKILL_BYTES // 1024} KB")
-        text = path.read_text(encoding="utf-8-sig")  # reads CRLF as LF, and drops a byte order mark
-    except UnicodeDecodeError as error:
-        raise _UnusableError("SKILL.md is not UTF-8 text") from error
-    except OSError as error:
-        raise _UnusableError(f"SKILL.md cannot be read ({error.strerror})") from error
-    document = _DOCUMENT.match(text)
-    if document is None:
-        raise _UnusableError("SKILL.md does not begin with YAML between two lines of ---")
-    head = _head(document["head"])
-    name, description = head.get("name"), head.get("description")
-    if not isinstance(name, str) or len(name) > 64 or not _NAME.fullmatch(name):
-        raise _UnusableError("its name is not 1 to 64 lower-case letters, digits and hyphens")
-    if name != path.parent.name:
-        raise _UnusableError(f"its name {name!r} is not its folder's")
-    if not isinstance(description, str) or not 1 <= len(description.strip()) <= 1024:
-        raise _UnusableError("its description is not 1 to 1024 characters")
-    return Skill(name, " ".join(description.split()), (document["body"] or "").strip(), path)
-
-
-def _head(text: str) -> dict[str, Any]:
-    if re.search(r"(?m)[:\-]\s*[&*]\w", text):  # anchors and aliases: no skill needs them, and they can explode
-        raise _UnusableError("its YAML uses anchors or aliases")
-    try:
-        head = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _UnusableError(f"its YAML is broken ({' '.join(str(error).split())[:120]})") from error
-    if not isinstance(head, dict):
-        raise _UnusableError("its YAML is not a mapping")
-    return head
+            if rival:
+                problems.append(f"{rival.path.parent.name}: skipped, its name is that of another skill beside it")
+            notices += [f"{folder.name}: {what}" for what in odd]
+            found[skill.name] = skill
+        known = [name for name in found if name in skills]
+        notices += [f"{name} ({origin}) replaces the one that is {skills[name].origin}" for name in known]
+        skills |= found
+    return SkillLibrary(skills, tuple(problems), tuple(notices))

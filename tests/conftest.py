@@ -19,4 +19,5 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home folder of the test's own: no test sees or leaves anything in the user's."""
     home = tmp_path / "gems-home"
     monkeypatch.setenv("GEMS_HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return home

@@ -37,17 +37,21 @@ from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, PLU
 
 __all__ = ["ELEMENTS", "PocketChatModel"]
 
-ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence", "room")
+ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence", "room", "plain")
 """What a skill or an experience can teach this model about wording: it uses the elements that a text names in
 backticks and braces, such as `{place}`, and no others."""
 
 _ELEMENT: Final = re.compile(rf"`\{{({'|'.join(ELEMENTS)})\}}`")
-_SKILLS_FOR: Final[dict[str, Callable[[SceneSpec], bool]]] = {
-    "spatial-layout": lambda spec: any(spec.relations) or len(spec.groups) > 1,
-    "counting": lambda spec: any(g.count > 1 for g in spec.groups),
-    "attribute-binding": lambda spec: sum(g.attribute > 0 for g in spec.groups) > 1,
-}
-"""Which wishes each skill is for. A skill that is not listed here is one that this model cannot read: it leaves it."""
+_USES: Final[tuple[tuple[str, Callable[[SceneSpec], bool]], ...]] = (
+    ("a definite number of things", lambda spec: any(g.count > 1 for g in spec.groups)),
+    ("each have a colour, material or pattern", lambda spec: sum(g.attribute > 0 for g in spec.groups) > 1),
+    ("a thing has a colour, material or pattern", lambda spec: any(g.attribute > 0 for g in spec.groups)),
+    ("things in relation to each other", lambda spec: any(spec.relations)),
+    ("names two or more groups", lambda spec: len(spec.groups) > 1),
+    ("names any thing", lambda _: True),
+)
+"""What this model understands of a skill's description: phrases, and the wishes that they mean. A skill whose
+description has none of them is one that it cannot read: it leaves it."""
 
 
 class PocketChatModel(BaseChatModel):
@@ -100,6 +104,8 @@ class PocketChatModel(BaseChatModel):
             calls = [("Verdicts", _verify(tags["questions"], _images(messages)))]
         elif "Refinement" in offered:
             calls = [("Refinement", _refine(tags))]
+        elif "SkillDraft" in offered:
+            calls = [("SkillDraft", _draft_skill(tags))]
         else:
             calls = []
         answer = AIMessage(
@@ -124,12 +130,18 @@ class PocketChatModel(BaseChatModel):
         fitting = (
             []
             if read or recalled >= _REWRITES[0]
-            else [n for n in offered if n in _SKILLS_FOR and _SKILLS_FOR[n](spec)]
+            else [name for name, description in offered.items() if _is_for(description, spec)]
         )
         if fitting:
             return [(name, {}) for name in fitting]
         taught = _elements("\n".join(map(_text, read))) | recalled
         return [("Plan", {"prompt": _write_prompt(spec, taught, _rng(tags.prompt))})]
+
+
+def _is_for(description: str, spec: SceneSpec) -> bool:
+    """Whether a skill is for such a wish, as far as its description can be read."""
+    use = description.partition(" Not ")[0]
+    return any(phrase in use and holds(spec) for phrase, holds in _USES)
 
 
 SELF_DESCRIPTION: Final = (
@@ -208,7 +220,7 @@ def _write_prompt(spec: SceneSpec, taught: set[str], rng: np.random.Generator) -
     Where a place or an arrangement has to be named, the model imagines one scene that fits, and describes that.
     """
     sentence = terse_caption(spec)
-    if not taught:
+    if not taught or "plain" in taught:
         return sentence
     scene = max((layout(spec, rng) for _ in range(_LOOKS if "room" in taught else 1)), key=_room)
     clauses = [
@@ -262,6 +274,46 @@ def _refine(tags: _Tags) -> dict[str, Any]:
         "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {named}.",
         "strategy": "rewrite",
         "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),
+    }
+
+
+# --- putting experience into words ----------------------------------------------------------------------------------
+
+
+_CASE: Final = re.compile(r"^- wish: .* \| failed with: (?P<before>.*) \| passed with: (?P<after>.*)$", re.MULTILINE)
+_USE_OF: Final = {
+    "object": "names two or more groups that have to share the picture",
+    "count": "asks for a definite number of things, two or more of a kind",
+    "attribute": "says that a thing has a colour, material or pattern",
+    "position": "places things in relation to each other",
+    "verb": "has things in relation to each other by what they do",
+}
+_SAYING: Final = {
+    "clauses": "Give every group a clause of its own, with semicolons between them: `{clauses}`.",
+    "exactly": "Say that the number is meant: `{exactly}`.",
+    "arrangement": "Say how the things of a group are arranged: `{arrangement}`.",
+    "place": "Say which part of the picture each group stands in: `{place}`.",
+    "places": "Say where each single thing stands: `{places}`.",
+    "depth": "Say what is in the foreground and what in the background: `{depth}`.",
+}
+
+
+def _draft_skill(tags: _Tags) -> dict[str, Any]:
+    """A skill of the elements that most prompts which worked are worded with, and most before them were not."""
+    cases = [(m["before"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
+    kind = tags["kind"].strip()
+
+    def share(sign: str, side: int) -> float:
+        return sum(bool(re.search(sign, case[side])) for case in cases) / max(1, len(cases))
+
+    taught = [e for e, sign in _SIGNS.items() if share(sign, 1) >= 0.5 > share(sign, 0)]
+    steps = [f"{i}. {_SAYING[element]}" for i, element in enumerate(taught, start=1)]
+    example = f"\n\nExample. Prompt: {cases[0][1]}" if cases else ""
+    use = _USE_OF.get(kind, "names any thing")
+    return {
+        "name": f"{kind}-wording",
+        "description": f"Use when the wish {use}. Not when nothing of that kind is asked for.",
+        "body": "\n".join(["Word the prompt so:", "", *(steps or ["1. Say it in one plain sentence."])]) + example,
     }
 
 

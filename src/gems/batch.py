@@ -175,7 +175,7 @@ def run_batch(
     make_folder(out)
     # What would fail every prompt fails here, before it is written down as each prompt's own failure.
     models = model_records(context)
-    load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
+    load_skills(context.skills_dir, builtin=context.builtin_skills)
     batch = claim(out, context, models)
     kept = images or ImageStore(context.images_url or os.environ.get("GEMS_IMAGES") or out / "images")
     with open_checkpoints(out / "checkpoints.sqlite", None if store else database_of(context)) as saver:

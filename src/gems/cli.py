@@ -40,6 +40,7 @@ from gems.console import (
     MaxRounds,
     Memory,
     Mllm,
+    NoBuiltinSkills,
     NoPlan,
     NoSkills,
     Patience,
@@ -57,10 +58,12 @@ from gems.console import (
     make_context,
     memory_given,
     out,
+    skills_path,
     stoppable,
 )
 from gems.eval_cli import app as eval_app
 from gems.memory_cli import app as memory_app
+from gems.skills_cli import app as skills_app
 
 if TYPE_CHECKING:
     from gems.evidence import Evidence
@@ -81,6 +84,7 @@ Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed."""
 )
 app.add_typer(eval_app, name="eval")
 app.add_typer(memory_app, name="memory")
+app.add_typer(skills_app, name="skills")
 
 # --- commands -------------------------------------------------------------------------------------------------------
 
@@ -113,6 +117,7 @@ def generate(
     embedder: Embedder = "minilm",
     skills_dir: SkillsDir = None,
     no_skills: NoSkills = False,
+    no_builtin_skills: NoBuiltinSkills = False,
     no_plan: NoPlan = False,
     user: User = "default",
     memory: Memory = None,
@@ -193,8 +198,9 @@ def generate(
             verifier=verifier,
             refiner=refiner,
             embedder=embedder,
-            skills_dir=str(skills_dir.absolute()) if skills_dir else None,
+            skills_dir=skills_path(skills_dir),
             skills=not no_skills,
+            builtin_skills=not no_builtin_skills,
             plan=not no_plan,
             user=user,
             memory=not no_memory,
@@ -211,7 +217,7 @@ def generate(
             budget_seconds=budget_seconds,
         )
         checked, folder = check_prompt(prompt), folder or Path("gems-out")
-        load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
+        load_skills(context.skills_dir, builtin=context.builtin_skills)
     make_folder(folder)
 
     with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
@@ -290,6 +296,7 @@ def batch(
     embedder: Embedder = "minilm",
     skills_dir: SkillsDir = None,
     no_skills: NoSkills = False,
+    no_builtin_skills: NoBuiltinSkills = False,
     no_plan: NoPlan = False,
     user: User = "default",
     memory: Annotated[
@@ -342,8 +349,9 @@ def batch(
         verifier=verifier,
         refiner=refiner,
         embedder=embedder,
-        skills_dir=str(skills_dir.absolute()) if skills_dir else None,
+        skills_dir=skills_path(skills_dir),
         skills=not no_skills,
+        builtin_skills=not no_builtin_skills,
         plan=not no_plan,
         user=user,
         memory=memory is not None,
@@ -498,18 +506,20 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
 
     best = record["attempts"][record["best"]] if record["best"] is not None else None
     if best:
-        verdicts = {v["requirement_id"]: v for v in best["verdicts"]}
+        verdicts = {v["requirement_id"]: v for v in (*best["verdicts"], *best.get("checks", []))}
         table = Table(
             "", "requirement", "kind", "confidence", "seen", title=escape(record["prompt"]), title_style="bold"
         )
-        for requirement in record["requirements"]:
+        for requirement in (*record["requirements"], *record.get("checks", [])):
             verdict = verdicts.get(requirement["id"])
             cells = (
                 (MARKS[verdict["answer"]], f"{verdict['confidence']:.2f}", escape(verdict["reason"]))
                 if verdict
                 else ("", "", "not checked")
             )
-            table.add_row(cells[0], escape(requirement["question"]), requirement["kind"], cells[1], cells[2])
+            asked_by = f" [dim]({escape(requirement['skill'])})[/]" if requirement.get("skill") else ""
+            question = escape(requirement["question"]) + asked_by
+            table.add_row(cells[0], question, requirement["kind"], cells[1], cells[2])
         out.print(table)
     usage = record["usage"]
     style = "green" if record["outcome"] == "solved" else "yellow"

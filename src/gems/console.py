@@ -115,9 +115,18 @@ GeneratorOption = Annotated[
 ]
 Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
 SkillsDir = Annotated[
-    Path | None, typer.Option(help="A folder of SKILL.md folders, besides the built-in ones.", rich_help_panel=MODELS)
+    list[Path] | None,
+    typer.Option(
+        help="A folder of SKILL.md folders; may be given more than once.",
+        show_default="./skills",
+        rich_help_panel=MODELS,
+    ),
 ]
 NoSkills = Annotated[bool, typer.Option("--no-skills", help="Offer the planner no skills.", rich_help_panel=MODELS)]
+NoBuiltinSkills = Annotated[
+    bool,
+    typer.Option("--no-builtin-skills", help="Offer only your own skills and learned ones.", rich_help_panel=MODELS),
+]
 NoPlan = Annotated[
     bool, typer.Option("--no-plan", help="Draw the prompt as it is first, unplanned.", rich_help_panel=MODELS)
 ]
@@ -176,6 +185,11 @@ def make_context(**settings: Any) -> GemsContext:
             raise InputError(_bad_option(kind, str(first["loc"][-1]), first)) from None
         option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+
+
+def skills_path(folders: Sequence[Path] | None) -> str | None:
+    """Folders of skills as the context names them."""
+    return os.pathsep.join(str(folder.absolute()) for folder in folders) if folders else None
 
 
 def memory_given(where: str | None) -> str | None:

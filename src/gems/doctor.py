@@ -80,7 +80,8 @@ def diagnose(context: GemsContext) -> list[Check]:
     def decompose(name: str) -> str:
         from langchain_core.messages import HumanMessage, SystemMessage
 
-        from gems.nodes.calls import ask, fence
+        from gems.models.fencing import fence
+        from gems.nodes.calls import ask
         from gems.nodes.decomposer import DECOMPOSER, EXAMPLES, Requirements
         from gems.nodes.meter import Meter
 
@@ -114,11 +115,9 @@ def diagnose(context: GemsContext) -> list[Check]:
         return f"{type(store).__name__} in {place}"
 
     def skills() -> str:
-        from pathlib import Path
-
         from gems.skills.loader import load_skills
 
-        library = load_skills(*([Path(context.skills_dir)] if context.skills_dir else []))
+        library = load_skills(context.skills_dir, builtin=context.builtin_skills)
         skipped = f"; {'; '.join(library.problems)}" if library.problems else ""
         return ", ".join(library.skills) + skipped
 

@@ -24,6 +24,7 @@ from gems.console import (
     guarded,
     make_context,
     out,
+    skills_path,
     stoppable,
 )
 
@@ -128,7 +129,7 @@ def _options(
     against: str,
     mllm: str,
     embedder: str,
-    skills_dir: Path | None,
+    skills_dir: list[Path] | None,
     images: int,
     seed: int,
     concurrency: int,
@@ -143,7 +144,7 @@ def _options(
             "mllm": mllm,
             "generator": generator,
             "embedder": embedder,
-            "skills_dir": str(skills_dir.absolute()) if skills_dir else None,
+            "skills_dir": skills_path(skills_dir),
         },
         "images": images,
         "seed": seed,

@@ -91,6 +91,7 @@ def run_record(
         "models": {role: asdict(model) for role, model in models.items()},
         "settings": context.model_dump(mode="json"),
         "requirements": [r.model_dump(mode="json") for r in values.get("requirements") or []],
+        "checks": [r.model_dump(mode="json") for r in values.get("checks") or []],
         "memories": [m.model_dump(mode="json") for m in values.get("memories") or []],
         "skills": values.get("skills") or [],
         "attempts": [{**a.model_dump(mode="json"), "file": _file_name(a)} for a in attempts],

@@ -50,7 +50,7 @@ def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
             f"the run was made with {made_by['name']} {made_by['fingerprint'][:12]}, "
             f"here is {generator.fingerprint[:12]}: other weights make other images"
         )
-    requirements = [Requirement.model_validate(r) for r in record["requirements"]]
+    requirements = [Requirement.model_validate(r) for r in (*record["requirements"], *record.get("checks", []))]
     made: dict[str, Image.Image] = {}
     for attempt in record["attempts"]:
         base, edit = attempt.get("edited_from", ""), None

@@ -45,7 +45,7 @@ def render_report(record: dict[str, Any], pngs: Sequence[bytes]) -> str:
     """The page for a run's record and its attempts' PNGs, in order."""
     attempts, previous = [], record["prompt"]
     for attempt, png in zip(record["attempts"], pngs, strict=True):
-        verdicts = {v["requirement_id"]: v for v in attempt["verdicts"]}
+        verdicts = {v["requirement_id"]: v for v in (*attempt["verdicts"], *attempt.get("checks", []))}
         attempts.append(
             {
                 **attempt,
@@ -60,6 +60,7 @@ def render_report(record: dict[str, Any], pngs: Sequence[bytes]) -> str:
     best = record["best"]
     return _template().render(
         record=record,
+        checked=[*record["requirements"], *record.get("checks", [])],
         attempts=attempts,
         best=attempts[best] if best is not None else None,
         best_image=_data_uri("image/png", pngs[best]) if best is not None else None,

@@ -13,12 +13,13 @@ from gems.graph.errors import InputError
 from gems.graph.state import GemsState, Requirement, Usage
 from gems.memory.images import encode_png
 from gems.models.chat import init_mllm
+from gems.models.fencing import fence
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import questions_of
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Group, SceneSpec, layout
 from gems.models.pocket.vocabulary import ATTRIBUTES, SINGULARS
-from gems.nodes.calls import fence, image_block
+from gems.nodes.calls import image_block
 from gems.nodes.decomposer import Requirements
 from gems.nodes.meter import Meter, metered
 from gems.nodes.planner import Plan
@@ -48,7 +49,7 @@ def test_it_is_found_by_name() -> None:
 
 
 def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
-    tools = skill_tools(load_skills())
+    tools = skill_tools(load_skills().skills.values())
     model = PocketChatModel().bind_tools([*tools, Plan])
     first = model.invoke([SystemMessage("Write a prompt."), wish()])
     assert {c["name"] for c in first.tool_calls} == {"counting", "spatial-layout", "attribute-binding"}
@@ -65,7 +66,7 @@ def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
 
 
 def test_a_single_thing_needs_no_skill() -> None:
-    model = PocketChatModel().bind_tools([*skill_tools(load_skills()), Plan])
+    model = PocketChatModel().bind_tools([*skill_tools(load_skills().skills.values()), Plan])
     [call] = model.invoke([wish("a cat")]).tool_calls
     assert (call["name"], call["args"]) == ("Plan", {"prompt": "a cat"})
 

@@ -1,0 +1,278 @@
+"""Reads one skill in the open Agent Skills format (agentskills.io): a folder with a SKILL.md.
+
+SKILL.md is YAML between two lines of three dashes, with ``name`` and ``description``, then Markdown. Skills are written
+by hand, for many programs: what can be understood is taken, with a word about what is odd; the rest is refused with a
+reason. A skill is text. None of its scripts is ever run, and nothing outside its folder is ever read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import yaml
+
+from gems.graph.state import Kind
+
+__all__ = ["MAX_CHECKS", "MAX_SKILL_BYTES", "QUOTED", "Check", "Skill", "UnusableError", "read_skill", "read_text"]
+
+MAX_SKILL_BYTES: Final = 64 * 1024
+"""Of SKILL.md, and of each reference: the format recommends less than a tenth of it."""
+MAX_CHECKS: Final = 3
+QUOTED: Final = "{quoted}"
+"""In a check's question: each text in quotation marks in the wish."""
+_MAX_HEAD: Final = 16 * 1024
+_MAX_NAME: Final = 64
+_MAX_DESCRIPTION: Final = 1024
+_MAX_EXAMPLES: Final = 12
+_NO_REFERENCES: Final = frozenset({"skill.md", "license.md", "license.txt"})
+_NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_RESERVED: Final = frozenset({"plan", "requirements", "verdicts", "refinement", "read-reference"})
+"""What the planner's other tools and the forms of the other roles are called."""
+_DOCUMENT: Final = re.compile(
+    r"\A\s*---[ \t]*\n(?P<head>.*?)^(?:---|\.\.\.)[ \t]*$\n?(?P<body>.*)\Z", re.DOTALL | re.MULTILINE
+)
+_OLDER: Final = re.compile(r"\A\s*# +Skill:[ \t]*(?P<name>[^\n]*)\n(?P<rest>.*)\Z", re.DOTALL | re.IGNORECASE)
+_SECTION: Final = re.compile(r"^## +(?P<title>[^\n]*?)[ \t]*$\n?(?P<text>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_PLAIN_LINE: Final = re.compile(r"(?P<key>[A-Za-z][\w-]*):[ \t]+(?P<value>[^\s|>\"'\[{&!#].*)")
+_CHECK: Final = re.compile(rf"(?P<kind>{'|'.join(get_args(Kind))}): *(?P<question>\S.{{3,290}}\?)")
+
+
+class UnusableError(Exception):
+    """Why a skill, or a part of it, cannot be used: a clause that goes on after "skipped, "."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A requirement that a skill adds for the verifier; ``{quoted}`` in it stands for each quoted text in the wish."""
+
+    kind: Kind
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skill:
+    """One skill: what the planner sees of it first (name, description), and what it reads on demand (body)."""
+
+    name: str
+    """A tool's name: small letters, digits and hyphens, at most 64."""
+    description: str
+    """One line of at most 1,024 characters."""
+    body: str
+    path: Path
+    """Of its SKILL.md."""
+    origin: str = "given"
+    """Where it was found: built in, learned, user, project, given."""
+    examples: tuple[str, ...] = ()
+    """Wishes that it is for; they help to find it among hundreds."""
+    checks: tuple[Check, ...] = ()
+    references: tuple[str, ...] = ()
+    """Files that can be read on demand, relative to its folder."""
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
+    scripts: bool = False
+    """Whether it brings scripts. They are never run."""
+
+
+def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
+    """The skill that a folder holds, and what is odd about it.
+
+    Raises:
+        UnusableError: It cannot be read, or says too little.
+    """
+    path = _skill_file(folder)
+    text = read_text(path, within=folder, limit=MAX_SKILL_BYTES)
+    odd: list[str] = []
+    head, body = _split(text, odd)
+    name = _name(head.get("name"), folder.name, odd)
+    description = _description(head.get("description"), odd)
+    if not body.strip():
+        raise UnusableError("it says nothing besides its description")
+    raw = head.get("metadata")
+    metadata = {k: v for k, v in raw.items() if isinstance(v, str)} if isinstance(raw, dict) else {}
+    skill = Skill(
+        name=name,
+        description=description,
+        body=body.strip(),
+        path=path,
+        origin=origin,
+        examples=_examples(metadata.get("gems-examples", ""), odd),
+        checks=_checks(metadata.get("gems-checks", ""), odd),
+        references=_references(folder) if origin != "learned" else (),  # its evidence is for people
+        metadata=metadata,
+        scripts=(folder / "scripts").is_dir(),
+    )
+    return skill, odd
+
+
+def read_text(path: Path, *, within: Path, limit: int) -> str:
+    """A file of a skill as text, with every line ending in a line feed.
+
+    Raises:
+        UnusableError: It is no regular file inside the folder, is too large, or is not UTF-8 text.
+    """
+    try:
+        if not path.resolve().is_relative_to(within.resolve()):
+            raise UnusableError(f"{path.name} lies outside the skill's folder")
+        if not path.is_file():  # a pipe would never end
+            raise UnusableError(f"{path.name} is not a file")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a zero byte in a name
+        reason = getattr(error, "strerror", None) or error
+        raise UnusableError(f"{path.name} cannot be read ({reason})") from error
+    if len(content) > limit:
+        raise UnusableError(f"{path.name} is larger than {limit // 1024} KB")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnusableError(f"{path.name} is not UTF-8 text") from error
+    if "\0" in text:
+        raise UnusableError(f"{path.name} is not text")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _skill_file(folder: Path) -> Path:
+    for name in ("SKILL.md", "skill.md"):
+        path = folder / name
+        if path.is_symlink() or path.exists():
+            return path
+    raise UnusableError("it holds no SKILL.md")
+
+
+# --- front matter ---------------------------------------------------------------------------------------------------
+
+
+def _split(text: str, odd: list[str]) -> tuple[dict[str, Any], str]:
+    """The head's fields and the body, of either form."""
+    if document := _DOCUMENT.match(text):
+        return _head(document["head"], odd), document["body"]
+    if older := _OLDER.match(text):
+        sections = {s["title"].strip().lower(): s["text"].strip() for s in _SECTION.finditer(older["rest"])}
+        return {"name": older["name"], "description": sections.get("description")}, sections.get("instructions", "")
+    raise UnusableError("SKILL.md does not begin with YAML between two lines of ---")
+
+
+def _head(text: str, odd: list[str]) -> dict[str, Any]:
+    if len(text) > _MAX_HEAD:
+        raise UnusableError(f"its YAML is longer than {_MAX_HEAD // 1024} KB")
+    try:
+        head = _load(text)
+    except yaml.YAMLError as error:
+        quoted = "\n".join(map(_quoted, text.splitlines()))
+        try:
+            head = _load(quoted)
+        except yaml.YAMLError:
+            raise UnusableError(f"its YAML is broken ({_short(error)})") from error
+        odd.append(f"its YAML is broken ({_short(error)}), and was read as plain text")
+    if not isinstance(head, dict):
+        raise UnusableError("its YAML is not a mapping")
+    return head
+
+
+def _load(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a BaseLoader, which makes nothing but strings
+    except (ValueError, RecursionError, OverflowError, TypeError) as error:  # unhashable keys, endless nesting
+        raise yaml.YAMLError(str(error) or type(error).__name__) from None
+
+
+class _Loader(yaml.BaseLoader):
+    """Every value a string, as the format's own validator reads it, and no aliases: they can explode."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it uses aliases")
+        return super().compose_node(parent, index)
+
+
+def _quoted(line: str) -> str:
+    """A line ``key: plain value`` with its value in quotes: people write colons into descriptions."""
+    plain = _PLAIN_LINE.fullmatch(line)
+    return f"{plain['key']}: {json.dumps(plain['value'], ensure_ascii=False)}" if plain else line
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(getattr(error, "problem", None) or error).split())[:120]
+
+
+# --- fields ---------------------------------------------------------------------------------------------------------
+
+
+def _name(declared: Any, folder: str, odd: list[str]) -> str:
+    """A name that a tool can have: the declared one, or what comes nearest to it."""
+    told = _one_line(declared) if isinstance(declared, str) else ""
+    if not told:
+        odd.append("it has no name; it is called after its folder")
+    name = _slug(told or folder)
+    if told and name is None:
+        odd.append(f"its name {told[:80]!r} has letters beyond a-z; it is called after its folder")
+    name = (
+        name or _slug(folder) or f"skill-{hashlib.sha256((told or folder).encode('utf-8', 'replace')).hexdigest()[:8]}"
+    )
+    if name in _RESERVED:
+        raise UnusableError(f"{name!r} is the name of one of the planner's own tools")
+    if told and told != name and told.isascii():
+        odd.append(f"its name {told[:80]!r} is not 1 to 64 small letters, digits and hyphens; it is called {name}")
+    elif told == name != folder:
+        odd.append(f"its name {name!r} is not its folder's, {folder[:80]!r}")
+    return name
+
+
+def _slug(text: str) -> str | None:
+    """Small letters, digits and hyphens; None for what holds other letters, which may only look like these."""
+    if any(not c.isascii() and unicodedata.category(c)[0] in "LNM" for c in text):
+        return None
+    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_MAX_NAME].strip("-")
+    return slug if _NAME.fullmatch(slug) else None
+
+
+def _description(declared: Any, odd: list[str]) -> str:
+    if declared is not None and not isinstance(declared, str):
+        raise UnusableError("its description is not text")
+    text = _one_line(declared or "")
+    if not text:
+        raise UnusableError("it has no description")
+    if len(text) > _MAX_DESCRIPTION:
+        odd.append(f"its description is longer than {_MAX_DESCRIPTION} characters, and was cut")
+        text = text[: _MAX_DESCRIPTION - 4].rstrip() + " ..."
+    return text
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks, and without characters that are not seen but change what is."""
+    return " ".join("".join(" " if c.isspace() else c for c in text if c.isspace() or _is_seen(c)).split())
+
+
+def _is_seen(character: str) -> bool:
+    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+
+
+def _examples(text: str, odd: list[str]) -> tuple[str, ...]:
+    lines = [line for line in map(_one_line, text.splitlines()) if line]
+    short = [line for line in lines if len(line) <= 200][:_MAX_EXAMPLES]
+    if len(short) < len(lines):
+        odd.append(f"of its examples, {len(lines) - len(short)} were left out: too long or too many")
+    return tuple(short)
+
+
+def _checks(text: str, odd: list[str]) -> tuple[Check, ...]:
+    checks: list[Check] = []
+    for line in filter(None, map(_one_line, text.splitlines())):
+        if (found := _CHECK.fullmatch(line)) and len(checks) < MAX_CHECKS:
+            checks.append(Check(found["kind"], found["question"]))  # type: ignore[arg-type]
+        else:
+            odd.append(f"its check {line[:60]!r} was left out: at most {MAX_CHECKS}, each KIND: QUESTION?")
+    return tuple(checks)
+
+
+def _references(folder: Path) -> tuple[str, ...]:
+    """Text files beside SKILL.md and in references/; what they are is looked at when they are read."""
+    files = (*folder.glob("*"), *(folder / "references").glob("*"))
+    texts = [f for f in files if f.suffix.lower() in (".md", ".txt") and f.name.lower() not in _NO_REFERENCES]
+    return tuple(sorted(f.relative_to(folder).as_posix() for f in texts))

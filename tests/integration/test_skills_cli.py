@@ -1,0 +1,228 @@
+"""``gems skills``: what a user sees, and learning from end to end with the pocket models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from remembering import IMAGE
+from typer.testing import CliRunner
+
+from gems.cli import app
+from gems.evals.skill_learning import crowded
+from gems.graph.state import Requirement, Verdict
+from gems.memory.embedder import init_embedder
+from gems.memory.experience import remember
+from gems.memory.store import FaissStore
+from gems.memory.trajectory import PastAttempt, Trajectory
+from gems.models.pocket.chat import PocketChatModel
+from gems.models.pocket.grammar import parse_prompt, questions_of
+from gems.skills.shelf import draft, learned
+
+RELATED = "Use when the wish places things in relation to each other."
+
+
+def gems(*args: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, ["skills", *args])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def rows(*args: str) -> Any:
+    return json.loads(gems(*args, "--json").stdout)
+
+
+def add(folder: Path, name: str, text: str = "---\nname: {name}\ndescription: Use it.\n---\nBe good.\n") -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "SKILL.md").write_text(text.format(name=name))
+    return folder / name
+
+
+def remember_runs(home: Path, n: int = 60) -> None:
+    """Runs that failed a position with the plain wish, and passed as the pocket refiner words it."""
+    store = FaissStore(home / "memory", embedder=init_embedder())
+    related = [p for p in crowded(4 * n, 3) if any(q.skill == "position" for q in p.questions)]
+    for number, asked in enumerate(related[:n]):
+        spec = parse_prompt(asked.prompt)
+        requirements = [
+            Requirement(id=f"r{i}", question=text, kind=q.kind) for i, (text, q) in enumerate(questions_of(spec))
+        ]
+        wordings = asked.prompt, reworded(asked.prompt)
+        attempts = []
+        for i, words in enumerate(wordings):
+            verdicts = [
+                Verdict(requirement_id=r.id, answer="yes" if i or r.kind != "position" else "no", confidence=0.9)
+                for r in requirements
+            ]
+            attempts.append(
+                PastAttempt(
+                    prompt=words,
+                    seed=i,
+                    strategy="rewrite" if i else "plan",
+                    score=0.5,
+                    failed=[r.question for r in requirements if not i and r.kind == "position"],
+                    image=IMAGE,
+                    verdicts=verdicts,
+                )
+            )
+        run = Trajectory(
+            prompt=asked.prompt,
+            solved=True,
+            outcome="solved",
+            score=0.9,
+            best_prompt=wordings[1],
+            kinds=list(dict.fromkeys(r.kind for r in requirements)),
+            failed=[],
+            skills=[],
+            rounds=2,
+            images=2,
+            mllm="pocket",
+            generator="pocket",
+            attempts=attempts,
+            requirements=requirements,
+        )
+        remember(store, "default", f"run{number}", run)
+
+
+def reworded(wish: str) -> str:
+    from langchain_core.messages import HumanMessage
+
+    from gems.models.fencing import fence
+    from gems.nodes.refiner import Refinement
+
+    told = [fence("user_prompt", wish), fence("history", "1.0 plan: 1/2 passed"), fence("best_attempt", "prompt: x")]
+    answer: Any = PocketChatModel().with_structured_output(Refinement).invoke([HumanMessage("\n".join(told))])
+    return str(answer.prompt)
+
+
+def test_list_and_show(tmp_path: Path) -> None:
+    add(tmp_path / "own", "lighting")
+    add(tmp_path / "own", "counting")
+    add(tmp_path / "own", "broken", "no front matter")
+    found = rows("list", "--skills-dir", str(tmp_path / "own"))
+    names = {row["name"]: row["origin"] for row in found["skills"]}
+    assert names["lighting"] == names["counting"] == "given"
+    assert names["spatial-layout"] == "built in"
+    assert found["problems"] == ["broken: skipped, SKILL.md does not begin with YAML between two lines of ---"]
+    assert found["notices"] == ["counting (given) replaces the one that is built in"]
+    told = gems("list", "--skills-dir", str(tmp_path / "own")).output
+    assert "lighting" in told
+    assert "broken: skipped" in told
+    assert "Numbers in one long sentence" in gems("show", "counting").output
+    assert rows("show", "text-rendering")["checks"]
+    assert "no skill is called" in gems("show", "nonsense", code=2).output
+
+
+def test_validate(tmp_path: Path) -> None:
+    good, odd = add(tmp_path, "good"), add(tmp_path, "odd", "---\nname: Other Name\ndescription: Use it.\n---\nText.\n")
+    assert gems("validate", str(good)).output.startswith("✓")
+    assert "small letters" in gems("validate", str(odd)).output
+    add(tmp_path, "broken", "---\nname: [\n---\n")
+    done = gems("validate", str(tmp_path), code=1)
+    assert "its YAML is broken" in done.output
+    assert [row["usable"] for row in json.loads(gems("validate", str(tmp_path), "--json", code=1).stdout)] == [
+        False,
+        True,
+        True,
+    ]
+    (tmp_path / "empty").mkdir()
+    assert "there is no SKILL.md" in gems("validate", str(tmp_path / "empty"), code=2).output
+
+
+def test_nothing_to_learn_from() -> None:
+    done = gems("learn", code=2)
+    assert "make some runs first" in done.output
+
+
+def test_it_learns_a_skill_gates_it_and_offers_it(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remember_runs(own_home, 90)
+    dry = rows("learn", "--no-builtin-skills", "--dry-run")
+    assert [(lesson["kind"], lesson["fixes"] > 20) for lesson in dry["lessons"]] == [("position", True)]
+    assert ";" in dry["lessons"][0]["phrases"]
+    assert learned() == [], "a dry run leaves nothing"
+
+    found = rows("learn", "--no-builtin-skills", "--prompts", "60")
+    [one] = found["learned"]
+    assert (one["name"], one["state"], one["kind"]) == ("position-wording", "promoted", "position")
+    gate = one["gate"]
+    assert gate["interval"][0] > 0
+    assert gate["images_with"] == gate["images_without"]
+    assert gate["used"] == gate["wishes"]
+    names = [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]]
+    assert names == ["position-wording"]
+    assert "passed with" in (Path(one["path"]).parent / "references" / "evidence.md").read_text()
+    assert "it helps, and harms nothing" in gems("show", "position-wording").output
+
+    assert rows("learn", "--no-builtin-skills")["learned"] == [], "the same runs teach nothing new"
+
+    done = CliRunner().invoke(
+        app, ["generate", "six cats behind two dogs", "--no-builtin-skills", "--seed", "1", "--json"]
+    )
+    assert json.loads(done.stdout)["skills"] == ["position-wording"]
+    gems("retire", "position-wording")
+    assert rows("list", "--no-builtin-skills")["skills"] == []
+    assert "not in use" in gems("retire", "position-wording", code=2).output
+    gems("promote", "position-wording")
+    assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["position-wording"]
+
+
+def test_the_gate_refuses_what_does_nothing_and_what_does_harm(own_home: Path) -> None:
+    remember_runs(own_home, 90)
+    about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
+    good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
+    draft("good", RELATED, good, about, {})
+    [one] = rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]
+    assert one["state"] == "promoted"
+    draft("useless", RELATED, "Draw with love.", about, {})
+    draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
+    found = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]}
+    assert {row["state"] for row in found.values()} == {"quarantine"}
+    assert found["useless"]["gate"]["reason"] == "its gain cannot be told from none"
+    assert found["harmful"]["gate"]["reason"] == "it does harm"
+    assert found["harmful"]["gate"]["interval"][1] < 0
+    assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]
+    refused = gems("promote", "harmful", code=2).output
+    assert "has not passed the gate" in re.sub(r"\s+", " ", refused)
+
+
+def test_versions_and_their_difference() -> None:
+    draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {}, {})
+    assert "one version only" in gems("diff", "lamps", code=2).output
+    draft("lamps", "Use when there are lamps.", "1. Name the lamp.\n2. And its light.", {}, {})
+    done = gems("diff", "lamps").stdout
+    assert "+2. And its light." in done
+    assert done.startswith("--- lamps version 1")
+    assert "no version 7" in gems("diff", "lamps", "1", "7", code=2).output
+    assert "no learned skill" in gems("diff", "nothing", code=2).output
+    [one] = learned("lamps")
+    assert (one.version, one.state) == (2, "quarantine")
+
+
+def test_killed_at_the_gate_it_goes_on(own_home: Path) -> None:
+    remember_runs(own_home, 90)
+    command = [sys.executable, "-m", "gems", "skills", "learn", "--no-builtin-skills", "--prompts", "60", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+
+    def tried() -> int:
+        return sum(len(p.read_text().splitlines()) for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl"))
+
+    deadline = time.monotonic() + 120
+    while tried() < 5 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {p: p.read_text() for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
+    assert sum(text.count("\n") for text in before.values()) >= 5
+    [one] = rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]
+    assert (one["state"], one["version"]) == ("promoted", 1), "it was not drafted anew"
+    for path, text in before.items():
+        later = Path(str(path).replace("quarantine", "promoted")).read_text()
+        assert later.startswith(text[: text.rfind("\n") + 1]), "what was tried is not tried again"
