@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
 from langchain_core.runnables import Runnable
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
@@ -35,6 +36,7 @@ __all__ = [
     "read_whole_part",
     "reasoning_of",
     "repeats_itself",
+    "written_calls",
 ]
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -260,6 +262,20 @@ def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
     raise MalformedAnswerError(fault)
+
+
+def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
+    """Calls of these tools that a weak model wrote down as JSON in its text, rather than making them."""
+    said = str(message.text).rpartition("</think>")[2]
+    written = [item for found in _objects(said) for item in (found if isinstance(found, list) else [found])]
+    calls: list[ToolCall] = []
+    for call in written:
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        if isinstance(inner, dict) and inner.get("name") in names:
+            args = inner.get("arguments") or inner.get("parameters")
+            args = args if isinstance(args, dict) else {}
+            calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
+    return calls
 
 
 def reasoning_of(message: AIMessage) -> str:

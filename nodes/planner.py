@@ -20,7 +20,7 @@ from gems.graph.state import GemsState, Requirement
 from gems.memory.demands import quoted_texts
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Habits, habits_of, is_not_understood, read_form
+from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
 from gems.nodes.calls import ask, in_our_words
 from gems.nodes.gates import Plan, drawable_prompt
 from gems.nodes.meter import metered
@@ -140,7 +140,10 @@ def _converse(
             habits.tools = False  # nor is it asked again
             return None
         raise in_our_words(error) from None
-    skill_calls = _wanted(answer.tool_calls, {tool.name for tool in offered})
+    names = {tool.name for tool in offered}
+    if not answer.tool_calls and (written := written_calls(answer, names)):
+        answer = answer.model_copy(update={"tool_calls": written, "content": ""})
+    skill_calls = _wanted(answer.tool_calls, names)
     if skill_calls:
         # A plan that comes along with a call for skills was written without having read them: it waits.
         return _keep_calls(answer, skill_calls)

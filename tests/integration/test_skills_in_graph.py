@@ -32,7 +32,7 @@ def checks(*lines: str) -> str:
 class Run:
     """A run whose planner reads the skills that it is told to, turn by turn, and then plans."""
 
-    def __init__(self, tmp_path: Path, *turns: list[tuple[str, dict[str, str]]], answers: Any = None) -> None:
+    def __init__(self, tmp_path: Path, *turns: list[tuple[str, dict[str, str]]] | str, answers: Any = None) -> None:
         self.turns, self.answers = turns, answers or (lambda name, i: "yes")
         self.images = tmp_path / "images"
         self.context = GemsContext(
@@ -43,7 +43,7 @@ class Run:
     def script(self, schema: str, messages: list[Any], index: int) -> Any:
         match schema:
             case "Plan":
-                return list(self.turns[index]) if index < len(self.turns) else {"prompt": f"a drawing: {WISH}"}
+                return self.turns[index] if index < len(self.turns) else {"prompt": f"a drawing: {WISH}"}
             case "Requirements":
                 return {"requirements": [{"question": "Is there a door?", "kind": "object"}]}
             case "Verdicts":
@@ -82,6 +82,22 @@ def test_several_are_read_in_order_and_each_once(tmp_path: Path) -> None:
     assert run.offered(1) == ["three", "Plan"], "what was read is not offered again"
     assert run.offered(2) == ["Plan"], "and with all of them read, their advice is still before the planner"
     assert sum(isinstance(m, ToolMessage) for m in run.model.calls[-2][1]) + len(run.told) >= 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '```json\n{"name": "two", "arguments": {"prompt": "a black square"}}\n```',
+        '<think>{"name": "one"}</think>[{"function": {"name": "two", "arguments": {}}}, {"name": "Plan"}]',
+    ],
+)
+def test_a_call_that_a_weak_model_writes_down_is_made(tmp_path: Path, said: str) -> None:
+    for name in ("one", "two"):
+        add(tmp_path / "skills", name)
+    run = Run(tmp_path, said)
+    out = run()
+    assert run.state["skills"] == ["two"]
+    assert out["attempts"][0].prompt == f"a drawing: {WISH}", "its arguments are no prompt"
 
 
 def test_those_without_are_not_offered(tmp_path: Path) -> None:
