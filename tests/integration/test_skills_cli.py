@@ -25,7 +25,7 @@ from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
-from gems.skills.shelf import draft, learned
+from gems.skills.shelf import draft, learned, locked, move, write_gate
 
 RELATED = "Use when the wish places things in relation to each other."
 
@@ -116,7 +116,7 @@ def test_list_and_show(tmp_path: Path) -> None:
     told = gems("list", "--skills-dir", str(tmp_path / "own")).output
     assert "lighting" in told
     assert "broken: skipped" in told
-    assert "Numbers in one long sentence" in gems("show", "counting").output
+    assert "draws the right number" in gems("show", "counting").output
     assert rows("show", "text-rendering")["checks"]
     assert "no skill is called" in gems("show", "nonsense", code=2).output
 
@@ -191,6 +191,24 @@ def test_the_gate_refuses_what_does_nothing_and_what_does_harm(own_home: Path) -
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]
     refused = gems("promote", "harmful", code=2).output
     assert "has not passed the gate" in re.sub(r"\s+", " ", refused)
+
+
+def test_what_stops_helping_is_retired(own_home: Path) -> None:
+    about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
+    one = draft("useless", RELATED, "Draw with love.", about, {})
+    gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4}
+    move(write_gate(one, {**gate, "lost": 1, "tried": []}), "promoted")
+    remember_runs(own_home, 90)
+    [found] = rows("learn", "--no-builtin-skills", "--prompts", "20")["learned"]
+    assert (found["name"], found["state"]) == ("useless", "retired")
+    assert found["gate"]["points"] <= 0
+    assert rows("list", "--no-builtin-skills")["skills"] == []
+    assert rows("learn", "--no-builtin-skills", "--prompts", "20")["learned"] == []
+
+
+def test_two_at_once_do_not_get_into_each_others_way(own_home: Path) -> None:
+    with locked():
+        assert "another gems is learning" in gems("learn", code=2).output
 
 
 def test_versions_and_their_difference() -> None:

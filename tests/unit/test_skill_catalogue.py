@@ -9,6 +9,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
 
+from gems.evals.skill_retrieval import measure
 from gems.memory.embedder import init_embedder
 from gems.skills.catalogue import CATALOGUE_TOKENS, MOST_OFFERED, offer
 from gems.skills.format import Skill
@@ -72,6 +73,14 @@ def test_of_five_hundred_the_nearest_are_offered_in_their_order() -> None:
     assert cost(offered) <= CATALOGUE_TOKENS
     assert [s.name for s in offered] == [s.name for s in skills if s in offered]
     assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder())]
+
+
+def test_among_five_hundred_the_right_skill_is_found() -> None:
+    found = measure(500)
+    assert found["skills"] == 500
+    assert found["right_one_offered"] >= 0.95
+    assert found["catalogue_tokens"]["mean"] <= found["catalogue_tokens_with_20"]["mean"]
+    assert found["catalogue_tokens"]["most"] <= CATALOGUE_TOKENS
 
 
 def test_long_descriptions_cost_places_never_room() -> None:

@@ -6,14 +6,18 @@ import os
 from pathlib import Path
 
 import pytest
+import skills_ref
 from langchain_core.messages import AIMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 
+from gems.evals.skill_activation import wanted
+from gems.evals.skill_retrieval import labelled
 from gems.graph.errors import InputError
+from gems.models.pocket.chat import PocketChatModel
 from gems.skills.format import Skill, UnusableError, read_skill
-from gems.skills.loader import load_skills, promoted_folder
+from gems.skills.loader import BUILTIN, load_skills, promoted_folder
 from gems.skills.tools import reference_tool, skill_tools
 
 GOOD = "---\nname: {name}\ndescription: Use for {name}.\nmetadata:\n  author: someone\n---\n\n# Advice\n\nBe good.\n"
@@ -39,6 +43,28 @@ def test_the_built_in_skills_load_cleanly() -> None:
         assert "Not " in one.description, "says when not to use it"
         assert len(one.examples) >= 5
     assert load_skills(builtin=False).skills == {}
+
+
+@pytest.mark.parametrize("folder", sorted(BUILTIN.iterdir()), ids=lambda folder: str(folder.name))
+def test_the_formats_own_validator_finds_no_fault(folder: Path) -> None:
+    assert skills_ref.validate(folder) == []
+
+
+@pytest.mark.parametrize("name", ["attribute-binding", "counting", "spatial-layout"])
+def test_wishes_activate_the_skill_that_they_need_and_near_misses_do_not(name: str) -> None:
+    wishes = labelled()[name]
+    for wish in wishes["use"][:6]:  # the later ones are beyond the pocket model's vocabulary
+        assert name in wanted(PocketChatModel(), wish), wish
+    for wish in wishes["not"][:4]:
+        assert name not in wanted(PocketChatModel(), wish), wish
+
+
+def test_for_every_skill_there_are_wishes_that_a_model_is_measured_by() -> None:
+    """What is expected of real models: ``python -m gems.evals.skill_activation`` measures one, and none runs here."""
+    assert set(labelled()) == set(load_skills().skills)
+    for name, wishes in labelled().items():
+        assert (len(wishes["use"]), len(wishes["not"])) == (12, 8)
+        assert not set(wishes["use"]) & set(load_skills().skills[name].examples), "an example would find itself"
 
 
 def test_the_later_place_wins_with_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
