@@ -20,7 +20,17 @@ import yaml
 
 from gems.graph.state import Kind
 
-__all__ = ["MAX_CHECKS", "MAX_SKILL_BYTES", "QUOTED", "Check", "Skill", "UnusableError", "read_skill", "read_text"]
+__all__ = [
+    "MAX_CHECKS",
+    "MAX_SKILL_BYTES",
+    "QUOTED",
+    "RESERVED",
+    "Check",
+    "Skill",
+    "UnusableError",
+    "read_skill",
+    "read_text",
+]
 
 MAX_SKILL_BYTES: Final = 64 * 1024
 """Of SKILL.md, and of each reference: the format recommends less than a tenth of it."""
@@ -33,7 +43,7 @@ _MAX_DESCRIPTION: Final = 1024
 _MAX_EXAMPLES: Final = 12
 _NO_REFERENCES: Final = frozenset({"skill.md", "license.md", "license.txt"})
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-_RESERVED: Final = frozenset({"plan", "requirements", "verdicts", "refinement", "read-reference"})
+RESERVED: Final = frozenset({"plan", "requirements", "verdicts", "refinement", "read-reference"})
 """What the planner's other tools and the forms of the other roles are called."""
 _DOCUMENT: Final = re.compile(
     r"\A\s*---[ \t]*\n(?P<head>.*?)^(?:---|\.\.\.)[ \t]*$\n?(?P<body>.*)\Z", re.DOTALL | re.MULTILINE
@@ -215,7 +225,7 @@ def _name(declared: Any, folder: str, odd: list[str]) -> str:
     name = (
         name or _slug(folder) or f"skill-{hashlib.sha256((told or folder).encode('utf-8', 'replace')).hexdigest()[:8]}"
     )
-    if name in _RESERVED:
+    if name in RESERVED:
         raise UnusableError(f"{name!r} is the name of one of the planner's own tools")
     if told and told != name and told.isascii():
         odd.append(f"its name {told[:80]!r} is not 1 to 64 small letters, digits and hyphens; it is called {name}")

@@ -93,7 +93,8 @@ def skill_folders(place: Path) -> list[Path]:
         inside = sorted(place.iterdir())
     except OSError:
         return []
-    return [folder for folder in inside if any(os.path.lexists(folder / name) for name in ("SKILL.md", "skill.md"))]
+    seen = [folder for folder in inside if not folder.name.startswith(".")]  # what begins so may be half written
+    return [folder for folder in seen if any(os.path.lexists(folder / name) for name in ("SKILL.md", "skill.md"))]
 
 
 @lru_cache(maxsize=16)

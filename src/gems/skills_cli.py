@@ -35,7 +35,7 @@ from gems.console import (
 )
 
 if TYPE_CHECKING:
-    from gems.learning import GateSettings
+    from gems.gate import GateSettings
     from gems.skills.format import Skill
     from gems.skills.shelf import Learned
 
@@ -187,17 +187,18 @@ def learn(
        Promoted is what makes more of them right, by an interval without zero, and harms no kind of requirement.
     4. Promoted skills are tried again when as many new wishes have come; one that no longer gains is retired.
 
-    Interrupt it at any moment: the same command goes on.
+    Interrupt it at any moment: the same command goes on. What is learned is offered to everybody who uses this
+    $GEMS_HOME, and quotes wishes that it was learned from.
     """
-    from gems import learning
-    from gems.graph.errors import InputError
+    from gems import drafting, gate
+    from gems.graph.errors import InputError, MalformedAnswerError
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import past_runs
     from gems.memory.opening import memory_place, open_store
     from gems.models.chat import init_mllm
     from gems.skills import shelf
 
-    settings = learning.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
+    settings = gate.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
     context = make_context(
         mllm=mllm,
         generator=generator,
@@ -211,10 +212,12 @@ def learn(
     )
     store = open_store(memory_place(context), init_embedder(embedder))
     runs = list(past_runs(store, user))
+    if not runs:
+        raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")
     with shelf.locked(), stoppable() as control:
-        lessons = learning.new_lessons(runs, generator=generator)
-        waiting = [one for one in shelf.learned() if learning.waits(one, context)]
-        again = [one for one in shelf.learned() if learning.is_due(one, runs, settings)]
+        lessons = drafting.new_lessons(runs, generator=generator)
+        waiting = [one for one in shelf.learned() if gate.waits(one, context)]
+        again = [one for one in shelf.learned() if gate.is_due(one, runs, settings)]
         if not quiet:
             _announce(runs, lessons, waiting, again, settings)
         if dry_run:
@@ -222,33 +225,35 @@ def learn(
                 _json({"runs": len(runs), "lessons": [_lesson_row(lesson) for lesson in lessons]})
             return
         for lesson in lessons:
-            one = learning.draft_skill(lesson, init_mllm(context.chat_model("planner"), context.chat_options), context)
+            try:
+                one = drafting.draft_skill(lesson, init_mllm(mllm, context.chat_options), context)
+            except MalformedAnswerError as error:  # what the model can word, is worded
+                err.print(f"{lesson.kind}: not drafted; {escape(str(error))}", highlight=False)
+                continue
             if not quiet:
                 err.print(f"drafted {one.skill.name}, version {one.version}", highlight=False)
             waiting = [w for w in waiting if w.skill.name != one.skill.name] + [one]
         done: list[Learned] = []
         level = 1 - 0.05 / max(1, len(waiting))
         for one in [*waiting, *again]:
-            wishes = learning.held_out_wishes(runs, one.kind, prompts, but=one.gate)
-            ran = learning.gate(one, wishes, context, settings, control, partial(_bar, quiet=quiet))
+            wishes = gate.held_out_wishes(runs, one.kind, prompts, but=one.gate)
+            ran = gate.trial(one, wishes, context, settings, control, partial(_bar, quiet=quiet))
             if ran is None:
                 err.print("stopped; the same command goes on", highlight=False)
                 raise typer.Exit(130)
-            figures = learning.judge_gate(one.kind, *ran, level=level if one in waiting else 0.95)
-            done.append(learning.settle(one, figures, wishes, settings, promote=not no_promote))
+            figures = gate.judge_gate(one.kind, *ran, level=level if one in waiting else 0.95)
+            done.append(gate.settle(one, figures, wishes, settings, promote=not no_promote))
             if not quiet:
                 err.print(f"{one.skill.name}: {done[-1].state}; {_fared(done[-1])}", highlight=False)
     if as_json:
         _json({"runs": len(runs), "learned": [_learned_row(one) for one in done]})
     elif not done:
-        out.print("nothing new to learn" if runs else "nothing to learn from: no run is remembered", highlight=False)
+        out.print("nothing new to learn", highlight=False)
     else:
         table = Table("skill", "version", "now", "gate")
         for one in done:
             table.add_row(one.skill.name, str(one.version), one.state, escape(_fared(one)))
         out.print(table)
-    if not runs and not as_json:
-        raise InputError("make some runs first, with the memory on")
 
 
 @app.command()
