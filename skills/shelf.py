@@ -50,6 +50,11 @@ class Learned:
         return self.skill.metadata.get("gems-kind", "")
 
     @property
+    def generator(self) -> str:
+        """The image model that it was learned with."""
+        return self.skill.metadata.get("gems-generator", "")
+
+    @property
     def folder(self) -> Path:
         """Its folder."""
         return self.skill.path.parent

@@ -56,7 +56,7 @@ def new_lessons(runs: Sequence[tuple[str, Trajectory]], *, generator: str) -> li
         best.setdefault(lesson.kind, lesson)
     known: Counter[str] = Counter()
     for one in learned():
-        if one.skill.metadata.get("gems-generator") == generator:
+        if one.generator == generator:
             known[one.kind] = max(known[one.kind], int(one.skill.metadata.get("gems-fixes", "0")))
     return [lesson for lesson in best.values() if len(lesson.fixes) >= _GROWN * known[lesson.kind]]
 
@@ -105,7 +105,7 @@ def _case(change: Change) -> str:
 def _free_name(wanted: str, context: GemsContext, lesson: Lesson) -> str:
     """A name that no other skill has; a new version of a learned skill keeps its own."""
     for one in learned():
-        if (one.kind, one.skill.metadata.get("gems-generator")) == (lesson.kind, context.generator):
+        if (one.kind, one.generator) == (lesson.kind, context.generator):
             return one.skill.name
     slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in wanted.lower()).split())[:50].strip("-")
     taken = RESERVED | set(load_skills(context.skills_dir).skills) | {one.skill.name for one in learned()}

@@ -1,9 +1,9 @@
 """The gate: an experiment that every learned skill has to pass before it is used, and again as experience grows.
 
 Wishes that no draft was made from are planned, drawn and checked twice, with the same seeds and as many images, with
-the skill and without. What counts is the verifier's word, since a user has no other. A skill is promoted if, on wishes of
-its kind, more come out right by an interval that excludes zero, and if it harms no kind of requirement. All else stays
-in quarantine with its figures.
+the skill and without. What counts is the verifier's word, since a user has no other. A skill is promoted if, on wishes
+of its kind, more come out right by an interval that excludes zero, and if it harms no kind of requirement. All else
+stays in quarantine with its figures.
 """
 
 from __future__ import annotations
@@ -57,21 +57,17 @@ class GateSettings:
 
 
 def waits(one: Learned, context: GemsContext) -> bool:
-    """Whether a draft has yet to go through the gate, for these models: a stopped ``learn`` goes on with it."""
-    is_ours = bool(one.skill.metadata.get("gems-generator") == context.generator)
-    return one.state == "quarantine" and not one.gate and is_ours
+    """Whether a draft for this image model has yet to go through the gate: a stopped ``learn`` goes on with it."""
+    return one.state == "quarantine" and not one.gate and one.generator == context.generator
 
 
-def is_due(one: Learned, runs: Runs, settings: GateSettings) -> bool:
+def is_due(one: Learned, runs: Runs, context: GemsContext, settings: GateSettings) -> bool:
     """Whether as many wishes as a promoted skill was tried on have come since, so that it has to show itself again."""
-    if one.state != "promoted" or not one.gate:
+    if one.state != "promoted" or not one.gate or one.generator != context.generator:
         return False
     asking = {past.prompt for _, past in runs if _demands(past, one.kind)}
     fresh = asking.intersection(held_out_wishes(runs, one.kind, settings.prompts, but=one.gate))
     return len(fresh) >= max(_MIN_WISHES, min(settings.prompts, int(one.gate["wishes"])))
-
-
-# --- the gate -------------------------------------------------------------------------------------------------------
 
 
 def held_out_wishes(runs: Runs, kind: Kind | str, most: int, *, but: Row) -> list[str]:
@@ -95,11 +91,7 @@ def _mark(wish: str) -> str:
 
 
 def _demands(past: Trajectory, kind: str) -> bool:
-    return any(_asks(r.model_dump(), kind) for r in past.requirements)
-
-
-def _asks(requirement: Row, kind: str) -> bool:
-    return kind == str(requirement["kind"])
+    return any(requirement.kind == kind for requirement in past.requirements)
 
 
 def _evenly(wishes: Sequence[str], most: int) -> list[str]:
@@ -165,7 +157,7 @@ def judge_gate(kind: str, with_it: Sequence[Row], without: Sequence[Row], *, lev
     other = {row["index"]: row for row in without}
     pairs = [(row, other.get(row["index"], row)) for row in with_it if "error" not in row]
     pairs = [(a, b) for a, b in pairs if "error" not in b]
-    own = [(a, b) for a, b in pairs if any(_asks(r, kind) for r in a["requirements"])]
+    own = [(a, b) for a, b in pairs if kind in [r["kind"] for r in a["requirements"]]]
     gain = [_right(a) - _right(b) for a, b in own]
     figures: dict[str, Any] = {
         "kind": kind,
@@ -255,9 +247,9 @@ def settle(
         "tried": sorted({*one.gate.get("tried", []), *map(_mark, wishes)}),
     }
     one = write_gate(one, about)
-    for trial in (one.folder / "gate").glob("*"):
-        shutil.rmtree(trial / "images", ignore_errors=True)
-        for checkpoints in trial.glob("*/checkpoints.sqlite*"):
+    for folder in (one.folder / "gate").glob("*"):
+        shutil.rmtree(folder / "images", ignore_errors=True)
+        for checkpoints in folder.glob("*/checkpoints.sqlite*"):
             checkpoints.unlink(missing_ok=True)
     if one.state == "promoted" and not figures["passed"] and figures["points"] <= 0:
         return move(one, "retired")

@@ -226,7 +226,8 @@ def forget(
 ) -> None:
     """Forget runs and what they taught. There is no way back.
 
-    What a run left elsewhere stays: its folder under --out, and its settings and checkpoints in $GEMS_HOME.
+    What a run left elsewhere stays: its folder under --out, its settings and checkpoints in $GEMS_HOME, and in
+    $GEMS_HOME/skills what was learned from it.
     """
     from gems.graph.errors import InputError
     from gems.memory import care

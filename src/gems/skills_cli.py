@@ -217,7 +217,7 @@ def learn(
     with shelf.locked(), stoppable() as control:
         lessons = drafting.new_lessons(runs, generator=generator)
         waiting = [one for one in shelf.learned() if gate.waits(one, context)]
-        again = [one for one in shelf.learned() if gate.is_due(one, runs, settings)]
+        again = [one for one in shelf.learned() if gate.is_due(one, runs, context, settings)]
         if not quiet:
             _announce(runs, lessons, waiting, again, settings)
         if dry_run:
