@@ -81,8 +81,9 @@ def held_out_wishes(runs: Runs, kind: Kind | str, most: int, *, but: Row) -> lis
     """
     tried = set(but.get("tried", []))
     wishes = {p.prompt: p for _, p in runs if is_held_out(p.prompt) and _mark(p.prompt) not in tried}
-    asks = [wish for wish, past in wishes.items() if _demands(past, kind)]
-    others = [wish for wish, past in wishes.items() if not _demands(past, kind)]
+    in_order = sorted(wishes, key=_mark)  # by chance, and the same again
+    asks = [wish for wish in in_order if _demands(wishes[wish], kind)]
+    others = [wish for wish in in_order if not _demands(wishes[wish], kind)]
     return [*_evenly(asks, most), *_evenly(others, most // 2)]
 
 
