@@ -219,12 +219,11 @@ def _name(declared: Any, folder: str, odd: list[str]) -> str:
     told = _one_line(declared) if isinstance(declared, str) else ""
     if not told:
         odd.append("it has no name; it is called after its folder")
-    name = _slug(told or folder)
-    if told and name is None:
-        odd.append(f"its name {told[:80]!r} has letters beyond a-z; it is called after its folder")
-    name = (
-        name or _slug(folder) or f"skill-{hashlib.sha256((told or folder).encode('utf-8', 'replace')).hexdigest()[:8]}"
-    )
+    own = _slug(told or folder)
+    digest = hashlib.sha256((told or folder).encode("utf-8", "replace")).hexdigest()
+    name = own or _slug(folder) or f"skill-{digest[:8]}"
+    if told and own is None:
+        odd.append(f"its name {told[:80]!r} has letters beyond a-z; it is called {name}")
     if name in RESERVED:
         raise UnusableError(f"{name!r} is the name of one of the planner's own tools")
     if told and told != name and told.isascii():
