@@ -65,7 +65,7 @@ class ChatConformance:
         assert many["total_tokens"] == many["input_tokens"] + many["output_tokens"]
 
     def test_skills_can_be_offered_and_read(self, steady: BaseChatModel) -> None:
-        tools = [*skill_tools(load_skills()), Plan]
+        tools = [*skill_tools(load_skills().skills.values()), Plan]
         offered = {"Plan", *(tool.name for tool in tools[:-1])}  # type: ignore[union-attr]
         bound = steady.bind_tools(tools)
         first = bound.invoke(question(Plan))
