@@ -84,8 +84,8 @@ def make_skills(resources: Resources) -> Any:
         answers = tools.invoke(state, config)["planning"]
         fresh = [m.name for m in answers if m.status == "success" and m.name in library]
         used = [*state["skills"], *fresh]
-        runtime.stream_writer({"event": "skills", "skills": used})
         checks = checks_of([library[name] for name in used if name in library], state["prompt"])
+        runtime.stream_writer({"event": "skills", "skills": used, "checks": [c.model_dump() for c in checks]})
         return GemsState(planning=answers, skills=used, checks=checks)
 
     return skills

@@ -60,10 +60,11 @@ class LiveRun:
         self._print(f"[dim]solved before, in run {event['run']}: that image is given[/]")
 
     def _on_skills(self, event: dict[str, Any]) -> None:
+        self._questions |= {check["id"]: f"{check['question']} ({check['skill']})" for check in event["checks"]}
         self._print(f"[dim]skills: {', '.join(event['skills'])}[/]")
 
     def _on_requirements(self, event: dict[str, Any]) -> None:
-        self._questions = {r["id"]: r["question"] for r in event["requirements"]}
+        self._questions |= {r["id"]: r["question"] for r in event["requirements"]}
 
     def _on_experience(self, event: dict[str, Any]) -> None:
         self._print(f"[dim]learned: {escape(event['experience'])}[/]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from rich.console import Console
 
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsOutput
 from gems.memory.images import ImageStore
 from gems.nodes.planner import MAX_SKILL_CHECKS
+from gems.progress import LiveRun
 
 WISH = 'a shop sign that reads "OPEN late" over a door'
 
@@ -157,6 +160,18 @@ def test_a_skills_check_is_asked_and_marked_and_the_users_requirements_stay(tmp_
     assert out["image"] == second.image
     refined = next(messages for schema, messages, _ in run.model.calls if schema == "Refinement")
     assert 'fix (text, no): Does the image show the words "OPEN late"?' in str(refined[-1].text)
+
+
+def test_a_check_is_told_of_as_it_is_answered(tmp_path: Path) -> None:
+    add(tmp_path / "skills", "signs", metadata=checks("other: Is it red?"))
+    run, text = Run(tmp_path, [("signs", {})]), io.StringIO()
+    graph = build_graph(mllm=run.model, generator=PaintGenerator(), images=ImageStore(run.images))
+    show = LiveRun(Console(file=text, width=120))
+    for event in graph.stream({"prompt": WISH}, context=run.context, stream_mode="custom"):
+        show(event)
+    assert "skills: signs" in text.getvalue()
+    assert "✓ Is it red? (signs)" in text.getvalue()
+    assert "1 of 1 passed" in text.getvalue(), "the user's own"
 
 
 def test_a_check_that_never_passes_costs_rounds_and_never_the_result(tmp_path: Path) -> None:
