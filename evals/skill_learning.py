@@ -10,7 +10,7 @@ little and one that undoes what was learned, and go through the same gate. Diffe
 Killed and started again, it goes on. Printed as JSON.
 
 Runs recall nothing of each other unless ``--recall`` is given: a planner that recalls how the last wish was worded
-words the next one so from the start, and then there is no contrast left to learn from.
+words the next one so from the start, and then there is no contrast left within a run.
 """
 
 from __future__ import annotations

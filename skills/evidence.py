@@ -2,8 +2,11 @@
 
 Within one run the wish is the same, and so is what is asked of the image. An attempt that fails a requirement and a
 later one that passes it differ in their prompts and in the noise. Over many runs the noise evens out, and what the
-prompts that worked have in common stays. That is a guess and no proof: a run stops at its first success, so that
-whatever was tried last looks good. Skills drafted from it have to pass a gate (``gems skills learn``).
+changes that worked have in common stays. A planner that recalls past runs leaves no such contrast, since its first
+prompts are worded like their best: there, a lesson is what most prompts that passed have, and their wishes have not.
+
+Either is a guess and no proof (a run stops at its first success, so that whatever was tried last looks good). Skills
+drafted from it have to pass a gate (``gems skills learn``).
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class Change:
     kind: Kind
     question: str
     before: str
+    """Empty where there is none to compare with."""
     after: str
     fixed: bool
 
@@ -57,6 +61,11 @@ class Lesson:
     fixes: tuple[Change, ...]
     tried: int
     """How many changes of this kind there were, successful or not."""
+
+    @property
+    def is_contrast(self) -> bool:
+        """Whether there are prompts that failed to compare with."""
+        return any(change.before for change in self.fixes)
 
     @property
     def runs(self) -> list[str]:
@@ -109,10 +118,33 @@ def lessons_of(runs: Iterable[tuple[str, Trajectory]]) -> list[Lesson]:
             if len({change.run for change in fixes}) < MIN_CHANGES:
                 continue
             gained = Counter(phrase for change in fixes for phrase in _gained(change) if phrase in separating)
+            if 2 * max(gained.values(), default=0) < len(fixes):
+                continue  # nothing that half of them have in common
             common = [p for p, n in gained.items() if 2 * n >= MIN_CHANGES]
             phrases = _longest(sorted(common, key=lambda p: (-separating[p] * gained[p], p)))
             lessons.append(Lesson(kind, tuple(phrases[:_MOST_PHRASES]), fixes, len(group)))
+    taught = {lesson.kind for lesson in lessons}
+    lessons += [lesson for kind in by_kind if kind not in taught and (lesson := _wording_that_passed(runs, kind))]
     return sorted(lessons, key=lambda lesson: (-len(lesson.fixes), lesson.kind))
+
+
+def _wording_that_passed(runs: Sequence[tuple[str, Trajectory]], kind: Kind) -> Lesson | None:
+    """What most prompts have that passed requirements of a kind which is often failed; None if that is nothing."""
+    passed, failed = list[Change](), 0
+    for run_id, past in runs:
+        asked = {r.id: r for r in past.requirements if r.kind == kind}
+        rights = [all(_answers(attempt).get(name) for name in asked) for attempt in past.attempts] if asked else []
+        failed += not all(rights)
+        best = next((a for a, right in zip(past.attempts, rights, strict=False) if right), None)
+        if best is not None and best.prompt != past.prompt:
+            question = next(iter(asked.values())).question
+            passed.append(Change(run_id, past.prompt, kind, question, "", best.prompt, fixed=True))
+    had = Counter(phrase for change in passed for phrase in phrases_of(change.after, change.wish))
+    common = [p for p, n in had.items() if 2 * n >= len(passed)]
+    if min(len(passed), failed) < MIN_CHANGES or not common:
+        return None
+    phrases = _longest(sorted(common, key=lambda p: (-had[p], p)))
+    return Lesson(kind, tuple(phrases[:_MOST_PHRASES]), tuple(passed), len(passed))
 
 
 def separating_phrases(runs: Sequence[Trajectory], kind: Kind) -> dict[str, float]:

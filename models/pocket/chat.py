@@ -280,7 +280,9 @@ def _refine(tags: _Tags) -> dict[str, Any]:
 # --- putting experience into words ----------------------------------------------------------------------------------
 
 
-_CASE: Final = re.compile(r"^- wish: .* \| failed with: (?P<before>.*) \| passed with: (?P<after>.*)$", re.MULTILINE)
+_CASE: Final = re.compile(
+    r"^- wish: (?P<wish>.*?)(?: \| failed with: (?P<before>.*))? \| passed with: (?P<after>.*)$", re.MULTILINE
+)
 _USE_OF: Final = {
     "object": "names two or more groups that have to share the picture",
     "count": "asks for a definite number of things, two or more of a kind",
@@ -300,7 +302,7 @@ _SAYING: Final = {
 
 def _draft_skill(tags: _Tags) -> dict[str, Any]:
     """A skill of the elements that most prompts which worked are worded with, and most before them were not."""
-    cases = [(m["before"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
+    cases = [(m["before"] or m["wish"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
     kind = tags["kind"].strip()
 
     def share(sign: str, side: int) -> float:

@@ -99,7 +99,8 @@ def _spread(lesson: Lesson) -> list[Change]:
 
 
 def _case(change: Change) -> str:
-    return _CASE.format(wish=change.wish[:300], before=change.before[:600], after=change.after[:600])
+    case = _CASE if change.before else _CASE.replace(" | failed with: {before}", "")
+    return case.format(wish=change.wish[:300], before=change.before[:600], after=change.after[:600])
 
 
 def _free_name(wanted: str, context: GemsContext, lesson: Lesson) -> str:
@@ -117,18 +118,21 @@ def _evidence(lesson: Lesson) -> str:
     """What the skill was drafted from, for whoever wants to know; the planner need not read it."""
     rows = "\n".join(_case(change) for change in _spread(lesson))
     phrases = ", ".join(f"`{p}`" for p in lesson.phrases) or "none"
-    return (
-        f"# Evidence\n\nRequirements of kind {lesson.kind} that one prompt failed and the next passed: "
-        f"{len(lesson.fixes)}, in {len(lesson.runs)} runs; changes of this sort that were tried: {lesson.tried}.\n\n"
-        f"Phrases that prompts which passed have more often, each run compared with itself: {phrases}.\n\n"
-        f"Cases:\n\n{rows}\n\nRuns: {', '.join(lesson.runs)}\n"
+    what = (
+        f"Requirements of kind {lesson.kind} that one prompt failed and the next passed: {len(lesson.fixes)}, in "
+        f"{len(lesson.runs)} runs; changes of this sort that were tried: {lesson.tried}.\n\nPhrases that prompts which "
+        f"passed have more often, each run compared with itself: {phrases}."
+        if lesson.is_contrast
+        else f"Prompts that passed requirements of kind {lesson.kind}: {len(lesson.fixes)}. The changes within runs "
+        f"had nothing in common.\n\nPhrases that at least half of them have, and no wish has: {phrases}."
     )
+    return f"# Evidence\n\n{what}\n\nCases:\n\n{rows}\n\nRuns: {', '.join(lesson.runs)}\n"
 
 
 DRAFTER: Final = """\
 You write advice for others who write prompts for a text-to-image model. Between evidence tags are cases: a wish, a \
-prompt with which a requirement of the given kind failed, and the next prompt, with which it passed. Between phrases \
-tags is what prompts that passed have more often than prompts that failed.
+prompt with which a requirement of the given kind failed, where there was one, and the next prompt, with which it \
+passed. Between phrases tags is what prompts that passed have more often than prompts that failed.
 
 Find out what the prompts that passed do differently, in general and whatever the wish is about, and write it down as \
 a skill: when to use it, when not, and a few numbered steps that somebody who never saw these cases can follow. Advise \

@@ -312,7 +312,8 @@ def _announce(
     err.print(f"{len(runs)} runs are remembered", highlight=False)
     for lesson in lessons:
         err.print(
-            f"to be drafted: {lesson.kind}, from {len(lesson.fixes)} requirements that another prompt fixed "
+            f"to be drafted: {lesson.kind}, from {len(lesson.fixes)} "
+            f"{'requirements that another prompt fixed' if lesson.is_contrast else 'prompts that passed'} "
             f"({escape(', '.join(map(repr, lesson.phrases))) or 'no phrase in common'})",
             highlight=False,
         )

@@ -73,3 +73,20 @@ def test_about_half_of_all_wishes_are_held_out_whatever_their_spelling() -> None
     share = sum(map(is_held_out, wishes)) / len(wishes)
     assert 0.4 < share < 0.6
     assert is_held_out("Three CATS!") == is_held_out("3 cats")
+
+
+def test_where_changes_have_nothing_in_common_it_is_what_passed_that_teaches() -> None:
+    """As with a planner that recalls: all prompts are worded alike, those that fail too."""
+    runs = []
+    for i in range(16):
+        wish = f"{i} {THINGS[i % 12]} and {THINGS[(i * 5 + 1) % 12]}"
+        places = ("left", "right", "top", "bottom", "middle", "edge")
+        worded = [f"{wish}; in two rows near the {places[(i + k) % 6]}" for k in range(2)]
+        runs.append((f"run{i}", past(wish, *worded)))
+    [lesson] = lessons_of(runs)
+    assert not lesson.is_contrast
+    assert (lesson.kind, len(lesson.fixes)) == ("count", 16)
+    assert "in two rows near" in lesson.phrases
+    assert all(change.before == "" for change in lesson.fixes)
+    never_failed = [(name, past(run.prompt, run.attempts[0].prompt)) for name, run in runs]
+    assert lessons_of(never_failed) == [], "what never fails needs no skill"
