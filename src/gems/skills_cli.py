@@ -181,7 +181,8 @@ def learn(
 ) -> None:
     """Draft skills from past runs, try them, and put into use those that help.
 
-    1. In your memory, requirements that one prompt failed and the next passed are gathered by kind.
+    1. In your memory, requirements that one prompt failed and the next passed are gathered by kind; where those changes
+       have nothing in common, prompts that passed.
     2. The chat model words a skill for each kind that has enough of them. It goes into quarantine.
     3. The gate: wishes that no draft was made from are drawn with the skill and without, from the same seeds.
        Promoted is what makes more of them right, by an interval without zero, and harms no kind of requirement.
