@@ -22,7 +22,7 @@ from gems.evals.arms import Arm, comparisons
 from gems.evals.report import write_report
 from gems.evals.runner import Plan, begin, image_paths, run_arm
 from gems.evals.scorers import Oracle, Scorer
-from gems.evidence import write_atomically
+from gems.memory.files import write_atomically
 
 __all__ = ["evaluate"]
 

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from gems.evals.analysis import Judged, is_right
-from gems.evidence import write_atomically
 from gems.graph.errors import InputError
+from gems.memory.files import write_atomically
 
 __all__ = ["write_report"]
 

@@ -14,11 +14,12 @@ from langgraph.runtime import RunControl
 from gems.batch import Job, brief, claim, derive_seed, run_batch, run_jobs
 from gems.evals.arms import Arm
 from gems.evals.prompts import EvalPrompt, write_prompts
-from gems.evidence import ModelRecord, make_folder, write_atomically
+from gems.evidence import ModelRecord, make_folder
 from gems.graph.context import GemsContext
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
+from gems.memory.files import write_atomically
 from gems.memory.images import ImageStore
 from gems.memory.store import FaissStore
 from gems.models.generators import ImageRequest, init_image_generator

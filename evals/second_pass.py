@@ -21,10 +21,10 @@ from typing import Any, Final
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
 
-from gems.batch import run_batch
 from gems.console import batch_bar
-from gems.evals.analysis import Judged, analyse, compare, judge
+from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
+from gems.evals.passes import judged_by_oracle, run_pass
 from gems.evals.prompts import EvalPrompt, fresh_prompts
 from gems.evals.runner import Plan, begin, run_arm
 from gems.evals.scorers import Oracle
@@ -33,7 +33,6 @@ from gems.graph.state import ImageRef
 from gems.memory.demands import content_words
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember
-from gems.memory.images import ImageStore
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 
@@ -115,7 +114,7 @@ def main() -> None:
     oracle = Oracle(second.out)
     with batch_bar(given.n, what="first pass", quiet=False) as (on_start, on_done):
         rows = run_arm(learning, first, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
-    judged = {"first pass": judged_of(learning, rows, Oracle(learning.out))}
+    judged = {"first pass": judged_by_oracle(learning.prompts, rows, Oracle(learning.out))}
     own = FaissStore(learning.folder(first) / "memory", embedder=init_embedder())
     foreign = FaissStore(second.out / "foreign", embedder=init_embedder())
     remember_another_domain(foreign, learning.context)
@@ -127,20 +126,8 @@ def main() -> None:
     }
     for name, store in stores.items():
         context = second.context_of(first).model_copy(update={"memory": store is not None})
-        with batch_bar(given.n, what=name, quiet=False) as (on_start, on_done):
-            rows = run_batch(
-                second.jobs,
-                second.out / "arms" / name.replace(" ", "-"),
-                context,
-                concurrency=given.concurrency,
-                evidence=False,
-                control=RunControl(),
-                on_start=on_start,
-                on_done=on_done,
-                store=store,
-                images=ImageStore(second.out / "images"),
-            )
-        judged[name] = judged_of(second, rows, oracle)
+        rows = run_pass(second, name, context, concurrency=given.concurrency, store=store)
+        judged[name] = judged_by_oracle(second.prompts, rows, oracle)
     print(json.dumps(report(judged, first, given.images), indent=1))
 
 
@@ -154,18 +141,6 @@ def others(prompts: list[EvalPrompt], known: Iterable[EvalPrompt]) -> list[EvalP
     """Those prompts that are not among the known ones, not even in other spelling."""
     asked = {tuple(content_words(p.prompt)) for p in known}
     return [p for p in prompts if tuple(content_words(p.prompt)) not in asked]
-
-
-def judged_of(plan: Plan, rows: list[dict[str, Any]], oracle: Oracle) -> list[Judged]:
-    """The oracle's word on every attempt."""
-    scores = {
-        row["index"]: {
-            i: oracle.score(plan.prompts[row["index"]], "pocket", attempt)
-            for i, attempt in enumerate(row.get("attempts", []))
-        }
-        for row in rows
-    }
-    return judge(plan.prompts, rows, scores)
 
 
 def remember_another_domain(store: BaseStore, context: GemsContext) -> None:

@@ -18,13 +18,12 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from gems.console import make_context
-from gems.evals.skill_retrieval import labelled
+from gems.evals.skill_retrieval import built_in_skills, labelled
 from gems.models.chat import init_mllm
 from gems.models.fencing import fence
 from gems.models.structured import written_calls
 from gems.nodes.gates import Plan
 from gems.nodes.planner import PLANNER
-from gems.skills.loader import load_skills
 from gems.skills.tools import skill_tools
 
 
@@ -57,7 +56,7 @@ def measure(model: BaseChatModel, n: int) -> dict[str, Any]:
 
 def wanted(model: BaseChatModel, wish: str) -> list[str]:
     """The skills that the model calls first for a wish."""
-    skills = [skill for skill in load_skills().skills.values() if skill.origin == "built in"]
+    skills = built_in_skills()
     asked = [SystemMessage(PLANNER), HumanMessage(fence("user_prompt", wish))]
     answer = model.bind_tools([*skill_tools(skills), Plan]).invoke(asked)
     names = {skill.name for skill in skills}

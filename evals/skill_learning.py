@@ -23,18 +23,14 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from langgraph.runtime import RunControl
-
-from gems.batch import run_batch
-from gems.console import batch_bar
-from gems.evals.analysis import Judged, analyse, compare, judge
+from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
+from gems.evals.passes import judged_by_oracle, run_pass
 from gems.evals.prompts import EvalPrompt, fresh_prompts
 from gems.evals.runner import Plan, begin
 from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
 from gems.memory.embedder import init_embedder
-from gems.memory.images import ImageStore
 from gems.memory.store import FaissStore
 from gems.skills.shelf import draft, learned
 
@@ -64,7 +60,9 @@ def main() -> None:
     cold = GemsContext(seed=given.seed, builtin_skills=False, max_rounds=given.images, patience=given.images)
     experience = plan_of("Cold start", before, cold, given, out)
     recalling = cold.model_copy(update={"memories": given.recall})
-    run(experience, recalling, given, "runs", store=FaissStore(out / "home" / "memory", embedder=init_embedder()))
+    memory = FaissStore(out / "home" / "memory", embedder=init_embedder())
+    in_turn = 1 if given.recall else given.concurrency  # where runs learn from each other, one after another
+    run_pass(experience, "runs", recalling, concurrency=in_turn, store=memory)
     taught = learn(given)
 
     own = [one.skill.name for one in learned() if one.state == "promoted"]
@@ -74,7 +72,8 @@ def main() -> None:
         context = cold.model_copy(update={"memory": False, "max_rounds": images, "patience": images})
         for name, settings in (("with", {}), ("without", {"without_skills": tuple(own)})):
             arm = f"{name}, {images} image{'s' if images > 1 else ''}"
-            arms[arm] = judged_of(plan, run(plan, context.model_copy(update=settings), given, arm))
+            rows = run_pass(plan, arm, context.model_copy(update=settings), concurrency=given.concurrency)
+            arms[arm] = judged_by_oracle(plan.prompts, rows, Oracle(plan.out))
     print(json.dumps({"learned": taught, "fresh": report(arms, given.images), "by hand": by_hand(given)}, indent=1))
 
 
@@ -101,23 +100,6 @@ def plan_of(name: str, prompts: list[EvalPrompt], context: GemsContext, given: A
     plan = Plan(name, tuple(prompts), (), context, given.seed, given.images, folder)
     begin(plan)
     return plan
-
-
-def run(plan: Plan, context: GemsContext, given: Any, arm: str, *, store: Any = None) -> list[dict[str, Any]]:
-    """Run a plan's prompts; one after another where they learn from each other."""
-    with batch_bar(len(plan.prompts), what=arm, quiet=False) as (on_start, on_done):
-        return run_batch(
-            plan.jobs,
-            plan.out / "arms" / arm.replace(", ", "-").replace(" ", "-"),
-            context,
-            concurrency=1 if store and given.recall else given.concurrency,
-            evidence=False,
-            control=RunControl(),
-            on_start=on_start,
-            on_done=on_done,
-            store=store,
-            images=ImageStore(plan.out / "images"),
-        )
 
 
 def learn(given: Any) -> dict[str, Any]:
@@ -148,19 +130,6 @@ def by_hand(given: Any) -> list[dict[str, Any]]:
         for one in learned()
         if one.skill.name in ("say-exactly", "keep-it-short")
     ]
-
-
-def judged_of(plan: Plan, rows: list[dict[str, Any]]) -> list[Judged]:
-    """The oracle's word on every attempt."""
-    oracle = Oracle(plan.out)
-    scores = {
-        row["index"]: {
-            i: oracle.score(plan.prompts[row["index"]], "pocket", attempt)
-            for i, attempt in enumerate(row.get("attempts", []))
-        }
-        for row in rows
-    }
-    return judge(plan.prompts, rows, scores)
 
 
 def report(arms: dict[str, list[Judged]], images: int) -> dict[str, Any]:

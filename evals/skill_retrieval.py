@@ -89,14 +89,12 @@ def main() -> None:
 
 def measure(n: int) -> dict[str, Any]:
     """The figures for ``n`` skills."""
-    built_in = list(load_skills(builtin=True).skills.values())
-    built_in = [skill for skill in built_in if skill.origin == "built in"]
+    built_in = built_in_skills()
     scenes = [scene for scene, _ in scene_skills()]
     library = [*scenes, *built_in, *other_skills()]
     library = (library + [_skill(f"filler-{i}", f"Use for matter {i}.") for i in range(n)])[:n]
-    embedder = init_embedder()
     started = time.perf_counter()
-    offer(library, "anything", embedder)
+    offer(library, "anything", init_embedder)
     first = time.perf_counter() - started
 
     asked = [(name, wish) for name, wishes in labelled().items() for wish in wishes["use"]]
@@ -104,12 +102,12 @@ def measure(n: int) -> dict[str, Any]:
     found, seconds, tokens, few = dict[str, list[bool]](), list[float](), list[int](), list[int]()
     for name, wish in [*asked, *own]:
         started = time.perf_counter()
-        offered = offer(library, wish, embedder)
+        offered = offer(library, wish, init_embedder)
         seconds.append(time.perf_counter() - started)
         kind = name if name in labelled() else "scenes"
         found.setdefault(kind, []).append(name in [skill.name for skill in offered])
         tokens.append(cost(offered))
-        few.append(cost(offer([*built_in, *scenes[:10]], wish, embedder)))
+        few.append(cost(offer([*built_in, *scenes[:10]], wish, init_embedder)))
     right = [hit for hits in found.values() for hit in hits]
     return {
         "skills": len(library),
@@ -122,6 +120,11 @@ def measure(n: int) -> dict[str, Any]:
         "ms_to_choose": round(1000 * sorted(seconds)[len(seconds) // 2], 2),
         "seconds_the_first_time": round(first, 2),
     }
+
+
+def built_in_skills() -> list[Skill]:
+    """Those that come with gems, whatever else is installed here."""
+    return [skill for skill in load_skills().skills.values() if skill.origin == "built in"]
 
 
 def labelled() -> dict[str, dict[str, list[str]]]:

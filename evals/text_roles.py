@@ -21,8 +21,9 @@ from typing import Any, Final
 from langgraph.runtime import RunControl
 
 from gems.console import batch_bar
-from gems.evals.analysis import Judged, compare, judge
+from gems.evals.analysis import Judged, compare
 from gems.evals.arms import Comparison, choose_arms
+from gems.evals.passes import judged_by_oracle
 from gems.evals.prompts import fresh_prompts
 from gems.evals.runner import Plan, begin, run_arm
 from gems.evals.scorers import Oracle
@@ -96,14 +97,7 @@ def main() -> None:
             rows = run_arm(
                 plan, arm, concurrency=given.concurrency, control=RunControl(), on_start=on_start, on_done=on_done
             )
-        scores = {
-            row["index"]: {
-                i: oracle.score(plan.prompts[row["index"]], arm.generator, attempt)
-                for i, attempt in enumerate(row.get("attempts", []))
-            }
-            for row in rows
-        }
-        judged[arm.name] = judge(plan.prompts, rows, scores)
+        judged[arm.name] = judged_by_oracle(plan.prompts, rows, oracle, arm.generator)
     print(json.dumps(_report(judged, counter), indent=1))
 
 

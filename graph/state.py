@@ -32,6 +32,7 @@ __all__ = [
     "Strategy",
     "Usage",
     "Verdict",
+    "all_asked",
     "best_attempt",
     "score_verdicts",
 ]
@@ -113,6 +114,11 @@ class Attempt(_Frozen):
     def passed(self) -> bool:
         """Whether every requirement of the user's was answered yes."""
         return self.verified and all(v.answer == "yes" for v in self.verdicts)
+
+    @property
+    def answers(self) -> tuple[Verdict, ...]:
+        """Everything that the verifier answered, on the user's requirements first."""
+        return (*self.verdicts, *self.checks)
 
     @property
     def flawless(self) -> bool:
@@ -261,3 +267,8 @@ class GemsState(GemsOutput, total=False):
     """Where ``draft`` comes from."""
     usage: Annotated[Usage, operator.add]
     errors: Annotated[list[str], operator.add]
+
+
+def all_asked(state: GemsState) -> list[Requirement]:
+    """Everything that an image is checked against: the user's requirements, then what skills ask besides."""
+    return [*state["requirements"], *(state.get("checks") or [])]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import BackendError, ContentRefusedError
-from gems.graph.state import Attempt, GemsState, Requirement, Usage, best_attempt
+from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
@@ -42,7 +42,7 @@ def make_editor(resources: Resources) -> Node:
 
 def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.Image) -> Edit:
     """What an edit of an attempt's image is told: what passed in it, and what did not."""
-    passed = {v.requirement_id for v in (*attempt.verdicts, *attempt.checks) if v.answer == "yes"}
+    passed = {v.requirement_id for v in attempt.answers if v.answer == "yes"}
     return Edit(
         image,
         keep=tuple(r.question for r in requirements if r.id in passed),
@@ -56,8 +56,7 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
-    asked = [*state["requirements"], *(state.get("checks") or [])]
-    edit = edit_of(base, asked, resources.images(context).open(base.image)) if base else None
+    edit = edit_of(base, all_asked(state), resources.images(context).open(base.image)) if base else None
     requests = [
         ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1), edit)
         for k in range(_affordable(context, state["usage"]))

@@ -11,7 +11,7 @@ from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.context import GemsContext
-from gems.graph.state import Attempt, GemsState, Requirement, Strategy, best_attempt
+from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.nodes.calls import ask, image_block
@@ -146,7 +146,7 @@ def without_refinement(state: GemsState, error: NodeError) -> Goto:
 
 def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
     """All that the refiner reads besides the images: one line per attempt, detail for the best and the latest only."""
-    requirements = {r.id: r for r in (*state["requirements"], *(state.get("checks") or []))}
+    requirements = {r.id: r for r in all_asked(state)}
     parts = [fence("user_prompt", state["prompt"]), fence("history", "\n".join(_line(a) for a in state["attempts"]))]
     for tag, attempt in zip(("best_attempt", "latest_attempt"), shown, strict=False):
         parts.append(fence(tag, _detail(attempt, requirements)))
@@ -158,19 +158,17 @@ def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
 
 
 def _line(attempt: Attempt) -> str:
-    verdicts = (*attempt.verdicts, *attempt.checks)
-    failed = [v.requirement_id for v in verdicts if v.answer != "yes"]
-    passed = len(verdicts) - len(failed)
+    failed = [v.requirement_id for v in attempt.answers if v.answer != "yes"]
+    passed = len(attempt.answers) - len(failed)
     return (
-        f"{attempt.round}.{attempt.candidate} {attempt.strategy}: {passed}/{len(verdicts)} passed, "
+        f"{attempt.round}.{attempt.candidate} {attempt.strategy}: {passed}/{len(attempt.answers)} passed, "
         f"failed {' '.join(failed) or 'none'}"
     )
 
 
 def _detail(attempt: Attempt, requirements: dict[str, Requirement]) -> str:
-    verdicts = (*attempt.verdicts, *attempt.checks)
-    kept = [v.requirement_id for v in verdicts if v.answer == "yes"]
-    failed = [v for v in verdicts if v.answer != "yes"]
+    kept = [v.requirement_id for v in attempt.answers if v.answer == "yes"]
+    failed = [v for v in attempt.answers if v.answer != "yes"]
     lines = [f"prompt: {attempt.prompt}", *_questions("keep", kept, requirements)]
     for verdict in failed:
         requirement = requirements[verdict.requirement_id]

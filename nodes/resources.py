@@ -21,7 +21,7 @@ from gems.memory.opening import memory_place, open_store
 from gems.models.chat import init_mllm
 from gems.models.generators import ImageGenerator, init_image_generator
 from gems.models.inspectors import INSPECTORS, Inspector, init_inspector
-from gems.skills.catalogue import MOST_OFFERED, offer
+from gems.skills.catalogue import offer
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 
@@ -90,9 +90,7 @@ class Resources:
     def offered_skills(self, context: GemsContext, wish: str) -> list[Skill]:
         """Those that the planner is offered for a wish."""
         skills = [s for name, s in self.skills(context).skills.items() if name not in context.without_skills]
-        if len(skills) <= MOST_OFFERED:  # no embedder needs to be there for a few
-            return skills
-        return offer(skills, wish, self.embedder or init_embedder(context.embedder))
+        return offer(skills, wish, lambda: self.embedder or init_embedder(context.embedder))
 
 
 @cache

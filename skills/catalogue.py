@@ -7,9 +7,10 @@ wish. An abstract description ("a definite number of things") is far from every 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from langchain_core.messages.utils import count_tokens_approximately
 from numpy.typing import NDArray
 
 from gems.memory.embedder import embedder_fingerprint
+from gems.memory.files import write_atomically
 from gems.memory.home import home_folder
 from gems.skills.format import Skill
 
@@ -33,16 +35,17 @@ CATALOGUE_TOKENS: Final = 1_600
 _NOT: Final = re.compile(r"(?<=[.!?])\s+(?:Not|Do not|Don't|Never)\b.*")
 
 
-def offer(skills: Sequence[Skill], wish: str, embedder: Embeddings) -> list[Skill]:
+def offer(skills: Sequence[Skill], wish: str, embedder: Callable[[], Embeddings]) -> list[Skill]:
     """The skills to offer for a wish, in the order in which they were given.
 
     Args:
         skills: All there are.
         wish: The user's words.
-        embedder: Embeds both, where there are more than ``MOST_OFFERED``.
+        embedder: Gives what embeds both; asked only where there are more than ``MOST_OFFERED``.
     """
-    few = len(skills) <= MOST_OFFERED
-    nearest = list(range(len(skills))) if few else _nearest(tuple(skills), wish, embedder)
+    if len(skills) <= MOST_OFFERED:
+        return list(skills)
+    nearest = _nearest(tuple(skills), wish, embedder())
     chosen, left = list[int](), CATALOGUE_TOKENS
     for i in nearest:
         cost = count_tokens_approximately([f"{skills[i].name} {skills[i].description}"])
@@ -95,10 +98,9 @@ def _vectors(texts: list[str], embedder: Embeddings) -> NDArray[np.float32]:
     vectors = _unit(np.asarray(embedder.embed_documents(texts), np.float32))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(f".{id(vectors)}.draft")
-        with draft.open("wb") as file:
-            np.save(file, vectors)
-        draft.replace(path)
+        saved = io.BytesIO()
+        np.save(saved, vectors)
+        write_atomically(path, saved.getvalue())
     except OSError as error:  # a home that cannot be written to costs time, nothing else
         _LOG.info("the vectors of the skills were not kept: %s", error)
     return vectors

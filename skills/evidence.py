@@ -16,6 +16,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -44,7 +45,6 @@ class Change:
     run: str
     wish: str
     kind: Kind
-    question: str
     before: str
     """Empty where there is none to compare with."""
     after: str
@@ -80,23 +80,14 @@ def is_held_out(wish: str) -> bool:
 
 def changes_of(run_id: str, past: Trajectory) -> Iterator[Change]:
     """Every requirement that an attempt failed, with what the next attempt's other prompt made of it."""
-    asked = {r.id: r for r in past.requirements}
+    asked = {r.id: r.kind for r in past.requirements}
     for one, following in zip(past.attempts, past.attempts[1:], strict=False):
         if one.prompt == following.prompt:
             continue
         then = _answers(following)
         for name, passed in _answers(one).items():
             if not passed and name in then and name in asked:
-                requirement = asked[name]
-                yield Change(
-                    run=run_id,
-                    wish=past.prompt,
-                    kind=requirement.kind,
-                    question=requirement.question,
-                    before=one.prompt,
-                    after=following.prompt,
-                    fixed=then[name],
-                )
+                yield Change(run_id, past.prompt, asked[name], one.prompt, following.prompt, fixed=then[name])
 
 
 def _answers(attempt: PastAttempt) -> dict[str, bool]:
@@ -132,13 +123,12 @@ def _wording_that_passed(runs: Sequence[tuple[str, Trajectory]], kind: Kind) -> 
     """What most prompts have that passed requirements of a kind which is often failed; None if that is nothing."""
     passed, failed = list[Change](), 0
     for run_id, past in runs:
-        asked = {r.id: r for r in past.requirements if r.kind == kind}
+        asked = [r.id for r in past.requirements if r.kind == kind]
         rights = [all(_answers(attempt).get(name) for name in asked) for attempt in past.attempts] if asked else []
         failed += not all(rights)
         best = next((a for a, right in zip(past.attempts, rights, strict=False) if right), None)
         if best is not None and best.prompt != past.prompt:
-            question = next(iter(asked.values())).question
-            passed.append(Change(run_id, past.prompt, kind, question, "", best.prompt, fixed=True))
+            passed.append(Change(run_id, past.prompt, kind, "", best.prompt, fixed=True))
     had = Counter(phrase for change in passed for phrase in phrases_of(change.after, change.wish))
     common = [p for p, n in had.items() if 2 * n >= len(passed)]
     if min(len(passed), failed) < MIN_CHANGES or not common:
@@ -174,6 +164,7 @@ def separating_phrases(runs: Sequence[Trajectory], kind: Kind) -> dict[str, floa
     return means
 
 
+@lru_cache(maxsize=100_000)
 def phrases_of(prompt: str, wish: str) -> frozenset[str]:
     """Phrases of up to four words and the marks between clauses, with the wish's own words left open."""
     own = set(_TOKEN.findall(wish.lower())) - {";", ":", ","}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ __all__ = [
     "UnusableError",
     "read_skill",
     "read_text",
+    "skill_file",
+    "slug",
 ]
 
 MAX_SKILL_BYTES: Final = 64 * 1024
@@ -95,7 +98,9 @@ def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
     Raises:
         UnusableError: It cannot be read, or says too little.
     """
-    path = _skill_file(folder)
+    path = skill_file(folder)
+    if path is None:
+        raise UnusableError("it holds no SKILL.md")
     text = read_text(path, within=folder, limit=MAX_SKILL_BYTES)
     odd: list[str] = []
     head, body = _split(text, odd)
@@ -147,12 +152,9 @@ def read_text(path: Path, *, within: Path, limit: int) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _skill_file(folder: Path) -> Path:
-    for name in ("SKILL.md", "skill.md"):
-        path = folder / name
-        if path.is_symlink() or path.exists():
-            return path
-    raise UnusableError("it holds no SKILL.md")
+def skill_file(folder: Path) -> Path | None:
+    """What a folder holds by the name of a skill's file, whatever that is; None if there is nothing."""
+    return next((folder / name for name in ("SKILL.md", "skill.md") if os.path.lexists(folder / name)), None)
 
 
 # --- front matter ---------------------------------------------------------------------------------------------------
@@ -219,9 +221,9 @@ def _name(declared: Any, folder: str, odd: list[str]) -> str:
     told = _one_line(declared) if isinstance(declared, str) else ""
     if not told:
         odd.append("it has no name; it is called after its folder")
-    own = _slug(told or folder)
+    own = slug(told or folder)
     digest = hashlib.sha256((told or folder).encode("utf-8", "replace")).hexdigest()
-    name = own or _slug(folder) or f"skill-{digest[:8]}"
+    name = own or slug(folder) or f"skill-{digest[:8]}"
     if told and own is None:
         odd.append(f"its name {told[:80]!r} has letters beyond a-z; it is called {name}")
     if name in RESERVED:
@@ -233,12 +235,12 @@ def _name(declared: Any, folder: str, odd: list[str]) -> str:
     return name
 
 
-def _slug(text: str) -> str | None:
+def slug(text: str) -> str | None:
     """Small letters, digits and hyphens; None for what holds other letters, which may only look like these."""
     if any(not c.isascii() and unicodedata.category(c)[0] in "LNM" for c in text):
         return None
-    slug = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_MAX_NAME].strip("-")
-    return slug if _NAME.fullmatch(slug) else None
+    made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_MAX_NAME].strip("-")
+    return made if _NAME.fullmatch(made) else None
 
 
 def _description(declared: Any, odd: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 
 from gems.graph.errors import InputError
 from gems.memory.home import home_folder
-from gems.skills.format import Skill, UnusableError, read_skill
+from gems.skills.format import Skill, UnusableError, read_skill, skill_file
 
 __all__ = ["BUILTIN", "SkillLibrary", "load_skills", "promoted_folder", "search_path", "skill_folders"]
 
@@ -77,7 +77,7 @@ def _stamp(places: tuple[Place, ...]) -> Iterator[tuple[str, int, int]]:
     """What changes when a skill does: a server sees at its next run what was promoted or edited."""
     for _, place in places:
         for folder in skill_folders(place):
-            for path in (folder, folder / "SKILL.md", folder / "skill.md"):
+            for path in filter(None, (folder, skill_file(folder))):
                 try:
                     status = path.stat()
                 except (OSError, ValueError):
@@ -88,13 +88,14 @@ def _stamp(places: tuple[Place, ...]) -> Iterator[tuple[str, int, int]]:
 def skill_folders(place: Path) -> list[Path]:
     """The folder itself where it is a skill, else those in it that may be one."""
     try:
-        if (place / "SKILL.md").is_file():
+        file = skill_file(place)
+        if file and file.is_file():
             return [place]
         inside = sorted(place.iterdir())
     except OSError:
         return []
     seen = [folder for folder in inside if not folder.name.startswith(".")]  # what begins so may be half written
-    return [folder for folder in seen if any(os.path.lexists(folder / name) for name in ("SKILL.md", "skill.md"))]
+    return [folder for folder in seen if skill_file(folder)]
 
 
 @lru_cache(maxsize=16)

@@ -20,13 +20,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from gems.graph.errors import InputError
-from gems.memory.home import home, home_folder
+from gems.memory.files import write_atomically
+from gems.memory.home import home
 from gems.skills.format import Skill, UnusableError, read_skill
+from gems.skills.loader import promoted_folder
 
-__all__ = ["STATES", "Learned", "State", "difference", "draft", "learned", "locked", "move", "write_gate"]
+__all__ = ["Learned", "State", "difference", "draft", "learned", "locked", "move", "write_gate"]
 
 State = Literal["quarantine", "promoted", "retired"]
-STATES: Final[tuple[State, ...]] = get_args(State)
+_STATES: Final[tuple[State, ...]] = get_args(State)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,21 @@ class Learned:
     @property
     def version(self) -> int:
         """From 1 on, for each name."""
-        told = self.skill.metadata.get("gems-version", "")
-        return int(told) if told.isdecimal() else 1
+        return self._number("gems-version", 1)
+
+    @property
+    def fixes(self) -> int:
+        """How many cases it was drafted from."""
+        return self._number("gems-fixes", 0)
+
+    @property
+    def among(self) -> int:
+        """How many drafts were to go through the gate together: one by chance is the likelier the more there are."""
+        return max(1, self._number("gems-among", 1))
+
+    def _number(self, name: str, default: int) -> int:
+        told = self.skill.metadata.get(name, "")
+        return int(told) if told.isdecimal() else default
 
     @property
     def kind(self) -> str:
@@ -61,7 +76,12 @@ class Learned:
 
 
 def _root() -> Path:
-    return home_folder() / "skills"
+    return promoted_folder().parent
+
+
+def _versions(name: str) -> list[int]:
+    folder = _root() / "versions" / name
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
 
 
 @contextmanager
@@ -91,7 +111,7 @@ def learned(name: str | None = None) -> list[Learned]:
         InputError: There is none of that name.
     """
     found = []
-    for state in STATES:
+    for state in _STATES:
         folder = _root() / state
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.startswith(".") or name not in (None, path.name):
@@ -116,9 +136,7 @@ def _read_gate(folder: Path) -> dict[str, Any]:
 
 def draft(name: str, description: str, body: str, metadata: dict[str, str], references: dict[str, str]) -> Learned:
     """Put a new version of a skill into quarantine."""
-    versions = _root() / "versions" / name
-    taken = [int(p.name) for p in versions.iterdir() if p.name.isdigit()] if versions.is_dir() else []
-    version = max(taken, default=0) + 1
+    version = max(_versions(name), default=0) + 1
     head = {
         "name": name,
         "description": description,
@@ -126,7 +144,7 @@ def draft(name: str, description: str, body: str, metadata: dict[str, str], refe
     }
     text = f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=100)}---\n\n{body.strip()}\n"
     files = {"SKILL.md": text, **{f"references/{file}": content for file, content in references.items()}}
-    for place in (versions / str(version), _root() / "quarantine" / name):
+    for place in (_root() / "versions" / name / str(version), _root() / "quarantine" / name):
         _write_folder(place, files)
     skill, _ = read_skill(_root() / "quarantine" / name, "learned")
     return Learned(skill, "quarantine", {})
@@ -153,10 +171,7 @@ def _put(made: Path, place: Path) -> None:
 
 def write_gate(one: Learned, gate: dict[str, Any]) -> Learned:
     """Write down how a skill fared."""
-    path = one.folder / "gate.json"
-    made = path.with_suffix(".draft")
-    made.write_text(json.dumps(gate, indent=1) + "\n", encoding="utf-8")
-    made.replace(path)
+    write_atomically(one.folder / "gate.json", (json.dumps(gate, indent=1) + "\n").encode())
     return Learned(one.skill, one.state, gate)
 
 
@@ -174,8 +189,7 @@ def difference(name: str, old: int | None = None, new: int | None = None) -> str
     Raises:
         InputError: There are no such versions.
     """
-    versions = _root() / "versions" / name
-    there = sorted(int(p.name) for p in versions.iterdir() if p.name.isdigit()) if versions.is_dir() else []
+    there = _versions(name)
     if not there:
         raise InputError(f"no learned skill is called {name!r}; gems skills list shows them")
     new = there[-1] if new is None else new
@@ -184,5 +198,6 @@ def difference(name: str, old: int | None = None, new: int | None = None) -> str
         raise InputError(f"{name} has one version only")
     if missing := [v for v in (old, new) if v not in there]:
         raise InputError(f"{name} has no version {missing[0]}; it has: {', '.join(map(str, there))}")
-    a, b = ((versions / str(v) / "SKILL.md").read_text(encoding="utf-8").splitlines(True) for v in (old, new))
+    folder = _root() / "versions" / name
+    a, b = ((folder / str(v) / "SKILL.md").read_text(encoding="utf-8").splitlines(True) for v in (old, new))
     return "".join(difflib.unified_diff(a, b, f"{name} version {old}", f"{name} version {new}"))

@@ -18,11 +18,12 @@ from typing import Any, Final
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 
-from gems.evidence import ModelRecord, make_folder, run_record, write_atomically, write_evidence
+from gems.evidence import ModelRecord, make_folder, run_record, write_evidence
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import MAX_SEED, GemsContext
 from gems.graph.errors import GemsError, InputError
 from gems.graph.state import Attempt, GemsState, best_attempt
+from gems.memory.files import write_atomically
 from gems.memory.images import ImageStore
 from gems.memory.opening import database_of
 from gems.nodes.retry import is_backend_failure

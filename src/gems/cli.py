@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from contextlib import nullcontext
@@ -58,6 +57,7 @@ from gems.console import (
     make_context,
     memory_given,
     out,
+    print_json,
     skills_path,
     stoppable,
 )
@@ -381,7 +381,7 @@ def batch(
     summary = _batch_summary(rows, len(jobs))
     failed = [row for row in rows if row.get("error")]
     if as_json:
-        sys.stdout.write(json.dumps({**summary, "results": str(folder / "results.jsonl")}) + "\n")
+        print_json({**summary, "results": str(folder / "results.jsonl")})
     else:
         table = Table(show_header=False, box=None)
         for name, value in summary.items():
@@ -410,7 +410,7 @@ def replay(
     results = list(make_again(folder, record))
     if as_json:
         same = [{"file": r.file, "seed": r.seed, "record": r.same_as_record, "disk": r.same_as_file} for r in results]
-        sys.stdout.write(json.dumps(same) + "\n")
+        print_json(same)
     else:
         table = Table("image", "seed", "as recorded", "as on disk")
         for r in results:
@@ -451,7 +451,7 @@ def doctor(
         )
         checks = diagnose(settings)
     if as_json:
-        sys.stdout.write(json.dumps([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks]) + "\n")
+        print_json([{"name": c.name, "ok": c.ok, "detail": c.detail} for c in checks])
     else:
         table = Table(show_header=False, box=None)
         for check in checks:
@@ -500,7 +500,7 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
             "record": str(evidence.record),
             "report": str(evidence.report),
         }
-        sys.stdout.write(json.dumps({**record, "paths": paths}) + "\n")
+        print_json({**record, "paths": paths})
         return
     from gems.progress import MARKS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import os
 import signal
 import sqlite3
@@ -36,6 +37,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Row: TypeAlias = dict[str, Any]
 """One line of a batch's results.jsonl."""
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON on standard output, for scripts."""
+    sys.stdout.write(json.dumps(value) + "\n")
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from gems.models.fencing import fence
 from gems.nodes.calls import ask
 from gems.nodes.meter import Meter
 from gems.skills.evidence import Change, Lesson, is_held_out, lessons_of
-from gems.skills.format import RESERVED, UnusableError
+from gems.skills.format import RESERVED, UnusableError, slug
 from gems.skills.loader import load_skills
 from gems.skills.shelf import Learned, draft, learned
 
@@ -57,12 +58,12 @@ def new_lessons(runs: Sequence[tuple[str, Trajectory]], *, generator: str) -> li
     known: Counter[str] = Counter()
     for one in learned():
         if one.generator == generator:
-            known[one.kind] = max(known[one.kind], int(one.skill.metadata.get("gems-fixes", "0")))
+            known[one.kind] = max(known[one.kind], one.fixes)
     return [lesson for lesson in best.values() if len(lesson.fixes) >= _GROWN * known[lesson.kind]]
 
 
-def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext) -> Learned:
-    """Have a chat model put a lesson into words, and the result into quarantine.
+def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, among: int) -> Learned:
+    """Have a chat model put a lesson into words, and the result into quarantine, one of ``among`` for the gate.
 
     Raises:
         BackendError: The chat model cannot be reached.
@@ -78,6 +79,7 @@ def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext) -> L
         "gems-mllm": context.chat_model("planner"),
         "gems-learned": datetime.now(UTC).date().isoformat(),
         "gems-fixes": str(len(lesson.fixes)),
+        "gems-among": str(among),
         "gems-examples": "\n".join(change.wish[:200] for change in _spread(lesson)[:8]),
     }
     try:
@@ -105,12 +107,13 @@ def _case(change: Change) -> str:
 
 def _free_name(wanted: str, context: GemsContext, lesson: Lesson) -> str:
     """A name that no other skill has; a new version of a learned skill keeps its own."""
-    for one in learned():
+    shelved = learned()
+    for one in shelved:
         if (one.kind, one.generator) == (lesson.kind, context.generator):
             return one.skill.name
-    slug = "-".join("".join(c if c.isascii() and c.isalnum() else " " for c in wanted.lower()).split())[:50].strip("-")
-    taken = RESERVED | set(load_skills(context.skills_dir).skills) | {one.skill.name for one in learned()}
-    names = (slug or f"{lesson.kind}-wording", *(f"{slug or lesson.kind}-{n}" for n in range(2, 1000)))
+    base = slug(wanted[:50]) or f"{lesson.kind}-wording"
+    taken = RESERVED | set(load_skills(context.skills_dir).skills) | {one.skill.name for one in shelved}
+    names = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
     return next(name for name in names if name not in taken)
 
 

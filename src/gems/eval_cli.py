@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from gems.console import (
     guarded,
     make_context,
     out,
+    print_json,
     skills_path,
     stoppable,
 )
@@ -192,7 +192,7 @@ def _evaluate(
         err.print("stopped; run the same command again to go on")
         raise typer.Exit(INTERRUPTED)
     if as_json:
-        sys.stdout.write(json.dumps(report) + "\n")
+        print_json(report)
     else:
         _print(report)
     err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)

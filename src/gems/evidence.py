@@ -15,6 +15,7 @@ from gems import __version__
 from gems.graph.context import GemsContext
 from gems.graph.errors import InputError
 from gems.graph.state import Attempt, GemsState, Usage, best_attempt
+from gems.memory.files import write_atomically
 from gems.memory.images import ImageStore
 from gems.report import render_report
 
@@ -25,7 +26,6 @@ __all__ = [
     "load_record",
     "make_folder",
     "run_record",
-    "write_atomically",
     "write_evidence",
 ]
 
@@ -155,13 +155,3 @@ def load_record(where: Path) -> tuple[Path, dict[str, Any]]:
 
 def _file_name(attempt: Attempt) -> str:
     return f"round-{attempt.round}-{attempt.candidate}.png"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader and no crash ever meets half of it."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        aside.write_bytes(data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

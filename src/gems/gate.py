@@ -159,7 +159,7 @@ def judge_gate(kind: str, with_it: Sequence[Row], without: Sequence[Row], *, lev
     pairs = [(row, other.get(row["index"], row)) for row in with_it if "error" not in row]
     pairs = [(a, b) for a, b in pairs if "error" not in b]
     own = [(a, b) for a, b in pairs if kind in [r["kind"] for r in a["requirements"]]]
-    gain = [_right(a) - _right(b) for a, b in own]
+    gain = [float(_right(a) - _right(b)) for a, b in own]
     figures: dict[str, Any] = {
         "kind": kind,
         "wishes": len(own),
@@ -167,8 +167,7 @@ def judge_gate(kind: str, with_it: Sequence[Row], without: Sequence[Row], *, lev
         "used": sum(a is not b for a, b in pairs),
         "right_with": sum(_right(a) for a, _ in own),
         "right_without": sum(_right(b) for _, b in own),
-        "points": round(100 * sum(gain) / len(gain), 2) if gain else 0.0,
-        "interval": [round(100 * x, 2) for x in bootstrap_interval(gain, level=level)] if gain else [0.0, 0.0],
+        **_mean_of(gain, level),
         "level": round(level, 4),
         "won": sum(x > 0 for x in gain),
         "lost": sum(x < 0 for x in gain),
@@ -203,13 +202,16 @@ def _by_kind(pairs: Iterable[tuple[Row, Row]]) -> dict[str, Row]:
         here, there = _rates(a), _rates(b)
         for kind in here.keys() & there.keys():
             differences[kind].append(here[kind] - there[kind])
+    return {kind: {"n": len(found), **_mean_of(found)} for kind, found in sorted(differences.items())}
+
+
+def _mean_of(differences: Sequence[float], level: float = 0.95) -> dict[str, Any]:
+    """In percentage points, with its interval."""
+    if not differences:
+        return {"points": 0.0, "interval": [0.0, 0.0]}
     return {
-        kind: {
-            "n": len(found),
-            "points": round(100 * sum(found) / len(found), 2),
-            "interval": [round(100 * x, 2) for x in bootstrap_interval(found)],
-        }
-        for kind, found in sorted(differences.items())
+        "points": round(100 * sum(differences) / len(differences), 2),
+        "interval": [round(100 * x, 2) for x in bootstrap_interval(differences, level=level)],
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from contextlib import closing
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from gems.console import AsJson, Embedder, User, err, guarded, out
+from gems.console import AsJson, Embedder, User, err, guarded, out, print_json
 
 if TYPE_CHECKING:
     from gems.memory.care import Past
@@ -45,7 +44,7 @@ def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
 
     found = care.stats(_folder(folder))
     if as_json:
-        _json(asdict(found))
+        print_json(asdict(found))
         return
     index = f"on disk, {found.indexed} vectors" if found.indexed else "none needed: so few are compared one by one"
     about = Table(show_header=False, box=None)
@@ -93,7 +92,7 @@ def search(
     with closing(FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))) as store:
         found = recall(store, user, text, limit)
     if as_json:
-        _json([memory.model_dump(mode="json") for memory in found])
+        print_json([memory.model_dump(mode="json") for memory in found])
         return
     if not found:
         err.print("nothing near to it is remembered", highlight=False)
@@ -123,7 +122,7 @@ def show(
 
     past = care.find(_folder(folder), run_id)
     if as_json:
-        _json(_row(past))
+        print_json(_row(past))
         return
     told = past.trajectory
     about = Table(show_header=False, box=None)
@@ -247,7 +246,7 @@ def forget(
     done = care.forget(_folder(folder), wish, ImageStore() if images else None)
     counts = {"experiences": done.experiences, "images": done.images}
     if as_json:
-        _json({"forgotten": [past.id for past in done.runs], **counts, "overwritten": done.overwritten})
+        print_json({"forgotten": [past.id for past in done.runs], **counts, "overwritten": done.overwritten})
         return
     told = ", ".join(f"{name} {count}" for name, count in {"runs": len(done.runs), **counts}.items())
     out.print(f"forgotten: {told}", highlight=False)
@@ -297,7 +296,7 @@ def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
         if not as_json:
             out.print(f"[green]✓[/] {name}: {escape(detail)}" if right else f"[red]✗[/] {name}: {escape(detail)}")
     if as_json:
-        _json(checks)
+        print_json(checks)
     raise typer.Exit(0 if all(check["ok"] for check in checks) else 1)
 
 
@@ -320,10 +319,6 @@ def _folder(given: Path | None) -> Path:
 def _row(past: Past) -> dict[str, Any]:
     run = {"id": past.id, "user": past.user, "when": past.when.isoformat()}
     return run | past.trajectory.model_dump(mode="json")
-
-
-def _json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
 
 
 def _bar() -> Progress:

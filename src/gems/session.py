@@ -20,12 +20,13 @@ from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 
-from gems.evidence import ModelRecord, write_atomically
+from gems.evidence import ModelRecord
 from gems.graph.builder import GemsGraph
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.errors import BackendError, InputError
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.embedder import embedder_fingerprint, init_embedder
+from gems.memory.files import write_atomically
 from gems.memory.home import home
 from gems.memory.opening import database_pool, setting_up
 from gems.models.chat import init_mllm, model_fingerprint

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gems.console import (
+    INTERRUPTED,
     AsJson,
     ChatOption,
     Embedder,
@@ -30,12 +31,15 @@ from gems.console import (
     make_context,
     memory_given,
     out,
+    print_json,
     skills_path,
     stoppable,
 )
 
 if TYPE_CHECKING:
     from gems.gate import GateSettings
+    from gems.graph.context import GemsContext
+    from gems.skills.evidence import Lesson
     from gems.skills.format import Skill
     from gems.skills.shelf import Learned
 
@@ -65,7 +69,7 @@ def list_(*, skills_dir: SkillsDir = None, no_builtin_skills: NoBuiltinSkills = 
     library = load_skills(skills_path(skills_dir), builtin=not no_builtin_skills)
     shelved = [one for one in learned() if one.state != "promoted"]
     if as_json:
-        _json(
+        print_json(
             {
                 "skills": [_row(skill) for skill in library.skills.values()],
                 "learned": [_learned_row(one) for one in learned()],
@@ -97,7 +101,7 @@ def show(name: Name, *, skills_dir: SkillsDir = None, as_json: AsJson = False) -
     if skill is None:
         raise InputError(f"no skill is called {name!r}; gems skills list shows them")
     if as_json:
-        _json({**_row(skill), "body": skill.body, "learned": [_learned_row(one) for one in found]})
+        print_json({**_row(skill), "body": skill.body, "learned": [_learned_row(one) for one in found]})
         return
     about = Table(show_header=False, box=None)
     for label, value in {
@@ -143,7 +147,7 @@ def validate(
             except UnusableError as error:
                 rows.append({"folder": str(path), "usable": False, "reason": str(error), "odd": []})
     if as_json:
-        _json(rows)
+        print_json(rows)
     else:
         for row in rows:
             mark = "[green]✓[/]" if row["usable"] else "[red]✗[/]"
@@ -192,11 +196,10 @@ def learn(
     $GEMS_HOME, and quotes wishes that it was learned from.
     """
     from gems import drafting, gate
-    from gems.graph.errors import InputError, MalformedAnswerError
+    from gems.graph.errors import InputError
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import past_runs
     from gems.memory.opening import memory_place, open_store
-    from gems.models.chat import init_mllm
     from gems.skills import shelf
 
     settings = gate.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
@@ -217,37 +220,31 @@ def learn(
         raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")
     with shelf.locked(), stoppable() as control:
         lessons = drafting.new_lessons(runs, generator=generator)
-        waiting = [one for one in shelf.learned() if gate.waits(one, context)]
-        again = [one for one in shelf.learned() if gate.is_due(one, runs, context, settings)]
+        shelved = shelf.learned()
+        waiting = [one for one in shelved if gate.waits(one, context)]
+        again = [one for one in shelved if gate.is_due(one, runs, context, settings)]
         if not quiet:
             _announce(runs, lessons, waiting, again, settings)
         if dry_run:
             if as_json:
-                _json({"runs": len(runs), "lessons": [_lesson_row(lesson) for lesson in lessons]})
+                print_json({"runs": len(runs), "lessons": [_lesson_row(lesson) for lesson in lessons]})
             return
-        for lesson in lessons:
-            try:
-                one = drafting.draft_skill(lesson, init_mllm(mllm, context.chat_options), context)
-            except MalformedAnswerError as error:  # what the model can word, is worded
-                err.print(f"{lesson.kind}: not drafted; {escape(str(error))}", highlight=False)
-                continue
-            if not quiet:
-                err.print(f"drafted {one.skill.name}, version {one.version}", highlight=False)
-            waiting = [w for w in waiting if w.skill.name != one.skill.name] + [one]
+        drafted = _draft(lessons, context, among=len(lessons) + len(waiting), quiet=quiet)
+        fresh = {one.skill.name for one in drafted}
+        waiting = [*(one for one in waiting if one.skill.name not in fresh), *drafted]
         done: list[Learned] = []
-        level = 1 - 0.05 / max(1, len(waiting))
         for one in [*waiting, *again]:
             wishes = gate.held_out_wishes(runs, one.kind, prompts, but=one.gate)
             ran = gate.trial(one, wishes, context, settings, control, partial(_bar, quiet=quiet))
             if ran is None:
                 err.print("stopped; the same command goes on", highlight=False)
-                raise typer.Exit(130)
-            figures = gate.judge_gate(one.kind, *ran, level=level if one in waiting else 0.95)
+                raise typer.Exit(INTERRUPTED)
+            figures = gate.judge_gate(one.kind, *ran, level=1 - 0.05 / one.among if one in waiting else 0.95)
             done.append(gate.settle(one, figures, wishes, settings, promote=not no_promote))
             if not quiet:
                 err.print(f"{one.skill.name}: {done[-1].state}; {_fared(done[-1])}", highlight=False)
     if as_json:
-        _json({"runs": len(runs), "learned": [_learned_row(one) for one in done]})
+        print_json({"runs": len(runs), "learned": [_learned_row(one) for one in done]})
     elif not done:
         out.print("nothing new to learn", highlight=False)
     else:
@@ -255,6 +252,26 @@ def learn(
         for one in done:
             table.add_row(one.skill.name, str(one.version), one.state, escape(_fared(one)))
         out.print(table)
+
+
+def _draft(lessons: Sequence[Lesson], context: GemsContext, *, among: int, quiet: bool) -> list[Learned]:
+    """Drafts of the lessons that the chat model can word, and a line about each."""
+    from gems import drafting
+    from gems.graph.errors import MalformedAnswerError
+    from gems.models.chat import init_mllm
+
+    drafted: list[Learned] = []
+    for lesson in lessons:
+        try:
+            model = init_mllm(context.mllm, context.chat_options)
+            drafted.append(drafting.draft_skill(lesson, model, context, among=among))
+        except MalformedAnswerError as error:
+            err.print(f"{lesson.kind}: not drafted; {escape(str(error))}", highlight=False)
+            continue
+        if not quiet:
+            one = drafted[-1]
+            err.print(f"drafted {one.skill.name}, version {one.version}", highlight=False)
+    return drafted
 
 
 @app.command()
@@ -375,7 +392,3 @@ def _tell(problems: tuple[str, ...], notices: tuple[str, ...]) -> None:
         err.print(f"[red]✗[/] {escape(problem)}", highlight=False)
     for notice in notices:
         err.print(f"[yellow]![/] {escape(notice)}", highlight=False)
-
-
-def _json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")

@@ -59,20 +59,20 @@ def cost(skills: list[Skill]) -> int:
 
 def test_a_few_are_offered_whole_and_nothing_is_embedded() -> None:
     skills = many(MOST_OFFERED)
-    assert offer(skills, "a harbour", Untouched()) == skills
-    assert offer([], "a harbour", Untouched()) == []
+    assert offer(skills, "a harbour", Untouched) == skills
+    assert offer([], "a harbour", Untouched) == []
 
 
 def test_of_five_hundred_the_nearest_are_offered_in_their_order() -> None:
     hidden = skill("counting-things", "Use when the wish asks for a number.", "four birds on a wire", "a pair of mugs")
     skills = [*many(250), hidden, *many(500)[250:]]
-    few = offer(skills[:20], "three gulls on a fence", init_embedder())
-    offered = offer(skills, "three gulls on a fence", init_embedder())
+    few = offer(skills[:20], "three gulls on a fence", init_embedder)
+    offered = offer(skills, "three gulls on a fence", init_embedder)
     assert hidden in offered, "one of its examples is near to the wish"
     assert len(offered) == len(few) == MOST_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
     assert [s.name for s in offered] == [s.name for s in skills if s in offered]
-    assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder())]
+    assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder)]
 
 
 def test_among_five_hundred_the_right_skill_is_found() -> None:
@@ -85,7 +85,7 @@ def test_among_five_hundred_the_right_skill_is_found() -> None:
 
 def test_long_descriptions_cost_places_never_room() -> None:
     skills = [skill(f"s{i}", "Use when " + "word " * 200) for i in range(40)]
-    offered = offer(skills, "a word", Counting())
+    offered = offer(skills, "a word", Counting)
     assert 0 < len(offered) < MOST_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
 
@@ -94,23 +94,25 @@ def test_what_a_skill_is_not_for_does_not_attract() -> None:
     wrong = skill("wide-views", "Use when the wish is a landscape. Not when it shows a portrait of a person.")
     right = skill("faces", "Use when the wish is a portrait of a person. Not when it is a landscape.")
     fillers = [skill(f"f{i}", f"Use when the wish is about tax form {i}.") for i in range(MOST_OFFERED)]
-    found = offer([wrong, *fillers, right], "the portrait of a person", init_embedder())
+    found = offer([wrong, *fillers, right], "the portrait of a person", init_embedder)
     assert right in found
 
 
 def test_vectors_are_kept_on_disk_for_the_next_process(own_home: Path) -> None:
     skills = many(40)
     first = Counting()
-    offer(skills, "a harbour", first)
+    offer(skills, "a harbour", lambda: first)
     assert first.documents == 40
     [kept] = (own_home / "cache").glob("skills-*.npy")
     second = Counting()
-    offer(skills, "a harbour", second)
+    offer(skills, "a harbour", lambda: second)
     assert second.documents == 0
-    offer(skills, "a harbour", other := Counting("another embedder"))
+    other = Counting("another embedder")
+    offer(skills, "a harbour", lambda: other)
     assert other.documents == 40
     kept.write_bytes(kept.read_bytes()[:100])
-    offer(skills, "a harbour", third := Counting())
+    third = Counting()
+    offer(skills, "a harbour", lambda: third)
     assert third.documents == 40, "a torn file is made again"
     assert len(np.load(kept)) == 40
 
@@ -118,4 +120,4 @@ def test_vectors_are_kept_on_disk_for_the_next_process(own_home: Path) -> None:
 def test_a_home_that_cannot_be_written_to_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("GEMS_HOME", str(tmp_path / "file"))
-    assert offer(many(40), "a harbour", Counting())
+    assert offer(many(40), "a harbour", Counting)
