@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
@@ -13,7 +13,14 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
 from gems.graph.context import GemsContext
-from gems.graph.routing import after_generator, after_intake, after_planner, after_refiner, after_verifier
+from gems.graph.routing import (
+    after_generator,
+    after_intake,
+    after_planner,
+    after_refiner,
+    after_review,
+    after_verifier,
+)
 from gems.graph.state import GemsInput, GemsOutput, GemsState
 from gems.memory.images import ImageStore
 from gems.models.generators import ImageGenerator
@@ -26,10 +33,26 @@ from gems.nodes.refiner import make_refiner, without_refinement
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retrieve_memory import make_retrieve_memory, without_memory
 from gems.nodes.retry import RETRY
+from gems.nodes.review import make_review
 from gems.nodes.store_memory import make_store_memory, unremembered
 from gems.nodes.verifier import make_verifier, without_verdicts
 
 __all__ = ["GemsGraph", "build_graph"]
+
+PURPOSES: Final = {
+    "intake": "Checks the prompt and starts a run.",
+    "retrieve_memory": "Finds past runs that bear on this prompt.",
+    "planner": "Reads the skills that fit, and writes the first prompt.",
+    "skills": "Gives the planner the texts of the skills that it asked for.",
+    "decomposer": "Turns the user's words into yes/no requirements.",
+    "generator": "Draws the round's images from noise.",
+    "editor": "Changes what is wrong in the best image.",
+    "verifier": "Looks at each image and answers every requirement.",
+    "review": "Asks a person.",
+    "refiner": "Says what was learned, and what to try next.",
+    "store_memory": "Remembers the run, and ends it.",
+}
+"""What each node is for, as its metadata tell."""
 
 GemsGraph: TypeAlias = CompiledStateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 
@@ -43,6 +66,8 @@ def build_graph(
     embedder: Embeddings | None = None,
     images: ImageStore | None = None,
     inspectors: Sequence[Inspector] = (),
+    settings: Mapping[str, Any] | GemsContext | None = None,
+    thumbnails: int = 0,
     retry: RetryPolicy = RETRY,
 ) -> GemsGraph:
     """Build the agent graph.
@@ -58,10 +83,16 @@ def build_graph(
         embedder: Embeds prompts for the memory that is opened when no store is given.
         images: Where the images are kept.
         inspectors: Tools of your own that help the verifier: a detector for counts, a scorer of looks.
+        settings: Fields of ``GemsContext`` that hold for this graph, whatever the run's context says: so two of them in
+            one parent can differ.
+        thumbnails: Pixels of the small pictures of attempts that are put into ``messages``; 0 for none.
         retry: How often, and after which errors, a node that calls a model is tried again.
 
     Returns:
         A compiled graph: ``GemsInput`` in, ``GemsOutput`` out, ``GemsContext`` as context.
+
+    Raises:
+        InputError: A setting is not known, or out of its bounds.
     """
     resources = Resources(
         mllm=mllm,
@@ -70,23 +101,30 @@ def build_graph(
         store=store,
         image_store=images,
         own_inspectors=tuple(inspectors),
+        settings=GemsContext.exactly(settings) if isinstance(settings, Mapping) else settings,
+        thumbnails=thumbnails,
     )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
 
     # LangGraph's type hints know nothing of the error that a handler is given, hence Any.
     def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
-        graph.add_node(name, node, defer=defer, retry_policy=retry, error_handler=handler)
+        about = {"description": PURPOSES[name]}
+        graph.add_node(name, node, defer=defer, metadata=about, retry_policy=retry, error_handler=handler)
 
-    graph.add_node("intake", make_intake(resources))
+    def add(name: str, node: Node) -> None:
+        graph.add_node(name, node, metadata={"description": PURPOSES[name]})
+
+    add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
     add_with_handler("planner", make_planner(resources), without_plan)
-    graph.add_node("skills", make_skills(resources))
+    add("skills", make_skills(resources))
     add_with_handler("decomposer", make_decomposer(resources), without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
     add_with_handler("generator", make_generator(resources), without_image, defer=True)
     # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that are not there.
     add_with_handler("editor", make_editor(resources), without_image, defer=True)
     add_with_handler("verifier", make_verifier(resources), without_verdicts)
+    add("review", make_review(resources))
     add_with_handler("refiner", make_refiner(resources), without_refinement)
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
 
@@ -98,6 +136,7 @@ def build_graph(
     graph.add_edge("decomposer", "generator")
     graph.add_conditional_edges("generator", after_generator)
     graph.add_conditional_edges("verifier", after_verifier)
+    graph.add_conditional_edges("review", after_review)
     graph.add_conditional_edges("refiner", after_refiner)
     graph.add_conditional_edges("editor", after_generator)
     graph.add_edge("store_memory", END)

@@ -116,6 +116,11 @@ class GemsContext(BaseModel):
         description="Stop as stalled after this many rounds in a row that brought no better image.",
     )
     budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
+    review: Literal["never", "end", "rounds"] = Field(
+        default="never",
+        title="Review",
+        description="When a person is asked: before the run ends, or after every round. Needs a checkpointer.",
+    )
     plan: bool = Field(
         default=True,
         title="Plan",
@@ -205,11 +210,29 @@ class GemsContext(BaseModel):
         return name or self.mllm
 
     @classmethod
+    def exactly(cls, settings: Mapping[str, Any]) -> GemsContext:
+        """The settings in a mapping that holds nothing besides.
+
+        Raises:
+            InputError: A name is not known, a value is of the wrong type or out of its bounds.
+        """
+        try:
+            context = cls.model_validate(dict(settings))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"the setting {where}: {first['msg']}" if where else first["msg"]) from None
+        if strange := sorted(set(settings) - set(cls.model_fields)):
+            raise InputError(f"there is no setting {strange[0]!r}; there are {', '.join(cls.model_fields)}")
+        return context
+
+    @classmethod
     def resolve(cls, context: object) -> GemsContext:
         """The settings in whatever a parent graph or a server handed over.
 
         ``None`` gives the defaults; a mapping or an object of another class gives the fields that it has in common
-        with this one, so that a parent's own context object can carry ours.
+        with this one, so that a parent's own context object can carry ours. Where names collide, a parent puts ours
+        under ``gems``, and nothing else is looked at.
 
         Raises:
             InputError: A value is of the wrong type or out of its bounds.
@@ -219,6 +242,8 @@ class GemsContext(BaseModel):
         if context is None:
             return cls()
         values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
+        if "gems" in values:
+            return cls.resolve(values["gems"])
         place = values.get("memory_url")
         if isinstance(place, str) and without_password(place) != place:
             # As it came, LangGraph and its server write it into checkpoints and traces.

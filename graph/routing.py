@@ -10,7 +10,17 @@ from langchain_core.messages import AIMessage
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Outcome, Usage, best_attempt
 
-__all__ = ["after_generator", "after_intake", "after_planner", "after_refiner", "after_verifier", "outcome_of"]
+__all__ = [
+    "after_generator",
+    "after_intake",
+    "after_planner",
+    "after_refiner",
+    "after_review",
+    "after_verifier",
+    "asks_person",
+    "limit_of",
+    "outcome_of",
+]
 
 
 def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
@@ -21,19 +31,22 @@ def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) 
     last = attempts[-1]
     if best.flawless:
         return "solved"
-    ended = _end_of(best, last, usage, context)
-    return "solved" if ended and best.passed else ended
+    ended = limit_of(last, usage, context) or ("stalled" if last.round - best.round >= context.patience else None)
+    return "solved" if ended and best.passed and best.judged != "rejected" else ended
 
 
-def _end_of(best: Attempt, last: Attempt, usage: Usage, context: GemsContext) -> Outcome | None:
+def asks_person(context: GemsContext, outcome: Outcome | None) -> bool:
+    """Whether a person is to see what was just verified; a failed run shows what went wrong, and ends."""
+    return outcome != "failed" and (context.review == "rounds" or (context.review == "end" and outcome is not None))
+
+
+def limit_of(last: Attempt, usage: Usage, context: GemsContext) -> Outcome | None:
     """Why there cannot be another round, or None if there can."""
     if last.round >= context.max_rounds:
         return "rounds"
     # Another round costs one refinement, one image and one verification: do not begin what cannot be finished.
     if not last.verified or context.budget.exhausted(usage, chat_calls=2, images=1):
         return "budget"
-    if last.round - best.round >= context.patience:
-        return "stalled"
     return None
 
 
@@ -61,6 +74,18 @@ def after_refiner(state: GemsState) -> Literal["generator", "editor"]:
     return "editor" if state["strategy"] == "edit" else "generator"
 
 
-def after_verifier(state: GemsState) -> Literal["refiner", "store_memory"]:
-    """Round again, or remember and end."""
+def after_verifier(state: GemsState) -> Literal["review", "refiner", "store_memory"]:
+    """To the person who wants to see; else round again, or remember and end."""
+    if state.get("in_review"):
+        return "review"
     return "store_memory" if state.get("outcome") else "refiner"
+
+
+def after_review(state: GemsState) -> Literal["generator", "verifier", "refiner", "store_memory"]:
+    """Where the person's answer sends the run."""
+    review = state.get("review")
+    if state.get("outcome") or review is None:
+        return "store_memory"
+    if review.action == "edit_prompt":
+        return "generator"
+    return "verifier" if review.action == "edit_requirements" else "refiner"

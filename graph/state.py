@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from langchain_core.messages import BaseMessage
 from langgraph.graph.message import add_messages
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
 from typing_extensions import TypedDict
 
 __all__ = [
     "Answer",
+    "AskedFor",
     "Attempt",
     "Budget",
     "Failure",
@@ -29,6 +30,7 @@ __all__ = [
     "Memory",
     "Outcome",
     "Requirement",
+    "Review",
     "Strategy",
     "Usage",
     "Verdict",
@@ -42,15 +44,16 @@ Kind = Literal["object", "count", "attribute", "position", "verb", "text", "styl
 
 Answer = Literal["yes", "no", "unsure"]
 
-Outcome = Literal["solved", "rounds", "budget", "stalled", "cancelled", "failed"]
-"""Why a run ended. ``solved``: every requirement passed. ``rounds``, ``budget``, ``stalled``: the best effort within
-the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after its retries. Every one of them
-returns the best image made so far."""
+Outcome = Literal["solved", "accepted", "rounds", "budget", "stalled", "cancelled", "failed"]
+"""Why a run ended. ``solved``: every requirement passed. ``accepted``: a person took it. ``rounds``, ``budget``,
+``stalled``: the best effort within the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after
+its retries. Every one of them returns the best image made so far."""
 
-Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "reuse"]
+Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "person", "reuse"]
 """Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner changed the wording of the best
 attempt. ``reseed``: the same prompt again, other noise. ``edit``: the best attempt's image, changed where it is wrong.
-``restart``: the refiner started from the user's words. ``reuse``: an earlier run's image, which solved just this."""
+``restart``: the refiner started from the user's words. ``person``: a person wrote it. ``reuse``: an earlier run's
+image, which solved just this."""
 
 
 class _Frozen(BaseModel):
@@ -103,6 +106,7 @@ class Attempt(_Frozen):
     verdicts: tuple[Verdict, ...] = Field(default=(), description="On what the user asked for.")
     checks: tuple[Verdict, ...] = Field(default=(), description="On what skills ask for besides.")
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
+    judged: Literal["", "accepted", "rejected"] = Field(default="", description="What a person said, if one was asked.")
     experience: str = Field(default="", description="What the refiner learned from this attempt, at most 100 words.")
 
     @property
@@ -122,8 +126,11 @@ class Attempt(_Frozen):
 
     @property
     def flawless(self) -> bool:
-        """Whether, besides, no skill's check was answered no: one that nobody can answer holds nothing up."""
-        return self.passed and all(v.answer != "no" for v in self.checks)
+        """Whether, besides, no skill's check was answered no, and no person said no.
+
+        A check that nobody can answer holds nothing up.
+        """
+        return self.passed and self.judged != "rejected" and all(v.answer != "no" for v in self.checks)
 
 
 class Failure(_Frozen):
@@ -208,9 +215,55 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> float:
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     """The attempt to return: one that passed if there is one, then the highest score, then the earliest.
 
-    What skills check decides among those that passed, and nothing else.
+    A person's word comes before that. What skills check decides among those that passed, and nothing else.
     """
-    return max(attempts, key=lambda a: (a.passed, a.flawless, a.score, -a.round, -a.candidate), default=None)
+    said = {"accepted": 1, "": 0, "rejected": -1}
+    return max(
+        attempts,
+        key=lambda a: (said[a.judged], a.passed, a.flawless, a.score, -a.round, -a.candidate),
+        default=None,
+    )
+
+
+class AskedFor(_Frozen):
+    """A requirement as a person words it."""
+
+    question: str = Field(
+        min_length=3, max_length=300, description="A yes/no question about the image; yes means that it is met."
+    )
+    kind: Kind = "other"
+
+
+class Review(_Frozen):
+    """A person's answer to an image."""
+
+    action: Literal["accept", "reject", "edit_prompt", "edit_requirements", "stop"] = Field(
+        title="Action",
+        description="accept: this is it. reject: the refiner tries again. edit_prompt: draw this prompt next. "
+        "edit_requirements: check against these. stop: keep the best so far.",
+    )
+    comment: str = Field(default="", max_length=1000, title="Comment", description="reject: what is wrong, in words.")
+    prompt: str = Field(
+        default="", max_length=4000, title="Prompt", description="edit_prompt: the next generation prompt."
+    )
+    requirements: tuple[AskedFor, ...] = Field(
+        default=(), max_length=100, title="Requirements", description="edit_requirements: all of them, new and old."
+    )
+    image: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        title="Image",
+        description="accept: the SHA-256 of the image that is taken. Empty: the one that was shown.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """What an action needs is there."""
+        if self.action == "edit_prompt" and not self.prompt.strip():
+            raise ValueError("edit_prompt needs a prompt")
+        if self.action == "edit_requirements" and not self.requirements:
+            raise ValueError("edit_requirements needs requirements")
+        return self
 
 
 class GemsInput(TypedDict):
@@ -244,7 +297,7 @@ class GemsOutput(TypedDict, total=False):
 class GemsState(GemsOutput, total=False):
     """Everything a run knows; also what a node returns: the keys that it changes.
 
-    Only ``planning``, ``usage`` and ``errors`` have reducers: they gather what several nodes contribute.
+    Only ``planning``, ``messages``, ``usage`` and ``errors`` have reducers: they gather what several nodes contribute.
     """
 
     prompt: str
@@ -265,6 +318,12 @@ class GemsState(GemsOutput, total=False):
     """Drafts that the image model's provider refused to draw, in order."""
     strategy: Strategy
     """Where ``draft`` comes from."""
+    in_review: bool
+    """Whether a person is asked about what was just verified."""
+    review: Review | None
+    """What a person last said, until it is done."""
+    messages: Annotated[list[BaseMessage], add_messages]
+    """For people who watch: the prompt, and a small picture of each attempt, where thumbnails are on."""
     usage: Annotated[Usage, operator.add]
     errors: Annotated[list[str], operator.add]
 

@@ -6,7 +6,7 @@ import base64
 import io
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -107,15 +107,15 @@ def in_our_words(error: Exception) -> Exception:
     return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
 
 
-def image_block(png: bytes, longest: int) -> dict[str, Any]:
+def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
     """A PNG as LangChain's provider-neutral image content block, its longer side no longer than so many pixels."""
     with Image.open(io.BytesIO(png)) as image:
-        if max(image.size) > longest:
+        if max(image.size) > longest or form != "png":
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
             smaller = io.BytesIO()
-            image.save(smaller, "PNG")
+            image.save(smaller, form)
             png = smaller.getvalue()
-    return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": "image/png"}
+    return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": f"image/{form}"}
 
 
 REPAIR = """\

@@ -41,7 +41,7 @@ def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context = resources.context(runtime)
         messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
             answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form

@@ -53,7 +53,7 @@ def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.
 def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext], base: Attempt | None) -> GemsState:
     if state.get("outcome"):  # a branch before this one gave up
         return GemsState()
-    watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+    watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
     edit = edit_of(base, all_asked(state), resources.images(context).open(base.image)) if base else None

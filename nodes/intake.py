@@ -6,7 +6,7 @@ import random
 import unicodedata
 import uuid
 
-from langchain_core.messages import RemoveMessage
+from langchain_core.messages import HumanMessage, RemoveMessage
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
@@ -30,12 +30,14 @@ def make_intake(resources: Resources) -> Node:
     """
 
     def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context = resources.context(runtime)
         prompt = check_prompt(state.get("prompt"))
         run_id = uuid.uuid4().hex[:12]
         seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
         runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
         begun = _empty(prompt, run_id, seed)
+        if resources.thumbnails:
+            begun["messages"] = [*begun["messages"], HumanMessage(prompt)]
         return begun | solved_before(resources, context, runtime, prompt) if context.reuse else begun
 
     return intake
@@ -54,6 +56,9 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         draft="",
         refused=[],
         strategy="plan",
+        in_review=False,
+        review=None,
+        messages=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
         attempts=[],
         image=None,
         score=0.0,

@@ -42,7 +42,7 @@ def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context, wish = GemsContext.resolve(runtime.context), state["prompt"]
+        context, wish = resources.context(runtime), state["prompt"]
         with metered(state, "planner", context) as meter:
             # The decomposer spends a call at the same time and cannot do without: keep one for it.
             if not context.plan or meter.exhausted(chat_calls=2):
@@ -71,7 +71,7 @@ def make_skills(resources: Resources) -> Any:
     """The node that runs the skills the planner asked for, through LangGraph's ToolNode."""
 
     def skills(state: GemsState, config: RunnableConfig, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context = resources.context(runtime)
         library, planning = resources.skills(context).skills, state["planning"]
         read = [library[name] for name in state["skills"] if name in library]
         called = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []

@@ -82,7 +82,7 @@ def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
     def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context = resources.context(runtime)
         attempts = state["attempts"]
         best = best_attempt(attempts)
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
@@ -118,6 +118,7 @@ def make_refiner(resources: Resources) -> Node:
             attempts=[a.model_copy(update={"experience": experience}) if a == latest else a for a in attempts],
             draft=draft,
             strategy=strategy,
+            review=None,
             usage=meter.usage,
         )
 
@@ -152,6 +153,8 @@ def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
         parts.append(fence(tag, _detail(attempt, requirements)))
     if state["refused"]:
         parts.append(f"{REFUSED}\n{fence('refused', chr(10).join(state['refused']))}")
+    if (review := state.get("review")) and review.comment:
+        parts.append(f"{COMMENT}\n{fence('comment', review.comment)}")
     if state["memories"]:
         parts.append(tell(state["memories"]))
     return "\n\n".join(parts)
@@ -183,6 +186,8 @@ def _questions(label: str, ids: Sequence[str], requirements: dict[str, Requireme
 REFUSED = (
     "The image model's provider will not draw these prompts. Say what the user wants in words that it will accept."
 )
+
+COMMENT = "A person has seen the latest image and says what is wrong with it. Mend that first."
 
 EDIT = """
 - edit: most of the best image is right; only what failed is drawn anew. Describe the whole image as it should be;"""

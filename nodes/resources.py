@@ -46,6 +46,17 @@ class Resources:
     store: BaseStore | None = None
     image_store: ImageStore | None = None
     own_inspectors: tuple[Inspector, ...] = ()
+    settings: GemsContext | None = None
+    """What holds whatever the run's context says."""
+    thumbnails: int = 0
+
+    def context(self, runtime: Runtime[GemsContext]) -> GemsContext:
+        """The run's settings."""
+        context = GemsContext.resolve(runtime.context)
+        if self.settings is None:
+            return context
+        fixed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
+        return context.model_copy(update=fixed)
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role."""

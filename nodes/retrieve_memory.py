@@ -20,7 +20,7 @@ def make_retrieve_memory(resources: Resources) -> Node:
     """The node that fills ``memories``."""
 
     def retrieve_memory(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        watch, context = Stopwatch(), resources.context(runtime)
         store, memories = resources.memory(context, runtime), []
         if store is not None and context.memories:
             generator = resources.generator(context).name

@@ -27,7 +27,7 @@ def make_store_memory(resources: Resources) -> Node:
     """The node that every exit goes through."""
 
     def store_memory(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        watch, context = Stopwatch(), GemsContext.resolve(runtime.context)
+        watch, context = Stopwatch(), resources.context(runtime)
         runtime.stream_writer({"event": "outcome", "outcome": state["outcome"]})
         best = best_attempt(state["attempts"])
         store = resources.memory(context, runtime)

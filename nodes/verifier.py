@@ -8,14 +8,14 @@ from dataclasses import replace
 from typing import Final
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from gems.graph.context import GemsContext
-from gems.graph.routing import outcome_of
+from gems.graph.routing import asks_person, outcome_of
 from gems.graph.state import (
     Answer,
     Attempt,
@@ -58,7 +58,7 @@ def make_verifier(resources: Resources) -> Node:
     """The node that verifies the round's attempts, and says whether the run ends here."""
 
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = GemsContext.resolve(runtime.context)
+        context = resources.context(runtime)
         model, requirements = resources.chat(context, "verifier"), state["requirements"]
         checks = _unasked(state.get("checks") or [], requirements)
         asked = [*requirements, *checks]
@@ -88,17 +88,55 @@ def make_verifier(resources: Resources) -> Node:
                 attempts[i] = _verified(attempt, verdicts, len(requirements), runtime)
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
+        if errors and outcome != "solved":
+            outcome = "failed"
         return GemsState(
             attempts=attempts,
             checks=checks,
+            in_review=asks_person(context, outcome),
+            messages=_pictures(resources, context, asked, state["attempts"], attempts),
             image=best.image if best else None,
             score=best.score if best else 0.0,
-            outcome="failed" if errors and outcome != "solved" else outcome,
+            outcome=outcome,
             errors=[*errors, *dict.fromkeys(notes)],
             usage=meter.usage,
         )
 
     return verifier
+
+
+def _pictures(
+    resources: Resources,
+    context: GemsContext,
+    asked: Sequence[Requirement],
+    before: Sequence[Attempt],
+    now: Sequence[Attempt],
+) -> list[BaseMessage]:
+    """A small picture of each attempt that was just looked at, and what was seen."""
+    if not resources.thumbnails:
+        return []
+    images = resources.images(context)
+    return [
+        AIMessage(
+            [
+                {"type": "text", "text": _in_words(attempt, asked)},
+                image_block(images.read(attempt.image), resources.thumbnails, "webp"),
+            ],
+            id=f"{attempt.round}.{attempt.candidate}-{attempt.image.sha256[:12]}",
+        )
+        for old, attempt in zip(before, now, strict=True)
+        if attempt.verified and not old.verified
+    ]
+
+
+def _in_words(attempt: Attempt, asked: Sequence[Requirement]) -> str:
+    questions = {r.id: r.question for r in asked}
+    lines = [
+        f"{v.answer}: {questions[v.requirement_id]} {v.reason}".rstrip() for v in attempt.answers if v.answer != "yes"
+    ]
+    passed = len(attempt.answers) - len(lines)
+    first = f"Round {attempt.round}: {passed} of {len(attempt.answers)} passed, score {attempt.score:.2f}"
+    return "\n".join([first, *lines, f"Drawn from: {attempt.prompt}", f"/artifacts/{attempt.image.sha256}.png"])
 
 
 def _unasked(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:

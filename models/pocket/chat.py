@@ -267,7 +267,7 @@ def _refine(tags: _Tags) -> dict[str, Any]:
     tries = len(tags["history"].splitlines())
     elements = set(_REWRITES[(tries - 1) % len(_REWRITES)])
     failed = _FIX.findall(tags["best_attempt"])
-    kinds = list(dict.fromkeys(kind for kind, _ in failed))
+    kinds = list(dict.fromkeys(kind for kind, _ in failed)) or ["nothing that I can see"]
     so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
     named = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
     return {

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gems.graph.builder import build_graph
+    from gems.graph.builder import GemsGraph, build_graph
     from gems.graph.context import GemsContext
     from gems.graph.errors import BackendError, GemsError, InputError
     from gems.graph.state import (
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
         GemsState,
         ImageRef,
         Requirement,
+        Review,
         Usage,
         Verdict,
     )
+    from gems.graph.tool import as_tool
     from gems.memory.images import ImageStore
     from gems.memory.store import FaissStore
     from gems.models.chat import init_mllm
@@ -39,6 +41,7 @@ __all__ = [
     "FaissStore",
     "GemsContext",
     "GemsError",
+    "GemsGraph",
     "GemsInput",
     "GemsOutput",
     "GemsState",
@@ -46,16 +49,18 @@ __all__ = [
     "ImageStore",
     "InputError",
     "Requirement",
+    "Review",
     "Usage",
     "Verdict",
     "__version__",
+    "as_tool",
     "build_graph",
     "init_image_generator",
     "init_mllm",
 ]
 
 _HOMES = {
-    "gems.graph.builder": ("build_graph",),
+    "gems.graph.builder": ("GemsGraph", "build_graph"),
     "gems.graph.context": ("GemsContext",),
     "gems.graph.errors": ("BackendError", "GemsError", "InputError"),
     "gems.graph.state": (
@@ -66,9 +71,11 @@ _HOMES = {
         "GemsState",
         "ImageRef",
         "Requirement",
+        "Review",
         "Usage",
         "Verdict",
     ),
+    "gems.graph.tool": ("as_tool",),
     "gems.memory.images": ("ImageStore",),
     "gems.memory.store": ("FaissStore",),
     "gems.models.chat": ("init_mllm",),

@@ -274,7 +274,9 @@ def generate(
     if record["outcome"] == "cancelled":
         err.print(f"stopped; go on with: gems generate --resume {thread.id}", highlight=False, soft_wrap=True)
     raise typer.Exit(
-        {"solved": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}.get(record["outcome"], BEST_EFFORT)
+        {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}.get(
+            record["outcome"], BEST_EFFORT
+        )
     )
 
 
@@ -480,6 +482,7 @@ def graph(
 
 ENDINGS = {
     "solved": "solved",
+    "accepted": "accepted",
     "rounds": "not solved: rounds used up",
     "budget": "not solved: budget used up",
     "stalled": "not solved: no progress",
@@ -522,7 +525,7 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
             table.add_row(cells[0], question, requirement["kind"], cells[1], cells[2])
         out.print(table)
     usage = record["usage"]
-    style = "green" if record["outcome"] == "solved" else "yellow"
+    style = "green" if record["outcome"] in ("solved", "accepted") else "yellow"
     rounds = record["attempts"][-1]["round"] if best else 0
     out.print(
         f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
