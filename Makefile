@@ -6,10 +6,10 @@ PROMPT ?= three blue cars to the left of a striped elephant
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-FOLDERS := graph nodes skills memory models evals src
+FOLDERS := graph nodes skills memory models serve evals examples src
 SOURCES := $(FOLDERS) tests
 # A strict editable install links file by file (type checkers need that), so a new file asks for a new install.
-FILES := $(shell find $(FOLDERS) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' | sort)
+FILES := $(shell find $(FOLDERS) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' -o -path '*/page/*' | sort)
 LISTING := $(VENV)/.files
 
 .PHONY: demo test lint format setup clean FORCE
@@ -20,7 +20,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt $(LISTING)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		--config-settings editable_mode=strict --editable ".[dev,studio]"
+		--config-settings editable_mode=strict --editable ".[dev,serve,studio]"
 	touch $@
 
 # Changes only when a file comes or goes.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -19,6 +21,8 @@ from gems.memory.home import home
 from gems.models.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "read_metadata"]
+
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 _COMPRESSION = {"compress_level": 1, "compress_type": 3}
 """zlib's fastest level with run-length matching: on drawn scenes a third faster than the defaults, and as small."""
@@ -84,6 +88,15 @@ class ImageStore:
         if hashlib.sha256(data).hexdigest() != ref.sha256:
             raise BackendError(f"the image {ref.uri} is damaged: its hash is not its name", retryable=False)
         return data
+
+    def find(self, sha256: str) -> ImageRef | None:
+        """The image of that hash, if it is in this store."""
+        path = f"{self._root}/{sha256[:2]}/{sha256}.png"
+        if not _HASH.fullmatch(sha256) or not self._fs.exists(path):
+            return None
+        with self._fs.open(path) as file, Image.open(file) as image:
+            width, height = image.size
+        return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=sha256, width=width, height=height)
 
     def remove(self, ref: ImageRef) -> bool:
         """Remove an image, if it lies in this store; tells whether it did."""

@@ -63,6 +63,7 @@ from gems.console import (
 )
 from gems.eval_cli import app as eval_app
 from gems.memory_cli import app as memory_app
+from gems.serve_cli import new_key, serve
 from gems.skills_cli import app as skills_app
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed."""
 app.add_typer(eval_app, name="eval")
 app.add_typer(memory_app, name="memory")
 app.add_typer(skills_app, name="skills")
+app.command()(serve)
+app.command("new-key")(new_key)
 
 # --- commands -------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
+from langgraph.types import Command
 
 from gems.evidence import ModelRecord
 from gems.graph.builder import GemsGraph
@@ -44,6 +45,7 @@ __all__ = [
     "model_records",
     "new_thread_id",
     "open_checkpoints",
+    "pending_review",
     "run_thread",
 ]
 
@@ -251,8 +253,18 @@ def run_thread(
     *,
     listener: Listener | None = None,
     control: RunControl | None = None,
+    answer: Mapping[str, Any] | None = None,
 ) -> GemsState:
     """Run a thread from wherever it stands to its end, or to the next step's end once ``control`` asks for a stop.
+
+    Args:
+        graph: With a checkpointer.
+        thread: Its id.
+        prompt: What a thread that has not begun is begun with.
+        context: Settings.
+        listener: Hears what happens.
+        control: Asks for a stop.
+        answer: A person's review, if the thread waits for one.
 
     Returns:
         The state it ended in. A thread that had ended before is not run again.
@@ -260,7 +272,9 @@ def run_thread(
     config: RunnableConfig = {"configurable": {"thread_id": thread}}
     if not has_ended(graph, thread):
         before = graph.get_state(config)
-        given = None if before.tasks else GemsInput(prompt=prompt)
+        given: Command[Any] | GemsInput | None = None if before.tasks else GemsInput(prompt=prompt)
+        if answer is not None and before.interrupts:
+            given = Command(resume=dict(answer))
         if before.tasks and listener is not None:
             _tell_again(before.values, listener)
         try:
@@ -273,6 +287,12 @@ def run_thread(
             pass  # asked for: the state at hand says how far it came
     # A run that was stopped before its first step has no prompt in its state yet.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def pending_review(graph: GemsGraph, thread: str) -> dict[str, Any] | None:
+    """What a person is asked, if a thread waits for one."""
+    interrupts = graph.get_state({"configurable": {"thread_id": thread}}).interrupts
+    return dict(interrupts[0].value) if interrupts else None
 
 
 def _tell_again(values: dict[str, Any], listener: Listener) -> None:

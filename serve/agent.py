@@ -1,0 +1,75 @@
+"""The agent behind LangServe: one runnable for runs, reviews and streams, with thread id and settings.
+
+LangServe over the graph itself would lose the context and the thread id, and has no way to send a review.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+from langchain_core.runnables import Runnable, RunnableLambda
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from gems.graph.errors import BackendError, InputError
+from gems.graph.state import Review
+from gems.serve.errors import as_http
+from gems.serve.gate import CLIENT
+from gems.serve.ledger import Run
+from gems.serve.links import Links
+from gems.serve.service import ConflictError, RefusedError, Service
+from gems.serve.settings import RunSettings
+from gems.serve.views import RunView, run_view
+
+__all__ = ["AgentRequest", "agent_of"]
+
+
+class AgentRequest(BaseModel):
+    """A wish, or an answer to the question of a run that waits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(default="", max_length=4000, description="What the image should show.")
+    resume: Review | None = Field(default=None, description="The answer to the thread's question, instead of a prompt.")
+    thread_id: str = Field(
+        default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$", description="A name of yours; needed to resume."
+    )
+    context: RunSettings = Field(default_factory=RunSettings, description="What differs from the service's own.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if bool(self.prompt) == (self.resume is not None):
+            raise ValueError("give a prompt, or with a thread_id the answer to resume with")
+        if self.resume is not None and not self.thread_id:
+            raise ValueError("resume needs the thread_id of the run that waits")
+        return self
+
+
+def agent_of(service: Service, links: Links) -> Runnable[Any, Any]:
+    """The runnable: invoked, it gives the run as it stands at its end; streamed, what happens before that too."""
+
+    def begin(request: AgentRequest) -> Run:
+        client = CLIENT.get()
+        if request.resume is None:
+            return service.submit(client, request.prompt, request.context, thread=request.thread_id)
+        waiting = service.ledger.latest_of(client.name, request.thread_id)
+        if waiting is None:
+            raise InputError(f"there is no thread {request.thread_id!r}")
+        return service.answer(client, waiting.id, request.resume)
+
+    async def draw(given: AgentRequest | dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        request = AgentRequest.model_validate(given)  # LangServe hands over a dictionary of its fields
+        try:
+            run = await asyncio.to_thread(begin, request)
+        except (InputError, BackendError, ConflictError, RefusedError) as error:
+            raise as_http(error) from error
+        async for event in service.follow(run.id):
+            yield event
+        ended = await asyncio.to_thread(service.ledger.run, run.id)
+        if ended.status == "failed" and ended.record is None:
+            kind = InputError if ended.error_kind == "input" else BackendError
+            raise as_http(kind(ended.error or "the run failed"))
+        yield {"event": "run", **run_view(ended, links).model_dump(mode="json")}
+
+    return RunnableLambda(draw, name="gems").with_types(input_type=AgentRequest, output_type=dict[str, Any])
