@@ -39,4 +39,4 @@ def _images() -> ImageStore:
     return ImageStore()
 
 
-app = Starlette(routes=[Route("/artifacts/{sha256:str}.png", artifact)])
+app = Starlette(routes=[Route("/artifacts/{sha256:str}.png", artifact, include_in_schema=False)])

@@ -1,1 +1,364 @@
+// The page of the service: everything it does goes through the public endpoints under /v1/runs.
+// Texts of other people (prompts, verdicts, errors) are only ever put in as text, never as HTML.
 
+const $ = (id) => document.getElementById(id);
+const MARKS = { yes: "✓", no: "✗", unsure: "?" };
+const OUTCOMES = {
+  solved: ["yes", "solved", "Every requirement passed."],
+  accepted: ["yes", "accepted", "You took it."],
+  rounds: ["unsure", "best effort", "The rounds ran out. This is the best attempt."],
+  budget: ["unsure", "best effort", "The budget was spent. This is the best attempt."],
+  stalled: ["unsure", "best effort", "The last rounds brought nothing better. This is the best attempt."],
+  cancelled: ["unsure", "stopped", "The run was stopped. This is the best so far."],
+  failed: ["no", "failed", "A model gave up."],
+};
+const STATUSES = { queued: "waiting its turn", running: "drawing", waiting: "asks you", failed: "failed", cancelled: "stopped", done: "done" };
+
+let shown = null; // the run on the stage, as /v1/runs/{id} gives it
+let picked = null; // the SHA-256 of the attempt that is looked at; null: the best
+let following = null; // stops the stream that is being read
+let nextPage = null;
+
+// --- talking to the service ----------------------------------------------------------------------------------------
+
+function headers(more = {}) {
+  const key = sessionStorage.getItem("gems-key");
+  return { ...(key ? { authorization: `Bearer ${key}` } : {}), ...more };
+}
+
+async function call(path, body, more = {}) {
+  const asked = body === undefined ? { headers: headers() } : {
+    method: "POST", headers: headers({ "content-type": "application/json", ...more }), body: JSON.stringify(body),
+  };
+  let answer;
+  try {
+    answer = await fetch(path, asked);
+  } catch {
+    throw new Error("The service cannot be reached. What was accepted goes on when it is there again.");
+  }
+  if (answer.ok) return answer.json();
+  if (answer.status === 401) $("key-dialog").showModal();
+  const told = await answer.json().catch(() => null);
+  throw new Error(told?.error?.message ?? `The service answered ${answer.status}.`);
+}
+
+async function* serverSent(path, signal) {
+  const answer = await fetch(path, { headers: headers(), signal });
+  if (!answer.ok) throw new Error(`The service answered ${answer.status}.`);
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const field = (name) => block.split("\n").find((line) => line.startsWith(`${name}: `))?.slice(name.length + 2);
+      if (field("data")) yield { event: field("event"), ...JSON.parse(field("data")) };
+    }
+  }
+}
+
+// --- small helpers --------------------------------------------------------------------------------------------------
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children.filter((child) => child !== null));
+  return element;
+}
+
+function problem(error) {
+  $("problem").hidden = !error;
+  $("problem").textContent = error ? error.message : "";
+}
+
+async function guarded(work) {
+  problem(null);
+  try {
+    return await work();
+  } catch (error) {
+    if (error.name !== "AbortError") problem(error);
+    return undefined;
+  }
+}
+
+const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
+
+// --- the run on the stage -------------------------------------------------------------------------------------------
+
+function draw() {
+  $("stage").hidden = !shown;
+  if (!shown) return;
+  const attempt = shown.attempts.find((a) => a.image.sha256 === picked) ?? shown.attempts[shown.best] ?? null;
+  $("title").textContent = shown.prompt;
+  drawImage(attempt);
+  drawStatus();
+  drawRequirements(attempt ? attempt.requirements : shown.requirements);
+  drawReview();
+  drawAttempts(attempt);
+  drawActions(attempt);
+  const draft = attempt && shown.ended_at ? attempt.prompt : shown.draft || attempt?.prompt;
+  $("draft").textContent = draft ? `Drawn from: ${draft}` : "";
+}
+
+function drawImage(attempt) {
+  const frame = $("frame");
+  if (!attempt) {
+    frame.replaceChildren(make("p", { textContent: shown.error ? "No image was made." : "The first image is on its way." }));
+    $("caption").textContent = "";
+    return;
+  }
+  const old = frame.querySelector("img");
+  if (old?.dataset.sha256 !== attempt.image.sha256) {
+    const image = make("img", { src: attempt.image.url, alt: `Attempt of round ${attempt.round} at: ${shown.prompt}` });
+    image.dataset.sha256 = attempt.image.sha256;
+    frame.replaceChildren(image);
+  }
+  const best = attempt === shown.attempts[shown.best] ? ", the best" : "";
+  $("caption").textContent = `Round ${attempt.round}${best}, seed ${attempt.seed}, score ${attempt.score.toFixed(2)}`;
+}
+
+function drawStatus() {
+  const [kind, word, sentence] = OUTCOMES[shown.outcome] ?? ["", STATUSES[shown.status], ""];
+  $("chip").className = `chip ${shown.status === "failed" ? "no" : kind}`;
+  $("chip").textContent = word;
+  const spent = shown.usage.images
+    ? `${plural(shown.usage.images, "image")}, ${plural(shown.usage.chat_calls, "chat call")}, ${shown.usage.seconds.toFixed(1)} s of work.` : "";
+  const told = shown.error ?? `${sentence} ${shown.ended_at ? spent : shown.told ?? ""}`.trim();
+  if ($("told").textContent !== told) $("told").textContent = told;
+  $("bar").hidden = !(shown.status === "running" && shown.progress > 0);
+  $("bar").firstElementChild.style.width = `${100 * (shown.progress ?? 0)}%`;
+}
+
+function drawRequirements(requirements) {
+  $("requirements").replaceChildren(...requirements.map((r) => {
+    const reason = r.answer && r.answer !== "yes" && r.reason ? ` ${r.reason}` : "";
+    const from = r.skill ? ` (${r.skill})` : "";
+    return make("li", { className: r.answer ?? "" },
+      make("span", { className: "mark", textContent: MARKS[r.answer] ?? "·", ariaLabel: r.answer ?? "not checked yet" }),
+      make("span", {}, r.question, make("small", { textContent: reason + from })));
+  }));
+}
+
+function drawAttempts(current) {
+  $("rounds-title").hidden = shown.attempts.length === 0;
+  $("rounds").replaceChildren(...shown.attempts.map((attempt) => {
+    const seen = attempt.total ? `${attempt.passed} of ${attempt.total} passed` : "not checked yet";
+    const judged = attempt.judged ? `, ${attempt.judged}` : "";
+    const button = make("button", { type: "button" },
+      make("img", { src: `${attempt.image.url}?size=256`, alt: "", loading: "lazy" }),
+      make("p", {}, `Round ${attempt.round}, ${attempt.strategy}${judged}`, make("br"), seen));
+    button.addEventListener("click", () => { picked = attempt.image.sha256; draw(); });
+    return make("li", { className: attempt === current ? "shown" : "" }, button);
+  }));
+}
+
+function drawActions(attempt) {
+  const actions = [];
+  if (shown.report) actions.push(make("a", { className: "button", href: shown.report, target: "_blank", textContent: "Open the report" }));
+  if (attempt) {
+    actions.push(make("a", { className: "button", href: attempt.image.url, download: `gems-${attempt.image.sha256.slice(0, 8)}.png`, textContent: "Download" }));
+  }
+  if (shown.status === "running" || shown.status === "queued") {
+    const stop = make("button", { type: "button", textContent: "Stop" });
+    stop.addEventListener("click", () => guarded(async () => { stop.disabled = true; await call(`/v1/runs/${shown.id}/cancel`, {}); await show(shown.id); }));
+    actions.push(stop);
+  }
+  $("actions").replaceChildren(...actions);
+}
+
+function drawReview() {
+  const form = $("review");
+  const asked = shown.status === "waiting" ? shown.review : null;
+  form.hidden = !asked;
+  if (!asked || form.dataset.of === shown.review.image.sha256 + shown.review.fault) return;
+  form.dataset.of = shown.review.image.sha256 + shown.review.fault;
+  const ends = asked.would_end ? "The run would end with this image." : "This is how far it is.";
+  const words = make("textarea", { id: "words", rows: 2, maxLength: 4000 });
+  const label = make("label", { htmlFor: "words", textContent: "What is wrong, or another prompt (optional)" });
+  const may = (action) => asked.actions.includes(action);
+  const buttons = [
+    ["accept", "Accept", () => ({ action: "accept", ...(picked ? { image: picked } : {}) })],
+    ["reject", "Try again", () => ({ action: "reject", comment: words.value.slice(0, 1000) })],
+    ["edit_prompt", "Draw my prompt", () => ({ action: "edit_prompt", prompt: words.value })],
+    ["stop", "Stop here", () => ({ action: "stop" })],
+  ].filter(([action]) => may(action)).map(([action, text, answer]) => {
+    const button = make("button", { type: "button", textContent: text, className: action === "accept" ? "main" : "" });
+    button.addEventListener("click", () => guarded(async () => {
+      for (const other of form.querySelectorAll("button")) other.disabled = true;
+      try {
+        await call(`/v1/runs/${shown.id}/review`, answer());
+        picked = null;
+        delete form.dataset.of;
+        await show(shown.id);
+      } finally {
+        for (const other of form.querySelectorAll("button")) other.disabled = false;
+      }
+    }));
+    return button;
+  });
+  form.replaceChildren(
+    make("p", {}, make("strong", { textContent: `${ends} Is it right?` })),
+    ...(asked.fault ? [make("p", { className: "problem", textContent: asked.fault })] : []),
+    ...(may("reject") ? [label, words] : []),
+    make("div", { className: "actions" }, ...buttons),
+    requirementsEditor(asked));
+}
+
+function requirementsEditor(asked) {
+  const lines = make("textarea", { rows: Math.min(8, asked.requirements.length + 1), id: "lines",
+    value: asked.requirements.map((r) => r.question).join("\n") });
+  const button = make("button", { type: "button", textContent: "Check against these" });
+  button.addEventListener("click", () => guarded(async () => {
+    const kinds = new Map(asked.requirements.map((r) => [r.question, r.kind]));
+    const requirements = lines.value.split("\n").map((line) => line.trim()).filter(Boolean)
+      .map((question) => ({ question, kind: kinds.get(question) ?? "other" }));
+    await call(`/v1/runs/${shown.id}/review`, { action: "edit_requirements", requirements });
+    delete $("review").dataset.of;
+    await show(shown.id);
+  }));
+  return make("details", {}, make("summary", { textContent: "Change the requirements" }),
+    make("label", { htmlFor: "lines", textContent: "One yes/no question a line" }), lines, make("p", { className: "actions" }, button));
+}
+
+// --- following a run ------------------------------------------------------------------------------------------------
+
+const TOLD = {
+  begin: () => ({ status: "running", told: "Planning." }),
+  requirements: (e) => ({ requirements: e.requirements.map((r) => ({ ...r, answer: null, reason: "" })) }),
+  memories: (e) => (e.count ? { told: `Remembered ${plural(e.count, "similar run")}.` } : {}),
+  prompt: (e) => ({ draft: e.prompt, told: `Round ${e.round}: drawing.`, progress: 0.02, fresh: true }),
+  step: (e) => ({ progress: e.step / e.steps }),
+  image: () => ({ told: "Checking.", progress: 0 }),
+  attempt: (e) => ({ told: `${e.passed} of ${e.total} passed.` }),
+};
+
+function happen(event) {
+  if (event.event === "run") {
+    const { told, progress } = shown ?? {};
+    shown = event;
+    if (!event.ended_at) Object.assign(shown, { told, progress });
+  } else if (event.event === "image") {
+    shown.attempts.push(newAttempt(event));
+    shown.best ??= 0;
+    picked = event.sha256;
+    Object.assign(shown, TOLD.image());
+  } else if (event.event === "verdict") {
+    const attempt = shown.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
+    const requirement = attempt?.requirements.find((r) => r.id === event.requirement_id);
+    if (requirement) Object.assign(requirement, { answer: event.answer, reason: event.reason, confidence: event.confidence });
+  } else if (TOLD[event.event]) {
+    Object.assign(shown, TOLD[event.event](event));
+    if (event.event === "attempt") {
+      const attempt = shown.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
+      if (attempt) Object.assign(attempt, { score: event.score, passed: event.passed, total: event.total });
+    }
+  }
+}
+
+function newAttempt(event) {
+  return {
+    round: event.round, candidate: event.candidate, strategy: "", prompt: shown.draft, seed: event.seed, score: 0,
+    passed: 0, total: 0, judged: "", experience: "", image: { url: event.url, sha256: event.sha256 },
+    requirements: shown.requirements.map((r) => ({ ...r, answer: null, reason: "" })),
+  };
+}
+
+async function show(id) {
+  following?.abort();
+  following = new AbortController();
+  const mine = following;
+  const run = await call(`/v1/runs/${encodeURIComponent(id)}`);
+  if (shown?.id !== run.id) picked = null;
+  shown = run;
+  draw();
+  if (run.status !== "queued" && run.status !== "running") return;
+  let frame = 0;
+  for await (const event of serverSent(`/v1/runs/${run.id}/events`, mine.signal)) {
+    if (mine.signal.aborted) return;
+    if (event.event === "run" && event.status !== "running") picked = null;
+    happen(event);
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(draw);
+  }
+  if (shown.status === "waiting") $("review").querySelector("button")?.focus();
+  await list();
+}
+
+// --- past runs ------------------------------------------------------------------------------------------------------
+
+async function list(before = null) {
+  const page = await call(`/v1/runs?limit=10${before === null ? "" : `&before=${before}`}`);
+  const rows = page.data.map((run) => {
+    const kind = { done: "yes", failed: "no", cancelled: "unsure", waiting: "unsure" }[run.status] ?? "";
+    const when = new Date(1000 * run.created_at);
+    return make("li", {}, make("a", { href: `#${run.id}` },
+      make("span", { className: `chip ${kind}`, textContent: STATUSES[run.status] }),
+      make("span", { className: "prompt", textContent: run.prompt }),
+      make("time", { dateTime: when.toISOString(), textContent: when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) })));
+  });
+  if (before === null) $("past").replaceChildren(...rows);
+  else $("past").append(...rows);
+  nextPage = page.next;
+  $("more").hidden = nextPage === null;
+  $("empty").hidden = $("past").children.length > 0;
+}
+
+// --- what the user does ---------------------------------------------------------------------------------------------
+
+function settingsOf(form) {
+  const settings = {};
+  for (const name of ["max_rounds", "candidates", "seed"]) if (form[name].value !== "") settings[name] = Number(form[name].value);
+  if (form.review.value) settings.review = form.review.value;
+  for (const name of ["memory", "skills"]) if (!form[name].checked) settings[name] = false;
+  return settings;
+}
+
+$("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const form = event.target;
+  const button = form.querySelector("button");
+  guarded(async () => {
+    button.disabled = true;
+    try {
+      // A key of its own: sent twice, by a shaky network, say, it still is one run.
+      const run = await call("/v1/runs", { prompt: form.prompt.value, settings: settingsOf(form) }, { "idempotency-key": crypto.randomUUID() });
+      location.hash = run.id;
+    } finally {
+      button.disabled = false;
+    }
+  });
+});
+
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    $("ask").requestSubmit();
+  }
+});
+
+$("more").addEventListener("click", () => guarded(() => list(nextPage)));
+$("key-button").addEventListener("click", () => $("key-dialog").showModal());
+$("key-form").addEventListener("submit", () => {
+  sessionStorage.setItem("gems-key", $("key").value.trim());
+  $("key").value = "";
+  begin();
+});
+
+function begin() {
+  return guarded(async () => {
+    const id = decodeURIComponent(location.hash.slice(1));
+    await list();
+    if (id.startsWith("run-")) {
+      await show(id);
+    } else {
+      following?.abort();
+      shown = null;
+      draw();
+    }
+  });
+}
+
+addEventListener("hashchange", begin);
+begin();
