@@ -31,8 +31,8 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
-class _TooLargeError(Exception):
-    """The body is longer than it may be."""
+class _TooLargeError(BaseException):
+    """The body is longer than it may be. Not an ``Exception``: FastAPI would take it for a body that cannot be read."""
 
 
 class Gate:

@@ -40,7 +40,7 @@ def langgraph_dev(base: Path, home: Path) -> Iterator[str]:
     project = base / "project"
     project.mkdir()
     shutil.copy(ROOT / "langgraph.json", project)
-    for name in ("graph", "pyproject.toml"):
+    for name in ("graph", "serve", "pyproject.toml"):
         (project / name).symlink_to(ROOT / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,8 +32,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     project = base / "project"
     project.mkdir()
     shutil.copy(ROOT / "langgraph.json", project)
-    (project / "graph").symlink_to(ROOT / "graph")  # so that .langgraph_api/ is not written into the repository
-    (project / "pyproject.toml").symlink_to(ROOT / "pyproject.toml")
+    for name in ("graph", "serve", "pyproject.toml"):  # so that .langgraph_api/ is not written into the repository
+        (project / name).symlink_to(ROOT / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
