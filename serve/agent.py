@@ -20,7 +20,7 @@ from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.service import ConflictError, RefusedError, Service
 from gems.serve.settings import RunSettings
-from gems.serve.views import RunView, run_view
+from gems.serve.views import run_view
 
 __all__ = ["AgentRequest", "agent_of"]
 

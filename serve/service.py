@@ -104,11 +104,10 @@ class Service:
         self._durations: deque[float] = deque([5.0], maxlen=50)
         self._threads: list[threading.Thread] = []
         self.stopping = False
-        self.models: dict[str, ModelRecord] = {}
+        self.models: dict[str, ModelRecord] = model_records(settings.context)
 
     def __enter__(self) -> Self:
         home = self.settings.home
-        self.models = model_records(self.settings.context)
         self.ledger = Ledger(home / "runs.sqlite")
         self._resources.callback(self.ledger.close)
         self._saver = self._resources.enter_context(open_checkpoints(home / "checkpoints.sqlite"))

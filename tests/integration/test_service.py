@@ -243,38 +243,38 @@ def test_pages_of_others_cannot_ask(client: httpx.Client) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
-    with serving(tmp_path_factory.mktemp("full") / "home", "--queue", "1", "--concurrency", "1") as served:
-        with served.client() as client:
-            answers = []
-            lock = threading.Barrier(6)
+    home = tmp_path_factory.mktemp("full") / "home"
+    with serving(home, "--queue", "1", "--concurrency", "1") as served, served.client() as client:
+        answers = []
+        lock = threading.Barrier(6)
 
-            def ask(_: int) -> None:
-                lock.wait()
-                body = {"prompt": "seven wooden koalas chasing a sparkling giraffe", "settings": {"memory": False}}
-                answers.append(client.post("/v1/runs", json=body))
+        def ask(_: int) -> None:
+            lock.wait()
+            body = {"prompt": "seven wooden koalas chasing a sparkling giraffe", "settings": {"memory": False}}
+            answers.append(client.post("/v1/runs", json=body))
 
-            with ThreadPoolExecutor(6) as pool:
-                list(pool.map(ask, range(6)))
-            refused = [a for a in answers if a.status_code == 429]
-            accepted = [a.json()["id"] for a in answers if a.status_code == 202]
-            assert refused
-            assert accepted
-            assert len(refused) + len(accepted) == 6
-            assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
-            assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
-            for run in accepted:
-                assert served.wait_for(run)["status"] == "done"
-            time.sleep(0.2)
-            assert begin(client)["id"], "there is room again"
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(ask, range(6)))
+        refused = [a for a in answers if a.status_code == 429]
+        accepted = [a.json()["id"] for a in answers if a.status_code == 202]
+        assert refused
+        assert accepted
+        assert len(refused) + len(accepted) == 6
+        assert all(int(a.headers["retry-after"]) >= 1 for a in refused)
+        assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+        for run in accepted:
+            assert served.wait_for(run)["status"] == "done"
+        time.sleep(0.2)
+        assert begin(client)["id"], "there is room again"
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--host", "0.0.0.0"], "new-key"),  # noqa: S104 - that it is refused is the point
+        (["--host", "0.0.0.0"], "new-key"),
         (["--keys", "nowhere.toml"], "cannot read the keys"),
         (["--generator", "nonsense"], "nonsense"),
-        (["--port", "99999"], "99999"),
+        (["--port", "99999"], "65535"),
     ],
 )
 def test_a_service_that_cannot_be_set_up_says_why(options: list[str], told: str) -> None:
