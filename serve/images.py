@@ -11,6 +11,7 @@ import base64
 import re
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request
@@ -25,7 +26,7 @@ from gems.serve.gate import CLIENT
 from gems.serve.ledger import Run
 from gems.serve.links import Format, Links, as_asked, stored
 from gems.serve.runs import ERRORS, IdempotencyKey, server_sent
-from gems.serve.service import Service
+from gems.serve.service import ConflictError, Service, StoppingError
 from gems.serve.settings import RunSettings, images_of
 
 __all__ = ["router_of"]
@@ -138,7 +139,7 @@ def router_of(service: Service, links: Links) -> APIRouter:
             raise RequestError(404, told, code="model_not_found")
         if asked.stream and asked.n > 1:
             raise RequestError(400, "stream takes one image: leave n away")
-        runs = [await run_in_threadpool(_submit, asked, k, idempotency_key) for k in range(asked.n)]
+        runs = await run_in_threadpool(_submit_all, asked, idempotency_key)
         base = str(request.base_url).rstrip("/")
         if asked.stream:
             return StreamingResponse(_stream(asked, runs[0], base), media_type="text/event-stream")
@@ -153,6 +154,19 @@ def router_of(service: Service, links: Links) -> APIRouter:
             output_format=asked.output_format,
             usage=_usage(ended),
         )
+
+    def _submit_all(asked: ImagesRequest, key: str | None) -> list[Run]:
+        """All or none: what comes before one that is refused is taken back."""
+        runs = list[Run]()
+        try:
+            for k in range(asked.n):
+                runs.append(_submit(asked, k, key))
+        except Exception:
+            for run in runs:
+                with suppress(ConflictError, StoppingError):
+                    service.cancel(CLIENT.get(), run)
+            raise
+        return runs
 
     def _submit(asked: ImagesRequest, k: int, key: str | None) -> Run:
         # Seeds of one run's rounds follow each other: those of the next image begin further on.

@@ -32,11 +32,11 @@ class _Server(uvicorn.Server):
         if self._service.stopping:
             super().handle_exit(sig, frame)
             return
-        threading.Thread(target=self._rest, args=(sig, frame), daemon=True).start()
+        threading.Thread(target=self._rest, daemon=True).start()
 
-    def _rest(self, sig: int, frame: FrameType | None) -> None:
+    def _rest(self) -> None:
         self._service.stop(self._grace)
-        super().handle_exit(sig, frame)
+        self.should_exit = True  # not by the signal itself: a stop that was asked for is no failure
 
 
 def write_logs(level: str, *, as_json: bool) -> None:

@@ -1,0 +1,147 @@
+"""API keys: whose runs, images and memory are whose, and what a day may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from servers.gems_service import Served, serving, write_keys
+from typer.testing import CliRunner
+
+from gems.cli import app as cli
+from gems.graph.errors import InputError
+from gems.serve.keys import Keys
+from gems.serve.links import Links
+
+
+@dataclass
+class Shared:
+    served: Served
+    keys: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    base = tmp_path_factory.mktemp("keys")
+    keys = write_keys(base / "keys.toml", ann="", bob="", poor="{ images = 2 }")
+    with serving(base / "home", "--keys", str(base / "keys.toml"), "--host", "127.0.0.1") as served:
+        yield Shared(served, keys)
+
+
+def run(shared: Shared, name: str, prompt: str, **settings: Any) -> Any:
+    with shared.served.client(shared.keys[name]) as client:
+        answer = client.post("/v1/runs", json={"prompt": prompt, "settings": settings})
+        assert answer.status_code == 202, answer.text
+        return shared.served.wait_for(answer.json()["id"], key=shared.keys[name])
+
+
+def test_nothing_is_told_without_a_key(shared: Shared) -> None:
+    with shared.served.client() as client:
+        for method, path in (
+            ("GET", "/v1/runs"),
+            ("POST", "/v1/runs"),
+            ("GET", "/v1/runs/run-x/events"),
+            ("POST", "/v1/images/generations"),
+            ("GET", "/v1/models"),
+            ("GET", "/metrics"),
+            ("POST", "/gems/invoke"),
+            ("POST", "/gems/c/x/stream"),
+            ("GET", "/gems/playground/"),
+        ):
+            answer = client.request(method, path)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/", "/page.js", "/healthz", "/readyz", "/openapi.json"):
+            assert client.get(path).status_code == 200, path
+        wrong = client.get("/v1/runs", headers={"authorization": "Bearer gems-wrong"})
+        assert wrong.status_code == 401
+        other_header = client.get("/v1/runs", headers={"x-api-key": shared.keys["ann"]})
+        assert other_header.status_code == 200
+
+
+def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
+    view = run(shared, "ann", "two red cars", seed=3)
+    assert view["status"] == "done"
+    with shared.served.client(shared.keys["bob"]) as bob:
+        assert bob.get("/v1/runs").json()["data"] == []
+        assert bob.get(f"/v1/runs/{view['id']}").status_code == 404
+        assert bob.get(f"/v1/runs/{view['id']}/events").status_code == 404
+        assert bob.post(f"/v1/runs/{view['id']}/cancel").status_code == 404
+        assert bob.post(f"/v1/runs/{view['id']}/review", json={"action": "accept"}).status_code == 404
+        resume = {"input": {"thread_id": view["thread"], "resume": {"action": "accept"}}}
+        assert bob.post("/gems/invoke", json=resume).status_code == 400
+    # The image's address is signed, so it works for a browser, which sends no key; changed, it does not.
+    url = shared.served.url + view["image"]["url"]
+    assert httpx.get(url).status_code == 200
+    assert httpx.get(url.replace(".png", "A.png")).status_code == 404
+    assert httpx.get(f"{shared.served.url}/artifacts/{view['image']['sha256']}.png").status_code == 404
+    assert httpx.get(shared.served.url + view["report"].replace("/reports/", "/artifacts/")).status_code == 404
+
+
+def test_memories_are_each_users_own(shared: Shared) -> None:
+    run(shared, "ann", "four green dogs", seed=3)
+    assert run(shared, "bob", "four green dogs", seed=3)["memories"] == 0
+    assert run(shared, "ann", "four green dogs", seed=3)["memories"] >= 1
+
+
+def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
+    spent = 0
+    with shared.served.client(shared.keys["poor"]) as client:
+        for _ in range(4):
+            body = {"prompt": "seven wooden koalas chasing a sparkling giraffe", "settings": {"memory": False}}
+            answer = client.post("/v1/runs", json=body)
+            if answer.status_code == 429:
+                break
+            view = shared.served.wait_for(answer.json()["id"], key=shared.keys["poor"])
+            spent += view["usage"]["images"]
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "insufficient_quota"
+        assert 0 < int(answer.headers["retry-after"]) <= 86_400
+        assert spent == 2
+        image = client.post("/v1/images/generations", json={"prompt": "a red dog"})
+        assert image.status_code == 429
+    assert run(shared, "ann", "a red dog")["status"] == "done", "others are not held up"
+
+
+def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["new-key", "ann"])
+    assert result.exit_code == 0
+    key = result.stderr.split()[-1]
+    assert key not in result.stdout
+    (tmp_path / "keys.toml").write_text(result.stdout + "daily = { images = 5 }\n")
+    client = Keys(tmp_path / "keys.toml").client(key)
+    assert client is not None
+    assert (client.name, client.daily.images) == ("ann", 5)
+    assert Keys(tmp_path / "keys.toml").client(key + "x") is None
+    assert CliRunner().invoke(cli, ["new-key", "../ann"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no key"),
+        ("[ann]\n", "ann.sha256"),
+        ('[ann]\nsha256 = "abc"\n', "ann.sha256"),
+        (f'[Ann]\nsha256 = "{"0" * 64}"\n', "no user's name"),
+        (f'[ann]\nsha256 = "{"0" * 64}"\ndaily = {{ imagse = 1 }}\n', "imagse"),
+        ("[ann", "cannot read"),
+    ],
+)
+def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "keys.toml").write_text(text)
+    with pytest.raises(InputError, match=told):
+        Keys(tmp_path / "keys.toml")
+
+
+def test_addresses_expire_and_outlive_a_restart(tmp_path: Path) -> None:
+    links = Links(tmp_path / "secret", 3600)
+    token = links.image("ann", "0" * 64).removeprefix("/artifacts/").removesuffix(".png")
+    assert Links(tmp_path / "secret", 3600).read("artifacts", token) == ("ann", "0" * 64)
+    assert Links(tmp_path / "secret", -1).read("artifacts", token) is None
+    assert Links(tmp_path / "other", 3600).read("artifacts", token) is None
+    assert links.read("reports", token) is None
+    assert (tmp_path / "secret").stat().st_mode & 0o077 == 0

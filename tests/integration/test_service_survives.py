@@ -1,0 +1,103 @@
+"""Told to stop, or killed, while it works: every run that was accepted ends, and is charged once."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from servers.gems_service import serving
+
+PROMPTS = ["three blue cars to the left of a striped elephant", "seven wooden koalas chasing a sparkling giraffe"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Signals) -> None:
+    home, accepted = tmp_path / "home", list[str]()
+    options = ("--concurrency", "2", "--grace", "0")
+
+    with serving(home, *options) as served, served.client() as client:
+
+        def ask(n: int) -> None:
+            body = {"prompt": PROMPTS[n % 2], "settings": {"seed": n, "max_rounds": 3}}
+            answer = client.post("/v1/runs", json=body, headers={"idempotency-key": f"k{n}"})
+            assert answer.status_code == 202, answer.text
+            accepted.append(answer.json()["id"])
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(12)))
+        served.wait_for(accepted[0])
+        code = served.stop(how)
+        assert code == (0 if how == signal.SIGTERM else -how)
+
+    with closing(sqlite3.connect(home / "serve" / "runs.sqlite")) as db:
+        before = dict(db.execute("SELECT id, status FROM runs").fetchall())
+    assert set(before) == set(accepted)
+    assert "queued" in before.values(), "it was stopped in the middle"
+    if how == signal.SIGTERM:
+        assert "running" not in before.values(), "each was put to rest"
+
+    with serving(home, *options) as served, served.client() as client:
+        views = [served.wait_for(run) for run in accepted]
+        # Sent again by a client that never saw its answer: the same runs.
+        again = [
+            client.post("/v1/runs", json={"prompt": PROMPTS[n % 2]}, headers={"idempotency-key": f"k{n}"}).json()["id"]
+            for n in range(12)
+        ]
+    assert set(again) == set(accepted)
+    assert {view["status"] for view in views} == {"done"}
+    for view in views:
+        assert view["usage"]["images"] == len(view["attempts"]), "no image was paid for twice"
+        assert len({(a["round"], a["candidate"]) for a in view["attempts"]}) == len(view["attempts"])
+    with closing(sqlite3.connect(home / "serve" / "runs.sqlite")) as db:
+        [charged] = db.execute("SELECT sum(images) FROM runs").fetchone()
+    assert charged == sum(len(view["attempts"]) for view in views)
+    with closing(sqlite3.connect(home / "serve" / "checkpoints.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "what ended needs none"
+
+
+def test_a_request_that_waits_is_answered_at_a_stop(tmp_path: Path) -> None:
+    answers: list[httpx.Response] = []
+    body = {"prompt": PROMPTS[1], "n": 6}
+    with serving(tmp_path / "home", "--concurrency", "1", "--grace", "0") as served, served.client() as client:
+
+        def ask() -> None:
+            answers.append(client.post("/v1/images/generations", json=body))
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(ask)
+            while client.get("/readyz").json()["queued"] < 5:
+                pass
+            assert served.stop() == 0
+    [answer] = answers
+    assert answer.status_code == 503
+    assert "goes on when it is there again" in answer.json()["error"]["message"]
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_a_review_waits_through_a_restart(tmp_path: Path) -> None:
+    settings = {"review": "end", "seed": 3, "memory": False}
+    with serving(tmp_path / "home") as served, served.client() as client:
+        run = client.post("/v1/runs", json={"prompt": "two red cars", "settings": settings}).json()["id"]
+        served.wait_for(run, "waiting")
+        served.stop(signal.SIGKILL)
+    with serving(tmp_path / "home") as served, served.client() as client:
+        view: Any = client.get(f"/v1/runs/{run}").json()
+        assert view["status"] == "waiting"
+        assert client.post(f"/v1/runs/{run}/review", json={"action": "accept"}).status_code == 200
+        assert served.wait_for(run)["outcome"] == "accepted"
+
+
+def test_runs_at_work_may_finish_first(tmp_path: Path) -> None:
+    with serving(tmp_path / "home", "--grace", "30") as served, served.client() as client:
+        run = client.post("/v1/runs", json={"prompt": "two red cars", "settings": {"seed": 3}}).json()["id"]
+        while client.get(f"/v1/runs/{run}").json()["status"] == "queued":
+            pass
+        assert served.stop() == 0
+    with closing(sqlite3.connect(tmp_path / "home" / "serve" / "runs.sqlite")) as db:
+        assert db.execute("SELECT status FROM runs").fetchall() == [("done",)]
