@@ -228,7 +228,10 @@ class Service:
         with self._lock:
             self._readers.setdefault(run, []).append(reader)
         try:
-            if self.ledger.run(run).status not in ("queued", "running"):
+            with self._lock:
+                put_off = self.stopping and run not in self._at_work
+            # Once stopping, what is not at work will not begin: there is nothing to wait for.
+            if put_off or (await asyncio.to_thread(self.ledger.run, run)).status not in ("queued", "running"):
                 return
             while True:
                 event = await reader.events.get()
@@ -246,7 +249,7 @@ class Service:
         """The run once it has ended, waits for a person, or was put off by a stop."""
         async for _ in self.follow(run, everything=False):
             pass
-        return self.ledger.run(run)
+        return await asyncio.to_thread(self.ledger.run, run)
 
     def values(self, run: Run) -> GemsState:
         """What a run that has not ended knows so far."""
