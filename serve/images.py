@@ -129,7 +129,9 @@ def router_of(service: Service, links: Links) -> APIRouter:
         """Names that may be given as model: all of them are this agent."""
         return ModelList(data=[Model(id=name) for name in names])
 
-    @router.post("/v1/images/generations", responses=ERRORS, response_model=ImagesResponse)
+    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+    @router.post("/v1/images/generations", responses={**ERRORS, **streamed}, response_model=ImagesResponse)
     async def generations(
         asked: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None
     ) -> ImagesResponse | StreamingResponse:

@@ -162,7 +162,9 @@ def router_of(service: Service, links: Links) -> APIRouter:
         small = await run_in_threadpool(as_asked, png, size=(size, size), form="webp")
         return Response(small, media_type="image/webp", headers=headers)
 
-    @router.get("/reports/{token}.html", responses={404: ERRORS[404]}, response_class=HTMLResponse, tags=["runs"])
+    @router.get(
+        "/reports/{token}.html", responses={**_page(), 404: ERRORS[404]}, response_class=Response, tags=["runs"]
+    )
     async def report(token: str) -> HTMLResponse:
         """A run's report: everything in one page, by an address that the run told."""
         known = links.read("reports", token)
@@ -186,6 +188,10 @@ def router_of(service: Service, links: Links) -> APIRouter:
             raise RequestError(404, str(error)) from error
 
     return router
+
+
+def _page() -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {"text/html": {}}, "description": "The page."}}
 
 
 def _image() -> dict[int | str, dict[str, Any]]:

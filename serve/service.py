@@ -150,7 +150,7 @@ class Service:
             raise InputError(
                 f"the prompt has {len(checked):,} characters; the limit here is {self.settings.max_prompt:,}"
             )
-        given: dict[str, Any] = {"asked": asked.model_dump(mode="json", exclude_unset=True) if asked else {}}
+        given: dict[str, Any] = {"asked": asked.model_dump(mode="json", exclude_none=True) if asked else {}}
         context = context_of(self.settings, client.name, given)
         with self._admission:
             if idempotency_key and (known := self.ledger.by_key(client.name, idempotency_key)):

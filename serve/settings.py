@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Optional, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
@@ -93,9 +93,14 @@ class _Request(BaseModel):
 
 
 def _fields() -> dict[str, Any]:
-    """Those of the context, each optional: what is left out is the operator's default."""
+    """Those of the context, with their bounds; null is the service's own, since clients fill in what is left out."""
+    fields = {name: GemsContext.model_fields[name] for name in OPEN_TO_REQUESTS}
     return {
-        name: (GemsContext.model_fields[name].annotation, GemsContext.model_fields[name]) for name in OPEN_TO_REQUESTS
+        name: (
+            Optional[Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation],  # noqa: UP045
+            Field(default=None, title=info.title, description=info.description),
+        )
+        for name, info in fields.items()
     }
 
 
@@ -118,7 +123,9 @@ def context_of(settings: ServiceSettings, user: str, given: Mapping[str, Any]) -
     """
     own = settings.context
     asked = RunSettings.model_validate(given.get("asked") or {})
-    wanted = {name: getattr(asked, name) for name in asked.model_fields_set}
+    wanted = {name: value for name, value in asked if value is not None}
+    # What the operator has switched off stays off.
+    wanted |= {name: False for name in ("memory", "skills") if not getattr(own, name)}
     context = own.model_copy(update={**wanted, "user": user, "images_url": images_of(settings, user)})
     budget = Budget.model_validate(given.get("budget") or context.budget.model_dump())
     most = min(budget.images or settings.max_images, settings.max_images)

@@ -1,0 +1,267 @@
+"""Other people's clients against the service: OpenAI's, LangServe's, schemathesis, and a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from langchain_core._api import LangChainBetaWarning
+from openai import BadRequestError, NotFoundError, OpenAI
+from PIL import Image
+from servers.gems_service import Served, serving
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # pydantic's, about LangServe's own models
+    from langserve import RemoteRunnable
+
+WISH = "three blue cars to the left of a striped elephant"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("clients") / "home"
+    with serving(home, "--no-memory", "--served-model-name", "gems", "--served-model-name", "gpt-image-1") as served:
+        yield served
+
+
+# --- OpenAI's client ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def openai(service: Served) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{service.url}/v1", api_key="none needed", max_retries=0) as client:
+        yield client
+
+
+def test_openai_draws_an_image(openai: OpenAI) -> None:
+    answer = openai.images.generate(model="gpt-image-1", prompt=WISH, extra_body={"seed": 4})
+    assert answer.data is not None
+    [image] = answer.data
+    png = base64.b64decode(str(image.b64_json))
+    assert Image.open(io.BytesIO(png)).size == (512, 512)
+    assert "blue cars" in str(image.revised_prompt)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens > 0
+    again = openai.images.generate(model="gpt-image-1", prompt=WISH, extra_body={"seed": 4})
+    assert again.data is not None
+    assert base64.b64decode(str(again.data[0].b64_json)) == png, "a seed is honoured"
+
+
+def test_openai_asks_for_several_by_address_and_in_another_size(openai: OpenAI) -> None:
+    answer = openai.images.generate(
+        prompt="two red cars", n=2, size="1024x1024", response_format="url", output_format="webp", quality="high"
+    )
+    assert answer.data is not None
+    assert len({image.url for image in answer.data}) == 2
+    for image in answer.data:
+        assert httpx.get(str(image.url)).headers["content-type"] == "image/png"
+        assert image.b64_json is None
+    small = openai.images.generate(prompt="two red cars", size="256x128", output_format="jpeg")
+    assert small.data is not None
+    picture = Image.open(io.BytesIO(base64.b64decode(str(small.data[0].b64_json))))
+    assert (picture.format, picture.size) == ("JPEG", (128, 128))
+
+
+def test_openai_streams_attempts(openai: OpenAI) -> None:
+    stream = openai.images.generate(prompt=WISH, stream=True, partial_images=3, extra_body={"seed": 4})
+    events: list[Any] = list(stream)
+    assert [e.type for e in events[:-1]] == ["image_generation.partial_image"] * (len(events) - 1)
+    assert [e.partial_image_index for e in events[:-1]] == list(range(len(events) - 1))
+    assert events[-1].type == "image_generation.completed"
+    assert events[-1].usage.total_tokens > 0
+    for event in events:
+        assert Image.open(io.BytesIO(base64.b64decode(event.b64_json))).size == (512, 512)
+    assert len({event.b64_json for event in events}) == len(events) > 1
+
+
+def test_openai_is_told_what_is_wrong(openai: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="dragon"):
+        openai.images.generate(prompt="a dragon")
+    with pytest.raises(NotFoundError, match="there is gems, gpt-image-1") as caught:
+        openai.images.generate(model="dall-e-3", prompt="a red dog")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(Exception, match="dragon"):
+        list(openai.images.generate(prompt="a dragon", stream=True))
+    assert [model.id for model in openai.models.list()] == ["gems", "gpt-image-1"]
+
+
+# --- LangServe's client ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def remote(service: Served) -> Iterator[RemoteRunnable[Any, Any]]:
+    remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
+    yield remote
+    remote.sync_client.close()
+    asyncio.run(remote.async_client.aclose())
+
+
+def test_langserve_invokes_batches_and_streams(remote: RemoteRunnable[Any, Any]) -> None:
+    view = remote.invoke({"prompt": WISH, "context": {"seed": 4}})
+    assert (view["status"], view["outcome"]) == ("done", "solved")
+    views = remote.batch([{"prompt": "two red cars"}, {"prompt": "a green dog"}])
+    assert [v["prompt"] for v in views] == ["two red cars", "a green dog"]
+    told = list(remote.stream({"prompt": WISH, "context": {"seed": 4}}))
+    assert {"prompt", "verdict", "end"} <= {event["event"] for event in told}
+    assert told[-1]["event"] == "run"
+    seen = [[(a["prompt"], a["seed"], a["image"]["sha256"]) for a in v["attempts"]] for v in (view, told[-1])]
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.filterwarnings("ignore", category=LangChainBetaWarning)
+def test_langserve_streams_events(service: Served) -> None:
+    async def go() -> list[str]:
+        remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
+        names = [e["event"] async for e in remote.astream_events({"prompt": "two red cars"}, version="v2")]
+        remote.sync_client.close()
+        await remote.async_client.aclose()
+        return names
+
+    names = asyncio.run(go())
+    assert (names[0], names[-1]) == ("on_chain_start", "on_chain_end")
+    assert names.count("on_chain_stream") > 5
+
+
+def test_langserve_resumes_a_review_by_thread(remote: RemoteRunnable[Any, Any]) -> None:
+    asked = remote.invoke({"prompt": "two red cars", "thread_id": "mine", "context": {"seed": 3, "review": "end"}})
+    assert asked["status"] == "waiting"
+    with pytest.raises(httpx.HTTPStatusError, match="409"):
+        remote.invoke({"prompt": "a green dog", "thread_id": "mine"})
+    more = remote.invoke({"thread_id": "mine", "resume": {"action": "reject", "comment": "too small"}})
+    assert more["status"] == "waiting"
+    assert len(more["attempts"]) == 2
+    assert remote.invoke({"thread_id": "mine", "resume": {"action": "accept"}})["outcome"] == "accepted"
+    for wrong, status in (
+        ({"thread_id": "mine", "resume": {"action": "accept"}}, 409),
+        ({"thread_id": "nobody", "resume": {"action": "accept"}}, 400),
+        ({"prompt": "a dragon"}, 400),
+        ({"prompt": "a red dog", "context": {"mllm": "openai:x"}}, 422),
+        ({}, 422),
+    ):
+        with pytest.raises(httpx.HTTPStatusError, match=str(status)):
+            remote.invoke(wrong)
+
+
+def test_plain_curl_is_enough(service: Served) -> None:
+    command = ["curl", "-sS", "--fail-with-body", f"{service.url}/gems/invoke", "-H", "content-type: application/json"]
+    done = subprocess.run([*command, "-d", '{"input": {"prompt": "two red cars"}}'], capture_output=True, check=True)
+    assert b'"status":"done"' in done.stdout
+    schema = httpx.get(f"{service.url}/gems/input_schema").json()
+    assert set(schema["properties"]) == {"prompt", "resume", "thread_id", "context"}
+
+
+# --- the schema -----------------------------------------------------------------------------------------------------
+
+
+def test_the_service_keeps_to_its_own_schema(service: Served, tmp_path: Path) -> None:
+    checks = ("not_a_server_error", "status_code_conformance", "content_type_conformance")
+    checks += ("response_schema_conformance", "response_headers_conformance")
+    command = [
+        *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"),
+        *("--include-path-regex", r"^/(v1|healthz|readyz|metrics|artifacts|reports)"),
+        *("--checks", ",".join(checks), "--phases", "examples,coverage,fuzzing"),
+        *("--max-examples", "30", "--seed", "1", "--no-color"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+# --- a browser ------------------------------------------------------------------------------------------------------
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"
+)
+
+
+@pytest.fixture(params=[1280, 390])
+def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        metrics = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        yield driver
+        assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    finally:
+        driver.quit()
+
+
+@needs_browser
+def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    def text(of: str) -> str:
+        return str(browser.find_element(By.ID, of).text)
+
+    def until(*words: str) -> None:
+        WebDriverWait(browser, 30).until(lambda _: text("chip") in words)
+
+    browser.get(service.url)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    browser.find_element(By.CSS_SELECTOR, "summary").send_keys(Keys.ENTER)
+    browser.find_element(By.NAME, "seed").send_keys("4")
+    Select(browser.find_element(By.NAME, "review")).select_by_value("end")
+    browser.find_element(By.ID, "prompt").send_keys(WISH + Keys.ENTER)
+    until("asks you")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#requirements li.yes")) == 7
+    WebDriverWait(browser, 10).until(
+        lambda d: d.execute_script("return document.querySelector('#frame img')?.naturalWidth") == 512
+    )
+    shown = len(browser.find_elements(By.CSS_SELECTOR, "#rounds li"))
+    browser.find_element(By.ID, "words").send_keys("larger cars")
+    browser.find_element(By.XPATH, "//form[@id='review']//button[text()='Try again']").send_keys(Keys.ENTER)
+    WebDriverWait(browser, 30).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#rounds li")) > shown)
+    until("asks you")
+    browser.find_element(By.XPATH, "//form[@id='review']//button[text()='Accept']").send_keys(Keys.ENTER)
+    until("accepted")
+    report = browser.find_element(By.LINK_TEXT, "Open the report").get_attribute("href")
+    assert WISH in httpx.get(report).text
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+    browser.get(f"{service.url}/#")
+    WebDriverWait(browser, 10).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#past a"))
+    browser.find_element(By.CSS_SELECTOR, "#past a").send_keys(Keys.ENTER)
+    until("accepted")
+
+    browser.find_element(By.ID, "prompt").send_keys("a dragon" + Keys.ENTER)
+    until("failed")
+    assert "dragon" in text("told")
+
+
+@needs_browser
+@pytest.mark.parametrize("browser", [1280], indirect=True)
+def test_langserves_playground_draws(service: Served, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"{service.url}/gems/playground/")
+    [prompt, *_] = WebDriverWait(browser, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, "textarea"))
+    prompt.send_keys("two red cars")
+    browser.find_element(By.XPATH, "//button[contains(., 'Start')]").click()
+    WebDriverWait(browser, 30).until(lambda d: '"outcome": "solved"' in d.find_element(By.TAG_NAME, "body").text)
