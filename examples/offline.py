@@ -1,0 +1,64 @@
+"""A stand-in for a language model, so that the examples run offline.
+
+It reads nothing and understands nothing: it says what it was given, in turn. Give the examples ``--mllm`` with a name
+that LangChain's ``init_chat_model`` knows (``openai:gpt-5``), and a real model takes its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from langchain.chat_models import init_chat_model
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from gems.graph.errors import GemsError
+
+
+class StandIn(BaseChatModel):
+    """Gives its answers in turn: the first to a conversation in which it has not spoken yet, and so on."""
+
+    answers: Sequence[AIMessage]
+
+    @property
+    def _llm_type(self) -> str:
+        return "stand-in"
+
+    def bind_tools(self, tools: Sequence[Any], **_: Any) -> BaseChatModel:
+        """It calls the tools that its answers name."""
+        return self
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **_: Any,
+    ) -> ChatResult:
+        spoken = sum(isinstance(message, AIMessage) for message in messages)
+        return ChatResult(generations=[ChatGeneration(message=self.answers[min(spoken, len(self.answers) - 1)])])
+
+
+def language_model(name: str | None, *answers: AIMessage) -> BaseChatModel:
+    """The model of that name; the stand-in with these answers if there is none."""
+    return init_chat_model(name) if name else StandIn(answers=answers)
+
+
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What all examples take."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mllm", metavar="NAME", help="a language model, such as openai:gpt-5; default: a stand-in")
+    parser.add_argument("--seed", type=int, default=7, help="of the images")
+    return parser
+
+
+def guarded(main: Any) -> None:
+    """Run it, and tell what goes wrong in one line."""
+    try:
+        main()
+    except GemsError as error:
+        raise SystemExit(f"error: {error}") from None
