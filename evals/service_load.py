@@ -3,8 +3,9 @@
     python -m gems.evals.service_load --clients 200 --seconds 120
 
 Clients in closed loops, each with one request in flight, ask ``gems serve`` for images through OpenAI's endpoint.
-Before and after, the graph itself works in one process, without HTTP, in as many threads as the service has, over prompts of
-the same kind, with the same checkpoints on disk: the ratio compares what both finish in a second. Printed as JSON.
+Before and after, the graph itself works in one process, without HTTP, in as many threads as the service has, over
+prompts of the same kind, with the same checkpoints on disk: the ratio compares what both finish in a second. Printed
+as JSON.
 """
 
 from __future__ import annotations
