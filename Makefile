@@ -6,7 +6,7 @@ PROMPT ?= three blue cars to the left of a striped elephant
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-FOLDERS := graph nodes skills memory models serve evals src
+FOLDERS := graph nodes skills memory models bulk serve evals src
 SOURCES := $(FOLDERS) examples tests
 # A strict editable install links file by file (type checkers need that), so a new file asks for a new install.
 FILES := $(shell find $(FOLDERS) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' -o -path '*/page/*' | sort)

@@ -17,6 +17,7 @@ from typing import Any
 from langgraph.runtime import RunControl
 
 from gems import __version__
+from gems.bulk.record import Tally
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
 from gems.evals.report import write_report
@@ -27,7 +28,7 @@ from gems.memory.files import write_atomically
 __all__ = ["evaluate"]
 
 Row = dict[str, Any]
-Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[list[Row]], None], Callable[[Row], None]]]]
+Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[Row], None]]]]
 """Opens a progress bar for (what, how many): it is told what was there before, then each new result."""
 
 
@@ -80,16 +81,16 @@ def _timed(
     arm: Arm,
     concurrency: int,
     control: RunControl,
-    on_start: Callable[[list[Row]], None],
+    on_start: Callable[[Tally], None],
     on_done: Callable[[Row], None],
 ) -> list[Row]:
     """Run an arm, and add the time to what earlier calls took for it."""
     started, before = time.monotonic(), 0
 
-    def start(done: list[Row]) -> None:
+    def start(tally: Tally) -> None:
         nonlocal before
-        before = len(done)
-        on_start(done)
+        before = tally.done
+        on_start(tally)
 
     rows = run_arm(plan, arm, concurrency=concurrency, control=control, on_start=start, on_done=on_done)
     if len(rows) > before:
@@ -134,7 +135,7 @@ def _score(
 
     scores: dict[int, dict[int, list[float]]] = {}
     with bar(f"scoring {arm.name}", len(rows)) as (on_start, on_done), ThreadPoolExecutor(concurrency) as pool:
-        on_start([])
+        on_start(Tally())
         for future in as_completed([pool.submit(score, row) for row in rows]):
             row, found = future.result()
             scores[row["index"]] = found

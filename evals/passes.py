@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 
-from gems.batch import run_batch
+from gems.bulk.batch import run_batch
 from gems.console import batch_bar
 from gems.evals.analysis import Judged, judge
 from gems.evals.prompts import EvalPrompt
@@ -30,13 +29,11 @@ def run_pass(
             plan.out / "arms" / name.replace(", ", "-").replace(" ", "-"),
             context,
             concurrency=concurrency,
-            evidence=False,
-            control=RunControl(),
             on_start=on_start,
             on_done=on_done,
             store=store,
             images=ImageStore(plan.out / "images"),
-        )
+        ).rows()
 
 
 def judged_by_oracle(

@@ -11,7 +11,9 @@ from typing import Any
 
 from langgraph.runtime import RunControl
 
-from gems.batch import Job, brief, claim, derive_seed, run_batch, run_jobs
+from gems.bulk.batch import Stop, brief, run_batch, run_jobs
+from gems.bulk.jobs import Job, derive_seed
+from gems.bulk.record import Tally, claim
 from gems.evals.arms import Arm
 from gems.evals.prompts import EvalPrompt, write_prompts
 from gems.evidence import ModelRecord, make_folder
@@ -87,7 +89,7 @@ def run_arm(
     *,
     concurrency: int,
     control: RunControl,
-    on_start: Callable[[list[Row]], None],
+    on_start: Callable[[Tally], None],
     on_done: Callable[[Row], None],
 ) -> list[Row]:
     """Run what an arm has no result for yet. Returns its results, in the prompts' order.
@@ -108,13 +110,12 @@ def run_arm(
         folder,
         context,
         concurrency=1 if arm.ordered else concurrency,
-        evidence=False,
-        control=control,
+        stop=Stop(control),
         on_start=on_start,
         on_done=on_done,
         store=store,
         images=images,
-    )
+    ).rows()
 
 
 def _run_generator_alone(
@@ -124,7 +125,7 @@ def _run_generator_alone(
     images: ImageStore,
     concurrency: int,
     control: RunControl,
-    on_start: Callable[[list[Row]], None],
+    on_start: Callable[[Tally], None],
     on_done: Callable[[Row], None],
 ) -> list[Row]:
     generator, folder = init_image_generator(arm.generator), make_folder(plan.folder(arm))
@@ -153,8 +154,8 @@ def _run_generator_alone(
         }
 
     return run_jobs(
-        plan.jobs, folder, work, concurrency=concurrency, control=control, on_start=on_start, on_done=on_done
-    )
+        plan.jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done
+    ).rows()
 
 
 def image_paths(rows: Sequence[Row]) -> dict[str, str]:

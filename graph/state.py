@@ -29,6 +29,7 @@ __all__ = [
     "Kind",
     "Memory",
     "Outcome",
+    "Prices",
     "Requirement",
     "Review",
     "Strategy",
@@ -177,6 +178,23 @@ class Usage(_Frozen):
         return self.prompt_tokens + self.completion_tokens
 
 
+class Prices(_Frozen):
+    """What a run's spending costs, in whatever currency: what a provider's price list says."""
+
+    image: NonNegativeFloat = Field(default=0.0, title="Image", description="Price of one image.")
+    prompt: NonNegativeFloat = Field(
+        default=0.0, title="Prompt tokens", description="Price of a million tokens that chat models read."
+    )
+    completion: NonNegativeFloat = Field(
+        default=0.0, title="Completion tokens", description="Price of a million tokens that chat models write."
+    )
+
+    def cost(self, usage: Usage) -> float:
+        """What was spent, in money."""
+        tokens = usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
+        return usage.images * self.image + tokens / 1e6
+
+
 class Budget(_Frozen):
     """Upper limits on what a run may spend; None is no limit. Checked before every spend."""
 
@@ -184,6 +202,8 @@ class Budget(_Frozen):
     tokens: int | None = Field(default=None, ge=1, title="Tokens", description="Most prompt and completion tokens.")
     images: int | None = Field(default=None, ge=1, title="Images", description="Most images made.")
     seconds: float | None = Field(default=None, gt=0, title="Seconds", description="Most seconds of work in nodes.")
+    cost: float | None = Field(default=None, gt=0, title="Cost", description="Most money, by the prices below.")
+    prices: Prices = Field(default_factory=Prices, title="Prices", description="What the models cost.")
 
     def exhausted(self, usage: Usage, *, chat_calls: int = 0, images: int = 0) -> str | None:
         """Name the limit that spending this much more would break, or None if there is room for it.
@@ -198,6 +218,11 @@ class Budget(_Frozen):
             return "tokens"
         if self.seconds is not None and usage.seconds >= self.seconds:
             return "seconds"
+        if self.cost is not None:
+            spent = self.prices.cost(usage)
+            # A sum of prices is a float: a limit that is just reached is not yet broken.
+            if spent >= self.cost or spent + images * self.prices.image > self.cost * (1 + 1e-9):
+                return "cost"
         return None
 
 

@@ -20,7 +20,7 @@ from gems.graph.state import ImageRef
 from gems.memory.home import home
 from gems.models.secrets import one_line
 
-__all__ = ["ImageStore", "encode_png", "read_metadata"]
+__all__ = ["ImageStore", "encode_png", "read_image", "read_metadata"]
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -80,14 +80,7 @@ class ImageStore:
         Raises:
             BackendError: The file is gone, or is not what was written.
         """
-        try:
-            fs, path = fsspec.core.url_to_fs(ref.uri)
-            data: bytes = fs.cat_file(path)
-        except Exception as error:  # each file system has errors of its own
-            raise BackendError(f"the image {ref.uri} cannot be read: {one_line(error)}", retryable=False) from error
-        if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise BackendError(f"the image {ref.uri} is damaged: its hash is not its name", retryable=False)
-        return data
+        return read_image(ref.uri, ref.sha256)
 
     def find(self, sha256: str) -> ImageRef | None:
         """The image of that hash, if it is in this store."""
@@ -109,6 +102,22 @@ class ImageStore:
     def open(self, ref: ImageRef) -> Image.Image:
         """The decoded image."""
         return Image.open(io.BytesIO(self.read(ref)))
+
+
+def read_image(uri: str, sha256: str) -> bytes:
+    """The bytes of an image, wherever it lies.
+
+    Raises:
+        BackendError: The file is gone, or is not what was written.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        data: bytes = fs.cat_file(path)
+    except Exception as error:  # each file system has errors of its own
+        raise BackendError(f"the image {uri} cannot be read: {one_line(error)}", retryable=False) from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BackendError(f"the image {uri} is damaged: its hash is not its name", retryable=False)
+    return data
 
 
 def _make(fs: fsspec.AbstractFileSystem, root: str) -> None:

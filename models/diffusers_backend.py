@@ -190,6 +190,13 @@ class DiffusersGenerator:
         with _LOCK:
             return _replicas(self._source, options)
 
+    @property
+    def batch_size(self) -> int:
+        """Most images in one call of the pipeline."""
+        if self._source.module != "diffusers":
+            return 1  # a pipeline of ours: batches bring it nothing, and its images are the same to the last bit
+        return self._options.batch_size or 1
+
     # --- what it does -------------------------------------------------------------------------------------------------
 
     def generate(
@@ -216,9 +223,7 @@ class DiffusersGenerator:
 
     def _batches(self, requests: Sequence[ImageRequest], devices: int) -> Iterator[list[int]]:
         """Which requests may go together, by index: edits apart from the rest, spread evenly over the devices."""
-        largest = self._options.batch_size or 1
-        if self._source.module != "diffusers":
-            largest = 1  # a pipeline of ours: batches bring it nothing, and its images are the same to the last bit
+        largest = self.batch_size
         for edits in (False, True):
             indices = [index for index, request in enumerate(requests) if (request.edit is not None) == edits]
             # An editor that reads instructions takes several images for several references to one edit.

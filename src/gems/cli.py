@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from gems import __version__
+from gems.batch_cli import app as batch_app
+from gems.batch_cli import export
 from gems.console import (
     BACKEND_FAILURE,
-    BAD_INPUT,
     BEST_EFFORT,
     INTERRUPTED,
-    LIMITS,
     MODELS,
     OUTPUT,
     SOLVED,
@@ -46,11 +45,9 @@ from gems.console import (
     Planner,
     Quiet,
     Refiner,
-    Row,
     SkillsDir,
     User,
     Verifier,
-    batch_bar,
     err,
     guarded,
     images_given,
@@ -83,6 +80,8 @@ app = typer.Typer(
 
 Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed.""",
 )
+app.add_typer(batch_app, name="batch")
+app.command()(export)
 app.add_typer(eval_app, name="eval")
 app.add_typer(memory_app, name="memory")
 app.add_typer(skills_app, name="skills")
@@ -285,125 +284,6 @@ def generate(
 
 @app.command()
 @guarded
-def batch(
-    file: Annotated[Path, typer.Argument(help='A .txt (a prompt a line) or .jsonl (objects with "prompt").')],
-    *,
-    folder: Annotated[Path, typer.Option("--out", help="Where the results go.", rich_help_panel=OUTPUT)],
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight.", rich_help_panel=LIMITS)] = 2,
-    mllm: Mllm = "pocket",
-    generator: Generator = "pocket",
-    generator_option: GeneratorOption = None,
-    chat_option: ChatOption = None,
-    planner: Planner = None,
-    decomposer: Decomposer = None,
-    verifier: Verifier = None,
-    refiner: Refiner = None,
-    embedder: Embedder = "minilm",
-    skills_dir: SkillsDir = None,
-    no_skills: NoSkills = False,
-    no_builtin_skills: NoBuiltinSkills = False,
-    no_plan: NoPlan = False,
-    user: User = "default",
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WHERE",
-            help="Recall and remember: in a folder, in postgresql://USER@HOST/DATABASE, where checkpoints lie too, or "
-            'where runs usually do ("home"). Off by default: results then depend on the order of finishing.',
-            show_default="off",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    no_memory: Annotated[
-        bool, typer.Option("--no-memory", help="Neither recall nor remember: the default.", rich_help_panel=MODELS)
-    ] = False,
-    max_rounds: MaxRounds = 5,
-    candidates: Candidates = 1,
-    patience: Patience = 4,
-    budget_chat_calls: BudgetChatCalls = None,
-    budget_tokens: BudgetTokens = None,
-    budget_images: BudgetImages = None,
-    budget_seconds: BudgetSeconds = None,
-    seed: Annotated[int, typer.Option(help="Each prompt's own seed follows from this one and its place.")] = 0,
-    images: Images = None,
-    evidence: Annotated[
-        bool, typer.Option("--evidence", help="Also a folder with report.html per prompt.", rich_help_panel=OUTPUT)
-    ] = False,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Draw many prompts; run it again to go on after a stop or a crash.
-
-    [bold]gems batch prompts.jsonl --out results[/bold]
-
-    Results are lines of OUT/results.jsonl. Budgets hold for each prompt. Exit code 0: every prompt was run; 2 or 3:
-    some could not be (bad prompt, or a model failed), the others are done.
-    """
-    from gems.batch import read_jobs, run_batch
-    from gems.graph.errors import InputError
-
-    if memory is not None and no_memory:
-        raise InputError("--memory says where, --no-memory that there is to be none: leave one away")
-    settings = make_context(
-        mllm=mllm,
-        generator=generator,
-        generator_option=generator_option,
-        chat_option=chat_option,
-        planner=planner,
-        decomposer=decomposer,
-        verifier=verifier,
-        refiner=refiner,
-        embedder=embedder,
-        skills_dir=skills_path(skills_dir),
-        skills=not no_skills,
-        builtin_skills=not no_builtin_skills,
-        plan=not no_plan,
-        user=user,
-        memory=memory is not None,
-        memory_url=memory_given(None if memory == "home" else memory) if memory else None,
-        images_url=images_given(images),
-        max_rounds=max_rounds,
-        candidates=candidates,
-        patience=patience,
-        seed=seed,
-        budget_chat_calls=budget_chat_calls,
-        budget_tokens=budget_tokens,
-        budget_images=budget_images,
-        budget_seconds=budget_seconds,
-    )
-    jobs = read_jobs(file, seed)
-    with stoppable() as control, batch_bar(len(jobs), quiet=quiet) as (on_start, on_done):
-        rows = run_batch(
-            jobs,
-            folder,
-            settings,
-            concurrency=concurrency,
-            evidence=evidence,
-            control=control,
-            on_start=on_start,
-            on_done=on_done,
-        )
-    summary = _batch_summary(rows, len(jobs))
-    failed = [row for row in rows if row.get("error")]
-    if as_json:
-        print_json({**summary, "results": str(folder / "results.jsonl")})
-    else:
-        table = Table(show_header=False, box=None)
-        for name, value in summary.items():
-            table.add_row(name.replace("_", " "), str(value))
-        out.print(table)
-        out.print(f"results: {folder / 'results.jsonl'}", highlight=False, soft_wrap=True)
-    for row in failed:
-        err.print(f"[red]line {row['line']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
-    if len(rows) < len(jobs):
-        err.print("stopped; run the same command again to go on")
-        raise typer.Exit(INTERRUPTED)
-    kinds = {row["error_kind"] for row in failed}
-    raise typer.Exit(BACKEND_FAILURE if "backend" in kinds else BAD_INPUT if kinds else 0)
-
-
-@app.command()
-@guarded
 def replay(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")], *, as_json: AsJson = False
 ) -> None:
@@ -541,19 +421,3 @@ def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> 
     for name, path in (("image", evidence.image), ("record", evidence.record), ("report", evidence.report)):
         if path is not None:
             out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)
-
-
-def _batch_summary(rows: list[Row], total: int) -> dict[str, Any]:
-    run = [row for row in rows if "usage" in row]
-    if not run:
-        return {"prompts": total, "finished": len(rows), "failed": len(rows)}
-    return {
-        "prompts": total,
-        "finished": len(rows),
-        "solved": sum(row["outcome"] == "solved" for row in run),
-        "failed": sum(bool(row.get("error")) for row in rows),
-        "rounds_per_prompt": round(statistics.mean(row["rounds"] for row in run), 2),
-        "images_per_prompt": round(statistics.mean(row["usage"]["images"] for row in run), 2),
-        "chat_calls_per_prompt": round(statistics.mean(row["usage"]["chat_calls"] for row in run), 2),
-        "seconds_per_prompt_median": round(statistics.median(row["seconds"] for row in run), 2),
-    }

@@ -23,9 +23,11 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
 
+    from gems.bulk.record import Tally
     from gems.graph.context import GemsContext
+    from gems.graph.state import Prices, Usage
 
-SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
+SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):
@@ -145,6 +147,15 @@ BudgetChatCalls = Annotated[int | None, typer.Option(help="Most chat model calls
 BudgetTokens = Annotated[int | None, typer.Option(help="Most tokens, in and out.", rich_help_panel=LIMITS)]
 BudgetImages = Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)]
 BudgetSeconds = Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)]
+BudgetCost = Annotated[float | None, typer.Option(help="Most money, by --price.", rich_help_panel=LIMITS)]
+Price = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="What models cost: image=0.04 for one; prompt=1.25 and completion=10 for a million tokens. Repeatable.",
+        rich_help_panel=LIMITS,
+    ),
+]
 User = Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)]
 Memory = Annotated[
     str | None,
@@ -181,9 +192,10 @@ def make_context(**settings: Any) -> GemsContext:
 
     for kind in ("chat_option", "generator_option"):
         settings[f"{kind}s"] = _pairs(kind, settings.pop(kind, None) or ())
+    prices = _pairs("price", settings.pop("price", None) or ())
     budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
     try:
-        return GemsContext.model_validate({**settings, "budget": budget})
+        return GemsContext.model_validate({**settings, "budget": {**budget, "prices": prices}})
     except ValidationError as error:
         first = error.errors()[0]
         kind = str(first["loc"][0])
@@ -224,7 +236,7 @@ def _pairs(kind: str, given: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-_EXAMPLES = {"chat_option": "temperature=0", "generator_option": "steps=20"}
+_EXAMPLES = {"chat_option": "temperature=0", "generator_option": "steps=20", "price": "image=0.04"}
 
 
 def _bad_option(kind: str, name: str, fault: Mapping[str, Any]) -> str:
@@ -265,13 +277,21 @@ def stoppable() -> Iterator[RunControl]:
 
 @contextmanager
 def batch_bar(
-    total: int, *, what: str = "", quiet: bool
-) -> Iterator[tuple[Callable[[list[Row]], None], Callable[[Row], None]]]:
-    """A progress bar over prompts. Gives what it is to be called with: results there before, and each new one."""
+    total: int, *, what: str = "", quiet: bool, prices: Prices | None = None
+) -> Iterator[tuple[Callable[[Tally], None], Callable[[Row], None]]]:
+    """A progress bar over prompts. Gives what it is to be called with: how far it had come before, and each new result.
+
+    Args:
+        total: How many prompts there are.
+        what: What they are run for.
+        quiet: No bar.
+        prices: For what has been spent, in money; None: spending is not shown.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    done: Counter[str] = Counter()
-    start, run = time.monotonic(), 0
+    from gems.bulk.record import Tally
+
+    tally, start, run = Tally(), time.monotonic(), 0
     prefix, step = f"{what}: " if what else "", max(10, total // 20)
     with Progress(
         *([TextColumn(what)] if what else []),
@@ -280,25 +300,50 @@ def batch_bar(
         TextColumn("{task.description}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[spent]}"),
         console=err,
         disable=quiet or not err.is_terminal,
         speed_estimate_period=3600,  # seconds; a prompt of a large model can take minutes
     ) as progress:
-        task = progress.add_task("", total=total, rate="")
+        task = progress.add_task("", total=total, rate="", spent="")
 
-        def on_start(before: list[Row]) -> None:
-            done.update(row.get("outcome") or "failed" for row in before)
-            progress.update(task, completed=len(before))
-            if before and not quiet:
-                err.print(f"{prefix}{len(before)} of {total} prompts were done before", highlight=False)
+        def spent() -> str:
+            return f"{spending(tally.spent, prices)}" if prices is not None else ""
+
+        def on_start(before: Tally) -> None:
+            nonlocal tally
+            tally = Tally(Counter(before.outcomes), before.spent)
+            progress.update(task, completed=before.done, spent=spent())
+            if before.done and not quiet:
+                err.print(f"{prefix}{before.done} of {total} prompts were done before", highlight=False)
 
         def on_done(row: Row) -> None:
             nonlocal run
             run += 1
-            done[row.get("outcome") or "failed"] += 1
+            tally.add(row)
             rate = f"{60 * run / (time.monotonic() - start):.1f} a minute"
-            progress.update(task, advance=1, description=f"{done['solved']} of {done.total()} solved", rate=rate)
-            if not quiet and not err.is_terminal and done.total() % step == 0:
-                err.print(f"{prefix}{done.total()} prompts, {done['solved']} solved", highlight=False)
+            solved = f"{tally.outcomes['solved']} of {tally.done} solved"
+            progress.update(task, advance=1, description=solved, rate=rate, spent=spent())
+            if not quiet and not err.is_terminal and tally.done % step == 0:
+                more = f", {rate}, {spent()}" if prices is not None else ""
+                err.print(f"{prefix}{tally.done} prompts, {tally.outcomes['solved']} solved{more}", highlight=False)
 
         yield on_start, on_done
+
+
+def spending(spent: Usage, prices: Prices) -> str:
+    """What was spent, in words: images, tokens if there were any, money if there are prices."""
+    parts = [f"{spent.images:,} images"]
+    if spent.tokens:
+        parts.append(f"{_short(spent.tokens)} tokens")
+    if cost := prices.cost(spent):
+        parts.append(f"cost {cost:,.2f}")
+    return ", ".join(parts)
+
+
+def _short(n: float) -> str:
+    """A large number to three digits: 1234567 is 1.23M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return f"{n:.0f}"

@@ -22,7 +22,9 @@ from typing import Any, Final
 
 from langgraph.runtime import RunControl
 
-from gems.batch import Job, derive_seed, run_batch
+from gems.bulk.batch import Stop, run_batch
+from gems.bulk.jobs import Job, derive_seed
+from gems.bulk.record import Tally
 from gems.evals.stats import bootstrap_interval
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
@@ -34,7 +36,7 @@ from gems.skills.shelf import Learned, move, write_gate
 __all__ = ["GateSettings", "held_out_wishes", "is_due", "judge_gate", "settle", "trial", "waits"]
 
 Row = dict[str, Any]
-Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[list[Row]], None], Callable[[Row], None]]]]
+Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[Row], None]]]]
 Runs = Sequence[tuple[str, Trajectory]]
 
 _MIN_WISHES: Final = 20
@@ -125,12 +127,11 @@ def trial(
                 folder / name,
                 context,
                 concurrency=settings.concurrency,
-                evidence=False,
-                control=control,
+                stop=Stop(control),
                 on_start=on_start,
                 on_done=on_done,
                 images=images,
-            )
+            ).rows()
         return None if control.drain_requested else rows
 
     with_it = run("with", jobs, shared)

@@ -1,0 +1,520 @@
+"""Bulk runs on a Ray cluster: the same graph, by worker processes, with generators that are shared by all of them.
+
+- Generators are actors, one a GPU (or one in all, without a GPU). Each makes batches across the prompts in flight of
+  all workers, of all batches that run on the cluster, and serves the batches in turn.
+- Workers are an actor pool of Ray Data: each runs the graph for many prompts at a time, on CPUs. Ray Data feeds them as
+  they finish, starts and replaces them.
+- The driver alone writes the record of results. Steps are checkpointed where all workers can reach them, so that a
+  prompt whose worker dies goes on elsewhere, and one that had ended there is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from langgraph.runtime import RunControl
+
+from gems.bulk.batch import Batch, Stop, batching, open_worker
+from gems.bulk.jobs import Job
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases
+from gems.bulk.limits import Allowance, Limits, spent_in
+from gems.bulk.record import Record, Row, Tally, claim, only_here, write_jobs
+from gems.evidence import ModelRecord, make_folder
+from gems.graph.context import GemsContext
+from gems.graph.errors import BackendError, InputError
+from gems.graph.state import Usage
+from gems.memory.images import ImageStore
+from gems.memory.opening import database_of, database_pool
+from gems.models.generators import (
+    GeneratedImage,
+    ImageGenerator,
+    ImageRequest,
+    StepCallback,
+    guide_of,
+    init_image_generator,
+    objection_to,
+)
+from gems.session import model_records
+from gems.skills.loader import load_skills
+
+__all__ = ["run_on_ray"]
+
+_NAMESPACE: Final = "gems"
+_CALLS: Final = 512
+"""Most calls that wait at one generator: prompts in flight of all workers."""
+_LOOK: Final = 0.5
+"""Seconds between two looks at whether the run is to stop."""
+_SEARCH: Final = 5.0
+"""Seconds between two looks at which generators there are."""
+_PROMPTS_A_TASK: Final = 8
+"""Most prompts that one task of Ray Data runs, one after another."""
+
+
+# --- generators ------------------------------------------------------------------------------------------------------
+
+
+class _GeneratorActor:
+    """An image generator in a process of its own, for many callers."""
+
+    def __init__(self, context: GemsContext) -> None:
+        _be_quiet()
+        self._stack = ExitStack()
+        self._generator = self._stack.enter_context(batching(context))
+
+    def ready(self) -> bool:
+        """Whether its weights are loaded; they are, when this returns."""
+        load = getattr(self._generator, "load", None)
+        if callable(load):
+            load()
+        return True
+
+    def generate(self, requests: Sequence[ImageRequest], tenant: str) -> list[GeneratedImage | BackendError]:
+        """See ``BatchingGenerator.generate``."""
+        return self._generator.generate(requests, tenant=tenant)  # type: ignore[call-arg]
+
+
+class _Generators:
+    """The generators of a cluster that draw with these settings, as a worker sees them: found, or made.
+
+    A generator ends with the process that made it. Whoever misses it makes another: a request gives the
+    same image wherever it is made.
+    """
+
+    def __init__(self, context: GemsContext) -> None:
+        self._context = context
+        told = json.dumps([context.generator, context.generator_options.model_dump(mode="json")], sort_keys=True)
+        self._name = f"generator-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+        self._lock = threading.Lock()
+        self._ready: dict[str, Any] = {}
+        self._starting: dict[str, tuple[Any, Any]] = {}
+        self._calls: dict[str, int] = {}
+        self._searched = 0.0
+
+    def generate(self, requests: Sequence[ImageRequest], tenant: str) -> list[GeneratedImage | BackendError]:
+        """Have images made by the least busy generator; by another one, if it dies over them."""
+        import ray
+        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+        while True:
+            name, actor = self._least_busy()
+            call = actor.generate.remote(requests, tenant)
+            try:
+                results: list[GeneratedImage | BackendError] = ray.get(call)
+            except RayActorError:
+                self._lose(name)
+            except RayTaskError as error:
+                raise error.cause from None
+            except GetTimeoutError:  # pragma: no cover - no timeout was given
+                raise
+            else:
+                return results
+            finally:
+                with self._lock:
+                    self._calls[name] = self._calls.get(name, 1) - 1
+
+    def _least_busy(self) -> tuple[str, Any]:
+        while True:
+            with self._lock:
+                if time.monotonic() - self._searched > _SEARCH or not self._ready:
+                    self._searched = time.monotonic()
+                    self._search()
+                if self._ready:
+                    name = min(self._ready, key=lambda name: self._calls.get(name, 0))
+                    self._calls[name] = self._calls.get(name, 0) + 1
+                    return name, self._ready[name]
+            time.sleep(_LOOK)
+
+    def _search(self) -> None:
+        """Find or make one generator for each GPU that the cluster has now; those that come up are used at once."""
+        import ray
+        from ray.exceptions import RayError
+
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
+        for number in range(max(1, gpus)):
+            name = f"{self._name}-{number}"
+            if name in self._ready or name in self._starting:
+                continue
+            kind: Any = ray.remote(_GeneratorActor)
+            options = {"name": name, "namespace": _NAMESPACE, "get_if_exists": True, "max_concurrency": _CALLS}
+            actor = kind.options(**options, **needs).remote(self._context)
+            self._starting[name] = (actor, actor.ready.remote())
+        refs = {ref: name for name, (_, ref) in self._starting.items()}
+        come, _ = ray.wait(list(refs), num_returns=len(refs), timeout=_LOOK) if refs else ([], [])
+        for ref in come:
+            actor, _ = self._starting.pop(refs[ref])
+            try:
+                ray.get(ref)
+            except RayError as error:
+                if cause := getattr(error, "cause", None):  # its weights, not its process
+                    raise cause from None
+            else:
+                self._ready[refs[ref]] = actor
+
+    def _lose(self, name: str) -> None:
+        with self._lock:
+            self._ready.pop(name, None)
+            self._searched = 0.0
+
+
+class _RayGenerator:
+    """The image generator of a worker: the cluster's."""
+
+    def __init__(self, context: GemsContext, tenant: str) -> None:
+        near = init_image_generator(context.generator, context.generator_options)  # loads no weights
+        self.name, self.fingerprint, self.edits, self.guide = near.name, near.fingerprint, near.edits, guide_of(near)
+        self._near, self._tenant, self._generators = near, tenant, _Generators(context)
+
+    def objection(self, prompt: str) -> str:
+        """See ``Guided.objection``."""
+        return objection_to(self._near, prompt)
+
+    def generate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        """See ``ImageGenerator.generate``; no step is told of."""
+        return self._generators.generate(requests, self._tenant)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+class _Governor:
+    """An actor of the driver's: says to the workers which prompts may be begun, and whether to stop."""
+
+    def __init__(self, limits: Limits, spent: Usage, dearest: Usage) -> None:
+        self._allowance = Allowance(limits, spent, dearest)
+        self._stop: Literal["", "finish", "drain"] = ""
+
+    def begin(self, index: int) -> str:
+        """See ``Allowance.begin``."""
+        return "stop" if self._stop else self._allowance.begin(index)
+
+    def done(self, index: int, usage: Usage) -> None:
+        """See ``Allowance.done``."""
+        self._allowance.done(index, usage)
+
+    def stop(self, how: Literal["finish", "drain"]) -> None:
+        """Begin nothing more; with "drain", stop what is in flight too."""
+        self._stop = how
+
+    def is_draining(self) -> bool:
+        """Whether prompts in flight are to stop at their next step."""
+        return self._stop == "drain"
+
+    def reached(self) -> str | None:
+        """The limit that ended the run."""
+        return self._allowance.reached
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker is told."""
+
+    out: Path
+    context: GemsContext
+    batch: str
+    tenant: str
+    models: dict[str, ModelRecord]
+    checkpoints: str | None
+    images: str | None
+    evidence: bool
+    governor: Any
+
+
+class _GraphWorker:
+    """What Ray Data's actors run: rows of prompts in, rows of results out, an empty text where there is none."""
+
+    def __init__(self, task: _Task) -> None:
+        _be_quiet()
+        self._task, self._stack = task, ExitStack()
+        control, context = RunControl(), task.context
+        generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
+        if getattr(generator, "replicas", None) is not None:  # in this process, if nothing is done about it
+            generator = _RayGenerator(context, task.tenant)
+        self._worker = self._stack.enter_context(
+            open_worker(
+                task.out,
+                context,
+                task.batch,
+                task.models,
+                checkpoints=task.checkpoints,
+                generator=generator,
+                control=control,
+                evidence=task.evidence,
+                images=ImageStore(task.images) if task.images else None,
+            )
+        )
+        self._leases = self._stack.enter_context(_leases(task))
+        threading.Thread(target=self._watch, args=(control,), daemon=True).start()
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        """Run a block's prompts one after another; several blocks run at the same time, in threads."""
+        rows = [self._run(Job(**json.loads(text))) for text in block["job"].tolist()]
+        return {"row": [json.dumps(row) if row else "" for row in rows]}
+
+    def _run(self, job: Job) -> Row | None:
+        import ray
+
+        governor = self._task.governor
+        with self._leases.hold(self._task.batch, job.index):
+            while (word := ray.get(governor.begin.remote(job.index))) == "wait":
+                time.sleep(_LOOK)
+            if word == "stop":
+                return None
+            row = self._worker.run(job)
+            ray.get(governor.done.remote(job.index, spent_in(row or {})))
+        return row
+
+    def _watch(self, control: RunControl) -> None:
+        import ray
+
+        while not control.drain_requested:
+            time.sleep(_LOOK)
+            if ray.get(self._task.governor.is_draining.remote()):
+                control.request_drain("interrupted")
+
+
+@contextmanager
+def _leases(task: _Task) -> Iterator[Leases]:
+    database = task.checkpoints or database_of(task.context)
+    if database is None:
+        yield FileLeases(task.out / ".leases")
+        return
+    with database_pool(database) as pool, pool.connection() as connection:
+        yield DatabaseLeases(connection)
+
+
+# --- the driver ------------------------------------------------------------------------------------------------------
+
+
+def run_on_ray(
+    jobs: list[Job],
+    out: Path,
+    context: GemsContext,
+    *,
+    address: str,
+    concurrency: int,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[Row], None],
+    workers: int | None = None,
+    stop: Stop | None = None,
+    evidence: bool = False,
+    limits: Limits | None = None,
+    sample: Sequence[Job] = (),
+    checkpoints: str | None = None,
+    tenant: str | None = None,
+) -> Batch:
+    """``run_batch`` on a Ray cluster. What is not said here is as there.
+
+    Args:
+        jobs: What to run.
+        out: Holds this batch; on several machines, only the driver's has to have it.
+        context: Settings of every run.
+        address: "local" for a cluster of this machine's, started for this run; "auto" for the one that this machine
+            belongs to; HOST:PORT. A program that is connected to one already stays with it.
+        concurrency: Prompts in flight, of all workers together.
+        on_start: Called with how far it had come before.
+        on_done: Called with each new result.
+        workers: Most worker processes; None: as many as half the cluster's CPUs.
+        stop: Asks for an end.
+        evidence: Whether to write a folder with report.html for each prompt too.
+        limits: Of the whole run.
+        sample: Run these of the jobs only.
+        checkpoints: A PostgreSQL database for half-finished runs.
+        tenant: Whose the batch is: generators serve tenants in turn. None: the batch's own name.
+
+    Raises:
+        InputError: Ray is not installed, or a setting does not go with a cluster of several machines.
+        BackendError: The cluster cannot be reached.
+    """
+    make_folder(out)
+    out, stop = out.absolute(), stop or Stop()
+    models = model_records(context)
+    load_skills(context.skills_dir, builtin=context.builtin_skills)
+    with only_here(out), _connected(address) as ray:
+        batch = claim(out, context, models)
+        _check_places(ray, out, context, checkpoints, evidence=evidence)
+        write_jobs(out, jobs)
+        record = Record(out / "results.jsonl")
+        on_start(record.tally(jobs))
+        todo = [job for job in sample or jobs if not record.is_done(job)]
+        if not todo:
+            return Batch(jobs, record)
+        kind: Any = ray.remote(_Governor)
+        governor = kind.options(num_cpus=0).remote(limits or Limits(), record.spent, record.dearest)
+        images = context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
+        task = _Task(out, context, batch, tenant or batch, models, checkpoints, images, evidence, governor)
+        generator = init_image_generator(context.generator, context.generator_options)
+        with (
+            open_worker(
+                out,
+                context,
+                batch,
+                models,
+                checkpoints=checkpoints,
+                generator=generator,
+                control=stop.control,
+                images=ImageStore(images),
+            ) as here,
+            _passing_on(ray, stop, governor),
+        ):
+            for row in _results(ray, task, todo, concurrency, workers):
+                record.add(row)
+                here.forget(Job(row["index"], row["prompt"], row["seed"]))
+                on_done(row)
+        return Batch(jobs, record, ray.get(governor.reached.remote()))
+
+
+def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, workers: int | None) -> Iterator[Row]:
+    """Results as they come, in any order."""
+    from ray.data import ActorPoolStrategy, DataContext
+    from ray.exceptions import RayTaskError
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    settings = DataContext.get_current()
+    settings.enable_progress_bars = settings.print_on_execution_start = False
+    settings.execution_no_progress_timeout_s = -1  # a prompt of a large model can take as long as it likes
+    settings.execution_options.preserve_order = False
+
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    most = workers or max(1, cpus // 2)
+    most = min(most, concurrency)
+    each = -(-concurrency // most)
+    size = max(1, min(_PROMPTS_A_TASK, len(todo) // (4 * concurrency)))
+    items = [{"job": json.dumps(_fields(job))} for job in todo]
+    results = ray.data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
+        _GraphWorker,
+        fn_constructor_args=(task,),
+        batch_size=None,
+        # The share that a worker takes up is small, so that a second batch finds room; generators divide the work.
+        num_cpus=min(1.0, 0.5 * cpus / most) / 2,
+        compute=ActorPoolStrategy(
+            min_size=1,
+            max_size=most,
+            initial_size=most,
+            max_tasks_in_flight_per_actor=each,
+            max_concurrent_calls_per_actor=each,
+            enable_true_multi_threading=True,
+        ),
+    )
+    try:
+        for block in results.iter_batches(batch_size=None, prefetch_batches=0):
+            for text in block["row"].tolist():
+                if text:
+                    yield json.loads(text)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    return {"index": job.index, "prompt": job.prompt, "seed": job.seed, "id": job.id, "line": job.line}
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster, and disconnected again if it was not connected before."""
+    # Ray warns that it will come to leave GPUs visible to workers without one: they ask for none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError(f"--ray needs a package: pip install 'gems-graph[ray]' ({error})") from error
+    if address.startswith("ray://"):
+        raise InputError("ray:// is for small clients: start gems on a machine of the cluster, with --ray auto")
+    if ray.is_initialized():
+        yield ray
+        return
+    where: dict[str, Any] = {"address": address}
+    if address == "local":
+        where |= {"include_dashboard": False, "num_gpus": _gpus_here()}
+    try:
+        with warnings.catch_warnings(), _hushed():
+            warnings.simplefilter("ignore")
+            ray.init(namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **where)
+    except Exception as error:  # ConnectionError, RuntimeError, ValueError and others of its own
+        raise BackendError(f"cannot work on the Ray cluster {address}: {' '.join(str(error).split())[:300]}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Keep native code from writing to standard error: Ray tells there how it was told to be quiet."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _check_places(ray: Any, out: Path, context: GemsContext, checkpoints: str | None, *, evidence: bool) -> None:
+    """On several machines, nothing that workers share may lie in a folder of one of them."""
+    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if len(hosts) < 2:
+        return
+    several = f"the cluster has {len(hosts)} machines"
+    if not (checkpoints or database_of(context)):
+        raise InputError(
+            f"{several}: --checkpoints postgresql://USER@HOST/DATABASE keeps half-finished prompts for all"
+        )
+    if not (context.images_url or os.environ.get("GEMS_IMAGES")):
+        raise InputError(
+            f"{several}: --images s3://BUCKET/FOLDER, or a folder that all of them share, keeps the images"
+        )
+    if evidence:
+        raise InputError(f"{several}: --evidence is for one; 'gems export' makes use of the images afterwards")
+
+
+@contextmanager
+def _passing_on(ray: Any, stop: Stop, governor: Any) -> Iterator[None]:
+    """Pass on to the workers what the user asks for."""
+    over = threading.Event()
+
+    def watch() -> None:
+        told = ""
+        while not over.wait(_LOOK):
+            wish = "drain" if stop.control.drain_requested else "finish" if stop.wanted else ""
+            if wish != told:
+                ray.get(governor.stop.remote(wish))
+                told = wish
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _be_quiet() -> None:
+    """As the command line does: nothing that a model library says belongs into a cluster's logs."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
