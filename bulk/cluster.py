@@ -17,12 +17,14 @@ import os
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Batch, Stop, batching, open_worker
@@ -32,7 +34,7 @@ from gems.bulk.limits import Allowance, Limits, spent_in
 from gems.bulk.record import Record, Row, Tally, claim, only_here, write_jobs
 from gems.evidence import ModelRecord, make_folder
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, InputError
+from gems.graph.errors import BackendError, GemsError, InputError
 from gems.graph.state import Usage
 from gems.memory.images import ImageStore
 from gems.memory.opening import database_of, database_pool
@@ -45,6 +47,7 @@ from gems.models.generators import (
     init_image_generator,
     objection_to,
 )
+from gems.models.secrets import one_line
 from gems.session import model_records
 from gems.skills.loader import load_skills
 
@@ -57,6 +60,16 @@ _LOOK: Final = 0.5
 """Seconds between two looks at whether the run is to stop."""
 _SEARCH: Final = 5.0
 """Seconds between two looks at which generators there are."""
+_WORKERS_ENVIRONMENT: Final = (
+    "DIFFUSERS_VERBOSITY",
+    "HF_HUB_DISABLE_PROGRESS_BARS",
+    "LANGGRAPH_STRICT_MSGPACK",
+    "TOKENIZERS_PARALLELISM",
+    "TRANSFORMERS_VERBOSITY",
+)
+"""Variables that workers take over from the driver. Keys of models are not among them: Ray shows what it is given."""
+_TRIES: Final = 5
+"""How often in a row generators may fail to come up until a worker gives up."""
 _PROMPTS_A_TASK: Final = 8
 """Most prompts that one task of Ray Data runs, one after another."""
 
@@ -68,7 +81,6 @@ class _GeneratorActor:
     """An image generator in a process of its own, for many callers."""
 
     def __init__(self, context: GemsContext) -> None:
-        _be_quiet()
         self._stack = ExitStack()
         self._generator = self._stack.enter_context(batching(context))
 
@@ -85,10 +97,10 @@ class _GeneratorActor:
 
 
 class _Generators:
-    """The generators of a cluster that draw with these settings, as a worker sees them: found, or made.
+    """The generators of a cluster that draw with the same settings, under names that all who work there know.
 
-    A generator ends with the process that made it. Whoever misses it makes another: a request gives the
-    same image wherever it is made.
+    Drivers keep them up: each makes those that are missing, so that batches with the same settings share them. One
+    ends with the driver that made it; the others' make another.
     """
 
     def __init__(self, context: GemsContext) -> None:
@@ -96,85 +108,109 @@ class _Generators:
         told = json.dumps([context.generator, context.generator_options.model_dump(mode="json")], sort_keys=True)
         self._name = f"generator-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
         self._lock = threading.Lock()
-        self._ready: dict[str, Any] = {}
-        self._starting: dict[str, tuple[Any, Any]] = {}
-        self._calls: dict[str, int] = {}
-        self._searched = 0.0
+        self._known: dict[str, Any] = {}
+        self._starting: dict[Any, tuple[str, Any]] = {}
+        self._calls: Counter[str] = Counter()
+        self._looked, self._failures = -_SEARCH, 0
 
-    def generate(self, requests: Sequence[ImageRequest], tenant: str) -> list[GeneratedImage | BackendError]:
-        """Have images made by the least busy generator; by another one, if it dies over them."""
-        import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+    def keep_up(self) -> None:
+        """Make what is missing: a generator for each GPU that the cluster has now.
 
-        while True:
-            name, actor = self._least_busy()
-            call = actor.generate.remote(requests, tenant)
-            try:
-                results: list[GeneratedImage | BackendError] = ray.get(call)
-            except RayActorError:
-                self._lose(name)
-            except RayTaskError as error:
-                raise error.cause from None
-            except GetTimeoutError:  # pragma: no cover - no timeout was given
-                raise
-            else:
-                return results
-            finally:
-                with self._lock:
-                    self._calls[name] = self._calls.get(name, 1) - 1
-
-    def _least_busy(self) -> tuple[str, Any]:
-        while True:
-            with self._lock:
-                if time.monotonic() - self._searched > _SEARCH or not self._ready:
-                    self._searched = time.monotonic()
-                    self._search()
-                if self._ready:
-                    name = min(self._ready, key=lambda name: self._calls.get(name, 0))
-                    self._calls[name] = self._calls.get(name, 0) + 1
-                    return name, self._ready[name]
-            time.sleep(_LOOK)
-
-    def _search(self) -> None:
-        """Find or make one generator for each GPU that the cluster has now; those that come up are used at once."""
+        Raises:
+            BackendError: None comes up, however often it is tried.
+        """
         import ray
         from ray.exceptions import RayError
 
+        if time.monotonic() - self._looked < _SEARCH / 2:
+            return
+        self._looked = time.monotonic()
         gpus = int(ray.cluster_resources().get("GPU", 0))
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
-        for number in range(max(1, gpus)):
-            name = f"{self._name}-{number}"
-            if name in self._ready or name in self._starting:
+        under_way = {name for name, _ in self._starting.values()}
+        for name in self._names(max(1, gpus)) - under_way:
+            if name in self._known and self._is_alive(self._known[name]):
                 continue
             kind: Any = ray.remote(_GeneratorActor)
             options = {"name": name, "namespace": _NAMESPACE, "get_if_exists": True, "max_concurrency": _CALLS}
             actor = kind.options(**options, **needs).remote(self._context)
-            self._starting[name] = (actor, actor.ready.remote())
-        refs = {ref: name for name, (_, ref) in self._starting.items()}
-        come, _ = ray.wait(list(refs), num_returns=len(refs), timeout=_LOOK) if refs else ([], [])
+            self._starting[actor.ready.remote()] = (name, actor)
+        come, _ = ray.wait(list(self._starting), num_returns=1, timeout=0) if self._starting else ([], [])
         for ref in come:
-            actor, _ = self._starting.pop(refs[ref])
+            name, actor = self._starting.pop(ref)
             try:
                 ray.get(ref)
             except RayError as error:
-                if cause := getattr(error, "cause", None):  # its weights, not its process
-                    raise cause from None
+                self._failures += 1
+                if self._failures >= _TRIES:
+                    raise BackendError(f"no generator comes up: {one_line(error)}", retryable=False) from None
             else:
-                self._ready[refs[ref]] = actor
+                self._failures, self._known[name] = 0, actor
 
-    def _lose(self, name: str) -> None:
-        with self._lock:
-            self._ready.pop(name, None)
-            self._searched = 0.0
+    def _names(self, number: int) -> set[str]:
+        return {f"{self._name}-{i}" for i in range(number)}
+
+    def _is_alive(self, actor: Any) -> bool:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            ray.get(actor.ready.remote(), timeout=_SEARCH)
+        except RayError as error:
+            return isinstance(error, ray.exceptions.GetTimeoutError)  # busy
+        return True
+
+    def generate(
+        self, requests: Sequence[ImageRequest], tenant: str, control: RunControl
+    ) -> list[GeneratedImage | BackendError]:
+        """Have images made by the least busy generator; by another one, if it dies over them."""
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        while True:
+            name, actor = self._least_busy(control)
+            try:
+                results: list[GeneratedImage | BackendError] = ray.get(actor.generate.remote(requests, tenant))
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayError:  # its process or its machine is gone, or what it had made was lost on the way
+                with self._lock:
+                    self._known.pop(name, None)
+            else:
+                return results
+            finally:
+                self._calls[name] -= 1
+
+    def _least_busy(self, control: RunControl) -> tuple[str, Any]:
+        while not control.drain_requested:
+            with self._lock:
+                if time.monotonic() - self._looked > _SEARCH or not self._known:
+                    self._look()
+                if self._known:
+                    name = min(self._known, key=lambda name: self._calls[name])
+                    self._calls[name] += 1
+                    return name, self._known[name]
+            time.sleep(_LOOK)
+        raise GraphDrained(control.drain_reason or "stopped")
+
+    def _look(self) -> None:
+        """Find the generators that there are now."""
+        import ray
+
+        self._looked = time.monotonic()
+        for name in self._names(max(1, int(ray.cluster_resources().get("GPU", 0)))) - self._known.keys():
+            with suppress(ValueError):  # it is not there yet
+                self._known[name] = ray.get_actor(name, namespace=_NAMESPACE)
 
 
 class _RayGenerator:
     """The image generator of a worker: the cluster's."""
 
-    def __init__(self, context: GemsContext, tenant: str) -> None:
+    def __init__(self, context: GemsContext, tenant: str, control: RunControl) -> None:
         near = init_image_generator(context.generator, context.generator_options)  # loads no weights
         self.name, self.fingerprint, self.edits, self.guide = near.name, near.fingerprint, near.edits, guide_of(near)
-        self._near, self._tenant, self._generators = near, tenant, _Generators(context)
+        self._near, self._tenant, self._control = near, tenant, control
+        self._generators = _Generators(context)
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
@@ -184,7 +220,7 @@ class _RayGenerator:
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
         """See ``ImageGenerator.generate``; no step is told of."""
-        return self._generators.generate(requests, self._tenant)
+        return self._generators.generate(requests, self._tenant, self._control)
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -237,12 +273,11 @@ class _GraphWorker:
     """What Ray Data's actors run: rows of prompts in, rows of results out, an empty text where there is none."""
 
     def __init__(self, task: _Task) -> None:
-        _be_quiet()
         self._task, self._stack = task, ExitStack()
         control, context = RunControl(), task.context
         generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
-        if getattr(generator, "replicas", None) is not None:  # in this process, if nothing is done about it
-            generator = _RayGenerator(context, task.tenant)
+        if _is_local(generator):
+            generator = _RayGenerator(context, task.tenant, control)
         self._worker = self._stack.enter_context(
             open_worker(
                 task.out,
@@ -352,8 +387,12 @@ def run_on_ray(
         todo = [job for job in sample or jobs if not record.is_done(job)]
         if not todo:
             return Batch(jobs, record)
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
         kind: Any = ray.remote(_Governor)
-        governor = kind.options(num_cpus=0).remote(limits or Limits(), record.spent, record.dearest)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        about = (limits or Limits(), record.spent, record.dearest)
+        governor = kind.options(num_cpus=0, scheduling_strategy=here).remote(*about)
         images = context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
         task = _Task(out, context, batch, tenant or batch, models, checkpoints, images, evidence, governor)
         generator = init_image_generator(context.generator, context.generator_options)
@@ -367,12 +406,12 @@ def run_on_ray(
                 generator=generator,
                 control=stop.control,
                 images=ImageStore(images),
-            ) as here,
-            _passing_on(ray, stop, governor),
+            ) as near,
+            _tending(ray, task, generator, stop),
         ):
             for row in _results(ray, task, todo, concurrency, workers):
                 record.add(row)
-                here.forget(Job(row["index"], row["prompt"], row["seed"]))
+                near.forget(Job(row["index"], row["prompt"], row["seed"]))
                 on_done(row)
         return Batch(jobs, record, ray.get(governor.reached.remote()))
 
@@ -387,6 +426,7 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
     settings.enable_progress_bars = settings.print_on_execution_start = False
     settings.execution_no_progress_timeout_s = -1  # a prompt of a large model can take as long as it likes
     settings.execution_options.preserve_order = False
+    settings.raise_original_map_exception = True
 
     cpus = int(ray.cluster_resources().get("CPU", 1))
     most = workers or max(1, cpus // 2)
@@ -414,8 +454,12 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
             for text in block["row"].tolist():
                 if text:
                     yield json.loads(text)
-    except RayTaskError as error:
-        raise error.cause from None
+    except GemsError:
+        raise
+    except Exception as error:  # whatever a worker raised, or Ray
+        if isinstance(error, RayTaskError) and isinstance(error.cause, GemsError | OSError):
+            raise error.cause from None
+        raise BackendError(f"the cluster gave up: {type(error).__name__}: {one_line(error, 500)}") from error
 
 
 def _fields(job: Job) -> dict[str, Any]:
@@ -438,7 +482,9 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    where: dict[str, Any] = {"address": address}
+    # What the command line sets for this process: LangGraph and the model libraries read it when they are imported.
+    theirs = {name: value for name in _WORKERS_ENVIRONMENT if (value := os.environ.get(name))}
+    where: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": theirs}}
     if address == "local":
         where |= {"include_dashboard": False, "num_gpus": _gpus_here()}
     try:
@@ -491,30 +537,40 @@ def _check_places(ray: Any, out: Path, context: GemsContext, checkpoints: str | 
 
 
 @contextmanager
-def _passing_on(ray: Any, stop: Stop, governor: Any) -> Iterator[None]:
-    """Pass on to the workers what the user asks for."""
-    over = threading.Event()
+def _tending(ray: Any, task: _Task, generator: ImageGenerator, stop: Stop) -> Iterator[None]:
+    """Keep the generators up meanwhile, and pass on to the workers what the user asks for.
 
-    def watch() -> None:
+    Raises:
+        BackendError: The generators could not be kept up; the run was stopped for it.
+    """
+    over, faults = threading.Event(), list[BackendError]()
+    generators = _Generators(task.context) if _is_local(generator) else None
+
+    def tend() -> None:
         told = ""
         while not over.wait(_LOOK):
+            try:
+                if generators is not None:
+                    generators.keep_up()
+            except BackendError as error:
+                faults.append(error)
+                stop.control.request_drain(str(error))
             wish = "drain" if stop.control.drain_requested else "finish" if stop.wanted else ""
             if wish != told:
-                ray.get(governor.stop.remote(wish))
+                ray.get(task.governor.stop.remote(wish))
                 told = wish
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=tend, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+    if faults:
+        raise faults[0]
 
 
-def _be_quiet() -> None:
-    """As the command line does: nothing that a model library says belongs into a cluster's logs."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def _is_local(generator: ImageGenerator) -> bool:
+    """Whether it makes images in this process, rather than asking a server."""
+    return getattr(generator, "replicas", None) is not None

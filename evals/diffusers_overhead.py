@@ -4,8 +4,9 @@
     python -m gems.evals.diffusers_overhead --preset z-image-turbo --device cuda --batches 1,2,4 --compile
 
 The model is a ``ZImagePipeline`` of random weights: its images are noise, its work is that of a trained one of the same
-size. The small one is made so that an image takes one or two seconds on one core, the other has the sizes of
-Z-Image-Turbo (6 billion parameters, bfloat16) but for its text encoder, which runs once an image and is left small.
+size. The small one is made so that an image takes one or two seconds on one core; the medium one has a billion
+parameters, as many as Stable Diffusion 1.5; the last one has the sizes of Z-Image-Turbo (6 billion parameters,
+bfloat16) but for its text encoder, which runs once an image and is left small.
 
 Bare pipeline and graph share one copy of the weights and make the same images in turns, so that a machine that slows
 down slows both. Each graph run plans, checks, refines and writes checkpoints, with a chat model that answers at once.
@@ -56,6 +57,7 @@ class Preset:
 
 PRESETS: Final = {
     "small": Preset(256, 256, 12, 4, 64, (16, 16, 32, 32)),
+    "medium": Preset(512, 1536, 24, 12, 64, (128, 256, 512, 512)),
     # The configurations in https://huggingface.co/Tongyi-MAI/Z-Image-Turbo.
     "z-image-turbo": Preset(1024, 3840, 30, 30, 2560, (128, 256, 512, 512)),
 }

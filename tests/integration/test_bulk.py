@@ -1,0 +1,361 @@
+"""Bulk runs: limits of the whole run, dry runs, status, stopping, kills, and what comes out of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gems.evals.prompts import fresh_prompts
+
+SERVER = Path(__file__).parents[1] / "servers" / "image_server.py"
+QUICK = ("--no-plan", "--no-skills")
+
+
+def prompts(path: Path, n: int, seed: int = 3) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wishes = [p.prompt for p in fresh_prompts(n, seed)]
+    path.write_text("".join(json.dumps({"id": f"w{i}", "prompt": wish}) + "\n" for i, wish in enumerate(wishes)))
+    return path
+
+
+def gems(*args: object, home: Path) -> list[str]:
+    os.environ["GEMS_HOME"] = str(home)
+    return [sys.executable, "-m", "gems", *map(str, args)]
+
+
+def run(*args: object, home: Path, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(gems(*args, home=home), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode in ok, done.stderr
+    return done
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def index(out: Path) -> list[dict[str, Any]]:
+    table: list[dict[str, Any]] = pq.read_table(out / "index.parquet").to_pylist()
+    return table
+
+
+@pytest.fixture
+def painter() -> Iterator[str]:
+    """An image server that takes half a second for each image, and remembers what it was asked for."""
+    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.terminate()
+
+
+def asked(painter: str) -> Counter[str]:
+    with urllib.request.urlopen(f"{painter}/log") as answer:
+        seen = json.load(answer)["seen"]
+    return Counter(json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in seen)
+
+
+def wait_for(out: Path, lines: int, process: subprocess.Popen[Any]) -> None:
+    results, end = out / "results.jsonl", time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        if results.exists() and results.read_bytes().count(b"\n") >= lines:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{lines} results did not come")
+
+
+# --- limits and forecasts --------------------------------------------------------------------------------------------
+
+
+def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
+    file, out = prompts(tmp_path / "p.jsonl", 24), tmp_path / "out"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--price", "image=0.25", "--json")
+    done = run(*command, "--total-cost", 4, home=tmp_path / "home", ok=(4,))
+    summary = json.loads(done.stdout)
+    assert summary["limit_reached"] == "cost"
+    assert 4 <= summary["cost"] <= 4 + 4 * 0.25  # a batch in flight could cost 4 more
+    assert summary["finished"] + summary["not_started"] == 24
+    assert f"{summary['not_started']} prompts were not started" in done.stderr
+    left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
+    assert len(left) == summary["not_started"]
+    assert {row["index"] for row in rows(out)}.isdisjoint(row["index"] for row in left)
+
+    # The list is a file of prompts itself, with seeds and ids.
+    elsewhere = run(
+        "batch", out / "not_started.jsonl", "--out", tmp_path / "rest", *QUICK, "--json", home=tmp_path / "home"
+    )
+    assert json.loads(elsewhere.stdout)["finished"] == len(left)
+    assert {(r["prompt"], r["seed"], r["id"]) for r in rows(tmp_path / "rest")} == {
+        (r["prompt"], r["seed"], r["id"]) for r in left
+    }
+
+    # With a limit that was spent before, nothing is begun; without one, the rest is run.
+    again = run(*command, "--total-cost", 4, home=tmp_path / "home", ok=(4,))
+    assert json.loads(again.stdout)["images"] == summary["images"]
+    finished = run(*command, home=tmp_path / "home")
+    assert json.loads(finished.stdout)["finished"] == 24
+    assert not (out / "not_started.jsonl").exists()
+    assert sorted(row["index"] for row in index(out)) == list(range(24))
+
+
+def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
+    file = prompts(tmp_path / "p.jsonl", 2)
+    done = run("batch", file, "--out", tmp_path / "out", "--total-cost", 1, home=tmp_path / "home", ok=(2,))
+    assert "--price" in done.stderr
+    done = run("batch", file, "--out", tmp_path / "out", "--price", "picture=1", home=tmp_path / "home", ok=(2,))
+    assert "picture" in done.stderr
+
+
+def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
+    file, out = prompts(tmp_path / "p.jsonl", 40), tmp_path / "out"
+    command = ("batch", file, "--out", out, "--max-rounds", 2, *QUICK, "--price", "image=0.1", "--json")
+    dry = json.loads(run(*command, "--dry-run", "--sample", 15, home=tmp_path / "home").stdout)
+    assert (dry["sample"], dry["prompts"]) == (15, 40)
+    sample = (out / "results.jsonl").read_bytes()
+    assert sample.count(b"\n") == 15
+    told = run("batch", "status", out, home=tmp_path / "home").stdout
+    assert "15 of 40 prompts done" in told
+    spent = json.loads(run(*command, home=tmp_path / "home").stdout)
+    assert (out / "results.jsonl").read_bytes().startswith(sample)
+    for name in ("images", "tokens", "cost"):
+        assert dry["estimate"][name]["low"] <= spent[name] <= dry["estimate"][name]["high"]
+    assert dry["estimate"]["hours"]["low"] > 0
+
+
+# --- watching and stopping -------------------------------------------------------------------------------------------
+
+
+def test_it_can_be_watched_from_another_shell_and_is_nobody_elses_meanwhile(painter: str, tmp_path: Path) -> None:
+    file, out, home = prompts(tmp_path / "p.jsonl", 90), tmp_path / "out", tmp_path / "home"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 1, "--generator", f"{painter}/slow/draw")
+    with subprocess.Popen(gems(*command, "--concurrency", 2, home=home), stderr=subprocess.PIPE) as process:
+        wait_for(out, 3, process)
+        told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
+        assert told["state"] == "running"
+        assert told["pid"] == process.pid
+        assert 3 <= told["done"] < 90
+        assert told["spent"]["images"] == told["done"]
+        assert told["prompts_a_minute"] > 0
+        assert told["seconds_left"] > 0
+        second = run(*command, home=home, ok=(2,))
+        assert "another process works on" in second.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
+    assert (told["state"], told["done"], told["pid"]) == ("stopped", len(rows(out)), None)
+    assert "holds no batch" in run("batch", "status", tmp_path, home=home, ok=(2,)).stderr
+
+
+def test_ctrl_c_once_finishes_what_is_in_flight(painter: str, tmp_path: Path) -> None:
+    file, out, home = prompts(tmp_path / "p.jsonl", 20), tmp_path / "out", tmp_path / "home"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--generator", f"{painter}/slow/draw")
+    with subprocess.Popen(gems(*command, "--concurrency", 3, home=home), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(out, 3, process)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finishing the prompts in flight" in told
+    done = rows(out)
+    assert 3 <= len(done) < 20
+    # Whatever was begun was ended: the server was asked for nothing that is in no result.
+    assert sum(asked(painter).values()) == sum(row["usage"]["images"] for row in done)
+    assert len(index(out)) == len(done)
+    state = json.loads(run("batch", "status", out, "--json", home=home).stdout)["state"]
+    assert state == "stopped"
+
+
+def test_ctrl_c_twice_stops_at_the_next_step_and_nothing_is_paid_for_twice(painter: str, tmp_path: Path) -> None:
+    file, out, home = prompts(tmp_path / "p.jsonl", 8), tmp_path / "out", tmp_path / "home"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 4, "--generator", f"{painter}/slow/draw")
+    with subprocess.Popen(gems(*command, "--concurrency", 4, home=home), stderr=subprocess.PIPE, text=True) as process:
+        while not asked(painter):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping prompts after their present step" in told
+    assert not (out / "results.jsonl").exists()  # each would have taken four rounds
+    run(*command, "--concurrency", 4, home=home)
+    assert max(asked(painter).values()) == 1
+    assert sum(row["usage"]["images"] for row in rows(out)) == sum(asked(painter).values())
+
+
+def test_killed_at_random_moments_every_prompt_comes_once(painter: str, tmp_path: Path) -> None:
+    """And no image is asked for again but those that were being made in that moment."""
+    file, out, home = prompts(tmp_path / "p.jsonl", 30), tmp_path / "out", tmp_path / "home"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--generator", f"{painter}/slow/draw")
+    rng, in_flight = random.Random(5), 6
+    for lines in (4, 13):
+        with subprocess.Popen(gems(*command, "--concurrency", in_flight, home=home), stderr=subprocess.PIPE) as process:
+            wait_for(out, lines, process)
+            time.sleep(rng.uniform(0, 0.6))
+            process.kill()
+    run(*command, "--concurrency", in_flight, home=home)
+    counted = Counter(row["index"] for row in index(out))
+    assert counted == Counter(range(30))
+    assert Counter(row["index"] for row in rows(out)) == counted
+    made = asked(painter)
+    assert len(made) == sum(row["usage"]["images"] for row in rows(out))
+    assert sum(made.values()) - len(made) <= 2 * in_flight
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch in which some prompts took several rounds."""
+    folder = tmp_path_factory.mktemp("finished")
+    file = folder / "p.jsonl"
+    prompts(file, 30)
+    file.write_text(file.read_text() + '{"prompt": "a blue dragon", "id": "cannot"}\n')
+    run("batch", file, "--out", folder / "out", "--max-rounds", 3, home=folder / "home", ok=(2,))
+    return folder / "out"
+
+
+def test_the_index_holds_every_prompt_with_its_attempts(finished: Path) -> None:
+    table = index(finished)
+    by_index = {row["index"]: row for row in rows(finished)}
+    assert [row["index"] for row in table] == list(range(31))
+    for row in table:
+        written = by_index[row["index"]]
+        assert (row["prompt"], row["seed"], row["id"]) == (written["prompt"], written["seed"], written["id"])
+        if row["error"]:
+            assert (row["id"], row["image"], row["attempts"]) == ("cannot", None, [])
+            continue
+        best = row["attempts"][row["best"]]
+        assert row["sha256"] == best["sha256"] == written["attempts"][written["best"]]["sha256"]
+        assert hashlib.sha256(Path(row["image"].removeprefix("file://")).read_bytes()).hexdigest() == row["sha256"]
+        assert row["solved"] == all(v["answer"] == "yes" for v in best["verdicts"]) == (row["outcome"] == "solved")
+        assert len(row["attempts"]) == row["usage"]["images"]
+
+
+# The library leaves its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    told = run("export", finished, "--to", "webdataset", "--out", tmp_path / "w", "--json", home=tmp_path / "home")
+    by_index = {row["index"]: row for row in rows(finished)}
+    solved = {i for i, row in by_index.items() if row.get("outcome") == "solved"}
+    shards = sorted(map(str, (tmp_path / "w").glob("*.tar")))
+    raw = {int(s["__key__"]): s for s in webdataset.WebDataset(shards, shardshuffle=False)}
+    assert json.loads(told.stdout) == {
+        "folder": str(tmp_path / "w"),
+        "examples": len(solved),
+        "skipped": 31 - len(solved),
+    }
+    assert raw.keys() == solved
+    for i in random.sample(sorted(solved), 5):
+        best = by_index[i]["attempts"][by_index[i]["best"]]
+        assert hashlib.sha256(raw[i]["png"]).hexdigest() == best["sha256"]
+        assert raw[i]["txt"].decode() == by_index[i]["prompt"]
+        about = json.loads(raw[i]["json"])
+        assert about["sha256"] == best["sha256"]
+        assert {v["answer"] for v in about["verdicts"]} == {"yes"}
+    decoded = next(iter(webdataset.WebDataset(shards, shardshuffle=False).decode("pil").to_tuple("png", "txt", "json")))
+    assert decoded[0].size == (512, 512)
+
+
+def test_datasets_reads_the_image_folder(finished: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    run("export", finished, "--to", "imagefolder", "--out", tmp_path / "i", "--all", home=tmp_path / "home")
+    loaded = load_dataset("imagefolder", data_dir=str(tmp_path / "i"), cache_dir=str(tmp_path / "cache"), split="train")
+    by_index = {row["index"]: row for row in rows(finished)}
+    assert sorted(loaded["index"]) == list(range(30))  # all but the one that cannot be drawn
+    for example in random.sample(list(loaded), 5):
+        row = by_index[example["index"]]
+        best = row["attempts"][row["best"]]
+        assert example["text"] == row["prompt"]
+        assert example["solved"] == (row["outcome"] == "solved")
+        with Image.open(best["image"].removeprefix("file://")) as image:
+            assert example["image"].convert("RGB").tobytes() == image.convert("RGB").tobytes()
+        assert example["sha256"] == best["sha256"]
+
+
+def read_as_a_trainer(folder: Path, cache: Path) -> Iterator[tuple[str, bytes, bytes]]:
+    """(caption, preferred, rejected), as trainers of Diffusion-DPO read Pick-a-Pic.
+
+    They load the columns jpg_0, jpg_1, label_0 and caption, put the preferred image first, and decode the bytes.
+    """
+    from datasets import load_dataset
+
+    for example in load_dataset(str(folder), cache_dir=str(cache), split="train"):
+        pair = [example["jpg_0"], example["jpg_1"]]
+        if example["label_0"] == 0:
+            pair.reverse()
+        for data in pair:
+            assert Image.open(io.BytesIO(data)).convert("RGB").size == (512, 512)
+        yield example["caption"], pair[0], pair[1]
+
+
+def test_a_dpo_trainer_reads_the_preference_pairs(finished: Path, tmp_path: Path) -> None:
+    run("export", finished, "--to", "preferences", "--out", tmp_path / "d", "--pairs", 2, home=tmp_path / "home")
+    attempts = {
+        (row["prompt"], attempt["sha256"]): attempt for row in rows(finished) for attempt in row.get("attempts", [])
+    }
+    read = list(read_as_a_trainer(tmp_path / "d", tmp_path / "cache"))
+    expected = [r for r in rows(finished) if len({a["passed"] for a in r.get("attempts", [])}) > 1]
+    assert {caption for caption, _, _ in read} <= {row["prompt"] for row in expected}
+    assert len(read) >= len(expected) // 2 > 0
+    for caption, preferred, rejected in read:
+        better = attempts[caption, hashlib.sha256(preferred).hexdigest()]
+        worse = attempts[caption, hashlib.sha256(rejected).hexdigest()]
+        assert better["passed"] > worse["passed"]
+        assert better["score"] - worse["score"] >= 0.1
+    raw = pq.read_table(tmp_path / "d" / "data" / "train-00000.parquet").to_pylist()
+    assert {row["label_0"] + row["label_1"] for row in raw} == {1}
+    assert len({row["label_0"] for row in raw}) == 2  # the place of the better one tells nothing
+    assert all(row["verdicts_0"] and row["verdicts_1"] for row in raw)
+
+
+def test_an_export_takes_a_folder_that_was_moved(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "moved")
+    path = tmp_path / "moved" / "results.jsonl"
+    path.write_text(path.read_text().replace("file://", "file:///nowhere"))
+    run("export", tmp_path / "moved", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "home")
+
+
+def test_an_export_never_writes_over_what_is_not_its_own(finished: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    done = run("export", finished, "--to", "webdataset", "--out", mine, home=tmp_path / "home", ok=(2,))
+    assert "no export" in done.stderr
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    target = tmp_path / "again"
+    run("export", finished, "--to", "webdataset", "--out", target, home=tmp_path / "home")
+    run("export", finished, "--to", "imagefolder", "--out", target, home=tmp_path / "home")
+    assert not list(target.glob("*.tar"))
+    done = run("export", finished, "--to", "tfrecord", "--out", target, home=tmp_path / "home", ok=(2,))
+    assert "webdataset, imagefolder, preferences" in done.stderr
+    assert list((target / "train").glob("*.png"))
+
+
+def test_an_export_tells_of_a_missing_image(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "torn")
+    solved = next(row for row in rows(finished) if row.get("outcome") == "solved")
+    digest = solved["attempts"][solved["best"]]["sha256"]
+    image = tmp_path / "torn" / "images" / digest[:2] / f"{digest}.png"
+    image.write_bytes(image.read_bytes()[:-20])
+    done = run("export", tmp_path / "torn", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "h", ok=(3,))
+    assert "is damaged" in done.stderr
+    assert not (tmp_path / "w").exists()
