@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +13,7 @@ from typing import Any, Final
 from gems.graph.context import MAX_SEED
 from gems.graph.errors import InputError
 
-__all__ = ["Job", "derive_seed", "read_jobs"]
+__all__ = ["Job", "derive_seed", "read_jobs", "sample_of"]
 
 _MAX_LINE: Final = 64 * 1024
 
@@ -93,3 +95,9 @@ def _parse_json(line: str, where: str) -> dict[str, Any] | None:
 def derive_seed(seed: int, index: int) -> int:
     """Far apart for neighbours, so that no two prompts of a batch share the seeds of their later rounds."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big") & MAX_SEED
+
+
+def sample_of(jobs: Sequence[Job], size: int, seed: int) -> list[Job]:
+    """Jobs drawn at random, the same ones at each call, in their order; all of them, if there are no more."""
+    chosen = random.Random(seed).sample(range(len(jobs)), min(size, len(jobs)))
+    return [jobs[i] for i in sorted(chosen)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import statistics
@@ -40,7 +39,6 @@ from gems.console import (
     Embedder,
     Generator,
     GeneratorOption,
-    Images,
     MaxRounds,
     Mllm,
     NoBuiltinSkills,
@@ -157,7 +155,15 @@ def run(
         float | None, typer.Option(min=0, help="Most hours, from this start on.", rich_help_panel=TOTALS)
     ] = None,
     seed: Annotated[int, typer.Option(help="Each prompt's own seed follows from this one and its place.")] = 0,
-    images: Images = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHERE",
+            help="Where images are kept: a folder, or any fsspec URL such as s3://BUCKET/FOLDER.",
+            show_default="$GEMS_IMAGES, or OUT/images",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     checkpoints: Annotated[
         str | None,
         typer.Option(
@@ -201,7 +207,7 @@ def run(
     4: a total was reached; 130: stopped.
     """
     from gems.bulk.export import write_index
-    from gems.bulk.jobs import read_jobs
+    from gems.bulk.jobs import read_jobs, sample_of
     from gems.bulk.limits import Limits
     from gems.bulk.record import write_jobs
     from gems.graph.errors import InputError
@@ -241,12 +247,14 @@ def run(
     prices = settings.budget.prices
     if total_cost is not None and not any(prices.model_dump().values()):
         raise InputError("--total-cost needs prices: --price image=0.04 --price prompt=1.25 --price completion=10")
+    if total_cost is not None and total_cost <= 0:
+        raise InputError("--total-cost: more than nothing")
     total = Budget(
-        images=total_images, chat_calls=total_chat_calls, tokens=total_tokens, cost=total_cost or None, prices=prices
+        images=total_images, chat_calls=total_chat_calls, tokens=total_tokens, cost=total_cost, prices=prices
     )
     limits = Limits(total, total_hours)
     jobs = read_jobs(file, seed)
-    few = _sampled(jobs, sample, seed) if dry_run else []
+    few = sample_of(jobs, sample, seed) if dry_run else []
     with _stoppable() as stop, batch_bar(len(few or jobs), quiet=quiet, prices=prices) as (on_start, on_done):
         _note_start(folder, limits, concurrency, ray)
         batch = _work(
@@ -357,12 +365,6 @@ def _print_table(summary: dict[str, Any]) -> None:
 
 
 # --- the dry run -----------------------------------------------------------------------------------------------------
-
-
-def _sampled(jobs: Sequence[Job], size: int, seed: int) -> list[Job]:
-    """Prompts drawn at random, the same ones at each call, in their order."""
-    chosen = random.Random(seed).sample(range(len(jobs)), min(size, len(jobs)))
-    return [jobs[i] for i in sorted(chosen)]
 
 
 def _tell_forecast(batch: Batch, few: Sequence[Job], concurrency: int, prices: Prices, *, as_json: bool) -> None:

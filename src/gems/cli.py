@@ -25,6 +25,7 @@ from gems.console import (
     SOLVED,
     AsJson,
     BudgetChatCalls,
+    BudgetCost,
     BudgetImages,
     BudgetSeconds,
     BudgetTokens,
@@ -43,6 +44,7 @@ from gems.console import (
     NoSkills,
     Patience,
     Planner,
+    Price,
     Quiet,
     Refiner,
     SkillsDir,
@@ -137,6 +139,8 @@ def generate(
     budget_tokens: BudgetTokens = None,
     budget_images: BudgetImages = None,
     budget_seconds: BudgetSeconds = None,
+    budget_cost: BudgetCost = None,
+    price: Price = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first image. Default: random.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
     folder: Annotated[
@@ -217,6 +221,8 @@ def generate(
             budget_tokens=budget_tokens,
             budget_images=budget_images,
             budget_seconds=budget_seconds,
+            budget_cost=budget_cost,
+            price=price,
         )
         checked, folder = check_prompt(prompt), folder or Path("gems-out")
         load_skills(context.skills_dir, builtin=context.builtin_skills)
