@@ -51,7 +51,7 @@ from gems.models.secrets import one_line
 from gems.session import model_records
 from gems.skills.loader import load_skills
 
-__all__ = ["run_on_ray"]
+__all__ = ["check_places", "run_on_ray"]
 
 _NAMESPACE: Final = "gems"
 _CALLS: Final = 512
@@ -380,7 +380,7 @@ def run_on_ray(
     load_skills(context.skills_dir, builtin=context.builtin_skills)
     with only_here(out), _connected(address) as ray:
         batch = claim(out, context, models)
-        _check_places(ray, out, context, checkpoints, evidence=evidence)
+        check_places(ray, context, checkpoints, evidence=evidence)
         write_jobs(out, jobs)
         record = Record(out / "results.jsonl")
         on_start(record.tally(jobs))
@@ -518,7 +518,7 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def _check_places(ray: Any, out: Path, context: GemsContext, checkpoints: str | None, *, evidence: bool) -> None:
+def check_places(ray: Any, context: GemsContext, checkpoints: str | None, *, evidence: bool) -> None:
     """On several machines, nothing that workers share may lie in a folder of one of them."""
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
     if len(hosts) < 2:

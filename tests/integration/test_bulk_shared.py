@@ -1,0 +1,157 @@
+"""What the machines of a cluster share: leases on prompts, checkpoints in PostgreSQL, places that all of them see."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from servers.postgres import serving_postgres
+
+from gems.bulk.cluster import check_places
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases
+from gems.evals.prompts import fresh_prompts
+from gems.graph.context import GemsContext
+from gems.graph.errors import InputError
+from gems.memory.opening import database_pool
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from gems.bulk.leases import DatabaseLeases, FileLeases
+from gems.memory.opening import database_pool
+where = sys.argv[1]
+if where.startswith("postgresql://"):
+    leases = DatabaseLeases(database_pool(where).getconn())
+else:
+    leases = FileLeases(Path(where))
+with leases.hold("batch", 7):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with serving_postgres() as address:
+        yield address
+
+
+@pytest.fixture(params=["file", "database"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "leases") if request.param == "file" else request.getfixturevalue("database")
+
+
+@pytest.fixture
+def leases(place: str) -> Iterator[Leases]:
+    if not place.startswith("postgresql://"):
+        yield FileLeases(Path(place))
+        return
+    with database_pool(place) as pool, pool.connection() as connection:
+        yield DatabaseLeases(connection)
+
+
+def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Leases) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with leases.hold("batch", 8):  # another prompt's is free
+            pass
+        got = threading.Event()
+
+        def take() -> None:
+            with leases.hold("batch", 7):
+                got.set()
+
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        assert not got.wait(0.5)
+        other.send_signal(signal.SIGKILL)
+        assert got.wait(20)
+        thread.join()
+
+
+def test_a_batch_goes_on_on_another_machine_from_checkpoints_in_a_database(database: str, tmp_path: Path) -> None:
+    """Of the folder, only the record and the images are taken along."""
+    file, out, other = tmp_path / "p.jsonl", tmp_path / "out", tmp_path / "other"
+    file.write_text("".join(json.dumps({"prompt": p.prompt}) + "\n" for p in fresh_prompts(8, 9)))
+    server = Path(__file__).parents[1] / "servers" / "image_server.py"
+    with subprocess.Popen([sys.executable, str(server)], stdout=subprocess.PIPE, text=True) as painter:
+        assert painter.stdout is not None
+        address = f"http://127.0.0.1:{painter.stdout.readline().strip()}"
+
+        def command(folder: Path) -> list[str]:
+            given = ["--max-rounds", "3", "--no-plan", "--no-skills", "--concurrency", "4", "--images", str(tmp_path)]
+            places = ["--out", str(folder), "--checkpoints", database, "--generator", f"{address}/slow/draw"]
+            return [sys.executable, "-m", "gems", "batch", str(file), *given, *places]
+
+        with subprocess.Popen(command(out), stderr=subprocess.DEVNULL) as process:
+            time.sleep(0.1)
+            _wait(lambda: bool(list(tmp_path.glob("??/*.png"))))
+            process.kill()
+        assert not (out / "checkpoints.sqlite").exists()
+        other.mkdir()
+        for name in ("batch.json", "results.jsonl"):
+            if (out / name).exists():
+                (other / name).write_bytes((out / name).read_bytes())
+        done = subprocess.run(command(other), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        seen = _asked(address)
+        painter.terminate()
+    rows = [json.loads(line) for line in (other / "results.jsonl").read_text().splitlines()]
+    assert sorted(row["index"] for row in rows) == list(range(8))
+    images = sum(row["usage"]["images"] for row in rows)
+    assert images == len(set(seen)) == 24  # flat colours never pass
+    assert len(seen) - images <= 4  # those that were being made when it was killed
+
+
+def _asked(address: str) -> list[str]:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{address}/log") as answer:
+        return [json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in json.load(answer)["seen"]]
+
+
+def _wait(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _cluster(*hosts: str) -> Any:
+    return SimpleNamespace(nodes=lambda: [{"Alive": True, "NodeManagerHostname": host} for host in hosts])
+
+
+@pytest.mark.parametrize(
+    ("context", "checkpoints", "evidence", "says"),
+    [
+        ({}, None, False, "--checkpoints postgresql"),
+        ({}, "postgresql://db/gems", False, "--images"),
+        ({"images_url": "s3://b/f"}, "postgresql://db/gems", True, "--evidence"),
+    ],
+)
+def test_several_machines_need_places_that_all_of_them_see(
+    context: dict[str, Any], checkpoints: str | None, evidence: bool, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GEMS_IMAGES", raising=False)
+    settings = GemsContext(memory=False, **context)
+    with pytest.raises(InputError, match=says):
+        check_places(_cluster("a", "b"), settings, checkpoints, evidence=evidence)
+    check_places(_cluster("a", "a"), settings, checkpoints, evidence=evidence)
+
+
+def test_with_such_places_they_work() -> None:
+    assert os.environ.get("GEMS_IMAGES") is None
+    check_places(
+        _cluster("a", "b"), GemsContext(memory=False, images_url="s3://b/f"), "postgresql://db/g", evidence=False
+    )
