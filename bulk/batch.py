@@ -23,19 +23,21 @@ from gems.bulk.limits import Allowance, Limits, spent_in
 from gems.bulk.record import Record, Row, Tally, claim, only_here, write_jobs
 from gems.evidence import ModelRecord, make_folder, run_record, write_evidence
 from gems.graph.builder import GemsGraph, build_graph
-from gems.graph.context import GemsContext
+from gems.graph.context import ROLES, GemsContext
 from gems.graph.errors import GemsError, InputError
 from gems.graph.state import Attempt, GemsState, Usage, best_attempt
 from gems.memory.images import ImageStore
 from gems.memory.opening import database_of
 from gems.models.batching import BatchingGenerator
-from gems.models.generators import ImageGenerator, init_image_generator
+from gems.models.generators import POCKET, ImageGenerator, init_image_generator
 from gems.nodes.retry import is_backend_failure
 from gems.session import model_records, open_checkpoints, run_thread
 from gems.skills.loader import load_skills
 
-__all__ = ["Batch", "Stop", "Worker", "batching", "brief", "open_worker", "run_batch", "run_jobs"]
+__all__ = ["Batch", "Despair", "Stop", "Worker", "batching", "brief", "open_worker", "run_batch", "run_jobs"]
 
+_DESPAIR: Final = 20
+"""Failures of backends in a row, at least, until a run is given up."""
 _GPU_BATCH: Final = 8
 """Images in one call on a GPU, unless the options say otherwise: more bring little, and need much memory."""
 
@@ -66,6 +68,8 @@ class Batch:
     record: Record
     reached: str | None = None
     """The limit of the whole run that ended it."""
+    given_up: str | None = None
+    """Why it was ended early: one prompt after the other met a failing backend."""
 
     def rows(self) -> list[Row]:
         """All results, in the jobs' order."""
@@ -102,20 +106,32 @@ class Worker:
             # down, and the others go on.
             if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
                 raise
-            return {**row, **_failure(error), "usage": self._spent(thread), "at": _now()}
+            spent = {"usage": self._spent(thread), "seconds": _since(started), "at": _now()}
+            return {**row, **_failure(error), **spent}
         if not values.get("outcome"):
             return None
+        self._settle(values["attempts"])
         if self.evidence is not None:
             record = run_record(values, own, self.models, thread, begun)
             write_evidence(self.evidence / "runs" / f"{job.index:05d}", record, self.images)
-        return {**row, **_summary(values), "seconds": round(time.perf_counter() - started, 3), "at": _now()}
+        return {**row, **_summary(values), "seconds": _since(started), "at": _now()}
 
     def forget(self, job: Job) -> None:
         """Remove a prompt's checkpoints, once its result is on disk."""
         self.saver.delete_thread(self._thread(job))
 
     def _thread(self, job: Job) -> str:
-        return f"{self.batch}-{job.key}"
+        return f"{self.batch}-{job.index}-{job.key}"
+
+    def _settle(self, attempts: Sequence[Attempt]) -> None:
+        """See that images lie on the disk, and not in a cache, before a result names them: the power may go."""
+        for attempt in attempts:
+            if attempt.image.uri.startswith("file://"):
+                descriptor = os.open(attempt.image.uri.removeprefix("file://"), os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def _spent(self, thread: str) -> dict[str, Any]:
         usage = self.graph.get_state({"configurable": {"thread_id": thread}}).values.get("usage")
@@ -168,8 +184,26 @@ def batching(context: GemsContext) -> Iterator[ImageGenerator]:
         return
     if options.batch_size is None and any(device.startswith("cuda") for device in replicas.devices):
         generator = init_image_generator(context.generator, options.model_copy(update={"batch_size": _GPU_BATCH}))
-    with BatchingGenerator(generator, largest=generator.batch_size, workers=len(replicas.devices)) as batched:
+    # One call makes a batch on every device.
+    with BatchingGenerator(generator, largest=generator.batch_size * len(replicas.devices)) as batched:
         yield batched
+
+
+@contextmanager
+def _threads_for(context: GemsContext, concurrency: int) -> Iterator[None]:
+    """Give each of many small models at work one thread of torch's: more of them only get into each other's way."""
+    names = {context.generator, *(context.chat_model(role) for role in ROLES)}
+    if concurrency == 1 or not names <= POCKET.keys():
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def run_batch(
@@ -215,7 +249,7 @@ def run_batch(
     # What would fail every prompt fails here, before it is written down as each prompt's own failure.
     models = model_records(context)
     load_skills(context.skills_dir, builtin=context.builtin_skills)
-    with only_here(out), batching(context) as generator:
+    with only_here(out), _threads_for(context, concurrency), batching(context) as generator:
         batch = claim(out, context, models)
         with open_worker(
             out,
@@ -276,10 +310,9 @@ def _run_jobs(
     on_written: Callable[[Job], None] = lambda job: None,
 ) -> Batch:
     write_jobs(out, jobs)
-    record = Record(out / "results.jsonl")
-    before = record.tally(jobs)
-    allowance = Allowance(limits or Limits(), record.spent, record.dearest)
-    on_start(before)
+    record = Record(out / "results.jsonl", repair=True)
+    allowance, despair = Allowance(limits or Limits(), record.spent, record.dearest), Despair(stop, concurrency)
+    on_start(record.tally(jobs))
 
     def finish(job: Job) -> Row | None:
         try:
@@ -287,6 +320,7 @@ def _run_jobs(
             if row is not None:
                 record.add(row)
                 on_written(job)
+                despair.hear(row)
         except BaseException:
             stop.control.request_drain("the batch's folder cannot be used")  # nor can any other result be kept
             raise
@@ -318,7 +352,34 @@ def _run_jobs(
             flying.add(pool.submit(finish, job))
         while flying:
             land()
-    return Batch(jobs, record, allowance.reached)
+    return Batch(jobs, record, allowance.reached, despair.reason)
+
+
+class Despair:
+    """Ends a run in which every prompt meets a failing backend: the rest would be paid for, and fail too.
+
+    Args:
+        stop: What ends it.
+        concurrency: Prompts in flight: that many may fail of one cause.
+    """
+
+    def __init__(self, stop: Stop, concurrency: int) -> None:
+        self._stop, self._most = stop, max(_DESPAIR, 2 * concurrency)
+        self._lock, self._failures = threading.Lock(), 0
+        self.reason: str | None = None
+        """Why it was ended; None as long as it was not."""
+
+    def hear(self, row: Row) -> None:
+        """Hear of a result."""
+        with self._lock:
+            self._failures = self._failures + 1 if row.get("error_kind") == "backend" else 0
+            if self._failures >= self._most and self.reason is None:
+                self.reason = f"the last {self._failures} prompts all failed: {row['error']}"
+                self._stop.finish()
+
+
+def _since(started: float) -> float:
+    return round(time.perf_counter() - started, 3)
 
 
 def _failure(error: Exception) -> Row:

@@ -14,26 +14,29 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
-from gems.bulk.batch import Batch, Stop, batching, open_worker
+from gems.bulk.batch import Batch, Despair, Stop, batching, open_worker
 from gems.bulk.jobs import Job
-from gems.bulk.leases import DatabaseLeases, FileLeases, Leases
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
 from gems.bulk.limits import Allowance, Limits, spent_in
 from gems.bulk.record import Record, Row, Tally, claim, only_here, write_jobs
 from gems.evidence import ModelRecord, make_folder
-from gems.graph.context import GemsContext
+from gems.graph.context import ROLES, GemsContext
 from gems.graph.errors import BackendError, GemsError, InputError
 from gems.graph.state import Usage
 from gems.memory.images import ImageStore
@@ -53,9 +56,10 @@ from gems.skills.loader import load_skills
 
 __all__ = ["check_places", "run_on_ray"]
 
+_LOG: Final = logging.getLogger(__name__)
 _NAMESPACE: Final = "gems"
-_CALLS: Final = 512
-"""Most calls that wait at one generator: prompts in flight of all workers."""
+_CALLS: Final = 4096
+"""Most calls that wait at one generator: prompts in flight of all workers of all batches, or fairness would end."""
 _LOOK: Final = 0.5
 """Seconds between two looks at whether the run is to stop."""
 _SEARCH: Final = 5.0
@@ -68,8 +72,10 @@ _WORKERS_ENVIRONMENT: Final = (
     "TRANSFORMERS_VERBOSITY",
 )
 """Variables that workers take over from the driver. Keys of models are not among them: Ray shows what it is given."""
-_TRIES: Final = 5
-"""How often in a row generators may fail to come up until a worker gives up."""
+_TRIES: Final = 4
+"""How often in a row generators may fail to come up, or die over one request, until it is given up."""
+_LONG: Final = 60.0
+"""Seconds without any generator until that is said."""
 _PROMPTS_A_TASK: Final = 8
 """Most prompts that one task of Ray Data runs, one after another."""
 
@@ -82,60 +88,71 @@ class _GeneratorActor:
 
     def __init__(self, context: GemsContext) -> None:
         self._stack = ExitStack()
-        self._generator = self._stack.enter_context(batching(context))
+        self._generator: Any = self._stack.enter_context(batching(context))
 
     def ready(self) -> bool:
-        """Whether its weights are loaded; they are, when this returns."""
-        load = getattr(self._generator, "load", None)
-        if callable(load):
-            load()
+        """Load the weights; true once they are."""
+        self._generator.load()
+        return True
+
+    def ping(self) -> bool:
+        """Answer at once, however much there is to do."""
         return True
 
     def generate(self, requests: Sequence[ImageRequest], tenant: str) -> list[GeneratedImage | BackendError]:
         """See ``BatchingGenerator.generate``."""
-        return self._generator.generate(requests, tenant=tenant)  # type: ignore[call-arg]
+        results: list[GeneratedImage | BackendError] = self._generator.generate(requests, tenant=tenant)
+        return results
 
 
-class _Generators:
-    """The generators of a cluster that draw with the same settings, under names that all who work there know.
+class _Keeper:
+    """Keeps up the generators of a cluster that draw with the same settings, one a GPU.
 
-    Drivers keep them up: each makes those that are missing, so that batches with the same settings share them. One
-    ends with the driver that made it; the others' make another.
+    Their names are known to all drivers, so that batches with the same settings share them. One ends with the driver
+    that made it; the others' make another.
     """
 
     def __init__(self, context: GemsContext) -> None:
         self._context = context
         told = json.dumps([context.generator, context.generator_options.model_dump(mode="json")], sort_keys=True)
         self._name = f"generator-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
-        self._lock = threading.Lock()
-        self._known: dict[str, Any] = {}
+        self._ready: dict[str, Any] = {}
         self._starting: dict[Any, tuple[str, Any]] = {}
-        self._calls: Counter[str] = Counter()
-        self._looked, self._failures = -_SEARCH, 0
+        self._failures, self._lacking_since = 0, time.monotonic()
 
-    def keep_up(self) -> None:
-        """Make what is missing: a generator for each GPU that the cluster has now.
+    def look(self) -> list[str]:
+        """Make what is missing. Gives the names of those that are ready.
 
         Raises:
             BackendError: None comes up, however often it is tried.
         """
         import ray
-        from ray.exceptions import RayError
 
-        if time.monotonic() - self._looked < _SEARCH / 2:
-            return
-        self._looked = time.monotonic()
+        self._ready = {name: actor for name, actor in self._ready.items() if self._is_alive(actor)}
         gpus = int(ray.cluster_resources().get("GPU", 0))
         needs = {"num_gpus": 1, "num_cpus": 0} if gpus else {"num_cpus": 1}
-        under_way = {name for name, _ in self._starting.values()}
-        for name in self._names(max(1, gpus)) - under_way:
-            if name in self._known and self._is_alive(self._known[name]):
-                continue
+        taken = {*self._ready, *(name for name, _ in self._starting.values())}
+        free = (name for i in count() if (name := f"{self._name}-{i}") not in taken)
+        for name in islice(free, max(0, max(1, gpus) - len(taken))):
             kind: Any = ray.remote(_GeneratorActor)
             options = {"name": name, "namespace": _NAMESPACE, "get_if_exists": True, "max_concurrency": _CALLS}
             actor = kind.options(**options, **needs).remote(self._context)
             self._starting[actor.ready.remote()] = (name, actor)
-        come, _ = ray.wait(list(self._starting), num_returns=1, timeout=0) if self._starting else ([], [])
+        self._take_up()
+        if self._ready:
+            self._lacking_since = time.monotonic()
+        elif time.monotonic() - self._lacking_since > _LONG:
+            self._lacking_since = time.monotonic()
+            _LOG.warning("waiting for a generator: the cluster has no room for one, or it takes long to load")
+        return list(self._ready)
+
+    def _take_up(self) -> None:
+        """Take those into use that have come up meanwhile."""
+        import ray
+        from ray.exceptions import RayError
+
+        starting = list(self._starting)
+        come, _ = ray.wait(starting, num_returns=len(starting), timeout=0) if starting else ([], [])
         for ref in come:
             name, actor = self._starting.pop(ref)
             try:
@@ -145,44 +162,61 @@ class _Generators:
                 if self._failures >= _TRIES:
                     raise BackendError(f"no generator comes up: {one_line(error)}", retryable=False) from None
             else:
-                self._failures, self._known[name] = 0, actor
-
-    def _names(self, number: int) -> set[str]:
-        return {f"{self._name}-{i}" for i in range(number)}
+                self._failures, self._ready[name] = 0, actor
 
     def _is_alive(self, actor: Any) -> bool:
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import GetTimeoutError, RayError
 
         try:
-            ray.get(actor.ready.remote(), timeout=_SEARCH)
-        except RayError as error:
-            return isinstance(error, ray.exceptions.GetTimeoutError)  # busy
+            ray.get(actor.ping.remote(), timeout=_SEARCH)
+        except GetTimeoutError:
+            return True  # slow, but there
+        except RayError:
+            return False
         return True
 
-    def generate(
-        self, requests: Sequence[ImageRequest], tenant: str, control: RunControl
-    ) -> list[GeneratedImage | BackendError]:
+
+class _Generators:
+    """The generators that are ready, as a worker sees them."""
+
+    def __init__(self, governor: Any, tenant: str, control: RunControl) -> None:
+        self._governor, self._tenant, self._control = governor, tenant, control
+        self._lock = threading.Lock()
+        self._known: dict[str, Any] = {}
+        self._calls: Counter[str] = Counter()
+        self._looked = 0.0
+
+    def generate(self, requests: Sequence[ImageRequest]) -> list[GeneratedImage | BackendError]:
         """Have images made by the least busy generator; by another one, if it dies over them."""
-        import ray
         from ray.exceptions import RayError, RayTaskError
 
-        while True:
-            name, actor = self._least_busy(control)
+        for _ in range(_TRIES):
+            name, actor = self._least_busy()
             try:
-                results: list[GeneratedImage | BackendError] = ray.get(actor.generate.remote(requests, tenant))
+                return self._wait(actor.generate.remote(requests, self._tenant))
             except RayTaskError as error:
                 raise error.cause from None
             except RayError:  # its process or its machine is gone, or what it had made was lost on the way
                 with self._lock:
                     self._known.pop(name, None)
-            else:
-                return results
+                    self._looked = 0.0
             finally:
-                self._calls[name] -= 1
+                with self._lock:
+                    self._calls[name] -= 1
+        raise BackendError(f"{_TRIES} generators died over it", retryable=False)
 
-    def _least_busy(self, control: RunControl) -> tuple[str, Any]:
-        while not control.drain_requested:
+    def _wait(self, call: Any) -> list[GeneratedImage | BackendError]:
+        import ray
+
+        while not self._control.drain_requested:
+            if ray.wait([call], timeout=_LOOK)[0]:
+                results: list[GeneratedImage | BackendError] = ray.get(call)
+                return results
+        raise GraphDrained(self._control.drain_reason or "stopped")
+
+    def _least_busy(self) -> tuple[str, Any]:
+        while not self._control.drain_requested:
             with self._lock:
                 if time.monotonic() - self._looked > _SEARCH or not self._known:
                     self._look()
@@ -191,26 +225,25 @@ class _Generators:
                     self._calls[name] += 1
                     return name, self._known[name]
             time.sleep(_LOOK)
-        raise GraphDrained(control.drain_reason or "stopped")
+        raise GraphDrained(self._control.drain_reason or "stopped")
 
     def _look(self) -> None:
-        """Find the generators that there are now."""
         import ray
 
-        self._looked = time.monotonic()
-        for name in self._names(max(1, int(ray.cluster_resources().get("GPU", 0)))) - self._known.keys():
-            with suppress(ValueError):  # it is not there yet
-                self._known[name] = ray.get_actor(name, namespace=_NAMESPACE)
+        self._looked, found = time.monotonic(), {}
+        for name in ray.get(self._governor.generators.remote()):
+            with suppress(ValueError):  # it has died since
+                found[name] = self._known.get(name) or ray.get_actor(name, namespace=_NAMESPACE)
+        self._known = found
 
 
 class _RayGenerator:
     """The image generator of a worker: the cluster's."""
 
-    def __init__(self, context: GemsContext, tenant: str, control: RunControl) -> None:
+    def __init__(self, context: GemsContext, generators: _Generators) -> None:
         near = init_image_generator(context.generator, context.generator_options)  # loads no weights
         self.name, self.fingerprint, self.edits, self.guide = near.name, near.fingerprint, near.edits, guide_of(near)
-        self._near, self._tenant, self._control = near, tenant, control
-        self._generators = _Generators(context)
+        self._near, self._generators = near, generators
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
@@ -220,7 +253,7 @@ class _RayGenerator:
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
         """See ``ImageGenerator.generate``; no step is told of."""
-        return self._generators.generate(requests, self._tenant, self._control)
+        return self._generators.generate(requests)
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -232,10 +265,17 @@ class _Governor:
     def __init__(self, limits: Limits, spent: Usage, dearest: Usage) -> None:
         self._allowance = Allowance(limits, spent, dearest)
         self._stop: Literal["", "finish", "drain"] = ""
+        self._begun: set[int] = set()
+        self._generators: list[str] = []
 
     def begin(self, index: int) -> str:
         """See ``Allowance.begin``."""
-        return "stop" if self._stop else self._allowance.begin(index)
+        if self._stop and index not in self._begun:
+            return "stop"
+        word = self._allowance.begin(index)
+        if word == "go":
+            self._begun.add(index)
+        return word
 
     def done(self, index: int, usage: Usage) -> None:
         """See ``Allowance.done``."""
@@ -253,6 +293,14 @@ class _Governor:
         """The limit that ended the run."""
         return self._allowance.reached
 
+    def publish(self, generators: list[str]) -> None:
+        """Let the workers know which generators are ready."""
+        self._generators = generators
+
+    def generators(self) -> list[str]:
+        """The names of the generators that are ready."""
+        return self._generators
+
 
 @dataclass(frozen=True)
 class _Task:
@@ -261,7 +309,7 @@ class _Task:
     out: Path
     context: GemsContext
     batch: str
-    tenant: str
+    host: str
     models: dict[str, ModelRecord]
     checkpoints: str | None
     images: str | None
@@ -274,10 +322,16 @@ class _GraphWorker:
 
     def __init__(self, task: _Task) -> None:
         self._task, self._stack = task, ExitStack()
-        control, context = RunControl(), task.context
+        self._control, context = RunControl(), task.context
+        control = self._control
+        check_places({socket.gethostname(), task.host}, context, task.checkpoints, evidence=task.evidence)
+        # What would fail every prompt here fails before one is tried: a key, a package, weights that are not the same.
+        if model_records(context, load=False) != task.models:
+            raise InputError(f"the machine {socket.gethostname()} has other weights than {task.host}")
+        load_skills(context.skills_dir, builtin=context.builtin_skills)
         generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
         if _is_local(generator):
-            generator = _RayGenerator(context, task.tenant, control)
+            generator = _RayGenerator(context, _Generators(task.governor, task.batch, control))
         self._worker = self._stack.enter_context(
             open_worker(
                 task.out,
@@ -303,10 +357,10 @@ class _GraphWorker:
         import ray
 
         governor = self._task.governor
-        with self._leases.hold(self._task.batch, job.index):
-            while (word := ray.get(governor.begin.remote(job.index))) == "wait":
+        with held(self._leases, self._task.batch, job.index, lambda: self._control.drain_requested) as ours:
+            while ours and (word := ray.get(governor.begin.remote(job.index))) == "wait":
                 time.sleep(_LOOK)
-            if word == "stop":
+            if not ours or word == "stop":
                 return None
             row = self._worker.run(job)
             ray.get(governor.done.remote(job.index, spent_in(row or {})))
@@ -327,8 +381,8 @@ def _leases(task: _Task) -> Iterator[Leases]:
     if database is None:
         yield FileLeases(task.out / ".leases")
         return
-    with database_pool(database) as pool, pool.connection() as connection:
-        yield DatabaseLeases(connection)
+    with database_pool(database) as pool:
+        yield DatabaseLeases(pool)
 
 
 # --- the driver ------------------------------------------------------------------------------------------------------
@@ -349,7 +403,6 @@ def run_on_ray(
     limits: Limits | None = None,
     sample: Sequence[Job] = (),
     checkpoints: str | None = None,
-    tenant: str | None = None,
 ) -> Batch:
     """``run_batch`` on a Ray cluster. What is not said here is as there.
 
@@ -368,7 +421,6 @@ def run_on_ray(
         limits: Of the whole run.
         sample: Run these of the jobs only.
         checkpoints: A PostgreSQL database for half-finished runs.
-        tenant: Whose the batch is: generators serve tenants in turn. None: the batch's own name.
 
     Raises:
         InputError: Ray is not installed, or a setting does not go with a cluster of several machines.
@@ -376,13 +428,19 @@ def run_on_ray(
     """
     make_folder(out)
     out, stop = out.absolute(), stop or Stop()
-    models = model_records(context)
+    models = model_records(context, load=False)
     load_skills(context.skills_dir, builtin=context.builtin_skills)
+    if local := [name for role in ROLES if (name := context.chat_model(role)).startswith("transformers:")]:
+        raise InputError(
+            f"each worker would load {local[0]} for itself: serve it (vllm serve, say), and name it openai:MODEL with "
+            "--chat-option base_url=..."
+        )
     with only_here(out), _connected(address) as ray:
         batch = claim(out, context, models)
-        check_places(ray, context, checkpoints, evidence=evidence)
+        hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+        check_places(hosts, context, checkpoints, evidence=evidence)
         write_jobs(out, jobs)
-        record = Record(out / "results.jsonl")
+        record = Record(out / "results.jsonl", repair=True)
         on_start(record.tally(jobs))
         todo = [job for job in sample or jobs if not record.is_done(job)]
         if not todo:
@@ -394,8 +452,9 @@ def run_on_ray(
         about = (limits or Limits(), record.spent, record.dearest)
         governor = kind.options(num_cpus=0, scheduling_strategy=here).remote(*about)
         images = context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
-        task = _Task(out, context, batch, tenant or batch, models, checkpoints, images, evidence, governor)
+        task = _Task(out, context, batch, socket.gethostname(), models, checkpoints, images, evidence, governor)
         generator = init_image_generator(context.generator, context.generator_options)
+        despair = Despair(stop, concurrency)
         with (
             open_worker(
                 out,
@@ -411,9 +470,10 @@ def run_on_ray(
         ):
             for row in _results(ray, task, todo, concurrency, workers):
                 record.add(row)
+                despair.hear(row)
                 near.forget(Job(row["index"], row["prompt"], row["seed"]))
                 on_done(row)
-        return Batch(jobs, record, ray.get(governor.reached.remote()))
+        return Batch(jobs, record, ray.get(governor.reached.remote()), despair.reason)
 
 
 def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, workers: int | None) -> Iterator[Row]:
@@ -432,6 +492,7 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
     most = workers or max(1, cpus // 2)
     most = min(most, concurrency)
     each = -(-concurrency // most)
+    most = -(-concurrency // each)
     size = max(1, min(_PROMPTS_A_TASK, len(todo) // (4 * concurrency)))
     items = [{"job": json.dumps(_fields(job))} for job in todo]
     results = ray.data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
@@ -454,11 +515,10 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
             for text in block["row"].tolist():
                 if text:
                     yield json.loads(text)
-    except GemsError:
-        raise
     except Exception as error:  # whatever a worker raised, or Ray
-        if isinstance(error, RayTaskError) and isinstance(error.cause, GemsError | OSError):
-            raise error.cause from None
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, GemsError | OSError):
+            raise cause from None
         raise BackendError(f"the cluster gave up: {type(error).__name__}: {one_line(error, 500)}") from error
 
 
@@ -518,16 +578,21 @@ def _gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def check_places(ray: Any, context: GemsContext, checkpoints: str | None, *, evidence: bool) -> None:
-    """On several machines, nothing that workers share may lie in a folder of one of them."""
-    hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+def check_places(hosts: AbstractSet[str], context: GemsContext, checkpoints: str | None, *, evidence: bool) -> None:
+    """On several machines, nothing that workers share may lie in a folder of one of them.
+
+    Raises:
+        InputError: Something would.
+    """
     if len(hosts) < 2:
         return
-    several = f"the cluster has {len(hosts)} machines"
+    several = f"the cluster has {len(hosts)} machines or more"
     if not (checkpoints or database_of(context)):
         raise InputError(
             f"{several}: --checkpoints postgresql://USER@HOST/DATABASE keeps half-finished prompts for all"
         )
+    if context.memory and not database_of(context):
+        raise InputError(f"{several}: --memory postgresql://USER@HOST/DATABASE is one memory for all")
     if not (context.images_url or os.environ.get("GEMS_IMAGES")):
         raise InputError(
             f"{several}: --images s3://BUCKET/FOLDER, or a folder that all of them share, keeps the images"
@@ -544,17 +609,18 @@ def _tending(ray: Any, task: _Task, generator: ImageGenerator, stop: Stop) -> It
         BackendError: The generators could not be kept up; the run was stopped for it.
     """
     over, faults = threading.Event(), list[BackendError]()
-    generators = _Generators(task.context) if _is_local(generator) else None
+    keeper = _Keeper(task.context) if _is_local(generator) else None
 
     def tend() -> None:
-        told = ""
+        told, looked = "", -_SEARCH
         while not over.wait(_LOOK):
-            try:
-                if generators is not None:
-                    generators.keep_up()
-            except BackendError as error:
-                faults.append(error)
-                stop.control.request_drain(str(error))
+            if keeper is not None and not faults and time.monotonic() - looked > _SEARCH / 2:
+                looked = time.monotonic()
+                try:
+                    ray.get(task.governor.publish.remote(keeper.look()))
+                except BackendError as error:
+                    faults.append(error)
+                    stop.control.request_drain(str(error))
             wish = "drain" if stop.control.drain_requested else "finish" if stop.wanted else ""
             if wish != told:
                 ray.get(task.governor.stop.remote(wish))

@@ -7,16 +7,17 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import DictRow
+    from psycopg_pool import ConnectionPool
 
-__all__ = ["DatabaseLeases", "FileLeases", "Leases"]
+__all__ = ["DatabaseLeases", "FileLeases", "Leases", "held"]
 
 _PATIENCE: Final = 1.0
 """Seconds between two looks at a lease that another process holds."""
@@ -25,9 +26,25 @@ _PATIENCE: Final = 1.0
 class Leases(Protocol):
     """Hands out leases. They end with the process that holds them, however it ends."""
 
-    def hold(self, batch: str, index: int) -> AbstractContextManager[None]:
-        """Hold a prompt's lease; waits until no other process does."""
+    def take(self, batch: str, index: int) -> bool:
+        """Take a prompt's lease; tells whether it is ours."""
         ...
+
+    def give_back(self, batch: str, index: int) -> None:
+        """Give it back."""
+        ...
+
+
+@contextmanager
+def held(leases: Leases, batch: str, index: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold a prompt's lease; waits until no other process does. Gives False if it was stopped over that."""
+    while not (ours := leases.take(batch, index)) and not stopped():
+        time.sleep(_PATIENCE)
+    try:
+        yield ours
+    finally:
+        if ours:
+            leases.give_back(batch, index)
 
 
 class FileLeases:
@@ -40,41 +57,64 @@ class FileLeases:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
-    @contextmanager
-    def hold(self, batch: str, index: int) -> Iterator[None]:
-        """See ``Leases.hold``."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, index)
+    def take(self, batch: str, index: int) -> bool:
+        """See ``Leases.take``."""
         try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, index)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            return False
+        return True
+
+    def give_back(self, batch: str, index: int) -> None:
+        """See ``Leases.give_back``."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, index)
 
 
 class DatabaseLeases:
     """PostgreSQL's advisory locks, for processes of many machines.
 
+    They are a session's, and end with it. A machine that is lost without a word is noticed within half a minute.
+
     Args:
-        connection: Its own, in autocommit mode: the locks are the session's, and end with it.
+        pool: Where it takes its connection from, and another one if that breaks: its leases were lost with it then.
     """
 
-    def __init__(self, connection: Connection[DictRow]) -> None:
-        self._connection, self._lock = connection, threading.Lock()
+    def __init__(self, pool: ConnectionPool[Connection[DictRow]]) -> None:
+        self._pool, self._lock = pool, threading.Lock()
+        self._connection: Connection[DictRow] | None = None
 
-    @contextmanager
-    def hold(self, batch: str, index: int) -> Iterator[None]:
-        """See ``Leases.hold``."""
+    def take(self, batch: str, index: int) -> bool:
+        """See ``Leases.take``."""
+        return self._ask("SELECT pg_try_advisory_lock(%s, %s) AS ours", batch, index)
+
+    def give_back(self, batch: str, index: int) -> None:
+        """See ``Leases.give_back``."""
+        self._ask("SELECT pg_advisory_unlock(%s, %s) AS ours", batch, index)
+
+    def _ask(self, statement: str, batch: str, index: int) -> bool:
+        import psycopg
+
         key = (_signed(zlib.crc32(batch.encode())), index)
-        while not self._ask("SELECT pg_try_advisory_lock(%s, %s) AS ours", key):
-            time.sleep(_PATIENCE)
-        try:
-            yield
-        finally:
-            self._ask("SELECT pg_advisory_unlock(%s, %s) AS ours", key)
-
-    def _ask(self, statement: str, key: tuple[int, int]) -> bool:
         with self._lock:
-            row = self._connection.execute(statement, key).fetchone()
+            try:
+                return self._ask_once(statement, key)
+            except psycopg.OperationalError:  # the server was started again, say
+                return self._ask_once(statement, key)
+
+    def _ask_once(self, statement: str, key: tuple[int, int]) -> bool:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        row = self._connection.execute(statement, key).fetchone()
         return bool(row and row["ours"])
+
+    def _connect(self) -> Connection[DictRow]:
+        if self._connection is not None:
+            self._pool.putconn(self._connection)
+        connection = self._pool.getconn()
+        for setting, seconds in (("tcp_keepalives_idle", 10), ("tcp_keepalives_interval", 5)):
+            connection.execute("SELECT set_config(%s, %s, false)", (setting, str(seconds)))
+        connection.execute("SELECT set_config('tcp_keepalives_count', '3', false)")
+        return connection
 
 
 def _signed(value: int) -> int:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from gems.graph.errors import InputError
@@ -63,15 +64,16 @@ class Allowance:
     def begin(self, index: int) -> Literal["go", "wait", "stop"]:
         """Whether a prompt may be begun: now, perhaps once one in flight is done, or not at all.
 
-        One that is in flight already may be begun again: its worker has died.
+        One that was begun already may always be begun again: its worker has died, and what it had done is paid for.
         """
         with self._lock:
+            if index in self._in_flight or index in self._counted:
+                return "go"
             hours = (self._clock() - self._begun) / 3600
             if reached := self._limits.reached(self.spent, hours):
                 self.reached = reached
                 return "stop"
-            others = self._in_flight - {index}
-            if others and self._limits.reached(self._expected(len(others)), hours):
+            if self._in_flight and self._limits.reached(self._expected(len(self._in_flight)), hours):
                 return "wait"
             self._in_flight.add(index)
             return "go"
@@ -113,7 +115,7 @@ class Estimate:
     high: float
 
 
-def estimate(sample: Sequence[float], total: int, *, least: float = 0.0) -> Estimate:
+def estimate(sample: Sequence[float], total: int) -> Estimate:
     """A prediction interval for the sum over all prompts, from a random sample of them.
 
     The sample's own cost is known; each of the others is drawn from the same distribution. Student's interval for the
@@ -122,7 +124,6 @@ def estimate(sample: Sequence[float], total: int, *, least: float = 0.0) -> Esti
     Args:
         sample: What each prompt of the sample has cost; five at least.
         total: How many prompts there are, with the sample.
-        least: What one prompt costs at least.
     """
     n, rest, known = len(sample), total - len(sample), math.fsum(sample)
     if not rest:
@@ -130,7 +131,7 @@ def estimate(sample: Sequence[float], total: int, *, least: float = 0.0) -> Esti
     mean, variance = statistics.fmean(sample), statistics.variance(sample)
     margin = _t975(n - 1) * math.sqrt(variance * rest * (1 + rest / n))
     middle = known + rest * mean
-    return Estimate(middle, max(known + least * rest, middle - margin), middle + margin)
+    return Estimate(middle, max(known, middle - margin), middle + margin)
 
 
 _BUSY: Final = 0.15
@@ -141,10 +142,11 @@ def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, pr
     """What all prompts of a run will spend, from the results of a random sample.
 
     Hours follow from Little's law: with ``concurrency`` prompts always in flight, a run lasts as long as all of them
-    together, divided by that. The last ones of the sample flew with fewer others and are left out there.
+    together, divided by that. The last ones of the sample to be begun flew with fewer others, and are left out there.
 
     Args:
-        rows: Results of the sample, in the order of finishing or any other; five at least.
+        rows: Results of the sample, failures among them; five at least, and three times as many as are in flight, or
+            the hours tell little.
         total: Prompts in the run, with the sample.
         concurrency: Prompts in flight.
         prices: What the models cost.
@@ -156,12 +158,13 @@ def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, pr
         raise InputError(f"only {len(rows)} prompts of the sample could be run; an estimate needs 5")
     spent = [spent_in(row) for row in rows]
     estimates = {
-        "images": estimate([u.images for u in spent], total, least=1),
+        "images": estimate([u.images for u in spent], total),
         "chat_calls": estimate([u.chat_calls for u in spent], total),
         "tokens": estimate([u.tokens for u in spent], total),
         "cost": estimate([prices.cost(u) for u in spent], total),
     }
-    crowded = sorted(rows, key=lambda row: str(row.get("at")))[: max(5, len(rows) - concurrency + 1)]
+    by_start = sorted(rows, key=lambda row: datetime.fromisoformat(row["at"]).timestamp() - row["seconds"])
+    crowded = by_start[:-concurrency] if len(rows) - concurrency >= 5 else by_start
     time_ = estimate([row["seconds"] for row in crowded], total)
     hours = 3600 * min(concurrency, total)
     return estimates | {

@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import threading
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -70,10 +71,10 @@ class Record:
 
     Args:
         path: The file, made at the first result.
-        repair: Cut off a last line that a kill has torn; not while another process may be writing it.
+        repair: Cut off a last line that a kill has torn: for the one process that writes, and for nobody else.
     """
 
-    def __init__(self, path: Path, *, repair: bool = True) -> None:
+    def __init__(self, path: Path, *, repair: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}
@@ -92,10 +93,16 @@ class Record:
     def add(self, row: Row) -> None:
         """Write a result down; when this returns, no crash of the machine loses it."""
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        with self._lock, self.path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):  # the disk is full, say: half a line would swallow the next one
+                    os.truncate(self.path, self._end)
+                raise
             self._note(row, self._end)
             self._end += len(line)
 
@@ -115,9 +122,15 @@ class Record:
         """Whether nothing is left to do for a prompt."""
         return self.has(job) and self._lines[job.index].is_final
 
-    def tally(self, jobs: Iterable[Job]) -> Tally:
-        """How far these jobs have come, and what has been spent on all there ever were."""
-        return Tally(Counter(self._lines[job.index].outcome for job in jobs if self.is_done(job)), self.spent)
+    def tally(self, jobs: Iterable[Job], *, retried: bool = False) -> Tally:
+        """How far these jobs have come, and what has been spent on all there ever were.
+
+        Args:
+            jobs: Which.
+            retried: Count failures too that the next start will try again.
+        """
+        counts = self.has if retried else self.is_done
+        return Tally(Counter(self._lines[job.index].outcome for job in jobs if counts(job)), self.spent)
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[Row]:
         """The results of these jobs that are there, in their order, one in memory at a time."""
@@ -186,10 +199,18 @@ def is_worked_on(out: Path) -> bool:
         return True
 
 
-def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Keep a folder for one batch. Returns the batch's name, which follows from its settings and weights.
+def _binding(settings: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings makes another batch: not where things lie, nor prices that nothing depends on."""
+    budget = dict(settings["budget"])
+    if budget["cost"] is None:
+        del budget["prices"]
+    return {name: value for name, value in settings.items() if name not in _PLACES} | {"budget": budget}
 
-    Prompts may be put right or added: each result says what it is the result of.
+
+def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
+    """Keep a folder for one batch. Returns the batch's id, which no other one has.
+
+    It is bound to its settings and weights. Prompts may be put right or added: each result says what it is of.
 
     Raises:
         InputError: The folder holds a batch of other settings or weights.
@@ -199,21 +220,22 @@ def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> st
         "models": {role: asdict(model) for role, model in models.items()},
     }
     said = {
-        "settings": {k: v for k, v in manifest["settings"].items() if k not in _PLACES},
+        "settings": _binding(manifest["settings"]),
         "models": manifest["models"],
     }
-    name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    bound_to = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
-    if path.exists():
-        try:
-            held = json.loads(path.read_bytes())["batch"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is damaged ({error}); choose another folder with --out") from error
-        if held != name:
-            raise InputError(f"{out} holds a batch of other settings or models; choose another folder with --out")
-    else:
-        write_atomically(path, json.dumps({"batch": name, **manifest}, indent=1, ensure_ascii=False).encode())
-    return name
+    if not path.exists():
+        about = {"id": uuid.uuid4().hex[:12], "bound_to": bound_to, **manifest}
+        write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False).encode())
+    try:
+        held = json.loads(path.read_bytes())
+        batch, theirs = str(held["id"]), held["bound_to"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
+    if theirs != bound_to:
+        raise InputError(f"{out} holds a batch of other settings or models; choose another folder with --out")
+    return batch
 
 
 def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> None:

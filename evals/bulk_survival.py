@@ -52,7 +52,10 @@ def main() -> None:
     command += ["--concurrency", str(given.concurrency)]
     started = time.monotonic()
     told = _on_ray(command, out, given) if given.ray else _alone(command, out, given)
-    print(json.dumps({**told, "minutes": round((time.monotonic() - started) / 60, 1), **_count(out)}, indent=1))
+    counted = _count(out, given.prompts)
+    print(json.dumps({**told, "minutes": round((time.monotonic() - started) / 60, 1), **counted}, indent=1))
+    if not counted["every_prompt_once"]:
+        raise SystemExit("not every prompt came exactly once")
 
 
 def _alone(command: list[str], out: Path, given: argparse.Namespace) -> dict[str, Any]:
@@ -118,36 +121,38 @@ def _on_ray(command: list[str], out: Path, given: argparse.Namespace) -> dict[st
         if deed == "node":
             cluster.remove_node(second, allow_graceful=False)
         else:
-            os.kill(rng.choice(_workers()), signal.SIGKILL)
+            os.kill(rng.choice(_workers(process)), signal.SIGKILL)
         killed.append(f"{deed} at {_lines(out)}")
     code = process.wait()
     cluster.shutdown()
     return {"killed": killed, "exit_code": code}
 
 
-def _workers() -> list[int]:
+def _workers(process: subprocess.Popen[bytes]) -> list[int]:
     """Worker processes of the cluster that run the graph."""
-    while True:
+    while process.poll() is None:
         found = [p.pid for p in psutil.process_iter(["cmdline"]) if "MapWorker" in " ".join(p.info["cmdline"] or [])]
         if found:
             return found
         time.sleep(0.5)
+    raise SystemExit("it ended before it could be killed")
 
 
-def _count(out: Path) -> dict[str, Any]:
+def _count(out: Path, prompts: int) -> dict[str, Any]:
     """What the Parquet index says, and whether every image is what it should be."""
     table = pq.read_table(out / "index.parquet", columns=["index", "outcome", "image", "sha256", "usage", "error"])
     rows = table.to_pylist()
-    times = Counter(row["index"] for row in rows)
+    with (out / "results.jsonl").open() as file:
+        times = Counter(json.loads(line)["index"] for line in file)
+    in_index = sorted(row["index"] for row in rows)
     for row in rows:
         if row["image"]:
             read_image(row["image"], row["sha256"])  # raises where it is gone or damaged
     record = Record(out / "results.jsonl")
     return {
         "rows": len(rows),
-        "prompts_once": sum(n == 1 for n in times.values()),
-        "prompts_more_often": sum(n > 1 for n in times.values()),
-        "lines_of_results": _lines(out),
+        "every_prompt_once": in_index == list(range(prompts)) and times == Counter(range(prompts)),
+        "lines_of_results": times.total(),
         "errors": sum(bool(row["error"]) for row in rows),
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
         "images_charged": sum(row["usage"]["images"] for row in rows if row["usage"]),

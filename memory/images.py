@@ -58,9 +58,9 @@ class ImageStore:
         try:
             if not self._fs.exists(path):
                 self._write(path, data)
-        except OSError:
-            raise  # a disk that is full says so best itself
         except Exception as error:  # each file system has errors of its own
+            if isinstance(error, OSError) and isinstance(self._fs, LocalFileSystem):
+                raise  # a disk that is full says so best itself; a bucket that is busy may soon not be
             raise BackendError(f"the image cannot be kept in {self._root}: {one_line(error)}") from error
         return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=digest, width=image.width, height=image.height)
 

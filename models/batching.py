@@ -42,15 +42,18 @@ class _Call:
     """The caller's, in which LangGraph keeps where events go."""
     results: dict[int, Result] = field(default_factory=dict)
     done: Future[list[Result]] = field(default_factory=Future)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, index: int, result: Result) -> None:
-        self.results[index] = result
-        if len(self.results) == len(self.requests) and not self.done.done():
-            self.done.set_result([self.results[i] for i in range(len(self.requests))])
+        with self.lock:
+            self.results[index] = result
+            if len(self.results) == len(self.requests) and not self.done.done():
+                self.done.set_result([self.results[i] for i in range(len(self.requests))])
 
     def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        with self.lock:
+            if not self.done.done():
+                self.done.set_exception(error)
 
 
 _Item: TypeAlias = tuple[_Call, int]
@@ -66,12 +69,11 @@ class BatchingGenerator:
     A caller whose ``on_step`` raises gets that exception; the others' images are made to their end.
 
     Args:
-        inner: Makes the images; called from the threads of this one.
+        inner: Makes the images; called from a thread of this one's.
         largest: Most images in one call of it.
-        workers: Calls of it at the same time: how many devices it has.
     """
 
-    def __init__(self, inner: ImageGenerator, *, largest: int, workers: int = 1) -> None:
+    def __init__(self, inner: ImageGenerator, *, largest: int) -> None:
         self.name, self.fingerprint, self.edits = inner.name, inner.fingerprint, inner.edits
         self.guide = guide_of(inner)
         self.largest: Final = largest
@@ -79,15 +81,14 @@ class BatchingGenerator:
         self._waiting: OrderedDict[str, deque[_Item]] = OrderedDict()
         self._came = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._work, name=f"images-{i}", daemon=True) for i in range(workers)]
+        self._thread = threading.Thread(target=self._work, name="images", daemon=True)
         self.batches = 0
         """Calls made of the inner one."""
         self.images = 0
         """Images asked for in them."""
 
     def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -96,8 +97,13 @@ class BatchingGenerator:
         with self._came:
             self._closed = True
             self._came.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
+
+    def load(self) -> None:
+        """Load the inner one's weights now, rather than at the first image."""
+        load = getattr(self._inner, "load", None)
+        if callable(load):
+            load()
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
@@ -153,8 +159,6 @@ class BatchingGenerator:
                     self._waiting[tenant] = queue  # to the end of the line
                 if not call.done.done():
                     batch.append((call, index))
-            if self._waiting:
-                self._came.notify()  # for another worker
         return batch or self._next()
 
     def _make(self, batch: list[_Item]) -> None:

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from gems.bulk.batch import Batch, Stop
     from gems.bulk.jobs import Job
     from gems.bulk.limits import Limits
+    from gems.bulk.record import Tally
     from gems.graph.state import Prices
 
 __all__ = ["app", "export"]
@@ -179,7 +180,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Run a random sample, and tell what all of it will cost. Kept as results.")
     ] = False,
-    sample: Annotated[int, typer.Option(min=5, help="Prompts of a dry run.", show_default=True)] = 50,
+    sample: Annotated[int, typer.Option(min=5, help="Prompts of a dry run; three times --concurrency at least.")] = 50,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -254,9 +255,14 @@ def run(
     )
     limits = Limits(total, total_hours)
     jobs = read_jobs(file, seed)
-    few = sample_of(jobs, sample, seed) if dry_run else []
+    # With fewer, most of the sample would fly with empty seats beside it, and tell little about hours.
+    few = sample_of(jobs, max(sample, 3 * concurrency), seed) if dry_run else []
     with _stoppable() as stop, batch_bar(len(few or jobs), quiet=quiet, prices=prices) as (on_start, on_done):
-        _note_start(folder, limits, concurrency, ray)
+
+        def begun(tally: Tally) -> None:
+            _note_start(folder, limits, concurrency, ray)  # now that the folder is this process's
+            on_start(tally)
+
         batch = _work(
             ray,
             jobs,
@@ -268,18 +274,20 @@ def run(
             limits=limits,
             sample=few,
             checkpoints=checkpoints,
-            on_start=on_start,
+            on_start=begun,
             on_done=on_done,
             **({"workers": workers} if ray else {}),
         )
     write_index(folder, batch.record)
-    interrupted = stop.wanted and batch.reached is None
+    left = [job for job in few or jobs if not batch.record.has(job)]
+    interrupted = bool(left) and not (batch.reached or batch.given_up)
     write_jobs(folder, batch.left if batch.reached else [], "not_started.jsonl")
-    if dry_run and not interrupted:
+    if dry_run and not left:
         _tell_forecast(batch, few, concurrency, prices, as_json=as_json)
         return
     summary = _summary(batch, prices)
-    _note_end(folder, f"limit of {batch.reached} reached" if batch.reached else "stopped" if interrupted else None)
+    why = f"limit of {batch.reached} reached" if batch.reached else batch.given_up and "given up"
+    _note_end(folder, why or ("stopped" if interrupted else None))
     if as_json:
         print_json({**summary, "results": str(folder / "results.jsonl"), "index": str(folder / "index.parquet")})
     else:
@@ -313,6 +321,10 @@ def _tell_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
         left = f"{len(batch.left)} prompts were not started: {folder / 'not_started.jsonl'}"
         err.print(f"the limit of {batch.reached} is reached; {left}", highlight=False, soft_wrap=True)
         return LIMIT_REACHED
+    if batch.given_up:
+        err.print(f"[red]given up[/]: {escape(batch.given_up)}", highlight=False, soft_wrap=True)
+        err.print("run the same command again to go on, once that is mended")
+        return BACKEND_FAILURE
     if interrupted:
         err.print("stopped; run the same command again to go on")
         return INTERRUPTED
@@ -370,9 +382,9 @@ def _print_table(summary: dict[str, Any]) -> None:
 def _tell_forecast(batch: Batch, few: Sequence[Job], concurrency: int, prices: Prices, *, as_json: bool) -> None:
     from gems.bulk.limits import forecast
 
-    rows = [row for row in batch.record.rows(few) if "rounds" in row]
+    rows = list(batch.record.rows(few))
     told = {name: e for name, e in forecast(rows, len(batch.jobs), concurrency, prices).items() if e.expected}
-    solved = sum(row["outcome"] == "solved" for row in rows)
+    solved = sum(row.get("outcome") == "solved" for row in rows)
     if as_json:
         estimates = {n: {"expected": e.expected, "low": e.low, "high": e.high} for n, e in told.items()}
         print_json({"sample": len(rows), "solved": solved, "prompts": len(batch.jobs), "estimate": estimates})
@@ -401,8 +413,8 @@ def status(
     from gems.graph.state import Prices
 
     jobs = kept_jobs(folder)
-    record = Record(folder / "results.jsonl", repair=False)
-    tally, latest, works = record.tally(jobs), _latest(folder), is_worked_on(folder)
+    record = Record(folder / "results.jsonl")
+    tally, latest, works = record.tally(jobs, retried=True), _latest(folder), is_worked_on(folder)
     prices = Prices.model_validate(latest.get("prices") or {})
     a_minute = _rate(record, latest) if works else None
     left = len(jobs) - tally.done

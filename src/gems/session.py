@@ -305,8 +305,12 @@ def _tell_again(values: dict[str, Any], listener: Listener) -> None:
         listener({"event": "prompt", "round": round_, "strategy": values["strategy"], "prompt": values["draft"]})
 
 
-def model_records(context: GemsContext) -> dict[str, ModelRecord]:
-    """The models of these settings, for a run's record. Loads them, so that a run's clock starts with its work.
+def model_records(context: GemsContext, *, load: bool = True) -> dict[str, ModelRecord]:
+    """The models of these settings, for a run's record.
+
+    Args:
+        context: The settings.
+        load: Load them too, so that a run's clock starts with its work.
 
     Raises:
         InputError: A name is not known, or its package or key is missing.
@@ -325,8 +329,8 @@ def model_records(context: GemsContext) -> dict[str, ModelRecord]:
     if embedder is not None:
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
         loaded.append(embedder)
-    for part in loaded:
-        load = getattr(part, "load", None)
-        if callable(load):
-            load()
+    for part in loaded if load else ():
+        own = getattr(part, "load", None)
+        if callable(own):
+            own()
     return records

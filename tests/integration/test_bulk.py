@@ -124,6 +124,7 @@ def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
 def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
     file, out = prompts(tmp_path / "p.jsonl", 40), tmp_path / "out"
     command = ("batch", file, "--out", out, "--max-rounds", 2, *QUICK, "--price", "image=0.1", "--json")
+    command += ("--concurrency", 4)
     dry = json.loads(run(*command, "--dry-run", "--sample", 15, home=tmp_path / "home").stdout)
     assert (dry["sample"], dry["prompts"]) == (15, 40)
     sample = (out / "results.jsonl").read_bytes()
@@ -135,6 +136,15 @@ def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
     for name in ("images", "tokens", "cost"):
         assert dry["estimate"][name]["low"] <= spent[name] <= dry["estimate"][name]["high"]
     assert dry["estimate"]["hours"]["low"] > 0
+
+
+def test_the_same_prompt_and_seed_twice_are_drawn_twice(tmp_path: Path) -> None:
+    file, out = tmp_path / "p.jsonl", tmp_path / "out"
+    file.write_text("".join(json.dumps({"prompt": "a cat", "seed": 1, "id": i}) + "\n" for i in range(6)))
+    run("batch", file, "--out", out, *QUICK, "--max-rounds", 1, home=tmp_path / "home")
+    done = rows(out)
+    assert sorted(row["id"] for row in done) == list(range(6))
+    assert len({row["attempts"][0]["sha256"] for row in done}) == 1
 
 
 # --- watching and stopping -------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ def test_workers_and_a_node_die_and_every_prompt_comes_once_and_as_without_ray(n
 
 
 def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, tmp_path: Path) -> None:
-    """The second one comes when the first is under way, with ten times as many prompts left."""
+    """The second one comes when the first is under way, with four times as many prompts in flight."""
     first, second = prompts(tmp_path / "a.jsonl", 240, 5), prompts(tmp_path / "b.jsonl", 24, 6)
     large = batch(first, tmp_path / "large", "--ray", nodes.address, "--workers", 1, "--concurrency", 16)
     wait_for(tmp_path / "large", 10, large)
@@ -127,7 +127,8 @@ def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, tmp_p
     ended(small)
     meanwhile = len(lines(tmp_path / "large")) - before
     assert large.poll() is None
-    assert 0 < meanwhile < 200  # both went on
+    # Both went on, each with about half of the generator's images; first come, first served would be four to one.
+    assert 0 < meanwhile < 3 * 24
     large.send_signal(signal.SIGINT)
     told = ended(large, 130)
     assert "finishing the prompts in flight" in told

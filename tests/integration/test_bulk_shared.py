@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from servers.postgres import serving_postgres
 
 from gems.bulk.cluster import check_places
-from gems.bulk.leases import DatabaseLeases, FileLeases, Leases
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
 from gems.graph.errors import InputError
@@ -27,14 +26,14 @@ from gems.memory.opening import database_pool
 HOLDER = """
 import sys, time
 from pathlib import Path
-from gems.bulk.leases import DatabaseLeases, FileLeases
+from gems.bulk.leases import DatabaseLeases, FileLeases, held
 from gems.memory.opening import database_pool
 where = sys.argv[1]
 if where.startswith("postgresql://"):
-    leases = DatabaseLeases(database_pool(where).getconn())
+    leases = DatabaseLeases(database_pool(where))
 else:
     leases = FileLeases(Path(where))
-with leases.hold("batch", 7):
+with held(leases, "batch", 7):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -56,20 +55,23 @@ def leases(place: str) -> Iterator[Leases]:
     if not place.startswith("postgresql://"):
         yield FileLeases(Path(place))
         return
-    with database_pool(place) as pool, pool.connection() as connection:
-        yield DatabaseLeases(connection)
+    with database_pool(place) as pool:
+        yield DatabaseLeases(pool)
 
 
 def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Leases) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with leases.hold("batch", 8):  # another prompt's is free
-            pass
+        with held(leases, "batch", 8) as ours:  # another prompt's is free
+            assert ours
+        with held(leases, "batch", 7, lambda: True) as ours:  # one that is to stop does not wait
+            assert not ours
         got = threading.Event()
 
         def take() -> None:
-            with leases.hold("batch", 7):
+            with held(leases, "batch", 7) as ours:
+                assert ours
                 got.set()
 
         thread = threading.Thread(target=take, daemon=True)
@@ -128,30 +130,26 @@ def _wait(ready: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def _cluster(*hosts: str) -> Any:
-    return SimpleNamespace(nodes=lambda: [{"Alive": True, "NodeManagerHostname": host} for host in hosts])
-
-
 @pytest.mark.parametrize(
     ("context", "checkpoints", "evidence", "says"),
     [
         ({}, None, False, "--checkpoints postgresql"),
         ({}, "postgresql://db/gems", False, "--images"),
         ({"images_url": "s3://b/f"}, "postgresql://db/gems", True, "--evidence"),
+        ({"images_url": "s3://b/f", "memory": True}, "postgresql://db/gems", False, "--memory"),
     ],
 )
 def test_several_machines_need_places_that_all_of_them_see(
     context: dict[str, Any], checkpoints: str | None, evidence: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GEMS_IMAGES", raising=False)
-    settings = GemsContext(memory=False, **context)
+    settings = GemsContext(**{"memory": False, **context})
     with pytest.raises(InputError, match=says):
-        check_places(_cluster("a", "b"), settings, checkpoints, evidence=evidence)
-    check_places(_cluster("a", "a"), settings, checkpoints, evidence=evidence)
+        check_places({"a", "b"}, settings, checkpoints, evidence=evidence)
+    check_places({"a"}, settings, checkpoints, evidence=evidence)
 
 
 def test_with_such_places_they_work() -> None:
     assert os.environ.get("GEMS_IMAGES") is None
-    check_places(
-        _cluster("a", "b"), GemsContext(memory=False, images_url="s3://b/f"), "postgresql://db/g", evidence=False
-    )
+    settings = GemsContext(memory=False, images_url="s3://b/f")
+    check_places({"a", "b"}, settings, "postgresql://db/g", evidence=False)
