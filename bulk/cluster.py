@@ -428,13 +428,13 @@ def run_on_ray(
     """
     make_folder(out)
     out, stop = out.absolute(), stop or Stop()
-    models = model_records(context, load=False)
-    load_skills(context.skills_dir, builtin=context.builtin_skills)
     if local := [name for role in ROLES if (name := context.chat_model(role)).startswith("transformers:")]:
         raise InputError(
             f"each worker would load {local[0]} for itself: serve it (vllm serve, say), and name it openai:MODEL with "
             "--chat-option base_url=..."
         )
+    models = model_records(context, load=False)
+    load_skills(context.skills_dir, builtin=context.builtin_skills)
     with only_here(out), _connected(address) as ray:
         batch = claim(out, context, models)
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
@@ -542,6 +542,8 @@ def _connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    if address not in ("local", "auto"):
+        _knock(address)
     # What the command line sets for this process: LangGraph and the model libraries read it when they are imported.
     theirs = {name: value for name in _WORKERS_ENVIRONMENT if (value := os.environ.get(name))}
     where: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": theirs}}
@@ -557,6 +559,17 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See that something listens there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f'--ray {address}: give "local", "auto" or HOST:PORT')
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise BackendError(f"cannot work on the Ray cluster {address}: {error.strerror or error}") from None
 
 
 @contextmanager

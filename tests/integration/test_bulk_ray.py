@@ -156,5 +156,7 @@ def test_what_ray_cannot_do_is_said_in_a_line(tmp_path: Path) -> None:
     told = ended(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
     assert "--ray auto" in told
     told = ended(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
-    assert "cannot work on the Ray cluster" in told
+    assert "cannot work on the Ray cluster 127.0.0.1:1" in told
+    assert "HOST:PORT" in ended(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
+    assert "serve it" in ended(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
     assert len(told.strip().splitlines()) == 1
