@@ -321,9 +321,8 @@ class _GraphWorker:
     """What Ray Data's actors run: rows of prompts in, rows of results out, an empty text where there is none."""
 
     def __init__(self, task: _Task) -> None:
-        self._task, self._stack = task, ExitStack()
-        self._control, context = RunControl(), task.context
-        control = self._control
+        self._task, self._stack, self._control = task, ExitStack(), RunControl()
+        context, control = task.context, self._control
         check_places({socket.gethostname(), task.host}, context, task.checkpoints, evidence=task.evidence)
         # What would fail every prompt here fails before one is tried: a key, a package, weights that are not the same.
         if model_records(context, load=False) != task.models:
@@ -469,9 +468,11 @@ def run_on_ray(
             _tending(ray, task, generator, stop),
         ):
             for row in _results(ray, task, todo, concurrency, workers):
+                if record.is_done(job := Job(row["index"], row["prompt"], row["seed"])):
+                    continue  # Ray has run it again: what it had handed over was lost on the way here
                 record.add(row)
                 despair.hear(row)
-                near.forget(Job(row["index"], row["prompt"], row["seed"]))
+                near.forget(job)
                 on_done(row)
         return Batch(jobs, record, ray.get(governor.reached.remote()), despair.reason)
 
