@@ -34,7 +34,19 @@ from gems.nodes.retry import is_backend_failure
 from gems.session import model_records, open_checkpoints, run_thread
 from gems.skills.loader import load_skills
 
-__all__ = ["Batch", "Despair", "Stop", "Worker", "batching", "brief", "open_worker", "run_batch", "run_jobs"]
+__all__ = [
+    "Batch",
+    "Despair",
+    "Stop",
+    "Worker",
+    "batching",
+    "brief",
+    "images_place",
+    "is_local",
+    "open_worker",
+    "run_batch",
+    "run_jobs",
+]
 
 _DESPAIR: Final = 20
 """Failures of backends in a row, at least, until a run is given up."""
@@ -110,7 +122,7 @@ class Worker:
             return {**row, **_failure(error), **spent}
         if not values.get("outcome"):
             return None
-        self._settle(values["attempts"])
+        _settle(values["attempts"])
         if self.evidence is not None:
             record = run_record(values, own, self.models, thread, begun)
             write_evidence(self.evidence / "runs" / f"{job.index:05d}", record, self.images)
@@ -123,19 +135,14 @@ class Worker:
     def _thread(self, job: Job) -> str:
         return f"{self.batch}-{job.index}-{job.key}"
 
-    def _settle(self, attempts: Sequence[Attempt]) -> None:
-        """See that images lie on the disk, and not in a cache, before a result names them: the power may go."""
-        for attempt in attempts:
-            if attempt.image.uri.startswith("file://"):
-                descriptor = os.open(attempt.image.uri.removeprefix("file://"), os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-
     def _spent(self, thread: str) -> dict[str, Any]:
         usage = self.graph.get_state({"configurable": {"thread_id": thread}}).values.get("usage")
         return (usage or Usage()).model_dump(mode="json")
+
+
+def images_place(context: GemsContext, out: Path) -> str:
+    """Where a batch's images go: where its settings or the environment say, or into its folder."""
+    return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
 
 
 @contextmanager
@@ -166,11 +173,16 @@ def open_worker(
         store: The memory, where it is not to be the user's.
         images: Where images go, where that is not ``out/images``.
     """
-    kept = images or ImageStore(context.images_url or os.environ.get("GEMS_IMAGES") or out / "images")
+    kept = images or ImageStore(images_place(context, out))
     database = checkpoints or (None if store else database_of(context))
     with open_checkpoints(out / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=kept, store=store, generator=generator)
         yield Worker(batch, graph, saver, context, models, kept, out if evidence else None, control)
+
+
+def is_local(generator: ImageGenerator) -> bool:
+    """Whether it makes images in this process, rather than asking a server."""
+    return hasattr(generator, "replicas")
 
 
 @contextmanager
@@ -178,14 +190,14 @@ def batching(context: GemsContext) -> Iterator[ImageGenerator]:
     """The image generator of these settings, for many prompts at a time: batched across them, where that is faster."""
     options = context.generator_options
     generator: Any = init_image_generator(context.generator, options)
-    replicas = getattr(generator, "replicas", None)
-    if replicas is None:  # a server: it makes its batches itself
+    if not is_local(generator):  # a server makes its batches itself
         yield generator
         return
-    if options.batch_size is None and any(device.startswith("cuda") for device in replicas.devices):
+    devices = generator.replicas.devices
+    if options.batch_size is None and any(device.startswith("cuda") for device in devices):
         generator = init_image_generator(context.generator, options.model_copy(update={"batch_size": _GPU_BATCH}))
     # One call makes a batch on every device.
-    with BatchingGenerator(generator, largest=generator.batch_size * len(replicas.devices)) as batched:
+    with BatchingGenerator(generator, largest=generator.batch_size * len(devices)) as batched:
         yield batched
 
 
@@ -376,6 +388,14 @@ class Despair:
             if self._failures >= self._most and self.reason is None:
                 self.reason = f"the last {self._failures} prompts all failed: {row['error']}"
                 self._stop.finish()
+
+
+def _settle(attempts: Sequence[Attempt]) -> None:
+    """See that images lie on the disk, and not in a cache, before a result names them: the power may go."""
+    for attempt in attempts:
+        if attempt.image.uri.startswith("file://"):
+            with Path(attempt.image.uri.removeprefix("file://")).open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _since(started: float) -> float:

@@ -30,7 +30,7 @@ from typing import Any, Final, Literal
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
-from gems.bulk.batch import Batch, Despair, Stop, batching, open_worker
+from gems.bulk.batch import Batch, Despair, Stop, batching, images_place, is_local, open_worker
 from gems.bulk.jobs import Job
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
 from gems.bulk.limits import Allowance, Limits, spent_in
@@ -265,17 +265,13 @@ class _Governor:
     def __init__(self, limits: Limits, spent: Usage, dearest: Usage) -> None:
         self._allowance = Allowance(limits, spent, dearest)
         self._stop: Literal["", "finish", "drain"] = ""
-        self._begun: set[int] = set()
         self._generators: list[str] = []
 
     def begin(self, index: int) -> str:
         """See ``Allowance.begin``."""
-        if self._stop and index not in self._begun:
+        if self._stop and not self._allowance.has_begun(index):
             return "stop"
-        word = self._allowance.begin(index)
-        if word == "go":
-            self._begun.add(index)
-        return word
+        return self._allowance.begin(index)
 
     def done(self, index: int, usage: Usage) -> None:
         """See ``Allowance.done``."""
@@ -312,7 +308,7 @@ class _Task:
     host: str
     models: dict[str, ModelRecord]
     checkpoints: str | None
-    images: str | None
+    images: str
     evidence: bool
     governor: Any
 
@@ -329,7 +325,7 @@ class _GraphWorker:
             raise InputError(f"the machine {socket.gethostname()} has other weights than {task.host}")
         load_skills(context.skills_dir, builtin=context.builtin_skills)
         generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
-        if _is_local(generator):
+        if is_local(generator):
             generator = _RayGenerator(context, _Generators(task.governor, task.batch, control))
         self._worker = self._stack.enter_context(
             open_worker(
@@ -341,7 +337,7 @@ class _GraphWorker:
                 generator=generator,
                 control=control,
                 evidence=task.evidence,
-                images=ImageStore(task.images) if task.images else None,
+                images=ImageStore(task.images),
             )
         )
         self._leases = self._stack.enter_context(_leases(task))
@@ -450,7 +446,7 @@ def run_on_ray(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         about = (limits or Limits(), record.spent, record.dearest)
         governor = kind.options(num_cpus=0, scheduling_strategy=here).remote(*about)
-        images = context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
+        images = images_place(context, out)
         task = _Task(out, context, batch, socket.gethostname(), models, checkpoints, images, evidence, governor)
         generator = init_image_generator(context.generator, context.generator_options)
         despair = Despair(stop, concurrency)
@@ -495,7 +491,7 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
     each = -(-concurrency // most)
     most = -(-concurrency // each)
     size = max(1, min(_PROMPTS_A_TASK, len(todo) // (4 * concurrency)))
-    items = [{"job": json.dumps(_fields(job))} for job in todo]
+    items = [{"job": json.dumps(job.row())} for job in todo]
     results = ray.data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
         _GraphWorker,
         fn_constructor_args=(task,),
@@ -521,10 +517,6 @@ def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, worke
         if isinstance(cause, GemsError | OSError):
             raise cause from None
         raise BackendError(f"the cluster gave up: {type(error).__name__}: {one_line(error, 500)}") from error
-
-
-def _fields(job: Job) -> dict[str, Any]:
-    return {"index": job.index, "prompt": job.prompt, "seed": job.seed, "id": job.id, "line": job.line}
 
 
 @contextmanager
@@ -555,7 +547,7 @@ def _connected(address: str) -> Iterator[Any]:
             warnings.simplefilter("ignore")
             ray.init(namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **where)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError and others of its own
-        raise BackendError(f"cannot work on the Ray cluster {address}: {' '.join(str(error).split())[:300]}") from error
+        raise BackendError(f"cannot work on the Ray cluster {address}: {one_line(error)}") from error
     try:
         yield ray
     finally:
@@ -623,7 +615,7 @@ def _tending(ray: Any, task: _Task, generator: ImageGenerator, stop: Stop) -> It
         BackendError: The generators could not be kept up; the run was stopped for it.
     """
     over, faults = threading.Event(), list[BackendError]()
-    keeper = _Keeper(task.context) if _is_local(generator) else None
+    keeper = _Keeper(task.context) if is_local(generator) else None
 
     def tend() -> None:
         told, looked = "", -_SEARCH
@@ -649,8 +641,3 @@ def _tending(ray: Any, task: _Task, generator: ImageGenerator, stop: Stop) -> It
         thread.join()
     if faults:
         raise faults[0]
-
-
-def _is_local(generator: ImageGenerator) -> bool:
-    """Whether it makes images in this process, rather than asking a server."""
-    return getattr(generator, "replicas", None) is not None

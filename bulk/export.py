@@ -7,9 +7,7 @@ import json
 import random
 import shutil
 import tarfile
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from gems.bulk.record import Record, Row, kept_jobs
 from gems.graph.errors import InputError
+from gems.memory.files import made_aside
 from gems.memory.images import read_image
 
 if TYPE_CHECKING:
@@ -35,6 +34,12 @@ _SHARD: Final = 500_000_000
 # --- the index -------------------------------------------------------------------------------------------------------
 
 
+def _verdicts_type() -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()), ("confidence", pa.float64())]))
+
+
 def _index_schema() -> pa.Schema:
     import pyarrow as pa
 
@@ -47,7 +52,6 @@ def _index_schema() -> pa.Schema:
             ("seconds", pa.float64()),
         ]
     )
-    verdict = pa.struct([("question", pa.string()), ("answer", pa.string()), ("confidence", pa.float64())])
     attempt = pa.struct(
         [
             ("round", pa.int32()),
@@ -58,7 +62,7 @@ def _index_schema() -> pa.Schema:
             ("score", pa.float64()),
             ("image", pa.string()),
             ("sha256", pa.string()),
-            ("verdicts", pa.list_(verdict)),
+            ("verdicts", _verdicts_type()),
         ]
     )
     return pa.schema(
@@ -83,19 +87,19 @@ def _index_schema() -> pa.Schema:
     )
 
 
-def write_index(out: Path, record: Record | None = None) -> Path:
+def write_index(out: Path, record: Record) -> Path:
     """Write ``index.parquet``: a row for each prompt that has a result, with all its attempts and verdicts.
 
     Args:
         out: The batch's folder.
-        record: Its results; None: they are read.
+        record: Its results.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = (record or Record(out / "results.jsonl")).rows(kept_jobs(out))
+    rows = record.rows(kept_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
-    with _aside(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+    with made_aside(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         for group in _groups(rows, _GROUP):
             writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
     return path
@@ -103,7 +107,6 @@ def write_index(out: Path, record: Record | None = None) -> Path:
 
 def _index_row(row: Row) -> Row:
     best = _best(row)
-    questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
     own_id = row.get("id")
     return {
         **row,
@@ -111,11 +114,12 @@ def _index_row(row: Row) -> Row:
         "solved": row.get("outcome") == "solved",
         "image": best and best["image"],
         "sha256": best and best["sha256"],
-        "attempts": [{**a, "verdicts": _verdicts(a, questions)} for a in row.get("attempts", [])],
+        "attempts": [{**a, "verdicts": _verdicts(row, a)} for a in row.get("attempts", [])],
     }
 
 
-def _verdicts(attempt: Row, questions: dict[str, str]) -> list[Row]:
+def _verdicts(row: Row, attempt: Row) -> list[Row]:
+    questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
     return [
         {"question": questions.get(key, key), "answer": answer, "confidence": confidence}
         for key, (answer, confidence) in attempt["verdicts"].items()
@@ -184,7 +188,7 @@ def export(
             yield row
             on_row()
 
-    with _aside(target) as draft:
+    with made_aside(target) as draft:
         draft.mkdir(parents=True)
         examples, prompts = FORMATS[kind](rows(), images, draft, choice or Choice())
         if not examples:
@@ -213,7 +217,6 @@ def _shown(rows: Iterable[Row], choice: Choice) -> Iterator[tuple[Row, Row]]:
 
 def _about(row: Row, attempt: Row) -> Row:
     """What is told of an image, in every format."""
-    questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
     return {
         "index": row["index"],
         "id": row.get("id"),
@@ -223,7 +226,7 @@ def _about(row: Row, attempt: Row) -> Row:
         "score": attempt["score"],
         "solved": row.get("outcome") == "solved",
         "sha256": attempt["sha256"],
-        "verdicts": _verdicts(attempt, questions),
+        "verdicts": _verdicts(row, attempt),
     }
 
 
@@ -286,7 +289,6 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    verdict = pa.struct([("question", pa.string()), ("answer", pa.string()), ("confidence", pa.float64())])
     sides = [
         (f"{name}_{side}", kind)
         for side in (0, 1)
@@ -296,7 +298,7 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
             ("sha256", pa.string()),
             ("score", pa.float64()),
             ("drawn_prompt", pa.string()),
-            ("verdicts", pa.list_(verdict)),
+            ("verdicts", _verdicts_type()),
         )
     ]
     schema = pa.schema([("caption", pa.string()), ("index", pa.int64()), *sides])
@@ -306,7 +308,6 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
     def examples() -> Iterator[Row]:
         nonlocal n
         for row in rows:
-            questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
             rng = random.Random(row["seed"])
             for pair in islice(_pairs(row, choice.margin), choice.pairs):
                 first_is_better = rng.random() < 0.5
@@ -318,7 +319,7 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
                         f"sha256_{side}": attempt["sha256"],
                         f"score_{side}": attempt["score"],
                         f"drawn_prompt_{side}": attempt["prompt"],
-                        f"verdicts_{side}": _verdicts(attempt, questions),
+                        f"verdicts_{side}": _verdicts(row, attempt),
                     }
                 n += 1
                 prompts.add(row["index"])
@@ -352,16 +353,3 @@ def _groups(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     iterator = iter(rows)
     while group := list(islice(iterator, size)):
         yield group
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """A place to write to; it takes the path's own when all went well, and is removed when not."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        if draft.is_dir():
-            shutil.rmtree(draft)
-        draft.unlink(missing_ok=True)

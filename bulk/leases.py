@@ -111,9 +111,8 @@ class DatabaseLeases:
         if self._connection is not None:
             self._pool.putconn(self._connection)
         connection = self._pool.getconn()
-        for setting, seconds in (("tcp_keepalives_idle", 10), ("tcp_keepalives_interval", 5)):
-            connection.execute("SELECT set_config(%s, %s, false)", (setting, str(seconds)))
-        connection.execute("SELECT set_config('tcp_keepalives_count', '3', false)")
+        for setting, value in (("idle", "10"), ("interval", "5"), ("count", "3")):  # seconds, seconds, times
+            connection.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{setting}", value))
         return connection
 
 

@@ -67,7 +67,7 @@ class Allowance:
         One that was begun already may always be begun again: its worker has died, and what it had done is paid for.
         """
         with self._lock:
-            if index in self._in_flight or index in self._counted:
+            if self.has_begun(index):
                 return "go"
             hours = (self._clock() - self._begun) / 3600
             if reached := self._limits.reached(self.spent, hours):
@@ -77,6 +77,10 @@ class Allowance:
                 return "wait"
             self._in_flight.add(index)
             return "go"
+
+    def has_begun(self, index: int) -> bool:
+        """Whether a prompt was begun."""
+        return index in self._in_flight or index in self._counted
 
     def done(self, index: int, usage: Usage) -> None:
         """A prompt that was begun has ended, and has cost this; said twice, it counts once."""

@@ -219,10 +219,7 @@ def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> st
         "settings": context.model_dump(mode="json"),
         "models": {role: asdict(model) for role, model in models.items()},
     }
-    said = {
-        "settings": _binding(manifest["settings"]),
-        "models": manifest["models"],
-    }
+    said = {**manifest, "settings": _binding(manifest["settings"])}
     bound_to = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if not path.exists():
@@ -256,7 +253,7 @@ def kept_jobs(out: Path) -> list[Job]:
     try:
         lines = (out / "prompts.jsonl").read_bytes().split(b"\n")
         rows = [json.loads(line) for line in lines if line]
-        return [Job(row["index"], row["prompt"], row["seed"], row["id"], row["line"]) for row in rows]
+        return [Job(**row) for row in rows]
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
     except (ValueError, TypeError, KeyError, OSError) as error:

@@ -17,7 +17,7 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from gems.graph.errors import BackendError, InputError
-from gems.models.loading import without_bars
+from gems.models.loading import load_now, without_bars
 
 __all__ = ["CachedEmbedder", "MiniLM", "embedder_fingerprint", "init_embedder"]
 
@@ -81,9 +81,7 @@ class CachedEmbedder(Embeddings):
 
     def load(self) -> None:
         """Load the weights now, where there are any."""
-        load = getattr(self._embedder, "load", None)
-        if callable(load):
-            load()
+        load_now(self._embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per text. Of equal texts, one is embedded.

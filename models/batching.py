@@ -26,6 +26,7 @@ from gems.models.generators import (
     guide_of,
     objection_to,
 )
+from gems.models.loading import load_now
 
 __all__ = ["BatchingGenerator"]
 
@@ -82,10 +83,6 @@ class BatchingGenerator:
         self._came = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="images", daemon=True)
-        self.batches = 0
-        """Calls made of the inner one."""
-        self.images = 0
-        """Images asked for in them."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -101,9 +98,7 @@ class BatchingGenerator:
 
     def load(self) -> None:
         """Load the inner one's weights now, rather than at the first image."""
-        load = getattr(self._inner, "load", None)
-        if callable(load):
-            load()
+        load_now(self._inner)
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
@@ -173,8 +168,6 @@ class BatchingGenerator:
                 raise _AllGoneError
 
         wanted = any(call.on_step for call, _ in batch)
-        self.batches += 1
-        self.images += len(batch)
         requests = [call.requests[index] for call, index in batch]
         try:
             results = self._inner.generate(requests, on_step=on_step if wanted else None)

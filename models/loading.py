@@ -1,11 +1,18 @@
-"""Loading small local models without the libraries' progress bars, which would only be noise."""
+"""Loading local models: now, and without the libraries' progress bars, which would only be noise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["without_bars"]
+__all__ = ["load_now", "without_bars"]
+
+
+def load_now(part: object) -> None:
+    """Load the weights of a model now, rather than at its first use, if it is one that can."""
+    load = getattr(part, "load", None)
+    if callable(load):
+        load()
 
 
 @contextmanager

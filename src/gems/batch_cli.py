@@ -55,6 +55,7 @@ from gems.console import (
     batch_bar,
     err,
     guarded,
+    handling,
     images_given,
     make_context,
     memory_given,
@@ -332,26 +333,19 @@ def _tell_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
 
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
-    outcomes, spent, images, calls, rounds, seconds = (
-        batch.record.tally(batch.jobs).outcomes,
-        batch.record.spent,
-        [],
-        [],
-        [],
-        [],
-    )
+    spent, tally = batch.record.spent, batch.record.tally(batch.jobs, retried=True)
+    images, calls, rounds, seconds = list[int](), list[int](), list[int](), list[float]()
     for row in batch.record.rows(batch.jobs):
         if "rounds" in row:
             images.append(row["usage"]["images"])
             calls.append(row["usage"]["chat_calls"])
             rounds.append(row["rounds"])
             seconds.append(row["seconds"])
-    finished = len(batch.jobs) - len(batch.left)
     summary: dict[str, Any] = {
         "prompts": len(batch.jobs),
-        "finished": finished,
-        "solved": outcomes["solved"],
-        "failed": sum(bool(row.get("error")) for row in batch.record.rows(batch.jobs)),
+        "finished": tally.done,
+        "solved": tally.outcomes["solved"],
+        "failed": tally.outcomes["failed"],
         "images": spent.images,
         "tokens": spent.tokens,
     }
@@ -457,10 +451,8 @@ def _rate(record: Any, latest: dict[str, Any]) -> float | None:
 
 
 def _note_start(folder: Path, limits: Limits, concurrency: int, ray: str | None) -> None:
-    from gems.evidence import make_folder
     from gems.memory.files import write_atomically
 
-    make_folder(folder)
     given = {"hours": limits.hours, **limits.spending.model_dump(exclude={"prices"})}
     about = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -510,12 +502,8 @@ def _stoppable() -> Iterator[Stop]:
             stop.finish()
             err.print("finishing the prompts in flight; Ctrl-C again to stop them where they are")
 
-    before = {sign: signal.signal(sign, on_interrupt) for sign in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(on_interrupt, signal.SIGINT, signal.SIGTERM):
         yield stop
-    finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -268,11 +268,19 @@ def stoppable() -> Iterator[RunControl]:
         control.request_drain("interrupted")
         err.print("stopping after this step; Ctrl-C again to stop at once")
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
+    with handling(on_interrupt, signal.SIGINT):
         yield control
+
+
+@contextmanager
+def handling(handler: Callable[..., None], *signs: signal.Signals) -> Iterator[None]:
+    """Have signals handled meanwhile; afterwards by what handled them before."""
+    before = {sign: signal.signal(sign, handler) for sign in signs}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for sign, theirs in before.items():
+            signal.signal(sign, theirs)
 
 
 @contextmanager
@@ -308,7 +316,7 @@ def batch_bar(
         task = progress.add_task("", total=total, rate="", spent="")
 
         def spent() -> str:
-            return f"{spending(tally.spent, prices)}" if prices is not None else ""
+            return spending(tally.spent, prices) if prices is not None else ""
 
         def on_start(before: Tally) -> None:
             nonlocal tally

@@ -32,6 +32,7 @@ from gems.memory.home import home
 from gems.memory.opening import database_pool, setting_up
 from gems.models.chat import init_mllm, model_fingerprint
 from gems.models.generators import init_image_generator
+from gems.models.loading import load_now
 from gems.models.secrets import one_line
 from gems.progress import Listener
 
@@ -330,7 +331,5 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
         loaded.append(embedder)
     for part in loaded if load else ():
-        own = getattr(part, "load", None)
-        if callable(own):
-            own()
+        load_now(part)
     return records
