@@ -16,7 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from gems.graph.errors import GemsError
+from gems.errors import GemsError
 
 
 class StandIn(BaseChatModel):

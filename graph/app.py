@@ -1,5 +1,75 @@
-"""The graph that ``langgraph.json`` loads: no checkpointer, since the server brings its own; pictures for Studio."""
+"""The three objects that ``langgraph.json`` loads: the graph, the memory store, and a route for images.
 
+The graph has no checkpointer, since the Agent Server brings its own. It puts small pictures into ``messages`` for
+Studio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+
+from langgraph.store.base import BaseStore
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gems.errors import BackendError
 from gems.graph.builder import build_graph
+from gems.memory import opening
+from gems.memory.embedder import init_embedder
+from gems.memory.image_store import ImageStore
+from gems.memory.store import FaissStore
+
+__all__ = ["app", "graph", "open_store"]
 
 graph = build_graph(thumbnails=128)
+
+
+@asynccontextmanager
+async def open_store() -> AsyncIterator[BaseStore]:
+    """The user's own memory, the same that the ``gems`` command uses, while the server runs.
+
+    It is the place that ``GEMS_MEMORY`` names, or ``$GEMS_HOME/memory``, with the default embedder. It is opened and
+    closed in a thread, because ``langgraph dev`` refuses calls that block its event loop.
+
+    Raises:
+        InputError: The folder cannot be used, or was written with another embedder.
+    """
+    store = await asyncio.to_thread(lambda: opening.open_store(os.environ.get("GEMS_MEMORY"), init_embedder()))
+    try:
+        yield store
+    finally:
+        if isinstance(store, FaissStore):  # a database's connections are closed at the process's end
+            await asyncio.to_thread(store.close)
+
+
+async def _artifact(request: Request) -> Response:
+    """``GET /artifacts/SHA256.png``: an image of the store, and no other file of this machine."""
+    png = await run_in_threadpool(_read, request.path_params["sha256"])
+    return Response(png, media_type="image/png", headers={"cache-control": "private, max-age=86400, immutable"})
+
+
+def _read(sha256: str) -> bytes:
+    images = _images()
+    ref = images.find(sha256)
+    if ref is None:
+        raise HTTPException(404, "there is no such image")
+    try:
+        return images.read(ref)
+    except BackendError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+@cache
+def _images() -> ImageStore:
+    return ImageStore()
+
+
+app = Starlette(routes=[Route("/artifacts/{sha256:str}.png", _artifact, include_in_schema=False)])

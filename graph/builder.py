@@ -22,7 +22,7 @@ from gems.graph.routing import (
     after_verifier,
 )
 from gems.graph.state import GemsInput, GemsOutput, GemsState
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
 from gems.nodes.decomposer import make_decomposer, without_requirements

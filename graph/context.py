@@ -3,49 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
 
-from gems.graph.errors import InputError
-from gems.graph.options import ChatOptions, GeneratorOptions
+from gems.database import without_password
+from gems.errors import InputError
 from gems.graph.state import Budget
+from gems.options import ChatOptions, GeneratorOptions
 
-__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role", "without_password"]
+__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_SEED = 2**31 - 1
-
-_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:/@?#\[\]]*)(:\d*)?")
-
-
-def without_password(url: str) -> str:
-    """A database's address as it may be written down: whatever could be part of a password is left out.
-
-    Where a special character of a password was not percent-encoded, nobody can say where it ends: then nothing but
-    ``SCHEME://`` is left. What is no URL is handed back.
-    """
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return "" if re.search(r"\bpassword\s*=", url) else url
-    nothing = f"{scheme}://"
-    try:
-        parts = urlsplit(f"x://{rest}")
-        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError:
-        return nothing
-    login, _, hosts = parts.netloc.rpartition("@")
-    doubtful = "#" in rest or "@" in login + parts.path + parts.query
-    if doubtful or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
-        return nothing
-    user = login.partition(":")[0]
-    kept = urlencode([(name, value) for name, value in options if "pass" not in name.lower()], quote_via=quote)
-    return f"{nothing}{user}{'@' if user else ''}{hosts}{parts.path}{'?' if kept else ''}{kept}"
 
 
 class GemsContext(BaseModel):

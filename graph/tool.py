@@ -10,8 +10,8 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
 from pydantic import BaseModel, Field
 
+from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph, build_graph
-from gems.graph.errors import GemsError, InputError
 from gems.graph.state import GemsInput, GemsOutput, best_attempt
 
 __all__ = ["as_tool"]

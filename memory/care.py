@@ -16,15 +16,15 @@ import numpy as np
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, ValidationError
 
-from gems.graph.errors import BackendError, InputError
+from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.experience import EXPERIENCES, Experience, remake
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
 from gems.memory.records import Records, Row
 from gems.memory.store import FaissStore, open_records
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
-from gems.models.secrets import one_line
+from gems.secrets import one_line
 
 __all__ = [
     "Forgotten",

@@ -6,24 +6,13 @@ one six helps with another six, whatever of. Words that are not English cost not
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-__all__ = ["Demands", "content_words", "demands_of", "jaccard", "quoted_texts"]
+from gems.wording import content_words, jaccard, quoted_texts
 
-_WORDS: Final = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-)
-_NUMBERS: Final = {word: str(number) for number, word in enumerate(_WORDS.split(), start=2)} | {
-    "pair": "2",
-    "couple": "2",
-    "dozen": "12",
-}
-_ARTICLES: Final = frozenset({"a", "an", "the", "one", "1"})
-"""They ask for what every thing has: being there once."""
+__all__ = ["Demands", "demands_of"]
+
 _RELATIONS: Final = {
     word: relation
     for relation, words in {
@@ -41,10 +30,6 @@ _RELATIONS: Final = {
     }.items()
     for word in words.split()
 }
-_WORD: Final = re.compile(r"\w+")
-_QUOTED: Final = re.compile(
-    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
-)
 
 
 class Demands(NamedTuple):
@@ -70,22 +55,3 @@ def demands_of(prompt: str) -> Demands:
     if quoted_texts(prompt):
         features["text"] = 1
     return Demands(+features)
-
-
-def quoted_texts(prompt: str) -> list[str]:
-    """What stands in quotation marks, each once."""
-    found = (next(filter(None, groups)).strip() for groups in _QUOTED.findall(prompt))
-    return [text for text in dict.fromkeys(found) if text]
-
-
-def content_words(prompt: str) -> list[str]:
-    """The words in order, in small letters, without articles, numbers as digits."""
-    words = (_NUMBERS.get(word, word) for word in _WORD.findall(prompt.lower()))
-    return [word for word in words if word not in _ARTICLES]
-
-
-def jaccard(a: Counter[str], b: Counter[str] | Sequence[str]) -> float:
-    """Shared part of two bags, in [0, 1]; 1 where both are empty."""
-    b = b if isinstance(b, Counter) else Counter(b)
-    union = (a | b).total()
-    return (a & b).total() / union if union else 1.0

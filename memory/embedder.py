@@ -16,8 +16,8 @@ from typing import Any, Final, cast
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
-from gems.graph.errors import BackendError, InputError
-from gems.models.loading import load_now, without_bars
+from gems.errors import BackendError, InputError
+from gems.models.local_weights import load_now, without_bars
 
 __all__ = ["CachedEmbedder", "MiniLM", "embedder_fingerprint", "init_embedder"]
 

@@ -24,8 +24,9 @@ from langgraph.store.base import BaseStore, Item, PutOp, SearchItem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gems.graph.state import Failure, Kind, Memory
-from gems.memory.demands import content_words, demands_of, jaccard
+from gems.memory.demands import demands_of
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace
+from gems.wording import content_words, jaccard
 
 __all__ = [
     "EXPERIENCES",

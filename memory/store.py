@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
-from gems.graph.errors import InputError
+from gems.errors import InputError
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import fits, matches
 from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove

@@ -13,9 +13,9 @@ from pydantic import BaseModel, Field
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
-from gems.nodes.calls import ask
-from gems.nodes.gates import is_grounded
+from gems.nodes.ask import ask
 from gems.nodes.meter import metered
+from gems.nodes.prompt_checks import is_grounded
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 

@@ -11,8 +11,8 @@ from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
 from PIL import Image
 
+from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import MAX_SEED, GemsContext
-from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.nodes.meter import Stopwatch

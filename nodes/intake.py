@@ -11,8 +11,8 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
+from gems.errors import InputError
 from gems.graph.context import MAX_SEED, GemsContext
-from gems.graph.errors import InputError
 from gems.graph.state import GemsState, Usage
 from gems.nodes.resources import Node, Resources
 from gems.nodes.reuse import solved_before

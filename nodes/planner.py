@@ -14,21 +14,21 @@ from langgraph.errors import NodeError
 from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
 
+from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
-from gems.graph.errors import MalformedAnswerError
 from gems.graph.state import GemsState, Requirement
-from gems.memory.demands import quoted_texts
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
 from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
-from gems.nodes.calls import ask, in_our_words
-from gems.nodes.gates import Plan, drawable_prompt
+from gems.nodes.ask import ask, in_our_words
+from gems.nodes.memory_prompt import tell
 from gems.nodes.meter import metered
-from gems.nodes.recollections import tell
+from gems.nodes.prompt_checks import Plan, drawable_prompt
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.skills.format import QUOTED, Skill
 from gems.skills.tools import REFERENCE_TOOL, reference_tool, skill_tools
+from gems.wording import quoted_texts
 
 __all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_planner", "make_skills", "without_plan"]
 

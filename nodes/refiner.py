@@ -14,10 +14,10 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
-from gems.nodes.calls import ask, image_block
-from gems.nodes.gates import SHORT, drawable_prompt
+from gems.nodes.ask import ask, image_block
+from gems.nodes.memory_prompt import tell
 from gems.nodes.meter import metered
-from gems.nodes.recollections import tell
+from gems.nodes.prompt_checks import SHORT, drawable_prompt
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 

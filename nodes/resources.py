@@ -16,11 +16,11 @@ from langgraph.store.base import BaseStore
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import init_embedder
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.memory.opening import memory_place, open_store
-from gems.models.chat import init_mllm
-from gems.models.generators import ImageGenerator, init_image_generator
-from gems.models.inspectors import INSPECTORS, Inspector, init_inspector
+from gems.models.generators import ImageGenerator
+from gems.models.inspectors import INSPECTORS, Inspector
+from gems.models.registry import init_image_generator, init_inspector, init_mllm
 from gems.skills.catalogue import offer
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills

@@ -8,8 +8,8 @@ from langgraph.runtime import Runtime
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.memory.experience import recall
+from gems.nodes.memory_prompt import within
 from gems.nodes.meter import Stopwatch
-from gems.nodes.recollections import within
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
 

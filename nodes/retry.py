@@ -8,10 +8,10 @@ from typing import Any, Final, Literal, TypeAlias
 from langgraph.errors import NodeError
 from langgraph.types import Command, RetryPolicy
 
-from gems.graph.errors import BackendError, InputError, is_passing_status
+from gems.errors import BackendError, InputError, is_passing_status
 from gems.graph.state import GemsState
-from gems.models.secrets import one_line
 from gems.nodes.meter import settle
+from gems.secrets import one_line
 
 __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
 

@@ -13,11 +13,11 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Overwrite
 from pydantic import ValidationError
 
+from gems.errors import BackendError
 from gems.graph.context import ROLES, GemsContext
-from gems.graph.errors import BackendError
 from gems.graph.state import Attempt, GemsState
 from gems.memory.trajectory import SOLVED, Trajectory, namespace
-from gems.models.chat import model_fingerprint
+from gems.models.registry import model_fingerprint
 from gems.nodes.resources import Resources
 from gems.nodes.retry import describe
 

@@ -28,7 +28,7 @@ from gems.graph.state import (
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
 from gems.models.logprobs import answer_probabilities
-from gems.nodes.calls import ask, image_block
+from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on

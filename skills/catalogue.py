@@ -19,9 +19,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
 from numpy.typing import NDArray
 
+from gems.files import write_atomically
 from gems.memory.embedder import embedder_fingerprint
-from gems.memory.files import write_atomically
-from gems.memory.home import home_folder
+from gems.paths import home_folder
 from gems.skills.format import Skill
 
 __all__ = ["CATALOGUE_TOKENS", "MOST_OFFERED", "offer"]

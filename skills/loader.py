@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from gems.graph.errors import InputError
-from gems.memory.home import home_folder
+from gems.errors import InputError
+from gems.paths import home_folder
 from gems.skills.format import Skill, UnusableError, read_skill, skill_file
 
 __all__ = ["BUILTIN", "SkillLibrary", "load_skills", "promoted_folder", "search_path", "skill_folders"]

@@ -20,21 +20,21 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
 from gems.graph.context import GemsContext
-from gems.graph.options import ChatOptions
 from gems.graph.state import GemsState, Requirement, Usage, Verdict
-from gems.models.chat import init_mllm
 from gems.models.fencing import fence
 from gems.models.pocket.grammar import questions_of
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Group, SceneSpec, layout
 from gems.models.pocket.vocabulary import ATTRIBUTES, SINGULARS
+from gems.models.registry import init_mllm
 from gems.models.structured import Answer
-from gems.nodes.calls import ask, image_block
+from gems.nodes.ask import ask, image_block
 from gems.nodes.decomposer import Requirements
-from gems.nodes.gates import Plan
 from gems.nodes.meter import metered
+from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement
 from gems.nodes.verifier import inspect_image
+from gems.options import ChatOptions
 
 Schema = TypeVar("Schema", bound=BaseModel)
 

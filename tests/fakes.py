@@ -14,7 +14,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from PIL import Image
 from pydantic import PrivateAttr
 
-from gems.graph.errors import BackendError
+from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 
 Script = Callable[[str, list[BaseMessage], int], Any]

@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gems.errors import BackendError, GemsError, InputError
     from gems.graph.builder import GemsGraph, build_graph
     from gems.graph.context import GemsContext
-    from gems.graph.errors import BackendError, GemsError, InputError
     from gems.graph.state import (
         Attempt,
         Budget,
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
         Verdict,
     )
     from gems.graph.tool import as_tool
-    from gems.memory.images import ImageStore
+    from gems.memory.image_store import ImageStore
     from gems.memory.store import FaissStore
-    from gems.models.chat import init_mllm
-    from gems.models.generators import init_image_generator
+    from gems.models.registry import init_image_generator, init_mllm
 
 __version__ = "0.1.0"
 
@@ -64,7 +63,7 @@ __all__ = [
 _HOMES = {
     "gems.graph.builder": ("GemsGraph", "build_graph"),
     "gems.graph.context": ("GemsContext",),
-    "gems.graph.errors": ("BackendError", "GemsError", "InputError"),
+    "gems.errors": ("BackendError", "GemsError", "InputError"),
     "gems.graph.state": (
         "Attempt",
         "Budget",
@@ -79,9 +78,9 @@ _HOMES = {
         "Verdict",
     ),
     "gems.graph.tool": ("as_tool",),
-    "gems.memory.images": ("ImageStore",),
+    "gems.memory.image_store": ("ImageStore",),
     "gems.memory.store": ("FaissStore",),
-    "gems.models.chat": ("init_mllm",),
+    "gems.models.registry": ("init_mllm",),
     "gems.models.generators": ("init_image_generator",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -1,5 +1,5 @@
 """``python -m gems``."""
 
-from gems.cli import app
+from gems.cli.main import app
 
 app(prog_name="gems")

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chatting import KEY, WISH, ChatAt, picture, question, serving
 from langchain_core.messages import AIMessage
 
+from chatting import KEY, WISH, ChatAt, picture, question, serving
+from gems.errors import BackendError, InputError, MalformedAnswerError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, InputError, MalformedAnswerError
-from gems.graph.options import ChatOptions
 from gems.graph.state import GemsInput
-from gems.memory.images import ImageStore
-from gems.models.chat import init_mllm
+from gems.memory.image_store import ImageStore
+from gems.models.registry import init_mllm
 from gems.models.structured import answer_in_form, habits_of, reasoning_of
 from gems.nodes.decomposer import Requirements
-from gems.nodes.gates import Plan
+from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement
 from gems.nodes.retry import RETRY
+from gems.options import ChatOptions
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from conformance.generator_suite import GeneratorConformance
 
-from gems.graph.errors import InputError
-from gems.models.generators import ImageGenerator, ImageRequest, init_image_generator
+from conformance.generator_suite import GeneratorConformance
+from gems.errors import InputError
+from gems.models.generators import ImageGenerator, ImageRequest
+from gems.models.registry import init_image_generator
 
 
 class TestPocket(GeneratorConformance):

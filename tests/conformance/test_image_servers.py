@@ -14,11 +14,12 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from conformance.generator_suite import GeneratorConformance
 
-from gems.graph.errors import BackendError, ContentRefusedError, InputError
-from gems.graph.options import GeneratorOptions
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, init_image_generator
+from conformance.generator_suite import GeneratorConformance
+from gems.errors import BackendError, ContentRefusedError, InputError
+from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
+from gems.models.registry import init_image_generator
+from gems.options import GeneratorOptions
 
 KEY = "sk-canary-5f3a"
 SERVER = Path(__file__).parents[1] / "servers" / "image_server.py"

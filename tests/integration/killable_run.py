@@ -21,13 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.memory.images import ImageStore
-from gems.session import run_thread
+from gems.memory.image_store import ImageStore
+from gems.runs.threads import run_thread
 
 FOLDER, (MOMENT, _, WHICH) = Path(sys.argv[1]), sys.argv[2].partition(":")
 CONTEXT = GemsContext(seed=11, max_rounds=3, memory=False)

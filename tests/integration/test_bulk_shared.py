@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.postgres import serving_postgres
 
-from gems.bulk.cluster import check_places
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
+from gems.bulk.ray_driver import check_places
+from gems.database import database_pool
+from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
-from gems.graph.errors import InputError
-from gems.memory.opening import database_pool
+from servers.postgres import serving_postgres
 
 HOLDER = """
 import sys, time

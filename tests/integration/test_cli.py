@@ -255,7 +255,7 @@ def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
 
 def test_help_and_import_load_no_model_library() -> None:
     code = (
-        "import sys, gems, gems.cli\n"
+        "import sys, gems, gems.cli.main\n"
         "heavy = {'torch', 'langgraph', 'langchain_core', 'transformers', 'diffusers', 'faiss'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import PaintGenerator, ScriptedChatModel
 
+from fakes import PaintGenerator, ScriptedChatModel
 from gems import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsOutput
-from gems.memory.images import ImageStore, read_metadata
+from gems.memory.image_store import ImageStore, read_metadata
 
 SETTINGS = GemsContext(memory=False, skills=False, seed=3, max_rounds=3)
 STRATEGIES = ["rewrite", "reseed", "edit", "restart"]

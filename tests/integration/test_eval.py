@@ -157,7 +157,7 @@ def test_a_language_model_in_the_text_roles_is_held_against_one_shot(tmp_path: P
         [
             sys.executable,
             "-m",
-            "gems.evals.text_roles",
+            "text_roles",
             "--model",
             "pocket",
             "--n",

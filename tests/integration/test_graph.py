@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -17,12 +16,13 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
+from fakes import PaintGenerator, ScriptedChatModel
+from gems.errors import BackendError, InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, InputError
 from gems.graph.state import Budget, GemsOutput
 from gems.memory.embedder import MiniLM
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.nodes.retry import RETRY
 
 PROMPT = "three blue cars to the left of a striped elephant"

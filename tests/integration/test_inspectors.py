@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fakes import PaintGenerator, ScriptedChatModel
 from PIL import Image, ImageDraw, ImageFont
 
+from fakes import PaintGenerator, ScriptedChatModel
 from gems import build_graph
+from gems.errors import BackendError
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError
 from gems.graph.state import GemsOutput, Kind, Requirement
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.inspectors import Finding

@@ -17,11 +17,11 @@ from typing import Any
 
 import httpx
 import pytest
-from embedding import Points
 from langgraph_sdk import get_sync_client
 
-from gems.graph.errors import InputError
-from gems.memory.app import open_store
+from embedding import Points
+from gems.errors import InputError
+from gems.graph.app import open_store
 from gems.memory.experience import EXPERIENCES
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import namespace

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from gems.cli import app
+from gems.cli.main import app
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gems.evals.memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
-from gems.evals.memory_stores import Numbered
+from memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
+from memory_stores import Numbered
 
 
 def test_nothing_is_lost_by_killed_writers(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_nothing_is_lost_by_killed_writers(tmp_path: Path) -> None:
         "--out",
         str(tmp_path / "out"),
     ]
-    command = [sys.executable, "-m", "gems.evals.memory_crash", *arguments]
+    command = [sys.executable, "-m", "memory_crash", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from embedding import Points
 from langgraph.store.base import InvalidNamespaceError, PutOp
 
-from gems.graph.errors import InputError
+from embedding import Points
+from gems.errors import InputError
 from gems.memory import index as index_module
 from gems.memory import store as store_module
 from gems.memory.store import FaissStore, reindex

@@ -20,8 +20,9 @@ import gems.skills
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import ImageRef
-from gems.memory.images import ImageStore
-from gems.models.generators import GeneratedImage, init_image_generator
+from gems.memory.image_store import ImageStore
+from gems.models.generators import GeneratedImage
+from gems.models.registry import init_image_generator
 
 RUNNING = (gems.graph, gems.nodes, gems.skills, gems.memory, gems.models)
 

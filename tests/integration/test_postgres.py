@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding import Points
 from langgraph.store.base import BaseStore
-from remembering import past
-from servers.postgres import PASSWORD, serving_postgres
 
+from embedding import Points
+from gems.database import database_pool
+from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, InputError
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, prune, recall, remember
-from gems.memory.opening import database_pool, open_store
+from gems.memory.opening import open_store
 from gems.memory.trajectory import namespace
+from remembering import past
+from servers.postgres import PASSWORD, serving_postgres
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import PaintGenerator, ScriptedChatModel
 
+from fakes import PaintGenerator, ScriptedChatModel
 from gems import build_graph
+from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, ContentRefusedError
 from gems.graph.state import GemsOutput
 from gems.models.generators import ImageRequest
 

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import PaintGenerator
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from gems.evidence import ModelRecord, run_record, write_evidence
+from fakes import PaintGenerator
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.memory.images import ImageStore
-from gems.session import open_checkpoints, run_thread
+from gems.memory.image_store import ImageStore
+from gems.runs.checkpoints import open_checkpoints
+from gems.runs.record import ModelRecord, run_record, write_evidence
+from gems.runs.threads import run_thread
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

@@ -15,9 +15,9 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from gems.graph.errors import BackendError, InputError
+from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gems.evals import second_pass
+import second_pass
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
 from gems.memory.embedder import init_embedder

@@ -14,20 +14,20 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from chatting import KEY, WISH, ChatAt, serving
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+from chatting import KEY, WISH, ChatAt, serving
+from gems.errors import BackendError, InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.errors import BackendError, InputError
-from gems.graph.options import ChatOptions, GeneratorOptions
-from gems.memory.images import ImageStore
-from gems.models.chat import init_mllm
-from gems.nodes.gates import Plan
+from gems.memory.image_store import ImageStore
+from gems.models.registry import init_mllm
+from gems.nodes.prompt_checks import Plan
 from gems.nodes.retry import RETRY
+from gems.options import ChatOptions, GeneratorOptions
 
 CHAT_KEY, IMAGE_KEY = "sk-chat-canary-71d0", "sk-image-canary-c4e8"
 CANARIES = (KEY, CHAT_KEY, IMAGE_KEY)

@@ -15,10 +15,10 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers.gems_service import Served, serving
 from typer.testing import CliRunner
 
-from gems.cli import app as cli
+from gems.cli.main import app as cli
+from servers.gems_service import Served, serving
 
 REVIEWED = {"review": "end", "seed": 3, "memory": False}
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
-from servers.gems_service import Served, serving, write_keys
 from typer.testing import CliRunner
 
-from gems.cli import app as cli
-from gems.graph.errors import InputError
+from gems.cli.main import app as cli
+from gems.errors import InputError
 from gems.serve.keys import Keys
 from gems.serve.links import Links
+from servers.gems_service import Served, serving, write_keys
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from servers.gems_service import serving
 
 PROMPTS = ["three blue cars to the left of a striped elephant", "seven wooden koalas chasing a sparkling giraffe"]

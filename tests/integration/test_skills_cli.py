@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from remembering import IMAGE
 from typer.testing import CliRunner
 
-from gems.cli import app
-from gems.evals.skill_learning import crowded
+from gems.cli.main import app
 from gems.graph.state import Requirement, Verdict
+from gems.learning.shelf import draft, learned, locked, move, write_gate
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
-from gems.skills.shelf import draft, learned, locked, move, write_gate
+from remembering import IMAGE
+from skill_learning import crowded
 
 RELATED = "Use when the wish places things in relation to each other."
 

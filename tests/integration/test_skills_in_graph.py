@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from rich.console import Console
 
+from fakes import PaintGenerator, ScriptedChatModel
+from gems.cli.live import LiveRun
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsOutput
-from gems.memory.images import ImageStore
+from gems.memory.image_store import ImageStore
 from gems.nodes.planner import MAX_SKILL_CHECKS
-from gems.progress import LiveRun
 
 WISH = 'a shop sign that reads "OPEN late" over a door'
 

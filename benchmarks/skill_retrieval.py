@@ -1,0 +1,174 @@
+"""Hundreds of skills: does the catalogue stay flat, and is the right skill still in it?
+
+    python benchmarks/skill_retrieval.py --skills 500
+
+The skills that come with gems, each with twelve wishes that it is for (``skill_wishes.json``, written without a look
+at what is found), among others: skills for scenes, as image people write them, with a wish each; and skills of other
+trades, as every collection has them. Printed as JSON: how often the right skill is offered, the length of the catalogue
+with twenty skills (ours and ten scenes) and with all, and the time that choosing takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+from langchain_core.messages.utils import count_tokens_approximately
+
+from gems.memory.embedder import init_embedder
+from gems.skills.catalogue import MOST_OFFERED, offer
+from gems.skills.format import Skill
+from gems.skills.loader import load_skills
+
+SCENES: Final = (
+    ("harbour", "ships, ropes and gulls at a quay", "fishing boats coming home to the {} quay"),
+    ("kitchen", "pots, steam and food being cooked", "a cook stirring soup in the {} kitchen"),
+    ("forest", "trees, undergrowth and light through leaves", "a deer between the trees of a {} forest"),
+    ("market", "stalls, crowds and goods on display", "people buying fruit at the {} market"),
+    ("workshop", "tools, benches and things half made", "a carpenter at the bench of a {} workshop"),
+    ("garden", "flower beds, paths and fountains", "roses along the path of a {} garden"),
+    ("library", "shelves, ladders and readers", "a girl reading on a ladder in the {} library"),
+    ("train", "carriages, platforms and travellers", "travellers waiting for the {} train"),
+    ("castle", "towers, walls and gates", "a knight before the gate of the {} castle"),
+    ("aquarium", "fish, corals and glass", "children looking at sharks in the {} aquarium"),
+    ("concert", "musicians, stage and audience", "a violinist on the stage of the {} concert"),
+    ("laboratory", "flasks, instruments and scientists", "a chemist with a flask in the {} laboratory"),
+)
+MOODS: Final = (
+    "snowy",
+    "flooded",
+    "moonlit",
+    "abandoned",
+    "futuristic",
+    "medieval",
+    "underwater",
+    "paper-cut",
+    "sunny",
+)
+TRADES: Final = (
+    "spreadsheets",
+    "contracts",
+    "database migrations",
+    "unit tests",
+    "tax returns",
+    "podcasts",
+    "press releases",
+    "container images",
+    "patient records",
+    "travel bookings",
+    "log files",
+    "e-mail newsletters",
+    "customer tickets",
+    "course material",
+    "3D printing",
+    "recipes",
+    "translations",
+    "firewalls",
+    "job interviews",
+    "slide decks",
+)
+TASKS: Final = (
+    *("writing", "reviewing", "cleaning up", "summarising", "planning", "checking", "archiving", "publishing"),
+    *("teaching", "automating", "debugging", "estimating", "comparing"),
+)
+LIGHTS: Final = ("candle light", "neon", "overcast sky", "back light", "flash", "golden hour", "fog", "stained glass")
+LENSES: Final = ("wide angle", "macro", "telephoto", "fisheye", "tilt-shift", "drone view", "long exposure", "infrared")
+
+
+def main() -> None:
+    """Measure, and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--skills", type=int, default=500, help="how many there are")
+    given = parser.parse_args()
+    print(json.dumps(measure(given.skills), indent=1))
+
+
+def measure(n: int) -> dict[str, Any]:
+    """The figures for ``n`` skills."""
+    built_in = built_in_skills()
+    scenes = [scene for scene, _ in scene_skills()]
+    library = [*scenes, *built_in, *other_skills()]
+    library = (library + [_skill(f"filler-{i}", f"Use for matter {i}.") for i in range(n)])[:n]
+    started = time.perf_counter()
+    offer(library, "anything", init_embedder)
+    first = time.perf_counter() - started
+
+    asked = [(name, wish) for name, wishes in labelled().items() for wish in wishes["use"]]
+    own = [(skill.name, wish) for skill, wish in scene_skills()]
+    found, seconds, tokens, few = dict[str, list[bool]](), list[float](), list[int](), list[int]()
+    for name, wish in [*asked, *own]:
+        started = time.perf_counter()
+        offered = offer(library, wish, init_embedder)
+        seconds.append(time.perf_counter() - started)
+        kind = name if name in labelled() else "scenes"
+        found.setdefault(kind, []).append(name in [skill.name for skill in offered])
+        tokens.append(cost(offered))
+        few.append(cost(offer([*built_in, *scenes[:10]], wish, init_embedder)))
+    right = [hit for hits in found.values() for hit in hits]
+    return {
+        "skills": len(library),
+        "offered_at_most": MOST_OFFERED,
+        "labelled_wishes": len(right),
+        "right_one_offered": round(sum(right) / len(right), 4),
+        "by_skill": {name: round(sum(hits) / len(hits), 4) for name, hits in found.items()},
+        "catalogue_tokens": {"mean": round(sum(tokens) / len(tokens)), "most": max(tokens)},
+        "catalogue_tokens_with_20": {"mean": round(sum(few) / len(few)), "most": max(few)},
+        "ms_to_choose": round(1000 * sorted(seconds)[len(seconds) // 2], 2),
+        "seconds_the_first_time": round(first, 2),
+    }
+
+
+def built_in_skills() -> list[Skill]:
+    """Those that come with gems, whatever else is installed here."""
+    return [skill for skill in load_skills().skills.values() if skill.origin == "built in"]
+
+
+def labelled() -> dict[str, dict[str, list[str]]]:
+    """Wishes that each built-in skill is for, and wishes that it is not for."""
+    text = (Path(__file__).parent / "skill_wishes.json").read_text(encoding="utf-8")
+    wishes: dict[str, dict[str, list[str]]] = json.loads(text)
+    return wishes
+
+
+def scene_skills() -> list[tuple[Skill, str]]:
+    """A skill for each scene and mood, and a wish that it is for."""
+    made = []
+    for (scene, shown, wish), mood in product(SCENES, MOODS):
+        words = f"Use when the wish shows a {mood} {scene}: {shown}. Not for a {scene} of another kind."
+        made.append((_skill(f"{mood}-{scene}", words), wish.format(mood)))
+    return made
+
+
+def other_skills() -> list[Skill]:
+    """Skills of other trades, and of photographers."""
+    made = [
+        _skill(f"{task}-{trade}", f"Helps with {task} {trade}. Use whenever the user mentions {trade}.")
+        for trade, task in product(TRADES, TASKS)
+    ]
+    made += [
+        _skill(f"{light}-{lens}", f"Use when a photograph is wanted with {light} and {lens}, and describes both.")
+        for light, lens in product(LIGHTS, LENSES)
+    ]
+    made += [
+        _skill(f"{thing}-{task}", f"Use for {task} the look of {thing} in a brand's images, never for documents.")
+        for thing, task in product(("logos", "packaging", "posters", "icons", "mascots"), TASKS)
+    ]
+    return made
+
+
+def cost(skills: list[Skill]) -> int:
+    """About how many tokens the planner reads of them."""
+    return count_tokens_approximately([f"{skill.name} {skill.description}" for skill in skills])
+
+
+def _skill(name: str, description: str) -> Skill:
+    slug = name.replace(" ", "-").lower()
+    return Skill(name=slug, description=description, body="Advice.", path=Path(slug) / "SKILL.md")
+
+
+if __name__ == "__main__":
+    main()

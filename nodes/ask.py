@@ -1,0 +1,123 @@
+"""Calls to a chat model: one structured answer, and the building blocks of prompts."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+from collections.abc import Sequence
+from typing import Any, Final, Literal, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from PIL import Image
+from pydantic import BaseModel
+
+from gems.errors import BackendError, GemsError, MalformedAnswerError
+from gems.models.structured import (
+    Answer,
+    answer_in_form,
+    form_name,
+    habits_of,
+    is_cut_off,
+    read_form,
+    read_whole_part,
+    repeats_itself,
+)
+from gems.nodes.meter import Meter
+from gems.nodes.retry import is_backend_failure, retry_on
+from gems.secrets import one_line
+
+__all__ = ["ask", "image_block", "in_our_words"]
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+def ask(
+    meter: Meter,
+    model: BaseChatModel,
+    schema: type[Schema],
+    messages: Sequence[BaseMessage],
+    *,
+    logprobs: bool = False,
+    blind: bool = False,
+) -> Answer[Schema]:
+    """One structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
+
+    Of an answer that is cut off, what came whole is taken where it repeats itself or cannot be sent back any more.
+
+    Args:
+        meter: Counts the calls.
+        model: Whom to ask.
+        schema: The form to fill in.
+        messages: What to ask.
+        logprobs: Have the answer's log-probabilities too, where the model gives them.
+        blind: A model that cannot see may be asked without the images.
+
+    Raises:
+        MalformedAnswerError: The second answer does not fit either, or there was no second one.
+        BackendError: The model could not be reached or refused; or failed tries have used up the budget.
+    """
+    if meter.is_retry and meter.exhausted():
+        raise BackendError("the budget was used up by calls that failed", retryable=False)
+    habits = habits_of(model, meter.options.structured)
+    logprobs = logprobs and meter.options.logprobs
+    conversation, fault = list(messages), ""
+    for tries in (1, 2):
+        try:
+            message = answer_in_form(model, schema, conversation, habits, logprobs=logprobs, blind=blind)
+        except Exception as error:
+            raise in_our_words(error) from None
+        try:
+            answer = Answer(read_form(message, schema), message)
+        except MalformedAnswerError as error:
+            fault = str(error)
+        else:
+            _note(schema, tries)
+            return answer
+        is_last = tries == 2 or meter.exhausted()
+        part = read_whole_part(message, schema) if is_last or repeats_itself(message) else None
+        if part is not None:
+            _note(schema, tries, in_part=True)
+            return Answer(part, message)
+        if is_last:
+            break
+        said = str(message.text)[:2000].strip() or "(nothing that can be read)"
+        conversation = [*messages, AIMessage(said), HumanMessage(REPAIR.format(fault=fault))]
+    if not is_cut_off(message):  # an answer cut short says nothing of the way
+        habits.distrust()
+    _note(schema, 0)
+    raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
+
+
+def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None:
+    """For those who watch how well a model keeps to forms; ``tries`` is 0 where none was right."""
+    name = form_name(schema)
+    text = f"{'valid in part' if in_part else 'valid'} at try {tries}" if tries else "invalid"
+    _LOG.debug("%s: %s", name, text, extra={"form": name, "tries": tries, "in_part": in_part})
+
+
+def in_our_words(error: Exception) -> Exception:
+    """A backend's fault as ours: one line, without keys, and without the provider's objects, which hold them."""
+    if isinstance(error, GemsError) or not is_backend_failure(error):
+        return error
+    text = one_line(error, 500) or type(error).__name__
+    return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
+
+
+def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
+    """A PNG as LangChain's provider-neutral image content block, its longer side no longer than so many pixels."""
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) > longest or form != "png":
+            image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+            smaller = io.BytesIO()
+            image.save(smaller, form)
+            png = smaller.getvalue()
+    return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": f"image/{form}"}
+
+
+REPAIR = """\
+Your answer could not be read: {fault}
+Answer again, in the required form only."""

@@ -1,0 +1,117 @@
+"""The arms of a comparison: ways to get an image for a prompt, from one shot to the whole agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from gems.errors import InputError
+
+__all__ = ["ARMS", "Arm", "Comparison", "choose_arms", "comparisons"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to get an image. ``settings`` are fields of the context; None is the generator alone, without a graph."""
+
+    name: str
+    what: str
+    generator: str = "pocket"
+    settings: dict[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a prompt's result depends on the prompts before it, so that they have to run one after another."""
+        return bool(self.settings and self.settings.get("memory"))
+
+
+def _arms(images: int) -> list[Arm]:
+    once: dict[str, Any] = {"memory": False, "max_rounds": 1, "candidates": 1}
+    loop: dict[str, Any] = {"memory": False, "skills": False, "max_rounds": images, "candidates": 1}
+    best_of = {**once, "candidates": images}
+    return [
+        Arm("single", "the user's words, one image, no agent", settings=None),
+        Arm("rewrite", "the planner with its skills writes the prompt, one image", settings=once),
+        Arm(
+            f"best-of-{images}",
+            f"the user's words, {images} images, the verifier chooses",
+            settings={**best_of, "plan": False},
+        ),
+        Arm(
+            f"rewrite+best-of-{images}",
+            f"the planner with its skills writes the prompt, {images} images, the verifier chooses",
+            settings=best_of,
+        ),
+        Arm("loop", f"plan, verify, refine: up to {images} images; neither skills nor memory", settings=loop),
+        Arm("loop+skills", "the loop, and skills for the planner", settings={**loop, "skills": True}),
+        Arm("loop+memory", "the loop, and a memory that starts empty and fills", settings={**loop, "memory": True}),
+        Arm(
+            "loop+memory+skills",
+            "the whole agent: loop, memory and skills",
+            settings={**loop, "memory": True, "skills": True},
+        ),
+    ]
+
+
+ARMS: Final = tuple(arm.name.replace("5", "n") for arm in _arms(5))
+"""Their names; n is the number of images that a prompt may cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two arms on the same prompts and seeds, and the question that their difference answers."""
+
+    better: str
+    than: str
+    question: str
+
+
+def choose_arms(wanted: Sequence[str], generators: Sequence[str], images: int) -> list[Arm]:
+    """The arms of these names ("all" for all of them) on each generator; the first generator's have plain names.
+
+    Raises:
+        InputError: A name is not known.
+    """
+    arms = _arms(images)
+    known = {arm.name.replace(f"best-of-{images}", "best-of-n"): arm for arm in arms} | {arm.name: arm for arm in arms}
+    if not wanted:
+        raise InputError(f"no arm is named; choose from: all, {', '.join(ARMS)}")
+    unknown = [name for name in wanted if name not in known and name != "all"]
+    if unknown:
+        raise InputError(f"unknown arm {unknown[0]!r}; choose from: all, {', '.join(ARMS)}")
+    names = {arm.name for arm in arms} if "all" in wanted else {known[name].name for name in wanted}
+    return [
+        Arm(arm.name if generator == generators[0] else f"{arm.name}@{generator}", arm.what, generator, arm.settings)
+        for generator in generators
+        for arm in arms
+        if arm.name in names
+    ]
+
+
+def comparisons(generators: Sequence[str], images: int) -> list[Comparison]:
+    """The questions that the arms are there to answer."""
+    best_of = f"best-of-{images}"
+    own = [
+        Comparison("rewrite", "single", "What does the planner bring, before any image is looked at?"),
+        Comparison(best_of, "single", "What do more images bring?"),
+        Comparison("loop", best_of, "What does the loop bring over more images?"),
+        Comparison("loop+skills", "loop", "What do skills bring to the loop?"),
+        Comparison("loop+memory", "loop", "What does memory bring to the loop?"),
+        Comparison("loop+memory+skills", "loop+memory", "What do skills bring on top of memory?"),
+        Comparison("loop+memory+skills", "loop+skills", "What does memory bring on top of skills?"),
+        Comparison(
+            "loop+memory+skills", f"rewrite+{best_of}", "What does the agent bring over rewriting and choosing?"
+        ),
+    ]
+    return [
+        *own,
+        *(
+            comparison
+            for other in generators[1:]
+            for comparison in (
+                Comparison("loop+memory+skills", f"single@{other}", f"Does the agent beat one shot of {other}?"),
+                Comparison("loop+memory+skills", f"rewrite@{other}", f"And {other} with the planner's prompt?"),
+            )
+        ),
+    ]

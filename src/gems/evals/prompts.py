@@ -1,0 +1,122 @@
+"""Prompts with their questions, in the layout of GenEval 2's JSONL: read from the user's file, or made fresh."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from gems.errors import InputError
+from gems.models.pocket.captions import terse_caption
+from gems.models.pocket.scene import Group, SceneSpec, sample_spec
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, VERBS
+
+__all__ = ["ATOMS", "EvalPrompt", "Vqa", "fresh_prompts", "read_geneval2", "write_prompts"]
+
+ATOMS: Final = range(3, 11)
+"""GenEval 2's numbers of atoms, each an eighth of the prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vqa:
+    """One question about an image, the right answer ("Yes" or a number word) and the skill that it tests."""
+
+    question: str
+    answer: str
+    skill: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvalPrompt:
+    """A prompt, its number of atoms and its questions."""
+
+    prompt: str
+    atoms: int
+    questions: tuple[Vqa, ...]
+
+    def row(self) -> dict[str, Any]:
+        """As a row of the benchmark."""
+        return {
+            "prompt": self.prompt,
+            "atom_count": self.atoms,
+            "vqa_list": [[q.question, q.answer] for q in self.questions],
+            "skills": [q.skill for q in self.questions],
+        }
+
+
+def read_geneval2(path: Path) -> list[EvalPrompt]:
+    """Read the benchmark's file (``geneval2_data.jsonl`` of github.com/facebookresearch/GenEval2, CC BY-NC 4.0).
+
+    Raises:
+        InputError: It cannot be read, or a line is not a row of the benchmark.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from error
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            pairs = zip(row["vqa_list"], row["skills"], strict=True)
+            questions = tuple(Vqa(str(question), str(answer), str(skill)) for (question, answer), skill in pairs)
+            prompts.append(EvalPrompt(str(row["prompt"]), int(row["atom_count"]), questions))
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}, line {number}: not a row of GenEval 2 (prompt, atom_count, vqa_list, skills): {error!r}"
+            ) from error
+    if not prompts:
+        raise InputError(f"{path} holds no prompt")
+    if len({p.prompt for p in prompts}) < len(prompts):
+        raise InputError(f"{path} holds a prompt twice: the benchmark's scorer finds images by their prompts")
+    return prompts
+
+
+def fresh_prompts(n: int, seed: int) -> list[EvalPrompt]:
+    """``n`` different prompts of the pocket vocabulary in the benchmark's wording, 3 to 10 atoms in turn."""
+    rng = np.random.default_rng(seed)
+    prompts: dict[str, EvalPrompt] = {}
+    while len(prompts) < n:
+        spec = sample_spec(rng, ATOMS[len(prompts) % len(ATOMS)])
+        prompt = EvalPrompt(terse_caption(spec), spec.atoms, tuple(_questions(spec)))
+        prompts.setdefault(prompt.prompt, prompt)
+    return list(prompts.values())
+
+
+def _questions(spec: SceneSpec) -> list[Vqa]:
+    """The benchmark's questions, in its order: a group's count, attribute and presence, then what ties it to the next.
+
+    "a" counts as no atom, but whether there is only one is asked all the same.
+    """
+    asked = []
+    for i, group in enumerate(spec.groups):
+        word = OBJECTS[group.object]
+        asked.append(Vqa(f"How many {word.plural} are in the image?", NUMBER_WORDS[group.count - 1], "count"))
+        if group.attribute:
+            asked.append(Vqa(f"{_are_the(group)} {ATTRIBUTES[group.attribute]}?", "Yes", "attribute"))
+        asked.append(Vqa(f"Are there any {word.plural} in the image?", "Yes", "object"))
+        relation = spec.relations[i] if i < len(spec.relations) else None
+        if relation is not None:
+            other = _noun(spec.groups[i + 1])
+            skill = "verb" if relation in VERBS else "position"
+            asked.append(Vqa(f"{_are_the(group)} {relation} the {other}?", "Yes", skill))
+    return asked
+
+
+def _noun(group: Group) -> str:
+    word = OBJECTS[group.object]
+    return word.singular if group.count == 1 else word.plural
+
+
+def _are_the(group: Group) -> str:
+    return f"{'Is' if group.count == 1 else 'Are'} the {_noun(group)}"
+
+
+def write_prompts(prompts: list[EvalPrompt], path: Path) -> None:
+    """Write prompts as the benchmark's JSONL."""
+    path.write_text("".join(json.dumps(p.row()) + "\n" for p in prompts), encoding="utf-8")

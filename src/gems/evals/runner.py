@@ -1,0 +1,168 @@
+"""Runs arms over prompts. Stopped or killed at any moment and started again, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langgraph.runtime import RunControl
+
+from gems.bulk.batch import Stop, brief, run_batch, run_jobs
+from gems.bulk.jobs import Job, derive_seed
+from gems.bulk.results import Tally, claim
+from gems.errors import BackendError, InputError
+from gems.evals.arms import Arm
+from gems.evals.prompts import EvalPrompt, write_prompts
+from gems.files import write_atomically
+from gems.graph.context import GemsContext
+from gems.graph.state import Attempt, Usage
+from gems.memory.embedder import init_embedder
+from gems.memory.image_store import ImageStore
+from gems.memory.store import FaissStore
+from gems.models.generators import ImageRequest
+from gems.models.registry import init_image_generator
+from gems.nodes.generator import image_metadata
+from gems.runs.record import ModelRecord, make_folder
+
+__all__ = ["Plan", "begin", "image_paths", "run_arm"]
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run: every arm on the same prompts and seeds."""
+
+    benchmark: str
+    prompts: tuple[EvalPrompt, ...]
+    arms: tuple[Arm, ...]
+    context: GemsContext
+    """Models and settings that all arms share; an arm's own settings win."""
+    seed: int
+    images: int
+    out: Path
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The prompts, each with its seed: the same in every arm, so that arms can be compared in pairs."""
+        return [Job(i, p.prompt, derive_seed(self.seed, i)) for i, p in enumerate(self.prompts)]
+
+    def folder(self, arm: Arm) -> Path:
+        """Where an arm's results lie."""
+        return self.out / "arms" / arm.name
+
+    def context_of(self, arm: Arm) -> GemsContext:
+        """The settings of an arm's runs."""
+        settings: dict[str, Any] = {"generator": arm.generator, "patience": self.images, **(arm.settings or {})}
+        return self.context.model_copy(update=settings)
+
+
+def begin(plan: Plan) -> None:
+    """Make the folder, or see that it holds the same evaluation; more arms can be added to one.
+
+    Raises:
+        InputError: It holds another one, or cannot be written to.
+    """
+    make_folder(plan.out)
+    about = {
+        "benchmark": plan.benchmark,
+        "seed": plan.seed,
+        "images": plan.images,
+        "settings": plan.context.model_dump(mode="json"),
+        "prompts": [p.row() for p in plan.prompts],
+    }
+    text, path = json.dumps(about, indent=1).encode(), plan.out / "eval.json"
+    if path.exists() and path.read_bytes() != text:
+        raise InputError(
+            f"{plan.out} holds an evaluation of other prompts or settings; choose another folder with --out"
+        )
+    write_prompts(list(plan.prompts), plan.out / "prompts.jsonl")
+    write_atomically(path, text)
+
+
+def run_arm(
+    plan: Plan,
+    arm: Arm,
+    *,
+    concurrency: int,
+    control: RunControl,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[Row], None],
+) -> list[Row]:
+    """Run what an arm has no result for yet. Returns its results, in the prompts' order.
+
+    An arm with a memory runs one prompt at a time: what it recalls then follows from the prompts alone.
+
+    Raises:
+        InputError: The arm's folder holds results of other settings or weights, or the names of models are not known.
+        BackendError: The disk is full, or weights are not there.
+    """
+    folder, images = plan.folder(arm), ImageStore(plan.out / "images")
+    context = plan.context_of(arm)
+    if arm.settings is None:
+        return _run_generator_alone(plan, arm, context, images, concurrency, control, on_start, on_done)
+    store = FaissStore(folder / "memory", embedder=init_embedder(context.embedder)) if arm.ordered else None
+    return run_batch(
+        plan.jobs,
+        folder,
+        context,
+        concurrency=1 if arm.ordered else concurrency,
+        stop=Stop(control),
+        on_start=on_start,
+        on_done=on_done,
+        store=store,
+        images=images,
+    ).rows()
+
+
+def _run_generator_alone(
+    plan: Plan,
+    arm: Arm,
+    context: GemsContext,
+    images: ImageStore,
+    concurrency: int,
+    control: RunControl,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[Row], None],
+) -> list[Row]:
+    generator, folder = init_image_generator(arm.generator), make_folder(plan.folder(arm))
+    claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
+
+    def work(job: Job) -> Row:
+        started = time.perf_counter()
+        try:
+            [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
+        except InputError as error:
+            return {**job.row(), "error": str(error), "error_kind": "input"}
+        if isinstance(result, BackendError):
+            return {**job.row(), "error": str(result), "error_kind": "backend"}
+        ref = images.put(result.image, image_metadata(result.request, generator))
+        attempt = Attempt(round=1, candidate=0, prompt=job.prompt, seed=job.seed, image=ref)
+        return {
+            **job.row(),
+            "outcome": "rounds",
+            "rounds": 1,
+            "requirements": [],
+            "attempts": [brief(attempt)],
+            "best": 0,
+            "usage": Usage(images=1).model_dump(mode="json"),
+            "errors": [],
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    return run_jobs(
+        plan.jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done
+    ).rows()
+
+
+def image_paths(rows: Sequence[Row]) -> dict[str, str]:
+    """What the benchmark's own scorer reads as ``--image_filepath_data``: the image that was shipped, by prompt."""
+    return {
+        row["prompt"]: row["attempts"][row["best"]]["image"].removeprefix("file://")
+        for row in rows
+        if row.get("best") is not None
+    }

@@ -1,0 +1,252 @@
+"""What an image is worth: by the oracle, exactly, or by Soft-TIFA, through any chat model that gives log-probabilities.
+
+A scorer turns one attempt into one number in [0, 1] per question of its prompt, in the benchmark's order. From those
+follow the all-correct rate (every number at least one half), Soft-TIFA AM (their arithmetic mean) and GM (their
+geometric mean), as GenEval 2 defines them (arXiv 2512.16853).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import fsspec
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, HumanMessage
+from PIL import Image
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from gems.errors import BackendError, InputError
+from gems.evals.oracle import check, items_of
+from gems.evals.prompts import EvalPrompt, Vqa
+from gems.memory.image_store import read_metadata
+from gems.models.local_weights import without_bars
+from gems.models.pocket.grammar import parse_prompt
+from gems.models.pocket.pipeline import PocketPipeline
+from gems.models.pocket.vocabulary import NUMBER_WORDS
+from gems.models.pocket.weights import weights_folder
+from gems.models.registry import POCKET, init_image_generator
+from gems.nodes.retry import retry_on
+
+__all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean"]
+
+
+class Scorer(Protocol):
+    """Scores attempts, and keeps every score in a file, so that none is paid for twice."""
+
+    name: str
+
+    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+        """One number per question of the prompt, for an attempt of a result made by that generator."""
+        ...
+
+
+def arithmetic_mean(scores: Sequence[float]) -> float:
+    """Soft-TIFA AM of one prompt."""
+    return math.fsum(scores) / len(scores)
+
+
+def geometric_mean(scores: Sequence[float]) -> float:
+    """Soft-TIFA GM of one prompt: 0 as soon as one score is 0."""
+    return math.exp(math.fsum(map(math.log, scores)) / len(scores)) if min(scores) > 0 else 0.0
+
+
+class _Kept:
+    """A JSONL file of scores by key; a torn last line is what a killed process leaves, and is scored again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._known: dict[str, list[float]] = {}
+        written = path.read_bytes() if path.exists() else b""
+        for line in written.split(b"\n"):
+            try:
+                key, scores = json.loads(line)
+                self._known[key] = scores
+            except (ValueError, TypeError):
+                continue
+        if written and not written.endswith(b"\n"):
+            with path.open("ab") as file:
+                file.write(b"\n")
+
+    def get(self, key: str) -> list[float] | None:
+        return self._known.get(key)
+
+    def put(self, key: str, scores: list[float]) -> list[float]:
+        with self._lock, self._path.open("a") as file:
+            self._known[key] = scores
+            file.write(json.dumps([key, scores]) + "\n")
+        return scores
+
+
+# --- the oracle -----------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """The exact truth about images of the pocket generators: 1.0 or 0.0 per question, from the slots they are drawn of.
+
+    Slots are made again from prompt and seed. Nothing that runs reads them.
+
+    Args:
+        folder: Where scores are kept.
+    """
+
+    name = "oracle"
+
+    def __init__(self, folder: Path) -> None:
+        self._kept = _Kept(folder / "scores-oracle.jsonl")
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def knows(generator: str) -> bool:
+        """Whether a generator's images have a truth that is known."""
+        return generator in POCKET
+
+    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+        """See ``Scorer``.
+
+        Raises:
+            InputError: The prompt is not one of the pocket vocabulary, or asks what its spec does not say.
+        """
+        key = f"{init_image_generator(generator).fingerprint[:12]} {attempt['sha256']} {prompt.prompt}"
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        spec = parse_prompt(prompt.prompt)
+        with self._lock:  # a pipeline's scheduler holds the steps' state
+            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt))
+        truth = check(spec, items)
+        scores = []
+        seen: dict[str, int] = {}
+        for question in prompt.questions:
+            atoms = [atom for atom in truth if atom.startswith(f"{question.skill} ")]
+            at = seen.get(question.skill, 0)
+            seen[question.skill] = at + 1
+            if at >= len(atoms):
+                raise InputError(f"the oracle has no answer to {question.question!r} in {prompt.prompt!r}")
+            scores.append(float(truth[atoms[at]]))
+        return self._kept.put(key, scores)
+
+
+def _edit(attempt: dict[str, Any]) -> dict[str, Any]:
+    """What else the pipeline was given when it made an image, as the image's own file tells."""
+    if not attempt.get("edited_from"):
+        return {}
+    told = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
+    base, sha = told["from"], attempt["sha256"]
+    uri = attempt["image"].replace(f"{sha[:2]}/{sha}", f"{base[:2]}/{base}")
+    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": told["keep"], "fix": told["fix"]}
+
+
+def _read(uri: str) -> bytes:
+    with fsspec.open(uri, "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
+@cache
+def _pipeline(generator: str) -> PocketPipeline:
+    with without_bars():
+        pipeline: PocketPipeline = PocketPipeline.from_pretrained(str(weights_folder(POCKET[generator])))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+# --- Soft-TIFA ------------------------------------------------------------------------------------------------------
+
+_NUMERALS: Final = {word: str(n) for n, word in enumerate(NUMBER_WORDS, start=1)}
+_TRIES: Final = 3
+
+
+class SoftTifa:
+    """Soft-TIFA: how much probability a vision chat model puts on the right answer, asked for one word.
+
+    Each question is a call of its own, in the benchmark's wording, at temperature 0; the score is the summed
+    probability of the answer's spellings among the first token's alternatives (a count in words or as a numeral).
+    An answer that is not among the alternatives given scores 0.
+
+    Args:
+        model: A chat model that sees images and returns log-probabilities as OpenAI's API does.
+        name: What to call it in the file of scores.
+        folder: Where scores are kept.
+        concurrency: Questions in flight for one image.
+    """
+
+    name = "soft-tifa"
+
+    def __init__(self, model: BaseChatModel, name: str, folder: Path, concurrency: int = 4) -> None:
+        self._model = model.bind(logprobs=True, top_logprobs=20, max_tokens=1, temperature=0)
+        self._judge = name
+        self._kept = _Kept(folder / "scores-soft-tifa.jsonl")
+        self._concurrency = concurrency
+
+    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+        """See ``Scorer``.
+
+        Raises:
+            BackendError: The model gives no log-probabilities, or cannot be reached.
+        """
+        key = f"{self._judge} {attempt['sha256']} {prompt.prompt}"
+        known = self._kept.get(key)
+        if known is not None:
+            return known
+        with fsspec.open(attempt["image"]) as file:
+            image = base64.b64encode(file.read()).decode()
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            scores = list(pool.map(lambda question: self._ask(image, question), prompt.questions))
+        return self._kept.put(key, scores)
+
+    def _ask(self, image: str, question: Vqa) -> float:
+        block = {"type": "image", "base64": image, "mime_type": "image/png"}
+        text = {"type": "text", "text": f"{question.question} Answer in one word."}
+        for attempt in Retrying(
+            retry=retry_if_exception(lambda e: isinstance(e, Exception) and retry_on(e)),
+            wait=wait_random_exponential(max=8),
+            stop=stop_after_attempt(_TRIES),
+            reraise=True,
+        ):
+            with attempt:
+                answer = self._model.invoke([HumanMessage([block, text])])
+        return _probability(answer, question)
+
+
+def _probability(answer: AIMessage, question: Vqa) -> float:
+    content = (answer.response_metadata.get("logprobs") or {}).get("content") or []
+    if not content:
+        raise BackendError("the judge gives no log-probabilities: Soft-TIFA needs a model that does", retryable=False)
+    spellings = _spellings(question)
+    alternatives = content[0].get("top_logprobs") or [content[0]]
+    total = math.fsum(math.exp(a["logprob"]) for a in alternatives if a["token"].strip().lower() in spellings)
+    return round(min(1.0, total), 6)
+
+
+def _spellings(question: Vqa) -> frozenset[str]:
+    """The answer in lower case and, for a count, as a numeral too; leading space and case are ignored."""
+    answer = question.answer.lower()
+    return frozenset({answer, _NUMERALS.get(answer, answer)})
+
+
+def init_scorer(name: str, generators: Sequence[str], judge: str, folder: Path) -> Scorer:
+    """The scorer of that name; "auto" is the oracle where it knows all generators, and Soft-TIFA otherwise.
+
+    Raises:
+        InputError: The name is not known, or the oracle does not know a generator.
+    """
+    from gems.models.registry import init_mllm
+
+    folder.mkdir(parents=True, exist_ok=True)
+    known = all(map(Oracle.knows, generators))
+    if name == "oracle" and not known:
+        raise InputError("the oracle knows the truth about pocket and pocket-large only; use --scorer soft-tifa")
+    if name == "oracle" or (name == "auto" and known):
+        return Oracle(folder)
+    if name in ("auto", "soft-tifa"):
+        return SoftTifa(init_mllm(judge), judge, folder)
+    raise InputError(f'unknown scorer {name!r}; give "oracle", "soft-tifa" or "auto"')

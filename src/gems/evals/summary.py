@@ -1,0 +1,204 @@
+"""The report of an evaluation: report.json for programs, report.md for a repository, report.html for reading."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import fsspec
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from gems.errors import InputError
+from gems.evals.analysis import Judged, is_right
+from gems.files import write_atomically
+
+__all__ = ["write_report"]
+
+GALLERY: Final = 6
+"""Wins, and losses, shown."""
+
+_THUMBNAIL: Final = 240
+_COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f")
+
+
+def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judged]]) -> None:
+    """Write report.json, report.md, report.html and the plots as SVG into ``out``.
+
+    Raises:
+        InputError: matplotlib, which draws the plots, is not installed.
+    """
+    write_atomically(out / "report.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    markdown = _templates().get_template("report.md.j2").render(report=report)
+    write_atomically(out / "report.md", markdown.encode())
+    plots = _plots(report)
+    for name, svg in plots.items():
+        write_atomically(out / f"{name}.svg", svg.encode())
+    page = (
+        _templates(html=True)
+        .get_template("report.html.j2")
+        .render(report=report, plots=plots, wins=_gallery(judged, won=True), losses=_gallery(judged, won=False))
+    )
+    write_atomically(out / "report.html", page.encode())
+
+
+@cache
+def _templates(*, html: bool = False) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=html,  # noqa: S701  # Markdown is no markup that runs; the page is escaped
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    environment.filters["interval"] = lambda ci: f"{100 * ci[0]:.1f}–{100 * ci[1]:.1f}"
+    environment.filters["points"] = lambda value: f"{value:+.1f}".replace("-", "−")
+    return environment
+
+
+# --- plots ----------------------------------------------------------------------------------------------------------
+
+Points: TypeAlias = list[tuple[float, float]]
+
+
+def _plots(report: dict[str, Any]) -> dict[str, str]:
+    """Inline SVG by name."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise InputError('the report\'s plots need matplotlib: pip install "gems-graph[eval]"') from error
+
+    arms = report["arms"]
+    curves: dict[str, Points] = {
+        name: [(p["images_per_prompt"], 100 * p["all_correct"]) for p in arm["curve"]]
+        for name, arm in arms.items()
+        if "curve" in arm
+    }
+    atoms: dict[str, Points] = {
+        name: [(float(n), 100 * v["score"]) for n, v in arm["by_atoms"].items()] for name, arm in arms.items()
+    }
+    with mpl.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "gems",
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    ):
+        plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt")}
+        if curves:
+            plots["curve"] = _lines(curves, "images spent per prompt")
+    return plots
+
+
+def _bars(arms: dict[str, Any]) -> str:
+    """All-correct rates with their intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 0.36 * len(arms) + 1), layout="constrained")
+    axes = figure.subplots()
+    for y, (name, arm) in enumerate(reversed(arms.items())):
+        low, high = (100 * bound for bound in arm["ci95"])
+        axes.barh(y, 100 * arm["all_correct"], color=_colour(name, arms), height=0.68)
+        axes.plot([low, high], [y, y], color="#222222", linewidth=1.5)
+        axes.annotate(
+            f"{100 * arm['all_correct']:.1f}", (high, y), xytext=(4, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(range(len(arms)), list(reversed(arms)))
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("all-correct rate, %, with 95% interval")
+    return _svg(figure)
+
+
+def _lines(lines: dict[str, Points], x_label: str) -> str:
+    """A line per arm; arms of a second generator are dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for name, points in lines.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, "--" if "@" in name else "-", marker="o", markersize=4, color=_colour(name, lines), label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("all-correct rate, %")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    return _svg(figure)
+
+
+def _colour(name: str, arms: Iterable[str]) -> str:
+    """An arm has the same colour on every generator."""
+    kinds = list(dict.fromkeys(arm.partition("@")[0] for arm in arms))
+    return _COLOURS[kinds.index(name.partition("@")[0]) % len(_COLOURS)]
+
+
+def _svg(figure: Any) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+# --- gallery --------------------------------------------------------------------------------------------------------
+
+
+def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, Any]]:
+    """Prompts on which the fullest arm is right and one shot is not, or that the fullest arm still gets wrong.
+
+    Taken in the prompts' order: nobody chose them.
+    """
+    fullest = next(
+        (name for name in ("loop+memory+skills", "loop+skills", "loop+memory", "loop") if name in judged), None
+    )
+    if fullest is None:
+        return []
+    single = {j.row["index"]: j for j in judged.get("single", [])}
+    shown = []
+    for j in judged[fullest]:
+        plain = single.get(j.row["index"])
+        if j.row.get("best") is None or j.right is not won or (won and (plain is None or plain.right)):
+            continue
+        wrong = [q.question for q, s in zip(j.prompt.questions, j.shipped, strict=True) if s < 0.5]
+        pictures = [
+            {
+                "image": _thumbnail(attempt["image"]),
+                "caption": f"round {attempt['round']}, {'right' if is_right(j.scores[i]) else 'wrong'}"
+                if i in j.scores
+                else f"round {attempt['round']}",
+                "prompt": attempt["prompt"],
+                "shipped": i == j.row["best"],
+            }
+            for i, attempt in enumerate(j.row["attempts"])
+        ]
+        if won and plain is not None and plain.row.get("best") is not None:
+            attempt = plain.row["attempts"][plain.row["best"]]
+            pictures.insert(
+                0,
+                {
+                    "image": _thumbnail(attempt["image"]),
+                    "caption": "one shot, wrong",
+                    "prompt": attempt["prompt"],
+                    "shipped": False,
+                },
+            )
+        shown.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
+        if len(shown) == GALLERY:
+            break
+    return shown
+
+
+def _thumbnail(uri: str) -> str:
+    with fsspec.open(uri) as file, Image.open(file) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

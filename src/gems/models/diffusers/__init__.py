@@ -1,0 +1,1 @@
+"""Image generators that are diffusers pipelines in this process."""

@@ -1,0 +1,130 @@
+"""Whether a diffusers pipeline will run here, told without loading it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import diffusers
+import huggingface_hub
+
+from gems.errors import BackendError
+from gems.models.devices import free_memory, pick_devices, pick_dtype
+from gems.models.diffusers.loading import PipelineSource, check_packages
+from gems.options import GeneratorOptions
+
+__all__ = ["describe", "weights_size"]
+
+_GB: Final = 10**9
+_QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
+"""Bytes a parameter."""
+
+
+def describe(source: PipelineSource, options: GeneratorOptions) -> str:
+    """The pipeline's class, its device and number type, and the size of its weights beside the memory that is free.
+
+    Raises:
+        InputError: An option does not go with this pipeline or this machine.
+        BackendError: Weights or packages are not there, or the weights do not fit.
+    """
+    kind = source.pipeline_class
+    check_packages(options)
+    _check_components(source)
+    devices = pick_devices(options.device)
+    dtype = pick_dtype(options.dtype, devices[0])
+    parts = [f"{kind.__name__} of diffusers {diffusers.__version__}", f"{', '.join(devices)} with {str(dtype)[6:]}"]
+    sizes = weights_size(source, options, dtype.itemsize)
+    if sizes is None:
+        return "; ".join([*parts, "the size of its weights is not known: the hub does not answer"])
+    total, free = sum(sizes.values()), free_memory(devices[0])
+    # Offloading the models keeps one at a time on the device, offloading the layers next to nothing.
+    needed = {"none": total, "model": max(sizes.values(), default=0), "sequential": 0}[options.offload]
+    if needed > free:
+        raise BackendError(
+            f"{source.path} needs {needed / _GB:.1f} GB for its weights alone and {devices[0]} has {free / _GB:.1f} GB "
+            "free; try the options offload=model or quantization=bnb-4bit",
+            retryable=False,
+        )
+    return "; ".join([*parts, f"weights {total / _GB:.2f} GB, {free / _GB:.1f} GB free"])
+
+
+def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: int) -> dict[str, int] | None:
+    """Bytes of each component's weights once they are loaded, from the headers of their files; None: nobody knows.
+
+    Raises:
+        BackendError: The denoiser has no weights.
+    """
+    folder = source.folder or _cached(source)
+    try:
+        counters = _local_files(folder) if folder else _remote_files(source)
+        parameters = {
+            name: sum(count() for file, count in counters.items() if _is_weights_of(name, file))
+            for name in source.components
+        }
+    except Exception:  # no network, no such model, a server that fails in one of many ways
+        if folder:
+            raise
+        return None
+    if source.denoiser and not parameters[source.denoiser]:
+        raise BackendError(f"{source.path} holds no weights for its {source.denoiser}: fetch it again", retryable=False)
+    encoders = sorted(name for name in source.components if name.startswith("text_encoder"))
+    bytes_each = dict.fromkeys(parameters, float(itemsize))
+    if options.quantization in _QUANTIZED:
+        bytes_each |= dict.fromkeys(
+            [*filter(None, [source.denoiser]), *encoders[-1:]], _QUANTIZED[options.quantization]
+        )
+    sizes = {name: int(count * bytes_each[name]) for name, count in parameters.items() if count}
+    if options.quantization and options.quantization.endswith(".gguf") and source.denoiser:
+        sizes[source.denoiser] = Path(options.quantization).stat().st_size
+    return sizes
+
+
+def _is_weights_of(component: str, file: str) -> bool:
+    """Whether a file is loaded for a component: not another number type beside it (model.fp16.safetensors)."""
+    folder, _, name = file.partition("/")
+    return folder == component and name.endswith(".safetensors") and name.count(".") == 1
+
+
+def _cached(source: PipelineSource) -> Path | None:
+    """The folder in which an earlier download of the whole pipeline lies."""
+    folder = source.index_file.parent
+    return folder if source.denoiser and any((folder / source.denoiser).glob("*.safetensors")) else None
+
+
+def _local_files(folder: Path) -> dict[str, Callable[[], int]]:
+    return {f"{path.parent.name}/{path.name}": partial(_parameters, path) for path in folder.glob("*/*.safetensors")}
+
+
+def _remote_files(source: PipelineSource) -> dict[str, Callable[[], int]]:
+    hub, revision = huggingface_hub.HfApi(), source.commit
+
+    def count(file: str) -> int:
+        return sum(hub.parse_safetensors_file_metadata(source.path, file, revision=revision).parameter_count.values())
+
+    return {file: partial(count, file) for file in hub.list_repo_files(source.path, revision=revision)}
+
+
+def _parameters(file: Path) -> int:
+    """How many numbers a safetensors file holds (https://github.com/huggingface/safetensors#format)."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _check_components(source: PipelineSource) -> None:
+    """Be sure that the packages that the components need are here."""
+    for name, (library, kind) in source.components.items():
+        if library not in ("diffusers", "transformers"):
+            continue  # never import what a repository names
+        found = getattr(importlib.import_module(library), kind, None)
+        missing = getattr(found, "_backends", None) if found and "dummy" in found.__module__ else None
+        if missing:
+            raise BackendError(
+                f"{source.path}: its {name}, a {kind}, needs {' and '.join(missing)}: pip install {' '.join(missing)}",
+                retryable=False,
+            )

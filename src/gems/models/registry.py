@@ -1,0 +1,122 @@
+"""Models by name, in the manner of LangChain's ``init_chat_model``: chat models, image generators and inspectors.
+
+The protocols (``generators``, ``inspectors``) know nothing of their implementations; this module knows them all, and
+imports each one only when its name is used.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+from langchain_core.language_models import BaseChatModel
+
+from gems.errors import InputError
+from gems.models.generators import ImageGenerator
+from gems.models.inspectors import INSPECTORS, Inspector
+from gems.options import ChatOptions, GeneratorOptions
+
+__all__ = ["CHAT_FORMS", "FORMS", "POCKET", "init_image_generator", "init_inspector", "init_mllm", "model_fingerprint"]
+
+CHAT_FORMS: Final = "pocket, transformers:FOLDER_OR_REPO[@REVISION], or PROVIDER:MODEL such as openai:gpt-5"
+"""The names that ``init_mllm`` understands."""
+
+FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL or comfyui:URL"
+"""The names that ``init_image_generator`` understands."""
+
+POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
+"""The image generators that come with the package, and their folders of weights."""
+
+_CHAT_DEFAULTS: Final = ChatOptions()
+_GENERATOR_DEFAULTS: Final = GeneratorOptions()
+
+
+@cache
+def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel:
+    """The vision chat model of that name, made once per process and set of options.
+
+    Args:
+        name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
+            URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
+        options: How it is called. Keys and base URLs that are not given come from the provider's own environment
+            variables.
+
+    Raises:
+        InputError: The name has no known provider, or the provider's package or key is missing.
+    """
+    kind, _, model = name.partition(":")
+    if name == "pocket":
+        from gems.models.pocket.chat import PocketChatModel
+
+        return PocketChatModel()
+    if kind == "transformers" and model:
+        from gems.models.transformers.chat import init_transformers_chat
+
+        return init_transformers_chat(model, name, options)
+    from gems.models.servers.providers import init_provider_chat
+
+    return init_provider_chat(name, options, CHAT_FORMS)
+
+
+@cache
+def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS) -> ImageGenerator:
+    """The image generator of that name, made once per process and set of options.
+
+    Args:
+        name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
+            ``diffusers.DiffusionPipeline.from_pretrained`` loads, or a server.
+        options: How it is run.
+
+    Raises:
+        InputError: The name is of no known form.
+        BackendError: The weights are not there or cannot be loaded.
+    """
+    kind, _, where = name.partition(":")
+    if name in POCKET:
+        from gems.models.diffusers.backend import DiffusersGenerator
+        from gems.models.pocket.weights import weights_folder
+
+        folder = weights_folder(POCKET[name])
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
+    if kind == "diffusers" and where:
+        from gems.models.diffusers.backend import DiffusersGenerator
+
+        return DiffusersGenerator(where, name=name, options=options)
+    if kind == "openai" and where:
+        from gems.models.servers.openai_images import OpenAIImages
+
+        return OpenAIImages(where, name=name, options=options)
+    if kind in ("http", "https") and where:
+        from gems.models.servers.openai_images import PlainImages
+
+        return PlainImages(where if "://" in where else name, name=name, options=options)
+    if kind == "comfyui" and where:
+        from gems.models.servers.comfyui import ComfyUIImages
+
+        return ComfyUIImages(where, name=name, options=options)
+    raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+
+
+@cache
+def init_inspector(name: str) -> Inspector | None:
+    """The inspector of that name, made once per process; None if its packages are not installed.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in INSPECTORS:
+        raise InputError(f"unknown inspector {name!r}; there is {', '.join(INSPECTORS)}")
+    try:
+        from gems.models.ocr import OcrInspector
+    except ImportError:
+        return None
+    return OcrInspector()
+
+
+def model_fingerprint(model: BaseChatModel) -> str:
+    """What identifies a chat model in a run's record: its weights' hash where it has one, else its model name."""
+    for attribute in ("fingerprint", "model_name", "model"):
+        value = getattr(model, attribute, None)
+        if isinstance(value, str) and value:
+            return value
+    return type(model).__name__

@@ -1,0 +1,1 @@
+"""Image generators and chat models behind HTTP."""

@@ -1,0 +1,194 @@
+"""Vision chat models in this process: the Qwen3-VL class of models, through transformers, behind LangChain's interface.
+
+Answers are greedy unless a temperature is set. An answer that has to be JSON, or a call of a tool, is held to its
+schema while it is written if the package llguidance is installed; else the schema is only asked for in words.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import BaseModel, Field, PrivateAttr
+
+from gems.errors import BackendError, GemsError
+from gems.models.diffusers.loading import PipelineSource, is_out_of_memory
+from gems.models.pocket.weights import folder_fingerprint
+from gems.models.transformers.answers import write_answer
+from gems.models.transformers.constrained import Form
+from gems.models.transformers.loading import ChatSource, Engine, describe, load_engine
+from gems.models.transformers.messages import turns_of
+from gems.options import ChatOptions
+from gems.secrets import one_line
+
+__all__ = ["TransformersChatModel", "init_transformers_chat"]
+
+_INDIFFERENT: Final = frozenset({"strict", "parallel_tool_calls"})
+"""Arguments that LangChain's agents pass to any model, and that change nothing here."""
+
+
+def init_transformers_chat(source: str, name: str, options: ChatOptions) -> TransformersChatModel:
+    """The chat model in ``FOLDER_OR_REPO[@REVISION]``; nothing is loaded yet.
+
+    Raises:
+        InputError: A local folder is given with a revision.
+    """
+    found = PipelineSource.parse(source)
+    return TransformersChatModel(path=found.path, revision=found.revision, options=options, name=name)
+
+
+class TransformersChatModel(BaseChatModel):
+    """A vision chat model of transformers, loaded at its first use, that writes one answer at a time.
+
+    Safetensors only, and no code from the repository. Text in messages that looks like a control token of the chat
+    template stays text. A model that would think before it answers does not where its answer is held to a schema.
+
+    Attributes:
+        path: A local folder, or a repository's id.
+        revision: A branch, tag or commit of the repository; None is its main branch.
+        options: How it is run. The timeout is for one answer, loading and waiting for other answers left out.
+        logprobs: Tell the log-probability of each token, in OpenAI's form, unless a call says otherwise.
+        top_logprobs: With how many alternatives each.
+    """
+
+    path: str
+    revision: str | None = None
+    options: ChatOptions = Field(default_factory=ChatOptions)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0)
+
+    _lock: Any = PrivateAttr(default_factory=threading.RLock)
+    _loaded: Engine | None = PrivateAttr(default=None)
+
+    @property
+    def _llm_type(self) -> str:
+        return "gems-transformers"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        return {"path": self.path, "revision": self.revision, "options": self.options.model_dump(mode="json")}
+
+    @property
+    def _label(self) -> str:
+        return self.name or self.path
+
+    @cached_property
+    def _source(self) -> ChatSource:
+        return ChatSource(self.path, self.revision)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of a local folder's weights and settings; a repository's id and commit otherwise."""
+        folder = self._source.folder
+        return folder_fingerprint(folder) if folder else f"{self.path}@{self._source.commit}"
+
+    def check(self) -> str:
+        """One line on what would be run, without loading it; raises as ``load`` does."""
+        return describe(self._source, self.options)
+
+    def load(self) -> Engine:
+        """Load the weights now, rather than at the first call.
+
+        Raises:
+            InputError: This is no vision chat model, or an option does not go with this machine.
+            BackendError: The weights are not there, are damaged, or do not fit.
+        """
+        with self._lock:
+            self._loaded = self._loaded or load_engine(self._source, self.options)
+            return self._loaded
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Offer tools: ``tool_choice`` is as for OpenAI's models, or the name of the tool that has to be called."""
+        choice = "any" if tool_choice in (True, "required") else tool_choice or "auto"
+        return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """See ``BaseChatModel.with_structured_output``; the answers to a JSON schema are dicts that are not checked.
+
+        The methods: hold the answer to the schema, offer the schema as a tool, or hold the answer to any JSON object.
+        """
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        plain: Any = schema if isinstance(schema, dict) else schema.model_json_schema()  # type: ignore[attr-defined]
+        parser: Any = JsonOutputParser() if plain is schema else PydanticOutputParser(pydantic_object=schema)
+        response_format: dict[str, Any] = {"type": "json_object"}
+        if method == "json_schema":
+            response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": plain}}
+
+        def read(message: AIMessage) -> dict[str, Any]:
+            try:
+                return {"raw": message, "parsed": parser.invoke(message), "parsing_error": None}
+            except OutputParserException as error:
+                return {"raw": message, "parsed": None, "parsing_error": error}
+
+        asked = self.bind(response_format=response_format, **kwargs)
+        return asked | (RunnableLambda(read) if include_raw else parser)
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        tool_choice: str = "auto",
+        response_format: dict[str, Any] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """See ``BaseChatModel._generate``.
+
+        Raises:
+            InputError: A message, or a choice among the tools, makes no sense to this model.
+            BackendError: It ran out of time or memory, or failed.
+            NotImplementedError: Its template knows no tools, or its schema cannot be held to.
+            TypeError: An argument is unknown.
+        """
+        if unknown := kwargs.keys() - _INDIFFERENT:
+            raise TypeError(f"{self._label} knows no argument {', '.join(sorted(unknown))}")
+        form = Form.of(tools, tool_choice, response_format)
+        turns = turns_of(messages, form.words())
+        measured = self.logprobs if logprobs is None else logprobs
+        top = (self.top_logprobs if top_logprobs is None else top_logprobs) or 0
+        with self._lock:
+            engine = self.load()
+            try:
+                message = write_answer(engine, turns, form, self.options, stop or [], top if measured else None)
+            except (GemsError, NotImplementedError):
+                raise
+            except TimeoutError as error:
+                raise BackendError(f"{self._label}: {error}", retryable=False) from None
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise BackendError(
+                        f"{self._label}: {engine.model.device} ran out of memory for this answer"
+                    ) from error
+                reason = one_line(error)
+                raise BackendError(f"{self._label} failed: {reason}", retryable=False) from error
+        message.response_metadata["model_name"] = self._label
+        return ChatResult(generations=[ChatGeneration(message=message)])

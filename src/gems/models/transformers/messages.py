@@ -1,0 +1,97 @@
+"""LangChain's messages as the turns that chat templates take, and what a model wrote as a message again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, ToolCall
+from PIL import Image
+
+from gems.errors import BackendError, InputError
+from gems.models.servers.base import decode_image
+
+__all__ = ["read_answer", "turns_of"]
+
+_ROLES: Final = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
+"""Kinds of LangChain messages, and what chat templates call them."""
+
+_THOUGHT: Final = re.compile(r"\s*<think>(?P<thought>.*?)(?:</think>|\Z)\s*", re.DOTALL)
+_CALL: Final = re.compile(r"<tool_call>(?P<call>.*?)(?:</tool_call>|\Z)", re.DOTALL)
+
+
+def turns_of(messages: Sequence[BaseMessage], words: str) -> list[dict[str, Any]]:
+    """A conversation, with some words of the user at its end if there are any.
+
+    Raises:
+        InputError: It holds something that cannot be shown to the model.
+    """
+    turns = [_turn(message) for message in messages]
+    if words and turns and turns[-1]["role"] == "user":  # many templates refuse two turns of the user in a row
+        turns[-1]["content"].append({"type": "text", "text": f"\n\n{words}"})
+    elif words:
+        turns.append({"role": "user", "content": [{"type": "text", "text": words}]})
+    return turns
+
+
+def _turn(message: BaseMessage) -> dict[str, Any]:
+    if message.type not in _ROLES:
+        raise InputError(f"a message of type {message.type!r} cannot be shown to a chat model")
+    # Of what a model said itself, only the text is shown, and its calls.
+    blocks = [block for block in message.content_blocks if message.type != "ai" or block["type"] == "text"]
+    turn: dict[str, Any] = {"role": _ROLES[message.type], "content": [_part(block) for block in blocks]}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        turn["tool_calls"] = [
+            {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _part(block: Mapping[str, Any]) -> dict[str, Any]:
+    if block["type"] == "text":
+        return {"type": "text", "text": block["text"]}
+    if block["type"] == "image":
+        return {"type": "image", "image": _image(block)}
+    raise InputError(f"content of type {block['type']!r} cannot be shown to a vision chat model")
+
+
+def _image(block: Mapping[str, Any]) -> Image.Image:
+    encoded = block.get("base64") or block.get("url", "").partition(";base64,")[2]
+    if not encoded:
+        raise InputError("an image has to be in its message, as base64 or a data URL: no address is fetched")
+    try:
+        return decode_image(base64.b64decode(encoded, validate=True), "the message")
+    except (BackendError, ValueError) as error:
+        raise InputError(f"an image in the messages cannot be read: {error}") from error
+
+
+def read_answer(text: str, *, may_call: bool) -> AIMessage:
+    """Take an answer apart: a thought at its start, then text, and calls of tools where any were offered."""
+    reasoning = ""
+    if thought := _THOUGHT.match(text):
+        reasoning, text = thought["thought"].strip(), text[thought.end() :]
+    called = [_tool_call(match["call"].strip()) for match in _CALL.finditer(text)] if may_call else []
+    return AIMessage(
+        content=_CALL.sub("", text).strip() if called else text,
+        additional_kwargs={"reasoning_content": reasoning} if reasoning else {},
+        tool_calls=[call for call in called if call["type"] == "tool_call"],
+        invalid_tool_calls=[call for call in called if call["type"] == "invalid_tool_call"],
+    )
+
+
+def _tool_call(text: str) -> ToolCall | InvalidToolCall:
+    number = f"call_{uuid.uuid4().hex[:12]}"
+    try:
+        call = json.loads(text)
+        name, arguments = call["name"], call.get("arguments", {})
+        if isinstance(name, str) and isinstance(arguments, dict):
+            return ToolCall(name=name, args=arguments, id=number, type="tool_call")
+    except (ValueError, KeyError, TypeError):
+        pass
+    fault = "it is no JSON object with a name and arguments"
+    return InvalidToolCall(name=None, args=text, id=number, error=fault, type="invalid_tool_call")

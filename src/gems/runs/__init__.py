@@ -1,0 +1,1 @@
+"""One run on disk: its thread, checkpoints, record, report and replay."""

@@ -1,0 +1,141 @@
+"""Puts the service together: routes, LangServe, the page, and what every request passes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+from fastapi import FastAPI, Response
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel
+from starlette.responses import FileResponse, JSONResponse
+
+from gems import __version__
+from gems.serve import images_endpoint, run_routes
+from gems.serve.http_errors import add_handlers
+from gems.serve.keys import Keys
+from gems.serve.langserve_routes import agent_of
+from gems.serve.links import Links
+from gems.serve.metrics import CONTENT_TYPE
+from gems.serve.middleware import Gate
+from gems.serve.service import Service
+from gems.serve.settings import ServiceSettings, is_loopback
+
+__all__ = ["make_app"]
+
+_PAGE: Final = Path(__file__).parent / "page"
+_POLICY: Final = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+
+
+class Health(BaseModel):
+    """Whether the process lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether it takes runs on."""
+
+    status: Literal["ready", "stopping"]
+    at_work: int
+    queued: int
+
+
+def make_app(settings: ServiceSettings) -> FastAPI:
+    """The whole service as an ASGI application; ``app.state.service`` is its heart.
+
+    Raises:
+        InputError: The keys cannot be read, or it would listen beyond this machine without one.
+    """
+    settings.check_address()
+    keys = Keys(settings.keys) if settings.keys else None
+    links = Links(settings.home / "secret", settings.link_seconds)
+    service = Service(settings)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        with service:
+            yield
+
+    app = FastAPI(
+        title="GEMS",
+        version=__version__,
+        description="An agent graph around a text-to-image model, as a service.",
+        lifespan=life,
+        docs_url=None,  # its pages load scripts from other people's servers
+        redoc_url=None,
+    )
+    app.state.service = service
+    add_handlers(app)
+    app.include_router(run_routes.router_of(service, links))
+    app.include_router(images_endpoint.router_of(service, links))
+    _add_langserve(app, service, links)
+    _add_operations(app, service)
+    _add_page(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
+        )
+    app.add_middleware(
+        Gate,
+        keys=keys,
+        metrics=service.metrics,
+        max_body=settings.max_body,
+        local_only=keys is None and not settings.open and is_loopback(settings.host),
+    )
+    return app
+
+
+def _add_langserve(app: FastAPI, service: Service, links: Links) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's, about LangServe's own models
+        from langserve import add_routes
+
+        add_routes(app, agent_of(service, links), path="/gems", enable_feedback_endpoint=False)
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["operations"])
+    async def health() -> Health:
+        """Whether the process lives."""
+        return Health()
+
+    @app.get("/readyz", tags=["operations"], response_model=Readiness, responses={503: {"model": Readiness}})
+    async def ready() -> Response:
+        """Whether runs are taken on: 503 once the service is being stopped."""
+        at_work, queued = service.load
+        told = Readiness(status="stopping" if service.stopping else "ready", at_work=at_work, queued=queued)
+        return JSONResponse(told.model_dump(), 503 if service.stopping else 200)
+
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format."}},
+    )
+    async def metrics() -> Response:
+        """Counters, for Prometheus."""
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    for path, name in (
+        ("/", "page.html"),
+        ("/page.js", "page.js"),
+        ("/page.css", "page.css"),
+        ("/favicon.svg", "favicon.svg"),
+    ):
+        app.add_api_route(path, _file(name), include_in_schema=False)
+
+
+def _file(name: str) -> Callable[[], Awaitable[FileResponse]]:
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / name, headers={"content-security-policy": _POLICY, "cache-control": "no-cache"})
+
+    return page

@@ -1,0 +1,62 @@
+"""Reading a prompt's words: quotations, words of substance, stems, and the overlap of two bags of words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["content_words", "hyphenated_words", "jaccard", "quoted_texts", "stem"]
+
+_NUMBER_WORDS: Final = (
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+    "nineteen twenty"
+)
+_NUMBERS: Final = {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split(), start=2)} | {
+    "pair": "2",
+    "couple": "2",
+    "dozen": "12",
+}
+_ARTICLES: Final = frozenset({"a", "an", "the", "one", "1"})
+"""Articles and "one" add no constraint: everything that is named appears once."""
+
+_WORD: Final = re.compile(r"\w+")
+_HYPHENATED_WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+_QUOTATION: Final = re.compile(
+    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
+)
+
+
+def quoted_texts(text: str) -> list[str]:
+    """The texts between quotation marks, each once, in order."""
+    quotations = (next(filter(None, groups)).strip() for groups in _QUOTATION.findall(text))
+    return [quotation for quotation in dict.fromkeys(quotations) if quotation]
+
+
+def content_words(text: str) -> list[str]:
+    """The words in order, in lower case, without articles, numbers as digits."""
+    words = (_NUMBERS.get(word, word) for word in _WORD.findall(text.lower()))
+    return [word for word in words if word not in _ARTICLES]
+
+
+def hyphenated_words(text: str) -> list[str]:
+    """The words in order, in lower case; parts joined by hyphens are one word."""
+    return _HYPHENATED_WORD.findall(text.lower())
+
+
+def stem(word: str) -> str:
+    """The word without an English plural ending, to compare singular with plural. It is not a dictionary form."""
+    for endings in (("s",), ("ie", "e", "y")):
+        for ending in endings:
+            if len(word) - len(ending) > 2 and word.endswith(ending) and not word.endswith("ss"):
+                word = word.removesuffix(ending)
+                break
+    return word
+
+
+def jaccard(a: Counter[str], b: Counter[str] | Sequence[str]) -> float:
+    """Jaccard similarity of two bags, in [0, 1]; 1 if both are empty."""
+    b = b if isinstance(b, Counter) else Counter(b)
+    union = (a | b).total()
+    return (a & b).total() / union if union else 1.0

@@ -1,0 +1,130 @@
+"""Comparing stores: what is asked, what should be found, what cannot be run, and what is told of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memory_scale
+import memory_stores
+from embedding import Points
+from memory_stores import KINDS, Numbered, OfChroma, OfSqlite, Record
+
+RECORDS = 600
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model, and few queries."""
+    monkeypatch.setattr(memory_scale, "init_embedder", lambda: Points(32))
+    monkeypatch.setattr(memory_scale, "fresh_prompts", lambda count, seed: _prompts(200, seed))
+    monkeypatch.setattr(memory_scale, "QUERIES", 20)
+    monkeypatch.setattr(memory_scale, "TRIALS", 5)
+
+
+def _prompts(count: int, seed: int) -> list[Any]:
+    return [type("Prompt", (), {"prompt": f"family{i % 20} member{i} of {seed}"}) for i in range(count)]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> None:
+    command = ["memory_scale", "--records", str(RECORDS), "--out", str(out), *arguments]
+    monkeypatch.setattr(sys, "argv", command)
+    memory_scale.main()
+
+
+def test_stores_are_compared_and_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, tmp_path / "out", "--against", "InMemoryStore", "--kills", "1")
+    report = json.loads(capsys.readouterr().out)
+    assert list(report["stores"]) == ["FaissStore", "InMemoryStore"]
+    for found in report["stores"].values():
+        for case in memory_scale.CASES:
+            assert (found[case.name]["searches"], found[case.name]["recall_at_10"]) == (20, 1)
+    killed = report["stores"]["FaissStore"]["after_kills"]
+    assert killed["acknowledged"] > 0
+    assert (killed["kills"], killed["missing"], killed["found_first"]) == (1, 0, killed["asked"])
+    assert "in memory only" in report["stores"]["InMemoryStore"]["after_kills"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_run_is_named_and_the_rest_is_a_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class NotHere(OfChroma):
+        package = "nowhere_to_be_found"
+
+    monkeypatch.setitem(KINDS, "Chroma", NotHere)
+    run(monkeypatch, tmp_path / "out", "--against", "Chroma", "--kills", "0", "--table")
+    said = capsys.readouterr()
+    head, rule, row, _, *notes = said.out.splitlines()
+    assert head.startswith("| Store | Puts/s |")
+    assert head.count("|") == rule.count("|") == row.count("|")
+    assert row.startswith("| FaissStore |")
+    assert row.endswith("| not tried |")
+    assert notes[-1] == "Chroma: not installed: pip install nowhere_to_be_found."
+
+
+def test_another_seed_has_other_vectors_and_queries() -> None:
+    one, same, other = (memory_scale.prepare(RECORDS, seed) for seed in (1, 1, 2))
+    assert (one.embedder.vectors == same.embedder.vectors).all()
+    assert not (one.embedder.vectors == other.embedder.vectors).all(axis=1).any()
+    assert one.truth == same.truth
+
+
+def test_a_hundred_records_lie_in_a_namespace_of_their_own() -> None:
+    bench = memory_scale.prepare(RECORDS, 0)
+    small = {record.key for record in bench.records if record.namespace == memory_scale.SMALL}
+    assert len(small) == 100
+    assert all(keys <= small for keys in bench.truth["a small namespace"])
+
+
+def test_the_least_effort_is_chosen_that_finds_enough() -> None:
+    bench = memory_scale.prepare(RECORDS, 0)
+
+    class Lazy:
+        """Finds as many of the ten as its effort says."""
+
+        efforts = (3, 9, 10)
+
+        def try_harder(self, effort: int) -> None:
+            self.effort = effort
+
+        def search(self, query: str, k: int, **_: Any) -> list[str]:
+            return sorted(bench.truth["everything"][int(query) - RECORDS])[: self.effort]
+
+    everything = memory_scale.CASES[0]
+    for enough, effort in ((0.2, 3), (0.85, 9), (0.95, 10)):
+        assert memory_scale._enough_effort(Lazy(), everything, bench, enough) == effort  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_store_that_can_be_run_puts_replaces_and_finds(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    if reason := kind.missing():
+        pytest.skip(reason)
+    records = [Record(str(i), str(i % 2), str(i), i % 3 % 2) for i in range(300)]
+    store = kind(tmp_path, Numbered(16), 16)
+    store.load(records)
+    store.finish()
+    store.put(records[7]._replace(text="1000"))
+    if kind.durable:
+        store.close()
+        store = kind(tmp_path, Numbered(16), 16)
+    for effort in store.efforts[:1]:
+        store.try_harder(effort)
+    assert store.search("1000", 1) == ["7"]
+    assert store.search("8", 1) == ["8"]
+    assert store.search("8", 1, namespace="1") != ["8"]
+    assert store.search("9", 1, namespace="1", half=0) == ["9"]
+    assert store.there([*records[:5], records[0]._replace(key="nobody")]) == {"0", "1", "2", "3", "4"}
+    store.close()
+
+
+def test_a_sqlite_that_loads_no_extensions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_stores, "_sqlite", lambda: None)
+    assert "loads no extensions" in (OfSqlite.missing() or "")

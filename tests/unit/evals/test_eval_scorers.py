@@ -1,0 +1,128 @@
+"""Soft-TIFA's arithmetic on a judge whose probabilities are known, and the oracle on images that are."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+from pydantic import Field
+
+from gems.errors import BackendError, InputError
+from gems.evals.prompts import EvalPrompt, Vqa, fresh_prompts
+from gems.evals.scorers import Oracle, SoftTifa, arithmetic_mean, geometric_mean, init_scorer
+from gems.memory.image_store import ImageStore
+from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.pocket.chat import PocketChatModel
+from gems.models.registry import init_image_generator
+
+TWO_CATS = EvalPrompt(
+    "two cats",
+    2,
+    (Vqa("How many cats are in the image?", "two", "count"), Vqa("Are there any cats in the image?", "Yes", "object")),
+)
+
+
+class Judge(BaseChatModel):
+    """Gives fixed probabilities per question, in the shape of OpenAI's answers, and counts how often it is asked."""
+
+    chances: dict[str, dict[str, float]]
+    asked: list[str] = Field(default_factory=list)
+    failures: int = 0
+
+    @property
+    def _llm_type(self) -> str:
+        return "judge"
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> ChatResult:
+        assert kwargs == {"logprobs": True, "top_logprobs": 20, "max_tokens": 1, "temperature": 0}
+        image, text = messages[-1].content
+        assert image["type"] == "image"
+        self.asked.append(text["text"])
+        if len(self.asked) <= self.failures:
+            raise TimeoutError("busy")
+        chances = self.chances[text["text"].removesuffix(" Answer in one word.")]
+        tokens = [{"token": t, "logprob": math.log(p)} for t, p in chances.items()]
+        metadata = {"logprobs": {"content": [{**tokens[0], "top_logprobs": tokens}]}} if tokens else {}
+        return ChatResult(generations=[ChatGeneration(message=AIMessage("x", response_metadata=metadata))])
+
+
+@pytest.fixture
+def cats() -> dict[str, Any]:
+    """An image of two cats, as an attempt of a result."""
+    [made] = init_image_generator("pocket").generate([ImageRequest("two cats", 1)])
+    assert isinstance(made, GeneratedImage)
+    ref = ImageStore().put(made.image, {})
+    return {"prompt": "two cats", "seed": 1, "image": ref.uri, "sha256": ref.sha256}
+
+
+def test_the_right_answers_spellings_are_summed(tmp_path: Path, cats: dict[str, Any]) -> None:
+    judge = Judge(
+        chances={
+            "How many cats are in the image?": {"two": 0.5, " Two": 0.1, "2": 0.15, "three": 0.2},
+            "Are there any cats in the image?": {"Yes": 0.6, "yes": 0.3, "No": 0.05},
+        }
+    )
+    scorer = SoftTifa(judge, "judge", tmp_path)
+    scores = scorer.score(TWO_CATS, "pocket", cats)
+    assert scores == pytest.approx([0.75, 0.9])
+    assert arithmetic_mean(scores) == pytest.approx(0.825)
+    assert geometric_mean(scores) == pytest.approx(math.sqrt(0.75 * 0.9))
+    assert sorted(judge.asked)[0] == "Are there any cats in the image? Answer in one word."
+    assert scorer.score(TWO_CATS, "pocket", cats) == scores
+    again = SoftTifa(judge, "judge", tmp_path)
+    assert again.score(TWO_CATS, "pocket", cats) == scores
+    assert len(judge.asked) == 2, "scores on disk are not asked for again"
+
+
+def test_a_passing_fault_of_the_judge_is_tried_again(tmp_path: Path, cats: dict[str, Any]) -> None:
+    one = EvalPrompt("two cats", 2, TWO_CATS.questions[:1])
+    judge = Judge(chances={"How many cats are in the image?": {"2": 0.25}}, failures=1)
+    assert SoftTifa(judge, "judge", tmp_path).score(one, "pocket", cats) == [0.25]
+    assert len(judge.asked) == 2
+
+
+def test_a_judge_without_log_probabilities_is_refused(tmp_path: Path, cats: dict[str, Any]) -> None:
+    judge = Judge(chances={q.question: {} for q in TWO_CATS.questions})
+    with pytest.raises(BackendError, match="no log-probabilities"):
+        SoftTifa(judge, "judge", tmp_path).score(TWO_CATS, "pocket", cats)
+
+
+def test_the_pocket_judge_agrees_with_the_oracle_on_clear_images(tmp_path: Path) -> None:
+    generator, images = init_image_generator("pocket"), ImageStore()
+    oracle, judge = Oracle(tmp_path), SoftTifa(PocketChatModel(), "pocket", tmp_path)
+    agreed = total = 0
+    for seed, prompt in enumerate(fresh_prompts(16, seed=12)):
+        [made] = generator.generate([ImageRequest(prompt.prompt, seed)])
+        assert isinstance(made, GeneratedImage)
+        ref = images.put(made.image, {})
+        attempt = {"prompt": prompt.prompt, "seed": seed, "image": ref.uri, "sha256": ref.sha256}
+        truth, said = (s.score(prompt, "pocket", attempt) for s in (oracle, judge))
+        assert len(truth) == len(said) == len(prompt.questions)
+        assert set(truth) <= {0.0, 1.0}
+        total += len(truth)
+        agreed += sum((t >= 0.5) == (s >= 0.5) for t, s in zip(truth, said, strict=True))
+    assert agreed / total > 0.8
+
+
+def test_a_torn_line_of_scores_is_scored_again(tmp_path: Path, cats: dict[str, Any]) -> None:
+    path = tmp_path / "scores-oracle.jsonl"
+    before = Oracle(tmp_path).score(TWO_CATS, "pocket", cats)
+    [line] = path.read_text().splitlines()
+    path.write_text(line[:-4])
+    assert Oracle(tmp_path).score(TWO_CATS, "pocket", cats) == before
+    assert json.loads(path.read_text().splitlines()[-1])[1] == before
+
+
+def test_scorers_by_name(tmp_path: Path) -> None:
+    assert init_scorer("auto", ["pocket"], "pocket", tmp_path).name == "oracle"
+    assert init_scorer("auto", ["diffusers:x"], "pocket", tmp_path).name == "soft-tifa"
+    with pytest.raises(InputError, match="the oracle knows"):
+        init_scorer("oracle", ["pocket", "diffusers:x"], "pocket", tmp_path)
+    with pytest.raises(InputError, match="unknown scorer"):
+        init_scorer("best", ["pocket"], "pocket", tmp_path)

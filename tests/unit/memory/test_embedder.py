@@ -1,0 +1,170 @@
+"""Embedders by name: cached, batched by length, loaded late."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import langchain.embeddings
+import numpy as np
+import pytest
+from langchain_core.embeddings import Embeddings
+
+from embedding import Points
+from gems.errors import BackendError, InputError
+from gems.memory import embedder as embedder_module
+from gems.memory.embedder import CachedEmbedder, MiniLM, embedder_fingerprint, init_embedder
+
+
+class Provider(Embeddings):
+    """Embeds queries unlike documents, as some do, and tells what it was asked."""
+
+    model = "provider-small"
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        self.asked.append(list(texts))
+        return [[0.1 * len(text), 1.0] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        self.asked.append([f"query: {text}"])
+        return [0.1 * len(text), -1.0]
+
+
+def test_what_was_embedded_is_not_embedded_again() -> None:
+    provider = Provider()
+    cached = CachedEmbedder(provider)
+    first = cached.embed_documents(["a", "bb", "a"])
+    assert first == [[0.1, 1.0], [0.2, 1.0], [0.1, 1.0]]
+    assert cached.embed_documents(["ccc", "bb", "a"]) == [[0.1 * 3, 1.0], [0.2, 1.0], [0.1, 1.0]]
+    assert provider.asked == [["a", "bb"], ["ccc"]]
+    assert cached.embed_documents([]) == []
+    first[0][0] = 9
+    assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "what was given out is the caller's own"
+
+
+def test_a_query_is_not_taken_for_a_document_unless_they_are_alike() -> None:
+    provider = Provider()
+    cached = CachedEmbedder(provider)
+    assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
+    assert cached.embed_query("a") == cached.embed_query("a") == [0.1, -1.0]
+    assert provider.asked == [["a"], ["query: a"]]
+    provider.symmetric = True  # type: ignore[attr-defined]
+    alike = CachedEmbedder(provider)
+    assert alike.embed_documents(["a"])[0] == alike.embed_query("a") == [0.1, 1.0]
+    assert MiniLM.symmetric
+
+
+def test_only_the_texts_used_last_are_kept() -> None:
+    provider = Provider()
+    cached = CachedEmbedder(provider, size=2)
+    cached.embed_documents(["a", "b"])
+    cached.embed_documents(["a"])
+    cached.embed_documents(["c"])
+    provider.asked.clear()
+    cached.embed_documents(["a", "c"])
+    assert provider.asked == []
+    cached.embed_documents(["b"])
+    assert provider.asked == [["b"]]
+    assert len(cached.embed_documents(list("defgh"))) == 5, "more at once than are kept"
+
+
+def test_threads_share_a_cache() -> None:
+    points = Points()
+    cached = CachedEmbedder(points, size=20)
+    texts = [f"word{i % 40} more" for i in range(400)]
+    expected = points.points(texts)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda text: cached.embed_documents([text])[0], texts))
+    assert np.array_equal(np.asarray(found, np.float32), expected)
+
+
+def test_an_embedder_that_gives_too_few_is_an_error() -> None:
+    class Short(Provider):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return super().embed_documents(texts)[1:]
+
+    cached = CachedEmbedder(Short())
+    for _ in range(2):
+        with pytest.raises(BackendError, match="provider-small gave 1 vectors for 2 texts"):
+            cached.embed_documents(["a", "b"])
+
+
+def test_a_failure_is_not_remembered() -> None:
+    class Flaky(Provider):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [[float("nan"), 1.0]] if len(self.asked) < 2 else super().embed_documents(texts)
+
+        def embed_query(self, text: str) -> list[float]:
+            if not self.asked:
+                self.asked.append([])
+                raise ConnectionError
+            return super().embed_query(text)
+
+    cached = CachedEmbedder(Flaky())
+    with pytest.raises(ConnectionError):
+        cached.embed_query("a")
+    assert np.isnan(cached.embed_documents(["a"])).any()
+    assert cached.embed_query("a") == [0.1, -1.0]
+    assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
+
+
+def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider()
+    monkeypatch.setattr(langchain.embeddings, "init_embeddings", lambda name: provider)
+    init_embedder.cache_clear()
+    try:
+        remote = init_embedder("some:provider-small")
+        assert remote is init_embedder("some:provider-small")
+        assert remote.embed_query("a") == remote.embed_query("a")
+        assert provider.asked == [["query: a"]]
+        assert embedder_fingerprint(remote) == embedder_fingerprint(provider) == "provider-small"
+        assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
+    finally:
+        init_embedder.cache_clear()
+
+
+def test_an_unknown_embedder_is_refused() -> None:
+    with pytest.raises(InputError, match="minilm"):
+        init_embedder("no-such-provider:x")
+
+
+def test_nothing_heavy_is_imported_before_the_first_text() -> None:
+    code = (
+        "import sys, gems, gems.cli.main, gems.memory.store\n"
+        "from gems.memory.embedder import init_embedder\n"
+        "init_embedder()\n"
+        "print({'torch', 'transformers', 'faiss'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "set()"
+
+
+# --- MiniLM ---------------------------------------------------------------------------------------------------------
+
+
+def test_minilm_knows_what_is_alike() -> None:
+    embedder = init_embedder()
+    cars, trucks, tax = np.array(
+        embedder.embed_documents(["three blue cars", "two blue trucks", "the quarterly tax report"])
+    )
+    assert cars.shape == (384,)
+    assert np.linalg.norm(cars) == pytest.approx(1, abs=1e-5)
+    assert cars @ trucks > cars @ tax + 0.3
+
+
+def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedder_module, "_BATCH", 3)
+    model = MiniLM()
+    texts = [("a cat " * count) + str(count) for count in (9, 1, 40, 2, 8, 39, 3)]
+    batches: list[list[int]] = []
+    whole = model._embed
+    monkeypatch.setattr(model, "_embed", lambda some: batches.append([len(text) for text in some]) or whole(some))
+    found = model.embed_documents(texts)
+    assert batches == [[7, 13, 19], [49, 55, 236], [242]]
+    assert np.allclose(found, [whole([text])[0] for text in texts], atol=1e-5)
+    assert model.embed_query(texts[2]) == whole([texts[2]])[0]
+    assert model.embed_documents([]) == []

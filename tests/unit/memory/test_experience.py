@@ -1,0 +1,281 @@
+"""What runs have taught: distilled, merged, found by demands, judged by use, held to limits; with FAISS and MiniLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from langgraph.store.base import BaseStore
+from langgraph.store.memory import InMemoryStore
+
+from gems.graph.state import Memory
+from gems.memory.demands import demands_of
+from gems.memory.embedder import init_embedder
+from gems.memory.experience import EXPERIENCES, Experience, distil, merge, prune, recall, remember
+from gems.memory.store import FaissStore
+from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
+from remembering import past
+
+
+@pytest.fixture(params=["faiss", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]:
+    """Any LangGraph store with an index will do."""
+    if request.param == "memory":
+        yield InMemoryStore(index={"dims": 384, "embed": init_embedder(), "fields": ["prompt"]})
+        return
+    opened = FaissStore(tmp_path / "store", embedder=init_embedder())
+    yield opened
+    opened.close()
+
+
+def experiences(store: BaseStore, user: str = "adam") -> dict[str, Experience]:
+    found = store.search(namespace(user, EXPERIENCES), limit=100)
+    return {item.key: Experience.model_validate(item.value) for item in found}
+
+
+def fill(store: BaseStore, *runs: Trajectory, user: str = "adam") -> None:
+    for i, run in enumerate(runs):
+        remember(store, user, f"run{i}", run)
+
+
+# --- two layers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_teaches_what_worked_what_did_not_and_about_what() -> None:
+    taught = distil("run", past("six cats", "six cats", "six cats in a row"))
+    assert (taught.solved, taught.best_prompt, taught.lesson) == (True, "six cats in a row", "say it twice")
+    assert [(f.prompt, f.missed) for f in taught.avoid] == [("six cats", ("Is it six cats?",))]
+    assert taught.hard == ["count"]
+    assert taught.reward == 0.5
+
+
+def test_a_failure_is_kept_as_one() -> None:
+    taught = distil("run", past("six cats", "six cats", "cats, six", solved=False))
+    assert not taught.solved
+    assert [f.prompt for f in taught.avoid] == ["six cats", "cats, six"]
+    assert taught.reward == 0
+
+
+def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_speaks(store: BaseStore) -> None:
+    fill(
+        store,
+        past("two red cats", "a", "b"),
+        past("Two  red cats!", "straight"),
+        past("TWO RED CATS", "c", solved=False),
+        past("two red cats and a dog"),
+        past("two red cats", "other", generator="another"),
+    )
+    found = experiences(store)
+    merged = next(e for e in found.values() if e.count == 3)
+    assert len(found) == 3
+    assert (merged.prompt, merged.best_prompt, merged.run) == ("two red cats", "straight", "run1")
+    assert (merged.solved_count, merged.runs) == (2, ["run0", "run1", "run2"])
+    assert merged.lesson == "say it twice"
+    assert {f.prompt for f in merged.avoid} == {"a", "c"}
+    assert merged.mean_reward == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        ("a cat left of a dog", "a dog left of a cat"),
+        ("🐱 on a mat", "🐶 on a mat"),
+        ("a logo of C++", "a logo of C#"),
+        ('a sign that says "A"', 'a sign that says "THE"'),
+        ("लाल", "लीला"),
+        ("at -5 degrees", "at 5 degrees"),
+    ],
+)
+def test_other_wishes_are_no_spelling(store: BaseStore, wishes: tuple[str, str]) -> None:
+    fill(store, *map(past, wishes))
+    assert len(experiences(store)) == 2
+
+
+def test_remembering_twice_changes_nothing(store: BaseStore) -> None:
+    fill(store, past("two cats"), past("three cats"))
+    key = next(iter(experiences(store)))
+    again = past("four cats", recalled=[key])
+    remember(store, "adam", "again", again)
+    before = experiences(store)
+    remember(store, "adam", "again", again)
+    assert experiences(store) == before
+    assert len(store.search(namespace("adam"), limit=10)) == 3
+
+
+def test_facts_are_kept_whole_and_for_their_user(store: BaseStore) -> None:
+    run = past("two cats", "a", "b")
+    remember(store, "adam", "run", run)
+    item = store.get(namespace("adam"), "run")
+    assert item is not None
+    assert Trajectory.model_validate(item.value) == run
+    assert recall(store, "eve", "two cats", 3) == []
+
+
+def test_runs_of_before_there_were_experiences_are_distilled_when_first_asked(store: BaseStore) -> None:
+    for i, prompt in enumerate(("two cats", "two cats", "a violin")):
+        store.put(namespace("adam"), f"run{i}", past(prompt).model_dump(mode="json"), index=["prompt"])
+    store.put(namespace("adam"), "torn", {"prompt": 3}, index=False)
+    [found] = recall(store, "adam", "three cats", 3)
+    assert (found.prompt, found.count) == ("two cats", 2)
+    assert len(experiences(store)) == 2
+
+
+def test_what_is_no_experience_costs_only_its_help(store: BaseStore) -> None:
+    fill(store, past("two cats"))
+    store.put(namespace("adam", EXPERIENCES), "odd", {"prompt": "two cats", "solved": "perhaps"}, index=["prompt"])
+    assert [m.prompt for m in recall(store, "adam", "two cats", 3)] == ["two cats"]
+
+
+# --- what is found --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wish", "features"),
+    [
+        ("Six red cats", {"count": 1, "count 6": 1}),
+        ("a dozen eggs on top of 2 boxes", {"count": 2, "count 12": 1, "count 2": 1, "relation": 1, "relation on": 1}),
+        (
+            "a cat to the left of a dog, behind the house",
+            {"relation": 2, "relation left": 1, "relation behind": 1},
+        ),
+        ('a sign that says "OPEN"', {"text": 1}),
+        ("zwei Katzen", {}),
+        ("", {}),
+    ],
+)
+def test_demands_are_read_from_words(wish: str, features: dict[str, int]) -> None:
+    assert dict(demands_of(wish).features) == features
+
+
+def test_demands_are_close_where_they_are_alike() -> None:
+    six = demands_of("six cats")
+    assert six.closeness(demands_of("six violins")) == 1
+    assert six.closeness(demands_of("two cats")) < six.closeness(demands_of("six violins and two cats"))
+    assert demands_of("a cat").closeness(demands_of("a dog")) == 1
+    assert demands_of("a cat").closeness(six) == 0
+
+
+def test_what_demands_the_same_comes_first(store: BaseStore) -> None:
+    fill(store, past("a cat"), past("two cats"), past("seven dogs"))
+    assert recall(store, "adam", "seven cats", 1)[0].prompt == "seven dogs"
+
+
+def test_those_chosen_differ(store: BaseStore) -> None:
+    fill(
+        store, past("three red cats on a sofa"), past("three red cats on the big sofa"), past("three blue cats asleep")
+    )
+    prompts = [m.prompt for m in recall(store, "adam", "three red cats on a sofa", 2)]
+    assert prompts == ["three red cats on a sofa", "three blue cats asleep"]
+
+
+def test_another_image_model_has_less_to_say(store: BaseStore) -> None:
+    fill(store, past("three red cats", generator="other"), past("three red dogs", generator="mine"))
+    assert recall(store, "adam", "three red cats", 1)[0].prompt == "three red cats"
+    assert recall(store, "adam", "three red cats", 1, generator="mine")[0].prompt == "three red dogs"
+
+
+def test_what_has_nothing_to_say_is_left_out(store: BaseStore) -> None:
+    fill(store, past("a violin"), past("three red cats"))
+    assert [m.prompt for m in recall(store, "adam", "two red cats", 5)] == ["three red cats"]
+    assert recall(store, "adam", "two red cats", 0) == []
+
+
+def test_a_store_without_an_index_has_nothing_to_say() -> None:
+    bare = InMemoryStore()
+    fill(bare, past("three red cats"))
+    assert recall(bare, "adam", "three red cats", 3) == []
+
+
+# --- usefulness -----------------------------------------------------------------------------------------------------
+
+
+def find(memories: list[Memory], prompt: str) -> Memory:
+    return next(m for m in memories if m.prompt == prompt)
+
+
+@pytest.mark.parametrize(("images", "sign"), [(1, 1), (5, -1)])
+def test_what_helps_rises_and_what_never_helps_sinks(store: BaseStore, images: int, sign: int) -> None:
+    # Neighbours took two images each; runs that recalled "three red cats" take so many.
+    fill(store, past("three red cats"), *(past(f"three red {what}", "x", "y") for what in ("dogs", "cows", "birds")))
+    before = find(recall(store, "adam", "three red foxes", 9), "three red cats")
+    for i in range(6):
+        run = past(f"three red animals {i}", *map(str, range(images)), recalled=[before.key])
+        remember(store, "adam", f"later{i}", run)
+    after = find(recall(store, "adam", "three red foxes", 9), "three red cats")
+    assert sign * after.usefulness > 0.1
+    assert sign * (after.relevance - before.relevance) > 0
+    assert len(experiences(store)[before.key].uses) == 6
+
+
+def test_few_uses_say_little() -> None:
+    taught = distil("run", past("two cats"))
+    one, many = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
+    assert taught.usefulness == 0
+    assert taught.model_copy(update={"uses": one}).usefulness == pytest.approx(0.1)
+    assert taught.model_copy(update={"uses": many}).usefulness > 0.4
+
+
+def test_a_run_without_neighbours_gives_no_credit(store: BaseStore) -> None:
+    fill(store, past("three red cats"))
+    [found] = recall(store, "adam", "three red dogs", 3)
+    remember(store, "adam", "later", past("three red dogs", recalled=[found.key, "forgotten"]))
+    assert experiences(store)[found.key].uses == []
+
+
+def test_runs_of_other_models_are_no_measure(store: BaseStore) -> None:
+    fill(store, past("three red cats"), *(past(f"three red {what}", generator="better") for what in ("dogs", "cows")))
+    found = find(recall(store, "adam", "three red foxes", 9), "three red cats")
+    remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[found.key]))
+    assert experiences(store)[found.key].uses == []
+
+
+def test_candidates_of_a_round_are_no_lost_rounds() -> None:
+    assert past("two cats", images=4).reward == 1
+
+
+def test_names_of_runs_and_uses_do_not_grow_without_end() -> None:
+    taught = distil("run", past("two cats"))
+    for i in range(200):
+        taught = merge(taught, distil(f"run{i}", past("two cats")))
+    assert len(taught.runs) == 50
+    assert taught.runs[-1] == "run199"
+    assert taught.count == 201
+
+
+# --- limits ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_least_useful_goes_first_then_the_oldest(store: BaseStore) -> None:
+    fill(store, *(past(f"{n} cats") for n in ("two", "three", "four", "five")))
+    keys = {e.prompt: key for key, e in experiences(store).items()}
+    poor = experiences(store)[keys["four cats"]].model_copy(update={"uses": [("x", -0.5)]})
+    good = experiences(store)[keys["two cats"]].model_copy(update={"uses": [("x", 0.5)]})
+    for experience in (poor, good):
+        value = experience.model_dump(mode="json")
+        store.put(namespace("adam", EXPERIENCES), keys[experience.prompt], value, index=["prompt"])
+    assert prune(store, "adam", limit=2, days=None) == 4
+    assert {e.prompt for e in experiences(store).values()} == {"two cats", "five cats"}
+    assert [item.key for item in store.search(namespace("adam"), limit=9)] == ["run2", "run3"]
+    assert prune(store, "adam", limit=2, days=None) == 0
+
+
+def test_what_is_too_old_goes(tmp_path: Path) -> None:
+    with_dates = FaissStore(tmp_path, embedder=init_embedder())
+    fill(with_dates, past("two cats"), past("three cats"))
+    old = next(key for key, e in experiences(with_dates).items() if e.prompt == "two cats")
+    long_ago = datetime.now(UTC) - timedelta(days=40)
+    with_dates.date([(namespace("adam", EXPERIENCES), old, long_ago), (namespace("adam"), "run0", long_ago)])
+    assert prune(with_dates, "adam", limit=None, days=41) == 0
+    assert prune(with_dates, "adam", limit=None, days=30) == 2
+    assert [m.prompt for m in recall(with_dates, "adam", "two cats", 3)] == ["three cats"]
+    assert with_dates.get((*TRAJECTORIES, "adam"), "run0") is None
+    with_dates.close()
+
+
+def test_only_the_users_own_memory_is_pruned(store: BaseStore) -> None:
+    fill(store, past("two cats"), past("three cats"))
+    fill(store, past("two cats"), past("three cats"), user="eve")
+    assert prune(store, "adam", limit=1, days=None) == 2
+    assert len(experiences(store, "eve")) == 2

@@ -1,0 +1,128 @@
+"""One generator for many callers: batches, fairness between tenants, and whose fault is whose."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+
+from gems.errors import BackendError, InputError
+from gems.models.batching import BatchingGenerator
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+
+
+class Recorder:
+    """An image generator that notes its batches, and takes its time."""
+
+    name, fingerprint, edits, guide = "recorder", "f", False, ""
+
+    def __init__(self, seconds: float = 0.02) -> None:
+        self.batches: list[list[str]] = []
+        self._seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def objection(self, prompt: str) -> str:
+        return "cannot" if "bad" in prompt else ""
+
+    def generate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        self.gate.wait()
+        self.batches.append([r.prompt for r in requests])
+        for step in range(1, 4):
+            time.sleep(self._seconds / 3)
+            for index in range(len(requests)):
+                if on_step is not None:
+                    on_step(Step(index, step, 3))
+        if any("bad" in r.prompt for r in requests):
+            raise InputError("a bad prompt")
+        return [
+            BackendError("refused") if "refuse" in r.prompt else GeneratedImage(r, Image.new("RGB", (r.seed + 1, 1)))
+            for r in requests
+        ]
+
+
+def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> None:
+    inner = Recorder()
+    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(32) as pool:
+        results = list(pool.map(lambda i: batched.generate([ImageRequest(f"p{i}", i)]), range(32)))
+    for i, [result] in enumerate(results):
+        assert isinstance(result, GeneratedImage)
+        assert (result.request.prompt, result.image.width) == (f"p{i}", i + 1)
+    assert sum(map(len, inner.batches)) == 32
+    assert max(map(len, inner.batches)) == 8
+    assert len(inner.batches) <= 8
+
+
+def test_a_call_larger_than_a_batch_is_made_in_several_in_order() -> None:
+    inner = Recorder()
+    with BatchingGenerator(inner, largest=3) as batched:
+        results = batched.generate([ImageRequest("p", seed) for seed in range(7)])
+    assert [r.image.width for r in results if isinstance(r, GeneratedImage)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [len(batch) for batch in inner.batches] == [3, 3, 1]
+
+
+def test_a_bad_prompt_fails_alone() -> None:
+    inner = Recorder()
+    inner.gate.clear()
+    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(batched.generate, [ImageRequest("first", 1)])]
+        time.sleep(0.05)  # it is being made; the others wait, and make one batch
+        futures += [pool.submit(batched.generate, [ImageRequest(p, 1)]) for p in ("good", "bad", "refuse")]
+        time.sleep(0.05)
+        inner.gate.set()
+        assert isinstance(futures[1].result()[0], GeneratedImage)
+        assert isinstance(futures[3].result()[0], BackendError)
+        with pytest.raises(InputError, match="bad prompt"):
+            futures[2].result()
+    assert len(inner.batches[1]) == 3
+
+
+def test_tenants_are_served_in_turn() -> None:
+    """A hundred images of one do not hold up three of another."""
+    inner = Recorder(0.001)
+    inner.gate.clear()
+    with BatchingGenerator(inner, largest=2) as batched, ThreadPoolExecutor(2) as pool:
+        many = pool.submit(batched.generate, [ImageRequest("many", i) for i in range(100)], tenant="a")
+        time.sleep(0.05)
+        few = pool.submit(batched.generate, [ImageRequest("few", i) for i in range(3)], tenant="b")
+        time.sleep(0.05)
+        inner.gate.set()
+        few.result()
+        done = [prompt for batch in inner.batches for prompt in batch]
+        many.result()
+    assert done.count("few") == 3
+    assert done.count("many") <= 8
+
+
+def test_one_caller_that_stops_does_not_stop_the_others() -> None:
+    inner, heard = Recorder(), list[int]()
+
+    def stop(step: Step) -> None:
+        raise KeyboardInterrupt("enough")
+
+    inner.gate.clear()
+    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(3) as pool:
+        pool.submit(batched.generate, [ImageRequest("first", 1)])
+        time.sleep(0.05)
+        stopped = pool.submit(batched.generate, [ImageRequest("stopped", 1)], on_step=stop)
+        other = pool.submit(batched.generate, [ImageRequest("other", 2)], on_step=lambda s: heard.append(s.step))
+        time.sleep(0.05)
+        inner.gate.set()
+        with pytest.raises(KeyboardInterrupt):
+            stopped.result()
+        assert isinstance(other.result()[0], GeneratedImage)
+    assert heard == [1, 2, 3]
+
+
+def test_nothing_is_taken_once_it_is_closed() -> None:
+    batched = BatchingGenerator(Recorder(), largest=2)
+    with batched:
+        assert batched.objection("bad") == "cannot"
+    with pytest.raises(BackendError, match="stopped"):
+        batched.generate([ImageRequest("p", 1)])

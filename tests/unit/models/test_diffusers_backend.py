@@ -1,0 +1,582 @@
+"""What the diffusers backend does beyond the conformance suite: options, memory, stops, weights that it refuses."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from PIL import Image
+
+from conformance.generator_suite import images, pixels
+from gems.errors import BackendError, InputError
+from gems.models import devices
+from gems.models.diffusers import check as diffusers_check
+from gems.models.diffusers.backend import DiffusersGenerator
+from gems.models.diffusers.defaults import call_defaults
+from gems.models.diffusers.loading import PipelineSource
+from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step
+from gems.models.registry import init_image_generator
+from gems.options import GeneratorOptions
+from tiny_pipelines import SIZE, edit_index, save_tiny, weights_of
+
+SMALL = GeneratorOptions(width=SIZE, height=SIZE, steps=2)
+REQUESTS = [ImageRequest("a car", seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("ZImagePipeline", tmp_path_factory.mktemp("pipelines") / "z-image-turbo")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of its own, so that weights that were loaded for another test are not shared."""
+    return Path(shutil.copytree(saved, tmp_path / "z-image-turbo"))
+
+
+@pytest.fixture
+def repository(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """A hub on which owner/repo is the pipeline's index without its weights; gives the revisions asked for."""
+    snapshot = tmp_path / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    shutil.copy(saved / "model_index.json", snapshot)
+    asked: list[str | None] = []
+
+    def hf_hub_download(path: str, file: str, *, revision: str | None) -> str:
+        asked.append(revision)
+        return str(snapshot / file)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return asked
+
+
+def generator(folder: Path | str, options: GeneratorOptions = SMALL, **changes: Any) -> DiffusersGenerator:
+    return DiffusersGenerator(str(folder), name="tiny", options=options.model_copy(update=changes))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "expected"),
+    [
+        ("ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo", {"num_inference_steps": 9, "guidance_scale": 0.0}),
+        ("ZImagePipeline", "Tongyi-MAI/Z-Image", {"num_inference_steps": 50, "guidance_scale": 4.0}),
+        ("QwenImagePipeline", "Qwen/Qwen-Image-2512", {"true_cfg_scale": 4.0, "negative_prompt": " ", "width": 1328}),
+        ("FluxPipeline", "black-forest-labs/FLUX.1-schnell", {"num_inference_steps": 4, "guidance_scale": 0.0}),
+        ("FluxPipeline", "black-forest-labs/FLUX.1-dev", {"num_inference_steps": 50, "guidance_scale": 3.5}),
+        ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-large", {"guidance_scale": 3.5}),
+        ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-large-turbo", {"num_inference_steps": 4}),
+        ("StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", {"num_inference_steps": 1, "width": 512}),
+    ],
+)
+def test_known_models_are_called_as_their_cards_say(kind: str, source: str, expected: dict[str, Any]) -> None:
+    assert call_defaults(kind, source).items() >= expected.items()
+
+
+def test_defaults_are_arguments_of_their_pipelines() -> None:
+    import diffusers
+
+    from gems.models.diffusers.defaults import _TABLE
+    from gems.models.diffusers.loading import accepts
+
+    for kind, _, arguments in _TABLE:
+        assert all(accepts(getattr(diffusers, kind), argument) for argument in arguments), kind
+
+
+def test_an_unknown_pipeline_has_no_defaults() -> None:
+    assert call_defaults("KandinskyPipeline", "anything") == {}
+
+
+def test_options_override_the_defaults(saved: Path) -> None:
+    assert generator(saved, DEFAULTS).settings == {
+        "width": 1024,
+        "height": 1024,
+        "num_inference_steps": 9,
+        "guidance_scale": 0.0,
+    }
+    assert generator(saved, DEFAULTS, steps=4, guidance_scale=1.5).settings["num_inference_steps"] == 4
+
+
+def test_settings_reach_the_pipeline(saved: Path) -> None:
+    told: list[Step] = []
+    [result] = generator(saved, DEFAULTS, width=48, height=SIZE, steps=3).generate(REQUESTS[:1], on_step=told.append)
+    assert isinstance(result, GeneratedImage)
+    assert result.image.size == (48, SIZE)
+    assert [at.step for at in told] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"true_cfg_scale": 4.0}, "ZImagePipeline takes no true_cfg_scale"),
+        ({"base_url": "http://localhost"}, "no use for the option base_url"),
+        ({"quantization": "fp7"}, "unknown quantization 'fp7'"),
+        ({"quantization": "no/such.gguf"}, "there is no file no/such.gguf"),
+        ({"device": "teapot"}, "there is no device 'teapot'"),
+        ({"device": "cuda:99"}, "device cuda:99 is not here"),
+        ({"offload": "model"}, "offload=model needs a GPU"),
+        ({"offload": "sequential"}, "offload=sequential needs a GPU"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_options_that_cannot_be_honoured_are_refused(saved: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        generator(saved, **options).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipeline_without_a_sibling_takes_no_strength() -> None:
+    with pytest.raises(InputError, match="strength"):
+        init_image_generator("pocket", GeneratorOptions(strength=0.5)).generate([ImageRequest("two red cars", 1)])
+
+
+@pytest.mark.parametrize(("quantization", "package"), [("bnb-4bit", "bitsandbytes"), ("torchao-int8", "torchao")])
+def test_a_missing_package_is_named(
+    saved: Path, quantization: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else there(name, *a))
+    with pytest.raises(InputError, match=rf"needs the package {package}: pip install 'gems-graph\[quantization\]'"):
+        generator(saved, quantization=quantization).load()
+
+
+def test_the_autoencoder_can_work_in_parts_and_the_denoiser_be_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import ZImageTransformer2DModel
+
+    compiled: list[object] = []
+    monkeypatch.setattr(ZImageTransformer2DModel, "compile_repeated_blocks", lambda self: compiled.append(self))
+    made = generator(folder, vae_tiling=True, vae_slicing=True, compile=True)
+    assert len(images(made, REQUESTS[:1])) == 1
+    with made.replicas.one() as replica:
+        assert replica.pipeline.vae.use_tiling
+        assert replica.pipeline.vae.use_slicing
+        assert compiled == [replica.pipeline.transformer]
+
+
+def test_offloading_is_set_up_on_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import ZImagePipeline
+
+    from gems.models import diffusers_loading
+
+    calls: list[tuple[str, str]] = []
+    for method in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
+        monkeypatch.setattr(ZImagePipeline, method, lambda self, device, m=method: calls.append((m, device)))
+    pipeline = ZImagePipeline.from_pretrained(folder)
+    for offload in ("model", "sequential"):
+        options = GeneratorOptions.model_validate({"offload": offload})
+        assert diffusers_loading._placed(pipeline, options, "cuda:1") is pipeline
+    assert calls == [("enable_model_cpu_offload", "cuda:1"), ("enable_sequential_cpu_offload", "cuda:1")]
+
+
+def test_a_gguf_file_replaces_the_transformer(folder: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    from safetensors.torch import load_file
+
+    plain = images(generator(folder), REQUESTS[:1])
+    writer = gguf.GGUFWriter(folder.parent / "transformer.gguf", "lumina2")
+    for name, tensor in load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors").items():
+        writer.add_tensor(name, tensor.numpy())
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    made = generator(folder, quantization=str(folder.parent / "transformer.gguf"))
+    assert [pixels(r) for r in images(made, REQUESTS[:1])] == [pixels(r) for r in plain]
+    assert made.fingerprint.startswith(generator(folder).fingerprint + "+")
+
+
+def test_int8_weights_make_nearly_the_same_image(folder: Path) -> None:
+    pytest.importorskip("torchao")
+    [plain] = images(generator(folder), REQUESTS[:1])
+    [rough] = images(generator(folder, quantization="torchao-int8"), REQUESTS[:1])
+    difference = max(abs(a - b) for a, b in zip(pixels(plain), pixels(rough), strict=True))
+    assert 0 < difference < 32
+
+
+# --- number types and devices ----------------------------------------------------------------------------------------
+
+
+def test_the_number_type_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices.pick_dtype(None, "cpu") is torch.float32
+    assert devices.pick_dtype("float16", "cpu") is torch.float16
+    for modern, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, m=modern: m)
+        assert devices.pick_dtype(None, "cuda:0") is expected
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: False)
+    assert devices.pick_dtype(None, "mps") is torch.float16
+
+
+def test_every_gpu_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.pick_devices(None) == ("cuda:0", "cuda:1")
+    assert devices.pick_devices("cuda:1, cpu") == ("cuda:1", "cpu")
+
+
+def test_weights_are_loaded_once_however_they_are_called(folder: Path) -> None:
+    few, many = generator(folder), generator(folder, steps=4, previews=1)
+    with few.replicas.one() as replica:
+        pipeline = replica.pipeline
+    with many.replicas.one() as replica:
+        assert replica.pipeline is pipeline
+    with generator(folder, vae_slicing=True).replicas.one() as replica:
+        assert replica.pipeline is not pipeline
+
+
+def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
+    alone = [pixels(r) for r in images(generator(folder), REQUESTS)]
+    both = generator(folder, device="cpu,cpu", batch_size=8)
+    told: list[Step] = []
+    results = both.generate(REQUESTS, on_step=told.append)
+    assert [isinstance(r, GeneratedImage) for r in results] == [True] * 4
+    assert {at.index for at in told} == {0, 1, 2, 3}
+    replicas = both.replicas
+    with replicas.one() as first, replicas.one() as second:
+        assert first.pipeline is not second.pipeline
+    single = generator(folder, device="cpu,cpu")
+    assert [pixels(r) for r in images(single, REQUESTS)] == alone
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(
+    made: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch, largest: int, error: Exception
+) -> list[int]:
+    """Let the transformer fail for more images at once than so many; gives the sizes that were tried."""
+    tried: list[int] = []
+    with made.replicas.one() as replica:
+        transformer = replica.pipeline.transformer
+    forward: Callable[..., Any] = transformer.forward
+
+    def limited(x: list[Any], *args: Any, **kwargs: Any) -> Any:
+        tried.append(len(x))
+        if len(x) > largest:
+            raise error
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(transformer, "forward", limited)
+    return tried
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("HIP out of memory. Tried ...")])
+def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    made = generator(folder, batch_size=4)
+    tried = limit_memory(made, monkeypatch, 1, error)
+    results = images(made, REQUESTS)
+    assert tried == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert [r.request for r in results] == REQUESTS
+    assert [r.note for r in results] == [
+        "tiny: a batch of 2 does not fit into memory; going on with 1",
+        None,
+        None,
+        None,
+    ]
+    tried.clear()
+    assert [r.note for r in images(made, REQUESTS[:2])] == [None, None]  # it remembers what fits
+    assert tried == [1, 1, 1, 1]
+    assert [pixels(r) for r in results] == [pixels(r) for r in images(generator(folder), REQUESTS)]
+
+
+def test_one_image_that_does_not_fit_is_an_error_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generator(folder, batch_size=2)
+    limit_memory(made, monkeypatch, 0, torch.OutOfMemoryError("CUDA"))
+    for error in made.generate(REQUESTS[:2]):
+        assert isinstance(error, BackendError)
+        assert not error.retryable
+        assert "offload=model" in str(error)
+
+
+def test_other_failures_are_errors_in_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = generator(folder)
+    limit_memory(made, monkeypatch, 0, RuntimeError("cuBLAS\nfailed"))
+    [error] = made.generate(REQUESTS[:1])
+    assert isinstance(error, BackendError)
+    assert error.retryable
+    assert str(error) == "tiny: cuBLAS failed"
+
+
+# --- steps, previews, edits ------------------------------------------------------------------------------------------
+
+
+class StopError(Exception):
+    """Something that no backend knows."""
+
+
+def test_a_callback_that_raises_ends_the_image_at_once(folder: Path) -> None:
+    seen: list[int] = []
+
+    def on_step(at: Step) -> None:
+        seen.append(at.step)
+        if at.step == 2:
+            raise StopError
+
+    made = generator(folder, steps=50)
+    with pytest.raises(StopError):
+        made.generate(REQUESTS, on_step=on_step)
+    assert seen == [1, 2]
+    assert len(images(made, REQUESTS[:1])) == 1
+
+
+def test_previews_that_fail_leave_the_images_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import AutoencoderKL
+
+    def encode(*_: Any) -> None:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(AutoencoderKL, "encode", encode)
+    told: list[Step] = []
+    [result] = generator(folder, previews=1).generate(REQUESTS[:1], on_step=told.append)
+    assert isinstance(result, GeneratedImage)
+    assert [at.preview for at in told] == [None, None]
+
+
+def test_previews_have_the_colours_of_the_image() -> None:
+    """With an autoencoder that averages, the colours come back; packed latents are laid out again."""
+    from gems.models.diffusers.previews import Previews
+
+    class Config(dict[str, Any]):
+        scaling_factor, shift_factor = 2.0, 0.5
+
+    class Averages:
+        """An 'autoencoder' of four latent channels: the three colours of 8 x 8 pixels, and a constant."""
+
+        dtype, config = torch.float32, Config()
+
+        def encode(self, image: torch.Tensor) -> Any:
+            rgb = torch.nn.functional.avg_pool2d(image, 8)
+            latents = torch.cat([rgb, torch.zeros_like(rgb[:, :1])], dim=1)
+            self.latent_dist = self
+            self.mode = lambda: latents
+            return self
+
+    class Pipeline:
+        vae, vae_scale_factor, _execution_device = Averages(), 8, "cpu"
+
+        def maybe_free_model_hooks(self) -> None: ...
+
+        @staticmethod
+        def _unpack_latents(latents: torch.Tensor, height: int, width: int, scale: int) -> torch.Tensor:
+            from diffusers import FluxPipeline
+
+            unpacked: torch.Tensor = FluxPipeline._unpack_latents(latents, height, width, scale)
+            return unpacked
+
+    from diffusers import FluxPipeline
+
+    pipeline = Pipeline()
+    previews = Previews(pipeline)
+    latents = torch.zeros(2, 4, 4, 8)
+    latents[0, 0] = 1.0  # red, before it is shifted and scaled
+    latents[0, 1:3] = latents[1] = -1.0
+    latents = (latents - 0.5) * 2
+    red, black = previews.draw(pipeline, latents, 2.0)
+    packed = FluxPipeline._pack_latents(latents, 2, 4, 4, 8)
+    for first, second in ((red, black), previews.draw(pipeline, packed, 2.0)):
+        assert first is not None
+        assert second is not None
+        assert first.size == (8, 4)
+        assert first.getpixel((5, 2)) == pytest.approx((255, 0, 0), abs=2)
+        assert second.getpixel((5, 2)) == pytest.approx((0, 0, 0), abs=2)
+
+
+def test_an_edit_moves_as_far_as_strength_says(folder: Path) -> None:
+    start = Image.new("RGB", (SIZE, SIZE), "red")
+    edits = [ImageRequest("a car", 1, Edit(start, keep=("Is it red?",), fix=()))]
+
+    def steps(strength: float | None) -> int:
+        told: list[Step] = []
+        generator(folder, steps=10, strength=strength).generate(edits, on_step=told.append)
+        return len(told)
+
+    assert (steps(0.2), steps(None), steps(1.0)) == (2, 6, 10)
+
+
+def test_an_edit_of_few_steps_keeps_one(folder: Path) -> None:
+    edit = Edit(Image.new("RGB", (64, 64), "red"), keep=(), fix=())
+    [result] = images(generator(folder, steps=1), [ImageRequest("a car", 1, edit)])
+    assert result.image.size == (SIZE, SIZE)
+
+
+def test_edits_is_known_without_weights(folder: Path) -> None:
+    for path in weights_of(folder):
+        path.unlink()
+    assert generator(folder).edits
+    assert init_image_generator("pocket").edits
+    edit_index(folder, _class_name="QwenImageEditPipeline")
+    assert generator(folder, DEFAULTS).edits
+    edit_index(folder, _class_name="FluxKontextPipeline")
+    assert generator(folder, DEFAULTS).edits
+
+
+def test_a_pipeline_that_only_refines_is_refused(folder: Path) -> None:
+    edit_index(folder, _class_name="StableDiffusionXLImg2ImgPipeline")
+    with pytest.raises(InputError, match="only refines images"):
+        generator(folder, DEFAULTS).load()
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_revision_comes_after_an_at(tmp_path: Path) -> None:
+    assert PipelineSource.parse("owner/repo@v1.0") == PipelineSource("owner/repo", "v1.0")
+    assert PipelineSource.parse("owner/repo") == PipelineSource("owner/repo")
+    (tmp_path / "my@model").mkdir()
+    assert PipelineSource.parse(str(tmp_path / "my@model")).revision is None
+    with pytest.raises(InputError, match="no revisions"):
+        PipelineSource.parse(f"{tmp_path}@main")
+
+
+def test_a_repository_is_pinned_to_the_commit_that_is_named(
+    repository: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import diffusers
+
+    def from_pretrained(path: str, **arguments: Any) -> Any:
+        repository.append(arguments["revision"])
+        raise OSError("no network")
+
+    monkeypatch.setattr(diffusers.ZImagePipeline, "from_pretrained", from_pretrained)
+    made = generator("owner/repo@v1")
+    assert made.fingerprint == "owner/repo@c0ffee"
+    with pytest.raises(BackendError, match="cannot load the image model owner/repo: no network"):
+        made.load()
+    assert repository == ["v1", "c0ffee"]
+
+
+def test_a_repository_that_cannot_be_reached_is_an_error_of_one_line() -> None:
+    made = init_image_generator("diffusers:nobody/nothing@v1")
+    with pytest.raises(BackendError, match="cannot load the image model nobody/nothing") as caught:
+        made.generate(REQUESTS[:1])
+    assert not caught.value.retryable
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(BackendError, match=r"there is no folder \./nowhere"):
+        generator("./nowhere").load()
+
+
+def test_missing_weights_are_told(folder: Path) -> None:
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(BackendError, match="cannot load the image model") as caught:
+        generator(folder).load()
+    assert not caught.value.retryable
+    with pytest.raises(BackendError, match="holds no weights for its transformer"):
+        generator(folder).check()
+
+
+def test_damaged_weights_are_told(folder: Path) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(BackendError, match="cannot load the image model"):
+        generator(folder).load()
+
+
+def test_pickled_weights_are_refused(folder: Path) -> None:
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_suffix(".bin"))
+    with pytest.raises(InputError, match="holds pickled weights only"):
+        generator(folder).load()
+
+
+def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
+    (folder / "own.py").write_text(
+        "import diffusers\n\n\nclass Own(diffusers.ZImagePipeline):\n    made_here = True\n", encoding="utf-8"
+    )
+    edit_index(folder, _class_name=["own", "Own"])
+    with pytest.raises(InputError, match="trust_remote_code"):
+        generator(folder).load()
+    trusting = generator(folder, trust_remote_code=True)
+    assert len(images(trusting, REQUESTS[:1])) == 1
+    with trusting.replicas.one() as replica:
+        assert replica.pipeline.made_here
+
+
+def test_a_pipeline_of_a_newer_diffusers_is_told(folder: Path) -> None:
+    edit_index(folder, _class_name="ZImage9Pipeline")
+    with pytest.raises(BackendError, match=r"ZImage9Pipeline, which diffusers .* does not have; try 'pip install -U"):
+        generator(folder).load()
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_would_be_run(folder: Path) -> None:
+    line = generator(folder, DEFAULTS, device="cpu").check()
+    assert line.startswith("ZImagePipeline of diffusers ")
+    assert "cpu with float32" in line
+    assert "num_inference_steps 9, guidance_scale 0.0" in line
+    assert line.endswith("edits images with ZImageImg2ImgPipeline")
+
+
+def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
+    sizes = diffusers_check.weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
+    assert sizes is not None
+    assert set(sizes) == {"transformer", "text_encoder", "vae"}
+    with generator(folder).replicas.one() as replica:
+        assert sizes["transformer"] == 2 * sum(p.numel() for p in replica.pipeline.transformer.parameters())
+    quantized = diffusers_check.weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
+    assert quantized is not None
+    assert quantized["transformer"] == sizes["transformer"] // 4
+    assert quantized["vae"] == sizes["vae"]
+
+
+def test_check_tells_that_memory_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers_check, "free_memory", lambda device: 1000)
+    with pytest.raises(BackendError, match=r"for its weights alone .* offload=model"):
+        generator(folder).check()
+
+
+def test_check_refuses_what_a_run_would(folder: Path) -> None:
+    with pytest.raises(InputError, match="takes no true_cfg_scale"):
+        generator(folder, true_cfg_scale=2.0).check()
+
+
+def test_check_names_a_package_that_a_component_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class Dummy:
+        _backends = ("sentencepiece",)
+
+    Dummy.__module__ = "transformers.utils.dummy_sentencepiece_objects"
+    monkeypatch.setattr(transformers, "Qwen3Model", Dummy, raising=False)
+    with pytest.raises(BackendError, match="needs sentencepiece: pip install sentencepiece"):
+        generator(folder).check()
+
+
+@pytest.mark.usefixtures("repository")
+def test_check_asks_the_hub_for_the_size_of_a_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Metadata:
+        def __init__(self, *_: Any, **__: Any) -> None:
+            self.parameter_count = {"BF16": 3_000_000_000, "F32": 1}
+
+    files = ["model_index.json", "z.safetensors", "transformer/m.safetensors", "transformer/m.fp16.safetensors"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *a, **k: files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", Metadata)
+    sizes = diffusers_check.weights_size(PipelineSource("owner/repo"), DEFAULTS, 2)
+    assert sizes == {"transformer": 6_000_000_002}
+
+
+@pytest.mark.usefixtures("repository")
+def test_check_goes_on_where_the_hub_does_not_answer() -> None:
+    assert "the hub does not answer" in generator("owner/repo").check()
+
+
+# --- pocket ----------------------------------------------------------------------------------------------------------
+
+
+def test_pocket_takes_the_options_that_its_pipeline_takes() -> None:
+    told: list[Step] = []
+    few = init_image_generator("pocket", GeneratorOptions(steps=3, batch_size=2))
+    few.generate([ImageRequest("two red cars", 1), ImageRequest("a dog", 2)], on_step=told.append)
+    assert [(at.index, at.step, at.steps) for at in told] == [(i, s, 3) for i in range(2) for s in (1, 2, 3)]
+    with pytest.raises(InputError, match="PocketPipeline takes no width"):
+        init_image_generator("pocket", GeneratorOptions(width=256)).generate([ImageRequest("a dog", 1)])

@@ -1,0 +1,109 @@
+"""Reading written words, with the real reader on drawn signs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from gems.errors import InputError
+from gems.graph.state import Requirement
+from gems.models.inspectors import Inspector
+from gems.models.ocr import OcrInspector, similarity
+from gems.models.registry import init_inspector
+from gems.wording import quoted_texts
+
+
+def sign(text: str) -> Image.Image:
+    image = Image.new("RGB", (480, 240), "white")
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((30, 30, 450, 210), outline="black", width=6)
+    draw.multiline_text((240, 120), text, "black", ImageFont.load_default(64), anchor="mm", align="center")
+    return image
+
+
+def asked(question: str) -> Requirement:
+    return Requirement(id="r1", question=question, kind="text")
+
+
+@pytest.fixture(scope="module")
+def ocr() -> OcrInspector:
+    return OcrInspector()
+
+
+def test_it_is_found_by_name_and_follows_the_protocol() -> None:
+    assert isinstance(init_inspector("ocr"), Inspector)
+    with pytest.raises(InputError, match="unknown inspector 'nose'; there is ocr"):
+        init_inspector("nose")
+
+
+@pytest.mark.parametrize(
+    ("written", "question", "verdict"),
+    [
+        ("OPEN", 'Does the sign read "OPEN"?', True),
+        ("OPEN", "Does the sign read “open”?", True),
+        ("FRESH\nBREAD", "Does the sign say 'Fresh bread'?", True),
+        ("CLOSED", 'Does the sign read "OPEN"?', False),
+        ("REOPENED", 'Does the sign read "OPEN"?', False),
+        ("OPEN", 'Does it read "OPEN" and, below, "SUNDAY"?', False),
+    ],
+)
+def test_it_says_whether_the_words_are_there(ocr: OcrInspector, written: str, question: str, verdict: bool) -> None:
+    [finding] = ocr.inspect(sign(written), [asked(question)])
+    assert finding.requirement_id == "r1"
+    assert written.split()[0] in finding.evidence
+    assert finding.probability is not None
+    assert (finding.probability > 0.9) if verdict else (finding.probability < 0.1)
+
+
+def test_a_letter_or_two_may_be_its_own_mistake(ocr: OcrInspector) -> None:
+    [finding] = ocr.inspect(sign("GROCERIEZ"), [asked('Does the sign read "GROCERIES"?')])
+    assert finding.probability is None
+    assert "89% like what is asked for" in finding.evidence
+
+
+def test_nothing_read_does_not_mean_nothing_written(ocr: OcrInspector) -> None:
+    [finding] = ocr.inspect(Image.new("RGB", (200, 200), "white"), [asked('Does the sign read "OPEN"?')])
+    assert finding.evidence == "reads no text"
+    assert finding.probability == pytest.approx(0.25)
+
+
+def test_without_a_quotation_it_only_tells_what_it_reads(ocr: OcrInspector) -> None:
+    [finding] = ocr.inspect(sign("OPEN"), [asked("Is there writing on the sign?")])
+    assert finding == type(finding)("r1", 'reads "OPEN"', None)
+
+
+def test_threads_may_share_it(ocr: OcrInspector) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        read = list(pool.map(lambda word: ocr.read(sign(word))[0], ["ONE", "TWO", "SIX"] * 2))
+    assert read == [["ONE"], ["TWO"], ["SIX"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("question", "quoted"),
+    [
+        ('Does it say "a" or “b”?', ["a", "b"]),
+        ("Is 'Joe's Diner' written on the door?", ["Joe's Diner"]),
+        ("Is the dog's bowl empty?", []),
+        ("Steht dort „Bäckerei“ oder «pain»?", ["Bäckerei", "pain"]),
+    ],
+)
+def test_quotations_are_found(question: str, quoted: list[str]) -> None:
+    assert quoted_texts(question) == quoted
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words", "expected"),
+    [
+        ("OPEN", ["we", "are", "open!"], 1.0),
+        ("fresh bread", ["FRESHBREAD"], 1.0),
+        ("fresh bread", ["FR", "ESH", "BR", "EAD"], 1.0),
+        ("open", ["opem"], 0.75),
+        ("pen", ["open"], 0.75),
+        ("open", [], 0.0),
+        ("!!!", ["!!!"], 0.0),
+    ],
+)
+def test_similarity_is_the_edit_distance_to_the_nearest_words(wanted: str, words: list[str], expected: float) -> None:
+    assert similarity(wanted, words) == pytest.approx(expected)

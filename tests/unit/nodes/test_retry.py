@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langgraph.errors import NodeError
+
+from gems.errors import BackendError, InputError, MalformedAnswerError
+from gems.graph.state import GemsState, Usage
+from gems.nodes.retry import is_backend_failure, report_failure, retry_on, work_without
+
+
+class StatusError(Exception):
+    def __init__(self, status_code: int) -> None:
+        super().__init__(f"status {status_code}")
+        self.status_code = status_code
+
+
+class APIConnectionError(Exception):
+    """Named as the providers' packages name theirs."""
+
+
+@pytest.mark.parametrize(
+    ("error", "again", "backend"),
+    [
+        (InputError("bad"), False, False),
+        (BackendError("busy"), True, True),
+        (BackendError("no weights", retryable=False), False, True),
+        (MalformedAnswerError("what?"), True, True),
+        (StatusError(429), True, True),
+        (StatusError(503), True, True),
+        (StatusError(401), False, True),
+        (StatusError(400), False, True),
+        (ConnectionResetError(), True, True),
+        (TimeoutError(), True, True),
+        (APIConnectionError(), True, True),
+        (TypeError("a bug"), False, False),
+        (KeyError("a bug"), False, False),
+    ],
+)
+def test_what_is_tried_again_and_whose_fault_it_is(error: Exception, again: bool, backend: bool) -> None:
+    assert retry_on(error) is again
+    assert is_backend_failure(error) is backend
+
+
+STATE = GemsState(run_id="r")
+
+
+def failed(error: Any) -> NodeError:
+    return NodeError(node="planner", error=error)
+
+
+def test_a_backends_failure_is_noted_and_the_run_goes_on() -> None:
+    command: Any = report_failure(STATE, failed(BackendError("server\ndown")), "generator", draft="x")
+    assert command.goto == "generator"
+    assert command.update == {"errors": ["planner: server down"], "usage": Usage(), "draft": "x"}
+
+
+@pytest.mark.parametrize("error", [InputError("unknown word"), TypeError("a bug")])
+def test_bad_input_and_bugs_are_raised(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        report_failure(STATE, failed(error), "generator")
+
+
+def test_what_a_run_can_do_without_is_noted_whatever_broke() -> None:
+    command: Any = work_without(STATE, failed(TypeError("a bug")), "planner", memories=[])
+    assert command.update == {"errors": ["planner: a bug"], "usage": Usage(), "memories": []}
+    with pytest.raises(InputError):
+        work_without(STATE, failed(InputError("bad embedder")), "planner")
+
+
+def test_after_a_resume_a_failure_is_known_by_its_text_alone() -> None:
+    with pytest.raises(InputError, match="unknown word 'dragon'"):
+        report_failure(STATE, failed(repr(InputError("unknown word 'dragon'"))), "generator")
+    command: Any = report_failure(STATE, failed(repr(BackendError("server down"))), "generator")
+    assert command.update["errors"] == ["planner: server down"]
+    command = report_failure(STATE, failed("StatusError(503, <Response>)"), "generator")
+    assert command.update["errors"] == ["planner: StatusError(503, <Response>)"]

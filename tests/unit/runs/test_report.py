@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from gems.runs.report import Change, render_report, word_changes
+
+
+def png(color: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    def attempt(round_: int, prompt: str, answers: list[str]) -> dict[str, Any]:
+        return {
+            "round": round_,
+            "candidate": 0,
+            "strategy": "plan",
+            "prompt": prompt,
+            "seed": round_,
+            "image": {"uri": "x", "sha256": "0" * 64, "width": 64, "height": 64, "media_type": "image/png"},
+            "verdicts": [
+                {"requirement_id": f"r{i}", "answer": a, "confidence": 0.9, "reason": f"reason {a}"}
+                for i, a in enumerate(answers)
+            ],
+            "score": 0.5,
+            "experience": "",
+            "file": f"round-{round_}-0.png",
+        }
+
+    base: dict[str, Any] = {
+        "thread": "t",
+        "gems_version": "0",
+        "prompt": "two cats",
+        "outcome": "solved",
+        "score": 0.9,
+        "best": 1,
+        "models": {role: {"name": "pocket", "fingerprint": "f" * 64} for role in ("generator", "mllm")},
+        "settings": {"candidates": 1},
+        "requirements": [{"id": f"r{i}", "question": f"Question {i}?", "kind": "count"} for i in range(2)],
+        "memories": [],
+        "skills": ["counting"],
+        "attempts": [attempt(1, "two cats", ["yes", "no"]), attempt(2, "exactly two cats", ["yes", "yes"])],
+        "usage": {"images": 2, "chat_calls": 5, "prompt_tokens": 10, "completion_tokens": 5, "seconds": 1.5},
+        "errors": [],
+        "finished_at": "2026-01-01T00:00:00+00:00",
+    }
+    return {**base, **changes}
+
+
+def test_it_shows_every_attempt_and_verdict_and_needs_nothing_else() -> None:
+    page = render_report(record(), [png("red"), png("blue")])
+    assert page.count("data:image/") == 3  # two thumbnails and the best image
+    assert page.count("reason yes") == 3
+    assert page.count("reason no") == 1
+    assert "<ins>exactly</ins>" in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize("field", ["prompt", "thread", "errors", "skills"])
+def test_hostile_text_stays_text(field: str) -> None:
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+    value = [hostile] if field in ("errors", "skills") else hostile
+    page = render_report(record(**{field: value}), [png("red"), png("blue")])
+    assert "<script>" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_run_without_an_image_has_a_page_too() -> None:
+    page = render_report(record(outcome="failed", best=None, attempts=[], errors=["generator: down"]), [])
+    assert "No image was made." in page
+    assert "generator: down" in page
+
+
+def test_an_attempt_that_was_not_checked_says_so() -> None:
+    unchecked = record(outcome="budget")
+    unchecked["attempts"][1]["verdicts"] = []
+    assert "not checked" in render_report(unchecked, [png("red"), png("blue")])
+
+
+def test_word_changes_read_in_order() -> None:
+    assert word_changes("a red cat", "a blue cat sleeping") == [
+        Change("same", "a"),
+        Change("removed", "red"),
+        Change("added", "blue"),
+        Change("same", "cat"),
+        Change("added", "sleeping"),
+    ]
+    assert word_changes("", "a") == [Change("added", "a")]
+    assert word_changes("a", "a") == [Change("same", "a")]
