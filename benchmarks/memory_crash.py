@@ -333,7 +333,7 @@ class Parent:
 
 
 def _process(role: str, trial: Trial, *more: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "memory_crash", role, *map(str, more), *trial.arguments()]
+    command = [sys.executable, __file__, role, *map(str, more), *trial.arguments()]
     # Nine processes with a thread per core each would only wait for one another.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)  # noqa: S603

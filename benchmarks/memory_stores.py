@@ -514,7 +514,7 @@ def _lines(file: Path) -> Iterator[bytes]:
         yield from (line for line in lines if line.endswith(b"\n"))
 
 
-_OURSELVES: Final = [sys.executable, "-m", "memory_stores"]
+_OURSELVES: Final = [sys.executable, __file__]
 
 
 def main() -> None:

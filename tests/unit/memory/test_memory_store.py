@@ -122,7 +122,7 @@ def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
         "s = FaissStore(sys.argv[1], embedder=Points())\n"
         "s.put(('a',), 'theirs', {'text': 'abba'}, index=['text']); s.delete(('a',), 'mine'); s.close()"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1])], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[2])], check=True, timeout=60)
     assert [item.key for item in ours.search(("a",), query="abba")] == ["theirs"]
     ours.close()
 

@@ -165,7 +165,7 @@ def test_the_autoencoder_can_work_in_parts_and_the_denoiser_be_compiled(
 def test_offloading_is_set_up_on_the_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import ZImagePipeline
 
-    from gems.models import diffusers_loading
+    from gems.models.diffusers import loading as diffusers_loading
 
     calls: list[tuple[str, str]] = []
     for method in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):
