@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.bulk.batch import Batch, run_batch
-from gems.bulk.jobs import Job, derive_seed, sample_of
+from gems.bulk.jobs import Job, sample_of
 from gems.bulk.limits import forecast
 from gems.bulk.results import Tally
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
 from gems.graph.state import Prices
+from gems.seeds import seed_of_batch_prompt
 
 RUNS: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "the whole loop": ({"max_rounds": 5}, 8),
@@ -46,7 +47,7 @@ def main() -> None:
     for number, (name, (settings, concurrency)) in enumerate(RUNS.items()):
         context = GemsContext.exactly({"memory": False, **settings})
         wishes = fresh_prompts(given.prompts, given.seed + number)
-        jobs = [Job(i, wish.prompt, derive_seed(given.seed, i)) for i, wish in enumerate(wishes)]
+        jobs = [Job(i, wish.prompt, seed_of_batch_prompt(given.seed, i)) for i, wish in enumerate(wishes)]
         with tempfile.TemporaryDirectory() as folder:
             told[name] = _compare(Path(folder), jobs, context, concurrency, given.sample, given.seed)
         print(json.dumps({name: told[name]}), flush=True)

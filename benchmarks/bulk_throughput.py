@@ -32,7 +32,8 @@ from langchain_core.outputs import ChatResult
 
 from diffusers_overhead import PRESETS, save_pipeline
 from gems.bulk.batch import run_batch
-from gems.bulk.jobs import Job, derive_seed
+from gems.seeds import seed_of_batch_prompt
+from gems.bulk.jobs import Job, 
 from gems.bulk.results import Row
 from gems.errors import BackendError
 from gems.evals.prompts import fresh_prompts
@@ -67,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, without_bars(), _slow_chat(given.chat_seconds):
         folder = Path(name)
         context = _context(given, folder)
-        jobs = [Job(i, p.prompt, derive_seed(1, i)) for i, p in enumerate(fresh_prompts(given.prompts, 5))]
+        jobs = [Job(i, p.prompt, seed_of_batch_prompt(1, i)) for i, p in enumerate(fresh_prompts(given.prompts, 5))]
         bare = [_bare(context, jobs)]
         alone, _ = _bulk(folder / "alone", jobs[: given.alone], context, 1)
         many, memory = _bulk(folder / "many", jobs, context, given.in_flight)

@@ -55,6 +55,7 @@ PURPOSES: Final = {
 """What each node is for, as its metadata tell."""
 
 GemsGraph: TypeAlias = CompiledStateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
+_Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 
 
 def build_graph(
@@ -105,11 +106,16 @@ def build_graph(
         thumbnails=thumbnails,
     )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
+    _add_nodes(graph, resources, retry)
+    _add_edges(graph)
+    return graph.compile(checkpointer=checkpointer, store=store, name="gems")
 
-    # LangGraph's type hints know nothing of the error that a handler is given, hence Any.
+
+def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
+    # LangGraph's type hints do not know the error that a handler is given, hence Any.
     def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
-        about = {"description": PURPOSES[name]}
-        graph.add_node(name, node, defer=defer, metadata=about, retry_policy=retry, error_handler=handler)
+        metadata = {"description": PURPOSES[name]}
+        graph.add_node(name, node, defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
 
     def add(name: str, node: Node) -> None:
         graph.add_node(name, node, metadata={"description": PURPOSES[name]})
@@ -121,13 +127,15 @@ def build_graph(
     add_with_handler("decomposer", make_decomposer(resources), without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
     add_with_handler("generator", make_generator(resources), without_image, defer=True)
-    # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that are not there.
+    # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that do not exist.
     add_with_handler("editor", make_editor(resources), without_image, defer=True)
     add_with_handler("verifier", make_verifier(resources), without_verdicts)
     add("review", make_review(resources))
     add_with_handler("refiner", make_refiner(resources), without_refinement)
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
 
+
+def _add_edges(graph: _Graph) -> None:
     graph.add_edge(START, "intake")
     graph.add_conditional_edges("intake", after_intake, ["retrieve_memory", "decomposer", "store_memory"])
     graph.add_edge("retrieve_memory", "planner")
@@ -140,4 +148,3 @@ def build_graph(
     graph.add_conditional_edges("refiner", after_refiner)
     graph.add_conditional_edges("editor", after_generator)
     graph.add_edge("store_memory", END)
-    return graph.compile(checkpointer=checkpointer, store=store, name="gems")

@@ -12,13 +12,12 @@ from gems.database import without_password
 from gems.errors import InputError
 from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
+from gems.seeds import MAX_SEED
 
-__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role"]
+__all__ = ["ROLES", "GemsContext", "Role"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
-
-MAX_SEED = 2**31 - 1
 
 
 class GemsContext(BaseModel):

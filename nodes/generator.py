@@ -1,4 +1,4 @@
-"""Makes the round's images and files them in the image store."""
+"""Draws the round's images and files them in the image store."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
-from gems.graph.context import MAX_SEED, GemsContext
+from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
+from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, StepCallback
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
+from gems.seeds import seed_of_attempt
 
 __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
 
@@ -41,8 +42,8 @@ def make_editor(resources: Resources) -> Node:
 
 
 def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.Image) -> Edit:
-    """What an edit of an attempt's image is told: what passed in it, and what did not."""
-    passed = {v.requirement_id for v in attempt.answers if v.answer == "yes"}
+    """The edit that mends an attempt's image: what passed in it is kept, the rest is fixed."""
+    passed = {verdict.requirement_id for verdict in attempt.answers if verdict.answer == "yes"}
     return Edit(
         image,
         keep=tuple(r.question for r in requirements if r.id in passed),
@@ -51,75 +52,104 @@ def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.
 
 
 def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext], base: Attempt | None) -> GemsState:
+    """Draw the round's images, from noise or from the image of ``base``, and file them."""
     if state.get("outcome"):  # a branch before this one gave up
         return GemsState()
     watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
     edit = edit_of(base, all_asked(state), resources.images(context).open(base.image)) if base else None
-    requests = [
-        ImageRequest(state["draft"], (state["seed"] + (round_ - 1) * context.candidates + k) % (MAX_SEED + 1), edit)
-        for k in range(_affordable(context, state["usage"]))
-    ]
+    requests = _requests(state, context, round_, edit)
     if not requests:
         return GemsState(outcome="budget")
 
-    def on_step(at: Step) -> None:
-        if runtime.drain_requested and at.step < at.steps:
-            # As LangGraph itself does between nodes: the run stands before this node, and can go on from there.
-            raise GraphDrained(runtime.drain_reason or "stopped")
-        event = {"round": round_, "candidate": at.index, "step": at.step}
-        runtime.stream_writer({"event": "step", **event, "steps": at.steps})
-        if at.preview is not None:
-            runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(at.preview)})
-
-    backend, images = resources.generator(context), resources.images(context)
-    results = backend.generate(requests, on_step=on_step)
-    errors = [r for r in results if isinstance(r, BackendError)]
+    backend = resources.generator(context)
+    results = backend.generate(requests, on_step=_step_reporter(runtime, round_))
+    errors = [result for result in results if isinstance(result, BackendError)]
     if len(errors) == len(results):
         if all(isinstance(error, ContentRefusedError) for error in errors):
-            return _refused(state, context, errors[0], watch)
+            return _refusal(state, context, errors[0], watch)
         raise errors[0]
-    made = []
-    for k, result in enumerate(results):
-        if isinstance(result, BackendError):
-            continue
-        base_hash = base.image.sha256 if base else ""
-        ref = images.put(result.image, image_metadata(result.request, backend, edited_from=base_hash))
-        made.append(
-            Attempt(
-                round=round_,
-                candidate=k,
-                strategy=state["strategy"],
-                prompt=result.request.prompt,
-                seed=result.request.seed,
-                image=ref,
-                edited_from=base_hash,
-            )
-        )
-        runtime.stream_writer(
-            {
-                "event": "image",
-                "round": round_,
-                "candidate": k,
-                "seed": result.request.seed,
-                "uri": ref.uri,
-                "sha256": ref.sha256,
-            }
-        )
+    new_attempts = [
+        _file_image(resources, state, runtime, round_, candidate, result, base)
+        for candidate, result in enumerate(results)
+        if isinstance(result, GeneratedImage)
+    ]
     notes = [f"generator: {r.note}" for r in results if isinstance(r, GeneratedImage) and r.note]
-    best = best_attempt([*attempts, *made])
+    best = best_attempt([*attempts, *new_attempts])
     return GemsState(
-        attempts=[*attempts, *made],
+        attempts=[*attempts, *new_attempts],
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
         errors=[*(f"generator: image {error}" for error in errors), *notes],
-        usage=Usage(images=len(made), seconds=watch.seconds),
+        usage=Usage(images=len(new_attempts), seconds=watch.seconds),
     )
 
 
-def _refused(state: GemsState, context: GemsContext, error: BackendError, watch: Stopwatch) -> GemsState:
-    """A refused draft costs a round: the refiner finds other words for it, as long as there are rounds left."""
+def _requests(state: GemsState, context: GemsContext, round_: int, edit: Edit | None) -> list[ImageRequest]:
+    """The round's images, as many of them as the budget still allows."""
+    sizes = range(context.candidates, 0, -1)
+    count = next((n for n in sizes if not context.budget.exhausted(state["usage"], images=n)), 0)
+    seeds = [
+        seed_of_attempt(state["seed"], round_=round_, candidates=context.candidates, candidate=candidate)
+        for candidate in range(count)
+    ]
+    return [ImageRequest(state["draft"], seed, edit) for seed in seeds]
+
+
+def _step_reporter(runtime: Runtime[GemsContext], round_: int) -> StepCallback:
+    """Streams each denoising step, and stops the drawing between two steps if the run is asked to stop."""
+
+    def on_step(step: Step) -> None:
+        if runtime.drain_requested and step.step < step.steps:
+            # As LangGraph itself does between nodes: the run stops before this node, and can go on from there.
+            raise GraphDrained(runtime.drain_reason or "stopped")
+        event = {"round": round_, "candidate": step.index, "step": step.step}
+        runtime.stream_writer({"event": "step", **event, "steps": step.steps})
+        if step.preview is not None:
+            runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(step.preview)})
+
+    return on_step
+
+
+def _file_image(
+    resources: Resources,
+    state: GemsState,
+    runtime: Runtime[GemsContext],
+    round_: int,
+    candidate: int,
+    result: GeneratedImage,
+    base: Attempt | None,
+) -> Attempt:
+    """Put an image into the store, and make the attempt that refers to it."""
+    context = resources.context(runtime)
+    base_hash = base.image.sha256 if base else ""
+    metadata = image_metadata(result.request, resources.generator(context), edited_from=base_hash)
+    ref = resources.images(context).put(result.image, metadata)
+    seed = result.request.seed
+    runtime.stream_writer(
+        {
+            "event": "image",
+            "round": round_,
+            "candidate": candidate,
+            "seed": seed,
+            "uri": ref.uri,
+            "sha256": ref.sha256,
+        }
+    )
+    return Attempt(
+        round=round_,
+        candidate=candidate,
+        strategy=state["strategy"],
+        prompt=result.request.prompt,
+        seed=seed,
+        image=ref,
+        edited_from=base_hash,
+    )
+
+
+def _refusal(state: GemsState, context: GemsContext, error: BackendError, watch: Stopwatch) -> GemsState:
+    """A refused draft costs a round: the refiner rewords it as long as there are rounds left."""
     refused, attempts = [*state["refused"], state["draft"]], state["attempts"]
     rounds = len(refused) + (attempts[-1].round if attempts else 0)
     update = GemsState(refused=refused, errors=[f"generator: {error}"], usage=Usage(seconds=watch.seconds))
@@ -129,7 +159,7 @@ def _refused(state: GemsState, context: GemsContext, error: BackendError, watch:
 
 
 def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:
-    """The text chunks of an image's PNG: A1111's "parameters", and the same as JSON; no clock, so that bytes repeat."""
+    """The PNG text chunks of an image: A1111's "parameters", and the same as JSON. No time, so that bytes repeat."""
     record: dict[str, object] = {
         "prompt": request.prompt,
         "seed": request.seed,
@@ -146,7 +176,7 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
 
 
 def without_image(state: GemsState, error: NodeError) -> Goto:
-    """A generator that gave up ends the run; what was made before is still the result."""
+    """End the run after a generator has failed for good. The images of earlier rounds are still the result."""
     return report_failure(state, error, "store_memory", outcome="failed")
 
 
@@ -154,11 +184,3 @@ def _base64_jpeg(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _affordable(context: GemsContext, usage: Usage) -> int:
-    """How many of the round's images the budget still allows."""
-    return next(
-        (n for n in range(context.candidates, 0, -1) if not context.budget.exhausted(usage, images=n)),
-        0,
-    )

@@ -12,10 +12,11 @@ from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
 from gems.errors import InputError
-from gems.graph.context import MAX_SEED, GemsContext
+from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.nodes.resources import Node, Resources
 from gems.nodes.reuse import solved_before
+from gems.seeds import MAX_SEED
 
 __all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "make_intake"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.errors import InputError
-from gems.graph.context import MAX_SEED
+from gems.seeds import MAX_SEED, seed_of_batch_prompt
 
-__all__ = ["Job", "derive_seed", "read_jobs", "sample_of"]
+__all__ = ["Job", "read_jobs", "sample_of"]
 
 _MAX_LINE: Final = 64 * 1024
 
@@ -67,7 +67,13 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
             own = row.get("seed")
             index = len(jobs)
             jobs.append(
-                Job(index, row["prompt"], derive_seed(seed, index) if own is None else own, row.get("id"), number)
+                Job(
+                    index,
+                    row["prompt"],
+                    seed_of_batch_prompt(seed, index) if own is None else own,
+                    row.get("id"),
+                    number,
+                )
             )
     if not jobs:
         raise InputError(f"{path} holds no prompt")
@@ -90,11 +96,6 @@ def _parse_json(line: str, where: str) -> dict[str, Any] | None:
     if seed is not None and not (type(seed) is int and 0 <= seed <= MAX_SEED):
         raise InputError(f'{where}: "seed" is not a whole number from 0 to {MAX_SEED}')
     return row
-
-
-def derive_seed(seed: int, index: int) -> int:
-    """Far apart for neighbours, so that no two prompts of a batch share the seeds of their later rounds."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{index}".encode()).digest()[:4], "big") & MAX_SEED
 
 
 def sample_of(jobs: Sequence[Job], size: int, seed: int) -> list[Job]:

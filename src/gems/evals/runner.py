@@ -12,7 +12,8 @@ from typing import Any
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, brief, run_batch, run_jobs
-from gems.bulk.jobs import Job, derive_seed
+from gems.seeds import seed_of_batch_prompt
+from gems.bulk.jobs import Job, 
 from gems.bulk.results import Tally, claim
 from gems.errors import BackendError, InputError
 from gems.evals.arms import Arm
@@ -49,7 +50,7 @@ class Plan:
     @property
     def jobs(self) -> list[Job]:
         """The prompts, each with its seed: the same in every arm, so that arms can be compared in pairs."""
-        return [Job(i, p.prompt, derive_seed(self.seed, i)) for i, p in enumerate(self.prompts)]
+        return [Job(i, p.prompt, seed_of_batch_prompt(self.seed, i)) for i, p in enumerate(self.prompts)]
 
     def folder(self, arm: Arm) -> Path:
         """Where an arm's results lie."""

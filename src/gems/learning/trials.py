@@ -23,7 +23,8 @@ from typing import Any, Final
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, run_batch
-from gems.bulk.jobs import Job, derive_seed
+from gems.seeds import seed_of_batch_prompt
+from gems.bulk.jobs import Job, 
 from gems.bulk.results import Tally
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
@@ -118,7 +119,7 @@ def trial(
     told = json.dumps([one.version, list(wishes), shared.model_dump(mode="json"), settings.seed])
     folder = one.folder / "gate" / _mark(told)
     images = ImageStore(folder / "images")
-    jobs = [Job(i, wish, derive_seed(settings.seed, i)) for i, wish in enumerate(wishes)]
+    jobs = [Job(i, wish, seed_of_batch_prompt(settings.seed, i)) for i, wish in enumerate(wishes)]
 
     def run(name: str, todo: list[Job], context: GemsContext) -> list[Row] | None:
         with bar(f"{one.skill.name}, {name}", len(todo)) as (on_start, on_done):

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from gems.graph.context import MAX_SEED
 from gems.memory.image_store import ImageStore
+from gems.seeds import MAX_SEED, seed_of_request_image
 from gems.serve.http_errors import RequestError
 from gems.serve.ledger import Run
 from gems.serve.links import Format, Links, as_asked, stored
@@ -172,7 +172,7 @@ def router_of(service: Service, links: Links) -> APIRouter:
 
     def _submit(asked: ImagesRequest, k: int, key: str | None) -> Run:
         # Seeds of one run's rounds follow each other: those of the next image begin further on.
-        seed = None if asked.seed is None else (asked.seed + 1_000 * k) % (MAX_SEED + 1)
+        seed = None if asked.seed is None else seed_of_request_image(asked.seed, k)
         settings = RunSettings.model_validate({} if seed is None else {"seed": seed})
         own_key = f"{key}/{k}" if key and asked.n > 1 else key
         return service.submit(CLIENT.get(), asked.prompt, settings, idempotency_key=own_key)
