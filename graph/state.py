@@ -335,6 +335,8 @@ class GemsState(GemsOutput, total=False):
     """What past runs have to say about this prompt, the most relevant first."""
     planning: Annotated[list[BaseMessage], add_messages]
     """The planner's conversation with its skills."""
+    offered: dict[str, str]
+    """The SHA-256 of each skill that the planner is offered in this run, by name; see ``gems.skills.snapshots``."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""
     draft: str

@@ -51,6 +51,7 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         seed=seed,
         memories=[],
         planning=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
+        offered={},
         skills=[],
         requirements=[],
         checks=[],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -42,27 +42,29 @@ def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context, wish = resources.context(runtime), state["prompt"]
+        context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "planner", context) as meter:
             # The decomposer spends a call at the same time and cannot do without: keep one for it.
             if not context.plan or meter.exhausted(chat_calls=2):
-                return _drafted(wish, runtime)
+                return _hand_in(prompt, runtime)
             model, generator = resources.chat(context, "planner"), resources.generator(context)
-            tools = _tools(resources, context, state)
             planning = list(state.get("planning") or [])
+            offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)
+            tools = _tools(resources.offered_skills(context, offered), state["skills"])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
             habits = habits_of(model, meter.options.structured)
-            talks = habits.tools and bool(tools or planning)  # where all skills are read, there is still what they say
-            answer = _converse(model, habits, tools, planning or task) if talks else None
+            # Where all skills have been read, their advice is still in the conversation.
+            converses = habits.tools and bool(tools or planning)
+            answer = _converse(model, habits, tools, planning or task) if converses else None
             if answer is None:
-                update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
+                update, draft = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
                 update = GemsState(planning=[answer] if planning else [*task, answer])
-                prompt = _final_prompt(answer)
-            if prompt:
-                drawable = drawable_prompt(meter, model, task, prompt, wish=wish, generator=generator)
-                update |= _drafted(drawable or wish, runtime)
-            return update | GemsState(usage=meter.usage)
+                draft = _final_prompt(answer)
+            if draft:
+                drawable = drawable_prompt(meter, model, task, draft, wish=prompt, generator=generator)
+                update |= _hand_in(drawable or prompt, runtime)
+            return update | GemsState(offered=offered, usage=meter.usage)
 
     return planner
 
@@ -71,22 +73,20 @@ def make_skills(resources: Resources) -> Any:
     """The node that runs the skills the planner asked for, through LangGraph's ToolNode."""
 
     def skills(state: GemsState, config: RunnableConfig, runtime: Runtime[GemsContext]) -> GemsState:
-        context = resources.context(runtime)
-        library, planning = resources.skills(context).skills, state["planning"]
-        read = [library[name] for name in state["skills"] if name in library]
-        called = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []
-        asked = [library[name] for name in called if name in library]
-        told = count_tokens_approximately([m for m in planning if isinstance(m, ToolMessage)])
-        left = max(0, context.skill_tokens - told)
+        context, planning = resources.context(runtime), state["planning"]
+        offered = resources.offered_skills(context, state["offered"])
+        calls = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []
+        tokens = count_tokens_approximately([m for m in planning if isinstance(m, ToolMessage)])
+        tokens_left = max(0, context.skill_tokens - tokens)
         # A file beside a skill may take up what its advice leaves, however many are asked for at once.
-        files = reference_tool(read, tokens=left // max(1, called.count(REFERENCE_TOOL)))
-        tools = ToolNode([*skill_tools(asked, tokens=left), files], messages_key="planning")
-        answers = tools.invoke(state, config)["planning"]
-        fresh = [m.name for m in answers if m.status == "success" and m.name in library]
-        used = [*state["skills"], *fresh]
-        checks = checks_of([library[name] for name in used if name in library], state["prompt"])
-        runtime.stream_writer({"event": "skills", "skills": used, "checks": [c.model_dump() for c in checks]})
-        return GemsState(planning=answers, skills=used, checks=checks)
+        readable = [offered[name] for name in state["skills"] if name in offered]
+        files = reference_tool(readable, tokens=tokens_left // max(1, calls.count(REFERENCE_TOOL)))
+        called = skill_tools([offered[name] for name in calls if name in offered], tokens=tokens_left)
+        answers = ToolNode([*called, files], messages_key="planning").invoke(state, config)["planning"]
+        names = [*state["skills"], *(m.name for m in answers if m.status == "success" and m.name in offered)]
+        checks = checks_of([offered[name] for name in names if name in offered], state["prompt"])
+        runtime.stream_writer({"event": "skills", "skills": names, "checks": [c.model_dump() for c in checks]})
+        return GemsState(planning=answers, skills=names, checks=checks)
 
     return skills
 
@@ -109,30 +109,25 @@ def without_plan(state: GemsState, error: NodeError) -> Goto:
     return report_failure(state, error, "generator", draft=state["prompt"], strategy="plan")
 
 
-def _tools(resources: Resources, context: GemsContext, state: GemsState) -> list[BaseTool]:
-    """The skills that may be read now: none twice; and what those that were read keep beside their advice."""
-    if not context.skills:
-        return []
-    read = state["skills"]
-    skills = resources.offered_skills(context, state["prompt"])
-    library = resources.skills(context).skills if read else {}
-    beside = [library[name] for name in read if name in library and library[name].references]
-    tools = skill_tools([skill for skill in skills if skill.name not in read])
-    return [*tools, reference_tool(beside)] if beside else tools
+def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[BaseTool]:
+    """The skills that may be read now, none twice; and the files of those that have been read."""
+    tools = skill_tools([skill for name, skill in offered.items() if name not in already_read])
+    with_files = [offered[name] for name in already_read if name in offered and offered[name].references]
+    return [*tools, reference_tool(with_files)] if with_files else tools
 
 
-def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
-    prompt = " ".join(prompt.split())
-    runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": prompt})
-    return GemsState(draft=prompt, strategy="plan")
+def _hand_in(draft: str, runtime: Runtime[GemsContext]) -> GemsState:
+    draft = " ".join(draft.split())
+    runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
+    return GemsState(draft=draft, strategy="plan")
 
 
 def _converse(
     model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> AIMessage | None:
     """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
-    asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
-    offered = list(tools) if asked < MAX_SKILL_CALLS else []
+    turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
+    offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:

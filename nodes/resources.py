@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -24,6 +24,7 @@ from gems.models.registry import init_image_generator, init_inspector, init_mllm
 from gems.skills.catalogue import offer
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
+from gems.skills.snapshots import skills_in, take_snapshot
 
 __all__ = ["Node", "Resources"]
 
@@ -98,10 +99,16 @@ class Resources:
         """All the skills that are found."""
         return load_skills(context.skills_dir, builtin=context.builtin_skills)
 
-    def offered_skills(self, context: GemsContext, wish: str) -> list[Skill]:
-        """Those that the planner is offered for a wish."""
+    def offer_skills(self, context: GemsContext, prompt: str) -> dict[str, str]:
+        """A snapshot of the skills to offer for a prompt."""
+        if not context.skills:
+            return {}
         skills = [s for name, s in self.skills(context).skills.items() if name not in context.without_skills]
-        return offer(skills, wish, lambda: self.embedder or init_embedder(context.embedder))
+        return take_snapshot(offer(skills, prompt, lambda: self.embedder or init_embedder(context.embedder)))
+
+    def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:
+        """The skills of a run's snapshot, by name."""
+        return skills_in(snapshot, self.skills(context).skills) if snapshot else {}
 
 
 @cache
