@@ -1,4 +1,4 @@
-"""Writes the first generation prompt: a chat model with the skills bound as tools."""
+"""Writes the first draft: a chat model with the skills bound as tools."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
 from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
-from gems.nodes.memory_prompt import tell
+from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import Plan, drawable_prompt
 from gems.nodes.resources import Node, Resources
@@ -33,9 +33,9 @@ from gems.wording import quoted_texts
 __all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_planner", "make_skills", "without_plan"]
 
 MAX_SKILL_CALLS: Final = 3
-"""Most times the planner may go to its skills, each time for as many as it likes."""
+"""Maximum number of turns in which the planner calls skills, any number of them in each turn."""
 MAX_SKILL_CHECKS: Final = 6
-"""Most requirements that skills together may add to the user's."""
+"""Maximum number of requirements that all skills together add to the user's."""
 
 
 def make_planner(resources: Resources) -> Node:
@@ -62,7 +62,7 @@ def make_planner(resources: Resources) -> Node:
                 update = GemsState(planning=[answer] if planning else [*task, answer])
                 draft = _final_prompt(answer)
             if draft:
-                drawable = drawable_prompt(meter, model, task, draft, wish=prompt, generator=generator)
+                drawable = drawable_prompt(meter, model, task, draft, prompt=prompt, generator=generator)
                 update |= _hand_in(drawable or prompt, runtime)
             return update | GemsState(offered=offered, usage=meter.usage)
 
@@ -91,21 +91,23 @@ def make_skills(resources: Resources) -> Any:
     return skills
 
 
-def checks_of(skills: Sequence[Skill], wish: str) -> list[Requirement]:
-    """What the skills that were read ask of the image besides, each question once."""
-    asked: dict[str, Requirement] = {}
+def checks_of(skills: Sequence[Skill], prompt: str) -> list[Requirement]:
+    """The checks that the skills add for the verifier, each question once."""
+    checks: dict[str, Requirement] = {}
     for skill in skills:
         for check in skill.checks:
-            quoted = quoted_texts(wish) if QUOTED in check.question else [""]
+            quoted = quoted_texts(prompt) if QUOTED in check.question else [""]
             for question in (check.question.replace(QUOTED, text) for text in quoted):
-                made = Requirement(id=f"s{len(asked) + 1}", question=question, kind=check.kind, skill=skill.name)
-                if question not in asked and len(asked) < MAX_SKILL_CHECKS:
-                    asked[question] = made
-    return list(asked.values())
+                if question not in checks and len(checks) < MAX_SKILL_CHECKS:
+                    number = len(checks) + 1
+                    checks[question] = Requirement(
+                        id=f"s{number}", question=question, kind=check.kind, skill=skill.name
+                    )
+    return list(checks.values())
 
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
-    """A planner that cannot be reached costs its help: the user's own words are the prompt."""
+    """Continue with the user's prompt as the draft if the planner cannot be reached."""
     return report_failure(state, error, "generator", draft=state["prompt"], strategy="plan")
 
 
@@ -125,27 +127,27 @@ def _hand_in(draft: str, runtime: Runtime[GemsContext]) -> GemsState:
 def _converse(
     model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> AIMessage | None:
-    """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
+    """One turn: the model calls skills, hands in a Plan, or writes the draft as text; None if it does none of these."""
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:
         if is_not_understood(error):
-            habits.tools = False  # nor is it asked again
+            habits.tools = False  # and it is not asked with tools again
             return None
         raise in_our_words(error) from None
     names = {tool.name for tool in offered}
-    if not answer.tool_calls and (written := written_calls(answer, names)):
-        answer = answer.model_copy(update={"tool_calls": written, "content": ""})
-    skill_calls = _wanted(answer.tool_calls, names)
+    if not answer.tool_calls and (calls := written_calls(answer, names)):
+        answer = answer.model_copy(update={"tool_calls": calls, "content": ""})
+    skill_calls = _offered_calls(answer.tool_calls, names)
     if skill_calls:
-        # A plan that comes along with a call for skills was written without having read them: it waits.
+        # A plan beside a call for skills was written without reading them: it is dropped until they have been read.
         return _keep_calls(answer, skill_calls)
     return answer if _final_prompt(answer) else None
 
 
-def _wanted(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
+def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
     """The calls for what is offered, in order, each once."""
     once: dict[tuple[str, str], ToolCall] = {}
     for call in calls:
@@ -159,13 +161,13 @@ def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:
     ids = {call["id"] for call in calls}
     content = answer.content
     if isinstance(content, list):
-        dropped = {call["id"] for call in answer.tool_calls} - ids
-        content = [b for b in content if not (isinstance(b, dict) and {b.get("id"), b.get("call_id")} & dropped)]
+        dropped_ids = {call["id"] for call in answer.tool_calls} - ids
+        content = [b for b in content if not (isinstance(b, dict) and {b.get("id"), b.get("call_id")} & dropped_ids)]
     return answer.model_copy(update={"tool_calls": list(calls), "content": content})
 
 
 def _final_prompt(answer: AIMessage) -> str:
-    """The prompt in a Plan or, from a model that simply answers, its text; empty while it asks for skills."""
+    """The prompt in a Plan or, if the model just answers, its text; empty while it calls skills."""
     try:
         return read_form(answer, Plan).prompt
     except MalformedAnswerError:
@@ -185,7 +187,7 @@ def _advice(generator: ImageGenerator) -> str:
 def _task(state: GemsState) -> str:
     parts = [fence("user_prompt", state["prompt"])]
     if state["memories"]:
-        parts.append(tell(state["memories"]))
+        parts.append(memory_text(state["memories"]))
     return "\n\n".join(parts)
 
 
