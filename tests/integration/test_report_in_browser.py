@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from fakes import PaintGenerator
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
@@ -21,9 +21,11 @@ from gems.runs.record import ModelRecord, run_record, write_evidence
 from gems.runs.threads import run_thread
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("report-page"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from remembering import IMAGE
+from servers.waiting import wait_until
+from skill_learning import crowded
 from typer.testing import CliRunner
 
 from gems.cli.main import app
@@ -24,8 +25,6 @@ from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
-from remembering import IMAGE
-from skill_learning import crowded
 
 RELATED = "Use when the wish places things in relation to each other."
 
@@ -227,15 +226,14 @@ def test_versions_and_their_difference() -> None:
 
 def test_killed_at_the_gate_it_goes_on(own_home: Path) -> None:
     remember_runs(own_home, 90)
-    command = [sys.executable, "-m", "gems", "skills", "learn", "--no-builtin-skills", "--prompts", "60", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    command = forked.command_line("skills", "learn", "--no-builtin-skills", "--prompts", "60", "--json")
+    process = forked.Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def tried() -> int:
+        assert process.poll() is None, "it has ended before it could be killed"
         return sum(len(p.read_text().splitlines()) for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl"))
 
-    deadline = time.monotonic() + 120
-    while tried() < 5 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: tried() >= 5, lambda: f"it has tried {tried()}", seconds=120)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = {p: p.read_text() for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
