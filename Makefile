@@ -6,8 +6,8 @@ PROMPT ?= three blue cars to the left of a striped elephant
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-FOLDERS := graph nodes skills memory models bulk serve evals src
-SOURCES := $(FOLDERS) examples tests
+FOLDERS := graph nodes skills memory src
+SOURCES := $(FOLDERS) benchmarks training examples tests
 # A strict editable install links file by file (type checkers need that), so a new file asks for a new install.
 FILES := $(shell find $(FOLDERS) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' -o -path '*/page/*' | sort)
 LISTING := $(VENV)/.files
