@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
+
+import forked
 from servers.waiting import wait_until
 
 PROMPTS = ["a cat", "two red cars", "a blue dragon", "a dog to the left of a chair", "three birds", "a green bear"]

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import forked
 import pyarrow.parquet as pq
 import pytest
-from chatting import serving
 from PIL import Image
-from servers.waiting import wait_until
 
+import forked
+from chatting import serving
 from gems.evals.prompts import fresh_prompts
+from servers.waiting import wait_until
 
 SLOW = pytest.mark.slow
 QUICK = ("--no-plan", "--no-skills")

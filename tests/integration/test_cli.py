@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
+
+import forked
 from forked import gems, gems_here
 from servers.waiting import wait_until
 

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forked
 import pytest
 from PIL import Image
+
+import forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

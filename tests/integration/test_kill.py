@@ -8,8 +8,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import forked
 import pytest
+
+import forked
 
 pytestmark = pytest.mark.slow
 

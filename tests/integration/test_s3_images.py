@@ -9,14 +9,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import forked
 import pytest
 from PIL import Image
-from servers.waiting import listening_port
 
+import forked
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_store import ImageStore
+from servers.waiting import listening_port
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from servers.gems_service import serving
 from servers.waiting import wait_until
 

@@ -9,13 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
-from remembering import IMAGE
-from servers.waiting import wait_until
-from skill_learning import crowded
 from typer.testing import CliRunner
 
+import forked
 from gems.cli.main import app
 from gems.graph.state import Requirement, Verdict
 from gems.learning.shelf import draft, learned, locked, move, write_gate
@@ -25,6 +22,9 @@ from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
+from remembering import IMAGE
+from servers.waiting import wait_until
+from skill_learning import crowded
 
 RELATED = "Use when the wish places things in relation to each other."
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
 from forked import Process, command_line, environment
 from servers.waiting import listening_port, wait_until
 
