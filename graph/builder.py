@@ -55,6 +55,7 @@ PURPOSES: Final = {
 """What each node is for; it becomes the node's metadata."""
 
 GemsGraph: TypeAlias = CompiledStateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
+"""What ``build_graph`` returns: a compiled LangGraph graph with the input, output, state and context types of GEMS."""
 _Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 
 
@@ -90,7 +91,7 @@ def build_graph(
         retry: How often, and after which errors, a node that calls a model is tried again.
 
     Returns:
-        A compiled graph: ``GemsInput`` in, ``GemsOutput`` out, ``GemsContext`` as context.
+        A compiled graph that takes ``GemsInput``, returns ``GemsOutput`` and has ``GemsContext`` as its context.
 
     Raises:
         InputError: A setting is unknown or out of bounds.

@@ -321,11 +321,6 @@ def test_a_run_that_bad_input_ended_can_be_put_right_and_resumed(tmp_path: Path)
     assert gems("generate", "--resume", thread, home=tmp_path / "home").returncode in (0, 1)
 
 
-def test_the_readme_shows_the_graph_as_it_is(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert f"```mermaid\n{gems('graph', home=tmp_path).stdout}```" in readme
-
-
 @SLOW
 def test_a_terminal_without_check_marks_gets_question_marks(tmp_path: Path) -> None:
     less = ("--no-memory", "--max-rounds", 1, "--out", tmp_path / "out")

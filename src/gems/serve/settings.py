@@ -36,14 +36,16 @@ that names a server would have this machine call it, with the operator's keys.""
 class ServiceSettings(BaseModel):
     """What the operator decides."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     context: GemsContext = Field(default_factory=GemsContext)
     """Models, places and the defaults of a run."""
     home: Path
     """Holds the runs, their checkpoints, and each user's images."""
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen at; 0 takes a free one."""
     concurrency: int = Field(default=2, ge=1, le=256)
     """Runs at work at once."""
     queue: int = Field(default=256, ge=0, le=100_000)
@@ -59,6 +61,7 @@ class ServiceSettings(BaseModel):
     open: bool = False
     """Listen beyond loopback without a key."""
     cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the service from a browser."""
     served_names: tuple[str, ...] = ("gems",)
     """Names of the model that requests may give."""
     grace: float = Field(default=30, ge=0)
