@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from forked import Process, command_line, environment, run
 from pydantic import ValidationError
 
 import gems
 from documentation import ROOT, Block, Command, Page, PageError, commands, pages
+from forked import Process, command_line, environment, run
 from gems.cli.main import app
 from servers.gems_service import serving
 
