@@ -84,7 +84,7 @@ def build_graph(
         images: Where the images are kept.
         inspectors: Tools of your own that help the verifier: a detector for counts, a scorer of looks.
         settings: Fields of ``GemsContext`` that hold for this graph, whatever the run's context says: so two of them in
-            one parent can differ.
+            one parent can differ. A model here can be your own code, ``python:MODULE:FACTORY``.
         thumbnails: Pixels of the small pictures of attempts that are put into ``messages``; 0 for none.
         retry: How often, and after which errors, a node that calls a model is tried again.
 
@@ -94,6 +94,8 @@ def build_graph(
     Raises:
         InputError: A setting is not known, or out of its bounds.
     """
+    if settings is not None and not isinstance(settings, GemsContext):
+        settings = GemsContext.exactly(settings)
     resources = Resources(
         mllm=mllm,
         image_generator=generator,
@@ -101,7 +103,7 @@ def build_graph(
         store=store,
         image_store=images,
         own_inspectors=tuple(inspectors),
-        settings=GemsContext.exactly(settings) if isinstance(settings, Mapping) else settings,
+        settings=settings.as_operator() if settings is not None else None,
         thumbnails=thumbnails,
     )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)

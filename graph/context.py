@@ -3,26 +3,67 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
-from gems.database import without_password
+from gems.authority import NO_AUTHORITY, Authority
 from gems.errors import InputError
 from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
 
-__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role"]
+__all__ = ["MAX_SEED", "ROLES", "GemsContext", "Role", "without_password"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_SEED = 2**31 - 1
 
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:/@?#\[\]]*)(:\d*)?")
+
+
+def without_password(url: str) -> str:
+    """A database's address as it may be written down: whatever could be part of a password is left out.
+
+    Where a special character of a password was not percent-encoded, nobody can say where it ends: then nothing but
+    ``SCHEME://`` is left. What is no URL is handed back.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return "" if re.search(r"\bpassword\s*=", url) else url
+    nothing = f"{scheme}://"
+    try:
+        parts = urlsplit(f"x://{rest}")
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        return nothing
+    login, _, hosts = parts.netloc.rpartition("@")
+    doubtful = "#" in rest or "@" in login + parts.path + parts.query
+    if doubtful or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
+        return nothing
+    user = login.partition(":")[0]
+    kept = urlencode([(name, value) for name, value in options if "pass" not in name.lower()], quote_via=quote)
+    return f"{nothing}{user}{'@' if user else ''}{hosts}{parts.path}{'?' if kept else ''}{kept}"
+
 
 class GemsContext(BaseModel):
-    """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead."""
+    """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead.
+
+    A model can be your own code, ``python:MODULE:FACTORY``, in ``build_graph(settings=...)`` and on the command line.
+    The context of a single run can come from anybody, so it is refused there; see ``gems.authority``.
+    """
 
     # A parent graph hands its own context on to us: what is not ours is not our business.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -161,6 +202,28 @@ class GemsContext(BaseModel):
         title="Skill tokens",
         description="Most tokens, about, that the texts of skills may take up in the planner's prompt.",
     )
+
+    _authority: Authority = PrivateAttr(default=NO_AUTHORITY)
+
+    @property
+    def authority(self) -> Authority:
+        """What the operator allows. It is not a setting: it is never written down, nor read from data."""
+        return self._authority
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the image generator and of all chat models."""
+        return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
+
+    def with_authority(self, authority: Authority) -> GemsContext:
+        """A copy with this authority."""
+        context = self.model_copy()
+        context._authority = authority
+        return context
+
+    def as_operator(self) -> GemsContext:
+        """A copy with the operator's authority, for settings that the operator wrote: code that they name may run."""
+        return self.with_authority(self.authority.allowing(self.models))
 
     @field_serializer("memory_url", when_used="json-unless-none")
     def _without_password(self, url: SecretStr) -> str:

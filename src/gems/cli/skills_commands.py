@@ -85,7 +85,7 @@ def list_(*, skills_dir: SkillsDir = None, no_builtin_skills: NoBuiltinSkills = 
 @app.command()
 @guarded
 def show(name: Name, *, skills_dir: SkillsDir = None, as_json: AsJson = False) -> None:
-    """One skill: what the planner reads, where it lies, and for a learned one how it fared at the trials."""
+    """One skill: what the planner reads, where it lies, and for a learned one how it fared at the gate."""
     from gems.errors import InputError
     from gems.learning.shelf import learned
     from gems.skills.loader import load_skills
@@ -195,7 +195,7 @@ def learn(
     from gems.memory.experience import past_runs
     from gems.memory.opening import memory_place, open_store
 
-    settings = trials.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
+    settings = gate.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
     context = make_context(
         mllm=mllm,
         generator=generator,
@@ -212,10 +212,10 @@ def learn(
     if not runs:
         raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")
     with shelf.locked(), stoppable() as control:
-        lessons = drafts.new_lessons(runs, generator=generator)
+        lessons = drafting.new_lessons(runs, generator=generator)
         shelved = shelf.learned()
-        waiting = [one for one in shelved if trials.waits(one, context)]
-        again = [one for one in shelved if trials.is_due(one, runs, context, settings)]
+        waiting = [one for one in shelved if gate.waits(one, context)]
+        again = [one for one in shelved if gate.is_due(one, runs, context, settings)]
         if not quiet:
             _announce(runs, lessons, waiting, again, settings)
         if dry_run:
@@ -227,13 +227,13 @@ def learn(
         waiting = [*(one for one in waiting if one.skill.name not in fresh), *drafted]
         done: list[Learned] = []
         for one in [*waiting, *again]:
-            wishes = trials.held_out_wishes(runs, one.kind, prompts, but=one.gate)
-            ran = trials.trial(one, wishes, context, settings, control, partial(_bar, quiet=quiet))
+            wishes = gate.held_out_wishes(runs, one.kind, prompts, but=one.gate)
+            ran = gate.trial(one, wishes, context, settings, control, partial(_bar, quiet=quiet))
             if ran is None:
                 err.print("stopped; the same command goes on", highlight=False)
                 raise typer.Exit(INTERRUPTED)
-            figures = trials.judge_gate(one.kind, *ran, level=1 - 0.05 / one.among if one in waiting else 0.95)
-            done.append(trials.settle(one, figures, wishes, settings, promote=not no_promote))
+            figures = gate.judge_gate(one.kind, *ran, level=1 - 0.05 / one.among if one in waiting else 0.95)
+            done.append(gate.settle(one, figures, wishes, settings, promote=not no_promote))
             if not quiet:
                 err.print(f"{one.skill.name}: {done[-1].state}; {_fared(done[-1])}", highlight=False)
     if as_json:
@@ -256,8 +256,8 @@ def _draft(lessons: Sequence[Lesson], context: GemsContext, *, among: int, quiet
     drafted: list[Learned] = []
     for lesson in lessons:
         try:
-            model = init_mllm(context.mllm, context.chat_options)
-            drafted.append(drafts.draft_skill(lesson, model, context, among=among))
+            model = init_mllm(context.mllm, context.chat_options, context.authority)
+            drafted.append(drafting.draft_skill(lesson, model, context, among=among))
         except MalformedAnswerError as error:
             err.print(f"{lesson.kind}: not drafted; {escape(str(error))}", highlight=False)
             continue

@@ -7,28 +7,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Protocol, runtime_checkable
 
 from PIL import Image
 
-from gems.errors import BackendError
+from gems.authority import NO_AUTHORITY, Authority, call_factory, is_code
+from gems.errors import BackendError, InputError
 from gems.options import GeneratorOptions
 
 __all__ = [
+    "FORMS",
+    "POCKET",
     "Edit",
     "GeneratedImage",
     "Guided",
     "ImageGenerator",
     "ImageRequest",
+    "Local",
     "Step",
     "StepCallback",
     "edit_instruction",
     "guide_of",
+    "init_image_generator",
     "objection_to",
 ]
 
 
+POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
+"""Names of the models that come with the package, and their folders of weights."""
+
+
 DEFAULTS: Final = GeneratorOptions()
+
+_MEMBERS: Final = ("name", "fingerprint", "edits", "generate")
+"""Of ``ImageGenerator``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +54,13 @@ class Edit:
     image: Image.Image
     keep: tuple[str, ...]
     fix: tuple[str, ...]
+
+
+FORMS: Final = (
+    "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL, comfyui:URL or "
+    "python:MODULE:FACTORY"
+)
+"""What ``init_image_generator`` understands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +138,38 @@ class Guided(Protocol):
         ...
 
 
+class Devices(Protocol):
+    """Where copies of a model are."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices' names, such as "cuda:0" or "cpu"."""
+        ...
+
+
+@runtime_checkable
+class Local(Protocol):
+    """What a backend that draws in this process may offer as well.
+
+    Bulk runs then call it from one thread, with the requests of many prompts at a time. On Ray it runs in one process
+    for each GPU, instead of in every worker.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """The most requests that one copy draws in one pass."""
+        ...
+
+    @property
+    def replicas(self) -> Devices:
+        """Its copies, one on each device."""
+        ...
+
+    def load(self) -> None:
+        """Load the weights now, rather than at the first image."""
+        ...
+
+
 def guide_of(generator: ImageGenerator) -> str:
     """The advice of a generator that has some; empty for others, and where the model is not there to be asked."""
     try:
@@ -132,6 +184,68 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
         return generator.objection(prompt) if isinstance(generator, Guided) else ""
     except BackendError:
         return ""
+
+
+def init_image_generator(
+    name: str, options: GeneratorOptions = DEFAULTS, authority: Authority = NO_AUTHORITY
+) -> ImageGenerator:
+    """The image generator of that name, made once per process and set of options.
+
+    ``python:MODULE:FACTORY`` is your own generator: MODULE is imported, and FACTORY is called with ``options`` as its
+    only argument. It returns an ``ImageGenerator``, which can also be ``Guided`` and ``Local``, and refuses an option
+    that it cannot honour with an ``InputError``. Such a name runs code, so ``authority`` must allow it.
+
+    Args:
+        name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
+            ``diffusers.DiffusionPipeline.from_pretrained`` loads, a server, or your own code.
+        options: How it is run.
+        authority: What the operator allows.
+
+    Raises:
+        InputError: The name has no known form, or names code that is not allowed, is missing, or returns no generator.
+        BackendError: The weights are not there or cannot be loaded.
+    """
+    authority.check(name)  # outside the cache: a generator that exists already is not for everybody
+    return _made_once(name, options)
+
+
+@cache
+def _made_once(name: str, options: GeneratorOptions) -> ImageGenerator:
+    kind, _, where = name.partition(":")
+    if name in POCKET:
+        from gems.models.diffusers.backend import DiffusersGenerator
+        from gems.models.pocket.weights import weights_folder
+
+        folder = weights_folder(POCKET[name])
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
+    if kind == "diffusers" and where:
+        from gems.models.diffusers.backend import DiffusersGenerator
+
+        return DiffusersGenerator(where, name=name, options=options)
+    if kind == "openai" and where:
+        from gems.models.servers.openai_images import OpenAIImages
+
+        return OpenAIImages(where, name=name, options=options)
+    if kind in ("http", "https") and where:
+        from gems.models.servers.openai_images import PlainImages
+
+        return PlainImages(where if "://" in where else name, name=name, options=options)
+    if kind == "comfyui" and where:
+        from gems.models.servers.comfyui import ComfyUIImages
+
+        return ComfyUIImages(where, name=name, options=options)
+    if is_code(name):
+        return _own_generator(name, options)
+    raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+
+
+def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
+    generator = call_factory(name, options)
+    if missing_members := [member for member in _MEMBERS if not hasattr(generator, member)]:
+        kind = type(generator).__name__
+        raise InputError(f"{name} returned no image generator: {kind} has no {', '.join(missing_members)}")
+    checked: ImageGenerator = generator
+    return checked
 
 
 def edit_instruction(request: ImageRequest) -> str:

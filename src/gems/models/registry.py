@@ -1,49 +1,56 @@
-"""Models by name, in the manner of LangChain's ``init_chat_model``: chat models, image generators and inspectors.
-
-The protocols (``generators``, ``inspectors``) know nothing of their implementations; this module knows them all, and
-imports each one only when its name is used.
-"""
+"""Chat models by name: the embedded pocket model, one in this process, any server, any of LangChain's providers."""
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
 
+from gems.authority import NO_AUTHORITY, Authority, call_factory, is_code
 from gems.errors import InputError
-from gems.models.generators import ImageGenerator
-from gems.models.inspectors import INSPECTORS, Inspector
-from gems.options import ChatOptions, GeneratorOptions
+from gems.options import ChatOptions
+from gems.secrets import one_line, remember_secret
 
-__all__ = ["CHAT_FORMS", "FORMS", "POCKET", "init_image_generator", "init_inspector", "init_mllm", "model_fingerprint"]
-
-CHAT_FORMS: Final = "pocket, transformers:FOLDER_OR_REPO[@REVISION], or PROVIDER:MODEL such as openai:gpt-5"
-"""The names that ``init_mllm`` understands."""
-
-FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL or comfyui:URL"
-"""The names that ``init_image_generator`` understands."""
-
-POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
-"""The image generators that come with the package, and their folders of weights."""
-
-_CHAT_DEFAULTS: Final = ChatOptions()
-_GENERATOR_DEFAULTS: Final = GeneratorOptions()
+__all__ = ["CHAT_FORMS", "init_mllm", "model_fingerprint"]
 
 
-@cache
-def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel:
+DEFAULTS: Final = ChatOptions()
+
+CHAT_FORMS: Final = (
+    "pocket, transformers:FOLDER_OR_REPO[@REVISION], python:MODULE:FACTORY, or PROVIDER:MODEL such as openai:gpt-5"
+)
+"""What ``init_mllm`` understands."""
+
+_RETRIES: Final = 2
+"""Of the provider's client, which waits as long as a busy server asks it to."""
+
+
+def init_mllm(name: str, options: ChatOptions = DEFAULTS, authority: Authority = NO_AUTHORITY) -> BaseChatModel:
     """The vision chat model of that name, made once per process and set of options.
+
+    ``python:MODULE:FACTORY`` is your own chat model: MODULE is imported, and FACTORY is called with ``options`` as its
+    only argument. It returns a LangChain chat model; if that has a ``fingerprint``, records identify the model by it.
+    Such a name runs code, so ``authority`` must allow it.
 
     Args:
         name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
             URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
         options: How it is called. Keys and base URLs that are not given come from the provider's own environment
             variables.
+        authority: What the operator allows.
 
     Raises:
-        InputError: The name has no known provider, or the provider's package or key is missing.
+        InputError: The name has no known provider, the provider's package or key is missing, or it names code that is
+            not allowed, is missing, or returns no chat model.
     """
+    authority.check(name)  # outside the cache: a model that exists already is not for everybody
+    return _made_once(name, options)
+
+
+@cache
+def _made_once(name: str, options: ChatOptions) -> BaseChatModel:
     kind, _, model = name.partition(":")
     if name == "pocket":
         from gems.models.pocket.chat import PocketChatModel
@@ -53,64 +60,68 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel
         from gems.models.transformers.chat import init_transformers_chat
 
         return init_transformers_chat(model, name, options)
-    from gems.models.servers.providers import init_provider_chat
+    if is_code(name):
+        return _own_model(name, options)
+    remember_secret(options.api_key)
+    if options.base_url is not None:
+        from gems.models.servers.base import checked_url
 
-    return init_provider_chat(name, options, CHAT_FORMS)
-
-
-@cache
-def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS) -> ImageGenerator:
-    """The image generator of that name, made once per process and set of options.
-
-    Args:
-        name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
-            ``diffusers.DiffusionPipeline.from_pretrained`` loads, or a server.
-        options: How it is run.
-
-    Raises:
-        InputError: The name is of no known form.
-        BackendError: The weights are not there or cannot be loaded.
-    """
-    kind, _, where = name.partition(":")
-    if name in POCKET:
-        from gems.models.diffusers.backend import DiffusersGenerator
-        from gems.models.pocket.weights import weights_folder
-
-        folder = weights_folder(POCKET[name])
-        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
-    if kind == "diffusers" and where:
-        from gems.models.diffusers.backend import DiffusersGenerator
-
-        return DiffusersGenerator(where, name=name, options=options)
-    if kind == "openai" and where:
-        from gems.models.servers.openai_images import OpenAIImages
-
-        return OpenAIImages(where, name=name, options=options)
-    if kind in ("http", "https") and where:
-        from gems.models.servers.openai_images import PlainImages
-
-        return PlainImages(where if "://" in where else name, name=name, options=options)
-    if kind == "comfyui" and where:
-        from gems.models.servers.comfyui import ComfyUIImages
-
-        return ComfyUIImages(where, name=name, options=options)
-    raise InputError(f"unknown image generator {name!r}; give {FORMS}")
-
-
-@cache
-def init_inspector(name: str) -> Inspector | None:
-    """The inspector of that name, made once per process; None if its packages are not installed.
-
-    Raises:
-        InputError: There is none of that name.
-    """
-    if name not in INSPECTORS:
-        raise InputError(f"unknown inspector {name!r}; there is {', '.join(INSPECTORS)}")
+        checked_url(options.base_url)
     try:
-        from gems.models.ocr import OcrInspector
-    except ImportError:
-        return None
-    return OcrInspector()
+        if kind == "openai" and model:
+            return _openai(model, options)
+        return _by_provider(name, options)
+    except ImportError as error:
+        package = f"langchain-{kind}" if kind != "openai" else "gems-graph[openai]"
+        raise InputError(f"the chat model {name!r} needs a package: pip install {package!r} ({error})") from error
+    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
+        reason = one_line(error)
+        raise InputError(f"cannot use the chat model {name!r}: {reason}; give {CHAT_FORMS}") from error
+
+
+def _own_model(name: str, options: ChatOptions) -> BaseChatModel:
+    model = call_factory(name, options)
+    if not isinstance(model, BaseChatModel):
+        raise InputError(f"{name} returned no LangChain chat model, but {type(model).__name__}")
+    return model
+
+
+def _openai(model: str, options: ChatOptions) -> BaseChatModel:
+    from gems.models.servers.openai_chat import OpenAIChat
+
+    settings = _settings(options)
+    if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
+        settings["api_key"] = "none"  # a server of one's own often wants none, but the client wants something
+    chat: BaseChatModel = OpenAIChat(model=model, **settings)
+    return chat
+
+
+def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
+    from langchain.chat_models import init_chat_model
+
+    try:
+        model = init_chat_model(name, **_settings(options))
+    except ValueError:
+        # A server's models have names of their own, with or without a colon in them.
+        if options.base_url is None:
+            raise
+        return _openai(name, options)
+    if not isinstance(model, BaseChatModel):
+        raise InputError(f"{name!r} is not one chat model")
+    return model
+
+
+def _settings(options: ChatOptions) -> dict[str, Any]:
+    """The parameters that LangChain's chat models have in common."""
+    given = {name: getattr(options, name) for name in ("base_url", "api_key", "temperature", "max_tokens")}
+    return {
+        "timeout": options.timeout,
+        "max_retries": _RETRIES,
+        # A graph that streams messages (Studio does) would have the models stream too: no form is read before it is
+        # whole, and what streams has no log-probabilities, no reasoning, and errors of its own.
+        "disable_streaming": True,
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 def model_fingerprint(model: BaseChatModel) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
@@ -22,21 +25,26 @@ from gems.database import database_pool, setting_up
 from gems.errors import BackendError, InputError
 from gems.files import write_atomically
 from gems.graph.builder import GemsGraph
-from gems.graph.context import GemsContext
+from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import GemsInput, GemsState
+from gems.memory.embedder import embedder_fingerprint, init_embedder
+from gems.models.local_weights import load_now
+from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
 from gems.paths import home
-from gems.runs.record import ModelRecord, model_records
+from gems.runs.record import ModelRecord
+from gems.runs.threads import Listener
 from gems.secrets import one_line
 
 __all__ = [
-    "Listener",
     "Thread",
     "check_models",
     "finished_at",
     "has_begun",
     "has_ended",
     "load_thread",
+    "model_records",
     "new_thread_id",
+    "open_checkpoints",
     "pending_review",
     "run_thread",
 ]
@@ -127,6 +135,19 @@ def _thread_file(thread: str) -> Path:
 
 
 @contextmanager
+def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCheckpointSaver[Any]]:
+    """A checkpointer: in a PostgreSQL database, if there is one, else on a SQLite file, made if it is not there.
+
+    Raises:
+        InputError: The file is not a database, or is damaged; or the server does not let us in.
+        BackendError: The file cannot be written to: the disk is full, or another process holds it; or the server
+            cannot be reached.
+    """
+    with _postgres(database) if database else _sqlite(path) as saver:
+        yield saver
+
+
+@contextmanager
 def _records(database: str) -> Iterator[BaseStore]:
     """The records of a database, without a search."""
     with database_pool(database) as pool:
@@ -139,6 +160,53 @@ def _records(database: str) -> Iterator[BaseStore]:
             yield PostgresStore(pool)
         except psycopg.Error as error:
             raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
+
+
+@contextmanager
+def _postgres(where: str) -> Iterator[BaseCheckpointSaver[Any]]:
+    from langgraph.checkpoint.postgres import PostgresSaver
+
+    with database_pool(where) as pool:
+        import psycopg  # there, or there were no pool
+
+        try:
+            with pool.connection() as connection, setting_up(connection):
+                PostgresSaver(connection).setup()
+            yield PostgresSaver(pool)
+        except psycopg.Error as error:
+            raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[SqliteSaver]:
+    try:
+        connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode this loses nothing when the process is killed, and saves a disk flush at every step.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        saver = SqliteSaver(connection)
+        saver.setup()
+    except sqlite3.OperationalError as error:
+        raise _unwritable(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"cannot use the checkpoint file {path} ({error}); move it away and try again") from error
+    try:
+        yield saver
+    except sqlite3.OperationalError as error:
+        raise _unwritable(path, error) from error
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"the checkpoint file {path} is damaged ({error}); move it away and try again") from error
+    finally:
+        connection.close()
+
+
+def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
+    """The disk or the lock is at fault, the file is sound: moving it away would lose runs that can still go on."""
+    return BackendError(
+        f"cannot write the checkpoint file {path} ({error}); see that the disk has room and no other process holds it, "
+        "then go on with the same run",
+        retryable=False,
+    )
 
 
 def has_begun(graph: GemsGraph, thread: str) -> bool:
@@ -237,5 +305,30 @@ def _tell_again(values: dict[str, Any], listener: Listener) -> None:
         listener({"event": "prompt", "round": round_, "strategy": values["strategy"], "prompt": values["draft"]})
 
 
-Listener: TypeAlias = Callable[[dict[str, Any]], None]
-"""Takes one custom event of the graph."""
+def model_records(context: GemsContext, *, load: bool = True) -> dict[str, ModelRecord]:
+    """The models of these settings, for a run's record.
+
+    Args:
+        context: The settings.
+        load: Load them too, so that a run's clock starts with its work.
+
+    Raises:
+        InputError: A name is not known, or its package or key is missing.
+        BackendError: Weights are not there.
+    """
+    records, loaded = dict[str, ModelRecord](), list[object]()
+    chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
+    for role, name in chat_models.items():
+        model = init_mllm(name, context.chat_options, context.authority)
+        records[role] = ModelRecord(name, model_fingerprint(model))
+        loaded.append(model)
+    generator = init_image_generator(context.generator, context.generator_options, context.authority)
+    records["generator"] = ModelRecord(context.generator, generator.fingerprint)
+    loaded.append(generator)
+    embedder = init_embedder(context.embedder) if context.memory else None
+    if embedder is not None:
+        records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
+        loaded.append(embedder)
+    for part in loaded if load else ():
+        load_now(part)
+    return records
