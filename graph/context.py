@@ -6,8 +6,18 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
+from gems.authority import NO_AUTHORITY, Authority
 from gems.database import without_password
 from gems.errors import InputError
 from gems.graph.state import Budget
@@ -21,7 +31,11 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
 class GemsContext(BaseModel):
-    """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead."""
+    """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
+
+    A model can be your own code, ``python:MODULE:FACTORY``, in ``build_graph(settings=...)`` and on the command line.
+    The context of a single run can come from anybody, so such a name is refused there; see ``gems.authority``.
+    """
 
     # A parent graph passes on its own context: fields that are not ours are ignored.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -162,6 +176,28 @@ class GemsContext(BaseModel):
         title="Skill tokens",
         description="Approximate limit on the tokens that skill texts take up in the planner's prompt.",
     )
+
+    _authority: Authority = PrivateAttr(default=NO_AUTHORITY)
+
+    @property
+    def authority(self) -> Authority:
+        """What the operator allows. It is not a setting: it is never written down, nor read from data."""
+        return self._authority
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the image generator and of all chat models."""
+        return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
+
+    def with_authority(self, authority: Authority) -> GemsContext:
+        """A copy with this authority."""
+        context = self.model_copy()
+        context._authority = authority
+        return context
+
+    def as_operator(self) -> GemsContext:
+        """A copy with the operator's authority, for settings that the operator wrote: code that they name may run."""
+        return self.with_authority(self.authority.allowing(self.models))
 
     @field_serializer("memory_url", when_used="json-unless-none")
     def _without_password(self, url: SecretStr) -> str:

@@ -180,6 +180,7 @@ def execute(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
     open_streams(request["env"])
     kind, *rest = request["arguments"]
     while kind == "-W":

@@ -183,7 +183,7 @@ def open_worker(
 
 
 def is_local(generator: ImageGenerator) -> bool:
-    """Whether it makes images in this process, rather than asking a server."""
+    """Whether it makes images in this process, rather than asking a server; see ``Local``."""
     return hasattr(generator, "replicas")
 
 
@@ -191,13 +191,14 @@ def is_local(generator: ImageGenerator) -> bool:
 def batching(context: GemsContext) -> Iterator[ImageGenerator]:
     """The image generator of these settings, for many prompts at a time: batched across them, where that is faster."""
     options = context.generator_options
-    generator: Any = init_image_generator(context.generator, options)
+    generator: Any = init_image_generator(context.generator, options, context.authority)
     if not is_local(generator):  # a server makes its batches itself
         yield generator
         return
     devices = generator.replicas.devices
     if options.batch_size is None and any(device.startswith("cuda") for device in devices):
-        generator = init_image_generator(context.generator, options.model_copy(update={"batch_size": _GPU_BATCH}))
+        options = options.model_copy(update={"batch_size": _GPU_BATCH})
+        generator = init_image_generator(context.generator, options, context.authority)
     # One call makes a batch on every device.
     with BatchingGenerator(generator, largest=generator.batch_size * len(devices)) as batched:
         yield batched

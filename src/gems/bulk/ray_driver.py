@@ -30,6 +30,7 @@ from typing import Any, Final, Literal
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
+from gems.authority import CODE
 from gems.bulk.batch import Batch, Despair, Stop, batching, images_place, is_local, open_worker
 from gems.bulk.jobs import Job
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
@@ -58,6 +59,7 @@ _LOOK: Final = 0.5
 _SEARCH: Final = 5.0
 """Seconds between two looks at which generators there are."""
 _WORKERS_ENVIRONMENT: Final = (
+    CODE,
     "DIFFUSERS_VERBOSITY",
     "HF_HUB_DISABLE_PROGRESS_BARS",
     "LANGGRAPH_STRICT_MSGPACK",
@@ -234,7 +236,7 @@ class _RayGenerator:
     """The image generator of a worker: the cluster's."""
 
     def __init__(self, context: GemsContext, generators: _Generators) -> None:
-        near = init_image_generator(context.generator, context.generator_options)  # loads no weights
+        near = init_image_generator(context.generator, context.generator_options, context.authority)  # loads no weights
         self.name, self.fingerprint, self.edits, self.guide = near.name, near.fingerprint, near.edits, guide_of(near)
         self._near, self._generators = near, generators
 
@@ -317,7 +319,9 @@ class _GraphWorker:
         if model_records(context, load=False) != task.models:
             raise InputError(f"the machine {socket.gethostname()} has other weights than {task.host}")
         load_skills(context.skills_dir, builtin=context.builtin_skills)
-        generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
+        generator: ImageGenerator = init_image_generator(
+            context.generator, context.generator_options, context.authority
+        )
         if is_local(generator):
             generator = _RayGenerator(context, _Generators(task.governor, task.batch, control))
         self._worker = self._stack.enter_context(
@@ -397,7 +401,7 @@ def run_on_ray(
     Args:
         jobs: What to run.
         out: Holds this batch; on several machines, only the driver's has to have it.
-        context: Settings of every run.
+        context: Settings of every run. A ``python:`` model has to be importable on every machine.
         address: "local" for a cluster of this machine's, started for this run; "auto" for the one that this machine
             belongs to; HOST:PORT. A program that is connected to one already stays with it.
         concurrency: Prompts in flight, of all workers together.
@@ -441,7 +445,7 @@ def run_on_ray(
         governor = kind.options(num_cpus=0, scheduling_strategy=here).remote(*about)
         images = images_place(context, out)
         task = _Task(out, context, batch, socket.gethostname(), models, checkpoints, images, evidence, governor)
-        generator = init_image_generator(context.generator, context.generator_options)
+        generator = init_image_generator(context.generator, context.generator_options, context.authority)
         despair = Despair(stop, concurrency)
         with (
             open_worker(

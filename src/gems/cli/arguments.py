@@ -62,7 +62,8 @@ OUTPUT = "Output"
 Mllm = Annotated[
     str,
     typer.Option(
-        help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, or transformers:FOLDER_OR_REPO.",
+        help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, transformers:FOLDER_OR_REPO, or your own "
+        "python:MODULE:FACTORY.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -71,7 +72,8 @@ Mllm = Annotated[
 Generator = Annotated[
     str,
     typer.Option(
-        help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or comfyui:URL.",
+        help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL, comfyui:URL, or "
+        "your own python:MODULE:FACTORY.",
         rich_help_panel=MODELS,
     ),
 ]
@@ -204,7 +206,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 
 
 def make_context(**settings: Any) -> GemsContext:
-    """The settings as a context.
+    """The settings as a context with the operator's authority: code that an option names may run.
 
     Raises:
         InputError: A value is out of its bounds; the option is named.
@@ -219,7 +221,8 @@ def make_context(**settings: Any) -> GemsContext:
     prices = _pairs("price", settings.pop("price", None) or ())
     budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
     try:
-        return GemsContext.model_validate({**settings, "budget": {**budget, "prices": prices}})
+        context = GemsContext.model_validate({**settings, "budget": {**budget, "prices": prices}})
+        return context.as_operator()
     except ValidationError as error:
         first = error.errors()[0]
         kind = str(first["loc"][0])

@@ -50,7 +50,7 @@ def diagnose(context: GemsContext) -> list[Check]:
         from gems.models.generators import GeneratedImage, ImageRequest
         from gems.models.registry import POCKET, init_image_generator
 
-        generator = init_image_generator(context.generator, context.generator_options)
+        generator = init_image_generator(context.generator, context.generator_options, context.authority)
         check = getattr(generator, "check", None)
         if context.generator not in POCKET and callable(check):  # a trial could take minutes, or money
             return f"{check()}; {'can edit' if generator.edits else 'cannot edit'}; nothing was drawn"
@@ -155,7 +155,7 @@ def _chat_model(name: str, context: GemsContext) -> tuple[BaseChatModel, str]:
     """A chat model and, where a trial would take minutes of loading, what it tells of itself instead."""
     from gems.models.registry import init_mllm
 
-    model = init_mllm(name, context.chat_options)
+    model = init_mllm(name, context.chat_options, context.authority)
     check = getattr(model, "check", None)
     return model, f"{name}, {check()}; nothing was loaded" if callable(check) else ""
 

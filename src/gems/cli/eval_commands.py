@@ -162,12 +162,13 @@ def _evaluate(
 
     chosen = choose_arms(arms, generators, images)
     context = make_context(**settings, seed=seed)
+    context = context.with_authority(context.authority.allowing([*generators, judge]))
     plan = Plan(benchmark, tuple(prompts), tuple(chosen), context, seed, images, folder)
     command = f"gems {shlex.join(sys.argv[1:])}"
     with stoppable() as control:
         report = evaluate(
             plan,
-            init_scorer(scorer, generators, judge, folder),
+            init_scorer(scorer, generators, judge, folder, context.authority),
             concurrency=concurrency,
             control=control,
             bar=lambda what, total: batch_bar(total, what=what, quiet=quiet),

@@ -59,6 +59,7 @@ from gems.cli.skills_commands import app as skills_app
 
 if TYPE_CHECKING:
     from gems.runs.record import Evidence
+    from gems.runs.threads import Thread
 
 __all__ = ["app"]
 
@@ -94,6 +95,7 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 _WITH_RESUME = frozenset({"resume", "folder", "memory", "as_json", "quiet"})
 """Options of ``gems generate`` that say nothing about the run itself."""
+_MODEL_OPTIONS = frozenset({"mllm", "generator", "planner", "decomposer", "verifier", "refiner"})
 
 
 @app.command()
@@ -154,13 +156,15 @@ def generate(
 
     [bold]gems generate --resume two-red-cars-behind-a-dog-3f9a2c[/bold]
 
-    Every run leaves OUT/RUN/ with all its images, run.json and report.html.
+    Every run leaves OUT/RUN/ with all its images, run.json and report.html. To resume a run with
+    python: models, repeat their options: a run's file must not run code.
     """
     from pydantic import SecretStr
 
-    from gems.database import is_database
+    from gems.authority import NO_AUTHORITY
+    from gems.database import is_database, without_password
     from gems.errors import InputError
-    from gems.memory.opening import database_of, without_password
+    from gems.memory.opening import database_of
     from gems.nodes.intake import check_prompt
     from gems.runs.record import make_folder, run_record, write_evidence
     from gems.runs.threads import load_thread
@@ -170,13 +174,12 @@ def generate(
     if resume is not None:
         if prompt is not None:
             raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
-        for name in ctx.params:
-            given = ctx.get_parameter_source(name)
-            if given is not None and given.name == "COMMANDLINE" and name not in _WITH_RESUME:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
+        code_again = _code_given_with_resume(ctx)
         place = memory_given(memory)
         known = load_thread(Path(resume).name, place if place and is_database(place) else None)
+        if other_code := sorted(set(code_again) - set(known.context.models)):
+            raise InputError(f"run {known.id} was not begun with {other_code[0]}: leave it away, or start a new run")
+        known = replace(known, context=known.context.with_authority(NO_AUTHORITY.allowing(code_again)))
         if memory is not None:  # the password is not written down with the run
             begun_with = known.context.memory_url.get_secret_value() if known.context.memory_url else ""
             moved = without_password(str(place)) != without_password(begun_with)
@@ -239,7 +242,7 @@ def generate(
             thread = known
     if not quiet:
         err.print(
-            f"[dim]run {thread.id}; to resume it: gems generate --resume {thread.id}[/]",
+            f"[dim]run {thread.id}; to resume it: {escape(_resume_command(thread))}[/]",
             highlight=False,
             soft_wrap=True,
         )
@@ -265,7 +268,7 @@ def generate(
     evidence = write_evidence(folder / thread.id, record, kept)
     _print_run(record, evidence, as_json=as_json)
     if record["outcome"] == "cancelled":
-        err.print(f"stopped; go on with: gems generate --resume {thread.id}", highlight=False, soft_wrap=True)
+        err.print(f"stopped; go on with: {escape(_resume_command(thread))}", highlight=False, soft_wrap=True)
     raise typer.Exit(
         {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}.get(
             record["outcome"], BEST_EFFORT
@@ -273,17 +276,55 @@ def generate(
     )
 
 
+def _resume_command(thread: Thread) -> str:
+    """The command that resumes a run, with the ``python:`` models that this command line allowed."""
+    models = {name: getattr(thread.context, name) for name in sorted(_MODEL_OPTIONS)}
+    code = [f"--{name} {model}" for name, model in models.items() if model in thread.context.authority.code]
+    return " ".join(["gems generate --resume", thread.id, *code])
+
+
+def _code_given_with_resume(ctx: typer.Context) -> list[str]:
+    """The ``python:`` models that the command line repeats; any other setting of the run is refused."""
+    from gems.authority import is_code
+    from gems.errors import InputError
+
+    code = []
+    for name, value in ctx.params.items():
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name in _WITH_RESUME:
+            continue
+        if name not in _MODEL_OPTIONS or not is_code(value):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
+        code.append(value)
+    return code
+
+
 @app.command()
 @guarded
 def replay(
-    run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")], *, as_json: AsJson = False
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")],
+    *,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            help="Repeat the run's python:MODULE:FACTORY: a record alone must not run code.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make every image of a run again and compare it, byte for byte. Exit code 0: all the same; 1: some differ."""
+    from gems.authority import NO_AUTHORITY
+    from gems.errors import InputError
     from gems.runs.record import load_record
     from gems.runs.replay import replay as make_again
 
     folder, record = load_record(run)
-    results = list(make_again(folder, record))
+    made_by = record["models"]["generator"]["name"]
+    if generator not in (None, made_by):
+        raise InputError(f"the run was made with {made_by}, not with {generator}: leave --generator away")
+    results = list(make_again(folder, record, NO_AUTHORITY.allowing([generator] if generator else [])))
     if as_json:
         same = [{"file": r.file, "seed": r.seed, "record": r.same_as_record, "disk": r.same_as_file} for r in results]
         print_json(same)

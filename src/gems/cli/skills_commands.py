@@ -256,7 +256,7 @@ def _draft(lessons: Sequence[Lesson], context: GemsContext, *, among: int, quiet
     drafted: list[Learned] = []
     for lesson in lessons:
         try:
-            model = init_mllm(context.mllm, context.chat_options)
+            model = init_mllm(context.mllm, context.chat_options, context.authority)
             drafted.append(drafts.draft_skill(lesson, model, context, among=among))
         except MalformedAnswerError as error:
             err.print(f"{lesson.kind}: not drafted; {escape(str(error))}", highlight=False)

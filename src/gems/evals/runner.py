@@ -130,7 +130,8 @@ def _run_generator_alone(
     on_start: Callable[[Tally], None],
     on_done: Callable[[Row], None],
 ) -> list[Row]:
-    generator, folder = init_image_generator(arm.generator), make_folder(plan.folder(arm))
+    generator = init_image_generator(arm.generator, authority=context.authority)
+    folder = make_folder(plan.folder(arm))
     claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
     def work(job: Job) -> Row:

@@ -24,6 +24,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from PIL import Image
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from gems.authority import NO_AUTHORITY, Authority
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
@@ -233,11 +234,13 @@ def _spellings(question: Vqa) -> frozenset[str]:
     return frozenset({answer, _NUMERALS.get(answer, answer)})
 
 
-def init_scorer(name: str, generators: Sequence[str], judge: str, folder: Path) -> Scorer:
+def init_scorer(
+    name: str, generators: Sequence[str], judge: str, folder: Path, authority: Authority = NO_AUTHORITY
+) -> Scorer:
     """The scorer of that name; "auto" is the oracle where it knows all generators, and Soft-TIFA otherwise.
 
     Raises:
-        InputError: The name is not known, or the oracle does not know a generator.
+        InputError: The name is not known, the oracle does not know a generator, or the judge cannot be used.
     """
     from gems.models.registry import init_mllm
 
@@ -248,5 +251,5 @@ def init_scorer(name: str, generators: Sequence[str], judge: str, folder: Path) 
     if name == "oracle" or (name == "auto" and known):
         return Oracle(folder)
     if name in ("auto", "soft-tifa"):
-        return SoftTifa(init_mllm(judge), judge, folder)
+        return SoftTifa(init_mllm(judge, authority=authority), judge, folder)
     raise InputError(f'unknown scorer {name!r}; give "oracle", "soft-tifa" or "auto"')

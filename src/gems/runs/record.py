@@ -175,10 +175,10 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     records, loaded = dict[str, ModelRecord](), list[object]()
     chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
     for role, name in chat_models.items():
-        model = init_mllm(name, context.chat_options)
+        model = init_mllm(name, context.chat_options, context.authority)
         records[role] = ModelRecord(name, model_fingerprint(model))
         loaded.append(model)
-    generator = init_image_generator(context.generator, context.generator_options)
+    generator = init_image_generator(context.generator, context.generator_options, context.authority)
     records["generator"] = ModelRecord(context.generator, generator.fingerprint)
     loaded.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None

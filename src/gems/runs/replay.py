@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from gems.authority import Authority
 from gems.errors import InputError
 from gems.graph.state import Attempt, Requirement
 from gems.memory.image_store import encode_png
@@ -36,8 +37,13 @@ class Replayed:
         return self.same_as_record and self.same_as_file
 
 
-def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
+def replay(folder: Path, record: dict[str, Any], authority: Authority) -> Iterator[Replayed]:
     """Make every attempt of a run again, in order.
+
+    Args:
+        folder: The run's.
+        record: The run's.
+        authority: What the operator allows.
 
     Raises:
         InputError: The generator at hand is not the one that made them.
@@ -45,7 +51,7 @@ def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
     """
     made_by = record["models"]["generator"]
     options = record["settings"].get("generator_options", {})
-    generator = init_image_generator(made_by["name"], GeneratorOptions.model_validate(options))
+    generator = init_image_generator(made_by["name"], GeneratorOptions.model_validate(options), authority)
     if generator.fingerprint != made_by["fingerprint"]:
         raise InputError(
             f"the run was made with {made_by['name']} {made_by['fingerprint'][:12]}, "
