@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -24,10 +25,23 @@ from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
 from gems.seeds import MAX_SEED
 
-__all__ = ["ROLES", "GemsContext", "Role"]
+__all__ = ["ROLES", "GemsContext", "OpenToRequests", "Role"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenToRequests:
+    """Marks a setting that a request to the service may give.
+
+    Models, addresses and folders stay the operator's alone: a request that names a server would make this machine call
+    it with the operator's keys.
+    """
+
+
+_T = TypeVar("_T")
+_Open: TypeAlias = Annotated[_T, OpenToRequests()]
 
 
 class GemsContext(BaseModel):
@@ -83,36 +97,38 @@ class GemsContext(BaseModel):
         title="Embedder",
         description='Embeds prompts for memory retrieval. "minilm" comes with the package and works offline.',
     )
-    max_rounds: int = Field(
+    max_rounds: _Open[int] = Field(
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
-    candidates: int = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
-    seed: int | None = Field(
+    candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
+    seed: _Open[int | None] = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
         title="Seed",
         description="Seed of the first image; the others follow from it. Empty: random, and recorded.",
     )
-    patience: int = Field(
+    patience: _Open[int] = Field(
         default=4,
         ge=1,
         le=50,
         title="Patience",
         description="Stop as stalled after this many rounds in a row without a better image.",
     )
-    budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
-    review: Literal["never", "end", "rounds"] = Field(
+    budget: _Open[Budget] = Field(
+        default_factory=Budget, title="Budget", description="Limits on what the run may spend."
+    )
+    review: _Open[Literal["never", "end", "rounds"]] = Field(
         default="never",
         title="Review",
         description="When to ask a person: before the run ends, or after every round. Needs a checkpointer.",
     )
-    plan: bool = Field(
+    plan: _Open[bool] = Field(
         default=True,
         title="Plan",
         description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
     )
-    skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
+    skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: SecretStr | None = Field(
         default=None,
         title="Memory store",
@@ -125,8 +141,10 @@ class GemsContext(BaseModel):
         description="A folder or any fsspec URL, such as s3://BUCKET/FOLDER. Empty: GEMS_IMAGES, then "
         "$GEMS_HOME/images.",
     )
-    memory: bool = Field(default=True, title="Memory", description="Learn from earlier runs and remember this one.")
-    memories: int = Field(
+    memory: _Open[bool] = Field(
+        default=True, title="Memory", description="Learn from earlier runs and remember this one."
+    )
+    memories: _Open[int] = Field(
         default=3, ge=0, le=20, title="Memories", description="Maximum number of experiences to retrieve."
     )
     memory_tokens: int = Field(
@@ -146,7 +164,7 @@ class GemsContext(BaseModel):
     memory_days: float | None = Field(
         default=None, gt=0, title="Memory days", description="Forget records older than this many days. Empty: never."
     )
-    reuse: bool = Field(
+    reuse: _Open[bool] = Field(
         default=False,
         title="Reuse",
         description="Return the image of an earlier run that solved the same prompt with the same models and settings.",

@@ -335,7 +335,7 @@ def _tell_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
 
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
-    spent, tally = batch.record.spent, batch.record.tally(batch.jobs, retried=True)
+    spent, tally = batch.record.usage, batch.record.tally(batch.jobs, retried=True)
     images, calls, rounds, seconds = list[int](), list[int](), list[int](), list[float]()
     for row in batch.record.rows(batch.jobs):
         if "rounds" in row:
@@ -405,12 +405,12 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The folder that is --out of gems batch.")], *, as_json: AsJson = False
 ) -> None:
     """Tell how far a batch has come, from any shell; it does not disturb it."""
-    from gems.bulk.results import Record, is_worked_on, kept_jobs
+    from gems.bulk.results import ResultsFile, is_locked, saved_jobs
     from gems.graph.state import Prices
 
-    jobs = kept_jobs(folder)
-    record = Record(folder / "results.jsonl")
-    tally, latest, works = record.tally(jobs, retried=True), _latest(folder), is_worked_on(folder)
+    jobs = saved_jobs(folder)
+    record = ResultsFile(folder / "results.jsonl")
+    tally, latest, works = record.tally(jobs, retried=True), _latest(folder), is_locked(folder)
     prices = Prices.model_validate(latest.get("prices") or {})
     a_minute = _rate(record, latest) if works else None
     left = len(jobs) - tally.done
@@ -420,7 +420,7 @@ def status(
         "done": tally.done,
         "outcomes": dict(tally.outcomes),
         "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
-        "spent": {**record.spent.model_dump(mode="json"), "cost": round(prices.cost(record.spent), 4)},
+        "spent": {**record.usage.model_dump(mode="json"), "cost": round(prices.cost(record.usage), 4)},
         "limits": latest.get("limits") or {},
         "prompts_a_minute": a_minute and round(a_minute, 1),
         "seconds_left": round(60 * left / a_minute) if a_minute else None,
@@ -436,7 +436,7 @@ def status(
     out.print(
         "outcomes: " + (", ".join(f"{n:,} {name}" for name, n in tally.outcomes.most_common() if n) or "none yet")
     )
-    out.print(f"spent: {spending(record.spent, prices)}", highlight=False)
+    out.print(f"spent: {spending(record.usage, prices)}", highlight=False)
     if told["limits"]:
         out.print("limits: " + ", ".join(f"{n:,} {name}" for name, n in told["limits"].items()), highlight=False)
     if a_minute:

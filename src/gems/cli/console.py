@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -22,7 +22,7 @@ from rich.markup import escape
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
 
-    from gems.bulk.results import Tally
+    from gems.bulk.results import BatchRow, Tally
     from gems.graph.state import Prices, Usage
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -35,7 +35,6 @@ out, err = Console(), Console(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Row: TypeAlias = dict[str, Any]
 """One line of a batch's results.jsonl."""
 
 
@@ -113,7 +112,7 @@ def handling(handler: Callable[..., None], *signs: signal.Signals) -> Iterator[N
 @contextmanager
 def batch_bar(
     total: int, *, what: str = "", quiet: bool, prices: Prices | None = None
-) -> Iterator[tuple[Callable[[Tally], None], Callable[[Row], None]]]:
+) -> Iterator[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]:
     """A progress bar over prompts. Gives what it is to be called with: how far it had come before, and each new result.
 
     Args:
@@ -143,16 +142,16 @@ def batch_bar(
         task = progress.add_task("", total=total, rate="", spent="")
 
         def spent() -> str:
-            return spending(tally.spent, prices) if prices is not None else ""
+            return spending(tally.usage, prices) if prices is not None else ""
 
         def on_start(before: Tally) -> None:
             nonlocal tally
-            tally = Tally(Counter(before.outcomes), before.spent)
+            tally = Tally(Counter(before.outcomes), before.usage)
             progress.update(task, completed=before.done, spent=spent())
             if before.done and not quiet:
                 err.print(f"{prefix}{before.done} of {total} prompts were done before", highlight=False)
 
-        def on_done(row: Row) -> None:
+        def on_done(row: BatchRow) -> None:
             nonlocal run
             run += 1
             tally.add(row)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -58,7 +57,8 @@ from gems.cli.serve_commands import new_key, serve
 from gems.cli.skills_commands import app as skills_app
 
 if TYPE_CHECKING:
-    from gems.runs.record import Evidence
+    from gems.runs.folder import RunFolder
+    from gems.runs.record import RunRecord
     from gems.runs.threads import Thread
 
 __all__ = ["app"]
@@ -165,10 +165,9 @@ def generate(
     from gems.database import is_database, without_password
     from gems.errors import InputError
     from gems.memory.opening import database_of
-    from gems.nodes.intake import check_prompt
-    from gems.runs.record import make_folder, run_record, write_evidence
-    from gems.runs.threads import load_thread
-    from gems.skills.loader import load_skills
+    from gems.runs.folder import make_folder, write_run
+    from gems.runs.record import run_record
+    from gems.runs.threads import begin_thread, load_thread
 
     known, moved = None, False
     if resume is not None:
@@ -184,7 +183,7 @@ def generate(
             begun_with = known.context.memory_url.get_secret_value() if known.context.memory_url else ""
             moved = without_password(str(place)) != without_password(begun_with)
             known = replace(known, context=known.context.model_copy(update={"memory_url": SecretStr(str(place))}))
-        context, checked, folder = known.context, known.prompt, folder or known.out
+        context, prompt, folder = known.context, known.prompt, make_folder(folder or known.out)
     else:
         if memory is not None and no_memory:
             raise InputError("--memory says where, --no-memory that there is to be none: leave one away")
@@ -220,26 +219,19 @@ def generate(
             budget_cost=budget_cost,
             price=price,
         )
-        checked, folder = check_prompt(prompt), folder or Path("gems-out")
-        load_skills(context.skills_dir, builtin=context.builtin_skills)
-    make_folder(folder)
+        folder = folder or Path("gems-out")
 
     with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+        thread = begin_thread(prompt, context, folder) if known is None else known
+
         from gems.cli.live import LiveRun
         from gems.graph.builder import build_graph
         from gems.memory.image_store import ImageStore
         from gems.paths import home
         from gems.runs.checkpoints import open_checkpoints
-        from gems.runs.record import model_records
-        from gems.runs.threads import Thread, check_models, finished_at, has_begun, has_ended, new_thread_id, run_thread
+        from gems.runs.threads import check_models, finished_at, has_begun, has_ended, run_thread
 
         kept = ImageStore(context.images_url)
-        if known is None:
-            models = model_records(context)
-            thread = Thread(new_thread_id(checked), checked, context, folder, datetime.now(UTC), models)
-            thread.save(database_of(context))
-        else:
-            thread = known
     if not quiet:
         err.print(
             f"[dim]run {thread.id}; to resume it: {escape(_resume_command(thread))}[/]",
@@ -265,13 +257,13 @@ def generate(
         values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=live, control=control)
         ended = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, ended)
-    evidence = write_evidence(folder / thread.id, record, kept)
-    _print_run(record, evidence, as_json=as_json)
-    if record["outcome"] == "cancelled":
+    files = write_run(folder / thread.id, record, kept)
+    _print_run(record, files, as_json=as_json)
+    if record.outcome == "cancelled":
         err.print(f"stopped; go on with: {escape(_resume_command(thread))}", highlight=False, soft_wrap=True)
     raise typer.Exit(
         {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}.get(
-            record["outcome"], BEST_EFFORT
+            record.outcome, BEST_EFFORT
         )
     )
 
@@ -321,7 +313,7 @@ def replay(
     from gems.runs.replay import replay as make_again
 
     folder, record = load_record(run)
-    made_by = record["models"]["generator"]["name"]
+    made_by = record.models["generator"].name
     if generator not in (None, made_by):
         raise InputError(f"the run was made with {made_by}, not with {generator}: leave --generator away")
     results = list(make_again(folder, record, NO_AUTHORITY.allowing([generator] if generator else [])))
@@ -410,46 +402,43 @@ def _tick(ok: bool) -> str:
     return "[green]✓ yes[/]" if ok else "[red]✗ no[/]"
 
 
-def _print_run(record: dict[str, Any], evidence: Evidence, *, as_json: bool) -> None:
+def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:
     if as_json:
         paths = {
-            "folder": str(evidence.folder),
-            "image": str(evidence.image) if evidence.image else None,
-            "record": str(evidence.record),
-            "report": str(evidence.report),
+            "folder": str(files.folder),
+            "image": str(files.image) if files.image else None,
+            "record": str(files.record),
+            "report": str(files.report),
         }
-        print_json({**record, "paths": paths})
+        print_json({**record.model_dump(mode="json"), "paths": paths})
         return
     from gems.cli.live import MARKS
 
-    best = record["attempts"][record["best"]] if record["best"] is not None else None
-    if best:
-        verdicts = {v["requirement_id"]: v for v in (*best["verdicts"], *best.get("checks", []))}
-        table = Table(
-            "", "requirement", "kind", "confidence", "seen", title=escape(record["prompt"]), title_style="bold"
-        )
-        for requirement in (*record["requirements"], *record.get("checks", [])):
-            verdict = verdicts.get(requirement["id"])
+    if best := record.best_attempt:
+        verdicts = {verdict.requirement_id: verdict for verdict in best.answers}
+        table = Table("", "requirement", "kind", "confidence", "seen", title=escape(record.prompt), title_style="bold")
+        for requirement in record.all_requirements:
+            verdict = verdicts.get(requirement.id)
             cells = (
-                (MARKS[verdict["answer"]], f"{verdict['confidence']:.2f}", escape(verdict["reason"]))
+                (MARKS[verdict.answer], f"{verdict.confidence:.2f}", escape(verdict.reason))
                 if verdict
                 else ("", "", "not checked")
             )
-            asked_by = f" [dim]({escape(requirement['skill'])})[/]" if requirement.get("skill") else ""
-            question = escape(requirement["question"]) + asked_by
-            table.add_row(cells[0], question, requirement["kind"], cells[1], cells[2])
+            asked_by = f" [dim]({escape(requirement.skill)})[/]" if requirement.skill else ""
+            question = escape(requirement.question) + asked_by
+            table.add_row(cells[0], question, requirement.kind, cells[1], cells[2])
         out.print(table)
-    usage = record["usage"]
-    style = "green" if record["outcome"] in ("solved", "accepted") else "yellow"
-    rounds = record["attempts"][-1]["round"] if best else 0
+    usage = record.usage
+    style = "green" if record.outcome in ("solved", "accepted") else "yellow"
+    rounds = record.attempts[-1].round if best else 0
     out.print(
-        f"[{style}]{ENDINGS[record['outcome']]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
-        f"score {record['score']:.2f}; {usage['images']} image{'' if usage['images'] == 1 else 's'}, "
-        f"{usage['chat_calls']} chat call{'' if usage['chat_calls'] == 1 else 's'}, {usage['seconds']:.1f} s of work",
+        f"[{style}]{ENDINGS[record.outcome]}[/] after {rounds} round{'' if rounds == 1 else 's'}, "
+        f"score {record.score:.2f}; {usage.images} image{'' if usage.images == 1 else 's'}, "
+        f"{usage.chat_calls} chat call{'' if usage.chat_calls == 1 else 's'}, {usage.seconds:.1f} s of work",
         highlight=False,
     )
-    for error in record["errors"]:
+    for error in record.errors:
         err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
-    for name, path in (("image", evidence.image), ("record", evidence.record), ("report", evidence.report)):
+    for name, path in (("image", files.image), ("record", files.record), ("report", files.report)):
         if path is not None:
             out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
 from gems.evals.scorers import arithmetic_mean, geometric_mean
@@ -16,7 +17,7 @@ from gems.stats import bootstrap_interval, ratio_interval
 
 __all__ = ["Judged", "analyse", "compare", "judge"]
 
-Row = dict[str, Any]
+Row: TypeAlias = BatchRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Judged:
     @property
     def shipped(self) -> list[float]:
         """Scores of the image that the arm ended with; all 0 without one."""
-        return self.scores.get(self.row.get("best", -1), [0.0] * len(self.prompt.questions))
+        best = self.row.get("best")
+        return self.scores.get(-1 if best is None else best, [0.0] * len(self.prompt.questions))
 
     @property
     def right(self) -> bool:
@@ -50,7 +52,7 @@ class Judged:
         return max(range(len(attempts)), key=lambda i: (*worth(attempts[i]), -i), default=None)
 
 
-def worth(attempt: Row) -> tuple[bool, float]:
+def worth(attempt: AttemptFields) -> tuple[bool, float]:
     """An attempt by the verifier's own word: one that passed wins, then the higher score, as in ``best_attempt``."""
     return 0 < attempt["total"] == attempt["passed"], attempt["score"]
 
@@ -112,9 +114,7 @@ def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
     for j, i, a in attempts:
         strategies[a["strategy"]].append(float(is_right(j.scores[i])))
     shipped_worse = sum(
-        max(map(worth, j.row["attempts"])) > worth(j.row["attempts"][j.row["best"]])
-        for j in judged
-        if j.row.get("best") is not None
+        max(map(worth, j.row["attempts"])) > worth(best) for j in judged if (best := best_attempt_of(j.row)) is not None
     )
     first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
     gained = [float(j.right) - was for j, was in zip(judged, first, strict=True)]
@@ -134,7 +134,7 @@ def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
     }
 
 
-def _verifier(verified: Sequence[tuple[Judged, int, Row]]) -> dict[str, Any]:
+def _verifier(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str, Any]:
     """How far the verifier's word can be trusted: on whole images, and on single questions by kind."""
     said = np.array([worth(a)[0] for _, _, a in verified])
     true = np.array([is_right(j.scores[i]) for j, i, _ in verified])

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from langgraph.runtime import RunControl
 
 from gems import __version__
-from gems.bulk.results import Tally
+from gems.bulk.results import BatchRow, Tally
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
 from gems.evals.runner import Plan, begin, image_paths, run_arm
@@ -27,7 +27,7 @@ from gems.files import write_atomically
 
 __all__ = ["evaluate"]
 
-Row = dict[str, Any]
+Row: TypeAlias = BatchRow
 Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[Row], None]]]]
 """Opens a progress bar for (what, how many): it is told what was there before, then each new result."""
 
@@ -124,8 +124,8 @@ def _score(
     def wanted(row: Row) -> Iterator[int]:
         if _scores_all(scorer):
             yield from range(len(row.get("attempts", [])))
-        elif row.get("best") is not None:
-            yield row["best"]
+        elif (best := row.get("best")) is not None:
+            yield best
 
     def score(row: Row) -> tuple[Row, dict[int, list[float]]]:
         if control.drain_requested:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, brief, run_batch, run_jobs
 from gems.bulk.jobs import Job
-from gems.bulk.results import Tally, claim
+from gems.bulk.results import BatchRow, Tally, UsageFields, best_attempt_of, claim, row_of
 from gems.errors import BackendError, InputError
 from gems.evals.arms import Arm
 from gems.evals.prompts import EvalPrompt, write_prompts
@@ -26,12 +26,13 @@ from gems.memory.store import FaissStore
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
-from gems.runs.record import ModelRecord, make_folder
+from gems.runs.folder import make_folder
+from gems.runs.record import ModelRecord
 from gems.seeds import seed_of_batch_prompt
 
 __all__ = ["Plan", "begin", "image_paths", "run_arm"]
 
-Row = dict[str, Any]
+Row: TypeAlias = BatchRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +140,19 @@ def _run_generator_alone(
         try:
             [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
         except InputError as error:
-            return {**job.row(), "error": str(error), "error_kind": "input"}
+            return {**row_of(job), "error": str(error), "error_kind": "input"}
         if isinstance(result, BackendError):
-            return {**job.row(), "error": str(result), "error_kind": "backend"}
+            return {**row_of(job), "error": str(result), "error_kind": "backend"}
         ref = images.put(result.image, image_metadata(result.request, generator))
         attempt = Attempt(round=1, candidate=0, prompt=job.prompt, seed=job.seed, image=ref)
         return {
-            **job.row(),
+            **row_of(job),
             "outcome": "rounds",
             "rounds": 1,
             "requirements": [],
             "attempts": [brief(attempt)],
             "best": 0,
-            "usage": Usage(images=1).model_dump(mode="json"),
+            "usage": cast(UsageFields, Usage(images=1).model_dump(mode="json")),
             "errors": [],
             "seconds": round(time.perf_counter() - started, 3),
         }
@@ -164,7 +165,7 @@ def _run_generator_alone(
 def image_paths(rows: Sequence[Row]) -> dict[str, str]:
     """What the benchmark's own scorer reads as ``--image_filepath_data``: the image that was shipped, by prompt."""
     return {
-        row["prompt"]: row["attempts"][row["best"]]["image"].removeprefix("file://")
+        row["prompt"]: best["image"].removeprefix("file://")
         for row in rows
-        if row.get("best") is not None
+        if (best := best_attempt_of(row)) is not None
     }

@@ -25,6 +25,7 @@ from PIL import Image
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gems.authority import NO_AUTHORITY, Authority
+from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
@@ -45,7 +46,7 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """One number per question of the prompt, for an attempt of a result made by that generator."""
         ...
 
@@ -110,7 +111,7 @@ class Oracle:
         """Whether a generator's images have a truth that is known."""
         return generator in POCKET
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:
@@ -136,7 +137,7 @@ class Oracle:
         return self._kept.put(key, scores)
 
 
-def _edit(attempt: dict[str, Any]) -> dict[str, Any]:
+def _edit(attempt: AttemptFields) -> dict[str, Any]:
     """What else the pipeline was given when it made an image, as the image's own file tells."""
     if not attempt.get("edited_from"):
         return {}
@@ -188,7 +189,7 @@ class SoftTifa:
         self._kept = _Kept(folder / "scores-soft-tifa.jsonl")
         self._concurrency = concurrency
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:

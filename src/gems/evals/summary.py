@@ -14,6 +14,7 @@ import fsspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from gems.bulk.results import best_attempt_of
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.files import write_atomically
@@ -178,8 +179,7 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
             }
             for i, attempt in enumerate(j.row["attempts"])
         ]
-        if won and plain is not None and plain.row.get("best") is not None:
-            attempt = plain.row["attempts"][plain.row["best"]]
+        if won and plain is not None and (attempt := best_attempt_of(plain.row)) is not None:
             pictures.insert(
                 0,
                 {

@@ -24,7 +24,7 @@ from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, run_batch
 from gems.bulk.jobs import Job
-from gems.bulk.results import Tally
+from gems.bulk.results import BatchRow, Tally, best_attempt_of
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
 from gems.learning.contrasts import is_held_out
@@ -37,7 +37,7 @@ from gems.stats import bootstrap_interval
 __all__ = ["GateSettings", "held_out_wishes", "is_due", "judge_gate", "settle", "trial", "waits"]
 
 Row = dict[str, Any]
-Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[Row], None]]]]
+Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]]
 Runs = Sequence[tuple[str, Trajectory]]
 
 _MIN_WISHES: Final = 20
@@ -104,7 +104,7 @@ def _evenly(wishes: Sequence[str], most: int) -> list[str]:
 
 def trial(
     one: Learned, wishes: Sequence[str], context: GemsContext, settings: GateSettings, control: RunControl, bar: Bar
-) -> tuple[list[Row], list[Row]] | None:
+) -> tuple[list[BatchRow], list[BatchRow]] | None:
     """Run the wishes with the skill and without. Killed and called again, it goes on; None if it was stopped.
 
     Without a draft is with what is in use now, an earlier version of it too. Only those wishes are run again for which
@@ -121,7 +121,7 @@ def trial(
     images = ImageStore(folder / "images")
     jobs = [Job(i, wish, seed_of_batch_prompt(settings.seed, i)) for i, wish in enumerate(wishes)]
 
-    def run(name: str, todo: list[Job], context: GemsContext) -> list[Row] | None:
+    def run(name: str, todo: list[Job], context: GemsContext) -> list[BatchRow] | None:
         with bar(f"{one.skill.name}, {name}", len(todo)) as (on_start, on_done):
             rows = run_batch(
                 todo,
@@ -148,7 +148,9 @@ def trial(
     return None if without is None else (with_it, without)
 
 
-def judge_gate(kind: str, with_it: Sequence[Row], without: Sequence[Row], *, level: float = 0.95) -> dict[str, Any]:
+def judge_gate(
+    kind: str, with_it: Sequence[BatchRow], without: Sequence[BatchRow], *, level: float = 0.95
+) -> dict[str, Any]:
     """The gate's figures and its decision.
 
     Args:
@@ -197,7 +199,7 @@ def _refusal(figures: Row) -> str:
     return f"it harms requirements of kind {', '.join(harmed)}" if harmed else ""
 
 
-def _by_kind(pairs: Iterable[tuple[Row, Row]]) -> dict[str, Row]:
+def _by_kind(pairs: Iterable[tuple[BatchRow, BatchRow]]) -> dict[str, Row]:
     """For each kind of requirement, the difference in the rate at which it is met, over the wishes that ask for it."""
     differences: dict[str, list[float]] = defaultdict(list)
     for a, b in pairs:
@@ -217,22 +219,23 @@ def _mean_of(differences: Sequence[float], level: float = 0.95) -> dict[str, Any
     }
 
 
-def _rates(row: Row) -> dict[str, float]:
+def _rates(row: BatchRow) -> dict[str, float]:
     """By kind, the share of requirements that the returned image meets."""
-    if row["best"] is None:
+    best = best_attempt_of(row)
+    if best is None:
         return {}
-    verdicts, met = row["attempts"][row["best"]]["verdicts"], defaultdict(list)
+    verdicts, met = best["verdicts"], defaultdict(list)
     for requirement in row["requirements"]:
         answer = verdicts.get(requirement["id"], ["unsure"])[0]
         met[requirement["kind"]].append(answer == "yes")
     return {kind: sum(found) / len(found) for kind, found in met.items()}
 
 
-def _right(row: Row) -> int:
+def _right(row: BatchRow) -> int:
     """Whether every requirement of the user's was met, as the verifier sees it."""
-    if row["best"] is None:
+    best = best_attempt_of(row)
+    if best is None:
         return 0
-    best = row["attempts"][row["best"]]
     return int(best["total"] > 0 and best["passed"] == best["total"])
 
 
