@@ -36,9 +36,9 @@ from gems.memory.image_store import ImageStore
 from gems.models.registry import init_image_generator, init_mllm
 from gems.options import ChatOptions, GeneratorOptions
 from gems.runs.record import ModelRecord
-from gems.runs.threads import Thread, load_thread, new_thread_id
+from gems.runs.threads import Thread, load_thread
 from gems.serve.langserve_routes import AgentRequest
-from gems.serve.settings import ServiceSettings, context_of
+from gems.serve.settings import AcceptedSettings, ServiceSettings, context_of
 from light_models import make_chat
 
 BARE: dict[str, Any] = {"memory": False, "skills": False, "plan": False, "max_rounds": 2, "seed": 3, "inspectors": ()}
@@ -282,13 +282,12 @@ def test_a_run_that_goes_on_from_its_checkpoint_may_not(canary: Canary, images: 
 
 
 def test_a_request_may_not(canary: Canary, tmp_path: Path) -> None:
-    settings = ServiceSettings(home=tmp_path)
     with pytest.raises(ValueError, match="generator"):
         AgentRequest.model_validate({"prompt": "a dog", "context": {"generator": canary.name}})
     with pytest.raises(ValueError, match="generator"):
-        context_of(settings, "ann", {"asked": {"generator": canary.name}})
+        AcceptedSettings.model_validate({"requested": {"generator": canary.name}})
     own = ServiceSettings(home=tmp_path, context=GemsContext(generator=canary.name).as_operator())
-    assert context_of(own, "ann", {"asked": {"seed": 1}}).authority.code == {canary.name}  # the service's own may
+    assert context_of(own, "ann", AcceptedSettings()).authority.code == {canary.name}  # the service's own may
     assert not canary.sang
 
 
@@ -343,7 +342,7 @@ def interrupted_run(canary: Canary, folder: Path) -> str:
         "mllm": ModelRecord(canary.chat, "ScriptedChatModel"),
         "generator": ModelRecord(canary.name, "f" * 64),
     }
-    thread = Thread(new_thread_id("two red cars"), "two red cars", context, folder, datetime.now(UTC), models)
+    thread = Thread("two-red-cars-0a1b2c", "two red cars", context, folder, datetime.now(UTC), models)
     thread.save()
     assert load_thread(thread.id).context.authority == NO_AUTHORITY
     return thread.id
