@@ -1,13 +1,15 @@
-"""Golden runs: sixty commands whose behaviour is written down, so that a change which should alter nothing can prove it.
+"""Golden runs: sixty recorded commands. A change that should alter no behaviour proves it by repeating them.
 
-usage: python benchmarks/golden_runs.py record|compare [FILE]        FILE is benchmarks/golden_runs.json by default
+    python benchmarks/golden_runs.py compare [FILE]
+    python benchmarks/golden_runs.py record [FILE]
 
-Each entry holds the exit code and what the command left behind: run.json, a batch's rows, a listing as JSON. Times,
-paths, random identifiers and the version are left out; image hashes, prompts, verdicts, usage and settings are kept. Error
-texts are not compared. The schemas of state, context and HTTP interface are entries too, without titles and
-descriptions. Image hashes depend on the floating-point units of the machine, so record and compare on one kind of machine.
+FILE is benchmarks/golden_runs.json by default. Each entry holds a command's exit code and its result: run.json, a
+batch's rows, or a listing as JSON. Times, paths, random identifiers and the version are left out; image hashes, prompts,
+verdicts, usage and settings are kept. Error texts are not compared. The schemas of the context and the HTTP interface
+are entries too, without titles and descriptions.
 
-``compare`` prints every difference and exits with 1 if there is one.
+Image hashes depend on the machine's floating-point units: record and compare on the same kind of machine. ``compare``
+prints every difference and exits with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -28,8 +30,33 @@ from forked import gems, run
 HERE = Path(__file__).with_name("golden_runs.json")
 
 VOLATILE = frozenset(
-    "run_id thread seconds started_at finished_at gems_version uri paths file run batch_id created_at updated_at at "
-    "memory_url images_url skills_dir where folder place detail id_of_batch started finished when".split()
+    {
+        "run_id",
+        "thread",
+        "seconds",
+        "started_at",
+        "finished_at",
+        "gems_version",
+        "uri",
+        "paths",
+        "file",
+        "run",
+        "batch_id",
+        "created_at",
+        "updated_at",
+        "at",
+        "memory_url",
+        "images_url",
+        "skills_dir",
+        "where",
+        "folder",
+        "place",
+        "detail",
+        "id_of_batch",
+        "started",
+        "finished",
+        "when",
+    }
 )
 """Keys whose values differ from run to run, or from machine to machine."""
 
@@ -113,6 +140,7 @@ def bare(schema: Any) -> Any:
 
 
 def read_json(text: str) -> Any:
+    """The stable part of a command's JSON output; None if it printed none."""
     try:
         return stable(json.loads(text))
     except ValueError:
@@ -190,6 +218,7 @@ print(json.dumps({
 
 
 def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
+    """A line for each value that was added, is gone or has changed."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted({*before, *after}):
             if key not in before:
@@ -206,6 +235,7 @@ def differences(before: Any, after: Any, where: str = "") -> Iterator[str]:
 
 
 def main() -> int:
+    """Run all commands, then record or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["record", "compare"])
     parser.add_argument("file", type=Path, nargs="?", default=HERE)
