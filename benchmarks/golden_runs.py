@@ -4,9 +4,9 @@
     python benchmarks/golden_runs.py record [FILE]
 
 FILE is benchmarks/golden_runs.json by default. Each entry holds a command's exit code and its result: run.json, a
-batch's rows, or a listing as JSON. Times, paths, random identifiers and the version are left out; image hashes, prompts,
-verdicts, usage and settings are kept. Error texts are not compared. The schemas of the context and the HTTP interface
-are entries too, without titles and descriptions.
+batch's rows, or a listing as JSON. Times, paths, random identifiers and the version are left out; image hashes,
+prompts, verdicts, usage and settings are kept. Error texts are not compared. The schemas of the context and the HTTP
+interface are entries too, without titles and descriptions.
 
 Image hashes depend on the machine's floating-point units: record and compare on the same kind of machine. ``compare``
 prints every difference and exits with 1 if there is one.

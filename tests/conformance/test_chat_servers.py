@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chatting import KEY, WISH, ChatAt, picture, question
 from langchain_core.messages import AIMessage
 
-from chatting import KEY, WISH, ChatAt, picture, question
 from gems.errors import BackendError, InputError, MalformedAnswerError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext

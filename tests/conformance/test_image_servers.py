@@ -9,9 +9,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-
 from conformance.generator_suite import GeneratorConformance
 from forked import gems
+
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.models.registry import init_image_generator

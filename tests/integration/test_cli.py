@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import forked
+import pytest
 from forked import gems, gems_here
 from servers.waiting import wait_until
 

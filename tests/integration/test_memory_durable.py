@@ -12,17 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
-from langgraph.store.base import InvalidNamespaceError, PutOp
-
-import forked
 from embedding import Points
+from langgraph.store.base import InvalidNamespaceError, PutOp
+from servers.waiting import wait_until
+
 from gems.errors import InputError
 from gems.memory import index as index_module
 from gems.memory import store as store_module
 from gems.memory.store import FaissStore, reindex
-from servers.waiting import wait_until
 
 WRITER = Path(__file__).parent / "writing_store.py"
 FEW = 300

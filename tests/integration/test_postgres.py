@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.store.base import BaseStore
-
 from embedding import Points
 from forked import gems
+from langgraph.store.base import BaseStore
+from remembering import past
+from servers.postgres import PASSWORD
+from shared_servers import marks
+
 from gems.database import database_pool
 from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
@@ -19,9 +22,6 @@ from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, prune, recall, remember
 from gems.memory.opening import open_store
 from gems.memory.trajectory import namespace
-from remembering import past
-from servers.postgres import PASSWORD
-from shared_servers import marks
 
 pytestmark = marks("postgres")
 

@@ -9,14 +9,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
+from servers.waiting import listening_port
 
-import forked
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_store import ImageStore
-from servers.waiting import listening_port
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -86,7 +86,8 @@ def test_the_same_image_is_one_object_and_can_be_removed(bucket: str) -> None:
 
 
 def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
-    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", **nowhere)
     assert closed.returncode in (2, 3)
     assert f"s3://{bucket}" in closed.stderr
     assert "Traceback" not in closed.stderr

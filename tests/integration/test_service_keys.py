@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from servers.gems_service import Served, serving, write_keys
+from shared_servers import needs
 from typer.testing import CliRunner
 
 from gems.cli.main import app as cli
 from gems.errors import InputError
 from gems.serve.keys import Keys
 from gems.serve.links import Links
-from servers.gems_service import Served, serving, write_keys
-from shared_servers import needs
 
 
 @dataclass

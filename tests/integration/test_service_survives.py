@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from servers.gems_service import serving
 from servers.waiting import wait_until
 

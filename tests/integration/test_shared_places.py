@@ -9,19 +9,19 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 from embedding import Points
+from servers.postgres import PASSWORD, serving_postgres
+from servers.waiting import wait_until
+from shared_servers import needs
+
 from gems.database import database_pool, without_password
 from gems.errors import BackendError, GemsError, InputError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import open_store
 from gems.runs.checkpoints import open_checkpoints
-from servers.postgres import PASSWORD, serving_postgres
-from servers.waiting import wait_until
-from shared_servers import needs
 
 SECRET = "canary123"
 

@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from fakes import PaintGenerator
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
+from light_models import make_chat
 from typer.testing import CliRunner
 from typing_extensions import TypedDict
 
-from fakes import PaintGenerator
 from gems.authority import CODE, NO_AUTHORITY
 from gems.cli.arguments import make_context
 from gems.cli.doctor import diagnose
@@ -39,7 +40,6 @@ from gems.runs.record import ModelRecord
 from gems.runs.threads import Thread, load_thread
 from gems.serve.langserve_routes import AgentRequest
 from gems.serve.settings import AcceptedSettings, ServiceSettings, context_of
-from light_models import make_chat
 
 BARE: dict[str, Any] = {"memory": False, "skills": False, "plan": False, "max_rounds": 2, "seed": 3, "inspectors": ()}
 SMALL = ("--no-memory", "--no-skills", "--no-plan", "--max-rounds", "2", "--seed", "3", "--quiet")
