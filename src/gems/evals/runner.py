@@ -12,8 +12,7 @@ from typing import Any
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, brief, run_batch, run_jobs
-from gems.seeds import seed_of_batch_prompt
-from gems.bulk.jobs import Job, 
+from gems.bulk.jobs import Job
 from gems.bulk.results import Tally, claim
 from gems.errors import BackendError, InputError
 from gems.evals.arms import Arm
@@ -28,6 +27,7 @@ from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
 from gems.runs.record import ModelRecord, make_folder
+from gems.seeds import seed_of_batch_prompt
 
 __all__ = ["Plan", "begin", "image_paths", "run_arm"]
 

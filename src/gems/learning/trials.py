@@ -23,8 +23,7 @@ from typing import Any, Final
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, run_batch
-from gems.seeds import seed_of_batch_prompt
-from gems.bulk.jobs import Job, 
+from gems.bulk.jobs import Job
 from gems.bulk.results import Tally
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
@@ -32,6 +31,7 @@ from gems.learning.contrasts import is_held_out
 from gems.learning.shelf import Learned, move, write_gate
 from gems.memory.image_store import ImageStore
 from gems.memory.trajectory import Trajectory
+from gems.seeds import seed_of_batch_prompt
 from gems.stats import bootstrap_interval
 
 __all__ = ["GateSettings", "held_out_wishes", "is_due", "judge_gate", "settle", "trial", "waits"]
