@@ -222,7 +222,7 @@ def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
-    done = gems("graph", "--mermaid", home=Path("/nonexistent"))
+    done = gems("graph", home=Path("/nonexistent"))
     arrows = re.findall(r"(\w+) (?:-->|-\.->) (\w+);", done.stdout)
     assert set(arrows) == {
         ("__start__", "intake"),
