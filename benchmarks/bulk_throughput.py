@@ -33,7 +33,7 @@ from langchain_core.outputs import ChatResult
 from diffusers_overhead import PRESETS, save_pipeline
 from gems.bulk.batch import run_batch
 from gems.seeds import seed_of_batch_prompt
-from gems.bulk.jobs import Job, 
+from gems.bulk.jobs import Job
 from gems.bulk.results import Row
 from gems.errors import BackendError
 from gems.evals.prompts import fresh_prompts
