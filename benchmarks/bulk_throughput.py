@@ -32,7 +32,6 @@ from langchain_core.outputs import ChatResult
 
 from diffusers_overhead import PRESETS, save_pipeline
 from gems.bulk.batch import run_batch
-from gems.seeds import seed_of_batch_prompt
 from gems.bulk.jobs import Job
 from gems.bulk.results import Row
 from gems.errors import BackendError
@@ -44,6 +43,7 @@ from gems.models.local_weights import without_bars
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
+from gems.seeds import seed_of_batch_prompt
 
 PROCESSES: Final = 6
 """How many processes are measured for the memory of one a prompt."""

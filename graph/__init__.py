@@ -1,1 +1,1 @@
-"""The state machine: state, context, routing, and the builder that ties the nodes together."""
+"""The state machine: state, context and routing, and the builder that joins the nodes."""

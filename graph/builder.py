@@ -1,4 +1,4 @@
-"""Ties the nodes together: every arrow of the machine is here."""
+"""Builds the graph: every node and every edge is here."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ __all__ = ["GemsGraph", "build_graph"]
 
 PURPOSES: Final = {
     "intake": "Checks the prompt and starts a run.",
-    "retrieve_memory": "Finds past runs that bear on this prompt.",
-    "planner": "Reads the skills that fit, and writes the first prompt.",
-    "skills": "Gives the planner the texts of the skills that it asked for.",
-    "decomposer": "Turns the user's words into yes/no requirements.",
+    "retrieve_memory": "Finds earlier runs that bear on this prompt.",
+    "planner": "Reads the skills that fit, and writes the first draft.",
+    "skills": "Gives the planner the texts of the skills that it calls.",
+    "decomposer": "Turns the prompt into yes/no requirements.",
     "generator": "Draws the round's images from noise.",
     "editor": "Changes what is wrong in the best image.",
     "verifier": "Looks at each image and answers every requirement.",
     "review": "Asks a person.",
-    "refiner": "Says what was learned, and what to try next.",
+    "refiner": "Says what was learned, and writes the next draft.",
     "store_memory": "Remembers the run, and ends it.",
 }
-"""What each node is for, as its metadata tell."""
+"""What each node is for; it becomes the node's metadata."""
 
 GemsGraph: TypeAlias = CompiledStateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 _Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
@@ -73,27 +73,27 @@ def build_graph(
 ) -> GemsGraph:
     """Build the agent graph.
 
-    Everything is optional: what is not given is found by its name in the run's ``GemsContext``. What is given wins.
+    Everything is optional. A part that is not given is made by its name in the run's ``GemsContext``.
 
     Args:
-        checkpointer: Persists every step, so that a killed run can go on. Leave it None inside a parent graph, whose
-            checkpointer is then inherited.
-        store: The memory, any LangGraph store; inside a parent graph, the parent's store wins.
+        checkpointer: Persists every step, so that a killed run can be resumed. Leave it None inside a parent graph,
+            whose checkpointer is then inherited.
+        store: The memory, any LangGraph store. Inside a parent graph, the parent's store is used instead.
         mllm: A vision chat model for planner, decomposer, verifier and refiner.
         generator: An image generator.
         embedder: Embeds prompts for the memory that is opened when no store is given.
-        images: Where the images are kept.
-        inspectors: Tools of your own that help the verifier: a detector for counts, a scorer of looks.
-        settings: Fields of ``GemsContext`` that hold for this graph, whatever the run's context says: so two of them in
-            one parent can differ.
-        thumbnails: Pixels of the small pictures of attempts that are put into ``messages``; 0 for none.
+        images: The store of images.
+        inspectors: Your own tools that help the verifier, such as a detector that counts.
+        settings: Fields of ``GemsContext`` that are fixed for this graph, whatever the run's context says. Two graphs
+            in one parent can thus differ.
+        thumbnails: Size in pixels of the small pictures of attempts in ``messages``; 0 for none.
         retry: How often, and after which errors, a node that calls a model is tried again.
 
     Returns:
         A compiled graph: ``GemsInput`` in, ``GemsOutput`` out, ``GemsContext`` as context.
 
     Raises:
-        InputError: A setting is not known, or out of its bounds.
+        InputError: A setting is unknown or out of bounds.
     """
     resources = Resources(
         mllm=mllm,

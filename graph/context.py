@@ -1,4 +1,4 @@
-"""The settings of a run, as LangGraph Studio shows them: one pydantic model, every field with title and bounds."""
+"""The settings of a run: one pydantic model, every field with the title, description and bounds that Studio shows."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
 class GemsContext(BaseModel):
-    """Settings of one run. Models are given by name; live objects can be handed to ``build_graph`` instead."""
+    """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead."""
 
-    # A parent graph hands its own context on to us: what is not ours is not our business.
+    # A parent graph passes on its own context: fields that are not ours are ignored.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     mllm: str = Field(
@@ -61,42 +61,42 @@ class GemsContext(BaseModel):
     inspectors: tuple[str, ...] = Field(
         default=("ocr",),
         title="Inspectors",
-        description='Tools that help the verifier, where they are installed: "ocr" reads written words.',
+        description='Tools that help the verifier, if they are installed: "ocr" reads text.',
     )
     embedder: str = Field(
         default="minilm",
         min_length=1,
         title="Embedder",
-        description='Embeds prompts for memory retrieval. "minilm" is offline and comes with the package.',
+        description='Embeds prompts for memory retrieval. "minilm" comes with the package and works offline.',
     )
     max_rounds: int = Field(
-        default=5, ge=1, le=50, title="Rounds", description="Most rounds of generate, verify and refine."
+        default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
-    candidates: int = Field(default=1, ge=1, le=16, title="Candidates", description="Images made in each round.")
+    candidates: int = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
     seed: int | None = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
         title="Seed",
-        description="Seed of the first image; later ones follow from it. Empty: drawn at random and recorded.",
+        description="Seed of the first image; the others follow from it. Empty: random, and recorded.",
     )
     patience: int = Field(
         default=4,
         ge=1,
         le=50,
         title="Patience",
-        description="Stop as stalled after this many rounds in a row that brought no better image.",
+        description="Stop as stalled after this many rounds in a row without a better image.",
     )
     budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
     review: Literal["never", "end", "rounds"] = Field(
         default="never",
         title="Review",
-        description="When a person is asked: before the run ends, or after every round. Needs a checkpointer.",
+        description="When to ask a person: before the run ends, or after every round. Needs a checkpointer.",
     )
     plan: bool = Field(
         default=True,
         title="Plan",
-        description="Let the planner write the first prompt. Without, the user's own words are drawn first.",
+        description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
     )
     skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: SecretStr | None = Field(
@@ -111,69 +111,71 @@ class GemsContext(BaseModel):
         description="A folder or any fsspec URL, such as s3://BUCKET/FOLDER. Empty: GEMS_IMAGES, then "
         "$GEMS_HOME/images.",
     )
-    memory: bool = Field(default=True, title="Memory", description="Retrieve from past runs and remember this one.")
-    memories: int = Field(default=3, ge=0, le=20, title="Memories", description="Most experiences to retrieve.")
+    memory: bool = Field(default=True, title="Memory", description="Learn from earlier runs and remember this one.")
+    memories: int = Field(
+        default=3, ge=0, le=20, title="Memories", description="Maximum number of experiences to retrieve."
+    )
     memory_tokens: int = Field(
         default=600,
         ge=0,
         le=20_000,
         title="Memory tokens",
-        description="Most tokens, about, that what is retrieved may take up in a chat model's prompt.",
+        description="Approximate limit on the tokens that retrieved experiences take up in a chat model's prompt.",
     )
     memory_limit: int | None = Field(
         default=10_000,
         ge=1,
         title="Memory limit",
-        description="About how many experiences, and runs, are kept per user: what helped least goes first; looked "
-        "after at one run in 32. Empty: no limit.",
+        description="About how many experiences, and how many runs, are kept per user; those that helped least are "
+        "removed first, at one run in 32. Empty: no limit.",
     )
     memory_days: float | None = Field(
-        default=None, gt=0, title="Memory days", description="Forget what was last written so long ago. Empty: never."
+        default=None, gt=0, title="Memory days", description="Forget records older than this many days. Empty: never."
     )
     reuse: bool = Field(
         default=False,
         title="Reuse",
-        description="Where just this prompt was solved before, with the same models and settings, give that image.",
+        description="Return the image of an earlier run that solved the same prompt with the same models and settings.",
     )
     user: str = Field(
         default="default",
         pattern=r"^[^\s\x00-\x1f]{1,128}$",
         title="User",
-        description="Namespace of the memory: one user's runs are never shown to another.",
+        description="Namespace of the memory: users never see each other's runs.",
     )
     builtin_skills: bool = Field(
-        default=True, title="Built-in skills", description="Offer the skills that come with the package too."
+        default=True, title="Built-in skills", description="Also offer the skills that come with the package."
     )
     skills_dir: str | None = Field(
         default=None,
         title="Skills folder",
         description="A folder of SKILL.md folders; several with the system's path separator between them. Empty: "
-        "./skills, where it is there. Learned skills and ~/.config/gems/skills are always looked into.",
+        "./skills, if it exists. Learned skills and ~/.config/gems/skills are always searched.",
     )
     without_skills: tuple[str, ...] = Field(
-        default=(), title="Without skills", description="Names of skills that are not offered."
+        default=(), title="Without skills", description="Names of skills not to offer."
     )
     skill_tokens: int = Field(
         default=6_000,
         ge=0,
         le=100_000,
         title="Skill tokens",
-        description="Most tokens, about, that the texts of skills may take up in the planner's prompt.",
+        description="Approximate limit on the tokens that skill texts take up in the planner's prompt.",
     )
 
     @field_serializer("memory_url", when_used="json-unless-none")
     def _without_password(self, url: SecretStr) -> str:
-        """What is written down: a run that is gone on with finds its database, and the password in PGPASSWORD."""
+        """A record holds the address without its password; a resumed run takes the password from PGPASSWORD."""
         return without_password(url.get_secret_value())
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_misspelt_settings(cls, values: Any) -> Any:
-        """A parent's own fields pass; one that looks like ours is taken for a slip of the pen."""
+        """A parent's own fields are ignored; one that looks like one of ours is taken for a misspelling."""
         for name in values if isinstance(values, dict) else ():
-            near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.85)
-            if name not in cls.model_fields and near:
-                raise ValueError(f"unknown setting {name!r}: did you mean {near[0]!r}?")
+            similar = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.85)
+            if name not in cls.model_fields and similar:
+                raise ValueError(f"unknown setting {name!r}: did you mean {similar[0]!r}?")
         return values
 
     def chat_model(self, role: Role) -> str:
@@ -183,31 +185,31 @@ class GemsContext(BaseModel):
 
     @classmethod
     def exactly(cls, settings: Mapping[str, Any]) -> GemsContext:
-        """The settings in a mapping that holds nothing besides.
+        """The settings in a mapping that holds nothing else.
 
         Raises:
-            InputError: A name is not known, a value is of the wrong type or out of its bounds.
+            InputError: A name is unknown, or a value is of the wrong type or out of bounds.
         """
         try:
             context = cls.model_validate(dict(settings))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise InputError(f"the setting {where}: {first['msg']}" if where else first["msg"]) from None
-        if strange := sorted(set(settings) - set(cls.model_fields)):
-            raise InputError(f"there is no setting {strange[0]!r}; there are {', '.join(cls.model_fields)}")
+            field = ".".join(map(str, first["loc"]))
+            raise InputError(f"the setting {field}: {first['msg']}" if field else first["msg"]) from None
+        if unknown := sorted(set(settings) - set(cls.model_fields)):
+            raise InputError(f"there is no setting {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
         return context
 
     @classmethod
     def resolve(cls, context: object) -> GemsContext:
-        """The settings in whatever a parent graph or a server handed over.
+        """The settings in the context of a parent graph or a server.
 
-        ``None`` gives the defaults; a mapping or an object of another class gives the fields that it has in common
-        with this one, so that a parent's own context object can carry ours. Where names collide, a parent puts ours
-        under ``gems``, and nothing else is looked at.
+        ``None`` gives the defaults. A mapping or an object of another class gives the fields that it shares with this
+        class, so a parent's own context object can carry our settings. A parent whose names collide puts ours under
+        ``gems``; then nothing else is read.
 
         Raises:
-            InputError: A value is of the wrong type or out of its bounds.
+            InputError: A value is of the wrong type or out of bounds.
         """
         if isinstance(context, cls):
             return context
@@ -216,14 +218,14 @@ class GemsContext(BaseModel):
         values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
         if "gems" in values:
             return cls.resolve(values["gems"])
-        place = values.get("memory_url")
-        if isinstance(place, str) and without_password(place) != place:
-            # As it came, LangGraph and its server write it into checkpoints and traces.
-            raise InputError("leave the password out of memory_url: PGPASSWORD or GEMS_MEMORY can hold it")
+        url = values.get("memory_url")
+        if isinstance(url, str) and without_password(url) != url:
+            # LangGraph and its server write the context into checkpoints and traces.
+            raise InputError("memory_url holds a password; leave it out, and set PGPASSWORD or GEMS_MEMORY instead")
         try:
             return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            given = "" if where == "memory_url" else f" is {first['input']!r}"
-            raise InputError(f"the context's {where}{given}: {first['msg']}") from None
+            field = ".".join(map(str, first["loc"]))
+            value = "" if field == "memory_url" else f" is {first['input']!r}"
+            raise InputError(f"the context's {field}{value}: {first['msg']}") from None

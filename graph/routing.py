@@ -1,4 +1,4 @@
-"""Where the run goes next: the pure functions behind every conditional edge, and the rule that ends a run."""
+"""Where a run goes next: the pure functions behind every conditional edge, and the rule that ends a run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = [
 
 
 def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
-    """Why the run should end now, or None to go another round. Asked after each verification."""
+    """Why the run should end now, or None for another round. Called after each verification."""
     best = best_attempt(attempts)
     if best is None:
         return "failed"
     last = attempts[-1]
     if best.flawless:
         return "solved"
-    ended = limit_of(last, usage, context) or ("stalled" if last.round - best.round >= context.patience else None)
-    return "solved" if ended and best.passed and best.judged != "rejected" else ended
+    reason = limit_of(last, usage, context) or ("stalled" if last.round - best.round >= context.patience else None)
+    return "solved" if reason and best.passed and best.judged != "rejected" else reason
 
 
 def asks_person(context: GemsContext, outcome: Outcome | None) -> bool:
-    """Whether a person is to see what was just verified; a failed run shows what went wrong, and ends."""
+    """Whether a person is asked about the images that were just verified. A failed run ends without asking."""
     return outcome != "failed" and (context.review == "rounds" or (context.review == "end" and outcome is not None))
 
 
@@ -44,45 +44,45 @@ def limit_of(last: Attempt, usage: Usage, context: GemsContext) -> Outcome | Non
     """Why there cannot be another round, or None if there can."""
     if last.round >= context.max_rounds:
         return "rounds"
-    # Another round costs one refinement, one image and one verification: do not begin what cannot be finished.
+    # Another round costs one refinement, one image and one verification: do not start a round that cannot be finished.
     if not last.verified or context.budget.exhausted(usage, chat_calls=2, images=1):
         return "budget"
     return None
 
 
 def after_intake(state: GemsState) -> Sequence[Literal["retrieve_memory", "decomposer", "store_memory"]]:
-    """To planning and decomposing, side by side; straight to the end if an earlier run's image is given."""
+    """To memory and the decomposer, in parallel; straight to the end if an earlier run's image is reused."""
     return ["store_memory"] if state.get("outcome") else ["retrieve_memory", "decomposer"]
 
 
 def after_planner(state: GemsState) -> Literal["skills", "generator"]:
-    """To the skills while the planner asks for them; to the generator once there is a prompt."""
+    """To the skills while the planner calls them; to the generator once there is a draft."""
     planning = state.get("planning") or []
     last = planning[-1] if planning else None
     return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "generator"
 
 
 def after_generator(state: GemsState) -> Literal["verifier", "refiner", "store_memory"]:
-    """To the verifier with new images; to the refiner if the draft was refused; to the end if the run is over."""
+    """To the verifier with new images, to the refiner if the draft was refused, to the end if the run is over."""
     if state.get("outcome"):
         return "store_memory"
     return "refiner" if state["draft"] in state["refused"] else "verifier"
 
 
 def after_refiner(state: GemsState) -> Literal["generator", "editor"]:
-    """To the editor if the best image is to be changed; to the generator for a new one."""
+    """To the editor to change the best image, to the generator for a new one."""
     return "editor" if state["strategy"] == "edit" else "generator"
 
 
 def after_verifier(state: GemsState) -> Literal["review", "refiner", "store_memory"]:
-    """To the person who wants to see; else round again, or remember and end."""
+    """To the person who reviews, to the refiner for another round, or to the end."""
     if state.get("in_review"):
         return "review"
     return "store_memory" if state.get("outcome") else "refiner"
 
 
 def after_review(state: GemsState) -> Literal["generator", "verifier", "refiner", "store_memory"]:
-    """Where the person's answer sends the run."""
+    """Where the person's decision sends the run."""
     review = state.get("review")
     if state.get("outcome") or review is None:
         return "store_memory"

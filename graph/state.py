@@ -1,7 +1,7 @@
 """The vocabulary of a run: what the nodes read and write, and nothing else.
 
-Everything here is small and serialisable under LangGraph's strict msgpack: pixels never enter the state, only
-references to images do. The types import nothing of the project, so that every other module may import them.
+Everything here is small and can be serialised under LangGraph's strict msgpack. The state holds references to images,
+never pixels. The types import nothing of the project, so that every other module can import them.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ __all__ = [
 ]
 
 Kind = Literal["object", "count", "attribute", "position", "verb", "text", "style", "other"]
-"""What a requirement is about: GenEval 2's five skills, then text, style and the rest."""
+"""What a requirement is about: GenEval 2's five skills, then text, style and anything else."""
 
 Answer = Literal["yes", "no", "unsure"]
 
 Outcome = Literal["solved", "accepted", "rounds", "budget", "stalled", "cancelled", "failed"]
-"""Why a run ended. ``solved``: every requirement passed. ``accepted``: a person took it. ``rounds``, ``budget``,
-``stalled``: the best effort within the limits. ``cancelled``: stopped from outside. ``failed``: a backend gave up after
-its retries. Every one of them returns the best image made so far."""
+"""Why a run ended. ``solved``: every requirement passed. ``accepted``: a person accepted the image. ``rounds``,
+``budget``, ``stalled``: the best effort within the limits. ``cancelled``: stopped from outside. ``failed``: a backend
+still failed after its retries. Every outcome returns the best image so far."""
 
 Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "person", "reuse"]
-"""Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner changed the wording of the best
-attempt. ``reseed``: the same prompt again, other noise. ``edit``: the best attempt's image, changed where it is wrong.
-``restart``: the refiner started from the user's words. ``person``: a person wrote it. ``reuse``: an earlier run's
-image, which solved just this."""
+"""Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner reworded the best attempt.
+``reseed``: the same prompt with other noise. ``edit``: the best attempt's image, changed where it is wrong.
+``restart``: the refiner started again from the user's prompt. ``person``: a person wrote it. ``reuse``: the image of an
+earlier run that solved the same prompt."""
 
 
 class _Frozen(BaseModel):
@@ -62,7 +62,7 @@ class _Frozen(BaseModel):
 
 
 class Requirement(_Frozen):
-    """One atomic thing that the image must show, as a question that is answered "yes" when it does."""
+    """One thing that the image must show, as a question that is answered "yes" if it does."""
 
     id: str = Field(description="Short and unique within the run: r1, r2, ...")
     question: str = Field(description="A yes/no question about the image; yes means that the requirement is met.")
@@ -85,7 +85,7 @@ class Verdict(_Frozen):
 
 
 class ImageRef(_Frozen):
-    """Where an image lies. The bytes are in the image store; the reference is all that the state holds."""
+    """A reference to an image. The bytes are in the image store."""
 
     uri: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -95,7 +95,7 @@ class ImageRef(_Frozen):
 
 
 class Attempt(_Frozen):
-    """One image that was made and, once the verifier has seen it, what it was worth."""
+    """One image and, once the verifier has seen it, its verdicts and score."""
 
     round: int = Field(ge=1)
     candidate: int = Field(ge=0, description="Index among the images of the same round.")
@@ -104,10 +104,12 @@ class Attempt(_Frozen):
     seed: int
     image: ImageRef
     edited_from: str = Field(default="", description="SHA-256 of the image that this one is an edit of, if it is one.")
-    verdicts: tuple[Verdict, ...] = Field(default=(), description="On what the user asked for.")
-    checks: tuple[Verdict, ...] = Field(default=(), description="On what skills ask for besides.")
+    verdicts: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the user's requirements.")
+    checks: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the checks that skills add.")
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
-    judged: Literal["", "accepted", "rejected"] = Field(default="", description="What a person said, if one was asked.")
+    judged: Literal["", "accepted", "rejected"] = Field(
+        default="", description="A person's decision, if one was asked."
+    )
     experience: str = Field(default="", description="What the refiner learned from this attempt, at most 100 words.")
 
     @property
@@ -117,19 +119,19 @@ class Attempt(_Frozen):
 
     @property
     def passed(self) -> bool:
-        """Whether every requirement of the user's was answered yes."""
+        """Whether every requirement of the user was answered yes."""
         return self.verified and all(v.answer == "yes" for v in self.verdicts)
 
     @property
     def answers(self) -> tuple[Verdict, ...]:
-        """Everything that the verifier answered, on the user's requirements first."""
+        """All verdicts: those on the user's requirements, then those on skill checks."""
         return (*self.verdicts, *self.checks)
 
     @property
     def flawless(self) -> bool:
-        """Whether, besides, no skill's check was answered no, and no person said no.
+        """Whether it passed, no skill check was answered no, and no person rejected it.
 
-        A check that nobody can answer holds nothing up.
+        An unanswered check does not block.
         """
         return self.passed and self.judged != "rejected" and all(v.answer != "no" for v in self.checks)
 
@@ -142,26 +144,28 @@ class Failure(_Frozen):
 
 
 class Memory(_Frozen):
-    """What past runs for one wish taught, which memory retrieval found to bear on this prompt."""
+    """What earlier runs of one prompt taught, retrieved because it bears on the present prompt."""
 
-    key: str = Field(description="The experience's, see gems.memory.experience.")
-    run: str = Field(default="", description="The best of the runs that it was made from.")
+    key: str = Field(description="Key of the experience, see gems.memory.experience.")
+    run: str = Field(default="", description="Best of the runs that it summarises.")
     similarity: float = Field(description="Cosine similarity of the two prompts, in [-1, 1].")
-    relevance: float = Field(default=0.0, description="What it was chosen by: meaning, demands, usefulness and model.")
-    usefulness: float = Field(
-        default=0.0, description="What runs that it was retrieved for were worth more than the others, in [-1, 1]."
+    relevance: float = Field(
+        default=0.0, description="Rank: similarity of meaning and demands, usefulness, same model."
     )
-    prompt: str = Field(description="What the user asked for then.")
+    usefulness: float = Field(
+        default=0.0, description="How much better runs fared that retrieved it than runs that did not, in [-1, 1]."
+    )
+    prompt: str = Field(description="The user's prompt of those runs.")
     solved: bool
     best_prompt: str = Field(description="The generation prompt of the best attempt.")
-    experience: str = Field(default="", description="What was learned then.")
+    experience: str = Field(default="", description="The lesson of those runs.")
     avoid: tuple[Failure, ...] = Field(default=(), description="Prompts that did not work.")
-    count: int = Field(default=1, ge=1, description="How many runs it was made from.")
+    count: int = Field(default=1, ge=1, description="How many runs it summarises.")
     solved_count: int = Field(default=0, ge=0)
 
 
 class Usage(_Frozen):
-    """What a run has spent so far. ``seconds`` is time spent inside nodes, so that a pause costs nothing."""
+    """What a run has spent so far. ``seconds`` counts time inside nodes, so a pause costs nothing."""
 
     chat_calls: NonNegativeInt = 0
     prompt_tokens: NonNegativeInt = 0
@@ -179,7 +183,7 @@ class Usage(_Frozen):
 
 
 class Prices(_Frozen):
-    """What a run's spending costs, in whatever currency: what a provider's price list says."""
+    """Prices of models, in any one currency, from the provider's price list."""
 
     image: NonNegativeFloat = Field(default=0.0, title="Image", description="Price of one image.")
     prompt: NonNegativeFloat = Field(
@@ -190,7 +194,7 @@ class Prices(_Frozen):
     )
 
     def cost(self, usage: Usage) -> float:
-        """What was spent, in money."""
+        """The cost of this usage, in the currency of the prices."""
         tokens = usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
         return usage.images * self.image + tokens / 1e6
 
@@ -206,9 +210,9 @@ class Budget(_Frozen):
     prices: Prices = Field(default_factory=Prices, title="Prices", description="What the models cost.")
 
     def exhausted(self, usage: Usage, *, chat_calls: int = 0, images: int = 0) -> str | None:
-        """Name the limit that spending this much more would break, or None if there is room for it.
+        """The name of the limit that this further spending would exceed, or None if there is room for it.
 
-        Tokens and seconds cannot be known before a call: they count as exhausted once the limit is reached.
+        Tokens and seconds are unknown before a call: they count as exhausted once the limit is reached.
         """
         if self.chat_calls is not None and usage.chat_calls + chat_calls > self.chat_calls:
             return "chat calls"
@@ -219,18 +223,18 @@ class Budget(_Frozen):
         if self.seconds is not None and usage.seconds >= self.seconds:
             return "seconds"
         if self.cost is not None:
-            spent = self.prices.cost(usage)
-            # A sum of prices is a float: a limit that is just reached is not yet broken.
-            if spent >= self.cost or spent + images * self.prices.image > self.cost * (1 + 1e-9):
+            cost = self.prices.cost(usage)
+            # Prices are floats: the tolerance keeps a limit that is reached exactly from counting as exceeded.
+            if cost >= self.cost or cost + images * self.prices.image > self.cost * (1 + 1e-9):
                 return "cost"
         return None
 
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> float:
-    """Geometric mean of the probabilities that the requirements are met, in [0, 1]; 0 for no verdicts.
+    """Geometric mean of the probabilities that the requirements are met, in [0, 1]; 0 without verdicts.
 
-    Soft-TIFA's geometric mean (GenEval 2, arXiv 2512.16853): one missing requirement drags the whole score down, as it
-    should when all of them have to hold.
+    This is the geometric mean of Soft-TIFA (GenEval 2, arXiv 2512.16853). One missing requirement lowers the whole
+    score, as it should where all of them have to hold.
     """
     if not verdicts:
         return 0.0
@@ -240,12 +244,12 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> float:
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     """The attempt to return: one that passed if there is one, then the highest score, then the earliest.
 
-    A person's word comes before that. What skills check decides among those that passed, and nothing else.
+    A person's decision comes first. Skill checks decide only among attempts that passed.
     """
-    said = {"accepted": 1, "": 0, "rejected": -1}
+    decision = {"accepted": 1, "": 0, "rejected": -1}
     return max(
         attempts,
-        key=lambda a: (said[a.judged], a.passed, a.flawless, a.score, -a.round, -a.candidate),
+        key=lambda a: (decision[a.judged], a.passed, a.flawless, a.score, -a.round, -a.candidate),
         default=None,
     )
 
@@ -260,7 +264,7 @@ class AskedFor(_Frozen):
 
 
 class Review(_Frozen):
-    """A person's answer to an image."""
+    """A person's decision about an image."""
 
     action: Literal["accept", "reject", "edit_prompt", "edit_requirements", "stop"] = Field(
         title="Action",
@@ -283,7 +287,7 @@ class Review(_Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """What an action needs is there."""
+        """Require the fields that the action needs."""
         if self.action == "edit_prompt" and not self.prompt.strip():
             raise ValueError("edit_prompt needs a prompt")
         if self.action == "edit_requirements" and not self.requirements:
@@ -295,7 +299,7 @@ class GemsInput(TypedDict):
     """What a run is given."""
 
     prompt: str
-    """What the user wants to see, in the user's own words."""
+    """The user's prompt, in their own words."""
 
 
 class GemsOutput(TypedDict, total=False):
@@ -310,31 +314,33 @@ class GemsOutput(TypedDict, total=False):
     attempts: list[Attempt]
     """Every image made, in order."""
     requirements: list[Requirement]
-    """What the image was checked against."""
+    """The user's requirements, against which every image is checked."""
     checks: list[Requirement]
-    """What the skills that were used check besides."""
+    """The checks that the skills add."""
     usage: Usage
     """What the run spent."""
     errors: list[str]
-    """What went wrong on the way and was worked around or ended the run, one line each."""
+    """Failures that the run worked around, or that ended it, one line each."""
 
 
 class GemsState(GemsOutput, total=False):
-    """Everything a run knows; also what a node returns: the keys that it changes.
+    """Everything that a run knows. A node returns the keys that it changes.
 
-    Only ``planning``, ``messages``, ``usage`` and ``errors`` have reducers: they gather what several nodes contribute.
+    Only ``planning``, ``messages``, ``usage`` and ``errors`` have reducers: several nodes contribute to them.
     """
 
     prompt: str
-    """The user's words, tidied."""
+    """The user's prompt with its white space tidied."""
     run_id: str
-    """Made anew by intake for each prompt; a thread may hold several runs."""
+    """Intake makes a new one for each prompt; a thread can hold several runs."""
     seed: int
     """The seed of the first image; later ones are derived from it."""
     memories: list[Memory]
-    """What past runs have to say about this prompt, the most relevant first."""
+    """Experience of earlier runs that bears on this prompt, the most relevant first."""
     planning: Annotated[list[BaseMessage], add_messages]
     """The planner's conversation with its skills."""
+    offered: dict[str, str]
+    """The SHA-256 of each skill that the planner is offered in this run, by name; see ``gems.skills.snapshots``."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""
     draft: str
@@ -344,15 +350,15 @@ class GemsState(GemsOutput, total=False):
     strategy: Strategy
     """Where ``draft`` comes from."""
     in_review: bool
-    """Whether a person is asked about what was just verified."""
+    """Whether a person is asked about the images that were just verified."""
     review: Review | None
-    """What a person last said, until it is done."""
+    """A person's last decision, until it has been carried out."""
     messages: Annotated[list[BaseMessage], add_messages]
-    """For people who watch: the prompt, and a small picture of each attempt, where thumbnails are on."""
+    """For people who watch in Studio: the prompt, and a small picture of each attempt if thumbnails are on."""
     usage: Annotated[Usage, operator.add]
     errors: Annotated[list[str], operator.add]
 
 
 def all_asked(state: GemsState) -> list[Requirement]:
-    """Everything that an image is checked against: the user's requirements, then what skills ask besides."""
+    """Everything that an image is checked against: the user's requirements, then the checks of skills."""
     return [*state["requirements"], *(state.get("checks") or [])]

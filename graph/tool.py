@@ -1,4 +1,4 @@
-"""The whole agent as one tool of another agent."""
+"""The whole agent as a tool of another agent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DESCRIPTION: Final = (
 
 
 class Drawing(BaseModel):
-    """What the tool is given."""
+    """The tool's argument."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=4000, description="What the image shows, in plain words.")]
 
@@ -35,26 +35,26 @@ def as_tool(
     description: str = DESCRIPTION,
     settings: Mapping[str, Any] | None = None,
 ) -> BaseTool:
-    """The agent as a tool, for ``create_agent``, a ``ToolNode`` or a call of your own.
+    """The agent as a tool for ``create_agent``, a ``ToolNode`` or your own call.
 
-    Called within a graph, it runs as a subgraph: checkpoints, store, context, interrupts and streams are the parent's.
+    Called within a graph, it runs as a subgraph with the parent's checkpoints, store, context, interrupts and streams.
 
     Args:
-        graph: From ``build_graph``; built anew if not given.
-        name: What the calling model calls it.
-        description: What the calling model is told of it.
+        graph: A graph from ``build_graph``; None builds one.
+        name: The tool's name for the calling model.
+        description: The tool's description for the calling model.
         settings: Fields of ``GemsContext`` for a graph that is built here.
 
     Returns:
         A tool that takes ``prompt``, answers with JSON (image, outcome, score, what did not pass), and has the
-        ``GemsOutput`` as its message's artifact. A prompt that cannot be drawn, and models that fail, are told to the
-        calling model as an error.
+        ``GemsOutput`` as its message's artifact. The calling model gets an error message if the prompt cannot be drawn
+        or a model fails.
 
     Raises:
-        InputError: A setting is not known or out of its bounds, or the graph that is given has settings of its own.
+        InputError: A setting is unknown or out of bounds, or both a graph and settings are given.
     """
     if graph is not None and settings is not None:
-        raise InputError("give as_tool a graph or settings: a graph has its own, from build_graph(settings=...)")
+        raise InputError("as_tool takes a graph or settings, not both: give the settings to build_graph(settings=...)")
     drawing = graph if graph is not None else build_graph(settings=settings)
 
     def draw(prompt: str, config: RunnableConfig) -> tuple[str, GemsOutput]:
@@ -62,14 +62,14 @@ def as_tool(
             result = drawing.invoke(GemsInput(prompt=prompt), config)
         except GemsError as error:
             raise ToolException(str(error)) from error
-        return _told(result)
+        return _message_of(result)
 
     async def adraw(prompt: str, config: RunnableConfig) -> tuple[str, GemsOutput]:
         try:
             result = await drawing.ainvoke(GemsInput(prompt=prompt), config)
         except GemsError as error:
             raise ToolException(str(error)) from error
-        return _told(result)
+        return _message_of(result)
 
     return StructuredTool.from_function(
         draw,
@@ -82,11 +82,11 @@ def as_tool(
     )
 
 
-def _told(result: Any) -> tuple[str, GemsOutput]:
-    """What the calling model reads, and what its program gets."""
+def _message_of(result: Any) -> tuple[str, GemsOutput]:
+    """The text for the calling model, and the artifact for its program."""
     best = best_attempt(result["attempts"])
     questions = {r.id: r.question for r in result["requirements"]}
-    told = {
+    message = {
         "image": result["image"].uri if result["image"] else None,
         "outcome": result["outcome"],
         "score": round(result["score"], 3),
@@ -94,4 +94,4 @@ def _told(result: Any) -> tuple[str, GemsOutput]:
         "images_made": result["usage"].images,
         **({"errors": result["errors"]} if result["errors"] else {}),
     }
-    return json.dumps(told, ensure_ascii=False), result
+    return json.dumps(message, ensure_ascii=False), result

@@ -1,1 +1,1 @@
-"""The nodes, one file each. A factory takes the run's resources and returns the node's function."""
+"""The nodes, one file each. Each file has a factory that takes the run's resources and returns the node's function."""

@@ -44,21 +44,21 @@ def ask(
     logprobs: bool = False,
     blind: bool = False,
 ) -> Answer[Schema]:
-    """One structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
+    """Make one structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
 
-    Of an answer that is cut off, what came whole is taken where it repeats itself or cannot be sent back any more.
+    If an answer is cut off, its complete part is used where the answer repeats itself or cannot be sent back again.
 
     Args:
         meter: Counts the calls.
-        model: Whom to ask.
+        model: The chat model.
         schema: The form to fill in.
-        messages: What to ask.
-        logprobs: Have the answer's log-probabilities too, where the model gives them.
-        blind: A model that cannot see may be asked without the images.
+        messages: The conversation.
+        logprobs: Request the answer's log-probabilities, if the model gives them.
+        blind: A model that cannot see may be called without the images.
 
     Raises:
         MalformedAnswerError: The second answer does not fit either, or there was no second one.
-        BackendError: The model could not be reached or refused; or failed tries have used up the budget.
+        BackendError: The model could not be reached or refused, or failed tries have used up the budget.
     """
     if meter.is_retry and meter.exhausted():
         raise BackendError("the budget was used up by calls that failed", retryable=False)
@@ -84,23 +84,23 @@ def ask(
             return Answer(part, message)
         if is_last:
             break
-        said = str(message.text)[:2000].strip() or "(nothing that can be read)"
-        conversation = [*messages, AIMessage(said), HumanMessage(REPAIR.format(fault=fault))]
-    if not is_cut_off(message):  # an answer cut short says nothing of the way
+        reply = str(message.text)[:2000].strip() or "(nothing that can be read)"
+        conversation = [*messages, AIMessage(reply), HumanMessage(REPAIR.format(fault=fault))]
+    if not is_cut_off(message):  # a truncated answer does not show that the method failed
         habits.distrust()
     _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
 
 
 def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None:
-    """For those who watch how well a model keeps to forms; ``tries`` is 0 where none was right."""
+    """Log how well a model keeps to forms; ``tries`` is 0 if no answer was valid."""
     name = form_name(schema)
     text = f"{'valid in part' if in_part else 'valid'} at try {tries}" if tries else "invalid"
     _LOG.debug("%s: %s", name, text, extra={"form": name, "tries": tries, "in_part": in_part})
 
 
 def in_our_words(error: Exception) -> Exception:
-    """A backend's fault as ours: one line, without keys, and without the provider's objects, which hold them."""
+    """A provider's error as a BackendError of one line, without keys or the provider's objects that hold them."""
     if isinstance(error, GemsError) or not is_backend_failure(error):
         return error
     text = one_line(error, 500) or type(error).__name__
@@ -108,7 +108,7 @@ def in_our_words(error: Exception) -> Exception:
 
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
-    """A PNG as LangChain's provider-neutral image content block, its longer side no longer than so many pixels."""
+    """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels."""
     with Image.open(io.BytesIO(png)) as image:
         if max(image.size) > longest or form != "png":
             image.thumbnail((longest, longest), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""Turns the user's own words into atomic requirements that can be checked one by one."""
+"""Turns the user's prompt into atomic requirements that can be checked one by one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def make_decomposer(resources: Resources) -> Node:
         with metered(state, "decomposer", context) as meter:
             answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form
         grounded = [r for r in answer.requirements if is_grounded(r.question, state["prompt"])]
-        questions = {" ".join(r.question.split()): r.kind for r in grounded or answer.requirements}  # each asked once
+        questions = {
+            " ".join(r.question.split()): r.kind for r in grounded or answer.requirements
+        }  # each question once
         requirements = [
             Requirement(id=f"r{i}", question=question, kind=kind)
             for i, (question, kind) in enumerate(questions.items(), start=1)
@@ -58,7 +60,7 @@ def make_decomposer(resources: Resources) -> Node:
 
 
 def without_requirements(state: GemsState, error: NodeError) -> Goto:
-    """Without requirements nothing can be checked: the run ends before it spends an image."""
+    """End the run before it draws: without requirements, nothing can be checked."""
     return report_failure(state, error, "generator", outcome="failed")
 
 
@@ -102,13 +104,15 @@ _EXAMPLES: Final[tuple[tuple[str, tuple[tuple[Kind, str], ...]], ...]] = (
         ),
     ),
 )
-"""Wishes and their answers, shown as turns of the conversation: a weak model follows an example better than a rule."""
+"""Prompts and answers, shown as turns of the conversation: a weak model follows an example better than a rule."""
 
 
 def _turns() -> Iterator[BaseMessage]:
-    for wish, asked in _EXAMPLES:
-        yield HumanMessage(fence("user_prompt", wish))
-        answer = Requirements(requirements=[AtomicQuestion(question=question, kind=kind) for kind, question in asked])
+    for prompt, questions in _EXAMPLES:
+        yield HumanMessage(fence("user_prompt", prompt))
+        answer = Requirements(
+            requirements=[AtomicQuestion(question=question, kind=kind) for kind, question in questions]
+        )
         yield AIMessage(answer.model_dump_json())
 
 

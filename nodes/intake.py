@@ -1,4 +1,4 @@
-"""Checks what came in and clears what an earlier run on the same thread left behind."""
+"""Checks the input, and clears the state of an earlier run on the same thread."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from gems.seeds import MAX_SEED
 __all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "make_intake"]
 
 MAX_PROMPT_LENGTH = 4000
-"""Characters. Longer than any text encoder reads, short enough to be a prompt."""
+"""Characters: more than any text encoder reads."""
 
 
 def make_intake(resources: Resources) -> Node:
-    """The node that starts a run: a clean prompt, a run id, a seed, and empty accumulators.
+    """The node that starts a run: a checked prompt, a run id, a seed, and empty accumulators.
 
-    Where reuse is on and an earlier run solved just this, its image is there at once, and the run is over.
+    If reuse is on and an earlier run solved the same prompt, its image ends the run at once.
     """
 
     def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
@@ -36,10 +36,10 @@ def make_intake(resources: Resources) -> Node:
         run_id = uuid.uuid4().hex[:12]
         seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
         runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
-        begun = _empty(prompt, run_id, seed)
+        start = _empty(prompt, run_id, seed)
         if resources.thumbnails:
-            begun["messages"] = [*begun["messages"], HumanMessage(prompt)]
-        return begun | solved_before(resources, context, runtime, prompt) if context.reuse else begun
+            start["messages"] = [*start["messages"], HumanMessage(prompt)]
+        return start | solved_before(resources, context, runtime, prompt) if context.reuse else start
 
     return intake
 
@@ -51,6 +51,7 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         seed=seed,
         memories=[],
         planning=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
+        offered={},
         skills=[],
         requirements=[],
         checks=[],
@@ -73,14 +74,14 @@ def check_prompt(prompt: object) -> str:
     """The prompt with its white space tidied.
 
     Raises:
-        InputError: Not text, empty, too long, or with control characters.
+        InputError: It is not text, is empty or too long, or has control characters.
     """
     if not isinstance(prompt, str):
-        raise InputError("the input needs a prompt: a text that says what the image should show")
+        raise InputError("the input has no prompt; give a text that says what the image should show")
     if len(prompt) > MAX_PROMPT_LENGTH:
         raise InputError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_LENGTH:,}")
     if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in prompt):
-        raise InputError("the prompt holds control characters; remove them and try again")
+        raise InputError("the prompt contains control characters; remove them and try again")
     tidy = " ".join(prompt.split())
     if not tidy:
         raise InputError("the prompt is empty; say what the image should show")

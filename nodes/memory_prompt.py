@@ -1,4 +1,4 @@
-"""How chat models are told of what was retrieved: as data between tags, and within a budget of tokens."""
+"""Puts retrieved experience into a chat model's prompt: as data between tags, within a budget of tokens."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from langchain_core.messages.utils import count_tokens_approximately
 from gems.graph.state import Memory
 from gems.models.fencing import fence
 
-__all__ = ["tell", "within"]
+__all__ = ["memory_text", "within_tokens"]
 
 _LONGEST = 600
-"""Characters of one prompt or lesson: a past prompt may be as long as a prompt can be."""
+"""Characters of one prompt or lesson: an earlier prompt may have the maximum length."""
 
 
-def tell(memories: Sequence[Memory]) -> str:
-    """What is put into a chat model's prompt; empty without memories."""
+def memory_text(memories: Sequence[Memory]) -> str:
+    """The text for a chat model's prompt; empty without memories."""
     return fence("memory", "\n".join(map(_recollection, memories))) if memories else ""
 
 
-def within(memories: Sequence[Memory], tokens: int) -> list[Memory]:
-    """The first of them that can be told in about so many tokens."""
-    kept: list[Memory] = []
+def within_tokens(memories: Sequence[Memory], tokens: int) -> list[Memory]:
+    """The first memories, as many as fit into about this many tokens."""
+    fitting: list[Memory] = []
     for memory in memories:
-        if count_tokens_approximately([tell([*kept, memory])]) > tokens:
+        if count_tokens_approximately([memory_text([*fitting, memory])]) > tokens:
             break
-        kept.append(memory)
-    return kept
+        fitting.append(memory)
+    return fitting
 
 
 def _recollection(memory: Memory) -> str:
-    ended = "solved" if memory.solved else "not solved"
-    parts = [f"Asked: {_cut(memory.prompt)}", f"Best generation prompt ({ended}): {_cut(memory.best_prompt)}"]
+    outcome = "solved" if memory.solved else "not solved"
+    parts = [f"Asked: {_cut(memory.prompt)}", f"Best generation prompt ({outcome}): {_cut(memory.best_prompt)}"]
     if memory.count > 1:
         parts.append(f"Solved in {memory.solved_count} of {memory.count} runs")
     for failure in memory.avoid:

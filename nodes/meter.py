@@ -1,4 +1,4 @@
-"""What a node spends: on calls that were answered, on calls that failed, and on tries that are forgotten."""
+"""Counts what a node spends: on answered calls, failed calls, and tries that LangGraph discards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Meter", "Stopwatch", "metered", "settle"]
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since its creation."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -33,11 +33,11 @@ class Stopwatch:
 
 
 class Meter(BaseCallbackHandler):
-    """Adds up what the chat model calls of one node cost, those of its earlier, failed tries included.
+    """Adds up the cost of one node's chat calls, including those of its earlier, failed tries.
 
     Attributes:
-        done: Answers that a try paid for before it failed; the next try need not ask for them again.
-        options: How the run wants its chat models to be called.
+        done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
+        options: How the run's chat models are called.
     """
 
     raise_error = True
@@ -51,21 +51,21 @@ class Meter(BaseCallbackHandler):
 
     @property
     def usage(self) -> Usage:
-        """What the node has spent until now."""
+        """What the node has spent so far."""
         return self._owed + self._calls + Usage(seconds=self._watch.seconds)
 
     @property
     def total(self) -> Usage:
-        """What the run has spent until now."""
+        """What the run has spent so far."""
         return self._before + self.usage
 
     @property
     def is_retry(self) -> bool:
-        """Whether a try before this one cost something."""
+        """Whether an earlier try has cost something."""
         return self._owed.chat_calls > 0
 
     def exhausted(self, *, chat_calls: int = 1) -> bool:
-        """Whether the run's budget leaves no room for so many calls more."""
+        """Whether the run's budget has no room for this many more calls."""
         return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
@@ -76,11 +76,11 @@ class Meter(BaseCallbackHandler):
                     self._calls += _cost(generation.message)
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """Count a call that brought no answer; what it cost in tokens, nobody tells."""
+        """Count a call without an answer. Its cost in tokens is unknown."""
         self._calls += Usage(chat_calls=1)
 
     def take_over(self, earlier: Meter) -> None:
-        """Go on where a failed try stopped."""
+        """Continue from where a failed try stopped."""
         self._owed, self.done = earlier.usage, earlier.done
 
 
@@ -88,16 +88,16 @@ _METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
 register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
-"""Meters of tries that failed, by run and node: LangGraph forgets what a failed try did, but it was paid for."""
+"""Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
 _LOCK: Final = threading.Lock()
 
 
 @contextmanager
 def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter]:
-    """Count what the chat models called within cost.
+    """Count the cost of the chat calls made inside the block.
 
-    It listens in, and leaves the callbacks alone that a parent run (a tracer, a stream) has set;
-    ``with_structured_output(include_raw=True)`` would hand over the usage too, at five times the overhead.
+    The meter is one more callback; those of a parent run (a tracer, a stream) are not touched.
+    ``with_structured_output(include_raw=True)`` would give the usage too, at five times the overhead.
     """
     meter, key = Meter(state["usage"], context), (state["run_id"], node)
     with _LOCK:
@@ -115,14 +115,14 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
 
 
 def settle(state: GemsState, node: str) -> Usage:
-    """What the failed tries of a node cost that will not be tried again."""
+    """The cost of a node's failed tries when the node is not tried again."""
     with _LOCK:
         meter = _UNSETTLED.pop((state.get("run_id", ""), node), None)
     return meter.usage if meter else Usage()
 
 
 def _cost(message: AIMessage) -> Usage:
-    """What one answer cost, as its provider counts it."""
+    """The cost of one answer, as its provider counts it."""
     tokens = message.usage_metadata
     return Usage(
         chat_calls=1,

@@ -1,8 +1,8 @@
-"""Writes the first generation prompt: a chat model with the skills bound as tools."""
+"""Writes the first draft: a chat model with the skills bound as tools."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
@@ -21,7 +21,7 @@ from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
 from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
-from gems.nodes.memory_prompt import tell
+from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import Plan, drawable_prompt
 from gems.nodes.resources import Node, Resources
@@ -33,36 +33,38 @@ from gems.wording import quoted_texts
 __all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_planner", "make_skills", "without_plan"]
 
 MAX_SKILL_CALLS: Final = 3
-"""Most times the planner may go to its skills, each time for as many as it likes."""
+"""Maximum number of turns in which the planner calls skills, any number of them in each turn."""
 MAX_SKILL_CHECKS: Final = 6
-"""Most requirements that skills together may add to the user's."""
+"""Maximum number of requirements that all skills together add to the user's."""
 
 
 def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context, wish = resources.context(runtime), state["prompt"]
+        context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "planner", context) as meter:
             # The decomposer spends a call at the same time and cannot do without: keep one for it.
             if not context.plan or meter.exhausted(chat_calls=2):
-                return _drafted(wish, runtime)
+                return _hand_in(prompt, runtime)
             model, generator = resources.chat(context, "planner"), resources.generator(context)
-            tools = _tools(resources, context, state)
             planning = list(state.get("planning") or [])
+            offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)
+            tools = _tools(resources.offered_skills(context, offered), state["skills"])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
             habits = habits_of(model, meter.options.structured)
-            talks = habits.tools and bool(tools or planning)  # where all skills are read, there is still what they say
-            answer = _converse(model, habits, tools, planning or task) if talks else None
+            # Where all skills have been read, their advice is still in the conversation.
+            converses = habits.tools and bool(tools or planning)
+            answer = _converse(model, habits, tools, planning or task) if converses else None
             if answer is None:
-                update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
+                update, draft = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
                 update = GemsState(planning=[answer] if planning else [*task, answer])
-                prompt = _final_prompt(answer)
-            if prompt:
-                drawable = drawable_prompt(meter, model, task, prompt, wish=wish, generator=generator)
-                update |= _drafted(drawable or wish, runtime)
-            return update | GemsState(usage=meter.usage)
+                draft = _final_prompt(answer)
+            if draft:
+                drawable = drawable_prompt(meter, model, task, draft, prompt=prompt, generator=generator)
+                update |= _hand_in(drawable or prompt, runtime)
+            return update | GemsState(offered=offered, usage=meter.usage)
 
     return planner
 
@@ -71,86 +73,81 @@ def make_skills(resources: Resources) -> Any:
     """The node that runs the skills the planner asked for, through LangGraph's ToolNode."""
 
     def skills(state: GemsState, config: RunnableConfig, runtime: Runtime[GemsContext]) -> GemsState:
-        context = resources.context(runtime)
-        library, planning = resources.skills(context).skills, state["planning"]
-        read = [library[name] for name in state["skills"] if name in library]
-        called = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []
-        asked = [library[name] for name in called if name in library]
-        told = count_tokens_approximately([m for m in planning if isinstance(m, ToolMessage)])
-        left = max(0, context.skill_tokens - told)
+        context, planning = resources.context(runtime), state["planning"]
+        offered = resources.offered_skills(context, state["offered"])
+        calls = [call["name"] for call in planning[-1].tool_calls] if isinstance(planning[-1], AIMessage) else []
+        tokens = count_tokens_approximately([m for m in planning if isinstance(m, ToolMessage)])
+        tokens_left = max(0, context.skill_tokens - tokens)
         # A file beside a skill may take up what its advice leaves, however many are asked for at once.
-        files = reference_tool(read, tokens=left // max(1, called.count(REFERENCE_TOOL)))
-        tools = ToolNode([*skill_tools(asked, tokens=left), files], messages_key="planning")
-        answers = tools.invoke(state, config)["planning"]
-        fresh = [m.name for m in answers if m.status == "success" and m.name in library]
-        used = [*state["skills"], *fresh]
-        checks = checks_of([library[name] for name in used if name in library], state["prompt"])
-        runtime.stream_writer({"event": "skills", "skills": used, "checks": [c.model_dump() for c in checks]})
-        return GemsState(planning=answers, skills=used, checks=checks)
+        readable = [offered[name] for name in state["skills"] if name in offered]
+        files = reference_tool(readable, tokens=tokens_left // max(1, calls.count(REFERENCE_TOOL)))
+        called = skill_tools([offered[name] for name in calls if name in offered], tokens=tokens_left)
+        answers = ToolNode([*called, files], messages_key="planning").invoke(state, config)["planning"]
+        names = [*state["skills"], *(m.name for m in answers if m.status == "success" and m.name in offered)]
+        checks = checks_of([offered[name] for name in names if name in offered], state["prompt"])
+        runtime.stream_writer({"event": "skills", "skills": names, "checks": [c.model_dump() for c in checks]})
+        return GemsState(planning=answers, skills=names, checks=checks)
 
     return skills
 
 
-def checks_of(skills: Sequence[Skill], wish: str) -> list[Requirement]:
-    """What the skills that were read ask of the image besides, each question once."""
-    asked: dict[str, Requirement] = {}
+def checks_of(skills: Sequence[Skill], prompt: str) -> list[Requirement]:
+    """The checks that the skills add for the verifier, each question once."""
+    checks: dict[str, Requirement] = {}
     for skill in skills:
         for check in skill.checks:
-            quoted = quoted_texts(wish) if QUOTED in check.question else [""]
+            quoted = quoted_texts(prompt) if QUOTED in check.question else [""]
             for question in (check.question.replace(QUOTED, text) for text in quoted):
-                made = Requirement(id=f"s{len(asked) + 1}", question=question, kind=check.kind, skill=skill.name)
-                if question not in asked and len(asked) < MAX_SKILL_CHECKS:
-                    asked[question] = made
-    return list(asked.values())
+                if question not in checks and len(checks) < MAX_SKILL_CHECKS:
+                    number = len(checks) + 1
+                    checks[question] = Requirement(
+                        id=f"s{number}", question=question, kind=check.kind, skill=skill.name
+                    )
+    return list(checks.values())
 
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
-    """A planner that cannot be reached costs its help: the user's own words are the prompt."""
+    """Continue with the user's prompt as the draft if the planner cannot be reached."""
     return report_failure(state, error, "generator", draft=state["prompt"], strategy="plan")
 
 
-def _tools(resources: Resources, context: GemsContext, state: GemsState) -> list[BaseTool]:
-    """The skills that may be read now: none twice; and what those that were read keep beside their advice."""
-    if not context.skills:
-        return []
-    read = state["skills"]
-    skills = resources.offered_skills(context, state["prompt"])
-    library = resources.skills(context).skills if read else {}
-    beside = [library[name] for name in read if name in library and library[name].references]
-    tools = skill_tools([skill for skill in skills if skill.name not in read])
-    return [*tools, reference_tool(beside)] if beside else tools
+def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[BaseTool]:
+    """The skills that may be read now, none twice; and the files of those that have been read."""
+    tools = skill_tools([skill for name, skill in offered.items() if name not in already_read])
+    with_files = [offered[name] for name in already_read if name in offered and offered[name].references]
+    return [*tools, reference_tool(with_files)] if with_files else tools
 
 
-def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
-    prompt = " ".join(prompt.split())
-    runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": prompt})
-    return GemsState(draft=prompt, strategy="plan")
+def _hand_in(draft: str, runtime: Runtime[GemsContext]) -> GemsState:
+    draft = " ".join(draft.split())
+    runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
+    return GemsState(draft=draft, strategy="plan")
 
 
 def _converse(
     model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> AIMessage | None:
-    """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
-    asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
-    offered = list(tools) if asked < MAX_SKILL_CALLS else []
+    """One turn: the model calls skills, hands in a Plan, or writes the draft as text; None if it does none of these."""
+    turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
+    offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:
         if is_not_understood(error):
-            habits.tools = False  # nor is it asked again
+            habits.tools = False  # and it is not asked with tools again
             return None
         raise in_our_words(error) from None
     names = {tool.name for tool in offered}
-    if not answer.tool_calls and (written := written_calls(answer, names)):
-        answer = answer.model_copy(update={"tool_calls": written, "content": ""})
-    skill_calls = _wanted(answer.tool_calls, names)
+    if not answer.tool_calls and (calls := written_calls(answer, names)):
+        answer = answer.model_copy(update={"tool_calls": calls, "content": ""})
+    skill_calls = _offered_calls(answer.tool_calls, names)
     if skill_calls:
-        # A plan that comes along with a call for skills was written without having read them: it waits.
+        # A plan beside a call for skills was written without reading them: it is dropped until they have been read.
         return _keep_calls(answer, skill_calls)
     return answer if _final_prompt(answer) else None
 
 
-def _wanted(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
+def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
     """The calls for what is offered, in order, each once."""
     once: dict[tuple[str, str], ToolCall] = {}
     for call in calls:
@@ -164,13 +161,13 @@ def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:
     ids = {call["id"] for call in calls}
     content = answer.content
     if isinstance(content, list):
-        dropped = {call["id"] for call in answer.tool_calls} - ids
-        content = [b for b in content if not (isinstance(b, dict) and {b.get("id"), b.get("call_id")} & dropped)]
+        dropped_ids = {call["id"] for call in answer.tool_calls} - ids
+        content = [b for b in content if not (isinstance(b, dict) and {b.get("id"), b.get("call_id")} & dropped_ids)]
     return answer.model_copy(update={"tool_calls": list(calls), "content": content})
 
 
 def _final_prompt(answer: AIMessage) -> str:
-    """The prompt in a Plan or, from a model that simply answers, its text; empty while it asks for skills."""
+    """The prompt in a Plan or, if the model just answers, its text; empty while it calls skills."""
     try:
         return read_form(answer, Plan).prompt
     except MalformedAnswerError:
@@ -190,7 +187,7 @@ def _advice(generator: ImageGenerator) -> str:
 def _task(state: GemsState) -> str:
     parts = [fence("user_prompt", state["prompt"])]
     if state["memories"]:
-        parts.append(tell(state["memories"]))
+        parts.append(memory_text(state["memories"]))
     return "\n\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What code checks of a prompt that a chat model wrote, rather than trusting the model's own judgement."""
+"""Checks by code of the drafts that a chat model writes, instead of the model's own judgement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
 from gems.wording import hyphenated_words, stem
 
-__all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_wish"]
+__all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
 
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
-"""What a server that enforces schemas lets a prompt grow to: a weak model that repeats itself finds no end."""
+"""Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself does not end."""
 
 
 class Plan(BaseModel):
@@ -37,92 +37,107 @@ class Plan(BaseModel):
 def drawable_prompt(
     meter: Meter,
     model: BaseChatModel,
-    asked: Sequence[BaseMessage],
-    prompt: str,
+    conversation: Sequence[BaseMessage],
+    draft: str,
     *,
-    wish: str,
+    prompt: str,
     generator: ImageGenerator,
 ) -> str:
-    """A prompt that keeps the wish and that the image model can read; empty if the chat model cannot write one.
+    """A draft that keeps the prompt and that the image model can read; empty if the chat model cannot write one.
 
-    The chat model that wrote the prompt in answer to ``asked`` is told once what is wrong with it. Where words of the
-    wish are still lost, the wish is put in front.
+    The chat model is told once what is wrong with its draft. If words of the prompt are still lost, the prompt is put
+    in front of the draft.
+
+    Args:
+        meter: Counts the calls.
+        model: The chat model that wrote the draft.
+        conversation: The messages that it answered with the draft.
+        draft: What it wrote.
+        prompt: The user's prompt; empty if nothing of it has to be kept.
+        generator: The image model that the draft is for.
     """
-    prompt = " ".join(prompt.split())
-    fault = _fault_of(prompt, wish, generator)
+    draft = " ".join(draft.split())
+    fault = _fault_of(draft, prompt, generator)
     if fault and not meter.exhausted():
-        told = [*asked, AIMessage(prompt), HumanMessage(fault)]
-        prompt = " ".join(ask(meter, model, Plan, told, blind=True).form.prompt.split())
+        repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
+        draft = " ".join(ask(meter, model, Plan, repair, blind=True).form.prompt.split())
     if guide_of(generator):
-        prompt = _without_wish(wish, prompt)
-    prompt = with_wish(wish, prompt, generator)
-    return "" if objection_to(generator, prompt) else prompt
+        draft = _without_prompt(prompt, draft)
+    draft = with_prompt(prompt, draft, generator)
+    return "" if objection_to(generator, draft) else draft
 
 
-def _fault_of(prompt: str, wish: str, generator: ImageGenerator) -> str:
-    if objection := objection_to(generator, prompt):
+def _fault_of(draft: str, prompt: str, generator: ImageGenerator) -> str:
+    if objection := objection_to(generator, draft):
         return f"{objection}. Write the prompt again, without them."
-    # An image model that wants to be prompted in its own way would be thrown by the wish in front.
-    lost = lost_words(wish, prompt) if guide_of(generator) else []
+    # An image model with a prompting style of its own cannot take the user's prompt in front: it has to be in the draft.
+    lost = lost_words(prompt, draft) if guide_of(generator) else []
     return f"The prompt has lost: {', '.join(lost)}. Write it again, with them." if lost else ""
 
 
-def _without_wish(wish: str, prompt: str) -> str:
-    """The prompt without the wish in front, where the rest holds all of it: else everything would be drawn twice."""
-    rest = prompt.removeprefix(wish.rstrip(" .")).lstrip(" .,:;")
-    return prompt if lost_words(wish, rest) else rest
+def _without_prompt(prompt: str, draft: str) -> str:
+    """The draft without the prompt in front of it, if the remainder says it all: else things would be drawn twice."""
+    remainder = draft.removeprefix(prompt.rstrip(" .")).lstrip(" .,:;")
+    return draft if lost_words(prompt, remainder) else remainder
 
 
-def with_wish(wish: str, prompt: str, generator: ImageGenerator) -> str:
-    """The prompt or, where it lost a word of the wish, with the wish in front of it.
+def with_prompt(prompt: str, draft: str, generator: ImageGenerator) -> str:
+    """The draft, with the prompt in front of it if the draft has lost a word of it.
 
-    A weak model forgets a thing, a strong one paraphrases, and neither is harmed by the user's own words; unless the
-    image model cannot read those.
+    A weak model forgets things and a strong one paraphrases. The user's own words harm neither, unless the image model
+    cannot read them.
     """
-    whole = f"{wish.rstrip(' .')}: {prompt}"
-    return whole if lost_words(wish, prompt) and not objection_to(generator, whole) else prompt
+    whole = f"{prompt.rstrip(' .')}: {draft}"
+    return whole if lost_words(prompt, draft) and not objection_to(generator, whole) else draft
 
 
-def lost_words(wish: str, prompt: str) -> list[str]:
-    """The wish's words of substance that the prompt does not hold in any form.
+def lost_words(prompt: str, draft: str) -> list[str]:
+    """The prompt's content words that the draft does not contain in any form.
 
-    Words that relate things (left of, behind, chasing) may be gone: a good prompt says instead where things stand.
+    Words that relate things (left of, behind, chasing) may be missing: a good draft says where things stand instead.
     """
-    kept = {stem(word) for word in hyphenated_words(prompt)}
-    words = hyphenated_words(wish)
-    # A sparkling cat is a look, a cat chasing a dog is not.
-    looks = [not w.endswith("ing") or after not in _EMPTY | _ASKING for w, after in pairwise([*words, "a"])]
-    named = [w for w, look in zip(words, looks, strict=True) if look and w not in _EMPTY]
-    return [w for w in dict.fromkeys(named) if stem(w) not in kept]
+    draft_stems = {stem(word) for word in hyphenated_words(draft)}
+    words = hyphenated_words(prompt)
+    content = [
+        word
+        for word, next_word in pairwise([*words, "a"])
+        if word not in _STOP_WORDS and not _is_action(word, next_word)
+    ]
+    return [word for word in dict.fromkeys(content) if stem(word) not in draft_stems]
 
 
-def is_grounded(question: str, wish: str) -> bool:
-    """Whether a question is about the wish: more than half of its words of substance are the wish's own.
+def _is_action(word: str, next_word: str) -> bool:
+    """Whether a word ending in -ing relates two things: "chasing" in "a cat chasing a dog", not "a sparkling cat"."""
+    return word.endswith("ing") and (next_word in _STOP_WORDS or next_word in _QUESTION_WORDS)
 
-    A weak model asks about what nobody named: whether the cat is made of wood, in the style of its example, or whether
+
+def is_grounded(question: str, prompt: str) -> bool:
+    """Whether a question is about the prompt: more than half of its content words are in the prompt.
+
+    A weak model asks about things that nobody named: whether the cat is made of wood, as in its example, or whether
     two things look the same.
     """
-    held = {stem(word) for word in hyphenated_words(wish)}
-    asked = set(hyphenated_words(question))
-    words = [w for w in asked if w not in _EMPTY and w not in _ASKING]
-    compares = "same" in asked and "same" not in held
-    return not words or (sum(stem(w) in held for w in words) > len(words) / 2 and not compares)
+    prompt_stems = {stem(word) for word in hyphenated_words(prompt)}
+    question_words = set(hyphenated_words(question))
+    content = [w for w in question_words if w not in _STOP_WORDS and w not in _QUESTION_WORDS]
+    compares = "same" in question_words and "same" not in prompt_stems
+    return not content or (sum(stem(w) in prompt_stems for w in content) > len(content) / 2 and not compares)
 
 
-_EMPTY: Final = frozenset(
+_STOP_WORDS: Final = frozenset(
     hyphenated_words(
         "a an the and or of to in on at by with from for as is are be it its that which this these there one each some "
         "any left right front behind under over above below top bottom next near beside between inside outside through "
         "across against please draw show make create image picture photo me"
     )
 )
-"""Words that hold nothing which could be lost, and those that relate things to each other."""
+"""Stop words and prepositions; losing them does not change the request."""
 
 
-_ASKING: Final = frozenset(
+_QUESTION_WORDS: Final = frozenset(
     hyphenated_words(
         "do does did has have was were can exactly many much number read reads text word words written say says style "
         "two three four five six seven eight nine ten 1 2 3 4 5 6 7 8 9 10"
     )
 )
-"""Words that questions are made of, whatever they are about."""
+"""Words that occur in questions about anything."""

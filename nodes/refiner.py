@@ -1,11 +1,11 @@
-"""Learns from what the verifier saw and writes the next prompt."""
+"""Learns from what the verifier saw, and writes the next draft."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +15,7 @@ from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_aske
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.nodes.ask import ask, image_block
-from gems.nodes.memory_prompt import tell
+from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import SHORT, drawable_prompt
 from gems.nodes.resources import Node, Resources
@@ -75,41 +75,31 @@ EXAMPLE: Final = (
     HumanMessage("\n\n".join(fence(tag, text) for tag, text in _EXAMPLE[0].items())),
     AIMessage(_EXAMPLE[1].model_dump_json()),
 )
-"""A report and an answer to it, shown as a turn of the conversation: a weak model hands the best prompt in again."""
+"""A report and its answer, shown as a turn of the conversation: without it, a weak model hands in the best draft again."""
 
 
 def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
     def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = resources.context(runtime)
+        context, generator = resources.context(runtime), resources.generator(resources.context(runtime))
         attempts = state["attempts"]
         best = best_attempt(attempts)
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
-        # Without an attempt, the provider refused what it was given so far.
-        shown = [a for a in dict.fromkeys((best, latest)) if a is not None]
-        content: list[str | dict[str, Any]] = [
-            image_block(resources.images(context).read(a.image), context.chat_options.image_size) for a in shown
-        ]
-        content.append({"type": "text", "text": _report(state, shown)})
-        generator = resources.generator(context)
         edits = best is not None and generator.edits
-        guide = guide_of(generator)
-        advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
-        system = SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice)
-        asked = [system, *EXAMPLE, HumanMessage(content)]
+        conversation = _conversation(resources, context, state, best, latest, edits=edits)
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
             form = Refinement if edits else RefinementWithoutEdit
             # The report says in words what the verifier saw: a model that cannot see can work from that.
-            answer = ask(meter, model, form, asked, blind=True).form
-            prompt = " ".join(answer.prompt.split())
-            if prompt and answer.strategy != "reseed":
-                # Words that the provider refuses are not put back.
-                wish = "" if state["refused"] else state["prompt"]
-                prompt = drawable_prompt(meter, model, asked, prompt, wish=wish, generator=generator)
+            answer = ask(meter, model, form, conversation, blind=True).form
+            new_draft = " ".join(answer.prompt.split())
+            if new_draft and answer.strategy != "reseed":
+                # A prompt that the provider refuses is not put in front again.
+                prompt = "" if state["refused"] else state["prompt"]
+                new_draft = drawable_prompt(meter, model, conversation, new_draft, prompt=prompt, generator=generator)
 
-        draft, strategy = _draft(state, prompt, answer.strategy, generator)
+        draft, strategy = _next_draft(state, new_draft, answer.strategy, generator)
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
         round_ = latest.round if latest else 0
         runtime.stream_writer({"event": "experience", "round": round_, "experience": experience})
@@ -125,55 +115,82 @@ def make_refiner(resources: Resources) -> Node:
     return refiner
 
 
-def _draft(state: GemsState, prompt: str, strategy: Strategy, generator: ImageGenerator) -> tuple[str, Strategy]:
-    """What to draw next, and what that is: the words that the chat model gave, if they are other ones."""
+def _conversation(
+    resources: Resources,
+    context: GemsContext,
+    state: GemsState,
+    best: Attempt | None,
+    latest: Attempt | None,
+    *,
+    edits: bool,
+) -> list[BaseMessage]:
+    """The instructions, the example, and the report with the images of the best and the latest attempt.
+
+    There is no attempt if the provider has refused every draft so far.
+    """
+    attempts = [attempt for attempt in (best, latest if latest != best else None) if attempt is not None]
+    images = resources.images(context)
+    content: list[str | dict[str, Any]] = [
+        image_block(images.read(attempt.image), context.chat_options.image_size) for attempt in attempts
+    ]
+    content.append({"type": "text", "text": _report(state, attempts)})
+    guide = guide_of(resources.generator(context))
+    advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
+    system = SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice)
+    return [system, *EXAMPLE, HumanMessage(content)]
+
+
+def _next_draft(
+    state: GemsState, new_draft: str, strategy: Strategy, generator: ImageGenerator
+) -> tuple[str, Strategy]:
+    """The next draft and its strategy: the chat model's new words, if it has written other ones."""
     best = best_attempt(state["attempts"])
-    before = best.prompt if best else state["prompt"]
-    if strategy == "edit" or (strategy != "reseed" and prompt not in ("", before)):
-        return prompt or before, strategy
-    # A weak model asks for other words and hands in the same: the user's own are others, if they were not drawn yet.
-    wish, drawn = state["prompt"], {a.prompt for a in state["attempts"]}
-    if strategy != "reseed" and wish not in drawn and not state["refused"] and not objection_to(generator, wish):
-        return wish, "restart"
-    return before, "reseed"
+    previous = best.prompt if best else state["prompt"]
+    if strategy == "edit" or (strategy != "reseed" and new_draft not in ("", previous)):
+        return new_draft or previous, strategy
+    # A weak model announces other words and hands in the same: the user's prompt is different, if it was not drawn yet.
+    prompt, drafts = state["prompt"], {attempt.prompt for attempt in state["attempts"]}
+    if strategy != "reseed" and prompt not in drafts and not state["refused"] and not objection_to(generator, prompt):
+        return prompt, "restart"
+    return previous, "reseed"
 
 
 def without_refinement(state: GemsState, error: NodeError) -> Goto:
-    """A refiner that cannot be reached costs its help: the best prompt is tried again with other noise."""
+    """Continue with the best draft and other noise if the refiner cannot be reached."""
     best = best_attempt(state["attempts"])
     draft = best.prompt if best else state["prompt"]
     return report_failure(state, error, "generator", draft=draft, strategy="reseed")
 
 
-def _report(state: GemsState, shown: Sequence[Attempt]) -> str:
-    """All that the refiner reads besides the images: one line per attempt, detail for the best and the latest only."""
+def _report(state: GemsState, detailed: Sequence[Attempt]) -> str:
+    """The text of the report: one line for every attempt, details for the best and the latest only."""
     requirements = {r.id: r for r in all_asked(state)}
     parts = [fence("user_prompt", state["prompt"]), fence("history", "\n".join(_line(a) for a in state["attempts"]))]
-    for tag, attempt in zip(("best_attempt", "latest_attempt"), shown, strict=False):
+    for attempt, tag in zip(detailed, ("best_attempt", "latest_attempt")[: len(detailed)], strict=True):
         parts.append(fence(tag, _detail(attempt, requirements)))
     if state["refused"]:
         parts.append(f"{REFUSED}\n{fence('refused', chr(10).join(state['refused']))}")
     if (review := state.get("review")) and review.comment:
         parts.append(f"{COMMENT}\n{fence('comment', review.comment)}")
     if state["memories"]:
-        parts.append(tell(state["memories"]))
+        parts.append(memory_text(state["memories"]))
     return "\n\n".join(parts)
 
 
 def _line(attempt: Attempt) -> str:
-    failed = [v.requirement_id for v in attempt.answers if v.answer != "yes"]
-    passed = len(attempt.answers) - len(failed)
+    failures = [v.requirement_id for v in attempt.answers if v.answer != "yes"]
+    passed = len(attempt.answers) - len(failures)
     return (
         f"{attempt.round}.{attempt.candidate} {attempt.strategy}: {passed}/{len(attempt.answers)} passed, "
-        f"failed {' '.join(failed) or 'none'}"
+        f"failed {' '.join(failures) or 'none'}"
     )
 
 
 def _detail(attempt: Attempt, requirements: dict[str, Requirement]) -> str:
-    kept = [v.requirement_id for v in attempt.answers if v.answer == "yes"]
-    failed = [v for v in attempt.answers if v.answer != "yes"]
-    lines = [f"prompt: {attempt.prompt}", *_questions("keep", kept, requirements)]
-    for verdict in failed:
+    passes = [v.requirement_id for v in attempt.answers if v.answer == "yes"]
+    failures = [v for v in attempt.answers if v.answer != "yes"]
+    lines = [f"prompt: {attempt.prompt}", *_questions("keep", passes, requirements)]
+    for verdict in failures:
         requirement = requirements[verdict.requirement_id]
         lines.append(f"fix ({requirement.kind}, {verdict.answer}): {requirement.question} {verdict.reason}".rstrip())
     return "\n".join(lines)

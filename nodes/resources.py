@@ -1,8 +1,8 @@
-"""What the nodes call: live objects handed to ``build_graph``, or else whatever the context names."""
+"""The models, stores and skills that the nodes use: objects given to ``build_graph``, or those the context names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -24,12 +24,13 @@ from gems.models.registry import init_image_generator, init_inspector, init_mllm
 from gems.skills.catalogue import offer
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
+from gems.skills.snapshots import skills_in, take_snapshot
 
 __all__ = ["Node", "Resources"]
 
 
 class Node(Protocol):
-    """A graph node: reads the state, returns the keys it changes."""
+    """A graph node: reads the state, returns the keys that it changes."""
 
     def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         """Do the node's work."""
@@ -38,7 +39,7 @@ class Node(Protocol):
 
 @dataclass(frozen=True)
 class Resources:
-    """Resolves models, stores and skills. An object given here wins over a name in the context."""
+    """Resolves models, stores and skills. An object given here takes precedence over a name in the context."""
 
     mllm: BaseChatModel | None = None
     image_generator: ImageGenerator | None = None
@@ -47,7 +48,7 @@ class Resources:
     image_store: ImageStore | None = None
     own_inspectors: tuple[Inspector, ...] = ()
     settings: GemsContext | None = None
-    """What holds whatever the run's context says."""
+    """Settings that are fixed for the graph, whatever the run's context says."""
     thumbnails: int = 0
 
     def context(self, runtime: Runtime[GemsContext]) -> GemsContext:
@@ -63,52 +64,58 @@ class Resources:
         return self.mllm or init_mllm(context.chat_model(role), context.chat_options)
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
-        """The tools that can say something about such requirements: yours, and those named that are installed.
+        """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.
 
-        Nothing is imported for requirements that nobody has.
+        A named inspector is imported only if a requirement is of one of its kinds.
         """
-        wanted = (name for name in context.inspectors if name not in INSPECTORS or INSPECTORS[name].kinds & kinds)
-        named = (init_inspector(name) for name in wanted)
-        return [inspector for inspector in (*self.own_inspectors, *named) if inspector and inspector.kinds & kinds]
+        names = (name for name in context.inspectors if name not in INSPECTORS or INSPECTORS[name].kinds & kinds)
+        by_name = (init_inspector(name) for name in names)
+        return [inspector for inspector in (*self.own_inspectors, *by_name) if inspector and inspector.kinds & kinds]
 
     def generator(self, context: GemsContext) -> ImageGenerator:
         """The image generator."""
         return self.image_generator or init_image_generator(context.generator, context.generator_options)
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
-        """Where trajectories are kept: the parent's store, else the given one, else the user's; None if off."""
+        """The store of trajectories: the parent's, else the graph's own, else the user's; None if memory is off."""
         if not context.memory:
             return None
         if runtime.store or self.store:
             return runtime.store or self.store
-        where = memory_place(context)
-        return self._store_of(where) if self.embedder else _own_store(where, context.embedder)
+        url = memory_place(context)
+        return self._open_store(url) if self.embedder else _user_store(url, context.embedder)
 
     @cached_property
-    def _store_of(self) -> Callable[[str | None], BaseStore]:
-        """Opens a store for the embedder that was given, each once."""
+    def _open_store(self) -> Callable[[str | None], BaseStore]:
+        """Opens each store once, with the graph's own embedder."""
         assert self.embedder is not None
         return cache(partial(open_store, embedder=self.embedder))
 
     def images(self, context: GemsContext) -> ImageStore:
-        """Where images are kept."""
-        return self.image_store or _own_images(context.images_url)
+        """The store of images."""
+        return self.image_store or _user_images(context.images_url)
 
     def skills(self, context: GemsContext) -> SkillLibrary:
-        """All the skills that are found."""
+        """All skills of the search path."""
         return load_skills(context.skills_dir, builtin=context.builtin_skills)
 
-    def offered_skills(self, context: GemsContext, wish: str) -> list[Skill]:
-        """Those that the planner is offered for a wish."""
+    def offer_skills(self, context: GemsContext, prompt: str) -> dict[str, str]:
+        """A snapshot of the skills to offer for a prompt."""
+        if not context.skills:
+            return {}
         skills = [s for name, s in self.skills(context).skills.items() if name not in context.without_skills]
-        return offer(skills, wish, lambda: self.embedder or init_embedder(context.embedder))
+        return take_snapshot(offer(skills, prompt, lambda: self.embedder or init_embedder(context.embedder)))
+
+    def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:
+        """The skills of a run's snapshot, by name."""
+        return skills_in(snapshot, self.skills(context).skills) if snapshot else {}
 
 
 @cache
-def _own_store(where: str | None, embedder: str) -> BaseStore:
-    return open_store(where, init_embedder(embedder))
+def _user_store(url: str | None, embedder: str) -> BaseStore:
+    return open_store(url, init_embedder(embedder))
 
 
 @cache
-def _own_images(url: str | None) -> ImageStore:
+def _user_images(url: str | None) -> ImageStore:
     return ImageStore(url)

@@ -1,4 +1,4 @@
-"""Finds what past runs have to say about this prompt."""
+"""Finds the experience of earlier runs that bears on this prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from langgraph.runtime import Runtime
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.memory.experience import recall
-from gems.nodes.memory_prompt import within
+from gems.nodes.memory_prompt import within_tokens
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, work_without
@@ -24,8 +24,8 @@ def make_retrieve_memory(resources: Resources) -> Node:
         store, memories = resources.memory(context, runtime), []
         if store is not None and context.memories:
             generator = resources.generator(context).name
-            found = recall(store, context.user, state["prompt"], context.memories, generator=generator)
-            memories = within(found, context.memory_tokens)
+            relevant = recall(store, context.user, state["prompt"], context.memories, generator=generator)
+            memories = within_tokens(relevant, context.memory_tokens)
         runtime.stream_writer({"event": "memories", "count": len(memories)})
         return GemsState(memories=memories, usage=Usage(seconds=watch.seconds))
 
@@ -33,5 +33,5 @@ def make_retrieve_memory(resources: Resources) -> Node:
 
 
 def without_memory(state: GemsState, error: NodeError) -> Goto:
-    """A memory that cannot be read costs its help, never the run."""
+    """Continue without memories: a memory that cannot be read never costs the run."""
     return work_without(state, error, "planner", memories=[])

@@ -1,4 +1,4 @@
-"""Which failures are worth another try, and what becomes of those that are not."""
+"""Which failures are tried again, and how a run continues after those that are not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end
 """Where an error handler sends the run."""
 
 _TRANSPORT_ERRORS: Final = frozenset({"APIConnectionError", "APITimeoutError", "TransportError", "OutOfMemoryError"})
-"""By name, since the packages that define them (openai, anthropic, httpx, torch) need not be installed or imported."""
+"""Class names, since the packages that define them (openai, anthropic, httpx, torch) may not be installed."""
 
 
 def _status(error: BaseException) -> int | None:
@@ -28,7 +28,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def retry_on(error: Exception) -> bool:
-    """Whether trying again may help: passing faults of a backend do, bad input and programming errors never."""
+    """Whether another try may help. It may after temporary backend failures, never after bad input or a bug."""
     if isinstance(error, InputError):
         return False
     if isinstance(error, BackendError):
@@ -42,7 +42,7 @@ def retry_on(error: Exception) -> bool:
 
 
 def is_backend_failure(error: BaseException) -> bool:
-    """Whether a model or server is at fault, rather than the user's input or this program."""
+    """Whether a model or server failed, rather than the user's input or this program."""
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return False
     return isinstance(error, BackendError) or _status(error) is not None or retry_on(error)
@@ -58,39 +58,49 @@ def describe(error: BaseException, node: str) -> str:
     return f"{node}: {one_line(error, 500) or type(error).__name__}"
 
 
-def work_without(state: GemsState, error: NodeError, goto: str, *, whatever: bool = False, **update: Any) -> Goto:
-    """What an error handler returns when the run can do without the node: any fault but bad input is noted down.
+def work_without(
+    state: GemsState, error: NodeError, goto: str, *, include_input_errors: bool = False, **update: Any
+) -> Goto:
+    """The command of an error handler whose node the run can do without: note the failure and continue.
 
-    ``whatever``: bad input too, where it came up on the way, and a run is not to lose its result by it.
+    Args:
+        state: The state at the node.
+        error: The node's failure.
+        goto: The node to continue at.
+        include_input_errors: Also tolerate an InputError, so that a late failure never costs the run its result.
+        **update: Further keys of the state to set.
+
+    Raises:
+        InputError: The failure is one, and is not tolerated.
     """
-    fault, usage = _fault(error), settle(state, error.node)
-    if not isinstance(fault, Exception) or (isinstance(fault, InputError) and not whatever):
-        raise fault
-    given = {"errors": [describe(fault, error.node)], "usage": usage, **update}
-    return Command(update=given, goto=goto)  # type: ignore[arg-type]
+    failure, usage = _failure(error), settle(state, error.node)
+    if not isinstance(failure, Exception) or (isinstance(failure, InputError) and not include_input_errors):
+        raise failure
+    changes = {"errors": [describe(failure, error.node)], "usage": usage, **update}
+    return Command(update=changes, goto=goto)  # type: ignore[arg-type]
 
 
 def report_failure(state: GemsState, error: NodeError, goto: str, **update: Any) -> Goto:
-    """What a node's error handler returns after a backend gave up: the error's line, the given keys, where to go on.
+    """The command of an error handler after a backend failed for good: note the failure, set keys, continue.
 
-    Errors that are not a backend's (bad input, a bug) are raised again: they end the run with their own message.
+    Other errors (bad input, a bug) are raised again: they end the run with their own message.
     """
-    fault = _fault(error)
-    if not is_backend_failure(fault):
+    failure = _failure(error)
+    if not is_backend_failure(failure):
         settle(state, error.node)
-        raise fault
+        raise failure
     return work_without(state, error, goto, **update)
 
 
-def _fault(error: NodeError) -> BaseException:
-    """The failure itself. In a run that was killed and resumed, the checkpoint holds no more of it than its repr."""
-    fault: object = error.error
-    if isinstance(fault, BaseException):
-        return fault
-    text = str(fault)
-    kind, _, arguments = text.partition("(")
+def _failure(error: NodeError) -> BaseException:
+    """The failure itself. In a run that was killed and resumed, the checkpoint holds only its ``repr``."""
+    failure: object = error.error
+    if isinstance(failure, BaseException):
+        return failure
+    text = str(failure)
+    class_name, _, argument = text.partition("(")
     try:
-        message = str(ast.literal_eval(arguments.removesuffix(")")))
-    except (ValueError, SyntaxError):
+        message = str(ast.literal_eval(argument.removesuffix(")")))
+    except (ValueError, SyntaxError):  # not the repr of an exception with one message
         message = text
-    return InputError(message) if kind == InputError.__name__ else BackendError(message, retryable=False)
+    return InputError(message) if class_name == InputError.__name__ else BackendError(message, retryable=False)

@@ -18,13 +18,13 @@ __all__ = ["make_review"]
 
 
 def make_review(resources: Resources) -> Node:
-    """The node that shows what was made, waits for a ``Review``, and does what it says."""
+    """The node that shows the image in question, waits for a ``Review``, and carries it out."""
 
     def review(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, attempts = resources.context(runtime), state["attempts"]
         limit = limit_of(attempts[-1], state["usage"], context)
-        shown = _shown(state)
-        question, fault = _question(state, shown, ends=limit is not None), ""
+        subject = _attempt_in_question(state)
+        question, fault = _question(state, subject, ends=limit is not None), ""
         while True:
             answer = interrupt({**question, "fault": fault}, response_schema=Review)
             fault = _fault(answer, question["actions"], attempts, resources.generator(context))
@@ -33,68 +33,68 @@ def make_review(resources: Resources) -> Node:
         if answer.action == "stop":
             return GemsState(outcome="cancelled", in_review=False)
         if answer.action == "accept":
-            taken = next((a for a in attempts if a.image.sha256 == answer.image), shown)
-            return _judged(state, taken, "accepted") | GemsState(outcome="accepted")
+            choice = next((a for a in attempts if a.image.sha256 == answer.image), subject)
+            return _judged(state, choice, "accepted") | GemsState(outcome="accepted")
         if answer.action == "edit_requirements":
-            return _asking(state, answer)
-        told = _judged(state, shown, "rejected") | GemsState(outcome=None, review=answer)
+            return _with_requirements(state, answer)
+        update = _judged(state, subject, "rejected") | GemsState(outcome=None, review=answer)
         if answer.action == "edit_prompt":
-            prompt = " ".join(answer.prompt.split())
-            told |= GemsState(draft=prompt, strategy="person")
-            event = {"event": "prompt", "round": attempts[-1].round + 1, "strategy": "person", "prompt": prompt}
+            draft = " ".join(answer.prompt.split())
+            update |= GemsState(draft=draft, strategy="person")
+            event = {"event": "prompt", "round": attempts[-1].round + 1, "strategy": "person", "prompt": draft}
             runtime.stream_writer(event)
-        return told
+        return update
 
     return review
 
 
-def _shown(state: GemsState) -> Attempt:
-    """The image in question: the latest round's best, or what the run would end with."""
+def _attempt_in_question(state: GemsState) -> Attempt:
+    """The best of the latest round or, if the run would end, the best of all."""
     attempts = state["attempts"]
-    latest = attempts if state.get("outcome") else [a for a in attempts if a.round == attempts[-1].round]
-    shown = best_attempt(latest)
-    assert shown is not None
-    return shown
+    candidates = attempts if state.get("outcome") else [a for a in attempts if a.round == attempts[-1].round]
+    best = best_attempt(candidates)
+    assert best is not None
+    return best
 
 
-def _question(state: GemsState, shown: Attempt, *, ends: bool) -> dict[str, Any]:
-    """What the person is told, as JSON."""
-    further = [] if ends else ["reject", "edit_prompt"]
+def _question(state: GemsState, subject: Attempt, *, ends: bool) -> dict[str, Any]:
+    """The question to the person, as JSON."""
+    another_round = [] if ends else ["reject", "edit_prompt"]
     return {
         "kind": "gems_review",
         "prompt": state["prompt"],
-        "round": shown.round,
-        "image": shown.image.model_dump(mode="json"),
-        "generation_prompt": shown.prompt,
-        "score": shown.score,
+        "round": subject.round,
+        "image": subject.image.model_dump(mode="json"),
+        "generation_prompt": subject.prompt,
+        "score": subject.score,
         "requirements": [r.model_dump(mode="json") for r in all_asked(state)],
-        "verdicts": [v.model_dump(mode="json") for v in shown.answers],
+        "verdicts": [v.model_dump(mode="json") for v in subject.answers],
         "would_end": state.get("outcome"),
-        "actions": ["accept", *further, "edit_requirements", "stop"],
+        "actions": ["accept", *another_round, "edit_requirements", "stop"],
     }
 
 
 def _fault(answer: Review, actions: Sequence[str], attempts: Sequence[Attempt], generator: ImageGenerator) -> str:
-    """Why the answer cannot be followed, so that the person is asked again; empty if it can."""
+    """Why the answer cannot be carried out, so that the person is asked again; empty if it can."""
     if answer.action not in actions:
-        return f"{answer.action} needs another round, and there is none left: {', '.join(actions)}"
+        return f"{answer.action} needs another round, and none is left; choose {', '.join(actions)}"
     if answer.action == "accept" and answer.image and answer.image not in [a.image.sha256 for a in attempts]:
         return f"no attempt of this run has the image {answer.image[:12]}..."
     return (objection_to(generator, answer.prompt) or "") if answer.action == "edit_prompt" else ""
 
 
-def _judged(state: GemsState, attempt: Attempt, word: str) -> GemsState:
-    attempts = [a.model_copy(update={"judged": word}) if a == attempt else a for a in state["attempts"]]
+def _judged(state: GemsState, attempt: Attempt, decision: str) -> GemsState:
+    attempts = [a.model_copy(update={"judged": decision}) if a == attempt else a for a in state["attempts"]]
     best = best_attempt(attempts)
     assert best is not None
     return GemsState(attempts=attempts, image=best.image, score=best.score, in_review=False)
 
 
-def _asking(state: GemsState, answer: Review) -> GemsState:
-    """Other requirements: every image is looked at anew, so that they can be compared."""
+def _with_requirements(state: GemsState, answer: Review) -> GemsState:
+    """Replace the requirements. Every image is verified again, so that the images can be compared."""
     requirements = [
-        Requirement(id=f"r{n}", question=" ".join(asked.question.split()), kind=asked.kind)
-        for n, asked in enumerate(answer.requirements, 1)
+        Requirement(id=f"r{n}", question=" ".join(requirement.question.split()), kind=requirement.kind)
+        for n, requirement in enumerate(answer.requirements, 1)
     ]
     cleared = {"verdicts": (), "checks": (), "score": 0.0}
     attempts = [a.model_copy(update=cleared) for a in state["attempts"]]

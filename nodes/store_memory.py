@@ -1,4 +1,4 @@
-"""Ends the run: remembers it, and says how it went."""
+"""Ends the run: reports the outcome and remembers the run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gems.nodes.reuse import note_solved
 
 __all__ = ["make_store_memory", "unremembered"]
 
-_TIDIED_ONCE_IN: Final = 32
-"""Runs after which, on average, a memory is held to its limits: it means reading all of it."""
+_RUNS_PER_PRUNING: Final = 32
+"""A memory is pruned to its limits after one run in this many on average, since that reads all of it."""
 
 
 def make_store_memory(resources: Resources) -> Node:
@@ -31,14 +31,14 @@ def make_store_memory(resources: Resources) -> Node:
         runtime.stream_writer({"event": "outcome", "outcome": state["outcome"]})
         best = best_attempt(state["attempts"])
         store = resources.memory(context, runtime)
-        # Only what was looked at is worth remembering, and only once.
+        # Only verified images are worth remembering, and a reused one was remembered before.
         if store is not None and best is not None and best.verified and best.strategy != "reuse":
             run_id, generator = state["run_id"], resources.generator(context).name
             mllm = context.mllm if resources.mllm is None else type(resources.mllm).__name__
             remember(store, context.user, run_id, Trajectory.from_state(state, generator=generator, mllm=mllm))
             if best.passed:
                 note_solved(store, resources, context, state["prompt"], run_id)
-            if zlib.crc32(run_id.encode()) % _TIDIED_ONCE_IN == 0:
+            if zlib.crc32(run_id.encode()) % _RUNS_PER_PRUNING == 0:
                 prune(store, context.user, limit=context.memory_limit, days=context.memory_days)
         return GemsState(usage=Usage(seconds=watch.seconds))
 
@@ -46,5 +46,5 @@ def make_store_memory(resources: Resources) -> Node:
 
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:
-    """A memory that cannot be written to costs the next run its help, never this run its result."""
-    return work_without(state, error, "__end__", whatever=True)
+    """Keep the result: a memory that cannot be written to only costs later runs its help."""
+    return work_without(state, error, "__end__", include_input_errors=True)

@@ -12,7 +12,7 @@ from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
 from gems.nodes.meter import Meter
-from gems.nodes.prompt_checks import drawable_prompt, is_grounded, lost_words, with_wish
+from gems.nodes.prompt_checks import drawable_prompt, is_grounded, lost_words, with_prompt
 from gems.secrets import conceal, remember_secret
 
 WISH = "two red cars behind a dog"
@@ -58,15 +58,15 @@ def test_words_of_substance_that_a_prompt_lost(wish: str, prompt: str, lost: lis
 
 def test_a_prompt_that_kept_the_wish_stays_as_it_is() -> None:
     prompt = "two red cars in the back; a dog in front"
-    assert with_wish(WISH, prompt, PaintGenerator()) == prompt
+    assert with_prompt(WISH, prompt, PaintGenerator()) == prompt
 
 
 def test_a_prompt_that_lost_a_word_gets_the_wish_in_front() -> None:
-    assert with_wish(f"{WISH}. ", "a dog and cars", PaintGenerator()) == f"{WISH}: a dog and cars"
+    assert with_prompt(f"{WISH}. ", "a dog and cars", PaintGenerator()) == f"{WISH}: a dog and cars"
 
 
 def test_a_wish_that_the_image_model_cannot_read_is_not_put_in_front() -> None:
-    assert with_wish(WISH, "a dog and cars", Picky("red")) == "a dog and cars"
+    assert with_prompt(WISH, "a dog and cars", Picky("red")) == "a dog and cars"
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def drawable(prompt: str, rewritten: str, generator: PaintGenerator, **budget: A
     model = ScriptedChatModel(script=lambda schema, messages, index: {"prompt": rewritten})
     meter = Meter(Usage(chat_calls=1), GemsContext(budget=Budget(**budget)))
     asked = [SystemMessage("Write."), HumanMessage("a wish")]
-    return drawable_prompt(meter, model, asked, prompt, wish=WISH, generator=generator), model
+    return drawable_prompt(meter, model, asked, prompt, prompt=WISH, generator=generator), model
 
 
 GOOD = "two red cars, a dog"

@@ -1,0 +1,57 @@
+"""The skills of one run as they were when it began: an edit during the run changes nothing that the planner reads.
+
+A run's state holds names and digests only. The texts are kept in this process, and a run that goes on in another
+process finds them in their folders, unless they were changed meanwhile: such a skill is then no longer offered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from gems.skills.format import Skill
+
+__all__ = ["digest_of", "skills_in", "take_snapshot"]
+
+_MAX_KEPT: Final = 1_024
+"""Skills that are kept for runs under way; the least recently used one goes first."""
+
+_kept: Final[OrderedDict[str, Skill]] = OrderedDict()
+_lock: Final = threading.Lock()
+
+
+def digest_of(skill: Skill) -> str:
+    """SHA-256 of everything in a skill's SKILL.md that a run can see, in hexadecimal."""
+    checks = [(check.kind, check.question) for check in skill.checks]
+    content = [skill.name, skill.description, skill.body, checks, skill.references, skill.scripts]
+    return hashlib.sha256(json.dumps(content).encode("utf-8", "replace")).hexdigest()
+
+
+def take_snapshot(skills: Iterable[Skill]) -> dict[str, str]:
+    """Keep the skills for a run, and return the digest of each by its name, in order."""
+    snapshot = {}
+    with _lock:
+        for skill in skills:
+            digest = snapshot[skill.name] = digest_of(skill)
+            _kept[digest] = skill
+            _kept.move_to_end(digest)
+        while len(_kept) > _MAX_KEPT:
+            _kept.popitem(last=False)
+    return snapshot
+
+
+def skills_in(snapshot: Mapping[str, str], library: Mapping[str, Skill]) -> dict[str, Skill]:
+    """The skills of a snapshot, by name, in order; without those that are neither kept nor unchanged in the library."""
+    skills = {}
+    for name, digest in snapshot.items():
+        with _lock:
+            skill = _kept.get(digest)
+        if skill is None and name in library and digest_of(library[name]) == digest:
+            skill = library[name]
+        if skill is not None:
+            skills[name] = skill
+    return skills
