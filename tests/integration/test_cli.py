@@ -136,7 +136,7 @@ BAD_INPUT: list[tuple[list[Any], str]] = [
     (["a cat", "--skills-dir", "/nowhere/at/all"], "no skills folder"),
     (["--resume", "no-such-run"], "no run 'no-such-run'"),
     (["--resume", "../../etc/passwd"], "no run 'passwd'"),
-    (["--resume", "no-such-run", "--seed", 3], "leave --seed away"),
+    (["--resume", "no-such-run", "--seed", 3], "leave out --seed"),
     ([], "say what the image should show"),
 ]
 

@@ -235,7 +235,7 @@ MEMORY_SETTINGS: Final[dict[str, Setting]] = {
 
 LIMIT_SETTINGS: Final[dict[str, Setting]] = {
     "max_rounds": Setting(
-        Annotated[int, typer.Option(help="Most rounds of draw, check and refine.", rich_help_panel=LIMITS)], 5
+        Annotated[int, typer.Option(help="Maximum rounds of draw, check and refine.", rich_help_panel=LIMITS)], 5
     ),
     "candidates": Setting(Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)], 1),
     "patience": Setting(
@@ -245,23 +245,23 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
         4,
     ),
     "budget_chat_calls": Setting(
-        Annotated[int | None, typer.Option(help="Most chat model calls.", rich_help_panel=LIMITS)],
+        Annotated[int | None, typer.Option(help="Maximum chat model calls.", rich_help_panel=LIMITS)],
         fields=_as("budget.chat_calls"),
     ),
     "budget_tokens": Setting(
-        Annotated[int | None, typer.Option(help="Most tokens, in and out.", rich_help_panel=LIMITS)],
+        Annotated[int | None, typer.Option(help="Maximum tokens, in and out.", rich_help_panel=LIMITS)],
         fields=_as("budget.tokens"),
     ),
     "budget_images": Setting(
-        Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)],
+        Annotated[int | None, typer.Option(help="Maximum images.", rich_help_panel=LIMITS)],
         fields=_as("budget.images"),
     ),
     "budget_seconds": Setting(
-        Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)],
+        Annotated[float | None, typer.Option(help="Maximum seconds of work.", rich_help_panel=LIMITS)],
         fields=_as("budget.seconds"),
     ),
     "budget_cost": Setting(
-        Annotated[float | None, typer.Option(help="Most money, by --price.", rich_help_panel=LIMITS)],
+        Annotated[float | None, typer.Option(help="Maximum cost, by --price.", rich_help_panel=LIMITS)],
         fields=_as("budget.cost"),
     ),
     "price": Setting(

@@ -137,18 +137,18 @@ IMAGES: Final = Setting(
 class _Totals:
     """Options that limit the whole batch."""
 
-    total_images: Annotated[int | None, typer.Option(min=1, help="Most images.", rich_help_panel=TOTALS)] = None
+    total_images: Annotated[int | None, typer.Option(min=1, help="Maximum images.", rich_help_panel=TOTALS)] = None
     total_chat_calls: Annotated[
-        int | None, typer.Option(min=1, help="Most chat model calls.", rich_help_panel=TOTALS)
+        int | None, typer.Option(min=1, help="Maximum chat model calls.", rich_help_panel=TOTALS)
     ] = None
     total_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens, in and out.", rich_help_panel=TOTALS)
+        int | None, typer.Option(min=1, help="Maximum tokens, in and out.", rich_help_panel=TOTALS)
     ] = None
-    total_cost: Annotated[float | None, typer.Option(min=0, help="Most money, by --price.", rich_help_panel=TOTALS)] = (
-        None
-    )
+    total_cost: Annotated[
+        float | None, typer.Option(min=0, help="Maximum cost, by --price.", rich_help_panel=TOTALS)
+    ] = None
     total_hours: Annotated[
-        float | None, typer.Option(min=0, help="Most hours, counted from this start.", rich_help_panel=TOTALS)
+        float | None, typer.Option(min=0, help="Maximum hours, counted from this start.", rich_help_panel=TOTALS)
     ] = None
 
     def limits(self, prices: Prices) -> Limits:
@@ -222,7 +222,8 @@ def run(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="On Ray: most processes besides the generators.", show_default="by CPUs")
+        int | None,
+        typer.Option(min=1, help="On Ray: maximum processes besides the generators.", show_default="by CPUs"),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

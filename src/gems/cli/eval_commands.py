@@ -47,7 +47,7 @@ class _Options:
             help='A second generator whose arms are run too; "none" for none. Default: pocket-large for pocket.'
         ),
     ] = "auto"
-    images: Annotated[int, typer.Option(min=1, max=16, help="Most images per prompt, in any arm.")] = 5
+    images: Annotated[int, typer.Option(min=1, max=16, help="Maximum images per prompt, in any arm.")] = 5
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight, in arms without memory.")] = 2
     scorer: Annotated[
         str, typer.Option("--scorer", help='"oracle" (pocket generators only), "soft-tifa" or "auto".')

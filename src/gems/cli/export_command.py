@@ -26,7 +26,7 @@ def export(
     margin: Annotated[
         float, typer.Option(min=0, max=1, help="How much better scored the chosen image of a pair has to be.")
     ] = 0.1,
-    pairs: Annotated[int, typer.Option(min=1, help="Most pairs per prompt.")] = 1,
+    pairs: Annotated[int, typer.Option(min=1, help="Maximum pairs per prompt.")] = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

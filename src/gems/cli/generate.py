@@ -115,10 +115,10 @@ def _check_resume(prompt: str | None, options: set[str]) -> None:
     from gems.errors import InputError
 
     if prompt is not None:
-        raise InputError("--resume goes on with a run's own prompt: leave the prompt away")
+        raise InputError("--resume keeps a run's own prompt: leave the prompt out, or start a new run")
     for name in sorted(options - _WITH_RESUME):
         option = f"--{name.replace('_', '-')}"
-        raise InputError(f"--resume goes on with a run's own settings: leave {option} away, or start a new run")
+        raise InputError(f"--resume keeps a run's own settings: leave out {option}, or start a new run")
 
 
 def _run(session: Session, *, quiet: bool) -> dict[str, Any]:

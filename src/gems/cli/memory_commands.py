@@ -74,7 +74,7 @@ def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
 def search(
     text: Annotated[str, typer.Argument(help="A prompt, as for gems generate.")],
     *,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="Most results.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum results.")] = 5,
     context: GemsContext,
     folder: Folder = None,
     as_json: AsJson = False,

@@ -48,7 +48,7 @@ class _ServiceOptions:
             min=0, max=100_000, help="Runs that may wait; another one is refused with 429.", rich_help_panel=LIMITS
         ),
     ] = 256
-    max_images: Annotated[int, typer.Option(min=1, help="Most images per run.", rich_help_panel=LIMITS)] = 20
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum images per run.", rich_help_panel=LIMITS)] = 20
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds that runs have to finish at a stop.", rich_help_panel=LIMITS)
     ] = 30

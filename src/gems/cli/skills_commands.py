@@ -172,9 +172,9 @@ def _print_validation(rows: Iterable[dict[str, Any]]) -> None:
 def learn(
     *,
     prompts: Annotated[
-        int, typer.Option(min=20, max=5000, help="Most held-out prompts of its kind that a skill is tried on.")
+        int, typer.Option(min=20, max=5000, help="Maximum held-out prompts of its kind that a skill is tried on.")
     ] = 100,
-    images: Annotated[int, typer.Option(min=1, max=50, help="Most images per prompt in the trial.")] = 1,
+    images: Annotated[int, typer.Option(min=1, max=50, help="Maximum images per prompt in the trial.")] = 1,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tried and what it may cost.")] = False,
     no_promote: Annotated[
         bool, typer.Option("--no-promote", help="Leave what passes in quarantine, for gems skills promote.")
