@@ -62,7 +62,7 @@ def _compare(
     batch, first = _run(jobs, out, context, concurrency, sample=few)
     estimates = forecast(list(batch.record.rows(few)), len(jobs), concurrency, PRICES)
     batch, rest = _run(jobs, out, context, concurrency)
-    spent = batch.record.spent
+    spent = batch.record.usage
     came = {
         "images": spent.images,
         "chat_calls": spent.chat_calls,

@@ -27,7 +27,7 @@ from typing import Any, Final
 import psutil
 import pyarrow.parquet as pq
 
-from gems.bulk.results import Record
+from gems.bulk.results import ResultsFile
 from gems.evals.prompts import fresh_prompts
 from gems.memory.image_store import read_image
 
@@ -148,7 +148,7 @@ def _count(out: Path, prompts: int) -> dict[str, Any]:
     for row in rows:
         if row["image"]:
             read_image(row["image"], row["sha256"])  # raises where it is gone or damaged
-    record = Record(out / "results.jsonl")
+    record = ResultsFile(out / "results.jsonl")
     return {
         "rows": len(rows),
         "every_prompt_once": in_index == list(range(prompts)) and times == Counter(range(prompts)),
@@ -157,7 +157,7 @@ def _count(out: Path, prompts: int) -> dict[str, Any]:
         "outcomes": dict(Counter(row["outcome"] for row in rows)),
         "images_charged": sum(row["usage"]["images"] for row in rows if row["usage"]),
         "images_checked": sum(bool(row["image"]) for row in rows),
-        "spent_images": record.spent.images,
+        "spent_images": record.usage.images,
     }
 
 

@@ -28,12 +28,12 @@ from typing import Any, Final
 
 import psutil
 import torch
+from diffusers_overhead import PRESETS, save_pipeline
 from langchain_core.outputs import ChatResult
 
-from diffusers_overhead import PRESETS, save_pipeline
 from gems.bulk.batch import run_batch
 from gems.bulk.jobs import Job
-from gems.bulk.results import Row
+from gems.bulk.results import BatchRow
 from gems.errors import BackendError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
@@ -149,7 +149,7 @@ def _bulk(out: Path, jobs: list[Job], context: GemsContext, in_flight: int, *, r
     """Prompts a second of a bulk run, and the most memory that its process took, in MiB."""
     moments: list[float] = []
 
-    def on_done(row: Row) -> None:
+    def on_done(row: BatchRow) -> None:
         if row.get("error"):
             raise SystemExit(f"{row['prompt']}: {row['error']}")
         moments.append(time.perf_counter())

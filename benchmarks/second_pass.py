@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
+from passes import judged_by_oracle, run_pass
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, analyse, compare
@@ -34,7 +35,6 @@ from gems.memory.experience import remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.wording import content_words
-from passes import judged_by_oracle, run_pass
 
 SUBJECTS: Final = (
     "a mountain lake at dawn",

@@ -23,6 +23,8 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from passes import judged_by_oracle, run_pass
+
 from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt, fresh_prompts
@@ -32,7 +34,6 @@ from gems.graph.context import GemsContext
 from gems.learning.shelf import add_draft, learned_skills
 from gems.memory.embedder import init_embedder
 from gems.memory.store import FaissStore
-from passes import judged_by_oracle, run_pass
 
 THINGS: Final = 6
 """How many things a prompt of the family asks for at least, of two kinds or more: what pocket is weak at."""

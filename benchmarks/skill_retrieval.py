@@ -20,7 +20,7 @@ from typing import Any, Final
 from langchain_core.messages.utils import count_tokens_approximately
 
 from gems.memory.embedder import init_embedder
-from gems.skills.catalogue import MOST_OFFERED, offer
+from gems.skills.catalogue import MAX_OFFERED, offer
 from gems.skills.format import Skill
 from gems.skills.loader import load_skills
 
@@ -111,7 +111,7 @@ def measure(n: int) -> dict[str, Any]:
     right = [hit for hits in found.values() for hit in hits]
     return {
         "skills": len(library),
-        "offered_at_most": MOST_OFFERED,
+        "offered_at_most": MAX_OFFERED,
         "labelled_wishes": len(right),
         "right_one_offered": round(sum(right) / len(right), 4),
         "by_skill": {name: round(sum(hits) / len(hits), 4) for name, hits in found.items()},

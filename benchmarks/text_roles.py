@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from langgraph.runtime import RunControl
+from passes import judged_by_oracle
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, compare
@@ -29,7 +30,6 @@ from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
 from gems.options import ChatOptions
 from gems.stats import bootstrap_interval
-from passes import judged_by_oracle
 
 ROLES: Final = {"Plan": "planner", "Requirements": "decomposer", "Refinement": "refiner"}
 

@@ -55,6 +55,7 @@ PURPOSES: Final = {
 """What each node is for; it becomes the node's metadata."""
 
 GemsGraph: TypeAlias = CompiledStateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
+"""What ``build_graph`` returns: a compiled LangGraph graph with the input, output, state and context types of GEMS."""
 _Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 
 
@@ -85,16 +86,18 @@ def build_graph(
         images: The store of images.
         inspectors: Your own tools that help the verifier, such as a detector that counts.
         settings: Fields of ``GemsContext`` that are fixed for this graph, whatever the run's context says. Two graphs
-            in one parent can thus differ.
+            in one parent can thus differ. A model here can be your own code, ``python:MODULE:FACTORY``.
         thumbnails: Size in pixels of the small pictures of attempts in ``messages``; 0 for none.
         retry: How often, and after which errors, a node that calls a model is tried again.
 
     Returns:
-        A compiled graph: ``GemsInput`` in, ``GemsOutput`` out, ``GemsContext`` as context.
+        A compiled graph that takes ``GemsInput``, returns ``GemsOutput`` and has ``GemsContext`` as its context.
 
     Raises:
         InputError: A setting is unknown or out of bounds.
     """
+    if settings is not None and not isinstance(settings, GemsContext):
+        settings = GemsContext.exactly(settings)
     resources = Resources(
         mllm=mllm,
         image_generator=generator,
@@ -102,7 +105,7 @@ def build_graph(
         store=store,
         image_store=images,
         own_inspectors=tuple(inspectors),
-        settings=GemsContext.exactly(settings) if isinstance(settings, Mapping) else settings,
+        settings=settings.as_operator() if settings is not None else None,
         thumbnails=thumbnails,
     )
     graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)

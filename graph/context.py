@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Final, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 
+from gems.authority import NO_AUTHORITY, Authority
 from gems.database import without_password
 from gems.errors import InputError
 from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
 from gems.seeds import MAX_SEED
 
-__all__ = ["ROLES", "GemsContext", "Role"]
+__all__ = ["ROLES", "GemsContext", "OpenToRequests", "Role"]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenToRequests:
+    """Marks a setting that a request to the service may give.
+
+    Models, addresses and folders stay the operator's alone: a request that names a server would make this machine call
+    it with the operator's keys.
+    """
+
+
+_T = TypeVar("_T")
+_Open: TypeAlias = Annotated[_T, OpenToRequests()]
+
+
 class GemsContext(BaseModel):
-    """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead."""
+    """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
+
+    A model can be your own code, ``python:MODULE:FACTORY``, in ``build_graph(settings=...)`` and on the command line.
+    The context of a single run can come from anybody, so such a name is refused there; see ``gems.authority``.
+    """
 
     # A parent graph passes on its own context: fields that are not ours are ignored.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
@@ -69,36 +97,38 @@ class GemsContext(BaseModel):
         title="Embedder",
         description='Embeds prompts for memory retrieval. "minilm" comes with the package and works offline.',
     )
-    max_rounds: int = Field(
+    max_rounds: _Open[int] = Field(
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
-    candidates: int = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
-    seed: int | None = Field(
+    candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
+    seed: _Open[int | None] = Field(
         default=None,
         ge=0,
         le=MAX_SEED,
         title="Seed",
         description="Seed of the first image; the others follow from it. Empty: random, and recorded.",
     )
-    patience: int = Field(
+    patience: _Open[int] = Field(
         default=4,
         ge=1,
         le=50,
         title="Patience",
         description="Stop as stalled after this many rounds in a row without a better image.",
     )
-    budget: Budget = Field(default_factory=Budget, title="Budget", description="Limits on what the run may spend.")
-    review: Literal["never", "end", "rounds"] = Field(
+    budget: _Open[Budget] = Field(
+        default_factory=Budget, title="Budget", description="Limits on what the run may spend."
+    )
+    review: _Open[Literal["never", "end", "rounds"]] = Field(
         default="never",
         title="Review",
         description="When to ask a person: before the run ends, or after every round. Needs a checkpointer.",
     )
-    plan: bool = Field(
+    plan: _Open[bool] = Field(
         default=True,
         title="Plan",
         description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
     )
-    skills: bool = Field(default=True, title="Skills", description="Offer the skills to the planner.")
+    skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: SecretStr | None = Field(
         default=None,
         title="Memory store",
@@ -111,8 +141,10 @@ class GemsContext(BaseModel):
         description="A folder or any fsspec URL, such as s3://BUCKET/FOLDER. Empty: GEMS_IMAGES, then "
         "$GEMS_HOME/images.",
     )
-    memory: bool = Field(default=True, title="Memory", description="Learn from earlier runs and remember this one.")
-    memories: int = Field(
+    memory: _Open[bool] = Field(
+        default=True, title="Memory", description="Learn from earlier runs and remember this one."
+    )
+    memories: _Open[int] = Field(
         default=3, ge=0, le=20, title="Memories", description="Maximum number of experiences to retrieve."
     )
     memory_tokens: int = Field(
@@ -132,7 +164,7 @@ class GemsContext(BaseModel):
     memory_days: float | None = Field(
         default=None, gt=0, title="Memory days", description="Forget records older than this many days. Empty: never."
     )
-    reuse: bool = Field(
+    reuse: _Open[bool] = Field(
         default=False,
         title="Reuse",
         description="Return the image of an earlier run that solved the same prompt with the same models and settings.",
@@ -162,6 +194,28 @@ class GemsContext(BaseModel):
         title="Skill tokens",
         description="Approximate limit on the tokens that skill texts take up in the planner's prompt.",
     )
+
+    _authority: Authority = PrivateAttr(default=NO_AUTHORITY)
+
+    @property
+    def authority(self) -> Authority:
+        """What the operator allows. It is not a setting: it is never written down, nor read from data."""
+        return self._authority
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the image generator and of all chat models."""
+        return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
+
+    def with_authority(self, authority: Authority) -> GemsContext:
+        """A copy with this authority."""
+        context = self.model_copy()
+        context._authority = authority
+        return context
+
+    def as_operator(self) -> GemsContext:
+        """A copy with the operator's authority, for settings that the operator wrote: code that they name may run."""
+        return self.with_authority(self.authority.allowing(self.models))
 
     @field_serializer("memory_url", when_used="json-unless-none")
     def _without_password(self, url: SecretStr) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import unicodedata
 import uuid
 
 from langchain_core.messages import HumanMessage, RemoveMessage
@@ -11,17 +10,14 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.runtime import Runtime
 from langgraph.types import Overwrite
 
-from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.nodes.resources import Node, Resources
 from gems.nodes.reuse import solved_before
 from gems.seeds import MAX_SEED
+from gems.wording import check_prompt
 
-__all__ = ["MAX_PROMPT_LENGTH", "check_prompt", "make_intake"]
-
-MAX_PROMPT_LENGTH = 4000
-"""Characters: more than any text encoder reads."""
+__all__ = ["make_intake"]
 
 
 def make_intake(resources: Resources) -> Node:
@@ -68,21 +64,3 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         usage=Overwrite(Usage()),  # type: ignore[typeddict-item]
         errors=Overwrite([]),  # type: ignore[typeddict-item]
     )
-
-
-def check_prompt(prompt: object) -> str:
-    """The prompt with its white space tidied.
-
-    Raises:
-        InputError: It is not text, is empty or too long, or has control characters.
-    """
-    if not isinstance(prompt, str):
-        raise InputError("the input has no prompt; give a text that says what the image should show")
-    if len(prompt) > MAX_PROMPT_LENGTH:
-        raise InputError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_LENGTH:,}")
-    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in prompt):
-        raise InputError("the prompt contains control characters; remove them and try again")
-    tidy = " ".join(prompt.split())
-    if not tidy:
-        raise InputError("the prompt is empty; say what the image should show")
-    return tidy

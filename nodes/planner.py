@@ -81,8 +81,8 @@ def make_skills(resources: Resources) -> Any:
         # A file beside a skill may take up what its advice leaves, however many are asked for at once.
         readable = [offered[name] for name in state["skills"] if name in offered]
         files = reference_tool(readable, tokens=tokens_left // max(1, calls.count(REFERENCE_TOOL)))
-        called = skill_tools([offered[name] for name in calls if name in offered], tokens=tokens_left)
-        answers = ToolNode([*called, files], messages_key="planning").invoke(state, config)["planning"]
+        skills_called = skill_tools([offered[name] for name in calls if name in offered], tokens=tokens_left)
+        answers = ToolNode([*skills_called, files], messages_key="planning").invoke(state, config)["planning"]
         names = [*state["skills"], *(m.name for m in answers if m.status == "success" and m.name in offered)]
         checks = checks_of([offered[name] for name in names if name in offered], state["prompt"])
         runtime.stream_writer({"event": "skills", "skills": names, "checks": [c.model_dump() for c in checks]})

@@ -70,9 +70,9 @@ def drawable_prompt(
 def _fault_of(draft: str, prompt: str, generator: ImageGenerator) -> str:
     if objection := objection_to(generator, draft):
         return f"{objection}. Write the prompt again, without them."
-    # An image model with a prompting style of its own cannot take the user's prompt in front: it has to be in the draft.
-    lost = lost_words(prompt, draft) if guide_of(generator) else []
-    return f"The prompt has lost: {', '.join(lost)}. Write it again, with them." if lost else ""
+    # An image model with a prompting style of its own cannot take the user's prompt in front of the draft.
+    missing = lost_words(prompt, draft) if guide_of(generator) else []
+    return f"The prompt has lost: {', '.join(missing)}. Write it again, with them." if missing else ""
 
 
 def _without_prompt(prompt: str, draft: str) -> str:

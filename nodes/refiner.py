@@ -75,7 +75,7 @@ EXAMPLE: Final = (
     HumanMessage("\n\n".join(fence(tag, text) for tag, text in _EXAMPLE[0].items())),
     AIMessage(_EXAMPLE[1].model_dump_json()),
 )
-"""A report and its answer, shown as a turn of the conversation: without it, a weak model hands in the best draft again."""
+"""A report and its answer, shown as a turn of the conversation. Without it, a weak model repeats the best draft."""
 
 
 def make_refiner(resources: Resources) -> Node:

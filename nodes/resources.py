@@ -13,7 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
-from gems.graph.context import GemsContext, Role
+from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import ImageStore
@@ -52,16 +52,25 @@ class Resources:
     thumbnails: int = 0
 
     def context(self, runtime: Runtime[GemsContext]) -> GemsContext:
-        """The run's settings."""
+        """The run's settings.
+
+        Raises:
+            InputError: A value cannot be used, or names code that the operator has not allowed.
+        """
         context = GemsContext.resolve(runtime.context)
-        if self.settings is None:
-            return context
-        fixed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
-        return context.model_copy(update=fixed)
+        if self.settings is not None:
+            fixed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
+            authority = context.authority.allowing(self.settings.authority.code)
+            context = context.model_copy(update=fixed).with_authority(authority)
+        if self.image_generator is None:
+            context.authority.check(context.generator)
+        for role in ROLES if self.mllm is None else ():
+            context.authority.check(context.chat_model(role))
+        return context
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role."""
-        return self.mllm or init_mllm(context.chat_model(role), context.chat_options)
+        return self.mllm or init_mllm(context.chat_model(role), context.chat_options, context.authority)
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
         """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.
@@ -74,7 +83,9 @@ class Resources:
 
     def generator(self, context: GemsContext) -> ImageGenerator:
         """The image generator."""
-        return self.image_generator or init_image_generator(context.generator, context.generator_options)
+        return self.image_generator or init_image_generator(
+            context.generator, context.generator_options, context.authority
+        )
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
         """The store of trajectories: the parent's, else the graph's own, else the user's; None if memory is off."""

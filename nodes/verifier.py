@@ -34,7 +34,7 @@ from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
 _DECISIVE: Final = 0.9
-"""A tool settles what the chat model leaves open when it is at least so sure."""
+"""The probability from which an inspector decides a question that the chat model is unsure about."""
 
 __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
@@ -55,82 +55,107 @@ class Verdicts(BaseModel):
 
 
 def make_verifier(resources: Resources) -> Node:
-    """The node that verifies the round's attempts, and says whether the run ends here."""
+    """The node that verifies the round's attempts, and decides whether the run ends here."""
 
     def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = resources.context(runtime)
-        model, requirements = resources.chat(context, "verifier"), state["requirements"]
-        checks = _unasked(state.get("checks") or [], requirements)
-        asked = [*requirements, *checks]
-        inspectors = resources.inspectors(context, {r.kind for r in asked})
-        attempts, errors, notes = list(state["attempts"]), list[str](), list[str]()
+        context, requirements = resources.context(runtime), state["requirements"]
+        checks = _new_checks(state.get("checks") or [], requirements)
         with metered(state, "verifier", context) as meter:
-            for i, attempt in enumerate(attempts):
-                # One that passes ends the run: nobody needs to know what its neighbours are worth.
-                if attempt.verified or any(a.flawless for a in attempts[:i]):
+            examiner = _Examiner(resources, context, meter, [*requirements, *checks])
+            attempts = list(state["attempts"])
+            for index, attempt in enumerate(attempts):
+                # A flawless image ends the run: its neighbours need no verdicts.
+                if attempt.verified or any(a.flawless for a in attempts[:index]):
                     continue
-                verdicts = meter.done.get(attempt.image.sha256)
-                if verdicts is None and meter.exhausted():
-                    continue
-                try:
-                    if verdicts is None:
-                        png = resources.images(context).read(attempt.image)
-                        findings = _consult(inspectors, asked, png, notes)
-                        verdicts = _inspect_twice(meter, model, asked, png, attempt.round, findings)
-                except Exception as error:
-                    # A passing fault is the retry policy's business; a lasting one leaves this image unsure, never
-                    # wrong.
-                    if not is_backend_failure(error) or retry_on(error):
-                        raise
-                    errors.append(describe(error, "verifier"))
-                    verdicts = [_unsure(r, "could not be verified") for r in asked]
-                meter.done[attempt.image.sha256] = verdicts
-                attempts[i] = _verified(attempt, verdicts, len(requirements), runtime)
+                verdicts = examiner.verdicts(attempt)
+                if verdicts is not None:
+                    attempts[index] = _with_verdicts(attempt, verdicts, len(requirements), runtime)
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
-        if errors and outcome != "solved":
+        if examiner.errors and outcome != "solved":
             outcome = "failed"
         return GemsState(
             attempts=attempts,
             checks=checks,
             in_review=asks_person(context, outcome),
-            messages=_pictures(resources, context, asked, state["attempts"], attempts),
+            messages=_pictures(resources, context, examiner.requirements, state["attempts"], attempts),
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome=outcome,
-            errors=[*errors, *dict.fromkeys(notes)],
+            errors=[*examiner.errors, *dict.fromkeys(examiner.notes)],
             usage=meter.usage,
         )
 
     return verifier
 
 
+class _Examiner:
+    """Gets the verdicts on one image after another.
+
+    Attributes:
+        requirements: The user's requirements, then the checks of skills.
+        errors: Lasting backend failures, one line each.
+        notes: Failures of inspectors, one line each.
+    """
+
+    def __init__(
+        self, resources: Resources, context: GemsContext, meter: Meter, requirements: Sequence[Requirement]
+    ) -> None:
+        self.requirements, self.errors, self.notes = requirements, list[str](), list[str]()
+        self._images, self._meter = resources.images(context), meter
+        self._model = resources.chat(context, "verifier")
+        self._inspectors = resources.inspectors(context, {r.kind for r in requirements})
+
+    def verdicts(self, attempt: Attempt) -> list[Verdict] | None:
+        """The verdicts on an attempt, from an earlier try if it paid for them; None if the budget is used up."""
+        verdicts: list[Verdict] | None = self._meter.done.get(attempt.image.sha256)
+        if verdicts is not None:
+            return verdicts
+        if self._meter.exhausted():
+            return None
+        try:
+            verdicts = self._examine(attempt)
+        except Exception as error:
+            # The retry policy handles temporary failures. A lasting one makes the image unsure, never wrong.
+            if not is_backend_failure(error) or retry_on(error):
+                raise
+            self.errors.append(describe(error, "verifier"))
+            verdicts = [_unsure(requirement, "could not be verified") for requirement in self.requirements]
+        self._meter.done[attempt.image.sha256] = verdicts
+        return verdicts
+
+    def _examine(self, attempt: Attempt) -> list[Verdict]:
+        png = self._images.read(attempt.image)
+        findings = _consult(self._inspectors, self.requirements, png, self.notes)
+        return _inspect_twice(self._meter, self._model, self.requirements, png, attempt.round, findings)
+
+
 def _pictures(
     resources: Resources,
     context: GemsContext,
-    asked: Sequence[Requirement],
+    requirements: Sequence[Requirement],
     before: Sequence[Attempt],
-    now: Sequence[Attempt],
+    after: Sequence[Attempt],
 ) -> list[BaseMessage]:
-    """A small picture of each attempt that was just looked at, and what was seen."""
+    """A small picture of each attempt that was just verified, with its verdicts in words."""
     if not resources.thumbnails:
         return []
     images = resources.images(context)
     return [
         AIMessage(
             [
-                {"type": "text", "text": _in_words(attempt, asked)},
+                {"type": "text", "text": _in_words(attempt, requirements)},
                 image_block(images.read(attempt.image), resources.thumbnails, "webp"),
             ],
             id=f"{attempt.round}.{attempt.candidate}-{attempt.image.sha256[:12]}",
         )
-        for old, attempt in zip(before, now, strict=True)
+        for old, attempt in zip(before, after, strict=True)
         if attempt.verified and not old.verified
     ]
 
 
-def _in_words(attempt: Attempt, asked: Sequence[Requirement]) -> str:
-    questions = {r.id: r.question for r in asked}
+def _in_words(attempt: Attempt, requirements: Sequence[Requirement]) -> str:
+    questions = {r.id: r.question for r in requirements}
     lines = [
         f"{v.answer}: {questions[v.requirement_id]} {v.reason}".rstrip() for v in attempt.answers if v.answer != "yes"
     ]
@@ -139,26 +164,26 @@ def _in_words(attempt: Attempt, asked: Sequence[Requirement]) -> str:
     return "\n".join([first, *lines, f"Drawn from: {attempt.prompt}", f"/artifacts/{attempt.image.sha256}.png"])
 
 
-def _unasked(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:
-    """The checks of skills that ask nothing which the user's own requirements ask already."""
-    asked = {r.question.casefold() for r in requirements}
-    return [check for check in checks if check.question.casefold() not in asked]
+def _new_checks(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:
+    """The skill checks that do not repeat a requirement of the user."""
+    questions = {requirement.question.casefold() for requirement in requirements}
+    return [check for check in checks if check.question.casefold() not in questions]
 
 
 def _consult(
     inspectors: Sequence[Inspector], requirements: Sequence[Requirement], png: bytes, notes: list[str]
 ) -> list[Finding]:
-    """What the tools find. One that breaks costs its help, never the verdicts, and is noted down."""
-    findings = []
+    """The findings of the inspectors. One that fails is noted, and the verdicts do without it."""
+    findings: list[Finding] = []
     for inspector in inspectors:
-        asked = [r for r in requirements if r.kind in inspector.kinds]
+        relevant = [r for r in requirements if r.kind in inspector.kinds]
         try:
             with Image.open(io.BytesIO(png)) as image:
-                found = inspector.inspect(image, asked)
-        except Exception as error:  # somebody's code, for which we cannot speak
+                new_findings = inspector.inspect(image, relevant)
+        except Exception as error:  # an inspector is the user's code and may raise anything
             notes.append(describe(error, f"verifier: {inspector.name}"))
             continue
-        findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in found]
+        findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in new_findings]
     return findings
 
 
@@ -170,20 +195,20 @@ def _inspect_twice(
     round_: int,
     findings: Sequence[Finding],
 ) -> list[Verdict]:
-    """All requirements in one call, and what stayed unsure in a second one, if there is room for it."""
-    verdicts = [_settled(v, findings) for v in inspect_image(meter, model, requirements, png, findings)]
+    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it."""
+    verdicts = [_resolved(v, findings) for v in inspect_image(meter, model, requirements, png, findings)]
     unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
     if not unsure or not _may_ask_again(meter, round_):
         return verdicts
-    told = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
-    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, told)}
+    relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
+    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant)}
     return [second.get(v.requirement_id, v) for v in verdicts]
 
 
-def _settled(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
-    """Where the chat model is unsure and a tool is not, the tool decides; where two tools are, the surer one."""
-    told = [f for f in findings if f.requirement_id == verdict.requirement_id and f.probability is not None]
-    surest = max(told, key=lambda f: abs((f.probability or 0.0) - 0.5), default=None)
+def _resolved(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
+    """If the chat model is unsure and an inspector is sure, the inspector decides; of two, the surer one."""
+    relevant = [f for f in findings if f.requirement_id == verdict.requirement_id and f.probability is not None]
+    surest = max(relevant, key=lambda f: abs((f.probability or 0.0) - 0.5), default=None)
     if verdict.answer != "unsure" or surest is None or surest.probability is None:
         return verdict
     confidence = max(surest.probability, 1 - surest.probability)
@@ -204,7 +229,7 @@ def inspect_image(
     png: bytes,
     findings: Sequence[Finding] = (),
 ) -> list[Verdict]:
-    """One call about one image. A question that the answer leaves out, or answers twice, is unsure."""
+    """One call about one image. A question that is not answered, or answered twice, is unsure."""
     questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
     if findings:
         evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
@@ -216,24 +241,24 @@ def inspect_image(
     ]
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
     measured = answer_probabilities(answer.message)
-    given: dict[str, list[AnsweredQuestion]] = {}
+    answers: dict[str, list[AnsweredQuestion]] = {}
     for item in answer.form.verdicts:
-        given.setdefault(item.id.strip(), []).append(item)
-    return [_verdict(r, given.get(r.id, []), measured.get(r.id, {})) for r in requirements]
+        answers.setdefault(item.id.strip(), []).append(item)
+    return [_verdict(r, answers.get(r.id, []), measured.get(r.id, {})) for r in requirements]
 
 
 def _verdict(
     requirement: Requirement, answers: Sequence[AnsweredQuestion], measured: Mapping[Answer, float]
 ) -> Verdict:
-    """What was answered; how sure the model is, is measured where it can be, and taken from its own words elsewhere."""
+    """The answer. Its confidence is the measured one where there is one, else the one that the model states."""
     if len(answers) != 1:
         return _unsure(requirement, "answered twice" if answers else "not answered")
-    [given] = answers
+    [answer] = answers
     return Verdict(
         requirement_id=requirement.id,
-        answer=given.answer,
-        confidence=round(measured.get(given.answer, given.confidence), 3),
-        reason=" ".join(given.reason.split())[:120],
+        answer=answer.answer,
+        confidence=round(measured.get(answer.answer, answer.confidence), 3),
+        reason=" ".join(answer.reason.split())[:120],
     )
 
 
@@ -242,26 +267,27 @@ def _unsure(requirement: Requirement, reason: str) -> Verdict:
 
 
 def _may_ask_again(meter: Meter, round_: int) -> bool:
-    """Unsure items are asked again once, as long as the run stays within 2 R + 2 chat calls after R rounds."""
+    """Whether unsure requirements may be asked again: a run stays within 2 R + 2 chat calls after R rounds."""
     return meter.total.chat_calls < 2 * round_ + 2 and not meter.exhausted()
 
 
-def _verified(attempt: Attempt, answers: Sequence[Verdict], own: int, runtime: Runtime[GemsContext]) -> Attempt:
-    """The attempt with its verdicts: the first ``own`` answers are on what the user asked for."""
-    verdicts, checks = answers[:own], answers[own:]
-    where = {"round": attempt.round, "candidate": attempt.candidate}
+def _with_verdicts(attempt: Attempt, answers: Sequence[Verdict], count: int, runtime: Runtime[GemsContext]) -> Attempt:
+    """The attempt with its verdicts: the first ``count`` answers are on the user's requirements, the rest on checks."""
+    verdicts, checks = answers[:count], answers[count:]
+    position = {"round": attempt.round, "candidate": attempt.candidate}
     for verdict in answers:
-        runtime.stream_writer({"event": "verdict", **where, **verdict.model_dump()})
-    done = attempt.model_copy(
+        runtime.stream_writer({"event": "verdict", **position, **verdict.model_dump()})
+    verified = attempt.model_copy(
         update={"verdicts": tuple(verdicts), "checks": tuple(checks), "score": score_verdicts(verdicts)}
     )
     passed = sum(v.answer == "yes" for v in verdicts)
-    runtime.stream_writer({"event": "attempt", **where, "score": done.score, "passed": passed, "total": len(verdicts)})
-    return done
+    event = {"event": "attempt", **position, "score": verified.score, "passed": passed, "total": len(verdicts)}
+    runtime.stream_writer(event)
+    return verified
 
 
 def without_verdicts(state: GemsState, error: NodeError) -> Goto:
-    """A verifier that gave up ends the run; the images made so far are still the result."""
+    """End the run after the verifier has failed for good. The images so far are still the result."""
     best = best_attempt(state["attempts"])
     return report_failure(state, error, "store_memory", outcome="failed", image=best.image if best else None)
 

@@ -1,8 +1,8 @@
 """Reads one skill in the open Agent Skills format (agentskills.io): a folder with a SKILL.md.
 
 SKILL.md is YAML between two lines of three dashes, with ``name`` and ``description``, then Markdown. Skills are written
-by hand, for many programs: what can be understood is taken, with a word about what is odd; the rest is refused with a
-reason. A skill is text. None of its scripts is ever run, and nothing outside its folder is ever read.
+by hand, for many programs: whatever can be understood is used, with a note about oddities; the rest is refused with a
+reason. A skill is text. Its scripts are never run, and nothing outside its folder is ever read.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 MAX_SKILL_BYTES: Final = 64 * 1024
-"""Of SKILL.md, and of each reference: the format recommends less than a tenth of it."""
+"""Bytes of SKILL.md, and of each reference. The format recommends less than a tenth of this."""
 MAX_CHECKS: Final = 3
 QUOTED: Final = "{quoted}"
-"""In a check's question: each text in quotation marks in the wish."""
+"""Stands in a check's question for each text between quotation marks in the prompt."""
 _MAX_HEAD: Final = 16 * 1024
 _MAX_NAME: Final = 64
 _MAX_DESCRIPTION: Final = 1024
@@ -47,7 +47,7 @@ _MAX_EXAMPLES: Final = 12
 _NO_REFERENCES: Final = frozenset({"skill.md", "license.md", "license.txt"})
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 RESERVED: Final = frozenset({"plan", "requirements", "verdicts", "refinement", "read-reference"})
-"""What the planner's other tools and the forms of the other roles are called."""
+"""Names of the planner's other tools and of the forms of the other roles."""
 _DOCUMENT: Final = re.compile(
     r"\A\s*---[ \t]*\n(?P<head>.*?)^(?:---|\.\.\.)[ \t]*$\n?(?P<body>.*)\Z", re.DOTALL | re.MULTILINE
 )
@@ -58,12 +58,12 @@ _CHECK: Final = re.compile(rf"(?P<kind>{'|'.join(get_args(Kind))}): *(?P<questio
 
 
 class UnusableError(Exception):
-    """Why a skill, or a part of it, cannot be used: a clause that goes on after "skipped, "."""
+    """Why a skill, or a part of it, cannot be used, as a clause that follows "skipped, "."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A requirement that a skill adds for the verifier; ``{quoted}`` in it stands for each quoted text in the wish."""
+    """A requirement that a skill adds for the verifier. ``{quoted}`` stands for each quoted text in the prompt."""
 
     kind: Kind
     question: str
@@ -71,32 +71,32 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Skill:
-    """One skill: what the planner sees of it first (name, description), and what it reads on demand (body)."""
+    """One skill: the planner sees its name and description at first, and reads its body on demand."""
 
     name: str
-    """A tool's name: small letters, digits and hyphens, at most 64."""
+    """Also its name as a tool: at most 64 lower-case letters, digits and hyphens."""
     description: str
     """One line of at most 1,024 characters."""
     body: str
     path: Path
-    """Of its SKILL.md."""
+    """The path of its SKILL.md."""
     origin: str = "given"
-    """Where it was found: built in, learned, user, project, given."""
+    """Where it comes from: built in, learned, user, project or given."""
     examples: tuple[str, ...] = ()
-    """Wishes that it is for; they help to find it among hundreds."""
+    """Prompts that it is for; they help to find it among hundreds of skills."""
     checks: tuple[Check, ...] = ()
     references: tuple[str, ...] = ()
-    """Files that can be read on demand, relative to its folder."""
+    """Files that can be read on demand, relative to the skill's folder."""
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     scripts: bool = False
-    """Whether it brings scripts. They are never run."""
+    """Whether it has scripts. They are never run."""
 
 
 def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
-    """The skill that a folder holds, and what is odd about it.
+    """The skill in a folder, and its oddities, a line each.
 
     Raises:
-        UnusableError: It cannot be read, or says too little.
+        UnusableError: It cannot be read, or has no description or text.
     """
     path = skill_file(folder)
     if path is None:
@@ -118,7 +118,7 @@ def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
         origin=origin,
         examples=_examples(metadata.get("gems-examples", ""), odd),
         checks=_checks(metadata.get("gems-checks", ""), odd),
-        references=_references(folder) if origin != "learned" else (),  # its evidence is for people
+        references=_references(folder) if origin != "learned" else (),  # the files beside it are evidence for people
         metadata=metadata,
         scripts=(folder / "scripts").is_dir(),
     )
@@ -129,12 +129,12 @@ def read_text(path: Path, *, within: Path, limit: int) -> str:
     """A file of a skill as text, with every line ending in a line feed.
 
     Raises:
-        UnusableError: It is no regular file inside the folder, is too large, or is not UTF-8 text.
+        UnusableError: It is not a regular file inside the folder, is too large, or is not UTF-8 text.
     """
     try:
         if not path.resolve().is_relative_to(within.resolve()):
             raise UnusableError(f"{path.name} lies outside the skill's folder")
-        if not path.is_file():  # a pipe would never end
+        if not path.is_file():  # reading a pipe would never end
             raise UnusableError(f"{path.name} is not a file")
         with path.open("rb") as file:
             content = file.read(limit + 1)
@@ -153,7 +153,7 @@ def read_text(path: Path, *, within: Path, limit: int) -> str:
 
 
 def skill_file(folder: Path) -> Path | None:
-    """What a folder holds by the name of a skill's file, whatever that is; None if there is nothing."""
+    """The path in a folder that has the name of a skill's file, of whatever type it is; None if there is none."""
     return next((folder / name for name in ("SKILL.md", "skill.md") if os.path.lexists(folder / name)), None)
 
 
@@ -161,7 +161,7 @@ def skill_file(folder: Path) -> Path | None:
 
 
 def _split(text: str, odd: list[str]) -> tuple[dict[str, Any], str]:
-    """The head's fields and the body, of either form."""
+    """The fields of the front matter and the body, in either form of the format."""
     if document := _DOCUMENT.match(text):
         return _head(document["head"], odd), document["body"]
     if older := _OLDER.match(text):
@@ -195,7 +195,7 @@ def _load(text: str) -> Any:
 
 
 class _Loader(yaml.BaseLoader):
-    """Every value a string, as the format's own validator reads it, and no aliases: they can explode."""
+    """Reads every value as a string, as the format's own validator does. Aliases are refused: they can explode."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -204,7 +204,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _quoted(line: str) -> str:
-    """A line ``key: plain value`` with its value in quotes: people write colons into descriptions."""
+    """A line ``key: plain value`` with its value in quotes, because people write colons into descriptions."""
     plain = _PLAIN_LINE.fullmatch(line)
     return f"{plain['key']}: {json.dumps(plain['value'], ensure_ascii=False)}" if plain else line
 
@@ -217,30 +217,30 @@ def _short(error: Exception) -> str:
 
 
 def _name(declared: Any, folder: str, odd: list[str]) -> str:
-    """A name that a tool can have: the declared one, or what comes nearest to it."""
-    told = _one_line(declared) if isinstance(declared, str) else ""
-    if not told:
+    """A name that a tool can have: the declared one, or the nearest to it."""
+    title = _one_line(declared) if isinstance(declared, str) else ""
+    if not title:
         odd.append("it has no name; it is called after its folder")
-    own = slug(told or folder)
-    digest = hashlib.sha256((told or folder).encode("utf-8", "replace")).hexdigest()
+    own = slug(title or folder)
+    digest = hashlib.sha256((title or folder).encode("utf-8", "replace")).hexdigest()
     name = own or slug(folder) or f"skill-{digest[:8]}"
-    if told and own is None:
-        odd.append(f"its name {told[:80]!r} has letters beyond a-z; it is called {name}")
+    if title and own is None:
+        odd.append(f"its name {title[:80]!r} has letters beyond a-z; it is called {name}")
     if name in RESERVED:
         raise UnusableError(f"{name!r} is the name of one of the planner's own tools")
-    if told and told != name and told.isascii():
-        odd.append(f"its name {told[:80]!r} is not 1 to 64 small letters, digits and hyphens; it is called {name}")
-    elif told == name != folder:
+    if title and title != name and title.isascii():
+        odd.append(f"its name {title[:80]!r} is not 1 to 64 small letters, digits and hyphens; it is called {name}")
+    elif title == name != folder:
         odd.append(f"its name {name!r} is not its folder's, {folder[:80]!r}")
     return name
 
 
 def slug(text: str) -> str | None:
-    """Small letters, digits and hyphens; None for what holds other letters, which may only look like these."""
+    """The text in lower-case letters, digits and hyphens; None if it has other letters, which may look like these."""
     if any(not c.isascii() and unicodedata.category(c)[0] in "LNM" for c in text):
         return None
-    made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_MAX_NAME].strip("-")
-    return made if _NAME.fullmatch(made) else None
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_MAX_NAME].strip("-")
+    return name if _NAME.fullmatch(name) else None
 
 
 def _description(declared: Any, odd: list[str]) -> str:
@@ -256,11 +256,11 @@ def _description(declared: Any, odd: list[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Without line breaks, and without characters that are not seen but change what is."""
-    return " ".join("".join(" " if c.isspace() else c for c in text if c.isspace() or _is_seen(c)).split())
+    """The text without line breaks and without invisible characters."""
+    return " ".join("".join(" " if c.isspace() else c for c in text if c.isspace() or _is_visible(c)).split())
 
 
-def _is_seen(character: str) -> bool:
+def _is_visible(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn")
 
 
@@ -275,15 +275,15 @@ def _examples(text: str, odd: list[str]) -> tuple[str, ...]:
 def _checks(text: str, odd: list[str]) -> tuple[Check, ...]:
     checks: list[Check] = []
     for line in filter(None, map(_one_line, text.splitlines())):
-        if (found := _CHECK.fullmatch(line)) and len(checks) < MAX_CHECKS:
-            checks.append(Check(found["kind"], found["question"]))  # type: ignore[arg-type]
+        if (match := _CHECK.fullmatch(line)) and len(checks) < MAX_CHECKS:
+            checks.append(Check(match["kind"], match["question"]))  # type: ignore[arg-type]
         else:
             odd.append(f"its check {line[:60]!r} was left out: at most {MAX_CHECKS}, each KIND: QUESTION?")
     return tuple(checks)
 
 
 def _references(folder: Path) -> tuple[str, ...]:
-    """Text files beside SKILL.md and in references/; what they are is looked at when they are read."""
+    """Text files beside SKILL.md and in references/. They are checked when they are read."""
     files = (*folder.glob("*"), *(folder / "references").glob("*"))
     texts = [f for f in files if f.suffix.lower() in (".md", ".txt") and f.name.lower() not in _NO_REFERENCES]
     return tuple(sorted(f.relative_to(folder).as_posix() for f in texts))

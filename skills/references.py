@@ -1,4 +1,4 @@
-"""Reads what a skill keeps beside its SKILL.md, on demand: one level deep, never outside its folder."""
+"""Reads the files beside a skill's SKILL.md on demand: one level deep, never outside its folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ __all__ = ["read_reference"]
 
 
 def read_reference(skill: Skill, file: str) -> str:
-    """A reference's text.
+    """The text of a reference.
 
     Args:
-        skill: Whose.
-        file: As the skill lists it, such as ``references/papers.md``; ``./`` in front does not matter.
+        skill: The skill.
+        file: Its name as the skill lists it, such as ``references/papers.md``; a leading ``./`` is ignored.
 
     Raises:
-        UnusableError: The skill lists no such file, or it is no text file inside the skill's folder.
+        UnusableError: The skill lists no such file, or it is not a text file inside the skill's folder.
     """
     name = file.strip().removeprefix("./")
     if name not in skill.references:

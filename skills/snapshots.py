@@ -20,7 +20,7 @@ __all__ = ["digest_of", "skills_in", "take_snapshot"]
 _MAX_KEPT: Final = 1_024
 """Skills that are kept for runs under way; the least recently used one goes first."""
 
-_kept: Final[OrderedDict[str, Skill]] = OrderedDict()
+_snapshots: Final[OrderedDict[str, Skill]] = OrderedDict()
 _lock: Final = threading.Lock()
 
 
@@ -37,10 +37,10 @@ def take_snapshot(skills: Iterable[Skill]) -> dict[str, str]:
     with _lock:
         for skill in skills:
             digest = snapshot[skill.name] = digest_of(skill)
-            _kept[digest] = skill
-            _kept.move_to_end(digest)
-        while len(_kept) > _MAX_KEPT:
-            _kept.popitem(last=False)
+            _snapshots[digest] = skill
+            _snapshots.move_to_end(digest)
+        while len(_snapshots) > _MAX_KEPT:
+            _snapshots.popitem(last=False)
     return snapshot
 
 
@@ -49,7 +49,7 @@ def skills_in(snapshot: Mapping[str, str], library: Mapping[str, Skill]) -> dict
     skills = {}
     for name, digest in snapshot.items():
         with _lock:
-            skill = _kept.get(digest)
+            skill = _snapshots.get(digest)
         if skill is None and name in library and digest_of(library[name]) == digest:
             skill = library[name]
         if skill is not None:

@@ -1,4 +1,4 @@
-"""Skills as LangChain tools, to be bound to the planner and run by LangGraph's ToolNode."""
+"""Skills as LangChain tools, which are bound to the planner and run by LangGraph's ToolNode."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class ReferenceArguments(BaseModel):
 
 
 def skill_tools(skills: Iterable[Skill], *, tokens: int | None = None) -> list[BaseTool]:
-    """One tool per skill: the planner sees name and description, and gets the body when it calls it.
+    """One tool per skill: the planner sees its name and description, and gets its text by calling it.
 
     Args:
-        skills: In the order in which they count against ``tokens``.
-        tokens: About how many tokens their texts may come to; what is beyond is cut. None: no limit.
+        skills: The skills, in the order in which they use up ``tokens``.
+        tokens: Approximate limit on the tokens of all texts; what exceeds it is cut. None: no limit.
     """
-    tools, left = list[BaseTool](), tokens
+    tools, tokens_left = list[BaseTool](), tokens
     for skill in skills:
-        text = skill.body if left is None else within(skill.body, left)
-        left = None if left is None else max(0, left - count_tokens_approximately([text]))
+        text = skill.body if tokens_left is None else cut_to_tokens(skill.body, tokens_left)
+        tokens_left = None if tokens_left is None else max(0, tokens_left - count_tokens_approximately([text]))
         tools.append(_tool(skill, text))
     return tools
 
@@ -59,7 +59,7 @@ def _tool(skill: Skill, text: str) -> BaseTool:
 
 
 def reference_tool(skills: Sequence[Skill], *, tokens: int | None = None) -> BaseTool:
-    """The tool that reads what the skills keep beside their SKILL.md; each file may come to so many tokens."""
+    """The tool that reads the files beside the skills' SKILL.md; each is cut to about ``tokens`` tokens."""
     by_name = {skill.name: skill for skill in skills}
 
     def read(skill: str, file: str) -> str:
@@ -69,7 +69,7 @@ def reference_tool(skills: Sequence[Skill], *, tokens: int | None = None) -> Bas
             text = read_reference(by_name[skill], file)
         except UnusableError as error:
             raise ToolException(str(error)) from error
-        return f"{fence('skill', text if tokens is None else within(text, tokens))}\n{ADVICE}"
+        return f"{fence('skill', text if tokens is None else cut_to_tokens(text, tokens))}\n{ADVICE}"
 
     return StructuredTool.from_function(
         read,
@@ -80,13 +80,14 @@ def reference_tool(skills: Sequence[Skill], *, tokens: int | None = None) -> Bas
     )
 
 
-def within(text: str, tokens: int) -> str:
-    """The text, cut at the end of a paragraph where it comes to more than about so many tokens."""
+def cut_to_tokens(text: str, tokens: int) -> str:
+    """The text, cut at the end of a paragraph if it has more than about ``tokens`` tokens."""
     if count_tokens_approximately([text]) <= tokens:
         return text
-    kept = text[: 4 * tokens]  # LangChain, too, counts four characters as a token
-    kept = kept[: m.start()] if (m := re.search(r"\n\s*\n(?!.*\n\s*\n)", kept, re.DOTALL)) else kept
-    return f"{kept}\n[the rest was left out: skills may take up no more room]".lstrip()
+    head = text[: 4 * tokens]  # LangChain, too, counts four characters as a token
+    last_break = re.search(r"\n\s*\n(?!.*\n\s*\n)", head, re.DOTALL)
+    head = head[: last_break.start()] if last_break else head
+    return f"{head}\n[the rest was left out: skills may take up no more room]".lstrip()
 
 
 ADVICE: Final = """\

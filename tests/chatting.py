@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.request import urlopen
 
 import numpy as np
+from forked import Process
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
@@ -53,7 +54,7 @@ REQUIREMENTS = [
 def serving(script: str = "chat_server.py") -> Iterator[str]:
     """The address of a server in a process of its own, which ends with the block."""
     path = Path(__file__).parent / "servers" / script
-    with subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as process:
+    with Process([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

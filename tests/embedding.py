@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -18,7 +19,7 @@ class Points(Embeddings):
 
     def points(self, texts: list[str]) -> NDArray[np.float32]:
         """n x dims, of unit length."""
-        found = np.stack([self._place(text.split(" ")[0]) + 0.5 * self._place(text) for text in texts])
+        found = np.stack([_point(self.fingerprint, self.dims, text) for text in texts])
         return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -28,6 +29,13 @@ class Points(Embeddings):
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
 
-    def _place(self, text: str) -> NDArray[np.float64]:
-        seed = zlib.crc32(f"{self.fingerprint} {text}".encode())
-        return np.random.default_rng(seed).normal(size=self.dims)
+
+@lru_cache(maxsize=20_000)
+def _point(fingerprint: str, dims: int, text: str) -> NDArray[np.float64]:
+    """Tests that compare with every other text ask for the same points thousands of times."""
+    return _place(fingerprint, dims, text.split(" ")[0]) + 0.5 * _place(fingerprint, dims, text)
+
+
+def _place(fingerprint: str, dims: int, text: str) -> NDArray[np.float64]:
+    seed = zlib.crc32(f"{fingerprint} {text}".encode())
+    return np.random.default_rng(seed).normal(size=dims)

@@ -143,7 +143,16 @@ def long_blocks(tree: ast.Module, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def bare_names(tree: ast.Module, path: Path) -> Iterator[tuple[Path, str]]:
+    fields = {  # of records and forms: their names are part of a file's or an interface's format
+        id(statement.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    }
     for node in ast.walk(tree):
+        if id(node) in fields:
+            continue
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             name, line = node.id, node.lineno
         elif isinstance(node, ast.arg):

@@ -1,13 +1,27 @@
-"""Reading a prompt's words: quotations, words of substance, stems, and the overlap of two bags of words."""
+"""Reading a prompt: its check, quotations, words of substance, stems, and the overlap of two bags of words."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["content_words", "hyphenated_words", "jaccard", "quoted_texts", "stem"]
+from gems.errors import InputError
+
+__all__ = [
+    "MAX_PROMPT_LENGTH",
+    "check_prompt",
+    "content_words",
+    "hyphenated_words",
+    "jaccard",
+    "quoted_texts",
+    "stem",
+]
+
+MAX_PROMPT_LENGTH: Final = 4000
+"""Characters. Longer than any text encoder reads, short enough to be a prompt."""
 
 _NUMBER_WORDS: Final = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
@@ -26,6 +40,24 @@ _HYPHENATED_WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 _QUOTATION: Final = re.compile(
     r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
 )
+
+
+def check_prompt(prompt: object) -> str:
+    """The user's prompt with its white space tidied.
+
+    Raises:
+        InputError: It is not text, is empty or too long, or has control characters.
+    """
+    if not isinstance(prompt, str):
+        raise InputError("the input needs a prompt: a text that says what the image should show")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        raise InputError(f"the prompt has {len(prompt):,} characters; the limit is {MAX_PROMPT_LENGTH:,}")
+    if any(unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\r\t" for c in prompt):
+        raise InputError("the prompt holds control characters; remove them and try again")
+    tidy = " ".join(prompt.split())
+    if not tidy:
+        raise InputError("the prompt is empty; say what the image should show")
+    return tidy
 
 
 def quoted_texts(text: str) -> list[str]:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from chatting import ChatAt
+from conformance.chat_suite import ChatConformance
 from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel
+from tiny_chat import save_tiny_chat
 
-from chatting import ChatAt, serving
-from conformance.chat_suite import ChatConformance
 from gems.models.registry import init_mllm
 from gems.nodes.prompt_checks import Plan
 from gems.options import ChatOptions
-from tiny_chat import save_tiny_chat
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving() as address:
-        yield address
-
 
 WAYS = [
     ("fine", "auto"),
@@ -37,9 +29,9 @@ WAYS = [
 
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
-def chat(request: pytest.FixtureRequest, server: str) -> ChatAt:
+def chat(request: pytest.FixtureRequest, chat_server: str) -> ChatAt:
     behaviour, way = request.param
-    return ChatAt(server, behaviour, structured=way, temperature=0.0)
+    return ChatAt(chat_server, behaviour, structured=way, temperature=0.0)
 
 
 @pytest.fixture(scope="module")

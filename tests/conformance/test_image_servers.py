@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-
 from conformance.generator_suite import GeneratorConformance
+from forked import gems
+
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
 KEY = "sk-canary-5f3a"
-SERVER = Path(__file__).parents[1] / "servers" / "image_server.py"
 WORKFLOW = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 0, "steps": 20}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "x"}},
     "9": {"class_type": "SaveImage", "inputs": {}},
 }
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +46,9 @@ def comfyui(server: str, file: str, fault: str = "fine", **options: Any) -> Imag
     return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**given))
 
 
-def asked(server: str, fault: str) -> list[dict[str, Any]]:
+def asked(server: str, name: str) -> list[dict[str, Any]]:
     with urlopen(f"{server}/log") as answer:
-        return [entry["asked"] for entry in json.load(answer)["seen"] if entry["fault"] == fault]
+        return [entry["asked"] for entry in json.load(answer)["seen"] if entry["name"] == name]
 
 
 def one(generator: ImageGenerator, prompt: str = "a cat", seed: int = 1) -> GeneratedImage | BackendError:
@@ -71,10 +58,10 @@ def one(generator: ImageGenerator, prompt: str = "a cat", seed: int = 1) -> Gene
 
 class TestConformance(GeneratorConformance):
     @pytest.fixture(params=["openai", "http", "comfyui"])
-    def generator(self, request: pytest.FixtureRequest, server: str, workflow: str) -> ImageGenerator:
+    def generator(self, request: pytest.FixtureRequest, image_server: str, workflow: str) -> ImageGenerator:
         if request.param == "comfyui":
-            return comfyui(server, workflow)
-        return openai(server) if request.param == "openai" else plain(server)
+            return comfyui(image_server, workflow)
+        return openai(image_server) if request.param == "openai" else plain(image_server)
 
     @pytest.fixture
     def prompts(self) -> tuple[str, str]:
@@ -84,10 +71,12 @@ class TestConformance(GeneratorConformance):
 # --- what is sent ---------------------------------------------------------------------------------------------------
 
 
-def test_a_server_of_the_images_api_gets_the_seed_and_the_options(server: str) -> None:
-    generator = openai(server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur")
+def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: str) -> None:
+    generator = openai(
+        image_server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur"
+    )
     assert isinstance(one(generator, "a cat", 7), GeneratedImage)
-    assert asked(server, "options") == [
+    assert asked(image_server, "options") == [
         {
             "model": "painter",
             "prompt": "a cat",
@@ -102,20 +91,20 @@ def test_a_server_of_the_images_api_gets_the_seed_and_the_options(server: str) -
     ]
 
 
-def test_a_plain_endpoint_gets_prompt_and_seed(server: str) -> None:
-    one(plain(server, "plainly"), "a cat & a dog", 7)
-    assert asked(server, "plainly") == [{"prompt": "a cat & a dog", "seed": "7"}]
+def test_a_plain_endpoint_gets_prompt_and_seed(image_server: str) -> None:
+    one(plain(image_server, "plainly"), "a cat & a dog", 7)
+    assert asked(image_server, "plainly") == [{"prompt": "a cat & a dog", "seed": "7"}]
 
 
-def test_an_edit_sends_the_image_and_what_to_keep(server: str) -> None:
-    generator = openai(server, "editor", edits=True)
+def test_an_edit_sends_the_image_and_what_to_keep(image_server: str) -> None:
+    generator = openai(image_server, "editor", edits=True)
     assert generator.edits
     first = one(generator)
     assert isinstance(first, GeneratedImage)
     edit = Edit(first.image, keep=("Is there a cat?",), fix=("Is it black?",))
     [second] = generator.generate([ImageRequest("a black cat", 2, edit)])
     assert isinstance(second, GeneratedImage)
-    form = asked(server, "editor")[1]["form"]
+    form = asked(image_server, "editor")[1]["form"]
     for part in ("a black cat", "Is there a cat?", "Is it black?", "PNG", 'name="seed"'):
         assert part in form
 
@@ -128,15 +117,15 @@ def test_openai_itself_gets_no_seed_and_can_edit(monkeypatch: pytest.MonkeyPatch
     assert fields == {"model": "gpt-image-1", "prompt": "a cat", "n": 1}
 
 
-def test_an_answer_by_url_is_fetched_from_the_same_host_only(server: str) -> None:
-    assert isinstance(one(openai(server, "url")), GeneratedImage)
-    error = one(openai(server, "elsewhere"))
+def test_an_answer_by_url_is_fetched_from_the_same_host_only(image_server: str) -> None:
+    assert isinstance(one(openai(image_server, "url")), GeneratedImage)
+    error = one(openai(image_server, "elsewhere"))
     assert isinstance(error, BackendError)
     assert "another host (169.254.169.254), which is not fetched" in str(error)
 
 
-def test_partial_images_are_previews(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = openai(server, "stream", previews=2)
+def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = openai(image_server, "stream", previews=2)
     # What OpenAI's own host would be treated as.
     monkeypatch.setattr(generator, "is_openai", True)
     monkeypatch.setattr(generator, "model", "gpt-image-1")
@@ -153,8 +142,8 @@ def test_partial_images_are_previews(server: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("fault", ["slow", "busy", "shaky", "torn-once", "jpeg"])
 @pytest.mark.parametrize("kind", [openai, plain])
-def test_what_passes_is_waited_for(server: str, fault: str, kind: Any) -> None:
-    result = one(kind(server, fault))
+def test_what_passes_is_waited_for(image_server: str, fault: str, kind: Any) -> None:
+    result = one(kind(image_server, f"{fault}~{kind.__name__}"))
     assert isinstance(result, GeneratedImage), result
     assert result.image.size == (48, 32)
 
@@ -175,10 +164,8 @@ def test_what_passes_is_waited_for(server: str, fault: str, kind: Any) -> None:
         ("moved", "redirects (307); give the final address"),
     ],
 )
-def test_what_lasts_is_one_clear_line(server: str, fault: str, says: str, kind: Any) -> None:
-    start = time.monotonic()
-    error = one(kind(server, fault, timeout=1.5))
-    assert time.monotonic() - start < 15, "the time for an image is 1.5 s, and this machine may be busy"
+def test_what_lasts_is_one_clear_line(image_server: str, fault: str, says: str, kind: Any) -> None:
+    error = one(kind(image_server, fault, timeout=1.5))
     assert isinstance(error, BackendError)
     assert says in str(error)
     assert "\n" not in str(error)
@@ -186,19 +173,17 @@ def test_what_lasts_is_one_clear_line(server: str, fault: str, says: str, kind: 
     assert KEY not in str(error) + repr(error)
 
 
-def test_a_page_instead_of_an_image(server: str) -> None:
-    assert "text/html" in str(one(plain(server, "page")))
-    assert "no JSON" in str(one(openai(server, "page", timeout=0.5)))
+def test_a_page_instead_of_an_image(image_server: str) -> None:
+    assert "text/html" in str(one(plain(image_server, "page")))
+    assert "no JSON" in str(one(openai(image_server, "page", timeout=0.5)))
 
 
-def test_a_slow_drip_does_not_outlast_the_deadline(server: str) -> None:
-    start = time.monotonic()
-    assert "too slowly" in str(one(plain(server, "trickle", timeout=1.0)))
-    assert time.monotonic() - start < 8, "all of it would take ten"
+def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
+    assert "too slowly" in str(one(plain(image_server, "trickle", timeout=1.0))), "all of it would take 100 seconds"
 
 
-def test_a_size_that_was_not_asked_for_is_taken(server: str) -> None:
-    result = one(openai(server, "other-size", width=64, height=64))
+def test_a_size_that_was_not_asked_for_is_taken(image_server: str) -> None:
+    result = one(openai(image_server, "other-size", width=64, height=64))
     assert isinstance(result, GeneratedImage)
     assert result.image.size == (20, 10)
 
@@ -209,30 +194,30 @@ def test_nobody_there() -> None:
 
 
 @pytest.mark.parametrize("fault", ["prude"])
-def test_a_refusal_is_an_outcome_of_its_own(server: str, fault: str) -> None:
-    error = one(openai(server, fault))
+def test_a_refusal_is_an_outcome_of_its_own(image_server: str, fault: str) -> None:
+    error = one(openai(image_server, fault))
     assert isinstance(error, ContentRefusedError)
     assert "refuses to draw this: not safe" in str(error)
 
 
-def test_a_server_without_seeds_is_asked_without(server: str) -> None:
-    generator = openai(server, "seedless")
+def test_a_server_without_seeds_is_asked_without(image_server: str) -> None:
+    generator = openai(image_server, "seedless")
     assert isinstance(one(generator), GeneratedImage)
     assert isinstance(one(generator), GeneratedImage)
-    assert ["seed" in a for a in asked(server, "seedless")] == [True, False, False], "asked with a seed only once"
+    assert ["seed" in a for a in asked(image_server, "seedless")] == [True, False, False], "asked with a seed only once"
 
 
-def test_one_bad_request_does_not_spoil_the_others(server: str) -> None:
-    first, second, third = openai(server, "picky").generate([ImageRequest(p, 1) for p in ("a", "b", "c")])
+def test_one_bad_request_does_not_spoil_the_others(image_server: str) -> None:
+    first, second, third = openai(image_server, "picky").generate([ImageRequest(p, 1) for p in ("a", "b", "c")])
     assert isinstance(second, BackendError)
     assert [r.request.prompt for r in (first, third) if isinstance(r, GeneratedImage)] == ["a", "c"]
 
 
-def test_no_more_requests_are_in_flight_than_allowed(server: str) -> None:
-    generator = openai(server, "slow-two", concurrency=2, timeout=60.0)
+def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
+    generator = openai(image_server, "slow-two", concurrency=2, timeout=60.0)
     results = generator.generate([ImageRequest("a", seed) for seed in range(4)])
     assert all(isinstance(r, GeneratedImage) for r in results)
-    with urlopen(f"{server}/log") as answer:
+    with urlopen(f"{image_server}/log") as answer:
         assert json.load(answer)["most_in_flight"]["slow-two"] == 2
 
 
@@ -248,8 +233,8 @@ def test_no_more_requests_are_in_flight_than_allowed(server: str) -> None:
         ("never", "was not done in time|no answer|too slowly"),  # whichever notices first
     ],
 )
-def test_a_workflow_that_fails(server: str, workflow: str, fault: str, says: str) -> None:
-    assert re.search(says, str(one(comfyui(server, workflow, fault, timeout=2.0))))
+def test_a_workflow_that_fails(image_server: str, workflow: str, fault: str, says: str) -> None:
+    assert re.search(says, str(one(comfyui(image_server, workflow, fault, timeout=2.0))))
 
 
 @pytest.mark.parametrize(
@@ -263,31 +248,31 @@ def test_a_workflow_that_fails(server: str, workflow: str, fault: str, says: str
         ({"steps": 4}, "cannot honour the option steps"),
     ],
 )
-def test_a_workflow_that_does_not_fit(server: str, workflow: str, options: dict[str, Any], says: str) -> None:
+def test_a_workflow_that_does_not_fit(image_server: str, workflow: str, options: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
-        comfyui(server, workflow, **options)
+        comfyui(image_server, workflow, **options)
 
 
-def test_a_workflow_of_the_wrong_format_is_told(server: str, tmp_path: Path) -> None:
+def test_a_workflow_of_the_wrong_format_is_told(image_server: str, tmp_path: Path) -> None:
     path = tmp_path / "ui.json"
     path.write_text(json.dumps({"nodes": [], "links": []}))
     with pytest.raises(InputError, match="no workflow in API format"):
-        comfyui(server, str(path))
+        comfyui(image_server, str(path))
 
 
 # --- set-up ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_check_costs_nothing_and_tells_what_is_wrong(server: str, workflow: str) -> None:
-    before = len(asked(server, "fine"))
-    assert "answers" in openai(server).check()  # type: ignore[attr-defined]
-    assert "all 3 kinds of nodes" in comfyui(server, workflow).check()  # type: ignore[attr-defined]
-    assert "answers (405 to HEAD)" in plain(server).check()  # type: ignore[attr-defined]
-    assert len(asked(server, "fine")) == before
-    other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{server}/fine/v1"))
+def test_a_check_costs_nothing_and_tells_what_is_wrong(image_server: str, workflow: str) -> None:
+    before = len(asked(image_server, "fine"))
+    assert "answers" in openai(image_server).check()  # type: ignore[attr-defined]
+    assert "all 3 kinds of nodes" in comfyui(image_server, workflow).check()  # type: ignore[attr-defined]
+    assert "answers (405 to HEAD)" in plain(image_server).check()  # type: ignore[attr-defined]
+    assert len(asked(image_server, "fine")) == before
+    other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{image_server}/fine/v1"))
     with pytest.raises(BackendError, match="no model 'sculptor', only painter"):
         other.check()  # type: ignore[attr-defined]
-    wrong_key = openai(server, "locked", api_key="sk-wrong")
+    wrong_key = openai(image_server, "locked", api_key="sk-wrong")
     with pytest.raises(BackendError, match=r"401.*set the right key") as caught:
         wrong_key.check()  # type: ignore[attr-defined]
     assert "sk-wrong" not in str(caught.value)
@@ -305,25 +290,25 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
         init_image_generator("openai:x", GeneratorOptions(base_url=address))
 
 
-def test_address_and_key_come_from_the_environment(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_and_key_come_from_the_environment(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
-    monkeypatch.setenv("GEMS_IMAGE_BASE_URL", f"{server}/locked/v1")
+    monkeypatch.setenv("GEMS_IMAGE_BASE_URL", f"{image_server}/locked/v1")
     monkeypatch.setenv("GEMS_IMAGE_API_KEY", KEY)
     generator = init_image_generator("openai:painter", GeneratorOptions(timeout=7.0))
     assert "answers" in generator.check()  # type: ignore[attr-defined]
 
 
-def test_the_key_is_nowhere_to_be_found(server: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_key_is_nowhere_to_be_found(image_server: str, tmp_path: Path) -> None:
     """A whole run, and one that fails with the server repeating the key, leave it in no file and no output."""
     home, out = tmp_path / "home", tmp_path / "out"
-    command = [sys.executable, "-m", "gems", "generate", "a red car", "--generator", "openai:painter", "--max-rounds"]
+    command = ["generate", "a red car", "--generator", "openai:painter", "--max-rounds", "2", "--out", out]
     for fault in ("fine", "locked"):
-        options = [f"base_url={server}/{fault}/v1", f"api_key={KEY}", "timeout=2"]
+        options = [f"base_url={image_server}/{fault}/v1", f"api_key={KEY}", "timeout=2"]
         given = [part for option in options for part in ("--generator-option", option)]
-        env = {**os.environ, "GEMS_HOME": str(home), "GEMS_DEBUG": ""}
-        done = subprocess.run([*command, "2", *given, "--out", str(out)], capture_output=True, env=env, check=False)
-        assert done.returncode in (0, 1, 3), done.stderr.decode()
-        assert KEY.encode() not in done.stdout + done.stderr
+        done = gems(*command, *given, home=home, GEMS_DEBUG="")
+        assert done.returncode in (0, 1, 3), done.stderr
+        assert KEY not in done.stdout + done.stderr
     written = [path for folder in (home, out) for path in folder.rglob("*") if path.is_file()]
     assert {"run.json", "report.html", "checkpoints.sqlite"} <= {path.name for path in written}
     assert not [path for path in written if KEY.encode() in path.read_bytes()]

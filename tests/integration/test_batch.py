@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from servers.waiting import wait_until
 
 PROMPTS = ["a cat", "two red cars", "a blue dragon", "a dog to the left of a chair", "three birds", "a green bear"]
 
@@ -23,18 +22,12 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def command(file: Path, out: Path, *args: str) -> list[str]:
-    return [sys.executable, "-m", "gems", "batch", str(file), "--out", str(out), "--max-rounds", "2", *args]
+def arguments(file: Path, out: Path, *more: str) -> list[str]:
+    return ["batch", str(file), "--out", str(out), "--max-rounds", "2", *more]
 
 
-def run(file: Path, out: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(file, out, *args), capture_output=True, text=True, timeout=180, check=False, env=environment(out)
-    )
-
-
-def environment(out: Path) -> dict[str, str]:
-    return {**os.environ, "GEMS_HOME": str(out.parent / "home")}
+def run(file: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return forked.gems(*arguments(file, out, *more), home=out.parent / "home")
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -46,6 +39,7 @@ def made(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in attempt.items() if key != "image"} for attempt in row["attempts"]]
 
 
+@pytest.mark.slow
 def test_a_bad_prompt_does_not_stop_the_rest(prompts: Path, tmp_path: Path) -> None:
     done = run(prompts, tmp_path / "out", "--json")
     assert done.returncode == 2
@@ -63,6 +57,7 @@ def test_a_bad_prompt_does_not_stop_the_rest(prompts: Path, tmp_path: Path) -> N
     assert len({row["seed"] for row in by_index.values()}) == 6
 
 
+@pytest.mark.slow
 def test_a_finished_batch_is_not_run_again(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
@@ -71,18 +66,18 @@ def test_a_finished_batch_is_not_run_again(prompts: Path, tmp_path: Path) -> Non
     assert "6 of 6 prompts were done before" in again.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     run(prompts, undisturbed)
-    process = subprocess.Popen(
-        command(prompts, out), env=environment(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
     results = out / "results.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (results.exists() and results.read_bytes().count(b"\n") >= 2):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with forked.gems_process(*arguments(prompts, out), home=tmp_path / "home") as process:
+        wait_until(
+            lambda: results.exists() and results.read_bytes().count(b"\n") >= 2,
+            lambda: "two results did not come",
+            seconds=120,
+        )
+        process.send_signal(signal.SIGKILL)
     killed_at = results.read_bytes()
     with results.open("ab") as file:
         file.write(b'{"index": 5, "prom')  # a torn line, as a crash of the machine leaves it
@@ -99,6 +94,7 @@ def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
             assert row["usage"]["images"] == expected[row["index"]]["usage"]["images"]
 
 
+@pytest.mark.slow
 def test_a_file_put_right_and_grown_costs_what_is_new(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
@@ -115,6 +111,7 @@ def test_a_file_put_right_and_grown_costs_what_is_new(prompts: Path, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
     done = run(prompts, tmp_path / "out", "--seed", "5")
@@ -133,12 +130,13 @@ def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> 
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_text(text)
-    done = run(tmp_path / name, tmp_path / "out")
+    done = forked.gems_here(*arguments(tmp_path / name, tmp_path / "out"), home=tmp_path / "home")
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_text_file_and_evidence(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# two prompts\na cat\n\ntwo dogs\n")
     done = run(tmp_path / "p.txt", tmp_path / "out", "--evidence")

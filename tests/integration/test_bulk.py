@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -18,14 +16,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pyarrow.parquet as pq
 import pytest
+from chatting import serving
 from PIL import Image
+from servers.waiting import wait_until
 
 from gems.evals.prompts import fresh_prompts
 
-SERVER = Path(__file__).parents[1] / "servers" / "image_server.py"
+SLOW = pytest.mark.slow
 QUICK = ("--no-plan", "--no-skills")
+
+
+def of_the_finished(test: Any) -> Any:
+    """Mark a test of ``finished``, a batch that is run once."""
+    return SLOW(pytest.mark.xdist_group("bulk")(test))
 
 
 def prompts(path: Path, n: int, seed: int = 3) -> Path:
@@ -35,15 +41,17 @@ def prompts(path: Path, n: int, seed: int = 3) -> Path:
     return path
 
 
-def gems(*args: object, home: Path) -> list[str]:
-    os.environ["GEMS_HOME"] = str(home)
-    return [sys.executable, "-m", "gems", *map(str, args)]
-
-
 def run(*args: object, home: Path, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(gems(*args, home=home), capture_output=True, text=True, timeout=300, check=False)
+    done = forked.gems(*args, home=home)
     assert done.returncode in ok, done.stderr
     return done
+
+
+def refused(*args: object, home: Path) -> str:
+    """What is said of bad input."""
+    done = forked.gems_here(*args, home=home)
+    assert done.returncode == 2, done.stderr
+    return done.stderr
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -58,10 +66,8 @@ def index(out: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def painter() -> Iterator[str]:
     """An image server that takes half a second for each image, and remembers what it was asked for."""
-    with subprocess.Popen([sys.executable, str(SERVER)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
-        process.terminate()
+    with serving("image_server.py") as address:
+        yield address
 
 
 def asked(painter: str) -> Counter[str]:
@@ -70,26 +76,30 @@ def asked(painter: str) -> Counter[str]:
     return Counter(json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in seen)
 
 
-def wait_for(out: Path, lines: int, process: subprocess.Popen[Any]) -> None:
-    results, end = out / "results.jsonl", time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
-        if results.exists() and results.read_bytes().count(b"\n") >= lines:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{lines} results did not come")
+def wait_for(out: Path, lines: int, process: forked.Process) -> None:
+    results = out / "results.jsonl"
+
+    def written() -> int:
+        count = results.read_bytes().count(b"\n") if results.exists() else 0
+        assert process.poll() is None, f"it has ended with {count} results"
+        return count
+
+    wait_until(lambda: written() >= lines, lambda: f"{lines} results did not come", seconds=120)
 
 
 # --- limits and forecasts --------------------------------------------------------------------------------------------
 
 
+@SLOW
 def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
-    file, out = prompts(tmp_path / "p.jsonl", 24), tmp_path / "out"
+    file, out = prompts(tmp_path / "p.jsonl", 12), tmp_path / "out"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--price", "image=0.25", "--json")
-    done = run(*command, "--total-cost", 4, home=tmp_path / "home", ok=(4,))
+    command += ("--concurrency", 4)
+    done = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     summary = json.loads(done.stdout)
     assert summary["limit_reached"] == "cost"
-    assert 4 <= summary["cost"] <= 4 + 4 * 0.25  # a batch in flight could cost 4 more
-    assert summary["finished"] + summary["not_started"] == 24
+    assert 2 <= summary["cost"] <= 2 + 4 * 0.25  # a batch in flight could cost 2 more
+    assert summary["finished"] + summary["not_started"] == 12
     assert f"{summary['not_started']} prompts were not started" in done.stderr
     left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
     assert len(left) == summary["not_started"]
@@ -105,32 +115,31 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
     }
 
     # With a limit that was spent before, nothing is begun; without one, the rest is run.
-    again = run(*command, "--total-cost", 4, home=tmp_path / "home", ok=(4,))
+    again = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     assert json.loads(again.stdout)["images"] == summary["images"]
     finished = run(*command, home=tmp_path / "home")
-    assert json.loads(finished.stdout)["finished"] == 24
+    assert json.loads(finished.stdout)["finished"] == 12
     assert not (out / "not_started.jsonl").exists()
-    assert sorted(row["index"] for row in index(out)) == list(range(24))
+    assert sorted(row["index"] for row in index(out)) == list(range(12))
 
 
 def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
     file = prompts(tmp_path / "p.jsonl", 2)
-    done = run("batch", file, "--out", tmp_path / "out", "--total-cost", 1, home=tmp_path / "home", ok=(2,))
-    assert "--price" in done.stderr
-    done = run("batch", file, "--out", tmp_path / "out", "--price", "picture=1", home=tmp_path / "home", ok=(2,))
-    assert "picture" in done.stderr
+    for options, says in ((("--total-cost", 1), "--price"), (("--price", "picture=1"), "picture")):
+        assert says in refused("batch", file, "--out", tmp_path / "out", *options, home=tmp_path / "home")
 
 
+@SLOW
 def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
-    file, out = prompts(tmp_path / "p.jsonl", 40), tmp_path / "out"
+    file, out = prompts(tmp_path / "p.jsonl", 24), tmp_path / "out"
     command = ("batch", file, "--out", out, "--max-rounds", 2, *QUICK, "--price", "image=0.1", "--json")
-    command += ("--concurrency", 4)
-    dry = json.loads(run(*command, "--dry-run", "--sample", 15, home=tmp_path / "home").stdout)
-    assert (dry["sample"], dry["prompts"]) == (15, 40)
+    command += ("--concurrency", 3)
+    dry = json.loads(run(*command, "--dry-run", "--sample", 9, home=tmp_path / "home").stdout)
+    assert (dry["sample"], dry["prompts"]) == (9, 24)
     sample = (out / "results.jsonl").read_bytes()
-    assert sample.count(b"\n") == 15
+    assert sample.count(b"\n") == 9
     told = run("batch", "status", out, home=tmp_path / "home").stdout
-    assert "15 of 40 prompts done" in told
+    assert "9 of 24 prompts done" in told
     spent = json.loads(run(*command, home=tmp_path / "home").stdout)
     assert (out / "results.jsonl").read_bytes().startswith(sample)
     for name in ("images", "tokens", "cost"):
@@ -138,6 +147,7 @@ def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
     assert dry["estimate"]["hours"]["low"] > 0
 
 
+@SLOW
 def test_the_same_prompt_and_seed_twice_are_drawn_twice(tmp_path: Path) -> None:
     file, out = tmp_path / "p.jsonl", tmp_path / "out"
     file.write_text("".join(json.dumps({"prompt": "a cat", "seed": 1, "id": i}) + "\n" for i in range(6)))
@@ -150,10 +160,11 @@ def test_the_same_prompt_and_seed_twice_are_drawn_twice(tmp_path: Path) -> None:
 # --- watching and stopping -------------------------------------------------------------------------------------------
 
 
+@SLOW
 def test_it_can_be_watched_from_another_shell_and_is_nobody_elses_meanwhile(painter: str, tmp_path: Path) -> None:
     file, out, home = prompts(tmp_path / "p.jsonl", 90), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 1, "--generator", f"{painter}/slow/draw")
-    with subprocess.Popen(gems(*command, "--concurrency", 2, home=home), stderr=subprocess.PIPE) as process:
+    with forked.gems_process(*command, "--concurrency", 2, home=home) as process:
         wait_for(out, 3, process)
         told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
         assert told["state"] == "running"
@@ -162,19 +173,19 @@ def test_it_can_be_watched_from_another_shell_and_is_nobody_elses_meanwhile(pain
         assert told["spent"]["images"] == told["done"]
         assert told["prompts_a_minute"] > 0
         assert told["seconds_left"] > 0
-        second = run(*command, home=home, ok=(2,))
-        assert "another process works on" in second.stderr
+        assert "another process works on" in refused(*command, home=home)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130
     told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
     assert (told["state"], told["done"], told["pid"]) == ("stopped", len(rows(out)), None)
-    assert "holds no batch" in run("batch", "status", tmp_path, home=home, ok=(2,)).stderr
+    assert "holds no batch" in refused("batch", "status", tmp_path, home=home)
 
 
+@SLOW
 def test_ctrl_c_once_finishes_what_is_in_flight(painter: str, tmp_path: Path) -> None:
     file, out, home = prompts(tmp_path / "p.jsonl", 20), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--generator", f"{painter}/slow/draw")
-    with subprocess.Popen(gems(*command, "--concurrency", 3, home=home), stderr=subprocess.PIPE, text=True) as process:
+    with forked.gems_process(*command, "--concurrency", 3, home=home) as process:
         wait_for(out, 3, process)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
@@ -189,14 +200,16 @@ def test_ctrl_c_once_finishes_what_is_in_flight(painter: str, tmp_path: Path) ->
     assert state == "stopped"
 
 
+@SLOW
 def test_ctrl_c_twice_stops_at_the_next_step_and_nothing_is_paid_for_twice(painter: str, tmp_path: Path) -> None:
     file, out, home = prompts(tmp_path / "p.jsonl", 8), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 4, "--generator", f"{painter}/slow/draw")
-    with subprocess.Popen(gems(*command, "--concurrency", 4, home=home), stderr=subprocess.PIPE, text=True) as process:
-        while not asked(painter):
-            time.sleep(0.05)
+    with forked.gems_process(*command, "--concurrency", 4, home=home) as process:
+        assert process.stderr is not None
+        wait_until(lambda: asked(painter), lambda: "no image was asked for")
         process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        assert any("finishing the prompts in flight" in line for line in process.stderr)
+        wait_until(lambda: len(asked(painter)) > 4, lambda: "the second round did not begin")
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -207,15 +220,16 @@ def test_ctrl_c_twice_stops_at_the_next_step_and_nothing_is_paid_for_twice(paint
     assert sum(row["usage"]["images"] for row in rows(out)) == sum(asked(painter).values())
 
 
+@SLOW
 def test_killed_at_random_moments_every_prompt_comes_once(painter: str, tmp_path: Path) -> None:
     """And no image is asked for again but those that were being made in that moment."""
     file, out, home = prompts(tmp_path / "p.jsonl", 30), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--generator", f"{painter}/slow/draw")
     rng, in_flight = random.Random(5), 6
     for lines in (4, 13):
-        with subprocess.Popen(gems(*command, "--concurrency", in_flight, home=home), stderr=subprocess.PIPE) as process:
+        with forked.gems_process(*command, "--concurrency", in_flight, home=home) as process:
             wait_for(out, lines, process)
-            time.sleep(rng.uniform(0, 0.6))
+            time.sleep(rng.uniform(0, 0.6))  # anywhere within the half second that an image takes
             process.kill()
     run(*command, "--concurrency", in_flight, home=home)
     counted = Counter(row["index"] for row in index(out))
@@ -229,21 +243,25 @@ def test_killed_at_random_moments_every_prompt_comes_once(painter: str, tmp_path
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
+FINISHED = 18
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A batch in which some prompts took several rounds."""
     folder = tmp_path_factory.mktemp("finished")
     file = folder / "p.jsonl"
-    prompts(file, 30)
+    prompts(file, FINISHED)
     file.write_text(file.read_text() + '{"prompt": "a blue dragon", "id": "cannot"}\n')
     run("batch", file, "--out", folder / "out", "--max-rounds", 3, home=folder / "home", ok=(2,))
     return folder / "out"
 
 
+@of_the_finished
 def test_the_index_holds_every_prompt_with_its_attempts(finished: Path) -> None:
     table = index(finished)
     by_index = {row["index"]: row for row in rows(finished)}
-    assert [row["index"] for row in table] == list(range(31))
+    assert [row["index"] for row in table] == list(range(FINISHED + 1))
     for row in table:
         written = by_index[row["index"]]
         assert (row["prompt"], row["seed"], row["id"]) == (written["prompt"], written["seed"], written["id"])
@@ -259,6 +277,7 @@ def test_the_index_holds_every_prompt_with_its_attempts(finished: Path) -> None:
 
 # The library leaves its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@of_the_finished
 def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
     import webdataset
 
@@ -270,10 +289,10 @@ def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
     assert json.loads(told.stdout) == {
         "folder": str(tmp_path / "w"),
         "examples": len(solved),
-        "skipped": 31 - len(solved),
+        "skipped": FINISHED + 1 - len(solved),
     }
     assert raw.keys() == solved
-    for i in random.sample(sorted(solved), 5):
+    for i in random.Random(1).sample(sorted(solved), 5):
         best = by_index[i]["attempts"][by_index[i]["best"]]
         assert hashlib.sha256(raw[i]["png"]).hexdigest() == best["sha256"]
         assert raw[i]["txt"].decode() == by_index[i]["prompt"]
@@ -284,14 +303,15 @@ def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
     assert decoded[0].size == (512, 512)
 
 
+@of_the_finished
 def test_datasets_reads_the_image_folder(finished: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     run("export", finished, "--to", "imagefolder", "--out", tmp_path / "i", "--all", home=tmp_path / "home")
     loaded = load_dataset("imagefolder", data_dir=str(tmp_path / "i"), cache_dir=str(tmp_path / "cache"), split="train")
     by_index = {row["index"]: row for row in rows(finished)}
-    assert sorted(loaded["index"]) == list(range(30))  # all but the one that cannot be drawn
-    for example in random.sample(list(loaded), 5):
+    assert sorted(loaded["index"]) == list(range(FINISHED))  # all but the one that cannot be drawn
+    for example in random.Random(1).sample(list(loaded), 5):
         row = by_index[example["index"]]
         best = row["attempts"][row["best"]]
         assert example["text"] == row["prompt"]
@@ -317,6 +337,7 @@ def read_as_a_trainer(folder: Path, cache: Path) -> Iterator[tuple[str, bytes, b
         yield example["caption"], pair[0], pair[1]
 
 
+@of_the_finished
 def test_a_dpo_trainer_reads_the_preference_pairs(finished: Path, tmp_path: Path) -> None:
     run("export", finished, "--to", "preferences", "--out", tmp_path / "d", "--pairs", 2, home=tmp_path / "home")
     attempts = {
@@ -337,6 +358,7 @@ def test_a_dpo_trainer_reads_the_preference_pairs(finished: Path, tmp_path: Path
     assert all(row["verdicts_0"] and row["verdicts_1"] for row in raw)
 
 
+@of_the_finished
 def test_an_export_takes_a_folder_that_was_moved(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "moved")
     path = tmp_path / "moved" / "results.jsonl"
@@ -344,6 +366,7 @@ def test_an_export_takes_a_folder_that_was_moved(finished: Path, tmp_path: Path)
     run("export", tmp_path / "moved", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "home")
 
 
+@of_the_finished
 def test_an_export_never_writes_over_what_is_not_its_own(finished: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -360,6 +383,7 @@ def test_an_export_never_writes_over_what_is_not_its_own(finished: Path, tmp_pat
     assert list((target / "train").glob("*.png"))
 
 
+@of_the_finished
 def test_an_export_tells_of_a_missing_image(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "torn")
     solved = next(row for row in rows(finished) if row.get("outcome") == "solved")

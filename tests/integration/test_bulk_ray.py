@@ -1,4 +1,8 @@
-"""Bulk runs on a Ray cluster of two simulated nodes: the same results, exactly once, whatever dies."""
+"""Bulk runs on a Ray cluster of two simulated nodes: the same results, exactly once, whatever dies.
+
+The models are light ones (``light_models.py``): no process of the cluster imports torch, and images take as long as a
+test says.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,37 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
 import pytest
+from forked import Process, gems_process
+from light_models import OPTIONS
 
 from gems.evals.prompts import fresh_prompts
 
-CLUSTER = Path(__file__).parents[1] / "servers" / "ray_cluster.py"
-SMALL = ("--max-rounds", "2", "--no-plan", "--no-skills", "--quiet")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.timeout(300),  # seconds; a busy machine starts a cluster's dozen processes slowly
+]
+
+TESTS = Path(__file__).parents[1]
+CLUSTER = TESTS / "servers" / "ray_cluster.py"
+SMALL = ("--max-rounds", "2", "--no-plan", "--no-skills", "--quiet", *OPTIONS)
+Start: TypeAlias = Callable[..., Process]
+QUICK, SLOW = 0.1, 1.0
+"""Seconds that an image takes."""
 
 
 class Nodes:
     """The cluster's process."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process, self.pace, self.imports = process, folder / "pace", folder / "imports"
         self.address = self._read()
 
     def tell(self, word: str) -> str:
@@ -39,21 +56,36 @@ class Nodes:
     def workers(self) -> list[int]:
         return [int(pid) for pid in self.tell("workers").split()]
 
+    def draw_at(self, seconds: float) -> None:
+        """How long each image takes from now on."""
+        set_pace(self.pace, seconds)
+
     def _read(self) -> str:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
 
-@pytest.fixture
-def nodes() -> Iterator[Nodes]:
+def set_pace(path: Path, seconds: float) -> None:
+    aside = path.with_suffix(".new")
+    aside.write_text(str(seconds))
+    aside.rename(path)  # a generator reads one pace or the other, never half of it
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    folder = tmp_path_factory.mktemp("cluster")
+    (folder / "imports").mkdir()
+    set_pace(folder / "pace", QUICK)
+    own = {"GEMS_HOME": folder / "home", "LIGHT_IMPORTS": folder / "imports", "LIGHT_PACE": folder / "pace"}
     with subprocess.Popen(
         [sys.executable, str(CLUSTER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS), **{name: str(path) for name, path in own.items()}},
     ) as process:
-        yield Nodes(process)
+        yield Nodes(process, folder)
         assert process.stdin is not None
         process.stdin.close()
         process.wait(60)
@@ -65,16 +97,27 @@ def prompts(path: Path, n: int, seed: int) -> Path:
     return path
 
 
-def batch(file: Path, out: Path, *args: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "gems", "batch", str(file), "--out", str(out), *SMALL, *map(str, args)]
-    env = {**os.environ, "GEMS_HOME": str(out.parent / "home")}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def batch() -> Iterator[Start]:
+    """Starts a batch; what a test that fails leaves behind is ended."""
+    processes = []
+
+    def start(file: Path, out: Path, *args: object, **variables: str) -> Process:
+        own = {"PYTHONPATH": str(TESTS), **variables}
+        processes.append(gems_process("batch", file, "--out", out, *SMALL, *args, home=out.parent / "home", **own))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    _, told = process.communicate(timeout=280)
-    assert process.returncode == code, told
-    return told
+def ended(process: Process, code: int = 0) -> str:
+    _, message = process.communicate(timeout=280)
+    assert process.returncode == code, message
+    return str(message)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -83,80 +126,93 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
-def made(out: Path) -> dict[int, Any]:
+def images_in(out: Path) -> dict[int, Any]:
     """What was drawn, by prompt."""
     return {row["index"]: [(a["prompt"], a["seed"], a["sha256"]) for a in row["attempts"]] for row in lines(out)}
 
 
-def wait_for(out: Path, n: int, process: subprocess.Popen[str]) -> None:
+def wait_for(out: Path, n: int, process: Process) -> None:
     end = time.monotonic() + 200
     while time.monotonic() < end and process.poll() is None:
         if len(lines(out)) >= n:
             return
         time.sleep(0.1)
-    raise AssertionError(f"{n} results did not come")
+    raise AssertionError(f"{n} results did not come: {process.communicate() if process.poll() is not None else ''}")
 
 
-def test_workers_and_a_node_die_and_every_prompt_comes_once_and_as_without_ray(nodes: Nodes, tmp_path: Path) -> None:
-    file, out = prompts(tmp_path / "p.jsonl", 100, 4), tmp_path / "out"
+def test_what_ray_cannot_do_is_said_in_a_line(batch: Start, tmp_path: Path) -> None:
+    file = prompts(tmp_path / "p.jsonl", 2, 1)
+    message = ended(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
+    assert "--ray auto" in message
+    message = ended(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
+    assert "cannot work on the Ray cluster 127.0.0.1:1" in message
+    assert "HOST:PORT" in ended(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
+    assert "serve it" in ended(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch: Start, tmp_path: Path) -> None:
+    """The second one comes when the first is under way, with four times as many prompts in flight."""
+    first, second = prompts(tmp_path / "a.jsonl", 120, 5), prompts(tmp_path / "b.jsonl", 18, 6)
+    nodes.draw_at(QUICK)
+    large = batch(first, tmp_path / "large", "--ray", nodes.address, "--workers", 1, "--concurrency", 16)
+    wait_for(tmp_path / "large", 10, large)
+    nodes.draw_at(SLOW)  # the first is not to end before the second has come
+    small = batch(second, tmp_path / "small", "--ray", nodes.address, "--workers", 1, "--concurrency", 4)
+    wait_for(tmp_path / "small", 1, small)
+    nodes.draw_at(QUICK)
+    large_before, small_before = len(lines(tmp_path / "large")), len(lines(tmp_path / "small"))
+    wait_for(tmp_path / "small", 18, small)
+    meanwhile = len(lines(tmp_path / "large")) - large_before
+    assert large.poll() is None
+    ended(small)
+    # Both went on, each with about half of the generator's images; first come, first served would be four to one.
+    assert 0 < meanwhile < 3 * (18 - small_before)
+    large.send_signal(signal.SIGINT)
+    message = ended(large, 130)
+    assert "finishing the prompts in flight" in message
+    assert len(lines(tmp_path / "large")) < 120
+    assert len(lines(tmp_path / "small")) == 18
+    # What its models do not need, no process of the cluster has imported.
+    imported = {path.name.partition("-")[0]: path.read_text() for path in nodes.imports.iterdir()}
+    assert imported == {"loaded": "", "drew": "", "chatted": ""}
+
+
+def test_a_killed_driver_goes_on_and_limits_hold(nodes: Nodes, batch: Start, tmp_path: Path) -> None:
+    """Killed on a cluster of its own, which ends with it, it goes on where there is another."""
+    file, out = prompts(tmp_path / "p.jsonl", 20, 7), tmp_path / "out"
+    nodes.draw_at(QUICK)
+    local = batch(file, out, "--ray", "local", "--workers", 1, "--concurrency", 4, LIGHT_PACE=str(nodes.pace))
+    wait_for(out, 4, local)
+    local.kill()
+    local.communicate()
+    limited = ("--total-images", 20)
+    ended(batch(file, out, "--ray", nodes.address, "--workers", 1, "--concurrency", 4, *limited), 4)
+    spent = sum(row["usage"]["images"] for row in lines(out))
+    assert 20 <= spent < 22
+    assert max(Counter(row["index"] for row in lines(out)).values()) == 1
+    assert "checkpoints" not in ended(batch(file, out))  # the rest without Ray: the folder is the same
+    assert Counter(row["index"] for row in lines(out)) == Counter(range(20))
+
+
+def test_workers_and_a_node_die_and_every_prompt_comes_once_and_as_without_ray(
+    nodes: Nodes, batch: Start, tmp_path: Path
+) -> None:
+    """The last one: the cluster has a node less from here on."""
+    file, out, chance = prompts(tmp_path / "p.jsonl", 30, 4), tmp_path / "out", random.Random(4)
+    nodes.draw_at(2 * QUICK)
     process = batch(file, out, "--ray", nodes.address, "--workers", 2, "--concurrency", 8)
-    wait_for(out, 5, process)
-    os.kill(random.choice(nodes.workers()), signal.SIGKILL)
-    wait_for(out, 30, process)
+    wait_for(out, 2, process)
+    os.kill(chance.choice(nodes.workers()), signal.SIGKILL)
+    wait_for(out, 9, process)
     nodes.tell("kill-node")
-    wait_for(out, 60, process)
-    os.kill(random.choice(nodes.workers()), signal.SIGKILL)
+    wait_for(out, 18, process)
+    os.kill(chance.choice(nodes.workers()), signal.SIGKILL)
     ended(process)
     table = pq.read_table(out / "index.parquet").to_pylist()
-    assert Counter(row["index"] for row in table) == Counter(range(100))
-    assert Counter(row["index"] for row in lines(out)) == Counter(range(100))
+    assert Counter(row["index"] for row in table) == Counter(range(30))
+    assert Counter(row["index"] for row in lines(out)) == Counter(range(30))
     assert all(len(row["attempts"]) == row["usage"]["images"] for row in table)
 
     ended(batch(file, tmp_path / "local", "--concurrency", 4))
-    assert made(tmp_path / "local") == made(out)
-
-
-def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, tmp_path: Path) -> None:
-    """The second one comes when the first is under way, with four times as many prompts in flight."""
-    first, second = prompts(tmp_path / "a.jsonl", 240, 5), prompts(tmp_path / "b.jsonl", 24, 6)
-    large = batch(first, tmp_path / "large", "--ray", nodes.address, "--workers", 1, "--concurrency", 16)
-    wait_for(tmp_path / "large", 10, large)
-    small = batch(second, tmp_path / "small", "--ray", nodes.address, "--workers", 1, "--concurrency", 4)
-    wait_for(tmp_path / "small", 1, small)
-    before = len(lines(tmp_path / "large"))
-    ended(small)
-    meanwhile = len(lines(tmp_path / "large")) - before
-    assert large.poll() is None
-    # Both went on, each with about half of the generator's images; first come, first served would be four to one.
-    assert 0 < meanwhile < 3 * 24
-    large.send_signal(signal.SIGINT)
-    told = ended(large, 130)
-    assert "finishing the prompts in flight" in told
-    assert len(lines(tmp_path / "large")) < 240
-    assert len(lines(tmp_path / "small")) == 24
-
-
-def test_a_killed_driver_goes_on_and_limits_hold(tmp_path: Path) -> None:
-    """With a cluster of its own, which ends with it."""
-    file, out = prompts(tmp_path / "p.jsonl", 40, 7), tmp_path / "out"
-    process = batch(file, out, "--ray", "local", "--workers", 1, "--concurrency", 4)
-    wait_for(out, 6, process)
-    process.kill()
-    process.communicate()
-    ended(batch(file, out, "--ray", "local", "--workers", 1, "--concurrency", 4, "--total-images", 40), 4)
-    spent = sum(row["usage"]["images"] for row in lines(out))
-    assert 40 <= spent < 42
-    assert max(Counter(row["index"] for row in lines(out)).values()) == 1
-    assert "checkpoints" not in ended(batch(file, out))  # the rest without Ray: the folder is the same
-    assert Counter(row["index"] for row in lines(out)) == Counter(range(40))
-
-
-def test_what_ray_cannot_do_is_said_in_a_line(tmp_path: Path) -> None:
-    file = prompts(tmp_path / "p.jsonl", 2, 1)
-    told = ended(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
-    assert "--ray auto" in told
-    told = ended(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
-    assert "cannot work on the Ray cluster 127.0.0.1:1" in told
-    assert "HOST:PORT" in ended(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
-    assert "serve it" in ended(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
-    assert len(told.strip().splitlines()) == 1
+    assert images_in(tmp_path / "local") == images_in(out)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from chatting import serving
+from servers.waiting import wait_until
+from shared_servers import marks, needs
 
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
 from gems.bulk.ray_driver import check_places
@@ -21,7 +23,6 @@ from gems.database import database_pool
 from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
-from servers.postgres import serving_postgres
 
 HOLDER = """
 import sys, time
@@ -39,13 +40,7 @@ with held(leases, "batch", 7):
 """
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    with serving_postgres() as address:
-        yield address
-
-
-@pytest.fixture(params=["file", "database"])
+@pytest.fixture(params=["file", pytest.param("database", marks=marks("postgres"))])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "leases") if request.param == "file" else request.getfixturevalue("database")
 
@@ -60,7 +55,7 @@ def leases(place: str) -> Iterator[Leases]:
 
 
 def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Leases) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
+    with forked.Process([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with held(leases, "batch", 8) as ours:  # another prompt's is free
@@ -82,33 +77,29 @@ def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Lea
         thread.join()
 
 
+@needs("postgres")
 def test_a_batch_goes_on_on_another_machine_from_checkpoints_in_a_database(database: str, tmp_path: Path) -> None:
     """Of the folder, only the record and the images are taken along."""
     file, out, other = tmp_path / "p.jsonl", tmp_path / "out", tmp_path / "other"
     file.write_text("".join(json.dumps({"prompt": p.prompt}) + "\n" for p in fresh_prompts(8, 9)))
-    server = Path(__file__).parents[1] / "servers" / "image_server.py"
-    with subprocess.Popen([sys.executable, str(server)], stdout=subprocess.PIPE, text=True) as painter:
-        assert painter.stdout is not None
-        address = f"http://127.0.0.1:{painter.stdout.readline().strip()}"
+    with serving("image_server.py") as address:
 
         def command(folder: Path) -> list[str]:
             given = ["--max-rounds", "3", "--no-plan", "--no-skills", "--concurrency", "4", "--images", str(tmp_path)]
             places = ["--out", str(folder), "--checkpoints", database, "--generator", f"{address}/slow/draw"]
-            return [sys.executable, "-m", "gems", "batch", str(file), *given, *places]
+            return forked.command_line("batch", file, *given, *places)
 
-        with subprocess.Popen(command(out), stderr=subprocess.DEVNULL) as process:
-            time.sleep(0.1)
-            _wait(lambda: bool(list(tmp_path.glob("??/*.png"))))
+        with forked.Process(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            wait_until(lambda: any(tmp_path.glob("??/*.png")), lambda: "it made no image")
             process.kill()
         assert not (out / "checkpoints.sqlite").exists()
         other.mkdir()
         for name in ("batch.json", "results.jsonl"):
             if (out / name).exists():
                 (other / name).write_bytes((out / name).read_bytes())
-        done = subprocess.run(command(other), capture_output=True, text=True, timeout=120, check=False)
+        done = forked.run(command(other), timeout=120)
         assert done.returncode == 0, done.stderr
         seen = _asked(address)
-        painter.terminate()
     rows = [json.loads(line) for line in (other / "results.jsonl").read_text().splitlines()]
     assert sorted(row["index"] for row in rows) == list(range(8))
     images = sum(row["usage"]["images"] for row in rows)
@@ -121,13 +112,6 @@ def _asked(address: str) -> list[str]:
 
     with urllib.request.urlopen(f"{address}/log") as answer:
         return [json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in json.load(answer)["seen"]]
-
-
-def _wait(ready: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +133,7 @@ def test_several_machines_need_places_that_all_of_them_see(
     check_places({"a"}, settings, checkpoints, evidence=evidence)
 
 
-def test_with_such_places_they_work() -> None:
-    assert os.environ.get("GEMS_IMAGES") is None
+def test_with_such_places_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GEMS_IMAGES", raising=False)
     settings = GemsContext(memory=False, images_url="s3://b/f")
     check_places({"a", "b"}, settings, "postgresql://db/g", evidence=False)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from fakes import PaintGenerator, ScriptedChatModel
+
 from gems import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsOutput

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import gems, gems_here
+from servers.waiting import wait_until
 
 from gems.evals.prompts import fresh_prompts, write_prompts
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+SLOW = pytest.mark.slow
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "gems", "eval", *args]
-
-
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=300, check=False, env=ENVIRONMENT)
+def of_the_finished(test: Any) -> Any:
+    """Mark a test of ``finished``, an evaluation that is run once."""
+    return SLOW(pytest.mark.xdist_group("eval")(test))
 
 
 def results(out: Path, arm: str) -> list[dict[str, Any]]:
@@ -47,12 +44,13 @@ NAMES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("eval") / "out"
-    done = run(*ALL, "--out", str(out), "--json")
+    done = gems("eval", *ALL, "--out", out, "--json", home=out.parent / "home")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
     return out
 
 
+@of_the_finished
 def test_every_arm_is_measured(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert set(report["arms"]) == NAMES
@@ -74,6 +72,7 @@ def test_every_arm_is_measured(finished: Path) -> None:
     ), "the page fetches nothing"
 
 
+@of_the_finished
 def test_arms_share_their_seeds(finished: Path) -> None:
     single, best, loop = ({r["index"]: r for r in results(finished, a)} for a in ("single", "best-of-2", "loop"))
     for i in range(4):
@@ -83,6 +82,7 @@ def test_arms_share_their_seeds(finished: Path) -> None:
         ]
 
 
+@of_the_finished
 def test_the_benchmarks_own_scorer_finds_the_images(finished: Path) -> None:
     prompts = [json.loads(line)["prompt"] for line in (finished / "prompts.jsonl").read_text().splitlines()]
     for arm in NAMES:
@@ -91,23 +91,20 @@ def test_the_benchmarks_own_scorer_finds_the_images(finished: Path) -> None:
         assert all(Path(path).is_file() for path in paths.values())
 
 
+@of_the_finished
 def test_killed_again_and_again_it_ends_with_the_same_results(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = ["--arms", "single,loop,loop+memory"]
-    args = ["grammar", "--n", "4", "--seed", "3", "--images", "2", "--against", "none", *arms, "--out", str(out)]
+    common = ["--n", "4", "--seed", "3", "--images", "2", "--against", "none"]
+    args, home = ["eval", "grammar", *common, *arms, "--out", str(out)], tmp_path / "home"
     for arm in ("single", "loop", "loop+memory"):
-        process = subprocess.Popen(
-            command(*args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
-        )
         path = out / "arms" / arm / "results.jsonl"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (path.exists() and path.read_bytes().count(b"\n")):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with forked.gems_process(*args, home=home) as process:
+            wait_until(lambda: path.exists() and b"\n" in path.read_bytes(), lambda: f"{arm} has no result")  # noqa: B023
+            process.send_signal(signal.SIGKILL)
         with path.open("ab") as file:
             file.write(b'{"index": 3, "pro')
-    done = run(*args)
+    done = gems(*args, home=home)
     assert done.returncode == 0, done.stderr
     for arm in ("single", "loop", "loop+memory"):
         kept = sorted(results(out, arm), key=lambda row: row["index"])
@@ -119,11 +116,12 @@ def test_killed_again_and_again_it_ends_with_the_same_results(finished: Path, tm
         assert [row["usage"]["images"] for row in kept] == [row["usage"]["images"] for row in expected]
 
 
+@SLOW
 def test_the_users_own_file_with_soft_tifa(tmp_path: Path) -> None:
     write_prompts(fresh_prompts(2, seed=8), tmp_path / "data.jsonl")
     out = tmp_path / "out"
     args = ["--arms", "single", "--against", "none", "--scorer", "soft-tifa", "--out", str(out), "--json"]
-    done = run("geneval2", "--data", str(tmp_path / "data.jsonl"), *args)
+    done = gems("eval", "geneval2", "--data", tmp_path / "data.jsonl", *args, home=tmp_path / "home")
     assert done.returncode == 0, done.stderr
     arm = json.loads(done.stdout)["arms"]["single"]
     assert 0 < arm["soft_tifa_gm"] <= arm["soft_tifa_am"] <= 1
@@ -140,37 +138,24 @@ def test_the_users_own_file_with_soft_tifa(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, args: list[str], says: str) -> None:
-    done = run(*args, "--out", str(tmp_path / "out"))
+    done = gems_here("eval", *args, "--out", tmp_path / "out", home=tmp_path / "home")
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+@of_the_finished
 def test_a_folder_of_another_evaluation_is_refused(finished: Path) -> None:
-    done = run("grammar", "--n", "5", "--seed", "3", "--out", str(finished))
+    done = gems("eval", "grammar", "--n", "5", "--seed", "3", "--out", finished, home=finished.parent / "home")
     assert done.returncode == 2
     assert "holds an evaluation of other prompts or settings" in done.stderr
 
 
+@SLOW
 def test_a_language_model_in_the_text_roles_is_held_against_one_shot(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "text_roles",
-            "--model",
-            "pocket",
-            "--n",
-            "3",
-            "--out",
-            str(tmp_path / "out"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "GEMS_HOME": str(tmp_path / "home"), "LANGGRAPH_STRICT_MSGPACK": "true"},
-    )
+    options = ["--model", "pocket", "--n", "3", "--out", tmp_path / "out"]
+    environment = forked.environment(tmp_path / "home", LANGGRAPH_STRICT_MSGPACK="true")
+    done = forked.run([sys.executable, "-m", "text_roles", *options], env=environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     kinds = {"valid_at_once": 3, "valid_after_a_repair": 0, "valid_in_part": 0}

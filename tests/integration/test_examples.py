@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
 
@@ -20,15 +20,11 @@ def size_of(image: Path | str) -> tuple[int, int]:
 
 
 def run(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(EXAMPLES / name), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=dict(os.environ),
-    )
+    deprecated = ["-W", "error::DeprecationWarning:__main__"]
+    return forked.run([sys.executable, *deprecated, EXAMPLES / name, *arguments], cwd=cwd)
 
 
+@pytest.mark.slow
 def test_the_story_illustrator_draws_four_scenes(tmp_path: Path) -> None:
     done = run("story_illustrator.py", "a day in the country", "--out", "story", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -41,6 +37,7 @@ def test_the_story_illustrator_draws_four_scenes(tmp_path: Path) -> None:
     assert len({picture.read_bytes() for picture in pictures}) == 4
 
 
+@pytest.mark.slow
 def test_the_supervisor_has_both_work(tmp_path: Path) -> None:
     done = run("supervisor.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -50,6 +47,7 @@ def test_the_supervisor_has_both_work(tmp_path: Path) -> None:
     assert size_of(image) == (512, 512)
 
 
+@pytest.mark.slow
 def test_the_assistant_draws_by_tool(tmp_path: Path) -> None:
     done = run("tool_assistant.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import forked
 import pytest
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("killable_run.py")
 STEPS = 16
@@ -16,9 +19,7 @@ STEPS = 16
 
 
 def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder), moment], capture_output=True, text=True, timeout=120, check=False
-    )
+    return forked.run([sys.executable, SCRIPT, folder, moment], timeout=120)
 
 
 @pytest.fixture(scope="module")

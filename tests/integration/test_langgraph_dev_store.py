@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from langgraph_sdk import get_sync_client
-
 from embedding import Points
+from langgraph_sdk import get_sync_client
+from servers.langgraph_dev import Studio
+from shared_servers import needs
+
 from gems.errors import InputError
 from gems.graph.app import open_store
 from gems.memory.experience import EXPERIENCES
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import namespace
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("langgraph_api") is None,
@@ -34,48 +26,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@contextmanager
-def langgraph_dev(base: Path, home: Path) -> Iterator[str]:
-    """The server's address, while it runs in a project of its own, so that it leaves nothing in the repository."""
-    project = base / "project"
-    project.mkdir()
-    shutil.copy(ROOT / "langgraph.json", project)
-    for name in ("graph", "serve", "pyproject.toml"):
-        (project / name).symlink_to(ROOT / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (base / "log").open("w") as log:
-        process = subprocess.Popen(
-            [
-                str(Path(sys.executable).with_name("langgraph")),
-                *("dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)),
-            ],
-            cwd=project,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "GEMS_HOME": str(home)},
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < end:
-            try:
-                if httpx.get(f"{url}/ok", timeout=1).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        else:
-            pytest.fail(f"langgraph dev did not answer: {(base / 'log').read_text()}")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def test_a_server_remembers_in_the_users_own_memory(tmp_path: Path, own_home: Path) -> None:
+@needs("studio")
+def test_a_server_remembers_in_the_users_own_memory(studio: Studio) -> None:
     experiences = namespace("ann", EXPERIENCES)
-    with langgraph_dev(tmp_path, own_home) as url, get_sync_client(url=url) as client:
+    with get_sync_client(url=studio.url) as client:
 
         def run(prompt: str) -> Any:
             thread = client.threads.create()["thread_id"]
@@ -103,8 +57,8 @@ def test_a_server_remembers_in_the_users_own_memory(tmp_path: Path, own_home: Pa
         assert [i["key"] for i in client.store.search_items(place, filter={"n": {"$gt": 1}})["items"]] == ["tax"]
         assert place in client.store.list_namespaces(prefix=["notes"])["namespaces"]
 
-    assert "BlockingError" not in (tmp_path / "log").read_text()
-    with closing(FaissStore(own_home / "memory")) as store:
+    assert "BlockingError" not in studio.log.read_text()
+    with closing(FaissStore(studio.home / "memory")) as store:
         kept = store.search(experiences, query="two red cars")
         assert kept[0].value["prompt"] == "two red cars"
         assert kept[0].score == pytest.approx(1, abs=1e-4)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -93,10 +91,9 @@ def memory(home: Path, *args: object, code: int = 0) -> str:
 
 
 def test_it_is_there_for_a_shell(filled: Path) -> None:
-    env = {**os.environ, "GEMS_HOME": str(filled)}
-    command = [sys.executable, "-m", "gems", "memory", "stats", "--json"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=env).stdout
-    assert json.loads(told)["records"] == 7
+    done = forked.gems("memory", "stats", "--json", home=filled)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["records"] == 7
 
 
 def test_what_there_is_is_told(filled: Path) -> None:

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
 
+import forked
 import numpy as np
-
+import pytest
 from memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
 from memory_stores import Numbered
 
+FORKING = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import forked
+import memory_crash
+memory_crash.subprocess = forked.SUBPROCESS
+memory_crash.main()
+"""
+"""The command, whose own processes are forked too."""
 
+
+@pytest.mark.slow
 def test_nothing_is_lost_by_killed_writers(tmp_path: Path) -> None:
-    arguments = [
-        "--writers",
-        "2",
-        "--records",
-        "600",
-        "--kills",
-        "2",
-        "--samples",
-        "50",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    command = [sys.executable, "-m", "memory_crash", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    options = {"--writers": 2, "--records": 600, "--kills": 2, "--samples": 50, "--out": tmp_path / "out"}
+    arguments = [str(part) for pair in options.items() for part in pair]
+    done = forked.run([sys.executable, "-c", FORKING, Path(forked.__file__).parent, *arguments], timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["wrong"]) == (0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -13,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
-from langgraph.store.base import InvalidNamespaceError, PutOp
-
 from embedding import Points
+from langgraph.store.base import InvalidNamespaceError, PutOp
+from servers.waiting import wait_until
+
 from gems.errors import InputError
 from gems.memory import index as index_module
 from gems.memory import store as store_module
@@ -178,6 +179,7 @@ def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> N
     assert not saved(folder)
 
 
+@pytest.mark.slow
 def test_ids_with_gaps_make_an_index_too(few: None, folder: Path) -> None:
     store = FaissStore(folder, embedder=Points())
     names = texts(1400)
@@ -282,11 +284,12 @@ def test_an_index_that_cannot_be_used_is_made_again(few: None, folder: Path, har
 # --- processes ------------------------------------------------------------------------------------------------------
 
 
-def _write(folder: Path, name: str, first: int, last: int) -> subprocess.Popen[str]:
+def _write(folder: Path, name: str, first: int, last: int) -> forked.Process:
     command = [sys.executable, str(WRITER), str(folder), name, str(first), str(last)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return forked.Process(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None:
     dice = random.Random(5)
     ours = FaissStore(folder, embedder=Points())
@@ -294,10 +297,8 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None
     begun = dict.fromkeys(("one", "two", "three"), 0)
     for written in (40, 80):
         writers = {name: _write(folder, name, first, first + 10_000) for name, first in begun.items()}
-        until = time.monotonic() + 60
-        while len(ours.search(("w",), limit=written)) < written and time.monotonic() < until:
-            time.sleep(0.05)
-        time.sleep(dice.random())
+        wait_until(lambda: len(ours.search(("w",), limit=written)) == written, lambda: f"{written} did not come")  # noqa: B023
+        time.sleep(dice.random() / 2)  # anywhere in what they do
         for name, process in writers.items():
             process.send_signal(signal.SIGKILL)
             lines = process.communicate(timeout=30)[0].splitlines(keepends=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 
@@ -81,12 +81,14 @@ def run(**parts: Any) -> list[Any]:
     return seen
 
 
+@pytest.mark.slow
 def test_the_loop_does_the_same_on_images_without_their_truth(tmp_path: Path) -> None:
     full = run(images=ImageStore(tmp_path / "full"))
     assert any(len(attempts) > 1 for _, attempts in full), "the comparison has to reach the refiner"
     assert run(generator=Stripped(), images=Bare(tmp_path / "bare")) == full
 
 
+@pytest.mark.slow
 def test_the_loop_runs_where_there_is_no_evaluation_at_all(tmp_path: Path) -> None:
     code = """
 import sys
@@ -99,5 +101,5 @@ from gems import GemsContext, build_graph
 state = build_graph().invoke({"prompt": "two red cars"}, context=GemsContext(seed=1, memory=False))
 assert state["outcome"] and not [m for m in sys.modules if m.startswith("gems.evals")]
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    done = forked.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.store.base import BaseStore
-
 from embedding import Points
+from forked import gems
+from langgraph.store.base import BaseStore
+from remembering import past
+from servers.postgres import PASSWORD
+from shared_servers import marks
+
 from gems.database import database_pool
 from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
@@ -21,25 +22,8 @@ from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, prune, recall, remember
 from gems.memory.opening import open_store
 from gems.memory.trajectory import namespace
-from remembering import past
-from servers.postgres import PASSWORD, serving_postgres
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with serving_postgres() as address:
-        yield address
-
-
-@pytest.fixture
-def database(server: str, request: pytest.FixtureRequest) -> str:
-    """An empty database of the test's own."""
-    import psycopg
-
-    name = f"d{abs(hash(request.node.nodeid))}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    return server.replace("/postgres", f"/{name}")
+pytestmark = marks("postgres")
 
 
 @pytest.fixture
@@ -47,17 +31,6 @@ def store(database: str) -> Iterator[BaseStore]:
     opened = open_store(database, init_embedder())
     yield opened
     opened.conn.close()  # type: ignore[attr-defined]
-
-
-def gems(home: Path, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gems", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "GEMS_HOME": str(home), "COLUMNS": "300", **env},
-    )
 
 
 def test_it_remembers_and_recalls_as_a_folder_does(store: BaseStore) -> None:
@@ -98,9 +71,9 @@ def test_the_database_of_another_program_is_refused(database: str) -> None:
     ],
 )
 def test_what_is_wrong_is_told_in_a_line_without_the_password(
-    server: str, change: dict[str, str], kind: type[Exception], told: str
+    postgres: str, change: dict[str, str], kind: type[Exception], told: str
 ) -> None:
-    where = server
+    where = postgres
     for a, b in change.items():
         where = where.replace(a, b) if "127" not in a else "postgresql://gems:pg-canary-5b2e90@127.0.0.1:1/postgres"
     with pytest.raises(kind, match=told) as error:
@@ -114,7 +87,7 @@ def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(data
     told = []
     for machine in ("one", "two"):
         home = tmp_path / machine
-        done = gems(home, "generate", "two red cars", "--memory", database, "--out", home / "out", "--json")
+        done = gems("generate", "two red cars", "--memory", database, "--out", home / "out", "--json", home=home)
         assert done.returncode == 0, done.stderr
         told.append(json.loads(done.stdout))
         assert PASSWORD not in done.stdout + done.stderr
@@ -133,12 +106,12 @@ def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(data
             assert PASSWORD not in row["all"]
 
 
-def test_the_command_line_tells_what_is_wrong(server: str, tmp_path: Path) -> None:
-    wrong = server.replace(PASSWORD, "wrong-password")
-    done = gems(tmp_path, "generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q")
+def test_the_command_line_tells_what_is_wrong(postgres: str, tmp_path: Path) -> None:
+    wrong = postgres.replace(PASSWORD, "wrong-password")
+    done = gems("generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q", home=tmp_path)
     assert done.returncode == 2
     assert "does not let us in" in done.stderr
     assert "wrong-password" not in done.stderr
-    assert "looks after folders" in gems(tmp_path, "memory", "stats", GEMS_MEMORY=server).stderr
-    assert GemsContext.model_validate({"memory_url": server}).model_dump(mode="json")["memory_url"].count(":") == 2
-    assert PASSWORD not in repr(GemsContext.model_validate({"memory_url": server}))
+    assert "looks after folders" in gems("memory", "stats", home=tmp_path, GEMS_MEMORY=postgres).stderr
+    assert GemsContext.model_validate({"memory_url": postgres}).model_dump(mode="json")["memory_url"].count(":") == 2
+    assert PASSWORD not in repr(GemsContext.model_validate({"memory_url": postgres}))

@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from fakes import PaintGenerator
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.runs.checkpoints import open_checkpoints
-from gems.runs.record import ModelRecord, run_record, write_evidence
+from gems.runs.folder import write_run
+from gems.runs.record import ModelRecord, run_record
 from gems.runs.threads import run_thread
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.xdist_group("report-page"),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = run_thread(graph, "t", prompt, context)
     models = {role: ModelRecord("pocket", "f" * 64) for role in ("mllm", "generator")}
     record = run_record(values, context, models, "t", datetime.now(UTC))
-    return write_evidence(base / "out", record, images).report
+    return write_run(base / "out", record, images).report
 
 
 @pytest.fixture(params=[1280, 390])

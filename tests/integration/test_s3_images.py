@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.request import urlopen
 
+import forked
 import pytest
 from PIL import Image
+from servers.waiting import listening_port
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
@@ -21,6 +20,8 @@ from gems.memory.image_store import ImageStore
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("s3")]
 
 CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -31,21 +32,14 @@ CREDENTIALS = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        address, until = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                urlopen(f"{address}/moto-api/").close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-        process.kill()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("s3") / "log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    with log.open("wb") as file, forked.Process(command, stdout=file, stderr=file) as process:
+        try:
+            yield f"http://127.0.0.1:{listening_port(process, log.read_text)}"
+        finally:
+            process.kill()
 
 
 @pytest.fixture
@@ -56,20 +50,13 @@ def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
         monkeypatch.setenv(name, value)
     s3fs.S3FileSystem.clear_instance_cache()
-    name = f"bucket-{time.time_ns()}"
+    name = f"bucket-{uuid.uuid4().hex}"
     s3fs.S3FileSystem(endpoint_url=server).mkdir(name)
     return name
 
 
 def generate(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gems", "generate", "a blue car", "--out", str(home / "out"), *args],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "GEMS_HOME": str(home), "COLUMNS": "300", **env},
-    )
+    return forked.gems("generate", "a blue car", "--out", home / "out", *args, home=home, COLUMNS="300", **env)
 
 
 def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(bucket: str, tmp_path: Path) -> None:
@@ -99,7 +86,8 @@ def test_the_same_image_is_one_object_and_can_be_removed(bucket: str) -> None:
 
 
 def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
-    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", **nowhere)
     assert closed.returncode in (2, 3)
     assert f"s3://{bucket}" in closed.stderr
     assert "Traceback" not in closed.stderr

@@ -6,20 +6,19 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import forked
 import pytest
+from chatting import KEY, WISH, ChatAt
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from chatting import KEY, WISH, ChatAt, serving
 from gems.errors import BackendError, InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -29,35 +28,18 @@ from gems.nodes.prompt_checks import Plan
 from gems.nodes.retry import RETRY
 from gems.options import ChatOptions, GeneratorOptions
 
+pytestmark = pytest.mark.slow
+
 CHAT_KEY, IMAGE_KEY = "sk-chat-canary-71d0", "sk-image-canary-c4e8"
 CANARIES = (KEY, CHAT_KEY, IMAGE_KEY)
 QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
 
 
-@pytest.fixture(scope="module")
-def chats() -> Iterator[str]:
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def images() -> Iterator[str]:
-    with serving("image_server.py") as address:
-        yield address
-
-
 def gems(tmp_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """The command line, with the keys in its environment or among its arguments, and not in both."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "GEMS_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "gems", *args],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        cwd=tmp_path,
-        env={**clean, "GEMS_HOME": str(tmp_path / "home"), "GEMS_DEBUG": "", "COLUMNS": "300", **env},
-    )
+    given = {"GEMS_HOME": str(tmp_path / "home"), "GEMS_DEBUG": "", "COLUMNS": "300", **env}
+    return forked.run(forked.command_line(*args), cwd=tmp_path, env=clean | given)
 
 
 def options(kind: str, **given: str) -> list[str]:
@@ -82,8 +64,8 @@ def names(tmp_path: Path) -> set[str]:
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chats: str, tmp_path: Path) -> None:
-    chat = ChatAt(chats, "locked")
+def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chat_server: str, tmp_path: Path) -> None:
+    chat = ChatAt(chat_server, "locked")
     address = options("chat", base_url=str(chat.options.base_url))
     done = gems(tmp_path, "generate", WISH, "--seed", "7", "--mllm", "openai:pocket", *address, OPENAI_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
@@ -93,8 +75,8 @@ def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chats:
     assert leaks(tmp_path, done, found=5) == []
 
 
-def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chats: str, tmp_path: Path) -> None:
-    chat = ChatAt(chats, "echo-key")
+def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chat_server: str, tmp_path: Path) -> None:
+    chat = ChatAt(chat_server, "echo-key")
     given = options("chat", base_url=str(chat.options.base_url), api_key=CHAT_KEY)
     done = gems(tmp_path, "generate", WISH, "--mllm", "openai:pocket", "--json", *given)
     assert done.returncode == 3, done.stderr
@@ -103,11 +85,13 @@ def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chats: str, t
     assert leaks(tmp_path, done, found=3) == []
 
 
-def test_an_image_server_that_repeats_the_key_does_not_make_it_known(chats: str, images: str, tmp_path: Path) -> None:
-    chat = ChatAt(chats)
+def test_an_image_server_that_repeats_the_key_does_not_make_it_known(
+    chat_server: str, image_server: str, tmp_path: Path
+) -> None:
+    chat = ChatAt(chat_server)
     given = [
         *options("chat", base_url=str(chat.options.base_url)),
-        *options("generator", base_url=f"{images}/locked/v1", timeout="5"),
+        *options("generator", base_url=f"{image_server}/locked/v1", timeout="5"),
     ]
     models = ["--mllm", "openai:pocket", "--generator", "openai:painter"]
     done = gems(tmp_path, "generate", WISH, *models, *given, OPENAI_API_KEY=CHAT_KEY, GEMS_IMAGE_API_KEY=IMAGE_KEY)
@@ -117,11 +101,11 @@ def test_an_image_server_that_repeats_the_key_does_not_make_it_known(chats: str,
     assert leaks(tmp_path, done, found=3) == []
 
 
-def test_the_rows_of_a_batch_hold_no_key(chats: str, images: str, tmp_path: Path) -> None:
+def test_the_rows_of_a_batch_hold_no_key(chat_server: str, image_server: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(f"{WISH}\na blue dog\n")
     given = [
-        *options("chat", base_url=str(ChatAt(chats, "echo-key").options.base_url), api_key=CHAT_KEY),
-        *options("generator", base_url=f"{images}/fine/v1", api_key=IMAGE_KEY),
+        *options("chat", base_url=str(ChatAt(chat_server, "echo-key").options.base_url), api_key=CHAT_KEY),
+        *options("generator", base_url=f"{image_server}/fine/v1", api_key=IMAGE_KEY),
     ]
     models = ["--mllm", "openai:pocket", "--generator", "openai:painter", "--evidence"]
     done = gems(tmp_path, "batch", "prompts.txt", "--out", "out", *models, *given)
@@ -171,15 +155,15 @@ class Tracer(BaseTracer):
     [("fine", "fine", "rounds"), ("echo-key", "fine", "failed"), ("fine", "locked", "failed")],
 )
 def test_events_checkpoints_and_traces_hold_no_key(
-    chats: str, images: str, tmp_path: Path, chat_does: str, images_do: str, outcome: str
+    chat_server: str, image_server: str, tmp_path: Path, chat_does: str, images_do: str, outcome: str
 ) -> None:
-    chat = ChatAt(chats, chat_does, api_key=CHAT_KEY)
+    chat = ChatAt(chat_server, chat_does, api_key=CHAT_KEY)
     context = GemsContext(
         mllm="openai:pocket",
         generator="openai:painter",
         chat_options=chat.options,
         generator_options=GeneratorOptions(
-            base_url=f"{images}/{images_do}/v1",
+            base_url=f"{image_server}/{images_do}/v1",
             api_key=IMAGE_KEY,
             timeout=5.0,  # type: ignore[arg-type]
         ),
@@ -220,10 +204,12 @@ def test_events_checkpoints_and_traces_hold_no_key(
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\u2026"])
-def test_a_key_with_something_at_its_end_is_not_shown(chats: str, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_with_something_at_its_end_is_not_shown(
+    chat_server: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file with Windows' line ends, or a key copied from a page: HTTP libraries quote what they cannot send."""
     monkeypatch.setenv("OPENAI_API_KEY", CHAT_KEY + end)
-    chat = ChatAt(chats, api_key=None)
+    chat = ChatAt(chat_server, api_key=None)
     with pytest.raises(BackendError) as caught:
         chat.fill(Plan)
     assert "pocket at 127.0.0.1" in str(caught.value)
@@ -242,12 +228,12 @@ def test_a_bad_set_up_does_not_show_the_key() -> None:
 
 
 def test_a_server_without_a_key_gets_none_of_anybody_elses(
-    chats: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("GEMS_IMAGE_API_KEY", IMAGE_KEY)
-    chat = ChatAt(chats, api_key=None)
+    chat = ChatAt(chat_server, api_key=None)
     assert chat.fill(Plan).prompt
     assert [entry["key"] for entry in chat.log] == ["Bearer none"]
-    with urlopen(f"{chats}/fine/v1/models") as answer:
+    with urlopen(f"{chat_server}/fine/v1/models") as answer:
         assert json.load(answer)["data"] == [{"id": "pocket", "object": "model"}]

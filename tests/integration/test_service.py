@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,18 +14,16 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from servers.gems_service import Served, serving
+from servers.waiting import wait_until
+from shared_servers import marks
 from typer.testing import CliRunner
 
 from gems.cli.main import app as cli
-from servers.gems_service import Served, serving
+
+pytestmark = marks("service")
 
 REVIEWED = {"review": "end", "seed": 3, "memory": False}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("service") / "home") as served:
-        yield served
 
 
 @pytest.fixture
@@ -81,11 +78,9 @@ def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Clie
 
 
 def test_what_is_told_while_it_runs(client: httpx.Client) -> None:
-    with ThreadPoolExecutor(3) as pool:  # two that keep the workers busy: the third has not begun yet
-        for _ in range(2):
-            pool.submit(begin, client, "six red dogs and seven green cats", max_rounds=5)
-        run = begin(client, "two red cars", seed=3)["id"]
-        told = events_of(client, run)
+    for _ in range(2):  # they keep the workers busy: the third has not begun yet
+        begin(client, "six red dogs and seven green cats", max_rounds=5)
+    told = events_of(client, begin(client, "two red cars", seed=3)["id"])
     names = [name for name, _ in told]
     for expected in ("requirements", "prompt", "step", "image", "verdict", "attempt", "end"):
         assert expected in names, names
@@ -169,7 +164,8 @@ def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
 
 
 def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
-    runs = [begin(client, "seven wooden koalas chasing a sparkling giraffe")["id"] for _ in range(6)]
+    long = {"max_rounds": 5, "patience": 5, "candidates": 4}  # the last four are still waiting when they are cancelled
+    runs = [begin(client, "seven wooden koalas chasing a sparkling giraffe", **long)["id"] for _ in range(6)]
     for run in reversed(runs):
         answer = client.post(f"/v1/runs/{run}/cancel")
         assert answer.status_code in (200, 409)
@@ -264,8 +260,8 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
         for run in accepted:
             assert served.wait_for(run)["status"] == "done"
-        time.sleep(0.2)
-        assert begin(client)["id"], "there is room again"
+        body = {"prompt": "two red cars", "settings": {"memory": False}}
+        wait_until(lambda: client.post("/v1/runs", json=body).status_code == 202, lambda: "there is no room again")
 
 
 @pytest.mark.parametrize(

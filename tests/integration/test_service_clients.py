@@ -19,21 +19,16 @@ import pytest
 from langchain_core._api import LangChainBetaWarning
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
-
-from servers.gems_service import Served, serving
+from servers.gems_service import Served
+from shared_servers import marks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydantic's, about LangServe's own models
     from langserve import RemoteRunnable
 
+pytestmark = marks("service")
+
 WISH = "three blue cars to the left of a striped elephant"
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    home = tmp_path_factory.mktemp("clients") / "home"
-    with serving(home, "--no-memory", "--served-model-name", "gems", "--served-model-name", "gpt-image-1") as served:
-        yield served
 
 
 # --- OpenAI's client ------------------------------------------------------------------------------------------------
@@ -172,7 +167,7 @@ def test_the_service_keeps_to_its_own_schema(service: Served, tmp_path: Path) ->
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"),
         *("--include-path-regex", r"^/(v1|healthz|readyz|metrics|artifacts|reports)"),
         *("--checks", ",".join(checks), "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", "30", "--seed", "1", "--no-color"),
+        *("--max-examples", "10", "--generation-database", "none", "--seed", "1", "--no-color"),
     ]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
@@ -212,6 +207,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 
 @needs_browser
+@pytest.mark.browser
 def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -256,6 +252,7 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browse
 
 
 @needs_browser
+@pytest.mark.browser
 @pytest.mark.parametrize("browser", [1280], indirect=True)
 def test_langserves_playground_draws(service: Served, browser: Any) -> None:
     from selenium.webdriver.common.by import By

@@ -9,13 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from servers.gems_service import Served, serving, write_keys
+from shared_servers import needs
 from typer.testing import CliRunner
 
 from gems.cli.main import app as cli
 from gems.errors import InputError
 from gems.serve.keys import Keys
 from gems.serve.links import Links
-from servers.gems_service import Served, serving, write_keys
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Shared:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     base = tmp_path_factory.mktemp("keys")
     keys = write_keys(base / "keys.toml", ann="", bob="", poor="{ images = 2 }")
-    with serving(base / "home", "--keys", str(base / "keys.toml"), "--host", "127.0.0.1") as served:
+    with serving(base / "home", "--keys", str(base / "keys.toml"), "--host", "127.0.0.1", "--grace", "0") as served:
         yield Shared(served, keys)
 
 
@@ -39,6 +40,7 @@ def run(shared: Shared, name: str, prompt: str, **settings: Any) -> Any:
         return shared.served.wait_for(answer.json()["id"], key=shared.keys[name])
 
 
+@needs("service_keys")
 def test_nothing_is_told_without_a_key(shared: Shared) -> None:
     with shared.served.client() as client:
         for method, path in (
@@ -63,6 +65,7 @@ def test_nothing_is_told_without_a_key(shared: Shared) -> None:
         assert other_header.status_code == 200
 
 
+@needs("service_keys")
 def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
     view = run(shared, "ann", "two red cars", seed=3)
     assert view["status"] == "done"
@@ -82,12 +85,14 @@ def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
     assert httpx.get(shared.served.url + view["report"].replace("/reports/", "/artifacts/")).status_code == 404
 
 
+@needs("service_keys")
 def test_memories_are_each_users_own(shared: Shared) -> None:
     run(shared, "ann", "four green dogs", seed=3)
     assert run(shared, "bob", "four green dogs", seed=3)["memories"] == 0
     assert run(shared, "ann", "four green dogs", seed=3)["memories"] >= 1
 
 
+@needs("service_keys")
 def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
     spent = 0
     with shared.served.client(shared.keys["poor"]) as client:

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-
 from servers.gems_service import serving
+from servers.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 PROMPTS = ["three blue cars to the left of a striped elephant", "seven wooden koalas chasing a sparkling giraffe"]
 
@@ -72,8 +74,7 @@ def test_a_request_that_waits_is_answered_at_a_stop(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(1) as pool:
             pool.submit(ask)
-            while client.get("/readyz").json()["queued"] < 5:
-                pass
+            wait_until(lambda: client.get("/readyz").json()["queued"] >= 5, lambda: client.get("/readyz").text)
             assert served.stop() == 0
     [answer] = answers
     assert answer.status_code == 503
@@ -97,8 +98,7 @@ def test_a_review_waits_through_a_restart(tmp_path: Path) -> None:
 def test_runs_at_work_may_finish_first(tmp_path: Path) -> None:
     with serving(tmp_path / "home", "--grace", "30") as served, served.client() as client:
         run = client.post("/v1/runs", json={"prompt": "two red cars", "settings": {"seed": 3}}).json()["id"]
-        while client.get(f"/v1/runs/{run}").json()["status"] == "queued":
-            pass
+        served.wait_for(run, "running", "done")
         assert served.stop() == 0
     with closing(sqlite3.connect(tmp_path / "home" / "serve" / "runs.sqlite")) as db:
         assert db.execute("SELECT status FROM runs").fetchall() == [("done",)]

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,61 +16,19 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 from pydantic import BaseModel
+from servers.langgraph_dev import LANGGRAPH, ROOT, Studio
+from shared_servers import marks
 from typing_extensions import TypedDict
 
 from gems.graph import state
 
-ROOT = Path(__file__).parents[2]
-UNSTRICT = {"LANGGRAPH_STRICT_MSGPACK": "false"}
-"""Told to be strict, the development server reads no declared type back: it knows of no allow-list."""
+pytestmark = marks("studio")
 
 
 @pytest.fixture
-def client(server: str) -> Iterator[SyncLangGraphClient]:
-    with get_sync_client(url=server) as client:
+def client(studio: Studio) -> Iterator[SyncLangGraphClient]:
+    with get_sync_client(url=studio.url) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    base = tmp_path_factory.mktemp("studio")
-    project = base / "project"
-    project.mkdir()
-    shutil.copy(ROOT / "langgraph.json", project)
-    for name in ("graph", "serve", "pyproject.toml"):  # so that .langgraph_api/ is not written into the repository
-        (project / name).symlink_to(ROOT / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = (base / "log").open("w")
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("langgraph")),
-            *("dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", str(port)),
-        ],
-        cwd=project,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "GEMS_HOME": str(base / "home"), "LANGSMITH_TRACING": "false", **UNSTRICT},
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            if process.poll() is not None:
-                break
-            try:
-                if httpx.get(f"{url}/ok", timeout=1).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        else:
-            pytest.fail("langgraph dev did not answer")
-        assert process.poll() is None, (base / "log").read_text()
-        yield url
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
 
 
 def test_studio_sees_small_schemas_with_titles(client: SyncLangGraphClient) -> None:
@@ -122,7 +75,7 @@ def run(client: SyncLangGraphClient, thread: str, **given: Any) -> Any:
     return client.runs.wait(thread, "gems", **{"context": REVIEWED, **given})
 
 
-def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, server: str) -> None:
+def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio: Studio) -> None:
     thread = client.threads.create()["thread_id"]
     given: Any = {"input": {"prompt": "two red cars"}, "context": REVIEWED}
     events: list[Any] = list(client.runs.stream(thread, "gems", **given, stream_mode=["values", "updates", "custom"]))
@@ -136,11 +89,11 @@ def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, server:
     words, picture = snapshot["values"]["messages"][-1]["content"]
     assert (picture["type"], picture["mime_type"]) == ("image", "image/webp")
     assert len(picture["base64"]) < 8_000, "a checkpoint stays small"
-    whole = httpx.get(server + words["text"].splitlines()[-1])
+    whole = httpx.get(studio.url + words["text"].splitlines()[-1])
     assert whole.headers["content-type"] == "image/png"
     assert hashlib.sha256(whole.content).hexdigest() == interrupt["value"]["image"]["sha256"]
     for nowhere in ("/artifacts/%2e%2e%2fconfig.png", f"/artifacts/{'0' * 64}.png", "/artifacts/x.png"):
-        assert httpx.get(server + nowhere).status_code == 404
+        assert httpx.get(studio.url + nowhere).status_code == 404
 
     with pytest.raises(Exception, match="explode"):
         run(client, thread, command={"resume": {"action": "explode"}})
@@ -203,9 +156,9 @@ def test_the_server_may_load_every_type_of_the_state() -> None:
 
 
 def test_a_dockerfile_comes_of_the_configuration(tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("langgraph")), "dockerfile", "-c", str(ROOT / "langgraph.json")]
+    command = [LANGGRAPH, "dockerfile", "-c", str(ROOT / "langgraph.json")]
     subprocess.run([*command, str(tmp_path / "Dockerfile")], check=True, capture_output=True)
     made = (tmp_path / "Dockerfile").read_text()
     assert made.startswith("FROM langchain/langgraph-api")
     assert "/graph/app.py:graph" in made
-    assert "/graph/app.py:app" in made
+    assert "/serve/studio.py:app" in made

@@ -1,20 +1,18 @@
-"""``gems serve`` in a process of its own, on a free port."""
+"""``gems serve`` in a process of its own, on a port of its own choice."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from forked import Process, command_line, environment
+from servers.waiting import listening_port, wait_until
 
 __all__ = ["Served", "serving", "write_keys"]
 
@@ -22,7 +20,7 @@ __all__ = ["Served", "serving", "write_keys"]
 class Served:
     """A running service."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    def __init__(self, process: Process, url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
 
     def client(self, key: str = "") -> httpx.Client:
@@ -34,14 +32,18 @@ class Served:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for(self, run: str, *statuses: str, key: str = "", seconds: float = 60) -> dict[str, Any]:
-        end = time.monotonic() + seconds
+        """The run, once it has one of these statuses; without any, once it has ended."""
+
+        def view() -> dict[str, Any]:
+            answer: dict[str, Any] = client.get(f"/v1/runs/{run}").json()
+            return answer
+
+        def awaited() -> dict[str, Any] | None:
+            now = view()
+            return now if now.get("status") in (statuses or ("done", "failed", "cancelled")) else None
+
         with self.client(key) as client:
-            while time.monotonic() < end:
-                view: dict[str, Any] = client.get(f"/v1/runs/{run}").json()
-                if view.get("status") in (statuses or ("done", "failed", "cancelled")):
-                    return view
-                time.sleep(0.05)
-        raise AssertionError(f"{run} is still {view['status']}")
+            return wait_until(awaited, lambda: f"{run} is still {view().get('status')}", seconds=seconds)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
@@ -50,26 +52,14 @@ class Served:
 
 @contextmanager
 def serving(home: Path, *options: str) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     home.mkdir(parents=True, exist_ok=True)
     path = home.parent / f"{home.name}.log"
-    command = [sys.executable, "-m", "gems", "serve", "--port", str(port), "--log-format", "json", *options]
+    command = command_line("serve", "--port", "0", "--log-format", "json", *options)
     with path.open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "GEMS_HOME": str(home)})
-    url = f"http://127.0.0.1:{port}"
+        process = Process(command, stdout=log, stderr=log, env=environment(home))
     try:
-        end = time.monotonic() + 90
-        while time.monotonic() < end:
-            assert process.poll() is None, path.read_text()
-            try:
-                if httpx.get(f"{url}/healthz", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                time.sleep(0.1)
-        else:
-            raise AssertionError(f"the service did not come up: {path.read_text()}")
+        url = f"http://127.0.0.1:{listening_port(process, path.read_text)}"
+        assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
         yield Served(process, url, path)
     finally:
         if process.poll() is None:

@@ -1,7 +1,8 @@
 """An image server in a process of its own that speaks every dialect, and misbehaves on demand.
 
 The first part of a path says how: ``/fine/v1/images/generations`` works, ``/busy/v1/...`` answers 429 once, and so on
-(see ``FAULTS``). Images are flat colours that follow from prompt and seed. ``GET /log`` tells what was asked for.
+(see ``_post``). What stands behind a tilde keeps tests apart: ``/busy~mine`` is busy once, whatever others asked of
+``/busy``. Images are flat colours that follow from prompt and seed. ``GET /log`` tells what was asked for.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path)
         if path.path == "/log":
             return self._json(200, {"seen": SEEN, "most_in_flight": MOST})
-        fault, _, rest = path.path.lstrip("/").partition("/")
+        name, _, rest = path.path.lstrip("/").partition("/")
+        fault = name.partition("~")[0]
         query = dict(parse_qsl(path.query))
         if rest == "v1/models":
             if self.headers.get("Authorization") != f"Bearer {KEY}" and fault == "locked":
@@ -83,19 +85,20 @@ class Handler(BaseHTTPRequestHandler):
         return self._json(404, {"detail": "no such page"})
 
     def do_POST(self) -> None:
-        fault = self.path.lstrip("/").partition("/")[0]
+        name = self.path.lstrip("/").partition("/")[0]
         with LOCK:
-            IN_FLIGHT[fault] += 1
-            MOST[fault] = max(MOST[fault], IN_FLIGHT[fault])
+            IN_FLIGHT[name] += 1
+            MOST[name] = max(MOST[name], IN_FLIGHT[name])
         try:
             self._post()
         finally:
             with LOCK:
-                IN_FLIGHT[fault] -= 1
+                IN_FLIGHT[name] -= 1
 
     def _post(self) -> None:
         path = urlsplit(self.path)
-        fault, _, rest = path.path.lstrip("/").partition("/")
+        name, _, rest = path.path.lstrip("/").partition("/")
+        fault = name.partition("~")[0]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked: dict[str, Any] = dict(parse_qsl(path.query))
         if self.headers.get("Content-Type", "").startswith("application/json"):
@@ -103,9 +106,9 @@ class Handler(BaseHTTPRequestHandler):
         elif body:
             asked |= {"form": body.decode("latin-1")}
         with LOCK:
-            SEEN.append({"fault": fault, "path": rest, "asked": asked})
-            TRIES[fault] += 1
-            n = TRIES[fault]
+            SEEN.append({"name": name, "path": rest, "asked": asked})
+            TRIES[name] += 1
+            n = TRIES[name]
         if rest == "prompt":
             return self._queue(fault, asked)
         prompt, seed = str(asked.get("prompt", "form")), str(asked.get("seed", 0))
@@ -161,9 +164,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "stream":
             return self._stream(prompt, seed)
         data: dict[str, Any] = {"b64_json": base64.b64encode(image).decode()}
-        name = f"{prompt}|{seed}".encode().hex()
         if fault == "url":
-            data = {"url": f"http://{self.headers['Host']}/url/files/{name}"}
+            data = {"url": f"http://{self.headers['Host']}/url/files/{f'{prompt}|{seed}'.encode().hex()}"}
         if fault == "elsewhere":
             data = {"url": "http://169.254.169.254/latest/meta-data"}
         return self._json(200, {"created": 1, "data": [data]})
@@ -174,8 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "refuses":
             return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
         nodes = asked["prompt"]
-        name = f"{nodes['6']['inputs']['text']}|{nodes['3']['inputs']['seed']}".encode().hex()
-        return self._json(200, {"prompt_id": name})
+        run = f"{nodes['6']['inputs']['text']}|{nodes['3']['inputs']['seed']}".encode().hex()
+        return self._json(200, {"prompt_id": run})
 
     def _history(self, fault: str, run: str) -> None:
         with LOCK:
@@ -230,8 +232,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "image/png")
         self.send_header("Content-Length", "1000")
         self.end_headers()
-        for _ in range(100):
+        for _ in range(1000):
             self._write(b"x")
+            if self.close_connection:
+                return
             time.sleep(0.1)
 
     def _stream(self, prompt: str, seed: str) -> None:

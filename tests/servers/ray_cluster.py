@@ -11,14 +11,23 @@ import warnings
 import psutil
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 warnings.simplefilter("ignore")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
 
 def workers() -> list[int]:
-    running = psutil.process_iter(["cmdline"])
-    return [process.pid for process in running if "MapWorker" in " ".join(process.info["cmdline"] or [])]
+    """Of this cluster: others may run on the same machine."""
+    pids = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            command = process.cmdline()
+        except psutil.Error:  # it has ended since
+            continue
+        if "MapWorker" in " ".join(command):
+            pids.append(process.pid)
+    return pids
 
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.runtime import RunControl
@@ -20,11 +20,22 @@ from langgraph.store.base import BaseStore
 
 from gems.bulk.jobs import Job
 from gems.bulk.limits import Allowance, Limits, spent_in
-from gems.bulk.results import Record, Row, Tally, claim, only_here, write_jobs
+from gems.bulk.results import (
+    AttemptFields,
+    BatchRow,
+    ResultsFile,
+    Tally,
+    UsageFields,
+    claim,
+    locked,
+    row_of,
+    write_jobs,
+)
 from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import ROLES, GemsContext
-from gems.graph.state import Attempt, GemsState, Usage, best_attempt
+from gems.graph.events import RequirementFields
+from gems.graph.state import Attempt, GemsState, Usage
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.batching import BatchingGenerator
@@ -32,7 +43,8 @@ from gems.models.generators import ImageGenerator
 from gems.models.registry import POCKET, init_image_generator
 from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
-from gems.runs.record import ModelRecord, make_folder, model_records, run_record, write_evidence
+from gems.runs.folder import make_folder, write_run
+from gems.runs.record import ModelRecord, best_index, model_records, run_record
 from gems.runs.threads import run_thread
 from gems.skills.loader import load_skills
 
@@ -79,13 +91,13 @@ class Batch:
     """What a bulk run came to."""
 
     jobs: Sequence[Job]
-    record: Record
+    record: ResultsFile
     reached: str | None = None
     """The limit of the whole run that ended it."""
     given_up: str | None = None
     """Why it was ended early: one prompt after the other met a failing backend."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
         return list(self.record.rows(self.jobs))
 
@@ -108,10 +120,10 @@ class Worker:
     evidence: Path | None = None
     control: RunControl = field(default_factory=RunControl)
 
-    def run(self, job: Job) -> Row | None:
+    def run(self, job: Job) -> BatchRow | None:
         """One prompt's result, or None if the batch is being stopped. One that was begun before goes on."""
         started, begun, thread = time.perf_counter(), datetime.now(UTC), self._thread(job)
-        row = {**job.row(), "thread": thread}
+        row: BatchRow = {**row_of(job), "thread": thread}
         own = self.context.model_copy(update={"seed": job.seed})
         try:
             values = run_thread(self.graph, thread, job.prompt, own, control=self.control)
@@ -120,15 +132,15 @@ class Worker:
             # down, and the others go on.
             if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
                 raise
-            spent = {"usage": self._spent(thread), "seconds": _since(started), "at": _now()}
-            return {**row, **_failure(error), **spent}
+            row = {**_with_failure(row, error), "usage": self._spent(thread)}
+            return {**row, "seconds": _since(started), "at": _now()}
         if not values.get("outcome"):
             return None
         _settle(values["attempts"])
         if self.evidence is not None:
             record = run_record(values, own, self.models, thread, begun)
-            write_evidence(self.evidence / "runs" / f"{job.index:05d}", record, self.images)
-        return {**row, **_summary(values), "seconds": _since(started), "at": _now()}
+            write_run(self.evidence / "runs" / f"{job.index:05d}", record, self.images)
+        return {**_with_outcome(row, values), "seconds": _since(started), "at": _now()}
 
     def forget(self, job: Job) -> None:
         """Remove a prompt's checkpoints, once its result is on disk."""
@@ -137,9 +149,9 @@ class Worker:
     def _thread(self, job: Job) -> str:
         return f"{self.batch}-{job.index}-{job.key}"
 
-    def _spent(self, thread: str) -> dict[str, Any]:
+    def _spent(self, thread: str) -> UsageFields:
         usage = self.graph.get_state({"configurable": {"thread_id": thread}}).values.get("usage")
-        return (usage or Usage()).model_dump(mode="json")
+        return cast(UsageFields, (usage or Usage()).model_dump(mode="json"))
 
 
 def images_place(context: GemsContext, out: Path) -> str:
@@ -183,7 +195,7 @@ def open_worker(
 
 
 def is_local(generator: ImageGenerator) -> bool:
-    """Whether it makes images in this process, rather than asking a server."""
+    """Whether it makes images in this process, rather than asking a server; see ``Local``."""
     return hasattr(generator, "replicas")
 
 
@@ -191,13 +203,14 @@ def is_local(generator: ImageGenerator) -> bool:
 def batching(context: GemsContext) -> Iterator[ImageGenerator]:
     """The image generator of these settings, for many prompts at a time: batched across them, where that is faster."""
     options = context.generator_options
-    generator: Any = init_image_generator(context.generator, options)
+    generator: Any = init_image_generator(context.generator, options, context.authority)
     if not is_local(generator):  # a server makes its batches itself
         yield generator
         return
     devices = generator.replicas.devices
     if options.batch_size is None and any(device.startswith("cuda") for device in devices):
-        generator = init_image_generator(context.generator, options.model_copy(update={"batch_size": _GPU_BATCH}))
+        options = options.model_copy(update={"batch_size": _GPU_BATCH})
+        generator = init_image_generator(context.generator, options, context.authority)
     # One call makes a batch on every device.
     with BatchingGenerator(generator, largest=generator.batch_size * len(devices)) as batched:
         yield batched
@@ -227,7 +240,7 @@ def run_batch(
     *,
     concurrency: int,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[Row], None],
+    on_done: Callable[[BatchRow], None],
     stop: Stop | None = None,
     evidence: bool = False,
     limits: Limits | None = None,
@@ -263,7 +276,7 @@ def run_batch(
     # What would fail every prompt fails here, before it is written down as each prompt's own failure.
     models = model_records(context)
     load_skills(context.skills_dir, builtin=context.builtin_skills)
-    with only_here(out), _threads_for(context, concurrency), batching(context) as generator:
+    with locked(out), _threads_for(context, concurrency), batching(context) as generator:
         batch = claim(out, context, models)
         with open_worker(
             out,
@@ -294,41 +307,41 @@ def run_batch(
 def run_jobs(
     jobs: list[Job],
     out: Path,
-    work: Callable[[Job], Row | None],
+    work: Callable[[Job], BatchRow | None],
     *,
     concurrency: int,
     stop: Stop,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[Row], None],
+    on_done: Callable[[BatchRow], None],
 ) -> Batch:
     """Do the work of every job that has no line in ``out/results.jsonl`` yet.
 
     ``work`` returns a job's result, or None where it was stopped. With a concurrency of 1, jobs run in their order.
     The rest is as for ``run_batch``.
     """
-    with only_here(out):
+    with locked(out):
         return _run_jobs(jobs, out, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
 
 
 def _run_jobs(
     jobs: list[Job],
     out: Path,
-    work: Callable[[Job], Row | None],
+    work: Callable[[Job], BatchRow | None],
     *,
     concurrency: int,
     stop: Stop,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[Row], None],
+    on_done: Callable[[BatchRow], None],
     limits: Limits | None = None,
     sample: Sequence[Job] = (),
     on_written: Callable[[Job], None] = lambda job: None,
 ) -> Batch:
     write_jobs(out, jobs)
-    record = Record(out / "results.jsonl", repair=True)
-    allowance, despair = Allowance(limits or Limits(), record.spent, record.dearest), Despair(stop, concurrency)
+    record = ResultsFile(out / "results.jsonl", repair=True)
+    allowance, despair = Allowance(limits or Limits(), record.usage, record.max_usage), Despair(stop, concurrency)
     on_start(record.tally(jobs))
 
-    def finish(job: Job) -> Row | None:
+    def finish(job: Job) -> BatchRow | None:
         try:
             row = work(job)
             if row is not None:
@@ -341,7 +354,7 @@ def _run_jobs(
         allowance.done(job.index, spent_in(row or {}))
         return row
 
-    flying: set[Future[Row | None]] = set()
+    flying: set[Future[BatchRow | None]] = set()
 
     def land() -> None:
         nonlocal flying
@@ -383,7 +396,7 @@ class Despair:
         self.reason: str | None = None
         """Why it was ended; None as long as it was not."""
 
-    def hear(self, row: Row) -> None:
+    def hear(self, row: BatchRow) -> None:
         """Hear of a result."""
         with self._lock:
             self._failures = self._failures + 1 if row.get("error_kind") == "backend" else 0
@@ -404,38 +417,42 @@ def _since(started: float) -> float:
     return round(time.perf_counter() - started, 3)
 
 
-def _failure(error: Exception) -> Row:
+def _with_failure(row: BatchRow, error: Exception) -> BatchRow:
     text = " ".join(str(error).split())
-    kind = "input" if isinstance(error, InputError) else "backend"
-    return {"error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}", "error_kind": kind}
+    return {
+        **row,
+        "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
+        "error_kind": "input" if isinstance(error, InputError) else "backend",
+    }
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _summary(values: GemsState) -> dict[str, Any]:
+def _with_outcome(row: BatchRow, values: GemsState) -> BatchRow:
     attempts = values["attempts"]
-    best = best_attempt(attempts)
-    summary: dict[str, Any] = {
+    best = best_index(attempts)
+    result: BatchRow = {
+        **row,
         "run_id": values["run_id"],
-        "outcome": values["outcome"],
-        "score": round(best.score, 4) if best else 0.0,
+        "outcome": values["outcome"] or "cancelled",
+        "score": 0.0 if best is None else round(attempts[best].score, 4),
         "rounds": attempts[-1].round if attempts else 0,
-        "requirements": [r.model_dump(mode="json") for r in values.get("requirements") or []],
+        "requirements": [cast(RequirementFields, r.model_dump(mode="json")) for r in values.get("requirements") or []],
         "attempts": [brief(attempt) for attempt in attempts],
-        "best": attempts.index(best) if best else None,
+        "best": best,
         "skills": values.get("skills") or [],
         "memories": [memory.key for memory in values.get("memories") or []],
-        "usage": values["usage"].model_dump(mode="json"),
+        "usage": cast(UsageFields, values["usage"].model_dump(mode="json")),
         "errors": values["errors"],
     }
     if values["outcome"] == "failed":
-        summary |= {"error": "; ".join(values["errors"]), "error_kind": "backend"}
-    return summary
+        return {**result, "error": "; ".join(values["errors"]), "error_kind": "backend"}
+    return result
 
 
-def brief(attempt: Attempt) -> dict[str, Any]:
+def brief(attempt: Attempt) -> AttemptFields:
     """An attempt in a result. Verdicts are {requirement id: [answer, confidence]}."""
     return {
         "round": attempt.round,

@@ -7,19 +7,21 @@ import json
 import random
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from gems.bulk.results import Record, Row, kept_jobs
+from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, saved_jobs
 from gems.errors import InputError
 from gems.files import made_aside
 from gems.memory.image_store import read_image
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_T = TypeVar("_T")
 
 __all__ = ["FORMATS", "Exported", "export", "write_index"]
 
@@ -87,7 +89,7 @@ def _index_schema() -> pa.Schema:
     )
 
 
-def write_index(out: Path, record: Record) -> Path:
+def write_index(out: Path, record: ResultsFile) -> Path:
     """Write ``index.parquet``: a row for each prompt that has a result, with all its attempts and verdicts.
 
     Args:
@@ -97,7 +99,7 @@ def write_index(out: Path, record: Record) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = record.rows(kept_jobs(out))
+    rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
     with made_aside(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         for group in _groups(rows, _GROUP):
@@ -105,8 +107,8 @@ def write_index(out: Path, record: Record) -> Path:
     return path
 
 
-def _index_row(row: Row) -> Row:
-    best = _best(row)
+def _index_row(row: BatchRow) -> dict[str, Any]:
+    best = best_attempt_of(row)
     own_id = row.get("id")
     return {
         **row,
@@ -118,17 +120,12 @@ def _index_row(row: Row) -> Row:
     }
 
 
-def _verdicts(row: Row, attempt: Row) -> list[Row]:
+def _verdicts(row: BatchRow, attempt: AttemptFields) -> list[dict[str, Any]]:
     questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
     return [
         {"question": questions.get(key, key), "answer": answer, "confidence": confidence}
         for key, (answer, confidence) in attempt["verdicts"].items()
     ]
-
-
-def _best(row: Row) -> Row | None:
-    best: Row | None = row["attempts"][row["best"]] if row.get("best") is not None else None
-    return best
 
 
 # --- data sets -------------------------------------------------------------------------------------------------------
@@ -178,10 +175,10 @@ def export(
         raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
     if target.exists() and not (target / _MARK).exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} is there already, and no export; choose another folder")
-    jobs, record = kept_jobs(source), Record(source / "results.jsonl")
+    jobs, record = saved_jobs(source), ResultsFile(source / "results.jsonl")
     images, seen = _Images(source), 0
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[BatchRow]:
         nonlocal seen
         for row in record.rows(jobs):
             seen += 1
@@ -207,15 +204,15 @@ _WHY: Final = {
 }
 
 
-def _shown(rows: Iterable[Row], choice: Choice) -> Iterator[tuple[Row, Row]]:
+def _shown(rows: Iterable[BatchRow], choice: Choice) -> Iterator[tuple[BatchRow, AttemptFields]]:
     """The prompts whose best image is an example, with that image's attempt."""
     for row in rows:
-        best = _best(row)
+        best = best_attempt_of(row)
         if best is not None and (row.get("outcome") in ("solved", "accepted") or not choice.solved):
             yield row, best
 
 
-def _about(row: Row, attempt: Row) -> Row:
+def _about(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
     """What is told of an image, in every format."""
     return {
         "index": row["index"],
@@ -236,13 +233,13 @@ class _Images:
     def __init__(self, source: Path) -> None:
         self._beside = source.absolute() / "images"
 
-    def read(self, attempt: Row) -> bytes:
+    def read(self, attempt: AttemptFields) -> bytes:
         digest = attempt["sha256"]
         here = self._beside / digest[:2] / f"{digest}.png"
         return read_image(here.as_uri() if here.exists() else attempt["image"], digest)
 
 
-def _webdataset(rows: Iterable[Row], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
+def _webdataset(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
     """Shards of KEY.png, KEY.txt and KEY.json, as WebDataset reads them (github.com/webdataset/webdataset)."""
     n, examples = 0, _shown(rows, choice)
     for shard in count():
@@ -265,7 +262,7 @@ def _webdataset(rows: Iterable[Row], images: _Images, folder: Path, choice: Choi
     return n, n
 
 
-def _imagefolder(rows: Iterable[Row], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
+def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
     """``train/*.png`` with a ``metadata.jsonl``, as Hugging Face datasets' ImageFolder reads it."""
     train, n = folder / "train", 0
     train.mkdir()
@@ -280,7 +277,7 @@ def _imagefolder(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
     return n, n
 
 
-def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
+def _preferences(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
     """Parquet files of pairs in Pick-a-Pic's columns, which trainers of Diffusion-DPO (arXiv 2311.12908) read.
 
     ``jpg_0`` and ``jpg_1`` are the bytes of images, ``label_0`` is 1 where the first is the better one, ``caption`` is
@@ -305,13 +302,13 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
     (folder / "data").mkdir()
     n, prompts = 0, set()
 
-    def examples() -> Iterator[Row]:
+    def examples() -> Iterator[dict[str, Any]]:
         nonlocal n
         for row in rows:
             rng = random.Random(row["seed"])
             for pair in islice(_pairs(row, choice.margin), choice.pairs):
                 first_is_better = rng.random() < 0.5
-                example: Row = {"caption": row["prompt"], "index": row["index"]}
+                example: dict[str, Any] = {"caption": row["prompt"], "index": row["index"]}
                 for side, attempt in enumerate(pair if first_is_better else reversed(pair)):
                     example |= {
                         f"jpg_{side}": images.read(attempt),
@@ -331,9 +328,9 @@ def _preferences(rows: Iterable[Row], images: _Images, folder: Path, choice: Cho
     return n, len(prompts)
 
 
-def _pairs(row: Row, margin: float) -> Iterator[tuple[Row, Row]]:
+def _pairs(row: BatchRow, margin: float) -> Iterator[tuple[AttemptFields, AttemptFields]]:
     """A prompt's pairs of attempts, (chosen, rejected), those furthest apart first; each attempt once."""
-    attempts: Sequence[Row] = sorted(row.get("attempts", []), key=lambda a: (a["passed"], a["score"]), reverse=True)
+    attempts = sorted(row.get("attempts", []), key=lambda a: (a["passed"], a["score"]), reverse=True)
     for better, worse in zip(attempts, reversed(attempts), strict=True):
         clear = better["score"] - worse["score"] >= margin and better["passed"] > worse["passed"]
         if not clear or better["sha256"] == worse["sha256"]:
@@ -341,7 +338,7 @@ def _pairs(row: Row, margin: float) -> Iterator[tuple[Row, Row]]:
         yield better, worse
 
 
-FORMATS: Final[dict[str, Callable[[Iterable[Row], _Images, Path, Choice], tuple[int, int]]]] = {
+FORMATS: Final[dict[str, Callable[[Iterable[BatchRow], _Images, Path, Choice], tuple[int, int]]]] = {
     "webdataset": _webdataset,
     "imagefolder": _imagefolder,
     "preferences": _preferences,
@@ -349,7 +346,7 @@ FORMATS: Final[dict[str, Callable[[Iterable[Row], _Images, Path, Choice], tuple[
 """What ``gems export --to`` takes."""
 
 
-def _groups(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def _groups(rows: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(rows)
     while group := list(islice(iterator, size)):
         yield group

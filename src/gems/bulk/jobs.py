@@ -8,14 +8,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from gems.errors import InputError
 from gems.seeds import MAX_SEED, seed_of_batch_prompt
 
-__all__ = ["Job", "read_jobs", "sample_of"]
+__all__ = ["Job", "JobFields", "read_jobs", "sample_of"]
 
 _MAX_LINE: Final = 64 * 1024
+
+
+class JobFields(TypedDict):
+    """A job as a line of JSON."""
+
+    index: int
+    line: int
+    id: Any
+    prompt: str
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +45,7 @@ class Job:
         """Identifies its result: what is drawn follows from prompt and seed."""
         return hashlib.sha256(json.dumps([self.prompt, self.seed]).encode()).hexdigest()[:12]
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JobFields:
         """The beginning of its result."""
         return {"index": self.index, "line": self.line, "id": self.id, "prompt": self.prompt, "seed": self.seed}
 

@@ -30,11 +30,12 @@ from typing import Any, Final, Literal
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 
+from gems.authority import CODE
 from gems.bulk.batch import Batch, Despair, Stop, batching, images_place, is_local, open_worker
 from gems.bulk.jobs import Job
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
 from gems.bulk.limits import Allowance, Limits, spent_in
-from gems.bulk.results import Record, Row, Tally, claim, only_here, write_jobs
+from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, locked, write_jobs
 from gems.database import database_pool
 from gems.errors import BackendError, GemsError, InputError
 from gems.graph.context import ROLES, GemsContext
@@ -43,7 +44,8 @@ from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, StepCallback, guide_of, objection_to
 from gems.models.registry import init_image_generator
-from gems.runs.record import ModelRecord, make_folder, model_records
+from gems.runs.folder import make_folder
+from gems.runs.record import ModelRecord, model_records
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
 
@@ -58,6 +60,7 @@ _LOOK: Final = 0.5
 _SEARCH: Final = 5.0
 """Seconds between two looks at which generators there are."""
 _WORKERS_ENVIRONMENT: Final = (
+    CODE,
     "DIFFUSERS_VERBOSITY",
     "HF_HUB_DISABLE_PROGRESS_BARS",
     "LANGGRAPH_STRICT_MSGPACK",
@@ -234,7 +237,7 @@ class _RayGenerator:
     """The image generator of a worker: the cluster's."""
 
     def __init__(self, context: GemsContext, generators: _Generators) -> None:
-        near = init_image_generator(context.generator, context.generator_options)  # loads no weights
+        near = init_image_generator(context.generator, context.generator_options, context.authority)  # loads no weights
         self.name, self.fingerprint, self.edits, self.guide = near.name, near.fingerprint, near.edits, guide_of(near)
         self._near, self._generators = near, generators
 
@@ -317,7 +320,9 @@ class _GraphWorker:
         if model_records(context, load=False) != task.models:
             raise InputError(f"the machine {socket.gethostname()} has other weights than {task.host}")
         load_skills(context.skills_dir, builtin=context.builtin_skills)
-        generator: ImageGenerator = init_image_generator(context.generator, context.generator_options)
+        generator: ImageGenerator = init_image_generator(
+            context.generator, context.generator_options, context.authority
+        )
         if is_local(generator):
             generator = _RayGenerator(context, _Generators(task.governor, task.batch, control))
         self._worker = self._stack.enter_context(
@@ -341,7 +346,7 @@ class _GraphWorker:
         rows = [self._run(Job(**json.loads(text))) for text in block["job"].tolist()]
         return {"row": [json.dumps(row) if row else "" for row in rows]}
 
-    def _run(self, job: Job) -> Row | None:
+    def _run(self, job: Job) -> BatchRow | None:
         import ray
 
         governor = self._task.governor
@@ -384,7 +389,7 @@ def run_on_ray(
     address: str,
     concurrency: int,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[Row], None],
+    on_done: Callable[[BatchRow], None],
     workers: int | None = None,
     stop: Stop | None = None,
     evidence: bool = False,
@@ -397,7 +402,7 @@ def run_on_ray(
     Args:
         jobs: What to run.
         out: Holds this batch; on several machines, only the driver's has to have it.
-        context: Settings of every run.
+        context: Settings of every run. A ``python:`` model has to be importable on every machine.
         address: "local" for a cluster of this machine's, started for this run; "auto" for the one that this machine
             belongs to; HOST:PORT. A program that is connected to one already stays with it.
         concurrency: Prompts in flight, of all workers together.
@@ -423,12 +428,12 @@ def run_on_ray(
         )
     models = model_records(context, load=False)
     load_skills(context.skills_dir, builtin=context.builtin_skills)
-    with only_here(out), _connected(address) as ray:
+    with locked(out), _connected(address) as ray:
         batch = claim(out, context, models)
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         check_places(hosts, context, checkpoints, evidence=evidence)
         write_jobs(out, jobs)
-        record = Record(out / "results.jsonl", repair=True)
+        record = ResultsFile(out / "results.jsonl", repair=True)
         on_start(record.tally(jobs))
         todo = [job for job in sample or jobs if not record.is_done(job)]
         if not todo:
@@ -437,11 +442,11 @@ def run_on_ray(
 
         kind: Any = ray.remote(_Governor)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        about = (limits or Limits(), record.spent, record.dearest)
+        about = (limits or Limits(), record.usage, record.max_usage)
         governor = kind.options(num_cpus=0, scheduling_strategy=here).remote(*about)
         images = images_place(context, out)
         task = _Task(out, context, batch, socket.gethostname(), models, checkpoints, images, evidence, governor)
-        generator = init_image_generator(context.generator, context.generator_options)
+        generator = init_image_generator(context.generator, context.generator_options, context.authority)
         despair = Despair(stop, concurrency)
         with (
             open_worker(
@@ -466,7 +471,7 @@ def run_on_ray(
         return Batch(jobs, record, ray.get(governor.reached.remote()), despair.reason)
 
 
-def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, workers: int | None) -> Iterator[Row]:
+def _results(ray: Any, task: _Task, todo: Sequence[Job], concurrency: int, workers: int | None) -> Iterator[BatchRow]:
     """Results as they come, in any order."""
     from ray.data import ActorPoolStrategy, DataContext
     from ray.exceptions import RayTaskError

@@ -1,4 +1,4 @@
-"""A bulk run's folder: its manifest, and an append-only record of results in which each prompt counts once."""
+"""A batch's folder: its manifest, and an append-only file of results in which each prompt counts once."""
 
 from __future__ import annotations
 
@@ -13,85 +13,174 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
-from gems.bulk.jobs import Job
+from gems.bulk.jobs import Job, JobFields
 from gems.bulk.limits import dearer, spent_in
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
-from gems.graph.state import Usage
+from gems.graph.events import RequirementFields
+from gems.graph.state import Outcome, Strategy, Usage
 from gems.runs.record import ModelRecord
 
-__all__ = ["Record", "Row", "Tally", "claim", "is_worked_on", "kept_jobs", "only_here", "write_jobs"]
+__all__ = [
+    "AttemptFields",
+    "BatchRow",
+    "ResultsFile",
+    "Tally",
+    "UsageFields",
+    "best_attempt_of",
+    "claim",
+    "is_locked",
+    "locked",
+    "read_row",
+    "row_of",
+    "saved_jobs",
+    "write_jobs",
+]
 
-Row = dict[str, Any]
-"""One line of ``results.jsonl``."""
 
-_PLACES: Final = ("memory_url", "images_url")
-"""Settings that make no other batch: a database or a bucket can move."""
+class UsageFields(TypedDict):
+    """A ``Usage`` as a dict."""
+
+    chat_calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    images: int
+    seconds: float
+
+
+class AttemptFields(TypedDict):
+    """An attempt in a result."""
+
+    round: int
+    candidate: int
+    strategy: Strategy
+    prompt: str
+    seed: int
+    score: float
+    passed: int
+    total: int
+    verdicts: dict[str, list[Any]]
+    """{requirement id: [answer, confidence]}."""
+    image: str
+    """The image's address."""
+    sha256: str
+    edited_from: str
+
+
+class BatchRow(JobFields, total=False):
+    """One line of ``results.jsonl``. A prompt that failed before it ran has an error, and no outcome."""
+
+    thread: str
+    run_id: str
+    outcome: Outcome
+    score: float
+    rounds: int
+    requirements: list[RequirementFields]
+    attempts: list[AttemptFields]
+    best: int | None
+    """The index of the best attempt."""
+    skills: list[str]
+    memories: list[str]
+    """Keys of the experiences that were retrieved."""
+    usage: UsageFields
+    errors: list[str]
+    error: str
+    error_kind: Literal["input", "backend"]
+    seconds: float
+    at: str
+    """When the result was written, ISO 8601."""
+
+
+def read_row(line: bytes) -> BatchRow | None:
+    """A line of ``results.jsonl``; None if it is not a whole result.
+
+    Only what identifies the result is checked, so that 100,000 lines are read in seconds.
+    """
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    types = {"index": int, "prompt": str, "seed": int}
+    is_result = isinstance(row, dict) and all(type(row.get(name)) is type_ for name, type_ in types.items())
+    return cast(BatchRow, row) if is_result else None
+
+
+def row_of(job: Job) -> BatchRow:
+    """The beginning of a job's result."""
+    return cast(BatchRow, job.row())
+
+
+def best_attempt_of(row: BatchRow) -> AttemptFields | None:
+    """The attempt that a result's prompt ended with; None if no image was made."""
+    best = row.get("best")
+    return None if best is None else row["attempts"][best]
 
 
 @dataclass(slots=True)
 class Tally:
-    """How far a bulk run has come."""
+    """How many prompts of a batch are done, and what they used."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    """Of each prompt that has a result; "failed" where that is an error."""
-    spent: Usage = field(default_factory=Usage)
+    """Prompts by outcome; "failed" for those with an error."""
+    usage: Usage = field(default_factory=Usage)
 
     @property
     def done(self) -> int:
-        """Prompts that have a result."""
+        """How many prompts have a result."""
         return self.outcomes.total()
 
-    def add(self, row: Row) -> None:
+    def add(self, row: BatchRow) -> None:
         """Count a new result."""
         self.outcomes[_outcome(row)] += 1
-        self.spent += spent_in(row)
+        self.usage += spent_in(row)
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """What is kept in memory of a result: thousands of them have to weigh little."""
+    """What is kept in memory of a result. There can be hundreds of thousands."""
 
     offset: int
     key: str
     outcome: str
     is_final: bool
-    """A prompt that cannot be drawn stays so; one that met a failing backend deserves another try."""
+    """False after a backend's failure, which deserves another try. A prompt that cannot be drawn stays failed."""
 
 
-class Record:
+class ResultsFile:
     """``results.jsonl``: one line per finished prompt, on disk before it counts.
 
-    The last line about a prompt is its result; earlier ones are of backends that failed, and are counted as spent.
+    The last line about a prompt is its result. Earlier lines about it are failures of a backend; their usage counts.
 
     Args:
-        path: The file, made at the first result.
-        repair: Cut off a last line that a kill has torn: for the one process that writes, and for nobody else.
+        path: The file. It is created with the first result.
+        repair: Cut off an incomplete last line, which a killed process leaves. For the one process that writes.
     """
 
     def __init__(self, path: Path, *, repair: bool = False) -> None:
         self.path = path
         self._lock = threading.Lock()
         self._lines: dict[int, _Line] = {}
-        self.spent = Usage()
-        """By all lines."""
-        self.dearest = Usage()
-        """The most of each figure in any line."""
+        self.usage = Usage()
+        """The sum over all lines."""
+        self.max_usage = Usage()
+        """The maximum of each figure over all lines."""
         self._end = 0
-        for row, offset, end in _lines(path):
+        for row, offset, end in _read_rows(path):
             self._note(row, offset)
             self._end = end
         if repair and path.exists() and path.stat().st_size > self._end:
-            # The torn last line of a killed batch: that prompt is run again, and other readers see JSON lines only.
+            # The prompt of the incomplete line is run again, and other readers see JSON lines only.
             os.truncate(path, self._end)
 
-    def add(self, row: Row) -> None:
-        """Write a result down; when this returns, no crash of the machine loses it."""
+    def add(self, row: BatchRow) -> None:
+        """Write a result. Once this returns, a crash of the machine does not lose it."""
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
             try:
@@ -100,86 +189,83 @@ class Record:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError:
-                with suppress(OSError):  # the disk is full, say: half a line would swallow the next one
+                with suppress(OSError):  # a full disk, for example: the next result must not follow half a line
                     os.truncate(self.path, self._end)
                 raise
             self._note(row, self._end)
             self._end += len(line)
 
-    def _note(self, row: Row, offset: int) -> None:
-        spent = spent_in(row)
-        self.spent += spent
-        self.dearest = dearer(self.dearest, spent)
-        final = row.get("error_kind") != "backend"
-        self._lines[row["index"]] = _Line(offset, _key(row), _outcome(row), final)
+    def _note(self, row: BatchRow, offset: int) -> None:
+        usage = spent_in(row)
+        self.usage += usage
+        self.max_usage = dearer(self.max_usage, usage)
+        is_final = row.get("error_kind") != "backend"
+        self._lines[row["index"]] = _Line(offset, _key(row), _outcome(row), is_final)
 
     def has(self, job: Job) -> bool:
-        """Whether there is a result of this very prompt and seed: the file may have been put right since."""
+        """Whether there is a result of exactly this prompt and seed. The user may have edited the prompt since."""
         line = self._lines.get(job.index)
         return line is not None and line.key == job.key
 
     def is_done(self, job: Job) -> bool:
-        """Whether nothing is left to do for a prompt."""
+        """Whether a prompt has a final result."""
         return self.has(job) and self._lines[job.index].is_final
 
     def tally(self, jobs: Iterable[Job], *, retried: bool = False) -> Tally:
-        """How far these jobs have come, and what has been spent on all there ever were.
+        """How many of these jobs are done, and what all lines together used.
 
         Args:
-            jobs: Which.
-            retried: Count failures too that the next start will try again.
+            jobs: The jobs.
+            retried: Count also failures that the next start will try again.
         """
         counts = self.has if retried else self.is_done
-        return Tally(Counter(self._lines[job.index].outcome for job in jobs if counts(job)), self.spent)
+        return Tally(Counter(self._lines[job.index].outcome for job in jobs if counts(job)), self.usage)
 
-    def rows(self, jobs: Iterable[Job]) -> Iterator[Row]:
-        """The results of these jobs that are there, in their order, one in memory at a time."""
+    def rows(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
+        """The results of these jobs, in the jobs' order, with one in memory at a time."""
         for job in jobs:
             if self.has(job):
                 yield self._row(self._lines[job.index].offset)
 
     def latest_moments(self, most: int) -> list[datetime]:
-        """When the last so many results came, in order."""
-        last = sorted(line.offset for line in self._lines.values())[-most:]
-        return sorted(datetime.fromisoformat(row["at"]) for o in last if "at" in (row := self._row(o)))
+        """When the latest results were written, in order; ``most`` of them at most."""
+        offsets = sorted(line.offset for line in self._lines.values())[-most:]
+        return sorted(datetime.fromisoformat(row["at"]) for o in offsets if "at" in (row := self._row(o)))
 
-    def _row(self, offset: int) -> Row:
+    def _row(self, offset: int) -> BatchRow:
         with self.path.open("rb") as file:
             file.seek(offset)
-            row: Row = json.loads(file.readline())
+            row: BatchRow = json.loads(file.readline())
         return row
 
 
-def _outcome(row: Row) -> str:
+def _outcome(row: BatchRow) -> str:
     return "failed" if row.get("error") else str(row.get("outcome"))
 
 
-def _key(row: Row) -> str:
+def _key(row: BatchRow) -> str:
     return Job(row["index"], row["prompt"], row["seed"]).key
 
 
-def _lines(path: Path) -> Iterator[tuple[Row, int, int]]:
-    """The whole lines of a file that are results, and where each begins and ends."""
+def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
+    """The results in a file, and the offsets at which each begins and ends."""
     if not path.exists():
         return
     with path.open("rb") as file:
         end = 0
         for line in file:
             start, end = end, end + len(line)
-            try:
-                row = json.loads(line) if line.endswith(b"\n") else {}
-                _key(row)
-            except (ValueError, TypeError, KeyError):
-                continue  # torn by a crash, or of another program
-            yield row, start, end
+            row = read_row(line)
+            if row is not None:  # else a crash cut the line off, or another program wrote it
+                yield row, start, end
 
 
 @contextmanager
-def only_here(out: Path) -> Iterator[None]:
-    """Keep other processes from working on the same batch meanwhile.
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes of this machine from working on the batch in this folder.
 
     Raises:
-        InputError: One does.
+        InputError: Another process works on it.
     """
     try:
         with FileLock(out / ".lock", timeout=0):
@@ -188,8 +274,8 @@ def only_here(out: Path) -> Iterator[None]:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
 
 
-def is_worked_on(out: Path) -> bool:
-    """Whether some process of this machine works on a batch now."""
+def is_locked(out: Path) -> bool:
+    """Whether a process of this machine works on the batch in this folder."""
     if not (out / ".lock").exists():
         return False
     try:
@@ -199,44 +285,48 @@ def is_worked_on(out: Path) -> bool:
         return True
 
 
-def _binding(settings: dict[str, Any]) -> dict[str, Any]:
-    """What of the settings makes another batch: not where things lie, nor prices that nothing depends on."""
+_LOCATIONS: Final = ("memory_url", "images_url")
+"""Settings that do not identify a batch: a database or a bucket can move."""
+
+
+def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that identify a batch. Storage locations and unused prices are excluded."""
     budget = dict(settings["budget"])
     if budget["cost"] is None:
         del budget["prices"]
-    return {name: value for name, value in settings.items() if name not in _PLACES} | {"budget": budget}
+    return {name: value for name, value in settings.items() if name not in _LOCATIONS} | {"budget": budget}
 
 
 def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Keep a folder for one batch. Returns the batch's id, which no other one has.
+    """Reserve a folder for one batch, or check that it is this batch's. Returns the batch's id, which is unique.
 
-    It is bound to its settings and weights. Prompts may be put right or added: each result says what it is of.
+    Settings and weights identify a batch. Its prompts may be edited or added to: each result names its prompt.
 
     Raises:
-        InputError: The folder holds a batch of other settings or weights.
+        InputError: The folder holds a batch with other settings or weights.
     """
     manifest: dict[str, Any] = {
         "settings": context.model_dump(mode="json"),
         "models": {role: asdict(model) for role, model in models.items()},
     }
-    said = {**manifest, "settings": _binding(manifest["settings"])}
-    bound_to = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    identity = {**manifest, "settings": _identifying(manifest["settings"])}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if not path.exists():
-        about = {"id": uuid.uuid4().hex[:12], "bound_to": bound_to, **manifest}
-        write_atomically(path, json.dumps(about, indent=1, ensure_ascii=False).encode())
+        content = {"id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
     try:
-        held = json.loads(path.read_bytes())
-        batch, theirs = str(held["id"]), held["bound_to"]
+        content = json.loads(path.read_bytes())
+        batch, digest_of_folder = str(content["id"]), content["bound_to"]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
-    if theirs != bound_to:
-        raise InputError(f"{out} holds a batch of other settings or models; choose another folder with --out")
+    if digest_of_folder != digest:
+        raise InputError(f"{out} holds a batch with other settings or models; choose another folder with --out")
     return batch
 
 
 def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> None:
-    """Write prompts down, in the form that ``read_jobs`` reads; none: no file."""
+    """Write jobs to a file in the form that ``read_jobs`` reads. Without a job, the file is removed."""
     path = out / name
     if jobs:
         write_atomically(path, "".join(json.dumps(job.row(), ensure_ascii=False) + "\n" for job in jobs).encode())
@@ -244,16 +334,15 @@ def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> N
         path.unlink(missing_ok=True)
 
 
-def kept_jobs(out: Path) -> list[Job]:
-    """The prompts of a batch's folder.
+def saved_jobs(out: Path) -> list[Job]:
+    """The jobs in a batch's folder.
 
     Raises:
-        InputError: It holds no batch.
+        InputError: The folder holds no batch.
     """
     try:
         lines = (out / "prompts.jsonl").read_bytes().split(b"\n")
-        rows = [json.loads(line) for line in lines if line]
-        return [Job(**row) for row in rows]
+        return [Job(**json.loads(line)) for line in lines if line]
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
     except (ValueError, TypeError, KeyError, OSError) as error:

@@ -115,7 +115,8 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[
             str,
             typer.Option(
-                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, or transformers:FOLDER_OR_REPO.",
+                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, transformers:FOLDER_OR_REPO, or "
+                "your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],
@@ -125,8 +126,8 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[
             str,
             typer.Option(
-                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or "
-                "comfyui:URL.",
+                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL, "
+                "comfyui:URL, or your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],
@@ -367,7 +368,7 @@ def given_options(ctx: typer.Context) -> set[str]:
 
 
 def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETTINGS) -> GemsContext:
-    """The settings that options make.
+    """The settings that options make, with the operator's authority: code that an option names may run.
 
     Args:
         options: Values by name; what is left out has the context's default.
@@ -392,7 +393,7 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
             group, _, field = path.rpartition(".")
             (fields[group] if group else fields)[field] = content
     try:
-        return GemsContext.model_validate(fields)
+        return GemsContext.model_validate(fields).as_operator()
     except ValidationError as error:
         raise InputError(_fault(error.errors()[0], option_of)) from None
 

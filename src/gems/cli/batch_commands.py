@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from gems.bulk.batch import Batch, Stop
     from gems.bulk.jobs import Job
     from gems.bulk.limits import Limits
-    from gems.bulk.results import Tally
+    from gems.bulk.results import ResultsFile, Tally
     from gems.graph.context import GemsContext
     from gems.graph.state import Prices
 
@@ -240,9 +240,7 @@ def run(
     Exit code 0: every prompt was run; 2 or 3: some could not be (bad prompt, or a model failed), the others are done;
     4: a total was reached; 130: stopped.
     """
-    from gems.bulk.export import write_index
     from gems.bulk.jobs import read_jobs, sample_of
-    from gems.bulk.results import write_jobs
 
     prices = context.budget.prices
     limits, jobs = totals.limits(prices), read_jobs(file, context.seed or 0)
@@ -261,16 +259,26 @@ def run(
         checkpoints=checkpoints,
         **({"workers": workers} if ray else {}),
     )
+    raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, as_json=as_json))
+
+
+def _conclude(
+    batch: Batch, sampled_jobs: Sequence[Job], folder: Path, concurrency: int, prices: Prices, *, as_json: bool
+) -> int:
+    """Write the index and what is left, and print the results. Returns the exit code."""
+    from gems.bulk.export import write_index
+    from gems.bulk.results import write_jobs
+
     write_index(folder, batch.record)
     write_jobs(folder, batch.left if batch.reached else [], "not_started.jsonl")
-    unfinished = any(not batch.record.has(job) for job in sampled_jobs or jobs)
-    if dry_run and not unfinished:
+    unfinished = any(not batch.record.has(job) for job in sampled_jobs or batch.jobs)
+    if sampled_jobs and not unfinished:
         _print_forecast(batch, sampled_jobs, concurrency, prices, as_json=as_json)
-        return
+        return 0
     interrupted = unfinished and not (batch.reached or batch.given_up)
     _note_end(folder, batch, interrupted=interrupted)
     _print_summary(batch, folder, prices, as_json=as_json)
-    raise typer.Exit(_report_end(batch, folder, interrupted=interrupted))
+    return _report_end(batch, folder, interrupted=interrupted)
 
 
 def _work(
@@ -350,7 +358,7 @@ def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool)
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     """The figures of a whole batch."""
-    usage, tally = batch.record.spent, batch.record.tally(batch.jobs, retried=True)
+    usage, tally = batch.record.usage, batch.record.tally(batch.jobs, retried=True)
     summary: dict[str, Any] = {
         "prompts": len(batch.jobs),
         "finished": tally.done,
@@ -423,13 +431,13 @@ def status(
     folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")], *, as_json: AsJson = False
 ) -> None:
     """Show how far a batch has come, from any shell, without disturbing it."""
-    from gems.bulk.results import Record, is_worked_on, kept_jobs
+    from gems.bulk.results import ResultsFile, is_locked, saved_jobs
     from gems.graph.state import Prices
 
-    jobs, record, latest = kept_jobs(folder), Record(folder / "results.jsonl"), _latest(folder)
-    tally, is_running = record.tally(jobs, retried=True), is_worked_on(folder)
+    jobs, results, latest = saved_jobs(folder), ResultsFile(folder / "results.jsonl"), _latest(folder)
+    tally, is_running = results.tally(jobs, retried=True), is_locked(folder)
     prices = Prices.model_validate(latest.get("prices") or {})
-    prompts_a_minute = _rate(record, latest) if is_running else None
+    prompts_a_minute = _rate(results, latest) if is_running else None
     left = len(jobs) - tally.done
     figures: dict[str, Any] = {
         "state": "running" if is_running else "finished" if not left else latest.get("ended") or "not running",
@@ -437,7 +445,7 @@ def status(
         "done": tally.done,
         "outcomes": dict(tally.outcomes),
         "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
-        "spent": {**record.spent.model_dump(mode="json"), "cost": round(prices.cost(record.spent), 4)},
+        "spent": {**results.usage.model_dump(mode="json"), "cost": round(prices.cost(results.usage), 4)},
         "limits": latest.get("limits") or {},
         "prompts_a_minute": prompts_a_minute and round(prompts_a_minute, 1),
         "seconds_left": round(60 * left / prompts_a_minute) if prompts_a_minute else None,
@@ -457,7 +465,7 @@ def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> N
     out.print(f"{figures['state']}: {progress}{solved}", highlight=False)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in tally.outcomes.most_common() if count)
     out.print(f"outcomes: {outcomes or 'none yet'}")
-    out.print(f"spent: {spending(tally.spent, prices)}", highlight=False)
+    out.print(f"spent: {spending(tally.usage, prices)}", highlight=False)
     if figures["limits"]:
         limits = ", ".join(f"{limit:,} {name}" for name, limit in figures["limits"].items())
         out.print(f"limits: {limits}", highlight=False)
@@ -467,10 +475,10 @@ def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> N
         out.print(f"{rate}; about {time_left} left (pid {figures['pid']})", highlight=False)
 
 
-def _rate(record: Any, latest: Mapping[str, Any]) -> float | None:
+def _rate(results: ResultsFile, latest: Mapping[str, Any]) -> float | None:
     """Prompts a minute over the latest results of the current start. None: there are too few to say."""
     start = datetime.fromisoformat(latest["started"]) if latest.get("started") else None
-    moments = [moment for moment in record.latest_moments(_RESULTS_FOR_RATE) if start is None or moment >= start]
+    moments = [moment for moment in results.latest_moments(_RESULTS_FOR_RATE) if start is None or moment >= start]
     seconds = (datetime.now(UTC) - moments[0]).total_seconds() if len(moments) > 1 else 0.0
     return 60 * len(moments) / seconds if seconds > 0 else None
 

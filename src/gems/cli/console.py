@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
 
-    from gems.bulk.results import Tally
+    from gems.bulk.results import BatchRow, Tally
     from gems.graph.state import Prices, Usage
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -32,8 +32,6 @@ out, err = Console(), Console(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-BatchRow: TypeAlias = dict[str, Any]
-"""One line of a batch's results.jsonl."""
 
 _SPEED_PERIOD: Final = 3600
 """Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
@@ -182,7 +180,7 @@ class _BatchBar:
         """Take over what earlier starts have done."""
         from gems.bulk.results import Tally
 
-        self._tally = Tally(Counter(before.outcomes), before.spent)
+        self._tally = Tally(Counter(before.outcomes), before.usage)
         self._progress.update(self._task, completed=before.done, spending=self._spending())
         if before.done and not self._quiet:
             err.print(f"{self._prefix}{before.done} of {self._total} prompts were done before", highlight=False)
@@ -200,7 +198,7 @@ class _BatchBar:
             err.print(f"{self._prefix}{count} prompts, {solved} solved{details}", highlight=False)
 
     def _spending(self) -> str:
-        return spending(self._tally.spent, self._prices) if self._prices is not None else ""
+        return spending(self._tally.usage, self._prices) if self._prices is not None else ""
 
 
 def spending(usage: Usage, prices: Prices) -> str:

@@ -151,7 +151,7 @@ def _draw(setup: _Setup) -> str:
     from gems.models.registry import POCKET, init_image_generator
 
     name = setup.context.generator
-    generator = init_image_generator(name, setup.context.generator_options)
+    generator = init_image_generator(name, setup.context.generator_options, setup.context.authority)
     check = getattr(generator, "check", None)
     if name not in POCKET and callable(check):  # drawing could take minutes, or cost money
         return f"{check()}; {'can edit' if generator.edits else 'cannot edit'}; nothing was drawn"
@@ -208,7 +208,7 @@ def _chat_model(setup: _Setup, name: str) -> tuple[BaseChatModel, str]:
     """A chat model and, where loading it for a trial would take minutes, what it reports about itself instead."""
     from gems.models.registry import init_mllm
 
-    model = init_mllm(name, setup.context.chat_options)
+    model = init_mllm(name, setup.context.chat_options, setup.context.authority)
     check = getattr(model, "check", None)
     return model, f"{name}, {check()}; nothing was loaded" if callable(check) else ""
 

@@ -101,12 +101,13 @@ def _evaluate(
 
     folder = options.folder or Path("gems-eval") / folder_name
     generators = _generators(context.generator, options.against)
+    context = context.with_authority(context.authority.allowing([*generators, options.judge]))
     arms = choose_arms([name.strip() for name in options.arms.split(",") if name.strip()], generators, options.images)
     plan = EvaluationPlan(benchmark, tuple(prompts), tuple(arms), context, context.seed or 0, options.images, folder)
     with stoppable() as control:
         report = evaluate(
             plan,
-            init_scorer(options.scorer, generators, options.judge, folder),
+            init_scorer(options.scorer, generators, options.judge, folder, context.authority),
             concurrency=options.concurrency,
             control=control,
             bar=lambda what, total: batch_bar(total, what=what, quiet=options.quiet),

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
-from gems.evals.runner import EvalRow
 from gems.evals.scorers import arithmetic_mean, geometric_mean
 from gems.stats import bootstrap_interval, ratio_interval
 
@@ -30,13 +30,14 @@ class Judged:
     """
 
     prompt: EvalPrompt
-    row: EvalRow
+    row: BatchRow
     scores: dict[int, list[float]]
 
     @property
     def shipped(self) -> list[float]:
         """Scores of the image that was returned; all 0 if there is none."""
-        return self.scores.get(self.row.get("best", -1), [0.0] * len(self.prompt.questions))
+        best = self.row.get("best")
+        return self.scores.get(-1 if best is None else best, [0.0] * len(self.prompt.questions))
 
     @property
     def right(self) -> bool:
@@ -49,7 +50,7 @@ class Judged:
         return max(range(len(attempts)), key=lambda i: (*worth(attempts[i]), -i), default=None)
 
 
-def worth(attempt: EvalRow) -> tuple[bool, float]:
+def worth(attempt: AttemptFields) -> tuple[bool, float]:
     """An attempt's rank by the verifier's answers: passed before failed, then by score, as in ``best_attempt``."""
     return 0 < attempt["total"] == attempt["passed"], attempt["score"]
 
@@ -60,7 +61,7 @@ def is_right(scores: Sequence[float]) -> bool:
 
 
 def judge(
-    prompts: Sequence[EvalPrompt], rows: Iterable[EvalRow], scores: dict[int, dict[int, list[float]]]
+    prompts: Sequence[EvalPrompt], rows: Iterable[BatchRow], scores: dict[int, dict[int, list[float]]]
 ) -> list[Judged]:
     """Join prompts, results and scores (by prompt, then attempt)."""
     return [Judged(prompts[row["index"]], row, scores.get(row["index"], {})) for row in rows]
@@ -151,11 +152,11 @@ def _over_first_attempt(judged: Sequence[Judged]) -> dict[str, Any]:
 
 def _is_worse_shipped(judged: Judged) -> bool:
     """Whether an image was returned that the verifier rated below another one of the run."""
-    attempts, best = judged.row.get("attempts", []), judged.row.get("best")
-    return best is not None and max(map(worth, attempts)) > worth(attempts[best])
+    best = best_attempt_of(judged.row)
+    return best is not None and max(map(worth, judged.row["attempts"])) > worth(best)
 
 
-def _verifier(verified: Sequence[tuple[Judged, int, EvalRow]]) -> dict[str, Any]:
+def _verifier(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str, Any]:
     """How far the verifier can be trusted: on whole images, and on single questions by kind."""
     passed = np.array([worth(a)[0] for _, _, a in verified])
     true = np.array([is_right(j.scores[i]) for j, i, _ in verified])
@@ -177,7 +178,7 @@ def _verifier(verified: Sequence[tuple[Judged, int, EvalRow]]) -> dict[str, Any]
     }
 
 
-def _answers_by_kind(verified: Sequence[tuple[Judged, int, EvalRow]]) -> dict[str, Counter[str]]:
+def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str, Counter[str]]:
     """By kind of question, how many of the verifier's answers were "true yes", "false yes", "true no", "false no"."""
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for j, i, attempt in verified:

@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 from langgraph.runtime import RunControl
 
 from gems import __version__
-from gems.bulk.results import Tally
+from gems.bulk.results import BatchRow, Tally
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
-from gems.evals.runner import EvalRow, EvaluationPlan, image_paths, prepare_folder, run_arm
+from gems.evals.runner import EvaluationPlan, image_paths, prepare_folder, run_arm
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
 from gems.files import write_atomically
@@ -28,7 +28,7 @@ from gems.files import write_atomically
 __all__ = ["evaluate"]
 
 ProgressBar: TypeAlias = Callable[
-    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[EvalRow], None]]]
+    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]
 ]
 """Opens a bar for (what, how many). Gives two functions to call: with the tally so far, and with each new result."""
 Scores: TypeAlias = dict[int, dict[int, list[float]]]
@@ -45,7 +45,7 @@ def evaluate(
         BackendError: Weights, the judge or the disk failed.
     """
     prepare_folder(plan)
-    rows: dict[str, list[EvalRow]] = {}
+    rows: dict[str, list[BatchRow]] = {}
     for number, arm in enumerate(plan.arms, start=1):
         with bar(f"{arm.name} ({number} of {len(plan.arms)})", len(plan.prompts)) as (on_start, on_done):
             rows[arm.name] = _timed(plan, arm, concurrency, control, on_start, on_done)
@@ -85,8 +85,8 @@ def _timed(
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[EvalRow], None],
-) -> list[EvalRow]:
+    on_done: Callable[[BatchRow], None],
+) -> list[BatchRow]:
     """Run an arm, and add the time to that of earlier calls."""
     start_time, before = time.monotonic(), 0
 
@@ -122,7 +122,7 @@ def _scores_all(scorer: Scorer) -> bool:
 def _score(
     plan: EvaluationPlan,
     arm: Arm,
-    rows: list[EvalRow],
+    rows: list[BatchRow],
     scorer: Scorer,
     concurrency: int,
     control: RunControl,
@@ -130,13 +130,13 @@ def _score(
 ) -> Scores:
     """The scores of an arm's attempts."""
 
-    def attempts_to_score(row: EvalRow) -> Iterator[int]:
+    def attempts_to_score(row: BatchRow) -> Iterator[int]:
         if _scores_all(scorer):
             yield from range(len(row.get("attempts", [])))
-        elif row.get("best") is not None:
-            yield row["best"]
+        elif (best := row.get("best")) is not None:
+            yield best
 
-    def score(row: EvalRow) -> tuple[EvalRow, dict[int, list[float]]]:
+    def score(row: BatchRow) -> tuple[BatchRow, dict[int, list[float]]]:
         if control.drain_requested:
             return row, {}
         prompt = plan.prompts[row["index"]]

@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, cast
 
 from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, brief, run_batch, run_jobs
 from gems.bulk.jobs import Job
-from gems.bulk.results import Tally, claim
+from gems.bulk.results import BatchRow, Tally, UsageFields, best_attempt_of, claim, row_of
 from gems.errors import BackendError, InputError
 from gems.evals.arms import Arm
 from gems.evals.prompts import EvalPrompt, write_prompts
@@ -26,13 +26,11 @@ from gems.memory.store import FaissStore
 from gems.models.generators import ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
-from gems.runs.record import ModelRecord, make_folder
+from gems.runs.folder import make_folder
+from gems.runs.record import ModelRecord
 from gems.seeds import seed_of_batch_prompt
 
-__all__ = ["EvalRow", "EvaluationPlan", "image_paths", "prepare_folder", "run_arm"]
-
-EvalRow: TypeAlias = dict[str, Any]
-"""The result of one prompt in one arm: a line of its results.jsonl."""
+__all__ = ["EvaluationPlan", "image_paths", "prepare_folder", "run_arm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +92,8 @@ def run_arm(
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[EvalRow], None],
-) -> list[EvalRow]:
+    on_done: Callable[[BatchRow], None],
+) -> list[BatchRow]:
     """Run the prompts that an arm has no result for yet. Returns all its results, in the prompts' order.
 
     An arm with a memory runs one prompt at a time, so that what it recalls follows from the prompts alone.
@@ -130,12 +128,13 @@ def _run_generator_alone(
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[EvalRow], None],
-) -> list[EvalRow]:
-    generator, folder = init_image_generator(arm.generator), make_folder(plan.folder(arm))
+    on_done: Callable[[BatchRow], None],
+) -> list[BatchRow]:
+    generator = init_image_generator(arm.generator, authority=context.authority)
+    folder = make_folder(plan.folder(arm))
     claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
-    def work(job: Job) -> EvalRow:
+    def work(job: Job) -> BatchRow:
         return _generate(generator, job, images)
 
     return run_jobs(
@@ -143,34 +142,34 @@ def _run_generator_alone(
     ).rows()
 
 
-def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> EvalRow:
+def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow:
     """One image of a prompt, as a result like the graph's."""
     start = time.perf_counter()
     try:
         [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
     except InputError as error:
-        return {**job.row(), "error": str(error), "error_kind": "input"}
+        return {**row_of(job), "error": str(error), "error_kind": "input"}
     if isinstance(result, BackendError):
-        return {**job.row(), "error": str(result), "error_kind": "backend"}
+        return {**row_of(job), "error": str(result), "error_kind": "backend"}
     ref = images.put(result.image, image_metadata(result.request, generator))
     attempt = Attempt(round=1, candidate=0, prompt=job.prompt, seed=job.seed, image=ref)
     return {
-        **job.row(),
+        **row_of(job),
         "outcome": "rounds",
         "rounds": 1,
         "requirements": [],
         "attempts": [brief(attempt)],
         "best": 0,
-        "usage": Usage(images=1).model_dump(mode="json"),
+        "usage": cast(UsageFields, Usage(images=1).model_dump(mode="json")),
         "errors": [],
         "seconds": round(time.perf_counter() - start, 3),
     }
 
 
-def image_paths(rows: Sequence[EvalRow]) -> dict[str, str]:
+def image_paths(rows: Sequence[BatchRow]) -> dict[str, str]:
     """By prompt, the image that was returned: what the benchmark's own scorer reads as ``--image_filepath_data``."""
     return {
-        row["prompt"]: row["attempts"][row["best"]]["image"].removeprefix("file://")
+        row["prompt"]: best["image"].removeprefix("file://")
         for row in rows
-        if row.get("best") is not None
+        if (best := best_attempt_of(row)) is not None
     }

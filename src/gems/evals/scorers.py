@@ -24,6 +24,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from PIL import Image
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from gems.authority import NO_AUTHORITY, Authority
+from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
@@ -44,7 +46,7 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """One number per question of the prompt, for an attempt of a result made by that generator."""
         ...
 
@@ -109,7 +111,7 @@ class Oracle:
         """Whether the truth about a generator's images is known."""
         return generator in POCKET
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:
@@ -133,7 +135,7 @@ class Oracle:
         return self._file.put(key, scores)
 
 
-def _edit(attempt: dict[str, Any]) -> dict[str, Any]:
+def _edit(attempt: AttemptFields) -> dict[str, Any]:
     """The pipeline's other arguments when it edited an image, from the image file's metadata."""
     if not attempt.get("edited_from"):
         return {}
@@ -185,7 +187,7 @@ class SoftTifa:
         self._file = _ScoreFile(folder / "scores-soft-tifa.jsonl")
         self._concurrency = concurrency
 
-    def score(self, prompt: EvalPrompt, generator: str, attempt: dict[str, Any]) -> list[float]:
+    def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:
@@ -234,11 +236,13 @@ def _spellings(question: Vqa) -> frozenset[str]:
     return frozenset({answer, _NUMERALS.get(answer, answer)})
 
 
-def init_scorer(name: str, generators: Sequence[str], judge: str, folder: Path) -> Scorer:
+def init_scorer(
+    name: str, generators: Sequence[str], judge: str, folder: Path, authority: Authority = NO_AUTHORITY
+) -> Scorer:
     """The scorer of that name; "auto" is the oracle if it knows all generators, and Soft-TIFA otherwise.
 
     Raises:
-        InputError: The name is unknown, or the oracle does not know a generator.
+        InputError: The name is unknown, the oracle does not know a generator, or the judge cannot be used.
     """
     from gems.models.registry import init_mllm
 
@@ -249,5 +253,5 @@ def init_scorer(name: str, generators: Sequence[str], judge: str, folder: Path) 
     if name == "oracle" or (name == "auto" and has_truth):
         return Oracle(folder)
     if name in ("auto", "soft-tifa"):
-        return SoftTifa(init_mllm(judge), judge, folder)
+        return SoftTifa(init_mllm(judge, authority=authority), judge, folder)
     raise InputError(f'unknown scorer {name!r}; give "oracle", "soft-tifa" or "auto"')

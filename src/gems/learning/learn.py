@@ -147,7 +147,7 @@ def _draft(plan: LearningPlan, context: GemsContext, on_step: Callable[[Step], N
     cohort, drafts = len(plan.lessons) + len(plan.waiting), list[LearnedSkill]()
     for lesson in plan.lessons:
         try:
-            model = init_mllm(context.mllm, context.chat_options)
+            model = init_mllm(context.mllm, context.chat_options, context.authority)
             drafts.append(draft_skill(lesson, model, context, cohort=cohort))
         except MalformedAnswerError as error:
             on_step(NotDrafted(lesson, str(error)))

@@ -24,7 +24,7 @@ from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, run_batch
 from gems.bulk.jobs import Job
-from gems.bulk.results import Tally
+from gems.bulk.results import BatchRow, Tally, best_attempt_of
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
 from gems.learning.contrasts import is_held_out
@@ -46,11 +46,9 @@ __all__ = [
     "run_trial",
 ]
 
-TrialRow: TypeAlias = dict[str, Any]
-"""The result of one prompt."""
 Figures: TypeAlias = dict[str, Any]
 ProgressBar: TypeAlias = Callable[
-    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[TrialRow], None]]]
+    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]
 ]
 """Opens a bar for (what, how many). Gives two functions to call: with the tally so far, and with each new result."""
 Runs: TypeAlias = Sequence[tuple[str, Trajectory]]
@@ -137,7 +135,7 @@ def run_trial(
     settings: TrialSettings,
     control: RunControl,
     bar: ProgressBar,
-) -> tuple[list[TrialRow], list[TrialRow]] | None:
+) -> tuple[list[BatchRow], list[BatchRow]] | None:
     """Run the prompts with the skill and without. None if it was stopped; killed or stopped, the same call resumes.
 
     The baseline uses the skills that are currently in use, including an earlier version of this draft if one is
@@ -164,7 +162,7 @@ def run_trial(
     folder = skill.folder / "gate" / _mark(identity)
     images = ImageStore(folder / "images")
 
-    def run(name: str, jobs: list[Job], context: GemsContext) -> list[TrialRow] | None:
+    def run(name: str, jobs: list[Job], context: GemsContext) -> list[BatchRow] | None:
         with bar(f"{skill.name}, {name}", len(jobs)) as (on_start, on_done):
             rows = run_batch(
                 jobs,
@@ -188,7 +186,7 @@ def run_trial(
 
 
 def judge_trial(
-    kind: str, rows_with: Sequence[TrialRow], rows_without: Sequence[TrialRow], *, level: float = 0.95
+    kind: str, rows_with: Sequence[BatchRow], rows_without: Sequence[BatchRow], *, level: float = 0.95
 ) -> Figures:
     """The figures of a trial, and whether the skill passed it.
 
@@ -238,7 +236,7 @@ def _refusal(figures: Figures) -> str:
     return f"it harms requirements of kind {', '.join(harmed_kinds)}" if harmed_kinds else ""
 
 
-def _by_kind(pairs: Iterable[tuple[TrialRow, TrialRow]]) -> dict[str, Figures]:
+def _by_kind(pairs: Iterable[tuple[BatchRow, BatchRow]]) -> dict[str, Figures]:
     """For each kind of requirement, the difference in the rate at which it is met, over the prompts that have it."""
     differences: dict[str, list[float]] = defaultdict(list)
     for row_with, row_without in pairs:
@@ -258,23 +256,23 @@ def _mean_of(differences: Sequence[float], level: float = 0.95) -> Figures:
     }
 
 
-def _rates(row: TrialRow) -> dict[str, float]:
+def _rates(row: BatchRow) -> dict[str, float]:
     """By kind, the share of requirements that the returned image meets."""
-    if row["best"] is None:
+    best = best_attempt_of(row)
+    if best is None:
         return {}
-    verdicts = row["attempts"][row["best"]]["verdicts"]
     answers: dict[str, list[bool]] = defaultdict(list)
     for requirement in row["requirements"]:
-        answer = verdicts.get(requirement["id"], ["unsure"])[0]
+        answer = best["verdicts"].get(requirement["id"], ["unsure"])[0]
         answers[requirement["kind"]].append(answer == "yes")
     return {kind: sum(passes) / len(passes) for kind, passes in answers.items()}
 
 
-def _is_right(row: TrialRow) -> int:
+def _is_right(row: BatchRow) -> int:
     """1 if every requirement of the user's was met, as the verifier sees it, else 0."""
-    if row["best"] is None:
+    best = best_attempt_of(row)
+    if best is None:
         return 0
-    best = row["attempts"][row["best"]]
     return int(best["total"] > 0 and best["passed"] == best["total"])
 
 

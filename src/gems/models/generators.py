@@ -20,6 +20,7 @@ __all__ = [
     "Guided",
     "ImageGenerator",
     "ImageRequest",
+    "Local",
     "Step",
     "StepCallback",
     "edit_instruction",
@@ -115,6 +116,38 @@ class Guided(Protocol):
 
     def objection(self, prompt: str) -> str:
         """Why this prompt cannot be drawn, for a chat model to read; empty if it can."""
+        ...
+
+
+class Devices(Protocol):
+    """Where copies of a model are."""
+
+    @property
+    def devices(self) -> Sequence[str]:
+        """The devices' names, such as "cuda:0" or "cpu"."""
+        ...
+
+
+@runtime_checkable
+class Local(Protocol):
+    """What a backend that draws in this process may offer as well.
+
+    Bulk runs then call it from one thread, with the requests of many prompts at a time. On Ray it runs in one process
+    for each GPU, instead of in every worker.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """The most requests that one copy draws in one pass."""
+        ...
+
+    @property
+    def replicas(self) -> Devices:
+        """Its copies, one on each device."""
+        ...
+
+    def load(self) -> None:
+        """Load the weights now, rather than at the first image."""
         ...
 
 

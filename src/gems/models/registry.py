@@ -11,6 +11,7 @@ from typing import Final
 
 from langchain_core.language_models import BaseChatModel
 
+from gems.authority import NO_AUTHORITY, Authority, call_factory, is_code
 from gems.errors import InputError
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import INSPECTORS, Inspector
@@ -18,32 +19,51 @@ from gems.options import ChatOptions, GeneratorOptions
 
 __all__ = ["CHAT_FORMS", "FORMS", "POCKET", "init_image_generator", "init_inspector", "init_mllm", "model_fingerprint"]
 
-CHAT_FORMS: Final = "pocket, transformers:FOLDER_OR_REPO[@REVISION], or PROVIDER:MODEL such as openai:gpt-5"
+CHAT_FORMS: Final = (
+    "pocket, transformers:FOLDER_OR_REPO[@REVISION], python:MODULE:FACTORY, or PROVIDER:MODEL such as openai:gpt-5"
+)
 """The names that ``init_mllm`` understands."""
 
-FORMS: Final = "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL or comfyui:URL"
+FORMS: Final = (
+    "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL, comfyui:URL or "
+    "python:MODULE:FACTORY"
+)
 """The names that ``init_image_generator`` understands."""
 
 POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
 """The image generators that come with the package, and their folders of weights."""
 
+_GENERATOR_MEMBERS: Final = ("name", "fingerprint", "edits", "generate")
+"""The members of ``ImageGenerator``."""
+
 _CHAT_DEFAULTS: Final = ChatOptions()
 _GENERATOR_DEFAULTS: Final = GeneratorOptions()
 
 
-@cache
-def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel:
+def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Authority = NO_AUTHORITY) -> BaseChatModel:
     """The vision chat model of that name, made once per process and set of options.
+
+    ``python:MODULE:FACTORY`` is your own chat model: MODULE is imported, and FACTORY is called with ``options`` as its
+    only argument. It returns a LangChain chat model; if that has a ``fingerprint``, records identify the model by it.
+    Such a name runs code, so ``authority`` must allow it.
 
     Args:
         name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
             URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
         options: How it is called. Keys and base URLs that are not given come from the provider's own environment
             variables.
+        authority: What the operator allows.
 
     Raises:
-        InputError: The name has no known provider, or the provider's package or key is missing.
+        InputError: The name has no known provider, the provider's package or key is missing, or it names code that is
+            not allowed, is missing, or returns no chat model.
     """
+    authority.check(name)  # outside the cache: an existing model is not for every caller
+    return _chat_model(name, options)
+
+
+@cache
+def _chat_model(name: str, options: ChatOptions) -> BaseChatModel:
     kind, _, model = name.partition(":")
     if name == "pocket":
         from gems.models.pocket.chat import PocketChatModel
@@ -53,24 +73,45 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel
         from gems.models.transformers.chat import init_transformers_chat
 
         return init_transformers_chat(model, name, options)
+    if is_code(name):
+        return _own_chat_model(name, options)
     from gems.models.servers.providers import init_provider_chat
 
     return init_provider_chat(name, options, CHAT_FORMS)
 
 
-@cache
-def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS) -> ImageGenerator:
+def _own_chat_model(name: str, options: ChatOptions) -> BaseChatModel:
+    model = call_factory(name, options)
+    if not isinstance(model, BaseChatModel):
+        raise InputError(f"{name} returned no LangChain chat model, but {type(model).__name__}")
+    return model
+
+
+def init_image_generator(
+    name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS, authority: Authority = NO_AUTHORITY
+) -> ImageGenerator:
     """The image generator of that name, made once per process and set of options.
+
+    ``python:MODULE:FACTORY`` is your own generator: MODULE is imported, and FACTORY is called with ``options`` as its
+    only argument. It returns an ``ImageGenerator``, which can also be ``Guided`` and ``Local``, and refuses an option
+    that it cannot honour with an ``InputError``. Such a name runs code, so ``authority`` must allow it.
 
     Args:
         name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
-            ``diffusers.DiffusionPipeline.from_pretrained`` loads, or a server.
+            ``diffusers.DiffusionPipeline.from_pretrained`` loads, a server, or your own code.
         options: How it is run.
+        authority: What the operator allows.
 
     Raises:
-        InputError: The name is of no known form.
-        BackendError: The weights are not there or cannot be loaded.
+        InputError: The name has no known form, or names code that is not allowed, is missing, or returns no generator.
+        BackendError: The weights are missing or cannot be loaded.
     """
+    authority.check(name)  # outside the cache: an existing generator is not for every caller
+    return _image_generator(name, options)
+
+
+@cache
+def _image_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
     kind, _, where = name.partition(":")
     if name in POCKET:
         from gems.models.diffusers.backend import DiffusersGenerator
@@ -94,7 +135,18 @@ def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAU
         from gems.models.servers.comfyui import ComfyUIImages
 
         return ComfyUIImages(where, name=name, options=options)
+    if is_code(name):
+        return _own_generator(name, options)
     raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+
+
+def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
+    generator = call_factory(name, options)
+    if missing_members := [member for member in _GENERATOR_MEMBERS if not hasattr(generator, member)]:
+        kind = type(generator).__name__
+        raise InputError(f"{name} returned no image generator: {kind} has no {', '.join(missing_members)}")
+    checked: ImageGenerator = generator
+    return checked
 
 
 @cache

@@ -20,23 +20,27 @@ __all__ = ["open_checkpoints"]
 
 @contextmanager
 def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCheckpointSaver[Any]]:
-    """A checkpointer: in a PostgreSQL database, if there is one, else on a SQLite file, made if it is not there.
+    """Open a checkpointer.
+
+    Args:
+        path: A SQLite file, created if it does not exist. Unused if there is a database.
+        database: A PostgreSQL database.
 
     Raises:
-        InputError: The file is not a database, or is damaged; or the server does not let us in.
-        BackendError: The file cannot be written to: the disk is full, or another process holds it; or the server
-            cannot be reached.
+        InputError: The file is not a database or is damaged, or the server refused the connection.
+        BackendError: The file cannot be written to, because the disk is full or another process has locked it; or the
+            server cannot be reached.
     """
     with _postgres(database) if database else _sqlite(path) as saver:
         yield saver
 
 
 @contextmanager
-def _postgres(where: str) -> Iterator[BaseCheckpointSaver[Any]]:
+def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.postgres import PostgresSaver
 
-    with database_pool(where) as pool:
-        import psycopg  # there, or there were no pool
+    with database_pool(database) as pool:
+        import psycopg  # installed, or there would be no pool
 
         try:
             with pool.connection() as connection, setting_up(connection):
@@ -51,7 +55,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode this loses nothing when the process is killed, and saves a disk flush at every step.
+        # In WAL mode a killed process loses nothing, and every step saves a disk flush.
         connection.execute("PRAGMA synchronous = NORMAL")
         saver = SqliteSaver(connection)
         saver.setup()
@@ -70,9 +74,9 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
 
 
 def _unwritable(path: Path, error: sqlite3.OperationalError) -> BackendError:
-    """The disk or the lock is at fault, the file is sound: moving it away would lose runs that can still go on."""
+    """The file is sound, the disk or the lock is not: do not suggest moving it away, which would lose its runs."""
     return BackendError(
-        f"cannot write the checkpoint file {path} ({error}); see that the disk has room and no other process holds it, "
-        "then go on with the same run",
+        f"cannot write the checkpoint file {path} ({error}); check that the disk has free space and that no other "
+        "process uses the file, then resume the run",
         retryable=False,
     )

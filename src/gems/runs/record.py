@@ -1,190 +1,215 @@
-"""What a run leaves behind: a folder with every image, ``run.json`` and ``report.html``."""
+"""One run as data: what ``run.json`` holds, and the service's database."""
 
 from __future__ import annotations
 
 import json
-import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gems import __version__
 from gems.errors import InputError
-from gems.files import write_atomically
 from gems.graph.context import ROLES, GemsContext
-from gems.graph.state import Attempt, GemsState, Usage, best_attempt
+from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
 from gems.memory.embedder import embedder_fingerprint, init_embedder
-from gems.memory.image_store import ImageStore
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
-from gems.runs.report import render_report
 
 __all__ = [
     "SCHEMA",
-    "Evidence",
+    "AttemptRecord",
     "ModelRecord",
+    "RunRecord",
+    "best_index",
     "load_record",
-    "make_folder",
     "model_records",
     "run_record",
-    "write_evidence",
 ]
 
 SCHEMA: Final = 1
-"""Version of run.json's layout."""
+"""The version of run.json's layout."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """A model by name and by what identifies its weights."""
+    """A model's name and the fingerprint of its weights."""
 
     name: str
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """Where a run's evidence lies. ``image`` is None if no image was made."""
+class AttemptRecord(Attempt):
+    """An attempt, with the name of its image's file in the run's folder."""
 
-    folder: Path
-    record: Path
-    report: Path
-    image: Path | None
+    file: str = Field(pattern=r"^round-\d+-\d+\.png$")
+
+    @classmethod
+    def of(cls, attempt: Attempt) -> Self:
+        """The record of an attempt."""
+        return cls(**dict(attempt), file=f"round-{attempt.round}-{attempt.candidate}.png")
 
 
-def make_folder(folder: Path) -> Path:
-    """Make an output folder, and be sure that it can be written to.
+class RunRecord(BaseModel):
+    """Everything about a run but the pixels. The order of the fields is the order of the keys in run.json."""
 
-    Raises:
-        InputError: Something is in the way.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid.uuid4().hex}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
-    return folder
+    model_config = ConfigDict(frozen=True, serialize_by_alias=True, hide_input_in_errors=True)
+
+    schema_version: Literal[1] = Field(default=SCHEMA, alias="schema")
+    gems_version: str
+    run_id: str | None
+    """None if the run was stopped before its first step."""
+    thread: str
+    prompt: str
+    outcome: Outcome
+    score: float
+    """The best attempt's score; 0 without an attempt."""
+    best: int | None
+    """The index of the best attempt; None without an attempt."""
+    seed: int | None
+    models: dict[str, ModelRecord]
+    """By role: "generator", "mllm", the other roles of chat models that have a model of their own, "embedder"."""
+    settings: GemsContext
+    requirements: tuple[Requirement, ...]
+    checks: tuple[Requirement, ...] = ()
+    memories: tuple[Memory, ...]
+    skills: tuple[str, ...]
+    attempts: tuple[AttemptRecord, ...]
+    usage: Usage
+    errors: tuple[str, ...]
+    started_at: str
+    """ISO 8601, to the second, like ``finished_at``."""
+    finished_at: str
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        if "generator" not in self.models:
+            raise ValueError("models has no generator")
+        if self.best is not None and not 0 <= self.best < len(self.attempts):
+            raise ValueError(f"best is {self.best}, but there are {len(self.attempts)} attempts")
+        return self
+
+    @property
+    def best_attempt(self) -> AttemptRecord | None:
+        """The attempt that the run returned; None if no image was made."""
+        return None if self.best is None else self.attempts[self.best]
+
+    @property
+    def all_requirements(self) -> tuple[Requirement, ...]:
+        """The user's requirements, then the checks that skills add."""
+        return (*self.requirements, *self.checks)
+
+    def to_json(self) -> str:
+        """The text of run.json."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def best_index(attempts: Sequence[Attempt]) -> int | None:
+    """The index of the best attempt; None if there is none."""
+    best = best_attempt(attempts)
+    return None if best is None else attempts.index(best)
 
 
 def run_record(
     values: GemsState,
     context: GemsContext,
-    models: dict[str, ModelRecord],
+    models: Mapping[str, ModelRecord],
     thread: str,
     started: datetime,
     finished: datetime | None = None,
-) -> dict[str, Any]:
-    """Everything about a run that is not pixels, as JSON. ``finished`` is now unless it is given."""
+) -> RunRecord:
+    """The record of a run.
+
+    Args:
+        values: The state that the run ended in.
+        context: Its settings.
+        models: Its models by role, see ``model_records``.
+        thread: The id of its thread.
+        started: When it started.
+        finished: When it ended. The default is now.
+    """
     attempts = values.get("attempts") or []
-    best = best_attempt(attempts)
-    return {
-        "schema": SCHEMA,
-        "gems_version": __version__,
-        "run_id": values.get("run_id"),
-        "thread": thread,
-        "prompt": values["prompt"],
-        "outcome": values.get("outcome") or "cancelled",
-        "score": best.score if best else 0.0,
-        "best": attempts.index(best) if best else None,
-        "seed": values.get("seed"),
-        "models": {role: asdict(model) for role, model in models.items()},
-        "settings": context.model_dump(mode="json"),
-        "requirements": [r.model_dump(mode="json") for r in values.get("requirements") or []],
-        "checks": [r.model_dump(mode="json") for r in values.get("checks") or []],
-        "memories": [m.model_dump(mode="json") for m in values.get("memories") or []],
-        "skills": values.get("skills") or [],
-        "attempts": [{**a.model_dump(mode="json"), "file": _file_name(a)} for a in attempts],
-        "usage": values.get("usage", Usage()).model_dump(mode="json"),
-        "errors": values.get("errors") or [],
-        "started_at": started.isoformat(timespec="seconds"),
-        "finished_at": (finished or datetime.now(UTC)).isoformat(timespec="seconds"),
-    }
+    best = best_index(attempts)
+    return RunRecord(
+        gems_version=__version__,
+        run_id=values.get("run_id"),
+        thread=thread,
+        prompt=values["prompt"],
+        outcome=values.get("outcome") or "cancelled",
+        score=0.0 if best is None else attempts[best].score,
+        best=best,
+        seed=values.get("seed"),
+        models=dict(models),
+        settings=context,
+        requirements=tuple(values.get("requirements") or ()),
+        checks=tuple(values.get("checks") or ()),
+        memories=tuple(values.get("memories") or ()),
+        skills=tuple(values.get("skills") or ()),
+        attempts=tuple(map(AttemptRecord.of, attempts)),
+        usage=values.get("usage") or Usage(),
+        errors=tuple(values.get("errors") or ()),
+        started_at=started.isoformat(timespec="seconds"),
+        finished_at=(finished or datetime.now(UTC)).isoformat(timespec="seconds"),
+    )
 
 
-def write_evidence(folder: Path, record: dict[str, Any], images: ImageStore) -> Evidence:
-    """Write a run's folder. Doing it again writes the same files.
+def load_record(path: Path) -> tuple[Path, RunRecord]:
+    """A run's folder and its record.
 
-    Raises:
-        InputError: The folder cannot be written to.
-        BackendError: An image is gone from the store.
-    """
-    make_folder(folder)
-    attempts = [Attempt.model_validate({k: v for k, v in a.items() if k != "file"}) for a in record["attempts"]]
-    pngs = [images.read(a.image) for a in attempts]
-    best = record["best"]
-    files = {_file_name(attempt): png for attempt, png in zip(attempts, pngs, strict=True)}
-    if best is not None:
-        files["best.png"] = pngs[best]
-    files["run.json"] = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
-    files["report.html"] = render_report(record, pngs).encode()
-    try:
-        for name, data in files.items():
-            write_atomically(folder / name, data)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
-    image = folder / "best.png" if best is not None else None
-    return Evidence(folder, folder / "run.json", folder / "report.html", image)
-
-
-def load_record(where: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's folder and its run.json.
+    Args:
+        path: The folder, or the run.json in it.
 
     Raises:
-        InputError: There is none, or it is not ours.
+        InputError: There is no run.json, or it does not hold a run's record.
     """
-    path = where / "run.json" if where.is_dir() else where
+    path = path / "run.json" if path.is_dir() else path
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror}); give a run's folder, such as gems-out/RUN, or its run.json"
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); give a run's folder or its run.json") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a run of this version of GEMS (schema {SCHEMA})")
     try:
-        ModelRecord(**record["models"]["generator"])
-        for attempt in record["attempts"]:
-            Attempt.model_validate({k: v for k, v in attempt.items() if k != "file"})
-    except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise InputError(f"{path} is damaged ({' '.join(str(error).split())})") from error
-    return path.parent, record
-
-
-def _file_name(attempt: Attempt) -> str:
-    return f"round-{attempt.round}-{attempt.candidate}.png"
+        return path.parent, RunRecord.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path} is damaged ({location + ': ' if location else ''}{first['msg']})") from error
 
 
 def model_records(context: GemsContext, *, load: bool = True) -> dict[str, ModelRecord]:
-    """The models of these settings, for a run's record.
+    """The models of these settings by role, for a run's record.
 
     Args:
         context: The settings.
-        load: Load them too, so that a run's clock starts with its work.
+        load: Load the models too, so that loading does not count as the run's time.
 
     Raises:
-        InputError: A name is not known, or its package or key is missing.
-        BackendError: Weights are not there.
+        InputError: A model's name is unknown, or its package or API key is missing.
+        BackendError: A model's weights are missing.
     """
-    records, loaded = dict[str, ModelRecord](), list[object]()
+    records: dict[str, ModelRecord] = {}
+    loadable: list[object] = []
     chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
     for role, name in chat_models.items():
-        model = init_mllm(name, context.chat_options)
+        model = init_mllm(name, context.chat_options, context.authority)
         records[role] = ModelRecord(name, model_fingerprint(model))
-        loaded.append(model)
-    generator = init_image_generator(context.generator, context.generator_options)
+        loadable.append(model)
+    generator = init_image_generator(context.generator, context.generator_options, context.authority)
     records["generator"] = ModelRecord(context.generator, generator.fingerprint)
-    loaded.append(generator)
+    loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None
     if embedder is not None:
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
-        loaded.append(embedder)
-    for part in loaded if load else ():
-        load_now(part)
+        loadable.append(embedder)
+    if load:
+        for part in loadable:
+            load_now(part)
     return records

@@ -1,4 +1,4 @@
-"""``gems replay``: makes a run's images again from its record, and compares them byte for byte."""
+"""``gems replay``: make a run's images again from its record, and compare them byte for byte."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from gems.authority import Authority
 from gems.errors import InputError
-from gems.graph.state import Attempt, Requirement
 from gems.memory.image_store import encode_png
-from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
-from gems.options import GeneratorOptions
+from gems.runs.record import RunRecord
 
-__all__ = ["Replayed", "replay"]
+__all__ = ["ReplayedAttempt", "replay"]
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
-    """One attempt, made again."""
+class ReplayedAttempt:
+    """How an attempt, made again, compares with the original.
+
+    Attributes:
+        file: The name of its image's file.
+        seed: Its seed.
+        same_as_record: Whether the new image has the hash in the record.
+        same_as_file: Whether the file in the run's folder holds the same bytes.
+    """
 
     file: str
     seed: int
@@ -36,38 +42,51 @@ class Replayed:
         return self.same_as_record and self.same_as_file
 
 
-def replay(folder: Path, record: dict[str, Any]) -> Iterator[Replayed]:
+def replay(folder: Path, record: RunRecord, authority: Authority) -> Iterator[ReplayedAttempt]:
     """Make every attempt of a run again, in order.
 
+    Args:
+        folder: The run's folder.
+        record: The run's record.
+        authority: What the operator allows.
+
     Raises:
-        InputError: The generator at hand is not the one that made them.
-        BackendError: It could not make an image.
+        InputError: The generator has other weights than the one that made the run.
+        BackendError: The generator could not make an image.
     """
-    made_by = record["models"]["generator"]
-    options = record["settings"].get("generator_options", {})
-    generator = init_image_generator(made_by["name"], GeneratorOptions.model_validate(options))
-    if generator.fingerprint != made_by["fingerprint"]:
-        raise InputError(
-            f"the run was made with {made_by['name']} {made_by['fingerprint'][:12]}, "
-            f"here is {generator.fingerprint[:12]}: other weights make other images"
-        )
-    requirements = [Requirement.model_validate(r) for r in (*record["requirements"], *record.get("checks", []))]
-    made: dict[str, Image.Image] = {}
-    for attempt in record["attempts"]:
-        base, edit = attempt.get("edited_from", ""), None
-        if base:
-            source = next(a for a in record["attempts"] if a["image"]["sha256"] == base)
-            verified = Attempt.model_validate({k: v for k, v in source.items() if k != "file"})
-            edit = edit_of(verified, requirements, made[base])
-        [result] = generator.generate([ImageRequest(attempt["prompt"], attempt["seed"], edit)])
+    generator = _same_generator(record, authority)
+    images: dict[str, Image.Image] = {}
+    """What was made again, by the hash of the original."""
+    for attempt in record.attempts:
+        edit = None
+        if attempt.edited_from:
+            source = next(a for a in record.attempts if a.image.sha256 == attempt.edited_from)
+            edit = edit_of(source, record.all_requirements, images[attempt.edited_from])
+        [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit)])
         if not isinstance(result, GeneratedImage):
             raise result
-        png = encode_png(result.image, image_metadata(result.request, generator, edited_from=base))
-        made[attempt["image"]["sha256"]] = result.image
-        path = folder / attempt["file"]
-        yield Replayed(
-            attempt["file"],
-            attempt["seed"],
-            hashlib.sha256(png).hexdigest() == attempt["image"]["sha256"],
-            path.exists() and path.read_bytes() == png,
+        png = encode_png(result.image, image_metadata(result.request, generator, edited_from=attempt.edited_from))
+        images[attempt.image.sha256] = result.image
+        path = folder / attempt.file
+        yield ReplayedAttempt(
+            attempt.file,
+            attempt.seed,
+            same_as_record=hashlib.sha256(png).hexdigest() == attempt.image.sha256,
+            same_as_file=path.exists() and path.read_bytes() == png,
         )
+
+
+def _same_generator(record: RunRecord, authority: Authority) -> ImageGenerator:
+    """The generator that made the run.
+
+    Raises:
+        InputError: Its weights have changed.
+    """
+    original = record.models["generator"]
+    generator = init_image_generator(original.name, record.settings.generator_options, authority)
+    if generator.fingerprint != original.fingerprint:
+        raise InputError(
+            f"the run was made with {original.name} {original.fingerprint[:12]}, but {original.name} is now "
+            f"{generator.fingerprint[:12]}: other weights make other images"
+        )
+    return generator

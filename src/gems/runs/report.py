@@ -1,29 +1,51 @@
-"""``report.html``: one page, with everything in it, that shows why an image is right or where it is not."""
+"""``report.html``: one self-contained page that shows why the image is right, or where it is wrong."""
 
 from __future__ import annotations
 
 import base64
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
+from gems.graph.state import Attempt, Verdict
+from gems.runs.record import RunRecord
+
 __all__ = ["Change", "render_report", "word_changes"]
 
 _THUMBNAIL: Final = 360
-"""Pixels on the longer side of the attempts' pictures; the best image is shown in full."""
+"""Pixels of the longer side of the attempts' pictures. The best image is shown at its own size."""
 
 
 class Change(NamedTuple):
-    """A piece of the step from one prompt to the next."""
+    """A piece of the difference between two prompts."""
 
     kind: Literal["same", "added", "removed"]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """An attempt as the page shows it."""
+
+    attempt: Attempt
+    thumbnail: str
+    verdict_of: Mapping[str, Verdict]
+    """Verdicts by the id of their requirement."""
+    passed: int
+    """How many of the user's requirements passed."""
+    changes: Sequence[Change]
+    """From the prompt of the attempt before, or from the user's own for the first one."""
+
+    @property
+    def unchanged(self) -> bool:
+        return all(change.kind == "same" for change in self.changes)
 
 
 def word_changes(before: str, after: str) -> list[Change]:
@@ -41,35 +63,36 @@ def word_changes(before: str, after: str) -> list[Change]:
     return changes
 
 
-def render_report(record: dict[str, Any], pngs: Sequence[bytes]) -> str:
-    """The page for a run's record and its attempts' PNGs, in order."""
-    attempts, previous = [], record["prompt"]
-    for attempt, png in zip(record["attempts"], pngs, strict=True):
-        verdicts = {v["requirement_id"]: v for v in (*attempt["verdicts"], *attempt.get("checks", []))}
-        attempts.append(
-            {
-                **attempt,
-                "thumbnail": _thumbnail(png),
-                "verdict_of": verdicts,
-                "passed": sum(v["answer"] == "yes" for v in attempt["verdicts"]),
-                "changes": word_changes(previous, attempt["prompt"]),
-                "unchanged": previous == attempt["prompt"],
-            }
+def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:
+    """The page of a run.
+
+    Args:
+        record: The run's.
+        pngs: The images of its attempts, in order.
+    """
+    cards, previous = [], record.prompt
+    for attempt, png in zip(record.attempts, pngs, strict=True):
+        cards.append(
+            _Card(
+                attempt=attempt,
+                thumbnail=_thumbnail(png),
+                verdict_of={verdict.requirement_id: verdict for verdict in attempt.answers},
+                passed=sum(verdict.answer == "yes" for verdict in attempt.verdicts),
+                changes=word_changes(previous, attempt.prompt),
+            )
         )
-        previous = attempt["prompt"]
-    best = record["best"]
+        previous = attempt.prompt
     return _template().render(
         record=record,
-        checked=[*record["requirements"], *record.get("checks", [])],
-        attempts=attempts,
-        best=attempts[best] if best is not None else None,
-        best_image=_data_uri("image/png", pngs[best]) if best is not None else None,
+        cards=cards,
+        best=None if record.best is None else cards[record.best],
+        best_image=None if record.best is None else _data_uri("image/png", pngs[record.best]),
     )
 
 
 @cache
 def _template() -> Template:
-    # Every value is escaped: prompts and answers are other people's text.
+    # Everything is escaped: prompts and answers come from users and models.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -89,5 +112,5 @@ def _thumbnail(png: bytes) -> str:
     return _data_uri("image/jpeg", buffer.getvalue())
 
 
-def _data_uri(media_type: str, data: bytes) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+def _data_uri(media_type: str, content: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"

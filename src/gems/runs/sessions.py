@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from langgraph.runtime import RunControl
 from pydantic import SecretStr
 
+from gems.authority import NO_AUTHORITY, Authority
 from gems.database import is_database, without_password
 from gems.errors import InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
-from gems.nodes.intake import check_prompt
 from gems.paths import home
 from gems.runs.checkpoints import open_checkpoints
-from gems.runs.record import make_folder, model_records, run_record
+from gems.runs.folder import make_folder
+from gems.runs.record import RunRecord, run_record
 from gems.runs.threads import (
     Listener,
     Thread,
+    begin_thread,
     check_models,
     finished_at,
     has_begun,
     has_ended,
     load_thread,
-    new_thread_id,
     run_thread,
 )
-from gems.skills.loader import load_skills
 
 __all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
 
@@ -52,29 +50,19 @@ class Session:
 class Ending:
     """What a session came to."""
 
-    record: dict[str, Any]
-    """The run, as in run.json."""
+    record: RunRecord
     had_ended: bool
     """Whether the run had ended before this session, so that nothing was done."""
 
 
 def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
-    """Check a new run's input, load its models, and save its settings so that it can be resumed.
-
-    Raises:
-        InputError: The prompt or a setting cannot be used, or a folder cannot be written to.
-        BackendError: Weights are missing, or the database cannot be reached.
-    """
-    checked_prompt = check_prompt(prompt)
-    load_skills(context.skills_dir, builtin=context.builtin_skills)  # a missing folder leaves no run behind
-    make_folder(out)
-    images, models = ImageStore(context.images_url), model_records(context)
-    thread = Thread(new_thread_id(checked_prompt), checked_prompt, context, out, datetime.now(UTC), models)
-    thread.save(database_of(context))
-    return Session(thread, images, is_new=True)
+    """A new run. Its input is checked and its models are loaded; from now on it can be resumed. See ``begin_thread``."""
+    return Session(begin_thread(prompt, context, out), ImageStore(context.images_url), is_new=True)
 
 
-def resume_run(run: str, *, out: Path | None = None, memory_url: str | None = None) -> Session:
+def resume_run(
+    run: str, *, out: Path | None = None, memory_url: str | None = None, authority: Authority = NO_AUTHORITY
+) -> Session:
     """Look up a run that was stopped.
 
     Args:
@@ -82,13 +70,20 @@ def resume_run(run: str, *, out: Path | None = None, memory_url: str | None = No
         out: Where to leave its evidence. None: where it was begun to.
         memory_url: Its memory, with a password if the database needs one: none is saved with the run. None: the memory
             that it was begun with.
+        authority: Allows the ``python:`` models of the run again: its file must not run code.
 
     Raises:
-        InputError: There is no such run, it is damaged, or a folder cannot be written to.
+        InputError: There is no such run, it is damaged, it has none of the models that ``authority`` allows, or a
+            folder cannot be written to.
         BackendError: The database cannot be reached.
     """
     location = memory_url or os.environ.get("GEMS_MEMORY") or ""
     thread = load_thread(Path(run).name, location if is_database(location) else None)
+    if other_code := sorted(authority.code.difference(thread.context.models)):
+        raise InputError(
+            f"run {thread.id} was not begun with {other_code[0]}: leave that option out, or start a new run"
+        )
+    thread = replace(thread, context=thread.context.with_authority(authority))
     has_other_memory = False
     if memory_url is not None:
         earlier_url = thread.context.memory_url.get_secret_value() if thread.context.memory_url else ""

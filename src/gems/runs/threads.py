@@ -1,4 +1,4 @@
-"""Runs on disk: checkpoints, the settings a killed run needs to go on, and the models it used."""
+"""Threads: what a run was started with, on disk, so that it can be resumed after its process has died."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,31 +23,40 @@ from gems.errors import BackendError, InputError
 from gems.files import write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
+from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState
+from gems.memory.image_store import ImageStore
+from gems.memory.opening import database_of
 from gems.paths import home
+from gems.runs.folder import make_folder
 from gems.runs.record import ModelRecord, model_records
 from gems.secrets import one_line
+from gems.skills.loader import load_skills
+from gems.wording import check_prompt
 
 __all__ = [
     "Listener",
     "Thread",
+    "begin_thread",
     "check_models",
     "finished_at",
     "has_begun",
     "has_ended",
     "load_thread",
-    "new_thread_id",
     "pending_review",
     "run_thread",
 ]
 
+Listener: TypeAlias = Callable[[Event], None]
+"""Called with each custom event of the graph."""
 
 _THREADS: Final = ("gems", "threads")
+"""The namespace of threads in a database."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """What a run was asked for: enough to go on with it after the process died."""
+    """What a run was started with."""
 
     id: str
     prompt: str
@@ -55,16 +64,16 @@ class Thread:
     out: Path
     started: datetime
     models: dict[str, ModelRecord]
-    """What it was begun with; other weights would make another run."""
+    """Its models by role. Other weights would make another run."""
 
     def save(self, database: str | None = None) -> None:
-        """Write it down, before the first step; in the database too, if there is one, for other machines.
+        """Write the thread to this machine's disk and, if there is a database, there too for other machines.
 
         Raises:
-            InputError: The home folder has no room for it, or the database does not let us in.
+            InputError: The home folder cannot be written to, or the database refused the connection.
             BackendError: The database cannot be reached.
         """
-        record = {
+        fields = {
             "prompt": self.prompt,
             "context": self.context.model_dump(mode="json"),
             "out": str(self.out.absolute()),
@@ -73,62 +82,87 @@ class Thread:
         }
         path = _thread_file(self.id)
         if database:
-            with _records(database) as store:
-                store.put(_THREADS, self.id, record, index=False)
+            with _database_records(database) as store:
+                store.put(_THREADS, self.id, fields, index=False)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(record, indent=2).encode())
+            write_atomically(path, json.dumps(fields, indent=2).encode())
         except OSError as error:
             raise InputError(
-                f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder with room"
+                f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder with free space"
             ) from error
 
 
-def new_thread_id(prompt: str) -> str:
-    """A name that a person recognises: the prompt's first words and six random characters."""
+def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
+    """Check what a run needs, load its models, and save its thread. The run can be resumed from then on.
+
+    Args:
+        prompt: The user's.
+        context: The run's settings.
+        out: The folder in which the run's own folder will be made.
+
+    Raises:
+        InputError: The prompt, a setting, the folder or the image store cannot be used.
+        BackendError: A model cannot be loaded, or the database cannot be reached.
+    """
+    # The prompt comes first: a bad one is refused before any model is loaded.
+    prompt = check_prompt(prompt)
+    load_skills(context.skills_dir, builtin=context.builtin_skills)
+    make_folder(out)
+    ImageStore(context.images_url)  # raises an InputError if images cannot be stored there
+    models = model_records(context)
+    thread = Thread(_new_thread_id(prompt), prompt, context, out, datetime.now(UTC), models)
+    thread.save(database_of(context))
+    return thread
+
+
+def _new_thread_id(prompt: str) -> str:
+    """A recognisable name: the prompt's first words and six random characters."""
     slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].rstrip("-")
     return f"{slug or 'run'}-{uuid.uuid4().hex[:6]}"
 
 
 def load_thread(thread: str, database: str | None = None) -> Thread:
-    """The run of that name: of this machine, or of another that keeps its checkpoints in the same database.
+    """The thread with this id, from this machine's disk or else from the database.
 
     Raises:
-        InputError: There is none, or the database does not let us in.
+        InputError: There is no such thread, its file is damaged, or the database refused the connection.
         BackendError: The database cannot be reached.
     """
     path = _thread_file(thread)
     try:
-        if database and not path.exists():
-            with _records(database) as store:
-                item = store.get(_THREADS, thread)
-            # Folders are the other machine's.
-            record = {**item.value, "out": "gems-out"} if item else json.loads(path.read_text(encoding="utf-8"))
-        else:
-            record = json.loads(path.read_text(encoding="utf-8"))
+        fields = _thread_in_database(thread, database) if database and not path.exists() else None
+        fields = fields or json.loads(path.read_text(encoding="utf-8"))
         return Thread(
             thread,
-            record["prompt"],
-            GemsContext.model_validate(record["context"]),
-            Path(record["out"]),
-            datetime.fromisoformat(record["started"]),
-            {role: ModelRecord(**model) for role, model in record["models"].items()},
+            fields["prompt"],
+            GemsContext.model_validate(fields["context"]),
+            Path(fields["out"]),
+            datetime.fromisoformat(fields["started"]),
+            {role: ModelRecord(**model) for role, model in fields["models"].items()},
         )
     except FileNotFoundError as error:
         raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); the run cannot be resumed") from error
+        raise InputError(f"{path} is damaged ({one_line(error)}); the run cannot be resumed") from error
+
+
+def _thread_in_database(thread: str, database: str) -> dict[str, Any] | None:
+    with _database_records(database) as store:
+        item = store.get(_THREADS, thread)
+    # The output folder that is saved is the other machine's.
+    return {**item.value, "out": "gems-out"} if item else None
 
 
 def _thread_file(thread: str) -> Path:
     if not re.fullmatch(r"[a-z0-9-]{1,80}", thread):
-        raise InputError(f"{thread!r} is no name of a run; 'gems generate' prints each run's name")
+        raise InputError(f"{thread!r} is not a run's name; 'gems generate' prints each run's name")
     return home() / "threads" / f"{thread}.json"
 
 
 @contextmanager
-def _records(database: str) -> Iterator[BaseStore]:
-    """The records of a database, without a search."""
+def _database_records(database: str) -> Iterator[BaseStore]:
+    """A store in a PostgreSQL database, without vector search."""
     with database_pool(database) as pool:
         import psycopg
         from langgraph.store.postgres import PostgresStore
@@ -142,39 +176,39 @@ def _records(database: str) -> Iterator[BaseStore]:
 
 
 def has_begun(graph: GemsGraph, thread: str) -> bool:
-    """Whether there is a checkpoint of a thread."""
-    return graph.get_state({"configurable": {"thread_id": thread}}).created_at is not None
+    """Whether a thread has a checkpoint."""
+    return graph.get_state(_config(thread)).created_at is not None
 
 
 def has_ended(graph: GemsGraph, thread: str) -> bool:
-    """Whether a thread ran to its end, so that there is nothing to go on with.
+    """Whether a thread ran to its end, so that there is nothing to resume.
 
-    A thread that bad input ended has no outcome, and nothing to do either: it is begun again.
+    A thread that bad input ended has no outcome and no task: it counts as not ended, and is started again.
     """
-    # Not ``next``: it leaves out tasks that are done but whose step is not, as a kill between the two leaves them.
-    snapshot = graph.get_state({"configurable": {"thread_id": thread}})
+    # Not ``next``: a kill between a task's end and its step's end leaves a task that ``next`` does not list.
+    snapshot = graph.get_state(_config(thread))
     return bool(snapshot.values.get("outcome")) and not snapshot.tasks
 
 
 def check_models(thread: Thread) -> None:
-    """Be sure that a run goes on with the models that it was begun with.
+    """Check that the models still have the weights that the thread was started with.
 
     Raises:
-        InputError: The models at hand have other weights.
+        InputError: One has other weights.
     """
-    here = model_records(thread.context)
-    for role, begun_with in thread.models.items():
-        if here[role] != begun_with:
+    current = model_records(thread.context)
+    for role, original in thread.models.items():
+        if current[role] != original:
             raise InputError(
-                f"run {thread.id} was begun with the {role} {begun_with.name} {begun_with.fingerprint[:12]}, here is "
-                f"{here[role].fingerprint[:12]}: other weights would make another run; start a new one"
+                f"run {thread.id} was started with the {role} {original.name} {original.fingerprint[:12]}, which is "
+                f"now {current[role].fingerprint[:12]}: other weights would make another run; start a new one"
             )
 
 
 def finished_at(graph: GemsGraph, thread: str) -> datetime:
-    """When a thread's last step was written down; now if it has none."""
-    written = graph.get_state({"configurable": {"thread_id": thread}}).created_at
-    return datetime.fromisoformat(written) if written else datetime.now(UTC)
+    """When a thread's last checkpoint was written; now if it has none."""
+    created_at = graph.get_state(_config(thread)).created_at
+    return datetime.fromisoformat(created_at) if created_at else datetime.now(UTC)
 
 
 def run_thread(
@@ -187,55 +221,55 @@ def run_thread(
     control: RunControl | None = None,
     answer: Mapping[str, Any] | None = None,
 ) -> GemsState:
-    """Run a thread from wherever it stands to its end, or to the next step's end once ``control`` asks for a stop.
+    """Run a thread from its last checkpoint to its end, or until ``control`` stops it after a step.
 
     Args:
-        graph: With a checkpointer.
-        thread: Its id.
-        prompt: What a thread that has not begun is begun with.
-        context: Settings.
-        listener: Hears what happens.
-        control: Asks for a stop.
-        answer: A person's review, if the thread waits for one.
+        graph: A graph with a checkpointer.
+        thread: The thread's id.
+        prompt: The prompt, for a thread that has not begun.
+        context: The run's settings.
+        listener: Called with each event.
+        control: Stops the run when it is asked to drain.
+        answer: A person's review, for a thread that waits for one.
 
     Returns:
-        The state it ended in. A thread that had ended before is not run again.
+        The state that the thread stopped in. A thread that has ended is not run again.
     """
-    config: RunnableConfig = {"configurable": {"thread_id": thread}}
+    config = _config(thread)
     if not has_ended(graph, thread):
-        before = graph.get_state(config)
-        given: Command[Any] | GemsInput | None = None if before.tasks else GemsInput(prompt=prompt)
-        if answer is not None and before.interrupts:
-            given = Command(resume=dict(answer))
-        if before.tasks and listener is not None:
-            _tell_again(before.values, listener)
-        try:
+        snapshot = graph.get_state(config)
+        graph_input: Command[Any] | GemsInput | None = None if snapshot.tasks else GemsInput(prompt=prompt)
+        if answer is not None and snapshot.interrupts:
+            graph_input = Command(resume=dict(answer))
+        if snapshot.tasks and listener is not None:
+            _repeat_events(snapshot.values, listener)
+        with suppress(GraphDrained):  # requested by ``control``; the state shows how far the run came
             for event in graph.stream(
-                given, config, context=context, stream_mode="custom", durability="sync", control=control
+                graph_input, config, context=context, stream_mode="custom", durability="sync", control=control
             ):
                 if listener is not None:
-                    listener(event)
-        except GraphDrained:
-            pass  # asked for: the state at hand says how far it came
-    # A run that was stopped before its first step has no prompt in its state yet.
+                    listener(cast(Event, event))
+    # A run that was stopped before its first step has no prompt in its state.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
 
 
 def pending_review(graph: GemsGraph, thread: str) -> dict[str, Any] | None:
-    """What a person is asked, if a thread waits for one."""
-    interrupts = graph.get_state({"configurable": {"thread_id": thread}}).interrupts
+    """The question to a person, if a thread waits for an answer."""
+    interrupts = graph.get_state(_config(thread)).interrupts
     return dict(interrupts[0].value) if interrupts else None
 
 
-def _tell_again(values: dict[str, Any], listener: Listener) -> None:
-    """What a listener has to have heard to follow a run from its middle on."""
-    if values.get("requirements"):
-        listener({"event": "requirements", "requirements": [r.model_dump() for r in values["requirements"]]})
-    attempts = values.get("attempts") or []
-    if values.get("draft"):
-        round_ = attempts[-1].round + bool(attempts[-1].verified) if attempts else 1
-        listener({"event": "prompt", "round": round_, "strategy": values["strategy"], "prompt": values["draft"]})
+def _config(thread: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread}}
 
 
-Listener: TypeAlias = Callable[[dict[str, Any]], None]
-"""Takes one custom event of the graph."""
+def _repeat_events(values: Mapping[str, Any], listener: Listener) -> None:
+    """Repeat the events that a listener needs to follow a run that is resumed."""
+    if requirements := values.get("requirements"):
+        fields = [cast(RequirementFields, requirement.model_dump()) for requirement in requirements]
+        listener(RequirementsEvent(event="requirements", requirements=fields))
+    if draft := values.get("draft"):
+        attempts = values.get("attempts") or []
+        # A verified attempt ends its round: the draft is then the next round's.
+        round_ = attempts[-1].round + int(attempts[-1].verified) if attempts else 1
+        listener(PromptEvent(event="prompt", round=round_, strategy=values["strategy"], prompt=draft))

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients read, for all of the service's own routes."""
+"""Error responses in the form that OpenAI's clients read, for all of the service's own routes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from gems.errors import BackendError, InputError
 from gems.secrets import conceal
-from gems.serve.service import BusyError, ConflictError, RefusedError, SpentError, StoppingError
+from gems.serve.refusals import BusyError, ConflictError, RefusedError, SpentError, StoppingError
 
-__all__ = ["ErrorBody", "RequestError", "add_handlers", "as_http", "error_response"]
+__all__ = ["ERRORS", "ErrorBody", "RequestError", "add_handlers", "as_http", "error_response"]
 
 
 class Fault(BaseModel):
@@ -33,18 +33,35 @@ class ErrorBody(BaseModel):
     error: Fault
 
 
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    status: {"model": ErrorBody, "description": description}
+    for status, description in {
+        400: "The prompt or a setting cannot be used.",
+        401: "The key is missing or wrong.",
+        404: "It does not exist, or belongs to another key.",
+        409: "The run's status does not allow this.",
+        413: "The body is too long.",
+        422: "The request does not have the right form.",
+        429: "The queue is full, or the key has used up its limits. See Retry-After.",
+        502: "A model failed.",
+        503: "The service is being stopped. Accepted runs are resumed when it is started again.",
+    }.items()
+}
+"""The error responses of a route, for its schema."""
+
 _KINDS: Final[dict[type[Exception], tuple[int, str]]] = {
     InputError: (400, "invalid_request"),
     ConflictError: (409, "conflict"),
-    BusyError: (429, "rate_limit_exceeded"),
-    SpentError: (429, "insufficient_quota"),
-    StoppingError: (503, "stopping"),
+    BusyError: (429, BusyError.code),
+    SpentError: (429, SpentError.code),
+    StoppingError: (503, StoppingError.code),
     BackendError: (502, "backend_failure"),
 }
+"""Status and code by the error's class."""
 
 
 class RequestError(HTTPException):
-    """An error with a code, as OpenAI's have."""
+    """An error with a code, as OpenAI's errors have."""
 
     def __init__(
         self, status: int, message: str, *, code: str | None = None, headers: dict[str, str] | None = None
@@ -54,48 +71,44 @@ class RequestError(HTTPException):
 
 
 def error_response(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Response:
-    """An error as an answer."""
+    """The response for an error."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     body = ErrorBody(error=Fault(message=conceal(message), type=kind, param=param, code=code))
     return JSONResponse(body.model_dump(), status)
 
 
 def as_http(error: Exception) -> RequestError:
-    """One of our errors as FastAPI's, for code that other libraries call."""
-    status, code = _kind(error)
+    """One of our errors as an HTTP exception, for code that other libraries call."""
+    status, code = next((kind for type_, kind in _KINDS.items() if isinstance(error, type_)), (500, "internal_error"))
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, RefusedError) else None
     return RequestError(status, str(error), code=code, headers=headers)
 
 
-def _kind(error: Exception) -> tuple[int, str]:
-    return next((found for kind, found in _KINDS.items() if isinstance(error, kind)), (500, "internal_error"))
-
-
 def add_handlers(app: FastAPI) -> None:
-    """Have every error leave in our shape."""
+    """Give every error response the same form."""
 
-    async def ours(_: Request, error: Exception) -> Response:
+    async def on_own_error(_: Request, error: Exception) -> Response:
         return _response(as_http(error))
 
-    async def http(_: Request, error: Any) -> Response:
+    async def on_http_error(_: Request, error: Any) -> Response:
         return _response(error)
 
-    async def validation(_: Request, error: Any) -> Response:
+    async def on_invalid_request(_: Request, error: Any) -> Response:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"] if part != "body")
         return error_response(422, f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
 
-    async def bug(_: Request, error: Exception) -> Response:
+    async def on_bug(_: Request, error: Exception) -> Response:
         return error_response(500, f"internal error ({type(error).__name__})", code="internal_error")
 
     handlers: dict[type[Exception], Callable[..., Any]] = {
-        **dict.fromkeys(_KINDS, ours),
-        HTTPException: http,
-        RequestValidationError: validation,
-        Exception: bug,
+        **dict.fromkeys(_KINDS, on_own_error),
+        HTTPException: on_http_error,
+        RequestValidationError: on_invalid_request,
+        Exception: on_bug,
     }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
+    for type_, handler in handlers.items():
+        app.add_exception_handler(type_, handler)
 
 
 def _response(error: HTTPException) -> Response:

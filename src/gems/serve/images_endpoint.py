@@ -1,273 +1,197 @@
-"""OpenAI's images endpoint over the whole agent: every tool that takes an image model can use it as one.
-
-The wire format is that of https://platform.openai.com/docs/api-reference/images, streaming included. ``seed`` is an
-addition that vLLM-Omni and SGLang have too. What an image model has and an agent has not (quality, style, background)
-is accepted and without effect.
-"""
+"""OpenAI's images endpoint: any program that takes an image model can use the whole agent as one."""
 
 from __future__ import annotations
 
 import base64
-import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from gems.memory.image_store import ImageStore
-from gems.seeds import MAX_SEED, seed_of_request_image
-from gems.serve.http_errors import RequestError
+from gems.runs.record import AttemptRecord, RunRecord
+from gems.seeds import seed_of_request_image
+from gems.serve.converting import convert, read_png
+from gems.serve.http_errors import ERRORS, RequestError
 from gems.serve.ledger import Run
-from gems.serve.links import Format, Links, as_asked, stored
+from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
-from gems.serve.run_routes import ERRORS, IdempotencyKey, server_sent
-from gems.serve.service import ConflictError, Service, StoppingError
-from gems.serve.settings import RunSettings, images_of
+from gems.serve.openai_forms import (
+    ImageData,
+    ImagesRequest,
+    ImagesResponse,
+    ImagesUsage,
+    Model,
+    ModelList,
+    RunSummary,
+)
+from gems.serve.refusals import ConflictError, StoppingError
+from gems.serve.run_routes import IdempotencyKey
+from gems.serve.service import Service
+from gems.serve.settings import RunSettings
+from gems.serve.sse import server_sent
 
-__all__ = ["router_of"]
+__all__ = ["images_router"]
 
-_SIZE: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
-_SHORTEST, _LONGEST = 16, 4096
-
-
-class ImagesRequest(BaseModel):
-    """What to draw."""
-
-    # Other image models' own fields come along: they are not ours to refuse.
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str = Field(min_length=1, max_length=4000, description="What the image should show.")
-    model: str = Field(default="", max_length=200, description="See /v1/models; empty for the first.")
-    n: int = Field(default=1, ge=1, le=10, description="Images, each by a run of its own.")
-    size: str = Field(default="auto", description="auto, or WIDTHxHEIGHT: the image is scaled to fit in.")
-    seed: int | None = Field(default=None, ge=0, le=MAX_SEED, description="Of the first image's run.")
-    response_format: Literal["b64_json", "url"] = "b64_json"
-    output_format: Format = "png"
-    stream: bool = False
-    partial_images: int = Field(default=0, ge=0, le=3, description="With stream: attempts to show on the way, at most.")
-
-    @field_validator("size")
-    @classmethod
-    def _size(cls, size: str) -> str:
-        found = _SIZE.fullmatch(size)
-        if size != "auto" and not (found and all(_SHORTEST <= int(side) <= _LONGEST for side in found.groups())):
-            raise ValueError(f"auto, or WIDTHxHEIGHT with sides from {_SHORTEST} to {_LONGEST}")
-        return size
-
-    @property
-    def pixels(self) -> tuple[int, int] | None:
-        """Width and height, if they are asked for."""
-        found = _SIZE.fullmatch(self.size)
-        return (int(found[1]), int(found[2])) if found else None
+_EVENT_STREAM: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/event-stream": {}}}}
 
 
-class RunSummary(BaseModel):
-    """What became of the run: this is not OpenAI's."""
-
-    run: str
-    outcome: str
-    score: float
-    rounds: int
-    images: int
-
-
-class ImageData(BaseModel):
-    """One image."""
-
-    b64_json: str | None = None
-    url: str | None = None
-    revised_prompt: str
-    gems: RunSummary
-
-
-class ImagesUsage(BaseModel):
-    """Tokens of the chat models."""
-
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
-    input_tokens_details: dict[str, int]
-
-
-class ImagesResponse(BaseModel):
-    """The images."""
-
-    created: int
-    data: list[ImageData]
-    size: str
-    output_format: Format
-    usage: ImagesUsage
-
-
-class Model(BaseModel):
-    """What may be given as model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: Literal["gems"] = "gems"
-
-
-class ModelList(BaseModel):
-    """All of them."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-def router_of(service: Service, links: Links) -> APIRouter:
+def images_router(service: Service, links: Links) -> APIRouter:
     """The routes."""
-    router, names = APIRouter(tags=["images"]), service.settings.served_names
+    routes, router = _ImagesRoutes(service, links), APIRouter(tags=["images"])
+    router.get("/v1/models", responses={401: ERRORS[401]})(routes.models)
+    router.post("/v1/images/generations", responses={**ERRORS, **_EVENT_STREAM}, response_model=ImagesResponse)(
+        routes.generations
+    )
+    return router
 
-    @router.get("/v1/models", responses={401: ERRORS[401]})
-    async def models() -> ModelList:
-        """Names that may be given as model: all of them are this agent."""
-        return ModelList(data=[Model(id=name) for name in names])
 
-    streamed: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+@dataclass(frozen=True)
+class _Result:
+    """A run that ended with an image."""
 
-    @router.post("/v1/images/generations", responses={**ERRORS, **streamed}, response_model=ImagesResponse)
+    run: Run
+    record: RunRecord
+    best: AttemptRecord
+
+
+@dataclass(frozen=True)
+class _ImagesRoutes:
+    """Their names and docstrings are the operations' names and descriptions in the service's schema."""
+
+    service: Service
+    links: Links
+
+    async def models(self) -> ModelList:
+        """The names that a request may give as its model. All of them are this agent."""
+        return ModelList(data=[Model(id=name) for name in self.service.settings.served_names])
+
     async def generations(
-        asked: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None
+        self, form: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None
     ) -> ImagesResponse | StreamingResponse:
-        """Draw, check and draw again; what comes back is the best image. With ``stream``: server-sent events."""
-        if asked.model and asked.model not in names:
-            told = f"there is no model {asked.model!r}; there is {', '.join(names)}"
-            raise RequestError(404, told, code="model_not_found")
-        if asked.stream and asked.n > 1:
-            raise RequestError(400, "stream takes one image: leave n away")
-        runs = await run_in_threadpool(_submit_all, asked, idempotency_key)
-        base = str(request.base_url).rstrip("/")
-        if asked.stream:
-            return StreamingResponse(_stream(asked, runs[0], base), media_type="text/event-stream")
-        ended = [await service.wait(run.id) for run in runs]
-        for run in ended:
-            _insist_on_image(run)
-        data = [await run_in_threadpool(_data, asked, run, base) for run in ended]
+        """Draw, check and draw again; the best image is returned. With `stream`: as server-sent events."""
+        names = self.service.settings.served_names
+        if form.model and form.model not in names:
+            message = f"there is no model {form.model!r}; there is {', '.join(names)}"
+            raise RequestError(404, message, code="model_not_found")
+        if form.stream and form.n > 1:
+            raise RequestError(400, "stream gives one image only: leave out n")
+        runs = await run_in_threadpool(self._submit_all, form, idempotency_key)
+        base_url = str(request.base_url).rstrip("/")
+        if form.stream:
+            return StreamingResponse(self._stream(form, runs[0], base_url), media_type="text/event-stream")
+        ended_runs = [await self.service.wait(run.id) for run in runs]
+        results = [_result_of(run) for run in ended_runs]
+        images = [await run_in_threadpool(self._image_data, form, result, base_url) for result in results]
         return ImagesResponse(
             created=int(time.time()),
-            data=data,
-            size=asked.size,
-            output_format=asked.output_format,
-            usage=_usage(ended),
+            data=images,
+            size=form.size,
+            output_format=form.output_format,
+            usage=_usage(results),
         )
 
-    def _submit_all(asked: ImagesRequest, key: str | None) -> list[Run]:
-        """All or none: what comes before one that is refused is taken back."""
-        runs = list[Run]()
+    def _submit_all(self, form: ImagesRequest, key: str | None) -> list[Run]:
+        """Submit all runs or none: if one is refused, those before it are cancelled."""
+        runs: list[Run] = []
         try:
-            for k in range(asked.n):
-                runs.append(_submit(asked, k, key))
+            for k in range(form.n):
+                run = self._submit(form, k, key)
+                runs.append(run)
         except Exception:
-            for run in runs:
+            for earlier in runs:
                 with suppress(ConflictError, StoppingError):
-                    service.cancel(CLIENT.get(), run)
+                    self.service.cancel(earlier)
             raise
         return runs
 
-    def _submit(asked: ImagesRequest, k: int, key: str | None) -> Run:
-        # Seeds of one run's rounds follow each other: those of the next image begin further on.
-        seed = None if asked.seed is None else seed_of_request_image(asked.seed, k)
-        settings = RunSettings.model_validate({} if seed is None else {"seed": seed})
-        own_key = f"{key}/{k}" if key and asked.n > 1 else key
-        return service.submit(CLIENT.get(), asked.prompt, settings, idempotency_key=own_key)
+    def _submit(self, form: ImagesRequest, k: int, key: str | None) -> Run:
+        seed = None if form.seed is None else seed_of_request_image(form.seed, k)
+        settings = RunSettings.model_validate({"seed": seed})
+        run_key = f"{key}/{k}" if key and form.n > 1 else key
+        return self.service.submit(CLIENT.get(), form.prompt, settings, idempotency_key=run_key)
 
-    async def _stream(asked: ImagesRequest, run: Run, base: str) -> AsyncIterator[str]:
-        shown, latest = 0, ""
-        async for event in service.follow(run.id):
-            # An attempt that another one follows was not the last word; the last one comes whole.
-            if event["event"] == "prompt" and latest and shown < asked.partial_images:
-                png = await run_in_threadpool(_encoded, asked, run, latest)
-                yield server_sent(
-                    "image_generation.partial_image",
-                    {
-                        "type": "image_generation.partial_image",
-                        "b64_json": png,
-                        "partial_image_index": shown,
-                        **_about(asked),
-                    },
-                )
-                shown, latest = shown + 1, ""
+    async def _stream(self, form: ImagesRequest, run: Run, base_url: str) -> AsyncIterator[str]:
+        partial_images, latest = 0, ""
+        async for event in self.service.follow(run.id):
+            # An attempt is partial once the next prompt comes. The last one is sent as the completed image.
+            if event["event"] == "prompt" and latest and partial_images < form.partial_images:
+                partial = await run_in_threadpool(self._encoded, form, run, latest)
+                yield _stream_event(form, "partial_image", b64_json=partial, partial_image_index=partial_images)
+                partial_images, latest = partial_images + 1, ""
             elif event["event"] == "image":
                 latest = event["sha256"]
-        ended = await run_in_threadpool(service.ledger.run, run.id)
         try:
-            _insist_on_image(ended)
+            result = _result_of(await run_in_threadpool(self.service.ledger.run, run.id))
         except RequestError as error:
             fault = {"message": error.detail, "type": "server_error", "code": error.code, "param": None}
             yield server_sent("error", {"type": "error", "error": fault})
             return
-        data = await run_in_threadpool(_data, asked, ended, base)
-        whole = data.b64_json or await run_in_threadpool(_encoded, asked, ended, _best(ended)["image"]["sha256"])
-        yield server_sent(
-            "image_generation.completed",
-            {
-                "type": "image_generation.completed",
-                "b64_json": whole,
-                "revised_prompt": data.revised_prompt,
-                "gems": data.gems.model_dump(),
-                "usage": _usage([ended]).model_dump(),
-                **_about(asked),
-            },
+        image_data = await run_in_threadpool(self._image_data, form, result, base_url)
+        image = image_data.b64_json or await run_in_threadpool(self._encoded, form, run, result.best.image.sha256)
+        yield _stream_event(
+            form,
+            "completed",
+            b64_json=image,
+            revised_prompt=image_data.revised_prompt,
+            gems=image_data.gems.model_dump(),
+            usage=_usage([result]).model_dump(),
         )
 
-    def _about(asked: ImagesRequest) -> dict[str, Any]:
-        return {
-            "created_at": int(time.time()),
-            "size": asked.size,
-            "quality": "auto",
-            "background": "opaque",
-            "output_format": asked.output_format,
-        }
-
-    def _encoded(asked: ImagesRequest, run: Run, sha256: str) -> str:
-        png = stored(ImageStore(images_of(service.settings, run.user)), sha256)
+    def _encoded(self, form: ImagesRequest, run: Run, sha256: str) -> str:
+        png = read_png(self.service.images(run.user), sha256)
         if png is None:
-            raise RequestError(502, "the image is gone from the store")
-        return base64.b64encode(as_asked(png, size=asked.pixels, form=asked.output_format)).decode("ascii")
+            raise RequestError(502, "the image is missing from the image store")
+        return base64.b64encode(convert(png, size=form.pixels, to=form.output_format)).decode("ascii")
 
-    def _data(asked: ImagesRequest, run: Run, base: str) -> ImageData:
-        assert run.record is not None
-        best, usage = _best(run), run.record["usage"]
-        by_url = asked.response_format == "url"
+    def _image_data(self, form: ImagesRequest, result: _Result, base_url: str) -> ImageData:
+        run, record, sha256 = result.run, result.record, result.best.image.sha256
+        by_url = form.response_format == "url"
         return ImageData(
-            b64_json=None if by_url else _encoded(asked, run, best["image"]["sha256"]),
-            url=f"{base}{links.image(run.user, best['image']['sha256'])}" if by_url else None,
-            revised_prompt=best["prompt"],
+            b64_json=None if by_url else self._encoded(form, run, sha256),
+            url=f"{base_url}{self.links.image(run.user, sha256)}" if by_url else None,
+            revised_prompt=result.best.prompt,
             gems=RunSummary(
                 run=run.id,
-                outcome=run.record["outcome"],
-                score=run.record["score"],
-                rounds=run.record["attempts"][-1]["round"],
-                images=usage["images"],
+                outcome=record.outcome,
+                score=record.score,
+                rounds=record.attempts[-1].round,
+                images=record.usage.images,
             ),
         )
 
-    return router
+
+def _stream_event(form: ImagesRequest, kind: str, **fields: Any) -> str:
+    name = f"image_generation.{kind}"
+    common = {
+        "created_at": int(time.time()),
+        "size": form.size,
+        "quality": "auto",
+        "background": "opaque",
+        "output_format": form.output_format,
+    }
+    return server_sent(name, {"type": name, **fields, **common})
 
 
-def _best(run: Run) -> dict[str, Any]:
-    assert run.record is not None
-    best: dict[str, Any] = run.record["attempts"][run.record["best"]]
-    return best
-
-
-def _insist_on_image(run: Run) -> None:
-    """Be sure that there is one to give.
+def _result_of(run: Run) -> _Result:
+    """The run's result.
 
     Raises:
-        RequestError: There is none; why, is told.
+        RequestError: The run has no image; the message says why.
     """
-    if run.record is not None and run.record["best"] is not None:
-        return
+    if run.record is None or run.record.best_attempt is None:
+        _raise_without_image(run)
+    return _Result(run, run.record, run.record.best_attempt)
+
+
+def _raise_without_image(run: Run) -> NoReturn:
     if run.status in ("queued", "running"):
-        told = f"the service is being stopped; {run.id} goes on when it is there again"
-        raise RequestError(503, told, code="stopping", headers={"retry-after": "10"})
+        message = f"the service is being stopped; {run.id} is resumed when it is started again"
+        raise RequestError(503, message, code="stopping", headers={"retry-after": "10"})
     if run.status == "waiting":
         raise RequestError(409, f"{run.id} waits for a person's review: POST /v1/runs/{run.id}/review")
     if run.status == "cancelled":
@@ -276,12 +200,13 @@ def _insist_on_image(run: Run) -> None:
     raise RequestError(status, run.error or "no image could be made", code=run.error_kind)
 
 
-def _usage(runs: list[Run]) -> ImagesUsage:
-    usages = [run.record["usage"] for run in runs if run.record]
-    read, written = (sum(u[name] for u in usages) for name in ("prompt_tokens", "completion_tokens"))
+def _usage(results: Sequence[_Result]) -> ImagesUsage:
+    usages = [result.record.usage for result in results]
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages)
+    completion_tokens = sum(usage.completion_tokens for usage in usages)
     return ImagesUsage(
-        input_tokens=read,
-        output_tokens=written,
-        total_tokens=read + written,
-        input_tokens_details={"text_tokens": read, "image_tokens": 0},
+        input_tokens=prompt_tokens,
+        output_tokens=completion_tokens,
+        total_tokens=prompt_tokens + completion_tokens,
+        input_tokens_details={"text_tokens": prompt_tokens, "image_tokens": 0},
     )

@@ -1,4 +1,4 @@
-"""API keys: who is asking, and what they may spend in a day."""
+"""API keys: who a client is, and what it may use in a day."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gems.errors import InputError
 
-__all__ = ["ANYBODY", "Client", "Keys", "new_key"]
+__all__ = ["ANYBODY", "Client", "DayLimits", "Keys", "new_key"]
 
-NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-"""Of a user: it names a folder of images too."""
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""A user's name. It also names the folder of the user's images."""
 
 
 class DayLimits(BaseModel):
-    """What one key may spend from midnight to midnight, UTC; empty is no limit."""
+    """What one key may use from midnight to midnight, UTC. None is no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,21 +40,24 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody who may ask: whose memory, images and runs these are, and what they may cost."""
+    """Who sends a request. Memory, images and runs belong to ``name``."""
 
     name: str
     daily: DayLimits
 
 
 ANYBODY: Final = Client("default", DayLimits())
-"""Who asks where there are no keys."""
+"""Every client of a service without keys."""
 
 
 class Keys:
-    """The keys of a file: ``[name]`` tables with ``sha256`` of the key and, if it has limits, ``daily``.
+    """The API keys in a TOML file: a table ``[name]`` per key, with its ``sha256`` and, if it has limits, ``daily``.
+
+    Args:
+        path: The file.
 
     Raises:
-        InputError: The file cannot be read, or is not what it should be.
+        InputError: The file cannot be read, or an entry is not valid.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,36 +67,42 @@ class Keys:
             raise InputError(
                 f"cannot read the keys in {path} ({error}); 'gems new-key NAME' prints an entry"
             ) from error
-        self._entries: list[tuple[bytes, Client]] = []
-        for name, table in tables.items():
-            try:
-                entry = _Entry.model_validate(table)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, (name, *first["loc"])))
-                raise InputError(f"{path}: {where}: {first['msg'].lower()}") from None
-            if not NAME.fullmatch(name):
-                raise InputError(f"{path}: {name!r} is no user's name: lower-case letters, digits, - and _")
-            self._entries.append((bytes.fromhex(entry.sha256), Client(name, entry.daily)))
-        if not self._entries:
+        if not tables:
             raise InputError(f"{path} holds no key; 'gems new-key NAME' prints an entry")
+        self._entries = [_read_entry(path, name, table) for name, table in tables.items()]
 
     def client(self, key: str) -> Client | None:
-        """Whose key it is. Every key is compared, each in constant time: how long it takes tells nothing."""
-        digest, found = hashlib.sha256(key.encode()).digest(), None
-        for held, client in self._entries:
-            if hmac.compare_digest(digest, held):
-                found = client
-        return found
+        """The client with this key.
+
+        The key is compared with every entry, each in constant time, so that the time taken reveals nothing.
+        """
+        digest, match = hashlib.sha256(key.encode()).digest(), None
+        for digest_of_entry, client in self._entries:
+            if hmac.compare_digest(digest, digest_of_entry):
+                match = client
+        return match
+
+
+def _read_entry(path: Path, name: str, table: object) -> tuple[bytes, Client]:
+    """The hash of an entry's key, and whose key it is."""
+    try:
+        entry = _Entry.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = ".".join(map(str, (name, *first["loc"])))
+        raise InputError(f"{path}: {location}: {first['msg'].lower()}") from None
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{path}: {name!r} is not a valid user's name: use lower-case letters, digits, - and _")
+    return bytes.fromhex(entry.sha256), Client(name, entry.daily)
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A fresh key, and its entry for the file, which does not hold the key itself.
+    """A new key, and its entry for the file. The entry holds the key's hash only.
 
     Raises:
-        InputError: The name cannot be used.
+        InputError: The name is not valid.
     """
-    if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no user's name: lower-case letters, digits, - and _, at most 64")
+    if not _NAME.fullmatch(name):
+        raise InputError(f"{name!r} is not a valid user's name: use lower-case letters, digits, - and _, at most 64")
     key = f"gems-{secrets.token_urlsafe(32)}"
     return key, f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'

@@ -1,12 +1,13 @@
-"""The agent behind LangServe: one runnable for runs, reviews and streams, with thread id and settings.
+"""The agent as a LangServe runnable: runs, reviews and streams, with a thread id and settings.
 
-LangServe over the graph itself would lose the context and the thread id, and has no way to send a review.
+LangServe over the graph itself would lose the context and the thread id, and could not take a review.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any, Self
 
 from langchain_core.runnables import Runnable, RunnableLambda
@@ -18,42 +19,50 @@ from gems.serve.http_errors import as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
-from gems.serve.service import ConflictError, RefusedError, Service
+from gems.serve.refusals import ConflictError, RefusedError
+from gems.serve.service import Service
 from gems.serve.settings import RunSettings
 from gems.serve.views import run_view
+from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AgentRequest", "agent_of"]
+__all__ = ["AgentRequest", "agent_runnable"]
 
 
 class AgentRequest(BaseModel):
-    """A wish, or an answer to the question of a run that waits."""
+    """A prompt, or an answer to a run that waits for a review."""
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(default="", max_length=4000, description="What the image should show.")
+    prompt: str = Field(default="", max_length=MAX_PROMPT_LENGTH, description="What the image should show.")
     thread_id: str = Field(
-        default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$", description="A name of yours; needed to resume."
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$",
+        description="Your name for related runs; needed to resume one.",
     )
-    context: RunSettings = Field(default_factory=RunSettings, description="What differs from the service's own.")
-    resume: Review | None = Field(default=None, description="The answer to the thread's question, instead of a prompt.")
+    context: RunSettings = Field(
+        default_factory=RunSettings, description="Settings that differ from the service's own."
+    )
+    resume: Review | None = Field(
+        default=None, description="Instead of a prompt: the answer to the thread's run, which waits for it."
+    )
 
     @classmethod
     def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As LangServe's playground can make a form of it: nothing is null, and all may be left out."""
+        """A schema that LangServe's playground can turn into a form: nothing is null, and every field is optional."""
         schema: dict[str, Any] = _without_null(super().model_json_schema(*args, **kwargs))
         schema["$defs"]["Review"].pop("required")
         return schema
 
     @field_validator("resume", mode="before")
     @classmethod
-    def _left_empty(cls, resume: Any) -> Any:
-        """A form that nobody has filled in."""
+    def _ignore_empty_form(cls, resume: Any) -> Any:
+        """The playground sends the review's form even if nobody filled it in."""
         return None if isinstance(resume, dict) and not any(resume.values()) else resume
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_either(self) -> Self:
         if bool(self.prompt) == (self.resume is not None):
-            raise ValueError("give a prompt, or with a thread_id the answer to resume with")
+            raise ValueError("give either a prompt, or a thread_id and the answer to resume with")
         if self.resume is not None and not self.thread_id:
             raise ValueError("resume needs the thread_id of the run that waits")
         return self
@@ -69,31 +78,37 @@ def _without_null(schema: Any) -> Any:
     return {**kinds[0], **{k: v for k, v in plain.items() if k != "anyOf"}} if len(kinds) == 1 else plain
 
 
-def agent_of(service: Service, links: Links) -> Runnable[Any, Any]:
-    """The runnable: invoked, it gives the run as it stands at its end; streamed, what happens before that too."""
+def agent_runnable(service: Service, links: Links) -> Runnable[Any, Any]:
+    """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too."""
+    agent = _Agent(service, links)
+    return RunnableLambda(agent.draw, name="gems").with_types(input_type=AgentRequest, output_type=dict[str, Any])
 
-    def begin(request: AgentRequest) -> Run:
-        client = CLIENT.get()
-        if request.resume is None:
-            return service.submit(client, request.prompt, request.context, thread=request.thread_id)
-        waiting = service.ledger.latest_of(client.name, request.thread_id)
-        if waiting is None:
-            raise InputError(f"there is no thread {request.thread_id!r}")
-        return service.answer(client, waiting.id, request.resume)
 
-    async def draw(given: AgentRequest | dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        request = AgentRequest.model_validate(given)  # LangServe hands over a dictionary of its fields
+@dataclass(frozen=True)
+class _Agent:
+    service: Service
+    links: Links
+
+    async def draw(self, fields: AgentRequest | dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        request = AgentRequest.model_validate(fields)  # LangServe gives a dict
         try:
-            run = await asyncio.to_thread(begin, request)
+            run = await asyncio.to_thread(self._begin, request)
         except (InputError, BackendError, ConflictError, RefusedError) as error:
             raise as_http(error) from error
-        async for event in service.follow(run.id):
-            yield event
-        ended = await asyncio.to_thread(service.ledger.run, run.id)
-        if ended.status == "failed" and ended.record is None:
-            kind = InputError if ended.error_kind == "input" else BackendError
-            raise as_http(kind(ended.error or "the run failed"))
-        state = None if ended.has_ended else await asyncio.to_thread(service.values, ended)
-        yield {"event": "run", **run_view(ended, links, state).model_dump(mode="json")}
+        async for event in self.service.follow(run.id):
+            yield dict(event)
+        run = await asyncio.to_thread(self.service.ledger.run, run.id)
+        if run.status == "failed" and run.record is None:
+            kind = InputError if run.error_kind == "input" else BackendError
+            raise as_http(kind(run.error or "the run failed"))
+        state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
+        yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
 
-    return RunnableLambda(draw, name="gems").with_types(input_type=AgentRequest, output_type=dict[str, Any])
+    def _begin(self, request: AgentRequest) -> Run:
+        client = CLIENT.get()
+        if request.resume is None:
+            return self.service.submit(client, request.prompt, request.context, thread=request.thread_id)
+        waiting = self.service.ledger.latest_of(client.name, request.thread_id)
+        if waiting is None:
+            raise InputError(f"there is no thread {request.thread_id!r}")
+        return self.service.answer(waiting.id, request.resume)

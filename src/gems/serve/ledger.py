@@ -1,4 +1,4 @@
-"""The runs that were accepted, in SQLite: a run is in here before its client hears of it, so that none is lost."""
+"""The accepted runs, in SQLite. A run is written here before its client gets a response, so that none is lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from typing import Any, Final, Literal, get_args
 
 from gems.errors import InputError
 from gems.graph.state import Usage
+from gems.runs.record import RunRecord
+from gems.serve.settings import AcceptedSettings
 
-__all__ = ["Ledger", "Run", "Status"]
+__all__ = ["ErrorKind", "Ledger", "Run", "Status"]
 
 Status = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
 """``waiting``: for a person's review. ``failed``: it ended with an error and without an image."""
 
-ENDED: Final = ("done", "failed", "cancelled")
+ErrorKind = Literal["input", "backend"]
+
+_FINAL: Final = ("done", "failed", "cancelled")
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -32,9 +36,9 @@ CREATE TABLE IF NOT EXISTS runs (
     prompt TEXT NOT NULL,
     settings TEXT NOT NULL,
     status TEXT NOT NULL,
-    created REAL NOT NULL,
-    started REAL,
-    ended REAL,
+    created_at REAL NOT NULL,
+    started_at REAL,
+    ended_at REAL,
     reserved TEXT NOT NULL,
     idempotency_key TEXT,
     answer TEXT,
@@ -54,39 +58,41 @@ CREATE INDEX IF NOT EXISTS runs_by_status ON runs (status, sequence);
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One accepted run, as it stands."""
+    """An accepted run. Times are seconds since 1970."""
 
     sequence: int
     id: str
     user: str
     thread: str
     prompt: str
-    settings: dict[str, Any]
+    settings: AcceptedSettings
     status: Status
-    created: float
-    started: float | None
-    ended: float | None
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
     answer: dict[str, Any] | None
-    """A person's review that is still to be followed."""
+    """A person's ``Review`` that the run has not received yet."""
     review: dict[str, Any] | None
-    """What a person is asked, while it waits."""
-    record: dict[str, Any] | None
-    """See ``gems.runs.record.run_record``; once it ended."""
+    """The question to a person, while the run waits."""
+    record: RunRecord | None
+    """Once the run ended. None if it was cancelled before it began, or failed with an error."""
     error: str | None
-    error_kind: str | None
+    error_kind: ErrorKind | None
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will come of it any more."""
-        return self.status in ENDED
+        """Whether the status is final."""
+        return self.status in _FINAL
 
 
-_FIELDS: Final = tuple(Run.__dataclass_fields__)
-_JSON: Final = ("settings", "answer", "review", "record")
+_COLUMNS: Final = tuple(Run.__dataclass_fields__)
 
 
 class Ledger:
-    """All runs of a service. Every method is one transaction, and may be called by any thread.
+    """All runs of a service. Every method is one transaction, and is safe for threads.
+
+    Args:
+        path: The SQLite file, created if it does not exist.
 
     Raises:
         InputError: The file cannot be used.
@@ -97,11 +103,13 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
-            # FULL: an accepted run outlives the machine's power, not only this process.
+            # FULL: an accepted run survives a power failure, not only the process's death.
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
-            raise InputError(f"cannot keep runs in {path} ({error}); set GEMS_HOME to a folder with room") from error
+            raise InputError(
+                f"cannot store runs in {path} ({error}); set GEMS_HOME to a writable folder with free space"
+            ) from error
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -114,40 +122,48 @@ class Ledger:
         user: str,
         thread: str,
         prompt: str,
-        settings: Mapping[str, Any],
+        settings: AcceptedSettings,
         reserved: Mapping[str, int],
         idempotency_key: str | None,
     ) -> Run:
-        """Write a new run down."""
+        """Add a run.
+
+        Args:
+            user: Whose run it is.
+            thread: The user's name for related runs; empty for a thread of its own.
+            prompt: The checked prompt.
+            settings: The run's.
+            reserved: What it may use at most, see ``max_usage``.
+            idempotency_key: The request's, if it gave one.
+        """
         name = f"run-{uuid.uuid4().hex}"
+        values = {
+            "id": name,
+            "user": user,
+            "thread": thread or name,
+            "prompt": prompt,
+            "settings": settings.model_dump_json(exclude_none=True),
+            "status": "queued",
+            "created_at": time.time(),
+            "reserved": json.dumps(reserved),
+            "idempotency_key": idempotency_key,
+        }
+        placeholders = ", ".join(f":{column}" for column in values)
         with self._lock:
-            self._db.execute(
-                "INSERT INTO runs (id, user, thread, prompt, settings, status, created, reserved, idempotency_key) "
-                "VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, ?)",
-                (
-                    name,
-                    user,
-                    thread or name,
-                    prompt,
-                    json.dumps(settings),
-                    time.time(),
-                    json.dumps(reserved),
-                    idempotency_key,
-                ),
-            )
-            return self._one("id = ?", (name,))
+            self._db.execute(f"INSERT INTO runs ({', '.join(values)}) VALUES ({placeholders})", values)  # noqa: S608
+            return self._get(name)
 
     def get(self, user: str, run: str) -> Run | None:
-        """A user's run; nobody else's."""
+        """A user's run. None if there is no such run, or it is another user's."""
         return self._find("user = ? AND id = ?", (user, run))
 
     def run(self, run: str) -> Run:
-        """A run, whoever it belongs to."""
+        """A run, whoever its user is."""
         with self._lock:
-            return self._one("id = ?", (run,))
+            return self._get(run)
 
     def by_key(self, user: str, idempotency_key: str) -> Run | None:
-        """The run that a user's request with this key began."""
+        """The run that a user's request with this key created."""
         return self._find("user = ? AND idempotency_key = ?", (user, idempotency_key))
 
     def latest_of(self, user: str, thread: str) -> Run | None:
@@ -155,8 +171,14 @@ class Ledger:
         return self._find("user = ? AND thread = ? ORDER BY sequence DESC LIMIT 1", (user, thread))
 
     def page(self, user: str, *, before: int | None, limit: int) -> list[Run]:
-        """A user's runs, the latest first, without their records."""
-        columns = ", ".join("NULL" if name == "record" else name for name in _FIELDS)
+        """A user's runs, the latest first, without their records.
+
+        Args:
+            user: Whose runs.
+            before: Only runs with a lower sequence number.
+            limit: How many at most.
+        """
+        columns = ", ".join("NULL" if name == "record" else name for name in _COLUMNS)
         with self._lock:
             rows = self._db.execute(
                 f"SELECT {columns} FROM runs WHERE user = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?",  # noqa: S608
@@ -165,116 +187,114 @@ class Ledger:
         return [_run(row) for row in rows]
 
     def unfinished(self) -> list[str]:
-        """Runs that a service which starts has to go on with, in their order."""
+        """The ids of the runs that a service which starts has to resume, in order."""
         with self._lock:
-            return [
-                row[0]
-                for row in self._db.execute(
-                    "SELECT id FROM runs WHERE status IN ('queued', 'running') ORDER BY sequence"
-                )
-            ]
+            rows = self._db.execute("SELECT id FROM runs WHERE status IN ('queued', 'running') ORDER BY sequence")
+            return [row[0] for row in rows]
 
     def begin(self, run: str) -> Run:
-        """It is at work now."""
+        """A worker begins with the run, or resumes it."""
         with self._lock:
             self._db.execute(
-                "UPDATE runs SET status = 'running', started = coalesce(started, ?) WHERE id = ?", (time.time(), run)
-            )
-            return self._one("id = ?", (run,))
-
-    def park(self, run: str) -> None:
-        """It was stopped at a checkpoint, and goes on when the service is there again."""
-        with self._lock:
-            self._db.execute("UPDATE runs SET status = 'queued' WHERE id = ? AND status = 'running'", (run,))
-
-    def ask(self, run: str, review: Mapping[str, Any]) -> None:
-        """It waits for a person."""
-        with self._lock:
-            self._db.execute(
-                "UPDATE runs SET status = 'waiting', review = ?, answer = NULL WHERE id = ?", (json.dumps(review), run)
-            )
-
-    def answer(self, run: str, answer: Mapping[str, Any]) -> bool:
-        """A person has answered. False if nobody was waiting: an answer counts once."""
-        with self._lock:
-            done = self._db.execute(
-                "UPDATE runs SET status = 'queued', answer = ?, review = NULL WHERE id = ? AND status = 'waiting'",
-                (json.dumps(answer), run),
-            )
-            return done.rowcount == 1
-
-    def cancel_queued(self, run: str) -> bool:
-        """It is not to begin. False if it has begun."""
-        with self._lock:
-            done = self._db.execute(
-                "UPDATE runs SET status = 'cancelled', ended = ?, reserved = '{}' WHERE id = ? AND status = 'queued' "
-                "AND started IS NULL",
+                "UPDATE runs SET status = 'running', started_at = coalesce(started_at, ?) WHERE id = ?",
                 (time.time(), run),
             )
-            return done.rowcount == 1
+            return self._get(run)
+
+    def park(self, run: str) -> None:
+        """The run was stopped at a checkpoint, to be resumed when the service is started again."""
+        self._update("UPDATE runs SET status = 'queued' WHERE id = ? AND status = 'running'", (run,))
+
+    def ask(self, run: str, review: Mapping[str, Any]) -> None:
+        """The run waits for a person's review."""
+        self._update(
+            "UPDATE runs SET status = 'waiting', review = ?, answer = NULL WHERE id = ?", (json.dumps(review), run)
+        )
+
+    def answer(self, run: str, answer: Mapping[str, Any]) -> bool:
+        """Keep a person's review for the run. False if the run was not waiting: only the first answer counts."""
+        return self._update(
+            "UPDATE runs SET status = 'queued', answer = ?, review = NULL WHERE id = ? AND status = 'waiting'",
+            (json.dumps(answer), run),
+        )
+
+    def cancel_queued(self, run: str) -> bool:
+        """Cancel a run that has not begun. False if it has."""
+        return self._update(
+            "UPDATE runs SET status = 'cancelled', ended_at = ?, reserved = '{}' "
+            "WHERE id = ? AND status = 'queued' AND started_at IS NULL",
+            (time.time(), run),
+        )
 
     def end(
         self,
         run: str,
         status: Status,
         *,
-        record: Mapping[str, Any] | None = None,
+        record: RunRecord | None = None,
         usage: Usage | None = None,
         error: str | None = None,
-        error_kind: str | None = None,
+        error_kind: ErrorKind | None = None,
     ) -> None:
-        """It ended; what it spent is written down with it, in one stroke, so that it is charged once."""
-        assert status in ENDED
-        spent = usage or Usage()
-        with self._lock:
-            self._db.execute(
-                "UPDATE runs SET status = ?, ended = ?, record = ?, images = ?, chat_calls = ?, tokens = ?, error = ?, "
-                "error_kind = ?, reserved = '{}', answer = NULL, review = NULL WHERE id = ?",
-                (
-                    status,
-                    time.time(),
-                    json.dumps(record) if record is not None else None,
-                    spent.images,
-                    spent.chat_calls,
-                    spent.tokens,
-                    error,
-                    error_kind,
-                    run,
-                ),
-            )
+        """The run ended. Its usage is written in the same statement, so that it is counted exactly once."""
+        assert status in _FINAL
+        usage = usage or Usage()
+        self._update(
+            "UPDATE runs SET status = ?, ended_at = ?, record = ?, images = ?, chat_calls = ?, tokens = ?, error = ?, "
+            "error_kind = ?, reserved = '{}', answer = NULL, review = NULL WHERE id = ?",
+            (
+                status,
+                time.time(),
+                record.model_dump_json() if record is not None else None,
+                usage.images,
+                usage.chat_calls,
+                usage.tokens,
+                error,
+                error_kind,
+                run,
+            ),
+        )
 
-    def spent_today(self, user: str) -> dict[str, int]:
-        """What a user's runs have spent since midnight, UTC, and what those in flight may still spend."""
+    def used_today(self, user: str) -> dict[str, int]:
+        """What a user's runs have used since midnight, UTC, with what is reserved for those that have not ended."""
         midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0).timestamp()
         with self._lock:
             row = self._db.execute(
                 "SELECT coalesce(sum(images), 0), coalesce(sum(chat_calls), 0), coalesce(sum(tokens), 0) "
-                "FROM runs WHERE user = ? AND (ended >= ? OR ended IS NULL)",
+                "FROM runs WHERE user = ? AND (ended_at >= ? OR ended_at IS NULL)",
                 (user, midnight),
             ).fetchone()
-            reserved = self._db.execute(
-                "SELECT reserved FROM runs WHERE user = ? AND ended IS NULL", (user,)
+            reservations = self._db.execute(
+                "SELECT reserved FROM runs WHERE user = ? AND ended_at IS NULL", (user,)
             ).fetchall()
         total = dict(zip(("images", "chat_calls", "tokens"), map(int, row), strict=True))
-        for (text,) in reserved:
+        for (text,) in reservations:
             for name, amount in json.loads(text).items():
                 total[name] += amount
         return total
 
-    def _find(self, where: str, values: tuple[Any, ...]) -> Run | None:
+    def _update(self, statement: str, values: tuple[Any, ...]) -> bool:
+        """Whether the statement changed the run."""
         with self._lock:
-            row = self._db.execute(f"SELECT {', '.join(_FIELDS)} FROM runs WHERE {where}", values).fetchone()  # noqa: S608
+            return self._db.execute(statement, values).rowcount == 1
+
+    def _find(self, condition: str, values: tuple[Any, ...]) -> Run | None:
+        with self._lock:
+            row = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE {condition}", values).fetchone()  # noqa: S608
         return _run(row) if row else None
 
-    def _one(self, where: str, values: tuple[Any, ...]) -> Run:
-        """The lock is held."""
-        row = self._db.execute(f"SELECT {', '.join(_FIELDS)} FROM runs WHERE {where}", values).fetchone()  # noqa: S608
+    def _get(self, run: str) -> Run:
+        """A run that exists. The caller holds the lock."""
+        row = self._db.execute(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE id = ?", (run,)).fetchone()  # noqa: S608
         return _run(row)
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    values = dict(zip(_FIELDS, row, strict=True))
-    for name in _JSON:
-        values[name] = json.loads(values[name]) if values[name] is not None else None
+    values = dict(zip(_COLUMNS, row, strict=True))
     assert values["status"] in get_args(Status)
+    for name in ("answer", "review"):
+        values[name] = json.loads(values[name]) if values[name] is not None else None
+    values["settings"] = AcceptedSettings.model_validate_json(values["settings"])
+    if values["record"] is not None:
+        values["record"] = RunRecord.model_validate_json(values["record"])
     return Run(**values)

@@ -1,4 +1,4 @@
-"""What a monitoring system reads at ``/metrics``, in Prometheus's text format."""
+"""Metrics for a monitoring system, in Prometheus's text format."""
 
 from __future__ import annotations
 
@@ -11,69 +11,67 @@ from prometheus_client.registry import Collector
 
 from gems.graph.state import Usage
 
-__all__ = ["CONTENT_TYPE", "Metrics"]
+__all__ = ["CONTENT_TYPE", "HasLoad", "Metrics"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
 
-class Loaded(Protocol):
-    """What knows how much is being done."""
+class HasLoad(Protocol):
+    """Whatever knows the current load."""
 
     @property
     def load(self) -> tuple[int, int]:
-        """Runs at work, and runs that wait."""
+        """How many runs are being worked on, and how many are queued."""
         ...
 
 
 class Metrics(Collector):
-    """Counters of one service; what is being done now is looked up when it is asked for."""
+    """The metrics of one service.
 
-    def __init__(self, service: Loaded) -> None:
-        self._service = service
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-        ProcessCollector(registry=self._registry)
-        self._runs = Counter("gems_runs", "Runs that ended.", ["outcome"], registry=self._registry)
-        self._seconds = Histogram("gems_run_seconds", "Time at work.", registry=self._registry, buckets=_SECONDS)
-        self._spent = Counter("gems_spent", "What runs spent.", ["what"], registry=self._registry)
-        self._refused = Counter(
-            "gems_refused", "Requests for runs that were refused.", ["why"], registry=self._registry
+    Args:
+        workers: Gives the current load when the metrics are read.
+    """
+
+    def __init__(self, workers: HasLoad) -> None:
+        self._workers = workers
+        self._registry = registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        self._runs = Counter("gems_runs", "Runs that ended.", ["outcome"], registry=registry)
+        self._run_seconds = Histogram(
+            "gems_run_seconds", "Time that runs were worked on.", registry=registry, buckets=_SECONDS
         )
-        self._requests = Counter(
-            "gems_http_requests", "Requests.", ["method", "route", "status"], registry=self._registry
-        )
-        self._latency = Histogram(
-            "gems_http_request_seconds",
-            "Until the response's end.",
-            ["route"],
-            registry=self._registry,
-            buckets=_SECONDS,
+        self._usage = Counter("gems_spent", "What runs used.", ["what"], registry=registry)
+        self._refusals = Counter("gems_refused", "Requests for runs that were refused.", ["why"], registry=registry)
+        self._requests = Counter("gems_http_requests", "Requests.", ["method", "route", "status"], registry=registry)
+        self._request_seconds = Histogram(
+            "gems_http_request_seconds", "Time to the response's end.", ["route"], registry=registry, buckets=_SECONDS
         )
 
     def collect(self) -> Iterable[Metric]:
         """The gauges."""
-        at_work, queued = self._service.load
-        yield GaugeMetricFamily("gems_runs_at_work", "Runs at work now.", value=at_work)
-        yield GaugeMetricFamily("gems_runs_queued", "Runs that wait for their turn.", value=queued)
+        running, queued = self._workers.load
+        yield GaugeMetricFamily("gems_runs_at_work", "Runs that are being worked on.", value=running)
+        yield GaugeMetricFamily("gems_runs_queued", "Runs that wait for a worker.", value=queued)
 
-    def ended(self, outcome: str, seconds: float, usage: Usage) -> None:
-        """A run ended."""
+    def count_run(self, outcome: str, seconds: float, usage: Usage) -> None:
+        """Count a run that ended."""
         self._runs.labels(outcome).inc()
-        self._seconds.observe(seconds)
+        self._run_seconds.observe(seconds)
         for what, amount in (("images", usage.images), ("chat_calls", usage.chat_calls), ("tokens", usage.tokens)):
-            self._spent.labels(what).inc(amount)
+            self._usage.labels(what).inc(amount)
 
-    def refused(self, why: str) -> None:
-        """A run was not accepted."""
-        self._refused.labels(why).inc()
+    def count_refusal(self, reason: str) -> None:
+        """Count a run that was not accepted."""
+        self._refusals.labels(reason).inc()
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
         self._requests.labels(method, route, str(status)).inc()
-        self._latency.labels(route).observe(seconds)
+        self._request_seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it."""
+        """All metrics."""
         return generate_latest(self._registry)

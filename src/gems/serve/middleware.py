@@ -1,4 +1,4 @@
-"""What every request passes: a request id, whose key it is, how long it may be; and what is written down of it."""
+"""What happens to every request: it gets an id, its key and length are checked, and it is logged and counted."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from gems.serve.http_errors import error_response
 from gems.serve.keys import ANYBODY, Client, Keys
 from gems.serve.metrics import Metrics
 
-__all__ = ["CLIENT", "Gate"]
+__all__ = ["CLIENT", "RequestMiddleware"]
 
 LOG: Final = structlog.get_logger("gems.serve.http")
 
 CLIENT: Final[ContextVar[Client]] = ContextVar("gems_client", default=ANYBODY)
 """Who sent the request that is being answered."""
 
-_OPEN: Final = re.compile(r"/|/page\.(js|css)|/favicon\.svg|/healthz|/readyz|/openapi\.json|/(artifacts|reports)/.*")
-"""What needs no key: the page, which holds nothing, and addresses that are signed."""
+_NO_KEY_NEEDED: Final = re.compile(
+    r"/|/page\.(js|css)|/favicon\.svg|/healthz|/readyz|/openapi\.json|/(artifacts|reports)/.*"
+)
+"""Paths without a key: the page, which holds no data, and signed addresses."""
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+_LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
 class _TooLargeError(BaseException):
-    """The body is longer than it may be. Not an ``Exception``: FastAPI would take it for a body that cannot be read."""
+    """The body is too long. Not an ``Exception``: FastAPI would take it for a body that cannot be read."""
 
 
-class Gate:
+class RequestMiddleware:
     """The middleware.
 
     Args:
-        app: What comes behind.
-        keys: Who may ask; None lets everybody in.
-        metrics: Where requests are counted.
-        max_body: Bytes.
-        local_only: Answer only requests that were made to this machine by name: without keys, a page of somebody else's
-            could otherwise have a browser ask us in its own name (DNS rebinding).
+        app: The application.
+        keys: The API keys; None lets everyone in.
+        metrics: Count requests.
+        max_body: Bytes of a request's body.
+        local_only: Answer only requests that address this machine by one of its local names. Without keys, a page of
+            another site could otherwise make a browser send requests in that site's name (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, *, keys: Keys | None, metrics: Metrics, max_body: int, local_only: bool) -> None:
@@ -52,16 +54,16 @@ class Gate:
         self._max_body, self._local_only = max_body, local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if _REQUEST_ID.fullmatch(client_id) else uuid.uuid4().hex
         started, status, client = time.perf_counter(), 500, None
 
-        async def answer(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -70,18 +72,21 @@ class Gate:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                refusal, client = self._refusal(scope["path"], headers)
+                refusal, client = self._check(scope["path"], headers)
                 if refusal is None:
                     CLIENT.set(client)
-                    await self._limited(scope, receive, answer)
+                    await self._call_limited(scope, receive, send_with_id)
                 else:
-                    await refusal(scope, receive, answer)
+                    await refusal(scope, receive, send_with_id)
             finally:
-                self._note(scope, status, time.perf_counter() - started, client)
+                self._log(scope, status, time.perf_counter() - started, client)
 
-    def _refusal(self, path: str, headers: Headers) -> tuple[Response | None, Client]:
-        if self._local_only and headers.get("host", "").rsplit(":", 1)[0].lower() not in _LOCAL:
-            return error_response(403, "this service answers to localhost only; give keys to open it up"), ANYBODY
+    def _check(self, path: str, headers: Headers) -> tuple[Response | None, Client]:
+        """The response that refuses the request, or None; and who sent it."""
+        if self._local_only and headers.get("host", "").rsplit(":", 1)[0].lower() not in _LOCAL_HOSTS:
+            return error_response(
+                403, "this service answers only to localhost; give --keys to open it to others"
+            ), ANYBODY
         if int(headers.get("content-length", "0") or 0) > self._max_body:
             return self._too_large(), ANYBODY
         if self._keys is None:
@@ -89,7 +94,7 @@ class Gate:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         client = self._keys.client(key) if key else None
-        if client is None and not _OPEN.fullmatch(path):
+        if client is None and not _NO_KEY_NEEDED.fullmatch(path):
             refusal = error_response(401, "give your API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
             refusal.headers["www-authenticate"] = "Bearer"
             return refusal, ANYBODY
@@ -98,11 +103,11 @@ class Gate:
     def _too_large(self) -> Response:
         return error_response(413, f"a request may have {self._max_body:,} bytes", code="request_too_large")
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Also where the length was not told, or not truly."""
-        length, begun = 0, False
+    async def _call_limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application, and count the body's bytes: the content-length header may be missing or wrong."""
+        length, response_started = 0, False
 
-        async def counted() -> Message:
+        async def receive_counted() -> Message:
             nonlocal length
             message = await receive()
             length += len(message.get("body", b""))
@@ -110,20 +115,20 @@ class Gate:
                 raise _TooLargeError
             return message
 
-        async def watched(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_watched(message: Message) -> None:
+            nonlocal response_started
+            response_started = True
             await send(message)
 
         try:
-            await self._app(scope, counted, watched)
+            await self._app(scope, receive_counted, send_watched)
         except _TooLargeError:
-            if not begun:
+            if not response_started:
                 await self._too_large()(scope, receive, send)
 
-    def _note(self, scope: MutableMapping[str, Any], status: int, seconds: float, client: Client | None) -> None:
+    def _log(self, scope: MutableMapping[str, Any], status: int, seconds: float, client: Client | None) -> None:
         path = getattr(scope.get("route"), "path", "unmatched")
-        self._metrics.answered(scope["method"], path, status, seconds)
+        self._metrics.count_request(scope["method"], path, status, seconds)
         LOG.info(
             "request",
             method=scope["method"],

@@ -1,4 +1,4 @@
-"""Runs the service in a process of its own, and lets it end well."""
+"""Runs the service in this process, and stops it cleanly."""
 
 from __future__ import annotations
 
@@ -21,38 +21,37 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 
 
 class _Server(uvicorn.Server):
-    """Told to stop, it first has the service put its runs to rest: requests that wait for them are then answered."""
+    """Stops the service before the HTTP server, so that requests that wait for runs get their responses."""
 
     def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
         super().__init__(config)
-        self._service, self._grace, self._told = service, grace, False
+        self._service, self._grace = service, grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal lets runs finish, a second one stops them at their next step, a third one at once."""
+        """The first signal lets runs finish, the second stops them at their next step, the third at once."""
         if self._service.stopping:
             super().handle_exit(sig, frame)
             return
-        threading.Thread(target=self._rest, daemon=True).start()
+        threading.Thread(target=self._stop_service, daemon=True).start()
 
-    def _rest(self) -> None:
+    def _stop_service(self) -> None:
         self._service.stop(self._grace)
-        self.should_exit = True  # not by the signal itself: a stop that was asked for is no failure
+        self.should_exit = True  # not through the signal's handler: a requested stop exits with 0
 
 
 def write_logs(level: str, *, as_json: bool) -> None:
-    """Set up logs on stderr: lines of JSON, or for people."""
-    shared: list[Any] = [
+    """Set up logs on stderr, as lines of JSON or as text."""
+    processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
     ]
-    last: list[Any] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
-        if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    )
+    if as_json:
+        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
     structlog.configure(
-        processors=[*shared, *last],
+        processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
@@ -70,7 +69,7 @@ def run_server(settings: ServiceSettings) -> None:
         app,
         host=settings.host,
         port=settings.port,
-        access_log=False,  # the gate writes down every request
+        access_log=False,  # the middleware logs every request
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=5,

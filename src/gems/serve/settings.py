@@ -1,55 +1,40 @@
-"""How the service is run, and what one request may ask for."""
+"""The service's settings, and the settings that a request may give for its run."""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Optional, Self
+from typing import Annotated, Any, Optional, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from gems.errors import InputError
-from gems.graph.context import GemsContext
+from gems.graph.context import GemsContext, OpenToRequests
 from gems.graph.state import Budget
-from gems.nodes.intake import MAX_PROMPT_LENGTH
+from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["RunSettings", "ServiceSettings", "context_of", "images_of", "is_loopback"]
-
-OPEN_TO_REQUESTS: Final = (
-    "max_rounds",
-    "candidates",
-    "seed",
-    "patience",
-    "budget",
-    "plan",
-    "skills",
-    "memory",
-    "memories",
-    "reuse",
-    "review",
-)
-"""Fields of ``GemsContext`` that a request may set. Models, addresses and folders are the operator's alone: a request
-that names a server would have this machine call it, with the operator's keys."""
+__all__ = ["AcceptedSettings", "RunSettings", "ServiceSettings", "context_of", "images_url_of", "is_loopback"]
 
 
 class ServiceSettings(BaseModel):
     """What the operator decides."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     context: GemsContext = Field(default_factory=GemsContext)
-    """Models, places and the defaults of a run."""
+    """Models, storage locations and the defaults of a run."""
     home: Path
-    """Holds the runs, their checkpoints, and each user's images."""
+    """The folder of runs, checkpoints, and each user's images."""
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen at; 0 takes a free one."""
     concurrency: int = Field(default=2, ge=1, le=256)
-    """Runs at work at once."""
+    """How many runs are worked on at once."""
     queue: int = Field(default=256, ge=0, le=100_000)
-    """Runs that may wait for their turn; one more is refused."""
+    """How many runs may wait. Further ones are refused."""
     max_images: int = Field(default=20, ge=1)
-    """Most images that one run may make, whatever a request asks for."""
+    """The maximum number of images of one run, whatever a request asks for."""
     max_prompt: int = Field(default=MAX_PROMPT_LENGTH, ge=1, le=MAX_PROMPT_LENGTH)
     """Characters."""
     max_body: int = Field(default=64 * 1024, ge=1024)
@@ -57,82 +42,87 @@ class ServiceSettings(BaseModel):
     keys: Path | None = None
     """A TOML file of API keys."""
     open: bool = False
-    """Listen beyond loopback without a key."""
+    """Listen beyond this machine without a key."""
     cors_origins: tuple[str, ...] = ()
+    """Origins whose pages may call the service from a browser."""
     served_names: tuple[str, ...] = ("gems",)
-    """Names of the model that requests may give."""
+    """Model names that requests may give."""
     grace: float = Field(default=30, ge=0)
-    """Seconds that runs at work get to finish when the service is told to stop."""
+    """Seconds that runs may take to finish when the service is stopped."""
     link_seconds: int = Field(default=3600, ge=1)
-    """How long the address of an image works."""
+    """Seconds for which an image's address is valid."""
 
     def check_address(self) -> Self:
-        """Be sure that nobody is let in by accident.
+        """Check that the service is not open to other machines by accident.
 
         Raises:
             InputError: It would listen beyond this machine without a key.
         """
         if self.keys is None and not self.open and not is_loopback(self.host):
             raise InputError(
-                f"--host {self.host} lets others in, and there is no API key: make one with 'gems new-key NAME' and "
-                "give --keys, or say --open if everybody may spend what this costs"
+                f"--host {self.host} makes the service reachable from other machines, and there is no API key: create "
+                "one with 'gems new-key NAME' and give --keys, or give --open if anyone may use it at your cost"
             )
         return self
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's alone."""
+    """Whether only this machine can reach the address."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-class _Request(BaseModel):
+class _RequestModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _fields() -> dict[str, Any]:
-    """Those of the context, with their bounds; null is the service's own, since clients fill in what is left out."""
-    fields = {name: GemsContext.model_fields[name] for name in OPEN_TO_REQUESTS}
+def _open_fields() -> dict[str, Any]:
+    """The fields of ``GemsContext`` that are open to requests, with their bounds.
+
+    Null stands for the service's own value, because some clients send every field.
+    """
     return {
         name: (
-            Optional[Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation],  # noqa: UP045
+            Optional[Annotated[(info.annotation, *info.metadata)]],  # noqa: UP045
             Field(default=None, title=info.title, description=info.description),
         )
-        for name, info in fields.items()
+        for name, info in GemsContext.model_fields.items()
+        if any(isinstance(mark, OpenToRequests) for mark in info.metadata)
     }
 
 
 RunSettings: type[BaseModel] = create_model(
-    "RunSettings", __base__=_Request, __doc__="Settings of one run.", **_fields()
+    "RunSettings", __base__=_RequestModel, __doc__="Settings of one run.", **_open_fields()
 )
-"""What a request may set; see ``GemsContext``."""
+"""What a request may set: the fields of ``GemsContext`` that are marked as ``OpenToRequests``."""
 
 
-def context_of(settings: ServiceSettings, user: str, given: Mapping[str, Any]) -> GemsContext:
-    """The settings of a user's run: the operator's, with what was asked for, in the user's own places.
+class AcceptedSettings(BaseModel):
+    """What an accepted run differs in from the service's own settings, as the ledger keeps it."""
 
-    Args:
-        settings: The service's.
-        user: Whose run it is.
-        given: ``asked``, fields of ``RunSettings``; ``budget``, where the user's day leaves less.
+    model_config = ConfigDict(frozen=True)
 
-    Raises:
-        InputError: A value cannot be used.
-    """
+    requested: RunSettings = Field(default_factory=RunSettings)
+    """From the request."""
+    budget: Budget | None = None
+    """The run's budget, if the user's limits of the day lower it."""
+
+
+def context_of(settings: ServiceSettings, user: str, accepted: AcceptedSettings) -> GemsContext:
+    """The settings of a user's run, with the user's own memory and image store."""
     own = settings.context
-    asked = RunSettings.model_validate(given.get("asked") or {})
-    wanted = {name: value for name, value in asked if value is not None}
-    # What the operator has switched off stays off.
-    wanted |= {name: False for name in ("memory", "skills") if not getattr(own, name)}
-    context = own.model_copy(update={**wanted, "user": user, "images_url": images_of(settings, user)})
-    budget = Budget.model_validate(given.get("budget") or context.budget.model_dump())
-    most = min(budget.images or settings.max_images, settings.max_images)
-    return context.model_copy(update={"budget": budget.model_copy(update={"images": most})})
+    overrides = {name: value for name, value in accepted.requested if value is not None}
+    # A request cannot turn on what the operator has turned off.
+    overrides |= {name: False for name in ("memory", "skills") if not getattr(own, name)}
+    context = own.model_copy(update={**overrides, "user": user, "images_url": images_url_of(settings, user)})
+    budget = accepted.budget or context.budget
+    max_images = min(budget.images or settings.max_images, settings.max_images)
+    return context.model_copy(update={"budget": budget.model_copy(update={"images": max_images})})
 
 
-def images_of(settings: ServiceSettings, user: str) -> str:
-    """Where a user's images lie: nobody else's request looks there."""
+def images_url_of(settings: ServiceSettings, user: str) -> str:
+    """The location of a user's images. No other user's request reads it."""
     root = settings.context.images_url or str(settings.home / "images")
     return f"{root.rstrip('/')}/{user}"

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from gems.graph.state import Answer, GemsState, Kind, Outcome, Strategy, Usage, best_attempt
-from gems.serve.ledger import Run, Status
+from gems.graph.state import (
+    Answer,
+    Attempt,
+    GemsState,
+    ImageRef,
+    Kind,
+    Outcome,
+    Requirement,
+    Strategy,
+    Usage,
+    Verdict,
+)
+from gems.runs.record import RunRecord, best_index
+from gems.serve.ledger import ErrorKind, Run, Status
 from gems.serve.links import Links
 from gems.serve.settings import RunSettings
+from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AnsweredRequirement", "Picture", "RunList", "RunRequest", "RunView", "run_view", "state_view"]
+__all__ = ["AnsweredRequirement", "Picture", "RunList", "RunRequest", "RunView", "run_view"]
 
 
 class RunRequest(BaseModel):
@@ -19,15 +34,17 @@ class RunRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: str = Field(min_length=1, max_length=4000, description="What the image should show.")
-    settings: RunSettings = Field(default_factory=RunSettings, description="What differs from the service's own.")
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_LENGTH, description="What the image should show.")
+    settings: RunSettings = Field(
+        default_factory=RunSettings, description="Settings that differ from the service's own."
+    )
     thread: str = Field(
-        default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$", description="A name of yours for related runs."
+        default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$", description="Your name for related runs."
     )
 
 
 class Picture(BaseModel):
-    """An image. The address needs no key, and expires."""
+    """An image. Its address needs no key, and expires."""
 
     url: str
     sha256: str
@@ -36,7 +53,7 @@ class Picture(BaseModel):
 
 
 class AnsweredRequirement(BaseModel):
-    """A requirement, and what was seen."""
+    """A requirement, and the verifier's answer."""
 
     id: str
     question: str
@@ -48,7 +65,7 @@ class AnsweredRequirement(BaseModel):
 
 
 class AttemptView(BaseModel):
-    """One image that was made."""
+    """An image, and how it was made and judged."""
 
     round: int
     candidate: int
@@ -72,24 +89,24 @@ class RunView(BaseModel):
     thread: str
     prompt: str
     status: Status
-    created_at: float = Field(description="Seconds since 1970, like the others.")
+    created_at: float = Field(description="Seconds since 1970, like the other times.")
     started_at: float | None
     ended_at: float | None
     outcome: Outcome | None = None
     score: float = 0.0
-    image: Picture | None = Field(default=None, description="The best so far.")
-    best: int | None = Field(default=None, description="Its place in attempts.")
+    image: Picture | None = Field(default=None, description="The best image so far.")
+    best: int | None = Field(default=None, description="Its index in attempts.")
     attempts: list[AttemptView] = []
-    requirements: list[AnsweredRequirement] = Field(default=[], description="As they stand for the best attempt.")
+    requirements: list[AnsweredRequirement] = Field(default=[], description="With the answers for the best attempt.")
     draft: str = Field(default="", description="The prompt that is being drawn.")
     skills: list[str] = []
     memories: int = 0
     usage: Usage = Usage()
-    review: dict[str, Any] | None = Field(default=None, description="What a person is asked.")
+    review: dict[str, Any] | None = Field(default=None, description="The question to a person.")
     errors: list[str] = []
-    report: str | None = Field(default=None, description="Address of a page with all of it, once it ended.")
+    report: str | None = Field(default=None, description="The address of the report, once the run has ended.")
     error: str | None = None
-    error_kind: Literal["input", "backend"] | None = None
+    error_kind: ErrorKind | None = None
 
 
 class RunList(BaseModel):
@@ -97,96 +114,131 @@ class RunList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[RunView]
-    next: int | None = Field(description="Give it as before, for the next page; null at the end.")
+    next: int | None = Field(description="Give it as `before` to get the next page; null on the last page.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """How far a run has come, from its record or from its state."""
+
+    attempts: Sequence[Attempt] = ()
+    best: int | None = None
+    requirements: Sequence[Requirement] = ()
+    """The user's, then those that skills add."""
+    draft: str = ""
+    skills: Sequence[str] = ()
+    memories: int = 0
+    usage: Usage = field(default_factory=Usage)
+    errors: Sequence[str] = ()
+    outcome: Outcome | None = None
+
+
+def _of_record(record: RunRecord) -> _Progress:
+    return _Progress(
+        attempts=record.attempts,
+        best=record.best,
+        requirements=record.all_requirements,
+        skills=record.skills,
+        memories=len(record.memories),
+        usage=record.usage,
+        errors=record.errors,
+        outcome=record.outcome,
+    )
+
+
+def _of_state(state: GemsState) -> _Progress:
+    attempts = state.get("attempts") or []
+    return _Progress(
+        attempts=attempts,
+        best=best_index(attempts),
+        requirements=[*(state.get("requirements") or []), *(state.get("checks") or [])],
+        draft=state.get("draft") or "",
+        skills=state.get("skills") or [],
+        memories=len(state.get("memories") or []),
+        usage=state.get("usage") or Usage(),
+        errors=state.get("errors") or [],
+    )
 
 
 def run_view(run: Run, links: Links, state: GemsState | None = None) -> RunView:
-    """A run, from its record if it ended, and from the state that it has reached if it has not."""
-    record = run.record if run.record is not None else state_view(state) if state else {}
-    attempts = [_attempt(a, record, run.user, links) for a in record.get("attempts", [])]
-    best = record.get("best")
-    review = run.review
-    if review is not None:
-        image = review["image"]
-        review = {**review, "image": {**image, "url": links.image(run.user, image["sha256"])}}
+    """The view of a run.
+
+    Args:
+        run: The run.
+        links: Sign the addresses of its images.
+        state: Its state, if it has not ended. Without, and without a record, the view shows no attempts.
+    """
+    progress = _of_record(run.record) if run.record is not None else _of_state(state or GemsState())
+    attempts = [_attempt_view(attempt, progress.requirements, run.user, links) for attempt in progress.attempts]
+    best = None if progress.best is None else attempts[progress.best]
     return RunView(
         id=run.id,
         thread=run.thread,
         prompt=run.prompt,
         status=run.status,
-        created_at=run.created,
-        started_at=run.started,
-        ended_at=run.ended,
-        outcome=record.get("outcome") if run.has_ended else None,
-        score=record.get("score", 0.0),
-        image=attempts[best].image if best is not None else None,
-        best=best,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        ended_at=run.ended_at,
+        outcome=progress.outcome if run.has_ended else None,
+        score=best.score if best is not None else 0.0,
+        image=best.image if best is not None else None,
+        best=progress.best,
         attempts=attempts,
-        requirements=attempts[best].requirements if best is not None else _answered(record, {}),
-        draft=record.get("draft", ""),
-        skills=record.get("skills", []),
-        memories=len(record.get("memories", [])),
-        usage=Usage.model_validate(record.get("usage", {})),
-        review=review,
-        errors=record.get("errors", []),
+        requirements=best.requirements if best is not None else _answered(progress.requirements, {}),
+        draft=progress.draft,
+        skills=list(progress.skills),
+        memories=progress.memories,
+        usage=progress.usage,
+        review=_review_view(run, links),
+        errors=list(progress.errors),
         report=links.report(run.user, run.id) if run.record is not None else None,
         error=run.error,
         error_kind=run.error_kind,
     )
 
 
-def state_view(state: GemsState) -> dict[str, Any]:
-    """What a record would hold if the run ended here."""
-    attempts = state.get("attempts") or []
-    best = best_attempt(attempts)
-    return {
-        "attempts": [a.model_dump(mode="json") for a in attempts],
-        "best": attempts.index(best) if best else None,
-        "score": best.score if best else 0.0,
-        "requirements": [r.model_dump(mode="json") for r in state.get("requirements") or []],
-        "checks": [r.model_dump(mode="json") for r in state.get("checks") or []],
-        "draft": state.get("draft") or "",
-        "skills": state.get("skills") or [],
-        "memories": state.get("memories") or [],
-        "usage": (state.get("usage") or Usage()).model_dump(mode="json"),
-        "errors": state.get("errors") or [],
-    }
-
-
-def _attempt(attempt: dict[str, Any], record: dict[str, Any], user: str, links: Links) -> AttemptView:
-    verdicts = {v["requirement_id"]: v for v in (*attempt["verdicts"], *attempt.get("checks", []))}
-    answers = [v["answer"] for v in attempt["verdicts"]]
-    image = attempt["image"]
+def _attempt_view(attempt: Attempt, requirements: Sequence[Requirement], user: str, links: Links) -> AttemptView:
     return AttemptView(
-        round=attempt["round"],
-        candidate=attempt["candidate"],
-        strategy=attempt["strategy"],
-        prompt=attempt["prompt"],
-        seed=attempt["seed"],
-        score=attempt["score"],
-        passed=answers.count("yes"),
-        total=len(answers),
-        judged=attempt.get("judged", ""),
-        experience=attempt["experience"],
-        image=Picture(
-            url=links.image(user, image["sha256"]),
-            sha256=image["sha256"],
-            width=image["width"],
-            height=image["height"],
-        ),
-        requirements=_answered(record, verdicts),
+        round=attempt.round,
+        candidate=attempt.candidate,
+        strategy=attempt.strategy,
+        prompt=attempt.prompt,
+        seed=attempt.seed,
+        score=attempt.score,
+        passed=sum(verdict.answer == "yes" for verdict in attempt.verdicts),
+        total=len(attempt.verdicts),
+        judged=attempt.judged,
+        experience=attempt.experience,
+        image=_picture(attempt.image, user, links),
+        requirements=_answered(requirements, {verdict.requirement_id: verdict for verdict in attempt.answers}),
     )
 
 
-def _answered(record: dict[str, Any], verdicts: dict[str, Any]) -> list[AnsweredRequirement]:
-    asked = [*record.get("requirements", []), *record.get("checks", [])]
+def _picture(image: ImageRef, user: str, links: Links) -> Picture:
+    return Picture(url=links.image(user, image.sha256), sha256=image.sha256, width=image.width, height=image.height)
+
+
+def _answered(requirements: Sequence[Requirement], verdicts: Mapping[str, Verdict]) -> list[AnsweredRequirement]:
+    """The requirements, each with its verdict if there is one."""
     return [
         AnsweredRequirement(
-            id=r["id"],
-            question=r["question"],
-            kind=r["kind"],
-            skill=r["skill"],
-            **{k: verdicts[r["id"]][k] for k in ("answer", "confidence", "reason") if r["id"] in verdicts},
+            id=requirement.id,
+            question=requirement.question,
+            kind=requirement.kind,
+            skill=requirement.skill,
+            **_answer_fields(verdicts.get(requirement.id)),
         )
-        for r in asked
+        for requirement in requirements
     ]
+
+
+def _answer_fields(verdict: Verdict | None) -> dict[str, Any]:
+    return verdict.model_dump(include={"answer", "confidence", "reason"}) if verdict is not None else {}
+
+
+def _review_view(run: Run, links: Links) -> dict[str, Any] | None:
+    """The question to a person, with an address for its image."""
+    if run.review is None:
+        return None
+    image = run.review["image"]
+    return {**run.review, "image": {**image, "url": links.image(run.user, image["sha256"])}}

@@ -1,4 +1,4 @@
-"""Puts the service together: routes, LangServe, the page, and what every request passes."""
+"""The service's web application: all routes, the page, and the middleware."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse, JSONResponse
 
 from gems import __version__
-from gems.serve import images_endpoint, run_routes
+from gems.serve.artifact_routes import artifact_router
 from gems.serve.http_errors import add_handlers
+from gems.serve.images_endpoint import images_router
 from gems.serve.keys import Keys
-from gems.serve.langserve_routes import agent_of
+from gems.serve.langserve_routes import agent_runnable
 from gems.serve.links import Links
 from gems.serve.metrics import CONTENT_TYPE
-from gems.serve.middleware import Gate
+from gems.serve.middleware import RequestMiddleware
+from gems.serve.run_routes import run_router
 from gems.serve.service import Service
 from gems.serve.settings import ServiceSettings, is_loopback
 
 __all__ = ["make_app"]
 
 _PAGE: Final = Path(__file__).parent / "page"
-_POLICY: Final = "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+_PAGE_POLICY: Final = (
+    "default-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 
 
 class Health(BaseModel):
-    """Whether the process lives."""
+    """Whether the process is alive."""
 
     status: Literal["ok"] = "ok"
 
 
 class Readiness(BaseModel):
-    """Whether it takes runs on."""
+    """Whether the service accepts runs."""
 
     status: Literal["ready", "stopping"]
     at_work: int
@@ -45,10 +49,10 @@ class Readiness(BaseModel):
 
 
 def make_app(settings: ServiceSettings) -> FastAPI:
-    """The whole service as an ASGI application; ``app.state.service`` is its heart.
+    """The service as an ASGI application. ``app.state.service`` is its ``Service``.
 
     Raises:
-        InputError: The keys cannot be read, or it would listen beyond this machine without one.
+        InputError: The keys cannot be read, or the service would listen beyond this machine without one.
     """
     settings.check_address()
     keys = Keys(settings.keys) if settings.keys else None
@@ -56,7 +60,7 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     service = Service(settings)
 
     @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         with service:
             yield
 
@@ -64,17 +68,24 @@ def make_app(settings: ServiceSettings) -> FastAPI:
         title="GEMS",
         version=__version__,
         description="An agent graph around a text-to-image model, as a service.",
-        lifespan=life,
-        docs_url=None,  # its pages load scripts from other people's servers
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from other sites
         redoc_url=None,
     )
     app.state.service = service
     add_handlers(app)
-    app.include_router(run_routes.router_of(service, links))
-    app.include_router(images_endpoint.router_of(service, links))
+    app.include_router(run_router(service, links))
+    app.include_router(artifact_router(service, links))
+    app.include_router(images_router(service, links))
     _add_langserve(app, service, links)
     _add_operations(app, service)
     _add_page(app)
+    _add_middleware(app, service, keys)
+    return app
+
+
+def _add_middleware(app: FastAPI, service: Service, keys: Keys | None) -> None:
+    settings = service.settings
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -83,35 +94,34 @@ def make_app(settings: ServiceSettings) -> FastAPI:
             allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
         )
     app.add_middleware(
-        Gate,
+        RequestMiddleware,
         keys=keys,
         metrics=service.metrics,
         max_body=settings.max_body,
         local_only=keys is None and not settings.open and is_loopback(settings.host),
     )
-    return app
 
 
 def _add_langserve(app: FastAPI, service: Service, links: Links) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydantic's, about LangServe's own models
+        warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
         from langserve import add_routes
 
-        add_routes(app, agent_of(service, links), path="/gems", enable_feedback_endpoint=False)
+        add_routes(app, agent_runnable(service, links), path="/gems", enable_feedback_endpoint=False)
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["operations"])
     async def health() -> Health:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return Health()
 
     @app.get("/readyz", tags=["operations"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def ready() -> Response:
-        """Whether runs are taken on: 503 once the service is being stopped."""
+        """Whether the service accepts runs: 503 while it is being stopped."""
         at_work, queued = service.load
-        told = Readiness(status="stopping" if service.stopping else "ready", at_work=at_work, queued=queued)
-        return JSONResponse(told.model_dump(), 503 if service.stopping else 200)
+        readiness = Readiness(status="stopping" if service.stopping else "ready", at_work=at_work, queued=queued)
+        return JSONResponse(readiness.model_dump(), 503 if service.stopping else 200)
 
     @app.get(
         "/metrics",
@@ -120,7 +130,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         responses={200: {"content": {"text/plain": {}}, "description": "Prometheus's text format."}},
     )
     async def metrics() -> Response:
-        """Counters, for Prometheus."""
+        """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
@@ -131,11 +141,12 @@ def _add_page(app: FastAPI) -> None:
         ("/page.css", "page.css"),
         ("/favicon.svg", "favicon.svg"),
     ):
-        app.add_api_route(path, _file(name), include_in_schema=False)
+        app.add_api_route(path, _file_route(name), include_in_schema=False)
 
 
-def _file(name: str) -> Callable[[], Awaitable[FileResponse]]:
+def _file_route(name: str) -> Callable[[], Awaitable[FileResponse]]:
     async def page() -> FileResponse:
-        return FileResponse(_PAGE / name, headers={"content-security-policy": _POLICY, "cache-control": "no-cache"})
+        headers = {"content-security-policy": _PAGE_POLICY, "cache-control": "no-cache"}
+        return FileResponse(_PAGE / name, headers=headers)
 
     return page

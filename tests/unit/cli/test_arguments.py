@@ -25,7 +25,13 @@ def test_an_option_that_is_left_out_has_the_contexts_own_default(name: str, monk
 
 def test_options_set_the_fields_that_they_are_about() -> None:
     context = make_context(
-        {"max_rounds": 2, "no_skills": True, "budget_images": 3, "price": ["image=0.04"], "chat_option": ["image-size=256"]}
+        {
+            "max_rounds": 2,
+            "no_skills": True,
+            "budget_images": 3,
+            "price": ["image=0.04"],
+            "chat_option": ["image-size=256"],
+        }
     )
     assert (context.max_rounds, context.skills, context.builtin_skills) == (2, False, True)
     assert (context.budget.images, context.budget.tokens, context.budget.prices.image) == (3, None, 0.04)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from remembering import past
+
 from gems.learning.contrasts import MIN_CHANGES, changes_of, is_held_out, lessons_of, phrases_of, separating_phrases
 from gems.memory.trajectory import Trajectory
-from remembering import past
 
 THINGS = ["cats", "dogs", "birds", "cars", "chairs", "boats", "lamps", "clocks", "horses", "violins", "drums", "kites"]
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import langchain.embeddings
 import numpy as np
 import pytest
+from embedding import Points
 from langchain_core.embeddings import Embeddings
 
-from embedding import Points
 from gems.errors import BackendError, InputError
 from gems.memory import embedder as embedder_module
 from gems.memory.embedder import CachedEmbedder, MiniLM, embedder_fingerprint, init_embedder
@@ -132,6 +132,7 @@ def test_an_unknown_embedder_is_refused() -> None:
         init_embedder("no-such-provider:x")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_before_the_first_text() -> None:
     code = (
         "import sys, gems, gems.cli.main, gems.memory.store\n"

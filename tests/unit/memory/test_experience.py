@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
+from remembering import past
 
 from gems.graph.state import Memory
 from gems.memory.demands import demands_of
@@ -16,7 +17,6 @@ from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, Experience, distil, merge, prune, recall, remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
-from remembering import past
 
 
 @pytest.fixture(params=["faiss", "memory"])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from embedding import Points
 from langgraph.store.base import GetOp, InvalidNamespaceError, ListNamespacesOp, MatchCondition, Op, PutOp, SearchOp
 
-from embedding import Points
 from gems.errors import InputError
 from gems.memory.store import FaissStore
 
@@ -122,7 +122,7 @@ def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
         "s = FaissStore(sys.argv[1], embedder=Points())\n"
         "s.put(('a',), 'theirs', {'text': 'abba'}, index=['text']); s.delete(('a',), 'mine'); s.close()"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[2])], check=True, timeout=60)
+    forked.run([sys.executable, "-c", code, tmp_path, Path(__file__).parents[2]], check=True)
     assert [item.key for item in ours.search(("a",), query="abba")] == ["theirs"]
     ours.close()
 

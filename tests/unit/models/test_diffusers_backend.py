@@ -11,9 +11,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from PIL import Image
-
 from conformance.generator_suite import images, pixels
+from PIL import Image
+from tiny_pipelines import SIZE, edit_index, save_tiny, weights_of
+
 from gems.errors import BackendError, InputError
 from gems.models import devices
 from gems.models.diffusers import check as diffusers_check
@@ -23,7 +24,6 @@ from gems.models.diffusers.loading import PipelineSource
 from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
-from tiny_pipelines import SIZE, edit_index, save_tiny, weights_of
 
 SMALL = GeneratorOptions(width=SIZE, height=SIZE, steps=2)
 REQUESTS = [ImageRequest("a car", seed) for seed in range(4)]

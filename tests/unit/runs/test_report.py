@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gems.runs.record import RunRecord
 from gems.runs.report import Change, render_report, word_changes
 
 
@@ -15,31 +16,35 @@ def png(color: str) -> bytes:
     return buffer.getvalue()
 
 
-def record(**changes: Any) -> dict[str, Any]:
-    def attempt(round_: int, prompt: str, answers: list[str]) -> dict[str, Any]:
-        return {
-            "round": round_,
-            "candidate": 0,
-            "strategy": "plan",
-            "prompt": prompt,
-            "seed": round_,
-            "image": {"uri": "x", "sha256": "0" * 64, "width": 64, "height": 64, "media_type": "image/png"},
-            "verdicts": [
-                {"requirement_id": f"r{i}", "answer": a, "confidence": 0.9, "reason": f"reason {a}"}
-                for i, a in enumerate(answers)
-            ],
-            "score": 0.5,
-            "experience": "",
-            "file": f"round-{round_}-0.png",
-        }
+def attempt(round_: int, prompt: str, answers: list[str]) -> dict[str, Any]:
+    return {
+        "round": round_,
+        "candidate": 0,
+        "strategy": "plan",
+        "prompt": prompt,
+        "seed": round_,
+        "image": {"uri": "x", "sha256": "0" * 64, "width": 64, "height": 64, "media_type": "image/png"},
+        "verdicts": [
+            {"requirement_id": f"r{i}", "answer": a, "confidence": 0.9, "reason": f"reason {a}"}
+            for i, a in enumerate(answers)
+        ],
+        "score": 0.5,
+        "experience": "",
+        "file": f"round-{round_}-0.png",
+    }
 
-    base: dict[str, Any] = {
-        "thread": "t",
+
+def record(**changes: Any) -> RunRecord:
+    fields: dict[str, Any] = {
+        "schema": 1,
         "gems_version": "0",
+        "run_id": "1",
+        "thread": "t",
         "prompt": "two cats",
         "outcome": "solved",
         "score": 0.9,
         "best": 1,
+        "seed": 1,
         "models": {role: {"name": "pocket", "fingerprint": "f" * 64} for role in ("generator", "mllm")},
         "settings": {"candidates": 1},
         "requirements": [{"id": f"r{i}", "question": f"Question {i}?", "kind": "count"} for i in range(2)],
@@ -48,9 +53,10 @@ def record(**changes: Any) -> dict[str, Any]:
         "attempts": [attempt(1, "two cats", ["yes", "no"]), attempt(2, "exactly two cats", ["yes", "yes"])],
         "usage": {"images": 2, "chat_calls": 5, "prompt_tokens": 10, "completion_tokens": 5, "seconds": 1.5},
         "errors": [],
+        "started_at": "2026-01-01T00:00:00+00:00",
         "finished_at": "2026-01-01T00:00:00+00:00",
     }
-    return {**base, **changes}
+    return RunRecord.model_validate({**fields, **changes})
 
 
 def test_it_shows_every_attempt_and_verdict_and_needs_nothing_else() -> None:
@@ -80,9 +86,16 @@ def test_a_run_without_an_image_has_a_page_too() -> None:
 
 
 def test_an_attempt_that_was_not_checked_says_so() -> None:
-    unchecked = record(outcome="budget")
-    unchecked["attempts"][1]["verdicts"] = []
-    assert "not checked" in render_report(unchecked, [png("red"), png("blue")])
+    attempts = [attempt(1, "two cats", ["yes", "no"]), attempt(2, "exactly two cats", [])]
+    page = render_report(record(outcome="budget", attempts=attempts), [png("red"), png("blue")])
+    assert "not checked" in page
+
+
+def test_requirements_of_skills_name_their_skill() -> None:
+    checks = [{"id": "s1", "question": "Is it legible?", "kind": "text", "skill": "posters"}]
+    page = render_report(record(checks=checks), [png("red"), png("blue")])
+    assert "asked by the skill posters" in page
+    assert page.count("asked by the skill") == 1
 
 
 def test_word_changes_read_in_order() -> None:

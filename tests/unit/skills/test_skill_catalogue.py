@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
+from skill_retrieval import measure
 
 from gems.memory.embedder import init_embedder
-from gems.skills.catalogue import CATALOGUE_TOKENS, MOST_OFFERED, offer
+from gems.skills.catalogue import CATALOGUE_TOKENS, MAX_OFFERED, offer
 from gems.skills.format import Skill
-from skill_retrieval import measure
 
 WORDS = ("harbour", "glacier", "violin", "pottery", "airship", "orchard", "lantern", "castle", "desert", "aquarium")
 
@@ -58,7 +58,7 @@ def cost(skills: list[Skill]) -> int:
 
 
 def test_a_few_are_offered_whole_and_nothing_is_embedded() -> None:
-    skills = many(MOST_OFFERED)
+    skills = many(MAX_OFFERED)
     assert offer(skills, "a harbour", Untouched) == skills
     assert offer([], "a harbour", Untouched) == []
 
@@ -69,7 +69,7 @@ def test_of_five_hundred_the_nearest_are_offered_in_their_order() -> None:
     few = offer(skills[:20], "three gulls on a fence", init_embedder)
     offered = offer(skills, "three gulls on a fence", init_embedder)
     assert hidden in offered, "one of its examples is near to the wish"
-    assert len(offered) == len(few) == MOST_OFFERED
+    assert len(offered) == len(few) == MAX_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
     assert [s.name for s in offered] == [s.name for s in skills if s in offered]
     assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder)]
@@ -86,14 +86,14 @@ def test_among_five_hundred_the_right_skill_is_found() -> None:
 def test_long_descriptions_cost_places_never_room() -> None:
     skills = [skill(f"s{i}", "Use when " + "word " * 200) for i in range(40)]
     offered = offer(skills, "a word", Counting)
-    assert 0 < len(offered) < MOST_OFFERED
+    assert 0 < len(offered) < MAX_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
 
 
 def test_what_a_skill_is_not_for_does_not_attract() -> None:
     wrong = skill("wide-views", "Use when the wish is a landscape. Not when it shows a portrait of a person.")
     right = skill("faces", "Use when the wish is a portrait of a person. Not when it is a landscape.")
-    fillers = [skill(f"f{i}", f"Use when the wish is about tax form {i}.") for i in range(MOST_OFFERED)]
+    fillers = [skill(f"f{i}", f"Use when the wish is about tax form {i}.") for i in range(MAX_OFFERED)]
     found = offer([wrong, *fillers, right], "the portrait of a person", init_embedder)
     assert right in found
 

@@ -1,0 +1,198 @@
+"""Python commands in processes of their own, without the cost of importing the libraries (``servers/zygote.py``).
+
+``run`` and ``Process`` take the place of ``subprocess.run`` and ``subprocess.Popen`` for ``[sys.executable, ...]``.
+``gems`` and ``gems_process`` run the command line. ``gems_here`` runs it in this process: for input that it refuses.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Literal
+
+_ADDRESS = "GEMS_TEST_ZYGOTE"
+_ZYGOTE = Path(__file__).parent / "servers" / "zygote.py"
+_READ_AT_IMPORT = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+    "LANGGRAPH_STRICT_MSGPACK": "true",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Variables that the libraries read when they are imported; the command line sets the same ones."""
+
+
+def start_server() -> str:
+    """The socket of the fork server, which is started now unless a parent of this process has done so."""
+    if address := os.environ.get(_ADDRESS):
+        return address
+    folder = tempfile.TemporaryDirectory(prefix="gems-zygote-", ignore_cleanup_errors=True)
+    address = str(Path(folder.name) / "socket")
+    server = subprocess.Popen(
+        [sys.executable, str(_ZYGOTE), address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, **_READ_AT_IMPORT},
+    )
+    os.environ[_ADDRESS] = address
+
+    def stop() -> None:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+        folder.cleanup()
+        os.environ.pop(_ADDRESS, None)
+
+    atexit.register(stop)
+    return address
+
+
+def _connect(address: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            connection.connect(address)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)  # the server is importing
+        else:
+            return connection
+
+
+class Process(subprocess.Popen[Any]):
+    """A ``Popen`` whose child is a fork of the server: the same pipes, pid, signals and exit codes.
+
+    It overrides the three private methods of CPython 3.11 to 3.13 that start a child and wait for it.
+    """
+
+    _connection: socket.socket
+
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *others: Any) -> None:
+        # The order of CPython's own signature; what is not used here cannot be asked for.
+        cwd, env = others[2:4]
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = others[7:13]
+        interpreter, *arguments = map(os.fspath, args)
+        assert interpreter == sys.executable
+        request = {
+            "arguments": arguments,
+            "cwd": os.fspath(cwd or Path.cwd()),
+            "env": dict(os.environ if env is None else env),
+        }
+        self._connection = _connect(start_server())
+        streams = [
+            given if given != -1 else own for given, own in zip((p2cread, c2pwrite, errwrite), range(3), strict=True)
+        ]
+        socket.send_fds(self._connection, [f"{json.dumps(request)}\n".encode()], streams)
+        self.pid = int(self._read_line())
+        self._child_created = True
+        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:  # what has failed need not wait for the process to end
+            self.kill()
+        super().__exit__(kind, error, traceback)
+
+    def _read_line(self) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            part = self._connection.recv(1)  # not a byte more: the wait status may follow
+            if not part:
+                raise ChildProcessError("the fork server has ended")
+            line += part
+        return line
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
+            return 0, 0
+        status = int(self._read_line())
+        self._connection.close()
+        return self.pid, status
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self.returncode is None:
+            with self._waitpid_lock:
+                if self.returncode is None:
+                    pid, status = self._try_wait(os.WNOHANG)
+                    if pid == self.pid:
+                        self._handle_exitstatus(status)
+        return self.returncode
+
+
+def run(
+    command: Sequence[object],
+    *,
+    timeout: float = 180,
+    check: bool = False,
+    text: bool = True,
+    capture_output: Literal[True] = True,
+    cwd: str | Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[Any]:
+    """``subprocess.run`` with both outputs captured."""
+    arguments = [str(part) for part in command]
+    with Process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text, cwd=cwd, env=env) as process:
+        stdout, stderr = process.communicate(timeout=timeout)
+    done = subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+    if check:
+        done.check_returncode()
+    return done
+
+
+SUBPROCESS = SimpleNamespace(**{**vars(subprocess), "Popen": Process, "run": run})
+"""What takes the place of the module ``subprocess`` in one that starts commands."""
+
+
+def command_line(*arguments: object) -> list[str]:
+    """``gems ARGUMENTS`` as a command."""
+    return [sys.executable, "-m", "gems", *map(str, arguments)]
+
+
+def environment(home: Path | None = None, **variables: str) -> dict[str, str]:
+    """This process's environment with a wide terminal, a home folder of GEMS, and further variables."""
+    own = {} if home is None else {"GEMS_HOME": str(home)}
+    return {**os.environ, "COLUMNS": "200", **own, **variables}
+
+
+def gems(
+    *arguments: object, home: Path | None = None, cwd: Path | None = None, timeout: float = 180, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """``gems ARGUMENTS``, and what it printed. Keyword arguments in capitals are environment variables."""
+    return run(command_line(*arguments), timeout=timeout, cwd=cwd, env=environment(home, **variables))
+
+
+def gems_process(*arguments: object, home: Path | None = None, cwd: Path | None = None, **variables: str) -> Process:
+    """``gems ARGUMENTS`` in the background, its outputs as text pipes."""
+    return Process(
+        command_line(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=environment(home, **variables),
+    )
+
+
+def gems_here(*arguments: object, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``gems ARGUMENTS`` in this process, and what it printed and left with. Any other exception is raised."""
+    from typer.testing import CliRunner
+
+    from gems.cli.main import app
+
+    given = list(map(str, arguments))
+    done = CliRunner().invoke(app, given, prog_name="gems", env=environment(home, **variables))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(["gems", *given], done.exit_code, done.stdout, done.stderr)

@@ -1,0 +1,261 @@
+"""A fork server for Python commands: it imports the heavy libraries once, then forks a process for each command.
+
+A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
+has them spends less than one, and is still a process of its own, with its own pid, signals, streams and exit code. The
+server imports libraries only, never ``gems``: what the package does at import, it does again in every command.
+
+usage: zygote.py SOCKET        The server ends when its standard input is closed.
+
+A client (see ``forked.py``) sends one JSON request and three file descriptors over a connection to SOCKET. It is sent
+the pid of the command at once and its wait status at the end, each as a line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+LIBRARIES = (
+    "torch",
+    "diffusers.guiders",
+    "diffusers.pipelines.auto_pipeline",
+    "transformers.models.align",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.bert.tokenization_bert_fast",
+    "langgraph.graph",
+    "langgraph.checkpoint.postgres",
+    "langgraph.checkpoint.sqlite",
+    "langgraph.prebuilt",
+    "langgraph.store.postgres",
+    "psycopg_pool",
+    "langchain_core.messages.block_translators.langchain_v0",
+    "langchain_core.runnables.graph_mermaid",
+    "langchain_core.tracers.run_collector",
+    "langchain_core.tracers.stdout",
+    "langchain.chat_models",
+    "langchain_openai",
+    "faiss",
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.ImageFont",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.PpmImagePlugin",
+    "PIL.WebPImagePlugin",
+    "resvg_py",
+    "httpx",
+    "jinja2",
+    "pandas",
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.pyplot",
+    "rapidocr",
+    "rapidfuzz",
+    "fsspec.implementations.chained",
+    "fsspec.implementations.local",
+    "platformdirs",
+    "typer.rich_utils",
+    "rich._emoji_codes",
+    "rich.progress",
+    "rich.table",
+    "yaml",
+    "psutil",
+    "filelock",
+    "fastapi",
+    "uvicorn.config",
+    "langserve",
+    "structlog",
+    "prometheus_client",
+)
+"""What commands import, sooner or later. A library that is missing here only makes the commands that need it slower."""
+
+
+class Server:
+    """Accepts requests, forks, and reports how each child ended. Only a forked child leaves ``requests``."""
+
+    def __init__(self, path: str) -> None:
+        self._children: dict[int, socket.socket] = {}
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(f"{path}.new")
+        self._listener.listen(64)
+        self._woken, self._waker = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(self._waker, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
+        self._selector = selectors.DefaultSelector()
+        for source in (0, self._listener, self._woken):
+            self._selector.register(source, selectors.EVENT_READ)
+        Path(f"{path}.new").rename(path)  # clients see the socket only when it accepts connections
+
+    def next_command(self) -> dict[str, Any]:
+        """Serve until a child has been forked, and return its request in the child."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj == 0:
+                    sys.exit(0)
+                if key.fileobj == self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._woken, 4096)
+                    self._report_ended_children()
+                elif (request := self._accept()) is not None:
+                    return request
+
+    def _accept(self) -> dict[str, Any] | None:
+        connection, _ = self._listener.accept()
+        data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+        while data and not data.endswith(b"\n"):
+            part = connection.recv(1 << 20)
+            data = data + part if part else b""
+        if not data:  # the client went away before it had asked for anything
+            for descriptor in descriptors:
+                os.close(descriptor)
+            connection.close()
+            return None
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(connection)
+            for number, descriptor in enumerate(descriptors):
+                os.dup2(descriptor, number)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            request: dict[str, Any] = json.loads(data)
+            return request
+        for descriptor in descriptors:
+            os.close(descriptor)
+        self._children[pid] = connection
+        with contextlib.suppress(OSError):  # the client may be gone; the child runs all the same
+            connection.sendall(f"{pid}\n".encode())
+        return None
+
+    def _become_child(self, connection: socket.socket) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for other in (self._listener, connection, *self._children.values()):
+            other.close()
+        os.close(self._woken)
+        os.close(self._waker)
+
+    def _report_ended_children(self) -> None:
+        while self._children:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            connection = self._children.pop(pid)
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{status}\n".encode())
+            connection.close()
+
+
+def open_streams(environment: dict[str, str]) -> None:
+    """Python's standard streams, as a fresh interpreter with this environment would make them."""
+    encoding, _, errors = environment.get("PYTHONIOENCODING", "utf-8").partition(":")
+    encoding = encoding or "utf-8"
+    sys.stdin = open(0, encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
+    out = open(1, "wb", closefd=False)  # noqa: SIM115
+    sys.stdout = io.TextIOWrapper(out, encoding, errors or "strict", line_buffering=os.isatty(1))
+    err = open(2, "wb", closefd=False)  # noqa: SIM115
+    sys.stderr = io.TextIOWrapper(err, encoding, "backslashreplace", line_buffering=True)
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+
+
+def execute(request: dict[str, Any]) -> None:
+    """What ``python ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and the path of a script, after ``-W FILTER``s."""
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
+    open_streams(request["env"])
+    kind, *rest = request["arguments"]
+    while kind == "-W":
+        warnings._setoption(rest[0])  # type: ignore[attr-defined]
+        kind, *rest = rest[1:]
+    if kind == "-m":
+        sys.path[0] = str(Path.cwd())
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+    else:
+        sys.path[0] = str(Path(kind).resolve().parent)
+        sys.argv = [kind, *rest]
+        runpy.run_path(kind, run_name="__main__")
+
+
+def run_to_the_end(request: dict[str, Any]) -> NoReturn:
+    """Execute, and end like an interpreter, but do not tear down modules: with torch that takes a second."""
+    code: object = 0
+    try:
+        execute(request)
+    except SystemExit as leaving:
+        code = leaving.code
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = -signal.SIGINT
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code or 0)
+
+
+def import_libraries() -> None:
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
+    with contextlib.suppress(ImportError):
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("bert")  # compiles a thousand regular expressions, once
+
+
+def keep_bytecode(folder: Path) -> None:
+    """Have the package's modules compiled once for all commands, where Python may not write beside them."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = str(folder)
+
+
+def main() -> None:
+    address = Path(sys.argv[1])
+    import_libraries()
+    keep_bytecode(address.parent / "bytecode")
+    server = Server(str(address))
+    gc.collect()
+    gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page
+    run_to_the_end(server.next_command())
+
+
+if __name__ == "__main__":
+    main()

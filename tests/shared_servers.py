@@ -1,0 +1,94 @@
+"""Servers that a whole session shares. Each starts when the first test asks for it, once in every worker.
+
+A costly one has an ``xdist_group`` of its name, which its tests join (``marks``, ``needs``), so that it starts once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+if TYPE_CHECKING:
+    from servers.gems_service import Served
+    from servers.langgraph_dev import Studio
+
+__all__ = ["chat_server", "database", "image_server", "marks", "needs", "postgres", "service", "studio"]
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+
+def marks(group: str) -> list[pytest.MarkDecorator]:
+    """The marks of tests that use a server of which there is one: they run in one worker, and are slow."""
+    own = [pytest.mark.postgres] if group == "postgres" else []
+    return [*own, pytest.mark.slow, pytest.mark.xdist_group(group)]
+
+
+def needs(group: str) -> Callable[[Test], Test]:
+    """Give one test those marks."""
+
+    def mark(test: Test) -> Test:
+        for each in marks(group):
+            test = each(test)
+        return test
+
+    return mark
+
+
+@pytest.fixture(scope="session")
+def chat_server() -> Iterator[str]:
+    """The address of ``servers/chat_server.py``. ``chatting.ChatAt`` makes names on it that nobody else asks."""
+    from chatting import serving
+
+    with serving() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def image_server() -> Iterator[str]:
+    """The address of ``servers/image_server.py``."""
+    from chatting import serving
+
+    with serving("image_server.py") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """``gems serve`` without memory and without keys. Group ``service``."""
+    from servers.gems_service import serving
+
+    names = ("--served-model-name", "gems", "--served-model-name", "gpt-image-1")
+    with serving(tmp_path_factory.mktemp("service") / "home", "--no-memory", "--grace", "0", *names) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """``langgraph dev``. Group ``studio``."""
+    from servers.langgraph_dev import langgraph_dev
+
+    with langgraph_dev(tmp_path_factory.mktemp("studio")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The address of a PostgreSQL server. Group ``postgres``."""
+    from servers.postgres import serving_postgres
+
+    with serving_postgres() as address:
+        yield address
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """The address of an empty database of the test's own. Group ``postgres``."""
+    import psycopg
+
+    name = f"d{uuid.uuid4().hex}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    return postgres.replace("/postgres", f"/{name}")

@@ -1,0 +1,79 @@
+"""Threads on disk: what is needed to resume a run, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from gems.errors import InputError
+from gems.graph.context import GemsContext
+from gems.runs.record import ModelRecord
+from gems.runs.threads import Thread, begin_thread, check_models, load_thread
+
+
+def thread(**changes: object) -> Thread:
+    fields: dict[str, object] = {
+        "id": "two-cats-1a2b3c",
+        "prompt": "two cats",
+        "context": GemsContext(seed=3),
+        "out": Path("/out"),
+        "started": datetime(2026, 1, 1, 12, 30, 15, 250, tzinfo=UTC),
+        "models": {"generator": ModelRecord("pocket", "f" * 64)},
+    }
+    return Thread(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_a_saved_thread_is_loaded_as_it_was() -> None:
+    thread().save()
+    assert load_thread("two-cats-1a2b3c") == thread()
+
+
+@pytest.mark.parametrize("name", ["../secrets", "Two Cats", ""])
+def test_a_name_that_is_none_reads_no_file(name: str) -> None:
+    with pytest.raises(InputError, match="not a run's name"):
+        load_thread(name)
+
+
+def test_a_thread_that_does_not_exist_or_is_damaged_is_named(own_home: Path) -> None:
+    with pytest.raises(InputError, match="there is no run 'two-cats-1a2b3c' to resume"):
+        load_thread("two-cats-1a2b3c")
+    thread().save()
+    [path] = (own_home / "threads").iterdir()
+    fields = json.loads(path.read_text())
+    for content in ("{", "[]", json.dumps({**fields, "context": {"max_rounds": 0}}), json.dumps({"prompt": "x"})):
+        path.write_text(content)
+        with pytest.raises(InputError, match=r"two-cats-1a2b3c.json is damaged") as caught:
+            load_thread("two-cats-1a2b3c")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "message"),
+    [
+        ("   ", {}, "the prompt is empty"),
+        ("x" * 4001, {}, "the limit is 4,000"),
+        ("two\x00cats", {}, "control characters"),
+        ("two cats", {"skills_dir": "/nowhere"}, "/nowhere"),
+        ("two cats", {"images_url": "/dev/null/images"}, "cannot keep images"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, own_home: Path, prompt: str, settings: dict[str, object], message: str
+) -> None:
+    context = GemsContext(generator="a generator that does not exist", **settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=message):
+        begin_thread(prompt, context, tmp_path / "out")
+    assert not (own_home / "threads").exists()
+
+
+def test_a_prompt_is_tidied_and_names_the_thread(tmp_path: Path) -> None:
+    begun = begin_thread("  Two\n cats,\tplease!  ", GemsContext(memory=False), tmp_path / "out")
+    assert begun.prompt == "Two cats, please!"
+    assert begun.id.rpartition("-")[0] == "two-cats-please"
+    assert load_thread(begun.id) == begun
+    check_models(begun)
+    with pytest.raises(InputError, match="other weights would make another run"):
+        check_models(thread(context=GemsContext(memory=False)))
