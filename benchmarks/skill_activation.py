@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--chat-option", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--n", type=int, default=12, help="wishes a skill, and of each sort, at most")
     given = parser.parse_args()
-    context = make_context(mllm=given.mllm, chat_option=given.chat_option)
+    context = make_context({"mllm": given.mllm, "chat_option": given.chat_option})
     print(json.dumps(measure(init_mllm(given.mllm, context.chat_options), given.n), indent=1))
 
 

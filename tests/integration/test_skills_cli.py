@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from gems.cli.main import app
 from gems.graph.state import Requirement, Verdict
-from gems.learning.shelf import draft, learned, locked, move, write_gate
+from gems.learning.shelf import add_draft, learned_skills, lock_shelf, move, write_figures
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember
 from gems.memory.store import FaissStore
@@ -170,7 +170,7 @@ def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
     dry = rows("learn", "--no-builtin-skills", "--dry-run")
     assert [(lesson["kind"], lesson["fixes"] > 20) for lesson in dry["lessons"]] == [("position", True)]
     assert ";" in dry["lessons"][0]["phrases"]
-    assert learned() == [], "a dry run leaves nothing"
+    assert learned_skills() == [], "a dry run leaves nothing"
 
     found = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)
     [one] = found["learned"]
@@ -201,11 +201,11 @@ def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
 def test_the_gate_refuses_what_does_nothing_and_what_does_harm(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
-    draft("good", RELATED, good, about, {})
+    add_draft("good", RELATED, good, about, {})
     [one] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert one["state"] == "promoted"
-    draft("useless", RELATED, "Draw with love.", about, {})
-    draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
+    add_draft("useless", RELATED, "Draw with love.", about, {})
+    add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
     found = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]}
     assert {row["state"] for row in found.values()} == {"quarantine"}
     assert found["useless"]["gate"]["reason"] == "its gain cannot be told from none"
@@ -213,15 +213,15 @@ def test_the_gate_refuses_what_does_nothing_and_what_does_harm(experienced: Path
     assert found["harmful"]["gate"]["interval"][1] < 0
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]
     refused = gems("promote", "harmful", code=2).output
-    assert "has not passed the gate" in re.sub(r"\s+", " ", refused)
+    assert "has not passed its trial" in re.sub(r"\s+", " ", refused)
 
 
 @needs("skills_cli")
 def test_what_stops_helping_is_retired(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
-    one = draft("useless", RELATED, "Draw with love.", about, {})
+    one = add_draft("useless", RELATED, "Draw with love.", about, {})
     gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4}
-    move(write_gate(one, {**gate, "lost": 1, "tried": []}), "promoted")
+    move(write_figures(one, {**gate, "lost": 1, "tried": []}), "promoted")
     [found] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert (found["name"], found["state"]) == ("useless", "retired")
     assert found["gate"]["points"] <= 0
@@ -231,20 +231,20 @@ def test_what_stops_helping_is_retired(experienced: Path) -> None:
 
 def test_two_at_once_do_not_get_into_each_others_way(own_home: Path) -> None:
     remember_runs(own_home, 2)
-    with locked():
+    with lock_shelf():
         assert "another gems is learning" in gems("learn", code=2).output
 
 
 def test_versions_and_their_difference() -> None:
-    draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {}, {})
+    add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {}, {})
     assert "one version only" in gems("diff", "lamps", code=2).output
-    draft("lamps", "Use when there are lamps.", "1. Name the lamp.\n2. And its light.", {}, {})
+    add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.\n2. And its light.", {}, {})
     done = gems("diff", "lamps").stdout
     assert "+2. And its light." in done
     assert done.startswith("--- lamps version 1")
     assert "no version 7" in gems("diff", "lamps", "1", "7", code=2).output
     assert "no learned skill" in gems("diff", "nothing", code=2).output
-    [one] = learned("lamps")
+    [one] = learned_skills("lamps")
     assert (one.version, one.state) == (2, "quarantine")
 
 

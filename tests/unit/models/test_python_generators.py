@@ -208,7 +208,8 @@ def test_a_batch_runs_what_the_command_line_names(canary: Canary, tmp_path: Path
 
 def test_the_doctor_tries_what_the_command_line_names(canary: Canary) -> None:
     checks = {
-        check.name: check for check in diagnose(make_context(generator=canary.name, mllm=canary.chat, memory=False))
+        check.name: check
+        for check in diagnose(make_context({"generator": canary.name, "mllm": canary.chat, "no_memory": True}))
     }
     assert checks["generator"].detail.startswith("mine ffffffffffff, 32 x 32")
 
