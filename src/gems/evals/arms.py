@@ -33,16 +33,16 @@ def _arms(images: int) -> list[Arm]:
     loop: dict[str, Any] = {"memory": False, "skills": False, "max_rounds": images, "candidates": 1}
     best_of = {**once, "candidates": images}
     return [
-        Arm("single", "the user's words, one image, no agent", settings=None),
-        Arm("rewrite", "the planner with its skills writes the prompt, one image", settings=once),
+        Arm("single", "the user's prompt as it is, one image, no agent", settings=None),
+        Arm("rewrite", "the planner writes the draft with its skills, one image", settings=once),
         Arm(
             f"best-of-{images}",
-            f"the user's words, {images} images, the verifier chooses",
+            f"the user's prompt as it is, {images} images, the verifier chooses",
             settings={**best_of, "plan": False},
         ),
         Arm(
             f"rewrite+best-of-{images}",
-            f"the planner with its skills writes the prompt, {images} images, the verifier chooses",
+            f"the planner writes the draft with its skills, {images} images, the verifier chooses",
             settings=best_of,
         ),
         Arm("loop", f"plan, verify, refine: up to {images} images; neither skills nor memory", settings=loop),
