@@ -16,8 +16,8 @@ from langgraph.store.base import BaseStore
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import init_embedder
-from gems.memory.image_store import ImageStore
-from gems.memory.opening import memory_place, open_store
+from gems.memory.image_store import ImageStore, open_images
+from gems.memory.opening import memory_location, open_store
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import init_image_generator, init_inspector, init_mllm
@@ -81,7 +81,7 @@ class Resources:
             return None
         if runtime.store or self.store:
             return runtime.store or self.store
-        where = memory_place(context)
+        where = memory_location(context)
         return self._store_of(where) if self.embedder else _own_store(where, context.embedder)
 
     @cached_property
@@ -92,7 +92,7 @@ class Resources:
 
     def images(self, context: GemsContext) -> ImageStore:
         """Where images are kept."""
-        return self.image_store or _own_images(context.images_url)
+        return self.image_store or open_images(context.images_url)
 
     def skills(self, context: GemsContext) -> SkillLibrary:
         """All the skills that are found."""
@@ -107,8 +107,3 @@ class Resources:
 @cache
 def _own_store(where: str | None, embedder: str) -> BaseStore:
     return open_store(where, init_embedder(embedder))
-
-
-@cache
-def _own_images(url: str | None) -> ImageStore:
-    return ImageStore(url)

@@ -43,7 +43,7 @@ def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[G
         attempt = _attempt(Trajectory.model_validate(past.value)) if past else None
         if past is None or attempt is None:
             return GemsState()
-        resources.images(context).read(attempt.image)
+        resources.images(context).read(attempt.image, check_exists=True)
     except (ValidationError, KeyError, BackendError):  # what is written there is no run, or its image is gone
         return GemsState()
     except Exception as error:

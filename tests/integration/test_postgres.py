@@ -91,7 +91,7 @@ def test_the_database_of_another_program_is_refused(database: str) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "told"),
     [
-        ({PASSWORD: "wrong-password"}, InputError, "does not let us in"),
+        ({PASSWORD: "wrong-password"}, InputError, "refused the connection"),
         ({"/postgres": "/nowhere"}, InputError, 'database "nowhere" does not exist'),
         ({"127.0.0.1:": "127.0.0.1:1"}, BackendError, "cannot reach the memory"),
         ({"gems:": "gems:%zz"}, InputError, "cannot read the address"),
@@ -137,7 +137,7 @@ def test_the_command_line_tells_what_is_wrong(server: str, tmp_path: Path) -> No
     wrong = server.replace(PASSWORD, "wrong-password")
     done = gems(tmp_path, "generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q")
     assert done.returncode == 2
-    assert "does not let us in" in done.stderr
+    assert "refused the connection" in done.stderr
     assert "wrong-password" not in done.stderr
     assert "looks after folders" in gems(tmp_path, "memory", "stats", GEMS_MEMORY=server).stderr
     assert GemsContext.model_validate({"memory_url": server}).model_dump(mode="json")["memory_url"].count(":") == 2

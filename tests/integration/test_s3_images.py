@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -79,7 +80,8 @@ def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(buck
     image = ImageRef.model_validate(record["attempts"][record["best"]]["image"])
     assert image.uri == f"s3://{bucket}/gems/{image.sha256[:2]}/{image.sha256}.png"
     assert not (tmp_path / "images").exists()
-    assert ImageStore(f"s3://{bucket}/gems").open(image).size == (512, 512)
+    with Image.open(io.BytesIO(ImageStore(f"s3://{bucket}/gems").read(image))) as picture:
+        assert picture.size == (512, 512)
     out = next((tmp_path / "out").iterdir())
     assert (out / "best.png").stat().st_size > 1000
     again = generate(tmp_path, "--reuse", "--json", GEMS_IMAGES=f"s3://{bucket}/gems")

@@ -108,10 +108,10 @@ def diagnose(context: GemsContext) -> list[Check]:
     def recall() -> str:
         from gems.database import is_database
         from gems.memory.embedder import init_embedder
-        from gems.memory.opening import memory_place, open_store
+        from gems.memory.opening import memory_location, open_store
         from gems.paths import home
 
-        where = memory_place(context)
+        where = memory_location(context)
         store = open_store(where, init_embedder(context.embedder))
         place = "a database, with the checkpoints" if where and is_database(where) else where or home() / "memory"
         return f"{type(store).__name__} in {place}"

@@ -20,7 +20,7 @@ from gems.cli.arguments import AsJson, Embedder, User
 from gems.cli.console import err, guarded, out, print_json
 
 if TYPE_CHECKING:
-    from gems.memory.care import Past
+    from gems.memory.care import RememberedRun
 
 __all__ = ["app"]
 
@@ -83,14 +83,14 @@ def search(
     diversity. use: what runs that recalled it were worth more than others like them.
     """
     from gems.errors import InputError
-    from gems.memory.care import existing
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import recall
     from gems.memory.store import FaissStore
 
     if not user.strip():
         raise InputError("--user: give a name")
-    with closing(FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))) as store:
+    with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(embedder))) as store:
         found = recall(store, user, text, limit)
     if as_json:
         print_json([memory.model_dump(mode="json") for memory in found])
@@ -141,7 +141,7 @@ def show(
     out.print(about)
     table = Table("", "strategy", "score", "generation prompt", "did not pass", "image")
     for number, attempt in enumerate(told.attempts, start=1):
-        failed = "\n".join(attempt.failed)
+        failed = "\n".join(attempt.failed_questions)
         cells = (
             str(number),
             attempt.strategy,
@@ -236,15 +236,15 @@ def forget(
     if not (ids or prompt or user or older_than is not None):
         raise InputError("say which runs: ids, --prompt, --older-than or --user")
     age = None if older_than is None else timedelta(days=older_than)
-    wish = care.Wish(tuple(ids or ()), user, prompt, age)
-    meant = [past for past in care.pasts(_folder(folder)) if wish.holds(past)]
+    selection = care.Selection(tuple(ids or ()), user, prompt, age)
+    meant = [past for past in care.remembered_runs(_folder(folder)) if selection.includes(past)]
     if unknown := set(ids or ()) - {past.id for past in meant}:
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
-    alone = care.left_alone(_folder(folder), wish)
+    alone = care.count_orphans(_folder(folder), selection)
     what = f"{len(meant)} runs{f' and {alone} experiences' if alone else ''}{' and their images' if images else ''}"
     if (meant or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
         raise typer.Exit(1)
-    done = care.forget(_folder(folder), wish, ImageStore() if images else None)
+    done = care.forget(_folder(folder), selection, ImageStore() if images else None)
     counts = {"experiences": done.experiences, "images": done.images}
     if as_json:
         print_json({"forgotten": [past.id for past in done.runs], **counts, "overwritten": done.overwritten})
@@ -259,11 +259,11 @@ def forget(
 @guarded
 def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
     """Make the index anew and give back the room of what was removed."""
-    from gems.memory.care import existing, size_of
+    from gems.memory.care import existing_memory, size_of
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
-    where = existing(_folder(folder))
+    where = existing_memory(_folder(folder))
     before = size_of(where)
     with closing(FaissStore(where, embedder=init_embedder(embedder))) as store:
         store.compact()
@@ -274,11 +274,11 @@ def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
 @guarded
 def reindex_(*, embedder: Embedder = "minilm", folder: Folder = None) -> None:
     """Embed every record anew with another embedder. Stopped half-way, the same command goes on."""
-    from gems.memory.care import existing
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.store import reindex
 
-    where = existing(_folder(folder))
+    where = existing_memory(_folder(folder))
     with _bar() as bar:
         task = bar.add_task("Embedding", total=None)
         count = reindex(where, init_embedder(embedder), lambda done, of: bar.update(task, completed=done, total=of))
@@ -317,7 +317,7 @@ def _folder(given: Path | None) -> Path:
     return Path(named).expanduser()
 
 
-def _row(past: Past) -> dict[str, Any]:
+def _row(past: RememberedRun) -> dict[str, Any]:
     run = {"id": past.id, "user": past.user, "when": past.when.isoformat()}
     return run | past.trajectory.model_dump(mode="json")
 

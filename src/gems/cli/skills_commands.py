@@ -193,7 +193,7 @@ def learn(
     from gems.learning import drafts, shelf, trials
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import past_runs
-    from gems.memory.opening import memory_place, open_store
+    from gems.memory.opening import memory_location, open_store
 
     settings = trials.GateSettings(prompts=prompts, images=images, seed=seed, concurrency=concurrency)
     context = make_context(
@@ -207,7 +207,7 @@ def learn(
         chat_option=chat_option,
         generator_option=generator_option,
     )
-    store = open_store(memory_place(context), init_embedder(embedder))
+    store = open_store(memory_location(context), init_embedder(embedder))
     runs = list(past_runs(store, user))
     if not runs:
         raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")

@@ -20,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from gems.graph.context import MAX_SEED
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import open_images
 from gems.serve.http_errors import RequestError
 from gems.serve.ledger import Run
 from gems.serve.links import Format, Links, as_asked, stored
@@ -226,7 +226,7 @@ def router_of(service: Service, links: Links) -> APIRouter:
         }
 
     def _encoded(asked: ImagesRequest, run: Run, sha256: str) -> str:
-        png = stored(ImageStore(images_of(service.settings, run.user)), sha256)
+        png = stored(open_images(images_of(service.settings, run.user)), sha256)
         if png is None:
             raise RequestError(502, "the image is gone from the store")
         return base64.b64encode(as_asked(png, size=asked.pixels, form=asked.output_format)).decode("ascii")

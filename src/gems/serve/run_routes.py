@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, StreamingResponse
 
 from gems.errors import BackendError
 from gems.graph.state import Attempt, Review
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import open_images
 from gems.runs.report import render_report
 from gems.serve.http_errors import ErrorBody, RequestError
 from gems.serve.ledger import Run
@@ -176,14 +176,14 @@ def router_of(service: Service, links: Links) -> APIRouter:
         return HTMLResponse(page, headers={"content-security-policy": policy, "cache-control": "private"})
 
     def _png(user: str, sha256: str) -> bytes | None:
-        return stored(ImageStore(images_of(service.settings, user)), sha256)
+        return stored(open_images(images_of(service.settings, user)), sha256)
 
     def _report(run: Run) -> str:
         assert run.record is not None
-        images = ImageStore(images_of(service.settings, run.user))
+        images = open_images(images_of(service.settings, run.user))
         attempts = [Attempt.model_validate({k: v for k, v in a.items() if k != "file"}) for a in run.record["attempts"]]
         try:
-            return render_report(run.record, [images.read(a.image) for a in attempts])
+            return render_report(run.record, [images.read(a.image, check_exists=True) for a in attempts])
         except BackendError as error:
             raise RequestError(404, str(error)) from error
 

@@ -13,7 +13,7 @@ from langgraph.store.memory import InMemoryStore
 from gems.graph.state import Memory
 from gems.memory.demands import demands_of
 from gems.memory.embedder import init_embedder
-from gems.memory.experience import EXPERIENCES, Experience, distil, merge, prune, recall, remember
+from gems.memory.experience import EXPERIENCES, Experience, distil, merge, past_runs, prune, recall, remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
 from remembering import past
@@ -113,13 +113,12 @@ def test_facts_are_kept_whole_and_for_their_user(store: BaseStore) -> None:
     assert recall(store, "eve", "two cats", 3) == []
 
 
-def test_runs_of_before_there_were_experiences_are_distilled_when_first_asked(store: BaseStore) -> None:
-    for i, prompt in enumerate(("two cats", "two cats", "a violin")):
-        store.put(namespace("adam"), f"run{i}", past(prompt).model_dump(mode="json"), index=["prompt"])
+def test_past_runs_are_a_users_own_and_records_that_are_no_runs_are_skipped(store: BaseStore) -> None:
+    runs = [past("two cats"), past("two cats", "a", "b"), past("a violin")]
+    fill(store, *runs)
+    fill(store, past("three cats"), user="eve")
     store.put(namespace("adam"), "torn", {"prompt": 3}, index=False)
-    [found] = recall(store, "adam", "three cats", 3)
-    assert (found.prompt, found.count) == ("two cats", 2)
-    assert len(experiences(store)) == 2
+    assert dict(past_runs(store, "adam")) == {"run0": runs[0], "run1": runs[1], "run2": runs[2]}
 
 
 def test_what_is_no_experience_costs_only_its_help(store: BaseStore) -> None:
@@ -266,7 +265,7 @@ def test_what_is_too_old_goes(tmp_path: Path) -> None:
     fill(with_dates, past("two cats"), past("three cats"))
     old = next(key for key, e in experiences(with_dates).items() if e.prompt == "two cats")
     long_ago = datetime.now(UTC) - timedelta(days=40)
-    with_dates.date([(namespace("adam", EXPERIENCES), old, long_ago), (namespace("adam"), "run0", long_ago)])
+    with_dates.backdate([(namespace("adam", EXPERIENCES), old, long_ago), (namespace("adam"), "run0", long_ago)])
     assert prune(with_dates, "adam", limit=None, days=41) == 0
     assert prune(with_dates, "adam", limit=None, days=30) == 2
     assert [m.prompt for m in recall(with_dates, "adam", "two cats", 3)] == ["three cats"]
