@@ -19,7 +19,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
+from gems.models.structured import Capabilities, capabilities_of, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import tell
 from gems.nodes.meter import metered
@@ -51,9 +51,10 @@ def make_planner(resources: Resources) -> Node:
             tools = _tools(resources, context, state)
             planning = list(state.get("planning") or [])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
-            habits = habits_of(model, meter.options.structured)
-            talks = habits.tools and bool(tools or planning)  # where all skills are read, there is still what they say
-            answer = _converse(model, habits, tools, planning or task) if talks else None
+            capabilities = capabilities_of(model, meter.options.structured)
+            # Where all skills are read, there is still what they say.
+            talks = capabilities.tools and bool(tools or planning)
+            answer = _converse(model, capabilities, tools, planning or task) if talks else None
             if answer is None:
                 update, prompt = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
@@ -128,7 +129,7 @@ def _drafted(prompt: str, runtime: Runtime[GemsContext]) -> GemsState:
 
 
 def _converse(
-    model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
+    model: BaseChatModel, capabilities: Capabilities, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> AIMessage | None:
     """One turn: the model reads skills, hands in a Plan, or simply writes the prompt; None if it does none of these."""
     asked = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
@@ -137,7 +138,7 @@ def _converse(
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:
         if is_not_understood(error):
-            habits.tools = False  # nor is it asked again
+            capabilities.tools = False  # nor is it asked again
             return None
         raise in_our_words(error) from None
     names = {tool.name for tool in offered}

@@ -169,9 +169,9 @@ def _named(name: str, model: BaseChatModel) -> str:
 
 def _manner(model: BaseChatModel, context: GemsContext) -> str:
     """In which way the model gave its structured answer."""
-    from gems.models.structured import habits_of
+    from gems.models.structured import capabilities_of
 
-    way = habits_of(model, context.chat_options.structured).ways[0]
+    way = capabilities_of(model, context.chat_options.structured).methods[0]
     return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(way, " (as text)")
 
 

@@ -1,7 +1,7 @@
 """Models by name, in the manner of LangChain's ``init_chat_model``: chat models, image generators and inspectors.
 
-The protocols (``generators``, ``inspectors``) know nothing of their implementations; this module knows them all, and
-imports each one only when its name is used.
+The protocols (``generators``, ``inspectors``) do not import their implementations. This module does, and imports each
+one only when its name is used.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _GENERATOR_DEFAULTS: Final = GeneratorOptions()
 
 @cache
 def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel:
-    """The vision chat model of that name, made once per process and set of options.
+    """The vision chat model with a name; one per process and set of options.
 
     Args:
-        name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
-            URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
-        options: How it is called. Keys and base URLs that are not given come from the provider's own environment
-            variables.
+        name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any name that LangChain's ``init_chat_model`` accepts. With a
+            base URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang).
+        options: How it is called. Keys and base URLs that are not given come from the environment variables of the
+            provider.
 
     Raises:
-        InputError: The name has no known provider, or the provider's package or key is missing.
+        InputError: The provider is unknown, or its package or key is missing.
     """
     kind, _, model = name.partition(":")
     if name == "pocket":
@@ -60,16 +60,16 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> BaseChatModel
 
 @cache
 def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS) -> ImageGenerator:
-    """The image generator of that name, made once per process and set of options.
+    """The image generator with a name; one per process and set of options.
 
     Args:
         name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
             ``diffusers.DiffusionPipeline.from_pretrained`` loads, or a server.
-        options: How it is run.
+        options: How images are drawn.
 
     Raises:
-        InputError: The name is of no known form.
-        BackendError: The weights are not there or cannot be loaded.
+        InputError: The name has no known form.
+        BackendError: The weights are missing or cannot be loaded.
     """
     kind, _, where = name.partition(":")
     if name in POCKET:
@@ -99,10 +99,10 @@ def init_image_generator(name: str, options: GeneratorOptions = _GENERATOR_DEFAU
 
 @cache
 def init_inspector(name: str) -> Inspector | None:
-    """The inspector of that name, made once per process; None if its packages are not installed.
+    """The inspector with a name, one per process; None if its packages are not installed.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: The name is unknown.
     """
     if name not in INSPECTORS:
         raise InputError(f"unknown inspector {name!r}; there is {', '.join(INSPECTORS)}")
@@ -114,7 +114,7 @@ def init_inspector(name: str) -> Inspector | None:
 
 
 def model_fingerprint(model: BaseChatModel) -> str:
-    """What identifies a chat model in a run's record: its weights' hash where it has one, else its model name."""
+    """Identifies a chat model in a run's record, by the hash of its weights, or else by its model name."""
     for attribute in ("fingerprint", "model_name", "model"):
         value = getattr(model, attribute, None)
         if isinstance(value, str) and value:

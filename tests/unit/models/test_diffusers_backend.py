@@ -156,7 +156,7 @@ def test_the_autoencoder_can_work_in_parts_and_the_denoiser_be_compiled(
     monkeypatch.setattr(ZImageTransformer2DModel, "compile_repeated_blocks", lambda self: compiled.append(self))
     made = generator(folder, vae_tiling=True, vae_slicing=True, compile=True)
     assert len(images(made, REQUESTS[:1])) == 1
-    with made.replicas.one() as replica:
+    with made.replicas.borrow() as replica:
         assert replica.pipeline.vae.use_tiling
         assert replica.pipeline.vae.use_slicing
         assert compiled == [replica.pipeline.transformer]
@@ -222,11 +222,11 @@ def test_every_gpu_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch
 
 def test_weights_are_loaded_once_however_they_are_called(folder: Path) -> None:
     few, many = generator(folder), generator(folder, steps=4, previews=1)
-    with few.replicas.one() as replica:
+    with few.replicas.borrow() as replica:
         pipeline = replica.pipeline
-    with many.replicas.one() as replica:
+    with many.replicas.borrow() as replica:
         assert replica.pipeline is pipeline
-    with generator(folder, vae_slicing=True).replicas.one() as replica:
+    with generator(folder, vae_slicing=True).replicas.borrow() as replica:
         assert replica.pipeline is not pipeline
 
 
@@ -238,7 +238,7 @@ def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
     assert [isinstance(r, GeneratedImage) for r in results] == [True] * 4
     assert {at.index for at in told} == {0, 1, 2, 3}
     replicas = both.replicas
-    with replicas.one() as first, replicas.one() as second:
+    with replicas.borrow() as first, replicas.borrow() as second:
         assert first.pipeline is not second.pipeline
     single = generator(folder, device="cpu,cpu")
     assert [pixels(r) for r in images(single, REQUESTS)] == alone
@@ -252,7 +252,7 @@ def limit_memory(
 ) -> list[int]:
     """Let the transformer fail for more images at once than so many; gives the sizes that were tried."""
     tried: list[int] = []
-    with made.replicas.one() as replica:
+    with made.replicas.borrow() as replica:
         transformer = replica.pipeline.transformer
     forward: Callable[..., Any] = transformer.forward
 
@@ -496,7 +496,7 @@ def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
         generator(folder).load()
     trusting = generator(folder, trust_remote_code=True)
     assert len(images(trusting, REQUESTS[:1])) == 1
-    with trusting.replicas.one() as replica:
+    with trusting.replicas.borrow() as replica:
         assert replica.pipeline.made_here
 
 
@@ -521,7 +521,7 @@ def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
     sizes = diffusers_check.weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
     assert sizes is not None
     assert set(sizes) == {"transformer", "text_encoder", "vae"}
-    with generator(folder).replicas.one() as replica:
+    with generator(folder).replicas.borrow() as replica:
         assert sizes["transformer"] == 2 * sum(p.numel() for p in replica.pipeline.transformer.parameters())
     quantized = diffusers_check.weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
     assert quantized is not None

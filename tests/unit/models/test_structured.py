@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, PrivateAttr
 from gems.errors import BackendError, MalformedAnswerError
 from gems.models.registry import init_mllm
 from gems.models.structured import (
-    Habits,
+    Capabilities,
     answer_in_form,
-    habits_of,
+    capabilities_of,
     is_not_understood,
     read_form,
     read_whole_part,
@@ -209,24 +209,24 @@ def refused(status: int, text: str = "what is that?") -> BackendError:
 
 
 def test_the_ways_to_try_follow_from_the_class_and_its_profile() -> None:
-    assert habits_of(Plain()).ways == ("text",)
-    assert habits_of(Tools()).ways == ("tool", "text")
-    assert habits_of(init_mllm("pocket")).ways == ("tool", "text")
-    assert habits_of(Tools(), "text").ways == ("text",)
-    assert not habits_of(Tools(profile={"image_inputs": False})).sees
+    assert capabilities_of(Plain()).methods == ("text",)
+    assert capabilities_of(Tools()).methods == ("tool", "text")
+    assert capabilities_of(init_mllm("pocket")).methods == ("tool", "text")
+    assert capabilities_of(Tools(), "text").methods == ("text",)
+    assert not capabilities_of(Tools(profile={"image_inputs": False})).sees
 
 
 def test_what_is_known_of_a_model_is_of_that_object() -> None:
     one, other = Tools(), Tools()
-    habits_of(one).prefer("text")
-    assert habits_of(one).ways == ("text",)
-    assert habits_of(other).ways == ("tool", "text")
+    capabilities_of(one).confirm("text")
+    assert capabilities_of(one).methods == ("text",)
+    assert capabilities_of(other).methods == ("tool", "text")
 
 
 def test_the_form_is_described_in_the_last_message_of_a_model_that_takes_text_alone() -> None:
     model = Plain()
     asked = [HumanMessage("What do you wish?")]
-    assert read_form(answer_in_form(model, Wish, asked, habits_of(model)), Wish).text == "a car"
+    assert read_form(answer_in_form(model, Wish, asked, capabilities_of(model)), Wish).text == "a car"
     [[sent]] = model._asked
     head, _, schema = sent.text.rpartition("\n")
     assert head.startswith("What do you wish?")
@@ -236,26 +236,26 @@ def test_the_form_is_described_in_the_last_message_of_a_model_that_takes_text_al
 
 def test_a_way_that_is_refused_is_not_tried_again() -> None:
     model = Tools(raises=[refused(400)])
-    habits = habits_of(model)
+    capabilities = capabilities_of(model)
     for _ in range(2):
-        assert read_form(answer_in_form(model, Wish, [HumanMessage("?")], habits), Wish).text == "a car"
+        assert read_form(answer_in_form(model, Wish, [HumanMessage("?")], capabilities), Wish).text == "a car"
     assert len(model._asked) == 3
-    assert habits.ways == ("text",)
+    assert capabilities.methods == ("text",)
 
 
 def test_a_fault_that_is_no_refusal_is_raised_at_once() -> None:
     model = Tools(raises=[refused(503, "busy")])
-    habits = habits_of(model)
+    capabilities = capabilities_of(model)
     with pytest.raises(BackendError, match="busy"):
-        answer_in_form(model, Wish, [HumanMessage("?")], habits)
+        answer_in_form(model, Wish, [HumanMessage("?")], capabilities)
     assert len(model._asked) == 1
-    assert habits.ways == ("tool", "text"), "nothing was learned about the model"
+    assert capabilities.methods == ("tool", "text"), "nothing was learned about the model"
 
 
 def test_where_every_way_is_refused_the_first_refusal_is_told() -> None:
     model = Tools(raises=[refused(400, "first"), refused(422, "second")])
     with pytest.raises(BackendError, match="first"):
-        answer_in_form(model, Wish, [HumanMessage("?")], habits_of(model))
+        answer_in_form(model, Wish, [HumanMessage("?")], capabilities_of(model))
 
 
 def test_a_model_that_cannot_see_is_asked_in_words_where_words_are_enough() -> None:
@@ -264,13 +264,13 @@ def test_a_model_that_cannot_see_is_asked_in_words_where_words_are_enough() -> N
         {"type": "text", "text": "What do you wish?"},
     ]
     model = Plain(raises=[refused(400, "this model has no vision")])
-    habits = habits_of(model)
-    answer_in_form(model, Wish, [HumanMessage(content)], habits, blind=True)
+    capabilities = capabilities_of(model)
+    answer_in_form(model, Wish, [HumanMessage(content)], capabilities, blind=True)
     assert [isinstance(messages[0].content, str) for messages in model._asked] == [False, True]
     assert "What do you wish?" in model._asked[1][0].text
     model.raises.append(refused(400, "this model has no vision"))
     with pytest.raises(BackendError, match="no vision"):
-        answer_in_form(model, Wish, [HumanMessage(content)], Habits(("text",), logprobs=False))
+        answer_in_form(model, Wish, [HumanMessage(content)], Capabilities(("text",), logprobs=False))
 
 
 @pytest.mark.parametrize(
