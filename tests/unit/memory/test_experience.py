@@ -1,4 +1,4 @@
-"""What runs have taught: distilled, merged, found by demands, judged by use, held to limits; with FAISS and MiniLM."""
+"""Experiences: distilled, merged, recalled by demands, rated by use, pruned to limits; with FAISS and MiniLM."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]
 
 
 def experiences(store: BaseStore, user: str = "adam") -> dict[str, Experience]:
-    found = store.search(namespace(user, EXPERIENCES), limit=100)
-    return {item.key: Experience.model_validate(item.value) for item in found}
+    recalled = store.search(namespace(user, EXPERIENCES), limit=100)
+    return {item.key: Experience.model_validate(item.value) for item in recalled}
 
 
 def fill(store: BaseStore, *runs: Trajectory, user: str = "adam") -> None:
@@ -67,9 +67,9 @@ def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_sp
         past("two red cats and a dog"),
         past("two red cats", "other", generator="another"),
     )
-    found = experiences(store)
-    merged = next(e for e in found.values() if e.count == 3)
-    assert len(found) == 3
+    recalled = experiences(store)
+    merged = next(e for e in recalled.values() if e.count == 3)
+    assert len(recalled) == 3
     assert (merged.prompt, merged.best_prompt, merged.run) == ("two red cats", "straight", "run1")
     assert (merged.solved_count, merged.runs) == (2, ["run0", "run1", "run2"])
     assert merged.lesson == "say it twice"
@@ -210,24 +210,24 @@ def test_what_helps_rises_and_what_never_helps_sinks(store: BaseStore, images: i
 
 def test_few_uses_say_little() -> None:
     taught = distil("run", past("two cats"))
-    one, many = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
+    one_use, forty_uses = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
     assert taught.usefulness == 0
-    assert taught.model_copy(update={"uses": one}).usefulness == pytest.approx(0.1)
-    assert taught.model_copy(update={"uses": many}).usefulness > 0.4
+    assert taught.model_copy(update={"uses": one_use}).usefulness == pytest.approx(0.1)
+    assert taught.model_copy(update={"uses": forty_uses}).usefulness > 0.4
 
 
 def test_a_run_without_neighbours_gives_no_credit(store: BaseStore) -> None:
     fill(store, past("three red cats"))
-    [found] = recall(store, "adam", "three red dogs", 3)
-    remember(store, "adam", "later", past("three red dogs", recalled=[found.key, "forgotten"]))
-    assert experiences(store)[found.key].uses == []
+    [recalled] = recall(store, "adam", "three red dogs", 3)
+    remember(store, "adam", "later", past("three red dogs", recalled=[recalled.key, "forgotten"]))
+    assert experiences(store)[recalled.key].uses == []
 
 
 def test_runs_of_other_models_are_no_measure(store: BaseStore) -> None:
     fill(store, past("three red cats"), *(past(f"three red {what}", generator="better") for what in ("dogs", "cows")))
-    found = find(recall(store, "adam", "three red foxes", 9), "three red cats")
-    remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[found.key]))
-    assert experiences(store)[found.key].uses == []
+    recalled = find(recall(store, "adam", "three red foxes", 9), "three red cats")
+    remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[recalled.key]))
+    assert experiences(store)[recalled.key].uses == []
 
 
 def test_candidates_of_a_round_are_no_lost_rounds() -> None:
