@@ -150,7 +150,7 @@ def measure(folder: Path, options: GeneratorOptions, rounds: int, pairs: int) ->
     """Make ``rounds`` batches bare and through the graph, ``pairs`` times in turns."""
     batch = options.batch_size or 1
     generator = DiffusersGenerator(str(folder), name="random", options=options)
-    with generator.replicas.one() as replica:  # the graph's own copy of the weights
+    with generator.replicas.borrow() as replica:  # the graph's own copy of the weights
         pipeline = replica.pipeline
 
     def bare() -> None:
