@@ -455,12 +455,12 @@ def survive(name: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     report = {"kills": kills, "acknowledged": len(_acknowledged(journal_file))}
     command = [*_THIS_PROGRAM, "check", name, str(folder), str(journal_file)]
     try:  # in a separate process: a damaged store may crash it
-        process = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)  # noqa: S603
+        checker = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)  # noqa: S603
     except subprocess.TimeoutExpired:
         return {**report, "error": "the search for them did not end within ten minutes"}
     except subprocess.CalledProcessError as error:
         return {**report, "error": (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]}
-    return {**report, **json.loads(process.stdout)}
+    return {**report, **json.loads(checker.stdout)}
 
 
 def wait_for_more(file: Path, size: int, process: subprocess.Popen[Any]) -> None:
