@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from PIL import Image
 
 from gems.errors import BackendError, InputError
-from gems.models.diffusers.arguments import call_settings, drawing_arguments, editing_arguments
+from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
 from gems.models.diffusers.defaults import prompting
 from gems.models.diffusers.loading import PipelineSource, accepts, is_out_of_memory
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
