@@ -325,7 +325,7 @@ def test_a_runs_file_may_not_be_resumed_unless_it_is_said_again(
     assert_refused(canary, half.stderr)
     strange = gems("generate", "--resume", run, "--quiet", "--generator", "python:os:getcwd", code=2).stderr
     assert f"run {run} was not begun with python:os:getcwd" in strange
-    assert "leave --generator away" in gems("generate", "--resume", run, "--generator", "pocket", code=2).stderr
+    assert "leave out --generator" in gems("generate", "--resume", run, "--generator", "pocket", code=2).stderr
     assert not canary.sang
     models = ("--generator", canary.name, "--mllm", canary.chat)
     assert gems("generate", "--resume", run, "--quiet", *models, "--out", tmp_path, code=1).exit_code
