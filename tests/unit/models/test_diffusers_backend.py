@@ -120,7 +120,7 @@ def test_settings_reach_the_pipeline(saved: Path) -> None:
         ({"quantization": "fp7"}, "unknown quantization 'fp7'"),
         ({"quantization": "no/such.gguf"}, "there is no file no/such.gguf"),
         ({"device": "teapot"}, "there is no device 'teapot'"),
-        ({"device": "cuda:99"}, "device cuda:99 is not here"),
+        ({"device": "cuda:99"}, "device cuda:99 is not available"),
         ({"offload": "model"}, "offload=model needs a GPU"),
         ({"offload": "sequential"}, "offload=sequential needs a GPU"),
     ],

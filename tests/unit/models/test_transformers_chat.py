@@ -318,7 +318,7 @@ def test_pickles_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ({"device": "cuda:77"}, "cuda:77 is not here"),
+        ({"device": "cuda:77"}, "cuda:77 is not available"),
         ({"device": "cpu,cpu"}, "runs on one device"),
         (
             {"quantization": "bnb-4bit"},
