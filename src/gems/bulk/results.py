@@ -150,7 +150,7 @@ class _Line:
     key: str
     outcome: str
     is_final: bool
-    """False after a backend failure: the next start tries the prompt again. A prompt that cannot be drawn stays failed."""
+    """False after a backend failure: the next start tries again. A prompt that cannot be drawn stays failed."""
 
 
 class ResultsFile:
