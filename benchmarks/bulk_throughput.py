@@ -28,9 +28,9 @@ from typing import Any, Final
 
 import psutil
 import torch
+from diffusers_overhead import PRESETS, save_pipeline
 from langchain_core.outputs import ChatResult
 
-from diffusers_overhead import PRESETS, save_pipeline
 from gems.bulk.batch import run_batch
 from gems.bulk.jobs import Job
 from gems.bulk.results import BatchRow

@@ -28,6 +28,7 @@ from typing import Any, Final
 import diffusers
 import torch
 from langgraph.checkpoint.sqlite import SqliteSaver
+from round_overhead import InstantChatModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
@@ -38,7 +39,6 @@ from gems.models.devices import pick_devices, pick_dtype
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.local_weights import without_bars
 from gems.options import GeneratorOptions
-from round_overhead import InstantChatModel
 
 PROMPT: Final = "two dogs"
 
@@ -150,7 +150,7 @@ def measure(folder: Path, options: GeneratorOptions, rounds: int, pairs: int) ->
     """Make ``rounds`` batches bare and through the graph, ``pairs`` times in turns."""
     batch = options.batch_size or 1
     generator = DiffusersGenerator(str(folder), name="random", options=options)
-    with generator.replicas.one() as replica:  # the graph's own copy of the weights
+    with generator.replicas.borrow() as replica:  # the graph's own copy of the weights
         pipeline = replica.pipeline
 
     def bare() -> None:

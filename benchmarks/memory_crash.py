@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from langgraph.store.base import GetOp, Item, PutOp, SearchItem
+from memory_stores import Numbered
 
 from gems.memory.care import verify
 from gems.memory.store import FaissStore
-from memory_stores import Numbered
 
 _ROOT: Final = "crash"
 _DIMS: Final = 64

@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from memory_stores import KINDS, NAMESPACES, Prepared, Record, Subject, survive
 from numpy.typing import NDArray
 
 from gems.evals.prompts import fresh_prompts
 from gems.memory.care import size_of
 from gems.memory.embedder import init_embedder
 from gems.memory.store import FaissStore
-from memory_stores import KINDS, NAMESPACES, Prepared, Record, Subject, survive
 
 QUERIES: Final = 300
 TRIALS: Final = 50

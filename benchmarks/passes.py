@@ -11,7 +11,7 @@ from gems.bulk.batch import run_batch
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, judge
 from gems.evals.prompts import EvalPrompt
-from gems.evals.runner import Plan
+from gems.evals.runner import EvaluationPlan
 from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
@@ -20,7 +20,7 @@ __all__ = ["judged_by_oracle", "run_pass"]
 
 
 def run_pass(
-    plan: Plan, name: str, context: GemsContext, *, concurrency: int, store: BaseStore | None = None
+    plan: EvaluationPlan, name: str, context: GemsContext, *, concurrency: int, store: BaseStore | None = None
 ) -> list[dict[str, Any]]:
     """The results of a plan's prompts and seeds under these settings, in a folder of the pass's own, with a bar."""
     with batch_bar(len(plan.prompts), what=name, quiet=False) as (on_start, on_done):

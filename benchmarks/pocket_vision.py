@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from train_vision import gone_wrong, strewn
 
 from gems.evals.oracle import check, kind_of
 from gems.models.pocket.render import draw_scene
@@ -26,7 +27,6 @@ from gems.models.pocket.scene import Group, Item, SceneSpec, count_of, layout, s
 from gems.models.pocket.vision import Sight, VisionModel
 from gems.models.pocket.vocabulary import ATTRIBUTES, MAX_COUNT, OBJECTS, RELATIONS
 from gems.models.pocket.weights import VISION, weights_folder
-from train_vision import gone_wrong, strewn
 
 __all__ = ["Answer", "answers", "evaluate", "expected_calibration_error"]
 

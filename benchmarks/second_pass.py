@@ -20,12 +20,13 @@ from typing import Any, Final
 
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
+from passes import judged_by_oracle, run_pass
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt, fresh_prompts
-from gems.evals.runner import Plan, begin, run_arm
+from gems.evals.runner import EvaluationPlan, prepare_folder, run_arm
 from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
 from gems.graph.state import ImageRef
@@ -34,7 +35,6 @@ from gems.memory.experience import remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.wording import content_words
-from passes import judged_by_oracle, run_pass
 
 SUBJECTS: Final = (
     "a mountain lake at dawn",
@@ -108,8 +108,8 @@ def main() -> None:
     learning = plan_of("First pass", fresh_prompts(given.n, given.seed), first, given.seed, given)
     again = others(fresh_prompts(2 * given.n, given.seed + 1), learning.prompts)[: given.n]
     second = plan_of("Second pass", again, first, given.seed + 1, given)
-    begin(learning)
-    begin(second)
+    prepare_folder(learning)
+    prepare_folder(second)
 
     oracle = Oracle(second.out)
     with batch_bar(given.n, what="first pass", quiet=False) as (on_start, on_done):
@@ -131,10 +131,12 @@ def main() -> None:
     print(json.dumps(report(judged, first, given.images), indent=1))
 
 
-def plan_of(benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, given: argparse.Namespace) -> Plan:
+def plan_of(
+    benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, given: argparse.Namespace
+) -> EvaluationPlan:
     """One pass, in a folder of its own."""
     folder = given.out / benchmark.lower().replace(" ", "-")
-    return Plan(benchmark, tuple(prompts), (arm,), GemsContext(seed=seed), seed, given.images, folder)
+    return EvaluationPlan(benchmark, tuple(prompts), (arm,), GemsContext(seed=seed), seed, given.images, folder)
 
 
 def others(prompts: list[EvalPrompt], known: Iterable[EvalPrompt]) -> list[EvalPrompt]:

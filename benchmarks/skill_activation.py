@@ -16,6 +16,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
+from skill_retrieval import built_in_skills, labelled
 
 from gems.cli.arguments import make_context
 from gems.models.fencing import fence
@@ -24,7 +25,6 @@ from gems.models.structured import written_calls
 from gems.nodes.planner import PLANNER
 from gems.nodes.prompt_checks import Plan
 from gems.skills.tools import skill_tools
-from skill_retrieval import built_in_skills, labelled
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--chat-option", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--n", type=int, default=12, help="wishes a skill, and of each sort, at most")
     given = parser.parse_args()
-    context = make_context(mllm=given.mllm, chat_option=given.chat_option)
+    context = make_context({"mllm": given.mllm, "chat_option": given.chat_option})
     print(json.dumps(measure(init_mllm(given.mllm, context.chat_options), given.n), indent=1))
 
 

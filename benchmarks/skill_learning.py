@@ -23,16 +23,17 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from passes import judged_by_oracle, run_pass
+
 from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt, fresh_prompts
-from gems.evals.runner import Plan, begin
+from gems.evals.runner import EvaluationPlan, prepare_folder
 from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
-from gems.learning.shelf import draft, learned
+from gems.learning.shelf import add_draft, learned_skills
 from gems.memory.embedder import init_embedder
 from gems.memory.store import FaissStore
-from passes import judged_by_oracle, run_pass
 
 THINGS: Final = 6
 """How many things a prompt of the family asks for at least, of two kinds or more: what pocket is weak at."""
@@ -65,7 +66,7 @@ def main() -> None:
     run_pass(experience, "runs", recalling, concurrency=in_turn, store=memory)
     taught = learn(given)
 
-    own = [one.skill.name for one in learned() if one.state == "promoted"]
+    own = [skill.name for skill in learned_skills() if skill.state == "promoted"]
     plan = plan_of("Fresh prompts", fresh, cold, given, out)
     arms: dict[str, list[Judged]] = {}
     for images in (1, given.images):
@@ -94,11 +95,11 @@ def things_in(prompt: EvalPrompt) -> int:
     return sum(numbers.index(q.answer) + 1 for q in prompt.questions if q.skill == "count")
 
 
-def plan_of(name: str, prompts: list[EvalPrompt], context: GemsContext, given: Any, out: Path) -> Plan:
+def plan_of(name: str, prompts: list[EvalPrompt], context: GemsContext, given: Any, out: Path) -> EvaluationPlan:
     """Prompts and seeds, in a folder of their own."""
     folder = out / name.lower().replace(" ", "-")
-    plan = Plan(name, tuple(prompts), (), context, given.seed, given.images, folder)
-    begin(plan)
+    plan = EvaluationPlan(name, tuple(prompts), (), context, given.seed, given.images, folder)
+    prepare_folder(plan)
     return plan
 
 
@@ -111,9 +112,10 @@ def learn(given: Any) -> dict[str, Any]:
         check=True,
     )
     answer: dict[str, Any] = json.loads(done.stdout)
-    for one in learned():  # one that was gated in an earlier call is told of too
-        row = {"name": one.skill.name, "state": one.state, "version": one.version, "kind": one.kind, "gate": one.gate}
-        if one.skill.name not in [other["name"] for other in answer["learned"]]:
+    for skill in learned_skills():  # a skill that was tried in an earlier call is reported too
+        about = {"state": skill.state, "version": skill.version, "kind": skill.kind, "gate": skill.figures}
+        row = {"name": skill.name, **about}
+        if skill.name not in [other["name"] for other in answer["learned"]]:
             answer["learned"].append(row)
     return answer
 
@@ -121,14 +123,14 @@ def learn(given: Any) -> dict[str, Any]:
 def by_hand(given: Any) -> list[dict[str, Any]]:
     """A useless draft and a harmful one at the gate."""
     for name, body in (("say-exactly", USELESS), ("keep-it-short", HARMFUL)):
-        if name not in [one.skill.name for one in learned()]:
+        if name not in [skill.name for skill in learned_skills()]:
             about = {"gems-kind": "count", "gems-generator": "pocket"}
-            draft(name, "Use when the wish asks for a definite number of things.", body, about, {})
+            add_draft(name, "Use when the wish asks for a definite number of things.", body, about, {})
     learn(given)
     return [
-        {"name": one.skill.name, "state": one.state, "gate": {k: v for k, v in one.gate.items() if k != "tried"}}
-        for one in learned()
-        if one.skill.name in ("say-exactly", "keep-it-short")
+        {"name": skill.name, "state": skill.state, "gate": {k: v for k, v in skill.figures.items() if k != "tried"}}
+        for skill in learned_skills()
+        if skill.name in ("say-exactly", "keep-it-short")
     ]
 
 

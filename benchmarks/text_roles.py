@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from langgraph.runtime import RunControl
+from passes import judged_by_oracle
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, compare
 from gems.evals.arms import Comparison, choose_arms
 from gems.evals.prompts import fresh_prompts
-from gems.evals.runner import Plan, begin, run_arm
+from gems.evals.runner import EvaluationPlan, prepare_folder, run_arm
 from gems.evals.scorers import Oracle
 from gems.graph.context import GemsContext
 from gems.options import ChatOptions
 from gems.stats import bootstrap_interval
-from passes import judged_by_oracle
 
 ROLES: Final = {"Plan": "planner", "Requirements": "decomposer", "Refinement": "refiner"}
 
@@ -76,7 +76,7 @@ def main() -> None:
     roles = dict.fromkeys(("planner", "decomposer", "refiner"), given.model)
     context = GemsContext(seed=given.seed, chat_options=options, **roles)
     arms = choose_arms(["single", "loop"], ["pocket"], given.images)
-    plan = Plan(
+    plan = EvaluationPlan(
         "Text roles",
         tuple(fresh_prompts(given.n, given.seed)),
         tuple(arms),
@@ -85,7 +85,7 @@ def main() -> None:
         given.images,
         given.out,
     )
-    begin(plan)
+    prepare_folder(plan)
     counter = AnswerCounter(given.out / "answers.jsonl")
     log = logging.getLogger("gems.nodes.ask")
     log.setLevel(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""An earlier run's image, where that run solved just this prompt with the same models and settings."""
+"""Reuse of an earlier run's image, if that run solved the same prompt with the same models and settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Final
 
 from langgraph.runtime import Runtime
-from langgraph.store.base import BaseStore
+from langgraph.store.base import BaseStore, Item
 from langgraph.types import Overwrite
 from pydantic import ValidationError
 
@@ -23,34 +23,42 @@ from gems.nodes.retry import describe
 
 __all__ = ["note_solved", "solved_before"]
 
-_NO_MATTER: Final = {"user", "memory", "memories", "memory_tokens", "memory_limit", "memory_days", "memory_url"} | {
+_IRRELEVANT_SETTINGS: Final = {
+    "user",
+    "memory",
+    "memories",
+    "memory_tokens",
+    "memory_limit",
+    "memory_days",
+    "memory_url",
     "images_url",
     "reuse",
     "budget",
 }
-"""Settings that say nothing of what an image should be."""
+"""Settings that do not change what an image should look like."""
 
 
 def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[GemsContext], prompt: str) -> GemsState:
-    """The solved state of such a run, with its best image as the only attempt; empty if there is none.
+    """The state of an earlier run that solved the prompt, with its best image as the only attempt; empty without one.
 
-    A memory that cannot be read costs its help, never the run.
+    If the memory cannot be read, the run draws an image of its own.
     """
     try:
-        store = resources.memory(context, runtime)
-        found = store.get(namespace(context.user, SOLVED), _wish(resources, context, prompt)) if store else None
-        past = store.get(namespace(context.user), found.value["run"]) if store and found else None
-        attempt = _attempt(Trajectory.model_validate(past.value)) if past else None
-        if past is None or attempt is None:
+        earlier_run = _find_run(resources, context, runtime, prompt)
+        if earlier_run is None:
             return GemsState()
-        resources.images(context).read(attempt.image)
-    except (ValidationError, KeyError, BackendError):  # what is written there is no run, or its image is gone
+        trajectory = Trajectory.model_validate(earlier_run.value)
+        attempt = _passed_attempt(trajectory)
+        if attempt is None:
+            return GemsState()
+        resources.images(context).read(attempt.image, check_exists=True)
+    except (ValidationError, KeyError, BackendError):  # the record is not a run's, or its image is gone
         return GemsState()
     except Exception as error:
         return GemsState(errors=Overwrite([describe(error, "reuse")]))  # type: ignore[typeddict-item]
-    runtime.stream_writer({"event": "reuse", "run": past.key})
+    runtime.stream_writer({"event": "reuse", "run": earlier_run.key})
     return GemsState(
-        requirements=Trajectory.model_validate(past.value).requirements,
+        requirements=trajectory.requirements,
         draft=attempt.prompt,
         strategy="reuse",
         attempts=[attempt],
@@ -60,30 +68,40 @@ def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[G
     )
 
 
+def _find_run(resources: Resources, context: GemsContext, runtime: Runtime[GemsContext], prompt: str) -> Item | None:
+    """The record of the run that was noted as having solved the prompt."""
+    store = resources.memory(context, runtime)
+    if store is None:
+        return None
+    note = store.get(namespace(context.user, SOLVED), _key(resources, context, prompt))
+    return store.get(namespace(context.user), note.value["run"]) if note else None
+
+
 def note_solved(store: BaseStore, resources: Resources, context: GemsContext, prompt: str, run_id: str) -> None:
-    """Say that this run has solved a prompt."""
-    key = _wish(resources, context, prompt)
+    """Note that this run has solved a prompt."""
+    key = _key(resources, context, prompt)
     store.put(namespace(context.user, SOLVED), key, {"run": run_id}, index=False)
 
 
-def _wish(resources: Resources, context: GemsContext, prompt: str) -> str:
+def _key(resources: Resources, context: GemsContext, prompt: str) -> str:
+    """A hash of everything that decides what image a prompt gets."""
     generator = resources.generator(context)
     models = [model_fingerprint(resources.chat(context, role)) for role in ROLES]
-    settings = context.model_dump(mode="json", exclude=_NO_MATTER)
-    # What the settings name, but do not hold: skills change in their folder, tools come and go, servers move.
-    around = [
+    settings = context.model_dump(mode="json", exclude=_IRRELEVANT_SETTINGS)
+    # Settings name these without containing them: skills change in their folder, tools come and go, servers move.
+    surroundings = [
         sorted((skill.name, skill.description, skill.body) for skill in resources.skills(context).skills.values()),
         [inspector.name for inspector in resources.own_inspectors],
         find_spec("rapidocr") is not None,
         os.environ.get("OPENAI_BASE_URL"),
     ]
-    asked = [prompt, generator.name, generator.fingerprint, *models, settings, around]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    identity = [prompt, generator.name, generator.fingerprint, *models, settings, surroundings]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def _attempt(past: Trajectory) -> Attempt | None:
-    """The attempt that passed."""
-    for attempt in past.attempts:
+def _passed_attempt(trajectory: Trajectory) -> Attempt | None:
+    """The attempt that passed every requirement, as the first one of a new run."""
+    for attempt in trajectory.attempts:
         if attempt.verdicts and all(verdict.answer == "yes" for verdict in attempt.verdicts):
             return Attempt(
                 round=1,

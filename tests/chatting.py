@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from urllib.request import urlopen
 
 import numpy as np
+from forked import Process
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
-from forked import Process
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement, Usage, Verdict
 from gems.models.fencing import fence

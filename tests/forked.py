@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, TracebackType
 from typing import Any, Literal
 
 _ADDRESS = "GEMS_TEST_ZYGOTE"
@@ -98,6 +98,13 @@ class Process(subprocess.Popen[Any]):
         self._child_created = True
         self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:  # what has failed need not wait for the process to end
+            self.kill()
+        super().__exit__(kind, error, traceback)
+
     def _read_line(self) -> bytes:
         line = b""
         while not line.endswith(b"\n"):
@@ -137,11 +144,7 @@ def run(
     """``subprocess.run`` with both outputs captured."""
     arguments = [str(part) for part in command]
     with Process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text, cwd=cwd, env=env) as process:
-        try:
-            stdout, stderr = process.communicate(timeout=timeout)
-        except BaseException:
-            process.kill()
-            raise
+        stdout, stderr = process.communicate(timeout=timeout)
     done = subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
     if check:
         done.check_returncode()

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from fakes import PaintGenerator, ScriptedChatModel
 from PIL import Image
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.models.generators import ImageRequest, StepCallback
 from gems.options import ChatOptions, GeneratorOptions
 

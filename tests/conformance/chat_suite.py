@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import pytest
+from chatting import REQUIREMENTS, fill, look, question
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from pydantic import BaseModel
 
-from chatting import REQUIREMENTS, fill, look, question
 from gems.nodes.decomposer import Requirements
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement

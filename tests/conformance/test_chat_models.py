@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from langchain_core.language_models import BaseChatModel
-from pydantic import BaseModel
-
 from chatting import ChatAt
 from conformance.chat_suite import ChatConformance
+from langchain_core.language_models import BaseChatModel
+from pydantic import BaseModel
+from tiny_chat import save_tiny_chat
+
 from gems.models.registry import init_mllm
 from gems.nodes.prompt_checks import Plan
 from gems.options import ChatOptions
-from tiny_chat import save_tiny_chat
 
 WAYS = [
     ("fine", "auto"),

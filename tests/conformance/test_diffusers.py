@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
-
 from conformance.generator_suite import GeneratorConformance, images, pixels
+from PIL import Image
+from tiny_pipelines import SIZE, save_tiny
+
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.generators import Edit, ImageGenerator, ImageRequest, Step
 from gems.options import GeneratorOptions
-from tiny_pipelines import SIZE, save_tiny
 
 CLASSES = (
     "ZImagePipeline",

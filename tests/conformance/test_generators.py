@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from conformance.generator_suite import GeneratorConformance
+
 from gems.errors import InputError
 from gems.models.generators import ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator

@@ -21,9 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore

@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import forked
+import pytest
 from servers.waiting import wait_until
 
 PROMPTS = ["a cat", "two red cars", "a blue dragon", "a dog to the left of a chair", "three birds", "a green bear"]

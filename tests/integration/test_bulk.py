@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
-
-import forked
 from chatting import serving
-from gems.evals.prompts import fresh_prompts
+from PIL import Image
 from servers.waiting import wait_until
+
+from gems.evals.prompts import fresh_prompts
 
 SLOW = pytest.mark.slow
 QUICK = ("--no-plan", "--no-skills")

@@ -20,10 +20,10 @@ from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
 import pytest
-
 from forked import Process, gems_process
-from gems.evals.prompts import fresh_prompts
 from light_models import OPTIONS
+
+from gems.evals.prompts import fresh_prompts
 
 pytestmark = [
     pytest.mark.ray,

@@ -11,18 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import forked
+import pytest
 from chatting import serving
+from servers.waiting import wait_until
+from shared_servers import marks, needs
+
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
 from gems.bulk.ray_workers import check_shared_storage
 from gems.database import database_pool
 from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
-from servers.waiting import wait_until
-from shared_servers import marks, needs
 
 HOLDER = """
 import sys, time

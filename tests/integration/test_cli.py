@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import forked
+import pytest
 from forked import gems, gems_here
 from servers.waiting import wait_until
 
@@ -138,7 +137,7 @@ BAD_INPUT: list[tuple[list[Any], str]] = [
     (["a cat", "--skills-dir", "/nowhere/at/all"], "no skills folder"),
     (["--resume", "no-such-run"], "no run 'no-such-run'"),
     (["--resume", "../../etc/passwd"], "no run 'passwd'"),
-    (["--resume", "no-such-run", "--seed", 3], "leave --seed away"),
+    (["--resume", "no-such-run", "--seed", 3], "leave out --seed"),
     ([], "say what the image should show"),
 ]
 
@@ -233,7 +232,7 @@ def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
-    done = gems("graph", "--mermaid", home=Path("/nonexistent"))
+    done = gems("graph", home=Path("/nonexistent"))
     arrows = re.findall(r"(\w+) (?:-->|-\.->) (\w+);", done.stdout)
     assert set(arrows) == {
         ("__start__", "intake"),

@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import ScriptedChatModel
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from PIL import Image
+from tiny_pipelines import SIZE, save_tiny
 
-from fakes import ScriptedChatModel
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 from gems.runs.threads import has_ended, run_thread
-from tiny_pipelines import SIZE, save_tiny
 
 STEPS = 40
 PROMPT = "two red cars"
@@ -61,7 +61,7 @@ def context(folder: Path, **options: Any) -> GemsContext:
 
 def transformer_of(settings: GemsContext) -> Any:
     generator: Any = init_image_generator(settings.generator, settings.generator_options)
-    with generator.replicas.one() as replica:
+    with generator.replicas.borrow() as replica:
         return replica.pipeline.transformer
 
 

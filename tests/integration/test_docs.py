@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from pydantic import ValidationError
-
-import gems
 from documentation import ROOT, Block, Command, Page, PageError, commands, pages
 from forked import Process, command_line, environment, run
-from gems.cli.main import app
+from pydantic import ValidationError
 from servers.gems_service import serving
+
+import gems
+from gems.cli.main import app
 
 pytestmark = pytest.mark.xdist_group("docs")
 

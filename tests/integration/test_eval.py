@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import forked
+import pytest
 from forked import gems, gems_here
-from gems.evals.prompts import fresh_prompts, write_prompts
 from servers.waiting import wait_until
+
+from gems.evals.prompts import fresh_prompts, write_prompts
 
 SLOW = pytest.mark.slow
 

@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
-
-import forked
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator, ScriptedChatModel
 from PIL import Image, ImageDraw, ImageFont
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems import build_graph
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
@@ -16,10 +16,10 @@ from gems.graph.state import GemsOutput, Kind, Requirement
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.inspectors import Finding
 
-QUESTIONS = [
-    {"question": 'Does the sign read "OPEN"?', "kind": "text"},
-    {"question": "Are there exactly two lamps?", "kind": "count"},
-]
+LAMPS = {"question": "Are there exactly two lamps?", "kind": "count"}
+QUESTIONS = [{"question": 'Does the sign read "OPEN"?', "kind": "text"}, LAMPS]
+NOTHING_TO_READ = [{"question": "Is there a board?", "kind": "object"}, LAMPS]
+"""To read an image takes a second."""
 
 
 class SignPainter(PaintGenerator):
@@ -53,11 +53,13 @@ class LampCounter:
         return [Finding(r.id, f"sees 2 lamps in {image.width} pixels", self.probability) for r in requirements]
 
 
-def run(answers: dict[str, str], **graph: Any) -> tuple[GemsOutput, ScriptedChatModel]:
+def run(
+    answers: dict[str, str], questions: Sequence[dict[str, str]] = QUESTIONS, **graph: Any
+) -> tuple[GemsOutput, ScriptedChatModel]:
     def script(schema: str, messages: Any, index: int) -> Any:
         match schema:
             case "Requirements":
-                return {"requirements": QUESTIONS}
+                return {"requirements": questions}
             case "Plan":
                 return {"prompt": "a sign"}
             case "Refinement":
@@ -74,6 +76,7 @@ def questions_asked(model: ScriptedChatModel) -> list[str]:
     return [messages[-1].content[-1]["text"] for schema, messages, _ in model.calls if schema == "Verdicts"]
 
 
+@pytest.mark.slow
 def test_what_is_read_settles_what_the_chat_model_is_unsure_of() -> None:
     output, model = run({"r1": "unsure", "r2": "yes"})
     wrong, right = output["attempts"]
@@ -85,6 +88,7 @@ def test_what_is_read_settles_what_the_chat_model_is_unsure_of() -> None:
     assert model.count("Verdicts") == 2
 
 
+@pytest.mark.slow
 def test_the_chat_model_sees_the_evidence_and_may_know_better() -> None:
     output, model = run({"r1": "yes", "r2": "yes"}, inspectors=[LampCounter(0.01)])
     assert output["outcome"] == "solved"
@@ -93,6 +97,7 @@ def test_the_chat_model_sees_the_evidence_and_may_know_better() -> None:
     assert "r2: lamps sees 2 lamps in 320 pixels" in asked
 
 
+@pytest.mark.slow
 def test_a_tool_is_asked_about_its_own_kinds_only() -> None:
     counter = LampCounter(0.99)
     run({"r1": "yes", "r2": "yes"}, inspectors=[counter])
@@ -101,11 +106,12 @@ def test_a_tool_is_asked_about_its_own_kinds_only() -> None:
 
 @pytest.mark.parametrize(("probability", "answer"), [(0.97, "yes"), (0.02, "no"), (0.7, "unsure"), (None, "unsure")])
 def test_only_a_sure_tool_decides(probability: float | None, answer: str) -> None:
-    output, _ = run({"r1": "yes", "r2": "unsure"}, inspectors=[LampCounter(probability)])
+    output, _ = run({"r1": "yes", "r2": "unsure"}, NOTHING_TO_READ, inspectors=[LampCounter(probability)])
     assert output["attempts"][0].verdicts[1].answer == answer
 
 
 def test_a_tool_that_breaks_is_noted_and_costs_no_more() -> None:
-    output, _ = run({"r1": "yes", "r2": "yes"}, inspectors=[LampCounter(fault=ZeroDivisionError("no lamps"))])
+    broken = LampCounter(fault=ZeroDivisionError("no lamps"))
+    output, _ = run({"r1": "yes", "r2": "yes"}, NOTHING_TO_READ, inspectors=[broken])
     assert output["outcome"] == "solved"
     assert output["errors"] == ["verifier: lamps: no lamps"]

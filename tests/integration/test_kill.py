@@ -8,9 +8,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 
 pytestmark = pytest.mark.slow
 

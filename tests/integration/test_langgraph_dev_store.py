@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph_sdk import get_sync_client
-
 from embedding import Points
+from langgraph_sdk import get_sync_client
+from servers.langgraph_dev import Studio
+from shared_servers import needs
+
 from gems.errors import InputError
 from gems.graph.app import open_store
 from gems.memory.experience import EXPERIENCES
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import namespace
-from servers.langgraph_dev import Studio
-from shared_servers import needs
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("langgraph_api") is None,

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-import forked
 from gems.cli.main import app
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember

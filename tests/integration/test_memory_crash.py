@@ -7,10 +7,9 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
-
-import forked
 from memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
 from memory_stores import Numbered
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
+from remembering import past
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.embedder import init_embedder
@@ -22,7 +23,6 @@ from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import namespace
 from gems.nodes import store_memory
-from remembering import past
 
 WISH = "three blue cars"
 CONTEXT = GemsContext(seed=5, user="adam", max_rounds=2)

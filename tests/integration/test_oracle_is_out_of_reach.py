@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 
-import forked
 import gems.graph
 import gems.memory
 import gems.models

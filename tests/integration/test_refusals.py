@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from fakes import PaintGenerator, ScriptedChatModel
+
 from gems import build_graph
 from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext

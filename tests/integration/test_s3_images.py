@@ -9,14 +9,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 from PIL import Image
+from servers.waiting import listening_port
 
-import forked
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_store import ImageStore
-from servers.waiting import listening_port
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
@@ -66,7 +66,9 @@ def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(buck
     image = ImageRef.model_validate(record["attempts"][record["best"]]["image"])
     assert image.uri == f"s3://{bucket}/gems/{image.sha256[:2]}/{image.sha256}.png"
     assert not (tmp_path / "images").exists()
-    assert ImageStore(f"s3://{bucket}/gems").open(image).size == (512, 512)
+    stored = ImageStore(f"s3://{bucket}/gems").find(image.sha256)
+    assert stored == image
+    assert (stored.width, stored.height) == (512, 512)
     out = next((tmp_path / "out").iterdir())
     assert (out / "best.png").stat().st_size > 1000
     again = generate(tmp_path, "--reuse", "--json", GEMS_IMAGES=f"s3://{bucket}/gems")
@@ -86,7 +88,8 @@ def test_the_same_image_is_one_object_and_can_be_removed(bucket: str) -> None:
 
 
 def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
-    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", **nowhere)
     assert closed.returncode in (2, 3)
     assert f"s3://{bucket}" in closed.stderr
     assert "Traceback" not in closed.stderr

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import second_pass
+
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
 from gems.memory.embedder import init_embedder

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import forked
 import pytest
+from chatting import KEY, WISH, ChatAt
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-import forked
-from chatting import KEY, WISH, ChatAt
 from gems.errors import BackendError, InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext

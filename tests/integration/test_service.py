@@ -14,12 +14,12 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from typer.testing import CliRunner
-
-from gems.cli.main import app as cli
 from servers.gems_service import Served, serving
 from servers.waiting import wait_until
 from shared_servers import marks
+from typer.testing import CliRunner
+
+from gems.cli.main import app as cli
 
 pytestmark = marks("service")
 

@@ -19,7 +19,6 @@ import pytest
 from langchain_core._api import LangChainBetaWarning
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
-
 from servers.gems_service import Served
 from shared_servers import marks
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from servers.gems_service import Served, serving, write_keys
+from shared_servers import needs
 from typer.testing import CliRunner
 
 from gems.cli.main import app as cli
 from gems.errors import InputError
 from gems.serve.keys import Keys
 from gems.serve.links import Links
-from servers.gems_service import Served, serving, write_keys
-from shared_servers import needs
 
 
 @dataclass
@@ -131,7 +131,7 @@ def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
         ("", "no key"),
         ("[ann]\n", "ann.sha256"),
         ('[ann]\nsha256 = "abc"\n', "ann.sha256"),
-        (f'[Ann]\nsha256 = "{"0" * 64}"\n', "no user's name"),
+        (f'[Ann]\nsha256 = "{"0" * 64}"\n', "not a valid user's name"),
         (f'[ann]\nsha256 = "{"0" * 64}"\ndaily = {{ imagse = 1 }}\n', "imagse"),
         ("[ann", "cannot read"),
     ],

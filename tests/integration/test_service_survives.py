@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-
 from servers.gems_service import serving
 from servers.waiting import wait_until
 
@@ -79,7 +78,7 @@ def test_a_request_that_waits_is_answered_at_a_stop(tmp_path: Path) -> None:
             assert served.stop() == 0
     [answer] = answers
     assert answer.status_code == 503
-    assert "goes on when it is there again" in answer.json()["error"]["message"]
+    assert "is resumed when it is started again" in answer.json()["error"]["message"]
     assert int(answer.headers["retry-after"]) > 0
 
 

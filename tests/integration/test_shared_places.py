@@ -9,19 +9,19 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 import forked
+import pytest
 from embedding import Points
+from servers.postgres import PASSWORD, serving_postgres
+from servers.waiting import wait_until
+from shared_servers import needs
+
 from gems.database import database_pool, without_password
 from gems.errors import BackendError, GemsError, InputError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import open_store
 from gems.runs.checkpoints import open_checkpoints
-from servers.postgres import PASSWORD, serving_postgres
-from servers.waiting import wait_until
-from shared_servers import needs
 
 SECRET = "canary123"
 
@@ -80,7 +80,7 @@ def test_a_wrong_address_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
 def test_many_processes_set_up_an_empty_database_at_once(database: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from embedding import Points; "
-        "from gems.memory.opening import open_store; from gems.runs.threads import open_checkpoints\n"
+        "from gems.memory.opening import open_store; from gems.runs.checkpoints import open_checkpoints\n"
         "with open_checkpoints(Path(), sys.argv[1]): open_store(sys.argv[1], Points(dims=8)).put(('a',), sys.argv[3], "
         "{'prompt': 'x'})"
     )

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from remembering import IMAGE
+from servers.waiting import wait_until
+from shared_servers import needs
+from skill_learning import crowded
 from typer.testing import CliRunner
 
-import forked
 from gems.cli.main import app
 from gems.graph.state import Requirement, Verdict
-from gems.learning.shelf import draft, learned, locked, move, write_gate
+from gems.learning.shelf import add_draft, learned_skills, lock_shelf, move, write_figures
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
-from remembering import IMAGE
-from servers.waiting import wait_until
-from skill_learning import crowded
+
+PROMPTS = "24"
+"""Of a gate: no fewer than twenty, and enough for an interval that excludes zero."""
 
 RELATED = "Use when the wish places things in relation to each other."
 
@@ -45,50 +51,68 @@ def add(folder: Path, name: str, text: str = "---\nname: {name}\ndescription: Us
     return folder / name
 
 
-def remember_runs(home: Path, n: int = 60) -> None:
+@pytest.fixture(scope="module")
+def remembered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The memory of ninety runs."""
+    home = tmp_path_factory.mktemp("remembered")
+    remember_runs(home, 90)
+    return home / "memory"
+
+
+@pytest.fixture
+def experienced(remembered: Path, own_home: Path) -> Path:
+    """A home with a copy of that memory."""
+    shutil.copytree(remembered, own_home / "memory")
+    return own_home
+
+
+def remember_runs(home: Path, n: int) -> None:
     """Runs that failed a position with the plain wish, and passed as the pocket refiner words it."""
-    store = FaissStore(home / "memory", embedder=init_embedder())
     related = [p for p in crowded(4 * n, 3) if any(q.skill == "position" for q in p.questions)]
-    for number, asked in enumerate(related[:n]):
-        spec = parse_prompt(asked.prompt)
-        requirements = [
-            Requirement(id=f"r{i}", question=text, kind=q.kind) for i, (text, q) in enumerate(questions_of(spec))
+    with closing(FaissStore(home / "memory", embedder=init_embedder())) as store:
+        for number, asked in enumerate(related[:n]):
+            remember(store, "default", f"run{number}", past_run(asked.prompt))
+
+
+def past_run(wish: str) -> Trajectory:
+    requirements = [
+        Requirement(id=f"r{i}", question=text, kind=q.kind)
+        for i, (text, q) in enumerate(questions_of(parse_prompt(wish)))
+    ]
+    wordings = wish, reworded(wish)
+    attempts = []
+    for i, words in enumerate(wordings):
+        verdicts = [
+            Verdict(requirement_id=r.id, answer="yes" if i or r.kind != "position" else "no", confidence=0.9)
+            for r in requirements
         ]
-        wordings = asked.prompt, reworded(asked.prompt)
-        attempts = []
-        for i, words in enumerate(wordings):
-            verdicts = [
-                Verdict(requirement_id=r.id, answer="yes" if i or r.kind != "position" else "no", confidence=0.9)
-                for r in requirements
-            ]
-            attempts.append(
-                PastAttempt(
-                    prompt=words,
-                    seed=i,
-                    strategy="rewrite" if i else "plan",
-                    score=0.5,
-                    failed=[r.question for r in requirements if not i and r.kind == "position"],
-                    image=IMAGE,
-                    verdicts=verdicts,
-                )
+        attempts.append(
+            PastAttempt(
+                prompt=words,
+                seed=i,
+                strategy="rewrite" if i else "plan",
+                score=0.5,
+                failed=[r.question for r in requirements if not i and r.kind == "position"],
+                image=IMAGE,
+                verdicts=verdicts,
             )
-        run = Trajectory(
-            prompt=asked.prompt,
-            solved=True,
-            outcome="solved",
-            score=0.9,
-            best_prompt=wordings[1],
-            kinds=list(dict.fromkeys(r.kind for r in requirements)),
-            failed=[],
-            skills=[],
-            rounds=2,
-            images=2,
-            mllm="pocket",
-            generator="pocket",
-            attempts=attempts,
-            requirements=requirements,
         )
-        remember(store, "default", f"run{number}", run)
+    return Trajectory(
+        prompt=wish,
+        solved=True,
+        outcome="solved",
+        score=0.9,
+        best_prompt=wordings[1],
+        kinds=list(dict.fromkeys(r.kind for r in requirements)),
+        failed=[],
+        skills=[],
+        rounds=2,
+        images=2,
+        mllm="pocket",
+        generator="pocket",
+        attempts=attempts,
+        requirements=requirements,
+    )
 
 
 def reworded(wish: str) -> str:
@@ -141,14 +165,14 @@ def test_nothing_to_learn_from() -> None:
     assert "nothing to learn from" in done.output
 
 
-def test_it_learns_a_skill_gates_it_and_offers_it(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    remember_runs(own_home, 90)
+@needs("skills_cli")
+def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
     dry = rows("learn", "--no-builtin-skills", "--dry-run")
     assert [(lesson["kind"], lesson["fixes"] > 20) for lesson in dry["lessons"]] == [("position", True)]
     assert ";" in dry["lessons"][0]["phrases"]
-    assert learned() == [], "a dry run leaves nothing"
+    assert learned_skills() == [], "a dry run leaves nothing"
 
-    found = rows("learn", "--no-builtin-skills", "--prompts", "60")
+    found = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)
     [one] = found["learned"]
     assert (one["name"], one["state"], one["kind"]) == ("position-wording", "promoted", "position")
     gate = one["gate"]
@@ -173,72 +197,74 @@ def test_it_learns_a_skill_gates_it_and_offers_it(own_home: Path, monkeypatch: p
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["position-wording"]
 
 
-def test_the_gate_refuses_what_does_nothing_and_what_does_harm(own_home: Path) -> None:
-    remember_runs(own_home, 90)
+@needs("skills_cli")
+def test_the_gate_refuses_what_does_nothing_and_what_does_harm(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
-    draft("good", RELATED, good, about, {})
-    [one] = rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]
+    add_draft("good", RELATED, good, about, {})
+    [one] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert one["state"] == "promoted"
-    draft("useless", RELATED, "Draw with love.", about, {})
-    draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
-    found = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]}
+    add_draft("useless", RELATED, "Draw with love.", about, {})
+    add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
+    found = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]}
     assert {row["state"] for row in found.values()} == {"quarantine"}
     assert found["useless"]["gate"]["reason"] == "its gain cannot be told from none"
     assert found["harmful"]["gate"]["reason"] == "it does harm"
     assert found["harmful"]["gate"]["interval"][1] < 0
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]
     refused = gems("promote", "harmful", code=2).output
-    assert "has not passed the gate" in re.sub(r"\s+", " ", refused)
+    assert "has not passed its trial" in re.sub(r"\s+", " ", refused)
 
 
-def test_what_stops_helping_is_retired(own_home: Path) -> None:
+@needs("skills_cli")
+def test_what_stops_helping_is_retired(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
-    one = draft("useless", RELATED, "Draw with love.", about, {})
+    one = add_draft("useless", RELATED, "Draw with love.", about, {})
     gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4}
-    move(write_gate(one, {**gate, "lost": 1, "tried": []}), "promoted")
-    remember_runs(own_home, 90)
-    [found] = rows("learn", "--no-builtin-skills", "--prompts", "20")["learned"]
+    move(write_figures(one, {**gate, "lost": 1, "tried": []}), "promoted")
+    [found] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert (found["name"], found["state"]) == ("useless", "retired")
     assert found["gate"]["points"] <= 0
     assert rows("list", "--no-builtin-skills")["skills"] == []
-    assert rows("learn", "--no-builtin-skills", "--prompts", "20")["learned"] == []
+    assert rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"] == []
 
 
 def test_two_at_once_do_not_get_into_each_others_way(own_home: Path) -> None:
     remember_runs(own_home, 2)
-    with locked():
+    with lock_shelf():
         assert "another gems is learning" in gems("learn", code=2).output
 
 
 def test_versions_and_their_difference() -> None:
-    draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {}, {})
+    add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {}, {})
     assert "one version only" in gems("diff", "lamps", code=2).output
-    draft("lamps", "Use when there are lamps.", "1. Name the lamp.\n2. And its light.", {}, {})
+    add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.\n2. And its light.", {}, {})
     done = gems("diff", "lamps").stdout
     assert "+2. And its light." in done
     assert done.startswith("--- lamps version 1")
     assert "no version 7" in gems("diff", "lamps", "1", "7", code=2).output
     assert "no learned skill" in gems("diff", "nothing", code=2).output
-    [one] = learned("lamps")
+    [one] = learned_skills("lamps")
     assert (one.version, one.state) == (2, "quarantine")
 
 
-def test_killed_at_the_gate_it_goes_on(own_home: Path) -> None:
-    remember_runs(own_home, 90)
-    command = forked.command_line("skills", "learn", "--no-builtin-skills", "--prompts", "60", "--json")
+@needs("skills_cli")
+def test_killed_at_the_gate_it_goes_on(experienced: Path) -> None:
+    command = forked.command_line("skills", "learn", "--no-builtin-skills", "--prompts", PROMPTS, "--json")
     process = forked.Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def tried() -> int:
         assert process.poll() is None, "it has ended before it could be killed"
-        return sum(len(p.read_text().splitlines()) for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl"))
+        return sum(
+            len(p.read_text().splitlines()) for p in experienced.glob("skills/quarantine/*/gate/*/*/results.jsonl")
+        )
 
     wait_until(lambda: tried() >= 5, lambda: f"it has tried {tried()}", seconds=120)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    before = {p: p.read_text() for p in own_home.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
+    before = {p: p.read_text() for p in experienced.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
     assert sum(text.count("\n") for text in before.values()) >= 5
-    [one] = rows("learn", "--no-builtin-skills", "--prompts", "60")["learned"]
+    [one] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert (one["state"], one["version"]) == ("promoted", 1), "it was not drafted anew"
     for path, text in before.items():
         later = Path(str(path).replace("quarantine", "promoted")).read_text()

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from rich.console import Console
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.cli.live import LiveRun
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext

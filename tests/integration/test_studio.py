@@ -16,11 +16,11 @@ from langgraph.pregel.remote import RemoteGraph
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 from pydantic import BaseModel
+from servers.langgraph_dev import LANGGRAPH, ROOT, Studio
+from shared_servers import marks
 from typing_extensions import TypedDict
 
 from gems.graph import state
-from servers.langgraph_dev import LANGGRAPH, ROOT, Studio
-from shared_servers import marks
 
 pytestmark = marks("studio")
 

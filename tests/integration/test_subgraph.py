@@ -319,12 +319,12 @@ def test_context_objects_of_ours_pass() -> None:
 
 
 def test_importing_it_costs_next_to_nothing() -> None:
+    """A real start, since a forked process has imported much already."""
     code = (
-        "import sys, time; t = time.perf_counter(); import gems; print(time.perf_counter() - t);"
+        "import sys; before = {*sys.modules}; import gems;"
+        "print(sorted({name.split('.')[0] for name in {*sys.modules} - before} - sys.stdlib_module_names));"
         "from gems import build_graph, as_tool; build_graph();"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'faiss') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, heavy = done.stdout.splitlines()
-    assert float(seconds) < 0.5
-    assert heavy == "[]"
+    assert done.stdout.splitlines() == ["['gems']", "[]"]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-
 from forked import Process, command_line, environment
 from servers.waiting import listening_port, wait_until
 

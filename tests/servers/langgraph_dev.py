@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-
 from servers.waiting import listening_port
 
 __all__ = ["LANGGRAPH", "ROOT", "Studio", "langgraph_dev"]

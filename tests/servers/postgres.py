@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
 from servers.waiting import wait_until
 
 PASSWORD = "pg-canary-5b2e90"

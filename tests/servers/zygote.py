@@ -40,8 +40,11 @@ LIBRARIES = (
     "transformers.models.bert.modeling_bert",
     "transformers.models.bert.tokenization_bert_fast",
     "langgraph.graph",
+    "langgraph.checkpoint.postgres",
     "langgraph.checkpoint.sqlite",
     "langgraph.prebuilt",
+    "langgraph.store.postgres",
+    "psycopg_pool",
     "langchain_core.messages.block_translators.langchain_v0",
     "langchain_core.runnables.graph_mermaid",
     "langchain_core.tracers.run_collector",
@@ -238,9 +241,10 @@ def import_libraries() -> None:
 
 
 def keep_bytecode(folder: Path) -> None:
-    """Commands compile the package's modules once for all of them, even where Python must not write beside them."""
-    sys.dont_write_bytecode = False
-    sys.pycache_prefix = str(folder)
+    """Have the package's modules compiled once for all commands, where Python may not write beside them."""
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode = False
+        sys.pycache_prefix = str(folder)
 
 
 def main() -> None:

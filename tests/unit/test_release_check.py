@@ -6,7 +6,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from release_check import contents, is_ignored
 
 PATTERNS = ["docs", "*.egg-info", "**/__pycache__", "src/notes"]

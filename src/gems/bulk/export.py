@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, saved_jobs
 from gems.errors import InputError
-from gems.files import made_aside
+from gems.files import atomic_replacement
 from gems.memory.image_store import read_image
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def write_index(out: Path, record: ResultsFile) -> Path:
 
     rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
-    with made_aside(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+    with atomic_replacement(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
         for group in _groups(rows, _ROWS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
     return path
@@ -188,7 +188,7 @@ def export(
             yield row
             on_row()
 
-    with made_aside(target) as draft:
+    with atomic_replacement(target) as draft:
         draft.mkdir(parents=True)
         examples, exported_prompts = FORMATS[kind](rows(), _Images(source), draft, choice or Choice())
         if not examples:

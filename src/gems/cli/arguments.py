@@ -1,278 +1,422 @@
-"""The options that several commands share, and the settings that they make."""
+"""The options that several commands share, and the decorators that hand their values to a command in one piece.
+
+A setting of a run is described once, in the tables below. ``with_settings`` turns entries of the tables into options of
+a command, and passes the command one ``context``.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
 
 import typer
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from gems.graph.context import GemsContext
 
 __all__ = [
     "LIMITS",
+    "LIMIT_SETTINGS",
+    "MEMORY_SETTINGS",
     "MODELS",
+    "MODEL_SETTINGS",
     "OUTPUT",
+    "SETTINGS",
+    "SKILL_SETTINGS",
     "AsJson",
-    "BudgetChatCalls",
-    "BudgetCost",
-    "BudgetImages",
-    "BudgetSeconds",
-    "BudgetTokens",
-    "Candidates",
-    "ChatOption",
-    "Decomposer",
-    "Embedder",
-    "Generator",
-    "GeneratorOption",
-    "Images",
-    "MaxRounds",
-    "Memory",
-    "Mllm",
-    "NoBuiltinSkills",
-    "NoPlan",
-    "NoSkills",
-    "Patience",
-    "Planner",
-    "Price",
     "Quiet",
-    "Refiner",
-    "SkillsDir",
-    "User",
-    "Verifier",
-    "images_given",
+    "Setting",
+    "given_options",
+    "images_location",
     "make_context",
-    "memory_given",
-    "skills_path",
+    "memory_location",
+    "with_options",
+    "with_settings",
 ]
 
+MODELS: Final = "Models"
+LIMITS: Final = "Limits"
+OUTPUT: Final = "Output"
 
-MODELS = "Models"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress to stderr.", rich_help_panel=OUTPUT)]
+
+_Command: TypeAlias = Callable[..., None]
 
 
-LIMITS = "Limits"
+# --- what options mean ----------------------------------------------------------------------------------------------
 
 
-OUTPUT = "Output"
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option that sets fields of the context."""
+
+    annotation: Any
+    """The type, help text and panel, as typer reads them."""
+    default: Any = None
+    """The same as the field's default; repeated here because importing the context would make ``--help`` slow."""
+    fields: Callable[[Any], Mapping[str, Any]] | None = None
+    """Turns the option's value into fields by dotted name. None: the field that is named like the option."""
 
 
-Mllm = Annotated[
-    str,
-    typer.Option(
-        help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, transformers:FOLDER_OR_REPO, or your own "
-        "python:MODULE:FACTORY.",
-        rich_help_panel=MODELS,
+def memory_location(location: str | None) -> str | None:
+    """The memory's location: as given, or as in ``GEMS_MEMORY``. A folder becomes absolute, for a run's record."""
+    return _absolute(location or os.environ.get("GEMS_MEMORY"))
+
+
+def images_location(location: str | None) -> str | None:
+    """The images' location: as given, or as in ``GEMS_IMAGES``. A folder becomes absolute."""
+    return _absolute(location or os.environ.get("GEMS_IMAGES"))
+
+
+def _absolute(location: str | None) -> str | None:
+    if not location or "://" in location:
+        return location
+    return str(Path(location).expanduser().absolute())
+
+
+def _skills_path(folders: Sequence[Path] | None) -> str | None:
+    return os.pathsep.join(str(folder.absolute()) for folder in folders) if folders else None
+
+
+def _pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, str]:
+    """The values of a repeatable NAME=VALUE option."""
+    from gems.errors import InputError
+
+    pairs = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"{option} {text}: write NAME=VALUE, such as {example}")
+        pairs[name.strip().replace("-", "_")] = value
+    return pairs
+
+
+def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
+    return lambda value: {field: value}
+
+
+def _unless(field: str) -> Callable[[bool], Mapping[str, Any]]:
+    """For an option that switches a field off."""
+    return lambda is_off: {field: not is_off}
+
+
+# --- the tables of settings -----------------------------------------------------------------------------------------
+
+MODEL_SETTINGS: Final[dict[str, Setting]] = {
+    "mllm": Setting(
+        Annotated[
+            str,
+            typer.Option(
+                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, transformers:FOLDER_OR_REPO, or "
+                "your own python:MODULE:FACTORY.",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        "pocket",
     ),
-]
-
-
-Generator = Annotated[
-    str,
-    typer.Option(
-        help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL, comfyui:URL, or "
-        "your own python:MODULE:FACTORY.",
-        rich_help_panel=MODELS,
+    "generator": Setting(
+        Annotated[
+            str,
+            typer.Option(
+                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL, "
+                "comfyui:URL, or your own python:MODULE:FACTORY.",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        "pocket",
     ),
-]
-
-
-Planner = Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
-
-
-Decomposer = Annotated[str | None, typer.Option(help="Another chat model for the decomposer.", rich_help_panel=MODELS)]
-
-
-Verifier = Annotated[str | None, typer.Option(help="Another vision model for the verifier.", rich_help_panel=MODELS)]
-
-
-Refiner = Annotated[str | None, typer.Option(help="Another vision model for the refiner.", rich_help_panel=MODELS)]
-
-
-ChatOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="How chat models are called: base_url, image_size, temperature, ... Repeatable.",
-        rich_help_panel=MODELS,
+    "generator_option": Setting(
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="Option for the generator: steps, width, guidance_scale, device, offload, base_url, ... "
+                "Repeatable.",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        fields=lambda texts: {"generator_options": _pairs("--generator-option", texts, "steps=20")},
     ),
-]
-
-
-GeneratorOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="How the generator is run: steps, width, guidance_scale, device, offload, base_url, ... Repeatable.",
-        rich_help_panel=MODELS,
+    "chat_option": Setting(
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="Option for the chat models: base_url, image_size, temperature, ... Repeatable.",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        fields=lambda texts: {"chat_options": _pairs("--chat-option", texts, "temperature=0")},
     ),
-]
-
-
-Embedder = Annotated[str, typer.Option(help="Embedder of the memory.", rich_help_panel=MODELS)]
-
-
-SkillsDir = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="A folder of SKILL.md folders; may be given more than once.",
-        show_default="./skills",
-        rich_help_panel=MODELS,
+    "planner": Setting(
+        Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
     ),
-]
-
-
-NoSkills = Annotated[bool, typer.Option("--no-skills", help="Offer the planner no skills.", rich_help_panel=MODELS)]
-
-
-NoBuiltinSkills = Annotated[
-    bool,
-    typer.Option("--no-builtin-skills", help="Offer only your own skills and learned ones.", rich_help_panel=MODELS),
-]
-
-
-NoPlan = Annotated[
-    bool, typer.Option("--no-plan", help="Draw the prompt as it is first, unplanned.", rich_help_panel=MODELS)
-]
-
-
-MaxRounds = Annotated[int, typer.Option(help="Most rounds of draw, check and refine.", rich_help_panel=LIMITS)]
-
-
-Candidates = Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)]
-
-
-Patience = Annotated[
-    int, typer.Option(help="Stop after this many rounds without a better image.", rich_help_panel=LIMITS)
-]
-
-
-BudgetChatCalls = Annotated[int | None, typer.Option(help="Most chat model calls.", rich_help_panel=LIMITS)]
-
-
-BudgetTokens = Annotated[int | None, typer.Option(help="Most tokens, in and out.", rich_help_panel=LIMITS)]
-
-
-BudgetImages = Annotated[int | None, typer.Option(help="Most images.", rich_help_panel=LIMITS)]
-
-
-BudgetSeconds = Annotated[float | None, typer.Option(help="Most seconds of work.", rich_help_panel=LIMITS)]
-
-
-BudgetCost = Annotated[float | None, typer.Option(help="Most money, by --price.", rich_help_panel=LIMITS)]
-
-
-Price = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUE",
-        help="What models cost: image=0.04 for one; prompt=1.25 and completion=10 for a million tokens. Repeatable.",
-        rich_help_panel=LIMITS,
+    "decomposer": Setting(
+        Annotated[str | None, typer.Option(help="Another chat model for the decomposer.", rich_help_panel=MODELS)]
     ),
-]
-
-
-User = Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)]
-
-
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WHERE",
-        help="Where to recall and remember: a folder, or postgresql://USER@HOST/DATABASE, where checkpoints lie too.",
-        show_default="$GEMS_MEMORY, or $GEMS_HOME/memory",
-        rich_help_panel=MODELS,
+    "verifier": Setting(
+        Annotated[str | None, typer.Option(help="Another vision model for the verifier.", rich_help_panel=MODELS)]
     ),
-]
-
-
-Images = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WHERE",
-        help="Where images are kept: a folder, or any fsspec URL such as s3://BUCKET/FOLDER.",
-        show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
-        rich_help_panel=OUTPUT,
+    "refiner": Setting(
+        Annotated[str | None, typer.Option(help="Another vision model for the refiner.", rich_help_panel=MODELS)]
     ),
-]
+    "embedder": Setting(
+        Annotated[str, typer.Option(help="Embedding model of the memory.", rich_help_panel=MODELS)], "minilm"
+    ),
+}
+"""Which models a run uses, and how they are called."""
+
+SKILL_SETTINGS: Final[dict[str, Setting]] = {
+    "skills_dir": Setting(
+        Annotated[
+            list[Path] | None,
+            typer.Option(
+                help="Folder of skills, each a folder with a SKILL.md. Repeatable.",
+                show_default="./skills",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        fields=lambda folders: {"skills_dir": _skills_path(folders)},
+    ),
+    "no_skills": Setting(
+        Annotated[bool, typer.Option("--no-skills", help="Offer the planner no skills.", rich_help_panel=MODELS)],
+        default=False,
+        fields=_unless("skills"),
+    ),
+    "no_builtin_skills": Setting(
+        Annotated[
+            bool,
+            typer.Option(
+                "--no-builtin-skills", help="Offer only your own skills and learned ones.", rich_help_panel=MODELS
+            ),
+        ],
+        default=False,
+        fields=_unless("builtin_skills"),
+    ),
+    "no_plan": Setting(
+        Annotated[
+            bool, typer.Option("--no-plan", help="Draw the prompt as written first, unplanned.", rich_help_panel=MODELS)
+        ],
+        default=False,
+        fields=_unless("plan"),
+    ),
+}
+"""How the planner works."""
+
+MEMORY_SETTINGS: Final[dict[str, Setting]] = {
+    "user": Setting(Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)], "default"),
+    "memory": Setting(
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="LOCATION",
+                help="Memory of past runs: a folder, or postgresql://USER@HOST/DATABASE, which then holds the "
+                "checkpoints too.",
+                show_default="$GEMS_MEMORY, or $GEMS_HOME/memory",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        fields=lambda location: {"memory_url": memory_location(location)},
+    ),
+    "no_memory": Setting(
+        Annotated[bool, typer.Option("--no-memory", help="Neither recall nor remember.", rich_help_panel=MODELS)],
+        default=False,
+        fields=lambda is_off: {"memory": False, "memory_url": None} if is_off else {},
+    ),
+}
+"""What a run recalls, and where it is remembered."""
+
+LIMIT_SETTINGS: Final[dict[str, Setting]] = {
+    "max_rounds": Setting(
+        Annotated[int, typer.Option(help="Maximum rounds of draw, check and refine.", rich_help_panel=LIMITS)], 5
+    ),
+    "candidates": Setting(Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)], 1),
+    "patience": Setting(
+        Annotated[
+            int, typer.Option(help="Stop after this many rounds without a better image.", rich_help_panel=LIMITS)
+        ],
+        4,
+    ),
+    "budget_chat_calls": Setting(
+        Annotated[int | None, typer.Option(help="Maximum chat model calls.", rich_help_panel=LIMITS)],
+        fields=_as("budget.chat_calls"),
+    ),
+    "budget_tokens": Setting(
+        Annotated[int | None, typer.Option(help="Maximum tokens, in and out.", rich_help_panel=LIMITS)],
+        fields=_as("budget.tokens"),
+    ),
+    "budget_images": Setting(
+        Annotated[int | None, typer.Option(help="Maximum images.", rich_help_panel=LIMITS)],
+        fields=_as("budget.images"),
+    ),
+    "budget_seconds": Setting(
+        Annotated[float | None, typer.Option(help="Maximum seconds of work.", rich_help_panel=LIMITS)],
+        fields=_as("budget.seconds"),
+    ),
+    "budget_cost": Setting(
+        Annotated[float | None, typer.Option(help="Maximum cost, by --price.", rich_help_panel=LIMITS)],
+        fields=_as("budget.cost"),
+    ),
+    "price": Setting(
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                metavar="NAME=VALUE",
+                help="What models cost: image=0.04 for one image; prompt=1.25 and completion=10 for a million tokens. "
+                "Repeatable.",
+                rich_help_panel=LIMITS,
+            ),
+        ],
+        fields=lambda texts: {"budget.prices": _pairs("--price", texts, "image=0.04")},
+    ),
+}
+"""When a run ends."""
+
+SETTINGS: Final[dict[str, Setting]] = {
+    **MODEL_SETTINGS,
+    **SKILL_SETTINGS,
+    **MEMORY_SETTINGS,
+    **LIMIT_SETTINGS,
+    "reuse": Setting(
+        Annotated[
+            bool,
+            typer.Option(
+                "--reuse",
+                help="Return the image of an earlier run that solved the same prompt with the same settings.",
+                rich_help_panel=MODELS,
+            ),
+        ],
+        default=False,
+    ),
+    "seed": Setting(Annotated[int | None, typer.Option(help="Seed of the first image. Default: random.")]),
+    "images": Setting(
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="LOCATION",
+                help="Where images are kept: a folder, or any fsspec URL such as s3://BUCKET/FOLDER.",
+                show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
+                rich_help_panel=OUTPUT,
+            ),
+        ],
+        fields=lambda location: {"images_url": images_location(location)},
+    ),
+}
+"""Every setting of a run that has an option."""
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=OUTPUT)]
+# --- the decorators -------------------------------------------------------------------------------------------------
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=OUTPUT)]
+def with_settings(*names: str, **own: Setting) -> Callable[[_Command], _Command]:
+    """Give a command options in place of its parameter ``context``, which gets the settings that they make.
+
+    Args:
+        names: Entries of ``SETTINGS``, in the order in which the help shows them.
+        own: Settings whose option differs in this command, by name; they come last unless ``names`` has them too.
+    """
+    table = {name: own.get(name) or SETTINGS[name] for name in names} | own
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=setting.annotation)
+        for name, setting in table.items()
+    ]
+    return lambda command: _replace_parameter(command, "context", options, functools.partial(make_context, table=table))
 
 
-def make_context(**settings: Any) -> GemsContext:
-    """The settings as a context with the operator's authority: code that an option names may run.
+def with_options(group: type, parameter: str) -> Callable[[_Command], _Command]:
+    """Give a command the fields of a dataclass as options in place of a parameter, which gets the dataclass."""
+    fields = inspect.signature(group, eval_str=True).parameters.values()
+    options = [field.replace(kind=inspect.Parameter.KEYWORD_ONLY) for field in fields]
+    return lambda command: _replace_parameter(command, parameter, options, lambda values: group(**values))
+
+
+def _replace_parameter(
+    command: _Command, name: str, options: Sequence[inspect.Parameter], build: Callable[[dict[str, Any]], Any]
+) -> _Command:
+    """Show typer several options in place of one keyword-only parameter, and build the command's argument from them."""
+    # Commands import the context for type checkers alone; its name has to mean something while annotations are read.
+    signature = inspect.signature(command, eval_str=True, locals={"GemsContext": object})
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += options if parameter.name == name else [parameter]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        values[name] = build({option.name: values.pop(option.name) for option in options})
+        command(**values)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # inspect looks for it
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def given_options(ctx: typer.Context) -> set[str]:
+    """Names of the parameters that were given on the command line, rather than left at their defaults."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+# --- from options to a context --------------------------------------------------------------------------------------
+
+
+def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETTINGS) -> GemsContext:
+    """The settings that options make, with the operator's authority: code that an option names may run.
+
+    Args:
+        options: Values by name; what is left out has the context's default.
+        table: What the options mean.
 
     Raises:
-        InputError: A value is out of its bounds; the option is named.
+        InputError: A value is out of its bounds, or options exclude each other; the option is named.
     """
     from pydantic import ValidationError
 
     from gems.errors import InputError
     from gems.graph.context import GemsContext
 
-    for kind in ("chat_option", "generator_option"):
-        settings[f"{kind}s"] = _pairs(kind, settings.pop(kind, None) or ())
-    prices = _pairs("price", settings.pop("price", None) or ())
-    budget = {name.removeprefix("budget_"): settings.pop(name) for name in list(settings) if name.startswith("budget_")}
+    if options.get("memory") is not None and options.get("no_memory"):
+        raise InputError("--memory and --no-memory cannot be combined: leave one out")
+    fields: dict[str, Any] = {"budget": {}}
+    option_of: dict[str, str] = {}
+    for name, value in options.items():
+        convert = table[name].fields or _as(name)
+        for path, content in convert(value).items():
+            option_of[path] = f"--{name.replace('_', '-')}"
+            group, _, field = path.rpartition(".")
+            (fields[group] if group else fields)[field] = content
     try:
-        context = GemsContext.model_validate({**settings, "budget": {**budget, "prices": prices}})
-        return context.as_operator()
+        return GemsContext.model_validate(fields).as_operator()
     except ValidationError as error:
-        first = error.errors()[0]
-        kind = str(first["loc"][0])
-        if kind in ("chat_options", "generator_options"):
-            raise InputError(_bad_option(kind, str(first["loc"][-1]), first)) from None
-        option = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise InputError(f"{option} {first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise InputError(_fault(error.errors()[0], option_of)) from None
 
 
-def skills_path(folders: Sequence[Path] | None) -> str | None:
-    """Folders of skills as the context names them."""
-    return os.pathsep.join(str(folder.absolute()) for folder in folders) if folders else None
+def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
+    """One line about a value that cannot be used: the option, the value, and what is wrong with it."""
+    location = [str(part) for part in fault["loc"]]
+    path = next((p for n in range(len(location), 0, -1) if (p := ".".join(location[:n])) in option_of), "")
+    option = option_of.get(path, f"--{'-'.join(location).replace('_', '-')}")
+    reason = fault["msg"][:1].lower() + fault["msg"][1:]
+    if not path or path == ".".join(location):
+        return f"{option} {fault['input']}: {reason}"
+    name = location[-1]  # of a NAME=VALUE
+    if fault["type"] == "extra_forbidden":
+        return f"{option} {name}: there is no such option; there are {', '.join(_names_in(path))}"
+    return f"{option} {name}: {reason}" if name == "api_key" else f"{option} {name}={fault['input']}: {reason}"
 
 
-def memory_given(where: str | None) -> str | None:
-    """Where the memory is to be: as given, or as ``GEMS_MEMORY`` has it; a folder by its whole path, for a record."""
-    return _whole(where or os.environ.get("GEMS_MEMORY"))
-
-
-def images_given(where: str | None) -> str | None:
-    """Where images are to be kept: as given, or as ``GEMS_IMAGES`` has it."""
-    return _whole(where or os.environ.get("GEMS_IMAGES"))
-
-
-def _whole(where: str | None) -> str | None:
-    return where if not where or "://" in where else str(Path(where).expanduser().absolute())
-
-
-def _pairs(kind: str, given: Sequence[str]) -> dict[str, str]:
-    from gems.errors import InputError
-
-    pairs = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--{kind.replace('_', '-')} {text}: write NAME=VALUE, such as {_EXAMPLES[kind]}")
-        pairs[name.strip().replace("-", "_")] = value
-    return pairs
-
-
-_EXAMPLES = {"chat_option": "temperature=0", "generator_option": "steps=20", "price": "image=0.04"}
-
-
-def _bad_option(kind: str, name: str, fault: Mapping[str, Any]) -> str:
-    """What is wrong with one NAME=VALUE."""
+def _names_in(path: str) -> list[str]:
+    """The fields of a group of settings."""
     from gems.graph.context import GemsContext
 
-    option = f"--{kind.removesuffix('s').replace('_', '-')}"
-    if fault["type"] == "extra_forbidden":
-        options: Any = GemsContext.model_fields[kind].annotation
-        return f"{option} {name}: there is no such option; there are {', '.join(options.model_fields)}"
-    value = "" if name in ("api_key",) else f"={fault['input']}"
-    return f"{option} {name}{value}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    group: Any = GemsContext
+    for part in path.split("."):
+        group = group.model_fields[part].annotation
+    return list(group.model_fields)

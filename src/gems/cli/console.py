@@ -13,11 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
@@ -27,20 +28,33 @@ if TYPE_CHECKING:
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-for _stream in (sys.stdout, sys.stderr):
-    if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors="replace")  # a terminal that knows no check marks shows question marks
-
 out, err = Console(), Console(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-"""One line of a batch's results.jsonl."""
+
+_SPEED_PERIOD: Final = 3600
+"""Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
+
+
+def replace_unprintable() -> None:
+    """Let a terminal that cannot show a character, such as a check mark, show a question mark instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def print_json(value: Any) -> None:
-    """One line of JSON on standard output, for scripts."""
+    """Print one line of JSON to standard output, for scripts."""
     sys.stdout.write(json.dumps(value) + "\n")
+
+
+def yes_or_no(is_right: bool) -> str:
+    """A check mark or a cross, with its word."""
+    return "[green]✓ yes[/]" if is_right else "[red]✗ no[/]"
+
+
+# --- errors and signals ---------------------------------------------------------------------------------------------
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
@@ -54,7 +68,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         _quiet_libraries()
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output has gone: the command line library ends quietly
+        except BrokenPipeError:  # the reader of our output is gone: typer ends quietly
             raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
@@ -68,29 +82,34 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _quiet_libraries() -> None:
-    """Loading bars and hub look-ups of the model libraries are noise here; the user's own settings win."""
+    """Silence the loading bars and hub look-ups of the model libraries, unless the user has set these variables."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
-        # State types are declared: nothing else may come out of a checkpoint file.
+        # State types are declared: a checkpoint file can give nothing else.
         "LANGGRAPH_STRICT_MSGPACK": "true",
     }.items():
         os.environ.setdefault(name, value)
 
 
+def exit_at_once() -> NoReturn:
+    """End the process without waiting for its worker threads; every finished step is on disk already."""
+    err.show_cursor()
+    os._exit(INTERRUPTED)
+
+
 @contextmanager
 def stoppable() -> Iterator[RunControl]:
-    """Ctrl-C once asks the run to stop at the next step; twice stops at once."""
+    """Let the first Ctrl-C stop the run after its current step, and the second one at once."""
     from langgraph.runtime import RunControl
 
     control = RunControl()
 
     def on_interrupt(*_: object) -> None:
         if control.drain_requested:
-            err.show_cursor()
-            os._exit(INTERRUPTED)  # every step is on disk; worker threads would hold up any other way out
+            exit_at_once()
         control.request_drain("interrupted")
         err.print("stopping after this step; Ctrl-C again to stop at once")
 
@@ -99,85 +118,102 @@ def stoppable() -> Iterator[RunControl]:
 
 
 @contextmanager
-def handling(handler: Callable[..., None], *signs: signal.Signals) -> Iterator[None]:
-    """Have signals handled meanwhile; afterwards by what handled them before."""
-    before = {sign: signal.signal(sign, handler) for sign in signs}
+def handling(handler: Callable[..., None], *signals: signal.Signals) -> Iterator[None]:
+    """Install a signal handler for the duration of the block, then restore the previous ones."""
+    previous = {number: signal.signal(number, handler) for number in signals}
     try:
         yield
     finally:
-        for sign, theirs in before.items():
-            signal.signal(sign, theirs)
+        for number, previous_handler in previous.items():
+            signal.signal(number, previous_handler)
+
+
+# --- progress over prompts ------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def batch_bar(
     total: int, *, what: str = "", quiet: bool, prices: Prices | None = None
 ) -> Iterator[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]:
-    """A progress bar over prompts. Gives what it is to be called with: how far it had come before, and each new result.
+    """Show a progress bar over prompts. Gives two functions to call: with the tally so far, and with each new result.
 
     Args:
         total: How many prompts there are.
-        what: What they are run for.
-        quiet: No bar.
-        prices: For what has been spent, in money; None: spending is not shown.
+        what: What they are run for, shown in front.
+        quiet: Show no bar.
+        prices: For showing what was spent, in money. None: spending is not shown.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from gems.bulk.results import Tally
-
-    tally, start, run = Tally(), time.monotonic(), 0
-    prefix, step = f"{what}: " if what else "", max(10, total // 20)
-    with Progress(
-        *([TextColumn(what)] if what else []),
+    columns = (
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.description}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[spent]}"),
+        TextColumn("{task.fields[spending]}"),
+    )
+    with Progress(
+        *([TextColumn(what)] if what else []),
+        *columns,
         console=err,
         disable=quiet or not err.is_terminal,
-        speed_estimate_period=3600,  # seconds; a prompt of a large model can take minutes
+        speed_estimate_period=_SPEED_PERIOD,
     ) as progress:
-        task = progress.add_task("", total=total, rate="", spent="")
-
-        def spent() -> str:
-            return spending(tally.usage, prices) if prices is not None else ""
-
-        def on_start(before: Tally) -> None:
-            nonlocal tally
-            tally = Tally(Counter(before.outcomes), before.usage)
-            progress.update(task, completed=before.done, spent=spent())
-            if before.done and not quiet:
-                err.print(f"{prefix}{before.done} of {total} prompts were done before", highlight=False)
-
-        def on_done(row: BatchRow) -> None:
-            nonlocal run
-            run += 1
-            tally.add(row)
-            rate = f"{60 * run / (time.monotonic() - start):.1f} a minute"
-            solved = f"{tally.outcomes['solved']} of {tally.done} solved"
-            progress.update(task, advance=1, description=solved, rate=rate, spent=spent())
-            if not quiet and not err.is_terminal and tally.done % step == 0:
-                more = f", {rate}, {spent()}" if prices is not None else ""
-                err.print(f"{prefix}{tally.done} prompts, {tally.outcomes['solved']} solved{more}", highlight=False)
-
-        yield on_start, on_done
+        task = progress.add_task("", total=total, rate="", spending="")
+        bar = _BatchBar(progress, task, total, f"{what}: " if what else "", prices, quiet=quiet)
+        yield bar.start, bar.add
 
 
-def spending(spent: Usage, prices: Prices) -> str:
+class _BatchBar:
+    """A bar's numbers; where the console is no terminal, a line of text for every twentieth of the prompts."""
+
+    def __init__(
+        self, progress: Progress, task: TaskID, total: int, prefix: str, prices: Prices | None, *, quiet: bool
+    ) -> None:
+        from gems.bulk.results import Tally
+
+        self._progress, self._task, self._total = progress, task, total
+        self._prefix, self._prices, self._quiet = prefix, prices, quiet
+        self._tally, self._count, self._started = Tally(), 0, time.monotonic()
+        self._prompts_per_line = max(10, total // 20)
+
+    def start(self, before: Tally) -> None:
+        """Take over what earlier starts have done."""
+        from gems.bulk.results import Tally
+
+        self._tally = Tally(Counter(before.outcomes), before.usage)
+        self._progress.update(self._task, completed=before.done, spending=self._spending())
+        if before.done and not self._quiet:
+            err.print(f"{self._prefix}{before.done} of {self._total} prompts were done before", highlight=False)
+
+    def add(self, row: BatchRow) -> None:
+        """Count a new result."""
+        self._count += 1
+        self._tally.add(row)
+        solved, count = self._tally.outcomes["solved"], self._tally.done
+        rate = f"{60 * self._count / (time.monotonic() - self._started):.1f} a minute"
+        description, spending_ = f"{solved} of {count} solved", self._spending()
+        self._progress.update(self._task, advance=1, description=description, rate=rate, spending=spending_)
+        if not self._quiet and not err.is_terminal and count % self._prompts_per_line == 0:
+            details = f", {rate}, {spending_}" if self._prices is not None else ""
+            err.print(f"{self._prefix}{count} prompts, {solved} solved{details}", highlight=False)
+
+    def _spending(self) -> str:
+        return spending(self._tally.usage, self._prices) if self._prices is not None else ""
+
+
+def spending(usage: Usage, prices: Prices) -> str:
     """What was spent, in words: images, tokens if there were any, money if there are prices."""
-    parts = [f"{spent.images:,} images"]
-    if spent.tokens:
-        parts.append(f"{_short(spent.tokens)} tokens")
-    if cost := prices.cost(spent):
+    parts = [f"{usage.images:,} images"]
+    if usage.tokens:
+        parts.append(f"{_short(usage.tokens)} tokens")
+    if cost := prices.cost(usage):
         parts.append(f"cost {cost:,.2f}")
     return ", ".join(parts)
 
 
-def _short(n: float) -> str:
+def _short(number: float) -> str:
     """A large number to three digits: 1234567 is 1.23M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return f"{n:.0f}"
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
-from gems.cli.arguments import AsJson, Embedder, Generator, Mllm, Quiet, SkillsDir, make_context, skills_path
+from gems.cli.arguments import AsJson, Quiet, Setting, with_options, with_settings
 from gems.cli.console import INTERRUPTED, batch_bar, err, guarded, out, print_json, stoppable
 
 if TYPE_CHECKING:
     from gems.evals.prompts import EvalPrompt
+    from gems.graph.context import GemsContext
 
 __all__ = ["app"]
 
@@ -24,167 +26,111 @@ app = typer.Typer(
 
 [bold]gems eval grammar --n 200 --arms single,loop[/bold]
 
-Stopped or killed, the same command goes on. OUT gets report.html, report.md, report.json, and for each arm
+Stopped or killed, the same command resumes. OUT gets report.html, report.md, report.json, and for each arm
 image_paths.json, which GenEval 2's own scorer reads.""",
 )
 
-Arms = Annotated[str, typer.Option(help='Names with commas between, or "all".')]
-Against = Annotated[
-    str,
-    typer.Option(help='A second generator whose arms are run too; "none" for none. Default: pocket-large for pocket.'),
-]
-Images = Annotated[int, typer.Option(min=1, max=16, help="Most images a prompt may cost in any arm.")]
-Seed = Annotated[int, typer.Option(help="Seed of the prompts (grammar) and of the images.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder of the results.", show_default="gems-eval/...")]
-Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight, in arms without memory.")]
-ScorerName = Annotated[str, typer.Option("--scorer", help='"oracle" (pocket generators only), "soft-tifa" or "auto".')]
-Judge = Annotated[str, typer.Option(help="Chat model for soft-tifa; it has to give log-probabilities.")]
+SEED: Final = Setting(Annotated[int, typer.Option(help="Seed of the prompts (grammar) and of the images.")], 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """Options that both benchmarks have."""
+
+    arms: Annotated[str, typer.Option(help='Names with commas between them, or "all".')] = "all"
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the results.", show_default="gems-eval/...")
+    ] = None
+    against: Annotated[
+        str,
+        typer.Option(
+            help='A second generator whose arms are run too; "none" for none. Default: pocket-large for pocket.'
+        ),
+    ] = "auto"
+    images: Annotated[int, typer.Option(min=1, max=16, help="Maximum images per prompt, in any arm.")] = 5
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight, in arms without memory.")] = 2
+    scorer: Annotated[
+        str, typer.Option("--scorer", help='"oracle" (pocket generators only), "soft-tifa" or "auto".')
+    ] = "auto"
+    judge: Annotated[str, typer.Option(help="Chat model for soft-tifa; it must give log-probabilities.")] = "pocket"
+    as_json: AsJson = False
+    quiet: Quiet = False
 
 
 @app.command()
 @guarded
+@with_options(_Options, "options")
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
 def geneval2(
     *,
-    data: Annotated[Path, typer.Option(help="The benchmark's geneval2_data.jsonl, which you bring (CC BY-NC 4.0).")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
-    arms: Arms = "all",
-    folder: Out = None,
-    generator: Generator = "pocket",
-    against: Against = "auto",
-    mllm: Mllm = "pocket",
-    embedder: Embedder = "minilm",
-    skills_dir: SkillsDir = None,
-    images: Images = 5,
-    seed: Seed = 0,
-    concurrency: Concurrency = 2,
-    scorer: ScorerName = "auto",
-    judge: Judge = "pocket",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    data: Annotated[Path, typer.Option(help="The benchmark's geneval2_data.jsonl, which you provide (CC BY-NC 4.0).")],
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, as many as this.")] = None,
+    context: GemsContext,
+    options: _Options,
 ) -> None:
-    """GenEval 2 (arXiv 2512.16853), on the file that you bring."""
+    """GenEval 2 (arXiv 2512.16853), on the file that you provide."""
     from gems.evals.prompts import read_geneval2
 
-    _evaluate(
-        "GenEval 2",
-        read_geneval2(data)[:limit],
-        folder or Path("gems-eval") / f"geneval2-{data.stem}",
-        **_options(arms, generator, against, mllm, embedder, skills_dir, images, seed, concurrency, scorer, judge),
-        as_json=as_json,
-        quiet=quiet,
-    )
+    _evaluate("GenEval 2", read_geneval2(data)[:limit], f"geneval2-{data.stem}", context, options)
 
 
 @app.command()
 @guarded
+@with_options(_Options, "options")
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
 def grammar(
     *,
     n: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 1000,
-    arms: Arms = "all",
-    folder: Out = None,
-    generator: Generator = "pocket",
-    against: Against = "auto",
-    mllm: Mllm = "pocket",
-    embedder: Embedder = "minilm",
-    skills_dir: SkillsDir = None,
-    images: Images = 5,
-    seed: Seed = 0,
-    concurrency: Concurrency = 2,
-    scorer: ScorerName = "auto",
-    judge: Judge = "pocket",
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    context: GemsContext,
+    options: _Options,
 ) -> None:
-    """Fresh prompts in the benchmark's wording: no file needed, and nothing to overfit to."""
+    """Fresh prompts in the benchmark's wording: no file is needed, and there is nothing to overfit to."""
     from gems.evals.prompts import fresh_prompts
 
-    _evaluate(
-        "Fresh grammar prompts",
-        fresh_prompts(n, seed),
-        folder or Path("gems-eval") / f"grammar-{n}-{seed}",
-        **_options(arms, generator, against, mllm, embedder, skills_dir, images, seed, concurrency, scorer, judge),
-        as_json=as_json,
-        quiet=quiet,
-    )
-
-
-def _options(
-    arms: str,
-    generator: str,
-    against: str,
-    mllm: str,
-    embedder: str,
-    skills_dir: list[Path] | None,
-    images: int,
-    seed: int,
-    concurrency: int,
-    scorer: str,
-    judge: str,
-) -> dict[str, Any]:
-    second = {"auto": "pocket-large" if generator == "pocket" else "none"}.get(against, against)
-    return {
-        "arms": [name.strip() for name in arms.split(",") if name.strip()],
-        "generators": [generator] if second == "none" else [generator, second],
-        "settings": {
-            "mllm": mllm,
-            "generator": generator,
-            "embedder": embedder,
-            "skills_dir": skills_path(skills_dir),
-        },
-        "images": images,
-        "seed": seed,
-        "concurrency": concurrency,
-        "scorer": scorer,
-        "judge": judge,
-    }
+    seed = context.seed or 0
+    _evaluate("Fresh grammar prompts", fresh_prompts(n, seed), f"grammar-{n}-{seed}", context, options)
 
 
 def _evaluate(
-    benchmark: str,
-    prompts: list[EvalPrompt],
-    folder: Path,
-    *,
-    arms: list[str],
-    generators: list[str],
-    settings: dict[str, Any],
-    images: int,
-    seed: int,
-    concurrency: int,
-    scorer: str,
-    judge: str,
-    as_json: bool,
-    quiet: bool,
+    benchmark: str, prompts: list[EvalPrompt], folder_name: str, context: GemsContext, options: _Options
 ) -> None:
     from gems.evals.arms import choose_arms
     from gems.evals.evaluate import evaluate
-    from gems.evals.runner import Plan
+    from gems.evals.runner import EvaluationPlan
     from gems.evals.scorers import init_scorer
 
-    chosen = choose_arms(arms, generators, images)
-    context = make_context(**settings, seed=seed)
-    context = context.with_authority(context.authority.allowing([*generators, judge]))
-    plan = Plan(benchmark, tuple(prompts), tuple(chosen), context, seed, images, folder)
-    command = f"gems {shlex.join(sys.argv[1:])}"
+    folder = options.folder or Path("gems-eval") / folder_name
+    generators = _generators(context.generator, options.against)
+    context = context.with_authority(context.authority.allowing([*generators, options.judge]))
+    arms = choose_arms([name.strip() for name in options.arms.split(",") if name.strip()], generators, options.images)
+    plan = EvaluationPlan(benchmark, tuple(prompts), tuple(arms), context, context.seed or 0, options.images, folder)
     with stoppable() as control:
         report = evaluate(
             plan,
-            init_scorer(scorer, generators, judge, folder, context.authority),
-            concurrency=concurrency,
+            init_scorer(options.scorer, generators, options.judge, folder, context.authority),
+            concurrency=options.concurrency,
             control=control,
-            bar=lambda what, total: batch_bar(total, what=what, quiet=quiet),
-            command=command,
+            bar=lambda what, total: batch_bar(total, what=what, quiet=options.quiet),
+            command=f"gems {shlex.join(sys.argv[1:])}",
         )
     if report is None:
-        err.print("stopped; run the same command again to go on")
+        err.print("stopped; run the same command again to resume")
         raise typer.Exit(INTERRUPTED)
-    if as_json:
+    if options.as_json:
         print_json(report)
     else:
-        _print(report)
+        _print_report(report)
     err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _print(report: dict[str, Any]) -> None:
+def _generators(generator: str, against: str) -> list[str]:
+    """The generator, and the second one that it is held against, if there is one."""
+    if against == "auto":
+        against = "pocket-large" if generator == "pocket" else "none"
+    return [generator] if against == "none" else [generator, against]
+
+
+def _print_report(report: dict[str, Any]) -> None:
     table = Table("arm", "all correct", "95% interval", "images", "chat calls", "seconds")
     for name, arm in report["arms"].items():
         low, high = arm["ci95"]
@@ -201,11 +147,6 @@ def _print(report: dict[str, Any]) -> None:
         table = Table("arm", "against", "points", "95% interval", "images spent")
         for c in report["comparisons"]:
             low, high = c["points_ci95"]
-            table.add_row(
-                c["better"],
-                c["than"],
-                f"{c['points']:+.1f}",
-                f"{low:+.1f} to {high:+.1f}",
-                f"× {c['images_ratio']:.2f}",
-            )
+            points, ratio = f"{c['points']:+.1f}", f"× {c['images_ratio']:.2f}"
+            table.add_row(c["better"], c["than"], points, f"{low:+.1f} to {high:+.1f}", ratio)
         out.print(table)

@@ -1,4 +1,4 @@
-"""``gems memory``: look after what was remembered."""
+"""``gems memory``: look after the memory of past runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from gems.cli.arguments import AsJson, Embedder, User
+from gems.cli.arguments import AsJson, with_settings
 from gems.cli.console import err, guarded, out, print_json
 
 if TYPE_CHECKING:
-    from gems.memory.care import Past
+    from gems.graph.context import GemsContext
+    from gems.memory.care import RememberedRun
 
 __all__ = ["app"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Look after what was remembered of past runs: $GEMS_HOME/memory, or another folder with --folder.
+    help="""Look after the memory of past runs: $GEMS_HOME/memory, or another folder with --folder.
 
 [bold]gems memory search "three cats"[/bold] shows what a run with this prompt would recall.
 
-Records are never lost to a damaged index: it is made from them again.""",
+A damaged index loses no records: it is rebuilt from them.""",
 )
 
 Folder = Annotated[Path | None, typer.Option("--folder", help="The memory's folder.", show_default="$GEMS_HOME/memory")]
@@ -40,65 +41,64 @@ Everyone = Annotated[str | None, typer.Option("--user", help="Only this user's."
 @app.command()
 @guarded
 def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
-    """How much there is, whose it is, and how much of it was solved."""
+    """Show how much is remembered, of whose runs, and how many of them were solved."""
     from gems.memory import care
 
-    found = care.stats(_folder(folder))
+    figures = care.stats(_folder(folder))
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(figures))
         return
-    index = f"on disk, {found.indexed} vectors" if found.indexed else "none needed: so few are compared one by one"
-    about = Table(show_header=False, box=None)
-    for name, value in {
-        "folder": str(_folder(folder)),
-        "records": str(found.records),
-        "vectors": str(found.vectors),
-        "index": index,
-        "embedder": found.embedder,
-        "on disk": decimal(found.size),
-    }.items():
-        about.add_row(name, escape(value))
-    out.print(about)
-    if found.users:
+    index = "none needed: so few vectors are compared one by one"
+    if figures.indexed:
+        index = f"on disk, {figures.indexed} vectors"
+    _print_facts(
+        {
+            "folder": str(_folder(folder)),
+            "records": str(figures.records),
+            "vectors": str(figures.vectors),
+            "index": index,
+            "embedder": figures.embedder,
+            "on disk": decimal(figures.size),
+        }
+    )
+    if figures.users:
         table = Table("user", "runs", "solved", "experiences")
-        for user, counted in found.users.items():
-            table.add_row(escape(user), *(str(counted[name]) for name in ("runs", "solved", "experiences")))
+        for user, counts in figures.users.items():
+            table.add_row(escape(user), *(str(counts[name]) for name in ("runs", "solved", "experiences")))
         out.print(table)
 
 
 @app.command()
 @guarded
+@with_settings("user", "embedder")
 def search(
     text: Annotated[str, typer.Argument(help="A prompt, as for gems generate.")],
     *,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 5,
-    user: User = "default",
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum results.")] = 5,
+    context: GemsContext,
     folder: Folder = None,
-    embedder: Embedder = "minilm",
     as_json: AsJson = False,
 ) -> None:
-    """What past runs have to say about a prompt, as a run would recall it: the most relevant first.
+    """Show what a run with this prompt would recall, the most relevant first.
 
-    near: how close the prompts are in meaning. relevance: that, and what both demand, whether it has been of use, and
-    diversity. use: what runs that recalled it were worth more than others like them.
+    near: how close the prompts are in meaning. relevance: that, the demands that both make, past usefulness, and
+    diversity. use: how much better runs that recalled it were than others like them.
     """
-    from gems.errors import InputError
-    from gems.memory.care import existing
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import recall
     from gems.memory.store import FaissStore
 
-    if not user.strip():
-        raise InputError("--user: give a name")
-    with closing(FaissStore(existing(_folder(folder)), embedder=init_embedder(embedder))) as store:
-        found = recall(store, user, text, limit)
+    with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
+        memories = recall(store, context.user, text, limit)
     if as_json:
-        print_json([memory.model_dump(mode="json") for memory in found])
+        print_json([memory.model_dump(mode="json") for memory in memories])
         return
-    if not found:
-        err.print("nothing near to it is remembered", highlight=False)
-    table = Table(Column("best run", no_wrap=True), Column("why", no_wrap=True), "asked, and drawn with")
-    for memory in found:
+    if not memories:
+        err.print("nothing similar is remembered", highlight=False)
+        return
+    table = Table(Column("best run", no_wrap=True), Column("why", no_wrap=True), "prompt, and what was drawn for it")
+    for memory in memories:
         why = (
             f"relevance {memory.relevance:.2f}",
             f"near {memory.similarity:.2f}",
@@ -106,8 +106,7 @@ def search(
             f"solved {memory.solved_count} of {memory.count}",
         )
         table.add_row(memory.run, "\n".join(why), f"{escape(memory.prompt)}\n[dim]{escape(memory.best_prompt)}[/]")
-    if found:
-        out.print(table)
+    out.print(table)
 
 
 @app.command()
@@ -118,38 +117,30 @@ def show(
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Everything that is remembered of one run."""
+    """Show everything that is remembered of one run."""
     from gems.memory import care
 
     past = care.find(_folder(folder), run_id)
     if as_json:
         print_json(_row(past))
         return
-    told = past.trajectory
-    about = Table(show_header=False, box=None)
-    for name, value in {
-        "run": past.id,
-        "user": past.user,
-        "when": f"{past.when:%Y-%m-%d %H:%M} UTC",
-        "prompt": told.prompt,
-        "outcome": f"{told.outcome}, score {told.score:.2f}, {told.rounds} rounds, {told.images} images",
-        "models": f"{told.generator}, {told.mllm}",
-        "skills": ", ".join(told.skills) or "none",
-        "learned": told.experience or "nothing",
-    }.items():
-        about.add_row(name, escape(value))
-    out.print(about)
+    run = past.trajectory
+    _print_facts(
+        {
+            "run": past.id,
+            "user": past.user,
+            "when": f"{past.when:%Y-%m-%d %H:%M} UTC",
+            "prompt": run.prompt,
+            "outcome": f"{run.outcome}, score {run.score:.2f}, {run.rounds} rounds, {run.images} images",
+            "models": f"{run.generator}, {run.mllm}",
+            "skills": ", ".join(run.skills) or "none",
+            "learned": run.experience or "nothing",
+        }
+    )
     table = Table("", "strategy", "score", "generation prompt", "did not pass", "image")
-    for number, attempt in enumerate(told.attempts, start=1):
-        failed = "\n".join(attempt.failed)
-        cells = (
-            str(number),
-            attempt.strategy,
-            f"{attempt.score:.2f}",
-            attempt.prompt,
-            failed,
-            attempt.image.sha256[:12],
-        )
+    for number, attempt in enumerate(run.attempts, start=1):
+        score, failed_checks = f"{attempt.score:.2f}", "\n".join(attempt.failed_questions)
+        cells = (str(number), attempt.strategy, score, attempt.prompt, failed_checks, attempt.image.sha256[:12])
         table.add_row(*map(escape, cells))
     out.print(table)
 
@@ -161,7 +152,7 @@ def export(
     *,
     folder: Folder = None,
 ) -> None:
-    """Every record as a line of JSON. Vectors are left out: whoever imports it embeds anew."""
+    """Write every record as a line of JSON. Vectors are left out: an import computes them again."""
     from gems.memory import care
 
     lines = care.export_lines(_folder(folder))
@@ -169,38 +160,39 @@ def export(
         for line in lines:
             sys.stdout.write(line + "\n")
         return
-    aside = file.with_name(file.name + ".part")
-    with aside.open("w", encoding="utf-8") as target:
+    part = file.with_name(file.name + ".part")
+    with part.open("w", encoding="utf-8") as target:
         count = sum(target.write(line + "\n") > 0 for line in lines)
-    aside.replace(file)
+    part.replace(file)
     err.print(f"{count} records in {file}", highlight=False, soft_wrap=True)
 
 
 @app.command("import")
 @guarded
+@with_settings("embedder")
 def import_(
     file: Annotated[Path, typer.Argument(help="What gems memory export wrote.", exists=True, dir_okay=False)],
     *,
     folder: Folder = None,
-    embedder: Embedder = "minilm",
+    context: GemsContext,
 ) -> None:
-    """Take exported records in, in place of those with the same key; doing it twice changes nothing."""
+    """Add exported records, replacing those with the same key; doing it twice changes nothing."""
     from gems.errors import InputError
     from gems.memory.care import import_lines
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
     with (
-        closing(FaissStore(_folder(folder), embedder=init_embedder(embedder))) as store,
+        closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store,
         file.open(encoding="utf-8") as lines,
         _bar() as bar,
     ):
         task = bar.add_task("Embedding", total=None)
         try:
-            count = import_lines(store, lines, lambda done: bar.update(task, completed=done))
+            count = import_lines(store, lines, lambda completed: bar.update(task, completed=completed))
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is no UTF-8 text: {error}") from None
-    err.print(f"{count} records taken in", highlight=False)
+            raise InputError(f"{file} is not UTF-8 text ({error}); give a file that gems memory export wrote") from None
+    err.print(f"{count} records imported", highlight=False)
 
 
 @app.command()
@@ -210,24 +202,25 @@ def forget(
     *,
     prompt: Annotated[str | None, typer.Option(help="Only runs with exactly this prompt.")] = None,
     older_than: Annotated[
-        float | None, typer.Option(min=0, max=36500, help="Only runs from so many days ago or before.")
+        float | None, typer.Option(min=0, max=36500, help="Only runs that are at least this many days old.")
     ] = None,
     user: Everyone = None,
     images: Annotated[
         bool,
         typer.Option(
             "--images",
-            help="Their images too, where no other run of this memory refers to them. Not if another memory may.",
+            help="Delete their images too, unless another run of this memory refers to them. Do not use it if another "
+            "memory may.",
         ),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Forget runs and what they taught. There is no way back.
+    """Forget runs and what they taught. This cannot be undone.
 
-    What a run left elsewhere stays: its folder under --out, its settings and checkpoints in $GEMS_HOME, and in
-    $GEMS_HOME/skills what was learned from it.
+    What a run left elsewhere stays: its folder under --out, its settings and checkpoints in $GEMS_HOME, and skills
+    learned from it in $GEMS_HOME/skills.
     """
     from gems.errors import InputError
     from gems.memory import care
@@ -236,90 +229,103 @@ def forget(
     if not (ids or prompt or user or older_than is not None):
         raise InputError("say which runs: ids, --prompt, --older-than or --user")
     age = None if older_than is None else timedelta(days=older_than)
-    wish = care.Wish(tuple(ids or ()), user, prompt, age)
-    meant = [past for past in care.pasts(_folder(folder)) if wish.holds(past)]
-    if unknown := set(ids or ()) - {past.id for past in meant}:
+    choice = care.Selection(tuple(ids or ()), user, prompt, age)
+    runs = [past for past in care.remembered_runs(_folder(folder)) if choice.includes(past)]
+    if unknown := set(ids or ()) - {past.id for past in runs}:
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
-    alone = care.left_alone(_folder(folder), wish)
-    what = f"{len(meant)} runs{f' and {alone} experiences' if alone else ''}{' and their images' if images else ''}"
-    if (meant or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
+    alone = care.count_orphans(_folder(folder), choice)
+    what = f"{len(runs)} runs{f' and {alone} experiences' if alone else ''}{' and their images' if images else ''}"
+    if (runs or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
         raise typer.Exit(1)
-    done = care.forget(_folder(folder), wish, ImageStore() if images else None)
-    counts = {"experiences": done.experiences, "images": done.images}
+    result = care.forget(_folder(folder), choice, ImageStore() if images else None)
+    counts = {"experiences": result.experiences, "images": result.images}
     if as_json:
-        print_json({"forgotten": [past.id for past in done.runs], **counts, "overwritten": done.overwritten})
+        print_json({"forgotten": [past.id for past in result.runs], **counts, "overwritten": result.overwritten})
         return
-    told = ", ".join(f"{name} {count}" for name, count in {"runs": len(done.runs), **counts}.items())
-    out.print(f"forgotten: {told}", highlight=False)
-    if not done.overwritten:
-        err.print("another process reads the memory: traces stay in its file until that is closed", highlight=False)
+    summary = ", ".join(f"{name} {count}" for name, count in {"runs": len(result.runs), **counts}.items())
+    out.print(f"forgotten: {summary}", highlight=False)
+    if not result.overwritten:
+        err.print(
+            "another process has the memory open: traces stay in its file until that process closes it", highlight=False
+        )
 
 
 @app.command()
 @guarded
-def compact(*, folder: Folder = None, embedder: Embedder = "minilm") -> None:
-    """Make the index anew and give back the room of what was removed."""
-    from gems.memory.care import existing, size_of
+@with_settings("embedder")
+def compact(*, folder: Folder = None, context: GemsContext) -> None:
+    """Rebuild the index, and free the space of removed records."""
+    from gems.memory.care import existing_memory, size_of
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
-    where = existing(_folder(folder))
-    before = size_of(where)
-    with closing(FaissStore(where, embedder=init_embedder(embedder))) as store:
+    path = existing_memory(_folder(folder))
+    size_before = size_of(path)
+    with closing(FaissStore(path, embedder=init_embedder(context.embedder))) as store:
         store.compact()
-    out.print(f"{decimal(before)} before, {decimal(size_of(where))} now", highlight=False)
+    out.print(f"{decimal(size_before)} before, {decimal(size_of(path))} now", highlight=False)
 
 
 @app.command("reindex")
 @guarded
-def reindex_(*, embedder: Embedder = "minilm", folder: Folder = None) -> None:
-    """Embed every record anew with another embedder. Stopped half-way, the same command goes on."""
-    from gems.memory.care import existing
+@with_settings("embedder")
+def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
+    """Embed every record again with another embedder. If it is stopped half-way, the same command resumes."""
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.store import reindex
 
-    where = existing(_folder(folder))
+    path, embedder = existing_memory(_folder(folder)), init_embedder(context.embedder)
     with _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        count = reindex(where, init_embedder(embedder), lambda done, of: bar.update(task, completed=done, total=of))
-    out.print(f"{count} records embedded with {embedder}", highlight=False)
+        count = reindex(path, embedder, lambda completed, total: bar.update(task, completed=completed, total=total))
+    out.print(f"{count} records embedded with {context.embedder}", highlight=False)
 
 
 @app.command()
 @guarded
 def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Whether everything is whole: records, vectors, index and images. Exit code 1 if not."""
+    """Check that records, vectors, index and images are intact. Exit code 1 if not."""
     from gems.memory import care
 
     checks = []
-    for name, right, detail in care.verify(_folder(folder)):
-        checks.append({"name": name, "ok": right, "detail": detail})
+    for name, is_right, detail in care.verify(_folder(folder)):
+        checks.append({"name": name, "ok": is_right, "detail": detail})
         if not as_json:
-            out.print(f"[green]✓[/] {name}: {escape(detail)}" if right else f"[red]✗[/] {name}: {escape(detail)}")
+            mark = "[green]✓[/]" if is_right else "[red]✗[/]"
+            out.print(f"{mark} {name}: {escape(detail)}")
     if as_json:
         print_json(checks)
     raise typer.Exit(0 if all(check["ok"] for check in checks) else 1)
 
 
-def _folder(given: Path | None) -> Path:
-    """The folder that is meant: given, or of ``GEMS_MEMORY``, or the home's.
+def _folder(option: Path | None) -> Path:
+    """The memory's folder: as given, or as in ``GEMS_MEMORY``, or the one in the home folder.
 
     Raises:
-        InputError: ``GEMS_MEMORY`` names a database.
+        InputError: ``GEMS_MEMORY`` or the option names a database.
     """
     from gems.database import is_database
     from gems.errors import InputError
     from gems.paths import home
 
-    named = str(given or os.environ.get("GEMS_MEMORY") or home() / "memory")
-    if is_database(named) or ":/" in named:
-        raise InputError("gems memory looks after folders, not databases: give one with --folder")
-    return Path(named).expanduser()
+    location = str(option or os.environ.get("GEMS_MEMORY") or home() / "memory")
+    if is_database(location) or ":/" in location:
+        raise InputError("gems memory looks after folders, not databases: give a folder with --folder")
+    return Path(location).expanduser()
 
 
-def _row(past: Past) -> dict[str, Any]:
+def _row(past: RememberedRun) -> dict[str, Any]:
     run = {"id": past.id, "user": past.user, "when": past.when.isoformat()}
     return run | past.trajectory.model_dump(mode="json")
+
+
+def _print_facts(facts: dict[str, str]) -> None:
+    """A table of names and values."""
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name, escape(value))
+    out.print(table)
 
 
 def _bar() -> Progress:

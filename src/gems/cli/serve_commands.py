@@ -1,158 +1,130 @@
-"""``gems serve``: the agent as a service."""
+"""``gems serve`` and ``gems new-key``: the agent as a service."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from gems.cli.arguments import (
-    LIMITS,
-    MODELS,
-    AsJson,
-    ChatOption,
-    Decomposer,
-    Embedder,
-    Generator,
-    GeneratorOption,
-    Images,
-    MaxRounds,
-    Memory,
-    Mllm,
-    NoBuiltinSkills,
-    Planner,
-    Refiner,
-    SkillsDir,
-    Verifier,
-    images_given,
-    make_context,
-    memory_given,
-    skills_path,
-)
+from gems.cli.arguments import LIMITS, MODEL_SETTINGS, AsJson, with_options, with_settings
 from gems.cli.console import err, guarded, out, print_json
+
+if TYPE_CHECKING:
+    from gems.graph.context import GemsContext
+    from gems.serve.settings import ServiceSettings
 
 __all__ = ["new_key", "serve"]
 
-SECURITY = "Who may ask"
+ACCESS: Final = "Access"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ServiceOptions:
+    """Options of the service itself, as opposed to those of its runs."""
+
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 8000
+    keys: Annotated[
+        Path | None,
+        typer.Option(envvar="GEMS_KEYS", help="TOML file of API keys; see gems new-key.", rich_help_panel=ACCESS),
+    ] = None
+    open_: Annotated[
+        bool, typer.Option("--open", help="Listen beyond this machine without a key.", rich_help_panel=ACCESS)
+    ] = False
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may send requests. Repeatable.", show_default="none", rich_help_panel=ACCESS
+        ),
+    ] = None
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Runs at work at once.", rich_help_panel=LIMITS)] = 2
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=0, max=100_000, help="Runs that may wait; another one is refused with 429.", rich_help_panel=LIMITS
+        ),
+    ] = 256
+    max_images: Annotated[int, typer.Option(min=1, help="Maximum images per run.", rich_help_panel=LIMITS)] = 20
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that runs have to finish at a stop.", rich_help_panel=LIMITS)
+    ] = 30
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Model name that the images endpoint accepts. Repeatable.", show_default="gems"),
+    ] = None
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Level of the log.")] = "info"
+    log_format: Annotated[
+        Literal["json", "text"] | None,
+        typer.Option(help="Format of the log, on stderr.", show_default="text on a terminal"),
+    ] = None
+
+    def settings(self, context: GemsContext) -> ServiceSettings:
+        """The service's settings.
+
+        Raises:
+            InputError: A value cannot be used, or the service would be open to anybody unasked.
+        """
+        from pydantic import ValidationError
+
+        from gems.errors import InputError
+        from gems.paths import home
+        from gems.serve.settings import ServiceSettings
+
+        try:
+            return ServiceSettings(
+                context=context,
+                home=home() / "serve",
+                host=self.host,
+                port=self.port,
+                concurrency=self.concurrency,
+                queue=self.queue,
+                max_images=self.max_images,
+                keys=self.keys,
+                open=self.open_,
+                cors_origins=tuple(self.cors_origin or ()),
+                served_names=tuple(self.served_model_name or ("gems",)),
+                grace=self.grace,
+            ).check_address()
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise InputError(f"{fault['loc'][0]}: {fault['msg']}") from None
 
 
 @guarded
-def serve(
-    *,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
-    keys: Annotated[
-        Path | None,
-        typer.Option(envvar="GEMS_KEYS", help="TOML file of API keys; see gems new-key.", rich_help_panel=SECURITY),
-    ] = None,
-    open_: Annotated[
-        bool, typer.Option("--open", help="Listen beyond this machine without a key.", rich_help_panel=SECURITY)
-    ] = False,
-    cors_origin: Annotated[
-        list[str] | None,
-        typer.Option(help="Let pages of this origin ask. Repeatable.", show_default="none", rich_help_panel=SECURITY),
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Runs at work at once.", rich_help_panel=LIMITS)] = 2,
-    queue: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Runs that may wait; one more gets 429.", rich_help_panel=LIMITS)
-    ] = 256,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images of one run.", rich_help_panel=LIMITS)] = 20,
-    max_rounds: MaxRounds = 5,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that runs get to finish at a stop.", rich_help_panel=LIMITS)
-    ] = 30,
-    served_model_name: Annotated[
-        list[str] | None,
-        typer.Option(help="What the images endpoint takes as model. Repeatable.", show_default="gems"),
-    ] = None,
-    mllm: Mllm = "pocket",
-    generator: Generator = "pocket",
-    generator_option: GeneratorOption = None,
-    chat_option: ChatOption = None,
-    planner: Planner = None,
-    decomposer: Decomposer = None,
-    verifier: Verifier = None,
-    refiner: Refiner = None,
-    embedder: Embedder = "minilm",
-    skills_dir: SkillsDir = None,
-    no_builtin_skills: NoBuiltinSkills = False,
-    memory: Memory = None,
-    no_memory: Annotated[
-        bool, typer.Option("--no-memory", help="Neither recall nor remember.", rich_help_panel=MODELS)
-    ] = False,
-    images: Images = None,
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option(help="Of the log.")] = "info",
-    log_format: Annotated[
-        Literal["json", "text"] | None, typer.Option(help="Of the log, on stderr.", show_default="text on a terminal")
-    ] = None,
-) -> None:
+@with_options(_ServiceOptions, "options")
+@with_settings("max_rounds", *MODEL_SETTINGS, "skills_dir", "no_builtin_skills", "memory", "no_memory", "images")
+def serve(*, options: _ServiceOptions, context: GemsContext) -> None:
     """Serve the agent: a page at /, LangServe at /gems, OpenAI's images endpoint at /v1/images/generations.
 
     [bold]gems serve[/bold]
 
     [bold]gems new-key ann >> keys.toml; gems serve --host 0.0.0.0 --keys keys.toml[/bold]
 
-    A run that was accepted is on disk: however the service ends, it goes on when it is started again. The first Ctrl-C
-    or SIGTERM lets runs finish (--grace), a second one stops each at its next step.
+    An accepted run is on disk: however the service ends, the run resumes at the next start. The first Ctrl-C or SIGTERM
+    lets runs finish (--grace), a second one stops each at its next step.
     """
     from gems.errors import InputError
 
     try:
         from gems.serve.server import run_server, write_logs
-        from gems.serve.settings import ServiceSettings
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gems"):
             raise
         raise InputError(f'{error.name} is not installed: pip install "gems-graph[serve]"') from error
-    from pydantic import ValidationError
-
-    from gems.paths import home
-
-    context = make_context(
-        mllm=mllm,
-        generator=generator,
-        generator_option=generator_option,
-        chat_option=chat_option,
-        planner=planner,
-        decomposer=decomposer,
-        verifier=verifier,
-        refiner=refiner,
-        embedder=embedder,
-        skills_dir=skills_path(skills_dir),
-        builtin_skills=not no_builtin_skills,
-        memory=not no_memory,
-        memory_url=None if no_memory else memory_given(memory),
-        images_url=images_given(images),
-        max_rounds=max_rounds,
-    )
-    try:
-        settings = ServiceSettings(
-            context=context,
-            home=home() / "serve",
-            host=host,
-            port=port,
-            concurrency=concurrency,
-            queue=queue,
-            max_images=max_images,
-            keys=keys,
-            open=open_,
-            cors_origins=tuple(cors_origin or ()),
-            served_names=tuple(served_model_name or ("gems",)),
-            grace=grace,
-        ).check_address()
-    except ValidationError as error:
-        raise InputError(f"{error.errors()[0]['loc'][0]}: {error.errors()[0]['msg']}") from None
-    write_logs(log_level, as_json=(log_format or ("text" if sys.stderr.isatty() else "json")) == "json")
-    _share_cores(concurrency)
-    err.print(f"loading the models; then http://{host}:{port}/", highlight=False)
+    settings = options.settings(context)
+    log_format = options.log_format or ("text" if sys.stderr.isatty() else "json")
+    write_logs(options.log_level, as_json=log_format == "json")
+    _share_cores(options.concurrency)
+    err.print(f"loading the models; then http://{options.host}:{options.port}/", highlight=False)
     run_server(settings)
 
 
 def _share_cores(concurrency: int) -> None:
-    """Runs at once share the cores: more threads than that only get in each other's way."""
+    """Divide the cores among the runs at work: with more threads than that, they only slow each other down."""
     import torch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // concurrency))
@@ -160,7 +132,7 @@ def _share_cores(concurrency: int) -> None:
 
 @guarded
 def new_key(
-    name: Annotated[str, typer.Argument(help="Whose key: a user's name, of whom memory, images and runs are.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is: a user's name, who owns memory, images and runs.")],
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -170,11 +142,11 @@ def new_key(
 
     Limits go below the entry: daily = { images = 100, chat_calls = 500, tokens = 1000000 }
     """
-    from gems.serve.keys import new_key as make
+    from gems.serve.keys import new_key as make_key
 
-    key, entry = make(name)
+    key, entry = make_key(name)
     if as_json:
         print_json({"key": key, "entry": entry})
         return
     out.print(entry, highlight=False, markup=False, soft_wrap=True)
-    err.print(f"the key of {name}, shown this once: {key}", highlight=False, soft_wrap=True)
+    err.print(f"the key of {name}, shown only once: {key}", highlight=False, soft_wrap=True)

@@ -1,1 +1,1 @@
-"""Benchmarks of quality and of speed. Scripts to be run by hand; nothing in the package imports them."""
+"""``gems eval``: ways to make an image, measured against each other on a benchmark."""

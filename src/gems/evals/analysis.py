@@ -1,11 +1,11 @@
-"""From results and scores to the figures of a report."""
+"""Figures of a report, from results and scores."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +17,6 @@ from gems.stats import bootstrap_interval, ratio_interval
 
 __all__ = ["Judged", "analyse", "compare", "judge"]
 
-Row: TypeAlias = BatchRow
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -27,33 +25,33 @@ class Judged:
     Attributes:
         prompt: The prompt.
         row: The result.
-        scores: By index of an attempt, one score per question; all attempts, or the shipped one alone. Empty if the
-            prompt failed.
+        scores: By index of an attempt, one score per question, for all attempts or only the shipped one, which was
+            returned. Empty if the prompt failed.
     """
 
     prompt: EvalPrompt
-    row: Row
+    row: BatchRow
     scores: dict[int, list[float]]
 
     @property
     def shipped(self) -> list[float]:
-        """Scores of the image that the arm ended with; all 0 without one."""
+        """Scores of the image that was returned; all 0 if there is none."""
         best = self.row.get("best")
         return self.scores.get(-1 if best is None else best, [0.0] * len(self.prompt.questions))
 
     @property
     def right(self) -> bool:
-        """Whether everything in the shipped image is right."""
+        """Whether everything in the returned image is right."""
         return is_right(self.shipped)
 
     def best_within(self, images: int) -> int | None:
-        """The attempt that would have been shipped, had the run ended after so many images."""
+        """The attempt that would have been returned if the run had ended after this many images."""
         attempts = self.row.get("attempts", [])[:images]
         return max(range(len(attempts)), key=lambda i: (*worth(attempts[i]), -i), default=None)
 
 
 def worth(attempt: AttemptFields) -> tuple[bool, float]:
-    """An attempt by the verifier's own word: one that passed wins, then the higher score, as in ``best_attempt``."""
+    """An attempt's rank by the verifier's answers: passed before failed, then by score, as in ``best_attempt``."""
     return 0 < attempt["total"] == attempt["passed"], attempt["score"]
 
 
@@ -63,16 +61,23 @@ def is_right(scores: Sequence[float]) -> bool:
 
 
 def judge(
-    prompts: Sequence[EvalPrompt], rows: Iterable[Row], scores: dict[int, dict[int, list[float]]]
+    prompts: Sequence[EvalPrompt], rows: Iterable[BatchRow], scores: dict[int, dict[int, list[float]]]
 ) -> list[Judged]:
-    """Put prompts, results and scores (by prompt, then attempt) together."""
+    """Join prompts, results and scores (by prompt, then attempt)."""
     return [Judged(prompts[row["index"]], row, scores.get(row["index"], {})) for row in rows]
 
 
 def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: bool = True) -> dict[str, Any]:
-    """The figures of one arm; ``every_attempt`` says whether all attempts have scores, or the shipped ones alone."""
+    """The figures of one arm.
+
+    Args:
+        arm: The arm.
+        judged: Its results, with scores.
+        images: Most images that a prompt could cost.
+        every_attempt: Whether all attempts have scores, or only the returned ones.
+    """
     right = np.array([float(j.right) for j in judged])
-    ran = [j for j in judged if "usage" in j.row]
+    without_error = [j for j in judged if "usage" in j.row]
     report = {
         "what": arm.what,
         "generator": arm.generator,
@@ -82,11 +87,13 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         "ci95": bootstrap_interval(right),
         "soft_tifa_am": _mean(arithmetic_mean(j.shipped) for j in judged),
         "soft_tifa_gm": _mean(geometric_mean(j.shipped) for j in judged),
-        "images_per_prompt": _mean(j.row["usage"]["images"] for j in ran),
-        "chat_calls_per_prompt": _mean(j.row["usage"]["chat_calls"] for j in ran),
-        "tokens_per_prompt": _mean(j.row["usage"]["prompt_tokens"] + j.row["usage"]["completion_tokens"] for j in ran),
-        "seconds_per_prompt": _mean(j.row["seconds"] for j in ran),
-        "outcomes": dict(Counter(j.row["outcome"] for j in ran).most_common()),
+        "images_per_prompt": _mean(j.row["usage"]["images"] for j in without_error),
+        "chat_calls_per_prompt": _mean(j.row["usage"]["chat_calls"] for j in without_error),
+        "tokens_per_prompt": _mean(
+            j.row["usage"]["prompt_tokens"] + j.row["usage"]["completion_tokens"] for j in without_error
+        ),
+        "seconds_per_prompt": _mean(j.row["seconds"] for j in without_error),
+        "outcomes": dict(Counter(j.row["outcome"] for j in without_error).most_common()),
         "by_atoms": _by((j.prompt.atoms, float(j.right)) for j in judged),
         "by_skill": _by((q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.shipped, strict=True)),
     }
@@ -96,69 +103,69 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
 
 
 def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
-    """What needs the truth about every attempt, not only about the one that was shipped."""
+    """Figures that need the truth about every attempt, not only about the returned one."""
     attempts = [(j, i, a) for j in judged for i, a in enumerate(j.row.get("attempts", []))]
     verified = [(j, i, a) for j, i, a in attempts if a["total"]]
-    curve: list[dict[str, Any]] = []
-    rounds: list[dict[str, Any]] = []
-    for n in range(1, images + 1):
-        chosen = [(j, j.best_within(n)) for j in judged]
-        spent = _mean(min(n, len(j.row.get("attempts", []))) for j in judged)
-        rate = _mean(float(i is not None and is_right(j.scores[i])) for j, i in chosen)
-        if not curve or curve[-1]["images_per_prompt"] != spent:
-            curve.append({"images_per_prompt": spent, "all_correct": rate, "most_images": n})
-        made = [is_right(j.scores[i]) for j, i, a in attempts if a["round"] == n]
-        if made:
-            rounds.append({"round": n, "images": len(made), "right": _mean(map(float, made))})
-    strategies: dict[str, list[float]] = defaultdict(list)
+    by_strategy: dict[str, list[float]] = defaultdict(list)
     for j, i, a in attempts:
-        strategies[a["strategy"]].append(float(is_right(j.scores[i])))
-    shipped_worse = sum(
-        max(map(worth, j.row["attempts"])) > worth(best) for j in judged if (best := best_attempt_of(j.row)) is not None
-    )
-    first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
-    gained = [float(j.right) - was for j, was in zip(judged, first, strict=True)]
-    missed = sum(not j.right and any(map(is_right, j.scores.values())) for j in judged)
+        by_strategy[a["strategy"]].append(float(is_right(j.scores[i])))
+    by_round: dict[int, list[float]] = defaultdict(list)
+    for j, i, a in attempts:
+        by_round[a["round"]].append(float(is_right(j.scores[i])))
     return {
-        "curve": curve,
-        "over_first_attempt": {
-            "first_all_correct": _mean(first),
-            "points": round(100 * sum(gained) / max(len(gained), 1), 2),
-            "points_ci95": [round(100 * bound, 2) for bound in bootstrap_interval(gained)],
-        },
-        "by_round": rounds,
-        "by_strategy": {name: {"images": len(v), "right": _mean(v)} for name, v in strategies.items()},
+        "curve": _curve(judged, images),
+        "over_first_attempt": _over_first_attempt(judged),
+        "by_round": [
+            {"round": n, "images": len(by_round[n]), "right": _mean(by_round[n])}
+            for n in range(1, images + 1)
+            if n in by_round
+        ],
+        "by_strategy": {name: {"images": len(rights), "right": _mean(rights)} for name, rights in by_strategy.items()},
         "verifier": _verifier(verified) if verified else None,
-        "worse_shipped_by_own_score": shipped_worse,
-        "right_image_not_shipped": missed,
+        "worse_shipped_by_own_score": sum(map(_is_worse_shipped, judged)),
+        "right_image_not_shipped": sum(not j.right and any(map(is_right, j.scores.values())) for j in judged),
     }
 
 
+def _curve(judged: Sequence[Judged], images: int) -> list[dict[str, Any]]:
+    """The rate of right images if every run had ended after 1, 2, ... images, against the images spent until then."""
+    curve: list[dict[str, Any]] = []
+    for n in range(1, images + 1):
+        images_per_prompt = _mean(min(n, len(j.row.get("attempts", []))) for j in judged)
+        if not curve or curve[-1]["images_per_prompt"] != images_per_prompt:
+            best_attempts = [(j, j.best_within(n)) for j in judged]
+            rate = _mean(float(i is not None and is_right(j.scores[i])) for j, i in best_attempts)
+            curve.append({"images_per_prompt": images_per_prompt, "all_correct": rate, "most_images": n})
+    return curve
+
+
+def _over_first_attempt(judged: Sequence[Judged]) -> dict[str, Any]:
+    """The gain of the returned image over the first one."""
+    first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
+    gains = [float(j.right) - first_is_right for j, first_is_right in zip(judged, first, strict=True)]
+    return {
+        "first_all_correct": _mean(first),
+        "points": round(100 * sum(gains) / max(len(gains), 1), 2),
+        "points_ci95": [round(100 * bound, 2) for bound in bootstrap_interval(gains)],
+    }
+
+
+def _is_worse_shipped(judged: Judged) -> bool:
+    """Whether an image was returned that the verifier rated below another one of the run."""
+    best = best_attempt_of(judged.row)
+    return best is not None and max(map(worth, judged.row["attempts"])) > worth(best)
+
+
 def _verifier(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str, Any]:
-    """How far the verifier's word can be trusted: on whole images, and on single questions by kind."""
-    said = np.array([worth(a)[0] for _, _, a in verified])
+    """How far the verifier can be trusted: on whole images, and on single questions by kind."""
+    passed = np.array([worth(a)[0] for _, _, a in verified])
     true = np.array([is_right(j.scores[i]) for j, i, _ in verified])
-    kinds: dict[str, Counter[str]] = defaultdict(Counter)
-    for j, i, attempt in verified:
-        requirements = j.row["requirements"]
-        if Counter(r["kind"] for r in requirements) != Counter(q.skill for q in j.prompt.questions):
-            continue  # the decomposer asked other questions than the benchmark: they cannot be held against each other
-        truth: dict[str, list[bool]] = defaultdict(list)
-        for question, score in zip(j.prompt.questions, j.scores[i], strict=True):
-            truth[question.skill].append(score >= 0.5)
-        taken: Counter[str] = Counter()
-        for requirement in requirements:
-            kind = requirement["kind"]
-            yes = attempt["verdicts"][requirement["id"]][0] == "yes"
-            is_true = truth[kind][taken[kind]]
-            taken[kind] += 1
-            kinds[kind][f"{'true' if yes == is_true else 'false'} {'yes' if yes else 'no'}"] += 1
     return {
         "images": len(verified),
-        "precision": _share(said & true, said),
-        "recall": _share(said & true, true),
-        "false_passes": int((said & ~true).sum()),
-        "false_fails": int((~said & true).sum()),
+        "precision": _share(passed & true, passed),
+        "recall": _share(passed & true, true),
+        "false_passes": int((passed & ~true).sum()),
+        "false_fails": int((~passed & true).sum()),
         "by_kind": {
             kind: {
                 "precision": _ratio(c["true yes"], c["true yes"] + c["false yes"]),
@@ -166,19 +173,38 @@ def _verifier(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str
                 "false_yes": c["false yes"],
                 "false_no": c["false no"],
             }
-            for kind, c in sorted(kinds.items())
+            for kind, c in sorted(_answers_by_kind(verified).items())
         },
     }
 
 
+def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> dict[str, Counter[str]]:
+    """By kind of question, how many of the verifier's answers were "true yes", "false yes", "true no", "false no"."""
+    kinds: dict[str, Counter[str]] = defaultdict(Counter)
+    for j, i, attempt in verified:
+        requirements = j.row["requirements"]
+        if Counter(r["kind"] for r in requirements) != Counter(q.skill for q in j.prompt.questions):
+            continue  # the decomposer asked other questions than the benchmark, so they cannot be compared
+        truth: dict[str, list[bool]] = defaultdict(list)
+        for question, score in zip(j.prompt.questions, j.scores[i], strict=True):
+            truth[question.skill].append(score >= 0.5)
+        remaining = {kind: iter(answers) for kind, answers in truth.items()}
+        for requirement in requirements:
+            kind = requirement["kind"]
+            yes = attempt["verdicts"][requirement["id"]][0] == "yes"
+            is_true = yes == next(remaining[kind])
+            kinds[kind][f"{'true' if is_true else 'false'} {'yes' if yes else 'no'}"] += 1
+    return kinds
+
+
 def compare(comparison: Comparison, arms: dict[str, list[Judged]]) -> dict[str, Any] | None:
-    """The paired difference of two arms over the prompts that both have; None unless both were run."""
+    """The paired difference of two arms over the prompts that both have. None if one of them was not run."""
     if comparison.better not in arms or comparison.than not in arms:
         return None
     a, b = ({j.row["index"]: j for j in arms[name]} for name in (comparison.better, comparison.than))
     both = sorted(a.keys() & b.keys())
     difference = np.array([float(a[i].right) - float(b[i].right) for i in both])
-    here, there = ([float(len(side[i].row.get("attempts", []))) for i in both] for side in (a, b))
+    images_a, images_b = ([float(len(side[i].row.get("attempts", []))) for i in both] for side in (a, b))
     return {
         "better": comparison.better,
         "than": comparison.than,
@@ -188,14 +214,14 @@ def compare(comparison: Comparison, arms: dict[str, list[Judged]]) -> dict[str, 
         "points_ci95": [round(100 * bound, 2) for bound in bootstrap_interval(difference)],
         "won": int((difference > 0).sum()),
         "lost": int((difference < 0).sum()),
-        "images_ratio": round(sum(here) / max(sum(there), 1), 4),
-        "images_ratio_ci95": ratio_interval(here, there),
+        "images_ratio": round(sum(images_a) / max(sum(images_b), 1), 4),
+        "images_ratio_ci95": ratio_interval(images_a, images_b),
     }
 
 
 def _mean(values: Iterable[float]) -> float:
-    gathered = list(values)
-    return round(sum(gathered) / len(gathered), 4) if gathered else 0.0
+    numbers = list(values)
+    return round(sum(numbers) / len(numbers), 4) if numbers else 0.0
 
 
 def _by(pairs: Iterable[tuple[Any, float]]) -> dict[str, dict[str, Any]]:

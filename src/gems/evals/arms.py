@@ -1,4 +1,4 @@
-"""The arms of a comparison: ways to get an image for a prompt, from one shot to the whole agent."""
+"""The arms of a comparison: ways to make an image for a prompt, from one shot to the whole agent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ __all__ = ["ARMS", "Arm", "Comparison", "choose_arms", "comparisons"]
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to get an image. ``settings`` are fields of the context; None is the generator alone, without a graph."""
+    """One way to make an image."""
 
     name: str
     what: str
+    """What it is, for the report."""
     generator: str = "pocket"
     settings: dict[str, Any] | None = field(default_factory=dict)
+    """Fields of the context. None: the generator alone, without a graph."""
 
     @property
     def ordered(self) -> bool:
-        """Whether a prompt's result depends on the prompts before it, so that they have to run one after another."""
+        """Whether a prompt's result depends on the prompts before it, so that they must run one after another."""
         return bool(self.settings and self.settings.get("memory"))
 
 
@@ -55,7 +57,7 @@ def _arms(images: int) -> list[Arm]:
 
 
 ARMS: Final = tuple(arm.name.replace("5", "n") for arm in _arms(5))
-"""Their names; n is the number of images that a prompt may cost."""
+"""Names of the arms; n is the number of images that a prompt may cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +69,29 @@ class Comparison:
     question: str
 
 
-def choose_arms(wanted: Sequence[str], generators: Sequence[str], images: int) -> list[Arm]:
-    """The arms of these names ("all" for all of them) on each generator; the first generator's have plain names.
+def choose_arms(names: Sequence[str], generators: Sequence[str], images: int) -> list[Arm]:
+    """The arms with these names ("all" for all of them) on each generator; the first generator's have plain names.
 
     Raises:
-        InputError: A name is not known.
+        InputError: A name is unknown.
     """
     arms = _arms(images)
-    known = {arm.name.replace(f"best-of-{images}", "best-of-n"): arm for arm in arms} | {arm.name: arm for arm in arms}
-    if not wanted:
+    arm_of = {arm.name.replace(f"best-of-{images}", "best-of-n"): arm for arm in arms} | {arm.name: arm for arm in arms}
+    if not names:
         raise InputError(f"no arm is named; choose from: all, {', '.join(ARMS)}")
-    unknown = [name for name in wanted if name not in known and name != "all"]
-    if unknown:
+    if unknown := [name for name in names if name not in arm_of and name != "all"]:
         raise InputError(f"unknown arm {unknown[0]!r}; choose from: all, {', '.join(ARMS)}")
-    names = {arm.name for arm in arms} if "all" in wanted else {known[name].name for name in wanted}
+    if "all" not in names:
+        arms = [arm for arm in arms if arm in [arm_of[name] for name in names]]
     return [
         Arm(arm.name if generator == generators[0] else f"{arm.name}@{generator}", arm.what, generator, arm.settings)
         for generator in generators
         for arm in arms
-        if arm.name in names
     ]
 
 
 def comparisons(generators: Sequence[str], images: int) -> list[Comparison]:
-    """The questions that the arms are there to answer."""
+    """The questions that the arms answer."""
     best_of = f"best-of-{images}"
     own = [
         Comparison("rewrite", "single", "What does the planner bring, before any image is looked at?"),

@@ -20,29 +20,32 @@ from gems import __version__
 from gems.bulk.results import BatchRow, Tally
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
-from gems.evals.runner import Plan, begin, image_paths, run_arm
+from gems.evals.runner import EvaluationPlan, image_paths, prepare_folder, run_arm
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
 from gems.files import write_atomically
 
 __all__ = ["evaluate"]
 
-Row: TypeAlias = BatchRow
-Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[Row], None]]]]
-"""Opens a progress bar for (what, how many): it is told what was there before, then each new result."""
+ProgressBar: TypeAlias = Callable[
+    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]
+]
+"""Opens a bar for (what, how many). Gives two functions to call: with the tally so far, and with each new result."""
+Scores: TypeAlias = dict[int, dict[int, list[float]]]
+"""By prompt and attempt, a score per question."""
 
 
 def evaluate(
-    plan: Plan, scorer: Scorer, *, concurrency: int, control: RunControl, bar: Bar, command: str
+    plan: EvaluationPlan, scorer: Scorer, *, concurrency: int, control: RunControl, bar: ProgressBar, command: str
 ) -> dict[str, Any] | None:
-    """Run, score and report. Returns the report, or None if it was stopped; the same call goes on from there.
+    """Run, score and report. Returns the report, or None if it was stopped; the same call resumes.
 
     Raises:
         InputError: The folder holds another evaluation, or a setting cannot be used.
         BackendError: Weights, the judge or the disk failed.
     """
-    begin(plan)
-    rows: dict[str, list[Row]] = {}
+    prepare_folder(plan)
+    rows: dict[str, list[BatchRow]] = {}
     for number, arm in enumerate(plan.arms, start=1):
         with bar(f"{arm.name} ({number} of {len(plan.arms)})", len(plan.prompts)) as (on_start, on_done):
             rows[arm.name] = _timed(plan, arm, concurrency, control, on_start, on_done)
@@ -50,7 +53,7 @@ def evaluate(
             return None
         paths = json.dumps(image_paths(rows[arm.name]), indent=1, ensure_ascii=False)
         write_atomically(plan.folder(arm) / "image_paths.json", paths.encode())
-    scores: dict[str, dict[int, dict[int, list[float]]]] = {}
+    scores: dict[str, Scores] = {}
     for arm in plan.arms:
         scores[arm.name] = _score(plan, arm, rows[arm.name], scorer, concurrency, control, bar)
         if control.drain_requested:
@@ -77,15 +80,15 @@ def evaluate(
 
 
 def _timed(
-    plan: Plan,
+    plan: EvaluationPlan,
     arm: Arm,
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
-    on_done: Callable[[Row], None],
-) -> list[Row]:
-    """Run an arm, and add the time to what earlier calls took for it."""
-    started, before = time.monotonic(), 0
+    on_done: Callable[[BatchRow], None],
+) -> list[BatchRow]:
+    """Run an arm, and add the time to that of earlier calls."""
+    start_time, before = time.monotonic(), 0
 
     def start(tally: Tally) -> None:
         nonlocal before
@@ -97,48 +100,54 @@ def _timed(
         path = plan.folder(arm) / "time.json"
         earlier = json.loads(path.read_bytes()) if path.exists() else {"wall_seconds": 0.0, "prompts": 0}
         now = {
-            "wall_seconds": round(earlier["wall_seconds"] + time.monotonic() - started, 1),
+            "wall_seconds": round(earlier["wall_seconds"] + time.monotonic() - start_time, 1),
             "prompts": earlier["prompts"] + len(rows) - before,
         }
         write_atomically(path, json.dumps(now).encode())
     return rows
 
 
-def _figures(plan: Plan, arm: Arm, judged: list[Judged], scorer: Scorer) -> dict[str, Any]:
+def _figures(plan: EvaluationPlan, arm: Arm, judged: list[Judged], scorer: Scorer) -> dict[str, Any]:
     """An arm's figures, and its wall time for those prompts whose calls were not killed."""
     path = plan.folder(arm) / "time.json"
-    time_ = {"time": json.loads(path.read_bytes())} if path.exists() else {}
-    return analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer)) | time_
+    wall_time = {"time": json.loads(path.read_bytes())} if path.exists() else {}
+    return analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer)) | wall_time
 
 
 def _scores_all(scorer: Scorer) -> bool:
-    """The oracle looks at every attempt; a judge that costs money at the shipped one alone."""
+    """The oracle scores every attempt; a judge that costs money only the one that was returned."""
     return scorer.name == Oracle.name
 
 
 def _score(
-    plan: Plan, arm: Arm, rows: list[Row], scorer: Scorer, concurrency: int, control: RunControl, bar: Bar
-) -> dict[int, dict[int, list[float]]]:
-    """Scores by prompt and attempt."""
+    plan: EvaluationPlan,
+    arm: Arm,
+    rows: list[BatchRow],
+    scorer: Scorer,
+    concurrency: int,
+    control: RunControl,
+    bar: ProgressBar,
+) -> Scores:
+    """The scores of an arm's attempts."""
 
-    def wanted(row: Row) -> Iterator[int]:
+    def attempts_to_score(row: BatchRow) -> Iterator[int]:
         if _scores_all(scorer):
             yield from range(len(row.get("attempts", [])))
         elif (best := row.get("best")) is not None:
             yield best
 
-    def score(row: Row) -> tuple[Row, dict[int, list[float]]]:
+    def score(row: BatchRow) -> tuple[BatchRow, dict[int, list[float]]]:
         if control.drain_requested:
             return row, {}
         prompt = plan.prompts[row["index"]]
-        return row, {i: scorer.score(prompt, arm.generator, row["attempts"][i]) for i in wanted(row)}
+        return row, {i: scorer.score(prompt, arm.generator, row["attempts"][i]) for i in attempts_to_score(row)}
 
-    scores: dict[int, dict[int, list[float]]] = {}
+    scores: Scores = {}
     with bar(f"scoring {arm.name}", len(rows)) as (on_start, on_done), ThreadPoolExecutor(concurrency) as pool:
         on_start(Tally())
         for future in as_completed([pool.submit(score, row) for row in rows]):
-            row, found = future.result()
-            scores[row["index"]] = found
+            row, scores_of_attempts = future.result()
+            scores[row["index"]] = scores_of_attempts
             on_done(row)
     return scores
 

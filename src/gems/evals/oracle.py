@@ -1,7 +1,7 @@
 """The exact truth about images made by the pocket generator. For evaluation only: no node, model or memory reads it.
 
-The pocket generator draws slots, so what is in an image need not be guessed from its pixels. Slots follow from the
-prompt, the seed and the settings alone; nothing is stored beside an image, the truth is simply made again.
+The pocket generator draws slots, so what an image shows need not be guessed from its pixels. Slots follow from the
+prompt, the seed and the settings alone, so the truth is computed again rather than stored with an image.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def items_of(pipeline: PocketPipeline, prompt: str, seed: int, **settings: Any) 
 
 
 def check(spec: SceneSpec, items: Sequence[Item]) -> dict[str, bool]:
-    """Whether each atom of a spec holds among some things.
+    """Whether each atom of a spec holds for the things in an image.
 
-    Keys are a kind and the index of a group or relation: "object 0", "count 0" (the exact number, of one thing too),
-    "attribute 0" (all things of that object have it; only where one is asked for), "position 0" and "verb 0" (between
-    groups 0 and 1). What is said about an absent object is false.
+    Keys are a kind and the index of a group or relation: "object 0", "count 0" (the exact number, even if it is one),
+    "attribute 0" (all things of that object have it; only if one is asked for), "position 0" and "verb 0" (between
+    groups 0 and 1). Anything about an absent object is false.
     """
     groups = [[item for item in items if item.object == group.object] for group in spec.groups]
     truth: dict[str, bool] = {}

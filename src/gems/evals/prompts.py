@@ -1,4 +1,4 @@
-"""Prompts with their questions, in the layout of GenEval 2's JSONL: read from the user's file, or made fresh."""
+"""Prompts with their questions, in the format of GenEval 2's JSONL: read from the user's file, or newly made."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, VER
 __all__ = ["ATOMS", "EvalPrompt", "Vqa", "fresh_prompts", "read_geneval2", "write_prompts"]
 
 ATOMS: Final = range(3, 11)
-"""GenEval 2's numbers of atoms, each an eighth of the prompts."""
+"""GenEval 2's numbers of atoms per prompt, each for an eighth of the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vqa:
-    """One question about an image, the right answer ("Yes" or a number word) and the skill that it tests."""
+    """One question about an image, its right answer ("Yes" or a number word) and the skill that it tests."""
 
     question: str
     answer: str
@@ -38,7 +38,7 @@ class EvalPrompt:
     questions: tuple[Vqa, ...]
 
     def row(self) -> dict[str, Any]:
-        """As a row of the benchmark."""
+        """The row of the benchmark's file."""
         return {
             "prompt": self.prompt,
             "atom_count": self.atoms,
@@ -51,7 +51,7 @@ def read_geneval2(path: Path) -> list[EvalPrompt]:
     """Read the benchmark's file (``geneval2_data.jsonl`` of github.com/facebookresearch/GenEval2, CC BY-NC 4.0).
 
     Raises:
-        InputError: It cannot be read, or a line is not a row of the benchmark.
+        InputError: The file cannot be read, or a line is not a row of the benchmark.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -71,14 +71,16 @@ def read_geneval2(path: Path) -> list[EvalPrompt]:
                 f"{path}, line {number}: not a row of GenEval 2 (prompt, atom_count, vqa_list, skills): {error!r}"
             ) from error
     if not prompts:
-        raise InputError(f"{path} holds no prompt")
+        raise InputError(f"{path} contains no prompt; give the benchmark's geneval2_data.jsonl")
     if len({p.prompt for p in prompts}) < len(prompts):
-        raise InputError(f"{path} holds a prompt twice: the benchmark's scorer finds images by their prompts")
+        raise InputError(
+            f"{path} contains a prompt twice; remove one: the benchmark's scorer finds images by their prompts"
+        )
     return prompts
 
 
 def fresh_prompts(n: int, seed: int) -> list[EvalPrompt]:
-    """``n`` different prompts of the pocket vocabulary in the benchmark's wording, 3 to 10 atoms in turn."""
+    """``n`` different prompts of the pocket vocabulary in the benchmark's wording, with 3 to 10 atoms in turn."""
     rng = np.random.default_rng(seed)
     prompts: dict[str, EvalPrompt] = {}
     while len(prompts) < n:
@@ -89,23 +91,23 @@ def fresh_prompts(n: int, seed: int) -> list[EvalPrompt]:
 
 
 def _questions(spec: SceneSpec) -> list[Vqa]:
-    """The benchmark's questions, in its order: a group's count, attribute and presence, then what ties it to the next.
+    """The benchmark's questions, in its order: a group's count, attribute and presence, then its relation to the next.
 
-    "a" counts as no atom, but whether there is only one is asked all the same.
+    "a" is not an atom, but whether there is only one is asked all the same.
     """
-    asked = []
+    questions = []
     for i, group in enumerate(spec.groups):
         word = OBJECTS[group.object]
-        asked.append(Vqa(f"How many {word.plural} are in the image?", NUMBER_WORDS[group.count - 1], "count"))
+        questions.append(Vqa(f"How many {word.plural} are in the image?", NUMBER_WORDS[group.count - 1], "count"))
         if group.attribute:
-            asked.append(Vqa(f"{_are_the(group)} {ATTRIBUTES[group.attribute]}?", "Yes", "attribute"))
-        asked.append(Vqa(f"Are there any {word.plural} in the image?", "Yes", "object"))
+            questions.append(Vqa(f"{_are_the(group)} {ATTRIBUTES[group.attribute]}?", "Yes", "attribute"))
+        questions.append(Vqa(f"Are there any {word.plural} in the image?", "Yes", "object"))
         relation = spec.relations[i] if i < len(spec.relations) else None
         if relation is not None:
             other = _noun(spec.groups[i + 1])
             skill = "verb" if relation in VERBS else "position"
-            asked.append(Vqa(f"{_are_the(group)} {relation} the {other}?", "Yes", skill))
-    return asked
+            questions.append(Vqa(f"{_are_the(group)} {relation} the {other}?", "Yes", skill))
+    return questions
 
 
 def _noun(group: Group) -> str:

@@ -1,4 +1,4 @@
-"""What an image is worth: by the oracle, exactly, or by Soft-TIFA, through any chat model that gives log-probabilities.
+"""Scores of images: exact ones by the oracle, or Soft-TIFA by any chat model that gives log-probabilities.
 
 A scorer turns one attempt into one number in [0, 1] per question of its prompt, in the benchmark's order. From those
 follow the all-correct rate (every number at least one half), Soft-TIFA AM (their arithmetic mean) and GM (their
@@ -38,11 +38,11 @@ from gems.models.pocket.weights import weights_folder
 from gems.models.registry import POCKET, init_image_generator
 from gems.nodes.retry import retry_on
 
-__all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean"]
+__all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
 
 
 class Scorer(Protocol):
-    """Scores attempts, and keeps every score in a file, so that none is paid for twice."""
+    """Scores attempts, and keeps every score in a file so that none is paid for twice."""
 
     name: str
 
@@ -61,29 +61,29 @@ def geometric_mean(scores: Sequence[float]) -> float:
     return math.exp(math.fsum(map(math.log, scores)) / len(scores)) if min(scores) > 0 else 0.0
 
 
-class _Kept:
-    """A JSONL file of scores by key; a torn last line is what a killed process leaves, and is scored again."""
+class _ScoreFile:
+    """A JSONL file of scores by key. A torn last line, as a killed process leaves it, is ignored and scored again."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
-        self._known: dict[str, list[float]] = {}
-        written = path.read_bytes() if path.exists() else b""
-        for line in written.split(b"\n"):
+        self._scores: dict[str, list[float]] = {}
+        content = path.read_bytes() if path.exists() else b""
+        for line in content.split(b"\n"):
             try:
                 key, scores = json.loads(line)
-                self._known[key] = scores
+                self._scores[key] = scores
             except (ValueError, TypeError):
                 continue
-        if written and not written.endswith(b"\n"):
+        if content and not content.endswith(b"\n"):
             with path.open("ab") as file:
                 file.write(b"\n")
 
     def get(self, key: str) -> list[float] | None:
-        return self._known.get(key)
+        return self._scores.get(key)
 
     def put(self, key: str, scores: list[float]) -> list[float]:
         with self._lock, self._path.open("a") as file:
-            self._known[key] = scores
+            self._scores[key] = scores
             file.write(json.dumps([key, scores]) + "\n")
         return scores
 
@@ -92,59 +92,57 @@ class _Kept:
 
 
 class Oracle:
-    """The exact truth about images of the pocket generators: 1.0 or 0.0 per question, from the slots they are drawn of.
+    """The exact truth about images of the pocket generators: 1.0 or 0.0 per question, from the slots of the image.
 
-    Slots are made again from prompt and seed. Nothing that runs reads them.
+    Slots are computed again from prompt and seed. Nothing in a run reads them.
 
     Args:
-        folder: Where scores are kept.
+        folder: For the file of scores.
     """
 
     name = "oracle"
 
     def __init__(self, folder: Path) -> None:
-        self._kept = _Kept(folder / "scores-oracle.jsonl")
+        self._file = _ScoreFile(folder / "scores-oracle.jsonl")
         self._lock = threading.Lock()
 
     @staticmethod
     def knows(generator: str) -> bool:
-        """Whether a generator's images have a truth that is known."""
+        """Whether the truth about a generator's images is known."""
         return generator in POCKET
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:
-            InputError: The prompt is not one of the pocket vocabulary, or asks what its spec does not say.
+            InputError: The prompt is not in the pocket vocabulary, or has a question that its spec does not answer.
         """
         key = f"{init_image_generator(generator).fingerprint[:12]} {attempt['sha256']} {prompt.prompt}"
-        known = self._kept.get(key)
-        if known is not None:
-            return known
+        earlier_scores = self._file.get(key)
+        if earlier_scores is not None:
+            return earlier_scores
         spec = parse_prompt(prompt.prompt)
-        with self._lock:  # a pipeline's scheduler holds the steps' state
+        with self._lock:  # a pipeline's scheduler keeps state between steps
             items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt))
         truth = check(spec, items)
         scores = []
-        seen: dict[str, int] = {}
+        atoms = {q.skill: iter([a for a in truth if a.startswith(f"{q.skill} ")]) for q in prompt.questions}
         for question in prompt.questions:
-            atoms = [atom for atom in truth if atom.startswith(f"{question.skill} ")]
-            at = seen.get(question.skill, 0)
-            seen[question.skill] = at + 1
-            if at >= len(atoms):
+            atom = next(atoms[question.skill], None)
+            if atom is None:
                 raise InputError(f"the oracle has no answer to {question.question!r} in {prompt.prompt!r}")
-            scores.append(float(truth[atoms[at]]))
-        return self._kept.put(key, scores)
+            scores.append(float(truth[atom]))
+        return self._file.put(key, scores)
 
 
 def _edit(attempt: AttemptFields) -> dict[str, Any]:
-    """What else the pipeline was given when it made an image, as the image's own file tells."""
+    """The pipeline's other arguments when it edited an image, from the image file's metadata."""
     if not attempt.get("edited_from"):
         return {}
-    told = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
-    base, sha = told["from"], attempt["sha256"]
+    edit = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
+    base, sha = edit["from"], attempt["sha256"]
     uri = attempt["image"].replace(f"{sha[:2]}/{sha}", f"{base[:2]}/{base}")
-    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": told["keep"], "fix": told["fix"]}
+    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": edit["keep"], "fix": edit["fix"]}
 
 
 def _read(uri: str) -> bytes:
@@ -168,16 +166,16 @@ _TRIES: Final = 3
 
 
 class SoftTifa:
-    """Soft-TIFA: how much probability a vision chat model puts on the right answer, asked for one word.
+    """Soft-TIFA: the probability that a vision chat model gives to the right answer when asked for one word.
 
-    Each question is a call of its own, in the benchmark's wording, at temperature 0; the score is the summed
-    probability of the answer's spellings among the first token's alternatives (a count in words or as a numeral).
-    An answer that is not among the alternatives given scores 0.
+    Each question is a separate call, in the benchmark's wording, at temperature 0. The score is the summed probability
+    of the answer's spellings among the alternatives of the first token (a count as a word or as a numeral). An answer
+    that is not among the alternatives scores 0.
 
     Args:
         model: A chat model that sees images and returns log-probabilities as OpenAI's API does.
-        name: What to call it in the file of scores.
-        folder: Where scores are kept.
+        name: The model's name in the file of scores.
+        folder: For the file of scores.
         concurrency: Questions in flight for one image.
     """
 
@@ -186,7 +184,7 @@ class SoftTifa:
     def __init__(self, model: BaseChatModel, name: str, folder: Path, concurrency: int = 4) -> None:
         self._model = model.bind(logprobs=True, top_logprobs=20, max_tokens=1, temperature=0)
         self._judge = name
-        self._kept = _Kept(folder / "scores-soft-tifa.jsonl")
+        self._file = _ScoreFile(folder / "scores-soft-tifa.jsonl")
         self._concurrency = concurrency
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
@@ -196,14 +194,14 @@ class SoftTifa:
             BackendError: The model gives no log-probabilities, or cannot be reached.
         """
         key = f"{self._judge} {attempt['sha256']} {prompt.prompt}"
-        known = self._kept.get(key)
-        if known is not None:
-            return known
+        earlier_scores = self._file.get(key)
+        if earlier_scores is not None:
+            return earlier_scores
         with fsspec.open(attempt["image"]) as file:
             image = base64.b64encode(file.read()).decode()
         with ThreadPoolExecutor(self._concurrency) as pool:
             scores = list(pool.map(lambda question: self._ask(image, question), prompt.questions))
-        return self._kept.put(key, scores)
+        return self._file.put(key, scores)
 
     def _ask(self, image: str, question: Vqa) -> float:
         block = {"type": "image", "base64": image, "mime_type": "image/png"}
@@ -222,7 +220,10 @@ class SoftTifa:
 def _probability(answer: AIMessage, question: Vqa) -> float:
     content = (answer.response_metadata.get("logprobs") or {}).get("content") or []
     if not content:
-        raise BackendError("the judge gives no log-probabilities: Soft-TIFA needs a model that does", retryable=False)
+        raise BackendError(
+            "the judge gives no log-probabilities, which Soft-TIFA needs; choose another model with --judge",
+            retryable=False,
+        )
     spellings = _spellings(question)
     alternatives = content[0].get("top_logprobs") or [content[0]]
     total = math.fsum(math.exp(a["logprob"]) for a in alternatives if a["token"].strip().lower() in spellings)
@@ -230,7 +231,7 @@ def _probability(answer: AIMessage, question: Vqa) -> float:
 
 
 def _spellings(question: Vqa) -> frozenset[str]:
-    """The answer in lower case and, for a count, as a numeral too; leading space and case are ignored."""
+    """The answer in lower case and, for a count, the numeral too; leading space and case are ignored."""
     answer = question.answer.lower()
     return frozenset({answer, _NUMERALS.get(answer, answer)})
 
@@ -238,18 +239,18 @@ def _spellings(question: Vqa) -> frozenset[str]:
 def init_scorer(
     name: str, generators: Sequence[str], judge: str, folder: Path, authority: Authority = NO_AUTHORITY
 ) -> Scorer:
-    """The scorer of that name; "auto" is the oracle where it knows all generators, and Soft-TIFA otherwise.
+    """The scorer of that name; "auto" is the oracle if it knows all generators, and Soft-TIFA otherwise.
 
     Raises:
-        InputError: The name is not known, the oracle does not know a generator, or the judge cannot be used.
+        InputError: The name is unknown, the oracle does not know a generator, or the judge cannot be used.
     """
     from gems.models.registry import init_mllm
 
     folder.mkdir(parents=True, exist_ok=True)
-    known = all(map(Oracle.knows, generators))
-    if name == "oracle" and not known:
+    has_truth = all(map(Oracle.knows, generators))
+    if name == "oracle" and not has_truth:
         raise InputError("the oracle knows the truth about pocket and pocket-large only; use --scorer soft-tifa")
-    if name == "oracle" or (name == "auto" and known):
+    if name == "oracle" or (name == "auto" and has_truth):
         return Oracle(folder)
     if name in ("auto", "soft-tifa"):
         return SoftTifa(init_mllm(judge, authority=authority), judge, folder)

@@ -1,4 +1,4 @@
-"""The report of an evaluation: report.json for programs, report.md for a repository, report.html for reading."""
+"""The report of an evaluation: report.json for programs, report.md for a repository, report.html for people."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import fsspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from gems.bulk.results import best_attempt_of
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.files import write_atomically
 
 __all__ = ["write_report"]
 
-GALLERY: Final = 6
-"""Wins, and losses, shown."""
-
+_GALLERY_SIZE: Final = 6
+"""Wins that are shown, and losses."""
 _THUMBNAIL: Final = 240
+"""Pixels on the longer side."""
 _COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f")
 
 
@@ -52,7 +51,7 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
 def _templates(*, html: bool = False) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=html,  # noqa: S701  # Markdown is no markup that runs; the page is escaped
+        autoescape=html,  # noqa: S701  # Markdown cannot run scripts; the page is escaped
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -74,7 +73,9 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise InputError('the report\'s plots need matplotlib: pip install "gems-graph[eval]"') from error
+        raise InputError(
+            'the report\'s plots need matplotlib, which is not installed: pip install "gems-graph[eval]"'
+        ) from error
 
     arms = report["arms"]
     curves: dict[str, Points] = {
@@ -152,9 +153,9 @@ def _svg(figure: Any) -> str:
 
 
 def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, Any]]:
-    """Prompts on which the fullest arm is right and one shot is not, or that the fullest arm still gets wrong.
+    """Prompts that the fullest arm gets right and one shot does not, or that the fullest arm still gets wrong.
 
-    Taken in the prompts' order: nobody chose them.
+    They are the first ones in the order of the prompts, not a selection.
     """
     fullest = next(
         (name for name in ("loop+memory+skills", "loop+skills", "loop+memory", "loop") if name in judged), None
@@ -162,37 +163,31 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
     if fullest is None:
         return []
     single = {j.row["index"]: j for j in judged.get("single", [])}
-    shown = []
+    cases = []
     for j in judged[fullest]:
-        plain = single.get(j.row["index"])
-        if j.row.get("best") is None or j.right is not won or (won and (plain is None or plain.right)):
+        one_shot = single.get(j.row["index"])
+        if j.row.get("best") is None or j.right is not won or (won and (one_shot is None or one_shot.right)):
             continue
+        pictures = [_picture(j, i) for i in range(len(j.row["attempts"]))]
+        if won and one_shot is not None and (best := one_shot.row.get("best")) is not None:
+            pictures.insert(0, {**_picture(one_shot, best), "caption": "one shot, wrong", "shipped": False})
         wrong = [q.question for q, s in zip(j.prompt.questions, j.shipped, strict=True) if s < 0.5]
-        pictures = [
-            {
-                "image": _thumbnail(attempt["image"]),
-                "caption": f"round {attempt['round']}, {'right' if is_right(j.scores[i]) else 'wrong'}"
-                if i in j.scores
-                else f"round {attempt['round']}",
-                "prompt": attempt["prompt"],
-                "shipped": i == j.row["best"],
-            }
-            for i, attempt in enumerate(j.row["attempts"])
-        ]
-        if won and plain is not None and (attempt := best_attempt_of(plain.row)) is not None:
-            pictures.insert(
-                0,
-                {
-                    "image": _thumbnail(attempt["image"]),
-                    "caption": "one shot, wrong",
-                    "prompt": attempt["prompt"],
-                    "shipped": False,
-                },
-            )
-        shown.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
-        if len(shown) == GALLERY:
+        cases.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
+        if len(cases) == _GALLERY_SIZE:
             break
-    return shown
+    return cases
+
+
+def _picture(judged: Judged, index: int) -> dict[str, Any]:
+    """An attempt's image with its caption."""
+    attempt = judged.row["attempts"][index]
+    truth = f", {'right' if is_right(judged.scores[index]) else 'wrong'}" if index in judged.scores else ""
+    return {
+        "image": _thumbnail(attempt["image"]),
+        "caption": f"round {attempt['round']}{truth}",
+        "prompt": attempt["prompt"],
+        "shipped": index == judged.row["best"],
+    }
 
 
 def _thumbnail(uri: str) -> str:

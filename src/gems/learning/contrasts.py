@@ -1,12 +1,12 @@
-"""What past runs show about wording: which changes of a prompt came with success where the prompt before had failed.
+"""What past runs show about wording: which changes of a prompt turned a failed requirement into a passed one.
 
-Within one run the wish is the same, and so is what is asked of the image. An attempt that fails a requirement and a
-later one that passes it differ in their prompts and in the noise. Over many runs the noise evens out, and what the
-changes that worked have in common stays. A planner that recalls past runs leaves no such contrast, since its first
-prompts are worded like their best: there, a lesson is what most prompts that passed have, and their wishes have not.
+Within a run, the user's prompt and the requirements stay the same. An attempt that fails a requirement and a later one
+that passes it differ in their drafts and in the noise. Over many runs the noise averages out, and what the successful
+changes have in common remains. A planner that recalls past runs leaves no such contrast, because it words its first
+drafts like their best ones; a lesson is then what most drafts that passed contain, and the users' prompts do not.
 
-Either is a guess and no proof (a run stops at its first success, so that whatever was tried last looks good). Skills
-drafted from it have to pass a gate (``gems skills learn``).
+Either is a guess, not a proof: a run stops at its first success, so whatever was tried last looks good. Skills drafted
+from it have to pass a trial (``gems skills learn``).
 """
 
 from __future__ import annotations
@@ -25,28 +25,39 @@ from gems.graph.state import Kind
 from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.wording import content_words
 
-__all__ = ["MIN_CHANGES", "Change", "Lesson", "changes_of", "is_held_out", "lessons_of", "separating_phrases"]
+__all__ = [
+    "MIN_CHANGES",
+    "DraftChange",
+    "Lesson",
+    "changes_of",
+    "is_held_out",
+    "lessons_of",
+    "phrases_of",
+    "separating_phrases",
+]
 
 MIN_CHANGES: Final = 8
-"""Changes that fixed something, below which there is nothing to learn."""
+"""Successful changes below which there is nothing to learn."""
 _LONGEST_PHRASE: Final = 4
+"""Words."""
 _MOST_PHRASES: Final = 8
 _ALIKE: Final = 0.5
-"""Cosine of the words that two changes brought in, above which they are of one kind."""
+"""Cosine of the words that two changes added, above which the changes are of one kind."""
 _TOKEN: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*|[;:,]")
 _SLOT: Final = "…"
-"""Stands for the wish's own words: how a thing is asked for is learned, not what was asked for."""
+"""Stands for words of the user's prompt: a lesson is about how things are asked for, not about what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A requirement that an attempt failed, the next prompt, and whether that one passed it."""
+class DraftChange:
+    """A requirement that an attempt failed, the next attempt's draft, and whether that attempt passed it."""
 
     run: str
-    wish: str
+    prompt: str
+    """The user's."""
     kind: Kind
     before: str
-    """Empty where there is none to compare with."""
+    """The draft that failed; empty if there is none to compare with."""
     after: str
     fixed: bool
 
@@ -57,14 +68,14 @@ class Lesson:
 
     kind: Kind
     phrases: tuple[str, ...]
-    """What the prompts that worked have and those that failed have not, the strongest first."""
-    fixes: tuple[Change, ...]
-    tried: int
+    """What the drafts that passed contain and those that failed do not, the strongest first."""
+    fixes: tuple[DraftChange, ...]
+    change_count: int
     """How many changes of this kind there were, successful or not."""
 
     @property
     def is_contrast(self) -> bool:
-        """Whether there are prompts that failed to compare with."""
+        """Whether there are failed drafts to compare with."""
         return any(change.before for change in self.fixes)
 
     @property
@@ -73,21 +84,21 @@ class Lesson:
         return list(dict.fromkeys(change.run for change in self.fixes))
 
 
-def is_held_out(wish: str) -> bool:
-    """Whether a wish is kept for the gate: half of them are, by what they say; a skill is never drafted from these."""
-    return zlib.crc32(" ".join(content_words(wish)).encode()) % 2 == 1
+def is_held_out(prompt: str) -> bool:
+    """Whether a user's prompt is kept for trials. Half of them are, by their words; no skill is drafted from these."""
+    return zlib.crc32(" ".join(content_words(prompt)).encode()) % 2 == 1
 
 
-def changes_of(run_id: str, past: Trajectory) -> Iterator[Change]:
-    """Every requirement that an attempt failed, with what the next attempt's other prompt made of it."""
-    asked = {r.id: r.kind for r in past.requirements}
-    for one, following in zip(past.attempts, past.attempts[1:], strict=False):
-        if one.prompt == following.prompt:
+def changes_of(run_id: str, run: Trajectory) -> Iterator[DraftChange]:
+    """Every requirement that an attempt failed, with the answer to it after the next attempt's different draft."""
+    kinds = {requirement.id: requirement.kind for requirement in run.requirements}
+    for attempt, following in zip(run.attempts, run.attempts[1:], strict=False):
+        if attempt.prompt == following.prompt:
             continue
-        then = _answers(following)
-        for name, passed in _answers(one).items():
-            if not passed and name in then and name in asked:
-                yield Change(run_id, past.prompt, asked[name], one.prompt, following.prompt, fixed=then[name])
+        later = _answers(following)
+        for name, passed in _answers(attempt).items():
+            if not passed and name in later and name in kinds:
+                yield DraftChange(run_id, run.prompt, kinds[name], attempt.prompt, following.prompt, fixed=later[name])
 
 
 def _answers(attempt: PastAttempt) -> dict[str, bool]:
@@ -97,105 +108,117 @@ def _answers(attempt: PastAttempt) -> dict[str, bool]:
 def lessons_of(runs: Iterable[tuple[str, Trajectory]]) -> list[Lesson]:
     """What the runs teach, by kind of requirement and kind of change; the best supported first."""
     runs = list(runs)
-    by_kind: dict[Kind, list[Change]] = defaultdict(list)
-    for run_id, past in runs:
-        for change in changes_of(run_id, past):
-            by_kind[change.kind].append(change)
+    changes_by_kind: dict[Kind, list[DraftChange]] = defaultdict(list)
+    for run_id, run in runs:
+        for change in changes_of(run_id, run):
+            changes_by_kind[change.kind].append(change)
     lessons = []
-    for kind, changes in by_kind.items():
-        separating = separating_phrases([past for _, past in runs], kind)
-        for group in _clusters(changes):
-            fixes = tuple(change for change in group if change.fixed)
-            if len({change.run for change in fixes}) < MIN_CHANGES:
-                continue
-            gained = Counter(phrase for change in fixes for phrase in _gained(change) if phrase in separating)
-            if 2 * max(gained.values(), default=0) < len(fixes):
-                continue  # nothing that half of them have in common
-            common = [p for p, n in gained.items() if 2 * n >= MIN_CHANGES]
-            phrases = _longest(sorted(common, key=lambda p: (-separating[p] * gained[p], p)))
-            lessons.append(Lesson(kind, tuple(phrases[:_MOST_PHRASES]), fixes, len(group)))
-    taught = {lesson.kind for lesson in lessons}
-    lessons += [lesson for kind in by_kind if kind not in taught and (lesson := _wording_that_passed(runs, kind))]
+    for kind, changes in changes_by_kind.items():
+        separating = separating_phrases([run for _, run in runs], kind)
+        lessons += [lesson for group in _clusters(changes) if (lesson := _contrast(kind, group, separating))]
+    contrasted_kinds = {lesson.kind for lesson in lessons}
+    for kind in changes_by_kind:
+        if kind not in contrasted_kinds and (lesson := _wording_that_passed(runs, kind)):
+            lessons.append(lesson)
     return sorted(lessons, key=lambda lesson: (-len(lesson.fixes), lesson.kind))
 
 
-def _wording_that_passed(runs: Sequence[tuple[str, Trajectory]], kind: Kind) -> Lesson | None:
-    """What most prompts have that passed requirements of a kind which is often failed; None if that is nothing."""
-    passed, failed = list[Change](), 0
-    for run_id, past in runs:
-        asked = [r.id for r in past.requirements if r.kind == kind]
-        rights = [all(_answers(attempt).get(name) for name in asked) for attempt in past.attempts] if asked else []
-        failed += not all(rights)
-        best = next((a for a, right in zip(past.attempts, rights, strict=False) if right), None)
-        if best is not None and best.prompt != past.prompt:
-            passed.append(Change(run_id, past.prompt, kind, "", best.prompt, fixed=True))
-    had = Counter(phrase for change in passed for phrase in phrases_of(change.after, change.wish))
-    common = [p for p, n in had.items() if 2 * n >= len(passed)]
-    if min(len(passed), failed) < MIN_CHANGES or not common:
+def _contrast(kind: Kind, group: Sequence[DraftChange], separating: dict[str, float]) -> Lesson | None:
+    """What successful changes of one kind have in common; None if that is nothing, or if there are too few of them."""
+    fixes = tuple(change for change in group if change.fixed)
+    if len({change.run for change in fixes}) < MIN_CHANGES:
         return None
-    phrases = _longest(sorted(common, key=lambda p: (-had[p], p)))
-    return Lesson(kind, tuple(phrases[:_MOST_PHRASES]), tuple(passed), len(passed))
+    counts = Counter(phrase for change in fixes for phrase in _added_phrases(change) if phrase in separating)
+    if 2 * max(counts.values(), default=0) < len(fixes):
+        return None  # no phrase is in half of them
+    common = [phrase for phrase, count in counts.items() if 2 * count >= MIN_CHANGES]
+    phrases = _longest(sorted(common, key=lambda phrase: (-separating[phrase] * counts[phrase], phrase)))
+    return Lesson(kind, tuple(phrases[:_MOST_PHRASES]), fixes, len(group))
+
+
+def _wording_that_passed(runs: Sequence[tuple[str, Trajectory]], kind: Kind) -> Lesson | None:
+    """What most drafts contain that passed requirements of an often failed kind; None if that is nothing."""
+    passing, failing_runs = list[DraftChange](), 0
+    for run_id, run in runs:
+        ids = [requirement.id for requirement in run.requirements if requirement.kind == kind]
+        passes = [all(_answers(attempt).get(name) for name in ids) for attempt in run.attempts] if ids else []
+        failing_runs += not all(passes)
+        best = next((attempt for attempt, passed in zip(run.attempts, passes, strict=False) if passed), None)
+        if best is not None and best.prompt != run.prompt:
+            passing.append(DraftChange(run_id, run.prompt, kind, "", best.prompt, fixed=True))
+    counts = Counter(phrase for change in passing for phrase in phrases_of(change.after, change.prompt))
+    common = [phrase for phrase, count in counts.items() if 2 * count >= len(passing)]
+    if min(len(passing), failing_runs) < MIN_CHANGES or not common:
+        return None
+    phrases = _longest(sorted(common, key=lambda phrase: (-counts[phrase], phrase)))
+    return Lesson(kind, tuple(phrases[:_MOST_PHRASES]), tuple(passing), len(passing))
 
 
 def separating_phrases(runs: Sequence[Trajectory], kind: Kind) -> dict[str, float]:
     """Phrases with which requirements of a kind pass more often than without, each run compared with itself.
 
-    The value is the mean difference in the rate of passing, over the runs that have prompts with the phrase and prompts
-    without; a phrase is listed where the mean exceeds twice its standard error, and there are enough runs.
+    The value is the mean difference in the rate of passing, over the runs that have drafts with the phrase and drafts
+    without; a phrase is listed if the mean exceeds twice its standard error, and there are enough runs.
     """
     differences: dict[str, list[float]] = defaultdict(list)
-    for past in runs:
-        ids = {r.id for r in past.requirements if r.kind == kind}
-        rates = []
-        for attempt in past.attempts:
-            answers = [passed for name, passed in _answers(attempt).items() if name in ids]
-            if answers:
-                rates.append((phrases_of(attempt.prompt, past.prompt), sum(answers) / len(answers)))
+    for run in runs:
+        rates = _rates_of_passing(run, kind)
         for phrase in set().union(*(phrases for phrases, _ in rates)):
-            with_it = [rate for phrases, rate in rates if phrase in phrases]
-            without = [rate for phrases, rate in rates if phrase not in phrases]
-            if without:
-                differences[phrase].append(float(np.mean(with_it) - np.mean(without)))
+            rates_with = [rate for phrases, rate in rates if phrase in phrases]
+            rates_without = [rate for phrases, rate in rates if phrase not in phrases]
+            if rates_without:
+                differences[phrase].append(float(np.mean(rates_with) - np.mean(rates_without)))
     means = {}
-    for phrase, found in differences.items():
-        mean, error = float(np.mean(found)), float(np.std(found)) / len(found) ** 0.5
-        if len(found) >= MIN_CHANGES and mean > 2 * error and mean > 0:
+    for phrase, values in differences.items():
+        mean, error = float(np.mean(values)), float(np.std(values)) / len(values) ** 0.5
+        if len(values) >= MIN_CHANGES and mean > 2 * error and mean > 0:
             means[phrase] = round(mean, 4)
     return means
 
 
+def _rates_of_passing(run: Trajectory, kind: Kind) -> list[tuple[frozenset[str], float]]:
+    """For each attempt, its draft's phrases and the share of requirements of the kind that it passed."""
+    ids = {requirement.id for requirement in run.requirements if requirement.kind == kind}
+    rates = []
+    for attempt in run.attempts:
+        answers = [passed for name, passed in _answers(attempt).items() if name in ids]
+        if answers:
+            rates.append((phrases_of(attempt.prompt, run.prompt), sum(answers) / len(answers)))
+    return rates
+
+
 @lru_cache(maxsize=100_000)
-def phrases_of(prompt: str, wish: str) -> frozenset[str]:
-    """Phrases of up to four words and the marks between clauses, with the wish's own words left open."""
-    own = set(_TOKEN.findall(wish.lower())) - {";", ":", ","}
-    tokens = [_SLOT if token in own else token for token in _TOKEN.findall(prompt.lower())]
-    found = set()
+def phrases_of(draft: str, prompt: str) -> frozenset[str]:
+    """A draft's phrases of up to four words, and its punctuation; words of the user's prompt are replaced by a slot."""
+    own = set(_TOKEN.findall(prompt.lower())) - {";", ":", ","}
+    tokens = [_SLOT if token in own else token for token in _TOKEN.findall(draft.lower())]
+    phrases = set()
     for start in range(len(tokens)):
         for end in range(start + 1, min(start + _LONGEST_PHRASE, len(tokens)) + 1):
             phrase = tokens[start:end]
             if _SLOT not in (phrase[0], phrase[-1]) and (len(phrase) == 1 or not {";", ":", ","} & set(phrase)):
-                found.add(" ".join(phrase))
-    return frozenset(found)
+                phrases.add(" ".join(phrase))
+    return frozenset(phrases)
 
 
-def _gained(change: Change) -> frozenset[str]:
-    return phrases_of(change.after, change.wish) - phrases_of(change.before, change.wish)
+def _added_phrases(change: DraftChange) -> frozenset[str]:
+    return phrases_of(change.after, change.prompt) - phrases_of(change.before, change.prompt)
 
 
 def _longest(phrases: Sequence[str]) -> list[str]:
-    """Without those that are part of another: "in a row" says it, "row" does not."""
+    """Without those that are part of another: "in a row" is kept, "row" is not."""
     return [p for p in phrases if not any(p != other and f" {p} " in f" {other} " for other in phrases)]
 
 
-def _clusters(changes: Sequence[Change]) -> list[list[Change]]:
-    """Changes that bring in much the same words: each joins the nearest group so far, or begins one (leader method)."""
-    groups: list[tuple[Counter[str], list[Change]]] = []
+def _clusters(changes: Sequence[DraftChange]) -> list[list[DraftChange]]:
+    """Changes that add similar words: each joins the nearest group so far, or starts a new one (leader clustering)."""
+    groups: list[tuple[Counter[str], list[DraftChange]]] = []
     for change in changes:
-        words = Counter(phrase for phrase in _gained(change) if " " not in phrase)
-        near = max(groups, key=lambda group: _cosine(words, group[0]), default=None)
-        if near and _cosine(words, near[0]) >= _ALIKE:
-            near[0].update(words)
-            near[1].append(change)
+        words = Counter(phrase for phrase in _added_phrases(change) if " " not in phrase)
+        nearest = max(groups, key=lambda group: _cosine(words, group[0]), default=None)
+        if nearest and _cosine(words, nearest[0]) >= _ALIKE:
+            nearest[0].update(words)
+            nearest[1].append(change)
         else:
             groups.append((words, [change]))
     return [members for _, members in groups]

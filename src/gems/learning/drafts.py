@@ -1,4 +1,4 @@
-"""Has a chat model word what past runs show, as drafts of skills in quarantine: none is used before the gate."""
+"""Drafts of skills: a chat model words what past runs show. Drafts stay in quarantine until their trial."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pydantic import BaseModel, Field
 from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.graph.state import Usage
-from gems.learning.contrasts import Change, Lesson, is_held_out, lessons_of
-from gems.learning.shelf import Learned, draft, learned
+from gems.learning.contrasts import DraftChange, Lesson, is_held_out, lessons_of
+from gems.learning.shelf import LearnedSkill, add_draft, learned_skills
 from gems.memory.trajectory import Trajectory
 from gems.models.fencing import fence
 from gems.nodes.ask import ask
@@ -26,10 +26,12 @@ from gems.skills.loader import load_skills
 
 __all__ = ["SkillDraft", "draft_skill", "new_lessons"]
 
-_CASES: Final = 12
+_MOST_CASES: Final = 12
+"""Cases that the chat model is shown."""
+_MOST_EXAMPLES: Final = 8
 _CASE: Final = "- wish: {wish} | failed with: {before} | passed with: {after}"
-_GROWN: Final = 1.5
-"""How many times the evidence behind a skill has to grow before the skill is drafted anew."""
+_GROWTH: Final = 1.5
+"""How many times as much evidence it takes to draft a skill again."""
 
 
 class SkillDraft(BaseModel):
@@ -49,29 +51,37 @@ class SkillDraft(BaseModel):
 
 
 def new_lessons(runs: Sequence[tuple[str, Trajectory]], *, generator: str) -> list[Lesson]:
-    """What the runs with this image model teach, on wishes that are not held out, and was not drafted before."""
-    taught = [(i, p) for i, p in runs if p.generator == generator and not is_held_out(p.prompt)]
-    lessons = lessons_of(taught)
+    """The best lesson of each kind that runs with this image model teach, if no skill was drafted from much of it yet.
+
+    Prompts that are held out for trials teach nothing.
+    """
+    lessons = lessons_of((i, run) for i, run in runs if run.generator == generator and not is_held_out(run.prompt))
     best: dict[str, Lesson] = {}
     for lesson in lessons:
         best.setdefault(lesson.kind, lesson)
-    known: Counter[str] = Counter()
-    for one in learned():
-        if one.generator == generator:
-            known[one.kind] = max(known[one.kind], one.fixes)
-    return [lesson for lesson in best.values() if len(lesson.fixes) >= _GROWN * known[lesson.kind]]
+    earlier_fixes: Counter[str] = Counter()
+    for skill in learned_skills():
+        if skill.generator == generator:
+            earlier_fixes[skill.kind] = max(earlier_fixes[skill.kind], skill.fix_count)
+    return [lesson for lesson in best.values() if len(lesson.fixes) >= _GROWTH * earlier_fixes[lesson.kind]]
 
 
-def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, among: int) -> Learned:
-    """Have a chat model put a lesson into words, and the result into quarantine, one of ``among`` for the gate.
+def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, cohort: int) -> LearnedSkill:
+    """Let a chat model put a lesson into words, and add the result to the drafts in quarantine.
+
+    Args:
+        lesson: What the runs show.
+        model: The chat model.
+        context: The settings that the skill is for.
+        cohort: How many drafts are tried together.
 
     Raises:
         BackendError: The chat model cannot be reached.
-        MalformedAnswerError: It gives no skill.
+        MalformedAnswerError: Its answer is not a usable skill.
     """
-    told = _told(lesson.kind, lesson.phrases, [_case(change) for change in _spread(lesson)])
-    asked = [SystemMessage(DRAFTER), *EXAMPLE, HumanMessage(told)]
-    answer = ask(Meter(Usage(), context), model, SkillDraft, asked).form
+    evidence = _fenced(lesson.kind, lesson.phrases, [_case(change) for change in _spread(lesson)])
+    messages = [SystemMessage(DRAFTER), *EXAMPLE, HumanMessage(evidence)]
+    answer = ask(Meter(Usage(), context), model, SkillDraft, messages).form
     name = _free_name(answer.name, context, lesson)
     metadata = {
         "gems-kind": lesson.kind,
@@ -79,52 +89,52 @@ def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, a
         "gems-mllm": context.chat_model("planner"),
         "gems-learned": datetime.now(UTC).date().isoformat(),
         "gems-fixes": str(len(lesson.fixes)),
-        "gems-among": str(among),
-        "gems-examples": "\n".join(change.wish[:200] for change in _spread(lesson)[:8]),
+        "gems-among": str(cohort),
+        "gems-examples": "\n".join(change.prompt[:200] for change in _spread(lesson)[:_MOST_EXAMPLES]),
     }
     try:
-        return draft(name, answer.description, answer.body, metadata, {"evidence.md": _evidence(lesson)})
+        return add_draft(name, answer.description, answer.body, metadata, {"evidence.md": _evidence(lesson)})
     except UnusableError as error:
         raise MalformedAnswerError(f"the chat model's draft cannot be used: {error}") from error
 
 
-def _told(kind: str, phrases: Sequence[str], cases: Sequence[str]) -> str:
+def _fenced(kind: str, phrases: Sequence[str], cases: Sequence[str]) -> str:
     parts = {"kind": kind, "phrases": "\n".join(phrases), "evidence": "\n".join(cases)}
     return "\n\n".join(fence(tag, text) for tag, text in parts.items())
 
 
-def _spread(lesson: Lesson) -> list[Change]:
-    """Cases of different runs, from the whole time."""
-    once = list({change.run: change for change in lesson.fixes}.values())
-    step = max(1, len(once) // _CASES)
-    return once[::step][:_CASES]
+def _spread(lesson: Lesson) -> list[DraftChange]:
+    """Some cases, of different runs, spread over the whole time."""
+    one_per_run = list({change.run: change for change in lesson.fixes}.values())
+    step = max(1, len(one_per_run) // _MOST_CASES)
+    return one_per_run[::step][:_MOST_CASES]
 
 
-def _case(change: Change) -> str:
+def _case(change: DraftChange) -> str:
     case = _CASE if change.before else _CASE.replace(" | failed with: {before}", "")
-    return case.format(wish=change.wish[:300], before=change.before[:600], after=change.after[:600])
+    return case.format(wish=change.prompt[:300], before=change.before[:600], after=change.after[:600])
 
 
-def _free_name(wanted: str, context: GemsContext, lesson: Lesson) -> str:
+def _free_name(proposal: str, context: GemsContext, lesson: Lesson) -> str:
     """A name that no other skill has; a new version of a learned skill keeps its own."""
-    shelved = learned()
-    for one in shelved:
-        if (one.kind, one.generator) == (lesson.kind, context.generator):
-            return one.skill.name
-    base = slug(wanted[:50]) or f"{lesson.kind}-wording"
-    taken = RESERVED | set(load_skills(context.skills_dir).skills) | {one.skill.name for one in shelved}
+    skills = learned_skills()
+    for skill in skills:
+        if (skill.kind, skill.generator) == (lesson.kind, context.generator):
+            return skill.name
+    base = slug(proposal[:50]) or f"{lesson.kind}-wording"
+    used_names = RESERVED | set(load_skills(context.skills_dir).skills) | {skill.name for skill in skills}
     names = itertools.chain([base], (f"{base}-{n}" for n in itertools.count(2)))
-    return next(name for name in names if name not in taken)
+    return next(name for name in names if name not in used_names)
 
 
 def _evidence(lesson: Lesson) -> str:
-    """What the skill was drafted from, for whoever wants to know; the planner need not read it."""
+    """What the skill was drafted from, for people; the planner need not read it."""
     rows = "\n".join(_case(change) for change in _spread(lesson))
     phrases = ", ".join(f"`{p}`" for p in lesson.phrases) or "none"
     what = (
         f"Requirements of kind {lesson.kind} that one prompt failed and the next passed: {len(lesson.fixes)}, in "
-        f"{len(lesson.runs)} runs; changes of this sort that were tried: {lesson.tried}.\n\nPhrases that prompts which "
-        f"passed have more often, each run compared with itself: {phrases}."
+        f"{len(lesson.runs)} runs; changes of this sort that were tried: {lesson.change_count}.\n\nPhrases that "
+        f"prompts which passed have more often, each run compared with itself: {phrases}."
         if lesson.is_contrast
         else f"Prompts that passed requirements of kind {lesson.kind}: {len(lesson.fixes)}. The changes within runs "
         f"had nothing in common.\n\nPhrases that at least half of them have, and no wish has: {phrases}."
@@ -163,7 +173,7 @@ Example. Wish: a van of the firm Miller.
 Prompt: a van seen from the side, on its door the words "Miller" in bold blue capitals"""
 EXAMPLE: Final = (
     HumanMessage(
-        _told(
+        _fenced(
             "text",
             ("the words", "large flat sign", "in bold", "capitals"),
             [_CASE.format(wish=wish, before=before, after=after) for wish, before, after in _EXAMPLE],
@@ -177,4 +187,4 @@ EXAMPLE: Final = (
         ).model_dump_json()
     ),
 )
-"""Evidence, and a skill made from it, shown as a turn of the conversation: a weak model follows an example."""
+"""Evidence and a skill made from it, as an earlier turn of the conversation: a weak model follows an example."""

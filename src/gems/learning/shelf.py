@@ -1,7 +1,7 @@
-"""Where learned skills lie: drafts in quarantine, promoted ones, retired ones, and every version that there ever was.
+"""Where learned skills are kept: drafts in quarantine, promoted skills, retired ones, and every version so far.
 
-``$GEMS_HOME/skills/STATE/NAME`` is a skill folder like any other, with ``gate.json`` beside its SKILL.md. Only
-``promoted`` is on the search path. ``versions/NAME/N`` keeps what each version said.
+``$GEMS_HOME/skills/STATE/NAME`` is a skill folder like any other, with the last trial's figures in ``gate.json`` beside
+its SKILL.md. Only ``promoted`` is on the search path. ``versions/NAME/N`` keeps the text of each version.
 """
 
 from __future__ import annotations
@@ -25,20 +25,26 @@ from gems.paths import home
 from gems.skills.format import Skill, UnusableError, read_skill
 from gems.skills.loader import promoted_folder
 
-__all__ = ["Learned", "State", "difference", "draft", "learned", "locked", "move", "write_gate"]
+__all__ = ["LearnedSkill", "State", "add_draft", "difference", "learned_skills", "lock_shelf", "move", "write_figures"]
 
 State = Literal["quarantine", "promoted", "retired"]
 _STATES: Final[tuple[State, ...]] = get_args(State)
+_FIGURES: Final = "gate.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
-    """A learned skill: where it stands, and how it fared at the gate."""
+class LearnedSkill:
+    """A learned skill: its state, and the figures of its last trial."""
 
     skill: Skill
     state: State
-    gate: dict[str, Any]
-    """The last gate's figures; empty before there was one."""
+    figures: dict[str, Any]
+    """Empty before the first trial."""
+
+    @property
+    def name(self) -> str:
+        """The skill's name."""
+        return self.skill.name
 
     @property
     def version(self) -> int:
@@ -46,18 +52,18 @@ class Learned:
         return self._number("gems-version", 1)
 
     @property
-    def fixes(self) -> int:
+    def fix_count(self) -> int:
         """How many cases it was drafted from."""
         return self._number("gems-fixes", 0)
 
     @property
-    def among(self) -> int:
-        """How many drafts were to go through the gate together: one by chance is the likelier the more there are."""
+    def cohort(self) -> int:
+        """How many drafts were tried together: the more there are, the likelier one of them passes by chance."""
         return max(1, self._number("gems-among", 1))
 
-    def _number(self, name: str, default: int) -> int:
-        told = self.skill.metadata.get(name, "")
-        return int(told) if told.isdecimal() else default
+    def _number(self, key: str, default: int) -> int:
+        text = self.skill.metadata.get(key, "")
+        return int(text) if text.isdecimal() else default
 
     @property
     def kind(self) -> str:
@@ -71,7 +77,7 @@ class Learned:
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
+        """The folder of its SKILL.md."""
         return self.skill.path.parent
 
 
@@ -85,11 +91,11 @@ def _versions(name: str) -> list[int]:
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """Hold the shelf: two programs that learn at once would gate the same drafts.
+def lock_shelf() -> Iterator[None]:
+    """Lock all learned skills for the duration of the block: two programs that learn at once would try the same drafts.
 
     Raises:
-        InputError: Another program holds it.
+        InputError: Another program holds the lock.
     """
     home()
     _root().mkdir(parents=True, exist_ok=True)
@@ -104,13 +110,13 @@ def locked() -> Iterator[None]:
         lock.release()
 
 
-def learned(name: str | None = None) -> list[Learned]:
+def learned_skills(name: str | None = None) -> list[LearnedSkill]:
     """All learned skills, or those of a name: at most one in each state.
 
     Raises:
         InputError: There is none of that name.
     """
-    found = []
+    skills = []
     for state in _STATES:
         folder = _root() / state
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -119,23 +125,33 @@ def learned(name: str | None = None) -> list[Learned]:
             try:
                 skill, _ = read_skill(path, "learned")
             except UnusableError:
-                continue  # the loader tells of it
-            found.append(Learned(skill, state, _read_gate(path)))
-    if name is not None and not found:
+                continue  # the loader reports it
+            skills.append(LearnedSkill(skill, state, _read_figures(path)))
+    if name is not None and not skills:
         raise InputError(f"no learned skill is called {name!r}; gems skills list shows them")
-    return found
+    return skills
 
 
-def _read_gate(folder: Path) -> dict[str, Any]:
+def _read_figures(folder: Path) -> dict[str, Any]:
     try:
-        gate = json.loads((folder / "gate.json").read_text(encoding="utf-8"))
+        figures = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return gate if isinstance(gate, dict) else {}
+    return figures if isinstance(figures, dict) else {}
 
 
-def draft(name: str, description: str, body: str, metadata: dict[str, str], references: dict[str, str]) -> Learned:
-    """Put a new version of a skill into quarantine."""
+def add_draft(
+    name: str, description: str, body: str, metadata: dict[str, str], references: dict[str, str]
+) -> LearnedSkill:
+    """Put a new version of a skill into quarantine.
+
+    Args:
+        name: The skill's name.
+        description: When to use it.
+        body: Its advice, in Markdown.
+        metadata: What is known about it, for SKILL.md.
+        references: Texts of the files in its ``references`` folder, by name.
+    """
     version = max(_versions(name), default=0) + 1
     head = {
         "name": name,
@@ -144,60 +160,60 @@ def draft(name: str, description: str, body: str, metadata: dict[str, str], refe
     }
     text = f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=100)}---\n\n{body.strip()}\n"
     files = {"SKILL.md": text, **{f"references/{file}": content for file, content in references.items()}}
-    for place in (_root() / "versions" / name / str(version), _root() / "quarantine" / name):
-        _write_folder(place, files)
+    for folder in (_root() / "versions" / name / str(version), _root() / "quarantine" / name):
+        _write_folder(folder, files)
     skill, _ = read_skill(_root() / "quarantine" / name, "learned")
-    return Learned(skill, "quarantine", {})
+    return LearnedSkill(skill, "quarantine", {})
 
 
-def _write_folder(place: Path, files: dict[str, str]) -> None:
-    """The whole folder or nothing."""
-    made = place.parent / f".{uuid.uuid4().hex}"
+def _write_folder(folder: Path, files: dict[str, str]) -> None:
+    """Write the whole folder or nothing."""
+    part = folder.parent / f".{uuid.uuid4().hex}"
     for file, content in files.items():
-        (made / file).parent.mkdir(parents=True, exist_ok=True)
-        (made / file).write_text(content, encoding="utf-8")
-    _put(made, place)
+        (part / file).parent.mkdir(parents=True, exist_ok=True)
+        (part / file).write_text(content, encoding="utf-8")
+    _replace_folder(part, folder)
 
 
-def _put(made: Path, place: Path) -> None:
-    """Let a folder take a place, and what was there go."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    old = place.parent / f".{uuid.uuid4().hex}"
-    if place.exists():
-        place.rename(old)
-    made.rename(place)
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder, and delete the one that had its new name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.parent / f".{uuid.uuid4().hex}"
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_gate(one: Learned, gate: dict[str, Any]) -> Learned:
-    """Write down how a skill fared."""
-    write_atomically(one.folder / "gate.json", (json.dumps(gate, indent=1) + "\n").encode())
-    return Learned(one.skill, one.state, gate)
+def write_figures(skill: LearnedSkill, figures: dict[str, Any]) -> LearnedSkill:
+    """Save the figures of a skill's trial."""
+    write_atomically(skill.folder / _FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+    return LearnedSkill(skill.skill, skill.state, figures)
 
 
-def move(one: Learned, state: State) -> Learned:
-    """Promote, retire, or put back into quarantine; another version there makes room, and stays among the versions."""
-    place = _root() / state / one.skill.name
-    _put(one.folder, place)
-    skill, _ = read_skill(place, "learned")
-    return Learned(skill, state, _read_gate(place))
+def move(skill: LearnedSkill, state: State) -> LearnedSkill:
+    """Promote a skill, retire it, or put it back into quarantine. It replaces another version in that state."""
+    folder = _root() / state / skill.name
+    _replace_folder(skill.folder, folder)
+    moved_skill, _ = read_skill(folder, "learned")
+    return LearnedSkill(moved_skill, state, _read_figures(folder))
 
 
 def difference(name: str, old: int | None = None, new: int | None = None) -> str:
-    """Two versions of a skill as a unified diff; the last two, unless they are named. Empty if there is no difference.
+    """Two versions of a skill as a unified diff; by default the last two. Empty if they are the same.
 
     Raises:
         InputError: There are no such versions.
     """
-    there = _versions(name)
-    if not there:
+    versions = _versions(name)
+    if not versions:
         raise InputError(f"no learned skill is called {name!r}; gems skills list shows them")
-    new = there[-1] if new is None else new
-    old = max((v for v in there if v < new), default=None) if old is None else old
+    new = versions[-1] if new is None else new
+    old = max((version for version in versions if version < new), default=None) if old is None else old
     if old is None:
-        raise InputError(f"{name} has one version only")
-    if missing := [v for v in (old, new) if v not in there]:
-        raise InputError(f"{name} has no version {missing[0]}; it has: {', '.join(map(str, there))}")
+        raise InputError(f"{name} has one version only, so there is nothing to compare")
+    if missing := [version for version in (old, new) if version not in versions]:
+        raise InputError(f"{name} has no version {missing[0]}; it has: {', '.join(map(str, versions))}")
     folder = _root() / "versions" / name
     a, b = ((folder / str(v) / "SKILL.md").read_text(encoding="utf-8").splitlines(True) for v in (old, new))
     return "".join(difflib.unified_diff(a, b, f"{name} version {old}", f"{name} version {new}"))

@@ -1,9 +1,9 @@
-"""The gate: an experiment that every learned skill has to pass before it is used, and again as experience grows.
+"""Trials: every learned skill has to pass one before it is used, and again as experience grows.
 
-Wishes that no draft was made from are planned, drawn and checked twice, with the same seeds and as many images, with
-the skill and without. What counts is the verifier's word, since a user has no other. A skill is promoted if, on wishes
-of its kind, more come out right by an interval that excludes zero, and if it harms no kind of requirement. All else
-stays in quarantine with its figures.
+Prompts that no skill was drafted from are planned, drawn and checked twice, with the skill and without, with the same
+seeds and the same number of images. What counts is the verifier's word, since a user has no other. A skill passes if
+more prompts of its kind come out right with it, by an interval that excludes zero, and if it harms no kind of
+requirement. Any other draft stays in quarantine with its figures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from langgraph.runtime import RunControl
 
@@ -28,103 +28,144 @@ from gems.bulk.results import BatchRow, Tally, best_attempt_of
 from gems.graph.context import GemsContext
 from gems.graph.state import Kind
 from gems.learning.contrasts import is_held_out
-from gems.learning.shelf import Learned, move, write_gate
+from gems.learning.shelf import LearnedSkill, move, write_figures
 from gems.memory.image_store import ImageStore
 from gems.memory.trajectory import Trajectory
 from gems.seeds import seed_of_batch_prompt
 from gems.stats import bootstrap_interval
 
-__all__ = ["GateSettings", "held_out_wishes", "is_due", "judge_gate", "settle", "trial", "waits"]
+__all__ = [
+    "ProgressBar",
+    "Runs",
+    "TrialSettings",
+    "awaits_trial",
+    "conclude_trial",
+    "held_out_prompts",
+    "is_due",
+    "judge_trial",
+    "run_trial",
+]
 
-Row = dict[str, Any]
-Bar = Callable[[str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]]
-Runs = Sequence[tuple[str, Trajectory]]
+Figures: TypeAlias = dict[str, Any]
+ProgressBar: TypeAlias = Callable[
+    [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]
+]
+"""Opens a bar for (what, how many). Gives two functions to call: with the tally so far, and with each new result."""
+Runs: TypeAlias = Sequence[tuple[str, Trajectory]]
+"""Remembered runs, with their ids."""
 
-_MIN_WISHES: Final = 20
-"""Wishes of its kind, below which a skill cannot be gated."""
+_MIN_PROMPTS: Final = 20
+"""Held-out prompts of its kind below which a skill cannot be tried."""
 _MIN_OTHERS: Final = 10
+"""Prompts with requirements of another kind below which harm to that kind cannot be told."""
 _HARM: Final = 0.05
-"""Loss in the rate of another kind's requirements that is harm, even where the interval still holds zero."""
+"""Loss in the rate of another kind's requirements that counts as harm even if its interval includes zero."""
+_NO_PATIENCE_LIMIT: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
-class GateSettings:
+class TrialSettings:
     """How a skill is tried."""
 
     prompts: int = 100
-    """Held-out wishes of its kind, at most; half as many others are tried for harm."""
+    """Most held-out prompts of its kind; half as many others are drawn to look for harm."""
     images: int = 1
-    """Images a wish may cost, with the skill and without."""
+    """Most images per prompt, with the skill and without."""
     seed: int = 0
     concurrency: int = 2
 
 
-def waits(one: Learned, context: GemsContext) -> bool:
-    """Whether a draft for this image model has yet to go through the gate: a stopped ``learn`` goes on with it."""
-    return one.state == "quarantine" and not one.gate and one.generator == context.generator
+# --- which skills are tried, and on what ----------------------------------------------------------------------------
 
 
-def is_due(one: Learned, runs: Runs, context: GemsContext, settings: GateSettings) -> bool:
-    """Whether as many wishes as a promoted skill was tried on have come since, so that it has to show itself again."""
-    if one.state != "promoted" or not one.gate or one.generator != context.generator:
+def awaits_trial(skill: LearnedSkill, context: GemsContext) -> bool:
+    """Whether a draft for this image model has not been tried yet, because an earlier ``learn`` was stopped."""
+    return skill.state == "quarantine" and not skill.figures and skill.generator == context.generator
+
+
+def is_due(skill: LearnedSkill, runs: Runs, context: GemsContext, settings: TrialSettings) -> bool:
+    """Whether a promoted skill is to be tried again: as many new prompts have come as it was tried on."""
+    if skill.state != "promoted" or not skill.figures or skill.generator != context.generator:
         return False
-    asking = {past.prompt for _, past in runs if _demands(past, one.kind)}
-    fresh = asking.intersection(held_out_wishes(runs, one.kind, settings.prompts, but=one.gate))
-    return len(fresh) >= max(_MIN_WISHES, min(settings.prompts, int(one.gate["wishes"])))
+    prompts_of_its_kind = {run.prompt for _, run in runs if _has_kind(run, skill.kind)}
+    new_prompts = prompts_of_its_kind.intersection(
+        held_out_prompts(runs, skill.kind, settings.prompts, earlier=skill.figures)
+    )
+    return len(new_prompts) >= max(_MIN_PROMPTS, min(settings.prompts, int(skill.figures["wishes"])))
 
 
-def held_out_wishes(runs: Runs, kind: Kind | str, most: int, *, but: Row) -> list[str]:
-    """Wishes that no skill was drafted from: up to ``most`` that ask for this kind, then half as many that do not.
+def held_out_prompts(runs: Runs, kind: Kind | str, most: int, *, earlier: Figures) -> list[str]:
+    """Prompts that no skill was drafted from: up to ``most`` with requirements of a kind, then half as many without.
 
     Args:
-        runs: Where they are from.
+        runs: The runs whose prompts they are.
         kind: Of requirement.
         most: How many.
-        but: A gate's figures: the wishes of that trial are left out.
+        earlier: The figures of an earlier trial, whose prompts are left out.
     """
-    tried = set(but.get("tried", []))
-    wishes = {p.prompt: p for _, p in runs if is_held_out(p.prompt) and _mark(p.prompt) not in tried}
-    in_order = sorted(wishes, key=_mark)  # by chance, and the same again
-    asks = [wish for wish in in_order if _demands(wishes[wish], kind)]
-    others = [wish for wish in in_order if not _demands(wishes[wish], kind)]
-    return [*_evenly(asks, most), *_evenly(others, most // 2)]
+    used_marks = set(earlier.get("tried", []))
+    runs_by_prompt = {run.prompt: run for _, run in runs if is_held_out(run.prompt)}
+    prompts = sorted(runs_by_prompt, key=_mark)  # a random order that is always the same
+    unused_prompts = [prompt for prompt in prompts if _mark(prompt) not in used_marks]
+    of_kind = [prompt for prompt in unused_prompts if _has_kind(runs_by_prompt[prompt], kind)]
+    of_other_kinds = [prompt for prompt in unused_prompts if not _has_kind(runs_by_prompt[prompt], kind)]
+    return [*_evenly_spaced(of_kind, most), *_evenly_spaced(of_other_kinds, most // 2)]
 
 
-def _mark(wish: str) -> str:
-    return hashlib.sha256(wish.encode()).hexdigest()[:10]
+def _mark(text: str) -> str:
+    """A short hash that stands for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _demands(past: Trajectory, kind: str) -> bool:
-    return any(requirement.kind == kind for requirement in past.requirements)
+def _has_kind(run: Trajectory, kind: str) -> bool:
+    return any(requirement.kind == kind for requirement in run.requirements)
 
 
-def _evenly(wishes: Sequence[str], most: int) -> list[str]:
-    return [wishes[i * len(wishes) // most] for i in range(most)] if len(wishes) > most else list(wishes)
+def _evenly_spaced(prompts: Sequence[str], most: int) -> list[str]:
+    return [prompts[i * len(prompts) // most] for i in range(most)] if len(prompts) > most else list(prompts)
 
 
-def trial(
-    one: Learned, wishes: Sequence[str], context: GemsContext, settings: GateSettings, control: RunControl, bar: Bar
+# --- the trial ------------------------------------------------------------------------------------------------------
+
+
+def run_trial(
+    skill: LearnedSkill,
+    prompts: Sequence[str],
+    context: GemsContext,
+    settings: TrialSettings,
+    control: RunControl,
+    bar: ProgressBar,
 ) -> tuple[list[BatchRow], list[BatchRow]] | None:
-    """Run the wishes with the skill and without. Killed and called again, it goes on; None if it was stopped.
+    """Run the prompts with the skill and without. None if it was stopped; killed or stopped, the same call resumes.
 
-    Without a draft is with what is in use now, an earlier version of it too. Only those wishes are run again for which
-    the planner took the skill: the others come out as they did.
+    The baseline uses the skills that are currently in use, including an earlier version of this draft if one is
+    promoted. Only prompts for which the planner used the skill are run again: the others would come out the same.
     """
-    own = str(one.folder)
-    before = context.skills_dir or (str(Path("skills").absolute()) if Path("skills").is_dir() else None)
-    once = {"memory": False, "reuse": False, "max_rounds": settings.images, "candidates": 1, "skills": True}
-    shared = context.model_copy(
-        update={**once, "patience": 50, "skills_dir": os.pathsep.join(filter(None, (before, own)))}
+    earlier_folders = context.skills_dir or (str(Path("skills").absolute()) if Path("skills").is_dir() else None)
+    with_skill = context.model_copy(
+        update={
+            "memory": False,
+            "reuse": False,
+            "max_rounds": settings.images,
+            "candidates": 1,
+            "skills": True,
+            "patience": _NO_PATIENCE_LIMIT,
+            "skills_dir": os.pathsep.join(filter(None, (earlier_folders, str(skill.folder)))),
+        }
     )
-    told = json.dumps([one.version, list(wishes), shared.model_dump(mode="json"), settings.seed])
-    folder = one.folder / "gate" / _mark(told)
+    without_skill = with_skill.model_copy(
+        update={"without_skills": (*with_skill.without_skills, skill.name)}
+        if skill.state == "promoted"
+        else {"skills_dir": earlier_folders}
+    )
+    identity = json.dumps([skill.version, list(prompts), with_skill.model_dump(mode="json"), settings.seed])
+    folder = skill.folder / "gate" / _mark(identity)
     images = ImageStore(folder / "images")
-    jobs = [Job(i, wish, seed_of_batch_prompt(settings.seed, i)) for i, wish in enumerate(wishes)]
 
-    def run(name: str, todo: list[Job], context: GemsContext) -> list[BatchRow] | None:
-        with bar(f"{one.skill.name}, {name}", len(todo)) as (on_start, on_done):
+    def run(name: str, jobs: list[Job], context: GemsContext) -> list[BatchRow] | None:
+        with bar(f"{skill.name}, {name}", len(jobs)) as (on_start, on_done):
             rows = run_batch(
-                todo,
+                jobs,
                 folder / name,
                 context,
                 concurrency=settings.concurrency,
@@ -135,46 +176,42 @@ def trial(
             ).rows()
         return None if control.drain_requested else rows
 
-    with_it = run("with", jobs, shared)
-    if with_it is None:
+    jobs = [Job(i, prompt, seed_of_batch_prompt(settings.seed, i)) for i, prompt in enumerate(prompts)]
+    rows_with = run("with", jobs, with_skill)
+    if rows_with is None:
         return None
-    used = {row["index"] for row in with_it if one.skill.name in row.get("skills", [])}
-    bare = shared.model_copy(
-        update={"without_skills": (*shared.without_skills, one.skill.name)}
-        if one.state == "promoted"
-        else {"skills_dir": before}
-    )
-    without = run("without", [job for job in jobs if job.index in used], bare)
-    return None if without is None else (with_it, without)
+    affected = {row["index"] for row in rows_with if skill.name in row.get("skills", [])}
+    rows_without = run("without", [job for job in jobs if job.index in affected], without_skill)
+    return None if rows_without is None else (rows_with, rows_without)
 
 
-def judge_gate(
-    kind: str, with_it: Sequence[BatchRow], without: Sequence[BatchRow], *, level: float = 0.95
-) -> dict[str, Any]:
-    """The gate's figures and its decision.
+def judge_trial(
+    kind: str, rows_with: Sequence[BatchRow], rows_without: Sequence[BatchRow], *, level: float = 0.95
+) -> Figures:
+    """The figures of a trial, and whether the skill passed it.
 
     Args:
-        kind: What the skill is about.
-        with_it: A result for every wish.
-        without: Results of those wishes for which the skill was used; the others count as no difference.
+        kind: The kind of requirement that the skill is about.
+        rows_with: A result for every prompt, with the skill.
+        rows_without: Results without it, for the prompts that it was used for; the others count as no difference.
         level: Of the interval that has to exclude zero.
     """
-    other = {row["index"]: row for row in without}
-    pairs = [(row, other.get(row["index"], row)) for row in with_it if "error" not in row]
+    row_without = {row["index"]: row for row in rows_without}
+    pairs = [(row, row_without.get(row["index"], row)) for row in rows_with if "error" not in row]
     pairs = [(a, b) for a, b in pairs if "error" not in b]
-    own = [(a, b) for a, b in pairs if kind in [r["kind"] for r in a["requirements"]]]
-    gain = [float(_right(a) - _right(b)) for a, b in own]
-    figures: dict[str, Any] = {
+    own_pairs = [(a, b) for a, b in pairs if kind in [r["kind"] for r in a["requirements"]]]
+    gains = [float(_is_right(a) - _is_right(b)) for a, b in own_pairs]
+    figures: Figures = {
         "kind": kind,
-        "wishes": len(own),
-        "others": len(pairs) - len(own),
+        "wishes": len(own_pairs),
+        "others": len(pairs) - len(own_pairs),
         "used": sum(a is not b for a, b in pairs),
-        "right_with": sum(_right(a) for a, _ in own),
-        "right_without": sum(_right(b) for _, b in own),
-        **_mean_of(gain, level),
+        "right_with": sum(_is_right(a) for a, _ in own_pairs),
+        "right_without": sum(_is_right(b) for _, b in own_pairs),
+        **_mean_of(gains, level),
         "level": round(level, 4),
-        "won": sum(x > 0 for x in gain),
-        "lost": sum(x < 0 for x in gain),
+        "won": sum(gain > 0 for gain in gains),
+        "lost": sum(gain < 0 for gain in gains),
         "images_with": sum(len(a["attempts"]) for a, _ in pairs),
         "images_without": sum(len(b["attempts"]) for _, b in pairs),
         "kinds": _by_kind(pairs),
@@ -183,34 +220,34 @@ def judge_gate(
     return {**figures, "passed": not reason, "reason": reason or "it helps, and harms nothing that was measured"}
 
 
-def _refusal(figures: Row) -> str:
+def _refusal(figures: Figures) -> str:
     """Why a skill does not pass; empty if it does."""
-    if figures["wishes"] < _MIN_WISHES:
-        return f"only {figures['wishes']} held-out wishes ask for its kind; at least {_MIN_WISHES} are needed"
+    if figures["wishes"] < _MIN_PROMPTS:
+        return f"only {figures['wishes']} held-out prompts have its kind; at least {_MIN_PROMPTS} are needed"
     if not figures["used"]:
-        return "the planner never took it"
+        return "the planner never used it"
     if figures["interval"][0] <= 0:
         return "its gain cannot be told from none" if figures["interval"][1] >= 0 else "it does harm"
-    harmed = [
+    harmed_kinds = [
         kind
         for kind, f in figures["kinds"].items()
         if f["n"] >= _MIN_OTHERS and (f["interval"][1] < 0 or f["points"] < -100 * _HARM)
     ]
-    return f"it harms requirements of kind {', '.join(harmed)}" if harmed else ""
+    return f"it harms requirements of kind {', '.join(harmed_kinds)}" if harmed_kinds else ""
 
 
-def _by_kind(pairs: Iterable[tuple[BatchRow, BatchRow]]) -> dict[str, Row]:
-    """For each kind of requirement, the difference in the rate at which it is met, over the wishes that ask for it."""
+def _by_kind(pairs: Iterable[tuple[BatchRow, BatchRow]]) -> dict[str, Figures]:
+    """For each kind of requirement, the difference in the rate at which it is met, over the prompts that have it."""
     differences: dict[str, list[float]] = defaultdict(list)
-    for a, b in pairs:
-        here, there = _rates(a), _rates(b)
-        for kind in here.keys() & there.keys():
-            differences[kind].append(here[kind] - there[kind])
-    return {kind: {"n": len(found), **_mean_of(found)} for kind, found in sorted(differences.items())}
+    for row_with, row_without in pairs:
+        rates_with, rates_without = _rates(row_with), _rates(row_without)
+        for kind in rates_with.keys() & rates_without.keys():
+            differences[kind].append(rates_with[kind] - rates_without[kind])
+    return {kind: {"n": len(values), **_mean_of(values)} for kind, values in sorted(differences.items())}
 
 
-def _mean_of(differences: Sequence[float], level: float = 0.95) -> dict[str, Any]:
-    """In percentage points, with its interval."""
+def _mean_of(differences: Sequence[float], level: float = 0.95) -> Figures:
+    """The mean in percentage points, with its interval."""
     if not differences:
         return {"points": 0.0, "interval": [0.0, 0.0]}
     return {
@@ -224,43 +261,43 @@ def _rates(row: BatchRow) -> dict[str, float]:
     best = best_attempt_of(row)
     if best is None:
         return {}
-    verdicts, met = best["verdicts"], defaultdict(list)
+    answers: dict[str, list[bool]] = defaultdict(list)
     for requirement in row["requirements"]:
-        answer = verdicts.get(requirement["id"], ["unsure"])[0]
-        met[requirement["kind"]].append(answer == "yes")
-    return {kind: sum(found) / len(found) for kind, found in met.items()}
+        answer = best["verdicts"].get(requirement["id"], ["unsure"])[0]
+        answers[requirement["kind"]].append(answer == "yes")
+    return {kind: sum(passes) / len(passes) for kind, passes in answers.items()}
 
 
-def _right(row: BatchRow) -> int:
-    """Whether every requirement of the user's was met, as the verifier sees it."""
+def _is_right(row: BatchRow) -> int:
+    """1 if every requirement of the user's was met, as the verifier sees it, else 0."""
     best = best_attempt_of(row)
     if best is None:
         return 0
     return int(best["total"] > 0 and best["passed"] == best["total"])
 
 
-def settle(
-    one: Learned, figures: Row, wishes: Sequence[str], settings: GateSettings, *, promote: bool = True
-) -> Learned:
-    """Write the gate's figures down, and move the skill to where they say that it belongs.
+def conclude_trial(
+    skill: LearnedSkill, figures: Figures, prompts: Sequence[str], settings: TrialSettings, *, promote: bool = True
+) -> LearnedSkill:
+    """Save a trial's figures, and promote or retire the skill by them.
 
-    The images of the trial go; its results stay.
+    The images of the trial are deleted; its results are kept.
     """
-    about = {
+    details = {
         **figures,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": one.version,
+        "version": skill.version,
         "images": settings.images,
         "seed": settings.seed,
-        "tried": sorted({*one.gate.get("tried", []), *map(_mark, wishes)}),
+        "tried": sorted({*skill.figures.get("tried", []), *map(_mark, prompts)}),
     }
-    one = write_gate(one, about)
-    for folder in (one.folder / "gate").glob("*"):
+    skill = write_figures(skill, details)
+    for folder in (skill.folder / "gate").glob("*"):
         shutil.rmtree(folder / "images", ignore_errors=True)
         for checkpoints in folder.glob("*/checkpoints.sqlite*"):
             checkpoints.unlink(missing_ok=True)
-    if one.state == "promoted" and not figures["passed"] and figures["points"] <= 0:
-        return move(one, "retired")
-    if one.state == "quarantine" and figures["passed"] and promote:
-        return move(one, "promoted")
-    return one
+    if skill.state == "promoted" and not figures["passed"] and figures["points"] <= 0:
+        return move(skill, "retired")
+    if skill.state == "quarantine" and figures["passed"] and promote:
+        return move(skill, "promoted")
+    return skill

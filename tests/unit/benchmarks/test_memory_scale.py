@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
+import forked
 import memory_scale
 import memory_stores
+import pytest
 from embedding import Points
 from memory_stores import KINDS, Numbered, OfChroma, OfSqlite, Record
 
@@ -24,6 +24,7 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_scale, "fresh_prompts", lambda count, seed: _prompts(200, seed))
     monkeypatch.setattr(memory_scale, "QUERIES", 20)
     monkeypatch.setattr(memory_scale, "TRIALS", 5)
+    monkeypatch.setattr(memory_stores, "subprocess", forked.SUBPROCESS)
 
 
 def _prompts(count: int, seed: int) -> list[Any]:
@@ -36,6 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, out: Path, *arguments: str) -> None:
     memory_scale.main()
 
 
+@pytest.mark.slow
 def test_stores_are_compared_and_killed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

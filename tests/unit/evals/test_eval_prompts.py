@@ -52,7 +52,7 @@ def test_fresh_prompts_are_what_the_benchmark_would_ask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no prompt"),
+        ("", "contains no prompt"),
         ("{", "line 1: not a row of GenEval 2"),
         (json.dumps({"prompt": "a cat"}), "line 1: not a row of GenEval 2"),
         (json.dumps({**ROW, "skills": ["count"]}), "line 1: not a row of GenEval 2"),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import AIMessage
 from pydantic import TypeAdapter
 from typing_extensions import get_type_hints
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph import events
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext

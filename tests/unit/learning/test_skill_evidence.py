@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from remembering import past
+
 from gems.learning.contrasts import MIN_CHANGES, changes_of, is_held_out, lessons_of, phrases_of, separating_phrases
 from gems.memory.trajectory import Trajectory
-from remembering import past
 
 THINGS = ["cats", "dogs", "birds", "cars", "chairs", "boats", "lamps", "clocks", "horses", "violins", "drums", "kites"]
 
@@ -37,7 +38,7 @@ def test_the_wishs_own_words_are_left_open() -> None:
 
 def test_what_prompts_that_worked_have_in_common_is_found() -> None:
     lessons = lessons_of([fixed(i) for i in range(MIN_CHANGES + 4)])
-    assert [(lesson.kind, len(lesson.fixes), lesson.tried) for lesson in lessons] == [("count", 12, 12)]
+    assert [(lesson.kind, len(lesson.fixes), lesson.change_count) for lesson in lessons] == [("count", 12, 12)]
     assert "on the left" in " ".join(lessons[0].phrases)
     assert ";" in lessons[0].phrases
     assert len(lessons[0].runs) == 12

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
+from servers.waiting import wait_until
 
 from gems.errors import BackendError, InputError
 from gems.models.batching import BatchingGenerator
@@ -16,13 +16,13 @@ from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallb
 
 
 class Recorder:
-    """An image generator that notes its batches, and takes its time."""
+    """An image generator that notes its batches, and begins each when its gate is open."""
 
     name, fingerprint, edits, guide = "recorder", "f", False, ""
 
-    def __init__(self, seconds: float = 0.02) -> None:
+    def __init__(self) -> None:
+        self.begun = 0
         self.batches: list[list[str]] = []
-        self._seconds = seconds
         self.gate = threading.Event()
         self.gate.set()
 
@@ -32,10 +32,10 @@ class Recorder:
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
+        self.begun += len(requests)
         self.gate.wait()
         self.batches.append([r.prompt for r in requests])
         for step in range(1, 4):
-            time.sleep(self._seconds / 3)
             for index in range(len(requests)):
                 if on_step is not None:
                     on_step(Step(index, step, 3))
@@ -47,16 +47,30 @@ class Recorder:
         ]
 
 
+def wait_for(inner: Recorder, batched: BatchingGenerator, requests: int) -> None:
+    """Wait until so many requests have come: some are at the gate, the others wait for their turn."""
+
+    def came() -> int:
+        with batched._came:
+            return inner.begun + sum(map(len, batched._waiting.values()))
+
+    wait_until(lambda: inner.begun and came() == requests, lambda: f"{came()} of {requests} requests came")
+
+
 def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> None:
     inner = Recorder()
+    inner.gate.clear()
     with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(32) as pool:
-        results = list(pool.map(lambda i: batched.generate([ImageRequest(f"p{i}", i)]), range(32)))
+        answers = pool.map(lambda i: batched.generate([ImageRequest(f"p{i}", i)]), range(32))
+        wait_for(inner, batched, 32)
+        inner.gate.set()
+        results = list(answers)
     for i, [result] in enumerate(results):
         assert isinstance(result, GeneratedImage)
         assert (result.request.prompt, result.image.width) == (f"p{i}", i + 1)
     assert sum(map(len, inner.batches)) == 32
     assert max(map(len, inner.batches)) == 8
-    assert len(inner.batches) <= 8
+    assert len(inner.batches) <= 5
 
 
 def test_a_call_larger_than_a_batch_is_made_in_several_in_order() -> None:
@@ -72,9 +86,9 @@ def test_a_bad_prompt_fails_alone() -> None:
     inner.gate.clear()
     with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(batched.generate, [ImageRequest("first", 1)])]
-        time.sleep(0.05)  # it is being made; the others wait, and make one batch
+        wait_for(inner, batched, 1)  # it is being made; the others wait, and make one batch
         futures += [pool.submit(batched.generate, [ImageRequest(p, 1)]) for p in ("good", "bad", "refuse")]
-        time.sleep(0.05)
+        wait_for(inner, batched, 4)
         inner.gate.set()
         assert isinstance(futures[1].result()[0], GeneratedImage)
         assert isinstance(futures[3].result()[0], BackendError)
@@ -85,19 +99,20 @@ def test_a_bad_prompt_fails_alone() -> None:
 
 def test_tenants_are_served_in_turn() -> None:
     """A hundred images of one do not hold up three of another."""
-    inner = Recorder(0.001)
+    inner = Recorder()
     inner.gate.clear()
     with BatchingGenerator(inner, largest=2) as batched, ThreadPoolExecutor(2) as pool:
         many = pool.submit(batched.generate, [ImageRequest("many", i) for i in range(100)], tenant="a")
-        time.sleep(0.05)
+        wait_for(inner, batched, 100)
         few = pool.submit(batched.generate, [ImageRequest("few", i) for i in range(3)], tenant="b")
-        time.sleep(0.05)
+        wait_for(inner, batched, 103)
         inner.gate.set()
-        few.result()
-        done = [prompt for batch in inner.batches for prompt in batch]
-        many.result()
-    assert done.count("few") == 3
-    assert done.count("many") <= 8
+        assert len(few.result()) == 3
+        assert len(many.result()) == 100
+    order = [prompt for batch in inner.batches for prompt in batch]
+    last = len(order) - 1 - order[::-1].index("few")
+    assert order.count("few") == 3
+    assert order[:last].count("many") <= 8
 
 
 def test_one_caller_that_stops_does_not_stop_the_others() -> None:
@@ -109,10 +124,10 @@ def test_one_caller_that_stops_does_not_stop_the_others() -> None:
     inner.gate.clear()
     with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(3) as pool:
         pool.submit(batched.generate, [ImageRequest("first", 1)])
-        time.sleep(0.05)
+        wait_for(inner, batched, 1)
         stopped = pool.submit(batched.generate, [ImageRequest("stopped", 1)], on_step=stop)
         other = pool.submit(batched.generate, [ImageRequest("other", 2)], on_step=lambda s: heard.append(s.step))
-        time.sleep(0.05)
+        wait_for(inner, batched, 3)
         inner.gate.set()
         with pytest.raises(KeyboardInterrupt):
             stopped.result()

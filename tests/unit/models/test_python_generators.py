@@ -17,13 +17,14 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from fakes import PaintGenerator
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
+from light_models import make_chat
 from typer.testing import CliRunner
 from typing_extensions import TypedDict
 
-from fakes import PaintGenerator
 from gems.authority import CODE, NO_AUTHORITY
 from gems.cli.arguments import make_context
 from gems.cli.doctor import diagnose
@@ -36,10 +37,9 @@ from gems.memory.image_store import ImageStore
 from gems.models.registry import init_image_generator, init_mllm
 from gems.options import ChatOptions, GeneratorOptions
 from gems.runs.record import ModelRecord
-from gems.runs.threads import Thread, load_thread, new_thread_id
+from gems.runs.threads import Thread, load_thread
 from gems.serve.langserve_routes import AgentRequest
-from gems.serve.settings import ServiceSettings, context_of
-from light_models import make_chat
+from gems.serve.settings import AcceptedSettings, ServiceSettings, context_of
 
 BARE: dict[str, Any] = {"memory": False, "skills": False, "plan": False, "max_rounds": 2, "seed": 3, "inspectors": ()}
 SMALL = ("--no-memory", "--no-skills", "--no-plan", "--max-rounds", "2", "--seed", "3", "--quiet")
@@ -208,7 +208,8 @@ def test_a_batch_runs_what_the_command_line_names(canary: Canary, tmp_path: Path
 
 def test_the_doctor_tries_what_the_command_line_names(canary: Canary) -> None:
     checks = {
-        check.name: check for check in diagnose(make_context(generator=canary.name, mllm=canary.chat, memory=False))
+        check.name: check
+        for check in diagnose(make_context({"generator": canary.name, "mllm": canary.chat, "no_memory": True}))
     }
     assert checks["generator"].detail.startswith("mine ffffffffffff, 32 x 32")
 
@@ -282,13 +283,12 @@ def test_a_run_that_goes_on_from_its_checkpoint_may_not(canary: Canary, images: 
 
 
 def test_a_request_may_not(canary: Canary, tmp_path: Path) -> None:
-    settings = ServiceSettings(home=tmp_path)
     with pytest.raises(ValueError, match="generator"):
         AgentRequest.model_validate({"prompt": "a dog", "context": {"generator": canary.name}})
     with pytest.raises(ValueError, match="generator"):
-        context_of(settings, "ann", {"asked": {"generator": canary.name}})
+        AcceptedSettings.model_validate({"requested": {"generator": canary.name}})
     own = ServiceSettings(home=tmp_path, context=GemsContext(generator=canary.name).as_operator())
-    assert context_of(own, "ann", {"asked": {"seed": 1}}).authority.code == {canary.name}  # the service's own may
+    assert context_of(own, "ann", AcceptedSettings()).authority.code == {canary.name}  # the service's own may
     assert not canary.sang
 
 
@@ -343,7 +343,7 @@ def interrupted_run(canary: Canary, folder: Path) -> str:
         "mllm": ModelRecord(canary.chat, "ScriptedChatModel"),
         "generator": ModelRecord(canary.name, "f" * 64),
     }
-    thread = Thread(new_thread_id("two red cars"), "two red cars", context, folder, datetime.now(UTC), models)
+    thread = Thread("two-red-cars-0a1b2c", "two red cars", context, folder, datetime.now(UTC), models)
     thread.save()
     assert load_thread(thread.id).context.authority == NO_AUTHORITY
     return thread.id

@@ -24,13 +24,13 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMe
 from PIL import Image
 from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
+from tiny_chat import edit_json, save_tiny_chat
 
 from gems.errors import BackendError, GemsError, InputError
 from gems.models.registry import init_mllm, model_fingerprint
 from gems.models.transformers.chat import TransformersChatModel, init_transformers_chat
 from gems.models.transformers.messages import read_answer
 from gems.options import ChatOptions
-from tiny_chat import edit_json, save_tiny_chat
 
 SMALL = ChatOptions(device="cpu", max_tokens=16)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from pydantic import SecretStr
 
-from fakes import PaintGenerator, ScriptedChatModel
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
 from gems.nodes.meter import Meter

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
+from skill_retrieval import measure
 
 from gems.memory.embedder import init_embedder
 from gems.skills.catalogue import CATALOGUE_TOKENS, MAX_OFFERED, offer
 from gems.skills.format import Skill
-from skill_retrieval import measure
 
 WORDS = ("harbour", "glacier", "violin", "pottery", "airship", "orchard", "lantern", "castle", "desert", "aquarium")
 

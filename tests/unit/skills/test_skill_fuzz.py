@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import random
-import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,9 @@ import pytest
 from gems.skills.format import UnusableError, read_skill
 from gems.skills.loader import load_skills
 from gems.skills.tools import reference_tool, skill_tools
+
+pytestmark = pytest.mark.timeout(60)
+"""A file that its reader does not get through ends the test."""
 
 GOOD = (
     "---\nname: lamp-light\ndescription: Use when the wish has lamps. Not when it has none.\nlicense: MIT\nmetadata:\n"
@@ -86,12 +88,11 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 def try_one(folder: Path, data: bytes) -> bool:
     """Whether it gave a skill; anything else than that or a reason fails the test."""
     (folder / "SKILL.md").write_bytes(data)
-    started, reason = time.perf_counter(), ""
+    reason = ""
     try:
         skill, odd = read_skill(folder)
     except UnusableError as error:
         reason = str(error) or "none"
-    assert time.perf_counter() - started < 2
     if reason:
         assert reason != "none"
         assert "\n" not in reason

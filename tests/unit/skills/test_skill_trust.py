@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -67,6 +66,7 @@ def test_a_folder_of_references_that_is_a_link_out(tmp_path: Path, secret: Path)
         read_reference(skill, "references/secret.md")
 
 
+@pytest.mark.timeout(30)  # neither the pipe nor the device ever ends
 def test_a_skill_file_that_is_none(tmp_path: Path, secret: Path) -> None:
     for name in ("link", "pipe", "folder", "device"):
         (tmp_path / "s" / name).mkdir(parents=True)
@@ -74,9 +74,7 @@ def test_a_skill_file_that_is_none(tmp_path: Path, secret: Path) -> None:
     os.mkfifo(tmp_path / "s" / "pipe" / "SKILL.md")
     (tmp_path / "s" / "folder" / "SKILL.md").mkdir()
     (tmp_path / "s" / "device" / "SKILL.md").symlink_to("/dev/zero")
-    started = time.monotonic()
     library = load_skills(tmp_path / "s", builtin=False)
-    assert time.monotonic() - started < 5
     assert library.skills == {}
     assert len(library.problems) == 4
 

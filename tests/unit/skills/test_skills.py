@@ -11,14 +11,14 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
+from skill_activation import wanted
+from skill_retrieval import labelled
 
 from gems.errors import InputError
 from gems.models.pocket.chat import PocketChatModel
 from gems.skills.format import Skill, UnusableError, read_skill
 from gems.skills.loader import BUILTIN, load_skills, promoted_folder
 from gems.skills.tools import reference_tool, skill_tools
-from skill_activation import wanted
-from skill_retrieval import labelled
 
 GOOD = "---\nname: {name}\ndescription: Use for {name}.\nmetadata:\n  author: someone\n---\n\n# Advice\n\nBe good.\n"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from train_generator import HELD_OUT, Dataset, Settings, batches, main, train
 
 from gems.models.pocket.pipeline import PocketPipeline
-from train_generator import HELD_OUT, Dataset, Settings, batches, main, train
 
 TINY = Settings(width=16, layers=1, heads=2, text_width=16, text_layers=1, steps=6, batch=4, warmup=2, scenes=600)
 

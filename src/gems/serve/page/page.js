@@ -1,25 +1,25 @@
 // The page of the service: everything it does goes through the public endpoints under /v1/runs.
-// Texts of other people (prompts, verdicts, errors) are only ever put in as text, never as HTML.
+// Prompts, verdicts and errors come from users and models: they are inserted as text, never as HTML.
 
 const $ = (id) => document.getElementById(id);
 const MARKS = { yes: "✓", no: "✗", unsure: "?" };
 const OUTCOMES = {
   solved: ["yes", "solved", "Every requirement passed."],
-  accepted: ["yes", "accepted", "You took it."],
+  accepted: ["yes", "accepted", "You accepted it."],
   rounds: ["unsure", "best effort", "The rounds ran out. This is the best attempt."],
   budget: ["unsure", "best effort", "The budget was spent. This is the best attempt."],
-  stalled: ["unsure", "best effort", "The last rounds brought nothing better. This is the best attempt."],
+  stalled: ["unsure", "best effort", "The last rounds brought no better image. This is the best attempt."],
   cancelled: ["unsure", "stopped", "The run was stopped. This is the best so far."],
-  failed: ["no", "failed", "A model gave up."],
+  failed: ["no", "failed", "A model failed."],
 };
 const STATUSES = { queued: "waiting its turn", running: "drawing", waiting: "asks you", failed: "failed", cancelled: "stopped", done: "done" };
 
-let shown = null; // the run on the stage, as /v1/runs/{id} gives it
-let picked = null; // the SHA-256 of the attempt that is looked at; null: the best
-let following = null; // stops the stream that is being read
+let current = null; // the run on the stage, as GET /v1/runs/{id} returns it
+let selected = null; // the SHA-256 of the attempt that the user chose to look at; null for the best
+let following = null; // an AbortController: stops the stream that is being read
 let nextPage = null;
 
-// --- talking to the service ----------------------------------------------------------------------------------------
+// --- requests to the service ----------------------------------------------------------------------------------------
 
 function headers(more = {}) {
   const key = sessionStorage.getItem("gems-key");
@@ -27,19 +27,19 @@ function headers(more = {}) {
 }
 
 async function call(path, body, more = {}) {
-  const asked = body === undefined ? { headers: headers() } : {
+  const options = body === undefined ? { headers: headers() } : {
     method: "POST", headers: headers({ "content-type": "application/json", ...more }), body: JSON.stringify(body),
   };
   let answer;
   try {
-    answer = await fetch(path, asked);
+    answer = await fetch(path, options);
   } catch {
-    throw new Error("The service cannot be reached. What was accepted goes on when it is there again.");
+    throw new Error("The service cannot be reached. Accepted runs are resumed when it is started again.");
   }
   if (answer.ok) return answer.json();
   if (answer.status === 401) $("key-dialog").showModal();
-  const told = await answer.json().catch(() => null);
-  throw new Error(told?.error?.message ?? `The service answered ${answer.status}.`);
+  const errorBody = await answer.json().catch(() => null);
+  throw new Error(errorBody?.error?.message ?? `The service answered ${answer.status}.`);
 }
 
 async function* serverSent(path, signal) {
@@ -68,17 +68,17 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function problem(error) {
+function showProblem(error) {
   $("problem").hidden = !error;
   $("problem").textContent = error ? error.message : "";
 }
 
 async function guarded(work) {
-  problem(null);
+  showProblem(null);
   try {
     return await work();
   } catch (error) {
-    if (error.name !== "AbortError") problem(error);
+    if (error.name !== "AbortError") showProblem(error);
     return undefined;
   }
 }
@@ -88,47 +88,47 @@ const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 // --- the run on the stage -------------------------------------------------------------------------------------------
 
 function draw() {
-  $("stage").hidden = !shown;
-  if (!shown) return;
-  const attempt = shown.attempts.find((a) => a.image.sha256 === picked) ?? shown.attempts[shown.best] ?? null;
-  $("title").textContent = shown.prompt;
+  $("stage").hidden = !current;
+  if (!current) return;
+  const attempt = current.attempts.find((a) => a.image.sha256 === selected) ?? current.attempts[current.best] ?? null;
+  $("title").textContent = current.prompt;
   drawImage(attempt);
   drawStatus();
-  drawRequirements(attempt ? attempt.requirements : shown.requirements);
+  drawRequirements(attempt ? attempt.requirements : current.requirements);
   drawReview();
   drawAttempts(attempt);
   drawActions(attempt);
-  const draft = attempt && shown.ended_at ? attempt.prompt : shown.draft || attempt?.prompt;
+  const draft = attempt && current.ended_at ? attempt.prompt : current.draft || attempt?.prompt;
   $("draft").textContent = draft ? `Drawn from: ${draft}` : "";
 }
 
 function drawImage(attempt) {
   const frame = $("frame");
   if (!attempt) {
-    frame.replaceChildren(make("p", { textContent: shown.error ? "No image was made." : "The first image is on its way." }));
+    frame.replaceChildren(make("p", { textContent: current.error ? "No image was made." : "The first image is on its way." }));
     $("caption").textContent = "";
     return;
   }
   const old = frame.querySelector("img");
   if (old?.dataset.sha256 !== attempt.image.sha256) {
-    const image = make("img", { src: attempt.image.url, alt: `Attempt of round ${attempt.round} at: ${shown.prompt}` });
+    const image = make("img", { src: attempt.image.url, alt: `Attempt of round ${attempt.round} at: ${current.prompt}` });
     image.dataset.sha256 = attempt.image.sha256;
     frame.replaceChildren(image);
   }
-  const best = attempt === shown.attempts[shown.best] ? ", the best" : "";
+  const best = attempt === current.attempts[current.best] ? ", the best" : "";
   $("caption").textContent = `Round ${attempt.round}${best}, seed ${attempt.seed}, score ${attempt.score.toFixed(2)}`;
 }
 
 function drawStatus() {
-  const [kind, word, sentence] = OUTCOMES[shown.outcome] ?? ["", STATUSES[shown.status], ""];
-  $("chip").className = `chip ${shown.status === "failed" ? "no" : kind}`;
+  const [kind, word, sentence] = OUTCOMES[current.outcome] ?? ["", STATUSES[current.status], ""];
+  $("chip").className = `chip ${current.status === "failed" ? "no" : kind}`;
   $("chip").textContent = word;
-  const spent = shown.usage.images
-    ? `${plural(shown.usage.images, "image")}, ${plural(shown.usage.chat_calls, "chat call")}, ${shown.usage.seconds.toFixed(1)} s of work.` : "";
-  const told = shown.error ?? `${sentence} ${shown.ended_at ? spent : shown.told ?? ""}`.trim();
-  if ($("told").textContent !== told) $("told").textContent = told;
-  $("bar").hidden = !(shown.status === "running" && shown.progress > 0);
-  $("bar").firstElementChild.style.width = `${100 * (shown.progress ?? 0)}%`;
+  const usage = current.usage.images
+    ? `${plural(current.usage.images, "image")}, ${plural(current.usage.chat_calls, "chat call")}, ${current.usage.seconds.toFixed(1)} s of work.` : "";
+  const message = current.error ?? `${sentence} ${current.ended_at ? usage : current.message ?? ""}`.trim();
+  if ($("told").textContent !== message) $("told").textContent = message;
+  $("bar").hidden = !(current.status === "running" && current.progress > 0);
+  $("bar").firstElementChild.style.width = `${100 * (current.progress ?? 0)}%`;
 }
 
 function drawRequirements(requirements) {
@@ -141,28 +141,28 @@ function drawRequirements(requirements) {
   }));
 }
 
-function drawAttempts(current) {
-  $("rounds-title").hidden = shown.attempts.length === 0;
-  $("rounds").replaceChildren(...shown.attempts.map((attempt) => {
-    const seen = attempt.total ? `${attempt.passed} of ${attempt.total} passed` : "not checked yet";
+function drawAttempts(attemptOnStage) {
+  $("rounds-title").hidden = current.attempts.length === 0;
+  $("rounds").replaceChildren(...current.attempts.map((attempt) => {
+    const score = attempt.total ? `${attempt.passed} of ${attempt.total} passed` : "not checked yet";
     const judged = attempt.judged ? `, ${attempt.judged}` : "";
     const button = make("button", { type: "button" },
       make("img", { src: `${attempt.image.url}?size=256`, alt: "", loading: "lazy" }),
-      make("p", {}, `Round ${attempt.round}, ${attempt.strategy}${judged}`, make("br"), seen));
-    button.addEventListener("click", () => { picked = attempt.image.sha256; draw(); });
-    return make("li", { className: attempt === current ? "shown" : "" }, button);
+      make("p", {}, `Round ${attempt.round}, ${attempt.strategy}${judged}`, make("br"), score));
+    button.addEventListener("click", () => { selected = attempt.image.sha256; draw(); });
+    return make("li", { className: attempt === attemptOnStage ? "shown" : "" }, button);
   }));
 }
 
 function drawActions(attempt) {
   const actions = [];
-  if (shown.report) actions.push(make("a", { className: "button", href: shown.report, target: "_blank", textContent: "Open the report" }));
+  if (current.report) actions.push(make("a", { className: "button", href: current.report, target: "_blank", textContent: "Open the report" }));
   if (attempt) {
     actions.push(make("a", { className: "button", href: attempt.image.url, download: `gems-${attempt.image.sha256.slice(0, 8)}.png`, textContent: "Download" }));
   }
-  if (shown.status === "running" || shown.status === "queued") {
+  if (current.status === "running" || current.status === "queued") {
     const stop = make("button", { type: "button", textContent: "Stop" });
-    stop.addEventListener("click", () => guarded(async () => { stop.disabled = true; await call(`/v1/runs/${shown.id}/cancel`, {}); await show(shown.id); }));
+    stop.addEventListener("click", () => guarded(async () => { stop.disabled = true; await call(`/v1/runs/${current.id}/cancel`, {}); await show(current.id); }));
     actions.push(stop);
   }
   $("actions").replaceChildren(...actions);
@@ -170,16 +170,16 @@ function drawActions(attempt) {
 
 function drawReview() {
   const form = $("review");
-  const asked = shown.status === "waiting" ? shown.review : null;
-  form.hidden = !asked;
-  if (!asked || form.dataset.of === shown.review.image.sha256 + shown.review.fault) return;
-  form.dataset.of = shown.review.image.sha256 + shown.review.fault;
-  const ends = asked.would_end ? "The run would end with this image." : "This is how far it is.";
+  const question = current.status === "waiting" ? current.review : null;
+  form.hidden = !question;
+  if (!question || form.dataset.of === current.review.image.sha256 + current.review.fault) return;
+  form.dataset.of = current.review.image.sha256 + current.review.fault;
+  const state = question.would_end ? "The run would end with this image." : "This is the best image so far.";
   const words = make("textarea", { id: "words", rows: 2, maxLength: 4000 });
   const label = make("label", { htmlFor: "words", textContent: "What is wrong, or another prompt (optional)" });
-  const may = (action) => asked.actions.includes(action);
+  const may = (action) => question.actions.includes(action);
   const buttons = [
-    ["accept", "Accept", () => ({ action: "accept", ...(picked ? { image: picked } : {}) })],
+    ["accept", "Accept", () => ({ action: "accept", ...(selected ? { image: selected } : {}) })],
     ["reject", "Try again", () => ({ action: "reject", comment: words.value.slice(0, 1000) })],
     ["edit_prompt", "Draw my prompt", () => ({ action: "edit_prompt", prompt: words.value })],
     ["stop", "Stop here", () => ({ action: "stop" })],
@@ -188,10 +188,10 @@ function drawReview() {
     button.addEventListener("click", () => guarded(async () => {
       for (const other of form.querySelectorAll("button")) other.disabled = true;
       try {
-        await call(`/v1/runs/${shown.id}/review`, answer());
-        picked = null;
+        await call(`/v1/runs/${current.id}/review`, answer());
+        selected = null;
         delete form.dataset.of;
-        await show(shown.id);
+        await show(current.id);
       } finally {
         for (const other of form.querySelectorAll("button")) other.disabled = false;
       }
@@ -199,24 +199,24 @@ function drawReview() {
     return button;
   });
   form.replaceChildren(
-    make("p", {}, make("strong", { textContent: `${ends} Is it right?` })),
-    ...(asked.fault ? [make("p", { className: "problem", textContent: asked.fault })] : []),
+    make("p", {}, make("strong", { textContent: `${state} Is it right?` })),
+    ...(question.fault ? [make("p", { className: "problem", textContent: question.fault })] : []),
     ...(may("reject") ? [label, words] : []),
     make("div", { className: "actions" }, ...buttons),
-    requirementsEditor(asked));
+    requirementsEditor(question));
 }
 
-function requirementsEditor(asked) {
-  const lines = make("textarea", { rows: Math.min(8, asked.requirements.length + 1), id: "lines",
-    value: asked.requirements.map((r) => r.question).join("\n") });
+function requirementsEditor(question) {
+  const lines = make("textarea", { rows: Math.min(8, question.requirements.length + 1), id: "lines",
+    value: question.requirements.map((r) => r.question).join("\n") });
   const button = make("button", { type: "button", textContent: "Check against these" });
   button.addEventListener("click", () => guarded(async () => {
-    const kinds = new Map(asked.requirements.map((r) => [r.question, r.kind]));
+    const kinds = new Map(question.requirements.map((r) => [r.question, r.kind]));
     const requirements = lines.value.split("\n").map((line) => line.trim()).filter(Boolean)
-      .map((question) => ({ question, kind: kinds.get(question) ?? "other" }));
-    await call(`/v1/runs/${shown.id}/review`, { action: "edit_requirements", requirements });
+      .map((line) => ({ question: line, kind: kinds.get(line) ?? "other" }));
+    await call(`/v1/runs/${current.id}/review`, { action: "edit_requirements", requirements });
     delete $("review").dataset.of;
-    await show(shown.id);
+    await show(current.id);
   }));
   return make("details", {}, make("summary", { textContent: "Change the requirements" }),
     make("label", { htmlFor: "lines", textContent: "One yes/no question a line" }), lines, make("p", { className: "actions" }, button));
@@ -224,34 +224,34 @@ function requirementsEditor(asked) {
 
 // --- following a run ------------------------------------------------------------------------------------------------
 
-const TOLD = {
-  begin: () => ({ status: "running", told: "Planning." }),
+const UPDATES = {
+  begin: () => ({ status: "running", message: "Planning." }),
   requirements: (e) => ({ requirements: e.requirements.map((r) => ({ ...r, answer: null, reason: "" })) }),
-  memories: (e) => (e.count ? { told: `Remembered ${plural(e.count, "similar run")}.` } : {}),
-  prompt: (e) => ({ draft: e.prompt, told: `Round ${e.round}: drawing.`, progress: 0.02, fresh: true }),
+  memories: (e) => (e.count ? { message: `Remembered ${plural(e.count, "similar run")}.` } : {}),
+  prompt: (e) => ({ draft: e.prompt, message: `Round ${e.round}: drawing.`, progress: 0.02 }),
   step: (e) => ({ progress: e.step / e.steps }),
-  image: () => ({ told: "Checking.", progress: 0 }),
-  attempt: (e) => ({ told: `${e.passed} of ${e.total} passed.` }),
+  image: () => ({ message: "Checking.", progress: 0 }),
+  attempt: (e) => ({ message: `${e.passed} of ${e.total} passed.` }),
 };
 
-function happen(event) {
+function applyEvent(event) {
   if (event.event === "run") {
-    const { told, progress } = shown ?? {};
-    shown = event;
-    if (!event.ended_at) Object.assign(shown, { told, progress });
+    const { message, progress } = current ?? {};
+    current = event;
+    if (!event.ended_at) Object.assign(current, { message, progress });
   } else if (event.event === "image") {
-    shown.attempts.push(newAttempt(event));
-    shown.best ??= 0;
-    picked = event.sha256;
-    Object.assign(shown, TOLD.image());
+    current.attempts.push(newAttempt(event));
+    current.best ??= 0;
+    selected = event.sha256;
+    Object.assign(current, UPDATES.image());
   } else if (event.event === "verdict") {
-    const attempt = shown.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
+    const attempt = current.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
     const requirement = attempt?.requirements.find((r) => r.id === event.requirement_id);
     if (requirement) Object.assign(requirement, { answer: event.answer, reason: event.reason, confidence: event.confidence });
-  } else if (TOLD[event.event]) {
-    Object.assign(shown, TOLD[event.event](event));
+  } else if (UPDATES[event.event]) {
+    Object.assign(current, UPDATES[event.event](event));
     if (event.event === "attempt") {
-      const attempt = shown.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
+      const attempt = current.attempts.find((a) => a.round === event.round && a.candidate === event.candidate);
       if (attempt) Object.assign(attempt, { score: event.score, passed: event.passed, total: event.total });
     }
   }
@@ -259,9 +259,9 @@ function happen(event) {
 
 function newAttempt(event) {
   return {
-    round: event.round, candidate: event.candidate, strategy: "", prompt: shown.draft, seed: event.seed, score: 0,
+    round: event.round, candidate: event.candidate, strategy: "", prompt: current.draft, seed: event.seed, score: 0,
     passed: 0, total: 0, judged: "", experience: "", image: { url: event.url, sha256: event.sha256 },
-    requirements: shown.requirements.map((r) => ({ ...r, answer: null, reason: "" })),
+    requirements: current.requirements.map((r) => ({ ...r, answer: null, reason: "" })),
   };
 }
 
@@ -270,19 +270,19 @@ async function show(id) {
   following = new AbortController();
   const mine = following;
   const run = await call(`/v1/runs/${encodeURIComponent(id)}`);
-  if (shown?.id !== run.id) picked = null;
-  shown = run;
+  if (current?.id !== run.id) selected = null;
+  current = run;
   draw();
   if (run.status !== "queued" && run.status !== "running") return;
   let frame = 0;
   for await (const event of serverSent(`/v1/runs/${run.id}/events`, mine.signal)) {
     if (mine.signal.aborted) return;
-    if (event.event === "run" && event.status !== "running") picked = null;
-    happen(event);
+    if (event.event === "run" && event.status !== "running") selected = null;
+    applyEvent(event);
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(draw);
   }
-  if (shown.status === "waiting") $("review").querySelector("button")?.focus();
+  if (current.status === "waiting") $("review").querySelector("button")?.focus();
   await list();
 }
 
@@ -322,7 +322,7 @@ $("ask").addEventListener("submit", (event) => {
   guarded(async () => {
     button.disabled = true;
     try {
-      // A key of its own: sent twice, by a shaky network, say, it still is one run.
+      // An unreliable network may send the request twice; with the key it still begins one run only.
       const run = await call("/v1/runs", { prompt: form.prompt.value, settings: settingsOf(form) }, { "idempotency-key": crypto.randomUUID() });
       location.hash = run.id;
     } finally {
@@ -354,7 +354,7 @@ function begin() {
       await show(id);
     } else {
       following?.abort();
-      shown = null;
+      current = null;
       draw();
     }
   });

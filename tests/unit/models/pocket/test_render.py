@@ -2,9 +2,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from contact_sheet import scene_sheet
 from PIL import Image
 
-from contact_sheet import scene_sheet
 from gems.models.pocket.render import draw_scene, silhouette, sprite
 from gems.models.pocket.scene import Item, layout, sample_spec
 from gems.models.pocket.vocabulary import ATTRIBUTES, OBJECTS

@@ -1,0 +1,244 @@
+"""``gems generate`` and ``gems replay``: one run, and its images made again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from gems.cli.arguments import (
+    LIMIT_SETTINGS,
+    MEMORY_SETTINGS,
+    MODEL_SETTINGS,
+    MODELS,
+    OUTPUT,
+    SKILL_SETTINGS,
+    AsJson,
+    Quiet,
+    given_options,
+    with_settings,
+)
+from gems.cli.console import (
+    BACKEND_FAILURE,
+    BEST_EFFORT,
+    INTERRUPTED,
+    SOLVED,
+    err,
+    guarded,
+    out,
+    print_json,
+    stoppable,
+    yes_or_no,
+)
+
+if TYPE_CHECKING:
+    from gems.graph.context import GemsContext
+    from gems.runs.folder import RunFolder
+    from gems.runs.record import RunRecord
+    from gems.runs.sessions import Session
+    from gems.runs.threads import Thread
+
+__all__ = ["generate", "replay"]
+
+_WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "as_json", "quiet"})
+"""Options of ``gems generate`` that do not change the run itself."""
+
+_MODELS: Final = frozenset({"mllm", "generator", "planner", "decomposer", "verifier", "refiner"})
+"""Options that name a model, which can be code: ``python:MODULE:FACTORY``."""
+
+_EXIT_CODES: Final = {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}
+
+_ENDINGS: Final = {
+    "solved": "solved",
+    "accepted": "accepted",
+    "rounds": "not solved: rounds used up",
+    "budget": "not solved: budget used up",
+    "stalled": "not solved: no progress",
+    "cancelled": "stopped",
+    "failed": "failed",
+}
+
+
+@guarded
+@with_settings(*MODEL_SETTINGS, *SKILL_SETTINGS, *MEMORY_SETTINGS, "reuse", *LIMIT_SETTINGS, "seed", "images")
+def generate(
+    ctx: typer.Context,
+    prompt: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
+    *,
+    context: GemsContext,
+    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for the evidence of runs. With --resume, the run's own by default.",
+            show_default="gems-out",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw one image, and show why it is right.
+
+    [bold]gems generate "two red cars behind a dog" --seed 7[/bold]
+
+    [bold]gems generate --resume two-red-cars-behind-a-dog-3f9a2c[/bold]
+
+    Every run leaves OUT/RUN/ with all its images, run.json and report.html. To resume a run with python: models,
+    repeat their options: a run's file must not run code.
+    """
+    from gems.errors import InputError
+
+    if resume is not None:
+        _check_resume(prompt, given_options(ctx), context)
+    elif prompt is None:
+        raise InputError('say what the image should show: gems generate "three blue cars"')
+    with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+        from gems.runs.folder import write_run
+        from gems.runs.sessions import begin_run, resume_run
+
+        if resume is not None:
+            new_memory = context.memory_url if "memory" in given_options(ctx) else None
+            memory_url = None if new_memory is None else new_memory.get_secret_value()
+            session = resume_run(resume, out=folder, memory_url=memory_url, authority=context.authority)
+        else:
+            session = begin_run(prompt or "", context, folder or Path("gems-out"))
+    record = _run(session, quiet=quiet)
+    files = write_run(session.thread.out / session.thread.id, record, session.images)
+    _print_run(record, files, as_json=as_json)
+    if record.outcome == "cancelled":
+        err.print(f"stopped; resume it: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(_EXIT_CODES.get(record.outcome, BEST_EFFORT))
+
+
+def _check_resume(prompt: str | None, options: set[str], context: GemsContext) -> None:
+    """Refuse what a resumed run does not take: it keeps its own prompt and settings. Code has to be allowed again."""
+    from gems.authority import is_code
+    from gems.errors import InputError
+
+    if prompt is not None:
+        raise InputError("--resume keeps a run's own prompt: leave the prompt out, or start a new run")
+    allowed_code = {name for name in options & _MODELS if is_code(getattr(context, name))}
+    for name in sorted(options - _WITH_RESUME - allowed_code):
+        option = f"--{name.replace('_', '-')}"
+        raise InputError(f"--resume keeps a run's own settings: leave out {option}, or start a new run")
+
+
+def _resume_command(thread: Thread) -> str:
+    """The command that resumes a run, with the ``python:`` models that this command line allowed."""
+    models = {name: getattr(thread.context, name) for name in sorted(_MODELS)}
+    code = [f"--{name} {model}" for name, model in models.items() if model in thread.context.authority.code]
+    return " ".join(["gems generate --resume", thread.id, *code])
+
+
+def _run(session: Session, *, quiet: bool) -> RunRecord:
+    """Run a session, and show its progress. Returns the run's record."""
+    from gems.cli.live import LiveRun
+    from gems.runs.sessions import run_to_end
+
+    if not quiet:
+        hint = f"[dim]run {session.thread.id}; to resume it: {escape(_resume_command(session.thread))}[/]"
+        err.print(hint, highlight=False, soft_wrap=True)
+    with stoppable() as control, LiveRun(err) if not quiet else nullcontext() as live:
+        ending = run_to_end(session, listener=live, control=control)
+    if ending.had_ended:
+        err.print("this run had ended already; this is how it ended", highlight=False)
+    return ending.record
+
+
+def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:
+    if as_json:
+        paths = {
+            "folder": str(files.folder),
+            "image": str(files.image) if files.image else None,
+            "record": str(files.record),
+            "report": str(files.report),
+        }
+        print_json({**record.model_dump(mode="json"), "paths": paths})
+        return
+    _print_requirements(record)
+    _print_outcome(record)
+    for error in record.errors:
+        err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
+    for name, path in (("image", files.image), ("record", files.record), ("report", files.report)):
+        if path is not None:
+            out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)
+
+
+def _print_requirements(record: RunRecord) -> None:
+    """A table of what the best image was checked against, with the verifier's answers; nothing without an image."""
+    from gems.cli.live import MARKS
+
+    best = record.best_attempt
+    if best is None:
+        return
+    verdicts = {verdict.requirement_id: verdict for verdict in best.answers}
+    table = Table("", "requirement", "kind", "confidence", "seen", title=escape(record.prompt), title_style="bold")
+    for requirement in record.all_requirements:
+        skill = f" [dim]({escape(requirement.skill)})[/]" if requirement.skill else ""
+        question = escape(requirement.question) + skill
+        verdict = verdicts.get(requirement.id)
+        if verdict is None:
+            table.add_row("", question, requirement.kind, "", "not checked")
+        else:
+            confidence, reason = f"{verdict.confidence:.2f}", escape(verdict.reason)
+            table.add_row(MARKS[verdict.answer], question, requirement.kind, confidence, reason)
+    out.print(table)
+
+
+def _print_outcome(record: RunRecord) -> None:
+    """How the run ended and what it cost, in one line."""
+    usage = record.usage
+    style = "green" if record.outcome in ("solved", "accepted") else "yellow"
+    rounds = record.attempts[-1].round if record.attempts else 0
+    out.print(
+        f"[{style}]{_ENDINGS[record.outcome]}[/] after {rounds} round{_plural(rounds)}, score {record.score:.2f}; "
+        f"{usage.images} image{_plural(usage.images)}, {usage.chat_calls} chat call{_plural(usage.chat_calls)}, "
+        f"{usage.seconds:.1f} s of work",
+        highlight=False,
+    )
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"
+
+
+@guarded
+def replay(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")],
+    *,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            help="Repeat the run's python:MODULE:FACTORY: a record alone must not run code.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make every image of a run again and compare it, byte for byte. Exit code 0: all are the same; 1: some differ."""
+    from gems.authority import NO_AUTHORITY
+    from gems.errors import InputError
+    from gems.runs.record import load_record
+    from gems.runs.replay import replay as make_again
+
+    folder, record = load_record(run)
+    own_generator = record.models["generator"].name
+    if generator not in (None, own_generator):
+        raise InputError(f"the run was made with {own_generator}, not with {generator}: leave --generator out")
+    results = list(make_again(folder, record, NO_AUTHORITY.allowing([generator] if generator else [])))
+    if as_json:
+        print_json(
+            [{"file": r.file, "seed": r.seed, "record": r.same_as_record, "disk": r.same_as_file} for r in results]
+        )
+    else:
+        table = Table("image", "seed", "as recorded", "as on disk")
+        for r in results:
+            table.add_row(r.file, str(r.seed), yes_or_no(r.same_as_record), yes_or_no(r.same_as_file))
+        out.print(table)
+    raise typer.Exit(0 if all(r.same for r in results) else 1)

@@ -1,0 +1,156 @@
+"""Learning from past runs: which skills are to be drafted and tried, and doing it. ``gems skills learn`` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from langgraph.runtime import RunControl
+
+from gems.errors import InputError, MalformedAnswerError
+from gems.graph.context import GemsContext
+from gems.learning.contrasts import Lesson
+from gems.learning.drafts import draft_skill, new_lessons
+from gems.learning.shelf import LearnedSkill, learned_skills
+from gems.learning.trials import (
+    ProgressBar,
+    Runs,
+    TrialSettings,
+    awaits_trial,
+    conclude_trial,
+    held_out_prompts,
+    is_due,
+    judge_trial,
+    run_trial,
+)
+from gems.memory.embedder import init_embedder
+from gems.memory.experience import past_runs
+from gems.memory.opening import memory_location, open_store
+from gems.models.registry import init_mllm
+
+__all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "plan_learning", "remembered_runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class LearningPlan:
+    """What there is to learn."""
+
+    runs: Runs
+    lessons: list[Lesson]
+    """To be drafted."""
+    waiting: list[LearnedSkill]
+    """Drafts that have not been tried yet."""
+    to_repeat: list[LearnedSkill]
+    """Promoted skills that are to be tried again."""
+
+    def most_images(self, settings: TrialSettings) -> int:
+        """How many images the trials may cost: half as many prompts of other kinds are tried as of a skill's own."""
+        trials = len(self.lessons) + len(self.waiting) + len(self.to_repeat)
+        return trials * 2 * (settings.prompts + settings.prompts // 2) * settings.images
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """The chat model has worded a lesson."""
+
+    skill: LearnedSkill
+
+
+@dataclass(frozen=True, slots=True)
+class NotDrafted:
+    """The chat model could not word a lesson."""
+
+    lesson: Lesson
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A trial is over, and its skill is where it belongs."""
+
+    skill: LearnedSkill
+
+
+Step: TypeAlias = Drafted | NotDrafted | Tried
+
+
+def remembered_runs(context: GemsContext) -> Runs:
+    """The runs that a user's memory holds.
+
+    Raises:
+        InputError: There are none, or the memory cannot be used.
+        BackendError: The database cannot be reached.
+    """
+    store = open_store(memory_location(context), init_embedder(context.embedder))
+    runs = list(past_runs(store, context.user))
+    if not runs:
+        raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")
+    return runs
+
+
+def plan_learning(runs: Runs, context: GemsContext, settings: TrialSettings) -> LearningPlan:
+    """What these runs teach that no skill was drafted from yet, and which skills are to be tried."""
+    lessons = new_lessons(runs, generator=context.generator)
+    skills = learned_skills()
+    waiting = [skill for skill in skills if awaits_trial(skill, context)]
+    to_repeat = [skill for skill in skills if is_due(skill, runs, context, settings)]
+    return LearningPlan(runs, lessons, waiting, to_repeat)
+
+
+def learn(
+    plan: LearningPlan,
+    context: GemsContext,
+    settings: TrialSettings,
+    *,
+    control: RunControl,
+    bar: ProgressBar,
+    on_step: Callable[[Step], None],
+    promote: bool = True,
+) -> list[LearnedSkill] | None:
+    """Draft the lessons and try the skills. Hold ``lock_shelf`` from planning until this returns.
+
+    Args:
+        plan: What to do.
+        context: Models, and where the user's own skills are.
+        settings: Of the trials.
+        control: Asks for a stop.
+        bar: Shows the progress of a trial.
+        on_step: Called after each draft and each trial.
+        promote: Put skills that pass into use, rather than leaving them in quarantine.
+
+    Returns:
+        The skills that were tried; None if it was stopped. The same call resumes.
+
+    Raises:
+        BackendError: A model, the disk or the database failed.
+    """
+    drafts = _draft(plan, context, on_step)
+    redrafted = {draft.name for draft in drafts}
+    skills = [*(skill for skill in plan.waiting if skill.name not in redrafted), *drafts, *plan.to_repeat]
+    results: list[LearnedSkill] = []
+    for skill in skills:
+        prompts = held_out_prompts(plan.runs, skill.kind, settings.prompts, earlier=skill.figures)
+        rows = run_trial(skill, prompts, context, settings, control, bar)
+        if rows is None:
+            return None
+        # Of many drafts tried together, one passes by chance more easily (Bonferroni).
+        level = 1 - 0.05 / skill.cohort if skill.state == "quarantine" else 0.95
+        figures = judge_trial(skill.kind, *rows, level=level)
+        results.append(conclude_trial(skill, figures, prompts, settings, promote=promote))
+        on_step(Tried(results[-1]))
+    return results
+
+
+def _draft(plan: LearningPlan, context: GemsContext, on_step: Callable[[Step], None]) -> list[LearnedSkill]:
+    """Drafts of the lessons that the chat model can word."""
+    cohort, drafts = len(plan.lessons) + len(plan.waiting), list[LearnedSkill]()
+    for lesson in plan.lessons:
+        try:
+            model = init_mllm(context.mllm, context.chat_options, context.authority)
+            drafts.append(draft_skill(lesson, model, context, cohort=cohort))
+        except MalformedAnswerError as error:
+            on_step(NotDrafted(lesson, str(error)))
+        else:
+            on_step(Drafted(drafts[-1]))
+    return drafts

@@ -1,0 +1,129 @@
+"""A run from its beginning, or from where it was stopped, to its record: ``gems generate`` without the command line."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from langgraph.runtime import RunControl
+from pydantic import SecretStr
+
+from gems.authority import NO_AUTHORITY, Authority
+from gems.database import is_database, without_password
+from gems.errors import InputError
+from gems.graph.builder import GemsGraph, build_graph
+from gems.graph.context import GemsContext
+from gems.memory.image_store import ImageStore
+from gems.memory.opening import database_of
+from gems.paths import home
+from gems.runs.checkpoints import open_checkpoints
+from gems.runs.folder import make_folder
+from gems.runs.record import RunRecord, run_record
+from gems.runs.threads import (
+    Listener,
+    Thread,
+    begin_thread,
+    check_models,
+    finished_at,
+    has_begun,
+    has_ended,
+    load_thread,
+    run_thread,
+)
+
+__all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run that this process works on."""
+
+    thread: Thread
+    images: ImageStore
+    is_new: bool
+    has_other_memory: bool = False
+    """Whether it is resumed with another memory than it was begun with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What a session came to."""
+
+    record: RunRecord
+    had_ended: bool
+    """Whether the run had ended before this session, so that nothing was done."""
+
+
+def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
+    """A new run: its input is checked, its models are loaded, and it can be resumed. See ``begin_thread``."""
+    return Session(begin_thread(prompt, context, out), ImageStore(context.images_url), is_new=True)
+
+
+def resume_run(
+    run: str, *, out: Path | None = None, memory_url: str | None = None, authority: Authority = NO_AUTHORITY
+) -> Session:
+    """Look up a run that was stopped.
+
+    Args:
+        run: Its id, or its folder.
+        out: Where to leave its evidence. None: where it was begun to.
+        memory_url: Its memory, with a password if the database needs one: none is saved with the run. None: the memory
+            that it was begun with.
+        authority: Allows the ``python:`` models of the run again: its file must not run code.
+
+    Raises:
+        InputError: There is no such run, it is damaged, it has none of the models that ``authority`` allows, or a
+            folder cannot be written to.
+        BackendError: The database cannot be reached.
+    """
+    location = memory_url or os.environ.get("GEMS_MEMORY") or ""
+    thread = load_thread(Path(run).name, location if is_database(location) else None)
+    if other_code := sorted(authority.code.difference(thread.context.models)):
+        raise InputError(
+            f"run {thread.id} was not begun with {other_code[0]}: leave that option out, or start a new run"
+        )
+    thread = replace(thread, context=thread.context.with_authority(authority))
+    has_other_memory = False
+    if memory_url is not None:
+        earlier_url = thread.context.memory_url.get_secret_value() if thread.context.memory_url else ""
+        has_other_memory = without_password(memory_url) != without_password(earlier_url)
+        context = thread.context.model_copy(update={"memory_url": SecretStr(memory_url)})
+        thread = replace(thread, context=context)
+    thread = replace(thread, out=make_folder(out or thread.out))
+    return Session(thread, ImageStore(thread.context.images_url), is_new=False, has_other_memory=has_other_memory)
+
+
+def run_to_end(session: Session, *, listener: Listener | None = None, control: RunControl | None = None) -> Ending:
+    """Run a session to its end, or to the end of the current step once ``control`` asks for a stop.
+
+    Args:
+        session: The run.
+        listener: Gets the graph's events.
+        control: Asks for a stop.
+
+    Raises:
+        InputError: The run cannot be resumed with this memory or with these models.
+        BackendError: The disk or a database failed.
+    """
+    thread = session.thread
+    with open_checkpoints(home() / "checkpoints.sqlite", database_of(thread.context)) as saver:
+        graph = build_graph(checkpointer=saver, images=session.images)
+        had_ended = not session.is_new and _check_resumed(graph, session)
+        values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
+        finished = finished_at(graph, thread.id)
+    record = run_record(values, thread.context, thread.models, thread.id, thread.started, finished)
+    return Ending(record, had_ended)
+
+
+def _check_resumed(graph: GemsGraph, session: Session) -> bool:
+    """Make sure that a run can be resumed here. Returns whether it has ended already."""
+    thread = session.thread
+    if session.has_other_memory and not has_begun(graph, thread.id):
+        raise InputError(
+            f"run {thread.id} is not in this --memory: leave the option out, or give the memory it was begun with"
+        )
+    if has_ended(graph, thread.id):
+        return True
+    check_models(thread)
+    return False
