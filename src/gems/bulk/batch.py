@@ -80,7 +80,7 @@ class Stop:
         self._finish.set()
 
     @property
-    def wanted(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether no other prompt may begin."""
         return self._finish.is_set() or self.control.drain_requested
 
@@ -472,7 +472,7 @@ class _JobPool:
 
     def _may_begin(self, job: Job) -> bool:
         """Wait for a free thread and for room in the allowance. Returns False if the batch ends first."""
-        while not self.stop.wanted:
+        while not self.stop.is_requested:
             if len(self.in_flight) < self.concurrency and (decision := self.allowance.begin(job.index)) != "wait":
                 return decision == "go"
             self._report_finished()

@@ -353,7 +353,7 @@ class _Supervisor:
             self._stop.control.request_drain(str(error))
 
     def _forward_stop(self) -> None:
-        request = "drain" if self._stop.control.drain_requested else "finish" if self._stop.wanted else ""
+        request = "drain" if self._stop.control.drain_requested else "finish" if self._stop.is_requested else ""
         if request != self._forwarded_request:
             self._ray.get(self._coordinator.stop.remote(request))
             self._forwarded_request = request

@@ -30,4 +30,4 @@ def test_bad_prompts_do_not_end_a_batch() -> None:
     streak = FailureStreak(stop, 1)
     for _ in range(100):
         streak.add({**row_of(Job(0, "p", 1)), "error": "unknown word", "error_kind": "input"})
-    assert not stop.wanted
+    assert not stop.is_requested
