@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pocket_vision import Answer, answers, expected_calibration_error, laid_out_case
+from train_vision import MAX_ITEMS, Settings, crowded, match, messy_items, train, visibility
 
 from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Item, layout, sample_spec
 from gems.models.pocket.vision import Calibration, Detection, Sight, VisionModel, look
 from gems.models.pocket.vocabulary import ATTRIBUTES, OBJECTS
 from gems.models.pocket.weights import VISION, weights_folder
-from pocket_vision import Answer, answers, expected_calibration_error, laid_out_case
-from train_vision import MAX_ITEMS, Settings, crowded, match, messy_items, train, visibility
 
 CAR, DOG, CAT = (next(i for i, w in enumerate(OBJECTS) if w.singular == s) for s in ("car", "dog", "cat"))
 RED, BLUE = ATTRIBUTES.index("red"), ATTRIBUTES.index("blue")
@@ -161,6 +161,7 @@ def test_each_true_thing_is_matched_once():
     assert match([b, a, a, Item(DOG, RED, 0.5, 0.9, 0.2, 0.5)], [a, b]) == [1, 0, -1, -1]
 
 
+@pytest.mark.slow
 def test_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeypatch):
     settings = Settings(steps=4, batch=2, chunks=2, chunk=4, checkpoint_every=0, calibration_scenes=4)
     whole = train(tmp_path / "whole", settings)
