@@ -1,13 +1,13 @@
-"""What a bulk run gets out of a machine: against one prompt at a time, the bare generator, and a process a prompt.
+"""The throughput of a bulk run, against one prompt at a time, the bare generator, and one process for each prompt.
 
     python benchmarks/bulk_throughput.py --prompts 192 --ray
     python benchmarks/bulk_throughput.py --preset z-image-turbo --batch-size 8 --prompts 96
 
-One image a prompt, the pocket chat model. The generator is the pocket one or, with ``--preset``, a ``ZImagePipeline``
-of random weights: its images are noise, its work is that of a trained model of the same size. In one run, one after
-another: the bare generator on as many images; one prompt at a time; many in flight; the bare generator again; and, with
-``--ray``, the same on a Ray cluster of this machine. Rates leave the first results out, for as many as are in flight,
-so that they tell of neither loading nor filling. Printed as JSON.
+One image for each prompt, with the pocket chat model. The generator is the pocket one or, with ``--preset``, a
+``ZImagePipeline`` with random weights: its images are noise, but it does the work of a trained model of the same size.
+One run measures in turn: the bare generator on the same number of images; one prompt at a time; many in flight; the
+bare generator again; and, with ``--ray``, many in flight on a Ray cluster on this machine. Rates exclude the first
+results, as many as are in flight, so that they include neither loading nor filling. Printed as JSON.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from gems.options import GeneratorOptions
 from gems.seeds import seed_of_batch_prompt
 
 PROCESSES: Final = 6
-"""How many processes are measured for the memory of one a prompt."""
+"""Number of processes whose memory is measured with ``--processes``."""
 
 
 def main() -> None:
@@ -54,88 +54,88 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=192)
     parser.add_argument("--in-flight", type=int, default=64)
-    parser.add_argument("--alone", type=int, default=64, help="prompts of the run with one at a time")
-    parser.add_argument("--preset", choices=PRESETS, help="a diffusers pipeline of random weights; empty: pocket")
-    parser.add_argument("--batch-size", type=int, default=1, help="of the preset")
-    parser.add_argument("--steps", type=int, default=9, help="of the preset")
-    parser.add_argument("--size", type=int, help="pixels on a side; empty: the preset's")
+    parser.add_argument("--alone", type=int, default=64, help="number of prompts to run one at a time")
+    parser.add_argument("--preset", choices=PRESETS, help="a diffusers pipeline with random weights (default: pocket)")
+    parser.add_argument("--batch-size", type=int, default=1, help="batch size of the preset")
+    parser.add_argument("--steps", type=int, default=9, help="denoising steps of the preset")
+    parser.add_argument("--size", type=int, help="pixels on a side (default: the preset's)")
     parser.add_argument(
-        "--chat-seconds", type=float, default=0.0, help="what each chat call lasts besides, as a server's does"
+        "--chat-seconds", type=float, default=0.0, help="delay of each chat call, as with a chat server"
     )
-    parser.add_argument("--ray", action="store_true", help="also on Ray")
-    parser.add_argument("--processes", action="store_true", help="also the memory of a process a prompt")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, without_bars(), _slow_chat(given.chat_seconds):
+    parser.add_argument("--ray", action="store_true", help="measure on Ray too")
+    parser.add_argument("--processes", action="store_true", help="measure the memory of one process per prompt too")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, without_bars(), _slow_chat(args.chat_seconds):
         folder = Path(name)
-        context = _context(given, folder)
-        jobs = [Job(i, p.prompt, seed_of_batch_prompt(1, i)) for i, p in enumerate(fresh_prompts(given.prompts, 5))]
-        bare = [_bare(context, jobs)]
-        alone, _ = _bulk(folder / "alone", jobs[: given.alone], context, 1)
-        many, memory = _bulk(folder / "many", jobs, context, given.in_flight)
-        bare.append(_bare(context, jobs))
-        mean = sum(bare) / 2
-        told: dict[str, Any] = {
-            "generator": given.preset or "pocket",
+        context = _context(args, folder)
+        jobs = [Job(i, p.prompt, seed_of_batch_prompt(1, i)) for i, p in enumerate(fresh_prompts(args.prompts, 5))]
+        bare_rates = [_bare(context, jobs)]
+        single_rate, _ = _bulk(folder / "alone", jobs[: args.alone], context, 1)
+        rate, memory = _bulk(folder / "many", jobs, context, args.in_flight)
+        bare_rates.append(_bare(context, jobs))
+        mean_bare_rate = sum(bare_rates) / 2
+        report: dict[str, Any] = {
+            "generator": args.preset or "pocket",
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores",
-            "prompts": given.prompts,
-            "in_flight": given.in_flight,
-            "chat_seconds": given.chat_seconds,
-            "bare_per_second": [round(rate, 3) for rate in bare],
-            "one_at_a_time_per_second": round(alone, 3),
-            "in_flight_per_second": round(many, 3),
-            "against_one_at_a_time": round(many / alone, 3),
-            "against_bare": round(many / mean, 3),
+            "prompts": args.prompts,
+            "in_flight": args.in_flight,
+            "chat_seconds": args.chat_seconds,
+            "bare_per_second": [round(bare_rate, 3) for bare_rate in bare_rates],
+            "one_at_a_time_per_second": round(single_rate, 3),
+            "in_flight_per_second": round(rate, 3),
+            "against_one_at_a_time": round(rate / single_rate, 3),
+            "against_bare": round(rate / mean_bare_rate, 3),
             "memory_mib": memory,
         }
-        if given.processes:
-            each = _of_processes(folder, jobs[:PROCESSES])
-            told["process_mib"] = each
-            told["memory_of_a_process_a_prompt"] = round(each * given.in_flight / memory, 1)
-        if given.ray:
-            on_ray, _ = _bulk(folder / "ray", jobs, context, given.in_flight, ray=True)
-            told |= {"ray_per_second": round(on_ray, 3), "ray_against_local": round(on_ray / many, 3)}
-        print(json.dumps(told, indent=1))
+        if args.processes:
+            process_mib = _process_memory(folder, jobs[:PROCESSES])
+            report["process_mib"] = process_mib
+            report["memory_of_a_process_a_prompt"] = round(process_mib * args.in_flight / memory, 1)
+        if args.ray:
+            ray_rate, _ = _bulk(folder / "ray", jobs, context, args.in_flight, ray=True)
+            report |= {"ray_per_second": round(ray_rate, 3), "ray_against_local": round(ray_rate / rate, 3)}
+        print(json.dumps(report, indent=1))
 
 
 @contextmanager
 def _slow_chat(seconds: float) -> Iterator[None]:
-    """Make the pocket chat model answer as late as one behind a network does."""
-    at_once = PocketChatModel._generate
+    """Delay the pocket chat model's answers, as a network would."""
+    generate = PocketChatModel._generate
 
-    def later(*args: Any, **kwargs: Any) -> ChatResult:
+    def generate_late(*args: Any, **kwargs: Any) -> ChatResult:
         time.sleep(seconds)
-        return at_once(*args, **kwargs)
+        return generate(*args, **kwargs)
 
     if seconds:
-        PocketChatModel._generate = later  # type: ignore[method-assign]
+        PocketChatModel._generate = generate_late  # type: ignore[method-assign]
     try:
         yield
     finally:
-        PocketChatModel._generate = at_once  # type: ignore[method-assign]
+        PocketChatModel._generate = generate  # type: ignore[method-assign]
 
 
-def _context(given: argparse.Namespace, folder: Path) -> GemsContext:
-    once: dict[str, Any] = {"memory": False, "max_rounds": 1, "skills": False, "plan": False}
-    if not given.preset:
-        return GemsContext(**once)
-    preset, device = PRESETS[given.preset], pick_devices(None)[0]
+def _context(args: argparse.Namespace, folder: Path) -> GemsContext:
+    single_round: dict[str, Any] = {"memory": False, "max_rounds": 1, "skills": False, "plan": False}
+    if not args.preset:
+        return GemsContext(**single_round)
+    preset, device = PRESETS[args.preset], pick_devices(None)[0]
     save_pipeline(folder / "model", preset, device, pick_dtype(None, device))
     options = GeneratorOptions(
-        width=given.size or preset.size,
-        height=given.size or preset.size,
-        steps=given.steps,
-        batch_size=given.batch_size,
+        width=args.size or preset.size,
+        height=args.size or preset.size,
+        steps=args.steps,
+        batch_size=args.batch_size,
         device=device,
     )
-    return GemsContext(**once, generator=f"diffusers:{folder / 'model'}", generator_options=options)
+    return GemsContext(**single_round, generator=f"diffusers:{folder / 'model'}", generator_options=options)
 
 
 def _bare(context: GemsContext, jobs: Sequence[Job]) -> float:
-    """Images a second of the generator alone, in batches of its own size."""
+    """Images per second of the generator alone, in batches of its own size."""
     generator = init_image_generator(context.generator, context.generator_options)
     requests = [ImageRequest(job.prompt, job.seed) for job in jobs]
     size = getattr(generator, "batch_size", 1)
-    for batch in (requests[:size], requests[:size]):  # loads, and warms up
+    for batch in (requests[:size], requests[:size]):  # load and warm up
         generator.generate(batch)
     started = time.perf_counter()
     for start in range(0, len(requests), size):
@@ -146,7 +146,7 @@ def _bare(context: GemsContext, jobs: Sequence[Job]) -> float:
 
 
 def _bulk(out: Path, jobs: list[Job], context: GemsContext, in_flight: int, *, ray: bool = False) -> tuple[float, int]:
-    """Prompts a second of a bulk run, and the most memory that its process took, in MiB."""
+    """Prompts per second of a bulk run, and its process's peak memory in MiB."""
     moments: list[float] = []
 
     def on_done(row: BatchRow) -> None:
@@ -154,54 +154,54 @@ def _bulk(out: Path, jobs: list[Job], context: GemsContext, in_flight: int, *, r
             raise SystemExit(f"{row['prompt']}: {row['error']}")
         moments.append(time.perf_counter())
 
-    given: dict[str, Any] = {"concurrency": in_flight, "on_start": lambda _: None, "on_done": on_done}
+    options: dict[str, Any] = {"concurrency": in_flight, "on_start": lambda _: None, "on_done": on_done}
     with _peak() as peak:
         if ray:
             from gems.bulk.ray_driver import run_on_ray
 
-            run_on_ray(jobs, out, context, address="local", **given)
+            run_on_ray(jobs, out, context, address="local", **options)
         else:
-            run_batch(jobs, out, context, **given)
+            run_batch(jobs, out, context, **options)
     first = min(in_flight, len(moments) // 2)
     return (len(moments) - first) / (moments[-1] - moments[first - 1]), peak()
 
 
 @contextmanager
 def _peak() -> Iterator[Callable[[], int]]:
-    """The most memory of this process meanwhile, in MiB, without what it shares with others."""
-    over, most, this = threading.Event(), [0], psutil.Process()
+    """Measure the peak memory of this process within the block, in MiB; shared memory is divided among its users."""
+    stop, peak, process = threading.Event(), [0], psutil.Process()
 
     def watch() -> None:
-        while not over.wait(0.2):
-            most[0] = max(most[0], this.memory_full_info().pss >> 20)
+        while not stop.wait(0.2):
+            peak[0] = max(peak[0], process.memory_full_info().pss >> 20)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda: most[0]
+        yield lambda: peak[0]
     finally:
-        over.set()
+        stop.set()
         thread.join()
 
 
-def _of_processes(folder: Path, jobs: Sequence[Job]) -> int:
-    """What each of several processes at the same time takes, one prompt each, in MiB; what they share is divided."""
+def _process_memory(folder: Path, jobs: Sequence[Job]) -> int:
+    """Mean peak memory in MiB of concurrent processes with one prompt each; shared memory is divided among them."""
     env = {**os.environ, "GEMS_HOME": str(folder / "home")}
     command = [sys.executable, "-m", "gems", "generate", "--max-rounds", "1", "--no-plan", "--no-memory", "--quiet"]
-    running = [
+    processes = [
         psutil.Popen([*command, job.prompt, "--out", str(folder / f"p{job.index}")], env=env, stdout=subprocess.DEVNULL)
         for job in jobs
     ]
-    most = dict.fromkeys(running, 0)
-    while alive := [process for process in running if process.poll() is None]:
-        for process in alive:
+    peaks = dict.fromkeys(processes, 0)
+    while running := [process for process in processes if process.poll() is None]:
+        for process in running:
             try:
-                most[process] = max(most[process], process.memory_full_info().pss >> 20)
+                peaks[process] = max(peaks[process], process.memory_full_info().pss >> 20)
             except psutil.Error:
                 continue
         time.sleep(0.1)
     shutil.rmtree(folder / "home", ignore_errors=True)
-    return round(sum(most.values()) / len(most))
+    return round(sum(peaks.values()) / len(peaks))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Everything the pocket decoder can draw, to look at: ``python benchmarks/contact_sheet.py --out FILE``.
+"""Draw everything that the pocket decoder can draw, for inspection: ``python benchmarks/contact_sheet.py --out FILE``.
 
-Writes two pictures: FILE, every object with every attribute, and FILE with ``-scenes`` in its name, laid-out scenes.
+Writes two pictures: FILE shows every object with every attribute; FILE with ``-scenes`` in its name shows laid-out
+scenes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _INK: Final = (60, 56, 70)
 
 
 def sprite_sheet(cell: int = 96) -> Image.Image:
-    """All objects (rows) with all attributes (columns), each in a scene of its own of ``cell`` pixels."""
+    """All objects (rows) with all attributes (columns), each in its own scene of ``cell`` x ``cell`` pixels."""
     gutter, header = 84, 22
     sheet = Image.new("RGB", (gutter + cell * len(ATTRIBUTES), header + cell * len(OBJECTS)), _PAGE)
     pen = ImageDraw.Draw(sheet)
@@ -39,7 +40,7 @@ def sprite_sheet(cell: int = 96) -> Image.Image:
 
 
 def scene_sheet(n: int = 24, *, seed: int = 0, size: int = 384, columns: int = 6) -> Image.Image:
-    """So many laid-out scenes, each under its terse caption."""
+    """``n`` laid-out scenes, each under its terse caption."""
     rng = np.random.default_rng(seed)
     header, rows = 20, -(-n // columns)
     sheet = Image.new("RGB", (columns * size, rows * (size + header)), _PAGE)
@@ -54,11 +55,11 @@ def scene_sheet(n: int = 24, *, seed: int = 0, size: int = 384, columns: int = 6
 
 
 def main() -> None:
-    """Write the two sheets and say where they are."""
+    """Write the two sheets and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="where the sprite sheet goes, as a .png or .jpg file")
+    parser.add_argument("--out", type=Path, required=True, help="path of the sprite sheet, a .png or .jpg file")
     parser.add_argument("--cell", type=int, default=96, help="side of one drawing on the sprite sheet, in pixels")
-    parser.add_argument("--scenes", type=int, default=24, help="how many scenes the second sheet shows")
+    parser.add_argument("--scenes", type=int, default=24, help="number of scenes on the second sheet")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes")
     args = parser.parse_args()
     scenes = args.out.with_name(f"{args.out.stem}-scenes{args.out.suffix}")

@@ -1,15 +1,16 @@
-"""What the graph costs beside the image model: images a second through it, and from the bare diffusers pipeline.
+"""The graph's overhead over the image model: images per second through the graph and from the bare diffusers pipeline.
 
     python benchmarks/diffusers_overhead.py                                      # a small model, on a CPU
     python benchmarks/diffusers_overhead.py --preset z-image-turbo --device cuda --batches 1,2,4 --compile
 
-The model is a ``ZImagePipeline`` of random weights: its images are noise, its work is that of a trained one of the same
-size. The small one is made so that an image takes one or two seconds on one core; the medium one has a billion
+The model is a ``ZImagePipeline`` with random weights: its images are noise, but it does the work of a trained model of
+the same size. The small preset takes one or two seconds for an image on one core; the medium one has a billion
 parameters, as many as Stable Diffusion 1.5; the last one has the sizes of Z-Image-Turbo (6 billion parameters,
-bfloat16) but for its text encoder, which runs once an image and is left small.
+bfloat16) except for its text encoder, which runs once for each image and stays small.
 
-Bare pipeline and graph share one copy of the weights and make the same images in turns, so that a machine that slows
-down slows both. Each graph run plans, checks, refines and writes checkpoints, with a chat model that answers at once.
+The bare pipeline and the graph share one copy of the weights and make the same images in turns, so that a machine that
+slows down slows both. Each graph run plans, checks, refines and writes checkpoints, with a chat model that answers
+immediately.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PROMPT: Final = "two dogs"
 
 @dataclass(frozen=True)
 class Preset:
-    """Sizes of a model and of its images."""
+    """The sizes of a model and of its images."""
 
     size: int
     dim: int
@@ -58,16 +59,16 @@ class Preset:
 PRESETS: Final = {
     "small": Preset(256, 256, 12, 4, 64, (16, 16, 32, 32)),
     "medium": Preset(512, 1536, 24, 12, 64, (128, 256, 512, 512)),
-    # The configurations in https://huggingface.co/Tongyi-MAI/Z-Image-Turbo.
+    # As configured in https://huggingface.co/Tongyi-MAI/Z-Image-Turbo.
     "z-image-turbo": Preset(1024, 3840, 30, 30, 2560, (128, 256, 512, 512)),
 }
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One way to make images, measured; ``ratio`` is graph over bare, pair by pair, by the wall clock.
+    """Measurements at one batch size. ``ratio`` is graph over bare for each pair, by the wall clock.
 
-    ``cpu_ratio`` is the same of processor time, which a busy machine disturbs less; it says nothing about a GPU.
+    ``cpu_ratio`` is the same in processor time, which a busy machine disturbs less; it says nothing about a GPU.
     """
 
     batch: int
@@ -83,7 +84,7 @@ class Figures:
 
 
 def save_pipeline(folder: Path, preset: Preset, device: str, dtype: torch.dtype) -> int:
-    """Make the pipeline and save it; gives the number of the transformer's parameters."""
+    """Make the pipeline and save it. Return the number of the transformer's parameters."""
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -137,7 +138,7 @@ def save_pipeline(folder: Path, preset: Preset, device: str, dtype: torch.dtype)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, and Qwen's marks of a conversation."""
+    """One token for each byte, and a chat template that only concatenates the messages."""
     alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -147,10 +148,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def measure(folder: Path, options: GeneratorOptions, rounds: int, pairs: int) -> Figures:
-    """Make ``rounds`` batches bare and through the graph, ``pairs`` times in turns."""
+    """Make ``rounds`` batches, alternating ``pairs`` times between the bare pipeline and the graph."""
     batch = options.batch_size or 1
     generator = DiffusersGenerator(str(folder), name="random", options=options)
-    with generator.replicas.one() as replica:  # the graph's own copy of the weights
+    with generator.replicas.borrow() as replica:  # the copy of the weights that the graph uses
         pipeline = replica.pipeline
 
     def bare() -> None:
@@ -159,7 +160,7 @@ def measure(folder: Path, options: GeneratorOptions, rounds: int, pairs: int) ->
             pipeline(prompt=[PROMPT] * batch, generator=seeds, **generator.settings)
 
     with _graph(generator, batch, rounds) as through_graph:
-        bare()  # warm up, and compile if that is asked for
+        bare()  # warm up, and compile if requested
         through_graph()
         times = [(_timed(bare), _timed(through_graph)) for _ in range(pairs)]
     ratios = [b.seconds / g.seconds for b, g in times]
@@ -180,7 +181,7 @@ def measure(folder: Path, options: GeneratorOptions, rounds: int, pairs: int) ->
 
 @contextmanager
 def _graph(generator: DiffusersGenerator, batch: int, rounds: int) -> Iterator[Callable[[], None]]:
-    """A run of so many rounds through the graph, with checkpoints and images on disk as ``gems generate`` has them."""
+    """A run of ``rounds`` rounds through the graph, with checkpoints and images on disk as in ``gems generate``."""
     context = GemsContext(memory=False, seed=0, max_rounds=rounds, patience=rounds, candidates=batch)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -201,33 +202,35 @@ def _graph(generator: DiffusersGenerator, batch: int, rounds: int) -> Iterator[C
 
 
 @dataclass(frozen=True)
-class _Spent:
+class _Cost:
     seconds: float
     cpu_seconds: float
     peak_gb: float | None
 
 
-def _timed(action: Callable[[], None]) -> _Spent:
+def _timed(action: Callable[[], None]) -> _Cost:
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     start, cpu_start = time.perf_counter(), time.process_time()
-    action()  # it ends with pixels in Python, so that the GPU has nothing left to do
+    action()  # it ends with pixels in Python, so the GPU has nothing left to do
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    return _Spent(seconds, cpu_seconds, torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None)
+    return _Cost(seconds, cpu_seconds, torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
-    parser.add_argument("--device", help="empty: the best that is here")
-    parser.add_argument("--size", type=int, help="pixels on a side; empty: the preset's")
+    parser.add_argument("--device", help="default: the best device available")
+    parser.add_argument("--size", type=int, help="pixels on a side (default: the preset's)")
     parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--batches", default="1", help="batch sizes, with commas between them")
-    parser.add_argument("--compile", action="store_true", help="measure each batch size compiled, too")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of a run, a batch each")
-    parser.add_argument("--pairs", type=int, default=5, help="measurements, of each kind in turns")
+    parser.add_argument("--batches", default="1", help="batch sizes, separated by commas")
+    parser.add_argument("--compile", action="store_true", help="also measure each batch size with the model compiled")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of a run, one batch each")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="measurements of the bare pipeline and of the graph, in turns"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     preset, device = PRESETS[args.preset], pick_devices(args.device)[0]
@@ -247,7 +250,7 @@ def main() -> None:
             for compiled in ((False, True) if args.compile else (False,))
             for batch in args.batches.split(",")
         ]
-    about = {
+    setup = {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "dtype": str(dtype)[6:],
         "transformer_parameters": parameters,
@@ -257,9 +260,9 @@ def main() -> None:
         "pairs": args.pairs,
     }
     if args.json:
-        print(json.dumps(about | {"figures": [asdict(f) for f in figures]}))
+        print(json.dumps(setup | {"figures": [asdict(f) for f in figures]}))
         return
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    print(", ".join(f"{name} {value}" for name, value in setup.items()))
     for f in figures:
         peak = f"; peak {f.graph_peak_gb:.1f} GB, bare {f.bare_peak_gb:.1f} GB" if f.bare_peak_gb else ""
         print(

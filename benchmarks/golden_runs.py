@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from forked import gems, run
 
-HERE = Path(__file__).with_name("golden_runs.json")
+RECORDED = Path(__file__).with_name("golden_runs.json")
 
 VOLATILE = frozenset(
     {
@@ -152,10 +152,10 @@ def runs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     home, out = folder / "home", folder / "out"
 
     def entry(*arguments: object, keep: bool = True, at: Path = home) -> tuple[str, dict[str, Any]]:
-        done = gems(*arguments, home=at, cwd=folder, timeout=300)
-        result = read_json(done.stdout) if keep else None
+        process = gems(*arguments, home=at, cwd=folder, timeout=300)
+        result = read_json(process.stdout) if keep else None
         name = " ".join(map(str, arguments)).replace(str(folder), "F")
-        return name, {"exit": done.returncode, "output": result}
+        return name, {"exit": process.returncode, "output": result}
 
     for number, arguments in enumerate(GENERATE):
         own = folder / "homes" / str(number)
@@ -194,11 +194,11 @@ def runs(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         lines = (folder / f"b{k}" / "results.jsonl").read_text().splitlines()
         result["rows"] = sorted((stable(json.loads(line)) for line in lines), key=lambda row: str(row.get("index")))
         yield name, result
-    done = gems("graph", home=home)
-    arrows = re.sub(r"description = [^<]*", "", done.stdout)
-    yield "graph", {"exit": done.returncode, "output": arrows}
-    done = run([sys.executable, "-c", SCHEMAS], cwd=folder)
-    yield "schemas", {"exit": done.returncode, "output": bare(json.loads(done.stdout))}
+    process = gems("graph", home=home)
+    arrows = re.sub(r"description = [^<]*", "", process.stdout)
+    yield "graph", {"exit": process.returncode, "output": arrows}
+    process = run([sys.executable, "-c", SCHEMAS], cwd=folder)
+    yield "schemas", {"exit": process.returncode, "output": bare(json.loads(process.stdout))}
 
 
 SCHEMAS = """
@@ -238,7 +238,7 @@ def main() -> int:
     """Run all commands, then record or compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["record", "compare"])
-    parser.add_argument("file", type=Path, nargs="?", default=HERE)
+    parser.add_argument("file", type=Path, nargs="?", default=RECORDED)
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gems-golden-") as folder:

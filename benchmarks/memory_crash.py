@@ -1,16 +1,16 @@
-"""Processes that write to one memory store and are killed: is all there that was acknowledged, and is it found?
+"""Processes that write to one memory store and are killed: is everything acknowledged still stored and searchable?
 
     python benchmarks/memory_crash.py --writers 8 --records 10000 --kills 24 --out /tmp/memory-crash
 
-Each writer puts records of its own in batches of 1 to 50, overwrites and deletes some of them again, and notes in a
-journal what was acknowledged, once the put has returned. What it does in which order follows from the seed, so that
-everybody knows what the store has to hold. The parent kills writers with SIGKILL at random moments, some of them while
-they merge the index, looks at what the dead one left, and starts it again where its journal ends. Meanwhile a reader
-searches: what was acknowledged before it asked must be found, at its own vector, and whatever is found must be what it
-says it is. At the end everything is compared. Printed as JSON; the exit code is 1 if anything was lost or wrong.
+Each writer puts records of its own in batches of 1 to 50, overwrites and deletes some of them, and records in a journal
+what was acknowledged, once the put has returned. Its operations and their order follow from the seed, so that every
+process knows what the store must contain. The parent kills writers with SIGKILL at random moments, some of them while
+they merge the index, checks what the dead writer left, and restarts it where its journal ends. Meanwhile a reader
+searches: it must find what was acknowledged before its query, at that record's own vector, and every result must be
+consistent. At the end everything is compared. Printed as JSON; the exit code is 1 if anything was lost or wrong.
 
-Lost is what was acknowledged and is not there, or there as it was before. Wrong is everything else: half a batch, a
-record that came back, a score that is not that of the value, a search that does not find a record by its own vector.
+A record is lost if it was acknowledged and is missing or has an earlier value. Wrong is everything else: half a batch,
+a deleted record that came back, a score that does not match the value, a search that misses a record by its own vector.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ _BATCH: Final = 50
 _OVERWRITES: Final = 0.15
 _DELETES: Final = 0.07
 _LOOK_BACK: Final = 300
-"""Operations that are looked at when their writer has died, and that the reader asks for."""
-_OF_MERGES: Final = 3
-"""Every third kill hits a process that merges the index, if there is one."""
+"""Number of latest operations that are checked after their writer died, and that the reader searches for."""
+_KILLS_PER_MERGE_KILL: Final = 3
+"""One kill in three hits a process that is merging the index, if there is one."""
 _TOLERANCE: Final = 1e-4
 
 
 class Operation(NamedTuple):
-    """A put or a deletion; numbers rise with each of a writer's operations."""
+    """A put, or a deletion if it is not ``alive``. A writer numbers its operations from 1."""
 
     number: int
     key: str
     alive: bool
 
 
-Wanted = Mapping[str, Operation]
-"""By key, what was last done to it."""
+LastOperations = Mapping[str, Operation]
+"""By key, the last operation on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is done, and where."""
+    """The settings of a trial, and its files."""
 
     out: Path
     writers: int
@@ -72,59 +72,59 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """The store's."""
+        """The folder of the store."""
         return self.out / "store"
 
     def open(self) -> FaissStore:
-        """The store."""
+        """Open the store."""
         return FaissStore(self.folder, embedder=Numbered(_DIMS))
 
     def journal(self, writer: int) -> Path:
-        """Where a writer notes the number of the last operation that was acknowledged."""
+        """The file where a writer records the number of the last operation acknowledged."""
         return self.out / f"journal-{writer}"
 
     def merges(self, writer: int) -> Path:
-        """There while a writer merges the index."""
+        """A file that exists while a writer merges the index."""
         return self.out / f"merges-{writer}"
 
     def acknowledged(self, writer: int) -> int:
-        """That number; 0 if nothing was."""
+        """The number of the last operation acknowledged to a writer; 0 if there is none."""
         with suppress(OSError):
             whole = self.journal(writer).read_bytes().rpartition(b"\n")[0]
             return int(whole.rpartition(b"\n")[2] or 0)
         return 0
 
     def arguments(self) -> list[str]:
-        """For a process of this trial."""
+        """The command-line arguments for a process of this trial."""
         return [f"--{name}={getattr(self, name)}" for name in ("out", "writers", "records", "seed")]
 
 
 def plan(trial: Trial, writer: int) -> list[list[Operation]]:
-    """The batches of a writer."""
+    """All batches of a writer."""
     dice = random.Random(f"{trial.seed} {writer}")
     batches: list[list[Operation]] = []
-    number = made = 0
-    while made < trial.records:
+    number = created = 0
+    while created < trial.records:
         batch = []
         for _ in range(dice.randint(1, _BATCH)):
             number += 1
-            roll = dice.random() if made else 1.0
-            if roll > _OVERWRITES + _DELETES and made < trial.records:
-                made += 1
-                batch.append(Operation(number, str(made), alive=True))
+            roll = dice.random() if created else 1.0
+            if roll > _OVERWRITES + _DELETES and created < trial.records:
+                created += 1
+                batch.append(Operation(number, str(created), alive=True))
             else:
-                batch.append(Operation(number, str(dice.randint(1, max(made, 1))), alive=roll > _DELETES))
+                batch.append(Operation(number, str(dice.randint(1, max(created, 1))), alive=roll > _DELETES))
         batches.append(batch)
     return batches
 
 
 def after(operations: Sequence[Operation]) -> dict[str, Operation]:
-    """What was last done to each key."""
+    """The last operation on each key."""
     return {operation.key: operation for operation in operations}
 
 
 def text_of(writer: int, operation: Operation) -> str:
-    """The text whose vector is put."""
+    """The text whose vector the operation stores."""
     return f"{writer}:{operation.number}"
 
 
@@ -132,15 +132,15 @@ def text_of(writer: int, operation: Operation) -> str:
 
 
 def write(trial: Trial, writer: int) -> None:
-    """Put what the journal does not hold yet."""
-    done = trial.acknowledged(writer)
+    """Put the batches that are not in the journal yet."""
+    acknowledged = trial.acknowledged(writer)
     with closing(trial.open()) as store, trial.journal(writer).open("ab", buffering=0) as journal:
         for batch in plan(trial, writer):
-            if batch[-1].number <= done:
+            if batch[-1].number <= acknowledged:
                 continue
             store.batch([_put(writer, operation) for operation in batch])
             journal.write(b"%d\n" % batch[-1].number)
-            _tell_of_merges(store, trial.merges(writer))
+            _mark_merges(store, trial.merges(writer))
     trial.merges(writer).unlink(missing_ok=True)
 
 
@@ -149,7 +149,7 @@ def _put(writer: int, operation: Operation) -> PutOp:
     return PutOp((_ROOT, str(writer)), operation.key, value, ["t"])
 
 
-def _tell_of_merges(store: FaissStore, sign: Path) -> None:
+def _mark_merges(store: FaissStore, sign: Path) -> None:
     if store._merging is not None and not store._merging.done():
         sign.touch()
     else:
@@ -160,7 +160,7 @@ def _tell_of_merges(store: FaissStore, sign: Path) -> None:
 
 
 class Reader:
-    """Searches for what was acknowledged, and for what was deleted, and doubts whatever it finds."""
+    """Searches for records that were acknowledged or deleted, and checks every result."""
 
     def __init__(self, trial: Trial, store: FaissStore) -> None:
         self.trial, self.store = trial, store
@@ -174,54 +174,54 @@ class Reader:
         self.wrong: list[str] = []
 
     def ask(self) -> bool:
-        """One search; False if there is nothing to be found yet."""
+        """Make one search. Return False if nothing has been acknowledged yet."""
         writer = self.dice.randrange(self.trial.writers)
-        upto = self.trial.acknowledged(writer)
-        if not upto:
+        acknowledged = self.trial.acknowledged(writer)
+        if not acknowledged:
             return False
-        some = self.plans[writer][self.dice.randint(max(1, upto - _LOOK_BACK), upto) - 1]
-        last = self._last(writer, some.key, upto)
+        operation = self.plans[writer][self.dice.randint(max(1, acknowledged - _LOOK_BACK), acknowledged) - 1]
+        last = self._last(writer, operation.key, acknowledged)
         prefix = self.dice.choice([(_ROOT,), (_ROOT, str(writer))])
-        # What was deleted is asked for with the vector of what it may have been, and must not be found.
-        found = self.store.search(prefix, query=text_of(writer, last if last.alive else some), limit=5)
-        self.wrong += self.doubts(text_of(writer, last if last.alive else some), found)
-        mine = [item for item in found if (item.namespace, item.key) == ((_ROOT, str(writer)), last.key)]
-        if any(_number(item) < last.number for item in mine):
+        # A deleted record is searched for by a vector that it may have had, and must not be found.
+        results = self.store.search(prefix, query=text_of(writer, last if last.alive else operation), limit=5)
+        self.wrong += self.mistakes(text_of(writer, last if last.alive else operation), results)
+        matches = [item for item in results if (item.namespace, item.key) == ((_ROOT, str(writer)), last.key)]
+        if any(_number(item) < last.number for item in matches):
             self.wrong.append(f"{writer}/{last.key}: found as it was before {last.number}")
-        elif last.alive and not (mine and mine[0] is found[0] and (mine[0].score or 0) > 1 - _TOLERANCE):
-            now = self.store.get((_ROOT, str(writer)), last.key)
-            if now is not None and _number(now) == last.number:  # else it was changed meanwhile
+        elif last.alive and not (matches and matches[0] is results[0] and (matches[0].score or 0) > 1 - _TOLERANCE):
+            current = self.store.get((_ROOT, str(writer)), last.key)
+            if current is not None and _number(current) == last.number:  # else it has changed since
                 self.wrong.append(f"{writer}/{last.key}: there, and not found by its own vector")
         return True
 
-    def doubts(self, text: str, found: Sequence[SearchItem]) -> list[str]:
-        """What is not as it says it is."""
+    def mistakes(self, text: str, results: Sequence[SearchItem]) -> list[str]:
+        """What is inconsistent in the results of a search for ``text``."""
         query, wrong = self.embedder.vector(text), []
-        for item in found:
+        for item in results:
             operation = self.plans[int(item.namespace[1])][_number(item) - 1]
             if not operation.alive or item.key != operation.key or item.value["t"].split(":")[0] != item.namespace[1]:
                 wrong.append(f"{item.namespace}/{item.key}: holds {item.value}")
             score = float(self.embedder.vector(item.value["t"]) @ query)
             if item.score is None or abs(item.score - score) > _TOLERANCE:
                 wrong.append(f"{item.namespace}/{item.key}: {item.score}, and its value's score is {score}")
-        scores = [item.score or 0 for item in found]
+        scores = [item.score or 0 for item in results]
         return wrong + (["not the nearest first"] if scores != sorted(scores, reverse=True) else [])
 
-    def _last(self, writer: int, key: str, upto: int) -> Operation:
+    def _last(self, writer: int, key: str, acknowledged: int) -> Operation:
         numbers = self.numbers[writer][key]
-        return self.plans[writer][numbers[bisect.bisect_right(numbers, upto) - 1] - 1]
+        return self.plans[writer][numbers[bisect.bisect_right(numbers, acknowledged) - 1] - 1]
 
 
 def _number(item: Item) -> int:
-    return _number_in(item.value["t"])
+    return _number_of_text(item.value["t"])
 
 
-def _number_in(text: str) -> int:
+def _number_of_text(text: str) -> int:
     return int(text.split(":")[1])
 
 
 def read(trial: Trial) -> None:
-    """Search until told to stop, then print what was wrong."""
+    """Search until the file ``stop`` exists, then print what was wrong."""
     with closing(trial.open()) as store:
         reader, searches = Reader(trial, store), 0
         while not (trial.out / "stop").exists():
@@ -237,22 +237,22 @@ def read(trial: Trial) -> None:
 
 @dataclass(slots=True)
 class Findings:
-    """What became of it."""
+    """The outcome of a trial."""
 
-    lost: list[str] = field(default_factory=list)
+    lost_records: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    """Processes that ended by themselves, and not well."""
+    """Processes that failed on their own, and failed integrity checks."""
     kills: int = 0
     kills_in_merges: int = 0
     restarts: int = 0
 
-    def compare(self, writer: int, wanted: Wanted, held: Mapping[str, str | None]) -> None:
-        """Note where a store does not hold what it must."""
-        for key, operation in wanted.items():
-            text = held.get(key)
-            if operation.alive and (text is None or _number_in(text) < operation.number):
-                self.lost.append(f"{writer}/{key}: {text} in place of {operation}")
+    def compare(self, writer: int, expected: LastOperations, texts: Mapping[str, str | None]) -> None:
+        """Record where the texts in a store differ from the expected ones."""
+        for key, operation in expected.items():
+            text = texts.get(key)
+            if operation.alive and (text is None or _number_of_text(text) < operation.number):
+                self.lost_records.append(f"{writer}/{key}: {text} in place of {operation}")
             elif text != (text_of(writer, operation) if operation.alive else None):
                 self.wrong.append(f"{writer}/{key}: {text}, and {operation} was the last")
 
@@ -266,11 +266,11 @@ class Parent:
         self.moments = sorted(self.dice.uniform(0.01, 0.95) for _ in range(kills))
         self.plans = [plan(trial, writer) for writer in range(trial.writers)]
         self.total = sum(batches[-1][-1].number for batches in self.plans)
-        self.found = Findings()
+        self.findings = Findings()
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
     def run(self) -> None:
-        """Until every writer is done."""
+        """Run until every writer is done."""
         with closing(self.trial.open()) as store:
             for writer in range(self.trial.writers):
                 self._start(writer)
@@ -288,53 +288,53 @@ class Parent:
                 continue
             del self.processes[writer]
             if process.returncode:
-                self.found.failures.append(f"writer {writer} ended by itself with {process.returncode}")
+                self.findings.failures.append(f"writer {writer} ended by itself with {process.returncode}")
 
     def _kill_if_due(self, store: FaissStore) -> None:
-        if not self.processes or self.found.kills >= self.kills:
+        if not self.processes or self.findings.kills >= self.kills:
             return
         merging = [writer for writer in self.processes if self.trial.merges(writer).exists()]
-        done = sum(self.trial.acknowledged(writer) for writer in range(self.trial.writers)) / self.total
-        if merging and self.found.kills_in_merges < self.kills // _OF_MERGES:
+        progress = sum(self.trial.acknowledged(writer) for writer in range(self.trial.writers)) / self.total
+        if merging and self.findings.kills_in_merges < self.kills // _KILLS_PER_MERGE_KILL:
             time.sleep(self.dice.random())
-        elif done < self.moments[self.found.kills]:
+        elif progress < self.moments[self.findings.kills]:
             return
         victim = self.dice.choice(merging or sorted(self.processes))
         process = self.processes[victim]
         process.send_signal(signal.SIGKILL)
-        if process.wait() != -signal.SIGKILL:  # it had ended meanwhile
+        if process.wait() != -signal.SIGKILL:  # it had already ended
             return
-        self.found.kills += 1
-        self.found.kills_in_merges += self.trial.merges(victim).exists()
+        self.findings.kills += 1
+        self.findings.kills_in_merges += self.trial.merges(victim).exists()
         self.trial.merges(victim).unlink(missing_ok=True)
-        say(f"{done:.0%} acknowledged; kill {self.found.kills} of {self.kills}: writer {victim}")
+        say(f"{progress:.0%} acknowledged; kill {self.findings.kills} of {self.kills}: writer {victim}")
         self._look_at(victim, store)
-        self.found.restarts += 1
+        self.findings.restarts += 1
         self._start(victim)
 
     def _look_at(self, writer: int, store: FaissStore) -> None:
-        """What the dead one left: all that was acknowledged, and of the batch it was at all or nothing."""
-        upto = self.trial.acknowledged(writer)
+        """Check what a killed writer left: everything acknowledged, and its last batch either whole or not at all."""
+        acknowledged = self.trial.acknowledged(writer)
         operations = [o for batch in self.plans[writer] for o in batch]
-        begun = next((batch for batch in self.plans[writer] if batch[0].number == upto + 1), [])
-        before = after(operations[:upto])
-        recent = {o.key for o in [*operations[max(0, upto - _LOOK_BACK) : upto], *begun]}
-        held = _values(store, writer, sorted(recent))
+        open_batch = next((batch for batch in self.plans[writer] if batch[0].number == acknowledged + 1), [])
+        before = after(operations[:acknowledged])
+        recent = {o.key for o in [*operations[max(0, acknowledged - _LOOK_BACK) : acknowledged], *open_batch]}
+        texts = _values(store, writer, sorted(recent))
         candidates = []
-        for wanted in (before, before | after(begun)):
-            nobody = Findings()
-            nobody.compare(writer, {key: wanted[key] for key in recent if key in wanted}, held)
-            # What was in no acknowledged batch may only be there with the one that was begun.
-            nobody.wrong += [f"{writer}/{key}: half a batch" for key in recent if key not in wanted and held[key]]
-            candidates.append(nobody)
-        best = min(candidates, key=lambda findings: len(findings.lost) + len(findings.wrong))
-        self.found.lost += best.lost
-        self.found.wrong += best.wrong
+        for expected in (before, before | after(open_batch)):
+            findings = Findings()
+            findings.compare(writer, {key: expected[key] for key in recent if key in expected}, texts)
+            # A key from no acknowledged batch may only exist together with the rest of the open batch.
+            findings.wrong += [f"{writer}/{key}: half a batch" for key in recent if key not in expected and texts[key]]
+            candidates.append(findings)
+        best = min(candidates, key=lambda findings: len(findings.lost_records) + len(findings.wrong))
+        self.findings.lost_records += best.lost_records
+        self.findings.wrong += best.wrong
 
 
-def _process(role: str, trial: Trial, *more: int) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, role, *map(str, more), *trial.arguments()]
-    # Nine processes with a thread per core each would only wait for one another.
+def _process(role: str, trial: Trial, *arguments: int) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, role, *map(str, arguments), *trial.arguments()]
+    # Nine processes with a thread per core each would only slow each other down.
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)  # noqa: S603
 
@@ -345,98 +345,98 @@ def _values(store: FaissStore, writer: int, keys: Sequence[str]) -> dict[str, st
 
 
 def look_at_all(trial: Trial, parent: Parent, samples: int) -> int:
-    """Compare everything with the plans, and search for some of it; how many records there are."""
+    """Compare everything with the plans and search for samples. Return the number of records."""
     count, alive = 0, []
     with closing(trial.open()) as store:
         reader = Reader(trial, store)
         for writer, batches in enumerate(parent.plans):
-            wanted = after([operation for batch in batches for operation in batch])
-            items = store.search((_ROOT, str(writer)), limit=2 * len(wanted))
-            held = {item.key: item.value["t"] for item in items}
-            parent.found.compare(writer, wanted, held)
-            parent.found.wrong += [f"{writer}/{key}: nobody put it" for key in held.keys() - wanted.keys()]
-            count += len(held)
-            alive += [(writer, operation) for operation in wanted.values() if operation.alive]
+            expected = after([operation for batch in batches for operation in batch])
+            items = store.search((_ROOT, str(writer)), limit=2 * len(expected))
+            texts = {item.key: item.value["t"] for item in items}
+            parent.findings.compare(writer, expected, texts)
+            parent.findings.wrong += [f"{writer}/{key}: nobody put it" for key in texts.keys() - expected.keys()]
+            count += len(texts)
+            alive += [(writer, operation) for operation in expected.values() if operation.alive]
         say(f"{count} records; searching for {min(samples, len(alive))} of them")
         for writer, operation in parent.dice.sample(alive, min(samples, len(alive))):
             text = text_of(writer, operation)
-            found = store.search((_ROOT,), query=text, limit=5)
-            parent.found.wrong += reader.doubts(text, found)
-            first = found[0] if found else None
-            if first is None or (first.value["t"], round(first.score or 0, 4)) != (text, 1):
-                parent.found.wrong.append(f"{writer}/{operation.key}: not found first by its own vector")
+            results = store.search((_ROOT,), query=text, limit=5)
+            parent.findings.wrong += reader.mistakes(text, results)
+            nearest = results[0] if results else None
+            if nearest is None or (nearest.value["t"], round(nearest.score or 0, 4)) != (text, 1):
+                parent.findings.wrong.append(f"{writer}/{operation.key}: not found first by its own vector")
     return count
 
 
 def crash(trial: Trial, kills: int, samples: int) -> dict[str, Any]:
-    """All of it."""
-    begin = time.monotonic()
+    """Run the whole trial."""
+    start = time.monotonic()
     parent = Parent(trial, kills)
     reader = _process("read", trial)
     try:
         parent.run()
     finally:
         (trial.out / "stop").touch()
-        for process in parent.processes.values():  # none, unless we were interrupted
+        for process in parent.processes.values():  # none, unless the trial was interrupted
             process.kill()
-    said, _ = reader.communicate(timeout=300)
-    reading: dict[str, Any] = json.loads(said) if reader.returncode == 0 else {"searches": 0, "wrong": []}
+    output, _ = reader.communicate(timeout=300)
+    reading: dict[str, Any] = json.loads(output) if reader.returncode == 0 else {"searches": 0, "wrong": []}
     if reader.returncode:
-        parent.found.failures.append(f"the reader ended by itself with {reader.returncode}")
-    parent.found.wrong += reading["wrong"]
-    present = look_at_all(trial, parent, samples)
+        parent.findings.failures.append(f"the reader ended by itself with {reader.returncode}")
+    parent.findings.wrong += reading["wrong"]
+    record_count = look_at_all(trial, parent, samples)
     health = {name: right for name, right, _ in verify(trial.folder)}
-    # Our records are no runs of GEMS; all other checks hold for any store.
-    parent.found.failures += [f"{name} is not whole" for name, right in health.items() if not right]
+    # The records are not runs of GEMS; the other checks apply to any store.
+    parent.findings.failures += [f"{name} is not whole" for name, right in health.items() if not right]
     return {
         "acknowledged": sum(trial.acknowledged(writer) for writer in range(trial.writers)),
-        "records": present,
-        "lost": len(parent.found.lost),
-        "wrong": len(parent.found.wrong),
-        "kills": parent.found.kills,
-        "kills_in_merges": parent.found.kills_in_merges,
-        "restarts": parent.found.restarts,
+        "records": record_count,
+        "lost": len(parent.findings.lost_records),
+        "wrong": len(parent.findings.wrong),
+        "kills": parent.findings.kills,
+        "kills_in_merges": parent.findings.kills_in_merges,
+        "restarts": parent.findings.restarts,
         "searches_meanwhile": reading["searches"],
         "samples": samples,
         "whole": health,
-        "failures": parent.found.failures,
-        "such_as": (parent.found.lost + parent.found.wrong)[:10],
-        "seconds": round(time.monotonic() - begin, 1),
+        "failures": parent.findings.failures,
+        "such_as": (parent.findings.lost_records + parent.findings.wrong)[:10],
+        "seconds": round(time.monotonic() - start, 1),
     }
 
 
 def main() -> None:
-    """One of the processes."""
+    """Run the trial, or one of its processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("role", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--writers", type=int, default=8)
-    parser.add_argument("--records", type=int, default=10_000, help="of each writer")
+    parser.add_argument("--records", type=int, default=10_000, help="records of each writer")
     parser.add_argument("--kills", type=int, default=24)
-    parser.add_argument("--samples", type=int, default=2000, help="records that are searched for at the end")
+    parser.add_argument("--samples", type=int, default=2000, help="records to search for at the end")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="an empty or missing folder; removed if all is well")
-    given = parser.parse_args()
-    trial = Trial(given.out, given.writers, given.records, given.seed)
-    match given.role:
+    parser.add_argument("--out", type=Path, required=True, help="an empty or missing folder; removed if nothing failed")
+    args = parser.parse_args()
+    trial = Trial(args.out, args.writers, args.records, args.seed)
+    match args.role:
         case ["write", writer]:
             write(trial, int(writer))
         case ["read"]:
             read(trial)
         case []:
-            if given.out.exists() and any(given.out.iterdir()):
-                parser.error(f"{given.out} is not empty")
-            given.out.mkdir(parents=True, exist_ok=True)
-            report = crash(trial, given.kills, given.samples)
+            if args.out.exists() and any(args.out.iterdir()):
+                parser.error(f"{args.out} is not empty")
+            args.out.mkdir(parents=True, exist_ok=True)
+            report = crash(trial, args.kills, args.samples)
             print(json.dumps(report, indent=1))
             if report["lost"] or report["wrong"] or report["failures"]:
                 sys.exit(1)
-            shutil.rmtree(given.out)
+            shutil.rmtree(args.out)
         case _:
-            parser.error(f"{' '.join(given.role)}: nothing that could be done")
+            parser.error(f"unknown role {' '.join(args.role)}")
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

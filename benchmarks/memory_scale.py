@@ -1,18 +1,18 @@
-"""How the memory store does with many records: against the bare FAISS index, and against other stores.
+"""The performance of the memory store with many records, against the bare FAISS index and against other stores.
 
     python benchmarks/memory_scale.py --records 1000000 --out /tmp/memory-scale
     python benchmarks/memory_scale.py --records 100000 --against --table --out /tmp/memory-scale-100k
 
-Vectors have MiniLM's geometry without its cost: each mixes those of three real prompts, which are embedded first.
-Queries are mixed the same way and are in no store; another seed has other prompts, other vectors and other queries.
-A tenth of the records lies in each of ten namespaces, but for a hundred that have a small one of their own. Recall is
-of the ten nearest, against comparison with all. Times are of one query after another, from one thread, and do not hold
-the embedding of the query, which costs every store the same. A store is opened again in the process that filled it.
+Vectors have MiniLM's geometry without its cost: each is a mix of the vectors of three real prompts, which are embedded
+first. Queries are mixed in the same way and are in no store; another seed gives other prompts, vectors and queries.
+Each of ten namespaces contains a tenth of the records, except for a hundred in a small namespace of their own. Recall
+is that of the ten nearest, against an exhaustive comparison. Times are for one query after another in one thread,
+without the embedding of the query, which costs every store the same. A store is reopened in the process that filled it.
 
-Other stores are those of ``memory_stores``; one that cannot be run is named, with the reason. Where a search
-is approximate and its effort can be chosen, each kind of search is made with the least effort whose recall, on queries
-that are not measured, comes near to FaissStore's. Last, a process that puts records is killed three times, and what it
-had been told was put is looked for. Printed as JSON, or as a table in Markdown.
+The other stores are those of ``memory_stores``; one that is unavailable is listed with the reason. If a search is
+approximate and its effort can be chosen, each kind of search uses the least effort whose recall, on queries that are
+not measured, is close to FaissStore's. Last, a process that puts records is killed three times, and the acknowledged
+records are looked for. Printed as JSON, or as a table in Markdown.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from gems.memory.store import FaissStore
 
 QUERIES: Final = 300
 TRIALS: Final = 50
-"""Queries by which an effort is chosen; they are not measured."""
+"""Queries for choosing an effort; they are not measured."""
 K: Final = 10
-OURS: Final = "FaissStore"
+REFERENCE: Final = "FaissStore"
 SMALL: Final = "small"
-_FEWEST: Final = 400
-"""Records from which on every search has ten to find."""
-_NEAR: Final = 0.01
-_AT_LEAST: Final = 0.95
-_PATIENCE: Final = 60
-"""Seconds after which a kind of search was measured often enough."""
+_LEAST_RECORDS: Final = 400
+"""With this many records, every search has at least ten to find."""
+_RECALL_TOLERANCE: Final = 0.01
+_LEAST_RECALL: Final = 0.95
+_MAX_SECONDS: Final = 60
+"""Seconds after which no further searches of a kind are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Case:
     half: int | None = None
 
     def holds(self, record: Record) -> bool:
-        """Whether a record can be found by it."""
+        """Whether this kind of search can return a record."""
         return self.namespace in (None, record.namespace) and self.half in (None, record.half)
 
 
@@ -75,45 +75,45 @@ CASES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every store is measured with."""
+    """The data that every store is measured with."""
 
     records: list[Record]
     embedder: Prepared
     truth: dict[str, list[set[str]]]
-    """By case, for each query, the keys of the nearest."""
+    """By case, the keys of the nearest records to each query."""
 
     @property
     def dims(self) -> int:
-        """Of the vectors."""
+        """Dimensions of the vectors."""
         return int(self.embedder.vectors.shape[1])
 
     def query(self, n: int) -> str:
-        """The text whose vector is the n-th query's; those behind the first ``QUERIES`` are for trials."""
+        """The text of the n-th query; those after the first ``QUERIES`` are for choosing an effort."""
         return str(len(self.records) + n)
 
 
 def main() -> None:
     """Measure, and print."""
-    given = _arguments()
-    bench = prepare(given.records, given.seed)
-    report: dict[str, Any] = {"records": given.records, "seed": given.seed, "dims": bench.dims, "queries": QUERIES}
+    args = _arguments()
+    bench = prepare(args.records, args.seed)
+    report: dict[str, Any] = {"records": args.records, "seed": args.seed, "dims": bench.dims, "queries": QUERIES}
     stores: dict[str, Any] = report.setdefault("stores", {})
-    others = [] if given.against is None else given.against or list(KINDS)
-    for name in dict.fromkeys([OURS, *others]):
+    names = [] if args.against is None else args.against or list(KINDS)
+    for name in dict.fromkeys([REFERENCE, *names]):
         say(name)
-        if reason := KINDS[name].missing():
+        if reason := KINDS[name].why_unavailable():
             stores[name] = reason
             continue
-        folder = given.out / "store"
+        folder = args.out / "store"
         folder.mkdir(parents=True)
-        stores[name] = measure(KINDS[name], folder, bench, stores.get(OURS, {}))
-        if name == OURS:
+        stores[name] = measure(KINDS[name], folder, bench, stores.get(REFERENCE, {}))
+        if name == REFERENCE:
             report["bare_faiss"] = bare(folder, bench)
-        shutil.rmtree(given.out)
-        if given.kills:
-            stores[name]["after_kills"] = _after_kills(name, given)
+        shutil.rmtree(args.out)
+        if args.kills:
+            stores[name]["after_kills"] = _after_kills(name, args)
     report["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-    print(table(report) if given.table else json.dumps(report, indent=1))
+    print(table(report) if args.table else json.dumps(report, indent=1))
 
 
 def _arguments() -> argparse.Namespace:
@@ -121,24 +121,28 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--records", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--against", nargs="*", choices=list(KINDS), metavar="STORE", help=f"other stores too: {'; '.join(KINDS)}"
+        "--against",
+        nargs="*",
+        choices=list(KINDS),
+        metavar="STORE",
+        help=f"also measure other stores (all, if none is named): {'; '.join(KINDS)}",
     )
-    parser.add_argument("--kills", type=int, default=3, help="how often a writing process is killed; 0 for not at all")
+    parser.add_argument("--kills", type=int, default=3, help="how often to kill a writing process; 0 for never")
     parser.add_argument("--table", action="store_true", help="print a table in Markdown, and the JSON on stderr")
-    parser.add_argument("--out", type=Path, required=True, help="an empty or missing folder; removed at the end")
-    given = parser.parse_args()
-    if given.out.exists() and any(given.out.iterdir()):
-        parser.error(f"{given.out} is not empty")
-    if given.records < _FEWEST:
-        parser.error(f"--records must be {_FEWEST} or more")
-    return given
+    parser.add_argument("--out", type=Path, required=True, help="an empty or missing folder; it is removed at the end")
+    args = parser.parse_args()
+    if args.out.exists() and any(args.out.iterdir()):
+        parser.error(f"{args.out} is not empty")
+    if args.records < _LEAST_RECORDS:
+        parser.error(f"--records must be {_LEAST_RECORDS} or more")
+    return args
 
 
-# --- what is searched -----------------------------------------------------------------------------------------------
+# --- the data ---------------------------------------------------------------------------------------------------------
 
 
 def prepare(count: int, seed: int) -> Bench:
-    """Records, queries, and what should be found."""
+    """Make records and queries, and determine what should be found."""
     say(f"embedding prompts for {count} vectors")
     vectors = mixed(count + QUERIES + TRIALS, seed)
     records = [Record(str(i), _namespace(i, count), str(i), i % 2) for i in range(count)]
@@ -152,34 +156,34 @@ def _namespace(i: int, count: int) -> str:
 
 
 def mixed(count: int, seed: int) -> NDArray[np.float32]:
-    """So many unit vectors, each a mix of three prompts' own."""
+    """``count`` unit vectors, each a mix of the vectors of three prompts."""
     prompts = [p.prompt for p in fresh_prompts(3000, seed)]
     real = np.asarray(init_embedder().embed_documents(prompts), np.float32)
     dice = np.random.default_rng(seed)
-    made = np.zeros((count, real.shape[1]), np.float32)
+    vectors = np.zeros((count, real.shape[1]), np.float32)
     for start in range(0, count, 50_000):
-        part = made[start : start + 50_000]
+        part = vectors[start : start + 50_000]
         weights = dice.dirichlet((1, 1, 1), len(part)).astype(np.float32)
         for i in range(3):
             part += weights[:, i : i + 1] * real[dice.integers(0, len(real), len(part))]
         part += dice.normal(scale=0.01, size=part.shape).astype(np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
-    return made
+    return vectors
 
 
 def nearest(vectors: NDArray[np.float32], records: Sequence[Record], case: Case) -> list[set[str]]:
-    """By comparison with all: the keys of the ten nearest to each query."""
-    chosen = np.array([i for i, record in enumerate(records) if case.holds(record)])
-    part = vectors[chosen]
+    """The keys of the ten nearest records to each query, by exhaustive comparison."""
+    candidates = np.array([i for i, record in enumerate(records) if case.holds(record)])
+    part = vectors[candidates]
     best = [np.argpartition(-(part @ query), K)[:K] for query in vectors[len(records) :]]
-    return [{records[i].key for i in chosen[found]} for found in best]
+    return [{records[i].key for i in candidates[indices]} for indices in best]
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure(kind: type[Subject], folder: Path, bench: Bench, ours: dict[str, Any]) -> dict[str, Any]:
-    """Put everything, open it again, search it."""
+def measure(kind: type[Subject], folder: Path, bench: Bench, reference: dict[str, Any]) -> dict[str, Any]:
+    """Fill a store, reopen it and search it. ``reference`` has the figures of the store to compare recall with."""
     store = kind(folder, bench.embedder, bench.dims)
     seconds: dict[str, float] = {}
     with clock(seconds, "put"):
@@ -189,11 +193,11 @@ def measure(kind: type[Subject], folder: Path, bench: Bench, ours: dict[str, Any
                 say(f"  {start} put")
     with clock(seconds, "finish"):
         store.finish()
-    single = []
+    single_puts = []
     for _ in range(200):
         begin = time.perf_counter()
         store.put(bench.records[0])
-        single.append(time.perf_counter() - begin)
+        single_puts.append(time.perf_counter() - begin)
     with clock(seconds, "finish"):
         store.finish()
         if kind.durable:
@@ -203,32 +207,32 @@ def measure(kind: type[Subject], folder: Path, bench: Bench, ours: dict[str, Any
             store = kind(folder, bench.embedder, bench.dims)
     with clock(seconds, "first_search"):
         store.search(bench.query(0), K)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "version": kind.version(),
         "put_per_s": round(len(bench.records) / seconds["put"]),
-        "single_put_ms": spread(single),
+        "single_put_ms": spread(single_puts),
         "finish_index_s": round(seconds["finish"], 2),
         "open_s": round(seconds["open"], 3),
         "first_search_s": round(seconds["first_search"], 3),
     }
     for case in CASES:
         say(f"  searching {case.name}")
-        enough = max(_AT_LEAST, ours.get(case.name, {}).get("recall_at_10", 1) - _NEAR)
-        effort = _enough_effort(store, case, bench, enough)
-        found[case.name] = _search(store, case, bench, range(QUERIES)) | ({"effort": effort} if effort else {})
+        recall_goal = max(_LEAST_RECALL, reference.get(case.name, {}).get("recall_at_10", 1) - _RECALL_TOLERANCE)
+        effort = _least_effort(store, case, bench, recall_goal)
+        figures[case.name] = _search(store, case, bench, range(QUERIES)) | ({"effort": effort} if effort else {})
     store.close()
-    found["disk_mb"] = round(size_of(folder) / 1e6, 1)
-    return found
+    figures["disk_mb"] = round(size_of(folder) / 1e6, 1)
+    return figures
 
 
-def _enough_effort(store: Subject, case: Case, bench: Bench, enough: float) -> Any:
-    """The least effort whose recall is enough, or the greatest; the store goes on with it."""
+def _least_effort(store: Subject, case: Case, bench: Bench, recall_goal: float) -> Any:
+    """Set and return the least effort whose recall reaches the goal, or else the greatest."""
     effort = None
     for effort in store.efforts:
-        store.try_harder(effort)
+        store.set_effort(effort)
         recall = _search(store, case, bench, range(QUERIES, QUERIES + TRIALS))["recall_at_10"]
         say(f"    effort {effort}: recall {recall}")
-        if recall >= enough:
+        if recall >= recall_goal:
             break
     return effort
 
@@ -240,44 +244,44 @@ def _search(store: Subject, case: Case, bench: Bench, queries: Sequence[int]) ->
         keys = store.search(bench.query(n), K, namespace=case.namespace, half=case.half)
         times.append(time.perf_counter() - begin)
         recalls.append(len(set(keys) & bench.truth[case.name][n]) / K)
-        if sum(times) > _PATIENCE:
+        if sum(times) > _MAX_SECONDS:
             break
     return {"ms": spread(times), "searches": len(times), "recall_at_10": round(float(np.mean(recalls)), 4)}
 
 
 def bare(folder: Path, bench: Bench) -> dict[str, Any]:
-    """The same searches straight on the store's own FAISS index, in turns with the store: what all around it costs."""
+    """The same searches directly on the store's FAISS index, alternating with the store, to measure the overhead."""
     store = FaissStore(folder, embedder=bench.embedder)
     store.search(("bench",), query="0")
     index = store._index
     assert index is not None
     spaces = store._records.spaces("bench")
-    straight, whole = [], []
+    index_times, store_times = [], []
     for n in range(QUERIES):
         begin = time.perf_counter()
         index.search(bench.embedder.vectors[len(bench.records) + n], 32, spaces)
         middle = time.perf_counter()
         store.search(("bench",), query=bench.query(n), limit=K)
-        whole.append(time.perf_counter() - middle)
-        straight.append(middle - begin)
+        store_times.append(time.perf_counter() - middle)
+        index_times.append(middle - begin)
     store.close()
-    ratio = float(np.median(np.array(whole) / np.array(straight)))
-    return {"ms": spread(straight), "store_ms": spread(whole), "median_ratio": round(ratio, 2)}
+    ratio = float(np.median(np.array(store_times) / np.array(index_times)))
+    return {"ms": spread(index_times), "store_ms": spread(store_times), "median_ratio": round(ratio, 2)}
 
 
-def _after_kills(name: str, given: argparse.Namespace) -> dict[str, Any] | str:
+def _after_kills(name: str, args: argparse.Namespace) -> dict[str, Any] | str:
     if not KINDS[name].durable:
         return "loses everything: it is in memory only"
-    say(f"  killing it {given.kills} times")
+    say(f"  killing it {args.kills} times")
     try:
-        return survive(name, given.out / "killed", given.kills, given.seed)
+        return survive(name, args.out / "killed", args.kills, args.seed)
     finally:
-        shutil.rmtree(given.out)
+        shutil.rmtree(args.out)
 
 
 @contextmanager
 def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Note how long something took, in addition to what is noted under its name."""
+    """Add the duration of the block to the seconds recorded under a name."""
     begin = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0) + time.perf_counter() - begin
@@ -290,11 +294,11 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
-# --- telling --------------------------------------------------------------------------------------------------------
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def table(report: dict[str, Any]) -> str:
@@ -303,38 +307,40 @@ def table(report: dict[str, Any]) -> str:
     heads = ["Store", "Puts/s", "One put, ms", "Index, s", "Open, s", "First search, s"]
     heads += [case.name[0].upper() + case.name[1:] for case in CASES] + ["Disk, MB", "After kills"]
     lines = [heads, ["---"] * len(heads)]
-    lines += [_row(name, found) for name, found in report["stores"].items() if isinstance(found, dict)]
-    notes = [f"{name}: {_note(found)}." for name, found in report["stores"].items()]
+    lines += [_row(name, figures) for name, figures in report["stores"].items() if isinstance(figures, dict)]
+    notes = [f"{name}: {_note(figures)}." for name, figures in report["stores"].items()]
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *notes])
 
 
-def _note(found: dict[str, Any] | str) -> str:
-    """What was measured and with which effort, or why it was not."""
-    if isinstance(found, str):
-        return found
-    efforts = {case.name: found[case.name].get("effort") for case in CASES}
-    told = ", ".join(f"{name} {effort}" for name, effort in efforts.items() if effort)
-    return f"{found['version']}{f'; effort for {told}' if told else ''}"
+def _note(figures: dict[str, Any] | str) -> str:
+    """The version measured and its efforts, or why it was not measured."""
+    if isinstance(figures, str):
+        return figures
+    efforts = {case.name: figures[case.name].get("effort") for case in CASES}
+    choices = ", ".join(f"{name} {effort}" for name, effort in efforts.items() if effort)
+    return f"{figures['version']}{f'; effort for {choices}' if choices else ''}"
 
 
-def _row(name: str, found: dict[str, Any]) -> list[str]:
-    cells = [name, f"{found['put_per_s']:,}", _times(found["single_put_ms"])]
-    cells += [f"{found[key]:.3g}" for key in ("finish_index_s", "open_s", "first_search_s")]
-    cells += [f"{_times(found[case.name]['ms'])}; {found[case.name]['recall_at_10']:.3f}" for case in CASES]
-    return [*cells, f"{found['disk_mb']:.0f}", _kills(found.get("after_kills", "not tried"))]
+def _row(name: str, figures: dict[str, Any]) -> list[str]:
+    cells = [name, f"{figures['put_per_s']:,}", _times(figures["single_put_ms"])]
+    cells += [f"{figures[key]:.3g}" for key in ("finish_index_s", "open_s", "first_search_s")]
+    cells += [f"{_times(figures[case.name]['ms'])}; {figures[case.name]['recall_at_10']:.3f}" for case in CASES]
+    return [*cells, f"{figures['disk_mb']:.0f}", _kills(figures.get("after_kills", "not tried"))]
 
 
 def _times(ms: dict[str, float]) -> str:
     return f"{ms['median']:.3g} ({ms['p99']:.3g})"
 
 
-def _kills(told: dict[str, Any] | str) -> str:
-    if isinstance(told, str):
-        return told
-    if "error" in told:
-        return f"cannot be opened: {told['error']}"
-    searched = "" if told["found_first"] == told["asked"] else f", {told['found_first']} of {told['asked']} found"
-    return f"{told['missing']} of {told['acknowledged']:,} missing{searched}"
+def _kills(report: dict[str, Any] | str) -> str:
+    if isinstance(report, str):
+        return report
+    if "error" in report:
+        return f"cannot be opened: {report['error']}"
+    searched = (
+        "" if report["found_first"] == report["asked"] else f", {report['found_first']} of {report['asked']} found"
+    )
+    return f"{report['missing']} of {report['acknowledged']:,} missing{searched}"
 
 
 if __name__ == "__main__":

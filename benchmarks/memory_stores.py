@@ -1,17 +1,18 @@
-"""The stores that ``memory_scale`` compares, each behind the same few calls, used as its own makers advise.
+"""The stores that ``memory_scale`` compares, behind one interface, each used as its documentation recommends.
 
-Chroma and LanceDB are no dependencies of GEMS: who wants them compared installs them, and who has not is told so.
-SqliteStore needs a ``sqlite3`` that loads extensions; where Python's own does not, ``pysqlite3-binary`` brings one.
+Chroma and LanceDB are not dependencies of GEMS: they are compared only if they are installed. SqliteStore needs a
+``sqlite3`` that loads extensions; if Python's own does not, ``pysqlite3-binary`` provides one.
 
-Run as a program it is one side of a trial: a process that puts records until it is killed, or one that looks
-afterwards for what had been acknowledged.
+Run as a program, this module is one side of a trial with kills: a process that puts records until it is killed, or one
+that looks for the acknowledged records afterwards.
 
     python benchmarks/memory_stores.py write Chroma FOLDER FIRST
-    python benchmarks/memory_stores.py check Chroma FOLDER ACKNOWLEDGED
+    python benchmarks/memory_stores.py check Chroma FOLDER JOURNAL
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import json
@@ -37,30 +38,30 @@ from gems.memory.store import FaissStore
 
 NAMESPACES: Final = 10
 DIMS: Final = 384
-"""Of the vectors in trials with kills; those of the measurement are as long as MiniLM's."""
+"""Dimensions of the vectors in trials with kills. Measurements use MiniLM's own dimensions."""
 _ROOT: Final = "bench"
-_ASKED: Final = 50
+_SEARCHES_AFTER_KILLS: Final = 50
 _STRIDE: Final = 1000
-"""A restarted writer leaves so many keys out, so that nothing which was on its way is put twice."""
+"""Keys that a restarted writer skips, so that no record in flight at the kill is put twice."""
 
 
 class Record(NamedTuple):
-    """What is put, whatever the store."""
+    """A record, whatever the store."""
 
     key: str
     namespace: str
     text: str
-    """What the embedder makes the vector of."""
+    """The text that the embedder turns into the vector."""
     half: int
 
     @property
     def value(self) -> dict[str, Any]:
-        """What is stored beside the vector."""
+        """The value stored with the vector."""
         return {"t": self.text, "half": self.half}
 
 
 class Prepared(Embeddings):
-    """The n-th vector for the text "n"."""
+    """An embedder that returns the n-th prepared vector for the text "n"."""
 
     fingerprint = "prepared"
 
@@ -68,16 +69,16 @@ class Prepared(Embeddings):
         self.vectors = vectors
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Rows, as an array: a list of lists would be most of the work."""
+        """One row per text, as an array: a list of lists would take most of the time."""
         return self.vectors[[int(text) for text in texts]]  # type: ignore[return-value]
 
     def embed_query(self, text: str) -> list[float]:
-        """One row."""
+        """One row, as a list."""
         return list(self.vectors[int(text)])
 
 
 class Numbered(Embeddings):
-    """For a text such as "3:14" a unit vector that only its numbers decide: the same in every process."""
+    """An embedder that derives a unit vector from a text's numbers, such as "3:14": the same in every process."""
 
     fingerprint = "numbered"
 
@@ -86,77 +87,77 @@ class Numbered(Embeddings):
 
     def vector(self, text: str) -> NDArray[np.float32]:
         """The vector of a text."""
-        made = np.random.default_rng([int(number) for number in text.split(":")]).normal(size=self.dims)
-        return np.asarray(made / np.linalg.norm(made), np.float32)
+        vector = np.random.default_rng([int(number) for number in text.split(":")]).normal(size=self.dims)
+        return np.asarray(vector / np.linalg.norm(vector), np.float32)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One row per text, as an array."""
         return np.stack([self.vector(text) for text in texts])  # type: ignore[return-value]
 
     def embed_query(self, text: str) -> list[float]:
-        """One row."""
+        """One row, as a list."""
         return list(self.vector(text))
 
 
 class Subject(ABC):
-    """A store under measurement. Making one opens it.
+    """A store under measurement. Creating an instance opens the store.
 
     Args:
-        folder: Its own.
+        folder: The store's own folder.
         embedder: Turns texts into vectors.
-        dims: Of the vectors.
+        dims: Dimensions of the vectors.
     """
 
     package: ClassVar[str]
-    """What is installed to have it."""
+    """The package that provides the store."""
     durable: ClassVar[bool] = True
     efforts: ClassVar[Sequence[Any]] = ()
-    """How hard an approximate search may try, rising; none where it cannot be chosen."""
+    """The settings for the effort of an approximate search, ascending; empty if it cannot be chosen."""
 
     def __init__(self, folder: Path, embedder: Embeddings, dims: int) -> None:
         self.folder, self.embedder, self.dims = folder, embedder, dims
         self.open()
 
     @classmethod
-    def missing(cls) -> str | None:
-        """Why it cannot be measured here; None if it can."""
+    def why_unavailable(cls) -> str | None:
+        """Why the store cannot be measured here; None if it can."""
         name = cls.package.partition("-")[0]
         return None if importlib.util.find_spec(name) else f"not installed: pip install {cls.package}"
 
     @classmethod
     def version(cls) -> str:
-        """What is measured."""
+        """The name and version of the package."""
         return f"{cls.package} {importlib.metadata.version(cls.package)}"
 
     @abstractmethod
     def open(self) -> None:
-        """Open it, made if it is not there."""
+        """Open the store; create it if it does not exist."""
 
     @abstractmethod
     def load(self, records: Sequence[Record]) -> None:
-        """Put many records, none of which is there yet."""
+        """Put many new records."""
 
     @abstractmethod
     def put(self, record: Record) -> None:
-        """Put one record, in place of the one with its key."""
+        """Put one record, replacing any record with the same key."""
 
-    def finish(self) -> None:  # noqa: B027 - most need nothing
-        """What its makers advise after much was put."""
+    def finish(self) -> None:  # noqa: B027 - most stores need nothing
+        """Do what the documentation recommends after bulk writes."""
 
-    def try_harder(self, effort: Any) -> None:  # noqa: B027 - exact ones have no effort
-        """Search so from now on."""
+    def set_effort(self, effort: Any) -> None:  # noqa: B027 - exact searches have no effort
+        """Use this effort from the next search on."""
 
     @abstractmethod
     def search(self, query: str, k: int, *, namespace: str | None = None, half: int | None = None) -> list[str]:
-        """Keys of the nearest, nearest first; values are read too."""
+        """The keys of the nearest records, nearest first. Their values are read too."""
 
     @abstractmethod
-    def there(self, records: Sequence[Record]) -> set[str]:
-        """Which of these keys it holds."""
+    def stored_keys(self, records: Sequence[Record]) -> set[str]:
+        """Which of these records' keys the store contains."""
 
     @abstractmethod
     def close(self) -> None:
-        """Close it, as its makers advise."""
+        """Close the store as its documentation recommends."""
 
     def _vectors(self, records: Sequence[Record]) -> NDArray[np.float32]:
         return np.asarray(self.embedder.embed_documents([record.text for record in records]), np.float32)
@@ -165,14 +166,14 @@ class Subject(ABC):
         return np.asarray(self.embedder.embed_query(text), np.float32)
 
 
-# --- LangGraph's, and our own ---------------------------------------------------------------------------------------
+# --- LangGraph's stores, and ours -------------------------------------------------------------------------------------
 
 
-class _OfLangGraph(Subject):
+class _LangGraphSubject(Subject):
     store: BaseStore
 
     @classmethod
-    def missing(cls) -> str | None:
+    def why_unavailable(cls) -> str | None:
         return None
 
     def _index(self) -> Any:
@@ -189,7 +190,7 @@ class _OfLangGraph(Subject):
         condition = None if half is None else {"half": half}
         return [item.key for item in self.store.search(prefix, query=query, limit=k, filter=condition)]
 
-    def there(self, records: Sequence[Record]) -> set[str]:
+    def stored_keys(self, records: Sequence[Record]) -> set[str]:
         items = self.store.batch([GetOp((_ROOT, r.namespace), r.key) for r in records])
         return {r.key for r, item in zip(records, items, strict=True) if item is not None}
 
@@ -197,51 +198,51 @@ class _OfLangGraph(Subject):
         pass
 
 
-class OfFaiss(_OfLangGraph):
-    """GEMS's own."""
+class FaissSubject(_LangGraphSubject):
+    """GEMS's FaissStore."""
 
     package = "faiss-cpu"
     store: FaissStore
 
     def open(self) -> None:
-        """Open it."""
+        """Open the store."""
         self.store = FaissStore(self.folder, embedder=self.embedder)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the store."""
         self.store.close()
 
 
-class OfMemory(_OfLangGraph):
+class InMemorySubject(_LangGraphSubject):
     """LangGraph's InMemoryStore."""
 
     package = "langgraph-checkpoint"
     durable = False
 
     def open(self) -> None:
-        """Begin an empty one."""
+        """Create an empty store."""
         self.store = InMemoryStore(index=self._index())
 
 
-class OfSqlite(_OfLangGraph):
+class SqliteSubject(_LangGraphSubject):
     """LangGraph's SqliteStore with sqlite-vec."""
 
     package = "langgraph-checkpoint-sqlite"
 
     @classmethod
-    def missing(cls) -> str | None:
-        """A SQLite that loads extensions."""
+    def why_unavailable(cls) -> str | None:
+        """Whether there is no SQLite that loads extensions."""
         if _sqlite() is None:
-            return "cannot be run: this Python's sqlite3 loads no extensions; pip install pysqlite3-binary brings one"
+            return "unavailable: this Python's sqlite3 loads no extensions; pip install pysqlite3-binary"
         return None
 
     @classmethod
     def version(cls) -> str:
-        """With the SQLite that it is run on."""
+        """The versions of the package and of SQLite."""
         return f"{super().version()}, SQLite {_sqlite().sqlite_version}"
 
     def open(self) -> None:
-        """Open it over a connection such as ``from_conn_string`` makes."""
+        """Open the store over a connection like that of ``from_conn_string``."""
         store = importlib.import_module("langgraph.store.sqlite").SqliteStore
         file = self.folder / "store.db"
         self.connection = _sqlite().connect(str(file), check_same_thread=False, isolation_level=None)
@@ -249,7 +250,7 @@ class OfSqlite(_OfLangGraph):
         self.store.setup()  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Close it."""
+        """Close the store."""
         self.connection.close()
 
 
@@ -264,10 +265,10 @@ def _sqlite() -> Any:
     return None
 
 
-# --- others ---------------------------------------------------------------------------------------------------------
+# --- other stores -----------------------------------------------------------------------------------------------------
 
 
-class OfChroma(Subject):
+class ChromaSubject(Subject):
     """Chroma on disk, its HNSW index with cosine distance and the defaults; the namespace is metadata.
 
     An effort is ``ef_search``.
@@ -277,7 +278,7 @@ class OfChroma(Subject):
     efforts = (100, 200, 400, 800)
 
     def open(self) -> None:
-        """Open it; nothing is sent to its makers."""
+        """Open the store, without telemetry."""
         chroma = importlib.import_module("chromadb")
         settings = importlib.import_module("chromadb.config").Settings(anonymized_telemetry=False)
         self.client = chroma.PersistentClient(str(self.folder), settings=settings)
@@ -286,13 +287,13 @@ class OfChroma(Subject):
         )
 
     def load(self, records: Sequence[Record]) -> None:
-        """Put many, no more at a time than it takes."""
-        most = self.client.get_max_batch_size()
-        for start in range(0, len(records), most):
-            self.collection.add(**self._columns(records[start : start + most]))
+        """Put many records in batches of the largest size allowed."""
+        size = self.client.get_max_batch_size()
+        for start in range(0, len(records), size):
+            self.collection.add(**self._columns(records[start : start + size]))
 
     def put(self, record: Record) -> None:
-        """Put one."""
+        """Put one record."""
         self.collection.upsert(**self._columns([record]))
 
     def _columns(self, records: Sequence[Record]) -> dict[str, Any]:
@@ -303,22 +304,22 @@ class OfChroma(Subject):
             "documents": [json.dumps(r.value) for r in records],
         }
 
-    def try_harder(self, effort: Any) -> None:
-        """Opened anew, because an open collection goes on as before."""
+    def set_effort(self, effort: Any) -> None:
+        """Reopen the store, because an open collection keeps its settings."""
         self.collection.modify(configuration={"hnsw": {"ef_search": effort}})
         self.close()
         self.open()
 
     def search(self, query: str, k: int, *, namespace: str | None = None, half: int | None = None) -> list[str]:
-        """Through the index."""
-        chosen = {"namespace": namespace, "half": half}
-        wanted: list[dict[str, Any]] = [{name: value} for name, value in chosen.items() if value is not None]
-        where = {"$and": wanted} if len(wanted) > 1 else next(iter(wanted), None)
-        found = self.collection.query(query_embeddings=[self._query(query)], n_results=k, where=where)
-        return list(found["ids"][0])
+        """Search through the index."""
+        values = {"namespace": namespace, "half": half}
+        conditions: list[dict[str, Any]] = [{name: value} for name, value in values.items() if value is not None]
+        where = {"$and": conditions} if len(conditions) > 1 else next(iter(conditions), None)
+        answer = self.collection.query(query_embeddings=[self._query(query)], n_results=k, where=where)
+        return list(answer["ids"][0])
 
-    def there(self, records: Sequence[Record]) -> set[str]:
-        """By id."""
+    def stored_keys(self, records: Sequence[Record]) -> set[str]:
+        """Look the keys up by id."""
         return set(self.collection.get(ids=[r.key for r in records], include=[])["ids"])
 
     def close(self) -> None:
@@ -326,10 +327,10 @@ class OfChroma(Subject):
         self.client.close()
 
 
-class OfLance(Subject):
-    """LanceDB with what its makers advise for searches with filters: IVF_PQ, refined, and bitmaps for the filters.
+class LanceSubject(Subject):
+    """LanceDB as its documentation recommends for filtered searches: IVF_PQ with refinement, and bitmap indexes.
 
-    An effort is how many partitions are looked into, and how many times ``k`` candidates are compared exactly.
+    An effort is the number of partitions probed, and the multiple of ``k`` candidates that are compared exactly.
     """
 
     package = "lancedb"
@@ -337,7 +338,7 @@ class OfLance(Subject):
     effort: tuple[int, int] = (20, 10)
 
     def open(self) -> None:
-        """Open its only table."""
+        """Open the only table."""
         lance, arrow = importlib.import_module("lancedb"), importlib.import_module("pyarrow")
         self.schema = arrow.schema(
             {
@@ -351,11 +352,11 @@ class OfLance(Subject):
         self.table = lance.connect(str(self.folder)).create_table(_ROOT, schema=self.schema, exist_ok=True)
 
     def load(self, records: Sequence[Record]) -> None:
-        """Append."""
+        """Append the records."""
         self.table.add(self._rows(records))
 
     def put(self, record: Record) -> None:
-        """Merge one row in."""
+        """Merge one row into the table."""
         merge = self.table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all()
         merge.execute(self._rows([record]))
 
@@ -372,7 +373,7 @@ class OfLance(Subject):
         return arrow.table(columns, schema=self.schema)
 
     def finish(self) -> None:
-        """Make the indexes, or bring them up to date."""
+        """Create or update the indexes."""
         if not self.table.list_indices():
             index = importlib.import_module("lancedb.index")
             self._index_vectors(index)
@@ -381,57 +382,57 @@ class OfLance(Subject):
         self.table.optimize()
 
     def _index_vectors(self, index: Any) -> None:
-        # Four dimensions a code: with the default of sixteen many more candidates would have to be compared.
+        # Four dimensions per code: with the default of sixteen, many more candidates would have to be compared.
         config = index.IvfPq(distance_type="cosine", num_sub_vectors=self.dims // 4)
         self.table.create_index("vector", config=config)
 
-    def try_harder(self, effort: Any) -> None:
-        """From the next search on."""
+    def set_effort(self, effort: Any) -> None:
+        """Use this effort from the next search on."""
         self.effort = effort
 
     def search(self, query: str, k: int, *, namespace: str | None = None, half: int | None = None) -> list[str]:
-        """Filtered first, then the nearest."""
-        wanted = [] if namespace is None else [f"namespace = '{namespace}'"]
-        wanted += [] if half is None else [f"half = {half}"]
-        asked = self.table.search(self._query(query)).distance_type("cosine").limit(k)
-        asked = self._with_effort(asked).select(["key", "value", "_distance"])
-        if wanted:
-            asked = asked.where(" AND ".join(wanted), prefilter=True)
-        return [row["key"] for row in asked.to_list()]
+        """Filter first, then search for the nearest."""
+        conditions = [] if namespace is None else [f"namespace = '{namespace}'"]
+        conditions += [] if half is None else [f"half = {half}"]
+        request = self.table.search(self._query(query)).distance_type("cosine").limit(k)
+        request = self._with_effort(request).select(["key", "value", "_distance"])
+        if conditions:
+            request = request.where(" AND ".join(conditions), prefilter=True)
+        return [row["key"] for row in request.to_list()]
 
-    def _with_effort(self, asked: Any) -> Any:
+    def _with_effort(self, request: Any) -> Any:
         partitions, candidates = self.effort
-        return asked.nprobes(partitions).refine_factor(candidates)
+        return request.nprobes(partitions).refine_factor(candidates)
 
-    def there(self, records: Sequence[Record]) -> set[str]:
-        """Of all keys."""
-        held = self.table.search().select(["key"]).limit(self.table.count_rows()).to_arrow()
-        return set(held["key"].to_pylist()) & {r.key for r in records}
+    def stored_keys(self, records: Sequence[Record]) -> set[str]:
+        """Compare with all keys of the table."""
+        rows = self.table.search().select(["key"]).limit(self.table.count_rows()).to_arrow()
+        return set(rows["key"].to_pylist()) & {r.key for r in records}
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """LanceDB keeps nothing open."""
 
 
-class OfLanceExact(OfLance):
-    """LanceDB without an index over vectors, which its makers advise up to about 100,000 of them."""
+class ExactLanceSubject(LanceSubject):
+    """LanceDB without a vector index, as its documentation recommends for up to about 100,000 vectors."""
 
     efforts = ()
 
     def _index_vectors(self, index: Any) -> None:
         pass
 
-    def _with_effort(self, asked: Any) -> Any:
-        return asked
+    def _with_effort(self, request: Any) -> Any:
+        return request
 
 
 Kind: TypeAlias = type[Subject]
 KINDS: Final[dict[str, Kind]] = {
-    "FaissStore": OfFaiss,
-    "InMemoryStore": OfMemory,
-    "SqliteStore": OfSqlite,
-    "Chroma": OfChroma,
-    "LanceDB, IVF_PQ": OfLance,
-    "LanceDB, no index": OfLanceExact,
+    "FaissStore": FaissSubject,
+    "InMemoryStore": InMemorySubject,
+    "SqliteStore": SqliteSubject,
+    "Chroma": ChromaSubject,
+    "LanceDB, IVF_PQ": LanceSubject,
+    "LanceDB, no index": ExactLanceSubject,
 }
 
 
@@ -439,34 +440,34 @@ KINDS: Final[dict[str, Kind]] = {
 
 
 def survive(name: str, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Have a process put records and kill it, so many times; then look for what had been acknowledged."""
+    """Start and kill a process that puts records, ``kills`` times; then look for the acknowledged records."""
     folder.mkdir(parents=True)
-    said, dice, first = folder.with_suffix(".acknowledged"), random.Random(seed), 0
+    journal_file, dice, next_key = folder.with_suffix(".acknowledged"), random.Random(seed), 0
     for _ in range(kills):
-        before = said.stat().st_size if said.exists() else 0
-        with said.open("ab") as journal:
-            process = subprocess.Popen([*_OURSELVES, "write", name, str(folder), str(first)], stdout=journal)  # noqa: S603
-        wait_for_more(said, before, process)
+        before = journal_file.stat().st_size if journal_file.exists() else 0
+        with journal_file.open("ab") as journal:
+            process = subprocess.Popen([*_THIS_PROGRAM, "write", name, str(folder), str(next_key)], stdout=journal)  # noqa: S603
+        wait_for_more(journal_file, before, process)
         time.sleep(0.5 + 2 * dice.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
-        first = max(_acknowledged(said), default=0) + _STRIDE
-    told = {"kills": kills, "acknowledged": len(_acknowledged(said))}
-    command = [*_OURSELVES, "check", name, str(folder), str(said)]
-    try:  # a process of its own: a damaged store may take it down
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)  # noqa: S603
+        next_key = max(_acknowledged(journal_file), default=0) + _STRIDE
+    report = {"kills": kills, "acknowledged": len(_acknowledged(journal_file))}
+    command = [*_THIS_PROGRAM, "check", name, str(folder), str(journal_file)]
+    try:  # in a separate process: a damaged store may crash it
+        checker = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)  # noqa: S603
     except subprocess.TimeoutExpired:
-        return {**told, "error": "looking for them did not end"}
+        return {**report, "error": "the search for them did not end within ten minutes"}
     except subprocess.CalledProcessError as error:
-        return {**told, "error": (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]}
-    return {**told, **json.loads(done.stdout)}
+        return {**report, "error": (error.stderr.strip().splitlines() or [f"exit code {error.returncode}"])[-1]}
+    return {**report, **json.loads(checker.stdout)}
 
 
 def wait_for_more(file: Path, size: int, process: subprocess.Popen[Any]) -> None:
     """Wait until a process has written to its journal.
 
     Raises:
-        RuntimeError: It ended before it did.
+        RuntimeError: The process ended before that.
     """
     while file.stat().st_size <= size:
         if process.poll() is not None:
@@ -475,38 +476,38 @@ def wait_for_more(file: Path, size: int, process: subprocess.Popen[Any]) -> None
 
 
 def _write(name: str, folder: Path, first: int) -> None:
-    """Put records, one by one and in batches of a hundred, and say so when each is put; without end."""
+    """Put records endlessly, singly and in batches of a hundred, and print the keys of those acknowledged."""
     store, number = KINDS[name](folder, Numbered(DIMS), DIMS), first
     while True:
-        many = 100 if (number // 20) % 2 else 1
-        records = [_trial(n) for n in range(number, number + many)]
-        if many == 1:
+        size = 100 if (number // 20) % 2 else 1
+        records = [_trial(n) for n in range(number, number + size)]
+        if size == 1:
             store.put(records[0])
         else:
             store.load(records)
         os.write(1, "".join(f"{record.key}\n" for record in records).encode())
-        number += many
+        number += size
 
 
-def _check(name: str, folder: Path, said: Path) -> dict[str, Any]:
-    """How many of the acknowledged are missing, and how many of some are found first by their own vector."""
-    records = [_trial(number) for number in _acknowledged(said)]
+def _check(name: str, folder: Path, journal: Path) -> dict[str, Any]:
+    """Count the acknowledged records that are missing, and the samples found first by their own vector."""
+    records = [_trial(number) for number in _acknowledged(journal)]
     with closing(KINDS[name](folder, Numbered(DIMS), DIMS)) as store:
-        there: set[str] = set()
+        stored_keys: set[str] = set()
         for start in range(0, len(records), 1000):
-            there |= store.there(records[start : start + 1000])
-        asked = random.Random(0).sample(records, min(_ASKED, len(records)))
-        found = sum(store.search(record.text, 1) == [record.key] for record in asked)
-    return {"missing": len(records) - len(there), "asked": len(asked), "found_first": found}
+            stored_keys |= store.stored_keys(records[start : start + 1000])
+        samples = random.Random(0).sample(records, min(_SEARCHES_AFTER_KILLS, len(records)))
+        hits = sum(store.search(record.text, 1) == [record.key] for record in samples)
+    return {"missing": len(records) - len(stored_keys), "asked": len(samples), "found_first": hits}
 
 
 def _trial(number: int) -> Record:
     return Record(str(number), str(number % NAMESPACES), str(number), number % 2)
 
 
-def _acknowledged(said: Path) -> list[int]:
-    """The numbers in whole lines: what was cut off had not been said."""
-    return [int(line) for line in _lines(said)]
+def _acknowledged(journal: Path) -> list[int]:
+    """The numbers in complete lines; an incomplete one was not acknowledged."""
+    return [int(line) for line in _lines(journal)]
 
 
 def _lines(file: Path) -> Iterator[bytes]:
@@ -514,16 +515,25 @@ def _lines(file: Path) -> Iterator[bytes]:
         yield from (line for line in lines if line.endswith(b"\n"))
 
 
-_OURSELVES: Final = [sys.executable, __file__]
+_THIS_PROGRAM: Final = [sys.executable, __file__]
 
 
 def main() -> None:
-    """One side of a trial with kills."""
-    what, name, folder, last = sys.argv[1:]
-    if what == "write":
-        _write(name, Path(folder), int(last))
+    """Run one side of a trial with kills."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sides = parser.add_subparsers(dest="side", required=True)
+    writer = sides.add_parser("write", help="put records until killed")
+    checker = sides.add_parser("check", help="look for acknowledged records")
+    for side in (writer, checker):
+        side.add_argument("store", choices=list(KINDS))
+        side.add_argument("folder", type=Path)
+    writer.add_argument("first", type=int, help="number of the first record")
+    checker.add_argument("journal", type=Path, help="file with the output of the writers")
+    args = parser.parse_args()
+    if args.side == "write":
+        _write(args.store, args.folder, args.first)
     else:
-        print(json.dumps(_check(name, Path(folder), Path(last))))
+        print(json.dumps(_check(args.store, args.folder, args.journal)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Prompts run under settings that are no arm's, and judged by the oracle: what the experiments have in common."""
+"""What the experiments share: run prompts under settings that belong to no arm, and have the oracle judge them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["judged_by_oracle", "run_pass"]
 def run_pass(
     plan: EvaluationPlan, name: str, context: GemsContext, *, concurrency: int, store: BaseStore | None = None
 ) -> list[dict[str, Any]]:
-    """The results of a plan's prompts and seeds under these settings, in a folder of the pass's own, with a bar."""
+    """Run a plan's prompts and seeds under these settings, in a folder of the pass's own, with a progress bar."""
     with batch_bar(len(plan.prompts), what=name, quiet=False) as (on_start, on_done):
         return run_batch(
             plan.jobs,
@@ -39,7 +39,7 @@ def run_pass(
 def judged_by_oracle(
     prompts: Sequence[EvalPrompt], rows: Sequence[dict[str, Any]], oracle: Oracle, generator: str = "pocket"
 ) -> list[Judged]:
-    """The oracle's word on every attempt."""
+    """The results with the oracle's judgement of every attempt."""
     scores = {
         row["index"]: {
             i: oracle.score(prompts[row["index"]], generator, attempt)

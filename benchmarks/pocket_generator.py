@@ -1,10 +1,10 @@
-"""How often the pocket generator gets everything right in one shot, by the oracle.
+"""How often the pocket generator gets everything right at the first attempt, judged by the oracle.
 
     python benchmarks/pocket_generator.py --n 500 --seed 7
 
-Fresh specs of the grammar, each worded twice: tersely, as the benchmark does, and richly, with places and arrangements
-of a fresh layout. Reported: all-correct rates with 95% bootstrap intervals over prompts, the paired difference, and
-rates by number of atoms and by kind of atom. Settings are tuned with other seeds than those reported.
+Fresh specs of the grammar, each worded twice: tersely, as in the benchmark, and richly, with places and arrangements of
+a fresh layout. Reported are all-correct rates with 95% bootstrap intervals over prompts, the paired difference, and
+rates by number of atoms and by kind of atom. Settings are tuned on seeds other than those reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gems.stats import bootstrap_interval
 
 
 def measure(pipeline: PocketPipeline, n: int, seed: int, **settings: Any) -> dict[str, Any]:
-    """The figures over n specs. ``settings`` are the pipeline's (guidance_scale, num_inference_steps)."""
+    """Figures over n specs. ``settings`` are the pipeline's (guidance_scale, num_inference_steps)."""
     rng = np.random.default_rng(seed)
     right: dict[str, list[float]] = {"terse": [], "rich": []}
     by_atoms: dict[str, dict[int, list[bool]]] = {name: defaultdict(list) for name in right}
@@ -40,8 +40,8 @@ def measure(pipeline: PocketPipeline, n: int, seed: int, **settings: Any) -> dic
             truth = check(spec, items_of(pipeline, prompt, seed * 1_000_003 + number, **settings))
             right[name].append(float(all(truth.values())))
             by_atoms[name][spec.atoms].append(all(truth.values()))
-            for atom, held in truth.items():
-                by_kind[name][kind_of(atom)].append(held)
+            for atom, is_correct in truth.items():
+                by_kind[name][kind_of(atom)].append(is_correct)
     difference = np.array(right["rich"]) - np.array(right["terse"])
     report: dict[str, Any] = {"n": n, "seed": seed, **settings}
     for name, values in right.items():
@@ -64,8 +64,8 @@ def measure(pipeline: PocketPipeline, n: int, seed: int, **settings: Any) -> dic
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=None, help="pipeline folder (default: the shipped one)")
-    parser.add_argument("--n", type=int, default=500, help="specs (default %(default)s)")
+    parser.add_argument("--weights", type=Path, default=None, help="folder of a pipeline (default: the package's)")
+    parser.add_argument("--n", type=int, default=500, help="number of specs (default %(default)s)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--guidance-scale", type=float, default=None)
     parser.add_argument("--steps", type=int, default=None)
@@ -73,8 +73,8 @@ def main() -> None:
     args = parser.parse_args()
     pipeline = PocketPipeline.from_pretrained(str(args.weights or weights_folder(GENERATOR)))
     pipeline.set_progress_bar_config(disable=True)
-    chosen = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
-    report = measure(pipeline, args.n, args.seed, **{k: v for k, v in chosen.items() if v is not None})
+    settings = {"guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
+    report = measure(pipeline, args.n, args.seed, **{k: v for k, v in settings.items() if v is not None})
     if args.json:
         print(json.dumps(report))
         return

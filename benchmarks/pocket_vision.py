@@ -1,16 +1,17 @@
 """How well the pocket vision model reads images: ``python benchmarks/pocket_vision.py --n 1000``.
 
-Fresh scenes are drawn at 512 x 512 and asked the benchmark's questions. *Laid out* scenes are what their prompt asks
-for: every true answer is yes. Others have *gone wrong* as a weak generator's do, or are up to 24 things *strewn* at
-random; there "balanced", the mean of the shares of yes-questions and of no-questions answered rightly, says more.
-Hidden things count in the truth, as they do for the oracle. A *verdict* is on a whole prompt: a false pass lets a
-wrong image through, a false fail rejects a right one.
+Fresh scenes are drawn at 512 x 512, and the model answers the benchmark's questions about them. *Laid out* scenes show
+what their prompt asks for: every true answer is yes. Others have *gone wrong* like a weak generator's, or consist of up
+to 24 things *strewn* at random; for these, "balanced" is more informative: the mean of the shares of yes-questions and
+of no-questions answered correctly. Hidden things count as present, as they do for the oracle. A *verdict* is about a
+whole prompt: a false pass accepts a wrong image, a false fail rejects a right one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from train_vision import gone_wrong, strewn
 
 from gems.evals.oracle import check, kind_of
 from gems.models.pocket.render import draw_scene
@@ -27,6 +27,10 @@ from gems.models.pocket.scene import Group, Item, SceneSpec, count_of, layout, s
 from gems.models.pocket.vision import Sight, VisionModel
 from gems.models.pocket.vocabulary import ATTRIBUTES, MAX_COUNT, OBJECTS, RELATIONS
 from gems.models.pocket.weights import VISION, weights_folder
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "training"))
+# isort: split
+from train_vision import gone_wrong, strewn
 
 __all__ = ["Answer", "answers", "evaluate", "expected_calibration_error"]
 
@@ -36,7 +40,7 @@ Case = tuple[SceneSpec, list[Item]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One question: its kind, the probability of yes that was given, and the truth."""
+    """The answer to one question: the question's kind, the predicted probability of yes, and the truth."""
 
     kind: str
     p_yes: float
@@ -44,13 +48,13 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """Whether the given answer, yes or no, is the true one."""
+        """Whether the answer, yes or no, is the true one."""
         return (self.p_yes >= 0.5) == self.truth
 
 
 def answers(sight: Sight, spec: SceneSpec, items: Sequence[Item]) -> list[Answer]:
-    """A prompt's questions, answered from pixels and checked against what was drawn."""
-    found = []
+    """Answer a prompt's questions from pixels, and check them against what was drawn."""
+    results = []
     for atom, truth in check(spec, items).items():
         kind, i = kind_of(atom), int(atom.split()[1])
         group = spec.groups[i]
@@ -62,18 +66,18 @@ def answers(sight: Sight, spec: SceneSpec, items: Sequence[Item]) -> list[Answer
             p = sight.p_attribute(group.object, group.attribute)
         else:
             p = sight.p_relation(group.object, spec.relations[i] or "", spec.groups[i + 1].object)
-        found.append(Answer(kind, p, bool(truth)))
-    return found
+        results.append(Answer(kind, p, bool(truth)))
+    return results
 
 
 def laid_out_case(rng: np.random.Generator) -> Case:
-    """A prompt and a scene that is right."""
+    """A prompt and a scene that shows it correctly."""
     scene = layout(sample_spec(rng), rng)
     return scene.spec, scene.items
 
 
 def gone_wrong_case(rng: np.random.Generator) -> Case:
-    """A prompt and a scene that it went wrong in."""
+    """A prompt and a scene that shows it with mistakes."""
     spec, items = laid_out_case(rng)
     return spec, gone_wrong(items, rng)
 
@@ -88,14 +92,14 @@ SETS: Final = {"laid out": laid_out_case, "gone wrong": gone_wrong_case, "strewn
 
 
 def _prompt_about(items: Sequence[Item], rng: np.random.Generator) -> SceneSpec:
-    """Two groups, mostly of things that are there, with right and wrong counts and attributes and any relation."""
-    there = sorted({i.object for i in items})
-    absent = [o for o in range(len(OBJECTS)) if o not in there]
+    """Two groups, mostly of things in the scene, with right and wrong counts and attributes and a random relation."""
+    present = sorted({i.object for i in items})
+    absent = [o for o in range(len(OBJECTS)) if o not in present]
     groups: list[Group] = []
     while len(groups) < 2:
-        obj = int(rng.choice(there if rng.random() < 0.75 else absent))
+        obj = int(rng.choice(present if rng.random() < 0.75 else absent))
         if any(g.object == obj for g in groups):
-            there, absent = [*there, *absent], absent
+            present, absent = [*present, *absent], absent
             continue
         members = [i for i in items if i.object == obj]
         count = count_of(items, obj) + int(rng.choice([0, 0, -1, 1]))
@@ -104,29 +108,29 @@ def _prompt_about(items: Sequence[Item], rng: np.random.Generator) -> SceneSpec:
     return SceneSpec(tuple(groups), (str(rng.choice(RELATIONS)),))
 
 
-def expected_calibration_error(given: Sequence[Answer], bins: int = 10) -> float:
-    """Mean gap between the confidence of the given answers and how often they are right, over equal-width bins."""
-    confidence = np.array([max(a.p_yes, 1 - a.p_yes) for a in given])
-    right = np.array([a.right for a in given], dtype=float)
+def expected_calibration_error(results: Sequence[Answer], bins: int = 10) -> float:
+    """Mean gap between the confidence of the answers and how often they are right, over bins of equal width."""
+    confidence = np.array([max(a.p_yes, 1 - a.p_yes) for a in results])
+    right = np.array([a.right for a in results], dtype=float)
     which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     gaps = [abs(confidence[which == b].sum() - right[which == b].sum()) for b in range(bins)]
-    return float(sum(gaps) / len(given))
+    return float(sum(gaps) / len(results))
 
 
-def _figures(given: Sequence[Answer]) -> dict[str, float | int]:
-    yes, no = ([a.right for a in given if a.truth is truth] for truth in (True, False))
+def _figures(results: Sequence[Answer]) -> dict[str, float | int]:
+    yes, no = ([a.right for a in results if a.truth is truth] for truth in (True, False))
     sides = [float(np.mean(side)) for side in (yes, no) if side]
     return {
-        "questions": len(given),
-        "accuracy": float(np.mean([a.right for a in given])),
+        "questions": len(results),
+        "accuracy": float(np.mean([a.right for a in results])),
         "balanced": float(np.mean(sides)),
         "yes": len(yes),
-        "ece": expected_calibration_error(given),
+        "ece": expected_calibration_error(results),
     }
 
 
 def evaluate(model: VisionModel, n: int = 1000, seed: int = 7) -> dict[str, Any]:
-    """Figures for ``n`` scenes of each set, by kind of question, with verdicts and time per image."""
+    """Figures for ``n`` scenes of each set: by kind of question, verdicts on whole prompts, and time per image."""
     report: dict[str, Any] = {"n": n, "seed": seed}
     seconds: list[float] = []
     for name, make in SETS.items():
@@ -139,26 +143,30 @@ def evaluate(model: VisionModel, n: int = 1000, seed: int = 7) -> dict[str, Any]
             began = time.perf_counter()
             sight = Sight(model.detect(image), model.calibration)
             seconds.append(time.perf_counter() - began)
-            given = answers(sight, spec, items)
-            for answer in given:
+            results = answers(sight, spec, items)
+            for answer in results:
                 by_kind[answer.kind].append(answer)
-            verdicts.append((all(a.p_yes >= 0.5 for a in given), all(a.truth for a in given)))
-        everything = [a for kind in KINDS for a in by_kind[kind]]
-        passed_wrong = [passed for passed, truth in verdicts if not truth]
-        failed_right = [not passed for passed, truth in verdicts if truth]
+            verdicts.append((all(a.p_yes >= 0.5 for a in results), all(a.truth for a in results)))
         report[name] = {
             **{kind: _figures(by_kind[kind]) for kind in KINDS},
-            "all": _figures(everything),
-            "verdicts": {
-                "right_images": len(failed_right),
-                "wrong_images": len(passed_wrong),
-                "false_fail": float(np.mean(failed_right)) if failed_right else None,
-                "false_pass": float(np.mean(passed_wrong)) if passed_wrong else None,
-            },
+            "all": _figures([a for kind in KINDS for a in by_kind[kind]]),
+            "verdicts": _verdict_figures(verdicts),
         }
     median, p95 = np.quantile(seconds, [0.5, 0.95]).tolist()
     report["milliseconds"] = {"median": 1000 * median, "p95": 1000 * p95}
     return report
+
+
+def _verdict_figures(verdicts: Sequence[tuple[bool, bool]]) -> dict[str, float | int | None]:
+    """Shares of wrong verdicts, from pairs of whether an image passed and whether it was right."""
+    false_passes = [passed for passed, right in verdicts if not right]
+    false_fails = [not passed for passed, right in verdicts if right]
+    return {
+        "right_images": len(false_fails),
+        "wrong_images": len(false_passes),
+        "false_fail": float(np.mean(false_fails)) if false_fails else None,
+        "false_pass": float(np.mean(false_passes)) if false_passes else None,
+    }
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -181,12 +189,12 @@ def _share(value: float | None, n: int) -> str:
 
 
 def main() -> None:
-    """Measure, print a table, and write the figures where asked."""
+    """Measure, print a table, and write the figures to a file if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=1000, help="scenes of each sort (default %(default)s)")
+    parser.add_argument("--n", type=int, default=1000, help="scenes of each set (default %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the scenes")
-    parser.add_argument("--weights", type=Path, help="another folder of weights than the package's")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--weights", type=Path, help="folder of weights (default: the package's)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     model = VisionModel.from_pretrained(args.weights or weights_folder(VISION))
     report = evaluate(model, args.n, args.seed)

@@ -1,16 +1,16 @@
-"""Images a second from a server, against what it could give: requests in flight, over the seconds one of them takes.
+"""Images per second from a server, against the ideal: requests in flight over the seconds that each of them takes.
 
     python benchmarks/remote_throughput.py --images 640 --concurrency 32 --latency 0.5 --runs 3
 
-The server is a process of its own on 127.0.0.1 that answers ``POST /v1/images/generations`` with a photo-like
-512 x 512 PNG in base64, so many seconds after it has read the request; it says how late it was, so that a slow client
-is told from a busy machine. The client is ``init_image_generator("openai:painter")``, used in both ways:
+The server is a separate process on 127.0.0.1 that answers ``POST /v1/images/generations`` with a photo-like 512 x 512
+PNG in base64, a fixed time after it has read the request. It reports how late its answers were, so that a slow client
+can be told from a busy machine. The client is ``init_image_generator("openai:painter")``, used in two ways:
 
-- ``threads``: a few more callers than ``concurrency``, a request at a time, as ``gems batch`` has them, so that those
-  which decode leave their places to others. No image is kept.
-- ``batch``: one call with all the requests. Its result holds all the images, 1 MB each.
+- ``threads``: a few more threads than ``concurrency``, each with one request at a time, as in ``gems batch``, so that
+  others use the slots of those that are decoding. No image is kept.
+- ``batch``: one call with all requests. Its result contains all images, 1 MB each.
 
-The figures go to stdout as JSON, what is going on to stderr.
+The figures go to stdout as JSON, the progress to stderr.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ SIZE: Final = 512
 HOST: Final = "127.0.0.1"
 PATH: Final = "/v1/images/generations"
 IMAGES: Final = 8
-"""Different images that the server has."""
+"""Number of different images that the server returns."""
 
 MAX_CONCURRENCY: Final = 64
 MAX_REQUEST: Final = 2**20
-"""Bytes of a request that the server reads."""
+"""The largest request that the server reads, in bytes."""
 
 MAX_SECONDS: Final = 3600.0
-"""How long the server lives, whatever happens to the one who started it."""
+"""The server ends after this time, whatever happens to the process that started it."""
 
 
 # --- the server, in its own process ---------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ MAX_SECONDS: Final = 3600.0
 
 @dataclass(frozen=True)
 class Served:
-    """What the server saw since it was last asked; ``late_ms`` is from when an answer was due to when it was begun."""
+    """The server's figures since the last query; ``late_ms`` is how long after its time an answer was started."""
 
     answers: int
     most_in_flight: int
@@ -69,7 +69,7 @@ class Served:
 
 
 class _Server:
-    """Answers every request ``latency`` seconds after it was read."""
+    """Answers every request ``latency`` seconds after reading it."""
 
     def __init__(self, latency: float, answers: Sequence[bytes]) -> None:
         self._latency = latency
@@ -84,16 +84,16 @@ class _Server:
         self._cpu = time.process_time()
 
     def served(self) -> Served:
-        """What was seen since the last call."""
+        """The figures since the last call."""
         late = self._late or [0.0]
         cpu = time.process_time() - self._cpu
-        told = Served(len(self._late), self._most, 1000 * statistics.fmean(late), 1000 * max(late), cpu)
+        figures = Served(len(self._late), self._most, 1000 * statistics.fmean(late), 1000 * max(late), cpu)
         self._clear()
-        return told
+        return figures
 
     async def run(self, parent: Connection) -> None:
-        """Say the port, then serve until the parent says so, or is gone, or an hour has passed."""
-        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        """Send the port, then serve until the parent closes its pipe or an hour has passed."""
+        loop, stop_event = asyncio.get_running_loop(), asyncio.Event()
 
         def on_message() -> None:
             try:
@@ -101,14 +101,14 @@ class _Server:
                 parent.send(self.served())
             except (EOFError, OSError):
                 loop.remove_reader(parent.fileno())
-                over.set()
+                stop_event.set()
 
         server = await asyncio.start_server(self._talk, HOST, 0, backlog=2 * MAX_CONCURRENCY)
         loop.add_reader(parent.fileno(), on_message)
         parent.send(server.sockets[0].getsockname()[1])
         try:
             async with asyncio.timeout(MAX_SECONDS):
-                await over.wait()
+                await stop_event.wait()
         finally:
             server.close()
             for connection in self._connections:
@@ -116,7 +116,7 @@ class _Server:
             await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, kept for as many requests as come."""
+        """Serve one connection, which may carry any number of requests."""
         task = asyncio.current_task()
         if task is None or len(self._connections) >= 2 * MAX_CONCURRENCY:
             writer.close()
@@ -126,15 +126,15 @@ class _Server:
             while await self._answer(reader, writer):
                 pass
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError):
-            pass  # the client is gone, or is no client of ours
+            pass  # the client has disconnected, or is not the benchmark
         except asyncio.CancelledError:
-            pass  # the end; a cancelled connection would be reported as an error
+            pass  # the server ends; asyncio would report a cancelled connection as an error
         finally:
             self._connections.discard(task)
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; tells whether another one may follow."""
+        """Answer one request. Return whether another one may follow."""
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         length = int(fields.get("content-length", "0"))
@@ -144,12 +144,12 @@ class _Server:
             return False
         await reader.readexactly(length)
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._latency
+        answer_time = loop.time() + self._latency
         self._in_flight += 1
         self._most = max(self._most, self._in_flight)
         try:
-            await asyncio.sleep(due - loop.time())
-            self._late.append(loop.time() - due)
+            await asyncio.sleep(answer_time - loop.time())
+            self._late.append(loop.time() - answer_time)
         finally:
             self._in_flight -= 1
         self._count += 1
@@ -169,7 +169,7 @@ def _serve(parent: Connection, latency: float) -> None:
 
 
 def _pngs() -> Iterator[bytes]:
-    """Drawn scenes with a film's grain, which makes them as hard to decode, and as large, as what a model draws."""
+    """Drawn scenes with film grain, which makes them as large and as slow to decode as a model's images."""
     import numpy as np
     from PIL import Image
 
@@ -194,40 +194,40 @@ class _Address:
 
 @contextmanager
 def _server(latency: float) -> Iterator[_Address]:
-    """A server that ends with the block, or with this process."""
-    context = multiprocessing.get_context("spawn")  # a fork would inherit what this process has, its threads not
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, latency), daemon=True)
+    """Start a server that ends with the block or with this process."""
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's state but not its threads
+    parent_end, child_end = context.Pipe()
+    process = context.Process(target=_serve, args=(child_end, latency), daemon=True)
     process.start()
-    theirs.close()
+    child_end.close()
 
-    def told() -> Any:
-        if not ours.poll(60):
+    def receive() -> Any:
+        if not parent_end.poll(60):
             raise SystemExit("the server does not answer")
-        return ours.recv()
+        return parent_end.recv()
 
     def ask() -> Served:
-        ours.send("served?")
-        served: Served = told()
+        parent_end.send("served?")
+        served: Served = receive()
         return served
 
     try:
-        answer_bytes, port = told(), told()
+        answer_bytes, port = receive(), receive()
         yield _Address(port, round(answer_bytes), ask)
     finally:
-        ours.close()
+        parent_end.close()
         process.join(10)
         if process.is_alive():
             process.kill()
             process.join()
 
 
-# --- the client, in this one ----------------------------------------------------------------------------------------
+# --- the client, in this process --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one way: ``ratio`` is of the ideal, ``load`` the machine's average over the last minute."""
+    """One measurement. ``ratio`` is relative to the ideal; ``load`` is the machine's average over the last minute."""
 
     seconds: float
     images_per_second: float
@@ -238,21 +238,21 @@ class Run:
 
 
 def _threads(generator: ImageGenerator, requests: Sequence[ImageRequest], concurrency: int) -> int:
-    """Ask for one image at a time, from threads enough that none of the slots waits while images are decoded."""
+    """Request one image at a time, from enough threads that no slot is idle while images are decoded."""
     with ThreadPoolExecutor(concurrency + (os.cpu_count() or 1)) as pool:
-        return sum(pool.map(lambda request: _came(generator.generate([request])), requests))
+        return sum(pool.map(lambda request: _count_images(generator.generate([request])), requests))
 
 
 def _batch(generator: ImageGenerator, requests: Sequence[ImageRequest], _: int) -> int:
-    """Ask for all the images in one call; gives how many came."""
-    return _came(generator.generate(requests))
+    """Request all images in one call. Return how many arrived."""
+    return _count_images(generator.generate(requests))
 
 
 WAYS: Final = {"threads": _threads, "batch": _batch}
-"""In this order: what the first needs at its peak is not hidden by the second, which keeps all its images."""
+"""The order matters: ``batch`` keeps all its images, so its peak memory would hide that of ``threads``."""
 
 
-def _came(results: Sequence[Any]) -> int:
+def _count_images(results: Sequence[Any]) -> int:
     for result in results:
         if not isinstance(result, GeneratedImage):
             raise SystemExit(f"no image: {result}")
@@ -262,12 +262,11 @@ def _came(results: Sequence[Any]) -> int:
 
 
 def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[str, Any]:
-    """Get so many images from a server, ``runs`` times in each way."""
-    # Nothing leaves this machine: no proxy is asked, and the server is given no key of the user's.
+    """Get ``images`` images from a server, ``runs`` times in each way."""
+    # Nothing leaves this machine: no proxy is used, and the server gets no key of the user's.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = HOST
     ideal = concurrency / latency
-    at_start = _peak_mb()
-    figures: dict[str, Any] = {}
+    rss_before = _peak_mb()
     with _server(latency) as address:
         _say(
             f"{address.answer_bytes / 1000:.0f} kB an answer, ideal {ideal:.1f} images/s, load {os.getloadavg()[0]:.2f}"
@@ -278,29 +277,11 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
                 base_url=f"http://{HOST}:{address.port}/v1", api_key=SecretStr("none"), concurrency=concurrency
             ),
         )
+        figures: dict[str, Any] = {}
         for name, way in WAYS.items():
-            way(generator, _requests(concurrency), concurrency)  # connects
-            done: list[Run] = []
-            for i in range(runs):
-                run = _run(partial(way, generator, _requests(images), concurrency), address, ideal)
-                done.append(run)
-                if run.server.answers != images:
-                    raise SystemExit(f"{run.server.answers} answers to {images} requests")
-                _say(
-                    f"{name} {i + 1}/{runs}: {run.images_per_second:.1f} images/s, ratio {run.ratio:.3f}, "
-                    f"{run.client_cpu_ms_per_image:.1f} ms of processor an image, server late by "
-                    f"{run.server.late_ms_mean:.1f} ms (at most {run.server.late_ms_max:.1f}), load {run.load:.2f}"
-                )
-            ratios = [run.ratio for run in done]
-            figures[name] = {
-                "images_per_second_median": statistics.median(run.images_per_second for run in done),
-                "ratio_median": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-                "ratio_spread": max(ratios) - min(ratios),
-                "peak_rss_mb": _peak_mb(),
-                "runs": [asdict(run) for run in done],
-            }
+            way(generator, _requests(concurrency), concurrency)  # connect
+            action = partial(way, generator, _requests(images), concurrency)
+            figures[name] = _summary([_run(f"{name} {i + 1}/{runs}", action, address, ideal) for i in range(runs)])
     return {
         "images": images,
         "concurrency": concurrency,
@@ -308,9 +289,22 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
         "ideal_images_per_second": ideal,
         "answer_bytes": address.answer_bytes,
         "processors": os.cpu_count(),
-        "rss_mb_before": at_start,
+        "rss_mb_before": rss_before,
         "torch_imported": "torch" in sys.modules,
         **figures,
+    }
+
+
+def _summary(runs: Sequence[Run]) -> dict[str, Any]:
+    ratios = [run.ratio for run in runs]
+    return {
+        "images_per_second_median": statistics.median(run.images_per_second for run in runs),
+        "ratio_median": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ratio_spread": max(ratios) - min(ratios),
+        "peak_rss_mb": _peak_mb(),
+        "runs": [asdict(run) for run in runs],
     }
 
 
@@ -318,12 +312,12 @@ def _requests(images: int) -> list[ImageRequest]:
     return [ImageRequest("two red cars behind a dog", seed) for seed in range(images)]
 
 
-def _run(action: Callable[[], int], address: _Address, ideal: float) -> Run:
-    address.ask()  # forget what was before
+def _run(name: str, action: Callable[[], int], address: _Address, ideal: float) -> Run:
+    address.ask()  # reset the server's figures
     start, cpu_start = time.perf_counter(), time.process_time()
     images = action()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-    return Run(
+    run = Run(
         seconds=seconds,
         images_per_second=images / seconds,
         ratio=images / seconds / ideal,
@@ -331,10 +325,18 @@ def _run(action: Callable[[], int], address: _Address, ideal: float) -> Run:
         load=os.getloadavg()[0],
         server=address.ask(),
     )
+    if run.server.answers != images:
+        raise SystemExit(f"{run.server.answers} answers to {images} requests")
+    _say(
+        f"{name}: {run.images_per_second:.1f} images/s, ratio {run.ratio:.3f}, {run.client_cpu_ms_per_image:.1f} ms of "
+        f"processor time per image, server late by {run.server.late_ms_mean:.1f} ms (at most "
+        f"{run.server.late_ms_max:.1f}), load {run.load:.2f}"
+    )
+    return run
 
 
 def _peak_mb() -> float:
-    """The most memory that this process has had resident so far."""
+    """The peak resident memory of this process so far, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6  # bytes there, KiB elsewhere
 
@@ -354,17 +356,17 @@ def _rounded(value: Any) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=640, help="of one run; a multiple of the concurrency")
+    parser.add_argument("--images", type=int, default=640, help="images of one run; a multiple of the concurrency")
     parser.add_argument("--concurrency", type=int, default=32)
     parser.add_argument("--latency", type=float, default=0.5, help="seconds that the server takes for one image")
-    parser.add_argument("--runs", type=int, default=3, help="of each way")
+    parser.add_argument("--runs", type=int, default=3, help="number of measurements of each way")
     args = parser.parse_args()
     if not 1 <= args.concurrency <= MAX_CONCURRENCY:
         parser.error(f"the server handles up to {MAX_CONCURRENCY} requests at once")
     if args.images < 1 or args.images % args.concurrency:
-        parser.error("give a multiple of the concurrency: of the last requests, as many as of the others are in flight")
+        parser.error("--images must be a multiple of --concurrency, so that no slot is idle at the end")
     if args.latency <= 0 or args.runs < 1:
-        parser.error("latency and runs have to be positive")
+        parser.error("--latency and --runs must be positive")
     print(json.dumps(_rounded(measure(args.images, args.concurrency, args.latency, args.runs)), indent=2))
 
 

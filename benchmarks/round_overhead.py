@@ -1,10 +1,10 @@
-"""What one round of the loop costs outside the models: graph steps, checkpoints, image store, prompts.
+"""The cost of one round of the loop outside the models: graph steps, checkpoints, image store, prompts.
 
     python benchmarks/round_overhead.py --rounds 20 --runs 5
 
-The chat model and the generator answer at once, with answers and a 512 x 512 image of realistic size; checkpoints go
-to a SQLite file, synchronously, as ``gems generate`` writes them. Reported is what a further round costs: a run of many
-rounds less one of a single round, by the wall clock and of processor time, which a busy machine disturbs less.
+The chat model and the generator answer immediately, with answers and a 512 x 512 image of realistic size; checkpoints
+are written to a SQLite file synchronously, as in ``gems generate``. Reported is the cost of a further round, a run of
+many rounds minus a run of one, by the wall clock and in processor time, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUESTIONS = [{"question": f"Is thing number {i} where it should be?", "kind": "p
 
 
 class InstantChatModel(BaseChatModel):
-    """Fails every requirement at once, so that the loop goes on for all its rounds."""
+    """Fails every requirement, immediately, so that the loop runs all its rounds."""
 
     @property
     def _llm_type(self) -> str:
@@ -71,7 +71,7 @@ class InstantChatModel(BaseChatModel):
 
 
 class InstantGenerator:
-    """Hands out drawn scenes that were made beforehand."""
+    """Returns scenes drawn in advance."""
 
     name = "instant"
     fingerprint = "0" * 64
@@ -88,17 +88,17 @@ class InstantGenerator:
 
 
 def measure(rounds: int, runs: int) -> tuple[list[float], list[float]]:
-    """Milliseconds a further round costs, one figure a run: by the wall clock, and of processor time."""
+    """The cost of a further round in milliseconds, for each run: by the wall clock, and in processor time."""
     rng = np.random.default_rng(0)
     scenes = [draw_scene(layout(sample_spec(rng), rng).items, style=i) for i in range(rounds)]
     wall, cpu = [], []
     with tempfile.TemporaryDirectory() as folder:
         _run(Path(folder) / "warm-up", 2, scenes)
         for run in range(runs):
-            few_wall, few_cpu = _run(Path(folder) / f"{run}-few", 1, scenes)
+            single_wall, single_cpu = _run(Path(folder) / f"{run}-single", 1, scenes)
             many_wall, many_cpu = _run(Path(folder) / f"{run}-many", rounds, scenes)
-            wall.append(1000 * (many_wall - few_wall) / (rounds - 1))
-            cpu.append(1000 * (many_cpu - few_cpu) / (rounds - 1))
+            wall.append(1000 * (many_wall - single_wall) / (rounds - 1))
+            cpu.append(1000 * (many_cpu - single_cpu) / (rounds - 1))
     return wall, cpu
 
 
@@ -117,11 +117,11 @@ def _run(folder: Path, rounds: int, scenes: list[Image.Image]) -> tuple[float, f
     context = GemsContext(memory=False, seed=0, max_rounds=rounds, patience=rounds)
     start, cpu_start = time.perf_counter(), time.process_time()
     out = graph.invoke({"prompt": "two dogs"}, {"configurable": {"thread_id": "t"}}, context=context, durability="sync")
-    spent = time.perf_counter() - start, time.process_time() - cpu_start
+    seconds = time.perf_counter() - start, time.process_time() - cpu_start
     connection.close()
     if len(out["attempts"]) != rounds:
         raise SystemExit(f"{len(out['attempts'])} rounds instead of {rounds}: {out['errors']}")
-    return spent
+    return seconds
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Does a memory of one pass help the next one over similar prompts? And does one of something else do harm?
+"""Does the memory of one pass help the next one over similar prompts, and does an unrelated memory do harm?
 
     python benchmarks/second_pass.py --n 500 --out /tmp/second-pass
 
-A first pass over fresh prompts fills a memory. A second pass over other fresh prompts, of the same vocabulary, is run
-four times from the same seeds: without a memory; with the first pass's; with one of another domain (landscapes,
-portraits and the like, with prompts and lessons of their own); and with that one though nothing in it is near enough to
-be recalled. In the second pass memories are only read: what is measured is what the first pass left behind. The oracle
-judges, and differences are paired. Killed and started again, it goes on. Printed as JSON.
+A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs four
+times from the same seeds: without a memory; with the first pass's; with one from another domain (landscapes, portraits
+and the like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in
+it is similar enough. The second pass only reads its memories, so that only what the first pass left behind is measured.
+The oracle judges, and differences are paired. If it is killed, the same command continues. Printed as JSON.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ LESSON: Final = "Name the light and the lens; leave out the word 'photo'. Grain 
 
 
 class ReadOnly(BaseStore):
-    """A store whose writes are dropped.
+    """A store that drops all writes.
 
     Args:
-        store: What is read.
-        near: Whether everything that is found counts as near, however far it is.
+        store: The store to read from.
+        near: Whether to raise the score of every result, so that it counts as similar.
     """
 
     def __init__(self, store: BaseStore, *, near: bool = False) -> None:
@@ -77,14 +77,14 @@ class ReadOnly(BaseStore):
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         ops = list(ops)
-        found = iter(self._store.batch([op for op in ops if not isinstance(op, PutOp)]))
-        return [None if isinstance(op, PutOp) else self._lifted(next(found)) for op in ops]
+        results = iter(self._store.batch([op for op in ops if not isinstance(op, PutOp)]))
+        return [None if isinstance(op, PutOp) else self._raise_scores(next(results)) for op in ops]
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         return self.batch(ops)
 
-    def _lifted(self, result: Result) -> Result:
+    def _raise_scores(self, result: Result) -> Result:
         if not self._near or not isinstance(result, list):
             return result
         for item in result:
@@ -96,57 +96,55 @@ class ReadOnly(BaseStore):
 def main() -> None:
     """Run both passes, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=500, help="fresh prompts in each pass")
-    parser.add_argument("--seed", type=int, default=7, help="of the first pass; the second has the next one")
-    parser.add_argument("--images", type=int, default=5, help="most images a prompt")
+    parser.add_argument("--n", type=int, default=500, help="fresh prompts in each pass (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the first pass; the second uses the next seed")
+    parser.add_argument("--images", type=int, default=5, help="maximum images for each prompt")
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("gems-eval/second-pass"))
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    settings = {"memory": True, "skills": False, "max_rounds": given.images}
+    settings = {"memory": True, "skills": False, "max_rounds": args.images}
     first = Arm("loop+memory", "the first pass, which fills a memory", settings=settings)
-    learning = plan_of("First pass", fresh_prompts(given.n, given.seed), first, given.seed, given)
-    again = others(fresh_prompts(2 * given.n, given.seed + 1), learning.prompts)[: given.n]
-    second = plan_of("Second pass", again, first, given.seed + 1, given)
+    learning = plan_of("First pass", fresh_prompts(args.n, args.seed), first, args.seed, args)
+    second_prompts = without_known(fresh_prompts(2 * args.n, args.seed + 1), learning.prompts)[: args.n]
+    second = plan_of("Second pass", second_prompts, first, args.seed + 1, args)
     prepare_folder(learning)
     prepare_folder(second)
 
     oracle = Oracle(second.out)
-    with batch_bar(given.n, what="first pass", quiet=False) as (on_start, on_done):
+    with batch_bar(args.n, what="first pass", quiet=False) as (on_start, on_done):
         rows = run_arm(learning, first, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
     judged = {"first pass": judged_by_oracle(learning.prompts, rows, Oracle(learning.out))}
-    own = FaissStore(learning.folder(first) / "memory", embedder=init_embedder())
-    foreign = FaissStore(second.out / "foreign", embedder=init_embedder())
-    remember_another_domain(foreign, learning.context)
+    own_memory = FaissStore(learning.folder(first) / "memory", embedder=init_embedder())
+    foreign_memory = FaissStore(second.out / "foreign", embedder=init_embedder())
+    remember_another_domain(foreign_memory, learning.context)
     stores = {
         "without memory": None,
-        "with the first pass": ReadOnly(own),
-        "with another domain": ReadOnly(foreign),
-        "told of another domain": ReadOnly(foreign, near=True),
+        "with the first pass": ReadOnly(own_memory),
+        "with another domain": ReadOnly(foreign_memory),
+        "told of another domain": ReadOnly(foreign_memory, near=True),
     }
     for name, store in stores.items():
         context = second.context_of(first).model_copy(update={"memory": store is not None})
-        rows = run_pass(second, name, context, concurrency=given.concurrency, store=store)
+        rows = run_pass(second, name, context, concurrency=args.concurrency, store=store)
         judged[name] = judged_by_oracle(second.prompts, rows, oracle)
-    print(json.dumps(report(judged, first, given.images), indent=1))
+    print(json.dumps(report(judged, first, args.images), indent=1))
 
 
-def plan_of(
-    benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, given: argparse.Namespace
-) -> EvaluationPlan:
-    """One pass, in a folder of its own."""
-    folder = given.out / benchmark.lower().replace(" ", "-")
-    return EvaluationPlan(benchmark, tuple(prompts), (arm,), GemsContext(seed=seed), seed, given.images, folder)
+def plan_of(benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, args: argparse.Namespace) -> EvaluationPlan:
+    """The plan of one pass, in a folder of its own."""
+    folder = args.out / benchmark.lower().replace(" ", "-")
+    return EvaluationPlan(benchmark, tuple(prompts), (arm,), GemsContext(seed=seed), seed, args.images, folder)
 
 
-def others(prompts: list[EvalPrompt], known: Iterable[EvalPrompt]) -> list[EvalPrompt]:
-    """Those prompts that are not among the known ones, not even in other spelling."""
-    asked = {tuple(content_words(p.prompt)) for p in known}
-    return [p for p in prompts if tuple(content_words(p.prompt)) not in asked]
+def without_known(prompts: list[EvalPrompt], known_prompts: Iterable[EvalPrompt]) -> list[EvalPrompt]:
+    """The prompts that are not among the known ones, compared by their content words."""
+    known_words = {tuple(content_words(p.prompt)) for p in known_prompts}
+    return [p for p in prompts if tuple(content_words(p.prompt)) not in known_words]
 
 
 def remember_another_domain(store: BaseStore, context: GemsContext) -> None:
-    """A hundred runs about things that the second pass never asks for."""
+    """Remember a hundred runs about things that the second pass never asks for."""
     image = ImageRef(uri="file:///nowhere.png", sha256="0" * 64, width=1, height=1)
     for number, (subject, style) in enumerate(product(SUBJECTS, STYLES)):
         prompts = (f"{subject} {style}", f"{subject} {style}, low horizon, grain, golden light, 35 mm")
@@ -174,19 +172,19 @@ def remember_another_domain(store: BaseStore, context: GemsContext) -> None:
 
 
 def report(judged: dict[str, list[Judged]], arm: Arm, images: int) -> dict[str, Any]:
-    """Figures of each pass, and the paired differences."""
+    """The figures of each pass, and the paired differences."""
     figures = {}
     for name, results in judged.items():
-        found = analyse(arm, results, images)
+        analysis = analyse(arm, results, images)
         recalled = [len(j.row.get("memories", [])) for j in results]
         figures[name] = {
-            **{k: found[k] for k in ("all_correct", "ci95", "images_per_prompt", "chat_calls_per_prompt")},
+            **{k: analysis[k] for k in ("all_correct", "ci95", "images_per_prompt", "chat_calls_per_prompt")},
             "recalled_per_prompt": round(sum(recalled) / len(recalled), 2),
         }
     questions = [
         Comparison("with the first pass", "without memory", "Does the first pass help the second?"),
-        Comparison("with another domain", "without memory", "Does a memory of something else do harm?"),
-        Comparison("told of another domain", "without memory", "Even if it is recalled?"),
+        Comparison("with another domain", "without memory", "Does an unrelated memory do harm?"),
+        Comparison("told of another domain", "without memory", "Does it do harm even if it is recalled?"),
     ]
     return {"passes": figures, "comparisons": [compare(question, judged) for question in questions]}
 

@@ -1,11 +1,11 @@
-"""Hundreds of skills: does the catalogue stay flat, and is the right skill still in it?
+"""Among hundreds of skills, does the catalogue stay short, and is the right skill still in it?
 
     python benchmarks/skill_retrieval.py --skills 500
 
-The skills that come with gems, each with twelve wishes that it is for (``skill_wishes.json``, written without a look
-at what is found), among others: skills for scenes, as image people write them, with a wish each; and skills of other
-trades, as every collection has them. Printed as JSON: how often the right skill is offered, the length of the catalogue
-with twenty skills (ours and ten scenes) and with all, and the time that choosing takes.
+The library contains the built-in skills, each with twelve prompts that need it (``skill_wishes.json``, written without
+looking at the retrieval's results); skills for scenes, such as artists write, with one prompt each; and skills of other
+trades, such as every collection contains. Printed as JSON: how often the right skill is offered, the length of the
+catalogue with twenty skills (the built-in ones and ten scenes) and with all, and the time that choosing takes.
 """
 
 from __future__ import annotations
@@ -82,86 +82,86 @@ LENSES: Final = ("wide angle", "macro", "telephoto", "fisheye", "tilt-shift", "d
 def main() -> None:
     """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--skills", type=int, default=500, help="how many there are")
-    given = parser.parse_args()
-    print(json.dumps(measure(given.skills), indent=1))
+    parser.add_argument("--skills", type=int, default=500, help="size of the library (default %(default)s)")
+    args = parser.parse_args()
+    print(json.dumps(measure(args.skills), indent=1))
 
 
 def measure(n: int) -> dict[str, Any]:
-    """The figures for ``n`` skills."""
+    """Figures for a library of ``n`` skills."""
     built_in = built_in_skills()
     scenes = [scene for scene, _ in scene_skills()]
     library = [*scenes, *built_in, *other_skills()]
     library = (library + [_skill(f"filler-{i}", f"Use for matter {i}.") for i in range(n)])[:n]
     started = time.perf_counter()
     offer(library, "anything", init_embedder)
-    first = time.perf_counter() - started
+    first_seconds = time.perf_counter() - started
 
-    asked = [(name, wish) for name, wishes in labelled().items() for wish in wishes["use"]]
-    own = [(skill.name, wish) for skill, wish in scene_skills()]
-    found, seconds, tokens, few = dict[str, list[bool]](), list[float](), list[int](), list[int]()
-    for name, wish in [*asked, *own]:
+    built_in_cases = [(name, prompt) for name, prompts in labelled_prompts().items() for prompt in prompts["use"]]
+    scene_cases = [(skill.name, prompt) for skill, prompt in scene_skills()]
+    hits_by_kind, seconds, tokens, small_tokens = dict[str, list[bool]](), list[float](), list[int](), list[int]()
+    for name, prompt in [*built_in_cases, *scene_cases]:
         started = time.perf_counter()
-        offered = offer(library, wish, init_embedder)
+        offered = offer(library, prompt, init_embedder)
         seconds.append(time.perf_counter() - started)
-        kind = name if name in labelled() else "scenes"
-        found.setdefault(kind, []).append(name in [skill.name for skill in offered])
+        kind = name if name in labelled_prompts() else "scenes"
+        hits_by_kind.setdefault(kind, []).append(name in [skill.name for skill in offered])
         tokens.append(cost(offered))
-        few.append(cost(offer([*built_in, *scenes[:10]], wish, init_embedder)))
-    right = [hit for hits in found.values() for hit in hits]
+        small_tokens.append(cost(offer([*built_in, *scenes[:10]], prompt, init_embedder)))
+    right = [hit for hits in hits_by_kind.values() for hit in hits]
     return {
         "skills": len(library),
         "offered_at_most": MAX_OFFERED,
         "labelled_wishes": len(right),
         "right_one_offered": round(sum(right) / len(right), 4),
-        "by_skill": {name: round(sum(hits) / len(hits), 4) for name, hits in found.items()},
+        "by_skill": {name: round(sum(hits) / len(hits), 4) for name, hits in hits_by_kind.items()},
         "catalogue_tokens": {"mean": round(sum(tokens) / len(tokens)), "most": max(tokens)},
-        "catalogue_tokens_with_20": {"mean": round(sum(few) / len(few)), "most": max(few)},
+        "catalogue_tokens_with_20": {"mean": round(sum(small_tokens) / len(small_tokens)), "most": max(small_tokens)},
         "ms_to_choose": round(1000 * sorted(seconds)[len(seconds) // 2], 2),
-        "seconds_the_first_time": round(first, 2),
+        "seconds_the_first_time": round(first_seconds, 2),
     }
 
 
 def built_in_skills() -> list[Skill]:
-    """Those that come with gems, whatever else is installed here."""
+    """The skills that come with gems, whatever else is installed."""
     return [skill for skill in load_skills().skills.values() if skill.origin == "built in"]
 
 
-def labelled() -> dict[str, dict[str, list[str]]]:
-    """Wishes that each built-in skill is for, and wishes that it is not for."""
+def labelled_prompts() -> dict[str, dict[str, list[str]]]:
+    """By built-in skill: prompts that need it ("use") and prompts that do not ("not")."""
     text = (Path(__file__).parent / "skill_wishes.json").read_text(encoding="utf-8")
-    wishes: dict[str, dict[str, list[str]]] = json.loads(text)
-    return wishes
+    prompts: dict[str, dict[str, list[str]]] = json.loads(text)
+    return prompts
 
 
 def scene_skills() -> list[tuple[Skill, str]]:
-    """A skill for each scene and mood, and a wish that it is for."""
-    made = []
-    for (scene, shown, wish), mood in product(SCENES, MOODS):
-        words = f"Use when the wish shows a {mood} {scene}: {shown}. Not for a {scene} of another kind."
-        made.append((_skill(f"{mood}-{scene}", words), wish.format(mood)))
-    return made
+    """A skill for each scene and mood, with a prompt that needs it."""
+    skills = []
+    for (scene, content, template), mood in product(SCENES, MOODS):
+        description = f"Use when the wish shows a {mood} {scene}: {content}. Not for a {scene} of another kind."
+        skills.append((_skill(f"{mood}-{scene}", description), template.format(mood)))
+    return skills
 
 
 def other_skills() -> list[Skill]:
-    """Skills of other trades, and of photographers."""
-    made = [
+    """Skills of other trades, of photographers and of brand designers."""
+    skills = [
         _skill(f"{task}-{trade}", f"Helps with {task} {trade}. Use whenever the user mentions {trade}.")
         for trade, task in product(TRADES, TASKS)
     ]
-    made += [
+    skills += [
         _skill(f"{light}-{lens}", f"Use when a photograph is wanted with {light} and {lens}, and describes both.")
         for light, lens in product(LIGHTS, LENSES)
     ]
-    made += [
+    skills += [
         _skill(f"{thing}-{task}", f"Use for {task} the look of {thing} in a brand's images, never for documents.")
         for thing, task in product(("logos", "packaging", "posters", "icons", "mascots"), TASKS)
     ]
-    return made
+    return skills
 
 
 def cost(skills: list[Skill]) -> int:
-    """About how many tokens the planner reads of them."""
+    """The approximate number of tokens that the planner reads for these skills."""
     return count_tokens_approximately([f"{skill.name} {skill.description}" for skill in skills])
 
 

@@ -1,11 +1,11 @@
-"""A real language model in the text roles, while the pocket model sees: does it answer in form, and does the loop pay?
+"""A real language model in the text roles, with the pocket model as verifier: are its answers valid, and does it help?
 
     python benchmarks/text_roles.py --model openai:qwen --base-url http://127.0.0.1:8765/v1 --n 100 --out text-roles
 
-Planner, decomposer and refiner run on the model, generator and verifier are the pocket ones, skills and memory are off.
+Planner, decomposer and refiner use the model; generator and verifier are the pocket ones; skills and memory are off.
 The same fresh prompts are drawn once as they are (``single``) and by the loop, from the same seeds; the oracle judges.
-Every answer in form is counted, by role: valid at once, after one repair, in part (cut off, and what came whole was
-taken), or not at all. Killed and started again, it goes on.
+Structured answers are counted by role: valid at once, after one repair, in part (cut off, with the complete part used),
+or not at all. If it is killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ ROLES: Final = {"Plan": "planner", "Requirements": "decomposer", "Refinement": "
 
 
 class AnswerCounter(logging.Handler):
-    """Keeps a line for each structured answer of a text role, as ``gems.nodes.ask`` logs them."""
+    """Records each structured answer of a text role, as logged by ``gems.nodes.ask``, in a file."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.DEBUG)
         self._path, self._lock = path, threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one down."""
+        """Append a line for one answer."""
         form = getattr(record, "form", "")
         if form in ROLES:
             line = {"role": ROLES[form], "tries": vars(record)["tries"], "in_part": vars(record)["in_part"]}
@@ -51,51 +51,51 @@ class AnswerCounter(logging.Handler):
 
     def table(self) -> dict[str, Counter[str]]:
         """By role, how many answers were valid at once, after a repair, in part, or not at all."""
-        found: dict[str, Counter[str]] = {role: Counter() for role in ROLES.values()}
+        counts: dict[str, Counter[str]] = {role: Counter() for role in ROLES.values()}
         for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else ():
             entry = json.loads(line)
             kind = "in_part" if entry["in_part"] else ("invalid", "at_once", "after_a_repair")[entry["tries"]]
-            found[entry["role"]][kind] += 1
-        return found
+            counts[entry["role"]][kind] += 1
+        return counts
 
 
 def main() -> None:
-    """Run it, and print a table."""
+    """Run both arms, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="openai:qwen", help="chat model of the text roles")
-    parser.add_argument("--base-url", default="http://127.0.0.1:8765/v1", help="of its server")
-    parser.add_argument("--max-tokens", type=int, default=400, help="of one answer")
+    parser.add_argument("--base-url", default="http://127.0.0.1:8765/v1", help="base URL of the model's server")
+    parser.add_argument("--max-tokens", type=int, default=400, help="maximum tokens of one answer")
     parser.add_argument("--n", type=int, default=100, help="fresh prompts")
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--images", type=int, default=3, help="most images a prompt")
+    parser.add_argument("--images", type=int, default=3, help="maximum images for each prompt")
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("gems-eval/text-roles"))
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    options = ChatOptions(base_url=given.base_url, temperature=0, max_tokens=given.max_tokens, timeout=600)
-    roles = dict.fromkeys(("planner", "decomposer", "refiner"), given.model)
-    context = GemsContext(seed=given.seed, chat_options=options, **roles)
-    arms = choose_arms(["single", "loop"], ["pocket"], given.images)
+    options = ChatOptions(base_url=args.base_url, temperature=0, max_tokens=args.max_tokens, timeout=600)
+    roles = dict.fromkeys(("planner", "decomposer", "refiner"), args.model)
+    context = GemsContext(seed=args.seed, chat_options=options, **roles)
+    arms = choose_arms(["single", "loop"], ["pocket"], args.images)
     plan = EvaluationPlan(
         "Text roles",
-        tuple(fresh_prompts(given.n, given.seed)),
+        tuple(fresh_prompts(args.n, args.seed)),
         tuple(arms),
         context,
-        given.seed,
-        given.images,
-        given.out,
+        args.seed,
+        args.images,
+        args.out,
     )
     prepare_folder(plan)
-    counter = AnswerCounter(given.out / "answers.jsonl")
+    counter = AnswerCounter(args.out / "answers.jsonl")
     log = logging.getLogger("gems.nodes.ask")
     log.setLevel(logging.DEBUG)
     log.addHandler(counter)
 
-    oracle, judged = Oracle(given.out), dict[str, list[Judged]]()
+    oracle, judged = Oracle(args.out), dict[str, list[Judged]]()
     for arm in arms:
-        with batch_bar(given.n, what=arm.name, quiet=False) as (on_start, on_done):
+        with batch_bar(args.n, what=arm.name, quiet=False) as (on_start, on_done):
             rows = run_arm(
-                plan, arm, concurrency=given.concurrency, control=RunControl(), on_start=on_start, on_done=on_done
+                plan, arm, concurrency=args.concurrency, control=RunControl(), on_start=on_start, on_done=on_done
             )
         judged[arm.name] = judged_by_oracle(plan.prompts, rows, oracle, arm.generator)
     print(json.dumps(_report(judged, counter), indent=1))

@@ -1,7 +1,7 @@
 """A stand-in for a language model, so that the examples run offline.
 
-It reads nothing and understands nothing: it says what it was given, in turn. Give the examples ``--mllm`` with a name
-that LangChain's ``init_chat_model`` knows (``openai:gpt-5``), and a real model takes its place.
+It ignores its input and returns prepared answers in order. To use a real model instead, give the examples ``--mllm``
+with a name that LangChain's ``init_chat_model`` accepts (``openai:gpt-5``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gems.errors import GemsError
 
 
 class StandIn(BaseChatModel):
-    """Gives its answers in turn: the first to a conversation in which it has not spoken yet, and so on."""
+    """Returns its answers in order: the first in a conversation that has none yet, then the second, and so on."""
 
     answers: Sequence[AIMessage]
 
@@ -29,7 +29,7 @@ class StandIn(BaseChatModel):
         return "stand-in"
 
     def bind_tools(self, tools: Sequence[Any], **_: Any) -> BaseChatModel:
-        """It calls the tools that its answers name."""
+        """Return the model unchanged: it calls the tools that its answers name."""
         return self
 
     def _generate(
@@ -39,25 +39,25 @@ class StandIn(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **_: Any,
     ) -> ChatResult:
-        spoken = sum(isinstance(message, AIMessage) for message in messages)
-        return ChatResult(generations=[ChatGeneration(message=self.answers[min(spoken, len(self.answers) - 1)])])
+        answer_count = sum(isinstance(message, AIMessage) for message in messages)
+        return ChatResult(generations=[ChatGeneration(message=self.answers[min(answer_count, len(self.answers) - 1)])])
 
 
 def language_model(name: str | None, *answers: AIMessage) -> BaseChatModel:
-    """The model of that name; the stand-in with these answers if there is none."""
+    """The model of that name, or, without a name, the stand-in with these answers."""
     return init_chat_model(name) if name else StandIn(answers=answers)
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
-    """What all examples take."""
+    """A parser with the options of all examples."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mllm", metavar="NAME", help="a language model, such as openai:gpt-5; default: a stand-in")
-    parser.add_argument("--seed", type=int, default=7, help="of the images")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the images (default %(default)s)")
     return parser
 
 
 def guarded(main: Any) -> None:
-    """Run it, and tell what goes wrong in one line."""
+    """Run ``main``, and report an error of GEMS in one line."""
     try:
         main()
     except GemsError as error:

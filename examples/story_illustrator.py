@@ -1,9 +1,9 @@
-"""A story in four scenes, each of them drawn: GEMS as a node of a larger graph.
+"""A story in four illustrated scenes: GEMS as a node of a larger graph.
 
     python examples/story_illustrator.py "a day in the country" --out story
 
-One node writes the scenes; ``Send`` has all of them drawn at once, each by a run of its own that plans, checks and
-refines; the last node lays them out on a page. The graph's state holds references to the images, never pixels.
+One node writes the scenes; ``Send`` starts a run for each of them, all at once, which plans, checks and refines; the
+last node puts them on a page. The graph's state contains references to the images, never pixels.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ SCENES = (
 
 
 class Story(TypedDict, total=False):
-    """What the graph knows."""
+    """The state of the graph."""
 
     theme: str
     scenes: list[str]
-    drawn: Annotated[list[dict[str, Any]], operator.add]
+    pictures: Annotated[list[dict[str, Any]], operator.add]
 
 
 class Scene(TypedDict):
-    """What one branch is given."""
+    """The input of one branch."""
 
     number: int
     text: str
 
 
 def build(model: Any, out: Path, settings: dict[str, Any]) -> Any:
-    """The graph."""
+    """Build the graph, which writes the page to ``out``."""
     gems, images = build_graph(settings=settings), ImageStore()
 
     def write(story: Story) -> Story:
         lines = model.invoke([("system", WRITER), ("user", story["theme"])]).text.splitlines()
         return {"scenes": [line.strip() for line in lines if line.strip()][:4]}
 
-    def each(story: Story) -> list[Send]:
+    def send_scenes(story: Story) -> list[Send]:
         return [Send("draw", Scene(number=n, text=text)) for n, text in enumerate(story["scenes"], 1)]
 
     def draw(scene: Scene) -> Story:
         result = gems.invoke({"prompt": scene["text"]})
-        return {"drawn": [{**scene, "image": result["image"], "outcome": result["outcome"]}]}
+        return {"pictures": [{**scene, "image": result["image"], "outcome": result["outcome"]}]}
 
     def lay_out(story: Story) -> Story:
         out.mkdir(parents=True, exist_ok=True)
         figures = []
-        for scene in sorted(story["drawn"], key=lambda scene: scene["number"]):
+        for scene in sorted(story["pictures"], key=lambda scene: scene["number"]):
             if scene["image"] is None:
                 continue
             name = f"scene-{scene['number']}.png"
@@ -79,7 +79,7 @@ def build(model: Any, out: Path, settings: dict[str, Any]) -> Any:
     for name, node in (("write", write), ("draw", draw), ("lay_out", lay_out)):
         graph.add_node(name, node)
     graph.add_edge(START, "write")
-    graph.add_conditional_edges("write", each, ["draw"])
+    graph.add_conditional_edges("write", send_scenes, ["draw"])
     graph.add_edge("draw", "lay_out")
     graph.add_edge("lay_out", END)
     return graph.compile()
@@ -90,13 +90,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("theme", nargs="?", default="a day in the country")
     parser.add_argument("--out", type=Path, default=Path("story"), help="folder of the page and its images")
-    given = parser.parse_args()
-    model = language_model(given.mllm, AIMessage("\n".join(SCENES)))
-    graph = build(model, given.out, {"seed": given.seed, "max_rounds": 3})
-    for update in graph.stream({"theme": given.theme}, stream_mode="updates"):
-        for scene in (update.get("draw") or {}).get("drawn", []):
+    args = parser.parse_args()
+    model = language_model(args.mllm, AIMessage("\n".join(SCENES)))
+    graph = build(model, args.out, {"seed": args.seed, "max_rounds": 3})
+    for update in graph.stream({"theme": args.theme}, stream_mode="updates"):
+        for scene in (update.get("draw") or {}).get("pictures", []):
             print(f"scene {scene['number']}, {scene['outcome']}: {scene['text']}", flush=True)
-    print(f"the story: {given.out / 'story.html'}")
+    print(f"the story: {args.out / 'story.html'}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
 
 from langgraph.store.base import BaseStore
 from starlette.applications import Starlette
@@ -24,7 +23,7 @@ from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.memory import opening
 from gems.memory.embedder import init_embedder
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import open_images
 from gems.memory.store import FaissStore
 
 __all__ = ["app", "graph", "open_store"]
@@ -57,7 +56,7 @@ async def _artifact(request: Request) -> Response:
 
 
 def _read(sha256: str) -> bytes:
-    images = _images()
+    images = open_images()
     ref = images.find(sha256)
     if ref is None:
         raise HTTPException(404, "there is no such image")
@@ -65,11 +64,6 @@ def _read(sha256: str) -> bytes:
         return images.read(ref)
     except BackendError as error:
         raise HTTPException(404, str(error)) from error
-
-
-@cache
-def _images() -> ImageStore:
-    return ImageStore()
 
 
 app = Starlette(routes=[Route("/artifacts/{sha256:str}.png", _artifact, include_in_schema=False)])

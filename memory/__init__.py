@@ -1,6 +1,6 @@
-"""What outlives a run: the store of trajectories, the embedder that finds them again, and the images.
+"""What outlives a run: the store of trajectories and experiences, the embedder that searches it, and the images.
 
-``from gems.memory import FaissStore`` is a LangGraph store of its own right; names are imported when first used.
+``FaissStore`` is a LangGraph store that any graph can use. It is imported when first accessed.
 """
 
 from __future__ import annotations

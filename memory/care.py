@@ -1,4 +1,4 @@
-"""Looking after a memory folder: what is in it, taking it elsewhere, forgetting, and whether it is whole."""
+"""Maintenance of a memory folder: statistics, export and import, forgetting, and integrity checks."""
 
 from __future__ import annotations
 
@@ -21,43 +21,46 @@ from gems.graph.state import ImageRef
 from gems.memory.experience import EXPERIENCES, Experience, remake
 from gems.memory.image_store import ImageStore
 from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
-from gems.memory.records import Records, Row
-from gems.memory.store import FaissStore, open_records
+from gems.memory.records import Records, Row, open_records
+from gems.memory.store import FaissStore
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
 from gems.secrets import one_line
 
 __all__ = [
-    "Forgotten",
+    "ForgetResult",
     "Line",
-    "Past",
+    "RememberedRun",
+    "Selection",
     "Stats",
-    "Wish",
-    "existing",
+    "count_orphans",
+    "existing_memory",
     "export_lines",
     "find",
     "forget",
     "import_lines",
-    "left_alone",
-    "pasts",
+    "remembered_runs",
     "size_of",
     "stats",
     "verify",
 ]
 
-_KINDS: Final[dict[tuple[str, ...], type[BaseModel]]] = {TRAJECTORIES: Trajectory, EXPERIENCES: Experience}
-_MANY: Final = 256
+_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {TRAJECTORIES: Trajectory, EXPERIENCES: Experience}
+"""What the records of a layer must hold."""
+_PAGE: Final = 256
+"""Records imported in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class RememberedRun:
     """One remembered run."""
 
     id: str
     user: str
     when: datetime
+    """When it was stored."""
     trajectory: Trajectory
     record: int
-    """The record's number in its file."""
+    """The id of its record in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,41 +71,41 @@ class Stats:
     records: int
     vectors: int
     indexed: int
-    """Vectors in the index on disk; 0 while they are few enough to be compared one by one."""
+    """Number of vectors in the index on disk; 0 while there are so few that a search compares with all of them."""
     size: int
-    """Bytes on disk."""
+    """Size on disk in bytes."""
     users: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By user: remembered runs, how many of them were solved, and the experiences made from them."""
+    """For each user, the number of runs, of solved runs, and of experiences."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forgotten:
-    """What was forgotten."""
+class ForgetResult:
+    """What ``forget`` deleted."""
 
-    runs: list[Past]
+    runs: list[RememberedRun]
     experiences: int
-    """How many experiences went whose runs had gone before."""
+    """Number of deleted experiences whose runs had been deleted before."""
     images: int
-    """How many images were removed."""
+    """Number of deleted images."""
     overwritten: bool
-    """Whether nothing of it is left in the file; where other processes read, it is when they close it."""
+    """True if the deleted data has been overwritten on disk. False while another process has the file open."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """Which runs to forget: all of these must hold."""
+class Selection:
+    """Conditions on remembered runs; a run is selected if it meets all of them."""
 
     ids: tuple[str, ...] = ()
     user: str | None = None
     prompt: str | None = None
     older_than: timedelta | None = None
 
-    def holds(self, past: Past) -> bool:
-        """Whether a run is meant."""
-        return (not self.ids or past.id in self.ids) and self.means(past.user, past.trajectory.prompt, past.when)
+    def includes(self, run: RememberedRun) -> bool:
+        """Whether a run meets all conditions."""
+        return (not self.ids or run.id in self.ids) and self.includes_record(run.user, run.trajectory.prompt, run.when)
 
-    def means(self, user: str, prompt: str, when: datetime) -> bool:
-        """Whether all but the ids hold."""
+    def includes_record(self, user: str, prompt: str, when: datetime) -> bool:
+        """Whether a record meets all conditions other than the ids."""
         return (
             self.user in (None, user)
             and self.prompt in (None, prompt)
@@ -111,7 +114,7 @@ class Wish:
 
 
 class Line(BaseModel):
-    """One record as a line of an exported file. Vectors are not in it: who imports it embeds anew."""
+    """One record as a line of an exported file. It holds no vectors: the import embeds the texts again."""
 
     namespace: list[Annotated[str, Field(min_length=1, pattern=r"^[^.]+$")]] = Field(min_length=1)
     key: str = Field(min_length=1)
@@ -121,11 +124,11 @@ class Line(BaseModel):
     updated_at: datetime
 
 
-def existing(folder: Path) -> Path:
-    """The folder, if there is a memory in it.
+def existing_memory(folder: Path) -> Path:
+    """The folder, if it holds a memory.
 
     Raises:
-        InputError: There is none.
+        InputError: It does not.
     """
     if not (folder / "records.sqlite").exists():
         raise InputError(f"there is no memory in {folder} yet: gems generate begins one")
@@ -133,65 +136,68 @@ def existing(folder: Path) -> Path:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """The size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def stats(folder: Path) -> Stats:
-    """What is in a folder.
+    """What a folder holds.
 
     Raises:
-        InputError: There is no memory in it.
+        InputError: The folder holds no memory.
     """
     with closing(_open(folder)) as records:
-        index = newest_index(folder / "index", **records.named())
-        runs: dict[str, Counter[str]] = {}
-        for past in _all(records):
-            counted = runs.setdefault(past.user, Counter(runs=0, solved=0, experiences=0))
-            counted.update(runs=1, solved=int(past.trajectory.solved))
+        index = newest_index(folder / "index", **records.identity())
+        users: dict[str, Counter[str]] = {}
+        for run in _runs(records):
+            counts = users.setdefault(run.user, Counter(runs=0, solved=0, experiences=0))
+            counts.update(runs=1, solved=int(run.trajectory.solved))
         for row in _rows(records, EXPERIENCES):
-            counted = runs.setdefault(user_of(tuple(row[1].split("."))), Counter(runs=0, solved=0, experiences=0))
-            counted.update(experiences=1)
+            counts = users.setdefault(_user(row), Counter(runs=0, solved=0, experiences=0))
+            counts.update(experiences=1)
         return Stats(
             embedder=records.meta("embedder") or "none yet",
             records=records.count(),
             vectors=records.count("vectors"),
             indexed=index.manifest.count if index and index.manifest else 0,
             size=size_of(folder),
-            users={user: dict(counted) for user, counted in runs.items()},
+            users={user: dict(counts) for user, counts in users.items()},
         )
 
 
-def pasts(folder: Path) -> Iterator[Past]:
+def remembered_runs(folder: Path) -> Iterator[RememberedRun]:
     """Every remembered run, by user, oldest first.
 
     Raises:
-        InputError: There is no memory in the folder.
+        InputError: The folder holds no memory.
     """
     with closing(_open(folder)) as records:
-        yield from _all(records)
+        yield from _runs(records)
 
 
-def find(folder: Path, run_id: str) -> Past:
-    """A remembered run by its id, or by the beginning of it.
+def find(folder: Path, run_id: str) -> RememberedRun:
+    """A remembered run by its id, or by the beginning of its id.
 
     Raises:
-        InputError: None has it, or several begin so.
+        InputError: No run matches, or several do.
     """
-    found = [past for past in pasts(folder) if past.id.startswith(run_id)]
-    exact = [past for past in found if past.id == run_id]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
-    if not found:
-        raise InputError(f"no remembered run has the id {run_id}; gems memory search tells ids")
-    raise InputError(f"{len(found)} remembered runs begin with {run_id}; give more of it")
+    matching = [run for run in remembered_runs(folder) if run.id.startswith(run_id)]
+    exact = [run for run in matching if run.id == run_id]
+    if len(exact or matching) == 1:
+        return (exact or matching)[0]
+    if not matching:
+        raise InputError(f"no remembered run has the id {run_id}; gems memory search shows ids")
+    raise InputError(f"{len(matching)} remembered runs begin with {run_id}; give more of the id")
+
+
+# --- export and import ----------------------------------------------------------------------------------------------
 
 
 def export_lines(folder: Path) -> Iterator[str]:
-    """Every record of the folder as a line of JSON, those of other programs too.
+    """Every record in the folder, including other programs' records, as a line of JSON.
 
     Raises:
-        InputError: There is no memory in the folder; at once, before the first line is asked for.
+        InputError: The folder holds no memory. It is raised by the call, before the first line is read.
     """
     return _lines(_open(folder))
 
@@ -199,150 +205,197 @@ def export_lines(folder: Path) -> Iterator[str]:
 def _lines(records: Records) -> Iterator[str]:
     with closing(records):
         for row, fields in records.everything():
-            _, space, key, value, _, updated, ttl = row
-            line = {"namespace": space.split("."), "key": key, "value": json.loads(value), "updated_at": updated}
-            yield json.dumps(line | ({"fields": fields} if fields else {}) | ({"ttl": ttl} if ttl is not None else {}))
+            line = {
+                "namespace": row.namespace.split("."),
+                "key": row.key,
+                "value": json.loads(row.value),
+                "updated_at": row.updated_at,
+            }
+            optional = ({"fields": fields} if fields else {}) | ({"ttl": row.ttl} if row.ttl is not None else {})
+            yield json.dumps(line | optional)
 
 
 def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None) -> int:
-    """Put exported records into a store; those that are there under the same key are replaced.
+    """Put exported records into a store, replacing records with the same keys.
+
+    Args:
+        store: The store to write to.
+        lines: Lines from ``export_lines``; blank ones are skipped.
+        on_done: Called with the number of records imported so far.
 
     Returns:
-        How many.
+        The number of imported records.
 
     Raises:
-        InputError: A line is no record; its number is told, and what stood before it is kept.
+        InputError: A line is not a record. The message gives its number; the lines before it have been imported.
     """
-    puts: list[PutOp] = []
-    dates: list[tuple[tuple[str, ...], str, datetime]] = []
-    done = 0
+    page: list[Line] = []
+    count = 0
 
-    def put() -> None:
-        nonlocal done
-        store.batch(puts)
-        store.date(dates)
-        done += len(puts)
-        dates.clear()
-        puts.clear()
+    def put_page() -> None:
+        nonlocal count
+        store.batch(
+            [PutOp(tuple(line.namespace), line.key, line.value, line.fields or False, line.ttl) for line in page]
+        )
+        store.backdate([(tuple(line.namespace), line.key, line.updated_at) for line in page])
+        count += len(page)
+        page.clear()
         if on_done:
-            on_done(done)
+            on_done(count)
 
     for number, text in enumerate(lines, start=1):
         if not text.strip():
             continue
         try:
-            line = Line.model_validate(json.loads(text))
-            if kind := _KINDS.get(tuple(line.namespace[:-1])):
-                kind.model_validate(line.value)
-        except ValueError as error:  # no JSON, or no record
-            put()
-            raise InputError(f"line {number}: {_fault(error)}") from None
-        puts.append(PutOp(tuple(line.namespace), line.key, line.value, line.fields or False, line.ttl))
-        dates.append((tuple(line.namespace), line.key, line.updated_at))
-        if len(puts) >= _MANY:
-            put()
-    put()
-    return done
+            page.append(_parse_line(text))
+        except ValueError as error:  # not JSON, or not a record
+            put_page()
+            raise InputError(f"line {number}: {_reason(error)}") from None
+        if len(page) >= _PAGE:
+            put_page()
+    put_page()
+    return count
 
 
-def forget(folder: Path, wish: Wish, images: ImageStore | None = None) -> Forgotten:
-    """Forget runs, and what was learned from them and from no other.
+def _parse_line(text: str) -> Line:
+    line = Line.model_validate(json.loads(text))
+    if model := _MODELS.get(tuple(line.namespace[:-1])):
+        model.model_validate(line.value)
+    return line
 
-    Images that no other run of this memory refers to go with them, where their store is given.
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return f"not JSON: {error}"
+    first = error.errors()[0]
+    field_path = ".".join(map(str, first["loc"]))
+    return f"{field_path}: {first['msg']}" if field_path else first["msg"]
+
+
+# --- forgetting -----------------------------------------------------------------------------------------------------
+
+
+def forget(folder: Path, selection: Selection, images: ImageStore | None = None) -> ForgetResult:
+    """Delete runs, and what was learned from them alone.
 
     Args:
-        folder: The memory's.
-        wish: Which runs.
-        images: Only images in this store are removed, whatever a record says; give none where other memories use it.
-    """
-    with closing(_open(folder)) as records:
-        every = list(_all(records))
-        gone = [past for past in every if wish.holds(past)]
-        records_gone = {past.record for past in gone}
-        kept = {ref.sha256 for past in every if past.record not in records_gone for ref in _images(past)}
-        # Images first: stopped in between, the runs are still there to be forgotten again.
-        refs = {ref.sha256: ref for past in gone for ref in _images(past) if ref.sha256 not in kept}
-        removed = sum(images.remove(ref) for ref in refs.values()) if images else 0
-        with records.writing():
-            for past in gone:
-                records.drop(past.record)
-            for user in {past.user for past in gone} | ({wish.user} if wish.user else set()):
-                kept_runs = {p.id: p.trajectory for p in every if p.user == user and p.record not in records_gone}
-                _unlearn(records, user, {past.id for past in gone if past.user == user}, kept_runs)
-            alone = _without_runs(records, wish, every)
-            for record in alone:
-                records.drop(record)
-            if gone or alone:
-                records.rename()  # their vectors are in the index too: it is made again without them
-        if gone or alone:
-            remove(folder / "index")
-        return Forgotten(gone, len(alone), removed, records.clean())
-
-
-def _unlearn(records: Records, user: str, gone: AbstractSet[str], kept: Mapping[str, Trajectory]) -> None:
-    """Take runs out of what a user's runs have taught."""
-    for row in list(records.inside(".".join(namespace(user, EXPERIENCES)))):
-        experience = _experience(row)
-        if experience is None or gone.isdisjoint({*experience.runs, *(run for run, _ in experience.uses)}):
-            continue
-        left = remake(experience, gone, kept)
-        if left is None:
-            records.drop(row[0])
-        else:
-            records.rewrite(row[0], left.model_dump(mode="json"))
-    for row in list(records.inside(".".join(namespace(user, SOLVED)))):
-        if json.loads(row[3]).get("run") not in kept:
-            records.drop(row[0])
-
-
-def left_alone(folder: Path, wish: Wish) -> int:
-    """How many experiences are meant whose runs are gone: where memory is limited, they outlive them.
+        folder: The memory's folder.
+        selection: Which runs.
+        images: The store of their images. Images in it that no other run of this memory refers to are deleted too.
+            Leave it out if other memories refer to its images.
 
     Raises:
-        InputError: There is no memory in the folder.
+        InputError: The folder holds no memory.
     """
     with closing(_open(folder)) as records:
-        return len(_without_runs(records, wish, list(_all(records))))
+        runs = list(_runs(records))
+        forgotten_runs = [run for run in runs if selection.includes(run)]
+        # Images first: if the deletion is interrupted, the runs still exist and can be forgotten again.
+        image_count = _remove_images(images, runs, forgotten_runs) if images else 0
+        with records.writing():
+            for run in forgotten_runs:
+                records.drop(run.record)
+            for user in {run.user for run in forgotten_runs} | ({selection.user} if selection.user else set()):
+                _unlearn(records, user, runs, forgotten_runs)
+            orphans = _orphans(records, selection, runs)
+            for record in orphans:
+                records.drop(record)
+            if forgotten_runs or orphans:
+                records.renew_identity()  # the index still holds the deleted vectors
+        if forgotten_runs or orphans:
+            remove(folder / "index")
+        return ForgetResult(forgotten_runs, len(orphans), image_count, records.clean())
 
 
-def _without_runs(records: Records, wish: Wish, every: Sequence[Past]) -> list[int]:
-    known, found = {(past.user, past.id) for past in every}, []
-    for row in () if wish.ids else _rows(records, EXPERIENCES):
-        experience, user = _experience(row), user_of(tuple(row[1].split(".")))
+def _remove_images(images: ImageStore, runs: Sequence[RememberedRun], forgotten_runs: Sequence[RememberedRun]) -> int:
+    """Delete the images of forgotten runs that no other run refers to; returns their number."""
+    forgotten_records = {run.record for run in forgotten_runs}
+    needed_hashes = {ref.sha256 for run in runs if run.record not in forgotten_records for ref in _images(run)}
+    refs = {ref.sha256: ref for run in forgotten_runs for ref in _images(run) if ref.sha256 not in needed_hashes}
+    return sum(images.remove(ref) for ref in refs.values())
+
+
+def _unlearn(
+    records: Records, user: str, runs: Sequence[RememberedRun], forgotten_runs: Sequence[RememberedRun]
+) -> None:
+    """Remove forgotten runs from a user's experiences and solved prompts."""
+    forgotten_records = {run.record for run in forgotten_runs}
+    forgotten_ids = {run.id for run in forgotten_runs if run.user == user}
+    remaining = {r.id: r.trajectory for r in runs if r.user == user and r.record not in forgotten_records}
+    _unlearn_experiences(records, user, forgotten_ids, remaining)
+    for row in list(records.inside(".".join(namespace(user, SOLVED)))):
+        if json.loads(row.value).get("run") not in remaining:
+            records.drop(row.id)
+
+
+def _unlearn_experiences(
+    records: Records, user: str, forgotten_ids: AbstractSet[str], remaining: Mapping[str, Trajectory]
+) -> None:
+    for row in list(records.inside(".".join(namespace(user, EXPERIENCES)))):
+        experience = _experience(row)
+        if experience is None or forgotten_ids.isdisjoint({*experience.runs, *(run for run, _ in experience.uses)}):
+            continue
+        remade = remake(experience, forgotten_ids, remaining)
+        if remade is None:
+            records.drop(row.id)
+        else:
+            records.rewrite(row.id, remade.model_dump(mode="json"))
+
+
+def count_orphans(folder: Path, selection: Selection) -> int:
+    """The number of selected experiences that outlived their runs, which happens if memory is limited.
+
+    Raises:
+        InputError: The folder holds no memory.
+    """
+    with closing(_open(folder)) as records:
+        return len(_orphans(records, selection, list(_runs(records))))
+
+
+def _orphans(records: Records, selection: Selection, runs: Sequence[RememberedRun]) -> list[int]:
+    """The ids of selected experiences without runs; none if the selection names runs."""
+    if selection.ids:
+        return []
+    run_keys, orphans = {(run.user, run.id) for run in runs}, []
+    for row in _rows(records, EXPERIENCES):
+        experience, user = _experience(row), _user(row)
         if (
             experience
-            and known.isdisjoint((user, run) for run in experience.runs)
-            and wish.means(user, experience.prompt, datetime.fromisoformat(row[5]))
+            and run_keys.isdisjoint((user, run) for run in experience.runs)
+            and selection.includes_record(user, experience.prompt, datetime.fromisoformat(row.updated_at))
         ):
-            found.append(row[0])
-    return found
+            orphans.append(row.id)
+    return orphans
+
+
+# --- integrity ------------------------------------------------------------------------------------------------------
 
 
 def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
-    """Whether a memory is whole: name, whether it is right, and what was found; one check at a time.
+    """Check a memory; yields the name of each check, whether it passed, and details.
 
     Raises:
-        InputError: There is no memory in the folder.
+        InputError: The folder holds no memory.
     """
     with closing(_open(folder)) as records:
-        said = records.integrity()
-        yield "records", said == "ok", said if said != "ok" else f"{records.count()} records"
-        for name, layer, reads in (("runs", TRAJECTORIES, _read), ("experiences", EXPERIENCES, _experience)):
-            unreadable = [row[2] for row in _rows(records, layer) if reads(row) is None]
-            told = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
-            yield name, not unreadable, told
+        report = records.integrity()
+        yield "records", report == "ok", report if report != "ok" else f"{records.count()} records"
+        for name, layer, read in (("runs", TRAJECTORIES, _run), ("experiences", EXPERIENCES, _experience)):
+            unreadable = [row.key for row in _rows(records, layer) if read(row) is None]
+            detail = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
+            yield name, not unreadable, detail
         yield "vectors", *_check_vectors(records)
         yield "index", *_check_index(records, folder)
         yield "images", *_check_images(records)
 
 
 def _check_vectors(records: Records) -> tuple[bool, str]:
-    dims, bad, total = int(records.meta("dims") or 0), 0, 0
+    dims, bad, total = records.dims(), 0, 0
     try:
         for _, vectors, _ in records.added(0):
             total += len(vectors)
-            right = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
-            bad += int(len(vectors) - np.count_nonzero(right))
+            is_unit = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
+            bad += int(len(vectors) - np.count_nonzero(is_unit))
     except ValueError:
         return False, "they have different dimensions"
     return not bad, f"{bad} of {total} are not of unit length" if bad else f"{total} vectors of {dims} dimensions"
@@ -350,65 +403,66 @@ def _check_vectors(records: Records) -> tuple[bool, str]:
 
 def _check_index(records: Records, folder: Path) -> tuple[bool, str]:
     if newest(folder / "index") is None:
-        many = records.count("vectors") > EXACT_UP_TO
-        return True, "it is made at the next search" if many else "not needed for so few"
-    index = newest_index(folder / "index", **records.named())
+        needs_index = records.count("vectors") > EXACT_UP_TO
+        return True, "the next search builds it" if needs_index else "not needed for so few vectors"
+    index = newest_index(folder / "index", **records.identity())
     if index is None or index.manifest is None:
-        return False, "it is damaged or of other records, and is made again at the next search"
+        return False, "it is damaged or belongs to other records; the next search builds it again"
     return True, f"{index.manifest.count} vectors"
 
 
 def _check_images(records: Records) -> tuple[bool, str]:
-    store, bad, count = ImageStore(), [], 0
-    for past in _all(records):
-        for ref in _images(past):
+    store, faults, count = ImageStore(), [], 0
+    for run in _runs(records):
+        for ref in _images(run):
             count += 1
             try:
                 store.read(ref)
-            except (BackendError, ValueError, ImportError) as error:  # of fsspec, for a protocol that it does not know
-                bad.append(one_line(error))
-    return not bad, f"{len(bad)} of {count} are not there or damaged; {bad[0]}" if bad else f"{count} images"
+            except BackendError as error:
+                faults.append(one_line(error))
+    if faults:
+        return False, f"{len(faults)} of {count} are missing or damaged; {faults[0]}"
+    return True, f"{count} images"
 
 
-def _fault(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return f"no JSON: {error}"
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
-
-
-def _images(past: Past) -> list[ImageRef]:
-    return [attempt.image for attempt in past.trajectory.attempts]
+# --- reading records ------------------------------------------------------------------------------------------------
 
 
 def _open(folder: Path) -> Records:
-    records = open_records(existing(folder))
+    records = open_records(existing_memory(folder))
     records.expire()
     return records
 
 
 def _rows(records: Records, layer: tuple[str, ...] = TRAJECTORIES) -> list[Row]:
-    """The records of a layer of memory, one namespace below it for every user."""
-    return [row for row in records.inside(".".join(layer)) if row[1].count(".") == len(layer)]
+    """The records of one layer of memory, which has one namespace per user."""
+    return [row for row in records.inside(".".join(layer)) if row.namespace.count(".") == len(layer)]
 
 
-def _all(records: Records) -> Iterator[Past]:
-    return (past for row in _rows(records) if (past := _read(row)) is not None)
+def _runs(records: Records) -> Iterator[RememberedRun]:
+    return (run for row in _rows(records) if (run := _run(row)) is not None)
 
 
-def _read(row: Row) -> Past | None:
-    """A run; None if the record holds none."""
-    record, space, key, value, _, updated, _ = row
+def _user(row: Row) -> str:
+    return user_of(tuple(row.namespace.split(".")))
+
+
+def _images(run: RememberedRun) -> list[ImageRef]:
+    return [attempt.image for attempt in run.trajectory.attempts]
+
+
+def _run(row: Row) -> RememberedRun | None:
+    """The run in a record; None if the record is not a run."""
     try:
-        trajectory = Trajectory.model_validate_json(value)
+        trajectory = Trajectory.model_validate_json(row.value)
     except ValidationError:
         return None
-    return Past(key, user_of(tuple(space.split("."))), datetime.fromisoformat(updated), trajectory, record)
+    return RememberedRun(row.key, _user(row), datetime.fromisoformat(row.updated_at), trajectory, row.id)
 
 
 def _experience(row: Row) -> Experience | None:
+    """The experience in a record; None if the record is not an experience."""
     try:
-        return Experience.model_validate_json(row[3])
+        return Experience.model_validate_json(row.value)
     except ValidationError:
         return None

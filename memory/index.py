@@ -1,10 +1,10 @@
-"""The FAISS index over a store's vectors: exact while they are few, inverted lists beyond; made from the records.
+"""The FAISS index over a store's vectors: exact for few vectors, inverted lists for many; built from the records.
 
-Up to ``EXACT_UP_TO`` vectors every search compares with all of them, in memory. Beyond, vectors lie in the inverted
-lists of ``sqrt``-many cells (IVF, half precision), in a file that is memory-mapped, so that opening costs nothing and
-processes share it; what was written since lies in a second, small index with the same cells, in memory. From time to
-time both are merged into a new file, which replaces the old one in one step. A file that is torn, or of other records,
-is noticed and made again.
+Up to ``EXACT_UP_TO`` vectors, every search compares with all of them, in memory. Beyond that, the vectors are in
+inverted lists (IVF, half precision) whose number of cells grows with the square root of the number of vectors. The
+lists are in a file that is mapped into memory, so that opening it is instant and processes share it. Vectors written
+since then are in a second, small index with the same cells, in memory. From time to time both are merged into a new
+file, which replaces the old one in one step. A file that is damaged, or belongs to other records, is built again.
 """
 
 from __future__ import annotations
@@ -38,51 +38,59 @@ __all__ = [
 ]
 
 EXACT_UP_TO: Final = 20_000
-"""Vectors up to which every search compares with all of them."""
+"""Number of vectors up to which every search compares with all of them."""
 
 _CELLS_PER_ROOT: Final = 2
+"""Number of cells, divided by the square root of the number of vectors."""
 _PROBES: Final = 48
-"""Cells that a search over everything looks into; more for a part of it, whose members lie further apart."""
-_PROBES_GROW: Final = 0.42
-"""How they grow as the part gets smaller: by this power of how many times it is smaller than all."""
+"""Number of cells that a search of all namespaces looks into. A search of a part looks into more, since the members of
+a part are further apart."""
+_PROBES_EXPONENT: Final = 0.42
+"""A part that is n times smaller than the whole is searched in n to this power times as many cells."""
 _SEARCH_ALL_CELLS: Final = 5_000
-"""Candidates up to which every cell is looked into: so few are compared fast, and none is missed."""
+"""Number of candidates up to which every cell is searched: comparing so few is fast, and no candidate is missed."""
 _TRAINING_PER_CELL: Final = 64
+"""Number of vectors per cell that the cells are trained on."""
 _RETRAIN_AT: Final = 4
-"""A file grown to so many times what its cells were made for gets new cells."""
+"""New cells are trained once there are this many times as many vectors as at the last training."""
 _FILES: Final = ("vectors.faiss", "spaces.npy")
+_MAX_MASKS: Final = 64
+"""Number of masks that are kept."""
 _SAMPLES: Final = 32
-_SAMPLE: Final = 1 << 16
+"""Number of pieces of a large file that its digest covers."""
+_SAMPLE_BYTES: Final = 1 << 16
+"""Size of such a piece, in bytes."""
 
 Chunk = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
-"""Ids of vectors, the vectors (n x dims, of unit length), and the number of the namespace that each lies in."""
+"""Some vectors: their ids (n,), the vectors of unit length (n, dims), and the numbers of their namespaces (n,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a saved index was made of."""
+    """What a saved index was built from."""
 
     store: str
-    """The store's own id: an index of another store is never used."""
+    """The store's id; an index of another store is never used."""
     embedder: str
     dims: int
     upto: int
-    """The last vector's id."""
+    """The id of the last vector."""
     removals: int
-    """How many removals it knows of."""
+    """The number of the last removal that is taken into account."""
     count: int
     trained_for: int
+    """How many vectors there were when the cells were trained."""
     files: dict[str, str]
-    """Their digests, by name."""
+    """Digests of the files, by name."""
 
 
 class VectorIndex:
     """Vectors by id, searched within namespaces. Not thread-safe: its store locks.
 
     Args:
-        dims: Of the vectors.
-        saved: A folder that ``build`` made; without one, the index is exact and empty.
-        manifest: The folder's own.
+        dims: Dimensions of the vectors.
+        saved: A folder written by ``build``; without it, the index is exact and empty.
+        manifest: The manifest in that folder.
     """
 
     def __init__(self, dims: int, saved: Path | None = None, manifest: Manifest | None = None) -> None:
@@ -98,16 +106,16 @@ class VectorIndex:
             self._spaces = np.empty(0, np.int32)
             return
         self._main = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
-        # Else every search starts 32 threads that read whole lists, those parts too that nobody asks for.
+        # By default every search starts 32 threads that read whole lists, including the parts that are masked.
         lists: Any = faiss.downcast_InvertedLists(self._main.invlists)
         lists.prefetch_nthread = 0
-        self._recent = _lists(faiss.clone_index(self._main.quantizer), dims, self._main.nlist)
+        self._recent = _inverted_lists(faiss.clone_index(self._main.quantizer), dims, self._main.nlist)
         self._recent.is_trained = True
-        # Copied where it is written to: a removal never reaches the file.
+        # Copy on write: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
 
     def add(self, chunk: Chunk) -> None:
-        """Take in vectors; ids must be greater than all before."""
+        """Add vectors; their ids must be greater than all ids before."""
         ids, vectors, spaces = chunk
         if not len(ids):
             return
@@ -119,15 +127,15 @@ class VectorIndex:
             self._spaces = grown
         self._spaces[ids] = spaces
         self.upto = last
-        for chosen, mask in self._masks.items():
-            mask.set(ids[np.isin(spaces, chosen)])
+        for mask_spaces, mask in self._masks.items():
+            mask.set(ids[np.isin(spaces, mask_spaces)])
 
     def remove(self, ids: NDArray[np.int64]) -> None:
-        """Forget vectors, known or not."""
-        known = ids[ids < len(self._spaces)]
+        """Remove vectors; unknown ids are ignored."""
+        known_ids = ids[ids < len(self._spaces)]
         for mask in self._masks.values():
-            mask.clear(known)
-        self._spaces[known] = -1
+            mask.clear(known_ids)
+        self._spaces[known_ids] = -1
 
     def search(self, query: NDArray[np.float32], k: int, spaces: Sequence[int]) -> list[int]:
         """Ids of the k vectors in these namespaces that are nearest to a unit vector, nearest first."""
@@ -139,54 +147,59 @@ class VectorIndex:
         k = min(k, mask.count)
         selector = faiss.IDSelectorBitmap(mask.bits)  # type: ignore[call-arg, arg-type]
         if self._main is None:
-            return self._best(query, k, faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
+            return self._nearest(query, k, faiss.SearchParameters(sel=selector))  # type: ignore[call-arg]
         cells = int(self._main.nlist)
         probes = self._probes(mask.count)
-        found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=probes))  # type: ignore[call-arg]
-        if len(found) < k and probes < cells:  # so many lie in no few cells
-            found = self._best(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=cells))  # type: ignore[call-arg]
-        return found
+        ids = self._nearest(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=probes))  # type: ignore[call-arg]
+        if len(ids) < k and probes < cells:  # the cells that were searched hold fewer than k
+            ids = self._nearest(query, k, faiss.SearchParametersIVF(sel=selector, nprobe=cells))  # type: ignore[call-arg]
+        return ids
 
-    def _best(self, query: NDArray[np.float32], k: int, parameters: Any) -> list[int]:
-        found: list[tuple[float, int]] = []
+    def surviving_ids(self) -> NDArray[np.int64]:
+        """The ids of all vectors that have not been removed."""
+        return np.flatnonzero(self._spaces >= 0)
+
+    def _nearest(self, query: NDArray[np.float32], k: int, parameters: Any) -> list[int]:
+        hits: list[tuple[float, int]] = []
         with _one_thread():
             for index in (self._main, self._recent):
                 if index is not None and index.ntotal:
                     scores, ids = index.search(query[None], k, params=parameters)
-                    found.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
-        return [i for _, i in sorted(found)[:k]]
+                    hits.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
+        return [i for _, i in sorted(hits)[:k]]
 
     def _probes(self, count: int) -> int:
+        """How many cells a search among ``count`` vectors looks into."""
         cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
-        return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * (total / count) ** _PROBES_GROW))
+        return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * (total / count) ** _PROBES_EXPONENT))
 
     def _mask(self, spaces: Sequence[int]) -> _Mask:
         key = tuple(spaces)
         if key not in self._masks:
-            wanted = np.zeros(max(int(self._spaces.max(initial=0)), *key, 0) + 2, bool)
-            wanted[list(key)] = True  # the last one stays False: -1 stands for what was removed
-            if len(self._masks) >= 64:
+            is_included = np.zeros(max(int(self._spaces.max(initial=0)), *key, 0) + 2, bool)
+            is_included[list(key)] = True  # the last element stays False: -1 stands for a removed vector
+            if len(self._masks) >= _MAX_MASKS:
                 self._masks.clear()
-            self._masks[key] = _Mask(wanted[self._spaces])
+            self._masks[key] = _Mask(is_included[self._spaces])
         return self._masks[key]
 
 
 class _Mask:
-    """A bit for every id, set where it lies in certain namespaces; kept up to date, since making it reads all ids."""
+    """One bit per id, set if its vector is in certain namespaces. It is updated, since making it reads all ids."""
 
-    def __init__(self, chosen: NDArray[np.bool_]) -> None:
-        self.bits = np.packbits(chosen, bitorder="little")
-        self.count = int(np.count_nonzero(chosen))
+    def __init__(self, is_set: NDArray[np.bool_]) -> None:
+        self.bits = np.packbits(is_set, bitorder="little")
+        self.count = int(np.count_nonzero(is_set))
 
     def set(self, ids: NDArray[np.int64]) -> None:
-        """Set the bits of ids that were not there before."""
-        if len(ids) and (needed := int(ids[-1]) // 8 + 1) > len(self.bits):
-            self.bits = np.append(self.bits, np.zeros(max(needed, 2 * len(self.bits)) - len(self.bits), np.uint8))
+        """Set the bits of new ids."""
+        if len(ids) and (size := int(ids[-1]) // 8 + 1) > len(self.bits):
+            self.bits = np.append(self.bits, np.zeros(max(size, 2 * len(self.bits)) - len(self.bits), np.uint8))
         np.bitwise_or.at(self.bits, ids // 8, _bit(ids))
         self.count += len(ids)
 
     def clear(self, ids: NDArray[np.int64]) -> None:
-        """Clear the bits of different ids, where they are set."""
+        """Clear the bits of distinct ids that are set."""
         ids = ids[ids < 8 * len(self.bits)]
         ids = ids[self.bits[ids // 8] & _bit(ids) != 0]
         np.bitwise_and.at(self.bits, ids // 8, ~_bit(ids))
@@ -199,11 +212,11 @@ def _bit(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One query gains little from many threads, and waits ten times as long for one that is kept from its core."""
+    """Search in one thread: a query gains little from many, and all of them wait for one that loses its core."""
     import faiss
 
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # for the calling thread alone, as OpenMP has it
+    faiss.omp_set_num_threads(1)  # OpenMP sets this for the calling thread only
     try:
         yield
     finally:
@@ -214,13 +227,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The last index that was finished; others may be under way."""
-    found = [path for path in folder.glob("[0-9]*") if path.name.isdigit()]
-    return max(found, key=lambda path: int(path.name), default=None)
+    """The newest finished index; None if there is none. An index that is being built does not count."""
+    finished = [path for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    return max(finished, key=lambda path: int(path.name), default=None)
 
 
 def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
-    """A saved index; None if it is not whole, or not of this store and embedder."""
+    """A saved index; None if it is damaged, or belongs to another store or embedder."""
     manifest = _manifest(saved, store, embedder)
     try:
         if manifest is None or any(_digest(saved / name) != manifest.files[name] for name in _FILES):
@@ -231,13 +244,13 @@ def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
 
 
 def newest_index(folder: Path, *, store: str, embedder: str) -> VectorIndex | None:
-    """The last index that was finished, as ``open_index`` gives it; None if there is none."""
+    """The newest finished index, opened by ``open_index``; None if there is none."""
     saved = newest(folder)
     return open_index(saved, store=store, embedder=embedder) if saved else None
 
 
 def _manifest(saved: Path, store: str, embedder: str) -> Manifest | None:
-    """What an index says of itself; None if nothing can be read, or it is of another store or embedder."""
+    """The manifest of a saved index; None if it cannot be read, or belongs to another store or embedder."""
     try:
         manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -246,60 +259,79 @@ def _manifest(saved: Path, store: str, embedder: str) -> Manifest | None:
 
 
 class Source(Protocol):
-    """The records that an index is made of, as they were at one moment."""
+    """The records that an index is built from, as of one moment."""
 
     store: str
     embedder: str
     removals: int
     spaces: NDArray[np.int32]
-    """By id, the number of the namespace that a vector lies in; -1 where there is none."""
+    """By id, the number of a vector's namespace; -1 for ids without a vector."""
 
-    def sample(self, wanted: int) -> NDArray[np.float32]:
-        """About so many of the vectors."""
+    def sample(self, count: int) -> NDArray[np.float32]:
+        """About ``count`` of the vectors."""
         ...
 
     def chunks(self, after: int) -> Iterator[Chunk]:
-        """The vectors behind an id, by rising id."""
+        """The vectors with ids greater than ``after``, in the order of their ids."""
         ...
 
 
 def build(
-    folder: Path, source: Source, *, anew: bool = False, on_progress: Callable[[int], None] | None = None
+    folder: Path, source: Source, *, retrain: bool = False, on_progress: Callable[[int], None] | None = None
 ) -> Path:
-    """Make a new file of all vectors, from the last one where its cells still fit.
+    """Build a new file of all vectors, starting from the last file if its cells still fit.
 
     Args:
-        folder: Where indexes lie.
-        source: What to make it of; at least one vector.
-        anew: Make new cells, whatever fits.
-        on_progress: Told how many vectors were taken in, each time.
+        folder: The folder of the saved indexes.
+        source: The records; they must hold at least one vector.
+        retrain: Train new cells even if the old ones fit.
+        on_progress: Called with the number of vectors in each chunk that was added.
 
     Returns:
         A draft, for ``publish``.
     """
-    import faiss
-
-    count, last = int(np.count_nonzero(source.spaces >= 0)), newest(folder)
-    before = open_index(last, store=source.store, embedder=source.embedder) if last else None
-    if not anew and last and before and before.manifest and count < _RETRAIN_AT * before.manifest.trained_for:
-        index = faiss.read_index(str(last / _FILES[0]))
-        upto, trained_for = before.upto, before.manifest.trained_for
-        held = np.flatnonzero(before._spaces >= 0)
-        there = np.append(source.spaces, np.int32(-1))[np.minimum(held, len(source.spaces))] >= 0
-        gone = held[~there]
-        index.remove_ids(faiss.IDSelectorBatch(gone.astype(np.int64)))
-    else:
-        cells = max(1, round(_CELLS_PER_ROOT * count**0.5))
-        training = source.sample(cells * _TRAINING_PER_CELL)
-        index = _lists(faiss.IndexFlatIP(training.shape[1]), training.shape[1], cells)
-        index.cp.max_points_per_centroid = _TRAINING_PER_CELL
-        index.train(training)
-        upto, trained_for = 0, count
+    extended = None if retrain else _extend_newest(folder, source)
+    index, upto, trained_for = extended or _train(source)
     for ids, vectors, _ in source.chunks(upto):
         index.add_with_ids(vectors, ids)
         upto = int(ids[-1])
         if on_progress:
             on_progress(len(ids))
+    return _write_draft(folder, index, source, upto=upto, trained_for=trained_for)
+
+
+def _extend_newest(folder: Path, source: Source) -> tuple[Any, int, int] | None:
+    """The newest file's index without removed vectors, its last id, and what it was trained for; None if of no use."""
+    import faiss
+
+    saved = newest(folder)
+    opened = open_index(saved, store=source.store, embedder=source.embedder) if saved else None
+    count = int(np.count_nonzero(source.spaces >= 0))
+    if not saved or not opened or not opened.manifest or count >= _RETRAIN_AT * opened.manifest.trained_for:
+        return None
+    index = faiss.read_index(str(saved / _FILES[0]))
+    indexed_ids = opened.surviving_ids()
+    # An id beyond the end of `spaces` takes the -1 that is appended to it.
+    is_current = np.append(source.spaces, np.int32(-1))[np.minimum(indexed_ids, len(source.spaces))] >= 0
+    index.remove_ids(faiss.IDSelectorBatch(indexed_ids[~is_current].astype(np.int64)))
+    return index, opened.upto, opened.manifest.trained_for
+
+
+def _train(source: Source) -> tuple[Any, int, int]:
+    """An empty index with new cells, 0 as its last id, and the number of vectors that it was trained for."""
+    import faiss
+
+    count = int(np.count_nonzero(source.spaces >= 0))
+    cells = max(1, round(_CELLS_PER_ROOT * count**0.5))
+    training = source.sample(cells * _TRAINING_PER_CELL)
+    index = _inverted_lists(faiss.IndexFlatIP(training.shape[1]), training.shape[1], cells)
+    index.cp.max_points_per_centroid = _TRAINING_PER_CELL
+    index.train(training)
+    return index, 0, count
+
+
+def _write_draft(folder: Path, index: Any, source: Source, *, upto: int, trained_for: int) -> Path:
+    import faiss
 
     draft = folder / f"draft-{uuid.uuid4().hex}"
     draft.mkdir(parents=True)
@@ -323,7 +355,7 @@ def build(
 
 
 def publish(draft: Path) -> Path:
-    """Let a draft be the newest index, and remove the others: what somebody has mapped lives on until they let go."""
+    """Make a draft the newest index, and remove the older ones. Processes that have mapped one can go on using it."""
     folder = draft.parent
     last = newest(folder)
     finished = folder / str(int(last.name) + 1 if last else 1)
@@ -333,20 +365,20 @@ def publish(draft: Path) -> Path:
 
 
 def remove(folder: Path, *, but: Path | None = None) -> None:
-    """Remove finished indexes."""
+    """Remove all finished indexes, except ``but``."""
     for path in folder.glob("[0-9]*"):
         if path != but:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def reach(folder: Path, *, store: str, embedder: str) -> int:
-    """The last vector in the newest index, by what it says of itself; 0 if it is of another store or embedder."""
+    """The id of the last vector in the newest index, by its manifest; 0 if it belongs to another store or embedder."""
     saved = newest(folder)
     manifest = _manifest(saved, store, embedder) if saved else None
     return manifest.upto if manifest else 0
 
 
-def _lists(quantizer: Any, dims: int, cells: int) -> Any:
+def _inverted_lists(quantizer: Any, dims: int, cells: int) -> Any:
     import faiss
 
     index = faiss.IndexIVFScalarQuantizer(
@@ -358,14 +390,14 @@ def _lists(quantizer: Any, dims: int, cells: int) -> Any:
 
 
 def _digest(path: Path) -> str:
-    """Of a small file all, of a large one its length and pieces from all over it: what tears a file shows in those."""
+    """SHA-256 of a small file; for a large one, of its size and of pieces from all over it, to detect a torn write."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        if size <= _SAMPLES * _SAMPLE:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
             digest.update(file.read())
         else:
             for i in range(_SAMPLES):
-                file.seek((size - _SAMPLE) * i // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE))
+                file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The store behind a place: a folder on this machine, or a PostgreSQL database that many machines share."""
+"""Opens the store at a location: a folder on this machine, or a PostgreSQL database that many machines share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import BaseStore
 
-from gems.database import database_label, database_pool, is_database, setting_up, without_password
+from gems.database import database_label, database_pool, is_database, setup_lock, without_password
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.memory.embedder import embedder_fingerprint
@@ -22,102 +22,105 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["database_of", "memory_place", "open_store", "without_password"]
+__all__ = ["database_of", "memory_location", "open_store", "without_password"]
 
 _ABOUT: Final = ("gems", "about")
-_CONNECTION: Final = re.compile(r"\b(host|dbname|password)\s*=")
-"""How psycopg's other way of naming a database looks: no folder is meant."""
+"""Namespace of notes about the store itself."""
+_CONNECTION_STRING: Final = re.compile(r"\b(host|dbname|password)\s*=")
+"""Matches a connection string of psycopg's other form, which is not the name of a folder."""
 
 
-def memory_place(context: GemsContext) -> str | None:
-    """Where these settings keep the memory: their own place, or ``GEMS_MEMORY``'s; None: ``$GEMS_HOME/memory``."""
-    named = os.environ.get("GEMS_MEMORY")
-    given = context.memory_url.get_secret_value() if context.memory_url else ""
-    # A run's record holds no password: where the environment names the same database, it has it.
-    return named if named and given in ("", without_password(named)) else given or None
+def memory_location(context: GemsContext) -> str | None:
+    """The location of the memory: from the settings, else from ``GEMS_MEMORY``; None means ``$GEMS_HOME/memory``."""
+    from_environment = os.environ.get("GEMS_MEMORY")
+    from_settings = context.memory_url.get_secret_value() if context.memory_url else ""
+    # A run's record holds no password. If the environment names the same database, take the password from there.
+    if from_environment and from_settings in ("", without_password(from_environment)):
+        return from_environment
+    return from_settings or None
 
 
 def database_of(context: GemsContext) -> str | None:
-    """The database that these settings keep the memory in, and with it the checkpoints; None if it is a folder."""
-    where = memory_place(context) if context.memory else None
-    return where if where is not None and is_database(where) else None
+    """The database that holds the memory, and with it the checkpoints; None if the memory is off or in a folder."""
+    location = memory_location(context) if context.memory else None
+    return location if location is not None and is_database(location) else None
 
 
-def open_store(where: str | None, embedder: Embeddings) -> BaseStore:
-    """The store in a place, made if it is not there.
+def open_store(location: str | None, embedder: Embeddings) -> BaseStore:
+    """The store at a location, created if it does not exist.
 
     In PostgreSQL this is LangGraph's ``PostgresStore`` with pgvector, which compares all vectors of a namespace.
 
     Args:
-        where: A folder, or ``postgresql://USER@HOST/DATABASE``; None: ``$GEMS_HOME/memory``.
-        embedder: What its vectors are made with; a store is bound to the one that first wrote to it.
+        location: A folder, or ``postgresql://USER@HOST/DATABASE``; None for ``$GEMS_HOME/memory``.
+        embedder: Turns text into vectors. A store is bound to the embedder that first wrote to it.
 
     Raises:
-        InputError: The place cannot be used, or was written with another embedder.
+        InputError: The location cannot be used, or another embedder wrote the store.
         BackendError: The server cannot be reached.
     """
-    if where is None or not is_database(where):
-        if where is not None and _CONNECTION.search(where):
-            raise InputError("write the database as an address, postgresql://USER@HOST/DATABASE")
-        if where is not None and "://" in where:
-            scheme = where.partition("://")[0]
-            raise InputError(f"there is no memory in {scheme}://: give a folder, or postgresql://USER@HOST/DATABASE")
-        from gems.memory.store import FaissStore
+    if location is not None and is_database(location):
+        pool = database_pool(location)
+        try:
+            return _open_in(pool, embedder, location)
+        except BaseException:
+            pool.close()
+            raise
+    if location is not None and _CONNECTION_STRING.search(location):
+        raise InputError("give the database as an address, postgresql://USER@HOST/DATABASE")
+    if location is not None and "://" in location:
+        scheme = location.partition("://")[0]
+        raise InputError(f"cannot keep memory at {scheme}://: give a folder, or postgresql://USER@HOST/DATABASE")
+    from gems.memory.store import FaissStore
 
-        return FaissStore(Path(where).expanduser() if where else home() / "memory", embedder=embedder)
-    pool = database_pool(where)
-    try:
-        return _open_in(pool, embedder, where)
-    except BaseException:
-        pool.close()
-        raise
+    return FaissStore(Path(location).expanduser() if location else home() / "memory", embedder=embedder)
 
 
-def _open_in(pool: ConnectionPool[Connection[DictRow]], embedder: Embeddings, where: str) -> BaseStore:
+def _open_in(pool: ConnectionPool[Connection[DictRow]], embedder: Embeddings, url: str) -> BaseStore:
     import psycopg
     from langgraph.store.postgres import PostgresStore
 
     from gems.memory.database_store import DatabaseStore
 
     dims = len(embedder.embed_query("how long is a vector?"))
-    # Exact within a user's namespace: an approximate index over all users would miss most of one user's records.
+    # Exact search within a user's namespace: an approximate index over all users would miss most records of one user.
     index: Any = {"dims": dims, "embed": embedder, "fields": ["prompt"], "ann_index_config": {"kind": "flat"}}
     try:
-        with pool.connection() as connection, setting_up(connection):
-            first = PostgresStore(connection, index=index)
-            first.setup()
-            _bind(first, embedder, where)
-            _check_dims(connection, dims, where)
+        with pool.connection() as connection, setup_lock(connection):
+            store = PostgresStore(connection, index=index)
+            store.setup()
+            _bind(store, embedder, url)
+            _check_dims(connection, dims, url)
     except psycopg.Error as error:
         hint = ""
         if isinstance(error, psycopg.errors.FeatureNotSupported | psycopg.errors.UndefinedFile):
             hint = "; install pgvector on the server (Debian: postgresql-NN-pgvector)"
         elif isinstance(error, psycopg.errors.InsufficientPrivilege):
             hint = "; let an administrator run CREATE EXTENSION vector in it, and grant this user CREATE"
-        raise InputError(f"cannot keep memory in {database_label(where)}: {one_line(error)}{hint}") from None
+        raise InputError(f"cannot keep memory in {database_label(url)}: {one_line(error)}{hint}") from None
     return DatabaseStore(pool, index=index)
 
 
-def _bind(store: BaseStore, embedder: Embeddings, where: str) -> None:
-    """Refuse a database of another embedder."""
-    mine = embedder_fingerprint(embedder)
-    known = store.get(_ABOUT, "embedder")
-    if known is None:
-        store.put(_ABOUT, "embedder", {"fingerprint": mine}, index=False)
-    elif known.value["fingerprint"] != mine:
+def _bind(store: BaseStore, embedder: Embeddings, url: str) -> None:
+    """Bind a new database to this embedder, and refuse one that is bound to another."""
+    fingerprint = embedder_fingerprint(embedder)
+    note = store.get(_ABOUT, "embedder")
+    if note is None:
+        store.put(_ABOUT, "embedder", {"fingerprint": fingerprint}, index=False)
+    elif note.value["fingerprint"] != fingerprint:
         raise InputError(
-            f"{database_label(where)} was written with the embedder {known.value['fingerprint']}, not {mine}: "
-            "choose that one, or another database"
+            f"{database_label(url)} was written with the embedder {note.value['fingerprint']}, not {fingerprint}: "
+            "use that embedder or another database"
         )
 
 
-def _check_dims(connection: Connection[DictRow], dims: int, where: str) -> None:
-    """Another program's store may lie there."""
+def _check_dims(connection: Connection[DictRow], dims: int, url: str) -> None:
+    """Refuse a database in which another program keeps vectors of other dimensions."""
     row = connection.execute(
         "SELECT atttypmod FROM pg_attribute WHERE attrelid = 'store_vectors'::regclass AND attname = 'embedding'"
     ).fetchone()
-    there = row["atttypmod"] if row else dims
-    if there != dims:
+    stored_dims = row["atttypmod"] if row else dims
+    if stored_dims != dims:
         raise InputError(
-            f"{database_label(where)} holds vectors of {there} dimensions, not {dims}: choose another database"
+            f"{database_label(url)} holds vectors of {stored_dims} dimensions, not {dims}: use another database"
         )

@@ -1,4 +1,4 @@
-"""The records of a store: SQLite in WAL mode. What is committed here is what was acknowledged; all else is derived."""
+"""The records of a store, in SQLite (WAL mode). They are the truth: the index is derived from them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from gems.errors import InputError
 from gems.memory.index import Chunk
 
-__all__ = ["Records", "Snapshot"]
+__all__ = ["Records", "Row", "Snapshot", "open_records"]
 
 _VERSION: Final = 1
+"""Version of the schema, kept in SQLite's ``user_version``."""
+
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS namespaces (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
-CREATE TABLE IF NOT EXISTS records (
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE namespaces (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
+CREATE TABLE records (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     namespace TEXT NOT NULL,
     key TEXT NOT NULL,
@@ -36,47 +39,48 @@ CREATE TABLE IF NOT EXISTS records (
     expires_at REAL,
     UNIQUE (namespace, key)
 );
-CREATE INDEX IF NOT EXISTS records_in_order ON records (namespace, id);
-CREATE INDEX IF NOT EXISTS records_to_expire ON records (expires_at) WHERE expires_at IS NOT NULL;
-CREATE TABLE IF NOT EXISTS vectors (
+CREATE INDEX records_in_order ON records (namespace, id);
+CREATE INDEX records_to_expire ON records (expires_at) WHERE expires_at IS NOT NULL;
+CREATE TABLE vectors (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE,
     space INTEGER NOT NULL,
     vector BLOB NOT NULL
 );
-CREATE INDEX IF NOT EXISTS vectors_of_record ON vectors (record);
-CREATE INDEX IF NOT EXISTS vectors_in_space ON vectors (space);
-CREATE TABLE IF NOT EXISTS removed (id INTEGER PRIMARY KEY AUTOINCREMENT, vector INTEGER NOT NULL);
-CREATE TRIGGER IF NOT EXISTS vector_removed AFTER DELETE ON vectors
+CREATE INDEX vectors_of_record ON vectors (record);
+CREATE INDEX vectors_in_space ON vectors (space);
+CREATE TABLE removed (id INTEGER PRIMARY KEY AUTOINCREMENT, vector INTEGER NOT NULL);
+CREATE TRIGGER vector_removed AFTER DELETE ON vectors
     BEGIN INSERT INTO removed (vector) VALUES (old.id); END;
 """
-_FROM_VERSION_0: Final = """
-ALTER TABLE records ADD COLUMN fields TEXT;
-ALTER TABLE records ADD COLUMN ttl REAL;
-ALTER TABLE records ADD COLUMN expires_at REAL;
-ALTER TABLE vectors ADD COLUMN space INTEGER NOT NULL DEFAULT 0;
-CREATE TABLE namespaces (id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE);
-INSERT INTO namespaces (path) SELECT DISTINCT namespace FROM records ORDER BY namespace;
-UPDATE vectors SET space = (
-    SELECT namespaces.id FROM namespaces JOIN records ON records.namespace = path WHERE records.id = record);
-UPDATE records SET fields = iif(json_extract(value, '$.prompt') IS NULL, '["$"]', '["prompt"]')
-    WHERE id IN (SELECT record FROM vectors);
-INSERT INTO meta SELECT 'dims', length(vector) / 4 FROM vectors LIMIT 1;
-"""
-"""The first stores kept no namespaces of their own, and not what was embedded; GEMS itself embedded prompts."""
 
 _INSIDE: Final = (
     "({column} >= :prefix AND {column} < :prefix || '/'"
     " AND ({column} = :prefix OR substr({column}, length(:prefix) + 1, 1) = '.'))"
 )
-"""A prefix is of labels: what follows it begins with a period, and "/" is the character after that. An index serves."""
-_ITEM: Final = (
+"""A condition: the namespace is the prefix, or begins with it and a period. "/" follows "." in the alphabet, so that
+the first two comparisons are a range that SQLite looks up in an index."""
+_COLUMNS: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
-_MANY: Final = 1000
+"""The columns of a ``Row``."""
+_PAGE: Final = 1000
+"""Rows read, or ids named, in one statement."""
 
-Row = tuple[int, str, str, str, str, str, float | None]
-"""Id, namespace, key, value as JSON, when made, when changed, minutes to live."""
+
+class Row(NamedTuple):
+    """A record as SQLite holds it."""
+
+    id: int
+    namespace: str
+    """Its labels, joined by periods."""
+    key: str
+    value: str
+    """JSON."""
+    created_at: str
+    updated_at: str
+    ttl: float | None
+    """Minutes to live, counted from the last write or read."""
 
 
 def _inside(prefix: str, column: str = "records.namespace") -> str:
@@ -87,34 +91,32 @@ class Records:
     """One connection to the file. Not thread-safe: its store locks.
 
     Args:
-        file: Made if it is not there.
+        file: Created if it does not exist.
 
     Raises:
-        sqlite3.Error: It cannot be used, or is no SQLite file.
+        sqlite3.Error: The file cannot be used, or is not a SQLite file of ours.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._db = connect(file)
         try:
-            version = self._one("PRAGMA user_version")
+            version = self._scalar("PRAGMA user_version")
             if version > _VERSION:
                 raise sqlite3.DatabaseError("a newer version of GEMS wrote it")
             if version < _VERSION:
-                self._set_up()
+                self._create_tables()
         except BaseException:
             self._db.close()
             raise
 
-    def _set_up(self) -> None:
+    def _create_tables(self) -> None:
         with self.writing():
-            if self._one("PRAGMA user_version") == _VERSION:  # another process was faster
+            if self._scalar("PRAGMA user_version") == _VERSION:  # another process was faster
                 return
-            if self._one("SELECT count(*) FROM sqlite_master WHERE name = 'records'"):
-                _execute_all(self._db, _FROM_VERSION_0)
             _execute_all(self._db, _SCHEMA)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
-            self.rename()
+            self.renew_identity()
 
     def close(self) -> None:
         """Close the connection."""
@@ -122,7 +124,7 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A transaction that writes: all of it or nothing, on disk when it ends."""
+        """A transaction that writes: committed to disk at its end, or rolled back as a whole."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -134,34 +136,38 @@ class Records:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Reads that all see one moment."""
+        """A transaction in which all reads see the same state."""
         self._db.execute("BEGIN")
         try:
             yield
         finally:
             self._db.execute("COMMIT")
 
-    # --- what is known about the store ------------------------------------------------------------------------------
+    # --- notes about the store --------------------------------------------------------------------------------------
 
     def meta(self, name: str) -> str | None:
-        """A note about the store itself."""
+        """A note about the store itself; None if there is none of that name."""
         row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return str(row[0]) if row else None
 
-    def note(self, name: str, value: str | None) -> None:
-        """Write such a note, or take it away."""
+    def set_meta(self, name: str, value: str | None) -> None:
+        """Write a note about the store; None deletes it."""
         if value is None:
             self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
         else:
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
-    def named(self) -> dict[str, str]:
-        """The store's id and its embedder, by which an index tells whether it is of these records."""
+    def dims(self) -> int:
+        """Dimensions of the vectors; 0 before the first one is written."""
+        return int(self.meta("dims") or 0)
+
+    def identity(self) -> dict[str, str]:
+        """The store's id and its embedder's fingerprint; an index is used only if it was made from the same two."""
         return {name: self.meta(name) or "" for name in ("store", "embedder")}
 
-    def rename(self) -> None:
-        """Give the store a new id: indexes that were made of what it held before are strangers from now on."""
-        self.note("store", uuid.uuid4().hex)
+    def renew_identity(self) -> None:
+        """Give the store a new id, so that indexes made from its former content are no longer used."""
+        self.set_meta("store", uuid.uuid4().hex)
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -175,7 +181,7 @@ class Records:
         vectors: Sequence[bytes],
         ttl: float | None,
     ) -> None:
-        """Write a record, in place of the one with its key; ``ttl`` in minutes."""
+        """Write a record, replacing the one with the same key; ``ttl`` is in minutes."""
         now = datetime.now(UTC).isoformat()
         expires = None if ttl is None else time.time() + ttl * 60
         (record,) = self._db.execute(
@@ -188,11 +194,13 @@ class Records:
         self.set_vectors(record, namespace, vectors)
 
     def set_vectors(self, record: int, namespace: str, vectors: Sequence[bytes]) -> None:
-        """Give a record these vectors, and no others. Those that it has already stay: an index need not follow."""
+        """Replace the vectors of a record. Equal vectors keep their ids, so that the index need not change."""
         self._db.execute("INSERT OR IGNORE INTO namespaces (path) VALUES (?)", (namespace,))
-        space = self._one("SELECT id FROM namespaces WHERE path = ?", namespace)
-        held = self._db.execute("SELECT space, vector FROM vectors WHERE record = ? ORDER BY id", (record,)).fetchall()
-        if held == [(space, vector) for vector in vectors]:
+        space = self._scalar("SELECT id FROM namespaces WHERE path = ?", namespace)
+        stored = self._db.execute(
+            "SELECT space, vector FROM vectors WHERE record = ? ORDER BY id", (record,)
+        ).fetchall()
+        if stored == [(space, vector) for vector in vectors]:
             return
         self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
         self._db.executemany(
@@ -201,19 +209,19 @@ class Records:
         )
 
     def delete(self, namespace: str, key: str) -> None:
-        """Remove a record, if it is there."""
+        """Delete a record by its key, if it exists."""
         self._db.execute("DELETE FROM records WHERE namespace = ? AND key = ?", (namespace, key))
 
     def drop(self, record: int) -> None:
-        """Remove a record by its id."""
+        """Delete a record by its id, if it exists."""
         self._db.execute("DELETE FROM records WHERE id = ?", (record,))
 
     def rewrite(self, record: int, value: Mapping[str, Any]) -> None:
-        """Change what a record says, but not what is embedded of it."""
+        """Change the value of a record but not its vectors."""
         self._db.execute("UPDATE records SET value = ? WHERE id = ?", (json.dumps(value), record))
 
-    def date(self, namespace: str, key: str, when: datetime) -> None:
-        """Say when a record was written, if it was not now."""
+    def backdate(self, namespace: str, key: str, when: datetime) -> None:
+        """Set the time at which a record was last written."""
         text = when.isoformat()
         self._db.execute(
             "UPDATE records SET created_at = min(created_at, ?), updated_at = ? WHERE namespace = ? AND key = ?",
@@ -221,56 +229,59 @@ class Records:
         )
 
     def get(self, namespace: str, key: str) -> Row | None:
-        """One record."""
-        query = f"SELECT {_ITEM} FROM records WHERE namespace = ? AND key = ?"  # noqa: S608 - constants only
-        row: Row | None = self._db.execute(query, (namespace, key)).fetchone()
-        return row
+        """A record by its key; None if there is none."""
+        query = f"SELECT {_COLUMNS} FROM records WHERE namespace = ? AND key = ?"  # noqa: S608 - constants only
+        row = self._db.execute(query, (namespace, key)).fetchone()
+        return Row._make(row) if row else None
 
     def inside(self, prefix: str, *, unindexed: bool = False) -> Iterator[Row]:
-        """The records of a namespace and those under it, oldest first in each; all, or those without a vector."""
-        alone = " AND NOT EXISTS (SELECT 1 FROM vectors WHERE record = records.id)" if unindexed else ""
-        yield from self._db.execute(
-            f"SELECT {_ITEM} FROM records WHERE {_inside(prefix)}{alone} ORDER BY records.namespace, records.id",  # noqa: S608
+        """The records of a namespace and of those below it, by namespace and age; all, or those without a vector."""
+        condition = " AND NOT EXISTS (SELECT 1 FROM vectors WHERE record = records.id)" if unindexed else ""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM records WHERE {_inside(prefix)}{condition}"  # noqa: S608 - constants only
+            " ORDER BY records.namespace, records.id",
             {"prefix": prefix},
         )
+        return map(Row._make, rows)
 
     def owners(self, vectors: Sequence[int], prefix: str) -> list[tuple[bytes, Row]]:
-        """Those of these vectors that are there and inside a namespace, each with its record."""
-        found: list[tuple[bytes, Any]] = []
-        for start in range(0, len(vectors), _MANY):
-            some = ",".join(map(str, vectors[start : start + _MANY]))
+        """For each of these vectors that exists below a namespace: the vector, and the record it belongs to."""
+        pairs: list[tuple[bytes, Row]] = []
+        for start in range(0, len(vectors), _PAGE):
+            ids = ",".join(map(str, vectors[start : start + _PAGE]))
             rows = self._db.execute(
-                f"SELECT vector, {_ITEM} FROM vectors JOIN records ON records.id = record"  # noqa: S608 - numbers only
-                f" WHERE vectors.id IN ({some}) AND {_inside(prefix)}",
+                f"SELECT vector, {_COLUMNS} FROM vectors JOIN records ON records.id = record"  # noqa: S608 - numbers only
+                f" WHERE vectors.id IN ({ids}) AND {_inside(prefix)}",
                 {"prefix": prefix},
             )
-            found += [(row[0], row[1:]) for row in rows]
-        return found
+            pairs += [(vector, Row._make(columns)) for vector, *columns in rows]
+        return pairs
 
     def everything(self) -> Iterator[tuple[Row, list[str] | None]]:
-        """All records, oldest first, each with the paths of what is embedded of it."""
-        for *row, fields in self._db.execute(f"SELECT {_ITEM}, fields FROM records ORDER BY id"):  # noqa: S608
-            yield tuple(row), json.loads(fields) if fields else None
+        """All records, oldest first, each with the JSON paths of its embedded texts."""
+        query = f"SELECT {_COLUMNS}, fields FROM records ORDER BY id"  # noqa: S608 - constants only
+        for *columns, fields in self._db.execute(query):
+            yield Row._make(columns), json.loads(fields) if fields else None
 
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
         return [path for (path,) in self._db.execute("SELECT DISTINCT namespace FROM records")]
 
     def spaces(self, prefix: str) -> list[int]:
-        """The numbers of a namespace and of those under it."""
+        """The numbers of a namespace and of those below it."""
         inside = _inside(prefix, "path")
         rows = self._db.execute(f"SELECT id FROM namespaces WHERE {inside} ORDER BY id", {"prefix": prefix})  # noqa: S608
         return [number for (number,) in rows]
 
     def expire(self) -> None:
-        """Remove what has outlived its time."""
+        """Delete the records whose time to live is over."""
         now = time.time()
-        if self._one("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
+        if self._scalar("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
             with self.writing():
                 self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
 
     def touch(self, records: Iterable[int]) -> None:
-        """Let these records live as long again as they were given when they were put."""
+        """Start the time to live of these records anew."""
         now = time.time()
         with self.writing():
             self._db.executemany(
@@ -278,43 +289,42 @@ class Records:
             )
 
     def indexed(self, after: int) -> list[tuple[int, str, dict[str, Any], list[str]]]:
-        """Some records that have vectors, by rising id: id, namespace, value, and the paths of what is embedded."""
+        """The next page of records with vectors after an id: id, namespace, value, JSON paths of embedded texts."""
         rows = self._db.execute(
             "SELECT id, namespace, value, fields FROM records WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
-            (after, _MANY),
+            (after, _PAGE),
         )
-        return [(i, space, json.loads(value), json.loads(fields)) for i, space, value, fields in rows]
+        return [(i, namespace, json.loads(value), json.loads(fields)) for i, namespace, value, fields in rows]
 
-    # --- what happened to the vectors -------------------------------------------------------------------------------
+    # --- changes of the vectors -------------------------------------------------------------------------------------
 
     def added(self, after: int) -> Iterator[Chunk]:
-        """The vectors behind an id, by rising id."""
+        """The vectors with ids greater than ``after``, in the order of their ids."""
         rows = self._db.execute("SELECT id, vector, space FROM vectors WHERE id > ? ORDER BY id", (after,))
-        while some := rows.fetchmany(10 * _MANY):
-            ids, blobs, spaces = zip(*some, strict=True)
-            matrix = np.frombuffer(b"".join(blobs), np.float32).reshape(len(some), -1)
+        while page := rows.fetchmany(10 * _PAGE):
+            ids, blobs, spaces = zip(*page, strict=True)
+            matrix = np.frombuffer(b"".join(blobs), np.float32).reshape(len(page), -1)
             yield np.asarray(ids, np.int64), matrix, np.asarray(spaces, np.int32)
 
     def removed(self, after: int) -> tuple[int, NDArray[np.int64]]:
-        """The number of the last removal, and the vectors that were removed after one."""
+        """The number of the last removal, and the ids of the vectors removed since removal number ``after``."""
         rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
         return (rows[-1][0] if rows else after), np.asarray([vector for _, vector in rows], np.int64)
 
-    def is_behind(self, vector: int, more_than: int) -> bool:
-        """Whether more than so many vectors lie behind an id."""
-        last = int(self._one("SELECT coalesce(max(id), 0) FROM vectors"))
-        # Only a bound: of a record that was often changed, one vector is left. Counting is for when it tells.
-        return last - vector > more_than and (
-            int(self._one("SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)", vector, more_than + 1))
-            > more_than
-        )
+    def is_behind(self, vector: int, tolerance: int) -> bool:
+        """Whether more than ``tolerance`` vectors have ids greater than ``vector``."""
+        last = int(self._scalar("SELECT coalesce(max(id), 0) FROM vectors"))
+        if last - vector <= tolerance:  # an upper bound only, since a record that changes often uses up many ids
+            return False
+        query = "SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)"
+        return int(self._scalar(query, vector, tolerance + 1)) > tolerance
 
     def integrity(self) -> str:
-        """What SQLite finds wrong with the file; ``ok`` if it is whole."""
+        """What SQLite's integrity check reports; ``ok`` if the file is undamaged."""
         return "; ".join(text for (text,) in self._db.execute("PRAGMA integrity_check(3)"))
 
     def clean(self) -> bool:
-        """Give back the room of what was removed, and overwrite it; False if other processes keep some of it alive."""
+        """Free the space of deleted records and overwrite it; False if another process keeps old pages in use."""
         with self.writing():
             self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
         self._db.execute("VACUUM")
@@ -323,14 +333,14 @@ class Records:
 
     def count(self, table: str = "records") -> int:
         """How many rows a table holds."""
-        return int(self._one(f"SELECT count(*) FROM {table}"))  # noqa: S608 - ours
+        return int(self._scalar(f"SELECT count(*) FROM {table}"))  # noqa: S608 - our own table names
 
-    def _one(self, query: str, *values: Any) -> Any:
+    def _scalar(self, query: str, *values: Any) -> Any:
         return self._db.execute(query, values).fetchone()[0]
 
 
 class Snapshot:
-    """The records at one moment, over a connection of its own: what an index is made of, while others write on."""
+    """The records at one moment, over a connection of its own: an index is made from it while others write on."""
 
     def __init__(self, file: Path, embedder: str) -> None:
         self._records = Records(file)
@@ -338,29 +348,45 @@ class Snapshot:
         self.embedder = embedder
         self._db.execute("BEGIN")
         self.store = self._records.meta("store") or ""
-        self.removals = int(self._records._one("SELECT coalesce(max(id), 0) FROM removed"))
+        self.removals = int(self._records._scalar("SELECT coalesce(max(id), 0) FROM removed"))
         places = np.asarray(self._db.execute("SELECT id, space FROM vectors").fetchall(), np.int64).reshape(-1, 2)
         self._ids = places[:, 0]
         self.count = len(places)
         self.spaces: NDArray[np.int32] = np.full(int(self._ids.max(initial=-1)) + 1, -1, np.int32)
         self.spaces[self._ids] = places[:, 1]
 
-    def sample(self, wanted: int) -> NDArray[np.float32]:
-        """So many of the vectors, by chance, or all if there are no more."""
-        chosen = np.random.default_rng(0).permutation(self._ids)[:wanted].tolist()
+    def sample(self, count: int) -> NDArray[np.float32]:
+        """A random sample of the vectors; all of them if there are no more than ``count``."""
+        sampled_ids = np.random.default_rng(0).permutation(self._ids)[:count].tolist()
         blobs = []
-        for start in range(0, len(chosen), _MANY):
-            some = ",".join(map(str, chosen[start : start + _MANY]))
-            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({some})")]  # noqa: S608
+        for start in range(0, len(sampled_ids), _PAGE):
+            ids = ",".join(map(str, sampled_ids[start : start + _PAGE]))
+            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({ids})")]  # noqa: S608
         return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
 
     def chunks(self, after: int) -> Iterator[Chunk]:
-        """The vectors behind an id, by rising id."""
+        """The vectors with ids greater than ``after``, in the order of their ids."""
         return self._records.added(after)
 
     def close(self) -> None:
-        """Let go of the moment."""
+        """Close the connection."""
         self._records.close()
+
+
+def open_records(folder: Path) -> Records:
+    """The records in a store's folder; both are created if they do not exist.
+
+    Raises:
+        InputError: The folder or the file cannot be used.
+    """
+    file = folder / "records.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Records(file)
+    except (OSError, sqlite3.Error) as error:
+        raise InputError(
+            f"cannot use {file} as a memory store ({error}); move it away or choose another folder"
+        ) from error
 
 
 @retry(
@@ -373,7 +399,7 @@ def connect(file: Path) -> sqlite3.Connection:
     """A connection whose commits survive a crash of the machine."""
     db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
     try:
-        db.execute("PRAGMA journal_mode = WAL")  # which does not wait for others, whatever the timeout
+        db.execute("PRAGMA journal_mode = WAL")  # fails at once if another process holds a lock, whatever the timeout
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA foreign_keys = ON")
     except BaseException:
@@ -383,7 +409,7 @@ def connect(file: Path) -> sqlite3.Connection:
 
 
 def _execute_all(db: sqlite3.Connection, script: str) -> None:
-    """``executescript`` would commit first."""
+    """Execute a script within the current transaction, which ``executescript`` would commit first."""
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

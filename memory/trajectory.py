@@ -1,4 +1,4 @@
-"""The facts of a finished run: the first of memory's two layers. The second, what was learned, is ``experience``."""
+"""The facts of a finished run: the first of memory's two layers. The second, the lessons, is in ``experience``."""
 
 from __future__ import annotations
 
@@ -24,42 +24,44 @@ __all__ = ["SOLVED", "TRAJECTORIES", "PastAttempt", "Trajectory", "namespace", "
 class PastAttempt(BaseModel):
     """One attempt of a finished run."""
 
-    model_config = ConfigDict(frozen=True)
+    # Memory records hold `failed`, the alias.
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     prompt: str
     seed: int
     strategy: Strategy
     score: float = Field(ge=0, le=1)
-    failed: list[str] = Field(description="Questions that it did not pass.")
+    failed_questions: list[str] = Field(alias="failed", description="Questions that the image did not pass.")
     image: ImageRef
-    verdicts: list[Verdict] = Field(default=[], description="Earlier versions kept none.")
+    verdicts: list[Verdict] = Field(default=[], description="The verifier's answers to all requirements.")
 
 
 class Trajectory(BaseModel):
     """One finished run."""
 
-    model_config = ConfigDict(frozen=True)
+    # Memory records hold `failed`, the alias.
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     prompt: str
     solved: bool
     outcome: Outcome
     score: float = Field(ge=0, le=1)
     best_prompt: str = Field(description="The generation prompt of the best attempt.")
-    experience: str = Field(default="", description="What the refiner learned last, at most 100 words.")
-    kinds: list[Kind] = Field(description="What kinds of requirements the prompt made, without repeats.")
-    failed: list[str] = Field(description="Questions that the best attempt did not pass.")
+    experience: str = Field(default="", description="The refiner's last lesson, at most 100 words.")
+    kinds: list[Kind] = Field(description="The kinds of the prompt's requirements, each once.")
+    failed_questions: list[str] = Field(alias="failed", description="Questions that the best attempt did not pass.")
     skills: list[str]
     rounds: int
     images: int
     mllm: str
     generator: str
-    attempts: list[PastAttempt] = Field(default=[], description="In order; runs of the first version kept none.")
-    requirements: list[Requirement] = Field(default=[], description="Earlier versions kept none.")
-    recalled: list[str] = Field(default=[], description="Keys of the experiences that it was helped by.")
+    attempts: list[PastAttempt] = Field(default=[], description="All attempts, in order.")
+    requirements: list[Requirement] = Field(default=[], description="What the user asked for, as questions.")
+    recalled: list[str] = Field(default=[], description="Keys of the experiences that the run recalled.")
 
     @property
     def reward(self) -> float:
-        """What the run was worth, in [0, 1]: one over the rounds that it took to solve it; 0 for what was not."""
+        """The value of the run, in [0, 1]: one divided by its number of rounds; 0 if it solved nothing."""
         return 1 / self.rounds if self.solved and self.rounds else 0.0
 
     @classmethod
@@ -67,7 +69,7 @@ class Trajectory(BaseModel):
         """The record of a finished run.
 
         Raises:
-            ValueError: The run made no image.
+            ValueError: The run produced no image.
         """
         attempts = state["attempts"]
         best = best_attempt(attempts)
@@ -82,7 +84,7 @@ class Trajectory(BaseModel):
             best_prompt=best.prompt,
             experience=next((a.experience for a in reversed(attempts) if a.experience), ""),
             kinds=list(dict.fromkeys(r.kind for r in requirements.values())),
-            failed=_failed(best, requirements),
+            failed_questions=_failed_questions(best, requirements),
             skills=state["skills"],
             rounds=attempts[-1].round,
             images=len(attempts),
@@ -94,7 +96,7 @@ class Trajectory(BaseModel):
                     seed=attempt.seed,
                     strategy=attempt.strategy,
                     score=attempt.score,
-                    failed=_failed(attempt, requirements),
+                    failed_questions=_failed_questions(attempt, requirements),
                     image=attempt.image,
                     verdicts=list(attempt.verdicts),
                 )
@@ -105,20 +107,21 @@ class Trajectory(BaseModel):
         )
 
 
-def _failed(attempt: Attempt, requirements: dict[str, Requirement]) -> list[str]:
+def _failed_questions(attempt: Attempt, requirements: dict[str, Requirement]) -> list[str]:
     return [requirements[v.requirement_id].question for v in attempt.verdicts if v.answer != "yes"]
 
 
 TRAJECTORIES: Final = ("gems", "trajectories")
+"""Namespace of the runs, before the user's label; the keys are run ids."""
 SOLVED: Final = ("gems", "solved")
-"""By user, by a hash of prompt, models and settings: the run that solved them last."""
+"""Namespace of the solved prompts, before the user's label: for a hash of prompt, models and settings, the last run."""
 
 
 def namespace(user: str, layer: tuple[str, ...] = TRAJECTORIES) -> tuple[str, ...]:
-    """Where a layer of one user's memory lies: no search ever crosses it."""
-    return (*layer, user.replace("%", "%25").replace(".", "%2E"))  # no label may hold a period
+    """The namespace of one layer of a user's memory. No search crosses it."""
+    return (*layer, user.replace("%", "%25").replace(".", "%2E"))  # LangGraph forbids periods in labels
 
 
 def user_of(namespace: tuple[str, ...]) -> str:
-    """Whose namespace it is."""
+    """The user that a namespace belongs to."""
     return namespace[-1].replace("%2E", ".").replace("%25", "%")

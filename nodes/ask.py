@@ -17,8 +17,8 @@ from gems.errors import BackendError, GemsError, MalformedAnswerError
 from gems.models.structured import (
     Answer,
     answer_in_form,
+    capabilities_of,
     form_name,
-    habits_of,
     is_cut_off,
     read_form,
     read_whole_part,
@@ -62,12 +62,12 @@ def ask(
     """
     if meter.is_retry and meter.exhausted():
         raise BackendError("the budget was used up by calls that failed", retryable=False)
-    habits = habits_of(model, meter.options.structured)
+    capabilities = capabilities_of(model, meter.options.structured)
     logprobs = logprobs and meter.options.logprobs
     conversation, fault = list(messages), ""
     for tries in (1, 2):
         try:
-            message = answer_in_form(model, schema, conversation, habits, logprobs=logprobs, blind=blind)
+            message = answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
         except Exception as error:
             raise in_our_words(error) from None
         try:
@@ -87,7 +87,7 @@ def ask(
         reply = str(message.text)[:2000].strip() or "(nothing that can be read)"
         conversation = [*messages, AIMessage(reply), HumanMessage(REPAIR.format(fault=fault))]
     if not is_cut_off(message):  # a truncated answer does not show that the method failed
-        habits.distrust()
+        capabilities.drop_first_method()
     _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
 

@@ -58,7 +58,10 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
-    edit = edit_of(base, all_asked(state), resources.images(context).open(base.image)) if base else None
+    edit = None
+    if base is not None:
+        png = resources.images(context).read(base.image)
+        edit = edit_of(base, all_asked(state), Image.open(io.BytesIO(png)))
     requests = _requests(state, context, round_, edit)
     if not requests:
         return GemsState(outcome="budget")

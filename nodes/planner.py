@@ -19,7 +19,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Habits, habits_of, is_not_understood, read_form, written_calls
+from gems.models.structured import Capabilities, capabilities_of, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -52,10 +52,10 @@ def make_planner(resources: Resources) -> Node:
             offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)
             tools = _tools(resources.offered_skills(context, offered), state["skills"])
             task = planning[:2] or [SystemMessage(PLANNER + _advice(generator)), HumanMessage(_task(state))]
-            habits = habits_of(model, meter.options.structured)
+            capabilities = capabilities_of(model, meter.options.structured)
             # Where all skills have been read, their advice is still in the conversation.
-            converses = habits.tools and bool(tools or planning)
-            answer = _converse(model, habits, tools, planning or task) if converses else None
+            converses = capabilities.tools and bool(tools or planning)
+            answer = _converse(model, capabilities, tools, planning or task) if converses else None
             if answer is None:
                 update, draft = GemsState(), ask(meter, model, Plan, task).form.prompt
             else:
@@ -125,7 +125,7 @@ def _hand_in(draft: str, runtime: Runtime[GemsContext]) -> GemsState:
 
 
 def _converse(
-    model: BaseChatModel, habits: Habits, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
+    model: BaseChatModel, capabilities: Capabilities, tools: Sequence[BaseTool], conversation: Sequence[BaseMessage]
 ) -> AIMessage | None:
     """One turn: the model calls skills, hands in a Plan, or writes the draft as text; None if it does none of these."""
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
@@ -134,7 +134,7 @@ def _converse(
         answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
     except Exception as error:
         if is_not_understood(error):
-            habits.tools = False  # and it is not asked with tools again
+            capabilities.tools = False  # and it is not asked with tools again
             return None
         raise in_our_words(error) from None
     names = {tool.name for tool in offered}

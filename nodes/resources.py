@@ -16,8 +16,8 @@ from langgraph.store.base import BaseStore
 from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import init_embedder
-from gems.memory.image_store import ImageStore
-from gems.memory.opening import memory_place, open_store
+from gems.memory.image_store import ImageStore, open_images
+from gems.memory.opening import memory_location, open_store
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import init_image_generator, init_inspector, init_mllm
@@ -93,7 +93,7 @@ class Resources:
             return None
         if runtime.store or self.store:
             return runtime.store or self.store
-        url = memory_place(context)
+        url = memory_location(context)
         return self._open_store(url) if self.embedder else _user_store(url, context.embedder)
 
     @cached_property
@@ -104,7 +104,7 @@ class Resources:
 
     def images(self, context: GemsContext) -> ImageStore:
         """The store of images."""
-        return self.image_store or _user_images(context.images_url)
+        return self.image_store or open_images(context.images_url)
 
     def skills(self, context: GemsContext) -> SkillLibrary:
         """All skills of the search path."""
@@ -125,8 +125,3 @@ class Resources:
 @cache
 def _user_store(url: str | None, embedder: str) -> BaseStore:
     return open_store(url, init_embedder(embedder))
-
-
-@cache
-def _user_images(url: str | None) -> ImageStore:
-    return ImageStore(url)

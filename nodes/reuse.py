@@ -51,7 +51,7 @@ def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[G
         attempt = _passed_attempt(trajectory)
         if attempt is None:
             return GemsState()
-        resources.images(context).read(attempt.image)
+        resources.images(context).read(attempt.image, check_exists=True)
     except (ValidationError, KeyError, BackendError):  # the record is not a run's, or its image is gone
         return GemsState()
     except Exception as error:

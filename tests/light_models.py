@@ -1,12 +1,12 @@
-"""Models that need no weights and import neither torch nor any other heavy library, by name:
+"""Models without weights, which import no heavy library:
 ``--generator python:light_models:make_generator --mllm python:light_models:make_chat``.
 
-The generator paints one flat colour that follows from prompt and seed; the chat model judges an image by that colour.
-So about a third of the prompts is solved in the first round, and the same in every process.
+The generator paints one flat colour that follows from prompt and seed, and the chat model judges an image by that
+colour. About a third of the prompts are solved in the first round, the same ones in every process.
 
-Two variables of the environment matter to a process that draws or chats. LIGHT_PACE names a file with the seconds that
-an image takes, which a test may change meanwhile. In the folder LIGHT_IMPORTS, each process leaves a file with the
-heavy libraries that it has imported.
+Two environment variables change what a process does that draws or chats. LIGHT_PACE names a file with the seconds per
+image; a test can change it at any time. LIGHT_IMPORTS names a folder where each process writes which heavy libraries
+it has imported.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from gems.options import ChatOptions, GeneratorOptions
 GENERATOR = "python:light_models:make_generator"
 CHAT = "python:light_models:make_chat"
 OPTIONS = ("--generator", GENERATOR, "--mllm", CHAT)
-"""Of the command line. ``tests`` has to be on PYTHONPATH."""
+"""Command-line options. They need ``tests`` on PYTHONPATH."""
 
 HEAVY = ("torch", "transformers", "diffusers", "faiss", "scipy")
 
 
 class LightGenerator(PaintGenerator):
-    """Is run like a model in this process: on Ray it has a process of its own."""
+    """A ``Local`` generator: on Ray, it runs in a process of its own."""
 
     batch_size = 1
     replicas = SimpleNamespace(devices=("cpu",))
 
     def load(self) -> None:
-        """There is nothing to load."""
-        _note_imports("loaded")
+        """Load nothing."""
+        _record_imports("loaded")
 
     def generate(self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> Any:
-        _note_imports("drew")
-        pace = os.environ.get("LIGHT_PACE")
-        time.sleep(len(requests) * float(Path(pace).read_text()) if pace else 0)
+        _record_imports("drew")
+        if pace_file := os.environ.get("LIGHT_PACE"):
+            time.sleep(len(requests) * float(Path(pace_file).read_text()))
         return super().generate(requests, on_step=on_step)
 
 
@@ -61,16 +61,16 @@ def make_chat(options: ChatOptions) -> ScriptedChatModel:
 
 
 def _answer(form: str, messages: list[Any], _: int) -> Any:
-    _note_imports("chatted")
+    _record_imports("chatted")
     text = str(messages[-1].text)
     if form == "Requirements":
-        words = text.split(">")[1].split("<")[0].strip()
-        questions = {"object": f"Is there {words}?", "count": f"Does it show {words}?"}
+        prompt = text.split(">")[1].split("<")[0].strip()
+        questions = {"object": f"Is there {prompt}?", "count": f"Does it show {prompt}?"}
         return {"requirements": [{"question": question[:200], "kind": kind} for kind, question in questions.items()]}
     if form == "Verdicts":
         red = _red(messages[-1])
-        answers = {"r1": red % 2 == 1, "r2": red % 3 != 0}
-        return {"verdicts": [{"id": r, "answer": "yes" if a else "no", "confidence": 0.9} for r, a in answers.items()]}
+        passed = {"r1": red % 2 == 1, "r2": red % 3 != 0}
+        return {"verdicts": [{"id": r, "answer": "yes" if p else "no", "confidence": 0.9} for r, p in passed.items()]}
     if form == "Refinement":
         return {"experience": "chance", "strategy": "reseed", "prompt": ""}
     raise AssertionError(form)
@@ -83,7 +83,7 @@ def _red(message: Any) -> int:
     return int(red)
 
 
-def _note_imports(what: str) -> None:
+def _record_imports(activity: str) -> None:
     if folder := os.environ.get("LIGHT_IMPORTS"):
         heavy = [name for name in HEAVY if name in sys.modules]
-        Path(folder, f"{what}-{os.getpid()}").write_text(" ".join(heavy))
+        Path(folder, f"{activity}-{os.getpid()}").write_text(" ".join(heavy))

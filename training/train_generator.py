@@ -1,9 +1,9 @@
 """Train the pocket generator: ``python training/train_generator.py --out DIR``.
 
 Scenes are laid out once and kept beside the checkpoint, each with one terse caption and several rich ones. The
-transformer and its text encoder then learn together, by flow matching, to turn captions into slots. The run is
-seeded, and what a step does follows from the seed and the step's number alone: stopped at any moment and started again
-with the same command, it goes on from its last checkpoint and ends with the weights that it would have ended with.
+transformer and its text encoder then learn together, by flow matching, to turn captions into slots. Each step depends
+only on the seed and the step's number: a run that is stopped at any moment and started again with the same command
+continues from its last checkpoint and ends with the same weights as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from gems.models.pocket.transformer import PocketTransformer
 __all__ = ["Settings", "build_pipeline", "main", "train"]
 
 RICH_CAPTIONS: Final = 3
-"""Rich wordings kept for each scene, beside its one terse wording."""
+"""Rich captions kept for each scene, in addition to its terse caption."""
 
 HELD_OUT: Final = 512
-"""The last scenes of the data set are never trained on; the held-out loss is taken over them."""
+"""The last scenes of the data set are never trained on; the held-out loss is measured on them."""
 
 BUCKET: Final = 8
-"""So many batches are drawn together and sorted by caption length, so that little is spent on padding."""
+"""Number of batches that are drawn together and sorted by caption length, to save padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is made of. A checkpoint only goes on under the settings that it was made with."""
+    """The settings of a run. A checkpoint can only be continued with the settings it was made with."""
 
     width: int = 56
     layers: int = 1
@@ -66,18 +66,18 @@ class Settings:
 
 
 _HELP: Final = {
-    "width": "channels of a slot in the transformer; more makes fewer mistakes and slower steps",
+    "width": "channels of a slot in the transformer; more channels make fewer mistakes but slower steps",
     "layers": "blocks of the transformer",
     "heads": "attention heads, in the transformer and in the text encoder",
-    "text_width": "channels of a word in the text encoder",
+    "text_width": "channels of a token in the text encoder",
     "text_layers": "layers of the text encoder",
     "steps": "optimizer steps; the learning rate falls to zero over them, so a shorter run is a worse model",
-    "batch": "captions a step",
+    "batch": "captions per step",
     "learning_rate": "AdamW's peak learning rate, after the warm-up",
     "warmup": "steps of linear warm-up",
     "ema": "decay of the weights' moving average, which is what is saved",
     "scenes": "laid-out scenes in the data set (0.002 s each, once)",
-    "terse": "share of scenes whose only caption is terse; all others say where things stand",
+    "terse": "share of scenes that only have a terse caption; the others only have rich ones",
     "dropout": "share of captions replaced by the empty prompt, for classifier-free guidance",
     "seed": "seed of the scenes, the first weights and the noise",
     "start": "folder of a trained pipeline of the same shape to start from: fine-tunes it",
@@ -89,7 +89,7 @@ _HELP: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Scenes as slots, (n, NUM_SLOTS, SLOT_DIM) float16, and as captions: (n, 1 + RICH_CAPTIONS, tokens) token ids.
+    """Scenes as slots, (n, NUM_SLOTS, SLOT_DIM) float16, and as captions, (n, 1 + RICH_CAPTIONS, tokens) token ids.
 
     Captions are padded with zeros, the tokenizer's PAD; the first one of each scene is the terse one.
     """
@@ -99,7 +99,7 @@ class Dataset:
 
     @classmethod
     def make(cls, n: int, seed: int) -> Dataset:
-        """Lay out ``n`` random scenes and put each into words."""
+        """Lay out ``n`` random scenes and caption them."""
         rng = np.random.default_rng(seed)
         tokenizer = build_tokenizer()
         slots, captions = [], []
@@ -115,7 +115,7 @@ class Dataset:
 
     @classmethod
     def cached(cls, path: Path, n: int, seed: int) -> Dataset:
-        """The data set kept at ``path``, made first where it is missing."""
+        """The data set stored at ``path``, which is made first if it is missing."""
         if not path.exists():
             data = cls.make(n, seed)
             draft = path.with_suffix(".tmp.npz")
@@ -127,7 +127,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Slots (batch, NUM_SLOTS, SLOT_DIM), token ids (batch, tokens) and their mask, and the step's own randomness."""
+    """Slots (batch, NUM_SLOTS, SLOT_DIM), token ids (batch, tokens) with their mask, and a random generator."""
 
     slots: Tensor
     tokens: Tensor
@@ -136,7 +136,7 @@ class Batch:
 
 
 def batches(data: Dataset, settings: Settings, start: int) -> Iterator[Batch]:
-    """The batches from step ``start`` on, for ever; batch i is the same in every run with these settings."""
+    """All batches from step ``start`` on, without end; batch i is the same in every run with these settings."""
     bucket, skip = divmod(start, BUCKET)
     has_terse = np.random.default_rng(settings.seed).random(len(data.slots)) < settings.terse
     while True:
@@ -160,7 +160,7 @@ def build_empty_prompt(length: int) -> NDArray[np.uint8]:
 
 
 def make_batch(slots: NDArray[np.float16], tokens: NDArray[np.uint8], generator: torch.Generator) -> Batch:
-    """Cut the padding that no caption needs, and make tensors."""
+    """Remove the padding that no caption needs, and convert to tensors."""
     longest = int((tokens > 0).sum(axis=1).max())
     ids = torch.from_numpy(tokens[:, :longest].astype(np.int64))
     return Batch(torch.from_numpy(slots.astype(np.float32)), ids, (ids > 0).long(), generator)
@@ -191,9 +191,9 @@ class Denoiser(nn.Module):
         self.transformer = PocketTransformer(settings.width, settings.layers, settings.heads, settings.text_width)
 
     def loss(self, batch: Batch, device: str) -> Tensor:
-        """The flow-matching loss: the velocity's squared error, with the noise level logit-normal (arXiv 2403.03206).
+        """The flow-matching loss: the velocity's squared error at a logit-normal noise level (arXiv 2403.03206).
 
-        The velocity's error is the estimate's error over the noise level; below ``_LEAST_LEVEL`` it is not weighted up.
+        The velocity's error is the estimate's error divided by the noise level, but by ``_LEAST_LEVEL`` at least.
         """
         clean, noise_shape = batch.slots, batch.slots.shape
         noise = torch.randn(noise_shape, generator=batch.generator)
@@ -212,7 +212,7 @@ _LEAST_LEVEL: Final = 0.2
 
 
 def build_pipeline(model: Denoiser) -> PocketPipeline:
-    """A pipeline around the trained parts."""
+    """A pipeline of the trained parts."""
     return PocketPipeline(
         tokenizer=build_tokenizer(),
         text_encoder=model.text_encoder.eval(),
@@ -226,23 +226,23 @@ def build_pipeline(model: Denoiser) -> PocketPipeline:
 
 
 def train(settings: Settings, out: Path, *, device: str = "cpu", save_every: float = 60.0, stop_at: int = 0) -> float:
-    """Train, or go on training, and save the pipeline into ``out``.
+    """Train, or continue training, and save the pipeline in ``out``.
 
     Args:
-        settings: What the run is made of.
-        out: Folder of the finished pipeline. Its sub-folder "training" holds the data set and the checkpoint.
-        device: Where to train.
+        settings: The settings of the run.
+        out: Folder of the finished pipeline. Its sub-folder "training" contains the data set and the checkpoint.
+        device: The device to train on.
         save_every: Seconds between checkpoints.
-        stop_at: Leave after this step with a checkpoint, as an interrupted run would; 0 runs to the end.
+        stop_at: Stop after this step with a checkpoint, like an interrupted run; 0 runs to the end.
 
     Returns:
         The held-out loss of the moving average.
 
     Raises:
-        ValueError: The checkpoint in ``out`` was made with other settings, or there are too few scenes.
+        ValueError: The checkpoint in ``out`` was made with other settings, or ``settings.scenes`` is too low.
     """
     if settings.scenes <= HELD_OUT:
-        raise ValueError(f"scenes must be more than the {HELD_OUT} that are held out, not {settings.scenes}")
+        raise ValueError(f"--scenes must exceed the {HELD_OUT} held-out scenes, but is {settings.scenes}")
     work = out / "training"
     work.mkdir(parents=True, exist_ok=True)
     data = Dataset.cached(work / f"scenes-{settings.scenes}-{settings.seed}.npz", settings.scenes, settings.seed)
@@ -268,7 +268,7 @@ def train(settings: Settings, out: Path, *, device: str = "cpu", save_every: flo
 
 
 class Run:
-    """The model, its moving average and the optimizer, and the file that they are kept in."""
+    """The model, its moving average, the optimizer, and the checkpoint file that stores them."""
 
     def __init__(self, settings: Settings, path: Path, device: str) -> None:
         torch.manual_seed(settings.seed)
@@ -304,7 +304,7 @@ class Run:
 
     @torch.no_grad()
     def held_out(self, data: Dataset) -> float:
-        """The moving average's loss on scenes that are never trained on, half of them in terse words."""
+        """The moving average's loss on the held-out scenes, once with terse and once with rich captions."""
         slots, captions = data.slots[-HELD_OUT:], data.captions[-HELD_OUT:]
         generator = torch.Generator().manual_seed(0)
         losses = [
@@ -313,7 +313,7 @@ class Run:
         return float(sum(losses) / len(losses))
 
     def save(self) -> None:
-        """Write the checkpoint beside the old one, then put it in the old one's place."""
+        """Write the checkpoint to a temporary file, then replace the old one with it."""
         state = {
             "settings": asdict(self.settings),
             "step": self.step,
@@ -337,14 +337,14 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
+    """Train from the command line."""
     parser = argparse.ArgumentParser(
         prog="python training/train_generator.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: python training/train_generator.py --out pocket-large --width 256 --layers 8 --device cuda",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline; holds the checkpoint too")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the pipeline and its checkpoint")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, mps, ...")
     for field in fields(Settings):
         parser.add_argument(
@@ -359,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         loss = train(Settings(**options), out, device=device)
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the same command goes on from {out / 'training' / 'checkpoint.pt'}\n")
+        sys.stderr.write(f"stopped; the same command continues from {out / 'training' / 'checkpoint.pt'}\n")
         return 130
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")

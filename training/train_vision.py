@@ -1,9 +1,9 @@
 """Train the pocket vision model: ``python training/train_vision.py --out DIR``.
 
-Scenes are drawn in chunks, once, and kept beside the checkpoint: laid-out ones, and messy ones such as a weak generator
-makes, so that the model is also right about wrong images. What a chunk and a step hold follows from the seed and their
-number alone. Stopped at any moment and started again with ``--resume``, a run goes on from its last checkpoint. The
-moving average of the weights is exported now and then, calibrated on fresh scenes, ready for use.
+Scenes are drawn once, in chunks, and kept beside the checkpoint: laid-out ones, and messy ones like those of a weak
+generator, so that the model is also right about wrong images. Each chunk and each step depends only on the seed and its
+number. A run that is stopped at any moment and started again with ``--resume`` continues from its last checkpoint. The
+moving average of the weights is exported at intervals, calibrated on fresh scenes, ready for use.
 """
 
 from __future__ import annotations
@@ -58,34 +58,34 @@ __all__ = [
 
 MAX_ITEMS: Final = 24
 HIDDEN: Final = 0.2
-"""A thing of which less is visible is neither asked for nor held against the model."""
+"""Things with a smaller visible share are ignored: the model may detect them or not."""
 
 # --- scenes ---------------------------------------------------------------------------------------------------------
 
 
 def sample_items(rng: np.random.Generator, *, messy: float = 0.45) -> list[Item]:
-    """The things of a random scene: messy with that probability, laid out otherwise."""
+    """The things of a random scene, which is messy with probability ``messy`` and laid out otherwise."""
     return messy_items(rng) if rng.random() < messy else layout(sample_spec(rng), rng).items
 
 
 def messy_items(rng: np.random.Generator) -> list[Item]:
-    """A scene as a weak generator makes it: a laid-out one gone wrong or crowded, or things strewn at random."""
-    how = rng.random()
-    if how < 0.3:
+    """A scene like those of a weak generator: a laid-out one gone wrong or crowded, or things strewn at random."""
+    roll = rng.random()
+    if roll < 0.3:
         return strewn(rng)
     items = layout(sample_spec(rng), rng).items
-    return (crowded(items, rng) if how < 0.65 else gone_wrong(items, rng))[:MAX_ITEMS]
+    return (crowded(items, rng) if roll < 0.65 else gone_wrong(items, rng))[:MAX_ITEMS]
 
 
 def crowded(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
-    """Things of a kind drawn together until they cover one another: what a generator does that cannot keep apart."""
-    moved = []
+    """Move things of a kind together until they overlap, like a generator that cannot keep them apart."""
+    crowd = []
     for kind in dict.fromkeys(i.object for i in items):
         group = [i for i in items if i.object == kind]
         x, y = (float(np.mean([getattr(i, axis) for i in group])) for axis in ("x", "y"))
         pull, jitter = rng.uniform(0.3, 1.0), rng.uniform(0, 0.03)
         dx, dy = rng.normal(0, 0.04, size=2)
-        moved += [
+        crowd += [
             _placed(
                 i,
                 x + dx + pull * (i.x - x) + rng.normal(0, jitter),
@@ -95,39 +95,39 @@ def crowded(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
             )
             for i in group
         ]
-    return moved
+    return crowd
 
 
 def gone_wrong(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
-    """Things moved, resized, lost, doubled, confused with one another, and strangers among them."""
-    wander, lose, confuse = rng.uniform(0, 0.06), rng.uniform(0, 0.25), rng.uniform(0, 0.25)
-    kept = [i for i in items if rng.random() >= lose] or list(items)
-    doubles = [kept[int(rng.integers(len(kept)))] for _ in range(int(rng.integers(0, 3)))]
-    moved = [
+    """Move, resize, drop, duplicate and confuse things, and add unrelated ones."""
+    wander, drop, confuse = rng.uniform(0, 0.06), rng.uniform(0, 0.25), rng.uniform(0, 0.25)
+    remaining = [i for i in items if rng.random() >= drop] or list(items)
+    duplicates = [remaining[int(rng.integers(len(remaining)))] for _ in range(int(rng.integers(0, 3)))]
+    shifted = [
         _placed(
             i,
-            i.x + rng.normal(0, wander) + (rng.uniform(-0.3, 0.3) if i in doubles else 0.0),
-            i.y + rng.normal(0, wander) + (rng.uniform(-0.3, 0.3) if i in doubles else 0.0),
+            i.x + rng.normal(0, wander) + (rng.uniform(-0.3, 0.3) if i in duplicates else 0.0),
+            i.y + rng.normal(0, wander) + (rng.uniform(-0.3, 0.3) if i in duplicates else 0.0),
             i.size * float(np.exp(rng.normal(0, 0.15))),
             i.depth + rng.normal(0, 0.1),
         )
-        for i in [*kept, *doubles]
+        for i in [*remaining, *duplicates]
     ]
-    mixed = []
-    for item in moved:
-        other = moved[int(rng.integers(len(moved)))]
+    confused = []
+    for item in shifted:
+        other = shifted[int(rng.integers(len(shifted)))]
         if rng.random() < confuse:
             attribute = other.attribute if rng.random() < 0.5 else int(rng.integers(len(ATTRIBUTES)))
             item = replace(item, attribute=attribute)
         if rng.random() < confuse / 2:
             item = replace(item, object=other.object if rng.random() < 0.5 else int(rng.integers(len(OBJECTS))))
-        mixed.append(item)
+        confused.append(item)
     strangers = strewn(rng, n=int(rng.integers(1, 4))) if rng.random() < 0.4 else []
-    return [*mixed, *strangers]
+    return [*confused, *strangers]
 
 
 def strewn(rng: np.random.Generator, n: int | None = None) -> list[Item]:
-    """Things at random places: of one to three kinds, or each of a kind of its own."""
+    """Things at random places, of one to three kinds or each of its own kind."""
     n = n or int(rng.integers(1, MAX_ITEMS + 1))
     kinds = int(rng.integers(1, 4)) if rng.random() < 0.5 else n
     palette = [(int(rng.integers(len(OBJECTS))), int(rng.integers(len(ATTRIBUTES)))) for _ in range(kinds)]
@@ -144,7 +144,7 @@ def strewn(rng: np.random.Generator, n: int | None = None) -> list[Item]:
 
 
 def _placed(item: Item, x: float, y: float, size: float, depth: float) -> Item:
-    """``item`` moved there, with everything kept within what slots can hold."""
+    """Move and resize ``item`` within the limits of what slots can represent."""
     return replace(
         item,
         x=float(np.clip(x, 0, 1)),
@@ -155,7 +155,7 @@ def _placed(item: Item, x: float, y: float, size: float, depth: float) -> Item:
 
 
 def visibility(items: Sequence[Item]) -> list[float]:
-    """How much of each thing's silhouette is on the canvas and not covered by things drawn after it, in [0, 1]."""
+    """The share of each thing's silhouette that is on the canvas and not covered by things drawn later, in [0, 1]."""
     side = 128
     owner = Image.new("L", (side, side), 255)
     areas = [1.0] * len(items)
@@ -165,12 +165,12 @@ def visibility(items: Sequence[Item]) -> list[float]:
         areas[index] = sum(mask.histogram()[128:])
         corner = (round(item.x * side - mask.width / 2), round(item.y * side - mask.height / 2))
         owner.paste(index, corner, mask.point(lambda v: 255 if v >= 128 else 0))
-    seen = owner.histogram()
-    return [min(1.0, seen[k] / max(1.0, areas[k])) for k in range(len(items))]
+    visible_areas = owner.histogram()
+    return [min(1.0, visible_areas[k] / max(1.0, areas[k])) for k in range(len(items))]
 
 
 def draw_input(items: Sequence[Item], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A scene as the network sees it, (256, 256, 3): drawn small or drawn large and scaled, at times through JPEG."""
+    """A scene as the network's input, (256, 256, 3): drawn small or scaled down, sometimes compressed as JPEG."""
     size = 512 if rng.random() < 0.3 else INPUT_SIZE
     image = draw_scene(items, style=int(rng.integers(2**16)), size=size)
     if rng.random() < 0.1:
@@ -183,21 +183,21 @@ def draw_input(items: Sequence[Item], rng: np.random.Generator) -> NDArray[np.ui
 # --- data -----------------------------------------------------------------------------------------------------------
 
 Truth = NDArray[np.float32]
-"""(scenes, MAX_ITEMS, 7): object, attribute, x, y, size, depth and visibility, in drawing order; -1 where none is."""
+"""(scenes, MAX_ITEMS, 7): object, attribute, x, y, size, depth and visibility, in drawing order; -1 in unused rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Drawn scenes: pixels (scenes, 256, 256, 3) and what they show."""
+    """Drawn scenes: pixels (scenes, 256, 256, 3) and the true things in them."""
 
     images: NDArray[np.uint8]
     truth: Truth
 
     @classmethod
     def cached(cls, folder: Path, number: int, seed: int, scenes: int) -> Chunk:
-        """Chunk ``number`` as kept in ``folder``, drawn first where it is missing."""
-        pictures, facts = (folder / f"{kind}-{seed}-{scenes}-{number:03d}.npy" for kind in ("images", "truth"))
-        if not (pictures.exists() and facts.exists()):
+        """Chunk ``number`` stored in ``folder``, which is drawn first if it is missing."""
+        image_file, truth_file = (folder / f"{kind}-{seed}-{scenes}-{number:03d}.npy" for kind in ("images", "truth"))
+        if not (image_file.exists() and truth_file.exists()):
             folder.mkdir(parents=True, exist_ok=True)
             rng = np.random.default_rng([seed, number])
             images = np.empty((scenes, INPUT_SIZE, INPUT_SIZE, 3), dtype=np.uint8)
@@ -205,30 +205,33 @@ class Chunk:
             for k in range(scenes):
                 items = sample_items(rng)
                 images[k], truth[k] = draw_input(items, rng), to_truth(items)
-            for path, array in ((pictures, images), (facts, truth)):
+            for path, array in ((image_file, images), (truth_file, truth)):
                 draft = path.with_suffix(".tmp.npy")
                 np.save(draft, array)
                 draft.replace(path)
-        return cls(np.load(pictures, mmap_mode="r"), np.load(facts))
+        return cls(np.load(image_file, mmap_mode="r"), np.load(truth_file))
 
 
 def to_truth(items: Sequence[Item]) -> Truth:
     """One scene's row of a chunk's truth, (MAX_ITEMS, 7)."""
     rows = np.full((MAX_ITEMS, 7), -1, dtype=np.float32)
-    seen = visibility(items)
+    visible_shares = visibility(items)
     order = sorted(range(len(items)), key=lambda k: (items[k].depth, items[k].y))
     for row, k in zip(rows, order, strict=False):
         i = items[k]
-        row[:] = (i.object, i.attribute, i.x, i.y, i.size, i.depth, seen[k])
+        row[:] = (i.object, i.attribute, i.x, i.y, i.size, i.depth, visible_shares[k])
     return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the heads should say, by cell: (batch, GRID, GRID) each, and (batch, 4, GRID, GRID) for place and box."""
+    """The heads' targets by cell: (batch, GRID, GRID) each; (batch, 4, GRID, GRID) for ``place``, offset and box.
+
+    ``heat_mask`` is 0 where the heat is not trained; ``weight`` is the weight of a cell in all other losses.
+    """
 
     heat: Tensor
-    asked: Tensor
+    heat_mask: Tensor
     weight: Tensor
     object: Tensor
     attribute: Tensor
@@ -236,44 +239,44 @@ class Targets:
 
 
 def make_targets(truth: Truth) -> Targets:
-    """Grids of targets from truth (batch, MAX_ITEMS, 7): a centre and, weighted less, its eight neighbours."""
+    """Grids of targets from truth (batch, MAX_ITEMS, 7), at each centre and, with less weight, its eight neighbours."""
     n = len(truth)
     heat = np.zeros((n, GRID, GRID), dtype=np.float32)
-    asked = np.ones_like(heat)
+    heat_mask = np.ones_like(heat)
     weight = np.zeros_like(heat)
     object_, attribute = (np.zeros((n, GRID, GRID), dtype=np.int64) for _ in range(2))
     place = np.zeros((n, 4, GRID, GRID), dtype=np.float32)
     for b, slot in zip(*np.nonzero(truth[..., 0] >= 0), strict=True):
-        obj, attr, x, y, size, depth, seen = truth[b, slot].tolist()
+        obj, attr, x, y, size, depth, visible_share = truth[b, slot].tolist()
         if not (0 <= x < 1 and 0 <= y < 1):
             continue
         column, row = int(x * GRID), int(y * GRID)
         rows, columns = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
-        if seen < HIDDEN:
-            asked[b, rows, columns] = np.where(heat[b, rows, columns] == 1, 1.0, 0.0)
+        if visible_share < HIDDEN:
+            heat_mask[b, rows, columns] = np.where(heat[b, rows, columns] == 1, 1.0, 0.0)
             continue
         dy = (y * GRID - 0.5 - np.arange(GRID, dtype=np.float32)[rows])[:, None]
         dx = (x * GRID - 0.5 - np.arange(GRID, dtype=np.float32)[columns])[None, :]
         near = np.exp(-(dx**2 + dy**2) / (2 * 0.7**2))
-        # A neighbour cell answers for whichever thing is nearest to it; a centre cell always for its own.
-        mine = near > weight[b, rows, columns]
-        mine &= heat[b, rows, columns] < 1
-        mine[row - rows.start, column - columns.start] = True
+        # A neighbouring cell belongs to the nearest thing, a centre cell always to its own.
+        is_nearest = near > weight[b, rows, columns]
+        is_nearest &= heat[b, rows, columns] < 1
+        is_nearest[row - rows.start, column - columns.start] = True
         heat[b, rows, columns] = np.maximum(heat[b, rows, columns], 0.99 * near)
         heat[b, row, column] = 1
-        asked[b, row, column] = 1
-        weight[b, rows, columns] = np.where(mine, near, weight[b, rows, columns])
+        heat_mask[b, row, column] = 1
+        weight[b, rows, columns] = np.where(is_nearest, near, weight[b, rows, columns])
         weight[b, row, column] = 1
-        object_[b, rows, columns] = np.where(mine, int(obj), object_[b, rows, columns])
-        attribute[b, rows, columns] = np.where(mine, int(attr), attribute[b, rows, columns])
+        object_[b, rows, columns] = np.where(is_nearest, int(obj), object_[b, rows, columns])
+        attribute[b, rows, columns] = np.where(is_nearest, int(attr), attribute[b, rows, columns])
         box = ((size - BOX_MEAN[0]) / BOX_SCALE[0], (depth - BOX_MEAN[1]) / BOX_SCALE[1])
         for channel, value in enumerate((dx + 0 * dy, dy + 0 * dx, box[0], box[1])):
-            place[b, channel, rows, columns] = np.where(mine, value, place[b, channel, rows, columns])
-    return Targets(*(torch.from_numpy(a) for a in (heat, asked, weight, object_, attribute, place)))
+            place[b, channel, rows, columns] = np.where(is_nearest, value, place[b, channel, rows, columns])
+    return Targets(*(torch.from_numpy(a) for a in (heat, heat_mask, weight, object_, attribute, place)))
 
 
 def augment(images: NDArray[np.uint8], truth: Truth, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Truth]:
-    """Shift each picture by a few pixels, and change its brightness and contrast a little."""
+    """Shift each image by a few pixels, and vary its brightness and contrast slightly."""
     reach = 12
     images, truth = images.copy(), truth.copy()
     for k in range(len(images)):
@@ -291,14 +294,14 @@ def augment(images: NDArray[np.uint8], truth: Truth, rng: np.random.Generator) -
 
 
 def loss_of(outputs: dict[str, Tensor], targets: Targets) -> tuple[Tensor, dict[str, float]]:
-    """Penalty-reduced focal loss for centres, cross-entropy for classes, L1 for places, L2 for depth; and each part."""
+    """The total loss and its parts: focal for centres, cross-entropy for classes, L1 for places, L2 for depth."""
     heat = outputs["heat"][:, 0].float()
     positive = targets.heat == 1
     p = heat.sigmoid()
     hit = -F.logsigmoid(heat) * (1 - p) ** 2
     miss = -F.logsigmoid(-heat) * p**2 * (1 - targets.heat) ** 4
     count = positive.sum().clamp(min=1)
-    centre = (torch.where(positive, hit, miss) * targets.asked).sum() / count
+    centre = (torch.where(positive, hit, miss) * targets.heat_mask).sum() / count
 
     where = targets.weight > 0.05
     weight = targets.weight[where]
@@ -315,7 +318,7 @@ def loss_of(outputs: dict[str, Tensor], targets: Targets) -> tuple[Tensor, dict[
         "object": classes("object", targets.object),
         "attribute": classes("attribute", targets.attribute),
         "place": (error[:, :3].abs() * weight.sqrt()[:, None]).sum(),
-        # Most things stand half-way, so that the median says little: the mean must be learned.
+        # Most things have medium depth, so L1 would only teach the median; L2 teaches the mean.
         "depth": error[:, 3].square().sum(),
     }
     weights = {"centre": 1.0, "object": 1.0, "attribute": 1.0, "place": 0.5, "depth": 2.0}
@@ -323,63 +326,63 @@ def loss_of(outputs: dict[str, Tensor], targets: Targets) -> tuple[Tensor, dict[
     return total, {name: float(part.detach()) for name, part in parts.items()}
 
 
-def match(seen: Sequence[Item], truth: Sequence[Item]) -> list[int]:
-    """For each thing seen, in order, the index of the true thing that it is: the nearest free one, or -1."""
+def match(detected: Sequence[Item], truth: Sequence[Item]) -> list[int]:
+    """For each detected thing, in order, the index of the nearest true thing not matched before, or -1."""
     free = set(range(len(truth)))
-    found = []
-    for item in seen:
+    matches = []
+    for item in detected:
         distance = {k: math.hypot(item.x - truth[k].x, item.y - truth[k].y) / truth[k].size for k in free}
         best = min(distance, key=lambda k: distance[k] + 0.1 * (truth[k].object != item.object), default=-1)
         if best >= 0 and distance[best] > 0.35:
             best = -1
         free.discard(best)
-        found.append(best)
-    return found
+        matches.append(best)
+    return matches
 
 
 def calibrate(model: VisionModel, *, scenes: int = 600, seed: int = 1_000_003) -> Calibration:
-    """Fit the probabilities to what turns out true on fresh scenes, half of them messy."""
+    """Fit calibrated probabilities on fresh scenes, half of them messy."""
     rng = np.random.default_rng(seed)
     model.calibration = Calibration(margin_error=dict.fromkeys(RELATIONS, 0.02))
     heat: list[tuple[float, float]] = []
-    logs: dict[str, list[NDArray[np.float64]]] = {"object": [], "attribute": []}
-    right: dict[str, list[int]] = {"object": [], "attribute": []}
+    log_probabilities: dict[str, list[NDArray[np.float64]]] = {"object": [], "attribute": []}
+    classes: dict[str, list[int]] = {"object": [], "attribute": []}
     margins: dict[str, list[float]] = {name: [] for name in RELATIONS}
     for start in range(0, scenes, 16):
-        worlds = [sample_items(rng, messy=0.5) for _ in range(min(16, scenes - start))]
-        images = [Image.fromarray(draw_input(items, rng)) for items in worlds]
-        for items, detections in zip(worlds, model.detect_many(images), strict=True):
-            shown = visibility(items)
+        batch = [sample_items(rng, messy=0.5) for _ in range(min(16, scenes - start))]
+        images = [Image.fromarray(draw_input(items, rng)) for items in batch]
+        for items, detections in zip(batch, model.detect_many(images), strict=True):
+            visible_shares = visibility(items)
             for d, k in zip(detections, match([d.item for d in detections], items), strict=True):
                 logit = math.log(d.score / (1 - d.score)) if d.score < 1 - 1e-9 else 20.0
-                if k < 0 or shown[k] >= HIDDEN:
+                if k < 0 or visible_shares[k] >= HIDDEN:
                     heat.append((logit, float(k >= 0)))
-                if k >= 0 and shown[k] >= HIDDEN:
-                    logs["object"].append(np.log(d.object_probabilities + 1e-12))
-                    right["object"].append(items[k].object)
-                    logs["attribute"].append(np.log(d.attribute_probabilities + 1e-12))
-                    right["attribute"].append(items[k].attribute)
+                if k >= 0 and visible_shares[k] >= HIDDEN:
+                    log_probabilities["object"].append(np.log(d.object_probabilities + 1e-12))
+                    classes["object"].append(items[k].object)
+                    log_probabilities["attribute"].append(np.log(d.attribute_probabilities + 1e-12))
+                    classes["attribute"].append(items[k].attribute)
             _add_margins(margins, items, Sight(detections))
     scale, shift = _fit_platt(heat)
     bias = {name: float(np.median(errors)) for name, errors in margins.items() if errors}
     return Calibration(
         heat_scale=scale,
         heat_shift=shift,
-        object_temperature=_fit_temperature(logs["object"], right["object"]),
-        attribute_temperature=_fit_temperature(logs["attribute"], right["attribute"]),
+        object_temperature=_fit_temperature(log_probabilities["object"], classes["object"]),
+        attribute_temperature=_fit_temperature(log_probabilities["attribute"], classes["attribute"]),
         margin_bias={name: round(value, 4) for name, value in bias.items()},
         margin_error={name: round(_spread(errors), 4) for name, errors in margins.items() if errors},
     )
 
 
 def _spread(errors: Sequence[float]) -> float:
-    """Standard deviation without the wildest 2%, which are wrong things and not wrong places; at least 0.004."""
+    """Standard deviation without the 2% outliers, which are wrong matches rather than wrong places; at least 0.004."""
     low, high = np.quantile(errors, [0.01, 0.99])
     return max(0.004, float(np.std(np.clip(errors, low, high))))
 
 
 def _add_margins(margins: dict[str, list[float]], items: Sequence[Item], sight: Sight) -> None:
-    """Errors of the relation margins between the scene's first kinds, where their counts were seen rightly."""
+    """Add errors of the relation margins between the scene's first kinds whose counts were detected correctly."""
     kinds = sorted({i.object for i in items})[:3]
     for a in kinds:
         for b in kinds:
@@ -394,7 +397,7 @@ def _add_margins(margins: dict[str, list[float]], items: Sequence[Item], sight: 
 
 
 def _fit_platt(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Scale and shift of a logit, by maximum likelihood: pairs of (logit, 0 or 1). (1, 0) where nothing can be told."""
+    """Scale and shift of a logit, by maximum likelihood: pairs of (logit, 0 or 1). (1, 0) without both classes."""
     if len({truth for _, truth in pairs}) < 2:
         return 1.0, 0.0
     logit, truth = torch.tensor(pairs, dtype=torch.float64).unbind(dim=1)
@@ -413,15 +416,15 @@ def _fit_platt(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return round(scale, 4), round(shift, 4)
 
 
-def _fit_temperature(logs: Sequence[NDArray[np.float64]], right: Sequence[int]) -> float:
-    """The temperature under which the right classes are likeliest, from log-probabilities (n, classes); 1 for none."""
-    if not right:
+def _fit_temperature(log_probabilities: Sequence[NDArray[np.float64]], classes: Sequence[int]) -> float:
+    """The temperature that makes the true classes likeliest, from log-probabilities (n, classes); 1 without data."""
+    if not classes:
         return 1.0
-    logits = torch.from_numpy(np.stack(logs))
+    logits = torch.from_numpy(np.stack(log_probabilities))
 
     def surprise(temperature: float) -> float:
         scaled = (logits / temperature).log_softmax(dim=1)
-        return float(-scaled[torch.arange(len(right)), torch.tensor(right)].mean())
+        return float(-scaled[torch.arange(len(classes)), torch.tensor(classes)].mean())
 
     return round(float(min(np.geomspace(0.4, 4.0, 60), key=surprise)), 4)
 
@@ -431,7 +434,7 @@ def _fit_temperature(logs: Sequence[NDArray[np.float64]], right: Sequence[int]) 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a run is made of. With ``minutes`` the learning rate falls by the clock, otherwise by the step."""
+    """The settings of a run. The learning rate falls by the clock if ``minutes`` is set, otherwise by the step."""
 
     steps: int = 5000
     minutes: float | None = None
@@ -441,7 +444,7 @@ class Settings:
     ema: float = 0.998
     chunks: int = 20
     chunk: int = 2048
-    """Scenes in a chunk; 2048 are 400 MB of pixels."""
+    """Scenes in a chunk; 2048 scenes are 400 MB of pixels."""
     seed: int = 0
     device: str = "cpu"
     checkpoint_every: float = 1.5
@@ -453,7 +456,7 @@ class Settings:
 
 
 class _Run:
-    """The state of a run: all that a checkpoint holds."""
+    """The state of a run, which a checkpoint stores."""
 
     def __init__(self, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
@@ -471,7 +474,7 @@ class _Run:
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, in [0, 1]."""
+        """The share of the run that is complete, in [0, 1]."""
         minutes = self.settings.minutes
         return self.seconds / 60 / minutes if minutes is not None else self.step / self.settings.steps
 
@@ -510,7 +513,7 @@ class _Run:
                 mean.copy_(value)
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, all or nothing."""
+        """Write a checkpoint atomically."""
         draft = path.with_suffix(".tmp")
         torch.save(
             {
@@ -525,7 +528,7 @@ class _Run:
         draft.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state of a checkpoint."""
         state = torch.load(path, map_location=self.settings.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
@@ -533,18 +536,18 @@ class _Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def export(self, folder: Path) -> None:
-        """Write the averaged weights, calibrated, for use."""
+        """Calibrate the averaged weights and save them for use."""
         self.average.calibration = calibrate(self.average, scenes=self.settings.calibration_scenes)
         self.average.save_pretrained(folder, trained={"steps": self.step, "batch": self.settings.batch})
 
 
 def train(out: Path, settings: Settings, *, resume: bool = False) -> VisionModel:
-    """Train until the steps or the minutes are spent, and return the averaged, calibrated model.
+    """Train for the number of steps or minutes, and return the averaged, calibrated model.
 
     Args:
-        out: Where the weights go; checkpoints and drawn scenes lie in ``out/run``.
-        settings: What the run is made of.
-        resume: Go on from the checkpoint in ``out/run``, if there is one.
+        out: Folder of the weights; checkpoints and drawn scenes are in ``out/run``.
+        settings: The settings of the run.
+        resume: Continue from the checkpoint in ``out/run``, if there is one.
     """
     folder = out / "run"
     folder.mkdir(parents=True, exist_ok=True)
@@ -576,7 +579,7 @@ def train(out: Path, settings: Settings, *, resume: bool = False) -> VisionModel
 
 
 def batches(folder: Path, settings: Settings, start: int) -> Iterator[tuple[NDArray[np.uint8], Truth]]:
-    """Augmented batches from step ``start`` on, for ever: chunk after chunk, each in an order of its own."""
+    """All augmented batches from step ``start`` on, without end: chunk after chunk, each in an order of its own."""
     per_chunk = settings.chunk // settings.batch
     for number in itertools.count(start // per_chunk):
         chunk = Chunk.cached(folder, number % settings.chunks, settings.seed, settings.chunk)
@@ -591,21 +594,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train from the command line."""
     defaults = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the weights; its run/ holds checkpoints")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights; checkpoints are in its run/")
     parser.add_argument("--steps", type=int, default=defaults.steps, help="optimizer steps (default %(default)s)")
-    parser.add_argument("--minutes", type=float, help="train for so long instead of a number of steps")
-    parser.add_argument("--batch", type=int, default=defaults.batch, help="images a step (default %(default)s)")
+    parser.add_argument("--minutes", type=float, help="train for this many minutes instead of a number of steps")
+    parser.add_argument("--batch", type=int, default=defaults.batch, help="images per step (default %(default)s)")
     parser.add_argument(
-        "--learning-rate", type=float, default=defaults.learning_rate, help="peak (default %(default)s)"
+        "--learning-rate", type=float, default=defaults.learning_rate, help="peak learning rate (default %(default)s)"
     )
     parser.add_argument("--start", type=Path, help="folder of trained weights to fine-tune")
-    parser.add_argument("--chunks", type=int, default=defaults.chunks, help="chunks of scenes to draw and go round")
+    parser.add_argument(
+        "--chunks", type=int, default=defaults.chunks, help="chunks of scenes to draw and cycle through"
+    )
     parser.add_argument("--chunk", type=int, default=defaults.chunk, help="scenes in a chunk (default %(default)s)")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="seed of scenes, weights and order")
     parser.add_argument("--device", default=defaults.device, help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--threads", type=int, help="CPU threads (PyTorch's choice by default)")
     parser.add_argument("--export-every", type=float, default=defaults.export_every, help="minutes between exports")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the folder")
     options: dict[str, Any] = vars(parser.parse_args(arguments))
     out, resume, threads = options.pop("out"), options.pop("resume"), options.pop("threads")
     if threads:

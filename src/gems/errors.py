@@ -1,4 +1,4 @@
-"""The errors that GEMS raises on purpose, each with one clear line for the user."""
+"""The errors that GEMS raises on purpose, each with a one-line message for the user."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = [
 
 
 class GemsError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base class of all errors raised on purpose."""
 
 
 class InputError(GemsError, ValueError):
-    """Something the user gave cannot be used: a prompt, an option, a file, a model name. Never retried."""
+    """The user's input cannot be used: a prompt, an option, a file, a model name. Never retried."""
 
 
 class BackendError(GemsError, RuntimeError):
-    """A model or a store did not do its work.
+    """A model or a store failed.
 
     Attributes:
-        retryable: Whether trying again may help.
-        status_code: The HTTP status that says so, where a server did.
+        retryable: Whether a retry may help.
+        status_code: The HTTP status of a server's answer, if the error came from one.
     """
 
     def __init__(self, message: str, *, retryable: bool = True, status_code: int | None = None) -> None:
@@ -35,16 +35,16 @@ class BackendError(GemsError, RuntimeError):
 
 
 class ContentRefusedError(BackendError):
-    """An image model's provider will not draw this prompt. Other words may be drawn; the same ones never will be."""
+    """The provider of an image model refused a prompt. Another wording may be accepted; the same one never is."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retryable=False)
 
 
 class MalformedAnswerError(BackendError):
-    """A chat model answered, but not in the form that was asked for."""
+    """A chat model answered, but not in the requested form."""
 
 
 def is_passing_status(status: int) -> bool:
-    """Whether what an HTTP status tells of may be gone in a moment: too many requests, a timeout, a broken server."""
+    """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error."""
     return status in (408, 409, 425, 429) or status >= 500

@@ -1,4 +1,4 @@
-"""How models are run: options of image generators and of chat models, every one with a default of its own."""
+"""Options of image generators and chat models. Each one has a default."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class _Options(BaseModel):
 
 
 class GeneratorOptions(_Options):
-    """Options of an image generator. Empty: the model's own default. One that a backend cannot honour is refused."""
+    """Options of an image generator. By default the model decides. A backend refuses options that it cannot honour."""
 
-    # What every backend may understand.
-    width: int | None = Field(default=None, ge=16, le=8192, title="Width", description="Pixels.")
-    height: int | None = Field(default=None, ge=16, le=8192, title="Height", description="Pixels.")
-    steps: int | None = Field(default=None, ge=1, le=1000, title="Steps", description="Denoising steps.")
+    # For every backend.
+    width: int | None = Field(default=None, ge=16, le=8192, title="Width", description="Width in pixels.")
+    height: int | None = Field(default=None, ge=16, le=8192, title="Height", description="Height in pixels.")
+    steps: int | None = Field(default=None, ge=1, le=1000, title="Steps", description="Number of denoising steps.")
     guidance_scale: float | None = Field(
         default=None, ge=0, le=100, title="Guidance scale", description="Classifier-free or distilled guidance."
     )
@@ -34,24 +34,28 @@ class GeneratorOptions(_Options):
         description="How far an edit may move from its image (img2img).",
     )
 
-    # Pipelines in this process.
+    # For pipelines in this process.
     true_cfg_scale: float | None = Field(
         default=None,
         ge=0,
         le=100,
         title="True CFG scale",
-        description="Guidance of models that are distilled (Qwen-Image).",
+        description="Classifier-free guidance of distilled models (Qwen-Image).",
     )
     device: str | None = Field(
         default=None,
         title="Device",
-        description='"cuda", "cuda:1", "mps", "cpu"; several with commas between them. Empty: all GPUs, or the CPU.',
+        description='"cuda", "cuda:1", "mps" or "cpu"; separate several with commas. Default: all GPUs, or the CPU.',
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, title="Number type", description="Of the weights. Empty: bfloat16 where the device is good at it."
+        default=None,
+        title="Number type",
+        description="Number type of the weights. Default: bfloat16 if the device supports it well.",
     )
     offload: Literal["none", "model", "sequential"] = Field(
-        default="none", title="CPU offload", description='For small GPUs: "model" is fast, "sequential" is smallest.'
+        default="none",
+        title="CPU offload",
+        description='For GPUs with little memory: "model" is fast, "sequential" needs the least memory.',
     )
     quantization: str | None = Field(
         default=None,
@@ -59,47 +63,59 @@ class GeneratorOptions(_Options):
         description='"bnb-8bit", "bnb-4bit", "torchao-int8", or the path of a .gguf file with the transformer.',
     )
     vae_tiling: bool = Field(
-        default=False, title="VAE tiling", description="Decode in tiles: large images, little memory."
+        default=False, title="VAE tiling", description="Decode in tiles: large images with little memory."
     )
-    vae_slicing: bool = Field(default=False, title="VAE slicing", description="Decode a batch image by image.")
+    vae_slicing: bool = Field(
+        default=False, title="VAE slicing", description="Decode the images of a batch one by one."
+    )
     compile: bool = Field(
-        default=False, title="Compile", description="torch.compile the denoiser: slow start, faster steps."
+        default=False, title="Compile", description="Compile the denoiser with torch.compile: slow start, faster steps."
     )
     batch_size: int | None = Field(
-        default=None, ge=1, le=64, title="Batch size", description="Most images in one forward pass. Empty: one."
+        default=None, ge=1, le=64, title="Batch size", description="Maximum images in one forward pass. Default: one."
     )
     previews: int = Field(
-        default=0, ge=0, le=1000, title="Previews", description="Stream a small preview every so many steps; 0: none."
+        default=0,
+        ge=0,
+        le=1000,
+        title="Previews",
+        description="Number of steps between two small previews of an image; 0 for no previews.",
     )
     trust_remote_code: bool = Field(
         default=False, title="Trust remote code", description="Run Python code that comes with the weights."
     )
 
-    # Servers.
+    # For servers.
     base_url: str | None = Field(
-        default=None, title="Base URL", description="Of the server. Empty: GEMS_IMAGE_BASE_URL, then OPENAI_BASE_URL."
+        default=None,
+        title="Base URL",
+        description="The server's address. Default: GEMS_IMAGE_BASE_URL, or else OPENAI_BASE_URL.",
     )
     api_key: SecretStr | None = Field(
         default=None,
         exclude=True,  # never in a record, a log or a checkpoint: a resumed run reads the environment
         title="API key",
-        description="Of the server. Empty: GEMS_IMAGE_API_KEY, then OPENAI_API_KEY. Never written down.",
+        description="The server's key. Default: GEMS_IMAGE_API_KEY, or else OPENAI_API_KEY. Never written down.",
     )
     edits: bool | None = Field(
         default=None,
         title="Edits",
-        description="Whether the server can edit images. Empty: OpenAI's gpt-image models can, others are not asked.",
+        description="Whether the server can edit images. Default: only OpenAI's gpt-image models can.",
     )
-    timeout: float = Field(default=300.0, gt=0, title="Timeout", description="Seconds for one image, retries included.")
-    concurrency: int = Field(default=8, ge=1, le=1024, title="Concurrency", description="Requests in flight at once.")
+    timeout: float = Field(
+        default=300.0, gt=0, title="Timeout", description="Seconds for one image, including retries."
+    )
+    concurrency: int = Field(
+        default=8, ge=1, le=1024, title="Concurrency", description="Maximum requests at the same time."
+    )
     workflow: str | None = Field(
-        default=None, title="Workflow", description="ComfyUI: a workflow in API format, a JSON file."
+        default=None, title="Workflow", description="ComfyUI: the JSON file of a workflow in API format."
     )
     prompt_field: str | None = Field(
-        default=None, title="Prompt field", description='ComfyUI: where the prompt goes, as NODE.INPUT ("6.text").'
+        default=None, title="Prompt field", description='ComfyUI: the input for the prompt, as NODE.INPUT ("6.text").'
     )
     seed_field: str | None = Field(
-        default=None, title="Seed field", description='ComfyUI: where the seed goes, as NODE.INPUT ("3.seed").'
+        default=None, title="Seed field", description='ComfyUI: the input for the seed, as NODE.INPUT ("3.seed").'
     )
 
 
@@ -109,38 +125,44 @@ class ChatOptions(_Options):
     base_url: str | None = Field(
         default=None,
         title="Base URL",
-        description="Of an OpenAI-compatible server. Empty: the provider's own variable.",
+        description="Address of a server with OpenAI's protocol. Default: the provider's environment variable.",
     )
     api_key: SecretStr | None = Field(
         default=None,
         exclude=True,
         title="API key",
-        description="Empty: the provider's own environment variable. Never written down.",
+        description="The provider's key. Default: the provider's environment variable. Never written down.",
     )
     structured: Literal["auto", "json_schema", "tool", "json_mode", "text"] = Field(
         default="auto",
         title="Structured output",
-        description="How answers are asked for. auto: the best that the model has, found out at its first call.",
+        description="How structured answers are requested. auto: the best method that the model supports.",
     )
     image_size: int = Field(
         default=1024,
         ge=64,
         le=8192,
         title="Image size",
-        description="Pixels on the longer side of images that are shown.",
+        description="Longer side, in pixels, of the images that a chat model sees.",
     )
-    temperature: float | None = Field(default=None, ge=0, le=2, title="Temperature")
-    max_tokens: int | None = Field(default=None, ge=16, title="Most tokens", description="Of one answer.")
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, title="Temperature", description="Sampling temperature. Default: the model's."
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=16, title="Maximum tokens", description="Length limit of an answer. Default: the model's."
+    )
     timeout: float = Field(default=120.0, gt=0, title="Timeout", description="Seconds for one call.")
     logprobs: bool = Field(
         default=True,
         title="Log-probabilities",
-        description="Use them where the provider has them: confidence is then measured, not claimed.",
+        description="Use them if the provider has them: confidence is then measured rather than stated by the model.",
     )
-    device: str | None = Field(default=None, title="Device", description='Of "transformers:" models. Empty: the best.')
+    device: str | None = Field(
+        default=None, title="Device", description='Device of "transformers:" models. Default: the best one.'
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        default=None, title="Number type", description='Of "transformers:" models.'
+        default=None, title="Number type", description='Number type of the weights of "transformers:" models.'
     )
     quantization: Literal["bnb-8bit", "bnb-4bit"] | None = Field(
-        default=None, title="Quantization", description='Of "transformers:" models.'
+        default=None, title="Quantization", description='Quantization of "transformers:" models.'
     )

@@ -1,4 +1,4 @@
-"""Where GEMS keeps what outlives a run."""
+"""The folder in which GEMS keeps what outlives a run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["home", "home_folder"]
 
 
 def home_folder() -> Path:
-    """``$GEMS_HOME``, or the user's data folder for gems, whether it is there or not."""
+    """``$GEMS_HOME``, or else the user's data folder for gems; it need not exist."""
     return Path(os.environ.get("GEMS_HOME") or user_data_path("gems", appauthor=False)).expanduser().absolute()
 
 
 def home() -> Path:
-    """The same, made if it is not there.
+    """The home folder, created if it does not exist.
 
     Raises:
-        InputError: It cannot be made or written to.
+        InputError: It cannot be created or written to.
     """
     folder = home_folder()
     try:

@@ -1,4 +1,4 @@
-"""Keeps keys out of everything that is written down: error lines, logs, checkpoints, records, reports."""
+"""Keeps secrets out of everything that is written down: error messages, logs, checkpoints, records, reports."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from pydantic import SecretStr
 __all__ = ["conceal", "one_line", "remember_secret"]
 
 _IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|(PG)?PASSWORD)$", re.IGNORECASE)
-"""Names of environment variables whose values are nobody's business."""
+"""Names of environment variables that hold secrets."""
 
-_SHORTEST: Final = 6
-"""Characters. Anything shorter stands in ordinary words, and guards nothing."""
+_MIN_LENGTH: Final = 6
+"""Characters. A shorter value may be part of ordinary words, and protects nothing."""
 
-_given: set[str] = set()
+_from_options: set[str] = set()
 
 
 def remember_secret(secret: SecretStr | None) -> None:
-    """Conceal this one too from now on: it was given as an option, not by the environment."""
-    if secret is not None and len(value := secret.get_secret_value().strip()) >= _SHORTEST:
-        _given.add(value)
+    """Conceal a secret that was given as an option, not by the environment, from now on."""
+    if secret is not None and len(value := secret.get_secret_value().strip()) >= _MIN_LENGTH:
+        _from_options.add(value)
 
 
 def conceal(text: str) -> str:
-    """The text with every known key in it replaced: servers repeat them in their error messages."""
-    # Stripped: a line's end that came along with a key is shown in other ways than the key itself.
-    named = {value.strip() for name, value in os.environ.items() if _IS_SECRET.search(name)}
-    for secret in sorted((s for s in named | _given if len(s) >= _SHORTEST), key=len, reverse=True):
+    """The text with every secret replaced by ``[key]``, since servers repeat secrets in their error messages."""
+    # Stripped, because a line break that was copied along with a key is printed in other ways than the key.
+    from_environment = {value.strip() for name, value in os.environ.items() if _IS_SECRET.search(name)}
+    secrets = [secret for secret in from_environment | _from_options if len(secret) >= _MIN_LENGTH]
+    for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "[key]")
     return text
 
 
-def one_line(text: object, most: int = 300) -> str:
-    """What a person is told of a fault: in one line, without keys, so many characters at most; may be empty."""
-    return conceal(" ".join(str(text).split()))[:most]
+def one_line(text: object, max_length: int = 300) -> str:
+    """An error's text on one line, without secrets, cut to ``max_length`` characters; it may be empty."""
+    return conceal(" ".join(str(text).split()))[:max_length]

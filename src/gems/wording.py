@@ -1,4 +1,4 @@
-"""Reading a prompt: its check, quotations, words of substance, stems, and the overlap of two bags of words."""
+"""The words of a prompt: its check, quotations, content words, stems, and the overlap of two bags of words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NUMBERS: Final = {word: str(number) for number, word in enumerate(_NUMBER_WORDS
     "dozen": "12",
 }
 _ARTICLES: Final = frozenset({"a", "an", "the", "one", "1"})
-"""Articles and "one" add no constraint: everything that is named appears once."""
+"""Articles and "one" add no constraint."""
 
 _WORD: Final = re.compile(r"\w+")
 _HYPHENATED_WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
@@ -61,24 +61,24 @@ def check_prompt(prompt: object) -> str:
 
 
 def quoted_texts(text: str) -> list[str]:
-    """The texts between quotation marks, each once, in order."""
+    """The texts between quotation marks, in order, each once."""
     quotations = (next(filter(None, groups)).strip() for groups in _QUOTATION.findall(text))
     return [quotation for quotation in dict.fromkeys(quotations) if quotation]
 
 
 def content_words(text: str) -> list[str]:
-    """The words in order, in lower case, without articles, numbers as digits."""
+    """The words in order, in lower case, with numbers as digits and without articles."""
     words = (_NUMBERS.get(word, word) for word in _WORD.findall(text.lower()))
     return [word for word in words if word not in _ARTICLES]
 
 
 def hyphenated_words(text: str) -> list[str]:
-    """The words in order, in lower case; parts joined by hyphens are one word."""
+    """The words in order, in lower case; a hyphenated compound is one word."""
     return _HYPHENATED_WORD.findall(text.lower())
 
 
 def stem(word: str) -> str:
-    """The word without an English plural ending, to compare singular with plural. It is not a dictionary form."""
+    """The word without an English plural ending, for comparing singular with plural. It need not be a real word."""
     for endings in (("s",), ("ie", "e", "y")):
         for ending in endings:
             if len(word) - len(ending) > 2 and word.endswith(ending) and not word.endswith("ss"):
@@ -88,7 +88,7 @@ def stem(word: str) -> str:
 
 
 def jaccard(a: Counter[str], b: Counter[str] | Sequence[str]) -> float:
-    """Jaccard similarity of two bags, in [0, 1]; 1 if both are empty."""
+    """Jaccard similarity of two bags of words, in [0, 1]; 1 if both are empty."""
     b = b if isinstance(b, Counter) else Counter(b)
     union = (a | b).total()
     return (a & b).total() / union if union else 1.0

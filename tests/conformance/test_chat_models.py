@@ -45,6 +45,7 @@ class TestPocket(ChatConformance):
         return init_mllm("pocket")
 
 
+@pytest.mark.slow
 class TestServer(ChatConformance):
     """Over HTTP, in every way that a structured answer can be asked for, and on servers that know few of them."""
 

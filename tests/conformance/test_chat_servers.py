@@ -15,7 +15,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsInput
 from gems.memory.image_store import ImageStore
 from gems.models.registry import init_mllm
-from gems.models.structured import answer_in_form, habits_of, reasoning_of
+from gems.models.structured import answer_in_form, capabilities_of, reasoning_of
 from gems.nodes.decomposer import Requirements
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement
@@ -116,7 +116,7 @@ def test_a_refiner_that_cannot_see_works_from_the_words(chat_server: str) -> Non
 def test_reasoning_is_kept_apart_from_the_answer(chat_server: str, behaviour: str) -> None:
     chat = ChatAt(chat_server, behaviour)
     model = chat.model
-    message = answer_in_form(model, Plan, question(Plan), habits_of(model))
+    message = answer_in_form(model, Plan, question(Plan), capabilities_of(model))
     assert isinstance(message, AIMessage)
     assert reasoning_of(message).startswith(("Let me", "Maybe"))
     assert "something else" not in chat.fill(Plan).prompt
@@ -188,7 +188,7 @@ def test_a_planner_without_tools_works_without_skills(chat_server: str, tmp_path
 
 
 def test_an_address_that_is_none_is_told_at_once() -> None:
-    with pytest.raises(InputError, match="is no address of a server"):
+    with pytest.raises(InputError, match="is not the address of a server"):
         init_mllm("openai:x", ChatOptions(base_url="localhost:8000"))
 
 

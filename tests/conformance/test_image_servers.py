@@ -175,7 +175,7 @@ def test_what_lasts_is_one_clear_line(image_server: str, fault: str, says: str, 
 
 def test_a_page_instead_of_an_image(image_server: str) -> None:
     assert "text/html" in str(one(plain(image_server, "page")))
-    assert "no JSON" in str(one(openai(image_server, "page", timeout=0.5)))
+    assert "not JSON" in str(one(openai(image_server, "page", timeout=0.5)))
 
 
 def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
@@ -256,7 +256,7 @@ def test_a_workflow_that_does_not_fit(image_server: str, workflow: str, options:
 def test_a_workflow_of_the_wrong_format_is_told(image_server: str, tmp_path: Path) -> None:
     path = tmp_path / "ui.json"
     path.write_text(json.dumps({"nodes": [], "links": []}))
-    with pytest.raises(InputError, match="no workflow in API format"):
+    with pytest.raises(InputError, match="not a workflow in API format"):
         comfyui(image_server, str(path))
 
 
@@ -286,7 +286,7 @@ def test_a_name_of_no_known_form_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match="is no address of a server"):
+    with pytest.raises(InputError, match="is not the address of a server"):
         init_image_generator("openai:x", GeneratorOptions(base_url=address))
 
 

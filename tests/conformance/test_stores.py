@@ -7,7 +7,6 @@ test then has to fail.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import BaseStore, GetOp, InvalidNamespaceError, ListNamespacesOp, PutOp, SearchOp, TTLConfig
 from langgraph.store.memory import InMemoryStore
+from servers.waiting import wait_until
 
 from gems.memory.store import FaissStore
 
@@ -578,14 +578,14 @@ def test_what_nobody_reads_is_gone_in_its_time(mortal: Any) -> None:
     for name in names:
         lives = {"ever": {"ttl": None}, "long": {"ttl": 5}}.get(name, {})
         mortal.put((name,), "k", {"text": "abba"}, **lives)
-    end = time.monotonic() + 20
-    while mortal.get(("left",), "k", refresh_ttl=False) and time.monotonic() < end:
+
+    def neither_is_left() -> bool:
         mortal.get(("read",), "k")
         mortal.search(("found",), query="abba")
-        mortal.search(("seen",), refresh_ttl=False)
         mortal.put(("renewed",), "k", {"text": "abba"})
-        time.sleep(0.05)
-    time.sleep(0.1)
+        return not mortal.get(("left",), "k", refresh_ttl=False) and not mortal.search(("seen",), refresh_ttl=False)
+
+    wait_until(neither_is_left, lambda: mortal.search(()), seconds=20)
     there = [name for name in names if mortal.get((name,), "k")]
     assert there == ["read", "found", "ever", "renewed", "long"]
     assert [n for (n,) in mortal.list_namespaces()] == sorted(there)

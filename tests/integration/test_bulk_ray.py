@@ -1,7 +1,7 @@
-"""Bulk runs on a Ray cluster of two simulated nodes: the same results, exactly once, whatever dies.
+"""Batches on a Ray cluster of two simulated nodes: the same results as without Ray, exactly once, whatever dies.
 
-The models are light ones (``light_models.py``): no process of the cluster imports torch, and images take as long as a
-test says.
+The models are those of ``light_models.py``: no process of the cluster imports torch, and a test sets how long an image
+takes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLUSTER = TESTS / "servers" / "ray_cluster.py"
 SMALL = ("--max-rounds", "2", "--no-plan", "--no-skills", "--quiet", *OPTIONS)
 Start: TypeAlias = Callable[..., Process]
 QUICK, SLOW = 0.1, 1.0
-"""Seconds that an image takes."""
+"""Seconds per image."""
 
 
 class Nodes:
@@ -47,17 +47,18 @@ class Nodes:
         self._process, self.pace, self.imports = process, folder / "pace", folder / "imports"
         self.address = self._read()
 
-    def tell(self, word: str) -> str:
+    def send(self, command: str) -> str:
+        """Send a command. Returns the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         return self._read()
 
     def workers(self) -> list[int]:
-        return [int(pid) for pid in self.tell("workers").split()]
+        return [int(pid) for pid in self.send("workers").split()]
 
     def draw_at(self, seconds: float) -> None:
-        """How long each image takes from now on."""
+        """Set the seconds per image from now on."""
         set_pace(self.pace, seconds)
 
     def _read(self) -> str:
@@ -66,9 +67,9 @@ class Nodes:
 
 
 def set_pace(path: Path, seconds: float) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_text(str(seconds))
-    aside.rename(path)  # a generator reads one pace or the other, never half of it
+    new_file = path.with_suffix(".new")
+    new_file.write_text(str(seconds))
+    new_file.rename(path)  # a generator reads the old pace or the new one, never half of it
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +77,14 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "imports").mkdir()
     set_pace(folder / "pace", QUICK)
-    own = {"GEMS_HOME": folder / "home", "LIGHT_IMPORTS": folder / "imports", "LIGHT_PACE": folder / "pace"}
+    variables = {"GEMS_HOME": folder / "home", "LIGHT_IMPORTS": folder / "imports", "LIGHT_PACE": folder / "pace"}
     with subprocess.Popen(
         [sys.executable, str(CLUSTER)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(TESTS), **{name: str(path) for name, path in own.items()}},
+        env={**os.environ, "PYTHONPATH": str(TESTS), **{name: str(path) for name, path in variables.items()}},
     ) as process:
         yield Nodes(process, folder)
         assert process.stdin is not None
@@ -92,19 +93,19 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
 
 
 def prompts(path: Path, n: int, seed: int) -> Path:
-    wishes = fresh_prompts(n, seed)
-    path.write_text("".join(json.dumps({"prompt": wish.prompt}) + "\n" for wish in wishes))
+    path.write_text("".join(json.dumps({"prompt": p.prompt}) + "\n" for p in fresh_prompts(n, seed)))
     return path
 
 
 @pytest.fixture
 def batch() -> Iterator[Start]:
-    """Starts a batch; what a test that fails leaves behind is ended."""
+    """Starts a batch. After the test, batches that still run are killed."""
     processes = []
 
     def start(file: Path, out: Path, *args: object, **variables: str) -> Process:
-        own = {"PYTHONPATH": str(TESTS), **variables}
-        processes.append(gems_process("batch", file, "--out", out, *SMALL, *args, home=out.parent / "home", **own))
+        variables = {"PYTHONPATH": str(TESTS), **variables}
+        home = out.parent / "home"
+        processes.append(gems_process("batch", file, "--out", out, *SMALL, *args, home=home, **variables))
         return processes[-1]
 
     yield start
@@ -114,7 +115,8 @@ def batch() -> Iterator[Start]:
         process.communicate()
 
 
-def ended(process: Process, code: int = 0) -> str:
+def finish(process: Process, code: int = 0) -> str:
+    """Wait for a batch to end with this exit code. Returns its standard error."""
     _, message = process.communicate(timeout=280)
     assert process.returncode == code, message
     return str(message)
@@ -127,7 +129,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def images_in(out: Path) -> dict[int, Any]:
-    """What was drawn, by prompt."""
+    """What was drawn, by prompt index."""
     return {row["index"]: [(a["prompt"], a["seed"], a["sha256"]) for a in row["attempts"]] for row in lines(out)}
 
 
@@ -140,24 +142,24 @@ def wait_for(out: Path, n: int, process: Process) -> None:
     raise AssertionError(f"{n} results did not come: {process.communicate() if process.poll() is not None else ''}")
 
 
-def test_what_ray_cannot_do_is_said_in_a_line(batch: Start, tmp_path: Path) -> None:
+def test_what_ray_cannot_do_is_said_in_one_line(batch: Start, tmp_path: Path) -> None:
     file = prompts(tmp_path / "p.jsonl", 2, 1)
-    message = ended(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
+    message = finish(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
     assert "--ray auto" in message
-    message = ended(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
+    message = finish(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
     assert "cannot work on the Ray cluster 127.0.0.1:1" in message
-    assert "HOST:PORT" in ended(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
-    assert "serve it" in ended(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
+    assert "HOST:PORT" in finish(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
+    assert "serve it" in finish(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
     assert len(message.strip().splitlines()) == 1
 
 
 def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch: Start, tmp_path: Path) -> None:
-    """The second one comes when the first is under way, with four times as many prompts in flight."""
+    """The second batch starts when the first is under way, which has four times as many prompts in flight."""
     first, second = prompts(tmp_path / "a.jsonl", 120, 5), prompts(tmp_path / "b.jsonl", 18, 6)
     nodes.draw_at(QUICK)
     large = batch(first, tmp_path / "large", "--ray", nodes.address, "--workers", 1, "--concurrency", 16)
     wait_for(tmp_path / "large", 10, large)
-    nodes.draw_at(SLOW)  # the first is not to end before the second has come
+    nodes.draw_at(SLOW)  # so that the first does not end before the second has started
     small = batch(second, tmp_path / "small", "--ray", nodes.address, "--workers", 1, "--concurrency", 4)
     wait_for(tmp_path / "small", 1, small)
     nodes.draw_at(QUICK)
@@ -165,54 +167,55 @@ def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch
     wait_for(tmp_path / "small", 18, small)
     meanwhile = len(lines(tmp_path / "large")) - large_before
     assert large.poll() is None
-    ended(small)
-    # Both went on, each with about half of the generator's images; first come, first served would be four to one.
+    finish(small)
+    # Each of them got about half of the generator's images. First come, first served would be four to one.
     assert 0 < meanwhile < 3 * (18 - small_before)
     large.send_signal(signal.SIGINT)
-    message = ended(large, 130)
+    message = finish(large, 130)
     assert "finishing the prompts in flight" in message
     assert len(lines(tmp_path / "large")) < 120
     assert len(lines(tmp_path / "small")) == 18
-    # What its models do not need, no process of the cluster has imported.
+    # No process of the cluster has imported a library that its models do not need.
     imported = {path.name.partition("-")[0]: path.read_text() for path in nodes.imports.iterdir()}
     assert imported == {"loaded": "", "drew": "", "chatted": ""}
 
 
-def test_a_killed_driver_goes_on_and_limits_hold(nodes: Nodes, batch: Start, tmp_path: Path) -> None:
-    """Killed on a cluster of its own, which ends with it, it goes on where there is another."""
+def test_a_batch_continues_after_its_driver_was_killed_and_limits_hold(
+    nodes: Nodes, batch: Start, tmp_path: Path
+) -> None:
+    """The driver is killed with its own cluster. The batch continues on another cluster, and then without Ray."""
     file, out = prompts(tmp_path / "p.jsonl", 20, 7), tmp_path / "out"
     nodes.draw_at(QUICK)
     local = batch(file, out, "--ray", "local", "--workers", 1, "--concurrency", 4, LIGHT_PACE=str(nodes.pace))
     wait_for(out, 4, local)
     local.kill()
     local.communicate()
-    limited = ("--total-images", 20)
-    ended(batch(file, out, "--ray", nodes.address, "--workers", 1, "--concurrency", 4, *limited), 4)
-    spent = sum(row["usage"]["images"] for row in lines(out))
-    assert 20 <= spent < 22
+    limit = ("--total-images", 20)
+    finish(batch(file, out, "--ray", nodes.address, "--workers", 1, "--concurrency", 4, *limit), 4)
+    assert 20 <= sum(row["usage"]["images"] for row in lines(out)) < 22
     assert max(Counter(row["index"] for row in lines(out)).values()) == 1
-    assert "checkpoints" not in ended(batch(file, out))  # the rest without Ray: the folder is the same
+    assert "checkpoints" not in finish(batch(file, out))  # the rest without Ray, in the same folder
     assert Counter(row["index"] for row in lines(out)) == Counter(range(20))
 
 
 def test_workers_and_a_node_die_and_every_prompt_comes_once_and_as_without_ray(
     nodes: Nodes, batch: Start, tmp_path: Path
 ) -> None:
-    """The last one: the cluster has a node less from here on."""
-    file, out, chance = prompts(tmp_path / "p.jsonl", 30, 4), tmp_path / "out", random.Random(4)
+    """This test is the last one: the cluster has a node less afterwards."""
+    file, out, rng = prompts(tmp_path / "p.jsonl", 30, 4), tmp_path / "out", random.Random(4)
     nodes.draw_at(2 * QUICK)
     process = batch(file, out, "--ray", nodes.address, "--workers", 2, "--concurrency", 8)
     wait_for(out, 2, process)
-    os.kill(chance.choice(nodes.workers()), signal.SIGKILL)
+    os.kill(rng.choice(nodes.workers()), signal.SIGKILL)
     wait_for(out, 9, process)
-    nodes.tell("kill-node")
+    nodes.send("kill-node")
     wait_for(out, 18, process)
-    os.kill(chance.choice(nodes.workers()), signal.SIGKILL)
-    ended(process)
+    os.kill(rng.choice(nodes.workers()), signal.SIGKILL)
+    finish(process)
     table = pq.read_table(out / "index.parquet").to_pylist()
     assert Counter(row["index"] for row in table) == Counter(range(30))
     assert Counter(row["index"] for row in lines(out)) == Counter(range(30))
     assert all(len(row["attempts"]) == row["usage"]["images"] for row in table)
 
-    ended(batch(file, tmp_path / "local", "--concurrency", 4))
+    finish(batch(file, tmp_path / "local", "--concurrency", 4))
     assert images_in(tmp_path / "local") == images_in(out)

@@ -17,8 +17,8 @@ from chatting import serving
 from servers.waiting import wait_until
 from shared_servers import marks, needs
 
-from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, held
-from gems.bulk.ray_driver import check_places
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
+from gems.bulk.ray_workers import check_shared_storage
 from gems.database import database_pool
 from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
@@ -27,14 +27,14 @@ from gems.graph.context import GemsContext
 HOLDER = """
 import sys, time
 from pathlib import Path
-from gems.bulk.leases import DatabaseLeases, FileLeases, held
+from gems.bulk.leases import DatabaseLeases, FileLeases, hold_lease
 from gems.memory.opening import database_pool
 where = sys.argv[1]
 if where.startswith("postgresql://"):
     leases = DatabaseLeases(database_pool(where))
 else:
     leases = FileLeases(Path(where))
-with held(leases, "batch", 7):
+with hold_lease(leases, "batch", 7):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -58,14 +58,14 @@ def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Lea
     with forked.Process([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with held(leases, "batch", 8) as ours:  # another prompt's is free
+        with hold_lease(leases, "batch", 8) as ours:  # another prompt's is free
             assert ours
-        with held(leases, "batch", 7, lambda: True) as ours:  # one that is to stop does not wait
+        with hold_lease(leases, "batch", 7, lambda: True) as ours:  # one that is to stop does not wait
             assert not ours
         got = threading.Event()
 
         def take() -> None:
-            with held(leases, "batch", 7) as ours:
+            with hold_lease(leases, "batch", 7) as ours:
                 assert ours
                 got.set()
 
@@ -129,11 +129,11 @@ def test_several_machines_need_places_that_all_of_them_see(
     monkeypatch.delenv("GEMS_IMAGES", raising=False)
     settings = GemsContext(**{"memory": False, **context})
     with pytest.raises(InputError, match=says):
-        check_places({"a", "b"}, settings, checkpoints, evidence=evidence)
-    check_places({"a"}, settings, checkpoints, evidence=evidence)
+        check_shared_storage({"a", "b"}, settings, checkpoints, evidence=evidence)
+    check_shared_storage({"a"}, settings, checkpoints, evidence=evidence)
 
 
 def test_with_such_places_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GEMS_IMAGES", raising=False)
     settings = GemsContext(memory=False, images_url="s3://b/f")
-    check_places({"a", "b"}, settings, "postgresql://db/g", evidence=False)
+    check_shared_storage({"a", "b"}, settings, "postgresql://db/g", evidence=False)

@@ -61,7 +61,7 @@ def context(folder: Path, **options: Any) -> GemsContext:
 
 def transformer_of(settings: GemsContext) -> Any:
     generator: Any = init_image_generator(settings.generator, settings.generator_options)
-    with generator.replicas.one() as replica:
+    with generator.replicas.borrow() as replica:
         return replica.pipeline.transformer
 
 

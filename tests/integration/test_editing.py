@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
+from PIL import Image
 
 from gems import build_graph
 from gems.graph.context import GemsContext
@@ -67,7 +69,7 @@ def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: P
         assert request.edit is not None
         assert request.edit.keep == ("Are there any cars?",)
         assert request.edit.fix == ("Are the cars blue?",)
-        assert request.edit.image.getpixel((0, 0)) == images.open(first.image).getpixel((0, 0))
+        assert request.edit.image.getpixel((0, 0)) == Image.open(io.BytesIO(images.read(first.image))).getpixel((0, 0))
     told = json.loads(read_metadata(images.read(second.image))["gems"])["edit"]
     assert told == {"from": first.image.sha256, "keep": ["Are there any cars?"], "fix": ["Are the cars blue?"]}
 

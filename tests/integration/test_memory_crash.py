@@ -49,7 +49,7 @@ def test_a_writer_goes_on_where_its_journal_ends_and_a_torn_line_does_not_count(
     parent = Parent(trial, 0)
     look_at_all(trial, parent, 0)
     skipped = {operation.key for operation in after(batches[0]).values()}
-    assert {text.split(":")[0].removeprefix("0/") for text in parent.found.lost} <= skipped
+    assert {text.split(":")[0].removeprefix("0/") for text in parent.findings.lost_records} <= skipped
 
 
 def test_what_was_taken_from_a_store_is_noticed(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_what_was_taken_from_a_store_is_noticed(tmp_path: Path) -> None:
         store.put(("crash", "0"), gone.key, {"t": f"0:{gone.number}"}, index=["t"])
     parent = Parent(trial, 0)
     look_at_all(trial, parent, 400)
-    assert {text.split(":")[0] for text in parent.found.lost} == {f"0/{lost.key}", f"0/{stale.key}"}
-    assert any(text.startswith(f"0/{gone.key}:") for text in parent.found.wrong)
-    assert any("not found first" in text for text in parent.found.wrong)
+    assert {text.split(":")[0] for text in parent.findings.lost_records} == {f"0/{lost.key}", f"0/{stale.key}"}
+    assert any(text.startswith(f"0/{gone.key}:") for text in parent.findings.wrong)
+    assert any("not found first" in text for text in parent.findings.wrong)
 
 
 def test_half_a_batch_is_noticed(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_half_a_batch_is_noticed(tmp_path: Path) -> None:
                 store.put(("crash", "0"), operation.key, {"t": f"0:{operation.number}"}, index=["t"])
         parent = Parent(trial, 0)
         parent._look_at(0, store)
-        assert parent.found.lost or parent.found.wrong
+        assert parent.findings.lost_records or parent.findings.wrong
 
 
 def test_a_reader_doubts_a_value_that_is_not_of_its_vector(tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_a_reader_doubts_a_value_that_is_not_of_its_vector(tmp_path: Path) -> No
         reader = Reader(trial, store)
         [one, other, *_] = [o for o in after([o for b in plan(trial, 0) for o in b]).values() if o.alive]
         found = store.search(("crash",), query=f"0:{one.number}", limit=5)
-        assert reader.doubts(f"0:{one.number}", found) == []
+        assert reader.mistakes(f"0:{one.number}", found) == []
         assert np.isclose(found[0].score or 0, 1, atol=1e-5)
         found[0].value["t"] = f"0:{other.number}"
-        assert len(reader.doubts(f"0:{one.number}", found)) == 2
-        assert reader.doubts(f"0:{one.number}", found[1:][::-1]) == ["not the nearest first"]
+        assert len(reader.mistakes(f"0:{one.number}", found)) == 2
+        assert reader.mistakes(f"0:{one.number}", found[1:][::-1]) == ["not the nearest first"]
     assert Numbered(64).embed_query("0:1") != Numbered(64).embed_query("0:2")

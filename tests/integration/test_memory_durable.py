@@ -21,7 +21,7 @@ from servers.waiting import wait_until
 
 from gems.errors import InputError
 from gems.memory import index as index_module
-from gems.memory import store as store_module
+from gems.memory import live_index as live_index_module
 from gems.memory.store import FaissStore, reindex
 
 WRITER = Path(__file__).parent / "writing_store.py"
@@ -32,7 +32,7 @@ FEW = 300
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inverted lists from so few vectors on, that a test need not write twenty thousand."""
     monkeypatch.setattr(index_module, "EXACT_UP_TO", FEW)
-    monkeypatch.setattr(store_module, "EXACT_UP_TO", FEW)
+    monkeypatch.setattr(live_index_module, "EXACT_UP_TO", FEW)
     if request.param == "some cells":  # as with many vectors
         monkeypatch.setattr(index_module, "_SEARCH_ALL_CELLS", 20)
         monkeypatch.setattr(index_module, "_PROBES", 16)
@@ -440,44 +440,25 @@ def test_what_is_no_vector_is_refused(folder: Path, bad: Any) -> None:
             return bad if isinstance(bad, list) and isinstance(bad[0], list) else [bad] * len(texts)
 
     store = FaissStore(folder, embedder=Broken())
-    with pytest.raises(InputError, match="gave no 2 vectors"):
+    with pytest.raises(InputError, match="did not return 2 vectors"):
         store.batch([PutOp(("a",), str(i), {"text": "a cat"}, ["text"]) for i in range(2)])
     assert store.get(("a",), "0") is None
     store.close()
 
 
-# --- stores of earlier versions -------------------------------------------------------------------------------------
-
-FIRST = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE records (id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, key TEXT NOT NULL,
-    value TEXT NOT NULL, created_at TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (namespace, key));
-CREATE TABLE vectors (id INTEGER PRIMARY KEY AUTOINCREMENT,
-    record INTEGER NOT NULL REFERENCES records (id) ON DELETE CASCADE, vector BLOB NOT NULL);
-CREATE INDEX vectors_of_record ON vectors (record);
-INSERT INTO meta VALUES ('embedder', 'points');
-"""
+# --- files of other programs and versions ---------------------------------------------------------------------------
 
 
-def test_a_store_of_the_first_version_is_taken_over(folder: Path) -> None:
+def test_a_database_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
     folder.mkdir()
-    db = sqlite3.connect(folder / "records.sqlite")
-    db.executescript(FIRST)
-    when = "2026-01-01T00:00:00+00:00"
-    for i, name in enumerate(("a cat", "a dog", "silent")):
-        row = (f"gems.user{i % 2}", name, f'{{"prompt": "{name}"}}', when, when)
-        db.execute("INSERT INTO records (namespace, key, value, created_at, updated_at) VALUES (?, ?, ?, ?, ?)", row)
-        if name != "silent":
-            db.execute("INSERT INTO vectors (record, vector) VALUES (?, ?)", (i + 1, Points().points([name]).tobytes()))
-    db.commit()
-    db.close()
-    store = FaissStore(folder, embedder=Points())
-    found = store.search(("gems",), query="a dog")
-    assert [item.key for item in found] == ["a dog", "a cat", "silent"]
-    assert found[2].score is None
-    assert [item.key for item in store.search(("gems", "user0"), query="a dog")] == ["a cat", "silent"]
-    store.close()
-    assert reindex(folder, Points(8, "newer")) == 2
+    with sqlite3.connect(folder / "records.sqlite") as db:
+        db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, song TEXT)")
+        db.execute("INSERT INTO records (song) VALUES ('abba')")
+    with pytest.raises(InputError, match=r"cannot use .*records\.sqlite as a memory store"):
+        FaissStore(folder, embedder=Points())
+    with sqlite3.connect(folder / "records.sqlite") as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("records",)]
+        assert db.execute("SELECT * FROM records").fetchall() == [(1, "abba")]
 
 
 def test_a_store_of_a_later_version_is_left_alone(folder: Path) -> None:

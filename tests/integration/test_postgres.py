@@ -64,7 +64,7 @@ def test_the_database_of_another_program_is_refused(database: str) -> None:
 @pytest.mark.parametrize(
     ("change", "kind", "told"),
     [
-        ({PASSWORD: "wrong-password"}, InputError, "does not let us in"),
+        ({PASSWORD: "wrong-password"}, InputError, "refused the connection"),
         ({"/postgres": "/nowhere"}, InputError, 'database "nowhere" does not exist'),
         ({"127.0.0.1:": "127.0.0.1:1"}, BackendError, "cannot reach the memory"),
         ({"gems:": "gems:%zz"}, InputError, "cannot read the address"),
@@ -110,7 +110,7 @@ def test_the_command_line_tells_what_is_wrong(postgres: str, tmp_path: Path) -> 
     wrong = postgres.replace(PASSWORD, "wrong-password")
     done = gems("generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q", home=tmp_path)
     assert done.returncode == 2
-    assert "does not let us in" in done.stderr
+    assert "refused the connection" in done.stderr
     assert "wrong-password" not in done.stderr
     assert "looks after folders" in gems("memory", "stats", home=tmp_path, GEMS_MEMORY=postgres).stderr
     assert GemsContext.model_validate({"memory_url": postgres}).model_dump(mode="json")["memory_url"].count(":") == 2

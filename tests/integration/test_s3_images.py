@@ -66,7 +66,9 @@ def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(buck
     image = ImageRef.model_validate(record["attempts"][record["best"]]["image"])
     assert image.uri == f"s3://{bucket}/gems/{image.sha256[:2]}/{image.sha256}.png"
     assert not (tmp_path / "images").exists()
-    assert ImageStore(f"s3://{bucket}/gems").open(image).size == (512, 512)
+    stored = ImageStore(f"s3://{bucket}/gems").find(image.sha256)
+    assert stored == image
+    assert (stored.width, stored.height) == (512, 512)
     out = next((tmp_path / "out").iterdir())
     assert (out / "best.png").stat().st_size > 1000
     again = generate(tmp_path, "--reuse", "--json", GEMS_IMAGES=f"s3://{bucket}/gems")

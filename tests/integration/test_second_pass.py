@@ -46,8 +46,10 @@ def test_both_passes_are_run_judged_and_compared_and_only_once(
 
 def test_the_second_pass_asks_for_other_things() -> None:
     first = fresh_prompts(50, 1)
-    assert second_pass.others([*first, *fresh_prompts(20, 2)], first) == second_pass.others(fresh_prompts(20, 2), first)
-    assert second_pass.others(first, first) == []
+    assert second_pass.without_known([*first, *fresh_prompts(20, 2)], first) == second_pass.without_known(
+        fresh_prompts(20, 2), first
+    )
+    assert second_pass.without_known(first, first) == []
 
 
 def test_a_read_only_store_is_not_written_to(tmp_path: Path) -> None:

@@ -16,12 +16,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers.gems_service import Served, serving
 from servers.waiting import wait_until
-from shared_servers import marks
+from shared_servers import needs
 from typer.testing import CliRunner
 
 from gems.cli.main import app as cli
-
-pytestmark = marks("service")
 
 REVIEWED = {"review": "end", "seed": 3, "memory": False}
 
@@ -50,6 +48,7 @@ def events_of(client: httpx.Client, run: str) -> list[tuple[str, Any]]:
     return told
 
 
+@needs("service")
 def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Client) -> None:
     begun = begin(client, "three blue cars to the left of a striped elephant", seed=4)
     assert begun["status"] in ("queued", "running")
@@ -77,6 +76,7 @@ def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Clie
     assert [name for name, _ in events_of(client, begun["id"])] == ["run", "run"]
 
 
+@needs("service")
 def test_what_is_told_while_it_runs(client: httpx.Client) -> None:
     for _ in range(2):  # they keep the workers busy: the third has not begun yet
         begin(client, "six red dogs and seven green cats", max_rounds=5)
@@ -88,6 +88,7 @@ def test_what_is_told_while_it_runs(client: httpx.Client) -> None:
     assert client.get(image["url"]).headers["content-type"] == "image/png"
 
 
+@needs("service")
 def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: httpx.Client) -> None:
     run = begin(client, "a dragon")["id"]
     view = service.wait_for(run)
@@ -120,6 +121,7 @@ def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: 
     assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
 
 
+@needs("service")
 def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     view = service.wait_for(run, "waiting")
@@ -151,6 +153,7 @@ def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Clie
     assert again.status_code == 409
 
 
+@needs("service")
 def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     service.wait_for(run, "waiting")
@@ -163,6 +166,7 @@ def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
     assert service.wait_for(run)["outcome"] == "accepted"
 
 
+@needs("service")
 def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
     long = {"max_rounds": 5, "patience": 5, "candidates": 4}  # the last four are still waiting when they are cancelled
     runs = [begin(client, "seven wooden koalas chasing a sparkling giraffe", **long)["id"] for _ in range(6)]
@@ -181,6 +185,7 @@ def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
     assert client.post(f"/v1/runs/{waiting}/cancel").status_code == 409
 
 
+@needs("service")
 def test_a_request_that_is_sent_again_begins_no_second_run(client: httpx.Client) -> None:
     key = {"idempotency-key": "again"}
 
@@ -193,6 +198,7 @@ def test_a_request_that_is_sent_again_begins_no_second_run(client: httpx.Client)
     assert other.status_code == 409
 
 
+@needs("service")
 def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
     mine = [begin(client, "a red dog", max_rounds=1)["id"] for _ in range(5)]
     seen, before = [], None
@@ -206,6 +212,7 @@ def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
     assert len(seen) == len(set(seen))
 
 
+@needs("service")
 def test_operators_see_health_metrics_and_requests(service: Served, client: httpx.Client) -> None:
     service.wait_for(begin(client, "a red dog")["id"])
     assert client.get("/healthz").json() == {"status": "ok"}
@@ -228,6 +235,7 @@ def test_operators_see_health_metrics_and_requests(service: Served, client: http
     assert (line["path"], line["status"]) == ("/healthz", 200)
 
 
+@needs("service")
 def test_pages_of_others_cannot_ask(client: httpx.Client) -> None:
     assert client.get("/v1/runs", headers={"host": "evil.example"}).status_code == 403
     cross = client.options(
@@ -238,6 +246,7 @@ def test_pages_of_others_cannot_ask(client: httpx.Client) -> None:
     assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
     home = tmp_path_factory.mktemp("full") / "home"
     with serving(home, "--queue", "1", "--concurrency", "1") as served, served.client() as client:

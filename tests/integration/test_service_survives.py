@@ -17,6 +17,7 @@ from servers.waiting import wait_until
 pytestmark = pytest.mark.slow
 
 PROMPTS = ["three blue cars to the left of a striped elephant", "seven wooden koalas chasing a sparkling giraffe"]
+RUNS = 8
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -33,7 +34,7 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
             accepted.append(answer.json()["id"])
 
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(ask, range(12)))
+            list(pool.map(ask, range(RUNS)))
         served.wait_for(accepted[0])
         code = served.stop(how)
         assert code == (0 if how == signal.SIGTERM else -how)
@@ -50,7 +51,7 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
         # Sent again by a client that never saw its answer: the same runs.
         again = [
             client.post("/v1/runs", json={"prompt": PROMPTS[n % 2]}, headers={"idempotency-key": f"k{n}"}).json()["id"]
-            for n in range(12)
+            for n in range(RUNS)
         ]
     assert set(again) == set(accepted)
     assert {view["status"] for view in views} == {"done"}

@@ -144,6 +144,7 @@ def test_what_lies_beside_a_skill_is_read_on_demand(tmp_path: Path) -> None:
     assert run.state["skills"] == ["signs"]
 
 
+@pytest.mark.slow  # it reads two images
 def test_a_skills_check_is_asked_and_marked_and_the_users_requirements_stay(tmp_path: Path) -> None:
     question = 'text: Does the image show the words "{quoted}"?'
     add(tmp_path / "skills", "signs", metadata=checks(question, "object: Is there a door?"))

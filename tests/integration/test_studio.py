@@ -17,12 +17,10 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 from pydantic import BaseModel
 from servers.langgraph_dev import LANGGRAPH, ROOT, Studio
-from shared_servers import marks
+from shared_servers import needs
 from typing_extensions import TypedDict
 
 from gems.graph import state
-
-pytestmark = marks("studio")
 
 
 @pytest.fixture
@@ -31,6 +29,7 @@ def client(studio: Studio) -> Iterator[SyncLangGraphClient]:
         yield client
 
 
+@needs("studio")
 def test_studio_sees_small_schemas_with_titles(client: SyncLangGraphClient) -> None:
     [assistant] = client.assistants.search(graph_id="gems")
     schemas: Any = client.assistants.get_schemas(assistant["assistant_id"])
@@ -42,6 +41,7 @@ def test_studio_sees_small_schemas_with_titles(client: SyncLangGraphClient) -> N
     assert fields["max_rounds"]["minimum"] == 1
 
 
+@needs("studio")
 def test_a_run_over_the_server(client: SyncLangGraphClient) -> None:
     thread = client.threads.create()
     events: list[Any] = list(
@@ -62,6 +62,7 @@ def test_a_run_over_the_server(client: SyncLangGraphClient) -> None:
     assert values["seed"] == 3
 
 
+@needs("studio")
 def test_bad_input_is_an_error_of_the_run(client: SyncLangGraphClient) -> None:
     events: list[Any] = list(client.runs.stream(None, "gems", input={"prompt": "a dragon"}, stream_mode="values"))
     assert events[-1].event == "error"
@@ -75,6 +76,7 @@ def run(client: SyncLangGraphClient, thread: str, **given: Any) -> Any:
     return client.runs.wait(thread, "gems", **{"context": REVIEWED, **given})
 
 
+@needs("studio")
 def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio: Studio) -> None:
     thread = client.threads.create()["thread_id"]
     given: Any = {"input": {"prompt": "two red cars"}, "context": REVIEWED}
@@ -103,6 +105,7 @@ def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio:
     assert run(client, thread, command={"resume": {"action": "accept"}})["outcome"] == "accepted"
 
 
+@needs("studio")
 def test_a_run_is_forked_with_another_prompt_and_another_seed(client: SyncLangGraphClient) -> None:
     thread = client.threads.create()["thread_id"]
     plain: Any = {"seed": 3, "memory": False}
@@ -123,6 +126,7 @@ def test_a_run_is_forked_with_another_prompt_and_another_seed(client: SyncLangGr
     assert reworded["attempts"][0]["prompt"] == "two red cars in a row"
 
 
+@needs("studio")
 def test_a_run_is_cancelled_over_the_server(client: SyncLangGraphClient) -> None:
     thread = client.threads.create()["thread_id"]
     wish: Any = {"prompt": "seven wooden koalas chasing a sparkling giraffe"}
@@ -131,6 +135,7 @@ def test_a_run_is_cancelled_over_the_server(client: SyncLangGraphClient) -> None
     assert client.runs.get(thread, begun["run_id"])["status"] in ("interrupted", "success")
 
 
+@needs("studio")
 def test_a_graph_elsewhere_has_it_drawn_over_the_network(client: SyncLangGraphClient) -> None:
     class Parent(TypedDict, total=False):
         prompt: str

@@ -1,5 +1,7 @@
-"""A Ray cluster of two simulated nodes in a process of its own. It prints its address, and does what standard input
-says: ``kill-node`` kills the second node with all that runs there, ``workers`` prints the process ids of graph workers.
+"""A Ray cluster of two simulated nodes, in a process of its own. It prints its address and then reads commands.
+
+``kill-node`` kills the second node with all its processes, and prints "killed". ``workers`` prints the process ids of
+the graph workers. The cluster ends with standard input.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 
 def workers() -> list[int]:
-    """Of this cluster: others may run on the same machine."""
+    """The process ids of this cluster's graph workers; another cluster may run on the same machine."""
     pids = []
     for process in psutil.Process().children(recursive=True):
         try:

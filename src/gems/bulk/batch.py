@@ -1,4 +1,4 @@
-"""Many prompts through one graph: concurrent, resumable, within limits, and no failure of one stops the others."""
+"""Runs many prompts through one graph: in parallel, resumable, and within limits. A prompt's failure stops no other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 
 from gems.bulk.jobs import Job
-from gems.bulk.limits import Allowance, Limits, spent_in
+from gems.bulk.limits import Allowance, Limits, usage_of
 from gems.bulk.results import (
     AttemptFields,
     BatchRow,
@@ -39,7 +39,7 @@ from gems.graph.state import Attempt, GemsState, Usage
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.batching import BatchingGenerator
-from gems.models.generators import ImageGenerator
+from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import POCKET, init_image_generator
 from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
@@ -50,52 +50,74 @@ from gems.skills.loader import load_skills
 
 __all__ = [
     "Batch",
-    "Despair",
+    "FailureStreak",
     "Stop",
     "Worker",
-    "batching",
     "brief",
-    "images_place",
-    "is_local",
+    "images_location",
+    "open_generator",
     "open_worker",
     "run_batch",
     "run_jobs",
 ]
 
-_DESPAIR: Final = 20
-"""Failures of backends in a row, at least, until a run is given up."""
-_GPU_BATCH: Final = 8
-"""Images in one call on a GPU, unless the options say otherwise: more bring little, and need much memory."""
+_MIN_STREAK: Final = 20
+"""The fewest backend failures in a row that end a batch."""
+_GPU_BATCH_SIZE: Final = 8
+"""Images in one call on a GPU, unless the options set another number. More gain little speed and need much memory."""
 
 
 class Stop:
-    """How a bulk run is asked to end: with what is in flight, or as soon as can be."""
+    """Asks a batch to stop: after the prompts in flight have finished, or at their next step."""
 
     def __init__(self, control: RunControl | None = None) -> None:
         self.control = control or RunControl()
-        """Asks prompts in flight to stop at their next step; they can go on from there."""
+        """Asks the prompts in flight to stop at their next step. They can be continued from there."""
         self._finish = threading.Event()
 
     def finish(self) -> None:
-        """Begin no other prompt."""
+        """Begin no other prompt, and let the prompts in flight finish."""
         self._finish.set()
 
     @property
-    def wanted(self) -> bool:
-        """Whether no other prompt is to be begun."""
+    def is_requested(self) -> bool:
+        """Whether no other prompt may begin."""
         return self._finish.is_set() or self.control.drain_requested
+
+
+class FailureStreak:
+    """Ends a batch after too many backend failures in a row: the remaining prompts would cost money and fail too.
+
+    Args:
+        stop: Asked to finish when the streak is too long.
+        concurrency: Prompts in flight. One cause can fail all of them, so a streak may be twice as long.
+    """
+
+    def __init__(self, stop: Stop, concurrency: int) -> None:
+        self._stop, self._max_failures = stop, max(_MIN_STREAK, 2 * concurrency)
+        self._lock, self._failures = threading.Lock(), 0
+        self.reason: str | None = None
+        """Why the batch was ended; None as long as it was not."""
+
+    def add(self, row: BatchRow) -> None:
+        """Count a result: a backend failure makes the streak longer, any other result ends it."""
+        with self._lock:
+            self._failures = self._failures + 1 if row.get("error_kind") == "backend" else 0
+            if self._failures >= self._max_failures and self.reason is None:
+                self.reason = f"the last {self._failures} prompts all failed: {row['error']}"
+                self._stop.finish()
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a bulk run came to."""
+    """The results of a batch, and why it ended."""
 
     jobs: Sequence[Job]
     record: ResultsFile
     reached: str | None = None
-    """The limit of the whole run that ended it."""
+    """The limit for the whole batch that ended it."""
     given_up: str | None = None
-    """Why it was ended early: one prompt after the other met a failing backend."""
+    """The backend failures in a row that ended it."""
 
     def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
@@ -107,314 +129,67 @@ class Batch:
         return [job for job in self.jobs if not self.record.has(job)]
 
 
+# --- one prompt ------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Worker:
-    """Everything that runs single prompts of a batch in this process. Safe for many threads."""
+    """Runs single prompts of a batch in this process, in any thread."""
 
-    batch: str
+    batch_id: str
     graph: GemsGraph
     saver: BaseCheckpointSaver[Any]
     context: GemsContext
     models: dict[str, ModelRecord]
     images: ImageStore
-    evidence: Path | None = None
+    evidence_folder: Path | None = None
+    """Where each prompt's run folder is written; None for none."""
     control: RunControl = field(default_factory=RunControl)
 
     def run(self, job: Job) -> BatchRow | None:
-        """One prompt's result, or None if the batch is being stopped. One that was begun before goes on."""
-        started, begun, thread = time.perf_counter(), datetime.now(UTC), self._thread(job)
+        """Run a prompt, or continue it from its checkpoint. Returns its result; None if the batch is being stopped."""
+        started, started_at, thread = time.perf_counter(), datetime.now(UTC), self._thread(job)
+        context = self.context.model_copy(update={"seed": job.seed})
         row: BatchRow = {**row_of(job), "thread": thread}
-        own = self.context.model_copy(update={"seed": job.seed})
         try:
-            values = run_thread(self.graph, thread, job.prompt, own, control=self.control)
+            values = run_thread(self.graph, thread, job.prompt, context, control=self.control)
         except Exception as error:
-            # A folder that cannot be written to is everybody's; any other failure is this prompt's own: it is written
-            # down, and the others go on.
+            # An unusable folder or checkpoint file affects every prompt. Any other failure is this prompt's own: it is
+            # recorded, and the others continue.
             if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
                 raise
-            row = {**_with_failure(row, error), "usage": self._spent(thread)}
-            return {**row, "seconds": _since(started), "at": _now()}
+            return _with_times({**_with_failure(row, error), "usage": self._usage(thread)}, started)
         if not values.get("outcome"):
             return None
-        _settle(values["attempts"])
-        if self.evidence is not None:
-            record = run_record(values, own, self.models, thread, begun)
-            write_run(self.evidence / "runs" / f"{job.index:05d}", record, self.images)
-        return {**_with_outcome(row, values), "seconds": _since(started), "at": _now()}
+        _flush_images(values["attempts"])
+        if self.evidence_folder is not None:
+            record = run_record(values, context, self.models, thread, started_at)
+            write_run(self.evidence_folder / f"{job.index:05d}", record, self.images)
+        return _with_times(_with_outcome(row, values), started)
 
     def forget(self, job: Job) -> None:
-        """Remove a prompt's checkpoints, once its result is on disk."""
+        """Delete a prompt's checkpoints. Call this once its result is on disk."""
         self.saver.delete_thread(self._thread(job))
 
     def _thread(self, job: Job) -> str:
-        return f"{self.batch}-{job.index}-{job.key}"
+        return f"{self.batch_id}-{job.index}-{job.key}"
 
-    def _spent(self, thread: str) -> UsageFields:
+    def _usage(self, thread: str) -> UsageFields:
         usage = self.graph.get_state({"configurable": {"thread_id": thread}}).values.get("usage")
         return cast(UsageFields, (usage or Usage()).model_dump(mode="json"))
 
 
-def images_place(context: GemsContext, out: Path) -> str:
-    """Where a batch's images go: where its settings or the environment say, or into its folder."""
-    return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
-
-
-@contextmanager
-def open_worker(
-    out: Path,
-    context: GemsContext,
-    batch: str,
-    models: dict[str, ModelRecord],
-    *,
-    checkpoints: str | None,
-    generator: ImageGenerator,
-    control: RunControl,
-    evidence: bool = False,
-    store: BaseStore | None = None,
-    images: ImageStore | None = None,
-) -> Iterator[Worker]:
-    """What runs a batch's prompts in this process.
-
-    Args:
-        out: The batch's folder.
-        context: Settings of every run.
-        batch: The batch's name.
-        models: What the runs are recorded with.
-        checkpoints: A PostgreSQL database; None: the memory's, if it is one, else a file in ``out``.
-        generator: Makes the images.
-        control: Asks for a stop.
-        evidence: Whether to write a folder with report.html for each prompt too.
-        store: The memory, where it is not to be the user's.
-        images: Where images go, where that is not ``out/images``.
-    """
-    kept = images or ImageStore(images_place(context, out))
-    database = checkpoints or (None if store else database_of(context))
-    with open_checkpoints(out / "checkpoints.sqlite", database) as saver:
-        graph = build_graph(checkpointer=saver, images=kept, store=store, generator=generator)
-        yield Worker(batch, graph, saver, context, models, kept, out if evidence else None, control)
-
-
-def is_local(generator: ImageGenerator) -> bool:
-    """Whether it makes images in this process, rather than asking a server; see ``Local``."""
-    return hasattr(generator, "replicas")
-
-
-@contextmanager
-def batching(context: GemsContext) -> Iterator[ImageGenerator]:
-    """The image generator of these settings, for many prompts at a time: batched across them, where that is faster."""
-    options = context.generator_options
-    generator: Any = init_image_generator(context.generator, options, context.authority)
-    if not is_local(generator):  # a server makes its batches itself
-        yield generator
-        return
-    devices = generator.replicas.devices
-    if options.batch_size is None and any(device.startswith("cuda") for device in devices):
-        options = options.model_copy(update={"batch_size": _GPU_BATCH})
-        generator = init_image_generator(context.generator, options, context.authority)
-    # One call makes a batch on every device.
-    with BatchingGenerator(generator, largest=generator.batch_size * len(devices)) as batched:
-        yield batched
-
-
-@contextmanager
-def _threads_for(context: GemsContext, concurrency: int) -> Iterator[None]:
-    """Give each of many small models at work one thread of torch's: more of them only get into each other's way."""
-    names = {context.generator, *(context.chat_model(role) for role in ROLES)}
-    if concurrency == 1 or not names <= POCKET.keys():
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def run_batch(
-    jobs: list[Job],
-    out: Path,
-    context: GemsContext,
-    *,
-    concurrency: int,
-    on_start: Callable[[Tally], None],
-    on_done: Callable[[BatchRow], None],
-    stop: Stop | None = None,
-    evidence: bool = False,
-    limits: Limits | None = None,
-    sample: Sequence[Job] = (),
-    checkpoints: str | None = None,
-    store: BaseStore | None = None,
-    images: ImageStore | None = None,
-) -> Batch:
-    """Run every job that has no result yet through the graph.
-
-    Args:
-        jobs: What to run.
-        out: Holds this batch, and nothing else.
-        context: Settings of every run; the seed is each job's own.
-        concurrency: Prompts in flight.
-        on_start: Called with how far it had come before.
-        on_done: Called with each new result.
-        stop: Asks for an end.
-        evidence: Whether to write a folder with report.html for each prompt too.
-        limits: Of the whole run.
-        sample: Run these of the jobs only.
-        checkpoints: A PostgreSQL database for half-finished runs; None: the memory's, if it is one, else a file.
-        store: The memory, where it is not to be the user's.
-        images: Where images go, where that is not ``out/images``.
-
-    Raises:
-        InputError: The folder holds another batch or cannot be written to, another process works on it, or a setting
-            cannot be used.
-        BackendError: The disk is full, or weights are not there.
-    """
-    make_folder(out)
-    stop = stop or Stop()
-    # What would fail every prompt fails here, before it is written down as each prompt's own failure.
-    models = model_records(context)
-    load_skills(context.skills_dir, builtin=context.builtin_skills)
-    with locked(out), _threads_for(context, concurrency), batching(context) as generator:
-        batch = claim(out, context, models)
-        with open_worker(
-            out,
-            context,
-            batch,
-            models,
-            checkpoints=checkpoints,
-            generator=generator,
-            control=stop.control,
-            evidence=evidence,
-            store=store,
-            images=images,
-        ) as worker:
-            return _run_jobs(
-                jobs,
-                out,
-                worker.run,
-                concurrency=concurrency,
-                stop=stop,
-                limits=limits,
-                sample=sample,
-                on_start=on_start,
-                on_done=on_done,
-                on_written=worker.forget,
-            )
-
-
-def run_jobs(
-    jobs: list[Job],
-    out: Path,
-    work: Callable[[Job], BatchRow | None],
-    *,
-    concurrency: int,
-    stop: Stop,
-    on_start: Callable[[Tally], None],
-    on_done: Callable[[BatchRow], None],
-) -> Batch:
-    """Do the work of every job that has no line in ``out/results.jsonl`` yet.
-
-    ``work`` returns a job's result, or None where it was stopped. With a concurrency of 1, jobs run in their order.
-    The rest is as for ``run_batch``.
-    """
-    with locked(out):
-        return _run_jobs(jobs, out, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
-
-
-def _run_jobs(
-    jobs: list[Job],
-    out: Path,
-    work: Callable[[Job], BatchRow | None],
-    *,
-    concurrency: int,
-    stop: Stop,
-    on_start: Callable[[Tally], None],
-    on_done: Callable[[BatchRow], None],
-    limits: Limits | None = None,
-    sample: Sequence[Job] = (),
-    on_written: Callable[[Job], None] = lambda job: None,
-) -> Batch:
-    write_jobs(out, jobs)
-    record = ResultsFile(out / "results.jsonl", repair=True)
-    allowance, despair = Allowance(limits or Limits(), record.usage, record.max_usage), Despair(stop, concurrency)
-    on_start(record.tally(jobs))
-
-    def finish(job: Job) -> BatchRow | None:
-        try:
-            row = work(job)
-            if row is not None:
-                record.add(row)
-                on_written(job)
-                despair.hear(row)
-        except BaseException:
-            stop.control.request_drain("the batch's folder cannot be used")  # nor can any other result be kept
-            raise
-        allowance.done(job.index, spent_in(row or {}))
-        return row
-
-    flying: set[Future[BatchRow | None]] = set()
-
-    def land() -> None:
-        nonlocal flying
-        landed, flying = wait(flying, return_when=FIRST_COMPLETED)
-        for future in landed:
-            if (row := future.result()) is not None:
-                on_done(row)
-
-    def may_begin(job: Job) -> bool:
-        while not stop.wanted:
-            if len(flying) < concurrency and (word := allowance.begin(job.index)) != "wait":
-                return word == "go"
-            land()
-        return False
-
-    with ThreadPoolExecutor(concurrency) as pool:
-        for job in sample or jobs:
-            if record.is_done(job):
-                continue
-            if not may_begin(job):
-                break
-            flying.add(pool.submit(finish, job))
-        while flying:
-            land()
-    return Batch(jobs, record, allowance.reached, despair.reason)
-
-
-class Despair:
-    """Ends a run in which every prompt meets a failing backend: the rest would be paid for, and fail too.
-
-    Args:
-        stop: What ends it.
-        concurrency: Prompts in flight: that many may fail of one cause.
-    """
-
-    def __init__(self, stop: Stop, concurrency: int) -> None:
-        self._stop, self._most = stop, max(_DESPAIR, 2 * concurrency)
-        self._lock, self._failures = threading.Lock(), 0
-        self.reason: str | None = None
-        """Why it was ended; None as long as it was not."""
-
-    def hear(self, row: BatchRow) -> None:
-        """Hear of a result."""
-        with self._lock:
-            self._failures = self._failures + 1 if row.get("error_kind") == "backend" else 0
-            if self._failures >= self._most and self.reason is None:
-                self.reason = f"the last {self._failures} prompts all failed: {row['error']}"
-                self._stop.finish()
-
-
-def _settle(attempts: Sequence[Attempt]) -> None:
-    """See that images lie on the disk, and not in a cache, before a result names them: the power may go."""
+def _flush_images(attempts: Sequence[Attempt]) -> None:
+    """Flush image files to disk before a result names them, so that a power failure cannot lose them."""
     for attempt in attempts:
         if attempt.image.uri.startswith("file://"):
             with Path(attempt.image.uri.removeprefix("file://")).open("rb") as file:
                 os.fsync(file.fileno())
 
 
-def _since(started: float) -> float:
-    return round(time.perf_counter() - started, 3)
+def _with_times(row: BatchRow, started: float) -> BatchRow:
+    seconds = round(time.perf_counter() - started, 3)
+    return {**row, "seconds": seconds, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
 
 
 def _with_failure(row: BatchRow, error: Exception) -> BatchRow:
@@ -424,10 +199,6 @@ def _with_failure(row: BatchRow, error: Exception) -> BatchRow:
         "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
         "error_kind": "input" if isinstance(error, InputError) else "backend",
     }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _with_outcome(row: BatchRow, values: GemsState) -> BatchRow:
@@ -453,7 +224,7 @@ def _with_outcome(row: BatchRow, values: GemsState) -> BatchRow:
 
 
 def brief(attempt: Attempt) -> AttemptFields:
-    """An attempt in a result. Verdicts are {requirement id: [answer, confidence]}."""
+    """An attempt as it is written in a result. Verdicts are {requirement id: [answer, confidence]}."""
     return {
         "round": attempt.round,
         "candidate": attempt.candidate,
@@ -468,3 +239,260 @@ def brief(attempt: Attempt) -> AttemptFields:
         "sha256": attempt.image.sha256,
         "edited_from": attempt.edited_from,
     }
+
+
+# --- what prompts need -----------------------------------------------------------------------------------------------
+
+
+def images_location(context: GemsContext, out: Path) -> str:
+    """Where a batch's images are stored: as its settings or the environment say, or else in its folder."""
+    return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
+
+
+@contextmanager
+def open_worker(
+    out: Path,
+    context: GemsContext,
+    batch_id: str,
+    models: dict[str, ModelRecord],
+    *,
+    checkpoints: str | None,
+    generator: ImageGenerator,
+    control: RunControl,
+    evidence: bool = False,
+    store: BaseStore | None = None,
+    images: ImageStore | None = None,
+) -> Iterator[Worker]:
+    """Open what a batch's prompts need in this process.
+
+    Args:
+        out: The batch's folder.
+        context: The settings of every run.
+        batch_id: The batch's id.
+        models: The models that are written to the runs' records.
+        checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
+        generator: Makes the images.
+        control: Asks for a stop.
+        evidence: Whether to write a folder with report.html for each prompt too.
+        store: A memory to use instead of the one in the settings.
+        images: An image store to use instead of the one in the settings.
+    """
+    images = images or ImageStore(images_location(context, out))
+    database = checkpoints or (None if store else database_of(context))
+    with open_checkpoints(out / "checkpoints.sqlite", database) as saver:
+        graph = build_graph(checkpointer=saver, images=images, store=store, generator=generator)
+        yield Worker(batch_id, graph, saver, context, models, images, out / "runs" if evidence else None, control)
+
+
+@contextmanager
+def open_generator(context: GemsContext) -> Iterator[ImageGenerator]:
+    """Open the settings' image generator for many prompts at a time. A local one draws batches across prompts."""
+    options = context.generator_options
+    generator = init_image_generator(context.generator, options, context.authority)
+    if isinstance(generator, Local) and options.batch_size is None and _is_on_gpu(generator):
+        options = options.model_copy(update={"batch_size": _GPU_BATCH_SIZE})
+        generator = init_image_generator(context.generator, options, context.authority)
+    if not isinstance(generator, Local):  # a server makes its own batches
+        yield generator
+        return
+    largest = generator.batch_size * len(generator.replicas.devices)  # one call draws a batch on every device
+    with BatchingGenerator(generator, largest=largest) as batching_generator:
+        yield batching_generator
+
+
+def _is_on_gpu(generator: Local) -> bool:
+    return any(device.startswith("cuda") for device in generator.replicas.devices)
+
+
+@contextmanager
+def _one_torch_thread(context: GemsContext, concurrency: int) -> Iterator[None]:
+    """Give each model one torch thread if all models are small and several run at once: more would compete for CPUs."""
+    names = {context.generator, *(context.chat_model(role) for role in ROLES)}
+    if concurrency == 1 or not names <= POCKET.keys():
+        yield
+        return
+    import torch
+
+    previous = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(previous)
+
+
+# --- all prompts -----------------------------------------------------------------------------------------------------
+
+
+def run_batch(
+    jobs: list[Job],
+    out: Path,
+    context: GemsContext,
+    *,
+    concurrency: int,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[BatchRow], None],
+    stop: Stop | None = None,
+    evidence: bool = False,
+    limits: Limits | None = None,
+    sample: Sequence[Job] = (),
+    checkpoints: str | None = None,
+    store: BaseStore | None = None,
+    images: ImageStore | None = None,
+) -> Batch:
+    """Run every job that has no result yet through the graph.
+
+    Args:
+        jobs: The batch's jobs.
+        out: A folder for this batch alone.
+        context: The settings of every run. Each job has its own seed.
+        concurrency: Prompts in flight.
+        on_start: Called with the results that are there already.
+        on_done: Called with each new result.
+        stop: Asks for a stop.
+        evidence: Whether to write a folder with report.html for each prompt too.
+        limits: Limits for the whole batch.
+        sample: Run only these jobs.
+        checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
+        store: A memory to use instead of the one in the settings.
+        images: An image store to use instead of the one in the settings.
+
+    Raises:
+        InputError: The folder holds another batch or cannot be written to, another process works on it, or a setting
+            cannot be used.
+        BackendError: The disk is full, or weights are missing.
+    """
+    make_folder(out)
+    stop = stop or Stop()
+    # What would fail every prompt fails here, before it is recorded as each prompt's own failure.
+    models = model_records(context)
+    load_skills(context.skills_dir, builtin=context.builtin_skills)
+    with locked(out), _one_torch_thread(context, concurrency), open_generator(context) as generator:
+        batch_id = claim(out, context, models)
+        with open_worker(
+            out,
+            context,
+            batch_id,
+            models,
+            checkpoints=checkpoints,
+            generator=generator,
+            control=stop.control,
+            evidence=evidence,
+            store=store,
+            images=images,
+        ) as worker:
+            return _run_jobs(
+                jobs,
+                out,
+                worker.run,
+                concurrency=concurrency,
+                stop=stop,
+                limits=limits,
+                sample=sample,
+                on_start=on_start,
+                on_done=on_done,
+                on_recorded=worker.forget,
+            )
+
+
+def run_jobs(
+    jobs: list[Job],
+    out: Path,
+    work: Callable[[Job], BatchRow | None],
+    *,
+    concurrency: int,
+    stop: Stop,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[BatchRow], None],
+) -> Batch:
+    """Do other work than the graph's for every job that has no line in ``out/results.jsonl`` yet.
+
+    Args:
+        jobs: The batch's jobs.
+        out: A folder for this batch alone.
+        work: Returns a job's result; None if it was stopped.
+        concurrency: Jobs in flight. With 1, jobs run in their order.
+        stop: Asks for a stop.
+        on_start: Called with the results that are there already.
+        on_done: Called with each new result.
+
+    Raises:
+        InputError: Another process works on the folder.
+    """
+    with locked(out):
+        return _run_jobs(jobs, out, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
+
+
+def _run_jobs(
+    jobs: list[Job],
+    out: Path,
+    work: Callable[[Job], BatchRow | None],
+    *,
+    concurrency: int,
+    stop: Stop,
+    on_start: Callable[[Tally], None],
+    on_done: Callable[[BatchRow], None],
+    limits: Limits | None = None,
+    sample: Sequence[Job] = (),
+    on_recorded: Callable[[Job], None] = lambda job: None,
+) -> Batch:
+    write_jobs(out, jobs)
+    record = ResultsFile(out / "results.jsonl", repair=True)
+    allowance = Allowance(limits or Limits(), record.usage, record.max_usage)
+    streak = FailureStreak(stop, concurrency)
+    on_start(record.tally(jobs))
+    pool = _JobPool(work, concurrency, stop, record, allowance, streak, on_done, on_recorded)
+    pool.run(job for job in sample or jobs if not record.is_done(job))
+    return Batch(jobs, record, allowance.limit_reached, streak.reason)
+
+
+@dataclass
+class _JobPool:
+    """Works on jobs in threads, and records their results."""
+
+    work: Callable[[Job], BatchRow | None]
+    concurrency: int
+    stop: Stop
+    record: ResultsFile
+    allowance: Allowance
+    streak: FailureStreak
+    on_done: Callable[[BatchRow], None]
+    on_recorded: Callable[[Job], None]
+    in_flight: set[Future[BatchRow | None]] = field(default_factory=set)
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Work on the jobs until all have finished, a stop is asked for, or a limit is reached."""
+        with ThreadPoolExecutor(self.concurrency) as executor:
+            for job in jobs:
+                if not self._may_begin(job):
+                    break
+                self.in_flight.add(executor.submit(self._finish, job))
+            while self.in_flight:
+                self._report_finished()
+
+    def _may_begin(self, job: Job) -> bool:
+        """Wait for a free thread and for room in the allowance. Returns False if the batch ends first."""
+        while not self.stop.is_requested:
+            if len(self.in_flight) < self.concurrency and (decision := self.allowance.begin(job.index)) != "wait":
+                return decision == "go"
+            self._report_finished()
+        return False
+
+    def _report_finished(self) -> None:
+        finished, self.in_flight = wait(self.in_flight, return_when=FIRST_COMPLETED)
+        for future in finished:
+            if (row := future.result()) is not None:
+                self.on_done(row)
+
+    def _finish(self, job: Job) -> BatchRow | None:
+        try:
+            row = self.work(job)
+            if row is not None:
+                self.record.add(row)
+                self.on_recorded(job)
+                self.streak.add(row)
+        except BaseException:
+            self.stop.control.request_drain("the batch's folder cannot be used")  # no other result can be kept either
+            raise
+        self.allowance.finish(job.index, usage_of(row or {}))
+        return row

@@ -1,4 +1,4 @@
-"""What a bulk run leaves for others: a Parquet index, and data sets in the layouts that trainers and loaders read."""
+"""What a batch leaves for other tools: a Parquet index, and data sets in the layouts that trainers and loaders read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, saved_jobs
 from gems.errors import InputError
-from gems.files import made_aside
+from gems.files import atomic_replacement
 from gems.memory.image_store import read_image
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ _T = TypeVar("_T")
 
 __all__ = ["FORMATS", "Exported", "export", "write_index"]
 
-_GROUP: Final = 1000
-"""Rows in a group of a Parquet file: what is in memory at a time."""
-_PAIRS: Final = 200
-"""The same for preference pairs, which carry their images."""
-_SHARD: Final = 500_000_000
-"""Bytes in a WebDataset shard, about: what its authors recommend for reading from disks and buckets."""
+_ROWS_PER_GROUP: Final = 1000
+"""Rows in a row group of the index. One group at a time is in memory."""
+_PAIRS_PER_GROUP: Final = 200
+"""Preference pairs in a row group. They contain their images."""
+_SHARD_BYTES: Final = 500_000_000
+"""The approximate size of a WebDataset shard, which its authors recommend for disks and buckets."""
 
 
 # --- the index -------------------------------------------------------------------------------------------------------
@@ -94,34 +94,37 @@ def write_index(out: Path, record: ResultsFile) -> Path:
 
     Args:
         out: The batch's folder.
-        record: Its results.
+        record: The batch's results.
+
+    Returns:
+        The file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
-    with made_aside(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
-        for group in _groups(rows, _GROUP):
+    with atomic_replacement(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+        for group in _groups(rows, _ROWS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
     return path
 
 
 def _index_row(row: BatchRow) -> dict[str, Any]:
     best = best_attempt_of(row)
-    own_id = row.get("id")
+    user_id = row.get("id")
     return {
         **row,
-        "id": own_id if own_id is None or isinstance(own_id, str) else json.dumps(own_id),
+        "id": user_id if user_id is None or isinstance(user_id, str) else json.dumps(user_id),
         "solved": row.get("outcome") == "solved",
         "image": best and best["image"],
         "sha256": best and best["sha256"],
-        "attempts": [{**a, "verdicts": _verdicts(row, a)} for a in row.get("attempts", [])],
+        "attempts": [{**attempt, "verdicts": _verdicts(row, attempt)} for attempt in row.get("attempts", [])],
     }
 
 
 def _verdicts(row: BatchRow, attempt: AttemptFields) -> list[dict[str, Any]]:
-    questions = {r["id"]: r["question"] for r in row.get("requirements", [])}
+    questions = {requirement["id"]: requirement["question"] for requirement in row.get("requirements", [])}
     return [
         {"question": questions.get(key, key), "answer": answer, "confidence": confidence}
         for key, (answer, confidence) in attempt["verdicts"].items()
@@ -133,12 +136,12 @@ def _verdicts(row: BatchRow, attempt: AttemptFields) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote."""
+    """What an export has written."""
 
     folder: Path
     examples: int
     skipped: int
-    """Prompts without an example: unsolved ones, or those that make no pair."""
+    """Prompts without an example: unsolved prompts, or prompts without a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +149,11 @@ class Choice:
     """Which examples an export takes."""
 
     solved: bool = True
-    """Only prompts of which every requirement passed."""
+    """Take only prompts whose requirements all passed."""
     margin: float = 0.1
-    """How much better a pair's chosen image has to be scored than its rejected one."""
+    """The least difference in score between a pair's chosen image and its rejected one."""
     pairs: int = 1
-    """Most pairs of a prompt."""
+    """The most pairs of a prompt."""
 
 
 def export(
@@ -158,62 +161,63 @@ def export(
 ) -> Exported:
     """Write a batch's results as a data set of one of ``FORMATS``.
 
-    The folder appears when it is whole: what was there before is kept until then.
+    The folder appears once it is complete. Until then, what was there before stays.
 
     Args:
         source: The batch's folder.
         kind: The format's name.
-        target: A folder that is not there yet, or was written by an export.
-        choice: Which examples.
+        target: A new or empty folder, or an earlier export, which is replaced.
+        choice: Which examples to take.
         on_row: Called after each prompt.
 
     Raises:
-        InputError: There is no such batch, nothing to export, or the target is in the way.
-        BackendError: An image is gone or damaged.
+        InputError: There is no such batch or format, nothing to export, or ``target`` holds other files.
+        BackendError: An image is missing or damaged.
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
     if target.exists() and not (target / _MARK).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} is there already, and no export; choose another folder")
+        raise InputError(f"{target} exists and is no export; choose another folder")
     jobs, record = saved_jobs(source), ResultsFile(source / "results.jsonl")
-    images, seen = _Images(source), 0
+    prompts = 0
 
     def rows() -> Iterator[BatchRow]:
-        nonlocal seen
+        nonlocal prompts
         for row in record.rows(jobs):
-            seen += 1
+            prompts += 1
             yield row
             on_row()
 
-    with made_aside(target) as draft:
+    with atomic_replacement(target) as draft:
         draft.mkdir(parents=True)
-        examples, prompts = FORMATS[kind](rows(), images, draft, choice or Choice())
+        examples, exported_prompts = FORMATS[kind](rows(), _Images(source), draft, choice or Choice())
         if not examples:
-            raise InputError(f"{source} has nothing for {kind}: {_WHY[kind]}")
+            raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}")
         (draft / _MARK).write_text(json.dumps({"format": kind, "batch": str(source), "examples": examples}))
         if target.exists():
             shutil.rmtree(target)
-    return Exported(target, examples, seen - prompts)
+    return Exported(target, examples, prompts - exported_prompts)
 
 
 _MARK: Final = ".gems-export.json"
-_WHY: Final = {
-    "webdataset": "no prompt was solved; --all takes the best image of each",
-    "imagefolder": "no prompt was solved; --all takes the best image of each",
-    "preferences": "no prompt has two images of which one is better by --margin; more rounds or candidates make them",
+"""The file that marks a folder as an export, which a later export may replace."""
+_WHY_EMPTY: Final = {
+    "webdataset": "no prompt was solved; use --all to export the best image of each prompt",
+    "imagefolder": "no prompt was solved; use --all to export the best image of each prompt",
+    "preferences": "no prompt has two images whose scores differ by --margin; use more rounds or candidates",
 }
 
 
-def _shown(rows: Iterable[BatchRow], choice: Choice) -> Iterator[tuple[BatchRow, AttemptFields]]:
-    """The prompts whose best image is an example, with that image's attempt."""
+def _best_images(rows: Iterable[BatchRow], choice: Choice) -> Iterator[tuple[BatchRow, AttemptFields]]:
+    """The prompts whose best image is an example, each with that image's attempt."""
     for row in rows:
         best = best_attempt_of(row)
         if best is not None and (row.get("outcome") in ("solved", "accepted") or not choice.solved):
             yield row, best
 
 
-def _about(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
-    """What is told of an image, in every format."""
+def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
+    """The metadata of an example."""
     return {
         "index": row["index"],
         "id": row.get("id"),
@@ -228,38 +232,49 @@ def _about(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
 
 
 class _Images:
-    """Reads a batch's images, checked by their hash: beside the record, if it was moved, else where they were put."""
+    """Reads a batch's images and checks their hashes.
+
+    The folder ``images`` beside the results comes first, in case the batch was moved; then each image's own address.
+    """
 
     def __init__(self, source: Path) -> None:
-        self._beside = source.absolute() / "images"
+        self._folder = source.absolute() / "images"
 
     def read(self, attempt: AttemptFields) -> bytes:
         digest = attempt["sha256"]
-        here = self._beside / digest[:2] / f"{digest}.png"
-        return read_image(here.as_uri() if here.exists() else attempt["image"], digest)
+        path = self._folder / digest[:2] / f"{digest}.png"
+        return read_image(path.as_uri() if path.exists() else attempt["image"], digest)
 
 
 def _webdataset(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
     """Shards of KEY.png, KEY.txt and KEY.json, as WebDataset reads them (github.com/webdataset/webdataset)."""
-    n, examples = 0, _shown(rows, choice)
+    examples, total = _best_images(rows, choice), 0
     for shard in count():
-        path, size = folder / f"gems-{shard:06d}.tar", 0
-        with tarfile.open(path, "w") as archive:
-            while size < _SHARD and (example := next(examples, None)):
-                row, best = example
-                about = json.dumps(_about(row, best), ensure_ascii=False)
-                parts = {"png": images.read(best), "txt": row["prompt"].encode(), "json": about.encode()}
-                for name, data in parts.items():
-                    entry = tarfile.TarInfo(f"{row['index']:09d}.{name}")
-                    entry.size = len(data)
-                    archive.addfile(entry, io.BytesIO(data))
-                    size += len(data)
-                n += 1
+        path = folder / f"gems-{shard:06d}.tar"
+        size, n = _write_shard(path, examples, images)
+        total += n
         if not size:
             path.unlink()
-        if size < _SHARD:
+        if size < _SHARD_BYTES:
             break
-    return n, n
+    return total, total
+
+
+def _write_shard(path: Path, examples: Iterator[tuple[BatchRow, AttemptFields]], images: _Images) -> tuple[int, int]:
+    """Write examples until the shard is full. Returns its bytes, and how many examples it has."""
+    size = n = 0
+    with tarfile.open(path, "w") as archive:
+        while size < _SHARD_BYTES and (example := next(examples, None)):
+            row, best = example
+            metadata = json.dumps(_metadata(row, best), ensure_ascii=False)
+            parts = {"png": images.read(best), "txt": row["prompt"].encode(), "json": metadata.encode()}
+            for suffix, data in parts.items():
+                entry = tarfile.TarInfo(f"{row['index']:09d}.{suffix}")
+                entry.size = len(data)
+                archive.addfile(entry, io.BytesIO(data))
+                size += len(data)
+            n += 1
+    return size, n
 
 
 def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
@@ -267,73 +282,77 @@ def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice
     train, n = folder / "train", 0
     train.mkdir()
     with (train / "metadata.jsonl").open("w", encoding="utf-8") as file:
-        for row, best in _shown(rows, choice):
+        for row, best in _best_images(rows, choice):
             name = f"{row['index']:09d}.png"
             (train / name).write_bytes(images.read(best))
-            own_id = row.get("id")
-            about = {**_about(row, best), "id": None if own_id is None else str(own_id), "text": row["prompt"]}
-            file.write(json.dumps({"file_name": name, **about}, ensure_ascii=False) + "\n")
+            user_id = row.get("id")
+            metadata = {
+                **_metadata(row, best),
+                "id": None if user_id is None else str(user_id),
+                "text": row["prompt"],
+            }
+            file.write(json.dumps({"file_name": name, **metadata}, ensure_ascii=False) + "\n")
             n += 1
     return n, n
 
 
 def _preferences(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
-    """Parquet files of pairs in Pick-a-Pic's columns, which trainers of Diffusion-DPO (arXiv 2311.12908) read.
+    """A Parquet file of pairs in Pick-a-Pic's columns, which trainers of Diffusion-DPO (arXiv 2311.12908) read.
 
-    ``jpg_0`` and ``jpg_1`` are the bytes of images, ``label_0`` is 1 where the first is the better one, ``caption`` is
-    the prompt. Which comes first is drawn at random, by the prompt's seed, so that the place tells nothing.
+    ``jpg_0`` and ``jpg_1`` are the bytes of images, ``label_0`` is 1 if the first one is better, and ``caption`` is the
+    prompt. The better image comes first or second at random, by the prompt's seed, so that its position says nothing.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sides = [
-        (f"{name}_{side}", kind)
-        for side in (0, 1)
-        for name, kind in (
-            ("jpg", pa.binary()),
-            ("label", pa.int64()),
-            ("sha256", pa.string()),
-            ("score", pa.float64()),
-            ("drawn_prompt", pa.string()),
-            ("verdicts", _verdicts_type()),
-        )
-    ]
-    schema = pa.schema([("caption", pa.string()), ("index", pa.int64()), *sides])
+    schema, n, prompts = _pair_schema(), 0, set[int]()
     (folder / "data").mkdir()
-    n, prompts = 0, set()
-
-    def examples() -> Iterator[dict[str, Any]]:
-        nonlocal n
-        for row in rows:
-            rng = random.Random(row["seed"])
-            for pair in islice(_pairs(row, choice.margin), choice.pairs):
-                first_is_better = rng.random() < 0.5
-                example: dict[str, Any] = {"caption": row["prompt"], "index": row["index"]}
-                for side, attempt in enumerate(pair if first_is_better else reversed(pair)):
-                    example |= {
-                        f"jpg_{side}": images.read(attempt),
-                        f"label_{side}": int(first_is_better == (side == 0)),
-                        f"sha256_{side}": attempt["sha256"],
-                        f"score_{side}": attempt["score"],
-                        f"drawn_prompt_{side}": attempt["prompt"],
-                        f"verdicts_{side}": _verdicts(row, attempt),
-                    }
-                n += 1
-                prompts.add(row["index"])
-                yield example
-
     with pq.ParquetWriter(folder / "data" / "train-00000.parquet", schema, compression="none") as writer:
-        for group in _groups(examples(), _PAIRS):
+        for group in _groups(_pair_rows(rows, images, choice), _PAIRS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            n += len(group)
+            prompts.update(pair["index"] for pair in group)
     return n, len(prompts)
 
 
+def _pair_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {
+        "jpg": pa.binary(),
+        "label": pa.int64(),
+        "sha256": pa.string(),
+        "score": pa.float64(),
+        "drawn_prompt": pa.string(),
+        "verdicts": _verdicts_type(),
+    }
+    sides = [(f"{name}_{side}", type_) for side in (0, 1) for name, type_ in types.items()]
+    return pa.schema([("caption", pa.string()), ("index", pa.int64()), *sides])
+
+
+def _pair_rows(rows: Iterable[BatchRow], images: _Images, choice: Choice) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        rng = random.Random(row["seed"])
+        for better, worse in islice(_pairs(row, choice.margin), choice.pairs):
+            columns: dict[str, Any] = {"caption": row["prompt"], "index": row["index"]}
+            for side, attempt in enumerate((better, worse) if rng.random() < 0.5 else (worse, better)):
+                columns |= {
+                    f"jpg_{side}": images.read(attempt),
+                    f"label_{side}": int(attempt is better),
+                    f"sha256_{side}": attempt["sha256"],
+                    f"score_{side}": attempt["score"],
+                    f"drawn_prompt_{side}": attempt["prompt"],
+                    f"verdicts_{side}": _verdicts(row, attempt),
+                }
+            yield columns
+
+
 def _pairs(row: BatchRow, margin: float) -> Iterator[tuple[AttemptFields, AttemptFields]]:
-    """A prompt's pairs of attempts, (chosen, rejected), those furthest apart first; each attempt once."""
+    """A prompt's pairs of a better and a worse attempt, the greatest difference first. Each attempt is in one pair."""
     attempts = sorted(row.get("attempts", []), key=lambda a: (a["passed"], a["score"]), reverse=True)
     for better, worse in zip(attempts, reversed(attempts), strict=True):
-        clear = better["score"] - worse["score"] >= margin and better["passed"] > worse["passed"]
-        if not clear or better["sha256"] == worse["sha256"]:
+        is_clear = better["score"] - worse["score"] >= margin and better["passed"] > worse["passed"]
+        if not is_clear or better["sha256"] == worse["sha256"]:
             return
         yield better, worse
 
@@ -343,7 +362,7 @@ FORMATS: Final[dict[str, Callable[[Iterable[BatchRow], _Images, Path, Choice], t
     "imagefolder": _imagefolder,
     "preferences": _preferences,
 }
-"""What ``gems export --to`` takes."""
+"""What ``gems export --to`` takes. Each function returns how many examples it wrote, and of how many prompts."""
 
 
 def _groups(rows: Iterable[_T], size: int) -> Iterator[list[_T]]:

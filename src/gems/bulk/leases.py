@@ -1,4 +1,4 @@
-"""One prompt is worked on by one process at a time, also when a cluster takes a worker for dead that is not."""
+"""Leases: one process at a time works on a prompt, even if a cluster has replaced a worker that is still alive."""
 
 from __future__ import annotations
 
@@ -17,91 +17,97 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["DatabaseLeases", "FileLeases", "Leases", "held"]
+__all__ = ["DatabaseLeases", "FileLeases", "Leases", "hold_lease"]
 
-_PATIENCE: Final = 1.0
-"""Seconds between two looks at a lease that another process holds."""
+_RETRY_SECONDS: Final = 1.0
+"""Seconds between two attempts to acquire a lease that another process holds."""
 
 
 class Leases(Protocol):
-    """Hands out leases. They end with the process that holds them, however it ends."""
+    """Leases on the prompts of batches. A lease ends with the process that holds it, however the process ends."""
 
-    def take(self, batch: str, index: int) -> bool:
-        """Take a prompt's lease; tells whether it is ours."""
+    def acquire(self, batch_id: str, index: int) -> bool:
+        """Try to acquire a prompt's lease. Returns whether this process holds it now."""
         ...
 
-    def give_back(self, batch: str, index: int) -> None:
-        """Give it back."""
+    def release(self, batch_id: str, index: int) -> None:
+        """Release a prompt's lease."""
         ...
 
 
 @contextmanager
-def held(leases: Leases, batch: str, index: int, stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Hold a prompt's lease; waits until no other process does. Gives False if it was stopped over that."""
-    while not (ours := leases.take(batch, index)) and not stopped():
-        time.sleep(_PATIENCE)
+def hold_lease(
+    leases: Leases, batch_id: str, index: int, is_stopped: Callable[[], bool] = lambda: False
+) -> Iterator[bool]:
+    """Hold a prompt's lease for the block, after waiting until no other process holds it.
+
+    Yields:
+        Whether the lease is held; False if ``is_stopped`` ended the wait.
+    """
+    while not (is_held := leases.acquire(batch_id, index)) and not is_stopped():
+        time.sleep(_RETRY_SECONDS)
     try:
-        yield ours
+        yield is_held
     finally:
-        if ours:
-            leases.give_back(batch, index)
+        if is_held:
+            leases.release(batch_id, index)
 
 
 class FileLeases:
-    """Locks on bytes of one file, for processes of one machine: byte N is the prompt at index N.
+    """Leases for the processes of one machine: locks on the bytes of a file. Byte N stands for the prompt at index N.
 
     Args:
-        path: The file, made if it is not there.
+        path: The file. It is created if it does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
-    def take(self, batch: str, index: int) -> bool:
-        """See ``Leases.take``."""
+    def acquire(self, batch_id: str, index: int) -> bool:
+        """See ``Leases.acquire``."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
         except (BlockingIOError, PermissionError):  # POSIX allows either
             return False
         return True
 
-    def give_back(self, batch: str, index: int) -> None:
-        """See ``Leases.give_back``."""
+    def release(self, batch_id: str, index: int) -> None:
+        """See ``Leases.release``."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, index)
 
 
 class DatabaseLeases:
-    """PostgreSQL's advisory locks, for processes of many machines.
+    """Leases for the processes of several machines: advisory locks in PostgreSQL.
 
-    They are a session's, and end with it. A machine that is lost without a word is noticed within half a minute.
+    A lock ends with its database session. The server notices within half a minute that a machine has disappeared.
 
     Args:
-        pool: Where it takes its connection from, and another one if that breaks: its leases were lost with it then.
+        pool: Supplies the connection. If the connection breaks, its leases are lost, and the pool supplies another.
     """
 
     def __init__(self, pool: ConnectionPool[Connection[DictRow]]) -> None:
         self._pool, self._lock = pool, threading.Lock()
         self._connection: Connection[DictRow] | None = None
 
-    def take(self, batch: str, index: int) -> bool:
-        """See ``Leases.take``."""
-        return self._ask("SELECT pg_try_advisory_lock(%s, %s) AS ours", batch, index)
+    def acquire(self, batch_id: str, index: int) -> bool:
+        """See ``Leases.acquire``."""
+        return self._query("SELECT pg_try_advisory_lock(%s, %s) AS ours", batch_id, index)
 
-    def give_back(self, batch: str, index: int) -> None:
-        """See ``Leases.give_back``."""
-        self._ask("SELECT pg_advisory_unlock(%s, %s) AS ours", batch, index)
+    def release(self, batch_id: str, index: int) -> None:
+        """See ``Leases.release``."""
+        self._query("SELECT pg_advisory_unlock(%s, %s) AS ours", batch_id, index)
 
-    def _ask(self, statement: str, batch: str, index: int) -> bool:
+    def _query(self, statement: str, batch_id: str, index: int) -> bool:
         import psycopg
 
-        key = (_signed(zlib.crc32(batch.encode())), index)
+        key = (_signed(zlib.crc32(batch_id.encode())), index)
         with self._lock:
             try:
-                return self._ask_once(statement, key)
-            except psycopg.OperationalError:  # the server was started again, say
-                return self._ask_once(statement, key)
+                return self._execute(statement, key)
+            except psycopg.OperationalError:  # the server was restarted, for example
+                return self._execute(statement, key)
 
-    def _ask_once(self, statement: str, key: tuple[int, int]) -> bool:
+    def _execute(self, statement: str, key: tuple[int, int]) -> bool:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         row = self._connection.execute(statement, key).fetchone()
@@ -117,5 +123,5 @@ class DatabaseLeases:
 
 
 def _signed(value: int) -> int:
-    """32 bits as PostgreSQL's integers have them."""
+    """An unsigned 32-bit number as the signed one with the same bits, which is what PostgreSQL's integers are."""
     return value - 2**32 if value >= 2**31 else value

@@ -1,4 +1,4 @@
-"""What a whole bulk run may spend, and what it will probably spend."""
+"""What a whole batch may spend, and what it will probably spend."""
 
 from __future__ import annotations
 
@@ -14,96 +14,96 @@ from typing import Any, Final, Literal
 from gems.errors import InputError
 from gems.graph.state import Budget, Prices, Usage
 
-__all__ = ["Allowance", "Estimate", "Limits", "dearer", "estimate", "forecast", "spent_in"]
+__all__ = ["Allowance", "Estimate", "Limits", "estimate", "forecast", "larger_usage", "usage_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of a whole run: images, tokens, chat calls and money with what was spent before it went on; hours of its own."""
+    """Limits for a whole batch. Spending counts across restarts; hours count from the current start."""
 
     spending: Budget = field(default_factory=Budget)
     hours: float | None = None
 
-    def reached(self, spent: Usage, hours: float) -> str | None:
-        """The name of a limit that leaves no room for anything more; None if there is room."""
+    def limit_reached(self, usage: Usage, hours: float) -> str | None:
+        """The name of a limit that leaves no room for another prompt; None if there is room."""
         if self.hours is not None and hours >= self.hours:
             return "hours"
-        # A chat call or an image more would break it: then no prompt more can be run.
-        return self.spending.exhausted(spent, chat_calls=1, images=1)
+        # No prompt can run without room for a chat call and an image.
+        return self.spending.exhausted(usage, chat_calls=1, images=1)
 
 
 class Allowance:
-    """Says for each prompt whether it may be begun, so that a run ends close to its limits and not far beyond.
+    """Decides for each prompt whether it may begin, so that a batch ends close to its limits.
 
-    Those in flight count as the dearest so far: the next is begun only while that leaves room. When the limit is near,
-    prompts are therefore begun one after another, and it is overstepped by no more than one of them.
+    Each prompt in flight is assumed to cost as much as the most expensive one so far. Near a limit, prompts therefore
+    begin one after another, and the limit is exceeded by no more than one of them.
 
     Args:
-        limits: Of the whole run.
-        spent: What was spent before.
-        dearest: The most of each that a prompt has cost.
-        clock: Seconds.
+        limits: The batch's limits.
+        usage: What the batch has used before.
+        max_usage: The most that a prompt has used so far, by figure.
+        clock: Returns seconds.
     """
 
     def __init__(
         self,
         limits: Limits,
-        spent: Usage | None = None,
-        dearest: Usage | None = None,
+        usage: Usage | None = None,
+        max_usage: Usage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits, self._clock = limits, clock
-        self._begun = clock()
+        self._start = clock()
         self._lock = threading.Lock()
         self._in_flight: set[int] = set()
-        self._counted: set[int] = set()
-        self.spent, self._dearest = spent or Usage(), dearest or Usage()
-        self.reached: str | None = None
-        """The limit that ended the run; None as long as there is room."""
+        self._finished: set[int] = set()
+        self.usage, self._max_usage = usage or Usage(), max_usage or Usage()
+        self.limit_reached: str | None = None
+        """The limit that ended the batch; None as long as there is room."""
 
     def begin(self, index: int) -> Literal["go", "wait", "stop"]:
-        """Whether a prompt may be begun: now, perhaps once one in flight is done, or not at all.
+        """Whether a prompt may begin now, may do so once a prompt in flight has finished, or may not begin at all.
 
-        One that was begun already may always be begun again: its worker has died, and what it had done is paid for.
+        A prompt that has begun may always begin again: its worker has died, and what it has used is paid for.
         """
         with self._lock:
             if self.has_begun(index):
                 return "go"
-            hours = (self._clock() - self._begun) / 3600
-            if reached := self._limits.reached(self.spent, hours):
-                self.reached = reached
+            hours = (self._clock() - self._start) / 3600
+            if limit := self._limits.limit_reached(self.usage, hours):
+                self.limit_reached = limit
                 return "stop"
-            if self._in_flight and self._limits.reached(self._expected(len(self._in_flight)), hours):
+            if self._in_flight and self._limits.limit_reached(self._expected_usage(), hours):
                 return "wait"
             self._in_flight.add(index)
             return "go"
 
     def has_begun(self, index: int) -> bool:
-        """Whether a prompt was begun."""
-        return index in self._in_flight or index in self._counted
+        """Whether a prompt has begun."""
+        return index in self._in_flight or index in self._finished
 
-    def done(self, index: int, usage: Usage) -> None:
-        """A prompt that was begun has ended, and has cost this; said twice, it counts once."""
+    def finish(self, index: int, usage: Usage) -> None:
+        """Count what a prompt has used, now that it has finished. A second call for the same prompt does not count."""
         with self._lock:
             self._in_flight.discard(index)
-            if index not in self._counted:
-                self._counted.add(index)
-                self.spent += usage
-                self._dearest = dearer(self._dearest, usage)
+            if index not in self._finished:
+                self._finished.add(index)
+                self.usage += usage
+                self._max_usage = larger_usage(self._max_usage, usage)
 
-    def _expected(self, in_flight: int) -> Usage:
-        """What will have been spent, at most, once those in flight are done."""
-        more = {name: in_flight * value for name, value in self._dearest.model_dump().items()}
-        return self.spent + Usage(**more)
+    def _expected_usage(self) -> Usage:
+        """The most that the batch will have used once the prompts in flight have finished."""
+        in_flight = {name: len(self._in_flight) * value for name, value in self._max_usage.model_dump().items()}
+        return self.usage + Usage(**in_flight)
 
 
-def dearer(a: Usage, b: Usage) -> Usage:
+def larger_usage(a: Usage, b: Usage) -> Usage:
     """The larger of each figure."""
     return Usage(**{name: max(getattr(a, name), getattr(b, name)) for name in Usage.model_fields})
 
 
-def spent_in(row: Mapping[str, Any]) -> Usage:
-    """What a result says that its prompt has cost."""
+def usage_of(row: Mapping[str, Any]) -> Usage:
+    """What a prompt has used, from its result."""
     return Usage.model_validate(row.get("usage") or {})
 
 
@@ -112,7 +112,7 @@ def spent_in(row: Mapping[str, Any]) -> Usage:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a whole run will spend of something: the most likely figure, and an interval for 95 runs of 100."""
+    """What a whole batch will spend of one thing: the expected figure, and a 95% prediction interval."""
 
     expected: float
     low: float
@@ -122,62 +122,73 @@ class Estimate:
 def estimate(sample: Sequence[float], total: int) -> Estimate:
     """A prediction interval for the sum over all prompts, from a random sample of them.
 
-    The sample's own cost is known; each of the others is drawn from the same distribution. Student's interval for the
-    mean of those to come (Geisser, Predictive Inference, 1993, section 2.1).
+    The sample's own sum is known; each of the other prompts is drawn from the same distribution. The interval is
+    Student's for the mean of future observations (Geisser, Predictive Inference, 1993, section 2.1).
 
     Args:
-        sample: What each prompt of the sample has cost; five at least.
+        sample: The cost of each prompt of the sample; at least five.
         total: How many prompts there are, with the sample.
     """
-    n, rest, known = len(sample), total - len(sample), math.fsum(sample)
-    if not rest:
-        return Estimate(known, known, known)
+    size, sample_sum = len(sample), math.fsum(sample)
+    remaining = total - size
+    if not remaining:
+        return Estimate(sample_sum, sample_sum, sample_sum)
     mean, variance = statistics.fmean(sample), statistics.variance(sample)
-    margin = _t975(n - 1) * math.sqrt(variance * rest * (1 + rest / n))
-    middle = known + rest * mean
-    return Estimate(middle, max(known, middle - margin), middle + margin)
+    margin = _t975(size - 1) * math.sqrt(variance * remaining * (1 + remaining / size))
+    expected = sample_sum + remaining * mean
+    return Estimate(expected, max(sample_sum, expected - margin), expected + margin)
 
 
-_BUSY: Final = 0.15
-"""How much faster or slower a machine is later than now, of its speed: seen on shared machines."""
+_SPEED_VARIATION: Final = 0.15
+"""How much faster or slower a machine may become during a batch, as a fraction: measured on shared machines."""
 
 
 def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, prices: Prices) -> dict[str, Estimate]:
-    """What all prompts of a run will spend, from the results of a random sample.
+    """What all prompts of a batch will spend, from the results of a random sample.
 
-    Hours follow from Little's law: with ``concurrency`` prompts always in flight, a run lasts as long as all of them
-    together, divided by that. The last ones of the sample to be begun flew with fewer others, and are left out there.
+    Hours follow from Little's law: with ``concurrency`` prompts always in flight, a batch takes the sum of all prompts'
+    durations, divided by ``concurrency``. The last prompts of the sample ran beside fewer others, so their durations
+    are left out.
 
     Args:
-        rows: Results of the sample, failures among them; five at least, and three times as many as are in flight, or
-            the hours tell little.
-        total: Prompts in the run, with the sample.
+        rows: The sample's results, with failures; at least five. With fewer than three times ``concurrency``, the
+            forecast of hours is unreliable.
+        total: Prompts in the batch, with the sample.
         concurrency: Prompts in flight.
         prices: What the models cost.
 
     Raises:
-        InputError: There are too few results.
+        InputError: There are fewer than five results.
     """
     if len(rows) < 5:
         raise InputError(f"only {len(rows)} prompts of the sample could be run; an estimate needs 5")
-    spent = [spent_in(row) for row in rows]
-    estimates = {
-        "images": estimate([u.images for u in spent], total),
-        "chat_calls": estimate([u.chat_calls for u in spent], total),
-        "tokens": estimate([u.tokens for u in spent], total),
-        "cost": estimate([prices.cost(u) for u in spent], total),
+    usages = [usage_of(row) for row in rows]
+    return {
+        "images": estimate([usage.images for usage in usages], total),
+        "chat_calls": estimate([usage.chat_calls for usage in usages], total),
+        "tokens": estimate([usage.tokens for usage in usages], total),
+        "cost": estimate([prices.cost(usage) for usage in usages], total),
+        "hours": _hours(rows, total, concurrency),
     }
+
+
+def _hours(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int) -> Estimate:
     by_start = sorted(rows, key=lambda row: datetime.fromisoformat(row["at"]).timestamp() - row["seconds"])
-    crowded = by_start[:-concurrency] if len(rows) - concurrency >= 5 else by_start
-    time_ = estimate([row["seconds"] for row in crowded], total)
-    hours = 3600 * min(concurrency, total)
-    return estimates | {
-        "hours": Estimate(time_.expected / hours, time_.low / hours * (1 - _BUSY), time_.high / hours * (1 + _BUSY))
-    }
+    at_full_load = by_start[:-concurrency] if len(rows) - concurrency >= 5 else by_start
+    seconds = estimate([row["seconds"] for row in at_full_load], total)
+    divisor = 3600 * min(concurrency, total)
+    return Estimate(
+        seconds.expected / divisor,
+        seconds.low / divisor * (1 - _SPEED_VARIATION),
+        seconds.high / divisor * (1 + _SPEED_VARIATION),
+    )
 
 
 def _t975(freedom: int) -> float:
-    """Student's t at 97.5% by the expansion of Abramowitz and Stegun, 26.7.5: within 0.3% from four degrees on."""
+    """The 97.5% quantile of Student's t distribution.
+
+    It uses the expansion in Abramowitz and Stegun, 26.7.5, which is within 0.3% from four degrees of freedom on.
+    """
     z = 1.959964
     terms = (
         (z**3 + z) / 4,

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypedDict, cast
 from filelock import FileLock, Timeout
 
 from gems.bulk.jobs import Job, JobFields
-from gems.bulk.limits import dearer, spent_in
+from gems.bulk.limits import larger_usage, usage_of
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
@@ -114,7 +114,7 @@ def read_row(line: bytes) -> BatchRow | None:
 
 def row_of(job: Job) -> BatchRow:
     """The beginning of a job's result."""
-    return cast(BatchRow, job.row())
+    return cast(BatchRow, job.fields())
 
 
 def best_attempt_of(row: BatchRow) -> AttemptFields | None:
@@ -139,7 +139,7 @@ class Tally:
     def add(self, row: BatchRow) -> None:
         """Count a new result."""
         self.outcomes[_outcome(row)] += 1
-        self.usage += spent_in(row)
+        self.usage += usage_of(row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ class _Line:
     key: str
     outcome: str
     is_final: bool
-    """False after a backend's failure, which deserves another try. A prompt that cannot be drawn stays failed."""
+    """False after a backend failure: the next start tries again. A prompt that cannot be drawn stays failed."""
 
 
 class ResultsFile:
@@ -196,9 +196,9 @@ class ResultsFile:
             self._end += len(line)
 
     def _note(self, row: BatchRow, offset: int) -> None:
-        usage = spent_in(row)
+        usage = usage_of(row)
         self.usage += usage
-        self.max_usage = dearer(self.max_usage, usage)
+        self.max_usage = larger_usage(self.max_usage, usage)
         is_final = row.get("error_kind") != "backend"
         self._lines[row["index"]] = _Line(offset, _key(row), _outcome(row), is_final)
 
@@ -329,7 +329,7 @@ def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> N
     """Write jobs to a file in the form that ``read_jobs`` reads. Without a job, the file is removed."""
     path = out / name
     if jobs:
-        write_atomically(path, "".join(json.dumps(job.row(), ensure_ascii=False) + "\n" for job in jobs).encode())
+        write_atomically(path, "".join(json.dumps(job.fields(), ensure_ascii=False) + "\n" for job in jobs).encode())
     else:
         path.unlink(missing_ok=True)
 

@@ -533,7 +533,7 @@ def _stoppable() -> Iterator[Stop]:
     def on_interrupt(*_: object) -> None:
         if stop.control.drain_requested:
             exit_at_once()
-        elif stop.wanted:
+        elif stop.is_requested:
             stop.control.request_drain("interrupted")
             err.print("stopping prompts after their present step; Ctrl-C again to stop at once")
         else:

@@ -133,10 +133,10 @@ def _list_inspectors(setup: _Setup) -> str:
 def _open_memory(setup: _Setup) -> str:
     from gems.database import is_database
     from gems.memory.embedder import init_embedder
-    from gems.memory.opening import memory_place, open_store
+    from gems.memory.opening import memory_location, open_store
     from gems.paths import home
 
-    location = memory_place(setup.context)
+    location = memory_location(setup.context)
     store = open_store(location, init_embedder(setup.context.embedder))
     if location and is_database(location):
         return f"{type(store).__name__} in a database, with the checkpoints"
@@ -222,7 +222,7 @@ def _label(name: str, model: BaseChatModel) -> str:
 
 def _answer_format(setup: _Setup, model: BaseChatModel) -> str:
     """In which format the model gave its structured answer."""
-    from gems.models.structured import habits_of
+    from gems.models.structured import capabilities_of
 
-    way = habits_of(model, setup.context.chat_options.structured).ways[0]
-    return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(way, " (as text)")
+    method = capabilities_of(model, setup.context.chat_options.structured).methods[0]
+    return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(method, " (as text)")

@@ -21,7 +21,7 @@ from gems.cli.console import err, guarded, out, print_json
 
 if TYPE_CHECKING:
     from gems.graph.context import GemsContext
-    from gems.memory.care import Past
+    from gems.memory.care import RememberedRun
 
 __all__ = ["app"]
 
@@ -84,12 +84,12 @@ def search(
     near: how close the prompts are in meaning. relevance: that, the demands that both make, past usefulness, and
     diversity. use: how much better runs that recalled it were than others like them.
     """
-    from gems.memory.care import existing
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import recall
     from gems.memory.store import FaissStore
 
-    with closing(FaissStore(existing(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
+    with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
         memories = recall(store, context.user, text, limit)
     if as_json:
         print_json([memory.model_dump(mode="json") for memory in memories])
@@ -139,7 +139,7 @@ def show(
     )
     table = Table("", "strategy", "score", "generation prompt", "did not pass", "image")
     for number, attempt in enumerate(run.attempts, start=1):
-        score, failed_checks = f"{attempt.score:.2f}", "\n".join(attempt.failed)
+        score, failed_checks = f"{attempt.score:.2f}", "\n".join(attempt.failed_questions)
         cells = (str(number), attempt.strategy, score, attempt.prompt, failed_checks, attempt.image.sha256[:12])
         table.add_row(*map(escape, cells))
     out.print(table)
@@ -229,11 +229,11 @@ def forget(
     if not (ids or prompt or user or older_than is not None):
         raise InputError("say which runs: ids, --prompt, --older-than or --user")
     age = None if older_than is None else timedelta(days=older_than)
-    choice = care.Wish(tuple(ids or ()), user, prompt, age)
-    runs = [past for past in care.pasts(_folder(folder)) if choice.holds(past)]
+    choice = care.Selection(tuple(ids or ()), user, prompt, age)
+    runs = [past for past in care.remembered_runs(_folder(folder)) if choice.includes(past)]
     if unknown := set(ids or ()) - {past.id for past in runs}:
         raise InputError(f"no such run is remembered: {', '.join(sorted(unknown))}; nothing was forgotten")
-    alone = care.left_alone(_folder(folder), choice)
+    alone = care.count_orphans(_folder(folder), choice)
     what = f"{len(runs)} runs{f' and {alone} experiences' if alone else ''}{' and their images' if images else ''}"
     if (runs or alone) and not yes and not typer.confirm(f"Forget {what}?", err=True):
         raise typer.Exit(1)
@@ -255,11 +255,11 @@ def forget(
 @with_settings("embedder")
 def compact(*, folder: Folder = None, context: GemsContext) -> None:
     """Rebuild the index, and free the space of removed records."""
-    from gems.memory.care import existing, size_of
+    from gems.memory.care import existing_memory, size_of
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
 
-    path = existing(_folder(folder))
+    path = existing_memory(_folder(folder))
     size_before = size_of(path)
     with closing(FaissStore(path, embedder=init_embedder(context.embedder))) as store:
         store.compact()
@@ -271,11 +271,11 @@ def compact(*, folder: Folder = None, context: GemsContext) -> None:
 @with_settings("embedder")
 def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
     """Embed every record again with another embedder. If it is stopped half-way, the same command resumes."""
-    from gems.memory.care import existing
+    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.store import reindex
 
-    path, embedder = existing(_folder(folder)), init_embedder(context.embedder)
+    path, embedder = existing_memory(_folder(folder)), init_embedder(context.embedder)
     with _bar() as bar:
         task = bar.add_task("Embedding", total=None)
         count = reindex(path, embedder, lambda completed, total: bar.update(task, completed=completed, total=total))
@@ -315,7 +315,7 @@ def _folder(option: Path | None) -> Path:
     return Path(location).expanduser()
 
 
-def _row(past: Past) -> dict[str, Any]:
+def _row(past: RememberedRun) -> dict[str, Any]:
     run = {"id": past.id, "user": past.user, "when": past.when.isoformat()}
     return run | past.trajectory.model_dump(mode="json")
 

@@ -26,7 +26,7 @@ from gems.learning.trials import (
 )
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import past_runs
-from gems.memory.opening import memory_place, open_store
+from gems.memory.opening import memory_location, open_store
 from gems.models.registry import init_mllm
 
 __all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "plan_learning", "remembered_runs"]
@@ -82,7 +82,7 @@ def remembered_runs(context: GemsContext) -> Runs:
         InputError: There are none, or the memory cannot be used.
         BackendError: The database cannot be reached.
     """
-    store = open_store(memory_place(context), init_embedder(context.embedder))
+    store = open_store(memory_location(context), init_embedder(context.embedder))
     runs = list(past_runs(store, context.user))
     if not runs:
         raise InputError("nothing to learn from: no run is remembered; make some first, with the memory on")

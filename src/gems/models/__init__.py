@@ -1,1 +1,1 @@
-"""What the nodes call, by name: chat models and image generators, and the pocket models that come with the package."""
+"""Chat models, image generators and inspectors, by name; and the pocket models, which come with the package."""

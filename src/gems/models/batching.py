@@ -1,8 +1,8 @@
-"""One image generator for many prompts in flight: requests that wait at the same time are made in one call.
+"""One image generator for many callers: requests that wait at the same time are drawn in one batch.
 
-What inference servers call dynamic batching. Nothing waits for a batch to fill: whoever makes images takes what has
-come meanwhile, so that a lone request is made at once and many make large batches. Each tenant has its own queue, and
-queues are served in turn (Nagle's fair queueing, RFC 970), so that nobody's thousands hold up anybody's one.
+Inference servers call this dynamic batching. No request waits for a batch to fill: the worker takes what has arrived,
+so that a single request is drawn at once, and many requests form large batches. Each tenant has its own queue, and the
+queues are served in turn (Nagle's fair queueing, RFC 970), so that no tenant's backlog delays the others.
 """
 
 from __future__ import annotations
@@ -35,43 +35,47 @@ Result: TypeAlias = GeneratedImage | BackendError
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One caller's requests, which may be made in several batches together with those of others."""
+    """The requests of one caller, which may be drawn in several batches together with those of others."""
 
     requests: Sequence[ImageRequest]
     on_step: StepCallback | None
     context: Context = field(default_factory=copy_context)
-    """The caller's, in which LangGraph keeps where events go."""
+    """The caller's context, in which LangGraph keeps the stream for events."""
     results: dict[int, Result] = field(default_factory=dict)
-    done: Future[list[Result]] = field(default_factory=Future)
+    """By the request's index."""
+    future: Future[list[Result]] = field(default_factory=Future)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, index: int, result: Result) -> None:
+    def add(self, index: int, result: Result) -> None:
+        """Add the result of one request; the last one completes the call."""
         with self.lock:
             self.results[index] = result
-            if len(self.results) == len(self.requests) and not self.done.done():
-                self.done.set_result([self.results[i] for i in range(len(self.requests))])
+            if len(self.results) == len(self.requests) and not self.future.done():
+                self.future.set_result([self.results[i] for i in range(len(self.requests))])
 
     def fail(self, error: BaseException) -> None:
+        """End the call with an error, unless it has ended."""
         with self.lock:
-            if not self.done.done():
-                self.done.set_exception(error)
+            if not self.future.done():
+                self.future.set_exception(error)
 
 
 _Item: TypeAlias = tuple[_Call, int]
+"""A call, and the index of one of its requests."""
 
 
-class _AllGoneError(Exception):
-    """Nobody waits for any image of the batch any more."""
+class _AbandonedError(Exception):
+    """No caller waits for any image of the batch any more."""
 
 
 class BatchingGenerator:
-    """An ``ImageGenerator`` over another one, for calls from many threads. Use it as a context manager.
+    """An ``ImageGenerator`` that batches the requests of many threads for another one. Use it as a context manager.
 
-    A caller whose ``on_step`` raises gets that exception; the others' images are made to their end.
+    A caller whose ``on_step`` raises gets that exception; the images of the others are finished.
 
     Args:
-        inner: Makes the images; called from a thread of this one's.
-        largest: Most images in one call of it.
+        inner: Draws the images, in a thread of this object.
+        largest: The most images in one call of ``inner``.
     """
 
     def __init__(self, inner: ImageGenerator, *, largest: int) -> None:
@@ -79,8 +83,9 @@ class BatchingGenerator:
         self.guide = guide_of(inner)
         self.largest: Final = largest
         self._inner = inner
-        self._waiting: OrderedDict[str, deque[_Item]] = OrderedDict()
-        self._came = threading.Condition()
+        self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()
+        """By tenant; the next one to be served is first. No queue is empty."""
+        self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="images", daemon=True)
 
@@ -91,13 +96,13 @@ class BatchingGenerator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with self._came:
+        with self._changed:
             self._closed = True
-            self._came.notify_all()
+            self._changed.notify_all()
         self._thread.join()
 
     def load(self) -> None:
-        """Load the inner one's weights now, rather than at the first image."""
+        """Load the weights of the inner generator now, rather than at the first image."""
         load_now(self._inner)
 
     def objection(self, prompt: str) -> str:
@@ -110,68 +115,69 @@ class BatchingGenerator:
         """See ``ImageGenerator.generate``; ``on_step`` is called from another thread.
 
         Args:
-            requests: What to make.
-            on_step: Hears of each step; its ``Step.index`` counts in ``requests``.
-            tenant: Whose requests these are.
+            requests: The images to draw.
+            on_step: Called after each step; ``Step.index`` is an index into ``requests``.
+            tenant: Who asks for them; tenants are served in turn.
         """
         if not requests:
             return []
         call = _Call(requests, on_step)
-        with self._came:
+        with self._changed:
             if self._closed:
                 raise BackendError(f"{self.name}: stopped", retryable=False)
-            self._waiting.setdefault(tenant, deque()).extend((call, i) for i in range(len(requests)))
-            self._came.notify()
-        return call.done.result()
+            self._queues.setdefault(tenant, deque()).extend((call, i) for i in range(len(requests)))
+            self._changed.notify()
+        return call.future.result()
 
     def _work(self) -> None:
         while batch := self._next():
             self._try(batch)
 
     def _try(self, batch: list[_Item]) -> None:
+        """Draw a batch. If its input is refused, draw each image alone, since one of them is at fault."""
         try:
-            self._make(batch)
-        except BaseException as error:
-            if isinstance(error, InputError) and len(batch) > 1:  # the fault of one of them
+            self._draw(batch)
+        except BaseException as error:  # whatever went wrong, the callers are waiting for it
+            if isinstance(error, InputError) and len(batch) > 1:
                 for item in batch:
                     self._try([item])
             else:
                 for call, _ in batch:
-                    call.fail(error)  # whatever it is: they wait for it
+                    call.fail(error)
 
     def _next(self) -> list[_Item]:
-        """The next batch, an image of each tenant in turn; empty once there is nothing more to come."""
-        with self._came:
-            while not self._waiting:
+        """The next batch, with one image of each tenant in turn; empty once this object is closed and idle."""
+        with self._changed:
+            while not self._queues:
                 if self._closed:
                     return []
-                self._came.wait()
+                self._changed.wait()
             batch: list[_Item] = []
-            while self._waiting and len(batch) < self.largest:
-                tenant, queue = self._waiting.popitem(last=False)
+            while self._queues and len(batch) < self.largest:
+                tenant, queue = self._queues.popitem(last=False)
                 call, index = queue.popleft()
                 if queue:
-                    self._waiting[tenant] = queue  # to the end of the line
-                if not call.done.done():
+                    self._queues[tenant] = queue  # to the end of the line
+                if not call.future.done():
                     batch.append((call, index))
         return batch or self._next()
 
-    def _make(self, batch: list[_Item]) -> None:
+    def _draw(self, batch: list[_Item]) -> None:
         def on_step(step: Step) -> None:
             call, index = batch[step.index]
-            if call.on_step is not None and not call.done.done():
+            if call.on_step is not None and not call.future.done():
                 try:
                     call.context.copy().run(call.on_step, Step(index, step.step, step.steps, step.preview))
                 except BaseException as error:
                     call.fail(error)
-            if all(call.done.done() for call, _ in batch):
-                raise _AllGoneError
+            if all(call.future.done() for call, _ in batch):
+                raise _AbandonedError
 
-        wanted = any(call.on_step for call, _ in batch)
+        has_listeners = any(call.on_step for call, _ in batch)
         requests = [call.requests[index] for call, index in batch]
         try:
-            results = self._inner.generate(requests, on_step=on_step if wanted else None)
-        except _AllGoneError:
+            results = self._inner.generate(requests, on_step=on_step if has_listeners else None)
+        except _AbandonedError:
             return
         for (call, index), result in zip(batch, results, strict=True):
-            call.take(index, result)
+            call.add(index, result)

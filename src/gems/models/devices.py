@@ -1,4 +1,4 @@
-"""Which device and number type a model in this process runs with."""
+"""Chooses the device and the number type of a model in this process."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 __all__ = ["free_memory", "pick_devices", "pick_dtype"]
 
 
-def pick_devices(wanted: str | None) -> tuple[str, ...]:
-    """The devices to use: those named, with commas between them, or else every GPU, or else the CPU.
+def pick_devices(names: str | None) -> tuple[str, ...]:
+    """The devices with these names, separated by commas; by default every GPU, or else the CPU.
 
     Raises:
-        InputError: One of them is not here.
+        InputError: A device does not exist.
     """
     import torch
 
-    if wanted:
-        return tuple(_checked(name.strip()) for name in wanted.split(","))
+    if names:
+        return tuple(_checked(name.strip()) for name in names.split(","))
     if torch.cuda.is_available():
         return tuple(f"cuda:{index}" for index in range(torch.cuda.device_count()))
     return ("mps",) if torch.backends.mps.is_available() else ("cpu",)
@@ -36,24 +36,24 @@ def _checked(name: str) -> str:
         raise InputError(f'there is no device {name!r}; give "cuda", "cuda:1", "mps" or "cpu"') from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
-            f"device {name} is not here: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            f"device {name} is not available: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
             'choose another, such as "cpu", or install a torch that is built for CUDA'
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError('device mps is not here; choose another, such as "cpu"')
+        raise InputError('device mps is not available; choose another, such as "cpu"')
     return name
 
 
-def pick_dtype(wanted: str | None, device: str) -> torch.dtype:
-    """The number type to use on a device: the one named, or else bfloat16 where the hardware has it.
+def pick_dtype(name: str | None, device: str) -> torch.dtype:
+    """The number type with this name; by default the fastest that the device supports well.
 
-    Older GPUs get float16; CPUs get float32, since most of them are slow at anything else.
+    GPUs get bfloat16, or float16 if they do not have it. CPUs get float32, since most are slow at anything else.
     """
     import torch
 
     kind = torch.device(device).type
-    if wanted:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if name:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if kind == "cpu":
         return torch.float32
     if kind == "cuda":
@@ -64,7 +64,7 @@ def pick_dtype(wanted: str | None, device: str) -> torch.dtype:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on a device; of a CPU or an Apple GPU, those of the machine."""
+    """Free memory of a device in bytes; for a CPU or an Apple GPU, the free memory of the machine."""
     import psutil
     import torch
 

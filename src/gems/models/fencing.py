@@ -1,4 +1,4 @@
-"""Puts data between tags in a chat model's prompt, so that it is told from instructions."""
+"""Marks data in a chat model's prompt with tags, to separate it from instructions."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["fence"]
 
 
 def fence(tag: str, text: str) -> str:
-    """Put data between tags, escaped so that nothing inside can close them: what is fenced is never an instruction."""
+    """The text between opening and closing tags, escaped so that nothing inside can close the tag."""
     return f"<{tag}>\n{html.escape(text, quote=False)}\n</{tag}>"

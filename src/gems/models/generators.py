@@ -1,7 +1,4 @@
-"""Image generators by name, after the pattern of LangChain's ``init_chat_model``.
-
-One protocol serves every backend: a batch of requests in; one result or one error per request out, in order.
-"""
+"""The protocol of image generators: a batch of requests in, one image or one error per request out, in order."""
 
 from __future__ import annotations
 
@@ -28,94 +25,95 @@ __all__ = [
     "objection_to",
 ]
 
-
 DEFAULTS: Final = GeneratorOptions()
+"""The options of a generator that is given none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edit:
-    """An image to start from, what is right in it and has to stay, and what is wrong and has to change.
-
-    Both as yes/no questions: ``keep`` was answered "yes", ``fix`` was not.
-    """
+    """An image to start from, with what must stay and what must change, both as yes/no questions."""
 
     image: Image.Image
     keep: tuple[str, ...]
+    """Questions that were answered "yes"."""
     fix: tuple[str, ...]
+    """Questions that were not."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image to make. The seed is always honoured: the same request gives the same image on the same backend.
-
-    ``edit`` is only ever given to a generator that ``edits``.
-    """
+    """One image to draw. Equal requests give equal images on the same backend: the seed is always honoured."""
 
     prompt: str
     seed: int
     edit: Edit | None = None
+    """Only a generator that ``edits`` is given one."""
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One image and the request that it answers; ``note`` is what the user should know of how it was made."""
+    """An image, and the request that it answers."""
 
     request: ImageRequest
     image: Image.Image
     note: str | None = None
+    """What the user should know about how it was drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far an image has come: ``step`` counts from 1 to ``steps``; a preview is small, and not always there."""
+    """The progress of one image."""
 
     index: int
+    """The index of its request."""
     step: int
+    """Counts from 1 to ``steps``."""
     steps: int
     preview: Image.Image | None = None
+    """A small picture of the unfinished image; None if there is none for this step."""
 
 
 StepCallback = Callable[[Step], None]
-"""Called after each denoising step of the request at ``Step.index``. What it raises ends the generation."""
+"""Called after each denoising step of each image. An exception that it raises ends the generation."""
 
 
 @runtime_checkable
 class ImageGenerator(Protocol):
-    """What every backend offers."""
+    """What every backend provides."""
 
     @property
     def name(self) -> str:
-        """The name that ``init_image_generator`` knows it by, such as "pocket"."""
+        """The name under which ``init_image_generator`` finds it, such as "pocket"."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights: a revision or a hash. The same fingerprint and request give the same image."""
+        """Identifies the weights, by a revision or a hash. Equal fingerprints and requests give equal images."""
         ...
 
     @property
     def edits(self) -> bool:
-        """Whether it can start from an image: requests with an ``edit`` are honoured."""
+        """Whether it can start from an image, that is, whether it honours ``ImageRequest.edit``."""
         ...
 
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
-        """Make one image per request. A request that fails gives its error, in its place; the others go on."""
+        """Draw one image per request. A request that fails has its error in its place; the others are not affected."""
         ...
 
 
 @runtime_checkable
 class Guided(Protocol):
-    """What a backend may offer besides: advice to those who write its prompts."""
+    """What a backend may provide in addition: advice on writing its prompts."""
 
     @property
     def guide(self) -> str:
-        """How this model wants to be prompted, for a chat model to read; empty if nothing is known."""
+        """Advice on writing prompts for this model, read by chat models; empty if there is none."""
         ...
 
     def objection(self, prompt: str) -> str:
-        """Why this prompt cannot be drawn, for a chat model to read; empty if it can."""
+        """Why a prompt cannot be drawn, read by chat models; empty if it can."""
         ...
 
 
@@ -152,7 +150,7 @@ class Local(Protocol):
 
 
 def guide_of(generator: ImageGenerator) -> str:
-    """The advice of a generator that has some; empty for others, and where the model is not there to be asked."""
+    """A generator's advice on prompts; empty if it has none, or if the model cannot be found."""
     try:
         return generator.guide if isinstance(generator, Guided) else ""
     except BackendError:
@@ -160,7 +158,7 @@ def guide_of(generator: ImageGenerator) -> str:
 
 
 def objection_to(generator: ImageGenerator, prompt: str) -> str:
-    """Why a generator cannot draw a prompt; empty if it can, or does not tell beforehand."""
+    """Why a generator cannot draw a prompt; empty if it can, or if it cannot tell in advance."""
     try:
         return generator.objection(prompt) if isinstance(generator, Guided) else ""
     except BackendError:
@@ -168,7 +166,7 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
 
 
 def edit_instruction(request: ImageRequest) -> str:
-    """The prompt or, of an edit, what to tell a model that reads instructions: what has to stay and what to change."""
+    """The prompt of a request or, for an edit, an instruction: what must become true, and what must stay true."""
     if request.edit is None:
         return request.prompt
     parts = [f"Change the image so that it shows: {request.prompt}"]

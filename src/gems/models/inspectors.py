@@ -1,6 +1,6 @@
-"""Tools that look at an image beside the verifier's chat model: OCR comes with us, detectors and scorers are yours.
+"""Tools that look at an image in addition to the verifier's chat model. OCR is included; you can add others.
 
-What a tool finds is shown to the chat model as evidence, and settles a requirement that the chat model is unsure of.
+A tool's findings are shown to the chat model as evidence, and decide requirements that the chat model is unsure of.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ __all__ = ["INSPECTORS", "Finding", "Inspector"]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What there is to know about a named inspector before its packages are imported."""
+class KnownInspector:
+    """What can be said about a named inspector without importing its packages."""
 
     kinds: frozenset[Kind]
+    """The kinds of requirements that it inspects."""
     package: str
+    """What to install for it."""
 
 
-INSPECTORS: Final = {"ocr": Known(frozenset({"text"}), "gems-graph[ocr]")}
-"""Inspectors by name."""
+INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "gems-graph[ocr]")}
+"""The included inspectors, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a tool has to say about one requirement.
+    """A tool's result for one requirement.
 
     Attributes:
-        requirement_id: Which one.
-        evidence: What was seen, in one line.
-        probability: That the requirement is met, in [0, 1]; None where the tool cannot tell.
+        requirement_id: The requirement.
+        evidence: What the tool saw, in one line.
+        probability: The probability that the requirement is met, in [0, 1]; None if the tool cannot tell.
     """
 
     requirement_id: str
@@ -45,16 +47,16 @@ class Finding:
 
 @runtime_checkable
 class Inspector(Protocol):
-    """A tool. Hand yours to ``build_graph(inspectors=[...])``."""
+    """A tool that inspects images. Pass your own to ``build_graph(inspectors=[...])``."""
 
     @property
     def name(self) -> str:
-        """What to call it beside its findings."""
+        """The name shown beside its findings."""
         ...
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """The kinds of requirements that it can say something about; it is asked about no others."""
+        """The kinds of requirements that it inspects; it is asked about no others."""
         ...
 
     def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Loading local models: now, and without the libraries' progress bars, which would only be noise."""
+"""Loading the weights of local models: at once, and without the progress bars of the libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["load_now", "without_bars"]
 
 
 def load_now(part: object) -> None:
-    """Load the weights of a model now, rather than at its first use, if it is one that can."""
+    """Load the weights of a model now rather than at its first use, if it has a method ``load``."""
     load = getattr(part, "load", None)
     if callable(load):
         load()
@@ -17,15 +17,15 @@ def load_now(part: object) -> None:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Switch the loading bars of diffusers and transformers off for a while; off before is off afterwards."""
+    """Turn off the progress bars of diffusers and transformers for the block, then restore their former state."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
+    enabled = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    for module in enabled:
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        for log in shown:
-            log.enable_progress_bar()
+        for module in enabled:
+            module.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""How sure a chat model is, measured: the probabilities that it gave to the words it could have answered with."""
+"""Measures how sure a chat model is, by the probabilities of the words that it could have answered with."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from gems.graph.state import Answer
 __all__ = ["answer_probabilities"]
 
 _ANSWER: Final = re.compile(r'"id"\s*:\s*"(?P<id>[^"]*)"[^{}]*?"answer"\s*:\s*"(?P<answer>[a-z]+)"')
-"""One answered question in the JSON of a verifier's answer."""
+"""Matches one answered question in the JSON of a verifier's answer."""
 
 _LETTERS: Final = re.compile(r"[a-z]*")
-"""What a token holds of the word; the quote and the comma after it may be part of the token."""
+"""Matches the part of a token that belongs to the word; a quote and a comma may follow in the token."""
 
 _ROUNDING: Final = 1e-3
-"""A logarithm of a probability may be so much above zero."""
+"""How far above zero the logarithm of a probability may be."""
 
 _WORDS: Final[tuple[Answer, ...]] = get_args(Answer)
 
 
 def answer_probabilities(message: AIMessage) -> dict[str, dict[Answer, float]]:
-    """For each question's id, the probabilities of yes, no and unsure, summing to one.
+    """For each question's id, the probabilities of yes, no and unsure, which sum to one.
 
-    They are read where the answer's first token was chosen, from the alternatives that the server tells (OpenAI's
-    ``logprobs`` with ``top_logprobs``). Empty where it tells none; a question that occurs twice is left out.
+    They come from the alternatives to the answer's first token, if the server returns them (OpenAI's ``logprobs`` with
+    ``top_logprobs``). Without alternatives the result is empty. A question that occurs twice is left out.
     """
     tokens = _tokens(message)
     text = "".join(token["token"] for token in tokens)
     ends = list(accumulate(len(token["token"]) for token in tokens))
-    found: dict[str, dict[Answer, float]] = {}
+    probabilities: dict[str, dict[Answer, float]] = {}
     matches = list(_ANSWER.finditer(text))
     ids = [match["id"].strip() for match in matches]
     for match, name in zip(matches, ids, strict=True):
-        at = match.start("answer")
-        index = next(i for i, end in enumerate(ends) if end > at)
-        before = text[ends[index] - len(tokens[index]["token"]) : at]
+        start = match.start("answer")
+        index = next(i for i, end in enumerate(ends) if end > start)
+        before = text[ends[index] - len(tokens[index]["token"]) : start]
         shares = _shares(tokens[index], before)
         if shares and ids.count(name) == 1:
-            found[name] = shares
-    return found
+            probabilities[name] = shares
+    return probabilities
 
 
 def _tokens(message: AIMessage) -> list[dict[str, Any]]:
@@ -55,17 +55,17 @@ def _tokens(message: AIMessage) -> list[dict[str, Any]]:
 
 
 def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
-    """How the probability of one token is shared out among the words; ``before`` is what it holds ahead of the word."""
+    """The shares of the answers in the probability of one token; ``before`` is the token's text before the word."""
     alternatives: Sequence[Mapping[str, Any]] = token.get("top_logprobs") or [token]
     mass = dict.fromkeys(_WORDS, 0.0)
     for alternative in alternatives:
         word, logprob = str(alternative.get("token", "")), alternative.get("logprob")
-        # Whatever is no logarithm of a probability says nothing; OpenAI tells -9999 for "next to nothing".
+        # Skip values that are not logarithms of probabilities. OpenAI returns -9999 for a probability of almost 0.
         if not word.startswith(before) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
             continue
         start = _LETTERS.match(word[len(before) :].lstrip('"').lower())[0]  # type: ignore[index]
-        fitting = [w for w in _WORDS if start and w.startswith(start)]
-        if len(fitting) == 1:
-            mass[fitting[0]] += math.exp(logprob)
+        candidates = [w for w in _WORDS if start and w.startswith(start)]
+        if len(candidates) == 1:
+            mass[candidates[0]] += math.exp(logprob)
     total = sum(mass.values())
     return {word: m / total for word, m in mass.items()} if total > 0 else {}

@@ -1,4 +1,4 @@
-"""Reads what is written in an image, and compares it with what should be. Needs the extra ``ocr``."""
+"""Reads the text in an image and compares it with the requested text. Needs the extra ``ocr``."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from gems.wording import quoted_texts
 __all__ = ["OcrInspector", "similarity"]
 
 _MISREAD: Final = 0.8
-"""Below this similarity other words stand there; from here up to 1, the reader may be wrong in a letter or two."""
+"""Similarity below which the image shows another text. From here to 1, OCR may have misread a letter or two."""
 
-_ABSENT: Final = 0.05
-"""The probability that the text is there when something else was read clearly."""
+_PROBABILITY_IF_OTHER_TEXT: Final = 0.05
+"""Probability that the requested text is in the image although another text was read."""
 
-_BLIND: Final = 0.25
-"""The same when nothing was read at all: drawn letters often escape a reader that was trained on print."""
+_PROBABILITY_IF_NO_TEXT: Final = 0.25
+"""The same if no text was read at all: OCR, which is trained on print, often misses drawn letters."""
 
 
 class OcrInspector:
-    """RapidOCR with the models in its package; about a second an image on a CPU."""
+    """RapidOCR with the models in its package; it takes about a second per image on a CPU."""
 
     name = "ocr"
     kinds: frozenset[Kind] = INSPECTORS["ocr"].kinds
@@ -43,45 +43,45 @@ class OcrInspector:
         return RapidOCR(params={"Global.log_level": "error"})
 
     def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
-        """Read the image once, and hold every requirement's quoted words against it."""
+        """Read the image once, and compare it with the quoted text of each requirement."""
         words, confidence = self.read(image)
         return [_finding(r, words, confidence) for r in requirements]
 
     def read(self, image: Image.Image) -> tuple[list[str], float]:
-        """The words in reading order, and the reader's mean confidence in [0, 1] (0 where nothing was read)."""
-        with self._lock:  # the reader keeps its settings of a call on itself
+        """The words in reading order, and the mean confidence of OCR in [0, 1], which is 0 if no text was read."""
+        with self._lock:  # RapidOCR keeps the settings of a call on the object
             result = self._reader(np.asarray(image.convert("RGB"))[:, :, ::-1])  # it expects BGR
         if not result.txts:
             return [], 0.0
-        # Lines from top to bottom; each line is its own box, so that a box's upper left corner orders them.
+        # Each line of text is one box. Sort by the upper left corner: top to bottom, then left to right.
         lines = sorted(zip(result.boxes, result.txts, strict=True), key=lambda line: (line[0][0][1], line[0][0][0]))
         return [word for _, text in lines for word in text.split()], float(np.mean(result.scores))
 
 
 def _finding(requirement: Requirement, words: Sequence[str], confidence: float) -> Finding:
-    seen = f'reads "{" ".join(words)[:200]}"' if words else "reads no text"
-    wanted = quoted_texts(requirement.question)
-    if not wanted:
-        return Finding(requirement.id, seen)
+    evidence = f'reads "{" ".join(words)[:200]}"' if words else "reads no text"
+    texts = quoted_texts(requirement.question)
+    if not texts:
+        return Finding(requirement.id, evidence)
     if not words:
-        return Finding(requirement.id, seen, _BLIND)
-    match = min(similarity(text, words) for text in wanted)
-    seen += f", {match:.0%} like what is asked for"
+        return Finding(requirement.id, evidence, _PROBABILITY_IF_NO_TEXT)
+    match = min(similarity(text, words) for text in texts)
+    evidence += f", {match:.0%} like what is asked for"
     if match < _MISREAD:
-        return Finding(requirement.id, seen, _ABSENT)
-    return Finding(requirement.id, seen, (1 + confidence) / 2 if match == 1 else None)
+        return Finding(requirement.id, evidence, _PROBABILITY_IF_OTHER_TEXT)
+    return Finding(requirement.id, evidence, (1 + confidence) / 2 if match == 1 else None)
 
 
-def similarity(wanted: str, words: Sequence[str]) -> float:
-    """How near some run of consecutive words comes to the wanted text, in [0, 1].
+def similarity(text: str, words: Sequence[str]) -> float:
+    """The similarity of a text to the most similar run of consecutive words, in [0, 1].
 
-    One less the edit distance (Levenshtein) over the longer length, on letters and digits alone: case, spacing and
-    punctuation are what readers most often get wrong. Whole words are compared, so that "pen" is not found in "open".
+    It is 1 minus the Levenshtein distance divided by the longer length, on letters and digits only, since OCR is weak
+    at case, spacing and punctuation. Whole words are compared, so that "pen" is not found in "open".
     """
-    target = _letters(wanted)
+    target = _letters(text)
     if not target:
         return 0.0
-    longest = len(wanted.split()) + 2  # a reader may split words that are written apart
+    longest = len(text.split()) + 2  # OCR may split a word in two
     runs = ("".join(words[i : i + n]) for n in range(1, longest + 1) for i in range(len(words) - n + 1))
     return max((Levenshtein.normalized_similarity(target, _letters(run)) for run in runs), default=0.0)
 

@@ -1,7 +1,7 @@
 """Models by name, in the manner of LangChain's ``init_chat_model``: chat models, image generators and inspectors.
 
-The protocols (``generators``, ``inspectors``) know nothing of their implementations; this module knows them all, and
-imports each one only when its name is used.
+The protocols (``generators``, ``inspectors``) do not import their implementations. This module does, and imports each
+one only when its name is used.
 """
 
 from __future__ import annotations
@@ -151,10 +151,10 @@ def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
 
 @cache
 def init_inspector(name: str) -> Inspector | None:
-    """The inspector of that name, made once per process; None if its packages are not installed.
+    """The inspector with a name, one per process; None if its packages are not installed.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: The name is unknown.
     """
     if name not in INSPECTORS:
         raise InputError(f"unknown inspector {name!r}; there is {', '.join(INSPECTORS)}")
@@ -166,7 +166,7 @@ def init_inspector(name: str) -> Inspector | None:
 
 
 def model_fingerprint(model: BaseChatModel) -> str:
-    """What identifies a chat model in a run's record: its weights' hash where it has one, else its model name."""
+    """Identifies a chat model in a run's record, by the hash of its weights, or else by its model name."""
     for attribute in ("fingerprint", "model_name", "model"):
         value = getattr(model, attribute, None)
         if isinstance(value, str) and value:

@@ -1,8 +1,9 @@
-"""Structured answers from any chat model, by the best means that it has.
+"""Structured answers from any chat model, by the best method that it supports.
 
-Four ways, best first: a JSON schema that the server enforces, a tool call, JSON of any shape, and plain text with the
-schema in words. What a model cannot do shows at its first call, and is not asked for again in this process. Whichever
-way it was, an answer is read leniently: weak models wrap JSON in prose, and some put it where it does not belong.
+There are four methods, best first: a JSON schema that the server enforces, a tool call, free-form JSON, and plain text
+with the schema in the prompt. What a model does not support shows at its first call, and is not requested again in this
+process. Answers are parsed leniently, whatever the method: weak models wrap JSON in prose, and some put it where it
+does not belong.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
@@ -26,10 +27,10 @@ from gems.secrets import one_line
 
 __all__ = [
     "Answer",
-    "Habits",
+    "Capabilities",
     "answer_in_form",
+    "capabilities_of",
     "form_name",
-    "habits_of",
     "is_cut_off",
     "is_not_understood",
     "read_form",
@@ -40,52 +41,61 @@ __all__ = [
 ]
 
 Schema = TypeVar("Schema", bound=BaseModel)
-Way = Literal["json_schema", "tool", "json_mode", "text"]
+Method = Literal["json_schema", "tool", "json_mode", "text"]
 
 _TOP_LOGPROBS: Final = 10
-_CLIENT_ERRORS: Final = frozenset({400, 405, 415, 422, 501})
-"""Statuses of a server that does not know what it was asked for."""
-_UNSUPPORTED: Final = re.compile(
+"""Alternatives to each token that are requested with the log-probabilities."""
+_TRIES_PER_METHOD: Final = 3
+"""Calls by one method: the first one, one without log-probabilities, and one without images."""
+_UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
+"""HTTP statuses of a server that does not understand a request."""
+_UNSUPPORTED_TEXT: Final = re.compile(
     r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj"
     r"|endpoints found that support|not allowed to request logprobs",
     re.IGNORECASE,
 )
-"""How servers say the same with another status: llama.cpp with 500, OpenRouter with 404, OpenAI with 403."""
+"""The same in words, for servers that use other statuses: llama.cpp 500, OpenRouter 404, OpenAI 403."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Schema]):
-    """A form that was filled in, and the message that it came in."""
+    """A completed form, and the message that contained it."""
 
     form: Schema
     message: AIMessage
 
 
-# --- what a model can do --------------------------------------------------------------------------------------------
+# --- what a model supports ------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Habits:
-    """What was found out about one chat model. Threads may find out the same at the same time: no harm is done."""
+class Capabilities:
+    """What is known about one chat model.
 
-    ways: tuple[Way, ...]
+    It is not locked: if two threads learn the same thing at the same time, both write the same value.
+    """
+
+    methods: tuple[Method, ...]
+    """The methods to try, best first; never empty."""
     logprobs: bool
+    """Whether to request log-probabilities."""
     sees: bool = True
+    """Whether to send images."""
     tools: bool = True
-    """Whether skills can be bound as tools."""
+    """Whether to bind skills as tools."""
 
-    def prefer(self, way: Way) -> None:
-        """This way works: those that were tried before it do not."""
-        self.ways = self.ways[self.ways.index(way) :] if way in self.ways else self.ways
+    def confirm(self, method: Method) -> None:
+        """Note that a method works, and that the methods tried before it do not."""
+        self.methods = self.methods[self.methods.index(method) :] if method in self.methods else self.methods
 
-    def distrust(self) -> None:
-        """The first way brought an answer that could not be read, twice: begin with the next one from now on."""
-        self.ways = self.ways[1:] or self.ways
+    def drop_first_method(self) -> None:
+        """Stop using the first method, whose answers could not be parsed twice, unless it is the only one."""
+        self.methods = self.methods[1:] or self.methods
 
 
 @dataclass(frozen=True, eq=False)
 class _ByIdentity:
-    """A chat model as a cache key: models are mutable and have no hash of their own."""
+    """A chat model as a cache key: models are mutable and cannot be hashed."""
 
     model: BaseChatModel
 
@@ -96,23 +106,28 @@ class _ByIdentity:
         return isinstance(other, _ByIdentity) and other.model is self.model
 
 
-def habits_of(model: BaseChatModel, structured: Way | Literal["auto"] = "auto") -> Habits:
-    """What is known about a model: at first, what its class and LangChain's profile of it tell."""
-    return _habits(_ByIdentity(model), structured)
+def capabilities_of(model: BaseChatModel, structured: Method | Literal["auto"] = "auto") -> Capabilities:
+    """What is known about a model; at first, what its class and its LangChain profile say.
+
+    Args:
+        model: Any chat model.
+        structured: The only method to use, or "auto".
+    """
+    return _capabilities(_ByIdentity(model), structured)
 
 
 @lru_cache(maxsize=64)
-def _habits(key: _ByIdentity, structured: Way | Literal["auto"]) -> Habits:
+def _capabilities(key: _ByIdentity, structured: Method | Literal["auto"]) -> Capabilities:
     kind, profile = type(key.model), getattr(key.model, "profile", None) or {}
     logprobs = "logprobs" in kind.model_fields
     if structured != "auto":
-        return Habits((structured,), logprobs)
-    ways: list[Way] = []
+        return Capabilities((structured,), logprobs)
+    methods: list[Method] = []
     if kind.with_structured_output is not BaseChatModel.with_structured_output:
-        ways = ["json_schema", "json_mode"]
+        methods = ["json_schema", "json_mode"]
     if kind.bind_tools is not BaseChatModel.bind_tools:
-        ways.insert(0 if profile.get("structured_output") is False else 1, "tool")
-    return Habits((*ways, "text"), logprobs, sees=profile.get("image_inputs") is not False)
+        methods.insert(0 if profile.get("structured_output") is False else 1, "tool")
+    return Capabilities((*methods, "text"), logprobs, sees=profile.get("image_inputs") is not False)
 
 
 # --- asking ---------------------------------------------------------------------------------------------------------
@@ -122,101 +137,105 @@ def answer_in_form(
     model: BaseChatModel,
     schema: type[BaseModel],
     messages: Sequence[BaseMessage],
-    habits: Habits,
+    capabilities: Capabilities,
     *,
     logprobs: bool = False,
     blind: bool = False,
 ) -> AIMessage:
-    """One answer that should hold the form, by the first way that the model does not refuse.
+    """One answer that should contain the form, by the first method that the model accepts.
 
     Args:
         model: Any chat model.
         schema: The form.
-        messages: What it is asked.
-        habits: What is known about the model; what is found out is noted there.
-        logprobs: Ask for the log-probabilities of the answer's tokens too, if the model has them.
-        blind: The question makes sense without its images: they are left out if the model cannot see.
+        messages: The prompt.
+        capabilities: What is known about the model; it is updated by what the calls show.
+        logprobs: Request the log-probabilities of the answer's tokens, if the model supports it.
+        blind: The prompt makes sense without its images, which are left out if the model cannot see.
 
     Raises:
-        Exception: What the model raises: the first of its errors if it refuses every way, else the one that is no
-            refusal.
+        Exception: The model's error. If the model does not support any method, its first error.
     """
-    first: Exception | None = None
-    for way, measured, seeing in _attempts(habits, logprobs):
-        asked = messages if seeing or not blind else [_without_images(m) for m in messages]
-        try:
-            runnable = _runnable(_ByIdentity(model), schema, way, measured)
-        except (NotImplementedError, TypeError, ValueError) as error:  # a way that its package does not know
-            first = first or error
-            continue
-        try:
-            answer = runnable.invoke(_in_words(asked, schema, way))
-        except Exception as error:
-            if not is_not_understood(error):
-                raise
-            _learn(habits, error, blind)
-            first = first or error
-            continue
-        habits.prefer(way)
-        message = answer["raw"] if isinstance(answer, dict) else answer
-        assert isinstance(message, AIMessage)
-        return message
-    assert first is not None
-    raise first
-
-
-def _attempts(habits: Habits, logprobs: bool) -> Iterator[tuple[Way, bool, bool]]:
-    """Ways to try, each again while something new is learned by its failure."""
-    for way in habits.ways:
-        for _ in range(3):
-            now = (way, logprobs and habits.logprobs and way != "tool", habits.sees)
-            yield now
-            if now == (way, logprobs and habits.logprobs and way != "tool", habits.sees):
+    first_error: Exception | None = None
+    for method in capabilities.methods:
+        for _ in range(_TRIES_PER_METHOD):
+            options = _request_options(capabilities, method, logprobs)
+            prompt = [_without_images(m) for m in messages] if blind and not options.images else messages
+            try:
+                runnable = _runnable(_ByIdentity(model), schema, method, options.logprobs)
+            except (NotImplementedError, TypeError, ValueError) as error:  # the model's package does not support it
+                first_error = first_error or error
                 break
+            try:
+                answer = runnable.invoke(_with_schema(prompt, schema, method))
+            except Exception as error:
+                if not is_not_understood(error):
+                    raise
+                first_error = first_error or error
+                _learn(capabilities, error, blind)
+                if _request_options(capabilities, method, logprobs) == options:
+                    break  # the next call by this method would be the same
+                continue
+            capabilities.confirm(method)
+            message = answer["raw"] if isinstance(answer, dict) else answer
+            assert isinstance(message, AIMessage)
+            return message
+    assert first_error is not None
+    raise first_error
 
 
-def _learn(habits: Habits, error: Exception, blind: bool) -> None:
+class _RequestOptions(NamedTuple):
+    logprobs: bool
+    images: bool
+
+
+def _request_options(capabilities: Capabilities, method: Method, logprobs: bool) -> _RequestOptions:
+    """What to send and to request in a call by a method; ``logprobs`` is what the caller wants."""
+    return _RequestOptions(logprobs and capabilities.logprobs and method != "tool", capabilities.sees)
+
+
+def _learn(capabilities: Capabilities, error: Exception, blind: bool) -> None:
+    """Note what an error says the model does not support."""
     text = str(error).lower()
     if "logprob" in text:
-        habits.logprobs = False
+        capabilities.logprobs = False
     if blind and re.search(r"image|vision|multi-?modal|mmproj", text):
-        habits.sees = False
+        capabilities.sees = False
 
 
 def is_not_understood(error: Exception) -> bool:
-    """Whether the model refuses the manner of asking, rather than being out of reach."""
+    """Whether an error means that the model does not support the request, rather than that it cannot be reached."""
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
-        if status in _CLIENT_ERRORS:
+        if status in _UNSUPPORTED_STATUSES:
             return True
-        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED.search(str(error)))
+        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED_TEXT.search(str(error)))
     return isinstance(error, NotImplementedError)
 
 
 @lru_cache(maxsize=256)
 def _runnable(
-    key: _ByIdentity, schema: type[BaseModel], way: Way, logprobs: bool
+    key: _ByIdentity, schema: type[BaseModel], method: Method, logprobs: bool
 ) -> Runnable[LanguageModelInput, dict[str, Any] | AIMessage]:
-    """Making a JSON schema takes milliseconds, so each is made once per model."""
+    """The model, set up for a form. It is cached, since making a JSON schema takes milliseconds."""
     model: Any = key.model
     extra = {"logprobs": True, "top_logprobs": _TOP_LOGPROBS} if logprobs else {}
-    if way in ("json_schema", "json_mode"):
-        # A schema, not the class: with the class, clients refuse what we would rather read leniently.
-        runnable = model.with_structured_output(schema.model_json_schema(), method=way, include_raw=True, **extra)
-    elif way == "tool":
+    runnable: Runnable[LanguageModelInput, dict[str, Any] | AIMessage]
+    if method in ("json_schema", "json_mode"):
+        # The schema and not the class: with the class, clients reject answers that we can parse leniently.
+        runnable = model.with_structured_output(schema.model_json_schema(), method=method, include_raw=True, **extra)
+    elif method == "tool":
         runnable = model.bind_tools([schema], tool_choice="any")
     else:
         runnable = model.bind(**extra) if extra else model
-    found: Runnable[LanguageModelInput, dict[str, Any] | AIMessage] = runnable
-    return found
+    return runnable
 
 
-def _in_words(messages: Sequence[BaseMessage], schema: type[BaseModel], way: Way) -> list[BaseMessage]:
-    """The messages, with the schema at their end where it is said in no other way.
+def _with_schema(messages: Sequence[BaseMessage], schema: type[BaseModel], method: Method) -> list[BaseMessage]:
+    """The messages, with the schema in words at the end if the method does not transmit it.
 
-    It goes into the last message: many chat templates refuse two turns of the user in a row.
+    It is added to the last message, since many chat templates refuse two user turns in a row.
     """
-    if way in ("json_schema", "tool"):
+    if method in ("json_schema", "tool"):
         return list(messages)
     words = IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
     *before, last = messages
@@ -241,23 +260,23 @@ def _is_text(block: str | dict[str, Any]) -> bool:
 
 
 def form_name(schema: type[BaseModel]) -> str:
-    """What a form is called in its JSON schema."""
+    """The name of a form in its JSON schema."""
     return str(schema.model_config.get("title") or schema.__name__)
 
 
-# --- reading --------------------------------------------------------------------------------------------------------
+# --- parsing --------------------------------------------------------------------------------------------------------
 
 
 def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
-    """The form in an answer, wherever it was put.
+    """The form in an answer, wherever the model put it.
 
     Raises:
-        MalformedAnswerError: There is none, or it does not fit the schema; the message says what is wrong.
+        MalformedAnswerError: The answer contains no form, or the form does not fit the schema; the message says why.
     """
     fault = _why_empty(message)
-    for found in _candidates(message, schema):
+    for candidate in _candidates(message, schema):
         try:
-            return schema.model_validate(found)
+            return schema.model_validate(candidate)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
@@ -265,12 +284,12 @@ def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
 
 
 def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
-    """Calls of these tools that a weak model wrote down as JSON in its text, rather than making them."""
-    said = str(message.text).rpartition("</think>")[2]
-    written = [item for found in _objects(said) for item in (found if isinstance(found, list) else [found])]
+    """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
+    text = str(message.text).rpartition("</think>")[2]
+    items = [item for value in _json_values(text) for item in (value if isinstance(value, list) else [value])]
     calls: list[ToolCall] = []
-    for call in written:
-        inner = call.get("function", call) if isinstance(call, dict) else None
+    for item in items:
+        inner = item.get("function", item) if isinstance(item, dict) else None
         if isinstance(inner, dict) and inner.get("name") in names:
             args = inner.get("arguments") or inner.get("parameters")
             args = args if isinstance(args, dict) else {}
@@ -279,58 +298,59 @@ def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
 
 
 def reasoning_of(message: AIMessage) -> str:
-    """What a reasoning model thought before it answered, where its provider tells; else empty."""
+    """What a reasoning model thought before it answered; empty if its provider does not return it."""
     blocks = [b for b in message.content_blocks if b["type"] == "reasoning"]
-    told = "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
-    # LangChain knows OpenAI's own reasoning only as blocks, never what other servers of its protocol tell.
-    return told or str(message.additional_kwargs.get("reasoning_content") or "").strip()
+    reasoning = "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
+    # LangChain makes blocks of OpenAI's own reasoning only, not of other servers with OpenAI's protocol.
+    return reasoning or str(message.additional_kwargs.get("reasoning_content") or "").strip()
 
 
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
-    """The form in what came whole of an answer that was cut off; None if that is too little to be one.
+    """The form in the complete part of an answer that was cut off; None if that part is too small.
 
-    The value in which it was cut is left out, and a list keeps what it says twice once: weak models find no end.
+    The value in which the answer was cut is left out, and repeated items of a list are dropped, since weak models may
+    repeat themselves without end.
     """
-    said = _said(message)
-    start = _OPENING.search(said)
+    text = _unfinished_json(message)
+    start = _OPENING.search(text)
     if not is_cut_off(message) or start is None:
         return None
     try:
-        return schema.model_validate(_whole(parse_partial_json(said[start.start() :])))
+        return schema.model_validate(_complete_part(parse_partial_json(text[start.start() :])))
     except (ValueError, RecursionError):  # a ValidationError is a ValueError
         return None
 
 
 def is_cut_off(message: AIMessage) -> bool:
-    """Whether a limit on its length ended an answer, rather than the model."""
-    told = message.response_metadata
-    return (told.get("finish_reason") or told.get("stop_reason")) in ("length", "max_tokens")
+    """Whether a length limit ended an answer, rather than the model."""
+    metadata = message.response_metadata
+    return (metadata.get("finish_reason") or metadata.get("stop_reason")) in ("length", "max_tokens")
 
 
 def repeats_itself(message: AIMessage) -> bool:
-    """Whether an answer that was cut off holds an object twice: it had said everything, and found no end."""
-    objects = [json.dumps(found) for found in _objects(_said(message))]  # those inside one that is not closed
+    """Whether an answer that was cut off contains an object twice, so that a longer answer would say no more."""
+    objects = [json.dumps(value) for value in _json_values(_unfinished_json(message))]  # the complete, inner ones
     return is_cut_off(message) and len(set(objects)) < len(objects)
 
 
-def _said(message: AIMessage) -> str:
-    """An answer as JSON that came to no end: its text, or the tool call that it began."""
+def _unfinished_json(message: AIMessage) -> str:
+    """The JSON of an answer that was cut off: its text, or its unfinished tool call."""
     return str(message.text) or next((call["args"] or "" for call in message.invalid_tool_calls), "")
 
 
-def _whole(cut: Any) -> Any:
-    """A JSON value without its innermost last one, which may be a part of one; lists hold nothing twice."""
+def _complete_part(cut: Any) -> Any:
+    """A JSON value without its last, innermost value, which may be incomplete; and without repeated items of lists."""
     if isinstance(cut, list):
         return list({json.dumps(item): item for item in cut[:-1]}.values())
     if not isinstance(cut, dict) or not cut:
         return None
     *before, (key, last) = cut.items()
-    inner = _whole(last)
+    inner = _complete_part(last)
     return dict(before) if inner is None else {**dict(before), key: inner}
 
 
 def _why_empty(message: AIMessage) -> str:
-    """What is wrong with an answer that holds nothing of use."""
+    """Why an answer contains nothing that can be parsed."""
     if refusal := message.additional_kwargs.get("refusal"):
         return f'it is a refusal: "{one_line(refusal, 200)}"'
     if is_cut_off(message):
@@ -339,50 +359,51 @@ def _why_empty(message: AIMessage) -> str:
 
 
 def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
-    """Everything in an answer that may be the form, the likeliest first."""
+    """Everything in an answer that may be the form, most likely first."""
     name = form_name(schema)
     for call in message.tool_calls:
         if call["name"] in (name, schema.__name__):
             yield call["args"]
-    for broken in message.invalid_tool_calls:
-        yield from _objects(broken["args"] or "")
-    # What a model drafts while it thinks aloud is not its answer, unless there is no other.
-    thought, _, said = str(message.text).rpartition("</think>")
-    # Servers that take reasoning apart from the answer at times take the answer with it.
-    for found in (*_objects(said), *_last_first(thought), *_last_first(reasoning_of(message))):
-        yield from _unwrapped(found, schema, name)
+    for broken_call in message.invalid_tool_calls:
+        yield from _json_values(broken_call["args"] or "")
+    # JSON in the reasoning is a draft, and used only if there is no other.
+    thought, _, answer = str(message.text).rpartition("</think>")
+    # Some servers that split off the reasoning split off the answer with it.
+    for value in (*_json_values(answer), *_last_first(thought), *_last_first(reasoning_of(message))):
+        yield from _unwrapped(value, schema, name)
 
 
 def _last_first(thought: str) -> Iterator[Any]:
-    yield from reversed(list(_objects(thought)))
+    yield from reversed(list(_json_values(thought)))
 
 
-def _unwrapped(found: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
+def _unwrapped(value: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
+    """A JSON value, and what is inside it, as far as it may be the form."""
     fields = list(schema.model_fields)
-    if isinstance(found, list):  # the list that the form is there to hold; an empty one may be anything
-        if found and len(fields) == 1:
-            yield {fields[0]: found}
+    if isinstance(value, list):  # the only field of the form, without the form around it; an empty list may be anything
+        if value and len(fields) == 1:
+            yield {fields[0]: value}
         return
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return
-    yield found
+    yield value
     for key in (name, "arguments", "parameters", "properties"):  # a tool call in words, or an echo of the schema
-        if isinstance(found.get(key), dict):
-            yield found[key]
+        if isinstance(value.get(key), dict):
+            yield value[key]
 
 
-def _objects(text: str) -> Iterator[Any]:
-    """The JSON objects and arrays in a text, outermost first; what stands around them does not matter."""
-    decoder, at = json.JSONDecoder(strict=False), 0
-    while match := _OPENING.search(text, at):
+def _json_values(text: str) -> Iterator[Any]:
+    """The JSON objects and arrays in a text, outermost first; any text may be around them."""
+    decoder, position = json.JSONDecoder(strict=False), 0
+    while match := _OPENING.search(text, position):
         try:
-            found, at = decoder.raw_decode(text, match.start())
-        except RecursionError:  # a thousand brackets: a model that repeats itself, and says nothing more
+            value, position = decoder.raw_decode(text, match.start())
+        except RecursionError:  # thousands of brackets, from a model that repeats itself
             return
         except ValueError:
-            at = match.end()
+            position = match.end()
             continue
-        yield found
+        yield value
 
 
 _OPENING: Final = re.compile(r"[{\[]")

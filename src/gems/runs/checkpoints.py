@@ -11,7 +11,7 @@ from typing import Any
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from gems.database import database_pool, setting_up
+from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
 from gems.secrets import one_line
 
@@ -43,7 +43,7 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
         import psycopg  # installed, or there would be no pool
 
         try:
-            with pool.connection() as connection, setting_up(connection):
+            with pool.connection() as connection, setup_lock(connection):
                 PostgresSaver(connection).setup()
             yield PostgresSaver(pool)
         except psycopg.Error as error:

@@ -56,7 +56,7 @@ class Ending:
 
 
 def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
-    """A new run; its input is checked and its models are loaded. It can be resumed from now on. See ``begin_thread``."""
+    """A new run: its input is checked, its models are loaded, and it can be resumed. See ``begin_thread``."""
     return Session(begin_thread(prompt, context, out), ImageStore(context.images_url), is_new=True)
 
 

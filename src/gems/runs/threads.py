@@ -18,7 +18,7 @@ from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 from langgraph.types import Command
 
-from gems.database import database_pool, setting_up
+from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
 from gems.files import write_atomically
 from gems.graph.builder import GemsGraph
@@ -168,7 +168,7 @@ def _database_records(database: str) -> Iterator[BaseStore]:
         from langgraph.store.postgres import PostgresStore
 
         try:
-            with pool.connection() as connection, setting_up(connection):
+            with pool.connection() as connection, setup_lock(connection):
                 PostgresStore(connection).setup()
             yield PostgresStore(pool)
         except psycopg.Error as error:

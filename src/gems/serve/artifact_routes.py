@@ -76,7 +76,7 @@ class _ArtifactRoutes:
     def _page(self, user: str, record: RunRecord) -> str:
         images = self.service.images(user)
         try:
-            return render_report(record, [images.read(attempt.image) for attempt in record.attempts])
+            return render_report(record, [images.read(attempt.image, check_exists=True) for attempt in record.attempts])
         except BackendError as error:
             raise RequestError(404, str(error)) from error
 

@@ -21,7 +21,7 @@ def read_png(images: ImageStore, sha256: str) -> bytes | None:
     if ref is None:
         return None
     try:
-        return images.read(ref)
+        return images.read(ref, check_exists=True)
     except BackendError:
         return None
 

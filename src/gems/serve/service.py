@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.state import GemsState, Review, Usage
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, open_images
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.record import ModelRecord, model_records
 from gems.serve.execution import Executor
@@ -219,7 +219,7 @@ class Service:
 
     def images(self, user: str) -> ImageStore:
         """A user's images."""
-        return ImageStore(images_url_of(self.settings, user))
+        return open_images(images_url_of(self.settings, user))
 
     def _count_end(self, outcome: str, seconds: float | None, usage: Usage) -> None:
         if seconds is not None:

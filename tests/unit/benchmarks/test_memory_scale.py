@@ -12,7 +12,7 @@ import memory_scale
 import memory_stores
 import pytest
 from embedding import Points
-from memory_stores import KINDS, Numbered, OfChroma, OfSqlite, Record
+from memory_stores import KINDS, ChromaSubject, Numbered, Record, SqliteSubject
 
 RECORDS = 600
 
@@ -57,7 +57,7 @@ def test_stores_are_compared_and_killed(
 def test_what_cannot_be_run_is_named_and_the_rest_is_a_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class NotHere(OfChroma):
+    class NotHere(ChromaSubject):
         package = "nowhere_to_be_found"
 
     monkeypatch.setitem(KINDS, "Chroma", NotHere)
@@ -93,7 +93,7 @@ def test_the_least_effort_is_chosen_that_finds_enough() -> None:
 
         efforts = (3, 9, 10)
 
-        def try_harder(self, effort: int) -> None:
+        def set_effort(self, effort: int) -> None:
             self.effort = effort
 
         def search(self, query: str, k: int, **_: Any) -> list[str]:
@@ -101,13 +101,13 @@ def test_the_least_effort_is_chosen_that_finds_enough() -> None:
 
     everything = memory_scale.CASES[0]
     for enough, effort in ((0.2, 3), (0.85, 9), (0.95, 10)):
-        assert memory_scale._enough_effort(Lazy(), everything, bench, enough) == effort  # type: ignore[arg-type]
+        assert memory_scale._least_effort(Lazy(), everything, bench, enough) == effort  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_store_that_can_be_run_puts_replaces_and_finds(name: str, tmp_path: Path) -> None:
     kind = KINDS[name]
-    if reason := kind.missing():
+    if reason := kind.why_unavailable():
         pytest.skip(reason)
     records = [Record(str(i), str(i % 2), str(i), i % 3 % 2) for i in range(300)]
     store = kind(tmp_path, Numbered(16), 16)
@@ -118,15 +118,15 @@ def test_every_store_that_can_be_run_puts_replaces_and_finds(name: str, tmp_path
         store.close()
         store = kind(tmp_path, Numbered(16), 16)
     for effort in store.efforts[:1]:
-        store.try_harder(effort)
+        store.set_effort(effort)
     assert store.search("1000", 1) == ["7"]
     assert store.search("8", 1) == ["8"]
     assert store.search("8", 1, namespace="1") != ["8"]
     assert store.search("9", 1, namespace="1", half=0) == ["9"]
-    assert store.there([*records[:5], records[0]._replace(key="nobody")]) == {"0", "1", "2", "3", "4"}
+    assert store.stored_keys([*records[:5], records[0]._replace(key="nobody")]) == {"0", "1", "2", "3", "4"}
     store.close()
 
 
 def test_a_sqlite_that_loads_no_extensions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_stores, "_sqlite", lambda: None)
-    assert "loads no extensions" in (OfSqlite.missing() or "")
+    assert "loads no extensions" in (SqliteSubject.why_unavailable() or "")

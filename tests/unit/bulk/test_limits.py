@@ -1,4 +1,4 @@
-"""Limits of a whole bulk run, prices, and what a dry run foretells."""
+"""Limits for a whole batch, prices, and the forecast of a dry run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gems.errors import InputError
 from gems.graph.state import Budget, Prices, Usage
 
 
-def test_cost_is_by_the_price_list() -> None:
+def test_cost_follows_the_prices() -> None:
     prices = Prices(image=0.04, prompt=1.25, completion=10)
     usage = Usage(images=3, prompt_tokens=2_000_000, completion_tokens=100_000, chat_calls=7)
     assert prices.cost(usage) == pytest.approx(0.12 + 2.5 + 1.0)
@@ -28,79 +28,80 @@ def test_a_budget_in_money_is_checked_before_an_image_is_made() -> None:
 
 
 @pytest.mark.parametrize(("limit", "cost"), [(100, 3), (97, 3), (10, 1), (1, 5)])
-def test_a_total_is_overstepped_by_less_than_one_prompt(limit: int, cost: int) -> None:
-    """However many may be in flight."""
-    allowance, flying, begun = Allowance(Limits(Budget(images=limit))), list[int](), 0
+def test_a_limit_is_exceeded_by_less_than_one_prompt(limit: int, cost: int) -> None:
+    """That holds for any number of prompts in flight."""
+    allowance, in_flight, next_index = Allowance(Limits(Budget(images=limit))), list[int](), 0
     rng = random.Random(limit)
-    while allowance.reached is None:
-        # Of the first, nothing is known yet: it flies alone here.
-        word = allowance.begin(begun) if len(flying) < (64 if allowance.spent.images else 1) else "wait"
-        if word == "go":
-            flying.append(begun)
-            begun += 1
-        elif word == "wait":
-            allowance.done(flying.pop(rng.randrange(len(flying))), Usage(images=cost))
-    while flying:
-        allowance.done(flying.pop(), Usage(images=cost))
-    assert limit <= allowance.spent.images < limit + cost
-    assert allowance.reached == "images"
+    while allowance.limit_reached is None:
+        # Before the first prompt has finished, no cost is known: it runs alone here.
+        concurrency = 64 if allowance.usage.images else 1
+        decision = allowance.begin(next_index) if len(in_flight) < concurrency else "wait"
+        if decision == "go":
+            in_flight.append(next_index)
+            next_index += 1
+        elif decision == "wait":
+            allowance.finish(in_flight.pop(rng.randrange(len(in_flight))), Usage(images=cost))
+    while in_flight:
+        allowance.finish(in_flight.pop(), Usage(images=cost))
+    assert limit <= allowance.usage.images < limit + cost
+    assert allowance.limit_reached == "images"
 
 
-def test_one_in_flight_may_be_begun_again_and_counts_once() -> None:
-    """As when a worker of a cluster dies over it."""
+def test_a_prompt_in_flight_may_begin_again_and_counts_once() -> None:
+    """That happens when a cluster's worker dies."""
     allowance = Allowance(Limits(Budget(images=4)))
     allowance.begin(0)
-    allowance.done(0, Usage(images=2))
+    allowance.finish(0, Usage(images=2))
     assert [allowance.begin(1), allowance.begin(1), allowance.begin(1)] == ["go", "go", "go"]
     assert allowance.begin(2) == "wait"
-    allowance.done(1, Usage(images=1))
-    allowance.done(1, Usage(images=1))
-    assert allowance.spent.images == 3
+    allowance.finish(1, Usage(images=1))
+    allowance.finish(1, Usage(images=1))
+    assert allowance.usage.images == 3
 
 
-def test_what_was_spent_before_counts() -> None:
+def test_earlier_usage_counts() -> None:
     allowance = Allowance(Limits(Budget(tokens=100)), Usage(prompt_tokens=100), Usage(prompt_tokens=10))
     assert allowance.begin(0) == "stop"
-    assert allowance.reached == "tokens"
+    assert allowance.limit_reached == "tokens"
 
 
-def test_hours_end_a_run() -> None:
+def test_hours_end_a_batch() -> None:
     now = [0.0]
     allowance = Allowance(Limits(hours=1), clock=lambda: now[0])
     assert allowance.begin(0) == "go"
     now[0] = 3601
     assert allowance.begin(1) == "stop"
-    assert allowance.reached == "hours"
+    assert allowance.limit_reached == "hours"
 
 
-def test_the_interval_holds_what_it_says() -> None:
-    """Of many runs of skewed costs, about 95 in a hundred cost what the sample's interval said."""
+def test_the_interval_covers_95_percent() -> None:
+    """The costs are skewed; the interval comes from a sample of 50 prompts of 600."""
     rng = random.Random(1)
-    hits, runs = 0, 400
-    for _ in range(runs):
+    hits, batches = 0, 400
+    for _ in range(batches):
         costs = [min(5, 1 + int(rng.expovariate(1.1))) for _ in range(600)]
-        told = estimate(rng.sample(costs, 50), 600)
-        hits += told.low <= sum(costs) <= told.high
-    assert 0.91 <= hits / runs <= 0.985
+        interval = estimate(rng.sample(costs, 50), 600)
+        hits += interval.low <= sum(costs) <= interval.high
+    assert 0.91 <= hits / batches <= 0.985
 
 
-def test_a_sample_of_everything_is_certain() -> None:
+def test_a_sample_of_all_prompts_is_certain() -> None:
     assert estimate([1.0, 2.0, 3.0, 4.0, 5.0], 5) == Estimate(15.0, 15.0, 15.0)
 
 
 def test_the_interval_of_a_small_sample_is_students() -> None:
-    """Against the formula with the tabled t of 9 degrees of freedom, 2.262."""
+    """The tabulated t for 9 degrees of freedom is 2.262."""
     sample = [float(x) for x in (1, 2, 2, 3, 1, 4, 2, 5, 1, 3)]
-    told = estimate(sample, 110)
+    interval = estimate(sample, 110)
     margin = 2.262 * statistics.stdev(sample) * math.sqrt(100 * (1 + 100 / 10))
-    assert told.high - told.expected == pytest.approx(margin, rel=2e-3)
+    assert interval.high - interval.expected == pytest.approx(margin, rel=2e-3)
 
 
 def test_a_forecast_needs_five_results() -> None:
     row = {"usage": Usage(images=1).model_dump(), "seconds": 1.0, "at": "2026-01-01"}
-    told = forecast([row] * 6, 3600, 2, Prices(image=0.5))
-    assert told["images"].expected == 3600
-    assert told["cost"].expected == 1800
-    assert told["hours"].expected == pytest.approx(0.5)
+    estimates = forecast([row] * 6, 3600, 2, Prices(image=0.5))
+    assert estimates["images"].expected == 3600
+    assert estimates["cost"].expected == 1800
+    assert estimates["hours"].expected == pytest.approx(0.5)
     with pytest.raises(InputError, match="needs 5"):
         forecast([row] * 4, 10, 2, Prices())

@@ -78,8 +78,8 @@ def test_threads_share_a_cache() -> None:
     texts = [f"word{i % 40} more" for i in range(400)]
     expected = points.points(texts)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda text: cached.embed_documents([text])[0], texts))
-    assert np.array_equal(np.asarray(found, np.float32), expected)
+        vectors = list(pool.map(lambda text: cached.embed_documents([text])[0], texts))
+    assert np.array_equal(np.asarray(vectors, np.float32), expected)
 
 
 def test_an_embedder_that_gives_too_few_is_an_error() -> None:
@@ -140,8 +140,8 @@ def test_nothing_heavy_is_imported_before_the_first_text() -> None:
         "init_embedder()\n"
         "print({'torch', 'transformers', 'faiss'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "set()"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.strip() == "set()"
 
 
 # --- MiniLM ---------------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monke
     batches: list[list[int]] = []
     whole = model._embed
     monkeypatch.setattr(model, "_embed", lambda some: batches.append([len(text) for text in some]) or whole(some))
-    found = model.embed_documents(texts)
+    vectors = model.embed_documents(texts)
     assert batches == [[7, 13, 19], [49, 55, 236], [242]]
-    assert np.allclose(found, [whole([text])[0] for text in texts], atol=1e-5)
+    assert np.allclose(vectors, [whole([text])[0] for text in texts], atol=1e-5)
     assert model.embed_query(texts[2]) == whole([texts[2]])[0]
     assert model.embed_documents([]) == []

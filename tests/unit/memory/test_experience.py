@@ -1,4 +1,4 @@
-"""What runs have taught: distilled, merged, found by demands, judged by use, held to limits; with FAISS and MiniLM."""
+"""Experiences: distilled, merged, recalled by demands, rated by use, pruned to limits; with FAISS and MiniLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from remembering import past
 from gems.graph.state import Memory
 from gems.memory.demands import demands_of
 from gems.memory.embedder import init_embedder
-from gems.memory.experience import EXPERIENCES, Experience, distil, merge, prune, recall, remember
+from gems.memory.experience import EXPERIENCES, Experience, distil, merge, past_runs, prune, recall, remember
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
 
@@ -31,8 +31,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]
 
 
 def experiences(store: BaseStore, user: str = "adam") -> dict[str, Experience]:
-    found = store.search(namespace(user, EXPERIENCES), limit=100)
-    return {item.key: Experience.model_validate(item.value) for item in found}
+    recalled = store.search(namespace(user, EXPERIENCES), limit=100)
+    return {item.key: Experience.model_validate(item.value) for item in recalled}
 
 
 def fill(store: BaseStore, *runs: Trajectory, user: str = "adam") -> None:
@@ -67,9 +67,9 @@ def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_sp
         past("two red cats and a dog"),
         past("two red cats", "other", generator="another"),
     )
-    found = experiences(store)
-    merged = next(e for e in found.values() if e.count == 3)
-    assert len(found) == 3
+    recalled = experiences(store)
+    merged = next(e for e in recalled.values() if e.count == 3)
+    assert len(recalled) == 3
     assert (merged.prompt, merged.best_prompt, merged.run) == ("two red cats", "straight", "run1")
     assert (merged.solved_count, merged.runs) == (2, ["run0", "run1", "run2"])
     assert merged.lesson == "say it twice"
@@ -113,13 +113,12 @@ def test_facts_are_kept_whole_and_for_their_user(store: BaseStore) -> None:
     assert recall(store, "eve", "two cats", 3) == []
 
 
-def test_runs_of_before_there_were_experiences_are_distilled_when_first_asked(store: BaseStore) -> None:
-    for i, prompt in enumerate(("two cats", "two cats", "a violin")):
-        store.put(namespace("adam"), f"run{i}", past(prompt).model_dump(mode="json"), index=["prompt"])
+def test_past_runs_are_a_users_own_and_records_that_are_no_runs_are_skipped(store: BaseStore) -> None:
+    runs = [past("two cats"), past("two cats", "a", "b"), past("a violin")]
+    fill(store, *runs)
+    fill(store, past("three cats"), user="eve")
     store.put(namespace("adam"), "torn", {"prompt": 3}, index=False)
-    [found] = recall(store, "adam", "three cats", 3)
-    assert (found.prompt, found.count) == ("two cats", 2)
-    assert len(experiences(store)) == 2
+    assert dict(past_runs(store, "adam")) == {"run0": runs[0], "run1": runs[1], "run2": runs[2]}
 
 
 def test_what_is_no_experience_costs_only_its_help(store: BaseStore) -> None:
@@ -211,24 +210,24 @@ def test_what_helps_rises_and_what_never_helps_sinks(store: BaseStore, images: i
 
 def test_few_uses_say_little() -> None:
     taught = distil("run", past("two cats"))
-    one, many = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
+    one_use, forty_uses = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
     assert taught.usefulness == 0
-    assert taught.model_copy(update={"uses": one}).usefulness == pytest.approx(0.1)
-    assert taught.model_copy(update={"uses": many}).usefulness > 0.4
+    assert taught.model_copy(update={"uses": one_use}).usefulness == pytest.approx(0.1)
+    assert taught.model_copy(update={"uses": forty_uses}).usefulness > 0.4
 
 
 def test_a_run_without_neighbours_gives_no_credit(store: BaseStore) -> None:
     fill(store, past("three red cats"))
-    [found] = recall(store, "adam", "three red dogs", 3)
-    remember(store, "adam", "later", past("three red dogs", recalled=[found.key, "forgotten"]))
-    assert experiences(store)[found.key].uses == []
+    [recalled] = recall(store, "adam", "three red dogs", 3)
+    remember(store, "adam", "later", past("three red dogs", recalled=[recalled.key, "forgotten"]))
+    assert experiences(store)[recalled.key].uses == []
 
 
 def test_runs_of_other_models_are_no_measure(store: BaseStore) -> None:
     fill(store, past("three red cats"), *(past(f"three red {what}", generator="better") for what in ("dogs", "cows")))
-    found = find(recall(store, "adam", "three red foxes", 9), "three red cats")
-    remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[found.key]))
-    assert experiences(store)[found.key].uses == []
+    recalled = find(recall(store, "adam", "three red foxes", 9), "three red cats")
+    remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[recalled.key]))
+    assert experiences(store)[recalled.key].uses == []
 
 
 def test_candidates_of_a_round_are_no_lost_rounds() -> None:
@@ -266,7 +265,7 @@ def test_what_is_too_old_goes(tmp_path: Path) -> None:
     fill(with_dates, past("two cats"), past("three cats"))
     old = next(key for key, e in experiences(with_dates).items() if e.prompt == "two cats")
     long_ago = datetime.now(UTC) - timedelta(days=40)
-    with_dates.date([(namespace("adam", EXPERIENCES), old, long_ago), (namespace("adam"), "run0", long_ago)])
+    with_dates.backdate([(namespace("adam", EXPERIENCES), old, long_ago), (namespace("adam"), "run0", long_ago)])
     assert prune(with_dates, "adam", limit=None, days=41) == 0
     assert prune(with_dates, "adam", limit=None, days=30) == 2
     assert [m.prompt for m in recall(with_dates, "adam", "two cats", 3)] == ["three cats"]

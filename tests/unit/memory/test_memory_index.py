@@ -9,7 +9,7 @@ from gems.memory.index import VectorIndex
 
 def test_every_search_finds_what_is_there_at_that_moment() -> None:
     dice, index = np.random.default_rng(0), VectorIndex(8)
-    held: dict[int, tuple[np.ndarray, int]] = {}
+    stored: dict[int, tuple[np.ndarray, int]] = {}
     following = 1
     for _ in range(200):
         if dice.random() < 0.6:
@@ -18,13 +18,13 @@ def test_every_search_finds_what_is_there_at_that_moment() -> None:
             vectors = dice.normal(size=(len(ids), 8)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             index.add((ids, vectors, spaces))
-            held |= {int(i): (v, int(s)) for i, v, s in zip(ids, vectors, spaces, strict=True)}
+            stored |= {int(i): (v, int(s)) for i, v, s in zip(ids, vectors, spaces, strict=True)}
         else:
-            gone = dice.choice(following + 5, size=4, replace=False)  # some are gone already, some never were
-            index.remove(gone)
-            for i in gone:
-                held.pop(int(i), None)
+            removed_ids = dice.choice(following + 5, size=4, replace=False)  # some are gone already, some never were
+            index.remove(removed_ids)
+            for i in removed_ids:
+                stored.pop(int(i), None)
         query = dice.normal(size=8).astype(np.float32)
-        for wanted in ((1,), (1, 3), (2,), (9,)):
-            right = sorted((-float(v @ query), i) for i, (v, s) in held.items() if s in wanted)
-            assert index.search(query, 5, wanted) == [i for _, i in right[:5]]
+        for searched_spaces in ((1,), (1, 3), (2,), (9,)):
+            right = sorted((-float(v @ query), i) for i, (v, s) in stored.items() if s in searched_spaces)
+            assert index.search(query, 5, searched_spaces) == [i for _, i in right[:5]]

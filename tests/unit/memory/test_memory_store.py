@@ -18,9 +18,9 @@ from gems.memory.store import FaissStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[FaissStore]:
-    ours = FaissStore(tmp_path / "m", embedder=Points())
-    yield ours
-    ours.close()
+    opened = FaissStore(tmp_path / "m", embedder=Points())
+    yield opened
+    opened.close()
 
 
 def test_records_are_listed_oldest_first(store: FaissStore) -> None:
@@ -65,8 +65,8 @@ def test_a_value_that_is_no_json_writes_nothing(store: FaissStore) -> None:
 
 def test_an_empty_text_is_not_embedded(store: FaissStore) -> None:
     store.put(("a",), "k", {"text": ""}, index=["text"])
-    [found] = store.search(("a",), query="a cat")
-    assert found.score is None
+    [item] = store.search(("a",), query="a cat")
+    assert item.score is None
 
 
 def test_what_is_read_is_the_readers_own(store: FaissStore) -> None:
@@ -91,8 +91,8 @@ def test_vectors_stay_while_their_texts_do(store: FaissStore) -> None:
         store.put(("a",), "k", {"texts": ["a cat", "a dog"], "n": n}, index=["texts[*]"])
     assert ids() == before
     assert store._records.count("removed") == 0
-    [found] = store.search(("a",), query="a cat")
-    assert found.value["n"] == 3
+    [item] = store.search(("a",), query="a cat")
+    assert item.value["n"] == 3
     store.put(("a",), "k", {"texts": ["a dog", "a cat"]}, index=["texts[*]"])
     assert len(ids()) == 2
     assert not set(ids()) & set(before)
@@ -112,9 +112,9 @@ def test_what_was_put_outlives_the_store(tmp_path: Path) -> None:
 
 
 def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
-    ours = FaissStore(tmp_path, embedder=Points())
-    ours.put(("a",), "mine", {"text": "quiz"}, index=["text"])
-    assert [item.key for item in ours.search(("a",), query="abba")] == ["mine"]
+    opened = FaissStore(tmp_path, embedder=Points())
+    opened.put(("a",), "mine", {"text": "quiz"}, index=["text"])
+    assert [item.key for item in opened.search(("a",), query="abba")] == ["mine"]
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from embedding import Points\n"
@@ -123,8 +123,8 @@ def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
         "s.put(('a',), 'theirs', {'text': 'abba'}, index=['text']); s.delete(('a',), 'mine'); s.close()"
     )
     forked.run([sys.executable, "-c", code, tmp_path, Path(__file__).parents[2]], check=True)
-    assert [item.key for item in ours.search(("a",), query="abba")] == ["theirs"]
-    ours.close()
+    assert [item.key for item in opened.search(("a",), query="abba")] == ["theirs"]
+    opened.close()
 
 
 def test_another_embedder_is_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def state(prompt: str, answers: str) -> GemsState:
 def test_a_trajectory_keeps_facts_and_experience() -> None:
     past = Trajectory.from_state(state("two cats", "yn"), mllm="pocket", generator="pocket")
     assert (past.prompt, past.best_prompt, past.solved) == ("two cats", "better two cats", False)
-    assert past.failed == ["Question 1?"]
+    assert past.failed_questions == ["Question 1?"]
     assert past.experience == "say exactly"
     assert Trajectory.model_validate(past.model_dump(mode="json")) == past
 

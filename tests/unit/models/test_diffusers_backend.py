@@ -46,14 +46,14 @@ def repository(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     snapshot = tmp_path / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
     shutil.copy(saved / "model_index.json", snapshot)
-    asked: list[str | None] = []
+    revisions: list[str | None] = []
 
     def hf_hub_download(path: str, file: str, *, revision: str | None) -> str:
-        asked.append(revision)
+        revisions.append(revision)
         return str(snapshot / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    return asked
+    return revisions
 
 
 def generator(folder: Path | str, options: GeneratorOptions = SMALL, **changes: Any) -> DiffusersGenerator:
@@ -105,11 +105,11 @@ def test_options_override_the_defaults(saved: Path) -> None:
 
 
 def test_settings_reach_the_pipeline(saved: Path) -> None:
-    told: list[Step] = []
-    [result] = generator(saved, DEFAULTS, width=48, height=SIZE, steps=3).generate(REQUESTS[:1], on_step=told.append)
+    reports: list[Step] = []
+    [result] = generator(saved, DEFAULTS, width=48, height=SIZE, steps=3).generate(REQUESTS[:1], on_step=reports.append)
     assert isinstance(result, GeneratedImage)
     assert result.image.size == (48, SIZE)
-    assert [at.step for at in told] == [1, 2, 3]
+    assert [at.step for at in reports] == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_settings_reach_the_pipeline(saved: Path) -> None:
         ({"quantization": "fp7"}, "unknown quantization 'fp7'"),
         ({"quantization": "no/such.gguf"}, "there is no file no/such.gguf"),
         ({"device": "teapot"}, "there is no device 'teapot'"),
-        ({"device": "cuda:99"}, "device cuda:99 is not here"),
+        ({"device": "cuda:99"}, "device cuda:99 is not available"),
         ({"offload": "model"}, "offload=model needs a GPU"),
         ({"offload": "sequential"}, "offload=sequential needs a GPU"),
     ],
@@ -141,8 +141,8 @@ def test_a_pipeline_without_a_sibling_takes_no_strength() -> None:
 def test_a_missing_package_is_named(
     saved: Path, quantization: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else there(name, *a))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else find_spec(name, *a))
     with pytest.raises(InputError, match=rf"needs the package {package}: pip install 'gems-graph\[quantization\]'"):
         generator(saved, quantization=quantization).load()
 
@@ -154,9 +154,9 @@ def test_the_autoencoder_can_work_in_parts_and_the_denoiser_be_compiled(
 
     compiled: list[object] = []
     monkeypatch.setattr(ZImageTransformer2DModel, "compile_repeated_blocks", lambda self: compiled.append(self))
-    made = generator(folder, vae_tiling=True, vae_slicing=True, compile=True)
-    assert len(images(made, REQUESTS[:1])) == 1
-    with made.replicas.one() as replica:
+    backend = generator(folder, vae_tiling=True, vae_slicing=True, compile=True)
+    assert len(images(backend, REQUESTS[:1])) == 1
+    with backend.replicas.borrow() as replica:
         assert replica.pipeline.vae.use_tiling
         assert replica.pipeline.vae.use_slicing
         assert compiled == [replica.pipeline.transformer]
@@ -187,9 +187,9 @@ def test_a_gguf_file_replaces_the_transformer(folder: Path) -> None:
         writer.add_tensor(name, tensor.numpy())
     for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
         getattr(writer, step)()
-    made = generator(folder, quantization=str(folder.parent / "transformer.gguf"))
-    assert [pixels(r) for r in images(made, REQUESTS[:1])] == [pixels(r) for r in plain]
-    assert made.fingerprint.startswith(generator(folder).fingerprint + "+")
+    backend = generator(folder, quantization=str(folder.parent / "transformer.gguf"))
+    assert [pixels(r) for r in images(backend, REQUESTS[:1])] == [pixels(r) for r in plain]
+    assert backend.fingerprint.startswith(generator(folder).fingerprint + "+")
 
 
 def test_int8_weights_make_nearly_the_same_image(folder: Path) -> None:
@@ -221,24 +221,24 @@ def test_every_gpu_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch
 
 
 def test_weights_are_loaded_once_however_they_are_called(folder: Path) -> None:
-    few, many = generator(folder), generator(folder, steps=4, previews=1)
-    with few.replicas.one() as replica:
+    first_generator, second_generator = generator(folder), generator(folder, steps=4, previews=1)
+    with first_generator.replicas.borrow() as replica:
         pipeline = replica.pipeline
-    with many.replicas.one() as replica:
+    with second_generator.replicas.borrow() as replica:
         assert replica.pipeline is pipeline
-    with generator(folder, vae_slicing=True).replicas.one() as replica:
+    with generator(folder, vae_slicing=True).replicas.borrow() as replica:
         assert replica.pipeline is not pipeline
 
 
 def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
     alone = [pixels(r) for r in images(generator(folder), REQUESTS)]
     both = generator(folder, device="cpu,cpu", batch_size=8)
-    told: list[Step] = []
-    results = both.generate(REQUESTS, on_step=told.append)
+    reports: list[Step] = []
+    results = both.generate(REQUESTS, on_step=reports.append)
     assert [isinstance(r, GeneratedImage) for r in results] == [True] * 4
-    assert {at.index for at in told} == {0, 1, 2, 3}
+    assert {at.index for at in reports} == {0, 1, 2, 3}
     replicas = both.replicas
-    with replicas.one() as first, replicas.one() as second:
+    with replicas.borrow() as first, replicas.borrow() as second:
         assert first.pipeline is not second.pipeline
     single = generator(folder, device="cpu,cpu")
     assert [pixels(r) for r in images(single, REQUESTS)] == alone
@@ -248,30 +248,30 @@ def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
 
 
 def limit_memory(
-    made: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch, largest: int, error: Exception
+    backend: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch, largest: int, error: Exception
 ) -> list[int]:
     """Let the transformer fail for more images at once than so many; gives the sizes that were tried."""
-    tried: list[int] = []
-    with made.replicas.one() as replica:
+    batch_sizes: list[int] = []
+    with backend.replicas.borrow() as replica:
         transformer = replica.pipeline.transformer
     forward: Callable[..., Any] = transformer.forward
 
     def limited(x: list[Any], *args: Any, **kwargs: Any) -> Any:
-        tried.append(len(x))
+        batch_sizes.append(len(x))
         if len(x) > largest:
             raise error
         return forward(x, *args, **kwargs)
 
     monkeypatch.setattr(transformer, "forward", limited)
-    return tried
+    return batch_sizes
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("HIP out of memory. Tried ...")])
 def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    made = generator(folder, batch_size=4)
-    tried = limit_memory(made, monkeypatch, 1, error)
-    results = images(made, REQUESTS)
-    assert tried == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
+    backend = generator(folder, batch_size=4)
+    batch_sizes = limit_memory(backend, monkeypatch, 1, error)
+    results = images(backend, REQUESTS)
+    assert batch_sizes == [4, 2, 1, 1, 1, 1, 1, 1, 1, 1]
     assert [r.request for r in results] == REQUESTS
     assert [r.note for r in results] == [
         "tiny: a batch of 2 does not fit into memory; going on with 1",
@@ -279,25 +279,25 @@ def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.M
         None,
         None,
     ]
-    tried.clear()
-    assert [r.note for r in images(made, REQUESTS[:2])] == [None, None]  # it remembers what fits
-    assert tried == [1, 1, 1, 1]
+    batch_sizes.clear()
+    assert [r.note for r in images(backend, REQUESTS[:2])] == [None, None]  # it remembers what fits
+    assert batch_sizes == [1, 1, 1, 1]
     assert [pixels(r) for r in results] == [pixels(r) for r in images(generator(folder), REQUESTS)]
 
 
 def test_one_image_that_does_not_fit_is_an_error_with_advice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = generator(folder, batch_size=2)
-    limit_memory(made, monkeypatch, 0, torch.OutOfMemoryError("CUDA"))
-    for error in made.generate(REQUESTS[:2]):
+    backend = generator(folder, batch_size=2)
+    limit_memory(backend, monkeypatch, 0, torch.OutOfMemoryError("CUDA"))
+    for error in backend.generate(REQUESTS[:2]):
         assert isinstance(error, BackendError)
         assert not error.retryable
         assert "offload=model" in str(error)
 
 
 def test_other_failures_are_errors_in_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = generator(folder)
-    limit_memory(made, monkeypatch, 0, RuntimeError("cuBLAS\nfailed"))
-    [error] = made.generate(REQUESTS[:1])
+    backend = generator(folder)
+    limit_memory(backend, monkeypatch, 0, RuntimeError("cuBLAS\nfailed"))
+    [error] = backend.generate(REQUESTS[:1])
     assert isinstance(error, BackendError)
     assert error.retryable
     assert str(error) == "tiny: cuBLAS failed"
@@ -311,18 +311,18 @@ class StopError(Exception):
 
 
 def test_a_callback_that_raises_ends_the_image_at_once(folder: Path) -> None:
-    seen: list[int] = []
+    step_numbers: list[int] = []
 
     def on_step(at: Step) -> None:
-        seen.append(at.step)
+        step_numbers.append(at.step)
         if at.step == 2:
             raise StopError
 
-    made = generator(folder, steps=50)
+    backend = generator(folder, steps=50)
     with pytest.raises(StopError):
-        made.generate(REQUESTS, on_step=on_step)
-    assert seen == [1, 2]
-    assert len(images(made, REQUESTS[:1])) == 1
+        backend.generate(REQUESTS, on_step=on_step)
+    assert step_numbers == [1, 2]
+    assert len(images(backend, REQUESTS[:1])) == 1
 
 
 def test_previews_that_fail_leave_the_images_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,10 +332,10 @@ def test_previews_that_fail_leave_the_images_alone(folder: Path, monkeypatch: py
         raise RuntimeError("no encoder")
 
     monkeypatch.setattr(AutoencoderKL, "encode", encode)
-    told: list[Step] = []
-    [result] = generator(folder, previews=1).generate(REQUESTS[:1], on_step=told.append)
+    reports: list[Step] = []
+    [result] = generator(folder, previews=1).generate(REQUESTS[:1], on_step=reports.append)
     assert isinstance(result, GeneratedImage)
-    assert [at.preview for at in told] == [None, None]
+    assert [at.preview for at in reports] == [None, None]
 
 
 def test_previews_have_the_colours_of_the_image() -> None:
@@ -392,9 +392,9 @@ def test_an_edit_moves_as_far_as_strength_says(folder: Path) -> None:
     edits = [ImageRequest("a car", 1, Edit(start, keep=("Is it red?",), fix=()))]
 
     def steps(strength: float | None) -> int:
-        told: list[Step] = []
-        generator(folder, steps=10, strength=strength).generate(edits, on_step=told.append)
-        return len(told)
+        reports: list[Step] = []
+        generator(folder, steps=10, strength=strength).generate(edits, on_step=reports.append)
+        return len(reports)
 
     assert (steps(0.2), steps(None), steps(1.0)) == (2, 6, 10)
 
@@ -444,17 +444,17 @@ def test_a_repository_is_pinned_to_the_commit_that_is_named(
         raise OSError("no network")
 
     monkeypatch.setattr(diffusers.ZImagePipeline, "from_pretrained", from_pretrained)
-    made = generator("owner/repo@v1")
-    assert made.fingerprint == "owner/repo@c0ffee"
+    backend = generator("owner/repo@v1")
+    assert backend.fingerprint == "owner/repo@c0ffee"
     with pytest.raises(BackendError, match="cannot load the image model owner/repo: no network"):
-        made.load()
+        backend.load()
     assert repository == ["v1", "c0ffee"]
 
 
 def test_a_repository_that_cannot_be_reached_is_an_error_of_one_line() -> None:
-    made = init_image_generator("diffusers:nobody/nothing@v1")
+    backend = init_image_generator("diffusers:nobody/nothing@v1")
     with pytest.raises(BackendError, match="cannot load the image model nobody/nothing") as caught:
-        made.generate(REQUESTS[:1])
+        backend.generate(REQUESTS[:1])
     assert not caught.value.retryable
     assert "\n" not in str(caught.value)
 
@@ -496,7 +496,7 @@ def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
         generator(folder).load()
     trusting = generator(folder, trust_remote_code=True)
     assert len(images(trusting, REQUESTS[:1])) == 1
-    with trusting.replicas.one() as replica:
+    with trusting.replicas.borrow() as replica:
         assert replica.pipeline.made_here
 
 
@@ -521,7 +521,7 @@ def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
     sizes = diffusers_check.weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
     assert sizes is not None
     assert set(sizes) == {"transformer", "text_encoder", "vae"}
-    with generator(folder).replicas.one() as replica:
+    with generator(folder).replicas.borrow() as replica:
         assert sizes["transformer"] == 2 * sum(p.numel() for p in replica.pipeline.transformer.parameters())
     quantized = diffusers_check.weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
     assert quantized is not None
@@ -574,9 +574,9 @@ def test_check_goes_on_where_the_hub_does_not_answer() -> None:
 
 
 def test_pocket_takes_the_options_that_its_pipeline_takes() -> None:
-    told: list[Step] = []
-    few = init_image_generator("pocket", GeneratorOptions(steps=3, batch_size=2))
-    few.generate([ImageRequest("two red cars", 1), ImageRequest("a dog", 2)], on_step=told.append)
-    assert [(at.index, at.step, at.steps) for at in told] == [(i, s, 3) for i in range(2) for s in (1, 2, 3)]
+    reports: list[Step] = []
+    pocket = init_image_generator("pocket", GeneratorOptions(steps=3, batch_size=2))
+    pocket.generate([ImageRequest("two red cars", 1), ImageRequest("a dog", 2)], on_step=reports.append)
+    assert [(at.index, at.step, at.steps) for at in reports] == [(i, s, 3) for i in range(2) for s in (1, 2, 3)]
     with pytest.raises(InputError, match="PocketPipeline takes no width"):
         init_image_generator("pocket", GeneratorOptions(width=256)).generate([ImageRequest("a dog", 1)])

@@ -16,20 +16,20 @@ CHANCES = {"yes": 0.7, "no": 0.2, "unsure": 0.1}
 
 def token(text: str, **alternatives: float) -> dict[str, Any]:
     """A token, and what else could have stood there: by name, an underscore for a quote."""
-    told = [{"token": name.replace("_", '"'), "logprob": math.log(p)} for name, p in alternatives.items()]
-    return {"token": text, "logprob": told[0]["logprob"] if told else -0.1, "top_logprobs": told}
+    choices = [{"token": name.replace("_", '"'), "logprob": math.log(p)} for name, p in alternatives.items()]
+    return {"token": text, "logprob": choices[0]["logprob"] if choices else -0.1, "top_logprobs": choices}
 
 
 def probabilities(*tokens: str | dict[str, Any]) -> dict[str, Any]:
     content = [token(t) if isinstance(t, str) else t for t in tokens]
     message = AIMessage("".join(t["token"] for t in content), response_metadata={"logprobs": {"content": content}})
-    return {name: {w: pytest.approx(p) for w, p in found.items()} for name, found in _found(message).items()}
+    return {name: {w: pytest.approx(p) for w, p in shares.items()} for name, shares in _shares(message).items()}
 
 
-def _found(message: AIMessage) -> dict[str, dict[Any, float]]:
-    found = answer_probabilities(message)
-    assert all(math.isclose(sum(shares.values()), 1) for shares in found.values())
-    return found
+def _shares(message: AIMessage) -> dict[str, dict[Any, float]]:
+    shares_by_id = answer_probabilities(message)
+    assert all(math.isclose(sum(shares.values()), 1) for shares in shares_by_id.values())
+    return shares_by_id
 
 
 def answered(name: str, *tokens: dict[str, Any] | str) -> list[dict[str, Any] | str]:
@@ -53,13 +53,13 @@ def test_letters_of_the_same_word_add_up_and_others_do_not_count() -> None:
 
 
 def test_a_quote_that_is_part_of_the_token_is_no_part_of_the_word() -> None:
-    chosen = token('"yes', _yes=0.7, _no=0.2, _unsure=0.1, yes=0.9)
-    assert probabilities('{"id": "r1", "answer": ', chosen, '", "confidence": 1}') == {"r1": CHANCES}
+    answer_token = token('"yes', _yes=0.7, _no=0.2, _unsure=0.1, yes=0.9)
+    assert probabilities('{"id": "r1", "answer": ', answer_token, '", "confidence": 1}') == {"r1": CHANCES}
 
 
 def test_what_follows_the_word_in_its_token_is_no_part_of_it() -> None:
-    chosen = token('yes",', **{'yes",': 0.7, 'no",': 0.2, "uns": 0.1})
-    assert probabilities('{"id": "r1", "answer": "', chosen, ' "confidence": 1}') == {"r1": CHANCES}
+    answer_token = token('yes",', **{'yes",': 0.7, 'no",': 0.2, "uns": 0.1})
+    assert probabilities('{"id": "r1", "answer": "', answer_token, ' "confidence": 1}') == {"r1": CHANCES}
 
 
 def test_each_question_has_its_own_and_one_that_occurs_twice_has_none() -> None:
@@ -84,9 +84,9 @@ def test_what_is_no_log_probability_does_not_count(logprob: Any) -> None:
 
 
 def test_an_alternative_that_was_next_to_impossible_has_no_share() -> None:
-    told = [{"token": "yes", "logprob": 0.0}, {"token": "no", "logprob": -9999.0}]
-    chosen = {"token": "yes", "logprob": 0.0, "top_logprobs": told}
-    assert probabilities(*answered("r1", chosen)) == {"r1": {"yes": 1.0, "no": 0.0, "unsure": 0.0}}
+    choices = [{"token": "yes", "logprob": 0.0}, {"token": "no", "logprob": -9999.0}]
+    answer_token = {"token": "yes", "logprob": 0.0, "top_logprobs": choices}
+    assert probabilities(*answered("r1", answer_token)) == {"r1": {"yes": 1.0, "no": 0.0, "unsure": 0.0}}
 
 
 @pytest.mark.parametrize("metadata", [{}, {"logprobs": None}, {"logprobs": {"content": None}}, {"logprobs": []}])

@@ -39,7 +39,7 @@ def test_it_is_found_by_name_and_follows_the_protocol() -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "question", "verdict"),
+    ("sign_text", "question", "verdict"),
     [
         ("OPEN", 'Does the sign read "OPEN"?', True),
         ("OPEN", "Does the sign read “open”?", True),
@@ -49,10 +49,10 @@ def test_it_is_found_by_name_and_follows_the_protocol() -> None:
         ("OPEN", 'Does it read "OPEN" and, below, "SUNDAY"?', False),
     ],
 )
-def test_it_says_whether_the_words_are_there(ocr: OcrInspector, written: str, question: str, verdict: bool) -> None:
-    [finding] = ocr.inspect(sign(written), [asked(question)])
+def test_it_says_whether_the_words_are_there(ocr: OcrInspector, sign_text: str, question: str, verdict: bool) -> None:
+    [finding] = ocr.inspect(sign(sign_text), [asked(question)])
     assert finding.requirement_id == "r1"
-    assert written.split()[0] in finding.evidence
+    assert sign_text.split()[0] in finding.evidence
     assert finding.probability is not None
     assert (finding.probability > 0.9) if verdict else (finding.probability < 0.1)
 
@@ -94,7 +94,7 @@ def test_quotations_are_found(question: str, quoted: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words", "expected"),
+    ("text", "words", "expected"),
     [
         ("OPEN", ["we", "are", "open!"], 1.0),
         ("fresh bread", ["FRESHBREAD"], 1.0),
@@ -105,5 +105,5 @@ def test_quotations_are_found(question: str, quoted: list[str]) -> None:
         ("!!!", ["!!!"], 0.0),
     ],
 )
-def test_similarity_is_the_edit_distance_to_the_nearest_words(wanted: str, words: list[str], expected: float) -> None:
-    assert similarity(wanted, words) == pytest.approx(expected)
+def test_similarity_is_the_edit_distance_to_the_nearest_words(text: str, words: list[str], expected: float) -> None:
+    assert similarity(text, words) == pytest.approx(expected)

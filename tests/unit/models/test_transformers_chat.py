@@ -250,8 +250,8 @@ def own_code(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "kind", "said"),
     [
-        (damage("config.json", None), InputError, "holds no chat model"),
-        (text_only, InputError, "no vision chat model: it is a gpt2"),
+        (damage("config.json", None), InputError, "contains no chat model"),
+        (text_only, InputError, "not a vision chat model: its type is gpt2"),
         (own_code, InputError, "does not know the model"),
         (damage("chat_template.jinja", None), InputError, "no chat template"),
         (damage("config.json", "{"), InputError, "does not know the model"),
@@ -274,7 +274,7 @@ def test_weights_that_are_torn(folder: Path) -> None:
     whole = file.read_bytes()
     for torn in (whole[:-1], b"", b"\xff" * 64):
         file.write_bytes(torn)
-        with pytest.raises(BackendError, match="not whole") as error:
+        with pytest.raises(BackendError, match="are damaged") as error:
             model(folder).check()
         fault(error)
         with pytest.raises(BackendError, match="cannot load the chat model") as error:
@@ -286,7 +286,7 @@ def test_weights_that_are_not_complete(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(BackendError, match=r"not complete, lm_head\.weight") as error:
+    with pytest.raises(BackendError, match=r"incomplete weights, lm_head\.weight") as error:
         model(folder).load()
     fault(error)
     (folder / "model.safetensors").rename(folder / "1.safetensors")
@@ -318,7 +318,7 @@ def test_pickles_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ({"device": "cuda:77"}, "cuda:77 is not here"),
+        ({"device": "cuda:77"}, "cuda:77 is not available"),
         ({"device": "cpu,cpu"}, "runs on one device"),
         (
             {"quantization": "bnb-4bit"},
@@ -649,7 +649,7 @@ def test_tools_and_a_schema_at_once(long: TransformersChatModel) -> None:
 
 def test_a_schema_that_cannot_be_held_to(chat: TransformersChatModel) -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}}
-    with pytest.raises(NotImplementedError, match="cannot be held to this schema"):
+    with pytest.raises(NotImplementedError, match="cannot be constrained to this schema"):
         chat.with_structured_output(schema).invoke("hi")
 
 

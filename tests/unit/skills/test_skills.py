@@ -11,8 +11,8 @@ from langchain_core.messages import AIMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from skill_activation import wanted
-from skill_retrieval import labelled
+from skill_activation import called_skills
+from skill_retrieval import labelled_prompts
 
 from gems.errors import InputError
 from gems.models.pocket.chat import PocketChatModel
@@ -52,17 +52,17 @@ def test_the_formats_own_validator_finds_no_fault(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["attribute-binding", "counting", "spatial-layout"])
 def test_wishes_activate_the_skill_that_they_need_and_near_misses_do_not(name: str) -> None:
-    wishes = labelled()[name]
+    wishes = labelled_prompts()[name]
     for wish in wishes["use"][:6]:  # the later ones are beyond the pocket model's vocabulary
-        assert name in wanted(PocketChatModel(), wish), wish
+        assert name in called_skills(PocketChatModel(), wish), wish
     for wish in wishes["not"][:4]:
-        assert name not in wanted(PocketChatModel(), wish), wish
+        assert name not in called_skills(PocketChatModel(), wish), wish
 
 
 def test_for_every_skill_there_are_wishes_that_a_model_is_measured_by() -> None:
     """What is expected of real models: ``python benchmarks/skill_activation.py`` measures one, and none runs here."""
-    assert set(labelled()) == set(load_skills().skills)
-    for name, wishes in labelled().items():
+    assert set(labelled_prompts()) == set(load_skills().skills)
+    for name, wishes in labelled_prompts().items():
         assert (len(wishes["use"]), len(wishes["not"])) == (12, 8)
         assert not set(wishes["use"]) & set(load_skills().skills[name].examples), "an example would find itself"
 

@@ -1,1 +1,1 @@
-"""Image generators that are diffusers pipelines in this process."""
+"""Image generators that run diffusers pipelines in this process."""

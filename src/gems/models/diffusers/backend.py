@@ -2,76 +2,44 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
-from queue import LifoQueue
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from PIL import Image
 
 from gems.errors import BackendError, InputError
-from gems.models.devices import pick_devices, pick_dtype
-from gems.models.diffusers.defaults import call_defaults, prompting
-from gems.models.diffusers.loading import PipelineSource, accepts, is_out_of_memory, load_pipeline
-from gems.models.diffusers.previews import Previews
-from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step, StepCallback, edit_instruction
+from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
+from gems.models.diffusers.defaults import prompting
+from gems.models.diffusers.loading import PipelineSource, accepts, is_out_of_memory
+from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
+from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback
 from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
 
 __all__ = ["DiffusersGenerator"]
 
-STRENGTH: Final = 0.6
-"""How far an edit moves from its image unless told otherwise; the default of diffusers' newer pipelines."""
-
-_ARGUMENTS: Final = {
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "true_cfg_scale": "true_cfg_scale",
-    "negative_prompt": "negative_prompt",
-}
-"""Options and the arguments of a pipeline's call that they set."""
-
-_LOADING: Final = frozenset(
-    {
-        "device",
-        "dtype",
-        "offload",
-        "quantization",
-        "vae_tiling",
-        "vae_slicing",
-        "compile",
-        "trust_remote_code",
-    }
-)
-"""Options that decide what is loaded: generators that agree in them share their weights."""
-
-_HERE: Final = _LOADING | _ARGUMENTS.keys() | {"strength", "batch_size", "previews"}
-
 Results: TypeAlias = dict[int, GeneratedImage | BackendError]
+"""By the request's index."""
 
 
 class DiffusersGenerator:
-    """Any text-to-image ``DiffusionPipeline``, loaded at its first use and once per process.
+    """Any text-to-image ``DiffusionPipeline``; its weights are loaded at the first use, once per process.
 
-    Each image has a random generator of its own, on the CPU, so that its noise is the same on any device and in any
-    batch. In a batch the last bits of an image may still differ from those of the same image alone, as
-    matrix products of other shapes are summed in another order; in batches of one, the default, they never do.
+    Each image has its own random generator on the CPU, so that its noise is the same on every device and in every
+    batch. In a batch, the last bits of an image may still differ from the same image drawn alone, since matrix products
+    of other shapes are summed in another order. In batches of one, the default, they never differ.
 
     Args:
         source: ``FOLDER_OR_REPO[@REVISION]``.
-        name: What to call this backend in records.
-        options: How it is run.
-        module: The module that defines the pipeline's class, where that is not diffusers.
+        name: The name of this backend in records.
+        options: How images are drawn.
+        module: The module that defines the pipeline's class, if it is not diffusers.
     """
 
     def __init__(
@@ -85,7 +53,7 @@ class DiffusersGenerator:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of a local folder's weights; a repository's id and commit otherwise; then that of a .gguf file."""
+        """SHA-256 of a folder's weights, or a repository's id and commit; with SHA-256 of the .gguf file, if any."""
         folder = self._source.folder
         weights = folder_fingerprint(folder) if folder else f"{self._source.path}@{self._source.commit}"
         file = self._options.quantization
@@ -97,104 +65,66 @@ class DiffusersGenerator:
     @property
     def edits(self) -> bool:
         """Whether the pipeline, or its image-to-image sibling in diffusers, can start from an image."""
-        return self._editing_class is not None
-
-    @cached_property
-    def _editing_class(self) -> type | None:
-        from diffusers.pipelines.auto_pipeline import (
-            AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as EDITING,
-        )
-        from diffusers.pipelines.auto_pipeline import (
-            AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING,
-        )
-
-        kind = self._source.pipeline_class
-        if kind in EDITING.values() or accepts(kind, "keep"):
-            return kind
-        family = next((name for name, known in DRAWING.items() if known is kind), None)
-        sibling: type | None = EDITING.get(family)
-        return sibling
+        return self._source.editing_class is not None
 
     @property
     def guide(self) -> str:
         """See ``Guided.guide``."""
         kind = self._source.pipeline_class
-        own: str | None = getattr(kind, "prompting", None)
-        return own or prompting(kind.__name__)
+        own_guide: str | None = getattr(kind, "prompting", None)
+        return own_guide or prompting(kind.__name__)
 
     def objection(self, prompt: str) -> str:
-        """See ``Guided.objection``; only pipelines of ours can tell beforehand."""
+        """See ``Guided.objection``; only our own pipelines object."""
         check: Callable[[str], str] | None = getattr(self._source.pipeline_class, "objection", None)
         return check(prompt) if check else ""
 
-    @property
-    def _only_edits(self) -> bool:
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
-
-        kind = self._source.pipeline_class
-        return self._editing_class is kind and kind not in DRAWING.values() and not accepts(kind, "keep")
-
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The arguments that each call of the pipeline is given, besides prompts, images and noise.
+        """The arguments of every call of the pipeline, besides prompts, images and noise.
 
         Raises:
-            InputError: An option is not for this pipeline.
-            BackendError: The pipeline is not there, or not known here.
+            InputError: The pipeline cannot honour an option.
+            BackendError: The pipeline does not exist, or this version of diffusers does not have it.
         """
-        kind = self._source.pipeline_class
-        fields = GeneratorOptions.model_fields
-        given = {name: value for name in fields if (value := getattr(self._options, name)) != fields[name].default}
-        for option in given:
-            if option not in _HERE:
-                raise InputError(f"{self.name} runs in this process and has no use for the option {option}")
-            if option in _ARGUMENTS and not accepts(kind, _ARGUMENTS[option]):
-                raise InputError(f"{self.name}: {kind.__name__} takes no {option}; leave it out")
-        if "strength" in given and not (self._editing_class and accepts(self._editing_class, "strength")):
-            raise InputError(f"{self.name}: {kind.__name__} edits no images by strength; leave it out")
-        if self._only_edits and accepts(kind, "strength"):
-            raise InputError(f"{self.name}: {kind.__name__} only refines images; take a text-to-image pipeline")
-        chosen = {_ARGUMENTS[option]: value for option, value in given.items() if option in _ARGUMENTS}
-        settings = call_defaults(kind.__name__, self._source.path) | chosen
-        if accepts(kind, "max_area") and "width" in settings and "height" in settings:
-            settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales to this, whatever the size
-        return settings
+        return call_settings(self.name, self._source, self._options)
 
     def load(self) -> None:
-        """Load the weights now, rather than at the first image; with several devices, on the first of them.
+        """Load the weights now rather than at the first image; with several devices, on the first one.
 
         Raises:
-            InputError: An option does not go with this pipeline or this machine.
-            BackendError: They are not there or cannot be loaded.
+            InputError: The pipeline or this machine cannot honour an option.
+            BackendError: The weights do not exist, or cannot be loaded.
         """
         _ = self.settings
-        with self.replicas.one() as replica:
+        with self.replicas.borrow() as replica:
             _ = replica.pipeline
 
     def check(self) -> str:
-        """One line on what would be run, without loading it.
+        """One line on what would run, without loading it.
 
         Raises:
-            InputError: An option does not go with this pipeline or this machine.
-            BackendError: The weights or a package are not there, or they do not fit.
+            InputError: The pipeline or this machine cannot honour an option.
+            BackendError: The weights or a package are missing, or the weights do not fit into memory.
         """
         from gems.models.diffusers.check import describe
 
-        edits = f"edits images with {self._editing_class.__name__}" if self._editing_class else "edits no images"
-        return f"{describe(self._source, self._options)}; {_listed(self.settings)}; {edits}"
+        editor = self._source.editing_class
+        edits = f"edits images with {editor.__name__}" if editor else "edits no images"
+        settings = ", ".join(f"{name} {value!r}" for name, value in self.settings.items())
+        settings = settings or "the pipeline's own defaults"
+        return f"{describe(self._source, self._options)}; {settings}; {edits}"
 
     @property
     def replicas(self) -> Replicas:
-        """The copies of its weights; generators that load the same share them."""
-        options = GeneratorOptions(**{name: getattr(self._options, name) for name in _LOADING})
-        with _LOCK:
-            return _replicas(self._source, options)
+        """The copies of the weights; generators that load the same weights share them."""
+        return replicas_of(self._source, self._options)
 
     @property
     def batch_size(self) -> int:
-        """Most images in one call of the pipeline."""
+        """The most images in one call of the pipeline."""
         if self._source.module != "diffusers":
-            return 1  # a pipeline of ours: batches bring it nothing, and its images are the same to the last bit
+            return 1  # our own pipelines gain nothing from batches, and without them their images are reproducible
         return self._options.batch_size or 1
 
     # --- what it does -------------------------------------------------------------------------------------------------
@@ -207,32 +137,31 @@ class DiffusersGenerator:
         replicas = self.replicas
         batches = list(self._batches(requests, len(replicas.devices)))
 
-        def work(batch: list[int]) -> Results:
-            with replicas.one() as replica:
-                return self._make(replica, {index: requests[index] for index in batch}, on_step)
+        def draw(batch: list[int]) -> Results:
+            with replicas.borrow() as replica:
+                return self._draw(replica, {index: requests[index] for index in batch}, on_step)
 
         if len(batches) == 1 or len(replicas.devices) == 1:
-            done = [work(batch) for batch in batches]
+            parts = [draw(batch) for batch in batches]
         else:
             with ThreadPoolExecutor(len(replicas.devices)) as pool:
-                # Each thread has a copy of this one's context, in which LangGraph keeps where events go.
-                futures = [pool.submit(copy_context().run, work, batch) for batch in batches]
-                done = [future.result() for future in futures]
-        results = {index: result for part in done for index, result in part.items()}
+                # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
+                futures = [pool.submit(copy_context().run, draw, batch) for batch in batches]
+                parts = [future.result() for future in futures]
+        results = {index: result for part in parts for index, result in part.items()}
         return [results[index] for index in range(len(requests))]
 
     def _batches(self, requests: Sequence[ImageRequest], devices: int) -> Iterator[list[int]]:
-        """Which requests may go together, by index: edits apart from the rest, spread evenly over the devices."""
-        largest = self.batch_size
+        """Batches of requests, by index: edits apart from the others, spread evenly over the devices."""
         for edits in (False, True):
             indices = [index for index, request in enumerate(requests) if (request.edit is not None) == edits]
-            # An editor that reads instructions takes several images for several references to one edit.
-            size = 1 if edits and not accepts(self._editing_class or object, "strength") else largest
-            size = max(1, min(size, math.ceil(len(indices) / devices)))
+            # An editor that reads instructions would take several images for several references of one edit.
+            is_alone = edits and not accepts(self._source.editing_class or object, "strength")
+            size = max(1, min(1 if is_alone else self.batch_size, math.ceil(len(indices) / devices)))
             yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
-    def _make(self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None) -> Results:
-        """Make images in one batch or, where the memory does not hold so many at once, in several."""
+    def _draw(self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None) -> Results:
+        """Draw images in one batch, or in several smaller ones if memory runs out."""
         results: Results = {}
         waiting, note = list(requests), None
         while waiting:
@@ -246,7 +175,7 @@ class DiffusersGenerator:
                 waiting, note = waiting[len(batch) :], None
                 continue
             if failure is None:
-                replica.free()  # not while the exception is handled: it holds on to what was in use
+                replica.free()  # after the except block: the exception keeps the tensors of the failed call alive
                 replica.limit = len(batch) // 2
                 note = f"{self.name}: a batch of {len(batch)} does not fit into memory; going on with {replica.limit}"
                 continue
@@ -255,9 +184,9 @@ class DiffusersGenerator:
         return results
 
     def _failure(self, error: RuntimeError, batch: int) -> BackendError | None:
-        """The error to report, or None where a smaller batch may do."""
+        """The error to report; None if a smaller batch may fit."""
         if not is_out_of_memory(error):
-            return BackendError(f"{self.name}: {' '.join(str(error).split())[:500]}")
+            return BackendError(f"{self.name}: {_on_one_line(error)}")
         if batch > 1:
             return None
         return BackendError(
@@ -269,69 +198,38 @@ class DiffusersGenerator:
     def _call(
         self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None
     ) -> list[Image.Image]:
-        """One call of the pipeline."""
+        """Draw a batch with one call of the pipeline."""
         batch = list(requests.values())
-        pipeline = replica.pipeline if batch[0].edit is None else replica.editor
-        arguments = self._arguments(batch)
+        if batch[0].edit is None:
+            pipeline = replica.pipeline
+            arguments = drawing_arguments(self._source, self.settings, batch)
+        else:
+            pipeline = replica.editor
+            arguments = editing_arguments(self._source, self.settings, batch, self._options.strength)
         if on_step is not None and accepts(pipeline.__class__, "callback_on_step_end"):
             arguments["callback_on_step_end"] = self._reporter(replica, list(requests), arguments, on_step)
         try:
             images: list[Image.Image] = pipeline(**arguments).images
-        except ValueError as error:  # what diffusers raises for inputs that a pipeline cannot take
-            raise InputError(f"{self.name}: {' '.join(str(error).split())[:500]}") from error
+        except ValueError as error:  # diffusers raises it for inputs that a pipeline cannot take
+            raise InputError(f"{self.name}: {_on_one_line(error)}") from error
         finally:
-            # After a stop between two steps, or an edit, offloaded models are not yet back where they belong.
+            # A call that was stopped, or an edit, leaves offloaded models on the device.
             replica.pipeline.maybe_free_model_hooks()
         return images
-
-    def _arguments(self, requests: list[ImageRequest]) -> dict[str, Any]:
-        import torch
-
-        settings = dict(self.settings)
-        if "negative_prompt" in settings:
-            settings["negative_prompt"] = [settings["negative_prompt"]] * len(requests)
-        arguments: dict[str, Any] = {
-            "prompt": [request.prompt for request in requests],
-            "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
-        }
-        edits = [request.edit for request in requests if request.edit is not None]
-        if edits:
-            return arguments | self._editing_arguments(settings, requests, edits)
-        if self._only_edits:  # it needs something to edit: a sheet of white paper
-            size = (settings.get("width", 1024), settings.get("height", 1024))
-            arguments["image"] = [Image.new("RGB", size, "white")]
-        return arguments | settings
-
-    def _editing_arguments(
-        self, settings: dict[str, Any], requests: list[ImageRequest], edits: list[Edit]
-    ) -> dict[str, Any]:
-        kind, images = self._editing_class, [edit.image for edit in edits]
-        assert kind is not None  # the protocol: edits are only given to generators that edit
-        if accepts(kind, "keep"):  # it understands what is to stay
-            [edit] = edits
-            return settings | {"image": edit.image, "keep": edit.keep, "fix": edit.fix}
-        if not accepts(kind, "strength"):  # it reads instructions
-            settings["prompt"] = [edit_instruction(request) for request in requests]
-        size = (settings.setdefault("width", images[0].width), settings.setdefault("height", images[0].height))
-        settings["image"] = [image.convert("RGB").resize(size) for image in images]
-        settings["strength"] = self._options.strength or STRENGTH
-        if accepts(kind, "strength") and "num_inference_steps" in settings:
-            # Strength leaves out the first steps; at least one has to remain.
-            settings["num_inference_steps"] = max(settings["num_inference_steps"], math.ceil(1 / settings["strength"]))
-        return {name: value for name, value in settings.items() if accepts(kind, name)}
 
     def _reporter(
         self, replica: Replica, indices: list[int], arguments: dict[str, Any], on_step: StepCallback
     ) -> Callable[..., dict[str, Any]]:
-        every = self._options.previews
-        previews = replica.previews if every else None
+        """A callback for the pipeline that reports each step, with previews if the options ask for them."""
+        interval = self._options.previews
+        previews = replica.previews if interval else None
         aspect = arguments.get("width", 1) / arguments.get("height", 1)
 
         def report(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            # Of an edit, the scheduler holds more steps than are made.
+            # In an edit, the scheduler holds more steps than the pipeline takes.
             steps = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
             pictures: list[Image.Image | None] = [None] * len(indices)
-            if previews and (step + 1) % every == 0 and "latents" in tensors:
+            if previews and (step + 1) % interval == 0 and "latents" in tensors:
                 pictures = previews.draw(pipeline, tensors["latents"], aspect)
             for index, picture in zip(indices, pictures, strict=True):
                 on_step(Step(index, step + 1, steps, picture))
@@ -340,75 +238,5 @@ class DiffusersGenerator:
         return report
 
 
-class Replica:
-    """A pipeline's weights on one device, used by one thread at a time."""
-
-    def __init__(self, source: PipelineSource, options: GeneratorOptions, device: str) -> None:
-        self._source, self._options, self.device = source, options, device
-        self.limit: int | None = None
-        """The largest batch that is known to fit; None: no batch failed yet."""
-
-    @cached_property
-    def pipeline(self) -> Any:
-        """Makes images from words."""
-        # What is trained and shipped with the package stays in the number type that its images are recorded with.
-        dtype = self._options.dtype if self._source.module == "diffusers" else "float32"
-        with _LOCK:  # loading switches settings of torch and transformers that all threads share
-            return load_pipeline(self._source, self._options, self.device, pick_dtype(dtype, self.device))
-
-    @cached_property
-    def editor(self) -> Any:
-        """Makes images from images: the pipeline itself, or its sibling on the same weights."""
-        from diffusers import AutoPipelineForImage2Image
-
-        if accepts(self.pipeline.__class__, "keep"):
-            return self.pipeline
-        editor = AutoPipelineForImage2Image.from_pipe(self.pipeline)
-        editor.set_progress_bar_config(disable=True)
-        return editor
-
-    @cached_property
-    def previews(self) -> Previews:
-        """Draws previews of its latents."""
-        return Previews(self.pipeline)
-
-    def free(self) -> None:
-        """Give back the memory that a failed call left behind."""
-        import torch
-
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class Replicas:
-    """One replica a device. A second one is loaded only when the first is in use."""
-
-    def __init__(self, source: PipelineSource, options: GeneratorOptions) -> None:
-        self.devices = pick_devices(options.device)
-        self._free: LifoQueue[Replica] = (
-            LifoQueue()
-        )  # last in, first out: one that is loaded comes before one that is not
-        for device in reversed(self.devices):
-            self._free.put(Replica(source, options, device))
-
-    @contextmanager
-    def one(self) -> Iterator[Replica]:
-        """A replica for the caller alone; waits until there is one."""
-        replica = self._free.get()
-        try:
-            yield replica
-        finally:
-            self._free.put(replica)
-
-
-_LOCK: Final = threading.RLock()
-
-
-@cache
-def _replicas(source: PipelineSource, options: GeneratorOptions) -> Replicas:
-    return Replicas(source, options)
-
-
-def _listed(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value!r}" for name, value in settings.items()) or "the pipeline's own defaults"
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

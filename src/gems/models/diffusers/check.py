@@ -1,4 +1,4 @@
-"""Whether a diffusers pipeline will run here, told without loading it."""
+"""Checks whether a diffusers pipeline will run on this machine, without loading it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["describe", "weights_size"]
 
 _GB: Final = 10**9
 _QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
-"""Bytes a parameter."""
+"""Bytes per parameter, by quantization."""
 
 
 def describe(source: PipelineSource, options: GeneratorOptions) -> str:
-    """The pipeline's class, its device and number type, and the size of its weights beside the memory that is free.
+    """The pipeline's class, its device and number type, the size of its weights, and the free memory.
 
     Raises:
-        InputError: An option does not go with this pipeline or this machine.
-        BackendError: Weights or packages are not there, or the weights do not fit.
+        InputError: The pipeline or this machine cannot honour an option.
+        BackendError: Weights or packages are missing, or the weights do not fit into memory.
     """
     kind = source.pipeline_class
     check_packages(options)
@@ -40,21 +40,21 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     parts = [f"{kind.__name__} of diffusers {diffusers.__version__}", f"{', '.join(devices)} with {str(dtype)[6:]}"]
     sizes = weights_size(source, options, dtype.itemsize)
     if sizes is None:
-        return "; ".join([*parts, "the size of its weights is not known: the hub does not answer"])
+        return "; ".join([*parts, "the size of its weights is unknown: the hub does not answer"])
     total, free = sum(sizes.values()), free_memory(devices[0])
-    # Offloading the models keeps one at a time on the device, offloading the layers next to nothing.
-    needed = {"none": total, "model": max(sizes.values(), default=0), "sequential": 0}[options.offload]
-    if needed > free:
+    # offload=model keeps one model at a time on the device, offload=sequential one layer.
+    required = {"none": total, "model": max(sizes.values(), default=0), "sequential": 0}[options.offload]
+    if required > free:
         raise BackendError(
-            f"{source.path} needs {needed / _GB:.1f} GB for its weights alone and {devices[0]} has {free / _GB:.1f} GB "
-            "free; try the options offload=model or quantization=bnb-4bit",
+            f"{source.path} needs {required / _GB:.1f} GB for its weights alone and {devices[0]} has {free / _GB:.1f} "
+            "GB free; try the options offload=model or quantization=bnb-4bit",
             retryable=False,
         )
     return "; ".join([*parts, f"weights {total / _GB:.2f} GB, {free / _GB:.1f} GB free"])
 
 
 def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: int) -> dict[str, int] | None:
-    """Bytes of each component's weights once they are loaded, from the headers of their files; None: nobody knows.
+    """Bytes of each component's weights in memory, from the headers of their files; None if the hub does not answer.
 
     Raises:
         BackendError: The denoiser has no weights.
@@ -66,12 +66,14 @@ def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: in
             name: sum(count() for file, count in counters.items() if _is_weights_of(name, file))
             for name in source.components
         }
-    except Exception:  # no network, no such model, a server that fails in one of many ways
+    except Exception:  # no network, no such model, or one of many faults of a server
         if folder:
             raise
         return None
     if source.denoiser and not parameters[source.denoiser]:
-        raise BackendError(f"{source.path} holds no weights for its {source.denoiser}: fetch it again", retryable=False)
+        raise BackendError(
+            f"{source.path} holds no weights for its {source.denoiser}: download it again", retryable=False
+        )
     encoders = sorted(name for name in source.components if name.startswith("text_encoder"))
     bytes_each = dict.fromkeys(parameters, float(itemsize))
     if options.quantization in _QUANTIZED:
@@ -85,22 +87,24 @@ def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: in
 
 
 def _is_weights_of(component: str, file: str) -> bool:
-    """Whether a file is loaded for a component: not another number type beside it (model.fp16.safetensors)."""
+    """Whether a file is loaded for a component; files in other number types (model.fp16.safetensors) are not."""
     folder, _, name = file.partition("/")
     return folder == component and name.endswith(".safetensors") and name.count(".") == 1
 
 
 def _cached(source: PipelineSource) -> Path | None:
-    """The folder in which an earlier download of the whole pipeline lies."""
+    """The folder of an earlier download of the whole pipeline; None if there is none."""
     folder = source.index_file.parent
     return folder if source.denoiser and any((folder / source.denoiser).glob("*.safetensors")) else None
 
 
 def _local_files(folder: Path) -> dict[str, Callable[[], int]]:
+    """The weights files in a folder, each with a function that counts its parameters."""
     return {f"{path.parent.name}/{path.name}": partial(_parameters, path) for path in folder.glob("*/*.safetensors")}
 
 
 def _remote_files(source: PipelineSource) -> dict[str, Callable[[], int]]:
+    """All files of a repository, each with a function that counts its parameters."""
     hub, revision = huggingface_hub.HfApi(), source.commit
 
     def count(file: str) -> int:
@@ -110,21 +114,27 @@ def _remote_files(source: PipelineSource) -> dict[str, Callable[[], int]]:
 
 
 def _parameters(file: Path) -> int:
-    """How many numbers a safetensors file holds (https://github.com/huggingface/safetensors#format)."""
+    """The number of parameters in a safetensors file (https://github.com/huggingface/safetensors#format)."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _check_components(source: PipelineSource) -> None:
-    """Be sure that the packages that the components need are here."""
+    """Make sure that the packages that the components need are installed.
+
+    Raises:
+        BackendError: A package is missing.
+    """
     for name, (library, kind) in source.components.items():
         if library not in ("diffusers", "transformers"):
-            continue  # never import what a repository names
-        found = getattr(importlib.import_module(library), kind, None)
-        missing = getattr(found, "_backends", None) if found and "dummy" in found.__module__ else None
-        if missing:
+            continue  # a repository may name any module: importing it would run its code
+        component = getattr(importlib.import_module(library), kind, None)
+        # For a class whose packages are missing, diffusers and transformers have a dummy that names them.
+        packages = getattr(component, "_backends", None) if component and "dummy" in component.__module__ else None
+        if packages:
             raise BackendError(
-                f"{source.path}: its {name}, a {kind}, needs {' and '.join(missing)}: pip install {' '.join(missing)}",
+                f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
+                f"pip install {' '.join(packages)}",
                 retryable=False,
             )

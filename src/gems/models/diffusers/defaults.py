@@ -1,4 +1,4 @@
-"""How known diffusers pipelines are best called: sizes, steps and guidance, as their makers' model cards give them."""
+"""Recommended sizes, steps and guidance of well-known diffusers pipelines, from the model cards of their makers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Any, Final
 __all__ = ["call_defaults", "prompting"]
 
 _SQUARE: Final = {"width": 1024, "height": 1024}
+"""Pixels."""
 
 _TABLE: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
-    # (pipeline class, pattern in the repository's id or the folder's path, arguments of the call): the first row that
-    # fits is taken. A model that is not here is called with its pipeline's own defaults.
+    # (pipeline class, pattern in the repository's id or the folder's path, arguments of the call). The first row that
+    # matches is used. A model without a row is called with its pipeline's own defaults.
     #
-    # https://huggingface.co/Tongyi-MAI/Z-Image: not distilled, 28 to 50 steps, guidance 3 to 5.
+    # https://huggingface.co/Tongyi-MAI/Z-Image: not distilled; 28 to 50 steps, guidance 3 to 5.
     ("ZImagePipeline", r"z-image(-base)?/?$", {**_SQUARE, "num_inference_steps": 50, "guidance_scale": 4.0}),
     # https://huggingface.co/Tongyi-MAI/Z-Image-Turbo: nine steps are eight passes of the transformer; no guidance.
     ("ZImagePipeline", "", {**_SQUARE, "num_inference_steps": 9, "guidance_scale": 0.0}),
-    # https://huggingface.co/Qwen/Qwen-Image and Qwen-Image-2512. Without a negative prompt, if only a space, the
-    # pipeline leaves the guidance out.
+    # https://huggingface.co/Qwen/Qwen-Image and Qwen-Image-2512. Without a negative prompt, which may be a space, the
+    # pipeline ignores the guidance.
     (
         "QwenImagePipeline",
         "",
         {"width": 1328, "height": 1328, "num_inference_steps": 50, "true_cfg_scale": 4.0, "negative_prompt": " "},
     ),
-    # https://huggingface.co/Qwen/Qwen-Image-Edit; the output has the size of the image that is edited.
+    # https://huggingface.co/Qwen/Qwen-Image-Edit; the output has the size of the edited image.
     ("QwenImageEditPipeline", "", {"num_inference_steps": 50, "true_cfg_scale": 4.0, "negative_prompt": " "}),
     # https://huggingface.co/Qwen/Qwen-Image-Edit-2509 and -2511.
     ("QwenImageEditPlusPipeline", "", {"num_inference_steps": 40, "true_cfg_scale": 4.0, "negative_prompt": " "}),
-    # https://huggingface.co/black-forest-labs/FLUX.1-schnell: distilled to four steps, prompts of 256 tokens at most.
+    # https://huggingface.co/black-forest-labs/FLUX.1-schnell: distilled to four steps; at most 256 tokens in a prompt.
     (
         "FluxPipeline",
         "schnell",
@@ -54,15 +55,20 @@ _TABLE: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
         "turbo",
         {"width": 512, "height": 512, "num_inference_steps": 1, "guidance_scale": 0.0},
     ),
-    # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 gives none: these are the pipeline's own.
+    # https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0 recommends none: the pipeline's own defaults.
     ("StableDiffusionXLPipeline", "", {**_SQUARE, "num_inference_steps": 50, "guidance_scale": 5.0}),
 )
 
 
 def call_defaults(pipeline_class: str, source: str) -> dict[str, Any]:
-    """Arguments for the call of a pipeline of that class whose weights come from a repository or folder."""
-    for known, pattern, arguments in _TABLE:
-        if known == pipeline_class and re.search(pattern, source, re.IGNORECASE):
+    """Recommended arguments for calling a pipeline.
+
+    Args:
+        pipeline_class: The name of its class.
+        source: The repository's id or the folder's path.
+    """
+    for row_class, pattern, arguments in _TABLE:
+        if row_class == pipeline_class and re.search(pattern, source, re.IGNORECASE):
             return dict(arguments)
     return {}
 
@@ -71,7 +77,7 @@ _LONG: Final = "It reads long prompts in plain language, English or Chinese."
 _NO_NEGATIVE: Final = "It has no negative prompt: say what is there, not what is missing."
 _CLIP: Final = "It reads 77 tokens, about 50 words, and nothing after them: be short, what matters most comes first."
 _PROMPTING: Final = {
-    # What the text encoders are and how much they read, by the pipelines' code and documentation in diffusers.
+    # By the text encoders and their lengths, from the code and documentation of the pipelines in diffusers.
     "ZImagePipeline": f"{_LONG} {_NO_NEGATIVE}",
     "QwenImagePipeline": f"{_LONG} Put words that are to be written in the image in double quotes.",
     "FluxPipeline": f"It reads whole sentences in plain English, not lists of keywords. {_NO_NEGATIVE}",
@@ -82,5 +88,5 @@ _PROMPTING: Final = {
 
 
 def prompting(pipeline_class: str) -> str:
-    """How a pipeline of that class wants to be prompted, for a chat model to read; empty if nothing is known."""
+    """Advice on writing prompts for a pipeline class, read by chat models; empty if there is none."""
     return _PROMPTING.get(pipeline_class, "")

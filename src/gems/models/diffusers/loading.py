@@ -1,4 +1,4 @@
-"""Finding and loading diffusers pipelines: what a folder or repository holds, and its weights on a device."""
+"""Finding and loading diffusers pipelines: what a folder or repository holds, and loading its weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,20 @@ if TYPE_CHECKING:
 __all__ = ["PipelineSource", "accepts", "check_packages", "is_out_of_memory", "load_pipeline"]
 
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of weights files that can run code when they are loaded."""
 _PACKAGES: Final = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
+"""Quantizations, and the packages that they need."""
 
 
 @dataclass(frozen=True)
 class PipelineSource:
-    """Where a pipeline comes from. Nothing here loads weights; of a repository, ``model_index.json`` is fetched.
+    """Where a pipeline comes from. Nothing here loads weights; a repository's ``model_index.json`` is downloaded.
 
     Attributes:
-        path: A local folder, or a repository's id.
+        path: A local folder, or the id of a repository.
         revision: A branch, tag or commit of the repository; None is its main branch.
-        module: The module that defines the pipeline's class, where that is not diffusers.
-        trust_remote_code: Whether code that comes with the weights may be run.
+        module: The module that defines the pipeline's class, if it is not diffusers.
+        trust_remote_code: Whether code in the repository may run.
     """
 
     path: str
@@ -46,7 +48,11 @@ class PipelineSource:
 
     @classmethod
     def parse(cls, text: str, *, module: str = "diffusers", trust_remote_code: bool = False) -> PipelineSource:
-        """Read ``FOLDER_OR_REPO[@REVISION]``; a folder's name may hold an @ of its own."""
+        """Parse ``FOLDER_OR_REPO[@REVISION]``; the name of a folder may contain an @.
+
+        Raises:
+            InputError: A local folder is given with a revision.
+        """
         path, _, revision = text.rpartition("@")
         if not path or Path(text).is_dir():
             path, revision = text, ""
@@ -56,15 +62,15 @@ class PipelineSource:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, if it is one."""
+        """The local folder; None for a repository."""
         return Path(self.path) if Path(self.path).is_dir() else None
 
     @cached_property
     def index_file(self) -> Path:
-        """``model_index.json``; of a repository, a downloaded copy.
+        """``model_index.json``, downloaded if it is in a repository.
 
         Raises:
-            BackendError: There is no such folder, or the hub does not give it.
+            BackendError: The folder does not exist, or the download failed.
         """
         if self.folder:
             return self.folder / "model_index.json"
@@ -73,42 +79,44 @@ class PipelineSource:
         try:
             return Path(huggingface_hub.hf_hub_download(self.path, "model_index.json", revision=self.revision))
         except (OSError, ValueError) as error:
-            raise BackendError(f"cannot load the image model {self.path}: {_line(error)}", retryable=False) from error
+            raise BackendError(
+                f"cannot load the image model {self.path}: {_message(error)}", retryable=False
+            ) from error
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """What ``model_index.json`` says.
+        """The content of ``model_index.json``.
 
         Raises:
-            BackendError: It is not there, or says nothing.
+            BackendError: The file is missing or damaged.
         """
         try:
             index: dict[str, Any] = json.loads(self.index_file.read_text(encoding="utf-8"))
             _ = index["_class_name"]
         except FileNotFoundError as error:
-            raise BackendError(f"{self.path} holds no pipeline: it has no model_index.json", retryable=False) from error
+            raise BackendError(f"{self.path} has no model_index.json: it is not a pipeline", retryable=False) from error
         except (ValueError, KeyError, TypeError) as error:
             raise BackendError(f"{self.path}: model_index.json is damaged", retryable=False) from error
         return index
 
     @property
     def commit(self) -> str | None:
-        """The commit that the revision stands for; None of a local folder."""
-        return None if self.folder else self.index_file.parent.name  # downloads lie in snapshots/COMMIT
+        """The commit that the revision refers to; None for a local folder."""
+        return None if self.folder else self.index_file.parent.name  # downloads are in snapshots/COMMIT
 
     @cached_property
     def pipeline_class(self) -> type:
         """The pipeline's class.
 
         Raises:
-            InputError: It is code that comes with the weights, and that is not trusted.
-            BackendError: It is not known here.
+            InputError: The class is code in the repository, which is not trusted.
+            BackendError: This version of diffusers does not have the class.
         """
         name = self.index["_class_name"]
-        if isinstance(name, list):  # [file, class]: the pipeline's code comes with the weights
+        if isinstance(name, list):  # [file, class]: code in the repository
             return self._remote_class(*name)
-        found = getattr(importlib.import_module(self.module), name, None)
-        if not inspect.isclass(found) or not hasattr(found, "from_pretrained"):
+        kind = getattr(importlib.import_module(self.module), name, None)
+        if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained"):
             import diffusers
 
             raise BackendError(
@@ -116,31 +124,52 @@ class PipelineSource:
                 "try 'pip install -U diffusers'",
                 retryable=False,
             )
-        return found
+        return kind
+
+    @cached_property
+    def editing_class(self) -> type | None:
+        """The class that edits images: the pipeline's own, or its image-to-image sibling; None if neither can."""
+        from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as EDITING
+        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
+
+        kind = self.pipeline_class
+        if kind in EDITING.values() or accepts(kind, "keep"):
+            return kind
+        family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
+        sibling: type | None = EDITING.get(family)
+        return sibling
+
+    @property
+    def only_edits(self) -> bool:
+        """Whether the pipeline cannot draw from text alone."""
+        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
+
+        kind = self.pipeline_class
+        return self.editing_class is kind and kind not in DRAWING.values() and not accepts(kind, "keep")
 
     def _remote_class(self, file: str, name: str) -> type:
         from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
 
         if not self.trust_remote_code:
             raise InputError(
-                f"{self.path} brings code of its own ({file}.py); read it, and if you trust it set trust_remote_code"
+                f"{self.path} contains code of its own ({file}.py); read it, and if you trust it, set trust_remote_code"
             )
         try:
-            found: type = get_class_from_dynamic_module(
+            kind: type = get_class_from_dynamic_module(
                 self.path, module_file=f"{file}.py", class_name=name, revision=self.commit, trust_remote_code=True
             )
         except (OSError, ValueError, AttributeError, ImportError) as error:
-            raise BackendError(f"cannot load the code of {self.path}: {_line(error)}", retryable=False) from error
-        return found
+            raise BackendError(f"cannot load the code of {self.path}: {_message(error)}", retryable=False) from error
+        return kind
 
     @property
     def denoiser(self) -> str | None:
-        """The name of the component that does the work of each step."""
+        """The name of the component that runs in each step: the transformer or U-Net."""
         return next((name for name in ("transformer", "unet") if self.components.get(name)), None)
 
     @property
     def components(self) -> dict[str, tuple[str, str]]:
-        """Library and class of each component that is not left out."""
+        """The library and class of each component that the pipeline has."""
         return {
             name: (value[0], value[1])
             for name, value in self.index.items()
@@ -150,16 +179,16 @@ class PipelineSource:
 
 @cache
 def accepts(kind: type[Any], argument: str) -> bool:
-    """Whether the call of a pipeline class takes an argument by that name."""
+    """Whether the call of a pipeline class takes an argument of that name."""
     return argument in inspect.signature(kind.__call__).parameters
 
 
 def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str, dtype: torch.dtype) -> Any:
-    """Load a pipeline's weights and put them where they are to work.
+    """Load a pipeline's weights onto a device.
 
     Raises:
-        InputError: An option does not go with this pipeline or this machine.
-        BackendError: The weights are not there, are damaged, or do not fit.
+        InputError: The pipeline or this machine cannot honour an option.
+        BackendError: The weights are missing or damaged, or do not fit into memory.
     """
     import diffusers
     from safetensors import SafetensorError
@@ -199,11 +228,11 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
                 "quantization=bnb-4bit",
                 retryable=False,
             ) from error
-        raise BackendError(f"cannot load the image model {source.path}: {_line(error)}", retryable=False) from error
+        raise BackendError(f"cannot load the image model {source.path}: {_message(error)}", retryable=False) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device ran out of memory; drivers say so in more ways than torch's own exception."""
+    """Whether a device ran out of memory, which drivers report in other ways than torch's own exception."""
     import torch
 
     text = str(error).lower()
@@ -213,65 +242,71 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_packages(options: GeneratorOptions) -> None:
-    """Be sure that what the quantization needs is there.
+    """Make sure that the package that the quantization needs is installed.
 
     Raises:
-        InputError: It is not, or there is no such quantization.
+        InputError: It is not, or the quantization is unknown.
     """
-    wanted = options.quantization
-    if wanted is None:
+    quantization = options.quantization
+    if quantization is None:
         return
-    if wanted.endswith(".gguf"):
-        if not Path(wanted).is_file():
-            raise InputError(f"quantization: there is no file {wanted}")
+    if quantization.endswith(".gguf"):
+        if not Path(quantization).is_file():
+            raise InputError(f"quantization: there is no file {quantization}")
         package = "gguf"
-    elif wanted in _PACKAGES:
-        package = _PACKAGES[wanted]
+    elif quantization in _PACKAGES:
+        package = _PACKAGES[quantization]
     else:
-        raise InputError(f"unknown quantization {wanted!r}; give {', '.join(_PACKAGES)} or the path of a .gguf file")
+        choices = ", ".join(_PACKAGES)
+        raise InputError(f"unknown quantization {quantization!r}; give {choices} or the path of a .gguf file")
     if importlib.util.find_spec(package) is None:
         raise InputError(
-            f"quantization {wanted} needs the package {package}: pip install 'gems-graph[quantization]' (or {package})"
+            f"quantization {quantization} needs the package {package}: "
+            f"pip install 'gems-graph[quantization]' (or {package})"
         )
 
 
 def _refuse_pickles(source: PipelineSource) -> None:
-    """Say clearly why weights are refused that are only there as pickles, which run code when they are loaded."""
+    """Refuse weights that exist only as pickles, with a clear message.
+
+    Raises:
+        InputError: A component's weights are pickles.
+    """
     for name in source.components if source.folder else ():
         files = [path.suffix for path in Path(source.path, name).glob("*")]
         if ".safetensors" not in files and any(suffix in _PICKLES for suffix in files):
             raise InputError(
                 f"{source.path}/{name} holds pickled weights only, which can run any code when they are loaded; "
-                "convert them to safetensors, or take a copy of the model that has them"
+                "convert them to safetensors, or use a copy of the model in that format"
             )
 
 
 def _quantized(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` for the wanted quantization: of the denoiser and the largest text encoder."""
-    wanted, denoiser = options.quantization, source.denoiser
-    if wanted is None:
+    """Arguments of ``from_pretrained`` that quantize the denoiser and the largest text encoder."""
+    quantization, denoiser = options.quantization, source.denoiser
+    if quantization is None:
         return {}
     if denoiser is None:
-        raise InputError(f"quantization: {source.pipeline_class.__name__} has no transformer that it could apply to")
-    if wanted.endswith(".gguf"):
-        return {denoiser: _from_gguf(source, denoiser, wanted, dtype)}
+        raise InputError(f"quantization: {source.pipeline_class.__name__} has no transformer to quantize; leave it out")
+    if quantization.endswith(".gguf"):
+        return {denoiser: _from_gguf(source, denoiser, quantization, dtype)}
     import diffusers
     import torch
 
-    if wanted.startswith("bnb") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise InputError(f"quantization {wanted} needs a GPU; torchao-int8 and .gguf files work without")
-    # Encoders are numbered by size: the T5 of Flux and Stable Diffusion 3 comes last.
+    if quantization.startswith("bnb") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise InputError(f"quantization {quantization} needs a GPU; torchao-int8 and .gguf files work without one")
+    # Text encoders are numbered by size: the T5 of Flux and Stable Diffusion 3 comes last.
     encoders = sorted(name for name in source.components if name.startswith("text_encoder"))
-    mapping = {name: _config(wanted, source.components[name][0], dtype) for name in [denoiser, *encoders[-1:]]}
+    mapping = {name: _config(quantization, source.components[name][0], dtype) for name in [denoiser, *encoders[-1:]]}
     return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping=mapping)}
 
 
-def _config(wanted: str, library: str, dtype: torch.dtype) -> Any:
-    """A quantization config of diffusers or of transformers, whichever the component is from."""
+def _config(quantization: str, library: str, dtype: torch.dtype) -> Any:
+    """A quantization config of the library that the component is from, diffusers or transformers."""
     configs = importlib.import_module("transformers" if library == "transformers" else "diffusers")
-    if wanted == "bnb-4bit":
+    if quantization == "bnb-4bit":
         return configs.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    if wanted == "bnb-8bit":
+    if quantization == "bnb-8bit":
         return configs.BitsAndBytesConfig(load_in_8bit=True)
     from torchao.quantization import Int8WeightOnlyConfig
 
@@ -295,20 +330,18 @@ def _from_gguf(source: PipelineSource, denoiser: str, file: str, dtype: torch.dt
 
 
 def _set_up(pipeline: Any, source: PipelineSource, options: GeneratorOptions) -> None:
+    """Apply the options for the VAE and for compilation."""
     vae, name = getattr(pipeline, "vae", None), type(pipeline).__name__
-    for wanted, option, method in (
-        (options.vae_tiling, "vae_tiling", "enable_tiling"),
-        (options.vae_slicing, "vae_slicing", "enable_slicing"),
-    ):
-        if wanted:
+    for option, method in (("vae_tiling", "enable_tiling"), ("vae_slicing", "enable_slicing")):
+        if getattr(options, option):
             if not hasattr(vae, method):
-                raise InputError(f"{option}: {name} has no VAE that can do it; leave it out")
+                raise InputError(f"{option}: {name} has no VAE that supports it; leave it out")
             getattr(vae, method)()
     if options.compile:
         if source.denoiser is None:
             raise InputError(f"compile: {name} has no transformer or U-Net; leave it out")
         model = getattr(pipeline, source.denoiser)
-        # One compiled block serves all its repetitions: a start of seconds, where the whole takes minutes.
+        # Compiling one of the repeated blocks takes seconds, compiling the whole model takes minutes.
         if getattr(model, "_repeated_blocks", None):
             model.compile_repeated_blocks()
         else:
@@ -316,6 +349,7 @@ def _set_up(pipeline: Any, source: PipelineSource, options: GeneratorOptions) ->
 
 
 def _placed(pipeline: Any, options: GeneratorOptions, device: str) -> Any:
+    """The pipeline on its device, or set up to offload to the CPU."""
     import torch
 
     if options.offload == "none":
@@ -324,12 +358,12 @@ def _placed(pipeline: Any, options: GeneratorOptions, device: str) -> Any:
         raise InputError(f"offload={options.offload} needs a GPU to offload from; leave it out")
     if options.offload == "model":
         if pipeline.model_cpu_offload_seq is None:
-            raise InputError(f"offload=model: {type(pipeline).__name__} cannot do it; try offload=sequential")
+            raise InputError(f"offload=model: {type(pipeline).__name__} does not support it; try offload=sequential")
         pipeline.enable_model_cpu_offload(device=device)
     else:
         pipeline.enable_sequential_cpu_offload(device=device)
     return pipeline
 
 
-def _line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return one_line(error) or type(error).__name__

@@ -1,8 +1,8 @@
-"""Small pictures of an unfinished image, from its latents, for next to nothing.
+"""Small pictures of an unfinished image, computed from its latents at almost no cost.
 
-Decoding latents costs about as much as a step. But each pixel of a small picture is nearly a linear function of the
-latents at its place, and the autoencoder itself says which: it encodes a chart of colours, and least squares finds the
-function that leads from its latents back to the colours.
+Decoding latents with the autoencoder costs about as much as a denoising step. But a pixel of a small picture is nearly
+a linear function of the latents at its position. To find that function, the autoencoder encodes a chart of colours, and
+least squares fits the map from the latents back to the colours.
 """
 
 from __future__ import annotations
@@ -19,29 +19,35 @@ if TYPE_CHECKING:
 
 __all__ = ["Previews"]
 
-_LARGEST: Final = 128
-"""Pixels on the longer side of a preview."""
+_MAX_SIDE: Final = 128
+"""The longer side of a preview, in pixels."""
 _CELLS: Final = 8
-"""The chart has 8 x 8 colours ..."""
+"""The chart has 8 x 8 fields of one colour each."""
 _REPEAT: Final = 4
-"""... each over 4 x 4 places of the latents, so that most of them see one colour only."""
+"""Each field covers 4 x 4 positions of the latents, so that most positions see one colour only."""
 
-_log = logging.getLogger(__name__)
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Previews:
-    """Draws previews for one pipeline; pipelines whose latents it cannot read have none."""
+    """Draws previews for one pipeline. A pipeline whose latents it cannot read has no previews."""
 
     def __init__(self, pipeline: Any) -> None:
         self._fit: tuple[Tensor, Tensor] | None = None
         try:
             self._fit = _fit(pipeline)
-            pipeline.maybe_free_model_hooks()  # with offloading, the autoencoder goes back to where it was
-        except Exception as error:  # a run must never fail for want of a preview
-            _log.info("no previews for %s: %s", type(pipeline).__name__, error)
+            pipeline.maybe_free_model_hooks()  # offloads the autoencoder again
+        except Exception as error:  # a missing preview must not fail the run
+            _LOG.info("no previews for %s: %s", type(pipeline).__name__, error)
 
     def draw(self, pipeline: Any, latents: Tensor, aspect: float) -> list[Image.Image | None]:
-        """One picture for each image of a batch of latents; ``aspect`` is width over height, for packed latents."""
+        """One picture, or None, for each image of a batch.
+
+        Args:
+            pipeline: The pipeline that is drawing.
+            latents: Its latents; the first dimension is the batch.
+            aspect: Width divided by height of the images, to unpack packed latents.
+        """
         if self._fit is None:
             return [None] * len(latents)
         try:
@@ -50,13 +56,13 @@ class Previews:
             colours = grid.movedim(1, -1) @ slopes + offsets
             pixels = (colours.clamp(0, 1) * 255).round().byte().numpy()
         except Exception as error:
-            _log.info("no preview of %s: %s", type(pipeline).__name__, error)
+            _LOG.info("no preview of %s: %s", type(pipeline).__name__, error)
             return [None] * len(latents)
         return [_sized(Image.fromarray(np.ascontiguousarray(p))) for p in pixels]
 
 
 def _fit(pipeline: Any) -> tuple[Tensor, Tensor]:
-    """Slopes (channels, 3) and offsets (3,) that lead from the denoiser's latents to RGB in [0, 1]."""
+    """Slopes (channels, 3) and offsets (3,) of the linear map from the denoiser's latents to RGB in [0, 1]."""
     import torch
 
     vae, scale = pipeline.vae, pipeline.vae_scale_factor
@@ -70,15 +76,15 @@ def _fit(pipeline: Any) -> tuple[Tensor, Tensor]:
     latents = _normalised(vae, latents.squeeze(2) if video else latents).float().cpu()
     if not latents.isfinite().all():
         raise ValueError("the autoencoder overflows in this number type")
-    known, colours = (x.movedim(1, -1).reshape(-1, x.shape[1]) for x in (latents, target))
-    centre = known.mean(0)
-    # gelsd copes with channels that the chart does not move, such as those for texture: they get no weight.
-    slopes: Tensor = torch.linalg.lstsq(known - centre, colours - colours.mean(0), driver="gelsd").solution
+    inputs, colours = (x.movedim(1, -1).reshape(-1, x.shape[1]) for x in (latents, target))
+    centre = inputs.mean(0)
+    # gelsd gives no weight to channels that are the same for all colours, such as those for texture.
+    slopes: Tensor = torch.linalg.lstsq(inputs - centre, colours - colours.mean(0), driver="gelsd").solution
     return slopes, colours.mean(0) - centre @ slopes
 
 
 def _normalised(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the denoiser sees them."""
+    """Latents of the autoencoder in the scale of the denoiser."""
     import torch
 
     mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
@@ -90,8 +96,8 @@ def _normalised(vae: Any, latents: Tensor) -> Tensor:
 
 
 def _unpacked(pipeline: Any, latents: Tensor, aspect: float) -> Tensor:
-    """Latents of shape (batch, channels, height, width), whatever form the pipeline keeps them in."""
-    if latents.ndim == 3:  # packed: a row for each 2 x 2 places
+    """Latents as (batch, channels, height, width), from whatever layout the pipeline uses."""
+    if latents.ndim == 3:  # packed: one row for 2 x 2 positions
         height = round(math.sqrt(latents.shape[1] / aspect))
         width, side = latents.shape[1] // height, 2 * pipeline.vae_scale_factor
         latents = pipeline._unpack_latents(latents, height * side, width * side, pipeline.vae_scale_factor)
@@ -99,5 +105,5 @@ def _unpacked(pipeline: Any, latents: Tensor, aspect: float) -> Tensor:
 
 
 def _sized(image: Image.Image) -> Image.Image:
-    image.thumbnail((_LARGEST, _LARGEST))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     return image

@@ -1,4 +1,4 @@
-"""Scenes put into words: the benchmark's terse sentences, and richer ones that also say where everything stands.
+"""Captions of scenes: the benchmark's terse sentences, and rich ones that also say where everything stands.
 
 A terse caption leaves the layout open ("three blue cars to the left of a striped elephant"); a rich one narrows it
 ("three blue cars in a row on the left; one striped elephant on the right"). Both are always true of their scene.
@@ -48,11 +48,11 @@ WORDS: Final = tuple(
         | set(_EXTRA.split())
     )
 )
-"""Every token that a caption can hold: the generator's tokenizer is made from this list."""
+"""Every word that a caption can contain. The generator's tokenizer is built from this list."""
 
 
 def noun_phrase(group: Group, number: str | None = None) -> str:
-    """A noun phrase such as "three blue cars". ``number`` replaces the number word ("a" stands for one)."""
+    """A noun phrase such as "three blue cars". ``number`` replaces the number word ("a" by default for one)."""
     word = OBJECTS[group.object]
     number = number or ("a" if group.count == 1 else NUMBER_WORDS[group.count - 1])
     noun = word.singular if group.count == 1 else word.plural
@@ -60,16 +60,16 @@ def noun_phrase(group: Group, number: str | None = None) -> str:
 
 
 def terse_caption(spec: SceneSpec) -> str:
-    """The benchmark's sentence: joined by relations; by "and" where nothing is related; by ", and" beside relations."""
-    plain = " and " if not any(spec.relations) else ", and "
+    """The benchmark's sentence. "and" joins groups without a relation, or ", and" if another pair has one."""
+    joiner = " and " if not any(spec.relations) else ", and "
     text = noun_phrase(spec.groups[0])
     for relation, group in zip(spec.relations, spec.groups[1:], strict=True):
-        text += (f" {relation} " if relation else plain) + noun_phrase(group)
+        text += (f" {relation} " if relation else joiner) + noun_phrase(group)
     return text
 
 
 def place_of(items: Sequence[Item]) -> str:
-    """The part of the canvas that the centre of some items lies in."""
+    """The part of the canvas that contains the centre of the items."""
     column, row = (
         int(np.digitize(float(np.mean([getattr(i, axis) for i in items])), (0.36, 0.64))) for axis in ("x", "y")
     )
@@ -77,7 +77,7 @@ def place_of(items: Sequence[Item]) -> str:
 
 
 def depth_phrase(items: Sequence[Item]) -> str:
-    """Says "in the foreground", "in the background", or nothing for things in between."""
+    """Return "in the foreground" or "in the background", or an empty string for items in between."""
     depth = float(np.mean([i.depth for i in items]))
     return DEPTH_PHRASES[depth > 0.5] if abs(depth - 0.5) > 0.15 else ""
 
@@ -93,7 +93,7 @@ def clause(
 ) -> str:
     """One group of a rich caption: "exactly three blue cars in a row on the left in the background".
 
-    ``places`` lists a place for each thing instead: "three blue cars placed top left, top and right".
+    ``places`` gives each thing a place of its own instead: "three blue cars placed top left, top and right".
     """
     number = NUMBER_WORDS[group.count - 1]
     parts = [noun_phrase(group, f"exactly {number}" if exactly else number), arrangement]
@@ -107,10 +107,10 @@ def clause(
 
 
 def rich_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A random rich wording: clauses joined by ";", at times after the terse sentence; details left out at times.
+    """A random rich wording: clauses joined by ";", sometimes after the terse sentence, sometimes without some details.
 
-    Large models are trained on such captions nowadays: long descriptions of what is there, seldom a relation in so many
-    words. That is why those models, and this one, follow a rich prompt better than a terse one.
+    Large models are trained on captions like these: long descriptions of what a picture shows, which rarely spell out a
+    relation. That is why those models, and this one, follow a rich prompt better than a terse one.
     """
     itemise = rng.random() < 0.15
     clauses = [

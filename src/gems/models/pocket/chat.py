@@ -1,8 +1,8 @@
 """The pocket chat model: language by grammar, sight by the pocket vision model, behind LangChain's chat interface.
 
-It answers the structured calls and tool calls that the GEMS nodes make, as any other chat model does, from the text
-and the images in its messages and from nothing else. It has no weights for language: it parses the closed vocabulary
-of ``gems.models.pocket.vocabulary``, and says so when a word is outside it.
+Like any other chat model it answers the structured calls and tool calls that the GEMS nodes make, and it knows nothing
+but the text and the images in its messages. It has no weights for language: it parses the closed vocabulary
+of ``gems.models.pocket.vocabulary`` and rejects words outside it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, PLU
 __all__ = ["ELEMENTS", "PocketChatModel"]
 
 ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence", "room", "plain")
-"""What a skill or an experience can teach this model about wording: it uses the elements that a text names in
+"""The elements of a wording that a skill or an experience can teach this model. It uses those that a text names in
 backticks and braces, such as `{place}`, and no others."""
 
 _ELEMENT: Final = re.compile(rf"`\{{({'|'.join(ELEMENTS)})\}}`")
@@ -50,8 +50,8 @@ _USES: Final[tuple[tuple[str, Callable[[SceneSpec], bool]], ...]] = (
     ("names two or more groups", lambda spec: len(spec.groups) > 1),
     ("names any thing", lambda _: True),
 )
-"""What this model understands of a skill's description: phrases, and the wishes that they mean. A skill whose
-description has none of them is one that it cannot read: it leaves it."""
+"""What this model understands of a skill's description: each phrase, and whether it applies to a prompt. A skill whose
+description contains none of these phrases is never called."""
 
 
 class PocketChatModel(BaseChatModel):
@@ -63,13 +63,13 @@ class PocketChatModel(BaseChatModel):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the vision model's weights, which are all the weights there are."""
+        """SHA-256 of the vision model's weights; the language part has none."""
         from gems.models.pocket.weights import VISION, folder_fingerprint, weights_folder
 
         return folder_fingerprint(weights_folder(VISION))
 
     def load(self) -> None:
-        """Load the vision model now, rather than at the first image."""
+        """Load the vision model now instead of at the first image."""
         from gems.models.pocket.vision import pretrained
 
         pretrained()
@@ -81,7 +81,7 @@ class PocketChatModel(BaseChatModel):
         tool_choice: str | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Offer tools or schemas, as for any chat model."""
+        """Offer tools or schemas, as with any chat model."""
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], **kwargs)
 
     def _generate(
@@ -93,18 +93,18 @@ class PocketChatModel(BaseChatModel):
         tools: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> ChatResult:
-        offered = {tool["function"]["name"]: tool["function"].get("description", "") for tool in tools}
+        descriptions = {tool["function"]["name"]: tool["function"].get("description", "") for tool in tools}
         text = "\n".join(_text(m) for m in messages)
         tags = _Tags(text)
-        if "Plan" in offered:
-            calls = self._plan(tags, messages, offered)
-        elif "Requirements" in offered:
+        if "Plan" in descriptions:
+            calls = self._plan(tags, messages, descriptions)
+        elif "Requirements" in descriptions:
             calls = [("Requirements", _decompose(tags.prompt))]
-        elif "Verdicts" in offered:
+        elif "Verdicts" in descriptions:
             calls = [("Verdicts", _verify(tags["questions"], _images(messages)))]
-        elif "Refinement" in offered:
+        elif "Refinement" in descriptions:
             calls = [("Refinement", _refine(tags))]
-        elif "SkillDraft" in offered:
+        elif "SkillDraft" in descriptions:
             calls = [("SkillDraft", _draft_skill(tags))]
         else:
             calls = []
@@ -116,32 +116,32 @@ class PocketChatModel(BaseChatModel):
             ],
             usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
         )
-        if not calls and (asked := _ONE_WORD.search(text)) and (images := _images(messages)):
-            answer = _answer_in_one_word(asked["question"], images[-1], _usage(text, "one"))
+        if not calls and (one_word_question := _ONE_WORD.search(text)) and (images := _images(messages)):
+            answer = _answer_in_one_word(one_word_question["question"], images[-1], _usage(text, "one"))
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
     def _plan(
-        self, tags: _Tags, messages: Sequence[BaseMessage], offered: dict[str, str]
+        self, tags: _Tags, messages: Sequence[BaseMessage], descriptions: dict[str, str]
     ) -> list[tuple[str, dict[str, Any]]]:
         spec = parse_prompt(tags.prompt)
-        read = [m for m in messages if isinstance(m, ToolMessage)]
-        recalled = _recall_wording(tags["memory"])
-        # Skills cost a call: a past run that teaches all that they teach makes them unnecessary.
-        fitting = (
+        skill_answers = [m for m in messages if isinstance(m, ToolMessage)]
+        recalled_elements = _recall_wording(tags["memory"])
+        # Skills cost a call, so they are skipped if a past run has already taught as much.
+        fitting_skills = (
             []
-            if read or recalled >= _REWRITES[0]
-            else [name for name, description in offered.items() if _is_for(description, spec)]
+            if skill_answers or recalled_elements >= _REWRITES[0]
+            else [name for name, description in descriptions.items() if _is_for(description, spec)]
         )
-        if fitting:
-            return [(name, {}) for name in fitting]
-        taught = _elements("\n".join(map(_text, read))) | recalled
-        return [("Plan", {"prompt": _write_prompt(spec, taught, _rng(tags.prompt))})]
+        if fitting_skills:
+            return [(name, {}) for name in fitting_skills]
+        elements = _elements("\n".join(map(_text, skill_answers))) | recalled_elements
+        return [("Plan", {"prompt": _write_prompt(spec, elements, _rng(tags.prompt))})]
 
 
 def _is_for(description: str, spec: SceneSpec) -> bool:
-    """Whether a skill is for such a wish, as far as its description can be read."""
-    use = description.partition(" Not ")[0]
-    return any(phrase in use and holds(spec) for phrase, holds in _USES)
+    """Whether a skill applies to such a prompt, as far as its description can be understood."""
+    purpose = description.partition(" Not ")[0]
+    return any(phrase in purpose and applies(spec) for phrase, applies in _USES)
 
 
 SELF_DESCRIPTION: Final = (
@@ -154,7 +154,7 @@ SELF_DESCRIPTION: Final = (
 
 
 class _Tags:
-    """The fenced parts of a conversation, by tag; a missing one is empty."""
+    """The fenced parts of a conversation, by tag; a missing part is empty."""
 
     def __init__(self, text: str) -> None:
         self._parts = {tag: html.unescape(body) for tag, body in re.findall(r"<(\w+)>\n(.*?)\n</\1>", text, re.DOTALL)}
@@ -177,14 +177,14 @@ def _images(messages: Sequence[BaseMessage]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
 
 
-def _usage(asked: str, answered: str) -> UsageMetadata:
-    """Tokens, counted as words: the pocket model's own unit."""
-    n, m = len(asked.split()), len(answered.split())
-    return UsageMetadata(input_tokens=n, output_tokens=m, total_tokens=n + m)
+def _usage(conversation: str, answer: str) -> UsageMetadata:
+    """Token counts. The pocket model counts words."""
+    inputs, outputs = len(conversation.split()), len(answer.split())
+    return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
 
 
 def _rng(text: str) -> np.random.Generator:
-    """Randomness that follows from what was read: the same conversation gives the same answer."""
+    """A random generator seeded by a text, so that the same conversation gives the same answer."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
 
 
@@ -201,56 +201,56 @@ _SIGNS: Final = {
     "depth": rf"\b(?:{'|'.join(DEPTH_PHRASES)})\b",
     "exactly": r"\bexactly\b",
 }
-"""How one sees from a prompt which elements it is worded with."""
+"""The patterns that show which elements a prompt is worded with."""
 
 
 def _recall_wording(memory: str) -> set[str]:
-    """The elements of the prompts that solved a past run, and those that a lesson names."""
+    """The elements used by prompts that solved a past run, and those named in a lesson."""
     prompts = "\n".join(_SOLVED.findall(memory))
-    seen = {element for element, sign in _SIGNS.items() if re.search(sign, prompts)}
-    return seen | _elements(memory)
+    elements = {element for element, sign in _SIGNS.items() if re.search(sign, prompts)}
+    return elements | _elements(memory)
 
 
 # --- writing prompts ------------------------------------------------------------------------------------------------
 
 
-def _write_prompt(spec: SceneSpec, taught: set[str], rng: np.random.Generator) -> str:
-    """Word a spec with the elements that were taught; with none, in one plain sentence.
+def _write_prompt(spec: SceneSpec, elements: set[str], rng: np.random.Generator) -> str:
+    """Word a spec with the given elements; without any, as one plain sentence.
 
-    Where a place or an arrangement has to be named, the model imagines one scene that fits, and describes that.
+    To name a place or an arrangement, the model imagines a scene that fits the spec and describes it.
     """
     sentence = terse_caption(spec)
-    if not taught or "plain" in taught:
+    if not elements or "plain" in elements:
         return sentence
-    scene = max((layout(spec, rng) for _ in range(_LOOKS if "room" in taught else 1)), key=_room)
+    scene = max((layout(spec, rng) for _ in range(_IMAGINED_SCENES if "room" in elements else 1)), key=_room)
     clauses = [
         clause(
             group,
-            arrangement=arrangement if "arrangement" in taught else "",
-            place=place_of(members) if "place" in taught else "",
-            places=[place_of([i]) for i in members] if "places" in taught and group.count > 1 else (),
-            depth=depth_phrase(members) if "depth" in taught else "",
-            exactly="exactly" in taught,
+            arrangement=arrangement if "arrangement" in elements else "",
+            place=place_of(members) if "place" in elements else "",
+            places=[place_of([i]) for i in members] if "places" in elements and group.count > 1 else (),
+            depth=depth_phrase(members) if "depth" in elements else "",
+            exactly="exactly" in elements,
         )
         for group, members, arrangement in zip(spec.groups, scene.members, scene.arrangements, strict=True)
     ]
     text = "; ".join(clauses)
-    return f"{sentence}: {text}" if "sentence" in taught else text
+    return f"{sentence}: {text}" if "sentence" in elements else text
 
 
-_LOOKS: Final = 8
-"""Scenes imagined where room matters."""
+_IMAGINED_SCENES: Final = 8
+"""Number of scenes imagined when room matters; the roomiest one is described."""
 
 
 def _room(scene: Scene) -> float:
-    """How well the things of a scene can be told apart: groups in rows first, then the size of the smallest thing."""
+    """How easily things in a scene can be told apart: first by groups in rows, then by the smallest thing's size."""
     in_rows = sum(arrangement in ("", "in a row", "in two rows") for arrangement in scene.arrangements)
     return in_rows + min(item.size for item in scene.items)
 
 
 def _decompose(prompt: str) -> dict[str, Any]:
-    asked = questions_of(parse_prompt(prompt))
-    return {"requirements": [{"question": text, "kind": question.kind} for text, question in asked]}
+    questions = questions_of(parse_prompt(prompt))
+    return {"requirements": [{"question": text, "kind": question.kind} for text, question in questions]}
 
 
 _FIX: Final = re.compile(r"^fix \((?P<kind>\w+), \w+\): (?P<question>[^?]*\?)", re.MULTILINE)
@@ -258,20 +258,20 @@ _REWRITES: Final[tuple[frozenset[str], ...]] = (
     frozenset({"clauses", "place", "depth", "arrangement", "room"}),
     frozenset({"clauses", "place", "depth", "arrangement", "room", "exactly"}),
 )
-"""Wordings to try in turn, from the one that most often helps."""
+"""Wordings to try in turn, starting with the one that helps most often."""
 
 
 def _refine(tags: _Tags) -> dict[str, Any]:
-    """Word the wish in another way each time: another imagined scene, other elements."""
+    """Reword the prompt differently at each try: another imagined scene, other elements."""
     spec = parse_prompt(tags.prompt)
     tries = len(tags["history"].splitlines())
     elements = set(_REWRITES[(tries - 1) % len(_REWRITES)])
-    failed = _FIX.findall(tags["best_attempt"])
-    kinds = list(dict.fromkeys(kind for kind, _ in failed)) or ["nothing that I can see"]
+    failed_questions = _FIX.findall(tags["best_attempt"])
+    kinds = list(dict.fromkeys(kind for kind, _ in failed_questions)) or ["nothing that I can see"]
     so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
-    named = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
+    wording = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
     return {
-        "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {named}.",
+        "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {wording}.",
         "strategy": "rewrite",
         "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),
     }
@@ -281,16 +281,16 @@ def _refine(tags: _Tags) -> dict[str, Any]:
 
 
 _CASE: Final = re.compile(
-    r"^- wish: (?P<wish>.*?)(?: \| failed with: (?P<before>.*))? \| passed with: (?P<after>.*)$", re.MULTILINE
+    r"^- wish: (?P<prompt>.*?)(?: \| failed with: (?P<before>.*))? \| passed with: (?P<after>.*)$", re.MULTILINE
 )
-_USE_OF: Final = {
+_USE_BY_KIND: Final = {
     "object": "names two or more groups that have to share the picture",
     "count": "asks for a definite number of things, two or more of a kind",
     "attribute": "says that a thing has a colour, material or pattern",
     "position": "places things in relation to each other",
     "verb": "has things in relation to each other by what they do",
 }
-_SAYING: Final = {
+_ADVICE: Final = {
     "clauses": "Give every group a clause of its own, with semicolons between them: `{clauses}`.",
     "exactly": "Say that the number is meant: `{exactly}`.",
     "arrangement": "Say how the things of a group are arranged: `{arrangement}`.",
@@ -301,17 +301,17 @@ _SAYING: Final = {
 
 
 def _draft_skill(tags: _Tags) -> dict[str, Any]:
-    """A skill of the elements that most prompts which worked are worded with, and most before them were not."""
-    cases = [(m["before"] or m["wish"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
+    """A skill that teaches the elements which most successful prompts use and most failed ones lack."""
+    cases = [(m["before"] or m["prompt"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
     kind = tags["kind"].strip()
 
     def share(sign: str, side: int) -> float:
         return sum(bool(re.search(sign, case[side])) for case in cases) / max(1, len(cases))
 
-    taught = [e for e, sign in _SIGNS.items() if share(sign, 1) >= 0.5 > share(sign, 0)]
-    steps = [f"{i}. {_SAYING[element]}" for i, element in enumerate(taught, start=1)]
+    elements = [e for e, sign in _SIGNS.items() if share(sign, 1) >= 0.5 > share(sign, 0)]
+    steps = [f"{i}. {_ADVICE[element]}" for i, element in enumerate(elements, start=1)]
     example = f"\n\nExample. Prompt: {cases[0][1]}" if cases else ""
-    use = _USE_OF.get(kind, "names any thing")
+    use = _USE_BY_KIND.get(kind, "names any thing")
     return {
         "name": f"{kind}-wording",
         "description": f"Use when the wish {use}. Not when nothing of that kind is asked for.",
@@ -352,52 +352,52 @@ _HOW_MANY: Final = re.compile(r"How many (?P<things>.+) are in the image\?", re.
 
 
 def _answer_in_one_word(question: str, image: Image.Image, usage: UsageMetadata) -> AIMessage:
-    """A visual question answered with one token, and the log-probabilities of all its alternatives, as servers do."""
+    """Answer a visual question in one token, with the log-probabilities of all alternatives, as servers do."""
     from gems.models.pocket.vision import look
 
-    sight, counted = look(image), _HOW_MANY.fullmatch(question)
-    things = counted["things"].lower() if counted else ""
+    sight, how_many = look(image), _HOW_MANY.fullmatch(question)
+    things = how_many["things"].lower() if how_many else ""
     if things in PLURALS:
-        chances = {word: sight.p_count(PLURALS[things], n) for n, word in enumerate(NUMBER_WORDS, start=1)}
-        chances["other"] = max(0.0, 1 - sum(chances.values()))
+        probabilities = {word: sight.p_count(PLURALS[things], n) for n, word in enumerate(NUMBER_WORDS, start=1)}
+        probabilities["other"] = max(0.0, 1 - sum(probabilities.values()))
     elif meaning := parse_question(question):
         yes = _judge(sight, meaning)[0]
-        chances = {"Yes": yes, "No": 1 - yes}
+        probabilities = {"Yes": yes, "No": 1 - yes}
     else:
         return AIMessage(content="Unknown", usage_metadata=usage)
-    likeliest = sorted(chances, key=lambda word: -chances[word])
-    tokens = [{"token": word, "logprob": math.log(max(chances[word], 1e-9))} for word in likeliest]
+    likeliest = sorted(probabilities, key=lambda word: -probabilities[word])
+    tokens = [{"token": word, "logprob": math.log(max(probabilities[word], 1e-9))} for word in likeliest]
     logprobs = {"content": [{**tokens[0], "top_logprobs": tokens}]}
     return AIMessage(content=likeliest[0], usage_metadata=usage, response_metadata={"logprobs": logprobs})
 
 
 _PRIOR_ODDS: Final = 5.0
-"""How much likelier the number asked about is than any other before one looks, since the image was made to show it.
-Sight alone takes things that cover each other for one. Chosen on other prompts than those that are reported."""
+"""Prior odds of the number in the question: the image was made to show it, and the vision model alone takes things that
+overlap for one. Tuned on prompts other than those reported."""
 
 
 def _judge(sight: Any, question: Question) -> tuple[float, str]:
-    """The probability of yes, and what was seen."""
+    """The probability of yes, and a short description of what was seen."""
     if question.attribute and question.kind in ("object", "count"):
-        bare, reason = _judge(sight, replace(question, attribute=0))
-        return bare * sight.p_attribute(question.object, question.attribute), reason
-    seen = sight.count(question.object)
-    many = _number_of(seen, question.object)
+        p_things, reason = _judge(sight, replace(question, attribute=0))
+        return p_things * sight.p_attribute(question.object, question.attribute), reason
+    count = sight.count(question.object)
+    counted_things = _number_of(count, question.object)
     match question.kind:
         case "object":
-            return sight.p_object(question.object), f"{many} seen"
+            return sight.p_object(question.object), f"{counted_things} seen"
         case "count":
             odds = _PRIOR_ODDS * (p := sight.p_count(question.object, question.count))
             p = odds / (odds + 1 - p)
-            return p, f"{_number_of(question.count, question.object) if p >= 0.5 else many} seen"
+            return p, f"{_number_of(question.count, question.object) if p >= 0.5 else counted_things} seen"
         case "attribute":
             looks = sorted({ATTRIBUTES[a] or "plain" for a in sight.attributes(question.object)})
             return (
                 sight.p_attribute(question.object, question.attribute),
-                f"{many} seen" + (f", {' and '.join(looks)}" if looks else ""),
+                f"{counted_things} seen" + (f", {' and '.join(looks)}" if looks else ""),
             )
         case _:
-            return sight.p_relation(question.object, question.relation, question.other), f"{many} seen"
+            return sight.p_relation(question.object, question.relation, question.other), f"{counted_things} seen"
 
 
 def _number_of(n: int, obj: int) -> str:

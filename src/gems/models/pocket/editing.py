@@ -1,6 +1,6 @@
-"""What of an image is to stay when the pocket generator edits it: the slots of the groups that are right already.
+"""What the pocket generator keeps when it edits an image: the slots of the groups that are already right.
 
-The vision model finds the things; which of their groups are right is said by the questions that were answered "yes".
+The vision model finds the things; the questions that were answered "yes" tell which groups are right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GROUP: Final = re.compile(
 
 
 def groups_of(prompt: str) -> list[Group]:
-    """The groups that a generation prompt names, terse or rich, in order: in that order they fill the slots."""
+    """The groups that a generation prompt names, terse or rich, in the order in which they fill the slots."""
     groups: dict[int, Group] = {}
     for number, attribute, noun in _GROUP.findall(prompt):
         group = Group(COUNTS[number], ATTRIBUTES.index(attribute) if attribute else 0, _NOUN[noun])
@@ -36,41 +36,41 @@ def groups_of(prompt: str) -> list[Group]:
 
 
 def kept_groups(groups: Sequence[Group], keep: Sequence[str], fix: Sequence[str]) -> set[int]:
-    """The objects of the groups that are to stay: the right number of the right look, and where they should be.
+    """The objects of the groups to keep: those with the right number, look and position.
 
     Args:
-        groups: What the image is to show.
-        keep: Questions about it that were answered yes.
-        fix: Questions that were not.
+        groups: What the image should show.
+        keep: Questions about the image that were answered yes.
+        fix: Questions that were not answered yes.
     """
-    right = {question for text in keep if (question := parse_question(text))}
-    wrong = [question for text in fix if (question := parse_question(text))]
-    counted = {(q.object, q.count) for q in right if q.kind == "count"}
-    faulty = {q.object for q in wrong if not q.relation}
-    stay = {g.object for g in groups if (g.object, g.count) in counted and g.object not in faulty}
-    for question in wrong:
-        # Two groups that stand wrongly to each other cannot both stay: the second one moves.
-        if question.relation and {question.object, question.other} <= stay:
-            stay.discard(question.other)
-    return stay
+    passed_questions = {question for text in keep if (question := parse_question(text))}
+    failed_questions = [question for text in fix if (question := parse_question(text))]
+    right_counts = {(q.object, q.count) for q in passed_questions if q.kind == "count"}
+    faulty_objects = {q.object for q in failed_questions if not q.relation}
+    kept_objects = {g.object for g in groups if (g.object, g.count) in right_counts and g.object not in faulty_objects}
+    for question in failed_questions:
+        # Two groups in the wrong relation cannot both stay: the second one is redrawn.
+        if question.relation and {question.object, question.other} <= kept_objects:
+            kept_objects.discard(question.other)
+    return kept_objects
 
 
 def kept_slots(
     prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The slots that are to stay, (NUM_SLOTS, SLOT_DIM), and which of them those are, (NUM_SLOTS,).
+    """The slots to keep, (NUM_SLOTS, SLOT_DIM), and a mask that marks them, (NUM_SLOTS,).
 
-    A group stays only if as many of its things are found as the prompt asks for.
+    A group is kept only if the image shows as many of its things as the prompt asks for.
     """
     groups, sight = groups_of(prompt), look(image)
-    stay = kept_groups(groups, keep, fix)
-    slots, known = encode_slots([]), np.zeros(NUM_SLOTS, dtype=np.bool_)
+    kept_objects = kept_groups(groups, keep, fix)
+    slots, is_kept = encode_slots([]), np.zeros(NUM_SLOTS, dtype=np.bool_)
     start = 0
     for group in groups:
         items = sorted(sight.items(group.object), key=lambda item: item.x)
         end = start + group.count
-        if group.object in stay and len(items) == group.count and end <= NUM_SLOTS:
+        if group.object in kept_objects and len(items) == group.count and end <= NUM_SLOTS:
             slots[start:end] = encode_slots(items)[: group.count]
-            known[start:end] = True
+            is_kept[start:end] = True
         start = end
-    return slots, known
+    return slots, is_kept

@@ -60,7 +60,7 @@ def parse_prompt(text: str) -> SceneSpec:
     """The spec of a prompt such as "three blue cars to the left of a striped elephant, and a cat".
 
     Raises:
-        InputError: A word is outside the vocabulary (near matches are listed), or the sentence does not parse.
+        InputError: A word is outside the vocabulary (close matches are listed), or the sentence does not parse.
     """
     words = _normalise(text)
     unknown = [w for w in dict.fromkeys(words) if w not in _KNOWN_WORDS]
@@ -70,7 +70,7 @@ def parse_prompt(text: str) -> SceneSpec:
     reader = _Reader(words)
     groups = [_read_group(reader)]
     relations: list[str | None] = []
-    while not reader.done:
+    while not reader.at_end:
         relations.append(_read_joint(reader))
         groups.append(_read_group(reader))
     if len(groups) > MAX_GROUPS:
@@ -89,22 +89,22 @@ class _Reader:
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
-        self._at = 0
+        self._position = 0
 
     @property
-    def done(self) -> bool:
-        return self._at == len(self._words)
+    def at_end(self) -> bool:
+        return self._position == len(self._words)
 
     @property
     def rest(self) -> str:
-        return " ".join(self._words[self._at : self._at + 5])
+        return " ".join(self._words[self._position : self._position + 5])
 
     def take(self, *options: str) -> str | None:
-        """Consume the first option (of one or several words) that comes next, if any does."""
+        """Consume and return the first option, of one or several words, that comes next; None if none does."""
         for option in options:
             parts = option.split()
-            if self._words[self._at : self._at + len(parts)] == parts:
-                self._at += len(parts)
+            if self._words[self._position : self._position + len(parts)] == parts:
+                self._position += len(parts)
                 return option
         return None
 
@@ -147,7 +147,7 @@ def _starts_group(reader: _Reader) -> bool:
 
 
 def _normalise(text: str) -> list[str]:
-    """Lower-case words and commas, politeness dropped, synonyms mapped to the vocabulary."""
+    """Split into lower-case words and punctuation, drop polite phrases and map synonyms to the vocabulary."""
     text = _POLITE.sub("", " ".join(text.lower().split()).rstrip(" .!"), count=1)
     text = re.sub(r"[;:]", ",", text)
     for phrase, relation in _RELATION_SYNONYMS.items():
@@ -192,7 +192,7 @@ _KNOWN_WORDS: Final = frozenset(
 class Question:
     """The meaning of one yes/no question about an image. ``object`` and ``other`` index OBJECTS.
 
-    A question that is not atomic ("Are there exactly five glass flowers?") has an attribute besides: both must hold.
+    A question that is not atomic ("Are there exactly five glass flowers?") also has an attribute: both must hold.
     """
 
     kind: Literal["object", "count", "attribute", "position", "verb"]
@@ -204,21 +204,21 @@ class Question:
 
 
 def questions_of(spec: SceneSpec) -> list[tuple[str, Question]]:
-    """The atomic questions of a spec, each with its meaning: the benchmark's, in yes/no form."""
-    asked: list[tuple[str, Question]] = []
+    """The atomic questions of a spec, each with its meaning: the benchmark's questions in yes/no form."""
+    questions: list[tuple[str, Question]] = []
     for i, group in enumerate(spec.groups):
-        word, one = OBJECTS[group.object], group.count == 1
-        asked.append((f"Are there any {word.plural} in the image?", Question("object", group.object)))
+        word, is_single = OBJECTS[group.object], group.count == 1
+        questions.append((f"Are there any {word.plural} in the image?", Question("object", group.object)))
         number = NUMBER_WORDS[group.count - 1]
-        noun = word.singular if one else word.plural
-        asked.append(
+        noun = word.singular if is_single else word.plural
+        questions.append(
             (
-                f"{'Is' if one else 'Are'} there exactly {number} {noun} in the image?",
+                f"{'Is' if is_single else 'Are'} there exactly {number} {noun} in the image?",
                 Question("count", group.object, count=group.count),
             )
         )
         if group.attribute:
-            asked.append(
+            questions.append(
                 (
                     f"{_are_the(group)} {ATTRIBUTES[group.attribute]}?",
                     Question("attribute", group.object, attribute=group.attribute),
@@ -228,7 +228,7 @@ def questions_of(spec: SceneSpec) -> list[tuple[str, Question]]:
         if relation:
             other = spec.groups[i + 1]
             noun = OBJECTS[other.object].singular if other.count == 1 else OBJECTS[other.object].plural
-            asked.append(
+            questions.append(
                 (
                     f"{_are_the(group)} {relation} the {noun}?",
                     Question(
@@ -239,7 +239,7 @@ def questions_of(spec: SceneSpec) -> list[tuple[str, Question]]:
                     ),
                 )
             )
-    return asked
+    return questions
 
 
 def _are_the(group: Group) -> str:
@@ -251,7 +251,7 @@ _NOUN: Final = {**PLURALS, **SINGULARS}
 _NOUNS: Final = "|".join(sorted(_NOUN, key=len, reverse=True))
 _LOOKS: Final = "|".join(ATTRIBUTES[1:])
 _THE: Final = rf"(?:the |an? )?(?:(?:{'|'.join(NUMBER_WORDS)}) )?(?:(?:{_LOOKS}) )?"
-"""What may stand before a noun that is known already: which one is meant is clear without."""
+"""What may precede a noun in these questions without changing their meaning."""
 _PATTERNS: Final = (
     (
         "object",
@@ -274,23 +274,23 @@ _PATTERNS: Final = (
 
 
 def parse_question(text: str) -> Question | None:
-    """The meaning of a yes/no question in the wording of ``questions_of``, or None if it is none of those."""
+    """The meaning of a yes/no question in the wording of ``questions_of``, or None for any other text."""
     text = " ".join(text.lower().rstrip(" ?").split())
     for kind, pattern in _PATTERNS:
         match = pattern.fullmatch(text)
         if match is None:
             continue
-        found = match.groupdict()
-        obj = _NOUN[found["a"]]
-        look = ATTRIBUTES.index(found.get("attribute") or "")
+        parts = match.groupdict()
+        obj = _NOUN[parts["a"]]
+        look = ATTRIBUTES.index(parts.get("attribute") or "")
         if kind == "object":
             return Question("object", obj, attribute=look)
         if kind == "count":
-            return Question("count", obj, count=COUNTS.get(found["n"]) or int(found["n"]), attribute=look)
+            return Question("count", obj, count=COUNTS.get(parts["n"]) or int(parts["n"]), attribute=look)
         if kind == "attribute":
             return Question("attribute", obj, attribute=look)
-        relation = found["relation"]
+        relation = parts["relation"]
         return Question(
-            "position" if relation in POSITIONS else "verb", obj, relation=relation, other=_NOUN[found["b"]]
+            "position" if relation in POSITIONS else "verb", obj, relation=relation, other=_NOUN[parts["b"]]
         )
     return None

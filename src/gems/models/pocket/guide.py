@@ -1,4 +1,4 @@
-"""How the pocket generator wants to be prompted, for chat models that do not know it."""
+"""Instructions for writing the pocket generator's prompts, for chat models that do not know it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GUIDE", "objection"]
 
 
 def objection(prompt: str) -> str:
-    """What the generator cannot read in a prompt; empty if it can read it. It is what the pipeline would raise."""
+    """Why the generator cannot read a prompt, in the words of the pipeline's error; empty if it can."""
     return fault_of(_tokenizer(), prompt)
 
 

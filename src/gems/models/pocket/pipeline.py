@@ -2,7 +2,7 @@
 
 It is an ordinary ``diffusers.DiffusionPipeline``: a tokenizer, a text encoder, a transformer that denoises the slots
 of a scene under a flow-matching scheduler, and a decoder that draws the slots. It is called, saved and loaded like any
-other one.
+other pipeline.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ StepCallback = Callable[["PocketPipeline", int, float, dict[str, Any]], dict[str
 """Called as ``callback(pipeline, step, timestep, tensors)``; the tensors it returns replace the pipeline's own."""
 
 _STYLES: Final = 2**16
+"""Number of drawing styles; each image gets a random one."""
 
 
 class SlotDecoder(ImageProcessingMixin):  # type: ignore[misc]
@@ -50,7 +51,7 @@ class SlotDecoder(ImageProcessingMixin):  # type: ignore[misc]
 
 @dataclass
 class PocketPipelineOutput(BaseOutput):  # type: ignore[misc]
-    """What a call returns: one PIL image a prompt, or one (NUM_SLOTS, SLOT_DIM) array with ``output_type="slots"``."""
+    """The result: a PIL image for each prompt, or a (NUM_SLOTS, SLOT_DIM) array each with ``output_type="slots"``."""
 
     images: list[Image.Image] | list[NDArray[np.float32]]
 
@@ -60,9 +61,9 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     model_cpu_offload_seq = "text_encoder->transformer"
     prompting: Final = GUIDE
-    """For chat models that write its prompts."""
+    """Instructions for chat models that write prompts for this pipeline."""
     objection = staticmethod(objection)
-    """Why a prompt cannot be drawn, told without loading the weights; see ``gems.models.pocket.guide``."""
+    """Why a prompt cannot be drawn, without loading the weights; see ``gems.models.pocket.guide``."""
     _callback_tensor_inputs: Final = ["slots"]
 
     def __init__(
@@ -97,37 +98,31 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end_tensor_inputs: Sequence[str] = ("slots",),
         output_type: Literal["pil", "slots"] = "pil",
     ) -> PocketPipelineOutput:
-        """Make one image a prompt.
+        """Make one image for each prompt.
 
-        Images are denoised one after the other, so that an image depends on its prompt and generator alone, bit for
-        bit, whatever else is in the batch.
+        Images are denoised one after another, so that an image depends on its prompt and generator alone, bit for bit,
+        whatever else is in the batch.
 
         Args:
             prompt: One prompt or several, in words of ``captions.WORDS``, at most 127 of them.
             num_inference_steps: Euler steps of the scheduler.
             guidance_scale: Classifier-free guidance (arXiv 2207.12598); 1 turns it off and halves the cost.
-            generator: One for all images, drawn from in turn, or one a prompt. None takes torch's global one.
-            image: An image to edit: the groups in it that are right stay where they are, the rest is drawn anew.
+            generator: One for all images, used in turn, or one for each prompt. None is torch's global generator.
+            image: An image to edit: groups in it that are right stay where they are, the rest is redrawn.
             keep: What is right in ``image``, as questions whose answer is yes.
-            fix: What is wrong in it, as questions whose answer is not yes.
+            fix: What is wrong in ``image``, as questions whose answer is not yes.
             callback_on_step_end: Called after every step of every image; ``step`` starts at 0 for each image.
-            callback_on_step_end_tensor_inputs: What the callback is handed; of "slots", (1, NUM_SLOTS, SLOT_DIM).
+            callback_on_step_end_tensor_inputs: Tensors passed to the callback: "slots", (1, NUM_SLOTS, SLOT_DIM).
             output_type: "pil" for images, "slots" for the arrays that the images would be drawn from.
 
         Raises:
-            ValueError: A prompt is empty, too long or has words outside the vocabulary, or arguments do not fit.
+            ValueError: A prompt is empty, too long or has words outside the vocabulary, or another argument is invalid.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
         generators = generator if isinstance(generator, list) else [generator] * len(prompts)
         if len(generators) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need as many generators, not {len(generators)}")
-        if output_type not in ("pil", "slots"):
-            raise ValueError(f"output_type is 'pil' or 'slots', not {output_type!r}")
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
-        if unknown:
-            raise ValueError(f"no tensors {sorted(unknown)} for callbacks, only {self._callback_tensor_inputs}")
-        for text in prompts:
-            self._check_prompt(text)
+        self._check_arguments(prompts, output_type, callback_on_step_end_tensor_inputs)
 
         def on_step_end(step: int, timestep: float, slots: Tensor) -> Tensor:
             if callback_on_step_end is None:
@@ -138,22 +133,30 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         images = []
         for text, rng in zip(prompts, generators, strict=True):
-            known = self._known(text, image, keep, fix) if image is not None else None
-            slots = self._denoise(text, rng, num_inference_steps, guidance_scale, on_step_end, known)
+            slots_to_keep = self._slots_to_keep(text, image, keep, fix) if image is not None else None
+            slots = self._denoise(text, rng, num_inference_steps, guidance_scale, on_step_end, slots_to_keep)
             style = int(torch.randint(_STYLES, (), generator=rng, device=rng.device if rng else None))
             images.append(slots if output_type == "slots" else self.decoder(slots, style))
         self.maybe_free_model_hooks()
         return PocketPipelineOutput(images=images)
 
-    def _check_prompt(self, prompt: str) -> None:
-        if fault := fault_of(self.tokenizer, prompt):
-            raise ValueError(fault)
+    def _check_arguments(self, prompts: Sequence[str], output_type: str, callback_tensors: Sequence[str]) -> None:
+        if output_type not in ("pil", "slots"):
+            raise ValueError(f"output_type is 'pil' or 'slots', not {output_type!r}")
+        unknown = set(callback_tensors) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"no tensors {sorted(unknown)} for callbacks, only {self._callback_tensor_inputs}")
+        for prompt in prompts:
+            if fault := fault_of(self.tokenizer, prompt):
+                raise ValueError(fault)
 
-    def _known(self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What stays of an image: slots (1, NUM_SLOTS, SLOT_DIM) and which of them (1, NUM_SLOTS, 1)."""
-        slots, known = kept_slots(prompt, image, keep, fix)
+    def _slots_to_keep(
+        self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """What an edit keeps of an image: slots (1, NUM_SLOTS, SLOT_DIM) and the mask of them (1, NUM_SLOTS, 1)."""
+        slots, is_kept = kept_slots(prompt, image, keep, fix)
         device = self._execution_device
-        return torch.from_numpy(slots)[None].to(device), torch.from_numpy(known)[None, :, None].to(device)
+        return torch.from_numpy(slots)[None].to(device), torch.from_numpy(is_kept)[None, :, None].to(device)
 
     def _denoise(
         self,
@@ -162,12 +165,12 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps: int,
         guidance_scale: float,
         on_step_end: Callable[[int, float, Tensor], Tensor],
-        known: tuple[Tensor, Tensor] | None = None,
+        slots_to_keep: tuple[Tensor, Tensor] | None = None,
     ) -> NDArray[np.float32]:
         """Slots of shape (NUM_SLOTS, SLOT_DIM), rounded so that they are equal on any processor.
 
-        Known slots are put back after every step, with as much noise as the others have (RePaint, arXiv 2201.09865):
-        the rest is drawn to fit them.
+        The slots to keep are restored after every step, with as much noise as the others have at that step, so that the
+        rest is drawn to fit them (RePaint, arXiv 2201.09865).
         """
         guided = guidance_scale != 1
         text, mask = self._encode([prompt, ""] if guided else [prompt])
@@ -181,15 +184,16 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
                 count = len(text)
                 clean = self.transformer(slots.expand(count, -1, -1), level.to(text).expand(count), text, mask)
                 if guided:
-                    with_text, without = clean.chunk(2)
-                    clean = without + guidance_scale * (with_text - without)
+                    with_text, without_text = clean.chunk(2)
+                    clean = without_text + guidance_scale * (with_text - without_text)
                 slots = self.scheduler.step((slots - clean) / level, timestep, slots).prev_sample
-                if known is not None:
-                    left = self.scheduler.sigmas[step + 1].to(slots)
-                    slots = torch.where(known[1], (1 - left) * known[0] + left * noise, slots)
+                if slots_to_keep is not None:
+                    values, mask_to_keep = slots_to_keep
+                    remaining_noise = self.scheduler.sigmas[step + 1].to(slots)
+                    slots = torch.where(mask_to_keep, (1 - remaining_noise) * values + remaining_noise * noise, slots)
                 slots = on_step_end(step, float(timestep), slots)
                 bar.update()
-        # The last bits differ between processors and thread counts; images are to be equal everywhere.
+        # The last bits differ between processors and thread counts, but images must be equal everywhere.
         rounded: NDArray[np.float32] = slots[0].float().cpu().numpy().round(3)
         return rounded
 

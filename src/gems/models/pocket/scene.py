@@ -1,8 +1,8 @@
 """What the pocket models mean by a scene: groups of things, the slots that hold them, and what the relations mean.
 
-A *spec* says what a prompt asks for (groups, and the relation between neighbouring groups). A *scene* is one spec laid
-out: every thing has a place, a size and a depth. The generator learns to turn words into slots; the decoder draws
-slots as pixels; the vision model reads things back from pixels. All of them share the definitions of this file.
+A *spec* is what a prompt asks for: groups, and the relations between neighbouring groups. A *scene* is a spec laid out:
+every thing has a place, a size and a depth. The generator learns to turn words into slots; the decoder draws slots as
+pixels; the vision model reads things back from pixels. All of them share the definitions in this file.
 
 Coordinates are fractions of the canvas, x to the right, y down, both in [0, 1]. ``size`` is the side of a thing's
 bounding square. ``depth`` is 0 for the far background and 1 for the near foreground.
@@ -49,7 +49,7 @@ _ATTRIBUTE: Final = slice(_OBJECT.stop, _OBJECT.stop + len(ATTRIBUTES))
 _BOX: Final = slice(_ATTRIBUTE.stop, SLOT_DIM)
 _BOX_MEAN: Final = np.array([0.5, 0.5, 0.2, 0.5], dtype=np.float32)
 _BOX_SCALE: Final = np.array([0.25, 0.25, 0.08, 0.25], dtype=np.float32)
-"""Centre and spread of x, y, size and depth in laid-out scenes: slots are about unit variance."""
+"""Mean and spread of x, y, size and depth in laid-out scenes; they give slots about unit variance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class SceneSpec:
-    """What a prompt asks for. ``relations[i]`` ties groups i and i + 1 ("groups[i] RELATION groups[i + 1]")."""
+    """What a prompt asks for. ``relations[i]`` relates groups i and i + 1 ("groups[i] RELATION groups[i + 1]")."""
 
     groups: tuple[Group, ...]
     relations: tuple[str | None, ...]
 
     @property
     def atoms(self) -> int:
-        """The benchmark's difficulty: objects, attributes, counts above one and relations, added up."""
+        """The benchmark's measure of difficulty: the number of objects, attributes, counts above one and relations."""
         return sum(1 + (g.attribute > 0) + (g.count > 1) for g in self.groups) + sum(
             r is not None for r in self.relations
         )
@@ -78,7 +78,7 @@ class SceneSpec:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing in a scene: class indices and where it stands."""
+    """One thing in a scene: its class indices and where it stands."""
 
     object: int
     attribute: int
@@ -90,7 +90,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A spec laid out. ``members[i]`` are group i's items, ordered by x; ``arrangements[i]`` names their pattern."""
+    """A spec laid out. ``members[i]`` holds group i's items, ordered by x; ``arrangements[i]`` names their pattern."""
 
     spec: SceneSpec
     members: tuple[tuple[Item, ...], ...]
@@ -141,11 +141,11 @@ def decode_slots(slots: NDArray[np.float32]) -> list[Item]:
 
 
 def relation_margin(relation: str, a: Sequence[Item], b: Sequence[Item]) -> float:
-    """How clearly "a RELATION b" holds between two non-empty groups: positive when it does, in canvas units.
+    """How clearly "a RELATION b" holds between two non-empty groups, in canvas units; positive if it holds.
 
-    Left/right and over/under compare group centres; in front/behind compare mean depth. ``chasing`` is "to the right
-    of, at the same height" (the drawings look left); ``jumping over`` is "above, with air between"; ``playing with``
-    is "mingled": each thing of the smaller group has one of the other group beside it.
+    Left/right and over/under compare group centres; in front/behind compare mean depth. ``chasing`` means "to the right
+    of, at the same height" (the drawings face left); ``jumping over`` means "above, with a gap"; ``playing with`` means
+    "mingled": each thing in the smaller group has one of the other group beside it.
     """
     if relation in _MIRRORED:
         return relation_margin(_MIRRORED[relation], b, a)
@@ -178,20 +178,20 @@ def _centre(items: Sequence[Item]) -> tuple[float, float, float]:
 
 
 def _mean_gap(a: Sequence[Item], b: Sequence[Item]) -> float:
-    """Mean distance, over the smaller group, to the nearest thing of the other one, in units of the two's mean size."""
+    """Mean distance from things in the smaller group to the nearest in the other, in units of the pair's mean size."""
 
-    def nearest(item: Item, others: Sequence[Item]) -> float:
-        return min(float(np.hypot(item.x - o.x, item.y - o.y)) / ((item.size + o.size) / 2) for o in others)
+    def nearest(item: Item, candidates: Sequence[Item]) -> float:
+        return min(float(np.hypot(item.x - o.x, item.y - o.y)) / ((item.size + o.size) / 2) for o in candidates)
 
-    few, many = (a, b) if len(a) <= len(b) else (b, a)
-    return sum(nearest(item, many) for item in few) / len(few)
+    smaller, larger = (a, b) if len(a) <= len(b) else (b, a)
+    return sum(nearest(item, larger) for item in smaller) / len(smaller)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
 def sample_spec(rng: np.random.Generator, atoms: int | None = None) -> SceneSpec:
-    """A random spec of one to three groups of different objects; with ``atoms`` (1 to 11), one of just that size."""
+    """A random spec of one to three groups of different objects, with exactly ``atoms`` (1 to 11) if that is given."""
     while True:
         k = int(rng.choice([1, 2, 3], p=[0.12, 0.4, 0.48]))
         objects = rng.choice(len(OBJECTS), size=k, replace=False)
@@ -225,18 +225,18 @@ _CELL_OFFSET: Final[dict[str, tuple[int, int]]] = {
     "under": (0, 1),
     "in front of": (0, 1),
 }
-"""Where group A stands, in cells, when "A RELATION B" and B is at the origin."""
+"""The cell of group A if "A RELATION B" and B is at the origin."""
 
 _MARGIN: Final = 0.03
-"""Laid-out scenes satisfy every relation by at least this much, so that their captions are plainly true."""
+"""Laid-out scenes satisfy every relation by at least this margin, so that their captions are plainly true."""
 
 
 def layout(spec: SceneSpec, rng: np.random.Generator) -> Scene:
     """Lay a spec out at random so that all its relations hold.
 
     Groups stand in the cells of a small grid that follows from the relations; inside its cell a group forms a row, a
-    column, two rows, two columns or a ring. A try whose relations do not hold by a clear margin is thrown away, and
-    later tries wander less.
+    column, two rows, two columns or a ring. Layouts whose relations do not hold by a clear margin are discarded, and
+    later attempts deviate less from the grid.
     """
     for wander in (1.0, 1.0, 0.7, 0.7, 0.5, 0.5, 0.3, 0.3, 0.2, 0.1, *[0.0] * 40):
         scene = _try_layout(spec, rng, wander)
@@ -245,16 +245,16 @@ def layout(spec: SceneSpec, rng: np.random.Generator) -> Scene:
             for i, relation in enumerate(spec.relations)
         ):
             return scene
-    # About one spec in a hundred is an over-constrained chain: lay out the same groups without its relations.
+    # About one spec in a hundred is over-constrained: lay out the same groups without relations.
     return layout(replace(spec, relations=tuple([None] * len(spec.relations))), rng)
 
 
 _MAX_OVERLAP: Final = 0.35
-"""Two things may share this much of the smaller one's square: enough to stand before one another, never to hide."""
+"""The largest share of the smaller thing's square that two things may have in common: they overlap but never hide."""
 
 
 def _is_clear(scene: Scene) -> bool:
-    """Nothing leaves the canvas by more than a fifth of its size, and nothing is hidden."""
+    """Whether no thing leaves the canvas by more than a fifth of its size, and none is hidden."""
     box = np.array([(i.x, i.y, i.size) for i in scene.items])
     centre, size = box[:, :2], box[:, 2]
     if np.any(centre < 0.3 * size[:, None]) or np.any(centre > 1 - 0.3 * size[:, None]):
@@ -330,7 +330,7 @@ def _try_layout(spec: SceneSpec, rng: np.random.Generator, wander: float) -> Sce
 
 
 def _tracks(crowd: dict[int, int], rng: np.random.Generator, wander: float) -> dict[int, tuple[float, float]]:
-    """Split [0.03, 0.97] into one interval a column (or row), wider where more things stand."""
+    """Split [0.03, 0.97] into one interval for each column (or row), wider where more things stand."""
     keys = sorted(crowd)
     weights = np.array([crowd[k] ** 0.5 * rng.uniform(1 - 0.2 * wander, 1 + 0.2 * wander) + 0.6 for k in keys])
     edges = 0.03 + 0.94 * np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
@@ -340,7 +340,7 @@ def _tracks(crowd: dict[int, int], rng: np.random.Generator, wander: float) -> d
 def _arrange(
     n: int, width: float, height: float, rng: np.random.Generator, *, ring: bool
 ) -> tuple[str, list[tuple[float, float]], float]:
-    """A pattern for n things in a width x height cell: its name, the spots around (0, 0), and the things' size."""
+    """A pattern for n things in a width x height cell: its name, the spots around (0, 0), and the size of a thing."""
     half = -(-n // 2)
     grids = {"in a row": (n, 1), "in a column": (1, n)}
     if n >= 4:
@@ -379,13 +379,13 @@ def _slack(spots: list[tuple[float, float]], axis: int, size: float, room: float
 
 
 def _interleave(counts: list[int]) -> list[int]:
-    """Which group each spot of a shared cell goes to, spread evenly: [2, 1] gives [0, 1, 0]."""
+    """The group of each spot in a shared cell, spread evenly: [2, 1] gives [0, 1, 0]."""
     keyed = [((i + 0.5) / n, which) for which, n in enumerate(counts) for i in range(n)]
     return [which for _, which in sorted(keyed)]
 
 
 def _bring_together(spec: SceneSpec, points: dict[int, list[tuple[float, float]]], sizes: dict[int, float]) -> None:
-    """Close gaps that a relation does not want: things on top of others touch them, those in front overlap."""
+    """Close gaps that a relation rules out: things on top of others touch them, things in front of others overlap."""
     for i, relation in enumerate(spec.relations):
         if relation not in ("on top of", "under", "in front of", "behind"):
             continue
@@ -394,10 +394,9 @@ def _bring_together(spec: SceneSpec, points: dict[int, list[tuple[float, float]]
         top = min(y for _, y in points[lower]) - sizes[lower] / 2
         overlap = 0.25 * min(sizes[upper], sizes[lower]) if relation in ("in front of", "behind") else 0.005
         shift = max(0.0, top - bottom + overlap)
-        # Both move to meet half-way, and with them whatever stands further out on their side.
-        others = [g for g in points if g not in (upper, lower)]
+        # Both move to meet half-way, together with whatever stands further out on their side.
         line = (bottom + top) / 2
-        for g in (upper, lower, *others):
+        for g in (upper, lower, *(g for g in points if g not in (upper, lower))):
             middle = sum(y for _, y in points[g]) / len(points[g])
             move = shift / 2 if g == upper or (g != lower and middle < line) else -shift / 2
             points[g] = [(x, y + move) for x, y in points[g]]

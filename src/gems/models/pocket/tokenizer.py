@@ -1,4 +1,4 @@
-"""The generator's tokenizer: one token for every word that a caption can hold, made from the closed word list."""
+"""The generator's tokenizer: one token for each word of the closed list that captions are made of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "fault_of",
 PAD: Final = "[PAD]"
 UNKNOWN: Final = "[UNK]"
 END: Final = "[END]"
-"""Closes every prompt; alone it is the empty prompt that classifier-free guidance steers away from."""
+"""Ends every prompt. Alone it is the empty prompt, which classifier-free guidance steers away from."""
 
 MAX_TOKENS: Final = 128
 
@@ -38,7 +38,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[str]:
-    """The words of a prompt that the tokenizer does not know, in order, each once."""
+    """The words of a prompt that the tokenizer does not know, in order and without repetition."""
     encoding = tokenizer(prompt, return_offsets_mapping=True)
     spans = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     return list(dict.fromkeys(prompt[a:b] for token, (a, b) in spans if token == tokenizer.unk_token_id))

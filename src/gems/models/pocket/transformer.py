@@ -37,9 +37,9 @@ class _Attention(nn.Module):
 
 
 class _Block(nn.Module):
-    """Slots look at each other, then at the words, then think; time scales and shifts what each step reads.
+    """Attention between slots, attention from slots to words, then an MLP; time modulates the first and the last.
 
-    The modulation by time is shared between blocks up to a table of offsets (PixArt-alpha, arXiv 2310.00426).
+    The modulation by time is shared between blocks except for a table of offsets (PixArt-alpha, arXiv 2310.00426).
     """
 
     def __init__(self, width: int, text_width: int, heads: int) -> None:
@@ -49,7 +49,7 @@ class _Block(nn.Module):
         self.attention = _Attention(width, width, heads)
         self.cross_attention = _Attention(width, text_width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
-        # Shift, scale and gate of the attention and of the MLP. Gates start open: that learns twice as fast.
+        # Shift, scale and gate of the attention and of the MLP. Gates start open, which trains twice as fast.
         gates = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 1.0])[:, None]
         self.modulation = nn.Parameter(gates + torch.randn(6, width) / math.sqrt(width))
 
@@ -58,8 +58,8 @@ class _Block(nn.Module):
         h = self.norm(x) * (1 + scale) + shift
         x = x + gate * self.attention(h, h)
         x = x + self.cross_attention(self.cross_norm(x), text, mask)
-        thought: Tensor = self.mlp(self.norm(x) * (1 + mlp_scale) + mlp_shift)
-        return x + mlp_gate * thought
+        update: Tensor = self.mlp(self.norm(x) * (1 + mlp_scale) + mlp_shift)
+        return x + mlp_gate * update
 
 
 class PocketTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]

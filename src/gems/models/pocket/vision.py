@@ -1,9 +1,9 @@
 """The pocket vision model: a small convolutional detector that reads a drawn scene back from its pixels.
 
-One pass over the image, scaled to 256 x 256, gives for each cell of a 32 x 32 grid how likely a thing's centre lies in
-it, and what that thing would be: object, attribute, exact place, size and depth ("Objects as Points",
-arXiv 1904.07850). ``Sight`` answers questions about the things found, with calibrated probabilities. Nothing here
-knows how an image was made.
+One pass over the image, scaled to 256 x 256, predicts for each cell of a 32 x 32 grid whether a thing has its centre
+there, and what that thing would be: object, attribute, exact place, size and depth ("Objects as Points",
+arXiv 1904.07850). ``Sight`` answers questions about the detected things, with calibrated probabilities. Nothing here
+depends on how an image was made.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ __all__ = [
 ]
 
 INPUT_SIZE: Final = 256
-"""Images are scaled to this many pixels a side."""
+"""Side of the images that the network reads, in pixels."""
 
 GRID: Final = 32
-"""Cells a side: each is 8 pixels of the input."""
+"""Cells on a side of the grid; each covers 8 x 8 pixels of the input."""
 
 HEADS: Final[dict[str, int]] = {"heat": 1, "object": len(OBJECTS), "attribute": len(ATTRIBUTES), "offset": 2, "box": 2}
-"""Numbers a cell. ``heat`` is the logit of a centre, ``object`` and ``attribute`` are class logits, ``offset`` is the
-centre's place from the cell's middle in cells (x, y), ``box`` is size and depth, standardised by BOX_*."""
+"""Output channels of each head. ``heat`` is the logit of a centre, ``object`` and ``attribute`` are class logits,
+``offset`` is the centre's distance from the cell's middle in cells (x, y), ``box`` is size and depth, standardised by
+BOX_*."""
 
 BOX_MEAN: Final = (0.2, 0.5)
 BOX_SCALE: Final = (0.08, 0.25)
@@ -57,25 +58,25 @@ _CONFIG: Final = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What held-out scenes taught about the network's raw outputs, so that its probabilities mean what they say."""
+    """How the network's raw outputs become calibrated probabilities; fitted on held-out scenes."""
 
     heat_scale: float = 1.0
     heat_shift: float = 0.0
     object_temperature: float = 1.0
     attribute_temperature: float = 1.0
     margin_bias: dict[str, float] = field(default_factory=dict)
-    """By relation: mean of (seen - true) margin."""
+    """By relation: the median of (detected - true) margin."""
     margin_error: dict[str, float] = field(default_factory=dict)
-    """By relation: standard deviation of (seen - true) margin."""
+    """By relation: the standard deviation of (detected - true) margin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One thing seen: what it most likely is, and how likely each reading is.
+    """One detected thing: what it most likely is, and how likely each class is.
 
     Attributes:
         item: The most likely thing: classes, place, size and depth.
-        score: The probability that there is a thing here at all.
+        score: The probability that there is a thing at all.
         object_probabilities: Over OBJECTS, shape (40,), given that there is a thing.
         attribute_probabilities: Over ATTRIBUTES, shape (19,), given that there is a thing.
     """
@@ -135,7 +136,7 @@ class VisionModel(nn.Module):
         self.trunk = _conv(middle, head_width, 1)
         self.heads = nn.Conv2d(head_width, sum(HEADS.values()), 1)
         with torch.no_grad():
-            self.heads.bias[0] = -4.0  # type: ignore[index]  # centres are rare: begin by expecting none
+            self.heads.bias[0] = -4.0  # type: ignore[index]  # centres are rare: start by expecting none
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Raw outputs by head, (batch, HEADS[name], GRID, GRID), for images (batch, 3, 256, 256) in [-1, 1]."""
@@ -146,7 +147,7 @@ class VisionModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load weights and calibration from a folder; the model is ready for detection."""
+        """Load weights and calibration from a folder; the model is then ready for detection."""
         config = json.loads((Path(folder) / _CONFIG).read_text())
         calibration = Calibration(**config["calibration"])
         model = cls(tuple(config["widths"]), config["head_width"], calibration)
@@ -155,7 +156,7 @@ class VisionModel(nn.Module):
         return model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def save_pretrained(self, folder: str | Path, **notes: Any) -> None:
-        """Write weights and configuration, each at once; ``notes`` are kept in the configuration."""
+        """Write weights and configuration, each atomically; ``notes`` are added to the configuration."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {
@@ -177,12 +178,12 @@ class VisionModel(nn.Module):
         draft.replace(folder / _CONFIG)
 
     def detect(self, image: Image.Image) -> list[Detection]:
-        """The things in one image of any size and mode, the surest first."""
+        """Detect the things in one image of any size and mode, most certain first."""
         return self.detect_many([image])[0]
 
     @torch.inference_mode()
     def detect_many(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
-        """The things in each image, the surest first."""
+        """Detect the things in each image, most certain first."""
         if not images:
             return []
         device = self.heads.weight.device
@@ -202,7 +203,7 @@ def pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Images (batch, height, width, 3) in 0 to 255 as the network wants them: channels first, in [-1, 1]."""
+    """Convert images (batch, height, width, 3) in 0 to 255 to the network's input: channels first, in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
@@ -211,23 +212,23 @@ def normalise(images: Tensor) -> Tensor:
 _FLOOR: Final = 0.03
 """Detections less likely than this are dropped."""
 
-_SAME: Final = 0.20
-_OTHER: Final = 0.05
-"""Two readings closer than this share of their mean size are one thing: of the same object, of different ones."""
+_REACH_SAME_OBJECT: Final = 0.20
+_REACH_OTHER_OBJECT: Final = 0.05
+"""Two detections are one thing if their distance is below this share of their mean size."""
 
 
 def decode(outputs: dict[str, NDArray[np.float32]], calibration: Calibration) -> list[Detection]:
-    """Detections from one image's raw outputs, each (HEADS[name], GRID, GRID): the surest of each heap of readings."""
+    """Detections from one image's raw outputs, each (HEADS[name], GRID, GRID): the most certain of each cluster."""
     scores = _sigmoid(calibration.heat_scale * outputs["heat"][0].astype(np.float64) + calibration.heat_shift)
     rows, columns = np.nonzero(scores >= _FLOOR)
     order = np.argsort(-scores[rows, columns], kind="stable")
-    kept: list[Detection] = []
+    detections: list[Detection] = []
     for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
         cell = {name: value[:, row, column].astype(np.float64) for name, value in outputs.items()}
-        found = _read_cell(cell, row, column, float(scores[row, column]), calibration)
-        if not any(_is_same(found.item, other.item) for other in kept):
-            kept.append(found)
-    return kept
+        detection = _read_cell(cell, row, column, float(scores[row, column]), calibration)
+        if not any(_is_same(detection.item, other.item) for other in detections):
+            detections.append(detection)
+    return detections
 
 
 def _read_cell(
@@ -249,7 +250,7 @@ def _read_cell(
 
 
 def _is_same(a: Item, b: Item) -> bool:
-    reach = (_SAME if a.object == b.object else _OTHER) * (a.size + b.size) / 2
+    reach = (_REACH_SAME_OBJECT if a.object == b.object else _REACH_OTHER_OBJECT) * (a.size + b.size) / 2
     return (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < reach**2
 
 
@@ -265,22 +266,22 @@ def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 _SURE: Final = 0.5
-"""A thing counts as seen, for places and looks, from this probability on."""
+"""The least probability at which a detection counts for places and looks."""
 
 
 class Sight:
-    """What the vision model saw in one image. Objects and attributes are indices into OBJECTS and ATTRIBUTES."""
+    """What the vision model detected in one image. Objects and attributes are indices into OBJECTS and ATTRIBUTES."""
 
     def __init__(self, detections: Sequence[Detection], calibration: Calibration | None = None) -> None:
         self.detections = tuple(detections)
         self._calibration = calibration or Calibration()
 
     def p_object(self, obj: int) -> float:
-        """The probability that at least one ``obj`` is there."""
+        """The probability that the image shows at least one ``obj``."""
         return 1.0 - float(self._count_distribution(obj)[0])
 
     def p_count(self, obj: int, n: int) -> float:
-        """The probability that exactly ``n`` of ``obj`` are there."""
+        """The probability that the image shows exactly ``n`` of ``obj``."""
         distribution = self._count_distribution(obj)
         return float(distribution[n]) if 0 <= n < len(distribution) else 0.0
 
@@ -298,7 +299,7 @@ class Sight:
         return max(0.0, all_have - none)
 
     def p_relation(self, a: int, relation: str, b: int) -> float:
-        """The probability that both are there and that "a RELATION b" holds between all of one and all of the other.
+        """The probability that the image shows both and that "a RELATION b" holds between the two groups.
 
         Raises:
             ValueError: The relation is not one of RELATIONS.
@@ -306,12 +307,12 @@ class Sight:
         if relation not in RELATIONS:
             raise ValueError(f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
         both = self.p_object(a) * self.p_object(b)
-        these, those = self.items(a), self.items(b)
-        if not (these and those):
-            return 0.5 * both  # nothing sure to measure: chance, if they are there at all
+        items_a, items_b = self.items(a), self.items(b)
+        if not (items_a and items_b):
+            return 0.5 * both  # nothing certain enough to measure: an even chance, if both are shown
         bias = self._calibration.margin_bias.get(relation, 0.0)
         error = self._calibration.margin_error.get(relation, 0.02)
-        z = (relation_margin(relation, these, those) - bias) / error
+        z = (relation_margin(relation, items_a, items_b) - bias) / error
         return both * 0.5 * (1.0 + erf(z / sqrt(2.0)))
 
     def items(self, obj: int) -> list[Item]:
@@ -319,11 +320,11 @@ class Sight:
         return [d.item for d in self.detections if d.score * d.object_probabilities[obj] >= _SURE]
 
     def attributes(self, obj: int) -> list[int]:
-        """The likeliest attribute of each ``obj`` seen."""
+        """The likeliest attribute of each detected ``obj``."""
         return [item.attribute for item in self.items(obj)]
 
     def _count_distribution(self, obj: int) -> NDArray[np.float64]:
-        """Probabilities of 0, 1, 2, ... things: detections are independent (a Poisson-binomial distribution)."""
+        """Probabilities of 0, 1, 2, ... things, with independent detections (a Poisson-binomial distribution)."""
         distribution = np.ones(1)
         for detection in self.detections:
             p = detection.score * float(detection.object_probabilities[obj])

@@ -79,7 +79,7 @@ OBJECTS: Final[tuple[ObjectWord, ...]] = (
     ObjectWord("violin", "violins", "1f3bb"),
     ObjectWord("zebra", "zebras", "1f993"),
 )
-"""The index of an object in this table is its class index in every pocket model. ``sheeps`` is the benchmark's."""
+"""An object's index in this table is its class index in every pocket model. "sheeps" is the benchmark's spelling."""
 
 COLORS: Final = ("white", "brown", "red", "purple", "blue", "black", "pink", "green", "yellow")
 MATERIALS: Final = ("glass", "metal", "stone", "plastic", "wooden")
@@ -142,4 +142,4 @@ SYNONYMS: Final[dict[str, str]] = {
     "violet": "purple",
     "wood": "wooden",
 }
-"""Plain synonyms that the planner may map to a word the generator knows. Plurals in -s are formed by the parser."""
+"""Synonyms that the parser maps to a word of the vocabulary. It forms plurals in -s itself."""

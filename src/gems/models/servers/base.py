@@ -1,7 +1,7 @@
-"""Images from servers: what all of them share. Retries, deadlines, limits on what a server may send, and no secrets.
+"""What all image servers share: retries, deadlines, limits on what a server may send, and protection of keys.
 
 A server is somebody else's program: its answers may be slow, torn, huge or hostile. Whatever it does, a request ends
-with one image or with one clear error, within ``timeout`` seconds.
+with one image or one clear error within ``timeout`` seconds.
 """
 
 from __future__ import annotations
@@ -31,29 +31,45 @@ from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 
 __all__ = [
+    "CHECK_TIMEOUT",
     "MAX_BYTES",
     "MAX_PIXELS",
     "PassingError",
     "RemoteGenerator",
     "checked_url",
     "decode_image",
+    "error_message",
+    "read_body",
     "refuse_options",
 ]
 
 MAX_BYTES: Final = 64 * 2**20
-"""Bytes of one answer. A 4096 x 4096 PNG of noise has 50 MB; in base64 a third more, but no such image is noise."""
+"""Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
+real images are smaller than noise."""
 
 MAX_PIXELS: Final = 64 * 2**20
-"""Pixels of one image: a small file can unfold into gigabytes (a decompression bomb)."""
+"""Size of the largest accepted image, in pixels: a small file can unfold into gigabytes (a decompression bomb)."""
 
+CHECK_TIMEOUT: Final = 15.0
+"""Seconds that ``check`` waits for an answer, unless the option ``timeout`` is shorter."""
+
+_CONNECT_TIMEOUT: Final = 15.0
+"""Seconds to wait for a connection."""
+_MIN_TIMEOUT: Final = 0.05
+"""Seconds that a request may take even if its deadline has passed."""
 _DECODERS: Final = os.cpu_count() or 1
+"""Threads, in addition to those that wait for servers, that decode images."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
-"""Exponential back-off with full jitter, so that many clients do not come back at once."""
+"""Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
 
 
 class PassingError(BackendError):
-    """Something that may be gone in a moment. ``after`` is how many seconds the server asks to be left alone."""
+    """A fault that may pass, so that a retry is worthwhile.
+
+    Attributes:
+        after: Seconds that the server asks to wait before the retry.
+    """
 
     def __init__(self, message: str, *, after: float = 0.0) -> None:
         super().__init__(message, retryable=True)
@@ -61,13 +77,13 @@ class PassingError(BackendError):
 
 
 class RemoteGenerator(ABC):
-    """Base of the generators that ask a server. A subclass says how one try is made.
+    """Base class of the generators behind a server. A subclass defines a single try.
 
     Args:
-        name: What to call this backend in records.
-        base_url: Of the server; paths are added to it.
-        options: How it is run.
-        key: Sent as a bearer token, and shown to nobody else.
+        name: The name of this backend in records.
+        base_url: The server's address, to which paths are added.
+        options: How images are drawn.
+        key: Sent as a bearer token, and never shown.
     """
 
     def __init__(self, name: str, base_url: str, options: GeneratorOptions, key: SecretStr | None = None) -> None:
@@ -77,7 +93,7 @@ class RemoteGenerator(ABC):
         remember_secret(key)
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-        # No redirects: they could lead the key, and us, anywhere.
+        # No redirects: they could take the key, and the request, to any host.
         self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
@@ -88,16 +104,25 @@ class RemoteGenerator(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Name and address: what weights a server runs, only the server knows."""
+        """Name and address, since only the server knows its weights."""
         return f"{self.name}@{self.url.copy_with(username=None, password=None)}"
 
     @abstractmethod
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
-        """One try at one image, as a file. ``on_preview`` may be told of steps; their index is filled in."""
+        """Try once to get one image.
+
+        Args:
+            request: The image.
+            deadline: When to give up, on the monotonic clock.
+            on_preview: May be called with steps; their ``index`` is ignored.
+
+        Returns:
+            An image file.
+        """
 
     @abstractmethod
     def check(self) -> str:
-        """Tell whether the server can be used, without making an image.
+        """Check whether the server can be used, without drawing an image; returns one line about it.
 
         Raises:
             BackendError: It cannot.
@@ -106,30 +131,30 @@ class RemoteGenerator(ABC):
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
-        """See ``ImageGenerator.generate``. Requests are sent at once, as many as ``concurrency`` allows."""
+        """See ``ImageGenerator.generate``. Requests are sent at the same time, up to ``concurrency`` of them."""
         if not requests:
             return []
-        tell = on_step or (lambda _: None)
+        report = on_step or (lambda _: None)
 
-        def one(index: int) -> GeneratedImage | BackendError:
+        def draw(index: int) -> GeneratedImage | BackendError:
             try:
-                image = self._persist(requests[index], lambda s: tell(Step(index, s.step, s.steps, s.preview)))
+                image = self._retry(requests[index], lambda s: report(Step(index, s.step, s.steps, s.preview)))
             except BackendError as error:
                 return error
-            tell(Step(index, 1, 1))
+            report(Step(index, 1, 1))
             return GeneratedImage(requests[index], image)
 
         if len(requests) == 1:
-            return [one(0)]
-        # A few more than there are slots: those that decode leave theirs to others.
+            return [draw(0)]
+        # More threads than slots: while one decodes an image, another one uses its slot.
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
-            # Each thread has a copy of this one's context, in which LangGraph keeps where events go.
-            futures = [pool.submit(copy_context().run, one, index) for index in range(len(requests))]
+            # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
+            futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
             return [future.result() for future in futures]
 
-    def _persist(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
-        """Try until there is an image, a lasting fault, or no time left."""
-        deadline = math.inf  # time begins with the first try: waiting for others is not the server's fault
+    def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
+        """Try until there is an image, an error that will not pass, or no time left."""
+        deadline = math.inf  # set by the first try: waiting for a slot does not count
 
         def attempt() -> Image.Image:
             nonlocal deadline
@@ -138,26 +163,32 @@ class RemoteGenerator(ABC):
                 data = self.make(request, deadline, on_preview)
             return decode_image(data, self.name)
 
-        def give_up(state: RetryCallState) -> bool:
+        def is_over(state: RetryCallState) -> bool:
             return time.monotonic() + state.upcoming_sleep >= deadline
 
-        tries = Retrying(retry=retry_if_exception_type(PassingError), stop=give_up, wait=_pause, reraise=True)
+        retrying = Retrying(retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, reraise=True)
         try:
-            return tries(attempt)
-        except PassingError as fault:
-            n = tries.statistics.get("attempt_number", 1)
-            said = f"{fault} ({n} tries in {self.options.timeout:g} s)" if n > 1 else str(fault)
-            raise BackendError(said, retryable=False) from None
+            return retrying(attempt)
+        except PassingError as error:
+            tries = retrying.statistics.get("attempt_number", 1)
+            message = f"{error} ({tries} tries in {self.options.timeout:g} s)" if tries > 1 else str(error)
+            raise BackendError(message, retryable=False) from None
 
     # --- talking to the server ----------------------------------------------------------------------------------------
 
     def fetch(self, method: str, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
-        """The body and media type of an answer of status 2xx.
+        """The body and media type of a successful answer.
+
+        Args:
+            method: The HTTP method.
+            path: Added to the server's address; or a complete address.
+            deadline: When to give up, on the monotonic clock.
+            **arguments: Passed on to httpx.
 
         Raises:
-            PassingError: The server is busy, broken, slow or gone.
-            ContentRefusedError: It will not draw that.
-            BackendError: It cannot do what was asked.
+            PassingError: The server is busy, broken, slow or unreachable.
+            ContentRefusedError: The server refuses to draw the prompt.
+            BackendError: The server rejects the request.
         """
         with self.exchange(method, path, deadline, **arguments) as response:
             body = read_body(response, deadline)
@@ -166,14 +197,14 @@ class RemoteGenerator(ABC):
 
     @contextmanager
     def exchange(self, method: str, path: str, deadline: float, **arguments: Any) -> Iterator[httpx.Response]:
-        """An answer whose body is still to be read, with what may go wrong on the way put into our words."""
-        left = max(0.05, deadline - time.monotonic())
-        timeout = httpx.Timeout(left, connect=min(left, 15.0))
+        """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
+        seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
+        timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT))
         try:
             with self._client.stream(method, self._full(path), timeout=timeout, **arguments) as response:
                 yield response
         except httpx.TimeoutException:
-            raise PassingError(f"{self.name}: no answer from {self._host} in {left:.0f} s") from None
+            raise PassingError(f"{self.name}: no answer from {self._host} in {seconds:.0f} s") from None
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise PassingError(f"{self.name}: cannot reach {self._host} ({reason})") from None
@@ -188,42 +219,38 @@ class RemoteGenerator(ABC):
         return self.url.netloc.decode("ascii").rpartition("@")[2]
 
     def check_status(self, response: httpx.Response, body: bytes) -> None:
-        """Raise what a status other than 2xx means; see ``fetch``."""
+        """Raise the error that a status other than 2xx stands for; see ``fetch``."""
         status = response.status_code
         if 200 <= status < 300:
             return
-        said = self._said(body)
+        reason = self._reason(body)
         if is_passing_status(status):
             raise PassingError(
-                f"{self.name}: {self._host} answers {status}{said}", after=_retry_after(response.headers)
+                f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
             )
         if 300 <= status < 400:
             raise BackendError(
                 f"{self.name}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
             )
         if _is_refusal(body):
-            raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{said}")
+            raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
         hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
-        raise BackendError(f"{self.name}: {self._host} answers {status}{said}{hint}", retryable=False)
+        raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
-    def _said(self, body: bytes) -> str:
-        text = error_message(body)
-        return f": {self.scrub(text)}" if text else ""
-
-    def scrub(self, text: str) -> str:
-        """A server's words on one line, without the key that it may repeat."""
-        return one_line(text)
+    def _reason(self, body: bytes) -> str:
+        text = one_line(error_message(body))
+        return f": {text}" if text else ""
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------
 
 
 def read_body(response: httpx.Response, deadline: float) -> bytes:
-    """The body, as long as it is no longer than it may be and comes in time.
+    """The body of an answer, if it is not too long and arrives in time.
 
     Raises:
-        BackendError: It is too long.
-        PassingError: It comes too slowly.
+        BackendError: It is longer than ``MAX_BYTES``.
+        PassingError: It does not arrive before the deadline.
     """
     parts, size = [], 0
     for part in response.iter_bytes():
@@ -237,11 +264,15 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
 
 
 def decode_image(data: bytes, source: str) -> Image.Image:
-    """The image in some bytes, decoded whole, so that nothing can go wrong with it later.
+    """Decode an image file completely, so that using the image later cannot fail.
+
+    Args:
+        data: The file.
+        source: Who sent it, for error messages.
 
     Raises:
-        PassingError: It is torn.
-        BackendError: It is no image of a known kind, or too large.
+        PassingError: The file is torn.
+        BackendError: The file is not a PNG, JPEG or WebP image, or has more than ``MAX_PIXELS``.
     """
     too_large = BackendError(f"{source} sent an image of more than {MAX_PIXELS:,} pixels", retryable=False)
     try:
@@ -249,37 +280,38 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None
     except (OSError, ValueError, SyntaxError):
-        raise BackendError(f"{source} sent no {', '.join(_FORMATS)} image", retryable=False) from None
+        raise BackendError(f"{source} did not send a {', '.join(_FORMATS)} image", retryable=False) from None
     if math.prod(image.size) > MAX_PIXELS:
         raise too_large
     try:
         image.load()
     except (OSError, ValueError, SyntaxError):
         raise PassingError(f"{source} sent a torn image") from None
-    return image if image.mode == "RGB" else image.convert("RGB")  # which copies even what is RGB already
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
 
 
 def error_message(body: bytes) -> str:
-    """What an error's body says, in any of the servers' dialects; empty if it says nothing that can be shown."""
-    found = _json(body)
-    if isinstance(found, Mapping):
-        inner = found.get("error") or found.get("detail") or found.get("message")
-        if isinstance(inner, Mapping):
-            inner = inner.get("message") or inner.get("details")
-        if isinstance(inner, list) and inner and isinstance(inner[0], Mapping):  # FastAPI's validation errors
-            first = inner[0]
-            inner = f"{'.'.join(map(str, first.get('loc', ())))}: {first.get('msg', '')}"
-        return str(inner or "")
+    """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
+    content = _json(body)
+    if isinstance(content, Mapping):
+        message = content.get("error") or content.get("detail") or content.get("message")
+        if isinstance(message, Mapping):
+            message = message.get("message") or message.get("details")
+        if isinstance(message, list) and message and isinstance(message[0], Mapping):  # FastAPI's validation errors
+            first = message[0]
+            message = f"{'.'.join(map(str, first.get('loc', ())))}: {first.get('msg', '')}"
+        return str(message or "")
     text = body[:300].decode("utf-8", "replace")
     return "" if "<html" in text.lower() else text
 
 
 _REFUSALS: Final = ("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai")
+"""Phrases by which servers say that they refuse a prompt."""
 
 
 def _is_refusal(body: bytes) -> bool:
     text = body[:4000].decode("utf-8", "replace").lower()
-    return any(sign in text for sign in _REFUSALS)
+    return any(phrase in text for phrase in _REFUSALS)
 
 
 def _json(body: bytes) -> object:
@@ -303,36 +335,36 @@ def _retry_after(headers: httpx.Headers) -> float:
 
 
 def _pause(state: RetryCallState) -> float:
-    fault = state.outcome.exception() if state.outcome else None
-    return max(_WAIT(state), fault.after if isinstance(fault, PassingError) else 0.0)
+    """Seconds to wait before the next try."""
+    error = state.outcome.exception() if state.outcome else None
+    return max(_WAIT(state), error.after if isinstance(error, PassingError) else 0.0)
 
 
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def refuse_options(name: str, options: GeneratorOptions, known: frozenset[str]) -> None:
+def refuse_options(name: str, options: GeneratorOptions, supported: frozenset[str]) -> None:
     """Refuse options that would be ignored.
 
     Raises:
-        InputError: One is set that the backend cannot honour.
+        InputError: An option is set that the backend does not support.
     """
     defaults = GeneratorOptions()
-    given = [f for f in GeneratorOptions.model_fields if getattr(options, f) != getattr(defaults, f)]
-    for field in given:
-        if field not in known:
-            raise InputError(f"{name} cannot honour the option {field}; it knows {', '.join(sorted(known))}")
+    for field in GeneratorOptions.model_fields:
+        if getattr(options, field) != getattr(defaults, field) and field not in supported:
+            raise InputError(f"{name} cannot honour the option {field}; it supports {', '.join(sorted(supported))}")
 
 
 def checked_url(base_url: str) -> httpx.URL:
     """The address of a server.
 
     Raises:
-        InputError: It is none.
+        InputError: The text is not the address of a server.
     """
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise InputError(f"{base_url!r} is no address of a server: {error}") from None
+        raise InputError(f"{base_url!r} is not the address of a server: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"{base_url!r} is no address of a server; give one such as http://localhost:8000/v1")
+        raise InputError(f"{base_url!r} is not the address of a server; give one such as http://localhost:8000/v1")
     return url

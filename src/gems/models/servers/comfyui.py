@@ -1,4 +1,4 @@
-"""Images from a ComfyUI server, by a workflow of the user's own in API format ("Save (API)" in ComfyUI's menu)."""
+"""Images from a ComfyUI server, by a workflow of the user in API format ("Save (API)" in ComfyUI's menu)."""
 
 from __future__ import annotations
 
@@ -14,55 +14,56 @@ from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
 from gems.models.generators import ImageRequest, Step
-from gems.models.servers.base import PassingError, RemoteGenerator, refuse_options
+from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, refuse_options
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
 __all__ = ["ComfyUIImages"]
 
-_KNOWN: Final = frozenset({"api_key", "timeout", "concurrency", "workflow", "prompt_field", "seed_field"})
-_POLL: Final = 0.25
-"""Seconds between two looks at the history; a queue is looked at four times a second."""
+_SUPPORTED_OPTIONS: Final = frozenset({"api_key", "timeout", "concurrency", "workflow", "prompt_field", "seed_field"})
+_POLL_SECONDS: Final = 0.25
+"""Pause between two requests for the history, in seconds."""
 
 
 class ComfyUIImages(RemoteGenerator):
-    """``POST /prompt``, ``GET /history/ID`` until it is done, ``GET /view``: the first image that is saved.
+    """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for the first saved image.
 
     Raises:
-        InputError: The workflow cannot be read, or has no such node or input.
+        InputError: The workflow cannot be read, or does not have the node or input of a field.
     """
 
     def __init__(self, url: str, *, name: str, options: GeneratorOptions) -> None:
-        key = options.api_key or (SecretStr(found) if (found := os.environ.get("GEMS_IMAGE_API_KEY")) else None)
+        environment_key = os.environ.get("GEMS_IMAGE_API_KEY")
+        key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
-        refuse_options(name, options, _KNOWN)
-        self._workflow = _read(options.workflow)
-        self._prompt = _place(self._workflow, options.prompt_field, "prompt_field", "6.text")
-        self._seed = _place(self._workflow, options.seed_field, "seed_field", "3.seed")
+        refuse_options(name, options, _SUPPORTED_OPTIONS)
+        self._workflow = _read_workflow(options.workflow)
+        self._prompt = _input_of(self._workflow, options.prompt_field, "prompt_field", "6.text")
+        self._seed = _input_of(self._workflow, options.seed_field, "seed_field", "3.seed")
 
     def check(self) -> str:
-        """See that the server is there, and knows the kinds of nodes that the workflow is made of."""
-        deadline = time.monotonic() + min(self.options.timeout, 15.0)
-        known = self._json(*self.fetch("GET", "/object_info", deadline))
+        """Check that the server answers, and has the kinds of nodes that the workflow uses."""
+        deadline = time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)
+        available = self._json(*self.fetch("GET", "/object_info", deadline))
         kinds = {str(node.get("class_type")) for node in self._workflow.values()}
-        if missing := sorted(kinds - set(known)):
-            raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing)}", retryable=False)
-        return f"{self.name} answers, and knows all {len(kinds)} kinds of nodes of the workflow"
+        if missing_kinds := sorted(kinds - set(available)):
+            raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
+        return f"{self.name} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """See ``RemoteGenerator.make``."""
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
             workflow[node]["inputs"][field] = value
-        queued = self._json(*self.fetch("POST", "/prompt", deadline, json={"prompt": workflow}))
-        if not queued.get("prompt_id"):
-            raise BackendError(f"{self.name}: the workflow was refused: {_faults(queued)}", retryable=False)
-        where = self._first_image(self._finished(str(queued["prompt_id"]), deadline))
-        body, _ = self.fetch("GET", "/view", deadline, params=where)
+        answer = self._json(*self.fetch("POST", "/prompt", deadline, json={"prompt": workflow}))
+        if not answer.get("prompt_id"):
+            raise BackendError(f"{self.name}: the workflow was refused: {_refusal(answer)}", retryable=False)
+        image = self._first_image(self._wait(str(answer["prompt_id"]), deadline))
+        body, _ = self.fetch("GET", "/view", deadline, params=image)
         return body
 
-    def _finished(self, run: str, deadline: float) -> Mapping[str, Any]:
-        """The run's entry in the history, once it is there."""
+    def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
+        """The history's entry of a run, once it is complete."""
         while True:
             entry = self._json(*self.fetch("GET", f"/history/{run}", deadline)).get(run)
             status = entry.get("status", {}) if isinstance(entry, Mapping) else {}
@@ -70,12 +71,12 @@ class ComfyUIImages(RemoteGenerator):
                 raise BackendError(f"{self.name}: the workflow failed: {_failure(status)}", retryable=False)
             if isinstance(entry, Mapping) and (entry.get("outputs") or status.get("completed")):
                 return entry
-            if time.monotonic() + _POLL > deadline:
+            if time.monotonic() + _POLL_SECONDS > deadline:
                 raise PassingError(f"{self.name}: the workflow was not done in time")
-            time.sleep(_POLL)
+            time.sleep(_POLL_SECONDS)
 
     def _first_image(self, entry: Mapping[str, Any]) -> dict[str, str]:
-        """Where the first saved image lies; previews ("temp") only if nothing was saved."""
+        """The file of the first saved image, or of the first preview ("temp") if none was saved."""
         images = [i for output in entry.get("outputs", {}).values() for i in output.get("images", ())]
         saved = [i for i in images if i.get("type", "output") == "output"] or images
         if not saved:
@@ -84,29 +85,29 @@ class ComfyUIImages(RemoteGenerator):
 
     def _json(self, body: bytes, _: str) -> dict[str, Any]:
         try:
-            found = json.loads(body)
+            content = json.loads(body)
         except ValueError:
-            raise PassingError(f"{self.name}: the server's answer is no JSON") from None
-        return found if isinstance(found, dict) else {}
+            raise PassingError(f"{self.name}: the server's answer is not JSON") from None
+        return content if isinstance(content, dict) else {}
 
 
-def _read(path: str | None) -> dict[str, Any]:
+def _read_workflow(path: str | None) -> dict[str, Any]:
     if path is None:
         raise InputError("comfyui needs a workflow: --generator-option workflow=FILE.json, in API format")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the workflow {path}: {error.strerror}") from None
     except ValueError as error:
-        raise InputError(f"the workflow {path} is no JSON: {error}") from None
-    nodes = found.values() if isinstance(found, dict) else ()
+        raise InputError(f"the workflow {path} is not JSON: {error}") from None
+    nodes = content.values() if isinstance(content, dict) else ()
     if not nodes or not all(isinstance(n, dict) and isinstance(n.get("inputs"), dict) for n in nodes):
-        raise InputError(f"{path} is no workflow in API format; save it with 'Save (API)' in ComfyUI's menu")
-    return dict(found)
+        raise InputError(f"{path} is not a workflow in API format; save it with 'Save (API)' in ComfyUI's menu")
+    return dict(content)
 
 
-def _place(workflow: Mapping[str, Any], field: str | None, option: str, example: str) -> tuple[str, str]:
-    """Node and input of NODE.INPUT."""
+def _input_of(workflow: Mapping[str, Any], field: str | None, option: str, example: str) -> tuple[str, str]:
+    """The node and the input that an option names, as NODE.INPUT."""
     if field is None:
         raise InputError(f"comfyui needs --generator-option {option}=NODE.INPUT, such as {example}")
     node, _, name = field.partition(".")
@@ -118,15 +119,17 @@ def _place(workflow: Mapping[str, Any], field: str | None, option: str, example:
     return node, name
 
 
-def _faults(queued: Mapping[str, Any]) -> str:
-    error = queued.get("error")
-    said = error.get("message") if isinstance(error, Mapping) else error
-    return one_line(said or "no reason given")
+def _refusal(answer: Mapping[str, Any]) -> str:
+    """Why the server did not queue a workflow."""
+    error = answer.get("error")
+    reason = error.get("message") if isinstance(error, Mapping) else error
+    return one_line(reason or "no reason given")
 
 
 def _failure(status: Mapping[str, Any]) -> str:
-    for kind, told in status.get("messages", ()):
-        if kind == "execution_error" and isinstance(told, Mapping):
-            where = f"node {told.get('node_id')} ({told.get('node_type')})"
-            return f"{where}: {' '.join(str(told.get('exception_message')).split())[:300]}"
+    """Why a workflow failed, from the status in the history."""
+    for kind, details in status.get("messages", ()):
+        if kind == "execution_error" and isinstance(details, Mapping):
+            node = f"node {details.get('node_id')} ({details.get('node_type')})"
+            return f"{node}: {' '.join(str(details.get('exception_message')).split())[:300]}"
     return "no reason given"

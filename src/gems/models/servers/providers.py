@@ -1,4 +1,4 @@
-"""Chat models behind HTTP: OpenAI, every server that speaks its protocol, and any other of LangChain's providers."""
+"""Chat models behind HTTP: OpenAI, servers with OpenAI's protocol, and LangChain's other providers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gems.secrets import one_line, remember_secret
 __all__ = ["init_provider_chat"]
 
 _RETRIES: Final = 2
-"""How often a provider's client tries again. It waits as long as a busy server asks it to."""
+"""Retries by a provider's client, which waits as long as a busy server asks it to."""
 
 
 def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatModel:
-    """The chat model ``PROVIDER:MODEL``, or a server's model by the server's own name if there is a base URL.
+    """The chat model ``PROVIDER:MODEL``; with a base URL, the name may also be a model of that server.
 
     Args:
         name: The model's name.
         options: How it is called.
-        forms: The names that a user can give, for the error message.
+        forms: The forms of names that exist, for the error message.
 
     Raises:
-        InputError: The name has no known provider, or the provider's package or key is missing.
+        InputError: The provider is unknown, or its package or key is missing.
     """
     remember_secret(options.api_key)
     if options.base_url is not None:
@@ -40,7 +40,7 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
     except ImportError as error:
         package = f"langchain-{kind}" if kind != "openai" else "gems-graph[openai]"
         raise InputError(f"the chat model {name!r} needs a package: pip install {package!r} ({error})") from error
-    except Exception as error:  # each provider's package has errors of its own, all raised before anything is sent
+    except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = one_line(error)
         raise InputError(f"cannot use the chat model {name!r}: {reason}; give {forms}") from error
 
@@ -50,7 +50,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
     settings = _settings(options)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
-        settings["api_key"] = "none"  # a server of one's own often wants none, but the client wants something
+        settings["api_key"] = "none"  # many servers need no key, but the client does
     chat: BaseChatModel = OpenAIChat(model=model, **settings)
     return chat
 
@@ -61,23 +61,23 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
     try:
         model = init_chat_model(name, **_settings(options))
     except ValueError:
-        # A server's models have names of their own, with or without a colon in them.
+        # A model of the server, whose name may contain a colon.
         if options.base_url is None:
             raise
         return _openai(name, options)
     if not isinstance(model, BaseChatModel):
-        raise InputError(f"{name!r} is not one chat model")
+        raise InputError(f"{name!r} is not a chat model")
     return model
 
 
 def _settings(options: ChatOptions) -> dict[str, Any]:
-    """The parameters that LangChain's chat models have in common."""
-    given = {name: getattr(options, name) for name in ("base_url", "api_key", "temperature", "max_tokens")}
+    """The options as parameters that all of LangChain's chat models have."""
+    optional = {name: getattr(options, name) for name in ("base_url", "api_key", "temperature", "max_tokens")}
     return {
         "timeout": options.timeout,
         "max_retries": _RETRIES,
-        # A graph that streams messages (Studio does) would have the models stream too: no form is read before it is
-        # whole, and what streams has no log-probabilities, no reasoning, and errors of its own.
+        # Otherwise the models would stream in a graph that streams messages, as in Studio. A form is of no use before
+        # it is complete, and streams have no log-probabilities, no reasoning, and errors of their own.
         "disable_streaming": True,
-        **{name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in optional.items() if value is not None},
     }

@@ -1,1 +1,1 @@
-"""Chat models of the transformers library in this process."""
+"""Chat models of the transformers library, run in this process."""

@@ -1,4 +1,4 @@
-"""One answer of a loaded chat model, and how probable each of its tokens was."""
+"""Generate one answer with a loaded chat model, and measure how probable each of its tokens was."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["write_answer"]
 
 _MAX_TOKENS: Final = 1024
-"""New tokens of one answer, unless told otherwise."""
+"""Default limit on the new tokens of one answer."""
 
 
 def write_answer(
@@ -32,67 +32,81 @@ def write_answer(
     stop: Sequence[str],
     top_logprobs: int | None,
 ) -> AIMessage:
-    """One answer. ``top_logprobs`` is None where none are wanted.
+    """Generate one answer. Log-probabilities are recorded unless ``top_logprobs`` is None.
 
-    The response's metadata and log-probabilities are in OpenAI's form; the tokens of the latter make up all of the
-    text, thoughts and calls too, but for what ended it.
+    The response's metadata and log-probabilities have OpenAI's form. The tokens of the latter add up to the whole text,
+    including thoughts and tool calls but not the token or text that ended it.
 
     Raises:
-        InputError: The messages cannot be put into the model's template, or are too long.
-        NotImplementedError: The template knows no tools, or the schema cannot be held to.
-        TimeoutError: It was not finished in time.
+        InputError: The model's template rejects the messages, or they are too long.
+        NotImplementedError: The template has no tools, or the answer cannot be constrained to the schema.
+        TimeoutError: The answer was not finished in time.
     """
     import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
     inputs = _inputs(engine, turns, form)
-    prompt = inputs["input_ids"].shape[1]
-    limit = min(options.max_tokens or _MAX_TOKENS, engine.longest - prompt)
+    prompt_length = inputs["input_ids"].shape[1]
+    limit = min(options.max_tokens or _MAX_TOKENS, engine.longest - prompt_length)
     if limit <= 0:
-        raise InputError(f"these messages are {prompt} tokens and the model takes {engine.longest}")
+        raise InputError(f"the messages are {prompt_length} tokens long, but the model takes at most {engine.longest}")
     in_thought = engine.decode(inputs["input_ids"][0, -8:].tolist()).rstrip().endswith("<think>")
-    # All of the sampling is in our own steps: the recorder sees the very scores that the token is drawn from.
-    steps = LogitsProcessorList()
-    sampling: dict[str, Any] = {"do_sample": False}
-    grammar = form.grammar(engine.tokenizer.added_tokens_encoder, in_thought=in_thought) if can_constrain() else None
-    if grammar:
-        steps.append(GrammarProcessor(engine.vocabulary, grammar, prompt))
-    if options.temperature:
-        steps.append(TemperatureLogitsWarper(options.temperature))
-        sampling = {"do_sample": True, "top_k": 0}
     recorder = _Recorder(top_logprobs) if top_logprobs is not None else None
-    if recorder:
-        steps.append(recorder)
+    steps = _logits_processors(engine, form, options, recorder, prompt_length, in_thought=in_thought)
     with torch.inference_mode():
         output = engine.model.generate(
             **inputs,
-            **sampling,
+            **({"do_sample": True, "top_k": 0} if options.temperature else {"do_sample": False}),
             max_new_tokens=limit,
             max_time=options.timeout,
             logits_processor=steps,
             stop_strings=stop or None,
             tokenizer=engine.tokenizer,
         )
-    tokens: list[int] = output[0, prompt:].tolist()
-    made, ended = len(tokens), tokens[-1] in engine.ends
-    tokens = tokens[:-1] if ended else tokens
+    tokens: list[int] = output[0, prompt_length:].tolist()
+    count, is_finished = len(tokens), tokens[-1] in engine.ends
+    tokens = tokens[:-1] if is_finished else tokens
     whole = engine.decode(tokens)
     text = whole[: min((at for s in stop if (at := whole.find(s)) >= 0), default=len(whole))]
-    ended = ended or text != whole
-    if not ended and made < limit:
-        raise TimeoutError(f"no answer in {options.timeout:g} s, only the first {made} tokens of one")
+    is_finished = is_finished or text != whole
+    if not is_finished and count < limit:
+        raise TimeoutError(f"no answer in {options.timeout:g} s, only its first {count} tokens")
     message = read_answer("<think>" * in_thought + text, may_call=bool(form.tools))
-    message.usage_metadata = UsageMetadata(input_tokens=prompt, output_tokens=made, total_tokens=prompt + made)
-    message.response_metadata = {"finish_reason": "stop" if ended else "length"}
+    message.usage_metadata = UsageMetadata(
+        input_tokens=prompt_length, output_tokens=count, total_tokens=prompt_length + count
+    )
+    message.response_metadata = {"finish_reason": "stop" if is_finished else "length"}
     if recorder:
         recorder.note(output)
-        told = _told(engine, tokens, whole, len(text), recorder.steps)
-        message.response_metadata["logprobs"] = {"content": told}
+        content = _logprobs(engine, tokens, whole, len(text), recorder.steps)
+        message.response_metadata["logprobs"] = {"content": content}
     return message
 
 
+def _logits_processors(
+    engine: Engine,
+    form: Form,
+    options: ChatOptions,
+    recorder: _Recorder | None,
+    prompt_length: int,
+    *,
+    in_thought: bool,
+) -> Any:
+    """All of the sampling in explicit steps, so that the recorder sees the very scores that tokens are drawn from."""
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper
+
+    steps = LogitsProcessorList()
+    grammar = form.grammar(engine.tokenizer.added_tokens_encoder, in_thought=in_thought) if can_constrain() else None
+    if grammar:
+        steps.append(GrammarProcessor(engine.vocabulary, grammar, prompt_length))
+    if options.temperature:
+        steps.append(TemperatureLogitsWarper(options.temperature))
+    if recorder:
+        steps.append(recorder)
+    return steps
+
+
 def _inputs(engine: Engine, turns: list[dict[str, Any]], form: Form) -> dict[str, Any]:
-    """The arguments of the model, on its device."""
+    """The model's arguments, on its device."""
     from jinja2 import TemplateError
 
     if form.tools and "tools" not in str(engine.processor.chat_template):
@@ -105,52 +119,54 @@ def _inputs(engine: Engine, turns: list[dict[str, Any]], form: Form) -> dict[str
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            sanitize_control_tokens=True,  # what only looks like a control token in a message is text
+            sanitize_control_tokens=True,  # text in a message that looks like a control token stays text
         )
     except (TemplateError, ValueError, TypeError) as error:
-        raise InputError(f"this model cannot be shown these messages: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the model's chat template rejects the messages: {reason}") from error
     return dict(inputs.to(engine.model.device, dtype=engine.model.dtype))
 
 
 class _Recorder:
-    """A logits processor that changes nothing, and notes the probability of each token and those of the likeliest.
+    """A logits processor that changes nothing and records the log-probability of each token and of the likeliest ones.
 
-    The scores of all steps together would be hundreds of megabytes.
+    Keeping the scores of all steps instead would take hundreds of megabytes.
     """
 
     def __init__(self, top: int) -> None:
         self._top = top
-        self._now: torch.Tensor | None = None
+        self._latest: torch.Tensor | None = None
         self.steps: list[tuple[float, list[tuple[int, float]]]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.note(input_ids)
-        self._now = scores[0].float().log_softmax(-1)
+        self._latest = scores[0].float().log_softmax(-1)
         return scores
 
     def note(self, input_ids: torch.Tensor) -> None:
-        """The last of these tokens was drawn from the scores that were seen last."""
-        if self._now is None:
+        """Record the last of these tokens, which was drawn from the latest scores."""
+        if self._latest is None:
             return
-        best = self._now.topk(min(self._top, len(self._now)))
+        best = self._latest.topk(min(self._top, len(self._latest)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         top = [(token, value) for token, value in pairs if value > -math.inf]
-        self.steps.append((self._now[input_ids[0, -1]].item(), top))
+        self.steps.append((self._latest[input_ids[0, -1]].item(), top))
 
 
-def _told(engine: Engine, tokens: list[int], whole: str, length: int, steps: Sequence[Any]) -> list[dict[str, Any]]:
-    """The log-probabilities of the tokens that make up the text's first characters, in OpenAI's form."""
-    told: list[dict[str, Any]] = []
-    done = 0
-    for end, (token, (chosen, likeliest)) in enumerate(zip(tokens, steps, strict=False), 1):
-        if done >= length:
+def _logprobs(engine: Engine, tokens: list[int], whole: str, length: int, steps: Sequence[Any]) -> list[dict[str, Any]]:
+    """The log-probabilities, in OpenAI's form, of the tokens that add up to the text's first ``length`` characters."""
+    content: list[dict[str, Any]] = []
+    position = 0
+    for count, (token, (logprob, likeliest)) in enumerate(zip(tokens, steps, strict=False), 1):
+        if position >= length:
             break
         # A character that is spread over tokens belongs to the last of them.
-        sure = len(whole) if end == len(tokens) else max(done, len(engine.decode(tokens[:end]).rstrip("\ufffd")))
-        piece, done = whole[done : min(sure, length)], sure
+        decoded = whole if count == len(tokens) else engine.decode(tokens[:count]).rstrip("\ufffd")
+        end = max(position, len(decoded))
+        piece, position = whole[position : min(end, length)], end
         top = [
             {"token": piece if other == token else engine.decode([other]), "logprob": value}
             for other, value in likeliest
         ]
-        told.append({"token": piece, "logprob": chosen, "top_logprobs": top})
-    return told
+        content.append({"token": piece, "logprob": logprob, "top_logprobs": top})
+    return content

@@ -1,7 +1,7 @@
-"""Vision chat models in this process: the Qwen3-VL class of models, through transformers, behind LangChain's interface.
+"""Vision chat models run in this process: Qwen3-VL and the like, through transformers, behind LangChain's interface.
 
-Answers are greedy unless a temperature is set. An answer that has to be JSON, or a call of a tool, is held to its
-schema while it is written if the package llguidance is installed; else the schema is only asked for in words.
+Answers are greedy unless a temperature is set. If the package llguidance is installed, an answer that must be JSON or a
+tool call is constrained to its schema while it is generated; without it, the schema is only requested in words.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gems.secrets import one_line
 
 __all__ = ["TransformersChatModel", "init_transformers_chat"]
 
-_INDIFFERENT: Final = frozenset({"strict", "parallel_tool_calls"})
-"""Arguments that LangChain's agents pass to any model, and that change nothing here."""
+_IGNORED_ARGUMENTS: Final = frozenset({"strict", "parallel_tool_calls"})
+"""Arguments that LangChain's agents pass to every model and that have no effect here."""
 
 
 def init_transformers_chat(source: str, name: str, options: ChatOptions) -> TransformersChatModel:
@@ -44,22 +44,22 @@ def init_transformers_chat(source: str, name: str, options: ChatOptions) -> Tran
     Raises:
         InputError: A local folder is given with a revision.
     """
-    found = PipelineSource.parse(source)
-    return TransformersChatModel(path=found.path, revision=found.revision, options=options, name=name)
+    parsed = PipelineSource.parse(source)
+    return TransformersChatModel(path=parsed.path, revision=parsed.revision, options=options, name=name)
 
 
 class TransformersChatModel(BaseChatModel):
     """A vision chat model of transformers, loaded at its first use, that writes one answer at a time.
 
-    Safetensors only, and no code from the repository. Text in messages that looks like a control token of the chat
-    template stays text. A model that would think before it answers does not where its answer is held to a schema.
+    It loads only safetensors and runs no code from the repository. Text in messages that looks like a control token of
+    the chat template stays text. A reasoning model does not think first if its answer is constrained to a schema.
 
     Attributes:
-        path: A local folder, or a repository's id.
+        path: A local folder or a repository's id.
         revision: A branch, tag or commit of the repository; None is its main branch.
-        options: How it is run. The timeout is for one answer, loading and waiting for other answers left out.
-        logprobs: Tell the log-probability of each token, in OpenAI's form, unless a call says otherwise.
-        top_logprobs: With how many alternatives each.
+        options: How the model is run. The timeout covers one answer, without loading or waiting for other answers.
+        logprobs: Whether to report each token's log-probability, in OpenAI's form; a call can override it.
+        top_logprobs: Number of alternatives to report for each token.
     """
 
     path: str
@@ -94,15 +94,15 @@ class TransformersChatModel(BaseChatModel):
         return folder_fingerprint(folder) if folder else f"{self.path}@{self._source.commit}"
 
     def check(self) -> str:
-        """One line on what would be run, without loading it; raises as ``load`` does."""
+        """Describe in one line what would be run, without loading it; raises the same errors as ``load``."""
         return describe(self._source, self.options)
 
     def load(self) -> Engine:
-        """Load the weights now, rather than at the first call.
+        """Load the weights now instead of at the first call.
 
         Raises:
-            InputError: This is no vision chat model, or an option does not go with this machine.
-            BackendError: The weights are not there, are damaged, or do not fit.
+            InputError: This is not a vision chat model, or this machine does not support an option.
+            BackendError: The weights are missing, damaged or too large.
         """
         with self._lock:
             self._loaded = self._loaded or load_engine(self._source, self.options)
@@ -115,7 +115,7 @@ class TransformersChatModel(BaseChatModel):
         tool_choice: str | bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Offer tools: ``tool_choice`` is as for OpenAI's models, or the name of the tool that has to be called."""
+        """Offer tools. ``tool_choice`` is as for OpenAI's models, or the name of the tool that must be called."""
         choice = "any" if tool_choice in (True, "required") else tool_choice or "auto"
         return self.bind(tools=[convert_to_openai_tool(tool) for tool in tools], tool_choice=choice, **kwargs)
 
@@ -127,17 +127,18 @@ class TransformersChatModel(BaseChatModel):
         method: Literal["json_schema", "function_calling", "json_mode"] = "json_schema",
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
-        """See ``BaseChatModel.with_structured_output``; the answers to a JSON schema are dicts that are not checked.
+        """See ``BaseChatModel.with_structured_output``. Answers to a JSON schema are dicts that are not validated.
 
-        The methods: hold the answer to the schema, offer the schema as a tool, or hold the answer to any JSON object.
+        The methods constrain the answer to the schema, offer the schema as a tool, or constrain the answer to any JSON
+        object.
         """
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
-        plain: Any = schema if isinstance(schema, dict) else schema.model_json_schema()  # type: ignore[attr-defined]
-        parser: Any = JsonOutputParser() if plain is schema else PydanticOutputParser(pydantic_object=schema)
+        json_schema: Any = schema if isinstance(schema, dict) else schema.model_json_schema()  # type: ignore[attr-defined]
+        parser: Any = JsonOutputParser() if json_schema is schema else PydanticOutputParser(pydantic_object=schema)
         response_format: dict[str, Any] = {"type": "json_object"}
         if method == "json_schema":
-            response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": plain}}
+            response_format = {"type": "json_schema", "json_schema": {"name": "answer", "schema": json_schema}}
 
         def read(message: AIMessage) -> dict[str, Any]:
             try:
@@ -145,8 +146,8 @@ class TransformersChatModel(BaseChatModel):
             except OutputParserException as error:
                 return {"raw": message, "parsed": None, "parsing_error": error}
 
-        asked = self.bind(response_format=response_format, **kwargs)
-        return asked | (RunnableLambda(read) if include_raw else parser)
+        bound = self.bind(response_format=response_format, **kwargs)
+        return bound | (RunnableLambda(read) if include_raw else parser)
 
     def _generate(
         self,
@@ -164,21 +165,21 @@ class TransformersChatModel(BaseChatModel):
         """See ``BaseChatModel._generate``.
 
         Raises:
-            InputError: A message, or a choice among the tools, makes no sense to this model.
-            BackendError: It ran out of time or memory, or failed.
-            NotImplementedError: Its template knows no tools, or its schema cannot be held to.
+            InputError: A message or the choice of a tool is invalid.
+            BackendError: The model ran out of time or memory, or failed.
+            NotImplementedError: The template has no tools, or the answer cannot be constrained to the schema.
             TypeError: An argument is unknown.
         """
-        if unknown := kwargs.keys() - _INDIFFERENT:
-            raise TypeError(f"{self._label} knows no argument {', '.join(sorted(unknown))}")
+        if unknown := kwargs.keys() - _IGNORED_ARGUMENTS:
+            raise TypeError(f"{self._label} does not accept the arguments {', '.join(sorted(unknown))}")
         form = Form.of(tools, tool_choice, response_format)
         turns = turns_of(messages, form.words())
-        measured = self.logprobs if logprobs is None else logprobs
+        with_logprobs = self.logprobs if logprobs is None else logprobs
         top = (self.top_logprobs if top_logprobs is None else top_logprobs) or 0
         with self._lock:
             engine = self.load()
             try:
-                message = write_answer(engine, turns, form, self.options, stop or [], top if measured else None)
+                message = write_answer(engine, turns, form, self.options, stop or [], top if with_logprobs else None)
             except (GemsError, NotImplementedError):
                 raise
             except TimeoutError as error:

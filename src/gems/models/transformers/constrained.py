@@ -1,4 +1,4 @@
-"""What an answer has to look like: told to the model in words, and held to it, token by token, by llguidance."""
+"""The form an answer must have: described to the model in words, and enforced token by token by llguidance."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 __all__ = ["Form", "GrammarProcessor", "can_constrain"]
 
 _JSON_STYLE: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": True}
-"""JSON on one line: where any white space is allowed, a weak model may write nothing else until its tokens are up."""
+"""JSON on one line. If any white space were allowed, a weak model might write nothing else until its token limit."""
 
 
 def can_constrain() -> bool:
-    """Whether answers can be held to a grammar."""
+    """Whether answers can be constrained to a grammar."""
     return importlib.util.find_spec("llguidance") is not None
 
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer has to look like.
+    """The form an answer must have.
 
     Attributes:
-        tools: Those that are offered.
-        callable: Those of them that may be called.
-        forced: Whether one has to be.
-        schema: Of the JSON that the answer has to be, if it calls no tool.
+        tools: The tools offered to the model.
+        callable: Those of the tools that may be called.
+        forced: Whether one of them must be called.
+        schema: The JSON schema of an answer that calls no tool; None allows any text.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
@@ -44,24 +44,24 @@ class Form:
 
     @classmethod
     def of(cls, tools: Sequence[dict[str, Any]], choice: str, response_format: Mapping[str, Any] | None) -> Form:
-        """Read the arguments of a call.
+        """The form that the arguments of a call ask for.
 
         Raises:
-            InputError: The choice is none of the tools.
+            InputError: The choice names none of the tools.
         """
         schema = None
         if response_format and response_format["type"] != "text":
             schema = response_format.get("json_schema", {}).get("schema", {"type": "object"})
         if choice == "none":
             return cls(schema=schema)
-        named = [tool for tool in tools if choice in ("auto", "any", tool["function"]["name"])]
-        if choice != "auto" and not named:
+        callable_tools = [tool for tool in tools if choice in ("auto", "any", tool["function"]["name"])]
+        if choice != "auto" and not callable_tools:
             offered = ", ".join(tool["function"]["name"] for tool in tools) or "none"
-            raise InputError(f"tool_choice: there is no tool for {choice!r}; there are {offered}")
-        return cls(tuple(tools), tuple(named), choice != "auto", schema)
+            raise InputError(f"tool_choice {choice!r} matches none of the tools offered: {offered}")
+        return cls(tuple(tools), tuple(callable_tools), choice != "auto", schema)
 
     def words(self) -> str:
-        """How the model is told; empty: there is nothing to tell. The tools it is shown by its template."""
+        """The form in words; empty if it requires nothing. The tools themselves are shown by the model's template."""
         if self.forced:
             names = " or ".join(tool["function"]["name"] for tool in self.callable)
             return f"Answer with one call of the tool {names}, and with nothing else."
@@ -72,11 +72,11 @@ class Form:
         return f"{call} with one JSON object and nothing else{fits}"
 
     def grammar(self, added: Mapping[str, int], *, in_thought: bool) -> str | None:
-        """The same as a grammar in llguidance's dialect of Lark; None: any text will do.
+        """The form as a grammar in llguidance's dialect of Lark; None if it allows any text.
 
         Args:
-            added: The tokens that were added to the tokenizer's vocabulary: llguidance takes none of them for text.
-            in_thought: The template opened a thought, which has to be closed first.
+            added: The tokens added to the tokenizer's vocabulary, which llguidance does not accept as text.
+            in_thought: Whether the template opened a thought, which must be closed first.
         """
         if not self.forced and self.schema is None:
             return None
@@ -93,7 +93,7 @@ def _json_rule(schema: Mapping[str, Any]) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """The schema with no properties in its objects but those that it names, unless it says otherwise."""
+    """The schema with additional properties forbidden in its objects, unless it allows them explicitly."""
     if isinstance(schema, list):
         return [_closed(part) for part in schema]
     if not isinstance(schema, Mapping):
@@ -106,7 +106,7 @@ def _closed(schema: Any) -> Any:
 
 def _call_rule(function: Mapping[str, Any], added: Mapping[str, int]) -> str:
     arguments = dict(function.get("parameters") or {"type": "object"})
-    # References are to the root of the schema, which is the call.
+    # References are relative to the root of the schema, which is the call.
     definitions = {key: arguments.pop(key) for key in ("$defs", "definitions") if key in arguments}
     call = definitions | {
         "type": "object",
@@ -121,30 +121,31 @@ def _tag(text: str, added: Mapping[str, int]) -> str:
 
 
 class GrammarProcessor:
-    """A logits processor that leaves only the tokens with which an answer still fits its form."""
+    """A logits processor that allows only the tokens with which an answer still matches its form."""
 
-    def __init__(self, vocabulary: Any, grammar: str, prompt: int) -> None:
+    def __init__(self, vocabulary: Any, grammar: str, prompt_length: int) -> None:
         from llguidance import LLMatcher
 
         compiled = LLMatcher.grammar_from_lark(grammar)
-        wrong, said = LLMatcher.validate_grammar_with_warnings(compiled, vocabulary)
-        if wrong:
-            raise NotImplementedError(f"an answer cannot be held to this schema: {' '.join(said[0].split())[:300]}")
+        is_invalid, warnings = LLMatcher.validate_grammar_with_warnings(compiled, vocabulary)
+        if is_invalid:
+            reason = " ".join(warnings[0].split())[:300]
+            raise NotImplementedError(f"an answer cannot be constrained to this schema: {reason}")
         self._matcher = LLMatcher(vocabulary, compiled, log_level=0)
-        self._read = prompt
+        self._read = prompt_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Args: the tokens so far, of shape (1, length), and the scores of the next, of shape (1, vocabulary)."""
+        """Mask the next token's scores (1, vocabulary), given the tokens so far (1, length)."""
         import numpy as np
         import torch
 
         for token in input_ids[0, self._read :].tolist():
-            if not self._matcher.is_stopped():  # an end that was reached; some devices go on for a step
+            if not self._matcher.is_stopped():  # the form is complete, but some devices run one more step
                 self._matcher.consume_token(token)
         self._read = input_ids.shape[1]
         if self._matcher.is_error():
             fault = one_line(self._matcher.get_error())
-            raise BackendError(f"the answer could not be held to its schema: {fault}", retryable=False)
+            raise BackendError(f"the answer could not be constrained to its schema: {fault}", retryable=False)
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
         allowed = torch.from_numpy(bits[: scores.shape[-1]].astype(bool))
         return scores.masked_fill(~allowed.to(scores.device), -math.inf)

@@ -1,4 +1,4 @@
-"""Finding and loading vision chat models of transformers: what a folder or repository holds, and will it run here."""
+"""Find and load vision chat models of transformers: what a folder or repository contains, and whether it runs here."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ __all__ = ["ChatSource", "Engine", "describe", "load_engine"]
 
 _GB: Final = 10**9
 _BYTES_EACH: Final = {"bnb-8bit": 1.0, "bnb-4bit": 0.5}
-"""Of a quantized parameter."""
+"""Bytes of a quantized parameter."""
 
 
 @dataclass(frozen=True)
 class ChatSource:
-    """Where a model comes from, as in ``PipelineSource``. Nothing here loads weights."""
+    """Where a model comes from, like ``PipelineSource``. Nothing here loads weights."""
 
     path: str
     revision: str | None
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, if it is one."""
+        """The local folder; None for a repository."""
         return Path(self.path) if Path(self.path).is_dir() else None
 
     @cached_property
     def config_file(self) -> Path:
-        """``config.json``; of a repository, a downloaded copy."""
+        """The path of ``config.json``; for a repository, of a downloaded copy."""
         if self.folder:
             file = self.folder / "config.json"
             if not file.is_file():
-                raise InputError(f"{self.path} holds no chat model: it has no config.json")
+                raise InputError(f"{self.path} contains no chat model: config.json is missing")
             return file
         if self.path.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {self.path}")
@@ -59,62 +59,62 @@ class ChatSource:
 
     @property
     def commit(self) -> str | None:
-        """The commit that the revision stands for; None of a local folder."""
-        return None if self.folder else self.config_file.parent.name  # downloads lie in snapshots/COMMIT
+        """The commit that the revision refers to; None for a local folder."""
+        return None if self.folder else self.config_file.parent.name  # downloads are in snapshots/COMMIT
 
     @cached_property
     def config(self) -> Any:
-        """The settings of a vision chat model that transformers knows without code from the repository."""
+        """The model's configuration. It must be a vision chat model that needs no code from the repository."""
         from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as KINDS
         from transformers import AutoConfig
 
         _ = self.config_file
         try:
             config = AutoConfig.from_pretrained(self.path, revision=self.commit, trust_remote_code=False)
-        except Exception as error:  # what settings may be wrong in, each model's class says with errors of its own
+        except Exception as error:  # each model's class reports invalid settings with errors of its own
             raise InputError(f"transformers does not know the model in {self.path}: {_line(error)}") from error
         if type(config) not in KINDS:
-            raise InputError(f"{self.path} is no vision chat model: it is a {config.model_type}")
+            raise InputError(f"{self.path} is not a vision chat model: its type is {config.model_type}")
         return config
 
     def processor(self) -> Any:
-        """What turns messages and images into numbers."""
+        """The processor, which turns messages and images into the model's inputs."""
         from transformers import AutoProcessor
         from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
         from transformers.utils import is_torchvision_available
 
         auto: Any = AutoProcessor
         if type(self.config) in PROCESSOR_MAPPING and not is_torchvision_available():
-            known: Any = PROCESSOR_MAPPING[type(self.config)]
-            auto = _without_video(known) if "video_processor" in known.get_attributes() else auto
+            processor_class: Any = PROCESSOR_MAPPING[type(self.config)]
+            auto = _without_video(processor_class) if "video_processor" in processor_class.get_attributes() else auto
         try:
-            found = auto.from_pretrained(self.path, revision=self.commit, trust_remote_code=False)
-        except Exception as error:  # its files are wrong in as many ways as there are tokenizers
+            processor = auto.from_pretrained(self.path, revision=self.commit, trust_remote_code=False)
+        except Exception as error:  # every tokenizer has errors of its own
             raise BackendError(f"cannot load the processor of {self.path}: {_line(error)}", retryable=False) from error
-        found.chat_template = found.chat_template or found.tokenizer.chat_template
-        if not found.chat_template:
-            raise InputError(f"{self.path} is no vision chat model: it has no chat template")
-        return found
+        processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        if not processor.chat_template:
+            raise InputError(f"{self.path} is not a vision chat model: it has no chat template")
+        return processor
 
     def parameters(self) -> int | None:
-        """How many numbers the weights are, from the headers of their files; None: nobody knows."""
+        """The number of parameters, from the headers of the weight files; None if it is unknown."""
         folder = self.config_file.parent
         try:
             files = _weights(folder)
             if files and (self.folder or all(file.is_file() for file in files)):
                 return sum(map(_parameters, files))
         except (OSError, ValueError, SafetensorError) as error:
-            raise BackendError(f"the weights of {self.path} are not whole: {_line(error)}", retryable=False) from error
+            raise BackendError(f"the weights of {self.path} are damaged: {_line(error)}", retryable=False) from error
         if self.folder:
             raise BackendError(
-                f"{self.path} holds no .safetensors file; pickled weights, which can run any code, are not loaded",
+                f"{self.path} contains no .safetensors file; pickled weights can run any code and are not loaded",
                 retryable=False,
             )
         try:
-            told = huggingface_hub.get_safetensors_metadata(self.path, revision=self.commit)
-        except Exception:  # no network, no safetensors, a server that fails in one of many ways
+            metadata = huggingface_hub.get_safetensors_metadata(self.path, revision=self.commit)
+        except Exception:  # no network, no safetensors, or any failure of the server
             return None
-        return sum(told.parameter_count.values())
+        return sum(metadata.parameter_count.values())
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -130,10 +130,10 @@ def _parameters(file: Path) -> int:
 
 
 def _without_video(kind: Any) -> Any:
-    """A processor's class that takes no video processor.
+    """A subclass of a processor's class that takes no video processor.
 
-    Video processors need torchvision, and the processors of Qwen's models insist on having one, though images need it
-    nowhere. A processor's parts are the arguments of its ``__init__``: without that argument, nothing looks for one.
+    Video processors need torchvision. The processors of Qwen's models require one although images never use it. A
+    processor's parts are the arguments of its ``__init__``, so removing that argument removes the requirement.
     """
 
     def __init__(  # noqa: N807
@@ -145,27 +145,28 @@ def _without_video(kind: Any) -> Any:
 
 
 def describe(source: ChatSource, options: ChatOptions) -> str:
-    """The model's class, its device and number type, and the size of its weights beside the memory that is free."""
+    """Describe a model: its class, device and number type, and the size of its weights next to the free memory."""
     import transformers
 
-    kind = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(source.config)]
+    model_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(source.config)]
     device, dtype = _placement(options)
     source.processor()
-    parts = [f"{kind.__name__} of transformers {transformers.__version__}", f"{device} with {str(dtype)[6:]}"]
+    parts = [f"{model_class.__name__} of transformers {transformers.__version__}", f"{device} with {str(dtype)[6:]}"]
     parameters = source.parameters()
     if parameters is None:
-        parts.append("the size of its weights is not known: the hub does not answer")
+        parts.append("weights of unknown size: the hub does not answer")
     else:
-        needed = parameters * _BYTES_EACH.get(options.quantization or "", dtype.itemsize)
-        free = free_memory(device)
-        if needed > free:
-            sizes = f"{needed / _GB:.1f} GB for its weights alone and {device} has {free / _GB:.1f} GB free"
+        weight_bytes = parameters * _BYTES_EACH.get(options.quantization or "", dtype.itemsize)
+        free_bytes = free_memory(device)
+        if weight_bytes > free_bytes:
             raise BackendError(
-                f"{source.path} needs {sizes}; try quantization=bnb-4bit, or a smaller model", retryable=False
+                f"{source.path} needs {weight_bytes / _GB:.1f} GB for its weights alone, but {device} has "
+                f"{free_bytes / _GB:.1f} GB free; try quantization=bnb-4bit or a smaller model",
+                retryable=False,
             )
-        parts.append(f"weights {needed / _GB:.2f} GB, {free / _GB:.1f} GB free")
+        parts.append(f"weights {weight_bytes / _GB:.2f} GB, {free_bytes / _GB:.1f} GB free")
     if not can_constrain():
-        parts.append("answers are not held to their schema: pip install llguidance")
+        parts.append("answers are not constrained to their schema: pip install llguidance enables it")
     return "; ".join(parts)
 
 
@@ -176,7 +177,7 @@ def _placement(options: ChatOptions) -> tuple[str, torch.dtype]:
     if options.quantization:
         check_packages(GeneratorOptions(quantization=options.quantization))
         if devices[0] == "cpu":
-            raise InputError(f"quantization {options.quantization} needs a GPU; leave it out")
+            raise InputError(f"quantization {options.quantization} needs a GPU; remove the option")
     return devices[0], pick_dtype(options.dtype, devices[0])
 
 
@@ -189,7 +190,7 @@ class Engine:
 
     @property
     def tokenizer(self) -> Any:
-        """Part of the processor."""
+        """The processor's tokenizer."""
         return self.processor.tokenizer
 
     @property
@@ -199,28 +200,28 @@ class Engine:
 
     @property
     def longest(self) -> int:
-        """Tokens of a prompt and its answer together."""
+        """The most tokens that a prompt and its answer may have together."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
 
     @cached_property
     def vocabulary(self) -> Any:
-        """The tokenizer as llguidance reads it, which takes it a second; with the embedding's spare rows."""
+        """The tokenizer in llguidance's form, with the embedding's spare rows. It takes a second to build."""
         import llguidance.hf
 
         rows = self.model.config.get_text_config().vocab_size
         return llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=rows, eos_token=self.ends)
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of some tokens, control tokens included."""
+        """The text of some tokens, including control tokens."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def load_engine(source: ChatSource, options: ChatOptions) -> Engine:
-    """Load a model and put it where it is to work; see ``TransformersChatModel.load``."""
+    """Load a model onto its device; see ``TransformersChatModel.load``."""
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
     _ = source.config
-    (device, dtype), wanted = _placement(options), options.quantization
+    (device, dtype), quantization = _placement(options), options.quantization
     processor = source.processor()
     try:
         with without_bars():
@@ -232,21 +233,21 @@ def load_engine(source: ChatSource, options: ChatOptions) -> Engine:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                quantization_config=wanted
+                quantization_config=quantization
                 and BitsAndBytesConfig(
-                    load_in_8bit=wanted == "bnb-8bit",
-                    load_in_4bit=wanted == "bnb-4bit",
+                    load_in_8bit=quantization == "bnb-8bit",
+                    load_in_4bit=quantization == "bnb-4bit",
                     bnb_4bit_quant_type="nf4",
                     bnb_4bit_compute_dtype=dtype,
                 ),
             )
-    except Exception as error:  # no room for them, or they are wrong in as many ways as there are models
+    except Exception as error:  # out of memory, or damaged: every model has errors of its own
         raise BackendError(f"cannot load the chat model {source.path}: {_line(error)}", retryable=False) from error
-    if lost := report["missing_keys"]:  # transformers makes up what is missing, and only logs it
-        raise BackendError(f"{source.path}: its weights are not complete, {min(lost)} is missing", retryable=False)
-    # The model card's way to sample (a temperature, a penalty on repetition) is none of a structured answer.
-    told = model.generation_config.eos_token_id
-    ends = {*(told if isinstance(told, list) else [told]), processor.tokenizer.eos_token_id} - {None}
+    if missing_keys := report["missing_keys"]:  # transformers initialises them at random and only logs it
+        raise BackendError(f"{source.path}: incomplete weights, {min(missing_keys)} is missing", retryable=False)
+    # The model card's sampling (a temperature, a penalty on repetition) does not suit structured answers.
+    eos = model.generation_config.eos_token_id
+    ends = {*(eos if isinstance(eos, list) else [eos]), processor.tokenizer.eos_token_id} - {None}
     model.generation_config = GenerationConfig(eos_token_id=sorted(ends), pad_token_id=min(ends))
     return Engine(model.eval(), processor)
 

@@ -1,4 +1,4 @@
-"""LangChain's messages as the turns that chat templates take, and what a model wrote as a message again."""
+"""Convert LangChain's messages to the turns that chat templates take, and a model's text back to a message."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from gems.models.servers.base import decode_image
 __all__ = ["read_answer", "turns_of"]
 
 _ROLES: Final = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
-"""Kinds of LangChain messages, and what chat templates call them."""
+"""The types of LangChain messages and their roles in chat templates."""
 
 _THOUGHT: Final = re.compile(r"\s*<think>(?P<thought>.*?)(?:</think>|\Z)\s*", re.DOTALL)
 _CALL: Final = re.compile(r"<tool_call>(?P<call>.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def turns_of(messages: Sequence[BaseMessage], words: str) -> list[dict[str, Any]]:
-    """A conversation, with some words of the user at its end if there are any.
+    """The turns of a conversation, with ``words`` added as the user's unless they are empty.
 
     Raises:
-        InputError: It holds something that cannot be shown to the model.
+        InputError: The conversation contains something that the model cannot take.
     """
     turns = [_turn(message) for message in messages]
-    if words and turns and turns[-1]["role"] == "user":  # many templates refuse two turns of the user in a row
+    if words and turns and turns[-1]["role"] == "user":  # many templates reject two user turns in a row
         turns[-1]["content"].append({"type": "text", "text": f"\n\n{words}"})
     elif words:
         turns.append({"role": "user", "content": [{"type": "text", "text": words}]})
@@ -40,8 +40,8 @@ def turns_of(messages: Sequence[BaseMessage], words: str) -> list[dict[str, Any]
 
 def _turn(message: BaseMessage) -> dict[str, Any]:
     if message.type not in _ROLES:
-        raise InputError(f"a message of type {message.type!r} cannot be shown to a chat model")
-    # Of what a model said itself, only the text is shown, and its calls.
+        raise InputError(f"a message of type {message.type!r} cannot be passed to a chat model")
+    # Of the model's own messages, only the text and the tool calls are passed.
     blocks = [block for block in message.content_blocks if message.type != "ai" or block["type"] == "text"]
     turn: dict[str, Any] = {"role": _ROLES[message.type], "content": [_part(block) for block in blocks]}
     if isinstance(message, AIMessage) and message.tool_calls:
@@ -57,13 +57,13 @@ def _part(block: Mapping[str, Any]) -> dict[str, Any]:
         return {"type": "text", "text": block["text"]}
     if block["type"] == "image":
         return {"type": "image", "image": _image(block)}
-    raise InputError(f"content of type {block['type']!r} cannot be shown to a vision chat model")
+    raise InputError(f"content of type {block['type']!r} cannot be passed to a vision chat model")
 
 
 def _image(block: Mapping[str, Any]) -> Image.Image:
     encoded = block.get("base64") or block.get("url", "").partition(";base64,")[2]
     if not encoded:
-        raise InputError("an image has to be in its message, as base64 or a data URL: no address is fetched")
+        raise InputError("an image must be inside its message, as base64 or a data URL; addresses are not fetched")
     try:
         return decode_image(base64.b64decode(encoded, validate=True), "the message")
     except (BackendError, ValueError) as error:
@@ -71,27 +71,27 @@ def _image(block: Mapping[str, Any]) -> Image.Image:
 
 
 def read_answer(text: str, *, may_call: bool) -> AIMessage:
-    """Take an answer apart: a thought at its start, then text, and calls of tools where any were offered."""
+    """Split an answer into a thought at its start, text, and, if tools were offered, tool calls."""
     reasoning = ""
     if thought := _THOUGHT.match(text):
         reasoning, text = thought["thought"].strip(), text[thought.end() :]
-    called = [_tool_call(match["call"].strip()) for match in _CALL.finditer(text)] if may_call else []
+    calls = [_tool_call(match["call"].strip()) for match in _CALL.finditer(text)] if may_call else []
     return AIMessage(
-        content=_CALL.sub("", text).strip() if called else text,
+        content=_CALL.sub("", text).strip() if calls else text,
         additional_kwargs={"reasoning_content": reasoning} if reasoning else {},
-        tool_calls=[call for call in called if call["type"] == "tool_call"],
-        invalid_tool_calls=[call for call in called if call["type"] == "invalid_tool_call"],
+        tool_calls=[call for call in calls if call["type"] == "tool_call"],
+        invalid_tool_calls=[call for call in calls if call["type"] == "invalid_tool_call"],
     )
 
 
 def _tool_call(text: str) -> ToolCall | InvalidToolCall:
-    number = f"call_{uuid.uuid4().hex[:12]}"
+    call_id = f"call_{uuid.uuid4().hex[:12]}"
     try:
         call = json.loads(text)
         name, arguments = call["name"], call.get("arguments", {})
         if isinstance(name, str) and isinstance(arguments, dict):
-            return ToolCall(name=name, args=arguments, id=number, type="tool_call")
+            return ToolCall(name=name, args=arguments, id=call_id, type="tool_call")
     except (ValueError, KeyError, TypeError):
         pass
     fault = "it is no JSON object with a name and arguments"
-    return InvalidToolCall(name=None, args=text, id=number, error=fault, type="invalid_tool_call")
+    return InvalidToolCall(name=None, args=text, id=call_id, error=fault, type="invalid_tool_call")

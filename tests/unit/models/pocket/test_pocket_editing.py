@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gems.evals.oracle import items_of
 from gems.evals.prompts import EvalPrompt, Vqa
@@ -88,7 +90,7 @@ def test_the_oracle_knows_the_truth_about_an_edit(tmp_path: Path, pipeline: Pock
     [first] = generator.generate([ImageRequest(RICH, 1)])
     assert isinstance(first, GeneratedImage)
     base = images.put(first.image, image_metadata(first.request, generator))
-    edit = Edit(images.open(base), keep=(*CARS, *CAT), fix=DOGS[1:])
+    edit = Edit(Image.open(io.BytesIO(images.read(base))), keep=(*CARS, *CAT), fix=DOGS[1:])
     [second] = generator.generate([ImageRequest(RICH, 2, edit)])
     assert isinstance(second, GeneratedImage)
     metadata = image_metadata(second.request, generator, edited_from=base.sha256)

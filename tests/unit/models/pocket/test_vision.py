@@ -161,6 +161,7 @@ def test_each_true_thing_is_matched_once():
     assert match([b, a, a, Item(DOG, RED, 0.5, 0.9, 0.2, 0.5)], [a, b]) == [1, 0, -1, -1]
 
 
+@pytest.mark.slow
 def test_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, monkeypatch):
     settings = Settings(steps=4, batch=2, chunks=2, chunk=4, checkpoint_every=0, calibration_scenes=4)
     whole = train(tmp_path / "whole", settings)

@@ -1,4 +1,4 @@
-"""Where the pocket models' weights lie, and the hash that identifies them."""
+"""Where the pocket models' weights are stored, and the hash that identifies them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def weights_folder(name: str) -> Path:
     """The folder of one pocket model's weights.
 
     Raises:
-        BackendError: It holds no weights.
+        BackendError: The folder contains no weights.
     """
     folder = Path(__file__).parent / name
     if not any(path.is_file() for path in folder.rglob("*.safetensors")):  # a strict editable install leaves dead links

@@ -1,0 +1,155 @@
+"""The index of an open store: loaded at the first search, kept up to date, and saved by a background thread."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
+
+from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
+from gems.memory.records import Records, Snapshot
+
+__all__ = ["LiveIndex"]
+
+_LOG: Final = logging.getLogger(__name__)
+_SAVE_AT: Final = 8
+"""A new file is due once a number of vectors equal to 1/8 of the file's own is missing from it."""
+_RETRY_SECONDS: Final = 60.0
+"""Pause after a failed save, in seconds."""
+
+
+class LiveIndex:
+    """The ``VectorIndex`` over a store's records, with its life on disk. The store's lock protects every method.
+
+    Several processes may share the folder: one of them saves a file, the others load it.
+
+    Args:
+        folder: The folder of the saved indexes, created by the first save.
+        records: The store's records.
+        embedder: The fingerprint of the embedder that made the vectors.
+    """
+
+    def __init__(self, folder: Path, records: Records, embedder: str) -> None:
+        self._folder = folder
+        self._records = records
+        self._embedder = embedder
+        self._index: VectorIndex | None = None
+        self._worker = ThreadPoolExecutor(1, "gems-index")
+        self._saving: Future[None] | None = None
+        self._not_before = 0.0
+        """Time of the monotonic clock before which no save is started."""
+        self._saved_upto = 0
+        """The last vector in the newest file, as of the last look."""
+
+    def close(self) -> None:
+        """Wait for a save that is in progress."""
+        self._worker.shutdown()
+
+    def open(self) -> VectorIndex | None:
+        """The index as of the last ``catch_up``; None while the store holds no vectors.
+
+        If no file can be used although there are too many vectors for an exact search, a file is made first.
+        """
+        if self._index is None and (dims := self._records.dims()):
+            index = self._load()
+            if index is None and self._records.count("vectors") > EXACT_UP_TO:
+                _LOG.info("rebuilding %s: the index is missing, damaged, or of other records", self._folder)
+                try:
+                    self._save(wait=True)
+                except Exception as error:  # whatever went wrong, an exact search needs no file
+                    _LOG.warning("cannot build %s, comparing all vectors instead: %s", self._folder, error)
+                    self._not_before = time.monotonic() + _RETRY_SECONDS
+                index = self._load()
+            self._index = index or VectorIndex(dims)
+        return self._index
+
+    def catch_up(self, index: VectorIndex) -> None:
+        """Add and remove the vectors that any process has written since the last call."""
+        for chunk in self._records.added(index.upto):
+            index.add(chunk)
+        index.removals, removed_ids = self._records.removed(index.removals)
+        if len(removed_ids):
+            index.remove(removed_ids)
+
+    def save_if_due(self) -> None:
+        """If many vectors are missing from our file, load a newer one or start saving one in the background."""
+        if self._is_saving():
+            return
+        if self._index is None:  # a process that only writes does not load the index
+            upto = count = self._saved_upto
+        else:
+            manifest = self._index.manifest
+            upto, count = (manifest.upto, manifest.count) if manifest else (0, 0)
+        if not self._is_behind(upto, count):
+            return
+        self._saved_upto = reach(self._folder, **self._records.identity())
+        if self._saved_upto > upto:
+            self._index = self._load() if self._index else None
+            if not self._is_behind(self._saved_upto, self._saved_upto):
+                return
+        if time.monotonic() > self._not_before:
+            with suppress(RuntimeError):  # another thread has closed the store: whoever opens it next will save
+                self._saving = self._worker.submit(self._save)
+
+    def rebuild(self) -> None:
+        """Build a new file from the records, or remove the file if an exact search will do."""
+        if self._records.count("vectors") > EXACT_UP_TO:
+            self._save(wait=True, retrain=True)
+        else:
+            remove(self._folder)
+        self._index = None
+
+    def _is_behind(self, upto: int, count: int) -> bool:
+        """Whether a file with ``count`` vectors, the last of which is ``upto``, lacks too many of the others."""
+        return self._records.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
+
+    def _is_saving(self) -> bool:
+        if self._saving is not None and self._saving.done():
+            if error := self._saving.exception():
+                _LOG.warning("cannot save %s: %s", self._folder, error)
+                self._not_before = time.monotonic() + _RETRY_SECONDS
+            self._saving = None
+        return self._saving is not None
+
+    def _load(self) -> VectorIndex | None:
+        return newest_index(self._folder, **self._records.identity())
+
+    def _save(self, *, wait: bool = False, retrain: bool = False) -> None:
+        """Build and publish a file of all vectors.
+
+        Args:
+            wait: If another process is saving, wait for it instead of returning, and show a progress bar.
+            retrain: Train new cells, and publish the file even if another process has just published one.
+        """
+        self._folder.mkdir(exist_ok=True)
+        newest_before = newest(self._folder)
+        try:
+            with FileLock(self._folder / "lock", timeout=-1 if wait else 0):
+                if newest(self._folder) != newest_before and not retrain:  # saved by another process meanwhile
+                    return
+                for abandoned in self._folder.glob("draft-*"):  # by a process that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                self._build_and_publish(show_progress=wait, retrain=retrain)
+        except Timeout:
+            return
+
+    def _build_and_publish(self, *, show_progress: bool, retrain: bool) -> None:
+        with (
+            closing(Snapshot(self._records.file, self._embedder)) as snapshot,
+            Progress(console=Console(stderr=True), transient=True, disable=not show_progress) as bar,
+        ):
+            task = bar.add_task("Indexing memory", total=snapshot.count)
+            draft = build(self._folder, snapshot, retrain=retrain, on_progress=lambda n: bar.advance(task, n))
+            with closing(Records(self._records.file)) as records:
+                if records.meta("store") == snapshot.store:
+                    publish(draft)
+                else:  # the draft still holds vectors that have been forgotten since
+                    shutil.rmtree(draft)

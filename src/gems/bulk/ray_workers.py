@@ -1,0 +1,204 @@
+"""The workers of a batch on a Ray cluster: processes that run the graph, and the actor that coordinates them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from langgraph.runtime import RunControl
+
+from gems.bulk.batch import open_worker
+from gems.bulk.jobs import Job
+from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
+from gems.bulk.limits import Allowance, Limits, usage_of
+from gems.bulk.ray_generators import POLL_SECONDS, ClusterGenerator, GeneratorRouter
+from gems.bulk.results import BatchRow
+from gems.database import database_pool
+from gems.errors import InputError
+from gems.graph.context import GemsContext
+from gems.graph.state import Usage
+from gems.memory.image_store import ImageStore
+from gems.memory.opening import database_of
+from gems.models.generators import ImageGenerator, Local
+from gems.models.registry import init_image_generator
+from gems.runs.record import ModelRecord, model_records
+from gems.skills.loader import load_skills
+
+__all__ = ["BatchTask", "Coordinator", "GraphWorker", "check_shared_storage"]
+
+
+class Coordinator:
+    """Tells workers which prompts may begin, whether to stop, and which generators are ready.
+
+    It runs as an actor on the driver's machine.
+    """
+
+    def __init__(self, limits: Limits, usage: Usage, max_usage: Usage) -> None:
+        self._allowance = Allowance(limits, usage, max_usage)
+        self._stop: Literal["", "finish", "drain"] = ""
+        self._generators: list[str] = []
+
+    def begin(self, index: int) -> str:
+        """See ``Allowance.begin``."""
+        if self._stop and not self._allowance.has_begun(index):
+            return "stop"
+        return self._allowance.begin(index)
+
+    def finish(self, index: int, usage: Usage) -> None:
+        """See ``Allowance.finish``."""
+        self._allowance.finish(index, usage)
+
+    def limit_reached(self) -> str | None:
+        """See ``Allowance.limit_reached``."""
+        return self._allowance.limit_reached
+
+    def stop(self, how: Literal["finish", "drain"]) -> None:
+        """Let no other prompt begin; with "drain", stop the prompts in flight too."""
+        self._stop = how
+
+    def is_draining(self) -> bool:
+        """Whether the prompts in flight are to stop at their next step."""
+        return self._stop == "drain"
+
+    def set_generators(self, names: list[str]) -> None:
+        """Let the workers know which generators are ready."""
+        self._generators = names
+
+    def generators(self) -> list[str]:
+        """The names of the generators that are ready."""
+        return self._generators
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """What the driver sends to each worker."""
+
+    out: Path
+    context: GemsContext
+    batch_id: str
+    host: str
+    """The driver's machine."""
+    models: dict[str, ModelRecord]
+    checkpoints: str | None
+    images: str
+    evidence: bool
+    coordinator: Any
+    """The handle of the actor."""
+
+
+class GraphWorker:
+    """What the actors of Ray Data run: it takes blocks of jobs, and returns blocks of results."""
+
+    def __init__(self, task: BatchTask) -> None:
+        self._task, self._stack, self._control = task, ExitStack(), RunControl()
+        # What would fail every prompt on this machine fails here: no key, no package, other weights.
+        check_shared_storage({socket.gethostname(), task.host}, task.context, task.checkpoints, evidence=task.evidence)
+        if model_records(task.context, load=False) != task.models:
+            raise InputError(
+                f"{socket.gethostname()} has other model weights than {task.host}; install the same on both machines"
+            )
+        load_skills(task.context.skills_dir, builtin=task.context.builtin_skills)
+        self._worker = self._stack.enter_context(
+            open_worker(
+                task.out,
+                task.context,
+                task.batch_id,
+                task.models,
+                checkpoints=task.checkpoints,
+                generator=self._generator(),
+                control=self._control,
+                evidence=task.evidence,
+                images=ImageStore(task.images),
+            )
+        )
+        self._leases = self._stack.enter_context(_open_leases(task))
+        threading.Thread(target=self._watch_for_stop, daemon=True).start()
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        """Run a block's prompts one after another. Ray Data calls this in several threads at the same time.
+
+        Returns:
+            The results as JSON, in the column "row"; an empty text for a prompt without a result.
+        """
+        rows = [self._run(Job(**json.loads(text))) for text in block["job"].tolist()]
+        return {"row": [json.dumps(row) if row else "" for row in rows]}
+
+    def _generator(self) -> ImageGenerator:
+        import ray
+
+        task = self._task
+        generator = init_image_generator(task.context.generator, task.context.generator_options, task.context.authority)
+        if not isinstance(generator, Local):  # each worker can ask a server by itself
+            return generator
+        router = GeneratorRouter(lambda: ray.get(task.coordinator.generators.remote()), task.batch_id, self._control)
+        return ClusterGenerator(task.context, router)
+
+    def _run(self, job: Job) -> BatchRow | None:
+        import ray
+
+        task = self._task
+        with hold_lease(self._leases, task.batch_id, job.index, lambda: self._control.drain_requested) as is_held:
+            if not is_held or not self._may_begin(job):
+                return None
+            row = self._worker.run(job)
+            ray.get(task.coordinator.finish.remote(job.index, usage_of(row or {})))
+        return row
+
+    def _may_begin(self, job: Job) -> bool:
+        """Wait until the coordinator has decided on a prompt."""
+        import ray
+
+        coordinator = self._task.coordinator
+        while (decision := ray.get(coordinator.begin.remote(job.index))) == "wait":
+            time.sleep(POLL_SECONDS)
+        return bool(decision == "go")
+
+    def _watch_for_stop(self) -> None:
+        import ray
+
+        while not self._control.drain_requested:
+            time.sleep(POLL_SECONDS)
+            if ray.get(self._task.coordinator.is_draining.remote()):
+                self._control.request_drain("interrupted")
+
+
+@contextmanager
+def _open_leases(task: BatchTask) -> Iterator[Leases]:
+    database = task.checkpoints or database_of(task.context)
+    if database is None:
+        yield FileLeases(task.out / ".leases")
+        return
+    with database_pool(database) as pool:
+        yield DatabaseLeases(pool)
+
+
+def check_shared_storage(
+    hosts: AbstractSet[str], context: GemsContext, checkpoints: str | None, *, evidence: bool
+) -> None:
+    """Check that workers on several machines share nothing that is stored on only one of them.
+
+    Raises:
+        InputError: They would.
+    """
+    if len(hosts) < 2:
+        return
+    if not (checkpoints or database_of(context)):
+        advice = "add --checkpoints postgresql://USER@HOST/DATABASE, so that each of them can continue any prompt"
+    elif context.memory and not database_of(context):
+        advice = "use --memory postgresql://USER@HOST/DATABASE, so that they share one memory"
+    elif not (context.images_url or os.environ.get("GEMS_IMAGES")):
+        advice = "add --images s3://BUCKET/FOLDER, or a folder that all of them share"
+    elif evidence:
+        advice = "leave out --evidence, which works on one machine only; 'gems export' reads the images afterwards"
+    else:
+        return
+    raise InputError(f"the cluster has several machines: {advice}")

@@ -1,0 +1,129 @@
+"""The arguments of a pipeline's call: from the options and the model's defaults, for drawing and for editing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from PIL import Image
+
+from gems.errors import InputError
+from gems.models.diffusers.defaults import call_defaults
+from gems.models.diffusers.loading import PipelineSource, accepts
+from gems.models.diffusers.replicas import LOADING_OPTIONS
+from gems.models.generators import Edit, ImageRequest, edit_instruction
+from gems.options import GeneratorOptions
+
+__all__ = ["call_settings", "drawing_arguments", "editing_arguments"]
+
+STRENGTH: Final = 0.6
+"""How far an edit moves from its image by default, in (0, 1]; the default of diffusers' newer pipelines."""
+
+_ARGUMENTS: Final = {
+    "width": "width",
+    "height": "height",
+    "steps": "num_inference_steps",
+    "guidance_scale": "guidance_scale",
+    "true_cfg_scale": "true_cfg_scale",
+    "negative_prompt": "negative_prompt",
+}
+"""Options, and the arguments of a pipeline's call that they set."""
+
+_KNOWN_OPTIONS: Final = LOADING_OPTIONS | _ARGUMENTS.keys() | {"strength", "batch_size", "previews"}
+
+
+def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) -> dict[str, Any]:
+    """The arguments that are the same in every call of a pipeline.
+
+    Args:
+        name: The generator's name, for error messages.
+        source: The pipeline.
+        options: The generator's options.
+
+    Raises:
+        InputError: The pipeline cannot honour an option, or cannot draw from text.
+        BackendError: The pipeline does not exist, or this version of diffusers does not have it.
+    """
+    kind = source.pipeline_class
+    fields = GeneratorOptions.model_fields
+    set_options = {option: value for option in fields if (value := getattr(options, option)) != fields[option].default}
+    for option in set_options:
+        if option not in _KNOWN_OPTIONS:
+            raise InputError(f"{name} runs in this process and has no use for the option {option}")
+        if option in _ARGUMENTS and not accepts(kind, _ARGUMENTS[option]):
+            raise InputError(f"{name}: {kind.__name__} takes no {option}; leave it out")
+    if "strength" in set_options and not (source.editing_class and accepts(source.editing_class, "strength")):
+        raise InputError(f"{name}: {kind.__name__} does not edit images by strength; leave it out")
+    if source.only_edits and accepts(kind, "strength"):
+        raise InputError(f"{name}: {kind.__name__} only refines images; use a text-to-image pipeline")
+    arguments = {_ARGUMENTS[option]: value for option, value in set_options.items() if option in _ARGUMENTS}
+    settings = call_defaults(kind.__name__, source.path) | arguments
+    if accepts(kind, "max_area") and "width" in settings and "height" in settings:
+        settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales images to this area
+    return settings
+
+
+def drawing_arguments(
+    source: PipelineSource, settings: dict[str, Any], requests: Sequence[ImageRequest]
+) -> dict[str, Any]:
+    """The arguments of a call that draws these requests from text."""
+    arguments = _request_arguments(requests) | _batched(settings, len(requests))
+    if source.only_edits:  # such a pipeline needs an image to edit: a white one
+        size = (settings.get("width", 1024), settings.get("height", 1024))
+        arguments["image"] = [Image.new("RGB", size, "white")]
+    return arguments
+
+
+def editing_arguments(
+    source: PipelineSource, settings: dict[str, Any], requests: Sequence[ImageRequest], strength: float | None
+) -> dict[str, Any]:
+    """The arguments of a call that edits the images of these requests.
+
+    Args:
+        source: The pipeline.
+        settings: From ``call_settings``.
+        requests: All of them edits.
+        strength: The option; None for the default.
+    """
+    kind = source.editing_class
+    assert kind is not None  # by the protocol, only generators that edit are given edits
+    edits = [request.edit for request in requests if request.edit is not None]
+    arguments = _batched(settings, len(requests))
+    if accepts(kind, "keep"):  # our own pipelines know what to keep and what to change
+        [edit] = edits
+        return _request_arguments(requests) | arguments | {"image": edit.image, "keep": edit.keep, "fix": edit.fix}
+    if not accepts(kind, "strength"):  # such a pipeline reads instructions
+        arguments["prompt"] = [edit_instruction(request) for request in requests]
+    arguments |= _image_arguments(arguments, edits)
+    arguments["strength"] = strength or STRENGTH
+    if accepts(kind, "strength") and "num_inference_steps" in arguments:
+        # Strength skips the first steps; at least one must remain.
+        minimum = math.ceil(1 / arguments["strength"])
+        arguments["num_inference_steps"] = max(arguments["num_inference_steps"], minimum)
+    return _request_arguments(requests) | {name: v for name, v in arguments.items() if accepts(kind, name)}
+
+
+def _image_arguments(arguments: dict[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:
+    """The images to edit, all scaled to the size from the settings, or else to the size of the first one."""
+    first = edits[0].image
+    width, height = arguments.get("width", first.width), arguments.get("height", first.height)
+    images = [edit.image.convert("RGB").resize((width, height)) for edit in edits]
+    return {"width": width, "height": height, "image": images}
+
+
+def _request_arguments(requests: Sequence[ImageRequest]) -> dict[str, Any]:
+    """Prompts, and sources of noise. Noise is drawn on the CPU, so that it is the same on every device."""
+    import torch
+
+    return {
+        "prompt": [request.prompt for request in requests],
+        "generator": [torch.Generator("cpu").manual_seed(request.seed) for request in requests],
+    }
+
+
+def _batched(settings: dict[str, Any], count: int) -> dict[str, Any]:
+    """The settings for a batch, which needs one negative prompt per image."""
+    if "negative_prompt" not in settings:
+        return dict(settings)
+    return settings | {"negative_prompt": [settings["negative_prompt"]] * count}

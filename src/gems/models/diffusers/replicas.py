@@ -1,0 +1,107 @@
+"""Copies of a pipeline's weights, one per device, shared by all generators that load the same."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
+from queue import LifoQueue
+from typing import Any, Final
+
+from gems.models.devices import pick_devices, pick_dtype
+from gems.models.diffusers.loading import PipelineSource, accepts, load_pipeline
+from gems.models.diffusers.previews import Previews
+from gems.options import GeneratorOptions
+
+__all__ = ["LOADING_OPTIONS", "Replica", "Replicas", "replicas_of"]
+
+LOADING_OPTIONS: Final = frozenset(
+    {
+        "device",
+        "dtype",
+        "offload",
+        "quantization",
+        "vae_tiling",
+        "vae_slicing",
+        "compile",
+        "trust_remote_code",
+    }
+)
+"""Options that decide what is loaded; generators with the same values share their weights."""
+
+_LOADING_LOCK: Final = threading.RLock()
+
+
+class Replica:
+    """A pipeline's weights on one device, used by one thread at a time."""
+
+    def __init__(self, source: PipelineSource, options: GeneratorOptions, device: str) -> None:
+        self._source, self._options, self.device = source, options, device
+        self.limit: int | None = None
+        """The largest batch that may fit into memory; None as long as every batch has fitted."""
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The pipeline that draws from text."""
+        # Our own weights keep the number type with which the reproducible images of this package were made.
+        dtype = self._options.dtype if self._source.module == "diffusers" else "float32"
+        with _LOADING_LOCK:  # loading changes settings of torch and transformers that all threads share
+            return load_pipeline(self._source, self._options, self.device, pick_dtype(dtype, self.device))
+
+    @cached_property
+    def editor(self) -> Any:
+        """The pipeline that edits images: the same one, or its image-to-image sibling on the same weights."""
+        from diffusers import AutoPipelineForImage2Image
+
+        if accepts(self.pipeline.__class__, "keep"):
+            return self.pipeline
+        editor = AutoPipelineForImage2Image.from_pipe(self.pipeline)
+        editor.set_progress_bar_config(disable=True)
+        return editor
+
+    @cached_property
+    def previews(self) -> Previews:
+        """Draws previews from the pipeline's latents."""
+        return Previews(self.pipeline)
+
+    def free(self) -> None:
+        """Release the memory that a failed call has left behind."""
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class Replicas:
+    """One replica per device. A second one is loaded only when the first is in use."""
+
+    def __init__(self, source: PipelineSource, options: GeneratorOptions) -> None:
+        self.devices = pick_devices(options.device)
+        # Last in, first out: a replica that is loaded is used before one that is not.
+        self._idle: LifoQueue[Replica] = LifoQueue()
+        for device in reversed(self.devices):
+            self._idle.put(Replica(source, options, device))
+
+    @contextmanager
+    def borrow(self) -> Iterator[Replica]:
+        """A replica for the caller alone; waits until one is idle."""
+        replica = self._idle.get()
+        try:
+            yield replica
+        finally:
+            self._idle.put(replica)
+
+
+def replicas_of(source: PipelineSource, options: GeneratorOptions) -> Replicas:
+    """The replicas of a pipeline loaded with these options, which everyone in this process shares."""
+    loading = GeneratorOptions(**{name: getattr(options, name) for name in LOADING_OPTIONS})
+    with _LOADING_LOCK:
+        return _shared_replicas(source, loading)
+
+
+@cache
+def _shared_replicas(source: PipelineSource, options: GeneratorOptions) -> Replicas:
+    return Replicas(source, options)
