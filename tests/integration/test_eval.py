@@ -16,6 +16,7 @@ from servers.waiting import wait_until
 from gems.evals.prompts import fresh_prompts, write_prompts
 
 SLOW = pytest.mark.slow
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "text_roles.py"
 
 
 def of_the_finished(test: Any) -> Any:
@@ -155,7 +156,7 @@ def test_a_folder_of_another_evaluation_is_refused(finished: Path) -> None:
 def test_a_language_model_in_the_text_roles_is_held_against_one_shot(tmp_path: Path) -> None:
     options = ["--model", "pocket", "--n", "3", "--out", tmp_path / "out"]
     environment = forked.environment(tmp_path / "home", LANGGRAPH_STRICT_MSGPACK="true")
-    done = forked.run([sys.executable, "-m", "text_roles", *options], env=environment)
+    done = forked.run([sys.executable, SCRIPT, *options], env=environment)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     kinds = {"valid_at_once": 3, "valid_after_a_repair": 0, "valid_in_part": 0}

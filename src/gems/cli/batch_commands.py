@@ -334,7 +334,7 @@ def _report_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
         err.print(f"the limit of {batch.reached} is reached; {left}", highlight=False, soft_wrap=True)
         return LIMIT_REACHED
     if batch.given_up:
-        err.print(f"[red]given up[/]: {escape(batch.given_up)}", highlight=False, soft_wrap=True)
+        err.print(f"[red]stopped early[/]: {escape(batch.given_up)}", highlight=False, soft_wrap=True)
         err.print("fix the cause and run the same command again to resume")
         return BACKEND_FAILURE
     if interrupted:
@@ -417,9 +417,7 @@ def _print_forecast(
         table.add_row(name.replace("_", " "), f"{e.expected:,.{digits}f}", interval)
     out.print(table)
     out.print(f"from {len(rows)} of {len(batch.jobs):,} prompts, {solved} of them solved; they are kept as results")
-    out.print(
-        "hours are for a machine as busy as now; run the same command without --dry-run to go on", highlight=False
-    )
+    out.print("hours are for a machine as busy as now; run the same command without --dry-run for all", highlight=False)
 
 
 # --- status ----------------------------------------------------------------------------------------------------------

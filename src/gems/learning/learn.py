@@ -67,7 +67,7 @@ class NotDrafted:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A trial is over, and its skill is where it belongs."""
+    """A trial is over; its skill has been promoted, retired or left as it was."""
 
     skill: LearnedSkill
 

@@ -57,7 +57,7 @@ Runs: TypeAlias = Sequence[tuple[str, Trajectory]]
 _MIN_PROMPTS: Final = 20
 """Held-out prompts of its kind below which a skill cannot be tried."""
 _MIN_OTHERS: Final = 10
-"""Prompts with requirements of another kind below which harm to that kind cannot be told."""
+"""Prompts with requirements of another kind below which harm to that kind is not judged."""
 _HARM: Final = 0.05
 """Loss in the rate of another kind's requirements that counts as harm even if its interval includes zero."""
 _NO_PATIENCE_LIMIT: Final = 50

@@ -1,4 +1,4 @@
-"""A run from its beginning, or from where it was stopped, to its record: ``gems generate`` without the command line."""
+"""Sessions: a run from its beginning, or from its last step, to its record. ``gems generate`` is one on the console."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def resume_run(
 
     Args:
         run: Its id, or its folder.
-        out: Where to leave its evidence. None: where it was begun to.
+        out: The folder for its evidence. None: the one it was begun with.
         memory_url: Its memory, with a password if the database needs one: none is saved with the run. None: the memory
             that it was begun with.
         authority: Allows the ``python:`` models of the run again: its file must not run code.
