@@ -249,7 +249,7 @@ def bare(folder: Path, bench: Bench) -> dict[str, Any]:
     """The same searches straight on the store's own FAISS index, in turns with the store: what all around it costs."""
     store = FaissStore(folder, embedder=bench.embedder)
     store.search(("bench",), query="0")
-    index = store._index
+    index = store._index.open()
     assert index is not None
     spaces = store._records.spaces("bench")
     straight, whole = [], []

@@ -53,6 +53,11 @@ class LiveIndex:
         """Wait for a save that is in progress."""
         self._worker.shutdown()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a file is being saved in the background."""
+        return self._saving is not None and not self._saving.done()
+
     def open(self) -> VectorIndex | None:
         """The index as of the last ``catch_up``; None while the store holds no vectors.
 
@@ -81,8 +86,9 @@ class LiveIndex:
 
     def save_if_due(self) -> None:
         """If many vectors are missing from our file, load a newer one or start saving one in the background."""
-        if self._is_saving():
+        if self.is_saving:
             return
+        self._note_finished_save()
         if self._index is None:  # a process that only writes does not load the index
             upto = count = self._saved_upto
         else:
@@ -111,13 +117,12 @@ class LiveIndex:
         """Whether a file with ``count`` vectors, the last of which is ``upto``, lacks too many of the others."""
         return self._records.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
 
-    def _is_saving(self) -> bool:
-        if self._saving is not None and self._saving.done():
-            if error := self._saving.exception():
-                _LOG.warning("cannot save %s: %s", self._folder, error)
-                self._not_before = time.monotonic() + _RETRY_SECONDS
-            self._saving = None
-        return self._saving is not None
+    def _note_finished_save(self) -> None:
+        """Log the error of a save that has failed, and delay the next one."""
+        if self._saving is not None and (error := self._saving.exception()):
+            _LOG.warning("cannot save %s: %s", self._folder, error)
+            self._not_before = time.monotonic() + _RETRY_SECONDS
+        self._saving = None
 
     def _load(self) -> VectorIndex | None:
         return newest_index(self._folder, **self._records.identity())

@@ -281,7 +281,7 @@ class Records:
                 self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
 
     def touch(self, records: Iterable[int]) -> None:
-        """Start the time to live of these records anew."""
+        """Restart the time to live of these records."""
         now = time.time()
         with self.writing():
             self._db.executemany(
