@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
-from gems.memory.records import Records, Snapshot
+from gems.memory.records import Records, open_snapshot
 
 __all__ = ["LiveIndex"]
 
@@ -78,9 +78,9 @@ class LiveIndex:
 
     def catch_up(self, index: VectorIndex) -> None:
         """Add and remove the vectors that any process has written since the last call."""
-        for chunk in self._records.added(index.upto):
+        for chunk in self._records.vectors.added(index.upto):
             index.add(chunk)
-        index.removals, removed_ids = self._records.removed(index.removals)
+        index.removals, removed_ids = self._records.vectors.removed(index.removals)
         if len(removed_ids):
             index.remove(removed_ids)
 
@@ -115,7 +115,7 @@ class LiveIndex:
 
     def _is_behind(self, upto: int, count: int) -> bool:
         """Whether a file with ``count`` vectors, the last of which is ``upto``, lacks too many of the others."""
-        return self._records.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
+        return self._records.vectors.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
 
     def _note_finished_save(self) -> None:
         """Log the error of a save that has failed, and delay the next one."""
@@ -148,7 +148,7 @@ class LiveIndex:
 
     def _build_and_publish(self, *, show_progress: bool, retrain: bool) -> None:
         with (
-            closing(Snapshot(self._records.file, self._embedder)) as snapshot,
+            open_snapshot(self._records.file, self._embedder) as snapshot,
             Progress(console=Console(stderr=True), transient=True, disable=not show_progress) as bar,
         ):
             task = bar.add_task("Indexing memory", total=snapshot.count)
