@@ -150,7 +150,7 @@ def _put(writer: int, operation: Operation) -> PutOp:
 
 
 def _mark_merges(store: FaissStore, sign: Path) -> None:
-    if store._merging is not None and not store._merging.done():
+    if store._index.is_saving:
         sign.touch()
     else:
         sign.unlink(missing_ok=True)

@@ -253,7 +253,7 @@ def bare(folder: Path, bench: Bench) -> dict[str, Any]:
     """The same searches directly on the store's FAISS index, alternating with the store, to measure the overhead."""
     store = FaissStore(folder, embedder=bench.embedder)
     store.search(("bench",), query="0")
-    index = store._index
+    index = store._index.open()
     assert index is not None
     spaces = store._records.spaces("bench")
     index_times, store_times = [], []

@@ -392,7 +392,7 @@ def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
 def _check_vectors(records: Records) -> tuple[bool, str]:
     dims, bad, total = records.dims(), 0, 0
     try:
-        for _, vectors, _ in records.added(0):
+        for _, vectors, _ in records.vectors.added(0):
             total += len(vectors)
             is_unit = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
             bad += int(len(vectors) - np.count_nonzero(is_unit))

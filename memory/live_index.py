@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
-from gems.memory.records import Records, Snapshot
+from gems.memory.records import Records, open_snapshot
 
 __all__ = ["LiveIndex"]
 
@@ -53,6 +53,11 @@ class LiveIndex:
         """Wait for a save that is in progress."""
         self._worker.shutdown()
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a file is being saved in the background."""
+        return self._saving is not None and not self._saving.done()
+
     def open(self) -> VectorIndex | None:
         """The index as of the last ``catch_up``; None while the store holds no vectors.
 
@@ -73,16 +78,17 @@ class LiveIndex:
 
     def catch_up(self, index: VectorIndex) -> None:
         """Add and remove the vectors that any process has written since the last call."""
-        for chunk in self._records.added(index.upto):
+        for chunk in self._records.vectors.added(index.upto):
             index.add(chunk)
-        index.removals, removed_ids = self._records.removed(index.removals)
+        index.removals, removed_ids = self._records.vectors.removed(index.removals)
         if len(removed_ids):
             index.remove(removed_ids)
 
     def save_if_due(self) -> None:
         """If many vectors are missing from our file, load a newer one or start saving one in the background."""
-        if self._is_saving():
+        if self.is_saving:
             return
+        self._note_finished_save()
         if self._index is None:  # a process that only writes does not load the index
             upto = count = self._saved_upto
         else:
@@ -109,15 +115,14 @@ class LiveIndex:
 
     def _is_behind(self, upto: int, count: int) -> bool:
         """Whether a file with ``count`` vectors, the last of which is ``upto``, lacks too many of the others."""
-        return self._records.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
+        return self._records.vectors.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
 
-    def _is_saving(self) -> bool:
-        if self._saving is not None and self._saving.done():
-            if error := self._saving.exception():
-                _LOG.warning("cannot save %s: %s", self._folder, error)
-                self._not_before = time.monotonic() + _RETRY_SECONDS
-            self._saving = None
-        return self._saving is not None
+    def _note_finished_save(self) -> None:
+        """Log the error of a save that has failed, and delay the next one."""
+        if self._saving is not None and (error := self._saving.exception()):
+            _LOG.warning("cannot save %s: %s", self._folder, error)
+            self._not_before = time.monotonic() + _RETRY_SECONDS
+        self._saving = None
 
     def _load(self) -> VectorIndex | None:
         return newest_index(self._folder, **self._records.identity())
@@ -143,7 +148,7 @@ class LiveIndex:
 
     def _build_and_publish(self, *, show_progress: bool, retrain: bool) -> None:
         with (
-            closing(Snapshot(self._records.file, self._embedder)) as snapshot,
+            open_snapshot(self._records.file, self._embedder) as snapshot,
             Progress(console=Console(stderr=True), transient=True, disable=not show_progress) as bar,
         ):
             task = bar.add_task("Indexing memory", total=snapshot.count)

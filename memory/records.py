@@ -7,7 +7,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -18,8 +18,9 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 
 from gems.errors import InputError
 from gems.memory.index import Chunk
+from gems.memory.vector_table import VectorTable
 
-__all__ = ["Records", "Row", "Snapshot", "open_records"]
+__all__ = ["Records", "Row", "Snapshot", "open_records", "open_snapshot"]
 
 _VERSION: Final = 1
 """Version of the schema, kept in SQLite's ``user_version``."""
@@ -100,6 +101,7 @@ class Records:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._db = connect(file)
+        self.vectors: Final = VectorTable(self._db)
         try:
             version = self._scalar("PRAGMA user_version")
             if version > _VERSION:
@@ -194,19 +196,9 @@ class Records:
         self.set_vectors(record, namespace, vectors)
 
     def set_vectors(self, record: int, namespace: str, vectors: Sequence[bytes]) -> None:
-        """Replace the vectors of a record. Equal vectors keep their ids, so that the index need not change."""
+        """Replace the vectors of a record."""
         self._db.execute("INSERT OR IGNORE INTO namespaces (path) VALUES (?)", (namespace,))
-        space = self._scalar("SELECT id FROM namespaces WHERE path = ?", namespace)
-        stored = self._db.execute(
-            "SELECT space, vector FROM vectors WHERE record = ? ORDER BY id", (record,)
-        ).fetchall()
-        if stored == [(space, vector) for vector in vectors]:
-            return
-        self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
-        self._db.executemany(
-            "INSERT INTO vectors (record, space, vector) SELECT id, ?, ? FROM records WHERE id = ?",
-            [(space, vector, record) for vector in vectors],
-        )
+        self.vectors.replace(record, self._scalar("SELECT id FROM namespaces WHERE path = ?", namespace), vectors)
 
     def delete(self, namespace: str, key: str) -> None:
         """Delete a record by its key, if it exists."""
@@ -281,7 +273,7 @@ class Records:
                 self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
 
     def touch(self, records: Iterable[int]) -> None:
-        """Start the time to live of these records anew."""
+        """Restart the time to live of these records."""
         now = time.time()
         with self.writing():
             self._db.executemany(
@@ -296,28 +288,7 @@ class Records:
         )
         return [(i, namespace, json.loads(value), json.loads(fields)) for i, namespace, value, fields in rows]
 
-    # --- changes of the vectors -------------------------------------------------------------------------------------
-
-    def added(self, after: int) -> Iterator[Chunk]:
-        """The vectors with ids greater than ``after``, in the order of their ids."""
-        rows = self._db.execute("SELECT id, vector, space FROM vectors WHERE id > ? ORDER BY id", (after,))
-        while page := rows.fetchmany(10 * _PAGE):
-            ids, blobs, spaces = zip(*page, strict=True)
-            matrix = np.frombuffer(b"".join(blobs), np.float32).reshape(len(page), -1)
-            yield np.asarray(ids, np.int64), matrix, np.asarray(spaces, np.int32)
-
-    def removed(self, after: int) -> tuple[int, NDArray[np.int64]]:
-        """The number of the last removal, and the ids of the vectors removed since removal number ``after``."""
-        rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
-        return (rows[-1][0] if rows else after), np.asarray([vector for _, vector in rows], np.int64)
-
-    def is_behind(self, vector: int, tolerance: int) -> bool:
-        """Whether more than ``tolerance`` vectors have ids greater than ``vector``."""
-        last = int(self._scalar("SELECT coalesce(max(id), 0) FROM vectors"))
-        if last - vector <= tolerance:  # an upper bound only, since a record that changes often uses up many ids
-            return False
-        query = "SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)"
-        return int(self._scalar(query, vector, tolerance + 1)) > tolerance
+    # --- the file ---------------------------------------------------------------------------------------------------
 
     def integrity(self) -> str:
         """What SQLite's integrity check reports; ``ok`` if the file is undamaged."""
@@ -340,37 +311,38 @@ class Records:
 
 
 class Snapshot:
-    """The records at one moment, over a connection of its own: an index is made from it while others write on."""
+    """The vectors of a store within a reading transaction: what an index is built from, while other processes write.
 
-    def __init__(self, file: Path, embedder: str) -> None:
-        self._records = Records(file)
-        self._db = self._records._db
+    Args:
+        records: The records, on which ``reading`` has begun.
+        embedder: The fingerprint of the embedder that made the vectors.
+    """
+
+    def __init__(self, records: Records, embedder: str) -> None:
+        self._vectors = records.vectors
         self.embedder = embedder
-        self._db.execute("BEGIN")
-        self.store = self._records.meta("store") or ""
-        self.removals = int(self._records._scalar("SELECT coalesce(max(id), 0) FROM removed"))
-        places = np.asarray(self._db.execute("SELECT id, space FROM vectors").fetchall(), np.int64).reshape(-1, 2)
-        self._ids = places[:, 0]
-        self.count = len(places)
+        self.store = records.meta("store") or ""
+        self.removals = self._vectors.last_removal()
+        ids_and_spaces = self._vectors.spaces()
+        self._ids = ids_and_spaces[:, 0]
+        self.count = len(self._ids)
         self.spaces: NDArray[np.int32] = np.full(int(self._ids.max(initial=-1)) + 1, -1, np.int32)
-        self.spaces[self._ids] = places[:, 1]
+        self.spaces[self._ids] = ids_and_spaces[:, 1]
 
     def sample(self, count: int) -> NDArray[np.float32]:
         """A random sample of the vectors; all of them if there are no more than ``count``."""
-        sampled_ids = np.random.default_rng(0).permutation(self._ids)[:count].tolist()
-        blobs = []
-        for start in range(0, len(sampled_ids), _PAGE):
-            ids = ",".join(map(str, sampled_ids[start : start + _PAGE]))
-            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({ids})")]  # noqa: S608
-        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
+        return self._vectors.read(np.random.default_rng(0).permutation(self._ids)[:count].tolist())
 
     def chunks(self, after: int) -> Iterator[Chunk]:
         """The vectors with ids greater than ``after``, in the order of their ids."""
-        return self._records.added(after)
+        return self._vectors.added(after)
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._records.close()
+
+@contextmanager
+def open_snapshot(file: Path, embedder: str) -> Iterator[Snapshot]:
+    """A snapshot of a store's vectors, over a connection of its own."""
+    with closing(Records(file)) as records, records.reading():
+        yield Snapshot(records, embedder)
 
 
 def open_records(folder: Path) -> Records:

@@ -217,7 +217,7 @@ class FaissStore(BaseStore):
         return sorted(matching)[offset : offset + limit]
 
     def _renew(self, op: GetOp | SearchOp, rows: Sequence[Row]) -> None:
-        """Start the time to live of records anew, as reading does by default."""
+        """Restart the time to live of records, as reading does by default."""
         expiring = [row.id for row in rows if row.ttl is not None]
         if op.refresh_ttl and expiring:
             self._records.touch(expiring)

@@ -1,0 +1,85 @@
+"""The vectors of a store's records, in SQLite, with a log of removals that an index can follow."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gems.memory.index import Chunk
+
+__all__ = ["VectorTable"]
+
+_CHUNK: Final = 10_000
+"""Vectors read at a time."""
+_IDS_PER_QUERY: Final = 1000
+"""Ids named in one statement."""
+
+
+class VectorTable:
+    """The tables ``vectors`` and ``removed``, over the connection of the records.
+
+    Ids are never reused. A trigger logs every removal, so that an index can follow all changes by their numbers.
+    """
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def replace(self, record: int, space: int, vectors: Sequence[bytes]) -> None:
+        """Replace the vectors of a record. Equal vectors keep their ids, so that the index need not change."""
+        stored = self._db.execute(
+            "SELECT space, vector FROM vectors WHERE record = ? ORDER BY id", (record,)
+        ).fetchall()
+        if stored == [(space, vector) for vector in vectors]:
+            return
+        self._db.execute("DELETE FROM vectors WHERE record = ?", (record,))
+        self._db.executemany(
+            "INSERT INTO vectors (record, space, vector) SELECT id, ?, ? FROM records WHERE id = ?",
+            [(space, vector, record) for vector in vectors],
+        )
+
+    def added(self, after: int) -> Iterator[Chunk]:
+        """The vectors with ids greater than ``after``, in the order of their ids."""
+        rows = self._db.execute("SELECT id, vector, space FROM vectors WHERE id > ? ORDER BY id", (after,))
+        while page := rows.fetchmany(_CHUNK):
+            ids, blobs, spaces = zip(*page, strict=True)
+            yield np.asarray(ids, np.int64), _matrix(blobs), np.asarray(spaces, np.int32)
+
+    def removed(self, after: int) -> tuple[int, NDArray[np.int64]]:
+        """The number of the last removal, and the ids of the vectors removed since removal number ``after``."""
+        rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
+        return (rows[-1][0] if rows else after), np.asarray([vector for _, vector in rows], np.int64)
+
+    def last_removal(self) -> int:
+        """The number of the last removal; 0 if there was none."""
+        return int(self._scalar("SELECT coalesce(max(id), 0) FROM removed"))
+
+    def is_behind(self, vector: int, tolerance: int) -> bool:
+        """Whether more than ``tolerance`` vectors have ids greater than ``vector``."""
+        last = int(self._scalar("SELECT coalesce(max(id), 0) FROM vectors"))
+        if last - vector <= tolerance:  # an upper bound only, since a record that changes often uses up many ids
+            return False
+        query = "SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)"
+        return int(self._scalar(query, vector, tolerance + 1)) > tolerance
+
+    def spaces(self) -> NDArray[np.int64]:
+        """The id of every vector, and the number of its namespace: (n, 2)."""
+        return np.asarray(self._db.execute("SELECT id, space FROM vectors").fetchall(), np.int64).reshape(-1, 2)
+
+    def read(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The vectors with these ids, in any order: (n, dims)."""
+        blobs: list[bytes] = []
+        for start in range(0, len(ids), _IDS_PER_QUERY):
+            some_ids = ",".join(map(str, ids[start : start + _IDS_PER_QUERY]))
+            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({some_ids})")]  # noqa: S608 - numbers only
+        return _matrix(blobs)
+
+    def _scalar(self, query: str, *values: Any) -> Any:
+        return self._db.execute(query, values).fetchone()[0]
+
+
+def _matrix(blobs: Sequence[bytes]) -> NDArray[np.float32]:
+    return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
