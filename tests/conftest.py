@@ -18,7 +18,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 
 from forked import start_server
 
-FIRST = ("ray", "studio", "service", "postgres")
+FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 """Groups of tests (``pytest.mark.xdist_group``) that take longest, longest first: they start the run."""
 
 
