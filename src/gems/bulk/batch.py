@@ -296,7 +296,7 @@ def open_generator(context: GemsContext) -> Iterator[ImageGenerator]:
         yield generator
         return
     largest = generator.batch_size * len(generator.replicas.devices)  # one call draws a batch on every device
-    with BatchingGenerator(generator, largest=largest) as batching_generator:
+    with BatchingGenerator(generator, max_batch_size=largest) as batching_generator:
         yield batching_generator
 
 

@@ -75,13 +75,13 @@ class BatchingGenerator:
 
     Args:
         inner: Draws the images, in a thread of this object.
-        largest: The most images in one call of ``inner``.
+        max_batch_size: The most images in one call of ``inner``.
     """
 
-    def __init__(self, inner: ImageGenerator, *, largest: int) -> None:
+    def __init__(self, inner: ImageGenerator, *, max_batch_size: int) -> None:
         self.name, self.fingerprint, self.edits = inner.name, inner.fingerprint, inner.edits
         self.guide = guide_of(inner)
-        self.largest: Final = largest
+        self.max_batch_size: Final = max_batch_size
         self._inner = inner
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()
         """By tenant; the next one to be served is first. No queue is empty."""
@@ -153,7 +153,7 @@ class BatchingGenerator:
                     return []
                 self._changed.wait()
             batch: list[_Item] = []
-            while self._queues and len(batch) < self.largest:
+            while self._queues and len(batch) < self.max_batch_size:
                 tenant, queue = self._queues.popitem(last=False)
                 call, index = queue.popleft()
                 if queue:

@@ -51,8 +51,8 @@ def wait_for(inner: Recorder, batched: BatchingGenerator, requests: int) -> None
     """Wait until so many requests have come: some are at the gate, the others wait for their turn."""
 
     def came() -> int:
-        with batched._came:
-            return inner.begun + sum(map(len, batched._waiting.values()))
+        with batched._changed:
+            return inner.begun + sum(map(len, batched._queues.values()))
 
     wait_until(lambda: inner.begun and came() == requests, lambda: f"{came()} of {requests} requests came")
 
@@ -60,7 +60,7 @@ def wait_for(inner: Recorder, batched: BatchingGenerator, requests: int) -> None
 def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> None:
     inner = Recorder()
     inner.gate.clear()
-    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(32) as pool:
+    with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(32) as pool:
         answers = pool.map(lambda i: batched.generate([ImageRequest(f"p{i}", i)]), range(32))
         wait_for(inner, batched, 32)
         inner.gate.set()
@@ -75,7 +75,7 @@ def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> No
 
 def test_a_call_larger_than_a_batch_is_made_in_several_in_order() -> None:
     inner = Recorder()
-    with BatchingGenerator(inner, largest=3) as batched:
+    with BatchingGenerator(inner, max_batch_size=3) as batched:
         results = batched.generate([ImageRequest("p", seed) for seed in range(7)])
     assert [r.image.width for r in results if isinstance(r, GeneratedImage)] == [1, 2, 3, 4, 5, 6, 7]
     assert [len(batch) for batch in inner.batches] == [3, 3, 1]
@@ -84,7 +84,7 @@ def test_a_call_larger_than_a_batch_is_made_in_several_in_order() -> None:
 def test_a_bad_prompt_fails_alone() -> None:
     inner = Recorder()
     inner.gate.clear()
-    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(4) as pool:
+    with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(batched.generate, [ImageRequest("first", 1)])]
         wait_for(inner, batched, 1)  # it is being made; the others wait, and make one batch
         futures += [pool.submit(batched.generate, [ImageRequest(p, 1)]) for p in ("good", "bad", "refuse")]
@@ -101,7 +101,7 @@ def test_tenants_are_served_in_turn() -> None:
     """A hundred images of one do not hold up three of another."""
     inner = Recorder()
     inner.gate.clear()
-    with BatchingGenerator(inner, largest=2) as batched, ThreadPoolExecutor(2) as pool:
+    with BatchingGenerator(inner, max_batch_size=2) as batched, ThreadPoolExecutor(2) as pool:
         many = pool.submit(batched.generate, [ImageRequest("many", i) for i in range(100)], tenant="a")
         wait_for(inner, batched, 100)
         few = pool.submit(batched.generate, [ImageRequest("few", i) for i in range(3)], tenant="b")
@@ -122,7 +122,7 @@ def test_one_caller_that_stops_does_not_stop_the_others() -> None:
         raise KeyboardInterrupt("enough")
 
     inner.gate.clear()
-    with BatchingGenerator(inner, largest=8) as batched, ThreadPoolExecutor(3) as pool:
+    with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(3) as pool:
         pool.submit(batched.generate, [ImageRequest("first", 1)])
         wait_for(inner, batched, 1)
         stopped = pool.submit(batched.generate, [ImageRequest("stopped", 1)], on_step=stop)
@@ -136,7 +136,7 @@ def test_one_caller_that_stops_does_not_stop_the_others() -> None:
 
 
 def test_nothing_is_taken_once_it_is_closed() -> None:
-    batched = BatchingGenerator(Recorder(), largest=2)
+    batched = BatchingGenerator(Recorder(), max_batch_size=2)
     with batched:
         assert batched.objection("bad") == "cannot"
     with pytest.raises(BackendError, match="stopped"):

@@ -5,6 +5,7 @@ Each test has a module of its own that leaves a trace when it is imported: what 
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import uuid
@@ -22,6 +23,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
 from light_models import make_chat
+from PIL import Image
 from typer.testing import CliRunner
 from typing_extensions import TypedDict
 
@@ -166,7 +168,7 @@ def test_the_settings_of_a_graph_name_own_models(canary: Canary, images: ImageSt
     settings = {**BARE, "generator": canary.name, "mllm": canary.chat, "generator_options": {"steps": 4}}
     result = build_graph(settings=settings, images=images).invoke({"prompt": "two red cars"})
     assert is_drawn(result)
-    assert json.loads(images.open(result["image"]).info["gems"])["model"] == "mine"
+    assert json.loads(Image.open(io.BytesIO(images.read(result["image"]))).info["gems"])["model"] == "mine"
     assert import_module(canary.module).calls == [GeneratorOptions(steps=4)]  # once per process and set of options
 
 
