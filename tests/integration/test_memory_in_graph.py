@@ -139,7 +139,7 @@ def test_a_run_judges_what_it_recalled(tmp_path: Path, store: FaissStore) -> Non
 
 
 def test_memory_is_held_to_its_limits(tmp_path: Path, store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_memory, "_TIDIED_ONCE_IN", 1)
+    monkeypatch.setattr(store_memory, "_RUNS_PER_PRUNING", 1)
     graph = pocket(tmp_path, store, mllm=ScriptedChatModel(script=answer), generator=PaintGenerator())
     context = CONTEXT.model_copy(update={"memory_limit": 2, "max_rounds": 1})
     for what in ("cars", "trucks", "vans", "boats"):

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from servers.gems_service import Served, serving
@@ -284,6 +285,7 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
 )
 def test_a_service_that_cannot_be_set_up_says_why(options: list[str], told: str) -> None:
     result = CliRunner().invoke(cli, ["serve", *options])
+    structlog.reset_defaults()  # its logs would go to the runner's stream, which is closed now
     assert result.exit_code == 2
     assert told in result.stderr
     assert "Traceback" not in result.output

@@ -166,4 +166,4 @@ def test_a_dockerfile_comes_of_the_configuration(tmp_path: Path) -> None:
     made = (tmp_path / "Dockerfile").read_text()
     assert made.startswith("FROM langchain/langgraph-api")
     assert "/graph/app.py:graph" in made
-    assert "/serve/studio.py:app" in made
+    assert "/graph/app.py:app" in made
