@@ -1,4 +1,7 @@
-"""Builds the graph: every node and every edge is here."""
+"""Builds the graph: every node and every normal edge is here.
+
+Failure edges are the error handlers (``without_...``) beside their nodes.
+"""
 
 from __future__ import annotations
 

@@ -58,15 +58,16 @@ class GemsContext(BaseModel):
         default="pocket",
         min_length=1,
         title="Vision chat model",
-        description="Plans, decomposes, verifies and refines: pocket, any init_chat_model name (openai:gpt-5), or "
-        "transformers:FOLDER_OR_REPO.",
+        description="Plans, decomposes, verifies and refines: pocket, transformers:FOLDER_OR_REPO[@REVISION], "
+        "PROVIDER:MODEL for any init_chat_model name (openai:gpt-5) or, where the operator allows it, your own "
+        "python:MODULE:FACTORY.",
     )
     generator: str = Field(
         default="pocket",
         min_length=1,
         title="Image generator",
-        description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL or "
-        "comfyui:URL.",
+        description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
+        "http:URL, comfyui:URL or, where the operator allows it, your own python:MODULE:FACTORY.",
     )
     planner: str | None = Field(
         default=None, title="Planner", description="Another chat model for the planner. Empty: the one above."

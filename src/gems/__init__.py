@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at run time, and a test compares the two
+    from gems.authority import Authority as Authority
     from gems.errors import BackendError as BackendError
     from gems.errors import ContentRefusedError as ContentRefusedError
     from gems.errors import GemsError as GemsError
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.models.generators import Guided as Guided
     from gems.models.generators import ImageGenerator as ImageGenerator
     from gems.models.generators import ImageRequest as ImageRequest
+    from gems.models.generators import Local as Local
     from gems.models.generators import Step as Step
     from gems.models.generators import StepCallback as StepCallback
     from gems.models.inspectors import Finding as Finding
@@ -86,12 +88,14 @@ _MODULES: Final = {
     ),
     # What can be replaced: models, tools and stores.
     "gems.models.registry": ("init_image_generator", "init_mllm"),
+    "gems.authority": ("Authority",),
     "gems.models.generators": (
         "Edit",
         "GeneratedImage",
         "Guided",
         "ImageGenerator",
         "ImageRequest",
+        "Local",
         "Step",
         "StepCallback",
     ),

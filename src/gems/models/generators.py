@@ -42,7 +42,13 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """One image to draw. Equal requests give equal images on the same backend: the seed is always honoured."""
+    """One image to draw.
+
+    On one machine, requests with the same prompt and seed give the same image from generators with the same
+    fingerprint. There are two exceptions. A server that takes no seed, such as OpenAI's own API, draws a new image each
+    time, and its runs cannot be replayed. A generator that draws several requests in one pass (``batch_size`` above 1)
+    may give an image that differs in the last bits from the same request drawn alone.
+    """
 
     prompt: str
     seed: int
@@ -88,7 +94,7 @@ class ImageGenerator(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the weights, by a revision or a hash. Equal fingerprints and requests give equal images."""
+        """Identifies the weights, by a revision or a hash. See ``ImageRequest`` for what equal fingerprints promise."""
         ...
 
     @property
@@ -131,7 +137,7 @@ class Local(Protocol):
     """What a backend that draws in this process may offer as well.
 
     Bulk runs then call it from one thread, with the requests of many prompts at a time. On Ray it runs in one process
-    for each GPU, instead of in every worker.
+    per GPU, instead of in every worker.
     """
 
     @property
@@ -141,7 +147,7 @@ class Local(Protocol):
 
     @property
     def replicas(self) -> Devices:
-        """Its copies, one on each device."""
+        """Its copies, one per device. The object's ``devices`` are the devices' names, such as "cuda:0" or "cpu"."""
         ...
 
     def load(self) -> None:
