@@ -112,8 +112,8 @@ def expected_calibration_error(results: Sequence[Answer], bins: int = 10) -> flo
     """Mean gap between the confidence of the answers and how often they are right, over bins of equal width."""
     confidence = np.array([max(a.p_yes, 1 - a.p_yes) for a in results])
     right = np.array([a.right for a in results], dtype=float)
-    which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[which == b].sum() - right[which == b].sum()) for b in range(bins)]
+    bin_index = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[bin_index == b].sum() - right[bin_index == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(results))
 
 

@@ -303,7 +303,7 @@ class Records:
         return not busy
 
     def count(self, table: str = "records") -> int:
-        """How many rows a table holds."""
+        """The number of rows in a table."""
         return int(self._scalar(f"SELECT count(*) FROM {table}"))  # noqa: S608 - our own table names
 
     def _scalar(self, query: str, *values: Any) -> Any:

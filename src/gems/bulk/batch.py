@@ -114,17 +114,17 @@ class Batch:
 
     jobs: Sequence[Job]
     record: ResultsFile
-    reached: str | None = None
+    reached_limit: str | None = None
     """The limit for the whole batch that ended it."""
-    given_up: str | None = None
-    """The backend failures in a row that ended it."""
+    failure_message: str | None = None
+    """The backend failures in a row that ended it, as one line."""
 
     def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
         return list(self.record.rows(self.jobs))
 
     @property
-    def left(self) -> list[Job]:
+    def unfinished_jobs(self) -> list[Job]:
         """The jobs that have no result yet."""
         return [job for job in self.jobs if not self.record.has(job)]
 

@@ -372,7 +372,7 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
 
     Args:
         options: Values by name; what is left out has the context's default.
-        table: What the options mean.
+        table: The settings that each option sets.
 
     Raises:
         InputError: A value is out of its bounds, or options exclude each other; the option is named.
@@ -408,7 +408,7 @@ def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
         return f"{option} {fault['input']}: {reason}"
     name = location[-1]  # of a NAME=VALUE
     if fault["type"] == "extra_forbidden":
-        return f"{option} {name}: there is no such option; there are {', '.join(_names_in(path))}"
+        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(path))}"
     return f"{option} {name}: {reason}" if name == "api_key" else f"{option} {name}={fault['input']}: {reason}"
 
 

@@ -33,7 +33,7 @@ class LiveRun:
         self._questions: dict[str, str] = {}
         """By the id of their requirement."""
         self._images = 0
-        """How many images the round has so far."""
+        """The number of images in the round so far."""
         self._candidate: int | None = None
         """The image whose verdicts are being printed."""
         self._bar: TaskID | None = None

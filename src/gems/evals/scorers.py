@@ -97,7 +97,7 @@ class Oracle:
     Slots are computed again from prompt and seed. Nothing in a run reads them.
 
     Args:
-        folder: For the file of scores.
+        folder: The folder of the file of scores.
     """
 
     name = "oracle"
@@ -175,8 +175,8 @@ class SoftTifa:
     Args:
         model: A chat model that sees images and returns log-probabilities as OpenAI's API does.
         name: The model's name in the file of scores.
-        folder: For the file of scores.
-        concurrency: Questions in flight for one image.
+        folder: The folder of the file of scores.
+        concurrency: Number of questions in flight for one image.
     """
 
     name = "soft-tifa"

@@ -71,7 +71,7 @@ class Lesson:
     """What the drafts that passed contain and those that failed do not, the strongest first."""
     fixes: tuple[DraftChange, ...]
     change_count: int
-    """How many changes of this kind there were, successful or not."""
+    """The number of changes of this kind, successful or not."""
 
     @property
     def is_contrast(self) -> bool:

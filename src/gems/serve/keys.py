@@ -54,7 +54,7 @@ class Keys:
     """The API keys in a TOML file: a table ``[name]`` per key, with its ``sha256`` and, if it has limits, ``daily``.
 
     Args:
-        path: The file.
+        path: The file that holds the keys.
 
     Raises:
         InputError: The file cannot be read, or an entry is not valid.

@@ -23,7 +23,7 @@ class HasLoad(Protocol):
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many runs are being worked on, and how many are queued."""
+        """The number of runs in progress, and the number of queued runs."""
         ...
 
 

@@ -43,8 +43,8 @@ class RequestMiddleware:
     Args:
         app: The application.
         keys: The API keys; None lets everyone in.
-        metrics: Count requests.
-        max_body: Bytes of a request's body.
+        metrics: The metrics that count requests.
+        max_body: Maximum size of a request's body, in bytes.
         local_only: Answer only requests that address this machine by one of its local names. Without keys, a page of
             another site could otherwise make a browser send requests in that site's name (DNS rebinding).
     """

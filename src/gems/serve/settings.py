@@ -30,9 +30,9 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen at; 0 takes a free one."""
     concurrency: int = Field(default=2, ge=1, le=256)
-    """How many runs are worked on at once."""
+    """Maximum number of runs in progress."""
     queue: int = Field(default=256, ge=0, le=100_000)
-    """How many runs may wait. Further ones are refused."""
+    """Maximum number of waiting runs. Further ones are refused."""
     max_images: int = Field(default=20, ge=1)
     """The maximum number of images of one run, whatever a request asks for."""
     max_prompt: int = Field(default=MAX_PROMPT_LENGTH, ge=1, le=MAX_PROMPT_LENGTH)

@@ -77,8 +77,8 @@ class Detection:
     Attributes:
         item: The most likely thing: classes, place, size and depth.
         score: The probability that there is a thing at all.
-        object_probabilities: Over OBJECTS, shape (40,), given that there is a thing.
-        attribute_probabilities: Over ATTRIBUTES, shape (19,), given that there is a thing.
+        object_probabilities: Probabilities of OBJECTS, shape (40,), given that there is a thing.
+        attribute_probabilities: Probabilities of ATTRIBUTES, shape (19,), given that there is a thing.
     """
 
     item: Item
