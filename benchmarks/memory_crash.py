@@ -58,7 +58,7 @@ class Operation(NamedTuple):
 
 
 LastOperations = Mapping[str, Operation]
-"""By key, the last operation on it."""
+"""The last operation on each key."""
 
 
 @dataclass(frozen=True, slots=True)

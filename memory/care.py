@@ -57,7 +57,7 @@ class RememberedRun:
     id: str
     user: str
     when: datetime
-    """When it was stored."""
+    """The time at which it was stored."""
     trajectory: Trajectory
     record: int
     """The id of its record in the file."""

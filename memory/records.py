@@ -74,14 +74,14 @@ class Row(NamedTuple):
 
     id: int
     namespace: str
-    """Its labels, joined by periods."""
+    """The namespace's labels, joined by periods."""
     key: str
     value: str
-    """JSON."""
+    """The value, as JSON."""
     created_at: str
     updated_at: str
     ttl: float | None
-    """Minutes to live, counted from the last write or read."""
+    """Time to live in minutes, counted from the last write or read."""
 
 
 def _inside(prefix: str, column: str = "records.namespace") -> str:

@@ -35,7 +35,7 @@ __all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_pla
 MAX_SKILL_CALLS: Final = 3
 """Maximum number of turns in which the planner calls skills, any number of them in each turn."""
 MAX_SKILL_CHECKS: Final = 6
-"""Maximum number of requirements that all skills together add to the user's."""
+"""Maximum number of requirements that all skills together add to the user's requirements."""
 
 
 def make_planner(resources: Resources) -> Node:

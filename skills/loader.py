@@ -1,4 +1,4 @@
-"""Finds skills: built in, learned, the user's and the project's. A later skill replaces an earlier one of its name."""
+"""Finds skills: built-in, learned, user and project skills. A later skill replaces an earlier one of its name."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Worker:
     models: dict[str, ModelRecord]
     images: ImageStore
     evidence_folder: Path | None = None
-    """Where each prompt's run folder is written; None for none."""
+    """Folder for the run folders of prompts; None to write none."""
     control: RunControl = field(default_factory=RunControl)
 
     def run(self, job: Job) -> BatchRow | None:

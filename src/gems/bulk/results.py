@@ -298,7 +298,7 @@ def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Reserve a folder for one batch, or check that it is this batch's. Returns the batch's id, which is unique.
+    """Reserve a folder for one batch, or check that it belongs to this batch. Returns the batch's id, which is unique.
 
     Settings and weights identify a batch. Its prompts may be edited or added to: each result names its prompt.
 

@@ -104,7 +104,7 @@ def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
 
 
 def _unless(field: str) -> Callable[[bool], Mapping[str, Any]]:
-    """For an option that switches a field off."""
+    """The conversion of an option that switches a field off."""
     return lambda is_off: {field: not is_off}
 
 
@@ -212,7 +212,7 @@ SKILL_SETTINGS: Final[dict[str, Setting]] = {
 """How the planner works."""
 
 MEMORY_SETTINGS: Final[dict[str, Setting]] = {
-    "user": Setting(Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)], "default"),
+    "user": Setting(Annotated[str, typer.Option(help="User whose memory is used.", rich_help_panel=MODELS)], "default"),
     "memory": Setting(
         Annotated[
             str | None,
@@ -270,7 +270,7 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="What models cost: image=0.04 for one image; prompt=1.25 and completion=10 for a million tokens. "
+                help="Prices of models: image=0.04 per image; prompt=1.25 and completion=10 per million tokens. "
                 "Repeatable.",
                 rich_help_panel=LIMITS,
             ),

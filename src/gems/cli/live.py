@@ -31,7 +31,7 @@ class LiveRun:
         )
         self._console = console
         self._questions: dict[str, str] = {}
-        """By the id of their requirement."""
+        """The questions, by the id of the requirement."""
         self._images = 0
         """The number of images in the round so far."""
         self._candidate: int | None = None

@@ -17,7 +17,7 @@ class Arm:
 
     name: str
     what: str
-    """What it is, for the report."""
+    """Description of the arm, for the report."""
     generator: str = "pocket"
     settings: dict[str, Any] | None = field(default_factory=dict)
     """Fields of the context. None: the generator alone, without a graph."""

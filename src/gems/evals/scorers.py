@@ -254,4 +254,4 @@ def init_scorer(
         return Oracle(folder)
     if name in ("auto", "soft-tifa"):
         return SoftTifa(init_mllm(judge, authority=authority), judge, folder)
-    raise InputError(f'unknown scorer {name!r}; give "oracle", "soft-tifa" or "auto"')
+    raise InputError(f"unknown scorer {name!r}; choose from: oracle, soft-tifa, auto")

@@ -39,7 +39,7 @@ __all__ = [
 MIN_CHANGES: Final = 8
 """Successful changes below which there is nothing to learn."""
 _LONGEST_PHRASE: Final = 4
-"""Words."""
+"""Length of a phrase, in words."""
 _MOST_PHRASES: Final = 8
 _ALIKE: Final = 0.5
 """Cosine of the words that two changes added, above which the changes are of one kind."""
@@ -54,7 +54,7 @@ class DraftChange:
 
     run: str
     prompt: str
-    """The user's."""
+    """The user's prompt."""
     kind: Kind
     before: str
     """The draft that failed; empty if there is none to compare with."""

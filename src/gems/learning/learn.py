@@ -34,11 +34,11 @@ __all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "p
 
 @dataclass(frozen=True, slots=True)
 class LearningPlan:
-    """What there is to learn."""
+    """The lessons to draft and the skills to try."""
 
     runs: Runs
     lessons: list[Lesson]
-    """To be drafted."""
+    """Lessons to be drafted."""
     waiting: list[LearnedSkill]
     """Drafts that have not been tried yet."""
     to_repeat: list[LearnedSkill]

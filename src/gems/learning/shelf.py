@@ -48,7 +48,7 @@ class LearnedSkill:
 
     @property
     def version(self) -> int:
-        """From 1 on, for each name."""
+        """The number of the version, from 1 for each name."""
         return self._number("gems-version", 1)
 
     @property

@@ -37,7 +37,7 @@ class Edit:
     keep: tuple[str, ...]
     """Questions that were answered "yes"."""
     fix: tuple[str, ...]
-    """Questions that were not."""
+    """Questions that were not answered "yes"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ class Local(Protocol):
 
     @property
     def replicas(self) -> Devices:
-        """Its copies, one on each device."""
+        """The copies of the model, one on each device."""
         ...
 
     def load(self) -> None:

@@ -23,7 +23,7 @@ class KnownInspector:
     kinds: frozenset[Kind]
     """The kinds of requirements that it inspects."""
     package: str
-    """What to install for it."""
+    """The package to install for it."""
 
 
 INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "gems-graph[ocr]")}

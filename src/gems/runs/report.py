@@ -41,7 +41,7 @@ class _Card:
     passed: int
     """The number of the user's requirements that passed."""
     changes: Sequence[Change]
-    """From the prompt of the attempt before, or from the user's own for the first one."""
+    """Changes since the previous attempt's prompt; for the first attempt, since the user's prompt."""
 
     @property
     def unchanged(self) -> bool:

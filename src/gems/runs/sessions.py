@@ -99,7 +99,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
 
     Args:
         session: The run.
-        listener: Gets the graph's events.
+        listener: Called with each event of the graph.
         control: Asks for a stop.
 
     Raises:

@@ -64,7 +64,7 @@ class Thread:
     out: Path
     started: datetime
     models: dict[str, ModelRecord]
-    """Its models by role. Other weights would make another run."""
+    """The run's models, by role. Other weights would make another run."""
 
     def save(self, database: str | None = None) -> None:
         """Write the thread to this machine's disk and, if there is a database, there too for other machines.

@@ -88,7 +88,7 @@ class Executor:
         return cast(GemsState, self.graph.get_state({"configurable": {"thread_id": run.id}}).values)
 
     def postpone(self, name: str) -> None:
-        """Tell those who follow a run that it will not go on before the service is started again."""
+        """Tell the subscribers of a run that it continues only after the service is started again."""
         self.subscriptions.publish(name, PutOffEvent(event="put_off"))
 
     def conclude(self, name: str, outcome: str, seconds: float | None = None, usage: Usage | None = None) -> None:

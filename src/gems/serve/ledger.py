@@ -75,7 +75,7 @@ class Run:
     review: dict[str, Any] | None
     """The question to a person, while the run waits."""
     record: RunRecord | None
-    """Once the run ended. None if it was cancelled before it began, or failed with an error."""
+    """The record of a run that ended. None if the run was cancelled before it began, or failed with an error."""
     error: str | None
     error_kind: ErrorKind | None
 

@@ -19,7 +19,7 @@ _SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
 
 class HasLoad(Protocol):
-    """Whatever knows the current load."""
+    """An object that knows the current load."""
 
     @property
     def load(self) -> tuple[int, int]:

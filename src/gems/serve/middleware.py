@@ -23,7 +23,7 @@ __all__ = ["CLIENT", "RequestMiddleware"]
 LOG: Final = structlog.get_logger("gems.serve.http")
 
 CLIENT: Final[ContextVar[Client]] = ContextVar("gems_client", default=ANYBODY)
-"""Who sent the request that is being answered."""
+"""The sender of the request that is being answered."""
 
 _NO_KEY_NEEDED: Final = re.compile(
     r"/|/page\.(js|css)|/favicon\.svg|/healthz|/readyz|/openapi\.json|/(artifacts|reports)/.*"

@@ -193,7 +193,7 @@ class Service:
 
         Args:
             run: The run's id.
-            last_only: Only the last event.
+            last_only: Whether to yield the last event only.
         """
         with self._subscriptions.subscribe(run, last_only=last_only) as events:
             # No event is coming if the run has ended, waits, or will not begin.

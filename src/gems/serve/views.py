@@ -124,7 +124,7 @@ class _Progress:
     attempts: Sequence[Attempt] = ()
     best: int | None = None
     requirements: Sequence[Requirement] = ()
-    """The user's, then those that skills add."""
+    """The user's requirements, then those that skills add."""
     draft: str = ""
     skills: Sequence[str] = ()
     memories: int = 0

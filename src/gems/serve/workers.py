@@ -1,4 +1,4 @@
-"""The threads that work on runs, and the queue in front of them."""
+"""The threads that execute runs, and the queue in front of them."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ class WorkerPool:
         self._durations.append(seconds)
 
     def drain(self, run: str, reason: str) -> None:
-        """Ask a run to stop at its next step, if it is being worked on."""
+        """Ask a run to stop at its next step, if it is in progress."""
         with self._lock:
             control = self._controls.get(run)
         if control is not None:
             control.request_drain(reason)
 
     def will_not_run(self, run: str) -> bool:
-        """Whether the pool is being stopped, and does not work on this run."""
+        """Whether the pool is being stopped, and this run is not in progress."""
         with self._lock:
             return self.stopping and run not in self._controls
 
@@ -115,7 +115,7 @@ class WorkerPool:
             thread.join()
 
     def _loop(self) -> None:
-        """One thread."""
+        """The work of one thread."""
         while (run := self._queue.get()) is not None:
             control = RunControl()
             with self._lock:

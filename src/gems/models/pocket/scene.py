@@ -166,7 +166,7 @@ def relation_margin(relation: str, a: Sequence[Item], b: Sequence[Item]) -> floa
             return min(ax - bx - 0.08, 0.15 - abs(ay - by))
         case "playing with":
             return 0.2 * (1.5 - _mean_gap(a, b))
-    raise ValueError(f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
+    raise ValueError(f"unknown relation {relation!r}; choose from: {', '.join(RELATIONS)}")
 
 
 _MIRRORED: Final = {"to the right of": "to the left of", "behind": "in front of", "under": "on top of"}

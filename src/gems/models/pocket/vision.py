@@ -305,7 +305,7 @@ class Sight:
             ValueError: The relation is not one of RELATIONS.
         """
         if relation not in RELATIONS:
-            raise ValueError(f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
+            raise ValueError(f"unknown relation {relation!r}; choose from: {', '.join(RELATIONS)}")
         both = self.p_object(a) * self.p_object(b)
         items_a, items_b = self.items(a), self.items(b)
         if not (items_a and items_b):
