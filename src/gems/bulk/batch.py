@@ -90,7 +90,7 @@ class FailureStreak:
 
     Args:
         stop: Asked to finish when the streak is too long.
-        concurrency: Prompts in flight. One cause can fail all of them, so a streak may be twice as long.
+        concurrency: Number of prompts in flight. One cause can fail all of them, so a streak may be twice as long.
     """
 
     def __init__(self, stop: Stop, concurrency: int) -> None:
@@ -346,7 +346,7 @@ def run_batch(
         jobs: The batch's jobs.
         out: A folder for this batch alone.
         context: The settings of every run. Each job has its own seed.
-        concurrency: Prompts in flight.
+        concurrency: Number of prompts in flight.
         on_start: Called with the results that are there already.
         on_done: Called with each new result.
         stop: Asks for a stop.
