@@ -32,7 +32,7 @@ RUNS: Final[dict[str, tuple[dict[str, Any], int]]] = {
     "pocket-large": ({"generator": "pocket-large", "max_rounds": 5}, 8),
     "at most three images": ({"budget": {"images": 3}, "skills": False, "max_rounds": 5}, 2),
 }
-"""By name: the settings, and the number of prompts in flight."""
+"""The settings and the number of prompts in flight, by name."""
 
 PRICES: Final = Prices(image=0.04, prompt=1.25, completion=10)
 

@@ -58,7 +58,7 @@ class Operation(NamedTuple):
 
 
 LastOperations = Mapping[str, Operation]
-"""By key, the last operation on it."""
+"""The last operation on each key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Reader:
         elif last.alive and not (matches and matches[0] is results[0] and (matches[0].score or 0) > 1 - _TOLERANCE):
             current = self.store.get((_ROOT, str(writer)), last.key)
             if current is not None and _number(current) == last.number:  # else it has changed since
-                self.wrong.append(f"{writer}/{last.key}: there, and not found by its own vector")
+                self.wrong.append(f"{writer}/{last.key}: stored, but not found by its own vector")
         return True
 
     def mistakes(self, text: str, results: Sequence[SearchItem]) -> list[str]:
@@ -354,7 +354,7 @@ def look_at_all(trial: Trial, parent: Parent, samples: int) -> int:
             items = store.search((_ROOT, str(writer)), limit=2 * len(expected))
             texts = {item.key: item.value["t"] for item in items}
             parent.findings.compare(writer, expected, texts)
-            parent.findings.wrong += [f"{writer}/{key}: nobody put it" for key in texts.keys() - expected.keys()]
+            parent.findings.wrong += [f"{writer}/{key}: was never written" for key in texts.keys() - expected.keys()]
             count += len(texts)
             alive += [(writer, operation) for operation in expected.values() if operation.alive]
         say(f"{count} records; searching for {min(samples, len(alive))} of them")

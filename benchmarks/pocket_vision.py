@@ -1,10 +1,10 @@
 """How well the pocket vision model reads images: ``python benchmarks/pocket_vision.py --n 1000``.
 
 Fresh scenes are drawn at 512 x 512, and the model answers the benchmark's questions about them. *Laid out* scenes show
-what their prompt asks for: every true answer is yes. Others have *gone wrong* like a weak generator's, or consist of up
-to 24 things *strewn* at random; for these, "balanced" is more informative: the mean of the shares of yes-questions and
-of no-questions answered correctly. Hidden things count as present, as they do for the oracle. A *verdict* is about a
-whole prompt: a false pass accepts a wrong image, a false fail rejects a right one.
+what their prompt asks for: every true answer is yes. Others have *gone wrong* like images of a weak generator,
+or consist of up to 24 things *strewn* at random; for these, "balanced" is more informative: the mean of the shares of
+yes-questions and of no-questions answered correctly. Hidden things count as present, as they do for the oracle. A
+*verdict* is about a whole prompt: a false pass accepts a wrong image, a false fail rejects a right one.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def expected_calibration_error(results: Sequence[Answer], bins: int = 10) -> flo
     """Mean gap between the confidence of the answers and how often they are right, over bins of equal width."""
     confidence = np.array([max(a.p_yes, 1 - a.p_yes) for a in results])
     right = np.array([a.right for a in results], dtype=float)
-    which = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[which == b].sum() - right[which == b].sum()) for b in range(bins)]
+    bin_index = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[bin_index == b].sum() - right[bin_index == b].sum()) for b in range(bins)]
     return float(sum(gaps) / len(results))
 
 

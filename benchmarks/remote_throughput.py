@@ -263,7 +263,7 @@ def _count_images(results: Sequence[Any]) -> int:
 
 def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[str, Any]:
     """Get ``images`` images from a server, ``runs`` times in each way."""
-    # Nothing leaves this machine: no proxy is used, and the server gets no key of the user's.
+    # Nothing leaves this machine: no proxy is used, and the server gets none of the user's keys.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = HOST
     ideal = concurrency / latency
     rss_before = _peak_mb()

@@ -18,9 +18,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from experiment_runs import judged_by_oracle, run_pass
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
-from passes import judged_by_oracle, run_pass
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, analyse, compare

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from passes import judged_by_oracle, run_pass
+from experiment_runs import judged_by_oracle, run_pass
 
 from gems.evals.analysis import Judged, analyse, compare
 from gems.evals.arms import Arm, Comparison
@@ -85,12 +85,12 @@ def crowded(n: int, seed: int) -> list[EvalPrompt]:
 
 
 def kinds_in(prompt: EvalPrompt) -> int:
-    """How many groups of things a prompt asks for."""
+    """The number of groups of things that a prompt asks for."""
     return sum(q.skill == "object" for q in prompt.questions)
 
 
 def things_in(prompt: EvalPrompt) -> int:
-    """How many things a prompt asks for."""
+    """The number of things that a prompt asks for."""
     numbers = ("one", "two", "three", "four", "five", "six", "seven")
     return sum(numbers.index(q.answer) + 1 for q in prompt.questions if q.skill == "count")
 

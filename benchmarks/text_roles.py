@@ -18,8 +18,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
+from experiment_runs import judged_by_oracle
 from langgraph.runtime import RunControl
-from passes import judged_by_oracle
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, compare
@@ -112,7 +112,7 @@ def _report(judged: dict[str, list[Judged]], counter: AnswerCounter) -> dict[str
         }
         for role, kinds in counter.table().items()
     }
-    right = {name: [float(j.right) for j in results] for name, results in judged.items()}
+    right = {name: [float(j.all_correct) for j in results] for name, results in judged.items()}
     rates = {
         name: {"all_correct": sum(r) / len(r), "ci95": bootstrap_interval(r), "prompts": len(r)}
         for name, r in right.items()

@@ -252,7 +252,7 @@ class GemsContext(BaseModel):
             field = ".".join(map(str, first["loc"]))
             raise InputError(f"the setting {field}: {first['msg']}" if field else first["msg"]) from None
         if unknown := sorted(set(settings) - set(cls.model_fields)):
-            raise InputError(f"there is no setting {unknown[0]!r}; there are {', '.join(cls.model_fields)}")
+            raise InputError(f"unknown setting {unknown[0]!r}; choose from: {', '.join(cls.model_fields)}")
         return context
 
     @classmethod

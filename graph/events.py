@@ -106,7 +106,7 @@ class PreviewEvent(TypedDict):
     candidate: int
     step: int
     jpeg: str
-    """Base64."""
+    """The JPEG file, in base64."""
 
 
 class ImageEvent(TypedDict):

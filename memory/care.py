@@ -57,7 +57,7 @@ class RememberedRun:
     id: str
     user: str
     when: datetime
-    """When it was stored."""
+    """The time at which it was stored."""
     trajectory: Trajectory
     record: int
     """The id of its record in the file."""
@@ -131,7 +131,7 @@ def existing_memory(folder: Path) -> Path:
         InputError: It does not.
     """
     if not (folder / "records.sqlite").exists():
-        raise InputError(f"there is no memory in {folder} yet: gems generate begins one")
+        raise InputError(f"there is no memory in {folder} yet: run gems generate to create one")
     return folder
 
 
@@ -280,7 +280,7 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
 
     Args:
         folder: The memory's folder.
-        selection: Which runs.
+        selection: The runs to delete.
         images: The store of their images. Images in it that no other run of this memory refers to are deleted too.
             Leave it out if other memories refer to its images.
 
@@ -390,15 +390,17 @@ def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
 
 
 def _check_vectors(records: Records) -> tuple[bool, str]:
-    dims, bad, total = records.dims(), 0, 0
+    dims, non_unit_count, total = records.dims(), 0, 0
     try:
         for _, vectors, _ in records.vectors.added(0):
             total += len(vectors)
             is_unit = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
-            bad += int(len(vectors) - np.count_nonzero(is_unit))
+            non_unit_count += int(len(vectors) - np.count_nonzero(is_unit))
     except ValueError:
         return False, "they have different dimensions"
-    return not bad, f"{bad} of {total} are not of unit length" if bad else f"{total} vectors of {dims} dimensions"
+    if non_unit_count:
+        return False, f"{non_unit_count} of {total} are not of unit length"
+    return True, f"{total} vectors of {dims} dimensions"
 
 
 def _check_index(records: Records, folder: Path) -> tuple[bool, str]:

@@ -158,7 +158,7 @@ def remake(old: Experience, forgotten: AbstractSet[str], runs: Mapping[str, Traj
     If the experience was derived from more runs than it names, the unnamed ones are lost as well.
 
     Args:
-        old: The experience.
+        old: The experience to make again.
         forgotten: Ids of the runs to leave out.
         runs: The remaining runs, by id.
     """
@@ -223,7 +223,7 @@ def prune(store: BaseStore, user: str, *, limit: int | None, days: float | None)
 
     Args:
         store: Any LangGraph store.
-        user: Whose memory.
+        user: The user whose memory is pruned.
         limit: Maximum number of experiences, and of trajectories; None for no limit.
         days: Maximum age in days since a record was last written; None for no limit.
 
@@ -263,7 +263,7 @@ def recall(store: BaseStore, user: str, prompt: str, limit: int, *, generator: s
 
     Args:
         store: Any LangGraph store with an index.
-        user: Whose memory is searched.
+        user: The user whose memory is searched.
         prompt: The current prompt.
         limit: Maximum number of experiences.
         generator: The name of the current image model; None if it does not matter.

@@ -44,7 +44,7 @@ def _compare(value: Any, operator: str, operand: Any) -> bool:
     if operator == "$ne":
         return bool(value != operand)
     if operator not in ("$gt", "$gte", "$lt", "$lte"):
-        raise ValueError(f"unknown filter operator {operator!r}; one of $eq $ne $gt $gte $lt $lte")
+        raise ValueError(f"unknown filter operator {operator!r}; choose from: $eq, $ne, $gt, $gte, $lt, $lte")
     b = float(operand)
     try:
         a = float(value)

@@ -157,7 +157,7 @@ def open_images(url: str | Path | None = None) -> ImageStore:
     """The image store at a location; everyone in this process who opens the same location shares it and its cache.
 
     Args:
-        url: As for ``ImageStore``.
+        url: The location, as for ``ImageStore``.
 
     Raises:
         InputError: As for ``ImageStore``.

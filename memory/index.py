@@ -79,7 +79,7 @@ class Manifest:
     """The number of the last removal that is taken into account."""
     count: int
     trained_for: int
-    """How many vectors there were when the cells were trained."""
+    """The number of vectors when the cells were trained."""
     files: dict[str, str]
     """Digests of the files, by name."""
 
@@ -97,7 +97,7 @@ class VectorIndex:
         import faiss
 
         self.manifest = manifest
-        self.upto = manifest.upto if manifest else 0
+        self.last_vector_id = manifest.upto if manifest else 0
         self.removals = manifest.removals if manifest else 0
         self._masks: dict[tuple[int, ...], _Mask] = {}
         self._main: Any = None
@@ -126,7 +126,7 @@ class VectorIndex:
             grown[: len(self._spaces)] = self._spaces
             self._spaces = grown
         self._spaces[ids] = spaces
-        self.upto = last
+        self.last_vector_id = last
         for mask_spaces, mask in self._masks.items():
             mask.set(ids[np.isin(spaces, mask_spaces)])
 
@@ -169,7 +169,7 @@ class VectorIndex:
         return [i for _, i in sorted(hits)[:k]]
 
     def _probes(self, count: int) -> int:
-        """How many cells a search among ``count`` vectors looks into."""
+        """The number of cells that a search among ``count`` vectors looks into."""
         cells, total = int(self._main.nlist), int(self._main.ntotal + self._recent.ntotal)
         return cells if count <= _SEARCH_ALL_CELLS else min(cells, int(_PROBES * (total / count) ** _PROBES_EXPONENT))
 
@@ -291,13 +291,13 @@ def build(
         A draft, for ``publish``.
     """
     extended = None if retrain else _extend_newest(folder, source)
-    index, upto, trained_for = extended or _train(source)
-    for ids, vectors, _ in source.chunks(upto):
+    index, last_vector_id, trained_for = extended or _train(source)
+    for ids, vectors, _ in source.chunks(last_vector_id):
         index.add_with_ids(vectors, ids)
-        upto = int(ids[-1])
+        last_vector_id = int(ids[-1])
         if on_progress:
             on_progress(len(ids))
-    return _write_draft(folder, index, source, upto=upto, trained_for=trained_for)
+    return _write_draft(folder, index, source, last_vector_id=last_vector_id, trained_for=trained_for)
 
 
 def _extend_newest(folder: Path, source: Source) -> tuple[Any, int, int] | None:
@@ -314,7 +314,7 @@ def _extend_newest(folder: Path, source: Source) -> tuple[Any, int, int] | None:
     # An id beyond the end of `spaces` takes the -1 that is appended to it.
     is_current = np.append(source.spaces, np.int32(-1))[np.minimum(indexed_ids, len(source.spaces))] >= 0
     index.remove_ids(faiss.IDSelectorBatch(indexed_ids[~is_current].astype(np.int64)))
-    return index, opened.upto, opened.manifest.trained_for
+    return index, opened.last_vector_id, opened.manifest.trained_for
 
 
 def _train(source: Source) -> tuple[Any, int, int]:
@@ -330,7 +330,7 @@ def _train(source: Source) -> tuple[Any, int, int]:
     return index, 0, count
 
 
-def _write_draft(folder: Path, index: Any, source: Source, *, upto: int, trained_for: int) -> Path:
+def _write_draft(folder: Path, index: Any, source: Source, *, last_vector_id: int, trained_for: int) -> Path:
     import faiss
 
     draft = folder / f"draft-{uuid.uuid4().hex}"
@@ -341,7 +341,7 @@ def _write_draft(folder: Path, index: Any, source: Source, *, upto: int, trained
         store=source.store,
         embedder=source.embedder,
         dims=index.d,
-        upto=upto,
+        upto=last_vector_id,
         removals=source.removals,
         count=int(index.ntotal),
         trained_for=trained_for,
@@ -360,14 +360,14 @@ def publish(draft: Path) -> Path:
     last = newest(folder)
     finished = folder / str(int(last.name) + 1 if last else 1)
     draft.rename(finished)
-    remove(folder, but=finished)
+    remove(folder, keep=finished)
     return finished
 
 
-def remove(folder: Path, *, but: Path | None = None) -> None:
-    """Remove all finished indexes, except ``but``."""
+def remove(folder: Path, *, keep: Path | None = None) -> None:
+    """Remove all finished indexes, except ``keep``."""
     for path in folder.glob("[0-9]*"):
-        if path != but:
+        if path != keep:
             shutil.rmtree(path, ignore_errors=True)
 
 

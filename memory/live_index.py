@@ -46,8 +46,8 @@ class LiveIndex:
         self._saving: Future[None] | None = None
         self._not_before = 0.0
         """Time of the monotonic clock before which no save is started."""
-        self._saved_upto = 0
-        """The last vector in the newest file, as of the last look."""
+        self._last_saved_id = 0
+        """The id of the last vector in the newest file, as last read."""
 
     def close(self) -> None:
         """Wait for a save that is in progress."""
@@ -78,7 +78,7 @@ class LiveIndex:
 
     def catch_up(self, index: VectorIndex) -> None:
         """Add and remove the vectors that any process has written since the last call."""
-        for chunk in self._records.vectors.added(index.upto):
+        for chunk in self._records.vectors.added(index.last_vector_id):
             index.add(chunk)
         index.removals, removed_ids = self._records.vectors.removed(index.removals)
         if len(removed_ids):
@@ -90,16 +90,16 @@ class LiveIndex:
             return
         self._note_finished_save()
         if self._index is None:  # a process that only writes does not load the index
-            upto = count = self._saved_upto
+            last_vector_id = count = self._last_saved_id
         else:
             manifest = self._index.manifest
-            upto, count = (manifest.upto, manifest.count) if manifest else (0, 0)
-        if not self._is_behind(upto, count):
+            last_vector_id, count = (manifest.upto, manifest.count) if manifest else (0, 0)
+        if not self._is_behind(last_vector_id, count):
             return
-        self._saved_upto = reach(self._folder, **self._records.identity())
-        if self._saved_upto > upto:
+        self._last_saved_id = reach(self._folder, **self._records.identity())
+        if self._last_saved_id > last_vector_id:
             self._index = self._load() if self._index else None
-            if not self._is_behind(self._saved_upto, self._saved_upto):
+            if not self._is_behind(self._last_saved_id, self._last_saved_id):
                 return
         if time.monotonic() > self._not_before:
             with suppress(RuntimeError):  # another thread has closed the store: whoever opens it next will save
@@ -113,9 +113,9 @@ class LiveIndex:
             remove(self._folder)
         self._index = None
 
-    def _is_behind(self, upto: int, count: int) -> bool:
-        """Whether a file with ``count`` vectors, the last of which is ``upto``, lacks too many of the others."""
-        return self._records.vectors.is_behind(upto, max(EXACT_UP_TO, count // _SAVE_AT))
+    def _is_behind(self, last_vector_id: int, count: int) -> bool:
+        """Whether a file with ``count`` vectors, up to the id ``last_vector_id``, lacks too many of the others."""
+        return self._records.vectors.is_behind(last_vector_id, max(EXACT_UP_TO, count // _SAVE_AT))
 
     def _note_finished_save(self) -> None:
         """Log the error of a save that has failed, and delay the next one."""

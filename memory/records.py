@@ -74,14 +74,14 @@ class Row(NamedTuple):
 
     id: int
     namespace: str
-    """Its labels, joined by periods."""
+    """The namespace's labels, joined by periods."""
     key: str
     value: str
-    """JSON."""
+    """The value, as JSON."""
     created_at: str
     updated_at: str
     ttl: float | None
-    """Minutes to live, counted from the last write or read."""
+    """Time to live in minutes, counted from the last write or read."""
 
 
 def _inside(prefix: str, column: str = "records.namespace") -> str:
@@ -303,7 +303,7 @@ class Records:
         return not busy
 
     def count(self, table: str = "records") -> int:
-        """How many rows a table holds."""
+        """The number of rows in a table."""
         return int(self._scalar(f"SELECT count(*) FROM {table}"))  # noqa: S608 - our own table names
 
     def _scalar(self, query: str, *values: Any) -> Any:

@@ -284,7 +284,7 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         on_progress: Called with the number of records done in this call, and the number of all records.
 
     Returns:
-        How many records were embedded.
+        The number of embedded records.
 
     Raises:
         InputError: The folder is not a store, or reindexing with a third embedder has not been finished.

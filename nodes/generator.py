@@ -33,7 +33,7 @@ def make_generator(resources: Resources) -> Node:
 
 
 def make_editor(resources: Resources) -> Node:
-    """The same, starting from the image of the best attempt: what is right in it stays."""
+    """The node that edits the image of the best attempt: what is right in it stays."""
 
     def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         return _draw(resources, state, runtime, best_attempt(state["attempts"]))

@@ -35,7 +35,7 @@ __all__ = ["MAX_SKILL_CALLS", "MAX_SKILL_CHECKS", "Plan", "checks_of", "make_pla
 MAX_SKILL_CALLS: Final = 3
 """Maximum number of turns in which the planner calls skills, any number of them in each turn."""
 MAX_SKILL_CHECKS: Final = 6
-"""Maximum number of requirements that all skills together add to the user's."""
+"""Maximum number of requirements that all skills together add to the user's requirements."""
 
 
 def make_planner(resources: Resources) -> Node:
@@ -44,7 +44,7 @@ def make_planner(resources: Resources) -> Node:
     def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "planner", context) as meter:
-            # The decomposer spends a call at the same time and cannot do without: keep one for it.
+            # The decomposer runs at the same time and also needs a call now; reserve one.
             if not context.plan or meter.exhausted(chat_calls=2):
                 return _hand_in(prompt, runtime)
             model, generator = resources.chat(context, "planner"), resources.generator(context)

@@ -1,4 +1,4 @@
-"""Checks by code of the drafts that a chat model writes, instead of the model's own judgement."""
+"""Checks a chat model's drafts in code instead of trusting its judgement."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "wit
 
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
-"""Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself does not end."""
+"""Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
 
 
 class Plan(BaseModel):
@@ -52,7 +52,7 @@ def drawable_prompt(
         meter: Counts the calls.
         model: The chat model that wrote the draft.
         conversation: The messages that it answered with the draft.
-        draft: What it wrote.
+        draft: The draft that the chat model wrote.
         prompt: The user's prompt; empty if nothing of it has to be kept.
         generator: The image model that the draft is for.
     """

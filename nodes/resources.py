@@ -88,7 +88,7 @@ class Resources:
         )
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
-        """The store of trajectories: the parent's, else the graph's own, else the user's; None if memory is off."""
+        """The store of trajectories: of the parent graph, this graph or the user, in that order; None if it is off."""
         if not context.memory:
             return None
         if runtime.store or self.store:

@@ -52,7 +52,7 @@ def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[G
         if attempt is None:
             return GemsState()
         resources.images(context).read(attempt.image, check_exists=True)
-    except (ValidationError, KeyError, BackendError):  # the record is not a run's, or its image is gone
+    except (ValidationError, KeyError, BackendError):  # the record holds no run, or its image is gone
         return GemsState()
     except Exception as error:
         return GemsState(errors=Overwrite([describe(error, "reuse")]))  # type: ignore[typeddict-item]

@@ -107,7 +107,7 @@ def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
     name = _name(head.get("name"), folder.name, odd)
     description = _description(head.get("description"), odd)
     if not body.strip():
-        raise UnusableError("it says nothing besides its description")
+        raise UnusableError("it has no text beyond its description")
     raw = head.get("metadata")
     metadata = {k: v for k, v in raw.items() if isinstance(v, str)} if isinstance(raw, dict) else {}
     skill = Skill(
@@ -229,7 +229,9 @@ def _name(declared: Any, folder: str, odd: list[str]) -> str:
     if name in RESERVED:
         raise UnusableError(f"{name!r} is the name of one of the planner's own tools")
     if title and title != name and title.isascii():
-        odd.append(f"its name {title[:80]!r} is not 1 to 64 small letters, digits and hyphens; it is called {name}")
+        odd.append(
+            f"its name {title[:80]!r} is not 1 to 64 lower-case letters, digits and hyphens; it is called {name}"
+        )
     elif title == name != folder:
         odd.append(f"its name {name!r} is not its folder's, {folder[:80]!r}")
     return name

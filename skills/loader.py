@@ -1,4 +1,4 @@
-"""Finds skills: built in, learned, the user's and the project's. A later skill replaces an earlier one of its name."""
+"""Finds skills: built-in, learned, user and project skills. A later skill replaces an earlier one of its name."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _load(places: tuple[Place, ...], stamp: _Stamp) -> SkillLibrary:
 
 
 def _load_place(origin: str, place: Path, problems: list[str], notices: list[str]) -> dict[str, Skill]:
-    """The skills of one place, by name. Of two with the same name, the one whose folder has that name is kept."""
+    """The skills of one place, by name. If two have the same name, the one whose folder has that name is kept."""
     skills: dict[str, Skill] = {}
     for folder in skill_folders(place):
         try:

@@ -30,7 +30,7 @@ _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:/@?#\[\]]*)(:\d*)?")
 _SETUP_LOCK: Final = 0x67656D73
 """Key of the advisory lock for creating tables."""
 _SETUP_TRIES: Final = 600
-"""How often the lock is tried, ten times a second, before giving up."""
+"""Number of tries to take the lock, ten per second, before giving up."""
 
 _MAX_CONNECTIONS: Final = 16
 """Connections per pool."""

@@ -146,10 +146,10 @@ class ChatOptions(_Options):
         description="Longer side, in pixels, of the images that a chat model sees.",
     )
     temperature: float | None = Field(
-        default=None, ge=0, le=2, title="Temperature", description="Sampling temperature. Default: the model's."
+        default=None, ge=0, le=2, title="Temperature", description="Sampling temperature. Default: the model's own."
     )
     max_tokens: int | None = Field(
-        default=None, ge=16, title="Maximum tokens", description="Length limit of an answer. Default: the model's."
+        default=None, ge=16, title="Maximum tokens", description="Length limit of an answer. Default: the model's own."
     )
     timeout: float = Field(default=120.0, gt=0, title="Timeout", description="Seconds for one call.")
     logprobs: bool = Field(

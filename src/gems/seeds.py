@@ -21,7 +21,7 @@ def seed_of_attempt(seed: int, *, round_: int, candidates: int, candidate: int) 
 
     Args:
         seed: The run's seed, which is that of its first image.
-        round_: From 1.
+        round_: Number of the round, from 1.
         candidates: Images per round.
         candidate: Index in its round, from 0.
     """

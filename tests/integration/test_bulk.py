@@ -213,7 +213,7 @@ def test_ctrl_c_twice_stops_at_the_next_step_and_nothing_is_paid_for_twice(paint
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopping prompts after their present step" in told
+    assert "stopping prompts after their current step" in told
     assert not (out / "results.jsonl").exists()  # each would have taken four rounds
     run(*command, "--concurrency", 4, home=home)
     assert max(asked(painter).values()) == 1

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import forked
+import memory_crash
 import numpy as np
 import pytest
 from memory_crash import Parent, Reader, Trial, after, look_at_all, plan, write
@@ -15,7 +16,7 @@ from memory_stores import Numbered
 
 FORKING = """
 import sys
-sys.path.insert(0, sys.argv.pop(1))
+sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]
 import forked
 import memory_crash
 memory_crash.subprocess = forked.SUBPROCESS
@@ -28,7 +29,8 @@ memory_crash.main()
 def test_nothing_is_lost_by_killed_writers(tmp_path: Path) -> None:
     options = {"--writers": 2, "--records": 600, "--kills": 2, "--samples": 50, "--out": tmp_path / "out"}
     arguments = [str(part) for pair in options.items() for part in pair]
-    done = forked.run([sys.executable, "-c", FORKING, Path(forked.__file__).parent, *arguments], timeout=120)
+    folders = [Path(module.__file__).parent for module in (forked, memory_crash)]
+    done = forked.run([sys.executable, "-c", FORKING, *folders, *arguments], timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert (report["lost"], report["wrong"]) == (0, 0)

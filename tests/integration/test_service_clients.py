@@ -84,7 +84,7 @@ def test_openai_streams_attempts(openai: OpenAI) -> None:
 def test_openai_is_told_what_is_wrong(openai: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="dragon"):
         openai.images.generate(prompt="a dragon")
-    with pytest.raises(NotFoundError, match="there is gems, gpt-image-1") as caught:
+    with pytest.raises(NotFoundError, match="choose from: gems, gpt-image-1") as caught:
         openai.images.generate(model="dall-e-3", prompt="a red dog")
     assert caught.value.code == "model_not_found"
     with pytest.raises(Exception, match="dragon"):

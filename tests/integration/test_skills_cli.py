@@ -147,7 +147,7 @@ def test_list_and_show(tmp_path: Path) -> None:
 def test_validate(tmp_path: Path) -> None:
     good, odd = add(tmp_path, "good"), add(tmp_path, "odd", "---\nname: Other Name\ndescription: Use it.\n---\nText.\n")
     assert gems("validate", str(good)).output.startswith("✓")
-    assert "small letters" in gems("validate", str(odd)).output
+    assert "lower-case letters" in gems("validate", str(odd)).output
     add(tmp_path, "broken", "---\nname: [\n---\n")
     done = gems("validate", str(tmp_path), code=1)
     assert "its YAML is broken" in re.sub(r"\s+", " ", done.output)
@@ -208,7 +208,7 @@ def test_the_gate_refuses_what_does_nothing_and_what_does_harm(experienced: Path
     add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
     found = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]}
     assert {row["state"] for row in found.values()} == {"quarantine"}
-    assert found["useless"]["gate"]["reason"] == "its gain cannot be told from none"
+    assert found["useless"]["gate"]["reason"] == "its gain cannot be distinguished from zero"
     assert found["harmful"]["gate"]["reason"] == "it does harm"
     assert found["harmful"]["gate"]["interval"][1] < 0
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]

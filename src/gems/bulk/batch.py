@@ -90,7 +90,7 @@ class FailureStreak:
 
     Args:
         stop: Asked to finish when the streak is too long.
-        concurrency: Prompts in flight. One cause can fail all of them, so a streak may be twice as long.
+        concurrency: Number of prompts in flight. One cause can fail all of them, so a streak may be twice as long.
     """
 
     def __init__(self, stop: Stop, concurrency: int) -> None:
@@ -114,17 +114,17 @@ class Batch:
 
     jobs: Sequence[Job]
     record: ResultsFile
-    reached: str | None = None
+    reached_limit: str | None = None
     """The limit for the whole batch that ended it."""
-    given_up: str | None = None
-    """The backend failures in a row that ended it."""
+    failure_message: str | None = None
+    """The backend failures in a row that ended it, as one line."""
 
     def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
         return list(self.record.rows(self.jobs))
 
     @property
-    def left(self) -> list[Job]:
+    def unfinished_jobs(self) -> list[Job]:
         """The jobs that have no result yet."""
         return [job for job in self.jobs if not self.record.has(job)]
 
@@ -143,7 +143,7 @@ class Worker:
     models: dict[str, ModelRecord]
     images: ImageStore
     evidence_folder: Path | None = None
-    """Where each prompt's run folder is written; None for none."""
+    """Folder for the run folders of prompts; None to write none."""
     control: RunControl = field(default_factory=RunControl)
 
     def run(self, job: Job) -> BatchRow | None:
@@ -346,7 +346,7 @@ def run_batch(
         jobs: The batch's jobs.
         out: A folder for this batch alone.
         context: The settings of every run. Each job has its own seed.
-        concurrency: Prompts in flight.
+        concurrency: Number of prompts in flight.
         on_start: Called with the results that are there already.
         on_done: Called with each new result.
         stop: Asks for a stop.

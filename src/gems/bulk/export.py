@@ -165,9 +165,9 @@ def export(
 
     Args:
         source: The batch's folder.
-        kind: The format's name.
+        kind: The name of the format.
         target: A new or empty folder, or an earlier export, which is replaced.
-        choice: Which examples to take.
+        choice: Which results become examples. None: the defaults of ``Choice``.
         on_row: Called after each prompt.
 
     Raises:
@@ -175,7 +175,7 @@ def export(
         BackendError: An image is missing or damaged.
     """
     if kind not in FORMATS:
-        raise InputError(f"unknown format {kind!r}; there are {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {kind!r}; choose from: {', '.join(FORMATS)}")
     if target.exists() and not (target / _MARK).exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is no export; choose another folder")
     jobs, record = saved_jobs(source), ResultsFile(source / "results.jsonl")

@@ -40,9 +40,9 @@ class Allowance:
 
     Args:
         limits: The batch's limits.
-        usage: What the batch has used before.
+        usage: Usage of the batch's earlier starts.
         max_usage: The most that a prompt has used so far, by figure.
-        clock: Returns seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ def estimate(sample: Sequence[float], total: int) -> Estimate:
 
     Args:
         sample: The cost of each prompt of the sample; at least five.
-        total: How many prompts there are, with the sample.
+        total: Number of prompts, including the sample.
     """
     size, sample_sum = len(sample), math.fsum(sample)
     remaining = total - size
@@ -140,7 +140,7 @@ def estimate(sample: Sequence[float], total: int) -> Estimate:
 
 
 _SPEED_VARIATION: Final = 0.15
-"""How much faster or slower a machine may become during a batch, as a fraction: measured on shared machines."""
+"""Fraction by which a machine may become faster or slower during a batch, as measured on shared machines."""
 
 
 def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, prices: Prices) -> dict[str, Estimate]:
@@ -153,9 +153,9 @@ def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, pr
     Args:
         rows: The sample's results, with failures; at least five. With fewer than three times ``concurrency``, the
             forecast of hours is unreliable.
-        total: Prompts in the batch, with the sample.
-        concurrency: Prompts in flight.
-        prices: What the models cost.
+        total: Number of prompts in the batch, including the sample.
+        concurrency: Number of prompts in flight.
+        prices: Prices of the models.
 
     Raises:
         InputError: There are fewer than five results.

@@ -78,7 +78,7 @@ def run_on_ray(
         context: The settings of every run. A ``python:`` model has to be importable on every machine.
         address: "local" starts a cluster on this machine for this batch; "auto" is the cluster that this machine
             belongs to; HOST:PORT is another one. If this process is connected to a cluster already, that one is used.
-        concurrency: Prompts in flight, of all workers together.
+        concurrency: Number of prompts in flight, of all workers together.
         on_start: Called with the results that are there already.
         on_done: Called with each new result.
         workers: The most worker processes. None: half as many as the cluster has CPUs.

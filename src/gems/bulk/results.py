@@ -125,7 +125,7 @@ def best_attempt_of(row: BatchRow) -> AttemptFields | None:
 
 @dataclass(slots=True)
 class Tally:
-    """How many prompts of a batch are done, and what they used."""
+    """The number of finished prompts of a batch, and their usage."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     """Prompts by outcome; "failed" for those with an error."""
@@ -133,7 +133,7 @@ class Tally:
 
     @property
     def done(self) -> int:
-        """How many prompts have a result."""
+        """The number of prompts that have a result."""
         return self.outcomes.total()
 
     def add(self, row: BatchRow) -> None:
@@ -212,7 +212,7 @@ class ResultsFile:
         return self.has(job) and self._lines[job.index].is_final
 
     def tally(self, jobs: Iterable[Job], *, retried: bool = False) -> Tally:
-        """How many of these jobs are done, and what all lines together used.
+        """The number of these jobs that are done, and the usage of all lines together.
 
         Args:
             jobs: The jobs.
@@ -298,7 +298,7 @@ def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Reserve a folder for one batch, or check that it is this batch's. Returns the batch's id, which is unique.
+    """Reserve a folder for one batch, or check that it belongs to this batch. Returns the batch's id, which is unique.
 
     Settings and weights identify a batch. Its prompts may be edited or added to: each result names its prompt.
 

@@ -104,7 +104,7 @@ def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
 
 
 def _unless(field: str) -> Callable[[bool], Mapping[str, Any]]:
-    """For an option that switches a field off."""
+    """The conversion of an option that switches a field off."""
     return lambda is_off: {field: not is_off}
 
 
@@ -212,7 +212,7 @@ SKILL_SETTINGS: Final[dict[str, Setting]] = {
 """How the planner works."""
 
 MEMORY_SETTINGS: Final[dict[str, Setting]] = {
-    "user": Setting(Annotated[str, typer.Option(help="Whose memory to use.", rich_help_panel=MODELS)], "default"),
+    "user": Setting(Annotated[str, typer.Option(help="User whose memory is used.", rich_help_panel=MODELS)], "default"),
     "memory": Setting(
         Annotated[
             str | None,
@@ -270,7 +270,7 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="What models cost: image=0.04 for one image; prompt=1.25 and completion=10 for a million tokens. "
+                help="Prices of models: image=0.04 per image; prompt=1.25 and completion=10 per million tokens. "
                 "Repeatable.",
                 rich_help_panel=LIMITS,
             ),
@@ -372,7 +372,7 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
 
     Args:
         options: Values by name; what is left out has the context's default.
-        table: What the options mean.
+        table: The settings that each option sets.
 
     Raises:
         InputError: A value is out of its bounds, or options exclude each other; the option is named.
@@ -408,7 +408,7 @@ def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
         return f"{option} {fault['input']}: {reason}"
     name = location[-1]  # of a NAME=VALUE
     if fault["type"] == "extra_forbidden":
-        return f"{option} {name}: there is no such option; there are {', '.join(_names_in(path))}"
+        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(path))}"
     return f"{option} {name}: {reason}" if name == "api_key" else f"{option} {name}={fault['input']}: {reason}"
 
 

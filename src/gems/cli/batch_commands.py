@@ -191,7 +191,9 @@ class _Totals:
     images=IMAGES,
 )
 def run(
-    file: Annotated[Path, typer.Argument(help='A .txt file (a prompt a line) or .jsonl file (objects with "prompt").')],
+    file: Annotated[
+        Path, typer.Argument(help='A .txt file (one prompt per line) or .jsonl file (objects with "prompt").')
+    ],
     *,
     folder: Annotated[Path, typer.Option("--out", help="Folder for the results.", rich_help_panel=OUTPUT)],
     concurrency: Annotated[int, typer.Option(min=1, max=1024, help="Prompts in flight.", rich_help_panel=LIMITS)] = 8,
@@ -270,12 +272,12 @@ def _conclude(
     from gems.bulk.results import write_jobs
 
     write_index(folder, batch.record)
-    write_jobs(folder, batch.left if batch.reached else [], "not_started.jsonl")
+    write_jobs(folder, batch.unfinished_jobs if batch.reached_limit else [], "not_started.jsonl")
     unfinished = any(not batch.record.has(job) for job in sampled_jobs or batch.jobs)
     if sampled_jobs and not unfinished:
         _print_forecast(batch, sampled_jobs, concurrency, prices, as_json=as_json)
         return 0
-    interrupted = unfinished and not (batch.reached or batch.given_up)
+    interrupted = unfinished and not (batch.reached_limit or batch.failure_message)
     _note_end(folder, batch, interrupted=interrupted)
     _print_summary(batch, folder, prices, as_json=as_json)
     return _report_end(batch, folder, interrupted=interrupted)
@@ -329,12 +331,12 @@ def _report_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
     if kinds.total() > _MOST_ERRORS_SHOWN:
         count = kinds.total() - _MOST_ERRORS_SHOWN
         err.print(f'and {count:,} more, with an "error" in {folder / "results.jsonl"}')
-    if batch.reached:
-        left = f"{len(batch.left)} prompts were not started: {folder / 'not_started.jsonl'}"
-        err.print(f"the limit of {batch.reached} is reached; {left}", highlight=False, soft_wrap=True)
+    if batch.reached_limit:
+        rest = f"{len(batch.unfinished_jobs)} prompts were not started: {folder / 'not_started.jsonl'}"
+        err.print(f"the limit of {batch.reached_limit} is reached; {rest}", highlight=False, soft_wrap=True)
         return LIMIT_REACHED
-    if batch.given_up:
-        err.print(f"[red]stopped early[/]: {escape(batch.given_up)}", highlight=False, soft_wrap=True)
+    if batch.failure_message:
+        err.print(f"[red]stopped early[/]: {escape(batch.failure_message)}", highlight=False, soft_wrap=True)
         err.print("fix the cause and run the same command again to resume")
         return BACKEND_FAILURE
     if interrupted:
@@ -369,8 +371,8 @@ def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     }
     if cost := prices.cost(usage):
         summary["cost"] = round(cost, 4)
-    if batch.reached:
-        summary |= {"limit_reached": batch.reached, "not_started": len(batch.left)}
+    if batch.reached_limit:
+        summary |= {"limit_reached": batch.reached_limit, "not_started": len(batch.unfinished_jobs)}
     return summary | _per_prompt(batch)
 
 
@@ -399,7 +401,7 @@ def _per_prompt(batch: Batch) -> dict[str, float]:
 def _print_forecast(
     batch: Batch, sampled_jobs: Sequence[Job], concurrency: int, prices: Prices, *, as_json: bool
 ) -> None:
-    """What all prompts will probably cost, by those of a sample."""
+    """What all prompts will probably cost, estimated from a sample."""
     from gems.bulk.limits import forecast
 
     rows = list(batch.record.rows(sampled_jobs))
@@ -407,14 +409,17 @@ def _print_forecast(
     estimates = {name: estimate for name, estimate in forecasts.items() if estimate.expected}
     solved = sum(row.get("outcome") == "solved" for row in rows)
     if as_json:
-        figures = {n: {"expected": e.expected, "low": e.low, "high": e.high} for n, e in estimates.items()}
+        figures = {
+            name: {"expected": estimate.expected, "low": estimate.low, "high": estimate.high}
+            for name, estimate in estimates.items()
+        }
         print_json({"sample": len(rows), "solved": solved, "prompts": len(batch.jobs), "estimate": figures})
         return
     table = Table("for all prompts", "expected", "95% interval")
-    for name, e in estimates.items():
-        digits = 0 if e.high >= 100 else 2
-        interval = f"{e.low:,.{digits}f} to {e.high:,.{digits}f}"
-        table.add_row(name.replace("_", " "), f"{e.expected:,.{digits}f}", interval)
+    for name, estimate in estimates.items():
+        digits = 0 if estimate.high >= 100 else 2
+        interval = f"{estimate.low:,.{digits}f} to {estimate.high:,.{digits}f}"
+        table.add_row(name.replace("_", " "), f"{estimate.expected:,.{digits}f}", interval)
     out.print(table)
     out.print(f"from {len(rows)} of {len(batch.jobs):,} prompts, {solved} of them solved; they are kept as results")
     out.print("hours are for a machine as busy as now; run the same command without --dry-run for all", highlight=False)
@@ -469,12 +474,12 @@ def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> N
         out.print(f"limits: {limits}", highlight=False)
     if figures["seconds_left"] is not None:
         time_left = timedelta(seconds=figures["seconds_left"])
-        rate = f"{figures['prompts_a_minute']:,.1f} prompts a minute"
+        rate = f"{figures['prompts_a_minute']:,.1f} prompts per minute"
         out.print(f"{rate}; about {time_left} left (pid {figures['pid']})", highlight=False)
 
 
 def _rate(results: ResultsFile, latest: Mapping[str, Any]) -> float | None:
-    """Prompts a minute over the latest results of the current start. None: there are too few to say."""
+    """Prompts per minute over the latest results of the current start. None: there are too few to say."""
     start = datetime.fromisoformat(latest["started"]) if latest.get("started") else None
     moments = [moment for moment in results.latest_moments(_RESULTS_FOR_RATE) if start is None or moment >= start]
     seconds = (datetime.now(UTC) - moments[0]).total_seconds() if len(moments) > 1 else 0.0
@@ -505,8 +510,8 @@ def _note_end(folder: Path, batch: Batch, *, interrupted: bool) -> None:
     from gems.files import write_atomically
 
     reason = "stopped" if interrupted else None
-    if batch.reached or batch.given_up:
-        reason = f"limit of {batch.reached} reached" if batch.reached else "given up"
+    if batch.reached_limit or batch.failure_message:
+        reason = f"limit of {batch.reached_limit} reached" if batch.reached_limit else "given up"
     write_atomically(folder / "latest.json", json.dumps({**_latest(folder), "ended": reason}, indent=1).encode())
 
 
@@ -533,7 +538,7 @@ def _stoppable() -> Iterator[Stop]:
             exit_at_once()
         elif stop.is_requested:
             stop.control.request_drain("interrupted")
-            err.print("stopping prompts after their present step; Ctrl-C again to stop at once")
+            err.print("stopping prompts after their current step; Ctrl-C again to stop at once")
         else:
             stop.finish()
             err.print("finishing the prompts in flight; Ctrl-C again to stop them where they are")

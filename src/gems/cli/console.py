@@ -138,9 +138,9 @@ def batch_bar(
     """Show a progress bar over prompts. Gives two functions to call: with the tally so far, and with each new result.
 
     Args:
-        total: How many prompts there are.
-        what: What they are run for, shown in front.
-        quiet: Show no bar.
+        total: Number of prompts.
+        what: What the prompts are run for, shown in front of the bar.
+        quiet: Whether to show no bar.
         prices: For showing what was spent, in money. None: spending is not shown.
     """
     columns = (
@@ -190,7 +190,7 @@ class _BatchBar:
         self._count += 1
         self._tally.add(row)
         solved, count = self._tally.outcomes["solved"], self._tally.done
-        rate = f"{60 * self._count / (time.monotonic() - self._started):.1f} a minute"
+        rate = f"{60 * self._count / (time.monotonic() - self._started):.1f} per minute"
         description, spending_ = f"{solved} of {count} solved", self._spending()
         self._progress.update(self._task, advance=1, description=description, rate=rate, spending=spending_)
         if not self._quiet and not err.is_terminal and count % self._prompts_per_line == 0:

@@ -38,17 +38,17 @@ _LONGEST_DETAIL: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried."""
+    """The result of one check."""
 
     name: str
     ok: bool
     detail: str
-    """What was found, or what is wrong and what to do."""
+    """The finding, or what is wrong and what to do."""
 
 
 @dataclass(slots=True)
 class _Setup:
-    """What the checks are about."""
+    """The setup under check."""
 
     context: GemsContext
     image: Image | None = None

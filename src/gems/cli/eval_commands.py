@@ -64,7 +64,7 @@ class _Options:
 def geneval2(
     *,
     data: Annotated[Path, typer.Option(help="The benchmark's geneval2_data.jsonl, which you provide (CC BY-NC 4.0).")],
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts, as many as this.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of prompts, from the start of the file.")] = None,
     context: GemsContext,
     options: _Options,
 ) -> None:

@@ -24,7 +24,7 @@ def export(
         bool, typer.Option("--all", help="Include prompts that were not solved, with their best image.")
     ] = False,
     margin: Annotated[
-        float, typer.Option(min=0, max=1, help="How much better scored the chosen image of a pair has to be.")
+        float, typer.Option(min=0, max=1, help="Minimum score difference between a pair's chosen and rejected images.")
     ] = 0.1,
     pairs: Annotated[int, typer.Option(min=1, help="Maximum pairs per prompt.")] = 1,
     as_json: AsJson = False,

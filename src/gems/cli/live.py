@@ -31,9 +31,9 @@ class LiveRun:
         )
         self._console = console
         self._questions: dict[str, str] = {}
-        """By the id of their requirement."""
+        """The questions, by the id of the requirement."""
         self._images = 0
-        """How many images the round has so far."""
+        """The number of images in the round so far."""
         self._candidate: int | None = None
         """The image whose verdicts are being printed."""
         self._bar: TaskID | None = None

@@ -35,7 +35,7 @@ A damaged index loses no records: it is rebuilt from them.""",
 )
 
 Folder = Annotated[Path | None, typer.Option("--folder", help="The memory's folder.", show_default="$GEMS_HOME/memory")]
-Everyone = Annotated[str | None, typer.Option("--user", help="Only this user's.")]
+Everyone = Annotated[str | None, typer.Option("--user", help="Only this user's memory.")]
 
 
 @app.command()
@@ -171,7 +171,7 @@ def export(
 @guarded
 @with_settings("embedder")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What gems memory export wrote.", exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(help="A file that gems memory export wrote.", exists=True, dir_okay=False)],
     *,
     folder: Folder = None,
     context: GemsContext,

@@ -41,11 +41,16 @@ class _ServiceOptions:
             help="Origin whose pages may send requests. Repeatable.", show_default="none", rich_help_panel=ACCESS
         ),
     ] = None
-    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Runs at work at once.", rich_help_panel=LIMITS)] = 2
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=256, help="Maximum runs in progress.", rich_help_panel=LIMITS)
+    ] = 2
     queue: Annotated[
         int,
         typer.Option(
-            min=0, max=100_000, help="Runs that may wait; another one is refused with 429.", rich_help_panel=LIMITS
+            min=0,
+            max=100_000,
+            help="Maximum waiting runs; another one is refused with 429.",
+            rich_help_panel=LIMITS,
         ),
     ] = 256
     max_images: Annotated[int, typer.Option(min=1, help="Maximum images per run.", rich_help_panel=LIMITS)] = 20
@@ -132,7 +137,7 @@ def _share_cores(concurrency: int) -> None:
 
 @guarded
 def new_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is: a user's name, who owns memory, images and runs.")],
+    name: Annotated[str, typer.Argument(help="Name of the user of the key, who owns memory, images and runs.")],
     *,
     as_json: AsJson = False,
 ) -> None:

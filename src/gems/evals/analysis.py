@@ -25,8 +25,8 @@ class Judged:
     Attributes:
         prompt: The prompt.
         row: The result.
-        scores: By index of an attempt, one score per question, for all attempts or only the shipped one, which was
-            returned. Empty if the prompt failed.
+        scores: By index of an attempt, one score per question, for all attempts or only for the one that
+            was returned. Empty if the prompt failed.
     """
 
     prompt: EvalPrompt
@@ -34,15 +34,15 @@ class Judged:
     scores: dict[int, list[float]]
 
     @property
-    def shipped(self) -> list[float]:
+    def returned_scores(self) -> list[float]:
         """Scores of the image that was returned; all 0 if there is none."""
         best = self.row.get("best")
         return self.scores.get(-1 if best is None else best, [0.0] * len(self.prompt.questions))
 
     @property
-    def right(self) -> bool:
+    def all_correct(self) -> bool:
         """Whether everything in the returned image is right."""
-        return is_right(self.shipped)
+        return is_right(self.returned_scores)
 
     def best_within(self, images: int) -> int | None:
         """The attempt that would have been returned if the run had ended after this many images."""
@@ -71,12 +71,12 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
     """The figures of one arm.
 
     Args:
-        arm: The arm.
-        judged: Its results, with scores.
-        images: Most images that a prompt could cost.
+        arm: The arm whose results these are.
+        judged: The results of the arm, with scores.
+        images: Maximum number of images per prompt.
         every_attempt: Whether all attempts have scores, or only the returned ones.
     """
-    right = np.array([float(j.right) for j in judged])
+    right = np.array([float(j.all_correct) for j in judged])
     without_error = [j for j in judged if "usage" in j.row]
     report = {
         "what": arm.what,
@@ -85,8 +85,8 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         "failed": sum("error" in j.row for j in judged),
         "all_correct": round(float(right.mean()), 4),
         "ci95": bootstrap_interval(right),
-        "soft_tifa_am": _mean(arithmetic_mean(j.shipped) for j in judged),
-        "soft_tifa_gm": _mean(geometric_mean(j.shipped) for j in judged),
+        "soft_tifa_am": _mean(arithmetic_mean(j.returned_scores) for j in judged),
+        "soft_tifa_gm": _mean(geometric_mean(j.returned_scores) for j in judged),
         "images_per_prompt": _mean(j.row["usage"]["images"] for j in without_error),
         "chat_calls_per_prompt": _mean(j.row["usage"]["chat_calls"] for j in without_error),
         "tokens_per_prompt": _mean(
@@ -94,8 +94,10 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         ),
         "seconds_per_prompt": _mean(j.row["seconds"] for j in without_error),
         "outcomes": dict(Counter(j.row["outcome"] for j in without_error).most_common()),
-        "by_atoms": _by((j.prompt.atoms, float(j.right)) for j in judged),
-        "by_skill": _by((q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.shipped, strict=True)),
+        "by_atoms": _by((j.prompt.atoms, float(j.all_correct)) for j in judged),
+        "by_skill": _by(
+            (q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.returned_scores, strict=True)
+        ),
     }
     if every_attempt:
         report |= _by_attempt(judged, images)
@@ -123,7 +125,7 @@ def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
         "by_strategy": {name: {"images": len(rights), "right": _mean(rights)} for name, rights in by_strategy.items()},
         "verifier": _verifier(verified) if verified else None,
         "worse_shipped_by_own_score": sum(map(_is_worse_shipped, judged)),
-        "right_image_not_shipped": sum(not j.right and any(map(is_right, j.scores.values())) for j in judged),
+        "right_image_not_shipped": sum(not j.all_correct and any(map(is_right, j.scores.values())) for j in judged),
     }
 
 
@@ -142,7 +144,7 @@ def _curve(judged: Sequence[Judged], images: int) -> list[dict[str, Any]]:
 def _over_first_attempt(judged: Sequence[Judged]) -> dict[str, Any]:
     """The gain of the returned image over the first one."""
     first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
-    gains = [float(j.right) - first_is_right for j, first_is_right in zip(judged, first, strict=True)]
+    gains = [float(j.all_correct) - first_is_right for j, first_is_right in zip(judged, first, strict=True)]
     return {
         "first_all_correct": _mean(first),
         "points": round(100 * sum(gains) / max(len(gains), 1), 2),
@@ -203,7 +205,7 @@ def compare(comparison: Comparison, arms: dict[str, list[Judged]]) -> dict[str, 
         return None
     a, b = ({j.row["index"]: j for j in arms[name]} for name in (comparison.better, comparison.than))
     both = sorted(a.keys() & b.keys())
-    difference = np.array([float(a[i].right) - float(b[i].right) for i in both])
+    difference = np.array([float(a[i].all_correct) - float(b[i].all_correct) for i in both])
     images_a, images_b = ([float(len(side[i].row.get("attempts", []))) for i in both] for side in (a, b))
     return {
         "better": comparison.better,

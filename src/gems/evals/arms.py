@@ -17,7 +17,7 @@ class Arm:
 
     name: str
     what: str
-    """What it is, for the report."""
+    """Description of the arm, for the report."""
     generator: str = "pocket"
     settings: dict[str, Any] | None = field(default_factory=dict)
     """Fields of the context. None: the generator alone, without a graph."""
@@ -94,15 +94,15 @@ def comparisons(generators: Sequence[str], images: int) -> list[Comparison]:
     """The questions that the arms answer."""
     best_of = f"best-of-{images}"
     own = [
-        Comparison("rewrite", "single", "What does the planner bring, before any image is looked at?"),
-        Comparison(best_of, "single", "What do more images bring?"),
-        Comparison("loop", best_of, "What does the loop bring over more images?"),
-        Comparison("loop+skills", "loop", "What do skills bring to the loop?"),
-        Comparison("loop+memory", "loop", "What does memory bring to the loop?"),
-        Comparison("loop+memory+skills", "loop+memory", "What do skills bring on top of memory?"),
-        Comparison("loop+memory+skills", "loop+skills", "What does memory bring on top of skills?"),
+        Comparison("rewrite", "single", "How much does the planner add, before any image is looked at?"),
+        Comparison(best_of, "single", "How much do more images add?"),
+        Comparison("loop", best_of, "How much does the loop add over drawing more images?"),
+        Comparison("loop+skills", "loop", "How much do skills add to the loop?"),
+        Comparison("loop+memory", "loop", "How much does memory add to the loop?"),
+        Comparison("loop+memory+skills", "loop+memory", "How much do skills add to the loop with memory?"),
+        Comparison("loop+memory+skills", "loop+skills", "How much does memory add to the loop with skills?"),
         Comparison(
-            "loop+memory+skills", f"rewrite+{best_of}", "What does the agent bring over rewriting and choosing?"
+            "loop+memory+skills", f"rewrite+{best_of}", "How much does the agent add over rewriting and choosing?"
         ),
     ]
     return [

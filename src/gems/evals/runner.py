@@ -44,7 +44,7 @@ class EvaluationPlan:
     """Models and settings that all arms share; an arm's own settings take precedence."""
     seed: int
     images: int
-    """Most images per prompt."""
+    """Maximum number of images per prompt."""
     out: Path
 
     @property
@@ -143,7 +143,7 @@ def _run_generator_alone(
 
 
 def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow:
-    """One image of a prompt, as a result like the graph's."""
+    """One image of a prompt, as a result like those of the graph."""
     start = time.perf_counter()
     try:
         [result] = generator.generate([ImageRequest(job.prompt, job.seed)])

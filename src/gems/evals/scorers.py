@@ -97,7 +97,7 @@ class Oracle:
     Slots are computed again from prompt and seed. Nothing in a run reads them.
 
     Args:
-        folder: For the file of scores.
+        folder: The folder of the file of scores.
     """
 
     name = "oracle"
@@ -175,8 +175,8 @@ class SoftTifa:
     Args:
         model: A chat model that sees images and returns log-probabilities as OpenAI's API does.
         name: The model's name in the file of scores.
-        folder: For the file of scores.
-        concurrency: Questions in flight for one image.
+        folder: The folder of the file of scores.
+        concurrency: Number of questions in flight for one image.
     """
 
     name = "soft-tifa"
@@ -254,4 +254,4 @@ def init_scorer(
         return Oracle(folder)
     if name in ("auto", "soft-tifa"):
         return SoftTifa(init_mllm(judge, authority=authority), judge, folder)
-    raise InputError(f'unknown scorer {name!r}; give "oracle", "soft-tifa" or "auto"')
+    raise InputError(f"unknown scorer {name!r}; choose from: oracle, soft-tifa, auto")

@@ -166,12 +166,16 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
     cases = []
     for j in judged[fullest]:
         one_shot = single.get(j.row["index"])
-        if j.row.get("best") is None or j.right is not won or (won and (one_shot is None or one_shot.right)):
+        if (
+            j.row.get("best") is None
+            or j.all_correct is not won
+            or (won and (one_shot is None or one_shot.all_correct))
+        ):
             continue
         pictures = [_picture(j, i) for i in range(len(j.row["attempts"]))]
         if won and one_shot is not None and (best := one_shot.row.get("best")) is not None:
             pictures.insert(0, {**_picture(one_shot, best), "caption": "one shot, wrong", "shipped": False})
-        wrong = [q.question for q, s in zip(j.prompt.questions, j.shipped, strict=True) if s < 0.5]
+        wrong = [q.question for q, s in zip(j.prompt.questions, j.returned_scores, strict=True) if s < 0.5]
         cases.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
         if len(cases) == _GALLERY_SIZE:
             break

@@ -39,7 +39,7 @@ __all__ = [
 MIN_CHANGES: Final = 8
 """Successful changes below which there is nothing to learn."""
 _LONGEST_PHRASE: Final = 4
-"""Words."""
+"""Length of a phrase, in words."""
 _MOST_PHRASES: Final = 8
 _ALIKE: Final = 0.5
 """Cosine of the words that two changes added, above which the changes are of one kind."""
@@ -54,7 +54,7 @@ class DraftChange:
 
     run: str
     prompt: str
-    """The user's."""
+    """The user's prompt."""
     kind: Kind
     before: str
     """The draft that failed; empty if there is none to compare with."""
@@ -71,7 +71,7 @@ class Lesson:
     """What the drafts that passed contain and those that failed do not, the strongest first."""
     fixes: tuple[DraftChange, ...]
     change_count: int
-    """How many changes of this kind there were, successful or not."""
+    """The number of changes of this kind, successful or not."""
 
     @property
     def is_contrast(self) -> bool:

@@ -31,7 +31,7 @@ _MOST_CASES: Final = 12
 _MOST_EXAMPLES: Final = 8
 _CASE: Final = "- wish: {wish} | failed with: {before} | passed with: {after}"
 _GROWTH: Final = 1.5
-"""How many times as much evidence it takes to draft a skill again."""
+"""Factor by which the evidence must have grown before a skill is drafted again."""
 
 
 class SkillDraft(BaseModel):
@@ -51,7 +51,7 @@ class SkillDraft(BaseModel):
 
 
 def new_lessons(runs: Sequence[tuple[str, Trajectory]], *, generator: str) -> list[Lesson]:
-    """The best lesson of each kind that runs with this image model teach, if no skill was drafted from much of it yet.
+    """The best lesson of each kind taught by runs with this image model, if no skill was drafted from much of it yet.
 
     Prompts that are held out for trials teach nothing.
     """
@@ -70,10 +70,10 @@ def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, c
     """Let a chat model put a lesson into words, and add the result to the drafts in quarantine.
 
     Args:
-        lesson: What the runs show.
+        lesson: The lesson that the runs teach.
         model: The chat model.
         context: The settings that the skill is for.
-        cohort: How many drafts are tried together.
+        cohort: Number of drafts that are tried together.
 
     Raises:
         BackendError: The chat model cannot be reached.

@@ -34,18 +34,18 @@ __all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "p
 
 @dataclass(frozen=True, slots=True)
 class LearningPlan:
-    """What there is to learn."""
+    """The lessons to draft and the skills to try."""
 
     runs: Runs
     lessons: list[Lesson]
-    """To be drafted."""
+    """Lessons to be drafted."""
     waiting: list[LearnedSkill]
     """Drafts that have not been tried yet."""
     to_repeat: list[LearnedSkill]
     """Promoted skills that are to be tried again."""
 
     def most_images(self, settings: TrialSettings) -> int:
-        """How many images the trials may cost: half as many prompts of other kinds are tried as of a skill's own."""
+        """Maximum number of images for the trials, with half as many prompts of other kinds as of a skill's own."""
         trials = len(self.lessons) + len(self.waiting) + len(self.to_repeat)
         return trials * 2 * (settings.prompts + settings.prompts // 2) * settings.images
 
@@ -111,16 +111,16 @@ def learn(
     """Draft the lessons and try the skills. Hold ``lock_shelf`` from planning until this returns.
 
     Args:
-        plan: What to do.
-        context: Models, and where the user's own skills are.
-        settings: Of the trials.
+        plan: The lessons to draft and the skills to try.
+        context: The models, and the folder of the user's own skills.
+        settings: Settings of the trials.
         control: Asks for a stop.
         bar: Shows the progress of a trial.
         on_step: Called after each draft and each trial.
         promote: Put skills that pass into use, rather than leaving them in quarantine.
 
     Returns:
-        The skills that were tried; None if it was stopped. The same call resumes.
+        The skills that were tried; None if learning was stopped; the same call resumes it.
 
     Raises:
         BackendError: A model, the disk or the database failed.

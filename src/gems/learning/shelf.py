@@ -48,17 +48,17 @@ class LearnedSkill:
 
     @property
     def version(self) -> int:
-        """From 1 on, for each name."""
+        """The number of the version, from 1 for each name."""
         return self._number("gems-version", 1)
 
     @property
     def fix_count(self) -> int:
-        """How many cases it was drafted from."""
+        """The number of cases that it was drafted from."""
         return self._number("gems-fixes", 0)
 
     @property
     def cohort(self) -> int:
-        """How many drafts were tried together: the more there are, the likelier one of them passes by chance."""
+        """The number of drafts tried together. The more there are, the likelier one of them passes by chance."""
         return max(1, self._number("gems-among", 1))
 
     def _number(self, key: str, default: int) -> int:
@@ -147,9 +147,9 @@ def add_draft(
 
     Args:
         name: The skill's name.
-        description: When to use it.
-        body: Its advice, in Markdown.
-        metadata: What is known about it, for SKILL.md.
+        description: When to use the skill.
+        body: The skill's advice, in Markdown.
+        metadata: Metadata of the skill, for SKILL.md.
         references: Texts of the files in its ``references`` folder, by name.
     """
     version = max(_versions(name), default=0) + 1

@@ -99,8 +99,8 @@ def held_out_prompts(runs: Runs, kind: Kind | str, most: int, *, earlier: Figure
 
     Args:
         runs: The runs whose prompts they are.
-        kind: Of requirement.
-        most: How many.
+        kind: The kind of requirement.
+        most: Maximum number of prompts that have such a requirement.
         earlier: The figures of an earlier trial, whose prompts are left out.
     """
     used_marks = set(earlier.get("tried", []))
@@ -194,7 +194,7 @@ def judge_trial(
         kind: The kind of requirement that the skill is about.
         rows_with: A result for every prompt, with the skill.
         rows_without: Results without it, for the prompts that it was used for; the others count as no difference.
-        level: Of the interval that has to exclude zero.
+        level: Confidence level of the interval that must exclude zero.
     """
     row_without = {row["index"]: row for row in rows_without}
     pairs = [(row, row_without.get(row["index"], row)) for row in rows_with if "error" not in row]
@@ -227,7 +227,7 @@ def _refusal(figures: Figures) -> str:
     if not figures["used"]:
         return "the planner never used it"
     if figures["interval"][0] <= 0:
-        return "its gain cannot be told from none" if figures["interval"][1] >= 0 else "it does harm"
+        return "its gain cannot be distinguished from zero" if figures["interval"][1] >= 0 else "it does harm"
     harmed_kinds = [
         kind
         for kind, f in figures["kinds"].items()

@@ -42,7 +42,7 @@ class _Call:
     context: Context = field(default_factory=copy_context)
     """The caller's context, in which LangGraph keeps the stream for events."""
     results: dict[int, Result] = field(default_factory=dict)
-    """By the request's index."""
+    """The results, by the index of the request."""
     future: Future[list[Result]] = field(default_factory=Future)
     lock: threading.Lock = field(default_factory=threading.Lock)
 

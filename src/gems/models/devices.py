@@ -33,7 +33,7 @@ def _checked(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f'there is no device {name!r}; give "cuda", "cuda:1", "mps" or "cpu"') from error
+        raise InputError(f'unknown device {name!r}; give "cuda", "cuda:1", "mps" or "cpu"') from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device {name} is not available: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "

@@ -37,7 +37,7 @@ class Edit:
     keep: tuple[str, ...]
     """Questions that were answered "yes"."""
     fix: tuple[str, ...]
-    """Questions that were not."""
+    """Questions that were not answered "yes"."""
 
 
 @dataclass(frozen=True, slots=True)

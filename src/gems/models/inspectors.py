@@ -23,7 +23,7 @@ class KnownInspector:
     kinds: frozenset[Kind]
     """The kinds of requirements that it inspects."""
     package: str
-    """What to install for it."""
+    """The package to install for it."""
 
 
 INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "gems-graph[ocr]")}
@@ -35,8 +35,8 @@ class Finding:
     """A tool's result for one requirement.
 
     Attributes:
-        requirement_id: The requirement.
-        evidence: What the tool saw, in one line.
+        requirement_id: The id of the requirement.
+        evidence: One line about the tool's observation.
         probability: The probability that the requirement is met, in [0, 1]; None if the tool cannot tell.
     """
 

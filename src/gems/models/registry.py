@@ -41,7 +41,7 @@ _GENERATOR_DEFAULTS: Final = GeneratorOptions()
 
 
 def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Authority = NO_AUTHORITY) -> BaseChatModel:
-    """The vision chat model of that name, made once per process and set of options.
+    """The vision chat model with this name, made once per process and set of options.
 
     ``python:MODULE:FACTORY`` is your own chat model: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns a LangChain chat model; if that has a ``fingerprint``, records identify the model by it.
@@ -50,7 +50,7 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
     Args:
         name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
             URL in the options, a name without a provider is a model of an OpenAI-compatible server (vLLM, SGLang, ...).
-        options: How it is called. Keys and base URLs that are not given come from the provider's own environment
+        options: How the model is called. Keys and base URLs that are not given come from the provider's own environment
             variables.
         authority: What the operator allows.
 
@@ -83,14 +83,14 @@ def _chat_model(name: str, options: ChatOptions) -> BaseChatModel:
 def _own_chat_model(name: str, options: ChatOptions) -> BaseChatModel:
     model = call_factory(name, options)
     if not isinstance(model, BaseChatModel):
-        raise InputError(f"{name} returned no LangChain chat model, but {type(model).__name__}")
+        raise InputError(f"{name} returned {type(model).__name__}, which is not a LangChain chat model")
     return model
 
 
 def init_image_generator(
     name: str, options: GeneratorOptions = _GENERATOR_DEFAULTS, authority: Authority = NO_AUTHORITY
 ) -> ImageGenerator:
-    """The image generator of that name, made once per process and set of options.
+    """The image generator with this name, made once per process and set of options.
 
     ``python:MODULE:FACTORY`` is your own generator: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns an ``ImageGenerator``, which can also be ``Guided`` and ``Local``, and refuses an option
@@ -99,7 +99,7 @@ def init_image_generator(
     Args:
         name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
             ``diffusers.DiffusionPipeline.from_pretrained`` loads, a server, or your own code.
-        options: How it is run.
+        options: How the generator is run.
         authority: What the operator allows.
 
     Raises:
@@ -143,8 +143,8 @@ def _image_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
 def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
     generator = call_factory(name, options)
     if missing_members := [member for member in _GENERATOR_MEMBERS if not hasattr(generator, member)]:
-        kind = type(generator).__name__
-        raise InputError(f"{name} returned no image generator: {kind} has no {', '.join(missing_members)}")
+        kind, missing = type(generator).__name__, ", ".join(missing_members)
+        raise InputError(f"{name} returned {kind}, which is not an image generator: it has no {missing}")
     checked: ImageGenerator = generator
     return checked
 
@@ -157,7 +157,7 @@ def init_inspector(name: str) -> Inspector | None:
         InputError: The name is unknown.
     """
     if name not in INSPECTORS:
-        raise InputError(f"unknown inspector {name!r}; there is {', '.join(INSPECTORS)}")
+        raise InputError(f"unknown inspector {name!r}; choose from: {', '.join(INSPECTORS)}")
     try:
         from gems.models.ocr import OcrInspector
     except ImportError:

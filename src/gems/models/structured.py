@@ -148,7 +148,7 @@ def answer_in_form(
         model: Any chat model.
         schema: The form.
         messages: The prompt.
-        capabilities: What is known about the model; it is updated by what the calls show.
+        capabilities: The model's capabilities as far as they are known; the calls update them.
         logprobs: Request the log-probabilities of the answer's tokens, if the model supports it.
         blind: The prompt makes sense without its images, which are left out if the model cannot see.
 

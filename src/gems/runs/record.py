@@ -125,11 +125,11 @@ def run_record(
 
     Args:
         values: The state that the run ended in.
-        context: Its settings.
-        models: Its models by role, see ``model_records``.
-        thread: The id of its thread.
-        started: When it started.
-        finished: When it ended. The default is now.
+        context: The settings of the run.
+        models: The models of the run by role, see ``model_records``.
+        thread: The id of the run's thread.
+        started: Time at which the run started.
+        finished: Time at which the run ended. The default is now.
     """
     attempts = values.get("attempts") or []
     best = best_index(attempts)
@@ -188,7 +188,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     """The models of these settings by role, for a run's record.
 
     Args:
-        context: The settings.
+        context: The settings that name the models.
         load: Load the models too, so that loading does not count as the run's time.
 
     Raises:

@@ -25,8 +25,8 @@ class ReplayedAttempt:
     """How an attempt, made again, compares with the original.
 
     Attributes:
-        file: The name of its image's file.
-        seed: Its seed.
+        file: The file name of the attempt's image.
+        seed: The seed of the attempt.
         same_as_record: Whether the new image has the hash in the record.
         same_as_file: Whether the file in the run's folder holds the same bytes.
     """

@@ -39,9 +39,9 @@ class _Card:
     verdict_of: Mapping[str, Verdict]
     """Verdicts by the id of their requirement."""
     passed: int
-    """How many of the user's requirements passed."""
+    """The number of the user's requirements that passed."""
     changes: Sequence[Change]
-    """From the prompt of the attempt before, or from the user's own for the first one."""
+    """Changes since the previous attempt's prompt; for the first attempt, since the user's prompt."""
 
     @property
     def unchanged(self) -> bool:
@@ -67,8 +67,8 @@ def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:
     """The page of a run.
 
     Args:
-        record: The run's.
-        pngs: The images of its attempts, in order.
+        record: The record of the run.
+        pngs: The images of the run's attempts, in order.
     """
     cards, previous = [], record.prompt
     for attempt, png in zip(record.attempts, pngs, strict=True):

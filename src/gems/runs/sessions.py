@@ -48,7 +48,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a session came to."""
+    """The result of a session."""
 
     record: RunRecord
     had_ended: bool
@@ -66,10 +66,10 @@ def resume_run(
     """Look up a run that was stopped.
 
     Args:
-        run: Its id, or its folder.
-        out: The folder for its evidence. None: the one it was begun with.
-        memory_url: Its memory, with a password if the database needs one: none is saved with the run. None: the memory
-            that it was begun with.
+        run: The id or the folder of the run.
+        out: Folder for the run's evidence. None: the folder that it was begun with.
+        memory_url: The run's memory, with a password if the database needs one: none is saved with the run. None: the
+            memory that it was begun with.
         authority: Allows the ``python:`` models of the run again: its file must not run code.
 
     Raises:
@@ -99,7 +99,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
 
     Args:
         session: The run.
-        listener: Gets the graph's events.
+        listener: Called with each event of the graph.
         control: Asks for a stop.
 
     Raises:

@@ -64,7 +64,7 @@ class Thread:
     out: Path
     started: datetime
     models: dict[str, ModelRecord]
-    """Its models by role. Other weights would make another run."""
+    """The run's models, by role. Other weights would make another run."""
 
     def save(self, database: str | None = None) -> None:
         """Write the thread to this machine's disk and, if there is a database, there too for other machines.
@@ -97,7 +97,7 @@ def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
     """Check what a run needs, load its models, and save its thread. The run can be resumed from then on.
 
     Args:
-        prompt: The user's.
+        prompt: The user's prompt.
         context: The run's settings.
         out: The folder in which the run's own folder will be made.
 
@@ -150,7 +150,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
 def _thread_in_database(thread: str, database: str) -> dict[str, Any] | None:
     with _database_records(database) as store:
         item = store.get(_THREADS, thread)
-    # The output folder that is saved is the other machine's.
+    # The saved output folder is a folder of the other machine.
     return {**item.value, "out": "gems-out"} if item else None
 
 
@@ -270,6 +270,6 @@ def _repeat_events(values: Mapping[str, Any], listener: Listener) -> None:
         listener(RequirementsEvent(event="requirements", requirements=fields))
     if draft := values.get("draft"):
         attempts = values.get("attempts") or []
-        # A verified attempt ends its round: the draft is then the next round's.
+        # A verified attempt ends its round, so the draft belongs to the next one.
         round_ = attempts[-1].round + int(attempts[-1].verified) if attempts else 1
         listener(PromptEvent(event="prompt", round=round_, strategy=values["strategy"], prompt=draft))

@@ -58,7 +58,7 @@ class _ArtifactRoutes:
         headers = {"cache-control": "private, max-age=86400, immutable", "x-content-type-options": "nosniff"}
         if size is None:
             return Response(png, media_type="image/png", headers=headers)
-        small = await run_in_threadpool(convert, png, size=(size, size), to="webp")
+        small = await run_in_threadpool(convert, png, size=(size, size), image_format="webp")
         return Response(small, media_type="image/webp", headers=headers)
 
     async def report(self, token: str) -> HTMLResponse:

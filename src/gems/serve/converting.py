@@ -26,15 +26,15 @@ def read_png(images: ImageStore, sha256: str) -> bytes | None:
         return None
 
 
-def convert(png: bytes, *, size: tuple[int, int] | None = None, to: ImageFormat = "png") -> bytes:
+def convert(png: bytes, *, size: tuple[int, int] | None = None, image_format: ImageFormat = "png") -> bytes:
     """An image in another size and format.
 
     Args:
-        png: The image.
+        png: The image to convert.
         size: Width and height that it is scaled to fit into, in pixels; None keeps its size.
-        to: The format. PNG without a size gives the same bytes.
+        image_format: The format of the result. PNG without a size gives the same bytes.
     """
-    if size is None and to == "png":
+    if size is None and image_format == "png":
         return png
     with Image.open(io.BytesIO(png)) as original:
         same_size = size is None or original.size == size
@@ -42,6 +42,6 @@ def convert(png: bytes, *, size: tuple[int, int] | None = None, to: ImageFormat 
             original.copy() if same_size or size is None else ImageOps.contain(original, size, Image.Resampling.LANCZOS)
         )
     buffer = io.BytesIO()
-    options = {} if to == "png" else {"quality": 90}
-    (image.convert("RGB") if to == "jpeg" else image).save(buffer, to, **options)
+    options = {} if image_format == "png" else {"quality": 90}
+    (image.convert("RGB") if image_format == "jpeg" else image).save(buffer, image_format, **options)
     return buffer.getvalue()

@@ -33,12 +33,12 @@ class Executor:
     """Runs the graph for accepted runs, and writes down how they end. Safe for threads.
 
     Attributes:
-        settings: The service's.
-        models: Its models, by role.
+        settings: The settings of the service.
+        models: The models of the service, by role.
         graph: The graph, with ``saver``.
         saver: Keeps the checkpoints of runs that have not ended.
         ledger: The accepted runs.
-        subscriptions: Who follows them.
+        subscriptions: The clients that follow the runs.
         on_end: Called when a run has ended: with its outcome, the seconds it took here (None if it never began), and
             its usage.
     """
@@ -52,7 +52,7 @@ class Executor:
     on_end: Callable[[str, float | None, Usage], None]
 
     def work(self, name: str, control: RunControl) -> None:
-        """Work on a run until it ends, waits for a review, or ``control`` asks it to drain."""
+        """Execute a run until it ends, waits for a review, or ``control`` asks it to drain."""
         run = self.ledger.run(name)
         if run.status not in ("queued", "running"):  # cancelled while it was queued
             return
@@ -88,7 +88,7 @@ class Executor:
         return cast(GemsState, self.graph.get_state({"configurable": {"thread_id": run.id}}).values)
 
     def postpone(self, name: str) -> None:
-        """Tell those who follow a run that it will not go on before the service is started again."""
+        """Tell the subscribers of a run that it continues only after the service is started again."""
         self.subscriptions.publish(name, PutOffEvent(event="put_off"))
 
     def conclude(self, name: str, outcome: str, seconds: float | None = None, usage: Usage | None = None) -> None:
@@ -96,9 +96,9 @@ class Executor:
 
         Args:
             name: The run's id.
-            outcome: The run's, or the kind of the error that ended it.
-            seconds: How long it took; None if it never began.
-            usage: What it used.
+            outcome: The run's outcome, or the kind of the error that ended it.
+            seconds: Duration of the run; None if it never began.
+            usage: Usage of the run.
         """
         self.saver.delete_thread(name)
         self.on_end(outcome, seconds, usage or Usage())

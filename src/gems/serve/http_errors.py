@@ -19,7 +19,7 @@ __all__ = ["ERRORS", "ErrorBody", "RequestError", "add_handlers", "as_http", "er
 
 
 class Fault(BaseModel):
-    """What went wrong."""
+    """The details of an error."""
 
     message: str
     type: str
@@ -28,7 +28,7 @@ class Fault(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """An error."""
+    """The body of an error response."""
 
     error: Fault
 

@@ -76,7 +76,7 @@ class _ImagesRoutes:
         """Draw, check and draw again; the best image is returned. With `stream`: as server-sent events."""
         names = self.service.settings.served_names
         if form.model and form.model not in names:
-            message = f"there is no model {form.model!r}; there is {', '.join(names)}"
+            message = f"unknown model {form.model!r}; choose from: {', '.join(names)}"
             raise RequestError(404, message, code="model_not_found")
         if form.stream and form.n > 1:
             raise RequestError(400, "stream gives one image only: leave out n")
@@ -146,7 +146,7 @@ class _ImagesRoutes:
         png = read_png(self.service.images(run.user), sha256)
         if png is None:
             raise RequestError(502, "the image is missing from the image store")
-        return base64.b64encode(convert(png, size=form.pixels, to=form.output_format)).decode("ascii")
+        return base64.b64encode(convert(png, size=form.pixels, image_format=form.output_format)).decode("ascii")
 
     def _image_data(self, form: ImagesRequest, result: _Result, base_url: str) -> ImageData:
         run, record, sha256 = result.run, result.record, result.best.image.sha256

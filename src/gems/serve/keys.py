@@ -22,7 +22,7 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class DayLimits(BaseModel):
-    """What one key may use from midnight to midnight, UTC. None is no limit."""
+    """Limits of one key per day, from midnight to midnight UTC. None is no limit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +40,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a request. Memory, images and runs belong to ``name``."""
+    """The sender of a request. Memory, images and runs belong to ``name``."""
 
     name: str
     daily: DayLimits
@@ -54,7 +54,7 @@ class Keys:
     """The API keys in a TOML file: a table ``[name]`` per key, with its ``sha256`` and, if it has limits, ``daily``.
 
     Args:
-        path: The file.
+        path: The file that holds the keys.
 
     Raises:
         InputError: The file cannot be read, or an entry is not valid.

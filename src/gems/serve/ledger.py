@@ -75,7 +75,7 @@ class Run:
     review: dict[str, Any] | None
     """The question to a person, while the run waits."""
     record: RunRecord | None
-    """Once the run ended. None if it was cancelled before it began, or failed with an error."""
+    """The record of a run that ended. None if the run was cancelled before it began, or failed with an error."""
     error: str | None
     error_kind: ErrorKind | None
 
@@ -129,12 +129,12 @@ class Ledger:
         """Add a run.
 
         Args:
-            user: Whose run it is.
+            user: The user that the run belongs to.
             thread: The user's name for related runs; empty for a thread of its own.
             prompt: The checked prompt.
-            settings: The run's.
-            reserved: What it may use at most, see ``max_usage``.
-            idempotency_key: The request's, if it gave one.
+            settings: The settings of the run.
+            reserved: The most that the run may use, see ``max_usage``.
+            idempotency_key: The idempotency key of the request, if it sent one.
         """
         name = f"run-{uuid.uuid4().hex}"
         values = {
@@ -154,11 +154,11 @@ class Ledger:
             return self._get(name)
 
     def get(self, user: str, run: str) -> Run | None:
-        """A user's run. None if there is no such run, or it is another user's."""
+        """A user's run. None if there is no such run, or it belongs to another user."""
         return self._find("user = ? AND id = ?", (user, run))
 
     def run(self, run: str) -> Run:
-        """A run, whoever its user is."""
+        """A run of any user."""
         with self._lock:
             return self._get(run)
 
@@ -174,9 +174,9 @@ class Ledger:
         """A user's runs, the latest first, without their records.
 
         Args:
-            user: Whose runs.
+            user: The user whose runs are listed.
             before: Only runs with a lower sequence number.
-            limit: How many at most.
+            limit: Maximum number of runs.
         """
         columns = ", ".join("NULL" if name == "record" else name for name in _COLUMNS)
         with self._lock:

@@ -20,7 +20,7 @@ class Links:
 
     Args:
         secret_file: Holds the secret for the signatures; created if it does not exist. A new one voids all addresses.
-        seconds: How long an address is valid.
+        seconds: Seconds for which an address is valid.
 
     Raises:
         InputError: The file cannot be used.

@@ -19,11 +19,11 @@ _SECONDS: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 
 
 class HasLoad(Protocol):
-    """Whatever knows the current load."""
+    """An object that knows the current load."""
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many runs are being worked on, and how many are queued."""
+        """The number of runs in progress, and the number of queued runs."""
         ...
 
 

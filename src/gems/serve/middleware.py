@@ -23,7 +23,7 @@ __all__ = ["CLIENT", "RequestMiddleware"]
 LOG: Final = structlog.get_logger("gems.serve.http")
 
 CLIENT: Final[ContextVar[Client]] = ContextVar("gems_client", default=ANYBODY)
-"""Who sent the request that is being answered."""
+"""The sender of the request that is being answered."""
 
 _NO_KEY_NEEDED: Final = re.compile(
     r"/|/page\.(js|css)|/favicon\.svg|/healthz|/readyz|/openapi\.json|/(artifacts|reports)/.*"
@@ -43,8 +43,8 @@ class RequestMiddleware:
     Args:
         app: The application.
         keys: The API keys; None lets everyone in.
-        metrics: Count requests.
-        max_body: Bytes of a request's body.
+        metrics: The metrics that count requests.
+        max_body: Maximum size of a request's body, in bytes.
         local_only: Answer only requests that address this machine by one of its local names. Without keys, a page of
             another site could otherwise make a browser send requests in that site's name (DNS rebinding).
     """

@@ -102,7 +102,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All of them."""
+    """The list of models."""
 
     object: Literal["list"] = "list"
     data: list[Model]

@@ -1,4 +1,4 @@
-"""Why the service does not take a request on."""
+"""Why the service refuses a request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class RefusedError(Exception):
     """The request was not accepted, but may be later.
 
     Attributes:
-        code: Names the reason in error responses and metrics.
+        code: Name of the reason, in error responses and metrics.
         retry_after: Seconds after which to try again.
     """
 

@@ -1,4 +1,4 @@
-"""The service: accepts runs, has them worked on, and loses none."""
+"""The service: accepts runs, executes them and never loses one."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ LOG: Final = structlog.get_logger("gems.serve")
 
 
 class Service:
-    """Accepts runs, has ``concurrency`` threads work on them, and publishes what happens.
+    """Accepts runs, executes them in ``concurrency`` threads, and publishes their events.
 
     A run is in the ledger before it is accepted, and each of its steps is checkpointed: killed and started again, the
     service resumes all of them. Use it as a context manager.
 
     Args:
-        settings: What the operator decides.
+        settings: The settings of the service.
 
     Raises:
         InputError: A setting cannot be used.
@@ -84,16 +84,16 @@ class Service:
 
     @property
     def stopping(self) -> bool:
-        """Whether the service takes no runs on any more."""
+        """Whether the service no longer accepts runs."""
         return self._workers.stopping
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many runs are being worked on, and how many are queued."""
+        """The number of runs in progress, and the number of queued runs."""
         return self._workers.load
 
     def stop(self, grace: float) -> None:
-        """Take no runs on any more. Let runs finish for ``grace`` seconds, then stop each at its next step.
+        """Accept no further runs. Let current runs finish for ``grace`` seconds, then stop each at its next step.
 
         Runs that did not end are resumed when the service is started again.
         """
@@ -114,9 +114,9 @@ class Service:
         """Accept a run.
 
         Args:
-            client: Who asks.
-            prompt: What the image should show.
-            settings: ``RunSettings``.
+            client: The client that sent the request.
+            prompt: The user's prompt.
+            settings: Settings of the request, as ``RunSettings``. None: the service's own.
             thread: The client's name for related runs.
             idempotency_key: A second request with the same key gets the first one's run.
 
@@ -193,7 +193,7 @@ class Service:
 
         Args:
             run: The run's id.
-            last_only: Only the last event.
+            last_only: Whether to yield the last event only.
         """
         with self._subscriptions.subscribe(run, last_only=last_only) as events:
             # No event is coming if the run has ended, waits, or will not begin.

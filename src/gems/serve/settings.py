@@ -17,7 +17,7 @@ __all__ = ["AcceptedSettings", "RunSettings", "ServiceSettings", "context_of", "
 
 
 class ServiceSettings(BaseModel):
-    """What the operator decides."""
+    """The operator's settings of the service."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -30,15 +30,15 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=8000, ge=0, le=65535)
     """Port to listen at; 0 takes a free one."""
     concurrency: int = Field(default=2, ge=1, le=256)
-    """How many runs are worked on at once."""
+    """Maximum number of runs in progress."""
     queue: int = Field(default=256, ge=0, le=100_000)
-    """How many runs may wait. Further ones are refused."""
+    """Maximum number of waiting runs. Further ones are refused."""
     max_images: int = Field(default=20, ge=1)
     """The maximum number of images of one run, whatever a request asks for."""
     max_prompt: int = Field(default=MAX_PROMPT_LENGTH, ge=1, le=MAX_PROMPT_LENGTH)
-    """Characters."""
+    """Maximum length of a prompt, in characters."""
     max_body: int = Field(default=64 * 1024, ge=1024)
-    """Bytes of a request."""
+    """Maximum size of a request's body, in bytes."""
     keys: Path | None = None
     """A TOML file of API keys."""
     open: bool = False
@@ -105,7 +105,7 @@ class AcceptedSettings(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     requested: RunSettings = Field(default_factory=RunSettings)
-    """From the request."""
+    """The settings in the request."""
     budget: Budget | None = None
     """The run's budget, if the user's limits of the day lower it."""
 

@@ -51,7 +51,7 @@ _MAX_UNREAD: Final = 1000
 
 
 def is_last(event: RunEvent) -> bool:
-    """Whether no further event follows for now."""
+    """Whether this is the last event for now."""
     return event["event"] in ("review", "end", "put_off")
 
 
@@ -71,7 +71,7 @@ class _Subscriber:
 
 
 class Subscriptions:
-    """Who follows which run. Safe for threads."""
+    """The subscribers of each run. Safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class Subscriptions:
 
         Args:
             run: The run's id.
-            last_only: Receive only the event after which there is none for now.
+            last_only: Receive only the last event for now, see ``is_last``.
         """
         subscriber = _Subscriber(asyncio.get_running_loop(), last_only)
         with self._lock:

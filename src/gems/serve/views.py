@@ -124,7 +124,7 @@ class _Progress:
     attempts: Sequence[Attempt] = ()
     best: int | None = None
     requirements: Sequence[Requirement] = ()
-    """The user's, then those that skills add."""
+    """The user's requirements, then those that skills add."""
     draft: str = ""
     skills: Sequence[str] = ()
     memories: int = 0
@@ -164,8 +164,8 @@ def run_view(run: Run, links: Links, state: GemsState | None = None) -> RunView:
     """The view of a run.
 
     Args:
-        run: The run.
-        links: Sign the addresses of its images.
+        run: The run to describe.
+        links: Signs the addresses of the run's images.
         state: Its state, if it has not ended. Without, and without a record, the view shows no attempts.
     """
     progress = _of_record(run.record) if run.record is not None else _of_state(state or GemsState())

@@ -1,4 +1,4 @@
-"""The threads that work on runs, and the queue in front of them."""
+"""The threads that execute runs, and the queue in front of them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STOPPING: Final = "stopping"
 
 
 class WorkerPool:
-    """Works on queued runs, in order, in a fixed number of threads.
+    """Executes queued runs, in order, in a fixed number of threads.
 
     Args:
-        threads: How many.
-        max_queued: How many runs may wait; see ``check_room``.
-        work: Works on a run, given its id, until it ends or its control asks it to drain.
+        threads: Number of threads.
+        max_queued: Maximum number of waiting runs; see ``check_room``.
+        work: Executes the run with an id until it ends or its control asks it to drain.
         postpone: Called with the id of a run that will not be finished here: the pool is being stopped, or ``work``
             raised an exception.
     """
@@ -41,9 +41,9 @@ class WorkerPool:
         self._queue: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._queued = 0
         self._controls: dict[str, RunControl] = {}
-        """Of the runs that are being worked on."""
+        """Controls of the runs in progress, by id."""
         self._durations: deque[float] = deque([5.0], maxlen=50)
-        """Seconds that the latest runs took."""
+        """Durations of the latest runs, in seconds."""
         self._threads: list[threading.Thread] = []
         self.stopping = False
 
@@ -55,7 +55,7 @@ class WorkerPool:
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many runs are being worked on, and how many are queued."""
+        """The number of runs in progress, and the number of queued runs."""
         return len(self._controls), self._queued
 
     def check_room(self) -> None:
@@ -80,14 +80,14 @@ class WorkerPool:
         self._durations.append(seconds)
 
     def drain(self, run: str, reason: str) -> None:
-        """Ask a run to stop at its next step, if it is being worked on."""
+        """Ask a run to stop at its next step, if it is in progress."""
         with self._lock:
             control = self._controls.get(run)
         if control is not None:
             control.request_drain(reason)
 
     def will_not_run(self, run: str) -> bool:
-        """Whether the pool is being stopped, and does not work on this run."""
+        """Whether the pool is being stopped, and this run is not in progress."""
         with self._lock:
             return self.stopping and run not in self._controls
 
@@ -115,7 +115,7 @@ class WorkerPool:
             thread.join()
 
     def _loop(self) -> None:
-        """One thread."""
+        """The work of one thread."""
         while (run := self._queue.get()) is not None:
             control = RunControl()
             with self._lock:

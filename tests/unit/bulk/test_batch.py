@@ -20,9 +20,9 @@ def test_a_batch_ends_when_its_backend_fails_for_good(tmp_path: Path) -> None:
         return {**row_of(job), "error": "the key was revoked", "error_kind": "backend"}
 
     batch = run_jobs(jobs, tmp_path, work, concurrency=2, stop=Stop(), on_start=lambda _: None, on_done=lambda _: None)
-    assert "the key was revoked" in (batch.given_up or "")
+    assert "the key was revoked" in (batch.failure_message or "")
     assert 50 + 18 <= len(attempted_jobs) <= 50 + 25
-    assert len(batch.left) == 500 - len(attempted_jobs)
+    assert len(batch.unfinished_jobs) == 500 - len(attempted_jobs)
 
 
 def test_bad_prompts_do_not_end_a_batch() -> None:

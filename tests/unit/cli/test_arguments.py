@@ -51,11 +51,11 @@ def test_locations_come_from_the_environment_unless_memory_is_off(monkeypatch: p
     [
         ({"budget_images": 0}, "--budget-images 0: input should be greater than or equal to 1"),
         ({"seed": -1}, "--seed -1: input should be"),
-        ({"price": ["picture=1"]}, "--price picture: there is no such option; there are image, prompt, completion"),
+        ({"price": ["picture=1"]}, "--price picture: unknown option; choose from: image, prompt, completion"),
         ({"price": ["image=-3"]}, "--price image=-3: input should be"),
         ({"price": ["image"]}, "--price image: write NAME=VALUE, such as image=0.04"),
         ({"generator_option": ["steps=0"]}, "--generator-option steps=0: input should be"),
-        ({"generator_option": ["stepps=2"]}, "--generator-option stepps: there is no such option; there are width"),
+        ({"generator_option": ["stepps=2"]}, "--generator-option stepps: unknown option; choose from: width"),
         ({"chat_option": ["temperature=hot"]}, "--chat-option temperature=hot: input should be"),
         ({"memory": "here", "no_memory": True}, "--memory and --no-memory cannot be combined"),
     ],

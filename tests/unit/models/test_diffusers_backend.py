@@ -119,7 +119,7 @@ def test_settings_reach_the_pipeline(saved: Path) -> None:
         ({"base_url": "http://localhost"}, "no use for the option base_url"),
         ({"quantization": "fp7"}, "unknown quantization 'fp7'"),
         ({"quantization": "no/such.gguf"}, "there is no file no/such.gguf"),
-        ({"device": "teapot"}, "there is no device 'teapot'"),
+        ({"device": "teapot"}, "unknown device 'teapot'"),
         ({"device": "cuda:99"}, "device cuda:99 is not available"),
         ({"offload": "model"}, "offload=model needs a GPU"),
         ({"offload": "sequential"}, "offload=sequential needs a GPU"),

@@ -34,7 +34,7 @@ def ocr() -> OcrInspector:
 
 def test_it_is_found_by_name_and_follows_the_protocol() -> None:
     assert isinstance(init_inspector("ocr"), Inspector)
-    with pytest.raises(InputError, match="unknown inspector 'nose'; there is ocr"):
+    with pytest.raises(InputError, match="unknown inspector 'nose'; choose from: ocr"):
         init_inspector("nose")
 
 

@@ -375,8 +375,11 @@ def test_a_batchs_folder_may_not(canary: Canary, tmp_path: Path) -> None:
         ("gone", r"canary_\w+ has no gone$"),
         ("Painters.gone", r"has no Painters\.gone$"),
         ("nothing", "nothing is not callable; a factory takes the model's options$"),
-        ("no_generator", "returned no image generator: object has no name, fingerprint, edits, generate$"),
-        ("half_a_generator", "returned no image generator: Half has no fingerprint, edits$"),
+        (
+            "no_generator",
+            "returned object, which is not an image generator: it has no name, fingerprint, edits, generate$",
+        ),
+        ("half_a_generator", "returned Half, which is not an image generator: it has no fingerprint, edits$"),
         ("broken", r"broken failed: KeyError: 'no such\\nthing'$"),
     ],
 )
@@ -395,7 +398,7 @@ def test_a_factorys_own_errors_pass(canary: Canary) -> None:
 
 def test_a_chat_model_has_to_be_one(canary: Canary) -> None:
     allowed = NO_AUTHORITY.allowing([canary.name])
-    with pytest.raises(InputError, match=r"returned no LangChain chat model, but Mine"):
+    with pytest.raises(InputError, match=r"returned Mine, which is not a LangChain chat model"):
         init_mllm(canary.name, authority=allowed)
 
 

@@ -201,7 +201,7 @@ REFUSED: list[tuple[str, str | bytes, str]] = [
     ("no description", "---\nname: x\n---\nBody\n", "no description"),
     ("an empty description", "---\nname: x\ndescription: ''\n---\nBody\n", "no description"),
     ("a description that is a list", "---\nname: x\ndescription: [a, b]\n---\nBody\n", "description is not text"),
-    ("an empty body", "---\nname: x\ndescription: y\n---\n\n", "nothing besides its description"),
+    ("an empty body", "---\nname: x\ndescription: y\n---\n\n", "no text beyond its description"),
     ("a list for a head", "---\n- name\n- x\n---\nBody\n", "not a mapping"),
     ("tabs for indentation", "---\nname: x\nmetadata:\n\tauthor: me\n---\nBody\n", "YAML is broken"),
     ("brackets that never close", "---\nname: [x\ndescription: y\n---\nBody\n", "YAML is broken"),

@@ -25,7 +25,7 @@ from gems.options import GeneratorOptions
 __all__ = ["DiffusersGenerator"]
 
 Results: TypeAlias = dict[int, GeneratedImage | BackendError]
-"""By the request's index."""
+"""The images or errors, by the index of the request."""
 
 
 class DiffusersGenerator:

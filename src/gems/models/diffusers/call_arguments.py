@@ -82,8 +82,8 @@ def editing_arguments(
 
     Args:
         source: The pipeline.
-        settings: From ``call_settings``.
-        requests: All of them edits.
+        settings: The result of ``call_settings``.
+        requests: The requests, all of which are edits.
         strength: The option; None for the default.
     """
     kind = source.editing_class

@@ -8,7 +8,7 @@ from typing import Any, Final
 __all__ = ["call_defaults", "prompting"]
 
 _SQUARE: Final = {"width": 1024, "height": 1024}
-"""Pixels."""
+"""Sides of a square image, in pixels."""
 
 _TABLE: Final[tuple[tuple[str, str, dict[str, Any]], ...]] = (
     # (pipeline class, pattern in the repository's id or the folder's path, arguments of the call). The first row that

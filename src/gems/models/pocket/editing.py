@@ -39,7 +39,7 @@ def kept_groups(groups: Sequence[Group], keep: Sequence[str], fix: Sequence[str]
     """The objects of the groups to keep: those with the right number, look and position.
 
     Args:
-        groups: What the image should show.
+        groups: The groups that the image should show.
         keep: Questions about the image that were answered yes.
         fix: Questions that were not answered yes.
     """

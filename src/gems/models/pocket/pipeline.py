@@ -109,8 +109,8 @@ class PocketPipeline(DiffusionPipeline):  # type: ignore[misc]
             guidance_scale: Classifier-free guidance (arXiv 2207.12598); 1 turns it off and halves the cost.
             generator: One for all images, used in turn, or one for each prompt. None is torch's global generator.
             image: An image to edit: groups in it that are right stay where they are, the rest is redrawn.
-            keep: What is right in ``image``, as questions whose answer is yes.
-            fix: What is wrong in ``image``, as questions whose answer is not yes.
+            keep: The questions about ``image`` whose answer is yes.
+            fix: The questions about ``image`` whose answer is not yes.
             callback_on_step_end: Called after every step of every image; ``step`` starts at 0 for each image.
             callback_on_step_end_tensor_inputs: Tensors passed to the callback: "slots", (1, NUM_SLOTS, SLOT_DIM).
             output_type: "pil" for images, "slots" for the arrays that the images would be drawn from.

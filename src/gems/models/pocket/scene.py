@@ -42,7 +42,7 @@ __all__ = [
 
 NUM_SLOTS: Final = 24
 SLOT_DIM: Final = 1 + len(OBJECTS) + len(ATTRIBUTES) + 4
-"""Presence, object scores, attribute scores, then x, y, size and depth: 64 numbers a slot."""
+"""Presence, object scores, attribute scores, then x, y, size and depth: 64 numbers per slot."""
 
 _OBJECT: Final = slice(1, 1 + len(OBJECTS))
 _ATTRIBUTE: Final = slice(_OBJECT.stop, _OBJECT.stop + len(ATTRIBUTES))
@@ -166,7 +166,7 @@ def relation_margin(relation: str, a: Sequence[Item], b: Sequence[Item]) -> floa
             return min(ax - bx - 0.08, 0.15 - abs(ay - by))
         case "playing with":
             return 0.2 * (1.5 - _mean_gap(a, b))
-    raise ValueError(f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
+    raise ValueError(f"unknown relation {relation!r}; choose from: {', '.join(RELATIONS)}")
 
 
 _MIRRORED: Final = {"to the right of": "to the left of", "behind": "in front of", "under": "on top of"}
@@ -302,8 +302,8 @@ def _try_layout(spec: SceneSpec, rng: np.random.Generator, wander: float) -> Sce
         cx = x0 + (x1 - x0) / 2 + _slack(spots, 0, size, x1 - x0) * wander * rng.uniform(-0.7, 0.7)
         cy = y0 + (y1 - y0) / 2 + _slack(spots, 1, size, y1 - y0) * wander * rng.uniform(-0.7, 0.7)
         order = _interleave([spec.groups[g].count for g in gs])
-        for (px, py), which in zip(spots, order, strict=True):
-            points.setdefault(gs[which], []).append((cx + px, cy + py))
+        for (px, py), group_index in zip(spots, order, strict=True):
+            points.setdefault(gs[group_index], []).append((cx + px, cy + py))
         for g in gs:
             sizes[g] = size
             arrangements[g] = arrangement if spec.groups[g].count > 1 and len(gs) == 1 else ""
@@ -380,8 +380,8 @@ def _slack(spots: list[tuple[float, float]], axis: int, size: float, room: float
 
 def _interleave(counts: list[int]) -> list[int]:
     """The group of each spot in a shared cell, spread evenly: [2, 1] gives [0, 1, 0]."""
-    keyed = [((i + 0.5) / n, which) for which, n in enumerate(counts) for i in range(n)]
-    return [which for _, which in sorted(keyed)]
+    keyed = [((i + 0.5) / n, group_index) for group_index, n in enumerate(counts) for i in range(n)]
+    return [group_index for _, group_index in sorted(keyed)]
 
 
 def _bring_together(spec: SceneSpec, points: dict[int, list[tuple[float, float]]], sizes: dict[int, float]) -> None:
@@ -412,5 +412,5 @@ def _depths(spec: SceneSpec) -> list[float]:
 
 
 def count_of(items: Iterable[Item], obj: int) -> int:
-    """How many things of one object class there are."""
+    """The number of things of one object class."""
     return sum(i.object == obj for i in items)

@@ -77,8 +77,8 @@ class Detection:
     Attributes:
         item: The most likely thing: classes, place, size and depth.
         score: The probability that there is a thing at all.
-        object_probabilities: Over OBJECTS, shape (40,), given that there is a thing.
-        attribute_probabilities: Over ATTRIBUTES, shape (19,), given that there is a thing.
+        object_probabilities: Probabilities of OBJECTS, shape (40,), given that there is a thing.
+        attribute_probabilities: Probabilities of ATTRIBUTES, shape (19,), given that there is a thing.
     """
 
     item: Item
@@ -305,7 +305,7 @@ class Sight:
             ValueError: The relation is not one of RELATIONS.
         """
         if relation not in RELATIONS:
-            raise ValueError(f"unknown relation {relation!r}; one of {', '.join(RELATIONS)}")
+            raise ValueError(f"unknown relation {relation!r}; choose from: {', '.join(RELATIONS)}")
         both = self.p_object(a) * self.p_object(b)
         items_a, items_b = self.items(a), self.items(b)
         if not (items_a and items_b):

@@ -112,12 +112,12 @@ class RemoteGenerator(ABC):
         """Try once to get one image.
 
         Args:
-            request: The image.
+            request: The image to draw.
             deadline: When to give up, on the monotonic clock.
             on_preview: May be called with steps; their ``index`` is ignored.
 
         Returns:
-            An image file.
+            The bytes of an image file.
         """
 
     @abstractmethod
@@ -183,7 +183,7 @@ class RemoteGenerator(ABC):
             method: The HTTP method.
             path: Added to the server's address; or a complete address.
             deadline: When to give up, on the monotonic clock.
-            **arguments: Passed on to httpx.
+            **arguments: Further arguments of the httpx request.
 
         Raises:
             PassingError: The server is busy, broken, slow or unreachable.
@@ -267,8 +267,8 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     """Decode an image file completely, so that using the image later cannot fail.
 
     Args:
-        data: The file.
-        source: Who sent it, for error messages.
+        data: The bytes of the image file.
+        source: The server that sent the file, for error messages.
 
     Raises:
         PassingError: The file is torn.

@@ -78,7 +78,7 @@ class OpenAIImages(RemoteGenerator):
 
     @property
     def edits(self) -> bool:
-        """As the option says. By default only OpenAI's gpt-image models edit, since other servers do not tell."""
+        """As the option says. By default only OpenAI's gpt-image models edit, since other servers do not declare it."""
         if self.options.edits is not None:
             return self.options.edits
         return self.is_openai and self.model.startswith("gpt-image")

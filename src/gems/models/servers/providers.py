@@ -23,7 +23,7 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
 
     Args:
         name: The model's name.
-        options: How it is called.
+        options: How the model is called.
         forms: The forms of names that exist, for the error message.
 
     Raises:

@@ -32,14 +32,14 @@ class Form:
 
     Attributes:
         tools: The tools offered to the model.
-        callable: Those of the tools that may be called.
-        forced: Whether one of them must be called.
+        callable_tools: The tools that may be called.
+        call_required: Whether one of ``callable_tools`` must be called.
         schema: The JSON schema of an answer that calls no tool; None allows any text.
     """
 
     tools: tuple[dict[str, Any], ...] = ()
-    callable: tuple[dict[str, Any], ...] = ()
-    forced: bool = False
+    callable_tools: tuple[dict[str, Any], ...] = ()
+    call_required: bool = False
     schema: dict[str, Any] | None = None
 
     @classmethod
@@ -62,13 +62,13 @@ class Form:
 
     def words(self) -> str:
         """The form in words; empty if it requires nothing. The tools themselves are shown by the model's template."""
-        if self.forced:
-            names = " or ".join(tool["function"]["name"] for tool in self.callable)
+        if self.call_required:
+            names = " or ".join(tool["function"]["name"] for tool in self.callable_tools)
             return f"Answer with one call of the tool {names}, and with nothing else."
         if self.schema is None:
             return ""
         fits = "" if self.schema == {"type": "object"} else f" that fits this JSON schema:\n{json.dumps(self.schema)}"
-        call = "Call a tool, or answer" if self.callable else "Answer"
+        call = "Call a tool, or answer" if self.callable_tools else "Answer"
         return f"{call} with one JSON object and nothing else{fits}"
 
     def grammar(self, added: Mapping[str, int], *, in_thought: bool) -> str | None:
@@ -78,10 +78,10 @@ class Form:
             added: The tokens added to the tokenizer's vocabulary, which llguidance does not accept as text.
             in_thought: Whether the template opened a thought, which must be closed first.
         """
-        if not self.forced and self.schema is None:
+        if not self.call_required and self.schema is None:
             return None
-        ways = [_call_rule(tool["function"], added) for tool in self.callable]
-        if self.schema is not None and not self.forced:
+        ways = [_call_rule(tool["function"], added) for tool in self.callable_tools]
+        if self.schema is not None and not self.call_required:
             ways.append(_json_rule(self.schema))
         rules = "\n".join(f"way{i}: {way}" for i, way in enumerate(ways))
         closing = rf'{_tag("</think>", added)} "\n\n"' if in_thought else ""

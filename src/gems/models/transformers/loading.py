@@ -27,7 +27,7 @@ __all__ = ["ChatSource", "Engine", "describe", "load_engine"]
 
 _GB: Final = 10**9
 _BYTES_EACH: Final = {"bnb-8bit": 1.0, "bnb-4bit": 0.5}
-"""Bytes of a quantized parameter."""
+"""Bytes per parameter, by quantization."""
 
 
 @dataclass(frozen=True)
