@@ -73,7 +73,7 @@ def painter() -> Iterator[str]:
 def asked(painter: str) -> Counter[str]:
     with urllib.request.urlopen(f"{painter}/log") as answer:
         seen = json.load(answer)["seen"]
-    return Counter(json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in seen)
+    return Counter(json.dumps([one["request"]["prompt"], one["request"]["seed"]]) for one in seen)
 
 
 def wait_for(out: Path, lines: int, process: forked.Process) -> None:

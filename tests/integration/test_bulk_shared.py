@@ -111,7 +111,7 @@ def _asked(address: str) -> list[str]:
     import urllib.request
 
     with urllib.request.urlopen(f"{address}/log") as answer:
-        return [json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in json.load(answer)["seen"]]
+        return [json.dumps([one["request"]["prompt"], one["request"]["seed"]]) for one in json.load(answer)["seen"]]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langgraph_sdk import get_sync_client
 from servers.langgraph_dev import Studio
 from shared_servers import needs
@@ -87,7 +87,7 @@ def test_the_event_loop_is_never_blocked(own_home: Path) -> None:
 
 
 def test_a_memory_of_another_embedder_is_named(own_home: Path) -> None:
-    FaissStore(own_home / "memory", embedder=Points()).close()
+    FaissStore(own_home / "memory", embedder=PointEmbeddings()).close()
 
     async def go() -> None:
         async with open_store():

@@ -15,7 +15,7 @@ from typing import Any
 import forked
 import numpy as np
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langgraph.store.base import InvalidNamespaceError, PutOp
 from servers.waiting import wait_until
 
@@ -54,7 +54,7 @@ def fill(store: FaissStore, names: list[str], namespace: str = "a") -> None:
 
 
 def exact(names: list[str], query: str, limit: int = 10) -> list[str]:
-    embedder = Points()
+    embedder = PointEmbeddings()
     scores = embedder.points(names) @ embedder.points([query])[0]
     return [names[i] for i in np.argsort(-scores, kind="stable")[:limit]]
 
@@ -71,7 +71,7 @@ def agree(store: FaissStore, names: list[str], namespace: str = "a") -> float:
     return hits / 250
 
 
-def agree_with(store: FaissStore, embedder: Points, names: list[str]) -> float:
+def agree_with(store: FaissStore, embedder: PointEmbeddings, names: list[str]) -> float:
     scores = embedder.points(names) @ embedder.points([names[3]])[0]
     nearest = {names[i] for i in np.argsort(-scores)[:10]}
     return len({item.key for item in store.search(("a",), query=names[3], limit=10)} & nearest) / 10
@@ -86,7 +86,7 @@ def saved(folder: Path) -> list[Path]:
 
 def test_many_records_are_found_through_a_file_and_new_ones_beside_it(few: None, folder: Path) -> None:
     names = texts(1500)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names[:200])
     assert agree(store, names[:200]) == 1
     assert not saved(folder), "so few are compared one by one"
@@ -96,7 +96,7 @@ def test_many_records_are_found_through_a_file_and_new_ones_beside_it(few: None,
     store.close()
     assert len(saved(folder)) == 1
 
-    embedder = Points()
+    embedder = PointEmbeddings()
     again = FaissStore(folder, embedder=embedder)
     assert agree(again, names) > 0.95
     assert embedder.texts == 25, "the queries' alone"
@@ -105,10 +105,10 @@ def test_many_records_are_found_through_a_file_and_new_ones_beside_it(few: None,
 
 def test_what_was_removed_or_changed_is_not_found_whatever_the_file_says(few: None, folder: Path) -> None:
     names = texts(900)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.close()
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     gone = names[::3]
     store.batch([PutOp(("a",), name, None) for name in gone])
     moved = names[1]
@@ -123,17 +123,17 @@ def test_what_was_removed_or_changed_is_not_found_whatever_the_file_says(few: No
         assert (nearest.key, nearest.score) == (moved, pytest.approx(1, abs=1e-5))
         fill(store, [f"late comer{i}" for i in range(FEW + 50)], "b")  # has the file made again
         store.close()
-        store = FaissStore(folder, embedder=Points())
+        store = FaissStore(folder, embedder=PointEmbeddings())
     store.close()
 
 
 def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Path) -> None:
     names = texts(1200)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names[:1190], "large")
     fill(store, names[1190:], "small")
     store.close()
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     assert [i.key for i in store.search(("small",), query=names[5], limit=20)] == exact(names[1190:], names[5], 20)
     assert {i.namespace for i in store.search(("large",), query=names[1195], limit=20)} == {("large",)}
     assert store.search((), query=names[1195], limit=1)[0].namespace == ("small",)
@@ -142,12 +142,12 @@ def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Pa
 
 
 def test_a_filter_that_few_records_pass_finds_them_all(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, texts(1000))
     for i in range(10):
         store.put(("a",), f"rare{i}", {"text": f"rare{i}", "rare": True}, index=["text"])
     store.close()
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     found = store.search(("a",), query="family3 member3", filter={"rare": True}, limit=20)
     assert {item.key for item in found} == {f"rare{i}" for i in range(10)}
     assert len(store.search(("a",), query="family3 member3", limit=2000)) == 1010
@@ -156,12 +156,12 @@ def test_a_filter_that_few_records_pass_finds_them_all(few: None, folder: Path) 
 
 
 def test_a_file_is_made_when_it_is_needed_and_by_one_of_those_who_could(few: None, folder: Path) -> None:
-    first = FaissStore(folder, embedder=Points())
+    first = FaissStore(folder, embedder=PointEmbeddings())
     fill(first, texts(900))
     first.compact()  # or a file made meanwhile may hold so few of them that the next one is due
     first.close()
     [before] = saved(folder)
-    others = [FaissStore(folder, embedder=Points()) for _ in range(2)]
+    others = [FaissStore(folder, embedder=PointEmbeddings()) for _ in range(2)]
     for store in others:
         store.put(("b",), "k", {"text": "x"}, index=False)
         store.search(("a",), query="family1 member1")
@@ -171,7 +171,7 @@ def test_a_file_is_made_when_it_is_needed_and_by_one_of_those_who_could(few: Non
 
 
 def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     for i in range(FEW + 20):
         store.put(("a",), "k", {"text": f"value {i}"}, index=["text"])
     assert store.search(("a",), query="value 319")[0].score == pytest.approx(1, abs=1e-5)
@@ -181,7 +181,7 @@ def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> N
 
 @pytest.mark.slow
 def test_ids_with_gaps_make_an_index_too(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     names = texts(1400)
     for name in names:  # every second id is that of a record which was deleted again
         store.batch([PutOp(("a",), name, {"text": name}, ["text"]), PutOp(("a",), "gone", {"text": "gone"}, ["text"])])
@@ -199,27 +199,27 @@ def test_ids_with_gaps_make_an_index_too(few: None, folder: Path) -> None:
 
 
 def test_an_index_that_cannot_be_made_costs_time_alone(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, texts(250))
     (folder / "index").write_text("in the way")
     fill(store, texts(900)[250:])
     assert agree(store, texts(900)) == 1
     store.close()
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     assert agree(store, texts(900)) == 1
     store.close()
 
 
 @pytest.mark.parametrize("namespace", [(), ("",), ("a", "b.c")])
 def test_a_namespace_that_could_be_taken_for_another_is_refused(folder: Path, namespace: tuple[str, ...]) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     with pytest.raises(InvalidNamespaceError):
         store.batch([PutOp(namespace, "k", {}, False)])
     store.close()
 
 
 def test_prefixes_are_of_labels_whatever_characters_they_hold(folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     names = [("a",), ("a", "b"), ("a-b",), ("a/b",), ("a%",), ("ä",), ("a b", "c"), ("A",)]
     for name in names:
         store.put(name, "k", {"text": "the same"}, index=["text"])
@@ -260,7 +260,7 @@ def _gone(folder: Path) -> None:
 
 def _foreign(folder: Path) -> None:
     other = folder.parent / "other"
-    store = FaissStore(other, embedder=Points())
+    store = FaissStore(other, embedder=PointEmbeddings())
     fill(store, [f"stranger number{i}" for i in range(900)])
     store.close()
     shutil.rmtree(folder / "index")
@@ -270,11 +270,11 @@ def _foreign(folder: Path) -> None:
 @pytest.mark.parametrize("harm", [_torn, _flipped, _without_places, _no_manifest, _gone, _foreign])
 def test_an_index_that_cannot_be_used_is_made_again(few: None, folder: Path, harm: Any) -> None:
     names = texts(900)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.close()
     harm(folder)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     assert agree(store, names) > 0.95
     store.close()
     assert len(saved(folder)) == 1
@@ -292,7 +292,7 @@ def _write(folder: Path, name: str, first: int, last: int) -> forked.Process:
 @pytest.mark.slow
 def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None:
     dice = random.Random(5)
-    ours = FaissStore(folder, embedder=Points())
+    ours = FaissStore(folder, embedder=PointEmbeddings())
     acknowledged: dict[tuple[str, int], bool] = {}
     begun = dict.fromkeys(("one", "two", "three"), 0)
     for written in (40, 80):
@@ -321,7 +321,7 @@ def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None
 
 
 def test_what_other_processes_write_is_seen_whatever_file_they_make(few: None, folder: Path) -> None:
-    ours, theirs = (FaissStore(folder, embedder=Points()) for _ in range(2))
+    ours, theirs = (FaissStore(folder, embedder=PointEmbeddings()) for _ in range(2))
     names = texts(2000)
     fill(ours, names[:100])
     assert agree(theirs, names[:100]) == 1
@@ -346,7 +346,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_what_has_outlived_its_time_is_gone(clock: list[float], folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     store.put(("a",), "short", {"text": "a cat"}, index=["text"], ttl=1)
     store.put(("a",), "long", {"text": "a cat"}, index=["text"], ttl=10)
     store.put(("a",), "ever", {"text": "a cat"}, index=["text"])
@@ -362,7 +362,7 @@ def test_what_has_outlived_its_time_is_gone(clock: list[float], folder: Path) ->
 
 
 def test_reading_renews_a_life_unless_told_otherwise(clock: list[float], folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points(), ttl={"default_ttl": 1})
+    store = FaissStore(folder, embedder=PointEmbeddings(), ttl={"default_ttl": 1})
     store.put(("a",), "k", {"text": "a cat"}, index=["text"])
     for read in (lambda: store.get(("a",), "k"), lambda: store.search(("a",)), lambda: store.search((), query="a cat")):
         clock[0] += 50
@@ -380,11 +380,11 @@ def test_reading_renews_a_life_unless_told_otherwise(clock: list[float], folder:
 
 def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None, folder: Path) -> None:
     names = texts(1100)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.put(("a",), "silent", {"text": "never embedded"}, index=False)
     store.close()
-    new = Points(24, "newer")
+    new = PointEmbeddings(24, "newer")
     with pytest.raises(InputError, match="gems memory reindex"):
         FaissStore(folder, embedder=new)
 
@@ -394,11 +394,11 @@ def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None
 
     with pytest.raises(KeyboardInterrupt):
         reindex(folder, new, stop)
-    for embedder in (new, Points()):
+    for embedder in (new, PointEmbeddings()):
         with pytest.raises(InputError, match="half-way to the embedder newer"):
             FaissStore(folder, embedder=embedder)
     with pytest.raises(InputError, match="half-way to the embedder newer"):
-        reindex(folder, Points(8, "third"))
+        reindex(folder, PointEmbeddings(8, "third"))
     assert reindex(folder, new) == 100
     assert new.texts == 1100
     store = FaissStore(folder, embedder=new)
@@ -410,9 +410,9 @@ def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None
 
 
 def test_those_who_have_a_store_open_are_refused_once_it_is_embedded_anew(folder: Path) -> None:
-    ours = FaissStore(folder, embedder=Points())
+    ours = FaissStore(folder, embedder=PointEmbeddings())
     fill(ours, texts(20))
-    reindex(folder, Points(16, "newer"))
+    reindex(folder, PointEmbeddings(16, "newer"))
     for attempt in (
         lambda: ours.put(("a",), "k", {"text": "a cat"}, index=["text"]),
         lambda: ours.search(("a",), query="a cat"),
@@ -423,10 +423,10 @@ def test_those_who_have_a_store_open_are_refused_once_it_is_embedded_anew(folder
 
 
 def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points(16))
+    store = FaissStore(folder, embedder=PointEmbeddings(16))
     store.put(("a",), "k", {"text": "a cat"}, index=["text"])
     store.close()
-    store = FaissStore(folder, embedder=Points(8))
+    store = FaissStore(folder, embedder=PointEmbeddings(8))
     with pytest.raises(InputError, match=r"8 dimensions, .* holds 16"):
         store.batch([PutOp(("a",), "l", {"text": "a dog"}, ["text"]), PutOp(("a",), "m", {}, False)])
     assert [item.key for item in store.search(("a",))] == ["k"]
@@ -435,7 +435,7 @@ def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(fold
 
 @pytest.mark.parametrize("bad", [[float("nan")] * 16, [[0.1] * 16, [0.1] * 15], [[0.1] * 16], 3.0])
 def test_what_is_no_vector_is_refused(folder: Path, bad: Any) -> None:
-    class Broken(Points):
+    class Broken(PointEmbeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
             return bad if isinstance(bad, list) and isinstance(bad[0], list) else [bad] * len(texts)
 
@@ -455,15 +455,15 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_was(folder: Pat
         db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, song TEXT)")
         db.execute("INSERT INTO records (song) VALUES ('abba')")
     with pytest.raises(InputError, match=r"cannot use .*records\.sqlite as a memory store"):
-        FaissStore(folder, embedder=Points())
+        FaissStore(folder, embedder=PointEmbeddings())
     with sqlite3.connect(folder / "records.sqlite") as db:
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("records",)]
         assert db.execute("SELECT * FROM records").fetchall() == [(1, "abba")]
 
 
 def test_a_store_of_a_later_version_is_left_alone(folder: Path) -> None:
-    FaissStore(folder, embedder=Points()).close()
+    FaissStore(folder, embedder=PointEmbeddings()).close()
     with sqlite3.connect(folder / "records.sqlite") as db:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(InputError, match="newer version of GEMS"):
-        FaissStore(folder, embedder=Points())
+        FaissStore(folder, embedder=PointEmbeddings())

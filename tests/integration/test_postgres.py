@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from forked import gems
 from langgraph.store.base import BaseStore
 from remembering import past
@@ -49,7 +49,7 @@ def test_it_remembers_and_recalls_as_a_folder_does(store: BaseStore) -> None:
 
 def test_another_embedder_is_refused(store: BaseStore, database: str) -> None:
     with pytest.raises(InputError, match="was written with the embedder all-MiniLM") as told:
-        open_store(database, Points(dims=384))
+        open_store(database, PointEmbeddings(dims=384))
     assert PASSWORD not in str(told.value)
 
 

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import forked
 import pytest
-from chatting import KEY, WISH, ChatAt
+from chatting import KEY, PROMPT, ChatEndpoint
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
@@ -65,9 +65,9 @@ def names(tmp_path: Path) -> set[str]:
 
 
 def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chat_server: str, tmp_path: Path) -> None:
-    chat = ChatAt(chat_server, "locked")
+    chat = ChatEndpoint(chat_server, "locked")
     address = options("chat", base_url=str(chat.options.base_url))
-    done = gems(tmp_path, "generate", WISH, "--seed", "7", "--mllm", "openai:pocket", *address, OPENAI_API_KEY=KEY)
+    done = gems(tmp_path, "generate", PROMPT, "--seed", "7", "--mllm", "openai:pocket", *address, OPENAI_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert {entry["key"] for entry in chat.log} == {f"Bearer {KEY}"}
     assert {entry["form"] for entry in chat.log} >= {"Plan", "Requirements", "Verdicts"}
@@ -76,9 +76,9 @@ def test_a_run_on_a_server_that_wants_the_right_key_succeeds_and_keeps_it(chat_s
 
 
 def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chat_server: str, tmp_path: Path) -> None:
-    chat = ChatAt(chat_server, "echo-key")
+    chat = ChatEndpoint(chat_server, "echo-key")
     given = options("chat", base_url=str(chat.options.base_url), api_key=CHAT_KEY)
-    done = gems(tmp_path, "generate", WISH, "--mllm", "openai:pocket", "--json", *given)
+    done = gems(tmp_path, "generate", PROMPT, "--mllm", "openai:pocket", "--json", *given)
     assert done.returncode == 3, done.stderr
     assert {entry["key"] for entry in chat.log} == {f"Bearer {CHAT_KEY}"}
     assert "Incorrect API key provided: Bearer [key]." in json.loads(done.stdout)["errors"][0]
@@ -88,13 +88,13 @@ def test_a_chat_server_that_repeats_the_key_does_not_make_it_known(chat_server: 
 def test_an_image_server_that_repeats_the_key_does_not_make_it_known(
     chat_server: str, image_server: str, tmp_path: Path
 ) -> None:
-    chat = ChatAt(chat_server)
+    chat = ChatEndpoint(chat_server)
     given = [
         *options("chat", base_url=str(chat.options.base_url)),
         *options("generator", base_url=f"{image_server}/locked/v1", timeout="5"),
     ]
     models = ["--mllm", "openai:pocket", "--generator", "openai:painter"]
-    done = gems(tmp_path, "generate", WISH, *models, *given, OPENAI_API_KEY=CHAT_KEY, GEMS_IMAGE_API_KEY=IMAGE_KEY)
+    done = gems(tmp_path, "generate", PROMPT, *models, *given, OPENAI_API_KEY=CHAT_KEY, GEMS_IMAGE_API_KEY=IMAGE_KEY)
     assert done.returncode == 3, done.stderr
     assert "Incorrect API key provided: Bearer [key]" in done.stderr + done.stdout
     assert {entry["key"] for entry in chat.log} == {f"Bearer {CHAT_KEY}"}
@@ -102,9 +102,9 @@ def test_an_image_server_that_repeats_the_key_does_not_make_it_known(
 
 
 def test_the_rows_of_a_batch_hold_no_key(chat_server: str, image_server: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text(f"{WISH}\na blue dog\n")
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\na blue dog\n")
     given = [
-        *options("chat", base_url=str(ChatAt(chat_server, "echo-key").options.base_url), api_key=CHAT_KEY),
+        *options("chat", base_url=str(ChatEndpoint(chat_server, "echo-key").options.base_url), api_key=CHAT_KEY),
         *options("generator", base_url=f"{image_server}/fine/v1", api_key=IMAGE_KEY),
     ]
     models = ["--mllm", "openai:pocket", "--generator", "openai:painter", "--evidence"]
@@ -157,7 +157,7 @@ class Tracer(BaseTracer):
 def test_events_checkpoints_and_traces_hold_no_key(
     chat_server: str, image_server: str, tmp_path: Path, chat_does: str, images_do: str, outcome: str
 ) -> None:
-    chat = ChatAt(chat_server, chat_does, api_key=CHAT_KEY)
+    chat = ChatEndpoint(chat_server, chat_does, api_key=CHAT_KEY)
     context = GemsContext(
         mllm="openai:pocket",
         generator="openai:painter",
@@ -177,7 +177,7 @@ def test_events_checkpoints_and_traces_hold_no_key(
     graph = build_graph(checkpointer=SqliteSaver(connection), images=ImageStore(tmp_path / "images"), retry=QUICK)
     events = list(
         graph.stream(
-            {"prompt": WISH},
+            {"prompt": PROMPT},
             {"configurable": {"thread_id": "t"}, "callbacks": [everything, tracer]},
             context=context,
             stream_mode=["values", "updates", "custom", "messages", "debug"],
@@ -209,7 +209,7 @@ def test_a_key_with_something_at_its_end_is_not_shown(
 ) -> None:
     """A file with Windows' line ends, or a key copied from a page: HTTP libraries quote what they cannot send."""
     monkeypatch.setenv("OPENAI_API_KEY", CHAT_KEY + end)
-    chat = ChatAt(chat_server, api_key=None)
+    chat = ChatEndpoint(chat_server, api_key=None)
     with pytest.raises(BackendError) as caught:
         chat.fill(Plan)
     assert "pocket at 127.0.0.1" in str(caught.value)
@@ -232,7 +232,7 @@ def test_a_server_without_a_key_gets_none_of_anybody_elses(
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("GEMS_IMAGE_API_KEY", IMAGE_KEY)
-    chat = ChatAt(chat_server, api_key=None)
+    chat = ChatEndpoint(chat_server, api_key=None)
     assert chat.fill(Plan).prompt
     assert [entry["key"] for entry in chat.log] == ["Bearer none"]
     with urlopen(f"{chat_server}/fine/v1/models") as answer:

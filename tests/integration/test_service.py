@@ -14,7 +14,7 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers.gems_service import Served, serving
+from servers.gems_service import ServiceProcess, serving
 from servers.waiting import wait_until
 from shared_servers import needs
 from typer.testing import CliRunner
@@ -25,7 +25,7 @@ REVIEWED = {"review": "end", "seed": 3, "memory": False}
 
 
 @pytest.fixture
-def client(service: Served) -> Iterator[httpx.Client]:
+def client(service: ServiceProcess) -> Iterator[httpx.Client]:
     with service.client() as client:
         yield client
 
@@ -49,7 +49,7 @@ def events_of(client: httpx.Client, run: str) -> list[tuple[str, Any]]:
 
 
 @needs("service")
-def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Client) -> None:
+def test_a_run_is_accepted_followed_and_kept(service: ServiceProcess, client: httpx.Client) -> None:
     begun = begin(client, "three blue cars to the left of a striped elephant", seed=4)
     assert begun["status"] in ("queued", "running")
     told = events_of(client, begun["id"])
@@ -89,7 +89,7 @@ def test_what_is_told_while_it_runs(client: httpx.Client) -> None:
 
 
 @needs("service")
-def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: httpx.Client) -> None:
+def test_bad_prompts_and_settings_are_told_in_one_line(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, "a dragon")["id"]
     view = service.wait_for(run)
     assert view["status"] == "failed"
@@ -122,7 +122,7 @@ def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: 
 
 
 @needs("service")
-def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Client) -> None:
+def test_a_review_can_reject_edit_and_accept(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     view = service.wait_for(run, "waiting")
     assert view["review"]["would_end"] == "solved"
@@ -154,7 +154,7 @@ def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Clie
 
 
 @needs("service")
-def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
+def test_an_answer_counts_once(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     service.wait_for(run, "waiting")
 
@@ -167,7 +167,7 @@ def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
 
 
 @needs("service")
-def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
+def test_cancelled_at_any_moment(service: ServiceProcess, client: httpx.Client) -> None:
     long = {"max_rounds": 5, "patience": 5, "candidates": 4}  # the last four are still waiting when they are cancelled
     runs = [begin(client, "seven wooden koalas chasing a sparkling giraffe", **long)["id"] for _ in range(6)]
     for run in reversed(runs):
@@ -213,7 +213,7 @@ def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
 
 
 @needs("service")
-def test_operators_see_health_metrics_and_requests(service: Served, client: httpx.Client) -> None:
+def test_operators_see_health_metrics_and_requests(service: ServiceProcess, client: httpx.Client) -> None:
     service.wait_for(begin(client, "a red dog")["id"])
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"

@@ -19,7 +19,7 @@ import pytest
 from langchain_core._api import LangChainBetaWarning
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
-from servers.gems_service import Served
+from servers.gems_service import ServiceProcess
 from shared_servers import marks
 
 with warnings.catch_warnings():
@@ -35,7 +35,7 @@ WISH = "three blue cars to the left of a striped elephant"
 
 
 @pytest.fixture
-def openai(service: Served) -> Iterator[OpenAI]:
+def openai(service: ServiceProcess) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{service.url}/v1", api_key="none needed", max_retries=0) as client:
         yield client
 
@@ -96,7 +96,7 @@ def test_openai_is_told_what_is_wrong(openai: OpenAI) -> None:
 
 
 @pytest.fixture
-def remote(service: Served) -> Iterator[RemoteRunnable[Any, Any]]:
+def remote(service: ServiceProcess) -> Iterator[RemoteRunnable[Any, Any]]:
     remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
     yield remote
     remote.sync_client.close()
@@ -116,7 +116,7 @@ def test_langserve_invokes_batches_and_streams(remote: RemoteRunnable[Any, Any])
 
 
 @pytest.mark.filterwarnings("ignore", category=LangChainBetaWarning)
-def test_langserve_streams_events(service: Served) -> None:
+def test_langserve_streams_events(service: ServiceProcess) -> None:
     async def go() -> list[str]:
         remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
         names = [e["event"] async for e in remote.astream_events({"prompt": "two red cars"}, version="v2")]
@@ -149,7 +149,7 @@ def test_langserve_resumes_a_review_by_thread(remote: RemoteRunnable[Any, Any]) 
             remote.invoke(wrong)
 
 
-def test_plain_curl_is_enough(service: Served) -> None:
+def test_plain_curl_is_enough(service: ServiceProcess) -> None:
     command = ["curl", "-sS", "--fail-with-body", f"{service.url}/gems/invoke", "-H", "content-type: application/json"]
     done = subprocess.run([*command, "-d", '{"input": {"prompt": "two red cars"}}'], capture_output=True, check=True)
     assert b'"status":"done"' in done.stdout
@@ -160,7 +160,7 @@ def test_plain_curl_is_enough(service: Served) -> None:
 # --- the schema -----------------------------------------------------------------------------------------------------
 
 
-def test_the_service_keeps_to_its_own_schema(service: Served, tmp_path: Path) -> None:
+def test_the_service_keeps_to_its_own_schema(service: ServiceProcess, tmp_path: Path) -> None:
     checks = ("not_a_server_error", "status_code_conformance", "content_type_conformance")
     checks += ("response_schema_conformance", "response_headers_conformance")
     command = [
@@ -208,7 +208,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 @needs_browser
 @pytest.mark.browser
-def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browser: Any) -> None:
+def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -254,7 +254,7 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browse
 @needs_browser
 @pytest.mark.browser
 @pytest.mark.parametrize("browser", [1280], indirect=True)
-def test_langserves_playground_draws(service: Served, browser: Any) -> None:
+def test_langserves_playground_draws(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers.gems_service import Served, serving, write_keys
+from servers.gems_service import ServiceProcess, serving, write_keys
 from shared_servers import needs
 from typer.testing import CliRunner
 
@@ -21,7 +21,7 @@ from gems.serve.links import Links
 
 @dataclass
 class Shared:
-    served: Served
+    served: ServiceProcess
     keys: dict[str, str]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from servers.postgres import PASSWORD, serving_postgres
 from servers.waiting import wait_until
 from shared_servers import needs
@@ -46,7 +46,7 @@ ODD = [
 @pytest.mark.parametrize("where", ODD)
 def test_a_password_in_an_odd_place_is_neither_shown_nor_written_down(where: str) -> None:
     with pytest.raises(GemsError) as told:
-        open_store(where, Points(dims=8))
+        open_store(where, PointEmbeddings(dims=8))
     context = GemsContext.model_validate({"memory_url": where})
     for text in (str(told.value), context.model_dump_json(), repr(context), without_password(where)):
         assert SECRET not in text
@@ -79,10 +79,10 @@ def test_a_wrong_address_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
 @needs("postgres")
 def test_many_processes_set_up_an_empty_database_at_once(database: str) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from embedding import Points; "
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from embedding import PointEmbeddings; "
         "from gems.memory.opening import open_store; from gems.runs.checkpoints import open_checkpoints\n"
-        "with open_checkpoints(Path(), sys.argv[1]): open_store(sys.argv[1], Points(dims=8)).put(('a',), sys.argv[3], "
-        "{'prompt': 'x'})"
+        "with open_checkpoints(Path(), sys.argv[1]):\n"
+        "    open_store(sys.argv[1], PointEmbeddings(dims=8)).put(('a',), sys.argv[3], {'prompt': 'x'})"
     )
     tests = str(Path(__file__).parents[1])
     # The last one is an interpreter of its own: a fork ends without tearing its modules down.
@@ -94,7 +94,7 @@ def test_many_processes_set_up_an_empty_database_at_once(database: str) -> None:
     told = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, told
     assert told == [""] * 4  # nor does a pool complain while the interpreter ends
-    assert len(open_store(database, Points(dims=8)).search(("a",), limit=9)) == 4
+    assert len(open_store(database, PointEmbeddings(dims=8)).search(("a",), limit=9)) == 4
 
 
 @needs("postgres")
@@ -138,7 +138,7 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(database: str, tmp_path:
 @needs("postgres")
 def test_a_server_that_is_stopped_ends_the_work_with_one_line(tmp_path: Path) -> None:
     with serving_postgres() as address:
-        store = open_store(address, Points(dims=8))
+        store = open_store(address, PointEmbeddings(dims=8))
         store.put(("a",), "k", {"prompt": "x"})
         remaining = ExitStack()
         saver = remaining.enter_context(open_checkpoints(tmp_path, address))

@@ -8,12 +8,12 @@ from pathlib import Path
 from gems.memory.store import FaissStore
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from embedding import Points
+from embedding import PointEmbeddings
 
 
 def main(folder: str, name: str, first: int, last: int) -> None:
     """Put ``first`` to ``last`` under this name, and delete every seventh again."""
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     for n in range(first, last):
         store.put(("w", name), str(n), {"text": f"{name} {n}", "n": n}, index=["text"])
         print(f"put {n}", flush=True)

@@ -11,7 +11,7 @@ import forked
 import memory_scale
 import memory_stores
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from memory_stores import KINDS, ChromaSubject, Numbered, Record, SqliteSubject
 
 RECORDS = 600
@@ -20,7 +20,7 @@ RECORDS = 600
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """No model, and few queries."""
-    monkeypatch.setattr(memory_scale, "init_embedder", lambda: Points(32))
+    monkeypatch.setattr(memory_scale, "init_embedder", lambda: PointEmbeddings(32))
     monkeypatch.setattr(memory_scale, "fresh_prompts", lambda count, seed: _prompts(200, seed))
     monkeypatch.setattr(memory_scale, "QUERIES", 20)
     monkeypatch.setattr(memory_scale, "TRIALS", 5)

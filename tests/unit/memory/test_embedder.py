@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import langchain.embeddings
 import numpy as np
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
@@ -73,7 +73,7 @@ def test_only_the_texts_used_last_are_kept() -> None:
 
 
 def test_threads_share_a_cache() -> None:
-    points = Points()
+    points = PointEmbeddings()
     cached = CachedEmbedder(points, size=20)
     texts = [f"word{i % 40} more" for i in range(400)]
     expected = points.points(texts)
