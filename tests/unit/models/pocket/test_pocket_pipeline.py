@@ -69,8 +69,8 @@ def test_other_processes_with_other_threads_make_the_same_slots(pipeline: Pocket
     )
     [here] = pipeline(PROMPT, generator=seeded(3), output_type="slots").images
     other = 2 if torch.get_num_threads() == 1 else 1
-    done = forked.run([sys.executable, "-c", code, other, PROMPT], check=True)
-    there = np.frombuffer(bytes.fromhex(done.stdout), dtype=np.float32).reshape(here.shape)
+    result = forked.run([sys.executable, "-c", code, other, PROMPT], check=True)
+    there = np.frombuffer(bytes.fromhex(result.stdout), dtype=np.float32).reshape(here.shape)
     assert np.allclose(here, there, atol=2e-3)
     assert decode_slots(here)[0].object == decode_slots(there)[0].object
 
