@@ -1,4 +1,4 @@
-"""Embedders by name: cached, batched by length, loaded late."""
+"""Embedders by name: cached, batched by length, loaded at the first use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gems.memory.embedder import CachedEmbedder, MiniLM, embedder_fingerprint, i
 
 
 class Provider(Embeddings):
-    """Embeds queries unlike documents, as some do, and tells what it was asked."""
+    """Embeds queries differently from documents, as some embedders do, and records its calls."""
 
     model = "provider-small"
 
@@ -34,7 +34,7 @@ class Provider(Embeddings):
         return [0.1 * len(text), -1.0]
 
 
-def test_what_was_embedded_is_not_embedded_again() -> None:
+def test_embedded_texts_are_cached() -> None:
     provider = Provider()
     cached = CachedEmbedder(provider)
     first = cached.embed_documents(["a", "bb", "a"])
@@ -43,10 +43,10 @@ def test_what_was_embedded_is_not_embedded_again() -> None:
     assert provider.asked == [["a", "bb"], ["ccc"]]
     assert cached.embed_documents([]) == []
     first[0][0] = 9
-    assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "what was given out is the caller's own"
+    assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "a caller may change the vectors that it received"
 
 
-def test_a_query_is_not_taken_for_a_document_unless_they_are_alike() -> None:
+def test_queries_and_documents_share_vectors_only_if_the_embedder_treats_them_alike() -> None:
     provider = Provider()
     cached = CachedEmbedder(provider)
     assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
@@ -69,7 +69,7 @@ def test_only_the_texts_used_last_are_kept() -> None:
     assert provider.asked == []
     cached.embed_documents(["b"])
     assert provider.asked == [["b"]]
-    assert len(cached.embed_documents(list("defgh"))) == 5, "more at once than are kept"
+    assert len(cached.embed_documents(list("defgh"))) == 5, "one call may exceed the size of the cache"
 
 
 def test_threads_share_a_cache() -> None:
@@ -147,7 +147,7 @@ def test_nothing_heavy_is_imported_before_the_first_text() -> None:
 # --- MiniLM ---------------------------------------------------------------------------------------------------------
 
 
-def test_minilm_knows_what_is_alike() -> None:
+def test_minilm_finds_similar_texts() -> None:
     embedder = init_embedder()
     cars, trucks, tax = np.array(
         embedder.embed_documents(["three blue cars", "two blue trucks", "the quarterly tax report"])

@@ -1,4 +1,4 @@
-"""The FAISS store where LangGraph says nothing; what it shares with others is in ``conformance/test_stores.py``."""
+"""Behaviour of the FAISS store beyond LangGraph's documentation, which ``conformance/test_stores.py`` tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_records_are_listed_oldest_first(store: FaissStore) -> None:
     assert [item.value["i"] for item in store.search(("a",), limit=20)] == list(range(12))
 
 
-def test_less_than_none_is_none(store: FaissStore) -> None:
+def test_a_negative_limit_returns_nothing(store: FaissStore) -> None:
     for i in range(3):
         store.put(("a", str(i)), "k", {"text": f"a cat {i}"}, index=["text"])
     for query in (None, "a cat"):
@@ -69,7 +69,7 @@ def test_an_empty_text_is_not_embedded(store: FaissStore) -> None:
     assert item.score is None
 
 
-def test_what_is_read_is_the_readers_own(store: FaissStore) -> None:
+def test_a_reader_gets_its_own_copy(store: FaissStore) -> None:
     value: dict[str, Any] = {"list": [1]}
     store.put(("a",), "k", value, index=False)
     value["list"].append(2)
@@ -81,7 +81,7 @@ def test_what_is_read_is_the_readers_own(store: FaissStore) -> None:
     assert again.value == {"list": [1]}
 
 
-def test_vectors_stay_while_their_texts_do(store: FaissStore) -> None:
+def test_vectors_of_unchanged_texts_are_kept(store: FaissStore) -> None:
     def ids() -> list[int]:
         return [number for (number,) in store._records._db.execute("SELECT id FROM vectors ORDER BY id")]
 
@@ -100,18 +100,18 @@ def test_vectors_stay_while_their_texts_do(store: FaissStore) -> None:
     assert ids() == []
 
 
-def test_what_was_put_outlives_the_store(tmp_path: Path) -> None:
+def test_records_outlive_the_store_object(tmp_path: Path) -> None:
     first = FaissStore(tmp_path, embedder=PointEmbeddings())
     first.put(("a",), "k", {"text": "abba"}, index=["text"])
     first.close()
     embedder = PointEmbeddings()
     second = FaissStore(tmp_path, embedder=embedder)
     assert [item.key for item in second.search(("a",), query="abba")] == ["k"]
-    assert embedder.texts == 1  # the query: stored vectors are not made again
+    assert embedder.texts == 1  # only the query: stored vectors are not computed again
     second.close()
 
 
-def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
+def test_records_of_another_process_are_seen(tmp_path: Path) -> None:
     opened = FaissStore(tmp_path, embedder=PointEmbeddings())
     opened.put(("a",), "mine", {"text": "quiz"}, index=["text"])
     assert [item.key for item in opened.search(("a",), query="abba")] == ["mine"]
