@@ -102,9 +102,8 @@ class Page:
             assert token.map is not None
             line = token.map[0] + 2
             if token.info not in LANGUAGES:
-                raise PageError(
-                    f"{self.name}:{line}: unknown language {token.info!r}; use {', '.join(sorted(LANGUAGES))}"
-                )
+                fault = f"unknown language {token.info}" if token.info else "no language"
+                raise PageError(f"{self.name}:{line}: {fault}; use {', '.join(sorted(LANGUAGES))}")
             yield Block(self.name, line, token.info, token.content, *self._mark(before, line))
 
     def _mark(self, before: Token | None, line: int) -> tuple[str, str]:

@@ -281,7 +281,7 @@ def check_data(block: Block) -> None:
         ("```bash\nls\n```", "bash"),
         ("```\nls\n```", "no language"),
         ("    ls\n", "indented"),
-        ("<!-- notrun: because -->\n```sh\nls\n```", "no mark"),
+        ("<!-- notrun: because -->\n```sh\nls\n```", "not a known mark"),
         ("<!-- not-run -->\n```sh\nls\n```", "needs an argument"),
         ("```sh\nls | head\n```", "cannot run '|'"),
         ("```sh\nls $(pwd)\n```", "cannot run '('"),
@@ -298,7 +298,7 @@ def check_data(block: Block) -> None:
         ("<!-- not-run: x -->\n```python\nimport gems\ngems.build_graph.nothing\n```", "nothing"),
         ("<!-- not-run: x -->\n```python\nx = (\n```", "SyntaxError"),
         ("```python\nassert False, 'so it runs'\n```", "so it runs"),
-        ("```sh\nreboot\n```", "mark it"),
+        ("```sh\nreboot\n```", "mark the block as not-run"),
         ("```json\n{\n```", "not json"),
     ],
 )
@@ -307,9 +307,9 @@ def test_an_error_in_a_page_is_detected(text: str, complaint: str, tmp_path: Pat
     page.__dict__["text"] = f"{text}\n"
 
     def treat_all() -> None:
-        with session(page, tmp_path, lambda: "") as at_work:
+        with session(page, tmp_path, lambda: "") as page_session:
             for block in page.blocks():
-                at_work.treat(block)
+                page_session.treat(block)
 
     with pytest.raises((AssertionError, ValidationError), match=re.escape(complaint)):
         treat_all()

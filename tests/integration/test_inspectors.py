@@ -44,10 +44,10 @@ class LampCounter:
 
     def __init__(self, probability: float | None = None, fault: Exception | None = None) -> None:
         self.probability, self.fault = probability, fault
-        self.asked: list[str] = []
+        self.questions: list[str] = []
 
     def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
-        self.asked += [r.question for r in requirements]
+        self.questions += [r.question for r in requirements]
         if self.fault:
             raise self.fault
         return [Finding(r.id, f"sees 2 lamps in {image.width} pixels", self.probability) for r in requirements]
@@ -101,7 +101,7 @@ def test_the_chat_model_sees_the_evidence_and_may_overrule_it() -> None:
 def test_a_tool_is_asked_about_its_own_kinds_only() -> None:
     counter = LampCounter(0.99)
     run({"r1": "yes", "r2": "yes"}, inspectors=[counter])
-    assert counter.asked == ["Are there exactly two lamps?"]
+    assert counter.questions == ["Are there exactly two lamps?"]
 
 
 @pytest.mark.parametrize(("probability", "answer"), [(0.97, "yes"), (0.02, "no"), (0.7, "unsure"), (None, "unsure")])

@@ -67,7 +67,7 @@ def test_a_slow_subscriber_misses_steps_and_never_the_end() -> None:
     assert len(received) == 1001
 
 
-def test_everyone_is_told_when_the_service_stops() -> None:
+def test_every_subscriber_learns_that_the_service_stops() -> None:
     async def follow() -> list[Any]:
         subscriptions = Subscriptions()
         with subscriptions.subscribe("a") as first, subscriptions.subscribe("b", last_only=True) as second:
