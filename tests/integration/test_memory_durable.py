@@ -155,7 +155,7 @@ def test_a_filter_that_few_records_pass_finds_them_all(small_lists: None, folder
     store.close()
 
 
-def test_only_one_of_several_stores_writes_a_new_index_file(small_lists: None, folder: Path) -> None:
+def test_a_complete_index_file_is_not_written_again(small_lists: None, folder: Path) -> None:
     first = FaissStore(folder, embedder=PointEmbeddings())
     fill(first, texts(900))
     first.compact()  # otherwise an index file written meanwhile may be so incomplete that another one is due

@@ -77,7 +77,7 @@ def test_a_run_is_accepted_followed_and_kept(service: ServiceProcess, client: ht
 
 
 @needs("service")
-def test_events_while_a_run_works(client: httpx.Client) -> None:
+def test_events_of_a_queued_and_running_run(client: httpx.Client) -> None:
     for _ in range(2):  # two runs keep the workers busy, so the third is still queued
         begin(client, "six red dogs and seven green cats", max_rounds=5)
     events = events_of(client, begin(client, "two red cars", seed=3)["id"])

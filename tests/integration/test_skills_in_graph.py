@@ -103,7 +103,7 @@ def test_a_tool_call_written_as_text_is_executed(tmp_path: Path, answer: str) ->
     assert out["attempts"][0].prompt == f"a drawing: {PROMPT}", "the arguments of the call must not become the prompt"
 
 
-def test_those_without_are_not_offered(tmp_path: Path) -> None:
+def test_excluded_skills_are_not_offered(tmp_path: Path) -> None:
     add(tmp_path / "skills", "one")
     add(tmp_path / "skills", "two")
     run = Run(tmp_path)
@@ -111,7 +111,7 @@ def test_those_without_are_not_offered(tmp_path: Path) -> None:
     assert run.offered(0) == ["one", "Plan"]
 
 
-def test_their_texts_share_a_budget(tmp_path: Path) -> None:
+def test_the_texts_of_skills_share_a_budget(tmp_path: Path) -> None:
     add(tmp_path / "skills", "long", "\n\n".join(f"Paragraph {i} of advice on signs." for i in range(400)))
     add(tmp_path / "skills", "short", "Say it short.")
     run = Run(tmp_path, [("long", {})], [("short", {})])

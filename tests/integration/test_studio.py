@@ -140,7 +140,7 @@ def test_a_run_is_cancelled_over_the_server(client: SyncLangGraphClient) -> None
 
 
 @needs("studio")
-def test_a_remote_graph_can_call_it(client: SyncLangGraphClient) -> None:
+def test_another_graph_can_use_it_as_a_remote_graph(client: SyncLangGraphClient) -> None:
     class Parent(TypedDict, total=False):
         prompt: str
         outcome: str

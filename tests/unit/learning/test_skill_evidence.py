@@ -16,7 +16,7 @@ def fixed(i: int, better: str = "{}; in a row on the left") -> tuple[str, Trajec
     return f"run{i}", past(wish, wish, better.format(wish))
 
 
-def test_a_change_is_a_failed_requirement_and_what_the_next_prompt_made_of_it() -> None:
+def test_a_change_is_a_failed_requirement_and_its_result_with_the_next_prompt() -> None:
     [change] = changes_of("r", past("six cats", "six cats", "six cats in two rows"))
     assert (change.kind, change.before, change.after, change.fixed) == (
         "count",
@@ -36,7 +36,7 @@ def test_words_of_the_prompt_itself_are_no_phrases() -> None:
     assert not {"six", "cats", "dog", "six cats"} & phrases
 
 
-def test_what_prompts_that_worked_have_in_common_is_found() -> None:
+def test_common_phrases_of_successful_prompts_are_found() -> None:
     lessons = lessons_of([fixed(i) for i in range(MIN_CHANGES + 4)])
     assert [(lesson.kind, len(lesson.fixes), lesson.change_count) for lesson in lessons] == [("count", 12, 12)]
     assert "on the left" in " ".join(lessons[0].phrases)

@@ -23,14 +23,14 @@ class Provider(Embeddings):
     model = "provider-small"
 
     def __init__(self) -> None:
-        self.asked: list[list[str]] = []
+        self.requests: list[list[str]] = []
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        self.asked.append(list(texts))
+        self.requests.append(list(texts))
         return [[0.1 * len(text), 1.0] for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        self.asked.append([f"query: {text}"])
+        self.requests.append([f"query: {text}"])
         return [0.1 * len(text), -1.0]
 
 
@@ -40,7 +40,7 @@ def test_embedded_texts_are_cached() -> None:
     first = cached.embed_documents(["a", "bb", "a"])
     assert first == [[0.1, 1.0], [0.2, 1.0], [0.1, 1.0]]
     assert cached.embed_documents(["ccc", "bb", "a"]) == [[0.1 * 3, 1.0], [0.2, 1.0], [0.1, 1.0]]
-    assert provider.asked == [["a", "bb"], ["ccc"]]
+    assert provider.requests == [["a", "bb"], ["ccc"]]
     assert cached.embed_documents([]) == []
     first[0][0] = 9
     assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "a caller may change the vectors that it received"
@@ -51,7 +51,7 @@ def test_queries_and_documents_share_vectors_only_if_the_embedder_treats_them_al
     cached = CachedEmbedder(provider)
     assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
     assert cached.embed_query("a") == cached.embed_query("a") == [0.1, -1.0]
-    assert provider.asked == [["a"], ["query: a"]]
+    assert provider.requests == [["a"], ["query: a"]]
     provider.symmetric = True  # type: ignore[attr-defined]
     alike = CachedEmbedder(provider)
     assert alike.embed_documents(["a"])[0] == alike.embed_query("a") == [0.1, 1.0]
@@ -64,11 +64,11 @@ def test_only_the_texts_used_last_are_kept() -> None:
     cached.embed_documents(["a", "b"])
     cached.embed_documents(["a"])
     cached.embed_documents(["c"])
-    provider.asked.clear()
+    provider.requests.clear()
     cached.embed_documents(["a", "c"])
-    assert provider.asked == []
+    assert provider.requests == []
     cached.embed_documents(["b"])
-    assert provider.asked == [["b"]]
+    assert provider.requests == [["b"]]
     assert len(cached.embed_documents(list("defgh"))) == 5, "one call may exceed the size of the cache"
 
 
@@ -96,11 +96,11 @@ def test_an_embedder_that_gives_too_few_is_an_error() -> None:
 def test_a_failure_is_not_remembered() -> None:
     class Flaky(Provider):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
-            return [[float("nan"), 1.0]] if len(self.asked) < 2 else super().embed_documents(texts)
+            return [[float("nan"), 1.0]] if len(self.requests) < 2 else super().embed_documents(texts)
 
         def embed_query(self, text: str) -> list[float]:
-            if not self.asked:
-                self.asked.append([])
+            if not self.requests:
+                self.requests.append([])
                 raise ConnectionError
             return super().embed_query(text)
 
@@ -120,7 +120,7 @@ def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytes
         remote = init_embedder("some:provider-small")
         assert remote is init_embedder("some:provider-small")
         assert remote.embed_query("a") == remote.embed_query("a")
-        assert provider.asked == [["query: a"]]
+        assert provider.requests == [["query: a"]]
         assert embedder_fingerprint(remote) == embedder_fingerprint(provider) == "provider-small"
         assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
     finally:

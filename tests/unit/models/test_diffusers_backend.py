@@ -220,7 +220,7 @@ def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices.pick_devices("cuda:1, cpu") == ("cuda:1", "cpu")
 
 
-def test_two_names_of_the_same_weights_load_them_once(folder: Path) -> None:
+def test_generators_with_other_call_options_share_loaded_weights(folder: Path) -> None:
     first_generator, second_generator = generator(folder), generator(folder, steps=4, previews=1)
     with first_generator.replicas.borrow() as replica:
         pipeline = replica.pipeline

@@ -133,7 +133,7 @@ def test_the_planners_own_tools_keep_their_names(tmp_path: Path, name: str) -> N
         read_skill(add(tmp_path / name, GOOD.format(name=name)))
 
 
-def test_a_description_hides_no_characters(tmp_path: Path) -> None:
+def test_invisible_characters_are_removed_from_a_description(tmp_path: Path) -> None:
     text = GOOD.format(name="bidi").replace("Use it.", "Use \u202eit\u202c\u200b when\x1b[31m red.")
     skill, _ = read_skill(add(tmp_path / "bidi", text))
     assert skill.description == "Use it when[31m red."

@@ -38,7 +38,7 @@ SPEC = SceneSpec(
 )
 
 
-def wish(text: str = PROMPT) -> HumanMessage:
+def user_message(text: str = PROMPT) -> HumanMessage:
     return HumanMessage(fence("user_prompt", text))
 
 
@@ -51,13 +51,13 @@ def test_it_is_found_by_name() -> None:
 def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
     tools = skill_tools(load_skills().skills.values())
     model = PocketChatModel().bind_tools([*tools, Plan])
-    first = model.invoke([SystemMessage("Write a prompt."), wish()])
+    first = model.invoke([SystemMessage("Write a prompt."), user_message()])
     assert {c["name"] for c in first.tool_calls} == {"counting", "spatial-layout", "attribute-binding"}
     answers = [
         ToolMessage(next(t for t in tools if t.name == c["name"]).invoke({}), tool_call_id=c["id"])
         for c in first.tool_calls
     ]
-    second = model.invoke([wish(), first, *answers])
+    second = model.invoke([user_message(), first, *answers])
     [call] = second.tool_calls
     assert call["name"] == "Plan"
     assert call["args"]["prompt"].startswith("exactly three blue cars in a ")
@@ -67,12 +67,12 @@ def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
 
 def test_a_single_thing_needs_no_skill() -> None:
     model = PocketChatModel().bind_tools([*skill_tools(load_skills().skills.values()), Plan])
-    [call] = model.invoke([wish("a cat")]).tool_calls
+    [call] = model.invoke([user_message("a cat")]).tool_calls
     assert (call["name"], call["args"]) == ("Plan", {"prompt": "a cat"})
 
 
 def test_without_skills_it_writes_the_plain_sentence() -> None:
-    plan: Any = PocketChatModel().with_structured_output(Plan).invoke([wish("2 kitties")])
+    plan: Any = PocketChatModel().with_structured_output(Plan).invoke([user_message("2 kitties")])
     assert plan.prompt == "two cats"
 
 
@@ -87,7 +87,7 @@ def test_experience_in_memory_teaches_as_a_skill_does() -> None:
 
 
 def test_it_decomposes_into_the_benchmarks_atoms() -> None:
-    answer: Any = PocketChatModel().with_structured_output(Requirements).invoke([wish()])
+    answer: Any = PocketChatModel().with_structured_output(Requirements).invoke([user_message()])
     assert [(r.question, r.kind) for r in answer.requirements] == [
         (text, question.kind) for text, question in questions_of(SPEC)
     ]
@@ -181,7 +181,7 @@ def test_equal_conversations_give_equal_answers_and_further_tries_differ() -> No
 
 def test_unknown_words_are_bad_input() -> None:
     with pytest.raises(InputError, match="dragon"):
-        PocketChatModel().with_structured_output(Requirements).invoke([wish("a dragon")])
+        PocketChatModel().with_structured_output(Requirements).invoke([user_message("a dragon")])
 
 
 def test_other_questions_get_a_self_description() -> None:

@@ -42,7 +42,7 @@ def test_order_of_the_items_does_not_matter_where_depths_differ():
 
 
 @pytest.mark.parametrize("size", [64, 256, 512])
-def test_image_has_the_size_asked_for(size):
+def test_image_has_the_requested_size(size):
     image = draw_scene(scene(), size=size)
     assert (image.size, image.mode) == ((size, size), "RGB")
 
