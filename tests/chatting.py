@@ -1,4 +1,4 @@
-"""How tests ask chat models for filled-in forms, and the names of the chat server (``servers/chat_server.py``)."""
+"""Helpers that ask chat models to fill in forms, and clients of the test chat server (``servers/chat_server.py``)."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from gems.options import ChatOptions
 Schema = TypeVar("Schema", bound=BaseModel)
 
 KEY = "sk-canary-9b1e"
-"""The key that the server's ``locked`` opens for."""
+"""The API key that the server's ``locked`` behaviour accepts."""
 
-WISH = "two red cars"
+PROMPT = "two red cars"
 SPEC = SceneSpec((Group(2, ATTRIBUTES.index("red"), SINGULARS["car"]),), ())
 REQUIREMENTS = [
     Requirement(id=f"r{i}", question=text, kind=question.kind)
@@ -52,7 +52,7 @@ REQUIREMENTS = [
 
 @contextmanager
 def serving(script: str = "chat_server.py") -> Iterator[str]:
-    """The address of a server in a process of its own, which ends with the block."""
+    """Run a test server in its own process until the block ends, and yield its address."""
     path = Path(__file__).parent / "servers" / script
     with Process([sys.executable, str(path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -62,13 +62,13 @@ def serving(script: str = "chat_server.py") -> Iterator[str]:
             process.kill()
 
 
-class ChatAt:
-    """A name of the chat server that nobody else asks: one kind of behaviour, one log."""
+class ChatEndpoint:
+    """A unique endpoint of the chat server, with one behaviour and its own log."""
 
     def __init__(self, server: str, behaviour: str = "fine", **options: Any) -> None:
         self._server, self._name = server, f"{behaviour}~{uuid.uuid4().hex[:8]}"
-        given = {"api_key": KEY, "timeout": 20.0, **options}
-        self.options = ChatOptions(base_url=f"{server}/{self._name}/v1", **given)
+        settings = {"api_key": KEY, "timeout": 20.0, **options}
+        self.options = ChatOptions(base_url=f"{server}/{self._name}/v1", **settings)
 
     @property
     def model(self) -> BaseChatModel:
@@ -76,10 +76,10 @@ class ChatAt:
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """What was asked: way, form, key and the whole request."""
+        """The requests so far, each with its way, form, key and whole body."""
         with urlopen(f"{self._server}/log/{self._name}") as answer:
-            found: list[dict[str, Any]] = json.load(answer)
-        return found
+            entries: list[dict[str, Any]] = json.load(answer)
+        return entries
 
     @property
     def ways(self) -> list[str]:
@@ -102,7 +102,7 @@ def fill(
     options: ChatOptions | None = None,
     **kwargs: Any,
 ) -> tuple[Answer[Schema], Usage]:
-    """One form, and what it cost."""
+    """Have the model fill in one form; return the form and its usage."""
     state = GemsState(usage=Usage(), run_id=uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
         answer = ask(meter, model, form, list(messages) or question(form), **kwargs)
@@ -110,25 +110,25 @@ def fill(
 
 
 def look(model: BaseChatModel, options: ChatOptions | None = None) -> tuple[list[Verdict], Usage]:
-    """What the model says to an image of two red cars, and what it cost."""
+    """Have the model inspect an image of two red cars; return its verdicts and their usage."""
     state = GemsState(usage=Usage(), run_id=uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
         verdicts = inspect_image(meter, model, REQUIREMENTS, picture())
     return verdicts, meter.usage
 
 
-def question(form: type[BaseModel], wish: str = WISH) -> list[BaseMessage]:
-    """What the nodes ask when they want such a form, in short."""
+def question(form: type[BaseModel], prompt: str = PROMPT) -> list[BaseMessage]:
+    """A short version of the messages with which a node asks for this form."""
     if form is Plan:
-        return [SystemMessage("Write a prompt for the wish."), HumanMessage(fence("user_prompt", wish))]
+        return [SystemMessage("Write a prompt for the wish."), HumanMessage(fence("user_prompt", prompt))]
     if form is Requirements:
-        return [SystemMessage("Break the wish down."), HumanMessage(fence("user_prompt", wish))]
+        return [SystemMessage("Break the wish down."), HumanMessage(fence("user_prompt", prompt))]
     assert form is Refinement
     report = "\n\n".join(
         [
-            fence("user_prompt", wish),
+            fence("user_prompt", prompt),
             fence("history", "1.0 plan: 1/2 passed, failed r2"),
-            fence("best_attempt", f"prompt: {wish}\nfix (count, no): Are there exactly two cars in the image? three"),
+            fence("best_attempt", f"prompt: {prompt}\nfix (count, no): Are there exactly two cars in the image? three"),
         ]
     )
     return [SystemMessage("Improve the prompt."), HumanMessage([block(), {"type": "text", "text": report}])]

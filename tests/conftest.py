@@ -7,29 +7,29 @@ from pathlib import Path
 
 import pytest
 
-# Read by LangGraph and by the model loaders when they are imported, so set before anything else is.
+# LangGraph and the model loaders read these when they are imported, so they are set before any other import.
 os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Two workers and the processes that they start share the cores: threads of one test would only take turns.
+# The workers and the processes that they start share the cores: more threads per test would only compete.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
 from forked import start_server
 
 FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
-"""Groups of tests (``pytest.mark.xdist_group``) that take longest, longest first: they start the run."""
+"""The slowest groups of tests (``pytest.mark.xdist_group``), slowest first. They run before all other tests."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork server once for all workers, which find it in their environment."""
+    """Start the fork server once; the workers read its address from their environment."""
     if getattr(config.option, "numprocesses", None):
         start_server()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long groups first, so that no worker is left alone with one of them at the end."""
+    """Run slow groups first, so that the run does not end with one worker on a slow group and the others idle."""
 
     def rank(item: pytest.Item) -> int:
         marker = item.get_closest_marker("xdist_group")
@@ -41,13 +41,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of the test's own: no test sees or leaves anything in the user's."""
+    """A separate GEMS home folder for each test: no test reads or changes the user's."""
     home = tmp_path / "gems-home"
     monkeypatch.setenv("GEMS_HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return home
 
 
-# --- servers that the whole session shares --------------------------------------------------------------------------
+# --- servers shared by the whole session ----------------------------------------------------------------------------
 
 from shared_servers import chat_server, database, image_server, postgres, service, studio  # noqa: E402, F401

@@ -1,4 +1,4 @@
-"""A file system that counts: how often is each file of it read?"""
+"""A file system that counts how often each of its files is read."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["CountingFileSystem", "empty_counting_files"]
 
 
 class CountingFileSystem(MemoryFileSystem):
-    """A stand-in for a bucket, in memory: ``counting://FOLDER``."""
+    """An in-memory substitute for a bucket: ``counting://FOLDER``."""
 
     protocol = "counting"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     reads: ClassVar[Counter[str]] = Counter()
-    """How often each file was read, by its name without the folder."""
+    """Number of reads per file name, without the folder."""
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
         self.reads[path.rpartition("/")[2]] += 1
@@ -27,7 +27,7 @@ class CountingFileSystem(MemoryFileSystem):
 
 
 def empty_counting_files() -> Counter[str]:
-    """Delete all files of ``counting://`` and start counting at 0."""
+    """Delete all files of ``counting://``, reset the counts and return them."""
     fsspec.register_implementation("counting", CountingFileSystem, clobber=True)
     CountingFileSystem.store.clear()
     CountingFileSystem.reads.clear()

@@ -1,13 +1,13 @@
-"""The pages of the documentation as data: code blocks with their marks, shell lines, links and headings.
+"""Parses the documentation pages: code blocks with their marks, shell commands, links and headings.
 
-A comment directly before a block says how a test treats it; without one, the block is run.
+A comment directly before a block tells the tests how to treat it. A block without a comment is run.
 
 ``<!-- not-run: REASON -->``
-    The block is checked but not run: names in Python, options on command lines.
+    The block is not run, only checked: imported names in Python, options on command lines.
 ``<!-- with-service -->``
-    The block is run against a running service; ``http://127.0.0.1:8000`` in it stands for the service's address.
+    The block is run against a running service, whose address replaces ``http://127.0.0.1:8000``.
 ``<!-- file: NAME -->``
-    The block is the text of that file, which later blocks of the page read.
+    The block is the content of that file, which later blocks of the page read.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ MARKS = ("not-run", "with-service", "file")
 LANGUAGES = frozenset(
     {"css", "html", "ini", "json", "jsonl", "markdown", "mermaid", "python", "sh", "text", "toml", "yaml"}
 )
-"""What a block may be written in. ``bash``, ``console`` or ``py`` would slip past the tests."""
+"""The languages that a block may use. Tests would miss synonyms such as ``bash``, ``console`` or ``py``."""
 
 
 class PageError(AssertionError):
-    """A page says something that is not so, or that nobody checks."""
+    """A page contains an error, or something that the tests cannot check."""
 
 
 @dataclass(frozen=True)
@@ -41,29 +41,29 @@ class Block:
 
     page: str
     line: int
-    """Of its first line of code, from 1."""
+    """The number of its first line of code, counted from 1."""
     language: str
     source: str
     mark: str
     argument: str
-    """What stands behind the mark: the reason or the file's name."""
+    """The text after the mark: the reason or the file's name."""
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Page and line, for messages."""
         return f"{self.page}:{self.line}"
 
 
 @dataclass(frozen=True)
 class Command:
-    """A simple command of a shell line."""
+    """A simple shell command."""
 
     words: tuple[str, ...]
     place: str
     redirect: str = ""
     """``>`` or ``>>``, if its output goes to a file."""
     target: str = ""
-    """The file that takes its output."""
+    """The file that receives its output."""
 
     def __str__(self) -> str:
         return shlex.join(self.words)
@@ -89,22 +89,21 @@ class Page:
         return MarkdownIt("gfm-like", {"linkify": False}).parse(self.text)
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks of code, in order. Sphinx's directives, such as ``{toctree}``, are none.
+        """All blocks of code, in order, without Sphinx directives such as ``{toctree}``.
 
         Raises:
-            PageError: A block has no language, or one that is not checked; or a mark is misspelt.
+            PageError: A block is indented, its language is missing or unknown, or its mark is wrong.
         """
         for before, token in zip([None, *self.tokens], self.tokens, strict=False):
             if token.type == "code_block":
-                raise PageError(f"{self.name}: an indented block; use a fence: {token.content!r}")
+                raise PageError(f"{self.name}: indented code block; use a fence: {token.content!r}")
             if token.type != "fence" or token.info.startswith("{"):
                 continue
             assert token.map is not None
             line = token.map[0] + 2
             if token.info not in LANGUAGES:
-                raise PageError(
-                    f"{self.name}:{line}: {token.info or 'no language'}; use {', '.join(sorted(LANGUAGES))}"
-                )
+                fault = f"unknown language {token.info}" if token.info else "no language"
+                raise PageError(f"{self.name}:{line}: {fault}; use {', '.join(sorted(LANGUAGES))}")
             yield Block(self.name, line, token.info, token.content, *self._mark(before, line))
 
     def _mark(self, before: Token | None, line: int) -> tuple[str, str]:
@@ -112,21 +111,21 @@ class Page:
             return "", ""
         comment = re.fullmatch(r"<!--\s*([a-z-]+)(?::\s*(.*?))?\s*-->", before.content.strip(), re.DOTALL)
         if comment is None or comment[1] not in MARKS:
-            raise PageError(f"{self.name}:{line}: before the block stands {before.content.strip()!r}, which is no mark")
+            raise PageError(f"{self.name}:{line}: {before.content.strip()!r} before the block is not a known mark")
         mark, argument = comment[1], comment[2] or ""
         if bool(argument) != (mark != "with-service"):
-            raise PageError(f"{self.name}:{line}: {mark} needs {'no argument' if argument else 'an argument'}")
+            raise PageError(f"{self.name}:{line}: {mark} {'takes no' if argument else 'needs an'} argument")
         return mark, argument
 
     def toctree(self) -> Iterator[str]:
-        """Entries of its tables of contents: documents or patterns, relative to the page's folder."""
+        """The entries of its tables of contents: documents or patterns, relative to the page's folder."""
         for token in self.tokens:
             if token.type == "fence" and token.info == "{toctree}":
                 lines = (line.strip() for line in token.content.splitlines())
                 yield from (line for line in lines if line and not line.startswith(":"))
 
     def links(self) -> Iterator[str]:
-        """Targets of links and images."""
+        """The targets of its links and images."""
         for token in self.tokens:
             for child in token.children or ():
                 if child.type == "link_open":
@@ -135,7 +134,7 @@ class Page:
                     yield str(child.attrs["src"])
 
     def anchors(self) -> set[str]:
-        """The anchors of its headings, as GitHub and MyST make them."""
+        """The anchors that GitHub and MyST create for its headings."""
         texts = [
             "".join(child.content for child in after.children or () if child.type in ("text", "code_inline"))
             for token, after in zip(self.tokens, self.tokens[1:], strict=False)
@@ -145,17 +144,17 @@ class Page:
 
 
 def pages() -> list[Page]:
-    """All pages that people read: the documentation, and the files beside the README."""
+    """All pages for readers: the documentation, the README and the files beside it."""
     top = [ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")]
     docs = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
     return [Page(path) for path in (*top, *docs) if path.exists()]
 
 
 def commands(block: Block) -> Iterator[Command]:
-    """The commands of a block of shell lines: comments go, continued lines are joined, ``;`` and ``&&`` separate.
+    """The commands of a shell block. Drops comments, joins continued lines, and splits at ``;`` and ``&&``.
 
     Raises:
-        PageError: A line has a pipe or something else that a test does not run.
+        PageError: A line has a pipe or other syntax that the tests cannot run.
     """
     joined = ""
     for number, line in enumerate(block.source.splitlines(), start=block.line):

@@ -1,4 +1,4 @@
-"""An embedder without a model: each text is a point of its own, the same in every process."""
+"""An embedder without a model: each text has its own point, the same in every process."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 
 
-class Points(Embeddings):
-    """Texts lie at random places on a sphere; those with the same first word lie near to each other."""
+class PointEmbeddings(Embeddings):
+    """Maps texts to random points on a sphere; texts with the same first word are near each other."""
 
     def __init__(self, dims: int = 16, fingerprint: str = "points") -> None:
         self.dims, self.fingerprint = dims, fingerprint
         self.texts = 0
 
     def points(self, texts: list[str]) -> NDArray[np.float32]:
-        """n x dims, of unit length."""
-        found = np.stack([_point(self.fingerprint, self.dims, text) for text in texts])
-        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), np.float32)
+        """Unit vectors as an array of n rows and ``dims`` columns."""
+        vectors = np.stack([_point(self.fingerprint, self.dims, text) for text in texts])
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         self.texts += len(texts)
@@ -32,7 +32,7 @@ class Points(Embeddings):
 
 @lru_cache(maxsize=20_000)
 def _point(fingerprint: str, dims: int, text: str) -> NDArray[np.float64]:
-    """Tests that compare with every other text ask for the same points thousands of times."""
+    """The point of one text, cached: tests that compare every pair of texts ask for each point thousands of times."""
     return _place(fingerprint, dims, text.split(" ")[0]) + 0.5 * _place(fingerprint, dims, text)
 
 

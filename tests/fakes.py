@@ -1,4 +1,4 @@
-"""Stand-ins for what cannot be here: a chat model that says what a test wants, and a generator that can fail."""
+"""Fake models: a chat model that follows a script, and a generator that can be made to fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Script = Callable[[str, list[BaseMessage], int], Any]
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Answers each structured call with what the script returns, and keeps what it was asked."""
+    """Answers each structured call with what the script returns, and records the calls."""
 
     script: Script
     _calls: list[tuple[str, list[BaseMessage], list[str]]] = PrivateAttr(default_factory=list)
@@ -34,7 +34,7 @@ class ScriptedChatModel(BaseChatModel):
         return self._calls
 
     def schema(self, name: str) -> dict[str, Any]:
-        """The JSON schema of a form as it was last offered."""
+        """The JSON schema of a form, as the last call offered it."""
         return self._schemas[name]
 
     def count(self, schema: str) -> int:
@@ -75,7 +75,7 @@ class ScriptedChatModel(BaseChatModel):
 
 
 class PaintGenerator:
-    """Paints one flat colour per request, the same for the same request; fails where told to."""
+    """Paints one flat colour per request, the same for equal requests. ``fail`` chooses the requests that fail."""
 
     name = "paint"
     fingerprint = "0" * 64
@@ -108,7 +108,7 @@ class PaintGenerator:
                 on_step(Step(index, 1, 1))
             time.sleep(self._seconds)
             shade = sum(request.prompt.encode()) + request.seed
-            if request.edit is not None:  # something of the image that it starts from
+            if request.edit is not None:  # the colour depends on the image that the edit starts from
                 shade += sum(request.edit.image.getpixel((0, 0)))  # type: ignore[arg-type]
             color = (shade % 256, shade // 256 % 256, shade // 65536 % 256)
             results.append(GeneratedImage(request, Image.new("RGB", (32, 32), color)))

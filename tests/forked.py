@@ -1,7 +1,7 @@
-"""Python commands in processes of their own, without the cost of importing the libraries (``servers/zygote.py``).
+"""Runs Python commands in separate processes without the cost of importing the libraries (``servers/zygote.py``).
 
-``run`` and ``Process`` take the place of ``subprocess.run`` and ``subprocess.Popen`` for ``[sys.executable, ...]``.
-``gems`` and ``gems_process`` run the command line. ``gems_here`` runs it in this process: for input that it refuses.
+``run`` and ``Process`` replace ``subprocess.run`` and ``subprocess.Popen`` for ``[sys.executable, ...]``. ``gems`` and
+``gems_process`` run the command line. ``gems_here`` runs it in this process; use it for input that GEMS refuses.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _READ_AT_IMPORT = {
     "LANGGRAPH_STRICT_MSGPACK": "true",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Variables that the libraries read when they are imported; the command line sets the same ones."""
+"""Variables that the libraries read when they are imported. The command line sets the same ones."""
 
 
 def start_server() -> str:
-    """The socket of the fork server, which is started now unless a parent of this process has done so."""
+    """Start the fork server unless a parent process already has; return the path of its socket."""
     if address := os.environ.get(_ADDRESS):
         return address
     folder = tempfile.TemporaryDirectory(prefix="gems-zygote-", ignore_cleanup_errors=True)
@@ -65,23 +65,23 @@ def _connect(address: str) -> socket.socket:
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.02)  # the server is importing
+            time.sleep(0.02)  # the server is still importing
         else:
             return connection
 
 
 class Process(subprocess.Popen[Any]):
-    """A ``Popen`` whose child is a fork of the server: the same pipes, pid, signals and exit codes.
+    """A ``Popen`` whose child is forked by the fork server; pipes, pid, signals and exit codes work as usual.
 
     It overrides the three private methods of CPython 3.11 to 3.13 that start a child and wait for it.
     """
 
     _connection: socket.socket
 
-    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *others: Any) -> None:
-        # The order of CPython's own signature; what is not used here cannot be asked for.
-        cwd, env = others[2:4]
-        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = others[7:13]
+    def _execute_child(self, args: Any, executable: Any, preexec_fn: Any, *popen_arguments: Any) -> None:
+        # The positions follow CPython's private signature. Options that are not read here are not supported.
+        cwd, env = popen_arguments[2:4]
+        p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = popen_arguments[7:13]
         interpreter, *arguments = map(os.fspath, args)
         assert interpreter == sys.executable
         request = {
@@ -91,7 +91,8 @@ class Process(subprocess.Popen[Any]):
         }
         self._connection = _connect(start_server())
         streams = [
-            given if given != -1 else own for given, own in zip((p2cread, c2pwrite, errwrite), range(3), strict=True)
+            descriptor if descriptor != -1 else standard_stream
+            for descriptor, standard_stream in zip((p2cread, c2pwrite, errwrite), range(3), strict=True)
         ]
         socket.send_fds(self._connection, [f"{json.dumps(request)}\n".encode()], streams)
         self.pid = int(self._read_line())
@@ -101,14 +102,14 @@ class Process(subprocess.Popen[Any]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is not None:  # what has failed need not wait for the process to end
+        if kind is not None:  # a failed test does not wait for the process to end
             self.kill()
         super().__exit__(kind, error, traceback)
 
     def _read_line(self) -> bytes:
         line = b""
         while not line.endswith(b"\n"):
-            part = self._connection.recv(1)  # not a byte more: the wait status may follow
+            part = self._connection.recv(1)  # one byte at a time: the wait status may follow
             if not part:
                 raise ChildProcessError("the fork server has ended")
             line += part
@@ -145,36 +146,36 @@ def run(
     arguments = [str(part) for part in command]
     with Process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=text, cwd=cwd, env=env) as process:
         stdout, stderr = process.communicate(timeout=timeout)
-    done = subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
+    result = subprocess.CompletedProcess(arguments, process.returncode, stdout, stderr)
     if check:
-        done.check_returncode()
-    return done
+        result.check_returncode()
+    return result
 
 
 SUBPROCESS = SimpleNamespace(**{**vars(subprocess), "Popen": Process, "run": run})
-"""What takes the place of the module ``subprocess`` in one that starts commands."""
+"""Replaces the ``subprocess`` module inside a module that starts commands."""
 
 
 def command_line(*arguments: object) -> list[str]:
-    """``gems ARGUMENTS`` as a command."""
+    """The command ``gems ARGUMENTS`` as a list of words."""
     return [sys.executable, "-m", "gems", *map(str, arguments)]
 
 
 def environment(home: Path | None = None, **variables: str) -> dict[str, str]:
-    """This process's environment with a wide terminal, a home folder of GEMS, and further variables."""
-    own = {} if home is None else {"GEMS_HOME": str(home)}
-    return {**os.environ, "COLUMNS": "200", **own, **variables}
+    """This process's environment with a wide terminal, a GEMS home folder and the given variables."""
+    home_variable = {} if home is None else {"GEMS_HOME": str(home)}
+    return {**os.environ, "COLUMNS": "200", **home_variable, **variables}
 
 
 def gems(
     *arguments: object, home: Path | None = None, cwd: Path | None = None, timeout: float = 180, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """``gems ARGUMENTS``, and what it printed. Keyword arguments in capitals are environment variables."""
+    """Run ``gems ARGUMENTS`` and capture its output. Keyword arguments in capitals are environment variables."""
     return run(command_line(*arguments), timeout=timeout, cwd=cwd, env=environment(home, **variables))
 
 
 def gems_process(*arguments: object, home: Path | None = None, cwd: Path | None = None, **variables: str) -> Process:
-    """``gems ARGUMENTS`` in the background, its outputs as text pipes."""
+    """Start ``gems ARGUMENTS`` in the background with its outputs as text pipes."""
     return Process(
         command_line(*arguments),
         stdout=subprocess.PIPE,
@@ -186,13 +187,13 @@ def gems_process(*arguments: object, home: Path | None = None, cwd: Path | None 
 
 
 def gems_here(*arguments: object, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``gems ARGUMENTS`` in this process, and what it printed and left with. Any other exception is raised."""
+    """Run ``gems ARGUMENTS`` in this process; capture its output and exit code. Raises exceptions that are no exit."""
     from typer.testing import CliRunner
 
     from gems.cli.main import app
 
-    given = list(map(str, arguments))
-    done = CliRunner().invoke(app, given, prog_name="gems", env=environment(home, **variables))
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    return subprocess.CompletedProcess(["gems", *given], done.exit_code, done.stdout, done.stderr)
+    words = list(map(str, arguments))
+    result = CliRunner().invoke(app, words, prog_name="gems", env=environment(home, **variables))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(["gems", *words], result.exit_code, result.stdout, result.stderr)

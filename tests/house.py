@@ -1,10 +1,10 @@
-"""Whether the house is in order: names, sizes and imports of every module of the package.
+"""Checks the names, sizes and imports of every module of the package.
 
-usage: python tests/house.py [PATH ...]        PATH limits what is printed to files below it
+usage: python tests/house.py [PATH ...]        PATH limits the output to files below it
 
-It prints one line per fault and exits with 1 if there is one: modules that share a name, import circles (lazy imports
-count), functions over 80 lines, classes over 250, a README over 150 lines, and variables or arguments that are named by
-a bare participle or pronoun. Who may import whom is import-linter's business (``lint-imports``).
+It prints one line per fault and exits with 1 if there are any. Faults are modules that share a name, import circles
+(lazy imports count), functions over 80 lines, classes over 250, a README over 150 lines, and variables or arguments
+whose name is a bare participle or pronoun. ``lint-imports`` checks which package may import which.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCRIPTS = ("benchmarks", "training", "examples")
 MAX_FUNCTION, MAX_CLASS, MAX_README = 80, 250, 150
 
 SIBLINGS = frozenset({"loading", "chat"})
-"""Names that siblings of one protocol may share: the implementations of one thing for several libraries."""
+"""Module names that may occur more than once: implementations of the same part for several libraries."""
 
 BARE = frozenset(
     {
@@ -108,11 +108,11 @@ BARE = frozenset(
         "written",
     }
 )
-"""Participles and pronouns that say nothing of what a variable holds."""
+"""Participles and pronouns that do not say what a variable holds."""
 
 
 def files() -> Iterator[tuple[str, Path]]:
-    """Every module of the package and every script: its dotted name and its file."""
+    """Yield the dotted name and the file of every module of the package and every script."""
     for folder, package in PACKAGES.items():
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT / folder).with_suffix("").parts
@@ -143,7 +143,7 @@ def long_blocks(tree: ast.Module, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def bare_names(tree: ast.Module, path: Path) -> Iterator[tuple[Path, str]]:
-    fields = {  # of records and forms: their names are part of a file's or an interface's format
+    fields = {  # fields of records and forms: their names belong to file formats and interfaces
         id(statement.target)
         for node in ast.walk(tree)
         if isinstance(node, ast.ClassDef)
@@ -164,7 +164,7 @@ def bare_names(tree: ast.Module, path: Path) -> Iterator[tuple[Path, str]]:
 
 
 def imports(tree: ast.Module, module: str, names: dict[str, Path]) -> set[str]:
-    """The modules of ours that a module imports, at its top or inside a function; not those for type checkers alone."""
+    """The modules of this repository that a module imports, anywhere but under TYPE_CHECKING."""
     typing_only = {
         id(child)
         for node in ast.walk(tree)

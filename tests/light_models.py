@@ -1,12 +1,12 @@
-"""Models without weights, which import no heavy library:
+"""Models without weights that import no heavy library:
 ``--generator python:light_models:make_generator --mllm python:light_models:make_chat``.
 
-The generator paints one flat colour that follows from prompt and seed, and the chat model judges an image by that
-colour. About a third of the prompts are solved in the first round, the same ones in every process.
+The generator paints one flat colour that depends on prompt and seed, and the chat model judges an image by that colour.
+About a third of the prompts are solved in the first round, the same ones in every process.
 
-Two environment variables change what a process does that draws or chats. LIGHT_PACE names a file with the seconds per
-image; a test can change it at any time. LIGHT_IMPORTS names a folder where each process writes which heavy libraries
-it has imported.
+Two environment variables control the models. LIGHT_PACE names a file with the seconds per image; a test can change it
+at any time. LIGHT_IMPORTS names a folder where each process that draws or chats lists the heavy libraries that it has
+imported.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from gems.options import ChatOptions, GeneratorOptions
 GENERATOR = "python:light_models:make_generator"
 CHAT = "python:light_models:make_chat"
 OPTIONS = ("--generator", GENERATOR, "--mllm", CHAT)
-"""Command-line options. They need ``tests`` on PYTHONPATH."""
+"""Command-line options that select both models. They need ``tests`` on PYTHONPATH."""
 
 HEAVY = ("torch", "transformers", "diffusers", "faiss", "scipy")
 
 
 class LightGenerator(PaintGenerator):
-    """A ``Local`` generator: on Ray, it runs in a process of its own."""
+    """A ``Local`` generator: on Ray it runs in its own process."""
 
     batch_size = 1
     replicas = SimpleNamespace(devices=("cpu",))

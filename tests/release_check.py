@@ -1,14 +1,14 @@
-"""Whether what is committed can be released: a wheel from a clean clone, and an installation that draws an image.
+"""Checks that the committed state can be released: builds a wheel from a clean clone, installs it and draws an image.
 
 usage: python tests/release_check.py [--python PYTHON] [--wheel-only]
 
 1. Clones HEAD and builds a wheel from the clone.
 2. Builds a wheel from the files that the Dockerfile copies, and compares the two.
 3. Installs the first one, with the versions of constraints.txt, into an empty environment outside the checkout.
-4. Draws the demo's image there, from a folder that has nothing to do with the project, and looks at what it leaves.
+4. Draws the demo's image there, from a folder outside the project, and checks the files that the run writes.
 
-It needs a package index for the build and the installation (some 2 GB); ``--wheel-only`` ends after step 2. Exits with
-1 and one line if something is wrong.
+The build and the installation (about 2 GB) need a package index. ``--wheel-only`` ends after step 2. If a check fails,
+the script prints one line and exits with 1.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class FaultError(Exception):
-    """What is wrong, in one line."""
+    """A failed check; its message is one line."""
 
 
 def call(command: Sequence[object], *, cwd: Path, env: Mapping[str, str] | None = None, passing: int = 0) -> str:
@@ -40,9 +40,9 @@ def call(command: Sequence[object], *, cwd: Path, env: Mapping[str, str] | None 
 
     Args:
         command: Program and arguments.
-        cwd: Where it runs.
-        env: Its environment; this process's, if none is given.
-        passing: The highest exit code that is no failure.
+        cwd: The working directory.
+        env: The environment of the command. By default, this process's.
+        passing: The highest exit code that counts as success.
     """
     words = [str(word) for word in command]
     result = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
@@ -54,14 +54,14 @@ def call(command: Sequence[object], *, cwd: Path, env: Mapping[str, str] | None 
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
-    """Build a wheel as pip does, in an environment of its own."""
+    """Build a wheel with pip, in an isolated environment."""
     call([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source], cwd=folder)
     [wheel] = folder.glob("*.whl")
     return wheel
 
 
 def contents(wheel: Path) -> dict[str, int]:
-    """The files of a wheel and their checksums, without the list of files that it ends with."""
+    """The files of a wheel and their checksums, except RECORD, the list of files."""
     with zipfile.ZipFile(wheel) as archive:
         return {item.filename: item.CRC for item in archive.infolist() if not item.filename.endswith("/RECORD")}
 
@@ -83,7 +83,7 @@ def copy_like_docker(clone: Path, target: Path) -> None:
     """Copy the files that ``COPY . .`` of the Dockerfile copies."""
     lines = [line.strip() for line in (clone / "Dockerfile").read_text().splitlines()]
     if "COPY . ." not in lines:
-        raise FaultError("the Dockerfile does not copy the whole checkout: this check has to follow what it copies")
+        raise FaultError("the Dockerfile does not copy the whole checkout: update this check to copy the same files")
     patterns = [line for line in (clone / ".dockerignore").read_text().split() if not line.startswith("#")]
     for name in call(["git", "ls-files"], cwd=clone).splitlines():
         if not is_ignored(name, patterns):
@@ -102,7 +102,7 @@ def check_wheels(work: Path) -> Path:
     own, dockers = contents(wheel), contents(build_wheel(work / "docker", folders[1]))
     if own != dockers:
         different = sorted(name for name in own.keys() | dockers.keys() if own.get(name) != dockers.get(name))
-        raise FaultError(f"the Dockerfile's files build another wheel; different are {', '.join(different)}")
+        raise FaultError(f"the Dockerfile's files build a different wheel; these files differ: {', '.join(different)}")
     print(f"{wheel.name}: {len(own)} files, {wheel.stat().st_size >> 10:,} KB; the Dockerfile's files build the same")
     return wheel
 
@@ -130,15 +130,15 @@ def check_installation(work: Path, wheel: Path, python: str) -> None:
         [bin_folder / "gems", "generate", PROMPT, "--seed", 4, "--out", "drawn", "--json", "--quiet"],
         cwd=elsewhere,
         env=env,
-        passing=1,  # best effort
+        passing=1,  # exit code 1 means best effort
     )
     record = json.loads(printed)
     folder = elsewhere / "drawn" / record["thread"]
     names = ["best.png", "report.html", "run.json", *(attempt["file"] for attempt in record["attempts"])]
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise FaultError(f"the run has left no {', '.join(absent)}")
+        raise FaultError(f"the run did not write {', '.join(absent)}")
     if any((folder / name).read_bytes()[:8] != PNG for name in names if name.endswith(".png")):
-        raise FaultError("an image of the run is no PNG")
+        raise FaultError("an image of the run is not a PNG file")
     if record["gems_version"] not in wheel.name:
         raise FaultError(f"the record names version {record['gems_version']}, the wheel is {wheel.name}")
     print(f"drew {PROMPT!r}: {record['outcome']}, {len(record['attempts'])} images, score {record['score']:.2f}")

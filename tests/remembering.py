@@ -1,4 +1,4 @@
-"""Runs to remember."""
+"""Builds past runs for tests of the memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ IMAGE = ImageRef(uri="file:///x.png", sha256="0" * 64, width=8, height=8)
 
 
 def past(prompt: str, *attempts: str, solved: bool = True, generator: str = "g", **facts: Any) -> Trajectory:
-    """A run whose attempts had these prompts; the last one is the best, and passed if the run was solved."""
+    """A run whose attempts used these prompts. The last attempt is the best; it passed if the run is solved."""
     attempts = attempts or (f"better {prompt}",)
     requirements = [Requirement(id="r1", question=f"Is it {prompt}?", kind="count")]
-    made = []
-    for i, words in enumerate(attempts):
-        right = solved and i == len(attempts) - 1
-        verdict = Verdict(requirement_id="r1", answer="yes" if right else "no", confidence=0.9)
-        missed = [] if right else [requirements[0].question]
-        made.append(
+    past_attempts = []
+    for i, attempt_prompt in enumerate(attempts):
+        is_solved = solved and i == len(attempts) - 1
+        verdict = Verdict(requirement_id="r1", answer="yes" if is_solved else "no", confidence=0.9)
+        failed_questions = [] if is_solved else [requirements[0].question]
+        past_attempts.append(
             PastAttempt(
-                prompt=words, seed=i, strategy="plan", score=0.5, failed=missed, image=IMAGE, verdicts=[verdict]
+                prompt=attempt_prompt,
+                seed=i,
+                strategy="plan",
+                score=0.5,
+                failed=failed_questions,
+                image=IMAGE,
+                verdicts=[verdict],
             )
         )
     values: dict[str, Any] = {
@@ -38,7 +44,7 @@ def past(prompt: str, *attempts: str, solved: bool = True, generator: str = "g",
         "images": len(attempts),
         "mllm": "m",
         "generator": generator,
-        "attempts": made,
+        "attempts": past_attempts,
         "requirements": requirements,
     }
     return Trajectory(**{**values, **facts})

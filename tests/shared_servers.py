@@ -1,6 +1,6 @@
-"""Servers that a whole session shares. Each starts when the first test asks for it, once in every worker.
+"""Servers that a whole session shares. Each starts when a test first asks for it, once per worker.
 
-A costly one has an ``xdist_group`` of its name, which its tests join (``marks``, ``needs``), so that it starts once.
+The tests of a costly server join an ``xdist_group`` of its name (``marks``, ``needs``), so that it starts only once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 if TYPE_CHECKING:
-    from servers.gems_service import Served
+    from servers.gems_service import ServiceProcess
     from servers.langgraph_dev import Studio
 
 __all__ = ["chat_server", "database", "image_server", "marks", "needs", "postgres", "service", "studio"]
@@ -21,13 +21,13 @@ Test = TypeVar("Test", bound=Callable[..., Any])
 
 
 def marks(group: str) -> list[pytest.MarkDecorator]:
-    """The marks of tests that use a server of which there is one: they run in one worker, and are slow."""
-    own = [pytest.mark.postgres] if group == "postgres" else []
-    return [*own, pytest.mark.slow, pytest.mark.xdist_group(group)]
+    """The marks of tests that use a single shared server: they are slow and run in one worker."""
+    extra_marks = [pytest.mark.postgres] if group == "postgres" else []
+    return [*extra_marks, pytest.mark.slow, pytest.mark.xdist_group(group)]
 
 
 def needs(group: str) -> Callable[[Test], Test]:
-    """Give one test those marks."""
+    """A decorator that gives these marks to one test."""
 
     def mark(test: Test) -> Test:
         for each in marks(group):
@@ -39,7 +39,7 @@ def needs(group: str) -> Callable[[Test], Test]:
 
 @pytest.fixture(scope="session")
 def chat_server() -> Iterator[str]:
-    """The address of ``servers/chat_server.py``. ``chatting.ChatAt`` makes names on it that nobody else asks."""
+    """The address of ``servers/chat_server.py``. ``chatting.ChatEndpoint`` creates unique endpoints on it."""
     from chatting import serving
 
     with serving() as address:
@@ -56,7 +56,7 @@ def image_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """``gems serve`` without memory and without keys. Group ``service``."""
     from servers.gems_service import serving
 
@@ -85,7 +85,7 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture
 def database(postgres: str) -> str:
-    """The address of an empty database of the test's own. Group ``postgres``."""
+    """The address of an empty database for one test. Group ``postgres``."""
     import psycopg
 
     name = f"d{uuid.uuid4().hex}"

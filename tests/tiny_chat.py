@@ -1,7 +1,7 @@
-"""Vision chat models of the Qwen3-VL class, so small that they are made and run in a second, without a network.
+"""Tiny vision chat models of the Qwen3-VL class that are built and run within a second, without a network.
 
-Their weights are random, or set so that the model says what it is made to say. They are saved file by file as the real
-repositories are, with a video processor that nobody has the package for.
+Their weights are random, or set so that the model always gives one fixed answer. The saved files are those of a real
+repository, including a video processor whose package is not installed.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ SPECIAL: Final = (
     "<|video_pad|>",
 )
 MARKUP: Final = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-"""One token each, as in Qwen's vocabulary, but part of the text."""
+"""Each is one token that is part of the text, as in Qwen's vocabulary."""
 
 SPARE_ROWS: Final = 5
-"""Rows of the embedding that no token has: real models have hundreds."""
+"""Unused rows of the embedding. Real models have hundreds."""
 
 PATCH: Final = 4
-"""Pixels on a side; four patches make one token."""
+"""Pixels per side of a patch; four patches make one token."""
 
 
 def save_tiny_chat(folder: Path, says: Sequence[str] = (), *, thinks: bool = False) -> Path:
-    """Make a tiny model and save it.
+    """Build a tiny model and save it.
 
     Args:
-        folder: Where it goes.
-        says: The pieces of the answer that it always gives, all different, each a token, but for a single character,
-            whose bytes are. None: its weights are random.
-        thinks: Its template opens a thought at the start of each answer, as those of reasoning models do.
+        folder: The folder to save to.
+        says: The pieces of the fixed answer, all different. A piece of several characters is one token; a single
+            character is one token per byte. If empty, the weights are random.
+        thinks: Whether the template starts each answer with ``<think>``, as those of reasoning models do.
     """
     torch.manual_seed(0)
     tokenizer = _tokenizer(says)
@@ -60,7 +60,7 @@ def save_tiny_chat(folder: Path, says: Sequence[str] = (), *, thinks: bool = Fal
         _teach(
             model, tokenizer.convert_tokens_to_ids(["Ċ", *(t for piece in says for t in _tokens(piece)), "<|im_end|>"])
         )
-    # What real models ship: sampling by default, which a greedy call has to override without a word of warning.
+    # Like real models, sample by default. A greedy call must override this without a warning.
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.7,
@@ -87,7 +87,7 @@ def save_tiny_chat(folder: Path, says: Sequence[str] = (), *, thinks: bool = Fal
 
 
 def edit_json(path: Path, **changes: Any) -> None:
-    """Change what a file of settings says; None takes a setting out."""
+    """Change settings in a JSON file; None removes a setting."""
     settings = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in settings.items() if value is not None}))
 
@@ -101,7 +101,7 @@ def _tokens(piece: str) -> list[str]:
 
 
 def _tokenizer(pieces: Sequence[str]) -> Qwen2TokenizerFast:
-    """Every byte is a token, and so is every piece; no text is unknown and none needs merges."""
+    """Each byte and each piece is a token, so any text can be encoded without merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = Tokenizer(models.BPE({token: i for i, token in enumerate([*SPECIAL, *alphabet])}, []))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -112,8 +112,8 @@ def _tokenizer(pieces: Sequence[str]) -> Qwen2TokenizerFast:
         eos_token="<|im_end|>",
         additional_special_tokens=list(SPECIAL[1:]),
     )
-    added = dict.fromkeys([*MARKUP, *(piece for piece in pieces if len(piece) > 1)])
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in added])
+    added_tokens = dict.fromkeys([*MARKUP, *(piece for piece in pieces if len(piece) > 1)])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in added_tokens])
     return tokenizer
 
 
@@ -156,7 +156,7 @@ def _config(tokenizer: Qwen2TokenizerFast, width: int) -> Qwen3VLConfig:
 
 @torch.no_grad()
 def _teach(model: Qwen3VLForConditionalGeneration, chain: Sequence[int]) -> None:
-    """Make each token be followed by the next in the chain: the layers add nothing, the head looks the token up."""
+    """Make each token predict the next one of the chain: the layers add nothing, the head is a lookup table."""
     for layer in model.model.language_model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()

@@ -1,4 +1,4 @@
-"""Diffusers pipelines of random weights, so small that they are made and run in a second, without a network."""
+"""Tiny diffusers pipelines with random weights that are built and run within a second, without a network."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from transformers import (
 )
 
 SIZE: Final = 32
-"""Pixels on a side of the images that are asked for."""
+"""Width and height of the requested images, in pixels."""
 
 
 def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
-    """Make the tiny pipeline of that class, with other components where given, and save it."""
+    """Build the tiny pipeline of this class, replace the given components, and save it."""
     torch.manual_seed(0)
     pipeline = getattr(diffusers, kind)(**(_PARTS[kind]() | changes))
     for part in pipeline.components.values():
@@ -44,7 +44,7 @@ def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
 
 
 def _byte_level(tokens: list[str]) -> Tokenizer:
-    """Every byte is a token, after the special ones; so no text is unknown and none needs merges."""
+    """The special tokens, then one token per byte, so any text can be encoded without merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*tokens, *alphabet])}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -294,11 +294,11 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
 
 
 def weights_of(folder: Path) -> list[Path]:
-    """All files of weights in a saved pipeline."""
+    """All weight files of a saved pipeline."""
     return sorted(folder.rglob("*.safetensors"))
 
 
 def edit_index(folder: Path, **changes: Any) -> None:
-    """Change what ``model_index.json`` says."""
+    """Change entries of ``model_index.json``."""
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

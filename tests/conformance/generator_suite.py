@@ -1,4 +1,4 @@
-"""What every image generator must do. A backend's tests subclass this and give ``generator`` and ``prompts``."""
+"""The contract of every image generator. A backend's tests subclass this and provide ``generator`` and ``prompts``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class GeneratorConformance:
 
     @pytest.fixture
     def generator(self) -> ImageGenerator:
-        raise NotImplementedError("a subclass gives its generator")
+        raise NotImplementedError("a subclass must provide its generator")
 
     @pytest.fixture
     def prompts(self) -> tuple[str, str]:
-        raise NotImplementedError("a subclass gives two prompts")
+        raise NotImplementedError("a subclass must provide two prompts")
 
     def test_it_follows_the_protocol(self, generator: ImageGenerator) -> None:
         assert isinstance(generator, ImageGenerator)
         assert generator.name
         assert generator.fingerprint == generator.fingerprint != ""
 
-    def test_no_request_no_image(self, generator: ImageGenerator) -> None:
+    def test_no_requests_give_no_images(self, generator: ImageGenerator) -> None:
         assert generator.generate([]) == []
 
     def test_one_result_per_request_in_order(self, generator: ImageGenerator, prompts: tuple[str, str]) -> None:
@@ -43,10 +43,10 @@ class GeneratorConformance:
         assert pixels(batch[1]) == pixels(images(generator, [target])[0])
 
     def test_steps_are_reported_in_order(self, generator: ImageGenerator, prompts: tuple[str, str]) -> None:
-        told: list[Step] = []
-        generator.generate([ImageRequest(p, 1) for p in prompts], on_step=told.append)
+        reported_steps: list[Step] = []
+        generator.generate([ImageRequest(p, 1) for p in prompts], on_step=reported_steps.append)
         for index in range(2):
-            steps = [(at.step, at.steps) for at in told if at.index == index]
+            steps = [(at.step, at.steps) for at in reported_steps if at.index == index]
             assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
             assert steps
 

@@ -1,4 +1,4 @@
-"""Every kind of chat model, held to the same suite."""
+"""Runs the chat model conformance suite on every kind of chat model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from chatting import ChatAt
+from chatting import ChatEndpoint
 from conformance.chat_suite import ChatConformance
 from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel
@@ -29,9 +29,9 @@ WAYS = [
 
 
 @pytest.fixture(scope="module", params=WAYS, ids="-".join)
-def chat(request: pytest.FixtureRequest, chat_server: str) -> ChatAt:
+def chat(request: pytest.FixtureRequest, chat_server: str) -> ChatEndpoint:
     behaviour, way = request.param
-    return ChatAt(chat_server, behaviour, structured=way, temperature=0.0)
+    return ChatEndpoint(chat_server, behaviour, structured=way, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +47,25 @@ class TestPocket(ChatConformance):
 
 @pytest.mark.slow
 class TestServer(ChatConformance):
-    """Over HTTP, in every way that a structured answer can be asked for, and on servers that know few of them."""
+    """Over HTTP: every way to request a structured answer, and servers that support only some of them."""
 
     @pytest.fixture
-    def model(self, chat: ChatAt) -> BaseChatModel:
+    def model(self, chat: ChatEndpoint) -> BaseChatModel:
         return chat.model
 
     @pytest.fixture
-    def options(self, chat: ChatAt) -> ChatOptions:
+    def options(self, chat: ChatEndpoint) -> ChatOptions:
         return chat.options
 
 
 class TestTransformers(ChatConformance):
-    """Random weights: what it writes is nonsense, and held to the form of an answer while it is written."""
+    """Random weights: the model writes nonsense, and constrained decoding makes it fit the form."""
 
     forms: ClassVar[tuple[type[BaseModel], ...]] = (Plan,)
 
     @pytest.fixture
     def options(self) -> ChatOptions:
-        torch.manual_seed(5)  # greedy, it would write the same letter for ever
+        torch.manual_seed(5)  # with greedy decoding it would repeat one letter forever
         return ChatOptions(device="cpu", max_tokens=800, temperature=1.0)
 
     @pytest.fixture

@@ -1,4 +1,4 @@
-"""Chat servers of the OpenAI protocol, by every fault, over real HTTP to a server in another process."""
+"""Chat servers that speak the OpenAI protocol, with every fault, over real HTTP to a server in another process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chatting import KEY, WISH, ChatAt, picture, question
+from chatting import KEY, PROMPT, ChatEndpoint, picture, question
 from langchain_core.messages import AIMessage
 
 from gems.errors import BackendError, InputError, MalformedAnswerError
@@ -25,13 +25,13 @@ from gems.options import ChatOptions
 pytestmark = pytest.mark.slow
 
 
-def draw(chat: ChatAt, tmp_path: Path, **settings: Any) -> dict[str, Any]:
+def draw(chat: ChatEndpoint, tmp_path: Path, **settings: Any) -> dict[str, Any]:
     graph = build_graph(images=ImageStore(tmp_path / "images"), retry=RETRY._replace(max_attempts=1))
-    output: dict[str, Any] = graph.invoke(GemsInput(prompt=WISH), context=chat.context(**settings))
+    output: dict[str, Any] = graph.invoke(GemsInput(prompt=PROMPT), context=chat.context(**settings))
     return output
 
 
-# --- the best way that a server has ---------------------------------------------------------------------------------
+# --- the best way to request a form ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,24 @@ def draw(chat: ChatAt, tmp_path: Path, **settings: Any) -> dict[str, Any]:
     ],
 )
 def test_the_best_way_is_found_out_once(chat_server: str, behaviour: str, ways: list[str]) -> None:
-    chat = ChatAt(chat_server, behaviour)
+    chat = ChatEndpoint(chat_server, behaviour)
     assert chat.fill(Plan).prompt
     assert chat.ways == ways
     assert chat.fill(Requirements).requirements
-    assert chat.ways == [*ways, ways[-1]], "what it does not know is not asked for again"
+    assert chat.ways == [*ways, ways[-1]], "an unsupported way is not tried again"
 
 
 @pytest.mark.parametrize("way", ["json_schema", "tool", "json_mode", "text"])
 def test_a_way_can_be_chosen(chat_server: str, way: Any) -> None:
-    chat = ChatAt(chat_server, structured=way)
+    chat = ChatEndpoint(chat_server, structured=way)
     for form in (Plan, Requirements, Refinement):
         chat.fill(form)
     assert [v.answer for v in chat.look()] == ["yes"] * 3
     assert set(chat.ways) == {way}
 
 
-def test_a_server_that_is_down_is_not_asked_in_other_ways(chat_server: str) -> None:
-    chat = ChatAt(chat_server, "no-schema-then-down")
+def test_no_other_way_is_tried_on_a_server_that_is_down(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, "no-schema-then-down")
     with pytest.raises(BackendError, match="answers 503: no worker left"):
         chat.fill(Plan)
     assert set(chat.ways) == {"json_schema", "tool"}
@@ -72,49 +72,49 @@ def test_a_server_that_is_down_is_not_asked_in_other_ways(chat_server: str) -> N
 
 
 def test_confidence_is_measured_where_the_server_gives_log_probabilities(chat_server: str) -> None:
-    assert [v.confidence for v in ChatAt(chat_server).look()] == [0.875] * 3
+    assert [v.confidence for v in ChatEndpoint(chat_server).look()] == [0.875] * 3
 
 
 @pytest.mark.parametrize("behaviour", ["no-logprobs", "forbids-logprobs"])
-def test_a_server_without_log_probabilities_is_taken_at_its_word(chat_server: str, behaviour: str) -> None:
-    chat = ChatAt(chat_server, behaviour)
+def test_without_log_probabilities_the_stated_confidence_counts(chat_server: str, behaviour: str) -> None:
+    chat = ChatEndpoint(chat_server, behaviour)
     assert all(v.answer == "yes" and v.confidence != 0.875 for v in chat.look())
     chat.look()
-    assert [bool(entry["asked"].get("logprobs")) for entry in chat.log] == [True, False, False]
+    assert [bool(entry["request"].get("logprobs")) for entry in chat.log] == [True, False, False]
 
 
-def test_log_probabilities_can_be_left_alone(chat_server: str) -> None:
-    chat = ChatAt(chat_server, logprobs=False)
+def test_log_probabilities_can_be_turned_off(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, logprobs=False)
     chat.look()
-    assert "logprobs" not in chat.log[0]["asked"]
+    assert "logprobs" not in chat.log[0]["request"]
 
 
-def test_images_are_made_smaller_and_come_before_the_questions(chat_server: str) -> None:
-    large, small = ChatAt(chat_server), ChatAt(chat_server, image_size=128)
+def test_images_are_shrunk_and_precede_the_questions(chat_server: str) -> None:
+    large, small = ChatEndpoint(chat_server), ChatEndpoint(chat_server, image_size=128)
     large.look()
     small.look()
 
-    def sent(chat: ChatAt) -> list[Any]:
-        [content] = [m["content"] for m in chat.log[0]["asked"]["messages"] if isinstance(m["content"], list)]
+    def content_parts(chat: ChatEndpoint) -> list[Any]:
+        [content] = [m["content"] for m in chat.log[0]["request"]["messages"] if isinstance(m["content"], list)]
         return list(content)
 
-    assert [part["type"] for part in sent(small)] == ["image_url", "text"]
-    assert len(str(sent(small))) < len(str(sent(large))) / 2 < len(picture()) * 2
+    assert [part["type"] for part in content_parts(small)] == ["image_url", "text"]
+    assert len(str(content_parts(small))) < len(str(content_parts(large))) / 2 < len(picture()) * 2
 
 
-def test_a_refiner_that_cannot_see_works_from_the_words(chat_server: str) -> None:
-    chat = ChatAt(chat_server, "blind", timeout=30)
+def test_a_refiner_that_cannot_see_works_from_text(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, "blind", timeout=30)
     assert chat.fill(Refinement, blind=True).prompt
     before = len(chat.log)
     assert chat.fill(Refinement, blind=True).prompt
     assert len(chat.log) == before + 1, "images are not sent again"
     with pytest.raises(BackendError, match="image input is not supported"):
-        ChatAt(chat_server, "blind").look()
+        ChatEndpoint(chat_server, "blind").look()
 
 
 @pytest.mark.parametrize("behaviour", ["reasoning", "thinks-aloud"])
 def test_reasoning_is_kept_apart_from_the_answer(chat_server: str, behaviour: str) -> None:
-    chat = ChatAt(chat_server, behaviour)
+    chat = ChatEndpoint(chat_server, behaviour)
     model = chat.model
     message = answer_in_form(model, Plan, question(Plan), capabilities_of(model))
     assert isinstance(message, AIMessage)
@@ -122,16 +122,16 @@ def test_reasoning_is_kept_apart_from_the_answer(chat_server: str, behaviour: st
     assert "something else" not in chat.fill(Plan).prompt
 
 
-def test_an_answer_within_the_reasoning_is_found(chat_server: str) -> None:
-    assert ChatAt(chat_server, "reasoning-only").fill(Requirements).requirements
+def test_an_answer_inside_the_reasoning_is_used(chat_server: str) -> None:
+    assert ChatEndpoint(chat_server, "reasoning-only").fill(Requirements).requirements
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("behaviour", ["busy", "shaky", "slow", "prose", "malformed-once"])
-def test_passing_faults_cost_nothing_but_time(chat_server: str, behaviour: str) -> None:
-    chat = ChatAt(chat_server, behaviour)
+def test_transient_faults_cost_only_time(chat_server: str, behaviour: str) -> None:
+    chat = ChatEndpoint(chat_server, behaviour)
     assert chat.fill(Requirements).requirements
     assert [v.answer for v in chat.look()] == ["yes"] * 3
 
@@ -149,8 +149,8 @@ def test_passing_faults_cost_nothing_but_time(chat_server: str, behaviour: str) 
         ("hung", "no answer"),
     ],
 )
-def test_a_lasting_fault_is_one_clear_line(chat_server: str, behaviour: str, says: str) -> None:
-    chat = ChatAt(chat_server, behaviour, timeout=0.5 if behaviour == "hung" else 20.0)
+def test_a_permanent_fault_gives_a_one_line_error(chat_server: str, behaviour: str, says: str) -> None:
+    chat = ChatEndpoint(chat_server, behaviour, timeout=0.5 if behaviour == "hung" else 20.0)
     with pytest.raises(BackendError, match=says) as caught:
         chat.fill(Plan)
     assert "\n" not in str(caught.value)
@@ -158,21 +158,21 @@ def test_a_lasting_fault_is_one_clear_line(chat_server: str, behaviour: str, say
 
 
 @pytest.mark.parametrize("behaviour", ["malformed", "cut", "refuses"])
-def test_an_answer_that_is_never_right_is_asked_for_twice(chat_server: str, behaviour: str) -> None:
-    chat = ChatAt(chat_server, behaviour)
+def test_an_invalid_answer_is_requested_only_twice(chat_server: str, behaviour: str) -> None:
+    chat = ChatEndpoint(chat_server, behaviour)
     with pytest.raises(MalformedAnswerError, match="no valid Plan"):
         chat.fill(Plan)
     assert len(chat.log) == 2
 
 
-def test_a_list_that_finds_no_end_is_taken_for_what_it_says(chat_server: str) -> None:
-    endless, fine = ChatAt(chat_server, "endless"), ChatAt(chat_server)
+def test_an_endless_list_is_deduplicated(chat_server: str) -> None:
+    endless, fine = ChatEndpoint(chat_server, "endless"), ChatEndpoint(chat_server)
     assert endless.fill(Requirements) == fine.fill(Requirements)
     assert len(endless.log) == 1
 
 
-def test_a_list_that_is_cut_off_twice_is_taken_as_far_as_it_came(chat_server: str) -> None:
-    cut, fine = ChatAt(chat_server, "cut"), ChatAt(chat_server)
+def test_the_complete_items_of_a_list_that_is_cut_off_twice_are_used(chat_server: str) -> None:
+    cut, fine = ChatEndpoint(chat_server, "cut"), ChatEndpoint(chat_server)
     whole, part = fine.fill(Requirements).requirements, cut.fill(Requirements).requirements
     assert part == whole[: len(part)]
     assert 0 < len(part) < len(whole)
@@ -180,20 +180,20 @@ def test_a_list_that_is_cut_off_twice_is_taken_as_far_as_it_came(chat_server: st
 
 
 def test_a_planner_without_tools_works_without_skills(chat_server: str, tmp_path: Path) -> None:
-    chat = ChatAt(chat_server, "no-schema-no-tools")
+    chat = ChatEndpoint(chat_server, "no-schema-no-tools")
     for _ in range(2):
         assert draw(chat, tmp_path)["outcome"] == "solved"
-    skills = [e for e in chat.log if "counting" in str(e["asked"].get("tools"))]
-    assert len(skills) == 1, "what it does not take, it is not offered again"
+    skills = [e for e in chat.log if "counting" in str(e["request"].get("tools"))]
+    assert len(skills) == 1, "rejected tools are not offered again"
 
 
-def test_an_address_that_is_none_is_told_at_once() -> None:
+def test_an_invalid_address_is_refused_at_once() -> None:
     with pytest.raises(InputError, match="is not the address of a server"):
         init_mllm("openai:x", ChatOptions(base_url="localhost:8000"))
 
 
-def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    output = draw(ChatAt("http://127.0.0.1:9"), tmp_path, max_rounds=1)
+def test_an_unreachable_server(tmp_path: Path) -> None:
+    output = draw(ChatEndpoint("http://127.0.0.1:9"), tmp_path, max_rounds=1)
     assert output["outcome"] == "failed"
     assert "pocket at 127.0.0.1:9" in output["errors"][0]
 
@@ -202,7 +202,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_whole_run_goes_through_a_server(chat_server: str, tmp_path: Path) -> None:
-    chat = ChatAt(chat_server)
+    chat = ChatEndpoint(chat_server)
     output = draw(chat, tmp_path)
     assert output["outcome"] == "solved"
     assert output["usage"].chat_calls == len(chat.log)
@@ -211,23 +211,23 @@ def test_a_whole_run_goes_through_a_server(chat_server: str, tmp_path: Path) -> 
     assert {entry["form"] for entry in chat.log} >= {"Plan", "Requirements", "Verdicts"}
 
 
-def test_a_verifier_that_fails_leaves_the_image_unsure_and_returned(chat_server: str, tmp_path: Path) -> None:
-    there, down = ChatAt(chat_server), ChatAt(chat_server, "broken")
-    settings = there.context(max_rounds=2).model_dump() | {"mllm": "pocket", "verifier": "openai:pocket"}
+def test_an_image_is_returned_when_the_verifier_fails(chat_server: str, tmp_path: Path) -> None:
+    healthy, down = ChatEndpoint(chat_server), ChatEndpoint(chat_server, "broken")
+    settings = healthy.context(max_rounds=2).model_dump() | {"mllm": "pocket", "verifier": "openai:pocket"}
     context = GemsContext.model_validate(settings | {"chat_options": down.options})
-    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=WISH), context=context)
+    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "failed"
     assert output["image"] is not None
     assert any(error.startswith("verifier: ") and "no GPU left" in error for error in output["errors"])
 
 
 def test_roles_can_have_models_of_their_own(chat_server: str, tmp_path: Path) -> None:
-    chat = ChatAt(chat_server)
+    chat = ChatEndpoint(chat_server)
     settings = chat.context().model_dump() | {"mllm": "pocket", "planner": "openai:pocket", "decomposer": "openai:x"}
     context = GemsContext.model_validate(settings | {"chat_options": chat.options})
-    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=WISH), context=context)
+    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "solved"
-    assert {(entry["form"], entry["asked"]["model"]) for entry in chat.log} == {
+    assert {(entry["form"], entry["request"]["model"]) for entry in chat.log} == {
         ("Plan", "pocket"),
         ("Requirements", "x"),
     }

@@ -1,4 +1,4 @@
-"""Diffusers pipelines against the conformance suite: the real classes, with tiny random weights."""
+"""Runs the generator conformance suite on real diffusers pipeline classes with tiny random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLASSES = (
     "FluxPipeline",
     pytest.param(
         "StableDiffusionXLPipeline",
-        # Its scheduler asks NumPy 2 for what NumPy 2 frowns upon.
+        # Its scheduler uses an `__array__` call that NumPy 2 deprecates.
         marks=pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     ),
 )
@@ -41,7 +41,7 @@ class TestDiffusers(GeneratorConformance):
     def prompts(self) -> tuple[str, str]:
         return "two red cars", "a striped cat to the left of a dog"
 
-    def test_images_have_the_size_that_was_asked_for(self, generator: ImageGenerator) -> None:
+    def test_images_have_the_requested_size(self, generator: ImageGenerator) -> None:
         [result] = images(generator, [ImageRequest("a car", 1)])
         assert result.image.size == (SIZE, SIZE)
 
@@ -49,29 +49,29 @@ class TestDiffusers(GeneratorConformance):
         assert generator.edits
         red, blue = (Edit(Image.new("RGB", (SIZE, SIZE), colour), keep=(), fix=()) for colour in ("red", "blue"))
         requests = [ImageRequest("a car", 1, red), ImageRequest("a car", 1, blue), ImageRequest("a car", 1)]
-        told: list[Step] = []
-        results = generator.generate(requests, on_step=told.append)
+        reported_steps: list[Step] = []
+        results = generator.generate(requests, on_step=reported_steps.append)
         again = images(generator, requests)
-        made = [pixels(r) for r in again]
+        image_bytes = [pixels(r) for r in again]
         assert [r.request for r in results if not isinstance(r, Exception)] == requests
-        assert len(set(made)) == 3
+        assert len(set(image_bytes)) == 3
         assert pixels(again[2]) == pixels(images(generator, [ImageRequest("a car", 1)])[0])
-        assert max(s.steps for s in told if s.index == 0) < 3  # strength leaves out the first steps
+        assert max(s.steps for s in reported_steps if s.index == 0) < 3  # the strength setting skips the first steps
 
-    def test_a_batch_holds_the_images_of_its_seeds(self, folder: Path, prompts: tuple[str, str]) -> None:
-        one = DiffusersGenerator(str(folder), name="one", options=OPTIONS)
-        three = DiffusersGenerator(str(folder), name="three", options=OPTIONS.model_copy(update={"batch_size": 3}))
+    def test_batching_does_not_change_the_images(self, folder: Path, prompts: tuple[str, str]) -> None:
+        unbatched = DiffusersGenerator(str(folder), name="one", options=OPTIONS)
+        batched = DiffusersGenerator(str(folder), name="three", options=OPTIONS.model_copy(update={"batch_size": 3}))
         requests = [ImageRequest(prompts[k % 2], k) for k in range(4)]
-        alone, together = images(one, requests), images(three, requests)
+        alone, together = images(unbatched, requests), images(batched, requests)
         for a, b in zip(alone, together, strict=True):
             difference = max(abs(x - y) for x, y in zip(pixels(a), pixels(b), strict=True))
-            assert difference <= 2  # of 255: other shapes of matrices are summed in another order
+            assert difference <= 2  # out of 255: matrices of other shapes are summed in another order
 
     def test_previews_come_with_the_steps(self, folder: Path) -> None:
         options = OPTIONS.model_copy(update={"previews": 2, "steps": 4, "batch_size": 2})
-        told: list[Step] = []
+        reported_steps: list[Step] = []
         generator = DiffusersGenerator(str(folder), name="x", options=options)
-        generator.generate([ImageRequest("a car", 1), ImageRequest("a dog", 2)], on_step=told.append)
-        shown = [(at.index, at.step) for at in told if at.preview is not None]
-        assert sorted(shown) == [(0, 2), (0, 4), (1, 2), (1, 4)]
-        assert all(at.preview.mode == "RGB" and max(at.preview.size) <= 128 for at in told if at.preview)
+        generator.generate([ImageRequest("a car", 1), ImageRequest("a dog", 2)], on_step=reported_steps.append)
+        previewed_steps = [(at.index, at.step) for at in reported_steps if at.preview is not None]
+        assert sorted(previewed_steps) == [(0, 2), (0, 4), (1, 2), (1, 4)]
+        assert all(at.preview.mode == "RGB" and max(at.preview.size) <= 128 for at in reported_steps if at.preview)

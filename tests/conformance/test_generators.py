@@ -1,4 +1,4 @@
-"""The generators that ship, against the conformance suite."""
+"""Runs the generator conformance suite on the generators that GEMS ships."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image servers, by every dialect and every fault, over real HTTP to a server in another process."""
+"""Image servers with every protocol and every fault, over real HTTP to a server in another process."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def openai(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    given = {"timeout": 20.0, "api_key": KEY, **options}
-    return init_image_generator("openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **given))
+    settings = {"timeout": 20.0, "api_key": KEY, **options}
+    return init_image_generator("openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **settings))
 
 
 def plain(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
@@ -42,16 +42,16 @@ def plain(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
 
 
 def comfyui(server: str, file: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    given = {"timeout": 20.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
-    return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**given))
+    settings = {"timeout": 20.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
+    return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**settings))
 
 
-def asked(server: str, name: str) -> list[dict[str, Any]]:
+def requests_to(server: str, name: str) -> list[dict[str, Any]]:
     with urlopen(f"{server}/log") as answer:
-        return [entry["asked"] for entry in json.load(answer)["seen"] if entry["name"] == name]
+        return [entry["request"] for entry in json.load(answer)["seen"] if entry["name"] == name]
 
 
-def one(generator: ImageGenerator, prompt: str = "a cat", seed: int = 1) -> GeneratedImage | BackendError:
+def draw_one(generator: ImageGenerator, prompt: str = "a cat", seed: int = 1) -> GeneratedImage | BackendError:
     [result] = generator.generate([ImageRequest(prompt, seed)])
     return result
 
@@ -68,15 +68,15 @@ class TestConformance(GeneratorConformance):
         return ("a cat", "two dogs & a <bird>")
 
 
-# --- what is sent ---------------------------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------------------------
 
 
 def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: str) -> None:
     generator = openai(
         image_server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur"
     )
-    assert isinstance(one(generator, "a cat", 7), GeneratedImage)
-    assert asked(image_server, "options") == [
+    assert isinstance(draw_one(generator, "a cat", 7), GeneratedImage)
+    assert requests_to(image_server, "options") == [
         {
             "model": "painter",
             "prompt": "a cat",
@@ -92,19 +92,19 @@ def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: 
 
 
 def test_a_plain_endpoint_gets_prompt_and_seed(image_server: str) -> None:
-    one(plain(image_server, "plainly"), "a cat & a dog", 7)
-    assert asked(image_server, "plainly") == [{"prompt": "a cat & a dog", "seed": "7"}]
+    draw_one(plain(image_server, "plainly"), "a cat & a dog", 7)
+    assert requests_to(image_server, "plainly") == [{"prompt": "a cat & a dog", "seed": "7"}]
 
 
 def test_an_edit_sends_the_image_and_what_to_keep(image_server: str) -> None:
     generator = openai(image_server, "editor", edits=True)
     assert generator.edits
-    first = one(generator)
+    first = draw_one(generator)
     assert isinstance(first, GeneratedImage)
     edit = Edit(first.image, keep=("Is there a cat?",), fix=("Is it black?",))
     [second] = generator.generate([ImageRequest("a black cat", 2, edit)])
     assert isinstance(second, GeneratedImage)
-    form = asked(image_server, "editor")[1]["form"]
+    form = requests_to(image_server, "editor")[1]["form"]
     for part in ("a black cat", "Is there a cat?", "Is it black?", "PNG", 'name="seed"'):
         assert part in form
 
@@ -118,23 +118,27 @@ def test_openai_itself_gets_no_seed_and_can_edit(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_answer_by_url_is_fetched_from_the_same_host_only(image_server: str) -> None:
-    assert isinstance(one(openai(image_server, "url")), GeneratedImage)
-    error = one(openai(image_server, "elsewhere"))
+    assert isinstance(draw_one(openai(image_server, "url")), GeneratedImage)
+    error = draw_one(openai(image_server, "elsewhere"))
     assert isinstance(error, BackendError)
     assert "another host (169.254.169.254), which is not fetched" in str(error)
 
 
 def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = openai(image_server, "stream", previews=2)
-    # What OpenAI's own host would be treated as.
+    # Treat the test server as OpenAI's own host.
     monkeypatch.setattr(generator, "is_openai", True)
     monkeypatch.setattr(generator, "model", "gpt-image-1")
-    told: list[Step] = []
-    [result] = generator.generate([ImageRequest("a cat", 0)], on_step=told.append)
+    reported_steps: list[Step] = []
+    [result] = generator.generate([ImageRequest("a cat", 0)], on_step=reported_steps.append)
     assert isinstance(result, GeneratedImage)
-    assert [(s.step, s.steps, s.preview is not None) for s in told] == [(1, 3, True), (2, 3, True), (1, 1, False)]
-    assert told[0].preview is not None
-    assert told[0].preview.getpixel((0, 0)) != result.image.getpixel((0, 0))
+    assert [(s.step, s.steps, s.preview is not None) for s in reported_steps] == [
+        (1, 3, True),
+        (2, 3, True),
+        (1, 1, False),
+    ]
+    assert reported_steps[0].preview is not None
+    assert reported_steps[0].preview.getpixel((0, 0)) != result.image.getpixel((0, 0))
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
@@ -142,8 +146,8 @@ def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("fault", ["slow", "busy", "shaky", "torn-once", "jpeg"])
 @pytest.mark.parametrize("kind", [openai, plain])
-def test_what_passes_is_waited_for(image_server: str, fault: str, kind: Any) -> None:
-    result = one(kind(image_server, f"{fault}~{kind.__name__}"))
+def test_transient_faults_are_retried(image_server: str, fault: str, kind: Any) -> None:
+    result = draw_one(kind(image_server, f"{fault}~{kind.__name__}"))
     assert isinstance(result, GeneratedImage), result
     assert result.image.size == (48, 32)
 
@@ -164,8 +168,8 @@ def test_what_passes_is_waited_for(image_server: str, fault: str, kind: Any) -> 
         ("moved", "redirects (307); give the final address"),
     ],
 )
-def test_what_lasts_is_one_clear_line(image_server: str, fault: str, says: str, kind: Any) -> None:
-    error = one(kind(image_server, fault, timeout=1.5))
+def test_a_permanent_fault_gives_a_one_line_error(image_server: str, fault: str, says: str, kind: Any) -> None:
+    error = draw_one(kind(image_server, fault, timeout=1.5))
     assert isinstance(error, BackendError)
     assert says in str(error)
     assert "\n" not in str(error)
@@ -174,37 +178,41 @@ def test_what_lasts_is_one_clear_line(image_server: str, fault: str, says: str, 
 
 
 def test_a_page_instead_of_an_image(image_server: str) -> None:
-    assert "text/html" in str(one(plain(image_server, "page")))
-    assert "not JSON" in str(one(openai(image_server, "page", timeout=0.5)))
+    assert "text/html" in str(draw_one(plain(image_server, "page")))
+    assert "not JSON" in str(draw_one(openai(image_server, "page", timeout=0.5)))
 
 
 def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
-    assert "too slowly" in str(one(plain(image_server, "trickle", timeout=1.0))), "all of it would take 100 seconds"
+    assert "too slowly" in str(draw_one(plain(image_server, "trickle", timeout=1.0))), (
+        "the whole response would take 100 seconds"
+    )
 
 
-def test_a_size_that_was_not_asked_for_is_taken(image_server: str) -> None:
-    result = one(openai(image_server, "other-size", width=64, height=64))
+def test_an_image_of_another_size_is_accepted(image_server: str) -> None:
+    result = draw_one(openai(image_server, "other-size", width=64, height=64))
     assert isinstance(result, GeneratedImage)
     assert result.image.size == (20, 10)
 
 
-def test_nobody_there() -> None:
-    error = one(init_image_generator("openai:x", GeneratorOptions(base_url="http://127.0.0.1:9/v1", timeout=0.5)))
+def test_an_unreachable_server() -> None:
+    error = draw_one(init_image_generator("openai:x", GeneratorOptions(base_url="http://127.0.0.1:9/v1", timeout=0.5)))
     assert "cannot reach 127.0.0.1:9" in str(error)
 
 
 @pytest.mark.parametrize("fault", ["prude"])
-def test_a_refusal_is_an_outcome_of_its_own(image_server: str, fault: str) -> None:
-    error = one(openai(image_server, fault))
+def test_a_content_refusal_has_its_own_error(image_server: str, fault: str) -> None:
+    error = draw_one(openai(image_server, fault))
     assert isinstance(error, ContentRefusedError)
     assert "refuses to draw this: not safe" in str(error)
 
 
-def test_a_server_without_seeds_is_asked_without(image_server: str) -> None:
+def test_no_seed_is_sent_to_a_server_that_rejects_seeds(image_server: str) -> None:
     generator = openai(image_server, "seedless")
-    assert isinstance(one(generator), GeneratedImage)
-    assert isinstance(one(generator), GeneratedImage)
-    assert ["seed" in a for a in asked(image_server, "seedless")] == [True, False, False], "asked with a seed only once"
+    assert isinstance(draw_one(generator), GeneratedImage)
+    assert isinstance(draw_one(generator), GeneratedImage)
+    assert ["seed" in a for a in requests_to(image_server, "seedless")] == [True, False, False], (
+        "a seed is sent only once"
+    )
 
 
 def test_one_bad_request_does_not_spoil_the_others(image_server: str) -> None:
@@ -230,11 +238,11 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         ("refuses", "answers 400: Cannot execute: no outputs"),
         ("crashes", r"node 3 \(KSampler\): CUDA out of memory"),
         ("mute", "makes no image; it needs a SaveImage node"),
-        ("never", "was not done in time|no answer|too slowly"),  # whichever notices first
+        ("never", "was not done in time|no answer|too slowly"),  # whichever timeout fires first
     ],
 )
 def test_a_workflow_that_fails(image_server: str, workflow: str, fault: str, says: str) -> None:
-    assert re.search(says, str(one(comfyui(image_server, workflow, fault, timeout=2.0))))
+    assert re.search(says, str(draw_one(comfyui(image_server, workflow, fault, timeout=2.0))))
 
 
 @pytest.mark.parametrize(
@@ -253,22 +261,22 @@ def test_a_workflow_that_does_not_fit(image_server: str, workflow: str, options:
         comfyui(image_server, workflow, **options)
 
 
-def test_a_workflow_of_the_wrong_format_is_told(image_server: str, tmp_path: Path) -> None:
+def test_a_workflow_of_the_wrong_format_is_refused(image_server: str, tmp_path: Path) -> None:
     path = tmp_path / "ui.json"
     path.write_text(json.dumps({"nodes": [], "links": []}))
     with pytest.raises(InputError, match="not a workflow in API format"):
         comfyui(image_server, str(path))
 
 
-# --- set-up ---------------------------------------------------------------------------------------------------------
+# --- setup ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_check_costs_nothing_and_tells_what_is_wrong(image_server: str, workflow: str) -> None:
-    before = len(asked(image_server, "fine"))
+def test_check_draws_nothing_and_reports_what_is_wrong(image_server: str, workflow: str) -> None:
+    before = len(requests_to(image_server, "fine"))
     assert "answers" in openai(image_server).check()  # type: ignore[attr-defined]
     assert "all 3 kinds of nodes" in comfyui(image_server, workflow).check()  # type: ignore[attr-defined]
     assert "answers (405 to HEAD)" in plain(image_server).check()  # type: ignore[attr-defined]
-    assert len(asked(image_server, "fine")) == before
+    assert len(requests_to(image_server, "fine")) == before
     other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{image_server}/fine/v1"))
     with pytest.raises(BackendError, match="no model 'sculptor', only painter"):
         other.check()  # type: ignore[attr-defined]
@@ -279,13 +287,13 @@ def test_a_check_costs_nothing_and_tells_what_is_wrong(image_server: str, workfl
 
 
 @pytest.mark.parametrize("name", ["openai:", "http:", "comfyui:", "ftp:x"])
-def test_a_name_of_no_known_form_is_refused(name: str) -> None:
+def test_an_unknown_kind_of_generator_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown image generator"):
         init_image_generator(name)
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
+def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="is not the address of a server"):
         init_image_generator("openai:x", GeneratorOptions(base_url=address))
 
@@ -299,16 +307,16 @@ def test_address_and_key_come_from_the_environment(image_server: str, monkeypatc
 
 
 @pytest.mark.slow
-def test_the_key_is_nowhere_to_be_found(image_server: str, tmp_path: Path) -> None:
-    """A whole run, and one that fails with the server repeating the key, leave it in no file and no output."""
+def test_the_key_is_in_no_file_and_no_output(image_server: str, tmp_path: Path) -> None:
+    """One run succeeds; the other fails with an error in which the server repeats the key."""
     home, out = tmp_path / "home", tmp_path / "out"
     command = ["generate", "a red car", "--generator", "openai:painter", "--max-rounds", "2", "--out", out]
     for fault in ("fine", "locked"):
         options = [f"base_url={image_server}/{fault}/v1", f"api_key={KEY}", "timeout=2"]
-        given = [part for option in options for part in ("--generator-option", option)]
-        done = gems(*command, *given, home=home, GEMS_DEBUG="")
-        assert done.returncode in (0, 1, 3), done.stderr
-        assert KEY not in done.stdout + done.stderr
-    written = [path for folder in (home, out) for path in folder.rglob("*") if path.is_file()]
-    assert {"run.json", "report.html", "checkpoints.sqlite"} <= {path.name for path in written}
-    assert not [path for path in written if KEY.encode() in path.read_bytes()]
+        arguments = [part for option in options for part in ("--generator-option", option)]
+        result = gems(*command, *arguments, home=home, GEMS_DEBUG="")
+        assert result.returncode in (0, 1, 3), result.stderr
+        assert KEY not in result.stdout + result.stderr
+    written_files = [path for folder in (home, out) for path in folder.rglob("*") if path.is_file()]
+    assert {"run.json", "report.html", "checkpoints.sqlite"} <= {path.name for path in written_files}
+    assert not [path for path in written_files if KEY.encode() in path.read_bytes()]

@@ -1,7 +1,7 @@
-"""What LangGraph documents of its stores, asked of LangGraph's own and of ours, with and without async.
+"""Checks the documented behaviour of LangGraph stores on LangGraph's own store and on ours, sync and async.
 
-Another store is one more ``Kind``. Where one is known to do otherwise, its ``differs`` says in which test and why; that
-test then has to fail.
+To test another store, add a ``Kind``. ``differs`` names the tests that a store is known to fail, and why; such a test
+must then fail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class LetterCounts(Embeddings):
-    """Texts are near when they share letters: no model, yet a meaning."""
+    """An embedder without a model: texts that share letters are near each other."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return [[float(text.lower().count(c)) + 0.01 for c in LETTERS] for text in texts]
@@ -40,8 +40,8 @@ class Kind:
     """A store under test.
 
     Attributes:
-        open: Makes one, empty, given a folder, the fields that it embeds by default, and its default time to live.
-        differs: Why it fails a test, by the name of the test's function.
+        open: Opens an empty store, given a folder, the fields to embed by default, and the default time to live.
+        differs: Maps the name of a test function to the reason why the store fails it.
     """
 
     open: Callable[[Path, Sequence[str], TTLConfig | None], AbstractContextManager[BaseStore]]
@@ -62,20 +62,20 @@ KINDS = {
     "memory": Kind(
         in_memory,
         {
-            "test_a_record_written_again_keeps_when_it_was_made": "a put makes a new item",
-            "test_what_is_no_number_is_neither_more_nor_less": "it is given to float(), whatever it is",
-            "test_a_record_can_be_embedded_as_a_whole_where_a_put_says_so": "a put's '$' is taken for a name",
-            "test_texts_that_are_no_longer_embedded_are_not_found": "vectors of paths that a put leaves out stay",
-            "test_equal_texts_can_be_put_together": "vectors are counted against places, not against texts",
-            "test_pages_reach_what_was_not_embedded_once": "an offset counts embedded records only",
-            "test_a_namespace_without_records_is_not_listed": "it is kept once it was looked at",
+            "test_a_record_written_again_keeps_its_creation_time": "a put creates a new item",
+            "test_comparisons_ignore_values_that_are_not_numbers": "any value is passed to float()",
+            "test_a_put_can_embed_the_whole_record": "the '$' of a put is read as a field name",
+            "test_texts_that_are_no_longer_embedded_are_not_found": "vectors of paths that a later put omits are kept",
+            "test_equal_texts_can_be_put_together": "vectors are compared with the number of paths, not of texts",
+            "test_pages_include_each_record_without_a_vector_once": "an offset counts embedded records only",
+            "test_a_namespace_without_records_is_not_listed": "a namespace is kept after it is read",
         },
     ),
 }
 
 
-class Asked:
-    """A store, or its async twins called one after another."""
+class SyncCalls:
+    """A store whose methods are called directly, or through their async versions if there is a runner."""
 
     def __init__(self, store: BaseStore, runner: asyncio.Runner | None) -> None:
         self.store, self._runner = store, runner
@@ -93,20 +93,20 @@ Opener = Callable[..., Any]
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    chosen = KINDS[request.param]
-    if reason := chosen.differs.get(request.node.originalname):
+    store_kind = KINDS[request.param]
+    if reason := store_kind.differs.get(request.node.originalname):
         request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
-    return chosen
+    return store_kind
 
 
 @pytest.fixture(params=["sync", "async"])
 def open_store(request: pytest.FixtureRequest, kind: Kind, tmp_path: Path) -> Iterator[Opener]:
-    """Opens the store under test: its fields and its time to live can be given."""
+    """A function that opens the store under test, with the given fields and time to live."""
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner()) if request.param == "async" else None
 
-        def open_(fields: Sequence[str] = ("$",), ttl: TTLConfig | None = None) -> Asked:
-            return Asked(stack.enter_context(kind.open(tmp_path, fields, ttl)), runner)
+        def open_(fields: Sequence[str] = ("$",), ttl: TTLConfig | None = None) -> SyncCalls:
+            return SyncCalls(stack.enter_context(kind.open(tmp_path, fields, ttl)), runner)
 
         yield open_
 
@@ -121,7 +121,7 @@ def keys(items: Sequence[Any]) -> list[str]:
 
 
 def embedded(store: Any, text: str) -> set[str]:
-    """The records that have a vector of just this text."""
+    """The keys of records that have a vector of exactly this text."""
     return {item.key for item in store.search((), query=text, limit=100) if (item.score or 0) > 0.9999}
 
 
@@ -139,7 +139,7 @@ def test_a_record_is_put_read_and_deleted(store: Any) -> None:
     assert store.search(("a",)) == []
 
 
-def test_what_was_never_there_is_none_and_can_be_deleted(store: Any) -> None:
+def test_a_missing_record_is_none_and_can_be_deleted(store: Any) -> None:
     assert store.get(("a",), "k") is None
     store.delete(("a",), "k")
     assert store.search(("a",), query="x") == store.search(()) == []
@@ -156,7 +156,7 @@ def test_a_record_written_again_is_replaced_as_a_whole(store: Any) -> None:
     assert len(store.search(("a",))) == 1
 
 
-def test_a_record_written_again_keeps_when_it_was_made(store: Any) -> None:
+def test_a_record_written_again_keeps_its_creation_time(store: Any) -> None:
     store.put(("a",), "k", {"n": 1})
     first = store.get(("a",), "k")
     store.put(("a",), "k", {"n": 2})
@@ -178,8 +178,8 @@ def test_a_record_written_again_keeps_when_it_was_made(store: Any) -> None:
 def test_values_come_back_as_they_were(store: Any, value: dict[str, Any]) -> None:
     store.put(("a",), "k", value)
     assert store.get(("a",), "k").value == value
-    [found] = store.search(("a",))
-    assert found.value == value
+    [item] = store.search(("a",))
+    assert item.value == value
 
 
 def test_any_mapping_can_be_put(store: Any) -> None:
@@ -209,25 +209,25 @@ def test_records_are_listed_in_pages(store: Any) -> None:
 
 
 @pytest.mark.parametrize("query", [None, "abba"], ids=["list", "query"])
-def test_of_none_none_is_given(store: Any, query: str | None) -> None:
+def test_a_limit_of_zero_returns_nothing(store: Any, query: str | None) -> None:
     for i in range(3):
         store.put(("a",), f"k{i}", {"text": "abc"[i]}, index=["text"] if i else False)
     assert store.search(("a",), query=query, limit=0) == []
     assert store.search(("a",), query=query, limit=0, offset=1) == []
 
 
-def test_an_empty_query_is_none(store: Any) -> None:
+def test_an_empty_query_is_no_query(store: Any) -> None:
     store.put(("a",), "k", {"text": "abba"})
     [item] = store.search(("a",), query="")
     assert (item.key, item.score) == ("k", None)
 
 
-def test_a_prefix_is_of_labels_not_of_letters(store: Any) -> None:
+def test_a_prefix_matches_whole_labels(store: Any) -> None:
     for namespace in (("user", "1"), ("user", "10"), ("user_1",), ("user",)):
         store.put(namespace, "k", {"of": "/".join(namespace)})
     for query in (None, "user"):
-        found = [item.value["of"] for item in store.search(("user", "1"), query=query)]
-        assert found == ["user/1"]
+        matches = [item.value["of"] for item in store.search(("user", "1"), query=query)]
+        assert matches == ["user/1"]
         assert len(store.search(("user",), query=query)) == 3
         assert len(store.search((), query=query)) == 4
 
@@ -242,7 +242,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("condition", "kept"),
+    ("condition", "matching_rows"),
     [
         ({}, [0, 1, 2]),
         ({"color": "red"}, [0, 2]),
@@ -263,23 +263,23 @@ ROWS: list[dict[str, Any]] = [
     ids=str,
 )
 @pytest.mark.parametrize("query", [None, "abba"], ids=["list", "query"])
-def test_filters(store: Any, condition: dict[str, Any], kept: list[int], query: str | None) -> None:
+def test_filters(store: Any, condition: dict[str, Any], matching_rows: list[int], query: str | None) -> None:
     store.batch([PutOp(("a",), str(i), row, ["color"] if i == 1 else False) for i, row in enumerate(ROWS)])
-    assert sorted(int(k) for k in keys(store.search(("a",), filter=condition, query=query))) == kept
+    assert sorted(int(k) for k in keys(store.search(("a",), filter=condition, query=query))) == matching_rows
     assert keys(store.search(("b",), filter=condition, query=query)) == []
 
 
 def test_filters_look_into_objects(store: Any) -> None:
     store.batch([PutOp(("a",), str(i), row, False) for i, row in enumerate(ROWS)])
-    for condition, kept in [
+    for condition, matching_keys in [
         ({"deep": 5}, ["2"]),
         ({"more": {"n": 1}}, ["0", "2"]),
         ({"deep": {"$lt": 5}, "more": {"n": {"$gte": 1}}}, ["0"]),
     ]:
-        assert sorted(keys(store.search(("a",), filter={"nested": condition}))) == kept
+        assert sorted(keys(store.search(("a",), filter={"nested": condition}))) == matching_keys
 
 
-def test_what_is_no_number_is_neither_more_nor_less(store: Any) -> None:
+def test_comparisons_ignore_values_that_are_not_numbers(store: Any) -> None:
     for i, value in enumerate([{"n": 1}, {"n": None}, {}, {"n": "many"}, {"n": [2]}]):
         store.put(("a",), str(i), value, index=False)
     assert keys(store.search(("a",), filter={"n": {"$gt": 0}})) == ["0"]
@@ -292,7 +292,7 @@ def test_an_unknown_operator_is_refused(store: Any) -> None:
         store.search(("a",), filter={"n": {"$near": 1}})
 
 
-def test_a_limit_counts_what_passes_the_filter(store: Any) -> None:
+def test_a_limit_counts_records_that_pass_the_filter(store: Any) -> None:
     rows = {f"{i:02}": {"even": i % 2 == 0, "text": "b" * (i + 1) + "c"} for i in range(60)}
     store.batch([PutOp(("a",), key, row, ["text"]) for key, row in rows.items()])
     for query in (None, "b"):
@@ -303,7 +303,7 @@ def test_a_limit_counts_what_passes_the_filter(store: Any) -> None:
         assert sorted(key for page in pages for key in keys(page)) == [f"{i:02}" for i in range(0, 60, 2)]
 
 
-# --- meaning --------------------------------------------------------------------------------------------------------
+# --- search by meaning ----------------------------------------------------------------------------------------------
 
 
 def test_search_by_meaning_is_ranked_and_scored(store: Any) -> None:
@@ -311,16 +311,16 @@ def test_search_by_meaning_is_ranked_and_scored(store: Any) -> None:
         store.put(("a",), text, {"text": text}, index=["text"])
     store.put(("a",), "unindexed", {"text": "abba"}, index=False)
     store.put(("other",), "abba", {"text": "abba"}, index=["text"])
-    found = store.search(("a",), query="abba", limit=5)
-    assert keys(found)[:2] == ["abba", "baba yaga"]
-    assert found[0].score == pytest.approx(1.0, abs=1e-5)
-    scores = [item.score for item in found[:4]]
+    items = store.search(("a",), query="abba", limit=5)
+    assert keys(items)[:2] == ["abba", "baba yaga"]
+    assert items[0].score == pytest.approx(1.0, abs=1e-5)
+    scores = [item.score for item in items[:4]]
     assert scores == sorted(scores, reverse=True)
-    assert (found[4].key, found[4].score) == ("unindexed", None)
+    assert (items[4].key, items[4].score) == ("unindexed", None)
     assert keys(store.search(("a",), query="abba", limit=1, offset=1)) == ["baba yaga"]
 
 
-def test_pages_reach_what_was_not_embedded_once(store: Any) -> None:
+def test_pages_include_each_record_without_a_vector_once(store: Any) -> None:
     for i in range(7):
         store.put(("a",), str(i), {"text": "b" * i + "a"}, index=["text"] if i < 4 else False)
     pages = [keys(store.search(("a",), query="ab", limit=3, offset=start)) for start in (0, 3, 6, 9)]
@@ -328,12 +328,12 @@ def test_pages_reach_what_was_not_embedded_once(store: Any) -> None:
     assert sorted(key for page in pages for key in page) == [str(i) for i in range(7)]
 
 
-def test_the_best_of_several_vectors_counts_and_a_record_is_found_once(store: Any) -> None:
+def test_a_record_with_several_vectors_is_found_once_with_its_best_score(store: Any) -> None:
     store.put(("a",), "two", {"names": ["zzz", "abba", "baba"]}, index=["names[*]"])
     store.put(("a",), "one", {"names": ["abyss"]}, index=["names[*]"])
-    found = store.search(("a",), query="abba")
-    assert keys(found) == ["two", "one"]
-    assert found[0].score == pytest.approx(1.0, abs=1e-5)
+    items = store.search(("a",), query="abba")
+    assert keys(items) == ["two", "one"]
+    assert items[0].score == pytest.approx(1.0, abs=1e-5)
     assert keys(store.search(("a",), query="abba", limit=1, offset=1)) == ["one"]
 
 
@@ -364,14 +364,14 @@ DOCUMENT = {
     ],
     ids=str,
 )
-@pytest.mark.parametrize("said", ["by the put", "by the store"])
-def test_paths_say_what_is_embedded(open_store: Opener, said: str, paths: list[str], texts: list[str]) -> None:
-    store = open_store(fields=paths if said == "by the store" else ["nowhere"])
-    store.put(("a",), "k", DOCUMENT, index=paths if said == "by the put" else None)
+@pytest.mark.parametrize("paths_from", ["by the put", "by the store"])
+def test_paths_select_what_is_embedded(open_store: Opener, paths_from: str, paths: list[str], texts: list[str]) -> None:
+    store = open_store(fields=paths if paths_from == "by the store" else ["nowhere"])
+    store.put(("a",), "k", DOCUMENT, index=paths if paths_from == "by the put" else None)
     for text in ["apple", "bob", "cork", "dodo", "ear", "fig", "gag", "hush", "ivy", '["hush", "ivy"]']:
         assert embedded(store, text) == ({"k"} if text in texts else set()), text
-    [found] = store.search(("a",), query="apple")
-    assert (found.score is not None) == bool(texts)
+    [item] = store.search(("a",), query="apple")
+    assert (item.score is not None) == bool(texts)
 
 
 def test_a_record_is_embedded_as_a_whole_by_default(store: Any) -> None:
@@ -379,17 +379,17 @@ def test_a_record_is_embedded_as_a_whole_by_default(store: Any) -> None:
     assert embedded(store, '{"x": 1, "y": "élan"}') == {"k"}
 
 
-def test_a_record_can_be_embedded_as_a_whole_where_a_put_says_so(open_store: Opener) -> None:
+def test_a_put_can_embed_the_whole_record(open_store: Opener) -> None:
     store = open_store(fields=["title"])
     store.put(("a",), "k", {"y": "élan", "x": 1}, index=["$"])
     assert embedded(store, '{"x": 1, "y": "élan"}') == {"k"}
 
 
-def test_nothing_is_embedded_where_a_put_says_so(store: Any) -> None:
+def test_a_put_can_skip_embedding(store: Any) -> None:
     store.put(("a",), "k", {"text": "abba"}, index=False)
     assert store.get(("a",), "k") is not None
-    [found] = store.search(("a",), query="abba")
-    assert (found.key, found.score) == ("k", None)
+    [item] = store.search(("a",), query="abba")
+    assert (item.key, item.score) == ("k", None)
 
 
 def test_updates_and_deletes_reach_the_index(store: Any) -> None:
@@ -418,7 +418,7 @@ def test_equal_texts_can_be_put_together(store: Any) -> None:
 
 
 @pytest.mark.parametrize("namespace", [("",), ("a", ""), ("a.b",), ("a", "b.c"), (1,), ("a\x00",)], ids=str)
-def test_labels_that_are_none_are_refused(store: Any, namespace: Any) -> None:
+def test_invalid_labels_are_refused(store: Any, namespace: Any) -> None:
     attempts: list[Callable[[], Any]] = [
         lambda: store.put(namespace, "k", {}),
         lambda: store.get(namespace, "k"),
@@ -434,7 +434,7 @@ def test_labels_that_are_none_are_refused(store: Any, namespace: Any) -> None:
 
 
 @pytest.mark.parametrize("namespace", [(), ("langgraph",), ("langgraph", "a")], ids=str)
-def test_nothing_is_put_at_the_root_or_among_langgraphs_own(store: Any, namespace: tuple[str, ...]) -> None:
+def test_the_root_and_langgraphs_own_namespaces_refuse_puts(store: Any, namespace: tuple[str, ...]) -> None:
     with pytest.raises(InvalidNamespaceError):
         store.put(namespace, "k", {})
     store.put(("a", "langgraph"), "k", {})
@@ -453,7 +453,7 @@ NAMESPACES = [
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("arguments", "namespaces"),
     [
         ({}, NAMESPACES),
         ({"prefix": ("a", "b")}, NAMESPACES[:4]),
@@ -479,9 +479,9 @@ NAMESPACES = [
     ],
     ids=str,
 )
-def test_namespaces_are_listed(store: Any, asked: dict[str, Any], found: list[tuple[str, ...]]) -> None:
+def test_namespaces_are_listed(store: Any, arguments: dict[str, Any], namespaces: list[tuple[str, ...]]) -> None:
     store.batch([PutOp(namespace, "k", {}, False) for namespace in reversed(NAMESPACES)])
-    assert store.list_namespaces(**asked) == found
+    assert store.list_namespaces(**arguments) == namespaces
 
 
 def test_a_namespace_without_records_is_not_listed(store: Any) -> None:
@@ -495,7 +495,7 @@ def test_a_namespace_without_records_is_not_listed(store: Any) -> None:
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_answers_each_operation_in_its_place(store: Any) -> None:
+def test_a_batch_returns_results_in_the_order_of_its_operations(store: Any) -> None:
     store.put(("a",), "k", {"n": 0}, index=False)
     get = GetOp(("a",), "k")
     results = store.batch(
@@ -531,20 +531,20 @@ def test_a_large_batch(store: Any) -> None:
         PutOp(("a", str(i % 7)), str(i), {"text": f"{'b' * (i % 40 + 1)}{'c' * (i // 40 + 1)}"}) for i in range(1200)
     ]
     assert store.batch(puts) == [None] * 1200
-    got = store.batch([GetOp(op.namespace, op.key) for op in puts])
-    assert [item.value for item in got] == [op.value for op in puts]
+    stored_items = store.batch([GetOp(op.namespace, op.key) for op in puts])
+    assert [item.value for item in stored_items] == [op.value for op in puts]
     assert len(store.search(("a",), limit=5000)) == 1200
-    found = store.search(("a",), query="bc", limit=5000)
-    assert len(set(keys(found))) == 1200
-    assert all(item.score is not None for item in found)
+    items = store.search(("a",), query="bc", limit=5000)
+    assert len(set(keys(items))) == 1200
+    assert all(item.score is not None for item in items)
 
 
-def test_what_is_no_operation_is_refused(store: Any) -> None:
+def test_an_unknown_operation_is_refused(store: Any) -> None:
     with pytest.raises(ValueError, match=r"[Uu]nknown operation"):
         store.batch([("a",)])
 
 
-def test_coroutines_that_run_together_are_all_served(kind: Kind, tmp_path: Path) -> None:
+def test_concurrent_coroutines_are_all_served(kind: Kind, tmp_path: Path) -> None:
     async def write(store: BaseStore, i: int) -> Any:
         await store.aput(("a",), str(i), {"text": "b" * (i + 1) + "c"}, index=["text"])
         return await store.aget(("a",), str(i))
@@ -562,31 +562,33 @@ def test_coroutines_that_run_together_are_all_served(kind: Kind, tmp_path: Path)
 
 
 @pytest.fixture
-def mortal(open_store: Opener) -> Any:
-    """A store whose records live 1.5 seconds, or skipped: one that keeps no time says so."""
+def expiring_store(open_store: Opener) -> Any:
+    """A store whose records expire after 1.5 seconds. Skips stores without a time to live, after they refuse one."""
     store = open_store(ttl={"default_ttl": 1.5 / 60, "omit_expired": True})
     if not store.store.supports_ttl:
         with pytest.raises(NotImplementedError):
             store.put(("a",), "k", {}, ttl=1)
         store.put(("a",), "k", {}, ttl=None)
-        pytest.skip("no time to live")
+        pytest.skip("this store has no time to live")
     return store
 
 
-def test_what_nobody_reads_is_gone_in_its_time(mortal: Any) -> None:
+def test_records_that_nobody_reads_expire(expiring_store: Any) -> None:
     names = ["read", "found", "left", "seen", "ever", "renewed", "long"]
     for name in names:
         lives = {"ever": {"ttl": None}, "long": {"ttl": 5}}.get(name, {})
-        mortal.put((name,), "k", {"text": "abba"}, **lives)
+        expiring_store.put((name,), "k", {"text": "abba"}, **lives)
 
-    def neither_is_left() -> bool:
-        mortal.get(("read",), "k")
-        mortal.search(("found",), query="abba")
-        mortal.put(("renewed",), "k", {"text": "abba"})
-        return not mortal.get(("left",), "k", refresh_ttl=False) and not mortal.search(("seen",), refresh_ttl=False)
+    def unread_records_are_gone() -> bool:
+        expiring_store.get(("read",), "k")
+        expiring_store.search(("found",), query="abba")
+        expiring_store.put(("renewed",), "k", {"text": "abba"})
+        return not expiring_store.get(("left",), "k", refresh_ttl=False) and not expiring_store.search(
+            ("seen",), refresh_ttl=False
+        )
 
-    wait_until(neither_is_left, lambda: mortal.search(()), seconds=20)
-    there = [name for name in names if mortal.get((name,), "k")]
-    assert there == ["read", "found", "ever", "renewed", "long"]
-    assert [n for (n,) in mortal.list_namespaces()] == sorted(there)
-    assert len(mortal.search((), query="abba")) == 5
+    wait_until(unread_records_are_gone, lambda: expiring_store.search(()), seconds=20)
+    live_names = [name for name in names if expiring_store.get((name,), "k")]
+    assert live_names == ["read", "found", "ever", "renewed", "long"]
+    assert [n for (n,) in expiring_store.list_namespaces()] == sorted(live_names)
+    assert len(expiring_store.search((), query="abba")) == 5

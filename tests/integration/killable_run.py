@@ -1,12 +1,11 @@
-"""Run the graph on fakes in a process of its own, and die by SIGKILL at a chosen moment. Used by test_kill.py.
+"""Runs the graph on fake models and kills itself with SIGKILL at a chosen moment. Used by test_kill.py.
 
-usage: killable_run.py FOLDER MOMENT       MOMENT: KIND:K (the K-th of its kind, from 0), or never
+usage: killable_run.py FOLDER MOMENT       MOMENT: KIND:K (the K-th moment of a kind, from 0), or never
 
-KIND is image or verdicts (in the middle of the call), writes (a node's result was just written down) or checkpoint (a
-step was just written down). Together: every boundary between two nodes, from both sides.
+KIND is image or verdicts (during the call), writes (just after a node's result is saved) or checkpoint (just after a
+step is saved). Together they cover both sides of every boundary between two nodes.
 
-Every image and every chat call that is really made leaves a line in FOLDER/spent.log. The last line of stdout is the
-final image's sha256.
+Every image and every chat call adds a line to FOLDER/spent.log. The last line of stdout is the final image's sha256.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from gems.runs.threads import run_thread
 
 FOLDER, (MOMENT, _, WHICH) = Path(sys.argv[1]), sys.argv[2].partition(":")
 CONTEXT = GemsContext(seed=11, max_rounds=3, memory=False)
-seen: dict[str, int] = {}
+moment_counts: dict[str, int] = {}
 
 
 def reach(moment: str) -> None:
     """Die here if this is the chosen moment."""
-    count = seen[moment] = seen.get(moment, -1) + 1
+    count = moment_counts[moment] = moment_counts.get(moment, -1) + 1
     if moment == MOMENT and count == int(WHICH):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -71,9 +70,9 @@ def paint(request: Any, call: int) -> None:
 
 class Saver(SqliteSaver):
     def put(self, *args: Any) -> Any:
-        written = super().put(*args)
+        checkpoint_config = super().put(*args)
         reach("checkpoint")
-        return written
+        return checkpoint_config
 
     def put_writes(self, *args: Any) -> None:
         super().put_writes(*args)

@@ -1,4 +1,4 @@
-"""``gems batch``: resumable after anything, and one bad prompt never stops the rest."""
+"""``gems batch`` can be resumed after any interruption, and a bad prompt does not stop the others."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def made(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row's attempts, but for the folder that they lie in."""
+def attempts_without_images(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The attempts of a row without the image paths, which depend on the folder."""
     return [{key: value for key, value in attempt.items() if key != "image"} for attempt in row["attempts"]]
 
 
 @pytest.mark.slow
 def test_a_bad_prompt_does_not_stop_the_rest(prompts: Path, tmp_path: Path) -> None:
-    done = run(prompts, tmp_path / "out", "--json")
-    assert done.returncode == 2
-    summary = json.loads(done.stdout)
+    result = run(prompts, tmp_path / "out", "--json")
+    assert result.returncode == 2
+    summary = json.loads(result.stdout)
     assert (summary["prompts"], summary["finished"], summary["failed"]) == (6, 6, 1)
-    assert "line 3: unknown word 'dragon'" in done.stderr
-    assert "dragon" in done.stderr
+    assert "line 3: unknown word 'dragon'" in result.stderr
+    assert "dragon" in result.stderr
     by_index = {row["index"]: row for row in rows(tmp_path / "out")}
     assert [by_index[i]["prompt"] for i in range(6)] == PROMPTS
     for i, row in by_index.items():
@@ -67,35 +67,35 @@ def test_a_finished_batch_is_not_run_again(prompts: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_batch_goes_on(prompts: Path, tmp_path: Path) -> None:
+def test_a_killed_batch_can_be_resumed(prompts: Path, tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
     run(prompts, undisturbed)
     results = out / "results.jsonl"
     with forked.gems_process(*arguments(prompts, out), home=tmp_path / "home") as process:
         wait_until(
             lambda: results.exists() and results.read_bytes().count(b"\n") >= 2,
-            lambda: "two results did not come",
+            lambda: "two results were not written",
             seconds=120,
         )
         process.send_signal(signal.SIGKILL)
     killed_at = results.read_bytes()
     with results.open("ab") as file:
-        file.write(b'{"index": 5, "prom')  # a torn line, as a crash of the machine leaves it
+        file.write(b'{"index": 5, "prom')  # an incomplete line, as after a crash of the machine
     resumed = run(prompts, out)
     assert resumed.returncode == 2, resumed.stderr
     lines = results.read_bytes()
     assert lines.startswith(killed_at)
-    kept = [json.loads(line) for line in lines.splitlines() if line.endswith(b"}")]
-    assert sorted(row["index"] for row in kept) == list(range(6))
+    resumed_rows = [json.loads(line) for line in lines.splitlines() if line.endswith(b"}")]
+    assert sorted(row["index"] for row in resumed_rows) == list(range(6))
     expected = {row["index"]: row for row in rows(undisturbed)}
-    for row in kept:
+    for row in resumed_rows:
         if "attempts" in row:
-            assert made(row) == made(expected[row["index"]])
+            assert attempts_without_images(row) == attempts_without_images(expected[row["index"]])
             assert row["usage"]["images"] == expected[row["index"]]["usage"]["images"]
 
 
 @pytest.mark.slow
-def test_a_file_put_right_and_grown_costs_what_is_new(prompts: Path, tmp_path: Path) -> None:
+def test_a_corrected_and_extended_file_costs_only_its_new_prompts(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     prompts.write_text(prompts.read_text().replace("dragon", "dog") + '{"prompt": "two cats"}\n')
@@ -114,9 +114,9 @@ def test_a_file_put_right_and_grown_costs_what_is_new(prompts: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> None:
     run(prompts, tmp_path / "out")
-    done = run(prompts, tmp_path / "out", "--seed", "5")
-    assert done.returncode == 2
-    assert "other settings" in done.stderr
+    result = run(prompts, tmp_path / "out", "--seed", "5")
+    assert result.returncode == 2
+    assert "other settings" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,17 @@ def test_a_folder_of_another_batch_is_refused(prompts: Path, tmp_path: Path) -> 
         ("seed.jsonl", '{"prompt": "a cat", "seed": -4}\n', "seed"),
     ],
 )
-def test_a_bad_file_is_one_clear_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+def test_a_bad_file_gives_a_one_line_error(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_text(text)
-    done = forked.gems_here(*arguments(tmp_path / name, tmp_path / "out"), home=tmp_path / "home")
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = forked.gems_here(*arguments(tmp_path / name, tmp_path / "out"), home=tmp_path / "home")
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.slow
 def test_a_text_file_and_evidence(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# two prompts\na cat\n\ntwo dogs\n")
-    done = run(tmp_path / "p.txt", tmp_path / "out", "--evidence")
-    assert done.returncode == 0, done.stderr
+    result = run(tmp_path / "p.txt", tmp_path / "out", "--evidence")
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "out" / "runs" / "00001" / "report.html").exists()

@@ -1,4 +1,4 @@
-"""Bulk runs: limits of the whole run, dry runs, status, stopping, kills, and what comes out of them."""
+"""Bulk runs: limits of the whole run, dry runs, status, stopping, kills and exports."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ SLOW = pytest.mark.slow
 QUICK = ("--no-plan", "--no-skills")
 
 
-def of_the_finished(test: Any) -> Any:
-    """Mark a test of ``finished``, a batch that is run once."""
+def uses_finished_batch(test: Any) -> Any:
+    """Mark a test that uses ``finished``, a batch that runs once per session."""
     return SLOW(pytest.mark.xdist_group("bulk")(test))
 
 
 def prompts(path: Path, n: int, seed: int = 3) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    wishes = [p.prompt for p in fresh_prompts(n, seed)]
-    path.write_text("".join(json.dumps({"id": f"w{i}", "prompt": wish}) + "\n" for i, wish in enumerate(wishes)))
+    texts = [p.prompt for p in fresh_prompts(n, seed)]
+    path.write_text("".join(json.dumps({"id": f"w{i}", "prompt": text}) + "\n" for i, text in enumerate(texts)))
     return path
 
 
 def run(*args: object, home: Path, ok: tuple[int, ...] = (0,)) -> subprocess.CompletedProcess[str]:
-    done = forked.gems(*args, home=home)
-    assert done.returncode in ok, done.stderr
-    return done
+    result = forked.gems(*args, home=home)
+    assert result.returncode in ok, result.stderr
+    return result
 
 
-def refused(*args: object, home: Path) -> str:
-    """What is said of bad input."""
-    done = forked.gems_here(*args, home=home)
-    assert done.returncode == 2, done.stderr
-    return done.stderr
+def refusal_of(*args: object, home: Path) -> str:
+    """The error message for bad input."""
+    result = forked.gems_here(*args, home=home)
+    assert result.returncode == 2, result.stderr
+    return result.stderr
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -65,26 +65,26 @@ def index(out: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def painter() -> Iterator[str]:
-    """An image server that takes half a second for each image, and remembers what it was asked for."""
+    """An image server that takes half a second per image and logs its requests."""
     with serving("image_server.py") as address:
         yield address
 
 
-def asked(painter: str) -> Counter[str]:
+def requested_images(painter: str) -> Counter[str]:
     with urllib.request.urlopen(f"{painter}/log") as answer:
-        seen = json.load(answer)["seen"]
-    return Counter(json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in seen)
+        requests = json.load(answer)["seen"]
+    return Counter(json.dumps([entry["request"]["prompt"], entry["request"]["seed"]]) for entry in requests)
 
 
 def wait_for(out: Path, lines: int, process: forked.Process) -> None:
     results = out / "results.jsonl"
 
-    def written() -> int:
+    def line_count() -> int:
         count = results.read_bytes().count(b"\n") if results.exists() else 0
-        assert process.poll() is None, f"it has ended with {count} results"
+        assert process.poll() is None, f"the batch has ended with {count} results"
         return count
 
-    wait_until(lambda: written() >= lines, lambda: f"{lines} results did not come", seconds=120)
+    wait_until(lambda: line_count() >= lines, lambda: f"{lines} results were not written", seconds=120)
 
 
 # --- limits and forecasts --------------------------------------------------------------------------------------------
@@ -95,17 +95,17 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
     file, out = prompts(tmp_path / "p.jsonl", 12), tmp_path / "out"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--price", "image=0.25", "--json")
     command += ("--concurrency", 4)
-    done = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
-    summary = json.loads(done.stdout)
+    result = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
+    summary = json.loads(result.stdout)
     assert summary["limit_reached"] == "cost"
-    assert 2 <= summary["cost"] <= 2 + 4 * 0.25  # a batch in flight could cost 2 more
+    assert 2 <= summary["cost"] <= 2 + 4 * 0.25  # the prompts in flight may exceed the limit
     assert summary["finished"] + summary["not_started"] == 12
-    assert f"{summary['not_started']} prompts were not started" in done.stderr
+    assert f"{summary['not_started']} prompts were not started" in result.stderr
     left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
     assert len(left) == summary["not_started"]
     assert {row["index"] for row in rows(out)}.isdisjoint(row["index"] for row in left)
 
-    # The list is a file of prompts itself, with seeds and ids.
+    # The list is itself a prompt file, with seeds and ids.
     elsewhere = run(
         "batch", out / "not_started.jsonl", "--out", tmp_path / "rest", *QUICK, "--json", home=tmp_path / "home"
     )
@@ -114,7 +114,7 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
         (r["prompt"], r["seed"], r["id"]) for r in left
     }
 
-    # With a limit that was spent before, nothing is begun; without one, the rest is run.
+    # If the limit is already used up, no prompt starts; without a limit, the rest runs.
     again = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     assert json.loads(again.stdout)["images"] == summary["images"]
     finished = run(*command, home=tmp_path / "home")
@@ -126,11 +126,11 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
 def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
     file = prompts(tmp_path / "p.jsonl", 2)
     for options, says in ((("--total-cost", 1), "--price"), (("--price", "picture=1"), "picture")):
-        assert says in refused("batch", file, "--out", tmp_path / "out", *options, home=tmp_path / "home")
+        assert says in refusal_of("batch", file, "--out", tmp_path / "out", *options, home=tmp_path / "home")
 
 
 @SLOW
-def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
+def test_the_estimate_of_a_dry_run_covers_the_actual_cost(tmp_path: Path) -> None:
     file, out = prompts(tmp_path / "p.jsonl", 24), tmp_path / "out"
     command = ("batch", file, "--out", out, "--max-rounds", 2, *QUICK, "--price", "image=0.1", "--json")
     command += ("--concurrency", 3)
@@ -138,12 +138,12 @@ def test_a_dry_run_tells_what_the_run_then_costs(tmp_path: Path) -> None:
     assert (dry["sample"], dry["prompts"]) == (9, 24)
     sample = (out / "results.jsonl").read_bytes()
     assert sample.count(b"\n") == 9
-    told = run("batch", "status", out, home=tmp_path / "home").stdout
-    assert "9 of 24 prompts done" in told
-    spent = json.loads(run(*command, home=tmp_path / "home").stdout)
+    status = run("batch", "status", out, home=tmp_path / "home").stdout
+    assert "9 of 24 prompts done" in status
+    actual = json.loads(run(*command, home=tmp_path / "home").stdout)
     assert (out / "results.jsonl").read_bytes().startswith(sample)
     for name in ("images", "tokens", "cost"):
-        assert dry["estimate"][name]["low"] <= spent[name] <= dry["estimate"][name]["high"]
+        assert dry["estimate"][name]["low"] <= actual[name] <= dry["estimate"][name]["high"]
     assert dry["estimate"]["hours"]["low"] > 0
 
 
@@ -152,33 +152,33 @@ def test_the_same_prompt_and_seed_twice_are_drawn_twice(tmp_path: Path) -> None:
     file, out = tmp_path / "p.jsonl", tmp_path / "out"
     file.write_text("".join(json.dumps({"prompt": "a cat", "seed": 1, "id": i}) + "\n" for i in range(6)))
     run("batch", file, "--out", out, *QUICK, "--max-rounds", 1, home=tmp_path / "home")
-    done = rows(out)
-    assert sorted(row["id"] for row in done) == list(range(6))
-    assert len({row["attempts"][0]["sha256"] for row in done}) == 1
+    finished_rows = rows(out)
+    assert sorted(row["id"] for row in finished_rows) == list(range(6))
+    assert len({row["attempts"][0]["sha256"] for row in finished_rows}) == 1
 
 
 # --- watching and stopping -------------------------------------------------------------------------------------------
 
 
 @SLOW
-def test_it_can_be_watched_from_another_shell_and_is_nobody_elses_meanwhile(painter: str, tmp_path: Path) -> None:
+def test_status_works_while_a_batch_runs_and_no_second_process_may_run_it(painter: str, tmp_path: Path) -> None:
     file, out, home = prompts(tmp_path / "p.jsonl", 90), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 1, "--generator", f"{painter}/slow/draw")
     with forked.gems_process(*command, "--concurrency", 2, home=home) as process:
         wait_for(out, 3, process)
-        told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
-        assert told["state"] == "running"
-        assert told["pid"] == process.pid
-        assert 3 <= told["done"] < 90
-        assert told["spent"]["images"] == told["done"]
-        assert told["prompts_a_minute"] > 0
-        assert told["seconds_left"] > 0
-        assert "another process works on" in refused(*command, home=home)
+        status = json.loads(run("batch", "status", out, "--json", home=home).stdout)
+        assert status["state"] == "running"
+        assert status["pid"] == process.pid
+        assert 3 <= status["done"] < 90
+        assert status["spent"]["images"] == status["done"]
+        assert status["prompts_a_minute"] > 0
+        assert status["seconds_left"] > 0
+        assert "another process works on" in refusal_of(*command, home=home)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 130
-    told = json.loads(run("batch", "status", out, "--json", home=home).stdout)
-    assert (told["state"], told["done"], told["pid"]) == ("stopped", len(rows(out)), None)
-    assert "holds no batch" in refused("batch", "status", tmp_path, home=home)
+    status = json.loads(run("batch", "status", out, "--json", home=home).stdout)
+    assert (status["state"], status["done"], status["pid"]) == ("stopped", len(rows(out)), None)
+    assert "holds no batch" in refusal_of("batch", "status", tmp_path, home=home)
 
 
 @SLOW
@@ -188,59 +188,59 @@ def test_ctrl_c_once_finishes_what_is_in_flight(painter: str, tmp_path: Path) ->
     with forked.gems_process(*command, "--concurrency", 3, home=home) as process:
         wait_for(out, 3, process)
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "finishing the prompts in flight" in told
-    done = rows(out)
-    assert 3 <= len(done) < 20
-    # Whatever was begun was ended: the server was asked for nothing that is in no result.
-    assert sum(asked(painter).values()) == sum(row["usage"]["images"] for row in done)
-    assert len(index(out)) == len(done)
+    assert "finishing the prompts in flight" in messages
+    finished_rows = rows(out)
+    assert 3 <= len(finished_rows) < 20
+    # Every prompt that started has finished: each image that was requested is in a result.
+    assert sum(requested_images(painter).values()) == sum(row["usage"]["images"] for row in finished_rows)
+    assert len(index(out)) == len(finished_rows)
     state = json.loads(run("batch", "status", out, "--json", home=home).stdout)["state"]
     assert state == "stopped"
 
 
 @SLOW
-def test_ctrl_c_twice_stops_at_the_next_step_and_nothing_is_paid_for_twice(painter: str, tmp_path: Path) -> None:
+def test_ctrl_c_twice_stops_at_the_next_step_and_no_image_is_drawn_twice(painter: str, tmp_path: Path) -> None:
     file, out, home = prompts(tmp_path / "p.jsonl", 8), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 4, "--generator", f"{painter}/slow/draw")
     with forked.gems_process(*command, "--concurrency", 4, home=home) as process:
         assert process.stderr is not None
-        wait_until(lambda: asked(painter), lambda: "no image was asked for")
+        wait_until(lambda: requested_images(painter), lambda: "no image was requested")
         process.send_signal(signal.SIGINT)
         assert any("finishing the prompts in flight" in line for line in process.stderr)
-        wait_until(lambda: len(asked(painter)) > 4, lambda: "the second round did not begin")
+        wait_until(lambda: len(requested_images(painter)) > 4, lambda: "the second round did not begin")
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopping prompts after their current step" in told
+    assert "stopping prompts after their current step" in messages
     assert not (out / "results.jsonl").exists()  # each would have taken four rounds
     run(*command, "--concurrency", 4, home=home)
-    assert max(asked(painter).values()) == 1
-    assert sum(row["usage"]["images"] for row in rows(out)) == sum(asked(painter).values())
+    assert max(requested_images(painter).values()) == 1
+    assert sum(row["usage"]["images"] for row in rows(out)) == sum(requested_images(painter).values())
 
 
 @SLOW
-def test_killed_at_random_moments_every_prompt_comes_once(painter: str, tmp_path: Path) -> None:
-    """And no image is asked for again but those that were being made in that moment."""
+def test_after_random_kills_every_prompt_has_one_result(painter: str, tmp_path: Path) -> None:
+    """Only images that were in flight during a kill are requested again."""
     file, out, home = prompts(tmp_path / "p.jsonl", 30), tmp_path / "out", tmp_path / "home"
     command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--generator", f"{painter}/slow/draw")
     rng, in_flight = random.Random(5), 6
     for lines in (4, 13):
         with forked.gems_process(*command, "--concurrency", in_flight, home=home) as process:
             wait_for(out, lines, process)
-            time.sleep(rng.uniform(0, 0.6))  # anywhere within the half second that an image takes
+            time.sleep(rng.uniform(0, 0.6))  # any moment within the half second that an image takes
             process.kill()
     run(*command, "--concurrency", in_flight, home=home)
     counted = Counter(row["index"] for row in index(out))
     assert counted == Counter(range(30))
     assert Counter(row["index"] for row in rows(out)) == counted
-    made = asked(painter)
-    assert len(made) == sum(row["usage"]["images"] for row in rows(out))
-    assert sum(made.values()) - len(made) <= 2 * in_flight
+    requests = requested_images(painter)
+    assert len(requests) == sum(row["usage"]["images"] for row in rows(out))
+    assert sum(requests.values()) - len(requests) <= 2 * in_flight
 
 
-# --- what comes out --------------------------------------------------------------------------------------------------
+# --- results and exports ---------------------------------------------------------------------------------------------
 
 
 FINISHED = 18
@@ -257,36 +257,38 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-@of_the_finished
+@uses_finished_batch
 def test_the_index_holds_every_prompt_with_its_attempts(finished: Path) -> None:
     table = index(finished)
     by_index = {row["index"]: row for row in rows(finished)}
     assert [row["index"] for row in table] == list(range(FINISHED + 1))
     for row in table:
-        written = by_index[row["index"]]
-        assert (row["prompt"], row["seed"], row["id"]) == (written["prompt"], written["seed"], written["id"])
+        result_row = by_index[row["index"]]
+        assert (row["prompt"], row["seed"], row["id"]) == (result_row["prompt"], result_row["seed"], result_row["id"])
         if row["error"]:
             assert (row["id"], row["image"], row["attempts"]) == ("cannot", None, [])
             continue
         best = row["attempts"][row["best"]]
-        assert row["sha256"] == best["sha256"] == written["attempts"][written["best"]]["sha256"]
+        assert row["sha256"] == best["sha256"] == result_row["attempts"][result_row["best"]]["sha256"]
         assert hashlib.sha256(Path(row["image"].removeprefix("file://")).read_bytes()).hexdigest() == row["sha256"]
         assert row["solved"] == all(v["answer"] == "yes" for v in best["verdicts"]) == (row["outcome"] == "solved")
         assert len(row["attempts"]) == row["usage"]["images"]
 
 
-# The library leaves its files to the garbage collector.
+# webdataset does not close its files; the garbage collector does.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-@of_the_finished
+@uses_finished_batch
 def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
     import webdataset
 
-    told = run("export", finished, "--to", "webdataset", "--out", tmp_path / "w", "--json", home=tmp_path / "home")
+    export_result = run(
+        "export", finished, "--to", "webdataset", "--out", tmp_path / "w", "--json", home=tmp_path / "home"
+    )
     by_index = {row["index"]: row for row in rows(finished)}
     solved = {i for i, row in by_index.items() if row.get("outcome") == "solved"}
     shards = sorted(map(str, (tmp_path / "w").glob("*.tar")))
     raw = {int(s["__key__"]): s for s in webdataset.WebDataset(shards, shardshuffle=False)}
-    assert json.loads(told.stdout) == {
+    assert json.loads(export_result.stdout) == {
         "folder": str(tmp_path / "w"),
         "examples": len(solved),
         "skipped": FINISHED + 1 - len(solved),
@@ -303,14 +305,14 @@ def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
     assert decoded[0].size == (512, 512)
 
 
-@of_the_finished
+@uses_finished_batch
 def test_datasets_reads_the_image_folder(finished: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
     run("export", finished, "--to", "imagefolder", "--out", tmp_path / "i", "--all", home=tmp_path / "home")
     loaded = load_dataset("imagefolder", data_dir=str(tmp_path / "i"), cache_dir=str(tmp_path / "cache"), split="train")
     by_index = {row["index"]: row for row in rows(finished)}
-    assert sorted(loaded["index"]) == list(range(FINISHED))  # all but the one that cannot be drawn
+    assert sorted(loaded["index"]) == list(range(FINISHED))  # all but the prompt that cannot be drawn
     for example in random.Random(1).sample(list(loaded), 5):
         row = by_index[example["index"]]
         best = row["attempts"][row["best"]]
@@ -322,7 +324,7 @@ def test_datasets_reads_the_image_folder(finished: Path, tmp_path: Path) -> None
 
 
 def read_as_a_trainer(folder: Path, cache: Path) -> Iterator[tuple[str, bytes, bytes]]:
-    """(caption, preferred, rejected), as trainers of Diffusion-DPO read Pick-a-Pic.
+    """Yield (caption, preferred, rejected) as Diffusion-DPO trainers read Pick-a-Pic.
 
     They load the columns jpg_0, jpg_1, label_0 and caption, put the preferred image first, and decode the bytes.
     """
@@ -337,7 +339,7 @@ def read_as_a_trainer(folder: Path, cache: Path) -> Iterator[tuple[str, bytes, b
         yield example["caption"], pair[0], pair[1]
 
 
-@of_the_finished
+@uses_finished_batch
 def test_a_dpo_trainer_reads_the_preference_pairs(finished: Path, tmp_path: Path) -> None:
     run("export", finished, "--to", "preferences", "--out", tmp_path / "d", "--pairs", 2, home=tmp_path / "home")
     attempts = {
@@ -354,42 +356,44 @@ def test_a_dpo_trainer_reads_the_preference_pairs(finished: Path, tmp_path: Path
         assert better["score"] - worse["score"] >= 0.1
     raw = pq.read_table(tmp_path / "d" / "data" / "train-00000.parquet").to_pylist()
     assert {row["label_0"] + row["label_1"] for row in raw} == {1}
-    assert len({row["label_0"] for row in raw}) == 2  # the place of the better one tells nothing
+    assert len({row["label_0"] for row in raw}) == 2  # the position does not reveal the preferred image
     assert all(row["verdicts_0"] and row["verdicts_1"] for row in raw)
 
 
-@of_the_finished
-def test_an_export_takes_a_folder_that_was_moved(finished: Path, tmp_path: Path) -> None:
+@uses_finished_batch
+def test_a_moved_folder_can_be_exported(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "moved")
     path = tmp_path / "moved" / "results.jsonl"
     path.write_text(path.read_text().replace("file://", "file:///nowhere"))
     run("export", tmp_path / "moved", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "home")
 
 
-@of_the_finished
-def test_an_export_never_writes_over_what_is_not_its_own(finished: Path, tmp_path: Path) -> None:
+@uses_finished_batch
+def test_an_export_never_overwrites_other_files(finished: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
-    done = run("export", finished, "--to", "webdataset", "--out", mine, home=tmp_path / "home", ok=(2,))
-    assert "no export" in done.stderr
+    result = run("export", finished, "--to", "webdataset", "--out", mine, home=tmp_path / "home", ok=(2,))
+    assert "no export" in result.stderr
     assert (mine / "thesis.txt").read_text() == "years of work"
     target = tmp_path / "again"
     run("export", finished, "--to", "webdataset", "--out", target, home=tmp_path / "home")
     run("export", finished, "--to", "imagefolder", "--out", target, home=tmp_path / "home")
     assert not list(target.glob("*.tar"))
-    done = run("export", finished, "--to", "tfrecord", "--out", target, home=tmp_path / "home", ok=(2,))
-    assert "webdataset, imagefolder, preferences" in done.stderr
+    result = run("export", finished, "--to", "tfrecord", "--out", target, home=tmp_path / "home", ok=(2,))
+    assert "webdataset, imagefolder, preferences" in result.stderr
     assert list((target / "train").glob("*.png"))
 
 
-@of_the_finished
-def test_an_export_tells_of_a_missing_image(finished: Path, tmp_path: Path) -> None:
+@uses_finished_batch
+def test_an_export_reports_a_damaged_image(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "torn")
     solved = next(row for row in rows(finished) if row.get("outcome") == "solved")
     digest = solved["attempts"][solved["best"]]["sha256"]
     image = tmp_path / "torn" / "images" / digest[:2] / f"{digest}.png"
     image.write_bytes(image.read_bytes()[:-20])
-    done = run("export", tmp_path / "torn", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "h", ok=(3,))
-    assert "is damaged" in done.stderr
+    result = run(
+        "export", tmp_path / "torn", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "h", ok=(3,)
+    )
+    assert "is damaged" in result.stderr
     assert not (tmp_path / "w").exists()

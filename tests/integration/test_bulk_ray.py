@@ -1,7 +1,7 @@
-"""Batches on a Ray cluster of two simulated nodes: the same results as without Ray, exactly once, whatever dies.
+"""Batches on a Ray cluster of two simulated nodes: the results are those without Ray, exactly once, whatever dies.
 
-The models are those of ``light_models.py``: no process of the cluster imports torch, and a test sets how long an image
-takes.
+The models come from ``light_models.py``, so no process of the cluster imports torch, and a test can set the seconds per
+image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.xdist_group("ray"),
-    pytest.mark.timeout(300),  # seconds; a busy machine starts a cluster's dozen processes slowly
+    pytest.mark.timeout(300),  # seconds; a busy machine is slow to start the dozen processes of a cluster
 ]
 
 TESTS = Path(__file__).parents[1]
@@ -41,14 +41,14 @@ QUICK, SLOW = 0.1, 1.0
 
 
 class Nodes:
-    """The cluster's process."""
+    """The process that runs the cluster."""
 
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self.pace, self.imports = process, folder / "pace", folder / "imports"
         self.address = self._read()
 
     def send(self, command: str) -> str:
-        """Send a command. Returns the answer."""
+        """Send a command and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
@@ -99,7 +99,7 @@ def prompts(path: Path, n: int, seed: int) -> Path:
 
 @pytest.fixture
 def batch() -> Iterator[Start]:
-    """Starts a batch. After the test, batches that still run are killed."""
+    """A function that starts a batch. After the test, batches that still run are killed."""
     processes = []
 
     def start(file: Path, out: Path, *args: object, **variables: str) -> Process:
@@ -129,7 +129,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
 
 
 def images_in(out: Path) -> dict[int, Any]:
-    """What was drawn, by prompt index."""
+    """The images drawn for each prompt index."""
     return {row["index"]: [(a["prompt"], a["seed"], a["sha256"]) for a in row["attempts"]] for row in lines(out)}
 
 
@@ -139,10 +139,10 @@ def wait_for(out: Path, n: int, process: Process) -> None:
         if len(lines(out)) >= n:
             return
         time.sleep(0.1)
-    raise AssertionError(f"{n} results did not come: {process.communicate() if process.poll() is not None else ''}")
+    raise AssertionError(f"{n} results were not written: {process.communicate() if process.poll() is not None else ''}")
 
 
-def test_what_ray_cannot_do_is_said_in_one_line(batch: Start, tmp_path: Path) -> None:
+def test_unsupported_uses_of_ray_give_a_one_line_error(batch: Start, tmp_path: Path) -> None:
     file = prompts(tmp_path / "p.jsonl", 2, 1)
     message = finish(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
     assert "--ray auto" in message
@@ -154,12 +154,12 @@ def test_what_ray_cannot_do_is_said_in_one_line(batch: Start, tmp_path: Path) ->
 
 
 def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch: Start, tmp_path: Path) -> None:
-    """The second batch starts when the first is under way, which has four times as many prompts in flight."""
+    """The first batch is already running, with four times as many prompts in flight, when the second one starts."""
     first, second = prompts(tmp_path / "a.jsonl", 120, 5), prompts(tmp_path / "b.jsonl", 18, 6)
     nodes.draw_at(QUICK)
     large = batch(first, tmp_path / "large", "--ray", nodes.address, "--workers", 1, "--concurrency", 16)
     wait_for(tmp_path / "large", 10, large)
-    nodes.draw_at(SLOW)  # so that the first does not end before the second has started
+    nodes.draw_at(SLOW)  # keep the first batch running until the second has started
     small = batch(second, tmp_path / "small", "--ray", nodes.address, "--workers", 1, "--concurrency", 4)
     wait_for(tmp_path / "small", 1, small)
     nodes.draw_at(QUICK)
@@ -168,7 +168,7 @@ def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch
     meanwhile = len(lines(tmp_path / "large")) - large_before
     assert large.poll() is None
     finish(small)
-    # Each of them got about half of the generator's images. First come, first served would be four to one.
+    # Each batch got about half of the generator's images. First come, first served would give four to one.
     assert 0 < meanwhile < 3 * (18 - small_before)
     large.send_signal(signal.SIGINT)
     message = finish(large, 130)
@@ -194,14 +194,14 @@ def test_a_batch_continues_after_its_driver_was_killed_and_limits_hold(
     finish(batch(file, out, "--ray", nodes.address, "--workers", 1, "--concurrency", 4, *limit), 4)
     assert 20 <= sum(row["usage"]["images"] for row in lines(out)) < 22
     assert max(Counter(row["index"] for row in lines(out)).values()) == 1
-    assert "checkpoints" not in finish(batch(file, out))  # the rest without Ray, in the same folder
+    assert "checkpoints" not in finish(batch(file, out))  # run the rest without Ray, in the same folder
     assert Counter(row["index"] for row in lines(out)) == Counter(range(20))
 
 
-def test_workers_and_a_node_die_and_every_prompt_comes_once_and_as_without_ray(
+def test_when_workers_and_a_node_die_the_results_are_those_without_ray(
     nodes: Nodes, batch: Start, tmp_path: Path
 ) -> None:
-    """This test is the last one: the cluster has a node less afterwards."""
+    """This test must run last, because it kills a node of the cluster."""
     file, out, rng = prompts(tmp_path / "p.jsonl", 30, 4), tmp_path / "out", random.Random(4)
     nodes.draw_at(2 * QUICK)
     process = batch(file, out, "--ray", nodes.address, "--workers", 2, "--concurrency", 8)

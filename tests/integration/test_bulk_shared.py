@@ -1,4 +1,4 @@
-"""What the machines of a cluster share: leases on prompts, checkpoints in PostgreSQL, places that all of them see."""
+"""What the machines of a cluster share: leases on prompts, checkpoints in PostgreSQL and shared storage."""
 
 from __future__ import annotations
 
@@ -41,77 +41,79 @@ with hold_lease(leases, "batch", 7):
 
 
 @pytest.fixture(params=["file", pytest.param("database", marks=marks("postgres"))])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def lease_location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "leases") if request.param == "file" else request.getfixturevalue("database")
 
 
 @pytest.fixture
-def leases(place: str) -> Iterator[Leases]:
-    if not place.startswith("postgresql://"):
-        yield FileLeases(Path(place))
+def leases(lease_location: str) -> Iterator[Leases]:
+    if not lease_location.startswith("postgresql://"):
+        yield FileLeases(Path(lease_location))
         return
-    with database_pool(place) as pool:
+    with database_pool(lease_location) as pool:
         yield DatabaseLeases(pool)
 
 
-def test_a_lease_is_held_by_one_process_and_ends_with_it(place: str, leases: Leases) -> None:
-    with forked.Process([sys.executable, "-c", HOLDER, place], stdout=subprocess.PIPE, text=True) as other:
+def test_a_lease_is_held_by_one_process_and_ends_with_it(lease_location: str, leases: Leases) -> None:
+    with forked.Process([sys.executable, "-c", HOLDER, lease_location], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with hold_lease(leases, "batch", 8) as ours:  # another prompt's is free
-            assert ours
-        with hold_lease(leases, "batch", 7, lambda: True) as ours:  # one that is to stop does not wait
-            assert not ours
-        got = threading.Event()
+        with hold_lease(leases, "batch", 8) as acquired:  # the lease of another prompt is free
+            assert acquired
+        with hold_lease(leases, "batch", 7, lambda: True) as acquired:  # a process that must stop does not wait
+            assert not acquired
+        lease_taken = threading.Event()
 
         def take() -> None:
-            with hold_lease(leases, "batch", 7) as ours:
-                assert ours
-                got.set()
+            with hold_lease(leases, "batch", 7) as acquired:
+                assert acquired
+                lease_taken.set()
 
         thread = threading.Thread(target=take, daemon=True)
         thread.start()
-        assert not got.wait(0.5)
+        assert not lease_taken.wait(0.5)
         other.send_signal(signal.SIGKILL)
-        assert got.wait(20)
+        assert lease_taken.wait(20)
         thread.join()
 
 
 @needs("postgres")
-def test_a_batch_goes_on_on_another_machine_from_checkpoints_in_a_database(database: str, tmp_path: Path) -> None:
-    """Of the folder, only the record and the images are taken along."""
+def test_another_machine_continues_a_batch_from_checkpoints_in_a_database(database: str, tmp_path: Path) -> None:
+    """Only the batch record, the results and the images are copied to the other machine."""
     file, out, other = tmp_path / "p.jsonl", tmp_path / "out", tmp_path / "other"
     file.write_text("".join(json.dumps({"prompt": p.prompt}) + "\n" for p in fresh_prompts(8, 9)))
     with serving("image_server.py") as address:
 
         def command(folder: Path) -> list[str]:
-            given = ["--max-rounds", "3", "--no-plan", "--no-skills", "--concurrency", "4", "--images", str(tmp_path)]
-            places = ["--out", str(folder), "--checkpoints", database, "--generator", f"{address}/slow/draw"]
-            return forked.command_line("batch", file, *given, *places)
+            options = ["--max-rounds", "3", "--no-plan", "--no-skills", "--concurrency", "4", "--images", str(tmp_path)]
+            locations = ["--out", str(folder), "--checkpoints", database, "--generator", f"{address}/slow/draw"]
+            return forked.command_line("batch", file, *options, *locations)
 
         with forked.Process(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            wait_until(lambda: any(tmp_path.glob("??/*.png")), lambda: "it made no image")
+            wait_until(lambda: any(tmp_path.glob("??/*.png")), lambda: "no image was drawn")
             process.kill()
         assert not (out / "checkpoints.sqlite").exists()
         other.mkdir()
         for name in ("batch.json", "results.jsonl"):
             if (out / name).exists():
                 (other / name).write_bytes((out / name).read_bytes())
-        done = forked.run(command(other), timeout=120)
-        assert done.returncode == 0, done.stderr
-        seen = _asked(address)
+        result = forked.run(command(other), timeout=120)
+        assert result.returncode == 0, result.stderr
+        requests = _requested_images(address)
     rows = [json.loads(line) for line in (other / "results.jsonl").read_text().splitlines()]
     assert sorted(row["index"] for row in rows) == list(range(8))
     images = sum(row["usage"]["images"] for row in rows)
-    assert images == len(set(seen)) == 24  # flat colours never pass
-    assert len(seen) - images <= 4  # those that were being made when it was killed
+    assert images == len(set(requests)) == 24  # flat colours never pass
+    assert len(requests) - images <= 4  # images that were in flight when it was killed
 
 
-def _asked(address: str) -> list[str]:
+def _requested_images(address: str) -> list[str]:
     import urllib.request
 
     with urllib.request.urlopen(f"{address}/log") as answer:
-        return [json.dumps([one["asked"]["prompt"], one["asked"]["seed"]]) for one in json.load(answer)["seen"]]
+        return [
+            json.dumps([entry["request"]["prompt"], entry["request"]["seed"]]) for entry in json.load(answer)["seen"]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +125,7 @@ def _asked(address: str) -> list[str]:
         ({"images_url": "s3://b/f", "memory": True}, "postgresql://db/gems", False, "--memory"),
     ],
 )
-def test_several_machines_need_places_that_all_of_them_see(
+def test_several_machines_need_shared_storage(
     context: dict[str, Any], checkpoints: str | None, evidence: bool, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GEMS_IMAGES", raising=False)
@@ -133,7 +135,7 @@ def test_several_machines_need_places_that_all_of_them_see(
     check_shared_storage({"a"}, settings, checkpoints, evidence=evidence)
 
 
-def test_with_such_places_they_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_accept_shared_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GEMS_IMAGES", raising=False)
     settings = GemsContext(memory=False, images_url="s3://b/f")
     check_shared_storage({"a", "b"}, settings, "postgresql://db/g", evidence=False)

@@ -1,4 +1,4 @@
-"""The command line as a user has it: a process of its own, real files, the pocket models."""
+"""The command line as a user runs it: separate processes, real files, the pocket models."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SLOW = pytest.mark.slow
 PROMPT = "three blue cars to the left of a striped elephant"
 
 
-def of_the_run(test: Any) -> Any:
-    """Mark a test of ``finished``, a run that is made once."""
+def uses_finished_run(test: Any) -> Any:
+    """Mark a test that uses ``finished``, a run that is made once per session."""
     return SLOW(pytest.mark.xdist_group("cli")(test))
 
 
-def cold(*arguments: object, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """``gems ARGUMENTS`` in an interpreter of its own, where the point is how one starts."""
+def gems_unforked(*arguments: object, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run ``gems ARGUMENTS`` in a fresh interpreter, for tests of the start itself."""
     command = forked.command_line(*arguments)
     environment = forked.environment(home, **variables)
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
@@ -38,15 +38,15 @@ def cold(*arguments: object, home: Path, **variables: str) -> subprocess.Complet
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
-    """A finished run: its home, its folder, and what --json said."""
+    """A finished run: its home, its folder and its --json output."""
     base = tmp_path_factory.mktemp("run")
-    done = gems("generate", PROMPT, "--seed", 7, "--out", base / "out", "--json", home=base / "home")
-    assert done.returncode in (0, 1), done.stderr
-    record = json.loads(done.stdout)
+    result = gems("generate", PROMPT, "--seed", 7, "--out", base / "out", "--json", home=base / "home")
+    assert result.returncode in (0, 1), result.stderr
+    record = json.loads(result.stdout)
     return base / "home", Path(record["paths"]["folder"]), record
 
 
-@of_the_run
+@uses_finished_run
 def test_a_run_leaves_its_evidence(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, folder, record = finished
     assert record["outcome"] in ("solved", "rounds", "stalled")
@@ -63,57 +63,57 @@ def test_a_run_leaves_its_evidence(finished: tuple[Path, Path, dict[str, Any]]) 
     assert record["usage"]["chat_calls"] <= 2 * record["attempts"][-1]["round"] + 2 + 3
 
 
-@of_the_run
+@uses_finished_run
 def test_replay_makes_the_same_bytes(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, folder, record = finished
-    done = gems("replay", folder, "--json", home=home)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(done.stdout)
+    result = gems("replay", folder, "--json", home=home)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(result.stdout)
     assert len(results) == len(record["attempts"])
     assert all(r["record"] and r["disk"] for r in results)
 
 
-@of_the_run
-def test_replay_tells_a_changed_file(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
+@uses_finished_run
+def test_replay_detects_a_changed_file(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, folder, _ = finished
     shutil.copytree(folder, tmp_path / "copy")
     with (tmp_path / "copy" / "round-1-0.png").open("ab") as file:
         file.write(b"x")
-    done = gems("replay", tmp_path / "copy", home=home)
-    assert done.returncode == 1
-    assert "no" in done.stdout
+    result = gems("replay", tmp_path / "copy", home=home)
+    assert result.returncode == 1
+    assert "no" in result.stdout
 
 
-@of_the_run
+@uses_finished_run
 def test_the_same_seed_is_the_same_run(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, _, record = finished
-    done = gems("generate", PROMPT, "--seed", 7, "--out", tmp_path, "--json", home=tmp_path / "home")
-    again = json.loads(done.stdout)
+    result = gems("generate", PROMPT, "--seed", 7, "--out", tmp_path, "--json", home=tmp_path / "home")
+    again = json.loads(result.stdout)
     assert [a["image"]["sha256"] for a in again["attempts"]] == [a["image"]["sha256"] for a in record["attempts"]]
 
 
-@of_the_run
+@uses_finished_run
 def test_resuming_a_finished_run_spends_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, folder, record = finished
     shutil.rmtree(folder)
-    done = gems("generate", "--resume", record["thread"], "--json", home=home)
-    again = json.loads(done.stdout)
+    result = gems("generate", "--resume", record["thread"], "--json", home=home)
+    again = json.loads(result.stdout)
     assert again["usage"] == record["usage"]
     assert (folder / "report.html").exists()
 
 
-@of_the_run
+@uses_finished_run
 def test_a_killed_run_is_resumed_to_the_same_image(tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]) -> None:
     _, _, record = finished
     home = tmp_path / "home"
     with forked.gems_process("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", home=home) as process:
         assert process.stderr is not None
         thread = process.stderr.readline().split()[-1]
-        wait_until(lambda: any(home.glob("images/*/*.png")), lambda: "it made no image", seconds=120)
+        wait_until(lambda: any(home.glob("images/*/*.png")), lambda: "no image was drawn", seconds=120)
         process.send_signal(signal.SIGKILL)
-    done = gems("generate", "--resume", thread, "--json", home=home)
-    assert done.returncode in (0, 1), done.stderr
-    again = json.loads(done.stdout)
+    result = gems("generate", "--resume", thread, "--json", home=home)
+    assert result.returncode in (0, 1), result.stderr
+    again = json.loads(result.stdout)
     assert [a["image"]["sha256"] for a in again["attempts"]] == [a["image"]["sha256"] for a in record["attempts"]]
     assert again["usage"]["images"] == record["usage"]["images"]
     assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
@@ -149,45 +149,47 @@ BAD_INPUT: list[tuple[list[Any], str]] = [
         *(pytest.param(gems_here, args, says, id=str(args)[:40]) for args, says in BAD_INPUT[2:]),
     ],
 )
-def test_bad_input_is_one_clear_line(tmp_path: Path, command_line: CommandLine, args: list[Any], says: str) -> None:
-    done = command_line("generate", *args, "--quiet", "--out", tmp_path / "out", home=tmp_path / "home")
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+def test_bad_input_gives_a_one_line_error(
+    tmp_path: Path, command_line: CommandLine, args: list[Any], says: str
+) -> None:
+    result = command_line("generate", *args, "--quiet", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     assert says in lines[0]
 
 
 def test_an_output_folder_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    done = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "file", home=tmp_path / "home")
-    assert done.returncode == 2
-    assert "--out" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "file", home=tmp_path / "home")
+    assert result.returncode == 2
+    assert "--out" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_home_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    done = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=tmp_path / "file" / "home")
-    assert done.returncode == 2
-    assert "GEMS_HOME" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=tmp_path / "file" / "home")
+    assert result.returncode == 2
+    assert "GEMS_HOME" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_corrupt_checkpoint_file_is_named_and_kept(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "checkpoints.sqlite").write_bytes(b"not a database at all" * 100)
-    done = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=home)
-    assert done.returncode == 2
-    assert "checkpoints.sqlite" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = gems_here("generate", "a cat", "--quiet", "--out", tmp_path / "out", home=home)
+    assert result.returncode == 2
+    assert "checkpoints.sqlite" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     assert (home / "checkpoints.sqlite").read_bytes().startswith(b"not a database")
 
 
-@of_the_run
+@uses_finished_run
 def test_a_damaged_page_in_the_checkpoint_file_is_named(
     tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
 ) -> None:
@@ -200,40 +202,40 @@ def test_a_damaged_page_in_the_checkpoint_file_is_named(
     with (home / "checkpoints.sqlite").open("r+b") as file:
         file.seek(4096)
         file.write(b"\xde\xad" * 4096 * 4)
-    done = gems("generate", "--resume", record["thread"], "--quiet", home=home)
-    assert done.returncode == 2, done.stderr
-    assert "damaged" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = gems("generate", "--resume", record["thread"], "--quiet", home=home)
+    assert result.returncode == 2, result.stderr
+    assert "damaged" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_missing_model_folder_is_a_backend_failure(tmp_path: Path) -> None:
-    done = gems_here(
+    result = gems_here(
         "generate", "a cat", "--generator", f"diffusers:{tmp_path}/none", "--out", tmp_path / "out", home=tmp_path / "h"
     )
-    assert done.returncode == 3
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 3
+    assert "Traceback" not in result.stderr
 
 
 @SLOW
 def test_doctor_finds_everything_in_place(tmp_path: Path) -> None:
-    done = gems("doctor", "--json", home=tmp_path / "home")
-    checks = {c["name"]: c for c in json.loads(done.stdout)}
-    assert done.returncode == 0, checks
+    result = gems("doctor", "--json", home=tmp_path / "home")
+    checks = {c["name"]: c for c in json.loads(result.stdout)}
+    assert result.returncode == 0, checks
     assert {"torch", "generator", "vision chat model", "embedder"} <= set(checks)
 
 
 @SLOW
 def test_doctor_names_what_is_wrong(tmp_path: Path) -> None:
-    done = gems("doctor", "--generator", "nonsense", "--json", home=tmp_path / "home")
-    checks = {c["name"]: c for c in json.loads(done.stdout)}
-    assert done.returncode == 3
+    result = gems("doctor", "--generator", "nonsense", "--json", home=tmp_path / "home")
+    checks = {c["name"]: c for c in json.loads(result.stdout)}
+    assert result.returncode == 3
     assert not checks["generator"]["ok"]
     assert "nonsense" in checks["generator"]["detail"]
 
 
 def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
-    done = gems("graph", home=Path("/nonexistent"))
-    arrows = re.findall(r"(\w+) (?:-->|-\.->) (\w+);", done.stdout)
+    result = gems("graph", home=Path("/nonexistent"))
+    arrows = re.findall(r"(\w+) (?:-->|-\.->) (\w+);", result.stdout)
     assert set(arrows) == {
         ("__start__", "intake"),
         ("intake", "retrieve_memory"),
@@ -270,11 +272,11 @@ def test_help_and_import_load_no_model_library() -> None:
         "heavy = {'torch', 'langgraph', 'langchain_core', 'transformers', 'diffusers', 'faiss'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
-def test_everything_exported_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     import gems as package
 
     for name in package.__all__:
@@ -283,7 +285,7 @@ def test_everything_exported_is_there() -> None:
         package.nonsense  # noqa: B018
 
 
-@of_the_run
+@uses_finished_run
 def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
     tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
 ) -> None:
@@ -298,18 +300,18 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
-    stopped = json.loads(stdout)
-    assert stopped["outcome"] == "cancelled"
+    stopped_record = json.loads(stdout)
+    assert stopped_record["outcome"] == "cancelled"
     assert f"gems generate --resume {thread}" in stderr
-    done = gems("generate", "--resume", thread, "--json", home=home)
-    again = json.loads(done.stdout)
+    result = gems("generate", "--resume", thread, "--json", home=home)
+    again = json.loads(result.stdout)
     assert again["outcome"] == record["outcome"]
     assert again["attempts"][-1]["image"]["sha256"] == record["attempts"][-1]["image"]["sha256"]
     assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
 
 
 @SLOW
-def test_a_run_that_bad_input_ended_can_be_put_right_and_resumed(tmp_path: Path) -> None:
+def test_a_run_with_bad_input_can_be_corrected_and_resumed(tmp_path: Path) -> None:
     again = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
     assert again.returncode == 2
     [thread] = [path.stem for path in (tmp_path / "home" / "threads").iterdir()]
@@ -323,46 +325,48 @@ def test_a_run_that_bad_input_ended_can_be_put_right_and_resumed(tmp_path: Path)
 @SLOW
 def test_a_terminal_without_check_marks_gets_question_marks(tmp_path: Path) -> None:
     less = ("--no-memory", "--max-rounds", 1, "--out", tmp_path / "out")
-    done = cold("generate", "a cat", *less, home=tmp_path, PYTHONIOENCODING="ascii")
-    assert done.returncode in (0, 1), done.stderr
-    assert "\n| ? | Are there any cats" in done.stdout, "in place of a check mark"
+    result = gems_unforked("generate", "a cat", *less, home=tmp_path, PYTHONIOENCODING="ascii")
+    assert result.returncode in (0, 1), result.stderr
+    assert "\n| ? | Are there any cats" in result.stdout, "a question mark replaces the check mark"
 
 
-def test_a_skills_folder_that_is_not_there_leaves_no_run_behind(tmp_path: Path) -> None:
-    done = gems_here(
+def test_a_missing_skills_folder_creates_no_run(tmp_path: Path) -> None:
+    result = gems_here(
         "generate", PROMPT, "--skills-dir", tmp_path / "none", "--out", tmp_path / "out", home=tmp_path / "home"
     )
-    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
     assert not (tmp_path / "home" / "threads").exists()
 
 
-def test_no_arm_is_no_evaluation(tmp_path: Path) -> None:
-    done = gems_here("eval", "grammar", "--n", 3, "--arms", " ,", "--out", tmp_path / "out", home=tmp_path / "home")
-    assert (done.returncode, done.stderr.strip().partition(";")[0]) == (2, "error: no arm is named")
+def test_an_evaluation_needs_an_arm(tmp_path: Path) -> None:
+    result = gems_here("eval", "grammar", "--n", 3, "--arms", " ,", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert (result.returncode, result.stderr.strip().partition(";")[0]) == (2, "error: no arm is named")
 
 
 @SLOW
-def test_what_was_solved_before_is_given_at_once_where_that_is_asked_for(tmp_path: Path) -> None:
-    told = [
+def test_reuse_returns_the_image_of_a_solved_run(tmp_path: Path) -> None:
+    records = [
         json.loads(gems("generate", "a blue car", *more, "--out", tmp_path, "--json", home=tmp_path).stdout)
         for more in ([], ["--reuse"], [])
     ]
-    assert [run["attempts"][0]["strategy"] for run in told] == ["plan", "reuse", "plan"]
-    assert told[1]["attempts"][0]["image"] == told[0]["attempts"][-1]["image"]
-    assert told[1]["usage"]["chat_calls"] == 0
+    assert [run["attempts"][0]["strategy"] for run in records] == ["plan", "reuse", "plan"]
+    assert records[1]["attempts"][0]["image"] == records[0]["attempts"][-1]["image"]
+    assert records[1]["usage"]["chat_calls"] == 0
 
 
 @SLOW
-def test_a_memory_is_kept_where_it_is_wanted(tmp_path: Path) -> None:
-    prompts, where = tmp_path / "prompts.txt", tmp_path / "elsewhere"
+def test_memory_can_be_kept_in_another_folder(tmp_path: Path) -> None:
+    prompts, memory_folder = tmp_path / "prompts.txt", tmp_path / "elsewhere"
     prompts.write_text("two red cars\nthree red cars\n")
     out = tmp_path / "out"
-    done = gems("batch", prompts, "--out", out, "--memory", where, "--concurrency", 1, home=tmp_path / "home")
-    assert done.returncode in (0, 1), done.stderr
+    result = gems("batch", prompts, "--out", out, "--memory", memory_folder, "--concurrency", 1, home=tmp_path / "home")
+    assert result.returncode in (0, 1), result.stderr
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     assert [len(row["memories"]) for row in rows] == [0, 1]
-    told = gems("generate", "four red cars", "--memory", where, "--out", tmp_path, "--json", home=tmp_path / "home")
-    assert len(json.loads(told.stdout)["memories"]) == 2
+    generate_result = gems(
+        "generate", "four red cars", "--memory", memory_folder, "--out", tmp_path, "--json", home=tmp_path / "home"
+    )
+    assert len(json.loads(generate_result.stdout)["memories"]) == 2
     assert not (tmp_path / "home" / "memory").exists()
-    stats = json.loads(gems("memory", "stats", "--json", home=tmp_path / "home", GEMS_MEMORY=str(where)).stdout)
+    stats = json.loads(gems("memory", "stats", "--json", home=tmp_path / "home", GEMS_MEMORY=str(memory_folder)).stdout)
     assert stats["users"]["default"]["runs"] == 3

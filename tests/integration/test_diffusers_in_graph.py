@@ -1,4 +1,4 @@
-"""Diffusers pipelines in the real graph: a stop between two steps, previews, what the run's record says."""
+"""Diffusers pipelines in the real graph: stops between steps, previews, several devices and the run's record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(schema: str, messages: list[BaseMessage], call: int) -> Any:
-    """Nothing is ever right, so that the run goes through all its rounds."""
+    """No image ever passes, so that the run uses all its rounds."""
     return {
         "Plan": {"prompt": PROMPT},
         "Requirements": {"requirements": [{"question": "Are there any cars?", "kind": "object"}]},
@@ -53,9 +53,14 @@ def graph(tmp_path: Path) -> GemsGraph:
 
 
 def context(folder: Path, **options: Any) -> GemsContext:
-    chosen = GeneratorOptions(width=SIZE, height=SIZE, steps=STEPS, **options)
+    generator_options = GeneratorOptions(width=SIZE, height=SIZE, steps=STEPS, **options)
     return GemsContext(
-        generator=f"diffusers:{folder}", generator_options=chosen, memory=False, skills=False, seed=7, max_rounds=2
+        generator=f"diffusers:{folder}",
+        generator_options=generator_options,
+        memory=False,
+        skills=False,
+        seed=7,
+        max_rounds=2,
     )
 
 
@@ -80,7 +85,7 @@ def slow_steps(settings: GemsContext, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_stop_ends_the_image_that_is_being_made_and_the_run_goes_on_later(graph: GemsGraph, folder: Path) -> None:
+def test_a_stop_interrupts_the_current_image_and_the_run_can_be_resumed(graph: GemsGraph, folder: Path) -> None:
     control, steps = RunControl(), list[tuple[int, int]]()
 
     def listener(event: dict[str, Any]) -> None:
@@ -91,24 +96,26 @@ def test_a_stop_ends_the_image_that_is_being_made_and_the_run_goes_on_later(grap
 
     settings = context(folder)
     with slow_steps(settings, 0.02):
-        stopped = run_thread(graph, "t", PROMPT, settings, listener=listener, control=control)
-    # Steps go on while the listener hears of them, but nowhere near to the end.
+        stopped_values = run_thread(graph, "t", PROMPT, settings, listener=listener, control=control)
+    # A few more steps may run before the stop takes effect, but the image is not finished.
     assert steps[:STEPS] == [(1, n) for n in range(1, STEPS + 1)]
     assert 3 <= len(steps) - STEPS < STEPS
-    assert len(stopped["attempts"]) == 1
-    assert stopped["image"] == stopped["attempts"][0].image
-    assert not stopped.get("outcome")
-    assert not stopped["errors"]
+    assert len(stopped_values["attempts"]) == 1
+    assert stopped_values["image"] == stopped_values["attempts"][0].image
+    assert not stopped_values.get("outcome")
+    assert not stopped_values["errors"]
     assert not has_ended(graph, "t")
 
-    ended = run_thread(graph, "t", PROMPT, settings)
-    assert ended["outcome"] == "rounds"
-    assert [a.round for a in ended["attempts"]] == [1, 2]
-    straight = run_thread(graph, "another", PROMPT, settings)
-    assert [a.image.sha256 for a in ended["attempts"]] == [a.image.sha256 for a in straight["attempts"]]
+    ended_values = run_thread(graph, "t", PROMPT, settings)
+    assert ended_values["outcome"] == "rounds"
+    assert [a.round for a in ended_values["attempts"]] == [1, 2]
+    uninterrupted_values = run_thread(graph, "another", PROMPT, settings)
+    assert [a.image.sha256 for a in ended_values["attempts"]] == [
+        a.image.sha256 for a in uninterrupted_values["attempts"]
+    ]
 
 
-def test_a_stop_before_the_last_step_of_the_first_image_leaves_none(graph: GemsGraph, folder: Path) -> None:
+def test_a_stop_during_the_first_image_leaves_no_attempt(graph: GemsGraph, folder: Path) -> None:
     control = RunControl()
     config: Any = {"configurable": {"thread_id": "t"}}
     events = graph.stream({"prompt": PROMPT}, config, context=context(folder), stream_mode="custom", control=control)
@@ -138,8 +145,8 @@ def test_previews_are_streamed_as_small_jpegs(graph: GemsGraph, folder: Path) ->
 def test_devices_share_a_round_and_its_events_arrive(graph: GemsGraph, folder: Path) -> None:
     events: list[dict[str, Any]] = []
     settings = context(folder, device="cpu,cpu").model_copy(update={"max_rounds": 1, "candidates": 3})
-    ended = run_thread(graph, "t", PROMPT, settings, listener=events.append)
-    assert [a.candidate for a in ended["attempts"]] == [0, 1, 2]
+    ended_values = run_thread(graph, "t", PROMPT, settings, listener=events.append)
+    assert [a.candidate for a in ended_values["attempts"]] == [0, 1, 2]
     assert {e["candidate"] for e in events if e["event"] == "step"} == {0, 1, 2}
 
 
@@ -157,6 +164,8 @@ def test_a_smaller_batch_is_noted_in_the_record(
         return forward(x, *args, **kwargs)
 
     monkeypatch.setattr(transformer, "forward", limited)
-    ended = run_thread(graph, "t", PROMPT, settings)
-    assert len(ended["attempts"]) == 2
-    assert ended["errors"] == [f"generator: diffusers:{own}: a batch of 2 does not fit into memory; going on with 1"]
+    ended_values = run_thread(graph, "t", PROMPT, settings)
+    assert len(ended_values["attempts"]) == 2
+    assert ended_values["errors"] == [
+        f"generator: diffusers:{own}: a batch of 2 does not fit into memory; going on with 1"
+    ]

@@ -1,4 +1,4 @@
-"""The documentation does what it says: every block of code is run, or marked and checked (see ``documentation.py``)."""
+"""Runs every code block of the documentation, or checks it if it is marked so (see ``documentation.py``)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from gems.cli.main import app
 pytestmark = pytest.mark.xdist_group("docs")
 
 PAGES = pages()
-IN_THE_TEXT = "http://127.0.0.1:8000"
-"""The service's address, as the pages have it."""
+DOCUMENTED_ADDRESS = "http://127.0.0.1:8000"
+"""The service's address as written in the pages."""
 HARMLESS = ("cat", "cp", "echo", "head", "ls", "mkdir", "printf")
-"""Programs that a page may use and a test runs."""
-NOT_HERE = ("export", "make", "pip", *(() if shutil.which("curl") else ("curl",)))
-"""Programs whose lines are checked and not run: they change more than a test may, or are not installed."""
+"""Programs that a page may use and that the tests run."""
+NOT_RUN = ("export", "make", "pip", *(() if shutil.which("curl") else ("curl",)))
+"""Programs that the tests check but do not run: they would change too much, or are not installed."""
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
@@ -43,7 +43,7 @@ TARGETS = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MU
 
 
 class Session:
-    """One page at work: a folder, a home of GEMS, and a Python process whose blocks share a namespace."""
+    """Runs one page: a folder, a GEMS home, and a Python process in which the blocks share a namespace."""
 
     def __init__(self, page: Page, folder: Path, service: Callable[[], str]) -> None:
         self.page, self.folder, self._service = page, folder, service
@@ -54,10 +54,10 @@ class Session:
         self._work.mkdir()
 
     def treat(self, block: Block) -> None:
-        """Run a block, or check it if it is marked so.
+        """Run a block, or only check it if it is marked ``not-run``.
 
         Raises:
-            AssertionError: It does not do what the page says.
+            AssertionError: The block does not work as the page says.
         """
         runs = block.mark != "not-run"
         if block.mark == "file":
@@ -75,7 +75,7 @@ class Session:
             check_data(block)
 
     def _with_address(self, text: str) -> str:
-        return text.replace(IN_THE_TEXT, self._service()) if IN_THE_TEXT in text else text
+        return text.replace(DOCUMENTED_ADDRESS, self._service()) if DOCUMENTED_ADDRESS in text else text
 
     def _treat_python(self, block: Block, runs: bool) -> None:
         source = self._with_address(block.source) if block.mark == "with-service" else block.source
@@ -110,13 +110,13 @@ class Session:
 
     def _run(self, command: Command, variables: dict[str, str], *, with_service: bool) -> None:
         program, *arguments = command.words
-        if program in NOT_HERE:
+        if program in NOT_RUN:
             check(command)
             if program == "export":
                 variables.update(word.split("=", 1) for word in arguments)
             return
         result = self._result(command, variables, with_service=with_service)
-        passing = (0, 1) if program == "gems" else (0,)  # 1 is best effort
+        passing = (0, 1) if program == "gems" else (0,)  # exit code 1 means best effort
         outputs = f"{result.stdout[-500:]}\n{result.stderr[-1500:]}"
         assert result.returncode in passing, f"{command.place}: {command}: exit code {result.returncode}\n{outputs}"
         if command.target:
@@ -130,26 +130,26 @@ class Session:
         if program == "gems":
             return run(command_line(*arguments), cwd=self._work, env=variables)
         if program == "python":
-            of_ours = [str(ROOT / word) if (ROOT / word).is_file() else word for word in arguments]
-            return run([sys.executable, *of_ours], cwd=self._work, env=variables)
+            resolved_arguments = [str(ROOT / word) if (ROOT / word).is_file() else word for word in arguments]
+            return run([sys.executable, *resolved_arguments], cwd=self._work, env=variables)
         allowed = program in HARMLESS or (program == "curl" and with_service)
-        assert allowed, f"{command.place}: mark it, or teach the test: {command}"
+        assert allowed, f"{command.place}: mark the block as not-run, or extend HARMLESS: {command}"
         words = [self._with_address(word) for word in command.words]
         return subprocess.run(words, capture_output=True, text=True, cwd=self._work, env=variables, timeout=60)
 
 
 @contextmanager
 def session(page: Page, folder: Path, service: Callable[[], str]) -> Iterator[Session]:
-    it = Session(page, folder, service)
+    page_session = Session(page, folder, service)
     try:
-        yield it
+        yield page_session
     finally:
-        it.close()
+        page_session.close()
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """The address of a service that starts when it is first asked for."""
+    """A function that returns the address of a service and starts it at the first call."""
     running: list[Any] = []
 
     def address() -> str:
@@ -167,23 +167,23 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], s
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_runs_or_is_checked(page: Page, tmp_path: Path, service: Callable[[], str]) -> None:
     faults = []
-    with session(page, tmp_path, service) as at_work:
+    with session(page, tmp_path, service) as page_session:
         for block in page.blocks():
             try:
-                at_work.treat(block)
+                page_session.treat(block)
             except AssertionError as fault:
                 faults.append(str(fault))
     assert not faults, "\n\n".join(faults)
 
 
-# --- checking what is not run -----------------------------------------------------------------------------------------
+# --- checking blocks that are not run ---------------------------------------------------------------------------------
 
 
 def check(command: Command) -> None:
     """Check a command that is not run.
 
     Raises:
-        PageError: It names a file, an option, an extra, a target or a variable that is not there.
+        PageError: It names a file, option, extra, target or variable that does not exist.
     """
     words = command.words
     while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=.*", words[0]):
@@ -226,7 +226,7 @@ def check_pip(arguments: Sequence[str], place: str) -> None:
 
 
 def check_python(arguments: Sequence[str], place: str) -> None:
-    """A script of ours is there and knows the options."""
+    """Check that a script of this repository exists and has these options."""
     if not arguments or arguments[0].startswith("-"):
         return
     script = ROOT / arguments[0]
@@ -234,19 +234,19 @@ def check_python(arguments: Sequence[str], place: str) -> None:
         raise PageError(f"{place}: there is no {arguments[0]}")
     text = script.read_text(encoding="utf-8")
     for option in (word.partition("=")[0] for word in arguments[1:] if word.startswith("--")):
-        field = option.removeprefix("--").replace("-", "_")  # of a dataclass that options are made from
+        field = option.removeprefix("--").replace("-", "_")  # a field of the dataclass that defines the options
         if f'"{option}"' not in text and not re.search(rf"^    {field}:", text, re.MULTILINE):
             raise PageError(f"{place}: {arguments[0]} has no option {option}")
 
 
 def check_gems(arguments: Sequence[str], place: str) -> None:
-    """The command line takes these words; nothing is run."""
+    """Check that the command line accepts these words, without running the command."""
     command = typer.main.get_command(app)
     heard: list[dict[str, Any]] = []
     without_bodies(command, lambda **values: heard.append(values))
     try:
         command.main(list(arguments), prog_name="gems", standalone_mode=False)
-    except Exception as error:  # the command line library keeps its exceptions to itself
+    except Exception as error:  # the exceptions of the command line library are private
         raise PageError(f"{place}: gems {' '.join(arguments)}: {getattr(error, 'message', error)}") from error
     for values in heard:
         for name, options in (("chat_option", gems.ChatOptions), ("generator_option", gems.GeneratorOptions)):
@@ -261,7 +261,7 @@ def without_bodies(command: Any, body: Callable[..., None]) -> None:
 
 
 def check_data(block: Block) -> None:
-    """Data that is shown can be read."""
+    """Check that a data block can be parsed."""
     readers: dict[str, Callable[[str], object]] = {
         "json": json.loads,
         "jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
@@ -281,7 +281,7 @@ def check_data(block: Block) -> None:
         ("```bash\nls\n```", "bash"),
         ("```\nls\n```", "no language"),
         ("    ls\n", "indented"),
-        ("<!-- notrun: because -->\n```sh\nls\n```", "no mark"),
+        ("<!-- notrun: because -->\n```sh\nls\n```", "not a known mark"),
         ("<!-- not-run -->\n```sh\nls\n```", "needs an argument"),
         ("```sh\nls | head\n```", "cannot run '|'"),
         ("```sh\nls $(pwd)\n```", "cannot run '('"),
@@ -298,18 +298,18 @@ def check_data(block: Block) -> None:
         ("<!-- not-run: x -->\n```python\nimport gems\ngems.build_graph.nothing\n```", "nothing"),
         ("<!-- not-run: x -->\n```python\nx = (\n```", "SyntaxError"),
         ("```python\nassert False, 'so it runs'\n```", "so it runs"),
-        ("```sh\nreboot\n```", "mark it"),
+        ("```sh\nreboot\n```", "mark the block as not-run"),
         ("```json\n{\n```", "not json"),
     ],
 )
-def test_a_page_that_is_wrong_is_noticed(text: str, complaint: str, tmp_path: Path) -> None:
+def test_an_error_in_a_page_is_detected(text: str, complaint: str, tmp_path: Path) -> None:
     page = Page(ROOT / "docs" / "wrong.md")
     page.__dict__["text"] = f"{text}\n"
 
     def treat_all() -> None:
-        with session(page, tmp_path, lambda: "") as at_work:
+        with session(page, tmp_path, lambda: "") as page_session:
             for block in page.blocks():
-                at_work.treat(block)
+                page_session.treat(block)
 
     with pytest.raises((AssertionError, ValidationError), match=re.escape(complaint)):
         treat_all()
@@ -328,9 +328,9 @@ def test_every_page_is_in_a_table_of_contents() -> None:
         for entry in page.toctree():
             pattern = os.path.normpath(Path(name).parent / entry)
             matches = [other for other in names if fnmatch(other, pattern)]
-            assert matches, f"{page.name} lists {entry}, which is not there"
+            assert matches, f"{page.name} lists {entry}, which does not exist"
             listed += matches
-    assert sorted(listed) == sorted(set(names) - {"index"}), "each page is listed once"
+    assert sorted(listed) == sorted(set(names) - {"index"}), "each page must be listed exactly once"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -351,7 +351,7 @@ def test_the_readme_fits_on_a_few_screens() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
-def test_the_drawing_of_the_graph_is_the_graph_s(tmp_path: Path) -> None:
+def test_the_diagram_shows_the_actual_graph(tmp_path: Path) -> None:
     drawings = [block.source for block in Page(ROOT / "docs" / "concepts.md").blocks() if block.language == "mermaid"]
     printed = run(command_line("graph"), env=environment(tmp_path), check=True).stdout
     assert [drawing.strip() for drawing in drawings] == [printed.strip()]

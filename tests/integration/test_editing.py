@@ -1,4 +1,4 @@
-"""Editing as a refiner's choice: offered where the generator can, explicit in the state, and on its own edge."""
+"""The refiner can choose to edit: only if the generator supports it, visible in the state, on its own edge."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STRATEGIES = ["rewrite", "reseed", "edit", "restart"]
 
 
 def chat(refinements: list[dict[str, Any]]) -> ScriptedChatModel:
-    """Passes r1 always, r2 never, and refines as told."""
+    """A chat model that always passes r1, never passes r2, and refines with the given answers."""
 
     def script(schema: str, messages: Any, index: int) -> Any:
         match schema:
             case "Requirements":
-                asked = ["Are there any cars?", "Are the cars blue?"]
-                return {"requirements": [{"question": q, "kind": "object"} for q in asked]}
+                questions = ["Are there any cars?", "Are the cars blue?"]
+                return {"requirements": [{"question": q, "kind": "object"} for q in questions]}
             case "Plan":
                 return {"prompt": "planned"}
             case "Refinement":
@@ -51,7 +51,7 @@ def run(tmp_path: Path, mllm: ScriptedChatModel, generator: PaintGenerator) -> t
     return output, visited, images
 
 
-def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: Path) -> None:
+def test_an_edit_starts_from_the_best_image_and_lists_what_to_keep(tmp_path: Path) -> None:
     edits = [{"experience": "e", "strategy": "edit", "prompt": "all of it"}] * 2
     generator = PaintGenerator(edits=True)
     output, visited, images = run(tmp_path, chat(edits), generator)
@@ -62,7 +62,9 @@ def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: P
     assert visited.count("editor") == 2
     assert second.prompt == "blue cars: all of it"
     assert first.edited_from == ""
-    assert second.edited_from == third.edited_from == first.image.sha256, "the earliest of equals is the best"
+    assert second.edited_from == third.edited_from == first.image.sha256, (
+        "of equally good images, the earliest is the best"
+    )
     plain, *edited = generator.requests
     assert plain.edit is None
     for request in edited:
@@ -70,8 +72,8 @@ def test_an_edit_starts_from_the_best_image_and_is_told_what_to_keep(tmp_path: P
         assert request.edit.keep == ("Are there any cars?",)
         assert request.edit.fix == ("Are the cars blue?",)
         assert request.edit.image.getpixel((0, 0)) == Image.open(io.BytesIO(images.read(first.image))).getpixel((0, 0))
-    told = json.loads(read_metadata(images.read(second.image))["gems"])["edit"]
-    assert told == {"from": first.image.sha256, "keep": ["Are there any cars?"], "fix": ["Are the cars blue?"]}
+    edit_metadata = json.loads(read_metadata(images.read(second.image))["gems"])["edit"]
+    assert edit_metadata == {"from": first.image.sha256, "keep": ["Are there any cars?"], "fix": ["Are the cars blue?"]}
 
 
 def test_an_edit_without_words_keeps_the_best_prompt(tmp_path: Path) -> None:
@@ -81,7 +83,7 @@ def test_an_edit_without_words_keeps_the_best_prompt(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("can_edit", [True, False])
-def test_the_form_offers_what_the_generator_can(tmp_path: Path, can_edit: bool) -> None:
+def test_the_form_offers_only_what_the_generator_supports(tmp_path: Path, can_edit: bool) -> None:
     model = chat([{"experience": "e", "strategy": "reseed", "prompt": ""}] * 2)
     _, visited, _ = run(tmp_path, model, PaintGenerator(edits=can_edit))
     offered = model.schema("Refinement")["properties"]["strategy"]["enum"]
@@ -99,4 +101,4 @@ def test_an_edit_that_was_not_offered_is_not_made(tmp_path: Path) -> None:
     assert [a.strategy for a in output["attempts"]] == ["plan", "rewrite", "rewrite"]
     assert "editor" not in visited
     assert all(r.edit is None for r in generator.requests)
-    assert model.count("Refinement") == 4, "each was sent back once"
+    assert model.count("Refinement") == 4, "each invalid answer is sent back once"

@@ -1,4 +1,4 @@
-"""``gems eval``: arms on the same seeds, a report, and nothing lost or repeated after SIGKILL."""
+"""``gems eval``: all arms use the same seeds, a report is written, and SIGKILL neither loses nor repeats a prompt."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SLOW = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "text_roles.py"
 
 
-def of_the_finished(test: Any) -> Any:
-    """Mark a test of ``finished``, an evaluation that is run once."""
+def uses_finished_evaluation(test: Any) -> Any:
+    """Mark a test that uses ``finished``, an evaluation that runs once per session."""
     return SLOW(pytest.mark.xdist_group("eval")(test))
 
 
@@ -45,13 +45,13 @@ NAMES = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("eval") / "out"
-    done = gems("eval", *ALL, "--out", out, "--json", home=out.parent / "home")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads((out / "report.json").read_text())
+    result = gems("eval", *ALL, "--out", out, "--json", home=out.parent / "home")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads((out / "report.json").read_text())
     return out
 
 
-@of_the_finished
+@uses_finished_evaluation
 def test_every_arm_is_measured(finished: Path) -> None:
     report = json.loads((finished / "report.json").read_text())
     assert set(report["arms"]) == NAMES
@@ -70,10 +70,10 @@ def test_every_arm_is_measured(finished: Path) -> None:
     assert page.count("<svg") == 3
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
-    ), "the page fetches nothing"
+    ), "the page loads nothing from elsewhere"
 
 
-@of_the_finished
+@uses_finished_evaluation
 def test_arms_share_their_seeds(finished: Path) -> None:
     single, best, loop = ({r["index"]: r for r in results(finished, a)} for a in ("single", "best-of-2", "loop"))
     for i in range(4):
@@ -83,7 +83,7 @@ def test_arms_share_their_seeds(finished: Path) -> None:
         ]
 
 
-@of_the_finished
+@uses_finished_evaluation
 def test_the_benchmarks_own_scorer_finds_the_images(finished: Path) -> None:
     prompts = [json.loads(line)["prompt"] for line in (finished / "prompts.jsonl").read_text().splitlines()]
     for arm in NAMES:
@@ -92,8 +92,8 @@ def test_the_benchmarks_own_scorer_finds_the_images(finished: Path) -> None:
         assert all(Path(path).is_file() for path in paths.values())
 
 
-@of_the_finished
-def test_killed_again_and_again_it_ends_with_the_same_results(finished: Path, tmp_path: Path) -> None:
+@uses_finished_evaluation
+def test_an_evaluation_that_is_killed_repeatedly_has_the_same_results(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arms = ["--arms", "single,loop,loop+memory"]
     common = ["--n", "4", "--seed", "3", "--images", "2", "--against", "none"]
@@ -105,16 +105,16 @@ def test_killed_again_and_again_it_ends_with_the_same_results(finished: Path, tm
             process.send_signal(signal.SIGKILL)
         with path.open("ab") as file:
             file.write(b'{"index": 3, "pro')
-    done = gems(*args, home=home)
-    assert done.returncode == 0, done.stderr
+    result = gems(*args, home=home)
+    assert result.returncode == 0, result.stderr
     for arm in ("single", "loop", "loop+memory"):
-        kept = sorted(results(out, arm), key=lambda row: row["index"])
-        assert [row["index"] for row in kept] == list(range(4)), "no prompt lost, none repeated"
+        rows = sorted(results(out, arm), key=lambda row: row["index"])
+        assert [row["index"] for row in rows] == list(range(4)), "no prompt is lost or repeated"
         expected = sorted(results(finished, arm), key=lambda row: row["index"])
-        assert [row["attempts"][row["best"]]["sha256"] for row in kept] == [
+        assert [row["attempts"][row["best"]]["sha256"] for row in rows] == [
             row["attempts"][row["best"]]["sha256"] for row in expected
         ]
-        assert [row["usage"]["images"] for row in kept] == [row["usage"]["images"] for row in expected]
+        assert [row["usage"]["images"] for row in rows] == [row["usage"]["images"] for row in expected]
 
 
 @SLOW
@@ -122,11 +122,11 @@ def test_the_users_own_file_with_soft_tifa(tmp_path: Path) -> None:
     write_prompts(fresh_prompts(2, seed=8), tmp_path / "data.jsonl")
     out = tmp_path / "out"
     args = ["--arms", "single", "--against", "none", "--scorer", "soft-tifa", "--out", str(out), "--json"]
-    done = gems("eval", "geneval2", "--data", tmp_path / "data.jsonl", *args, home=tmp_path / "home")
-    assert done.returncode == 0, done.stderr
-    arm = json.loads(done.stdout)["arms"]["single"]
+    result = gems("eval", "geneval2", "--data", tmp_path / "data.jsonl", *args, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    arm = json.loads(result.stdout)["arms"]["single"]
     assert 0 < arm["soft_tifa_gm"] <= arm["soft_tifa_am"] <= 1
-    assert "curve" not in arm, "a judge is asked about the shipped image only"
+    assert "curve" not in arm, "only the returned image is judged"
 
 
 @pytest.mark.parametrize(
@@ -139,26 +139,26 @@ def test_the_users_own_file_with_soft_tifa(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, args: list[str], says: str) -> None:
-    done = gems_here("eval", *args, "--out", tmp_path / "out", home=tmp_path / "home")
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = gems_here("eval", *args, "--out", tmp_path / "out", home=tmp_path / "home")
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
-@of_the_finished
+@uses_finished_evaluation
 def test_a_folder_of_another_evaluation_is_refused(finished: Path) -> None:
-    done = gems("eval", "grammar", "--n", "5", "--seed", "3", "--out", finished, home=finished.parent / "home")
-    assert done.returncode == 2
-    assert "holds an evaluation of other prompts or settings" in done.stderr
+    result = gems("eval", "grammar", "--n", "5", "--seed", "3", "--out", finished, home=finished.parent / "home")
+    assert result.returncode == 2
+    assert "holds an evaluation of other prompts or settings" in result.stderr
 
 
 @SLOW
-def test_a_language_model_in_the_text_roles_is_held_against_one_shot(tmp_path: Path) -> None:
+def test_a_language_model_in_the_text_roles_is_compared_with_one_shot(tmp_path: Path) -> None:
     options = ["--model", "pocket", "--n", "3", "--out", tmp_path / "out"]
     environment = forked.environment(tmp_path / "home", LANGGRAPH_STRICT_MSGPACK="true")
-    done = forked.run([sys.executable, SCRIPT, *options], env=environment)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    result = forked.run([sys.executable, SCRIPT, *options], env=environment)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
     kinds = {"valid_at_once": 3, "valid_after_a_repair": 0, "valid_in_part": 0}
     assert report["answers"]["planner"] == {"answers": 3, **kinds, "valid": 1.0}
     assert {name: arm["prompts"] for name, arm in report["arms"].items()} == {"single": 3, "loop": 3}

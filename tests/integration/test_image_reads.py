@@ -1,4 +1,4 @@
-"""How often the images of a run are read from where they are stored: a bucket charges for every read."""
+"""How often a run reads its stored images; a bucket charges for every read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reads() -> Counter[str]:
 
 
 def answer(schema: str, messages: list[BaseMessage], call: int) -> dict[str, Any]:
-    """A chat model that passes no image, and edits the best one in each round."""
+    """A chat model that never passes an image and edits the best one in each round."""
     if schema == "Plan":
         return {"prompt": "two blue cars"}
     if schema == "Requirements":
@@ -45,9 +45,9 @@ def test_a_run_of_three_rounds_reads_no_image_twice(reads: Counter[str]) -> None
     assert len(state["attempts"]) == 6
     assert sum(request.edit is not None for request in generator.requests) == 4
     assert model.count("Refinement") == 2
-    for attempt in state["attempts"]:  # as for the run's folder and the service
+    for attempt in state["attempts"]:  # as the run's folder and the service do
         assert open_images(CONTEXT.images_url).read(attempt.image)
-    assert not reads, "an image that this process has stored need not be read at all"
+    assert not reads, "images that this process has stored are not read"
 
     other_process = ImageStore(CONTEXT.images_url)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Tools beside the verifier's chat model, through the whole graph."""
+"""Inspection tools that assist the verifier's chat model, in the whole graph."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from gems.models.inspectors import Finding
 LAMPS = {"question": "Are there exactly two lamps?", "kind": "count"}
 QUESTIONS = [{"question": 'Does the sign read "OPEN"?', "kind": "text"}, LAMPS]
 NOTHING_TO_READ = [{"question": "Is there a board?", "kind": "object"}, LAMPS]
-"""To read an image takes a second."""
+"""Reading an image takes a second."""
 
 
 class SignPainter(PaintGenerator):
-    """Writes a word on a board: SHUT in the first round, OPEN from then on."""
+    """Writes a word on a board: SHUT in the first round, OPEN in later rounds."""
 
     def generate(self, requests: Sequence[ImageRequest], **_: Any) -> list[GeneratedImage | BackendError]:
         results: list[GeneratedImage | BackendError] = []
@@ -44,10 +44,10 @@ class LampCounter:
 
     def __init__(self, probability: float | None = None, fault: Exception | None = None) -> None:
         self.probability, self.fault = probability, fault
-        self.asked: list[str] = []
+        self.questions: list[str] = []
 
     def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
-        self.asked += [r.question for r in requirements]
+        self.questions += [r.question for r in requirements]
         if self.fault:
             raise self.fault
         return [Finding(r.id, f"sees 2 lamps in {image.width} pixels", self.probability) for r in requirements]
@@ -77,31 +77,31 @@ def questions_asked(model: ScriptedChatModel) -> list[str]:
 
 
 @pytest.mark.slow
-def test_what_is_read_settles_what_the_chat_model_is_unsure_of() -> None:
+def test_a_text_reader_settles_questions_that_the_chat_model_is_unsure_of() -> None:
     output, model = run({"r1": "unsure", "r2": "yes"})
     wrong, right = output["attempts"]
     assert [v.answer for v in wrong.verdicts] == ["no", "yes"]
     assert [v.answer for v in right.verdicts] == ["yes", "yes"]
     assert right.verdicts[0].reason == 'ocr reads "OPEN", 100% like what is asked for'
     assert output["outcome"] == "solved"
-    # Settled is settled: nothing was asked twice.
+    # A settled question is not asked again.
     assert model.count("Verdicts") == 2
 
 
 @pytest.mark.slow
-def test_the_chat_model_sees_the_evidence_and_may_know_better() -> None:
+def test_the_chat_model_sees_the_evidence_and_may_overrule_it() -> None:
     output, model = run({"r1": "yes", "r2": "yes"}, inspectors=[LampCounter(0.01)])
     assert output["outcome"] == "solved"
-    [asked] = questions_asked(model)
-    assert 'r1: ocr reads "SHUT"' in asked
-    assert "r2: lamps sees 2 lamps in 320 pixels" in asked
+    [question_text] = questions_asked(model)
+    assert 'r1: ocr reads "SHUT"' in question_text
+    assert "r2: lamps sees 2 lamps in 320 pixels" in question_text
 
 
 @pytest.mark.slow
 def test_a_tool_is_asked_about_its_own_kinds_only() -> None:
     counter = LampCounter(0.99)
     run({"r1": "yes", "r2": "yes"}, inspectors=[counter])
-    assert counter.asked == ["Are there exactly two lamps?"]
+    assert counter.questions == ["Are there exactly two lamps?"]
 
 
 @pytest.mark.parametrize(("probability", "answer"), [(0.97, "yes"), (0.02, "no"), (0.7, "unsure"), (None, "unsure")])

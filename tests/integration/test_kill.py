@@ -1,4 +1,4 @@
-"""SIGKILL anywhere, run again: the same image, and nothing is spent twice."""
+"""A run that is killed at any moment and resumed gives the same image and repeats no finished call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("killable_run.py")
 STEPS = 16
-"""Of an undisturbed run of three rounds: intake, memory, planner, skills, planner, three rounds, the end."""
+"""Number of steps of an undisturbed run: intake, memory, planner, skills, planner, three rounds, the end."""
 
 
 def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:
@@ -25,13 +25,13 @@ def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], list[str]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(folder, "never")
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines(), sorted((folder / "spent.log").read_text().splitlines())
+    result = run(folder, "never")
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines(), sorted((folder / "spent.log").read_text().splitlines())
 
 
 SIDE_BY_SIDE = [f"{kind}:{k}" for kind in ("writes", "checkpoint") for k in range(7)]
-"""From intake's end to the planner's: the decomposer runs beside memory and planner."""
+"""Moments at which the decomposer runs in parallel with memory and planner."""
 
 MOMENTS = [
     *(f"{kind}:{k}" for kind in ("writes", "checkpoint") for k in range(STEPS)),
@@ -40,22 +40,22 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_goes_on_where_it_was(
+def test_a_killed_run_continues_where_it_stopped(
     tmp_path: Path, undisturbed: tuple[list[str], list[str]], moment: str
 ) -> None:
     assert run(tmp_path, moment).returncode == -signal.SIGKILL
     resumed = run(tmp_path, "never")
     assert resumed.returncode == 0, resumed.stderr
-    stdout, spent = undisturbed
+    stdout, expected_calls = undisturbed
     assert resumed.stdout.splitlines() == stdout
-    paid = Counter((tmp_path / "spent.log").read_text().splitlines())
-    assert Counter(spent) <= paid
-    # Where two branches run side by side, one may die in the middle of its call when the other ends: a call whose
-    # answer never arrived is the one thing that can be made again. Images and verdicts have no such neighbour.
-    again = [line.split()[0] for line in (paid - Counter(spent)).elements()]
+    actual_calls = Counter((tmp_path / "spent.log").read_text().splitlines())
+    assert Counter(expected_calls) <= actual_calls
+    # When two branches run in parallel, a kill at the end of one interrupts the call of the other. Only such an
+    # unanswered call may be repeated. Images and verdicts never run in parallel with another branch.
+    again = [line.split()[0] for line in (actual_calls - Counter(expected_calls)).elements()]
     assert again in ([], ["Requirements"], ["Plan"]) if moment in SIDE_BY_SIDE else again == []
 
 
 @pytest.mark.parametrize("kind", ["writes", "checkpoint"])
-def test_the_moments_are_all_there_are(tmp_path: Path, kind: str) -> None:
+def test_there_are_no_further_moments(tmp_path: Path, kind: str) -> None:
     assert run(tmp_path, f"{kind}:{STEPS}").returncode == 0

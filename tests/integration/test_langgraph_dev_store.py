@@ -1,4 +1,4 @@
-"""Under ``langgraph dev`` the graph, Studio and the server's store endpoints all use the user's own memory."""
+"""Under ``langgraph dev`` the graph, Studio and the server's store endpoints share the user's memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langgraph_sdk import get_sync_client
 from servers.langgraph_dev import Studio
 from shared_servers import needs
@@ -42,9 +42,9 @@ def test_a_server_remembers_in_the_users_own_memory(studio: Studio) -> None:
         assert [memory["prompt"] for memory in values["memories"]] == ["two red cars"]
         assert not values.get("errors")
 
-        found = client.store.search_items(experiences, query="a red car", limit=5)["items"]
-        assert {item["value"]["prompt"] for item in found} == {"two red cars", "three red cars"}
-        assert all(item["score"] > 0.3 for item in found)
+        search_results = client.store.search_items(experiences, query="a red car", limit=5)["items"]
+        assert {item["value"]["prompt"] for item in search_results} == {"two red cars", "three red cars"}
+        assert all(item["score"] > 0.3 for item in search_results)
 
         place = ["notes", "ann"]
         client.store.put_item(place, key="cat", value={"text": "a cat", "n": 1}, index=["text"])
@@ -59,9 +59,9 @@ def test_a_server_remembers_in_the_users_own_memory(studio: Studio) -> None:
 
     assert "BlockingError" not in studio.log.read_text()
     with closing(FaissStore(studio.home / "memory")) as store:
-        kept = store.search(experiences, query="two red cars")
-        assert kept[0].value["prompt"] == "two red cars"
-        assert kept[0].score == pytest.approx(1, abs=1e-4)
+        stored_items = store.search(experiences, query="two red cars")
+        assert stored_items[0].value["prompt"] == "two red cars"
+        assert stored_items[0].score == pytest.approx(1, abs=1e-4)
         assert len(store.search(namespace("ann"))) == 2
         assert [item.key for item in store.search(("notes",), query="a kitten")] == ["cat", "tax"]
 
@@ -73,8 +73,8 @@ def test_the_event_loop_is_never_blocked(own_home: Path) -> None:
         async with open_store() as store:
             await store.aput(("a",), "k", {"text": "a cat"}, index=["text"])
             assert await store.aget(("a",), "k") is not None
-            [found] = await store.asearch(("a",), query="a kitten")
-            assert found.score is not None
+            [item] = await store.asearch(("a",), query="a kitten")
+            assert item.score is not None
             await store.adelete(("a",), "k")
             assert await store.alist_namespaces() == []
 
@@ -87,7 +87,7 @@ def test_the_event_loop_is_never_blocked(own_home: Path) -> None:
 
 
 def test_a_memory_of_another_embedder_is_named(own_home: Path) -> None:
-    FaissStore(own_home / "memory", embedder=Points()).close()
+    FaissStore(own_home / "memory", embedder=PointEmbeddings()).close()
 
     async def go() -> None:
         async with open_store():

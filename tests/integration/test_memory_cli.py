@@ -1,4 +1,4 @@
-"""``gems memory``: real files, MiniLM."""
+"""``gems memory`` on real files, with MiniLM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with three remembered runs of two users, two of which made the same image."""
+    """A home with three remembered runs of two users; two of the runs have the same image."""
     home = tmp_path_factory.mktemp("filled")
     images, store = ImageStore(home / "images"), FaissStore(home / "memory", embedder=init_embedder())
     for run, (user, prompt, colour) in RUNS.items():
@@ -64,12 +64,12 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(filled: Path, tmp_path: Path) -> Path:
-    """A copy that a test may harm; its images are named by where they lie, so the place stays."""
-    kept = tmp_path / "kept"
-    shutil.copytree(filled, kept)
+    """``filled`` for tests that may damage it; restored afterwards. Absolute image paths mean it cannot move."""
+    backup = tmp_path / "backup"
+    shutil.copytree(filled, backup)
     for part in ("memory", "images"):
         shutil.rmtree(filled / part)
-        shutil.copytree(kept / part, filled / part)
+        shutil.copytree(backup / part, filled / part)
     return filled
 
 
@@ -80,91 +80,89 @@ def _restored(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
         for part in ("memory", "images"):
             where = request.getfixturevalue("filled") / part
             shutil.rmtree(where)
-            shutil.copytree(tmp_path / "kept" / part, where)
+            shutil.copytree(tmp_path / "backup" / part, where)
 
 
 def memory(home: Path, *args: object, code: int = 0) -> str:
     env = {"GEMS_HOME": str(home), "COLUMNS": "250"}
-    done = CliRunner().invoke(app, ["memory", *map(str, args)], env=env)
-    assert done.exit_code == code, done.output
-    return done.stdout if code == 0 else done.output
+    result = CliRunner().invoke(app, ["memory", *map(str, args)], env=env)
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.output
 
 
-def test_it_is_there_for_a_shell(filled: Path) -> None:
-    done = forked.gems("memory", "stats", "--json", home=filled)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["records"] == 7
+def test_the_command_runs_in_a_shell(filled: Path) -> None:
+    result = forked.gems("memory", "stats", "--json", home=filled)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["records"] == 7
 
 
-def test_what_there_is_is_told(filled: Path) -> None:
-    told = json.loads(memory(filled, "stats", "--json"))
-    assert (told["records"], told["vectors"], told["indexed"]) == (7, 3, 0)
-    assert told["users"] == {
+def test_stats_show_the_content_of_the_memory(filled: Path) -> None:
+    stats = json.loads(memory(filled, "stats", "--json"))
+    assert (stats["records"], stats["vectors"], stats["indexed"]) == (7, 3, 0)
+    assert stats["users"] == {
         "adam": {"runs": 2, "solved": 1, "experiences": 2},
         "eve.smith": {"runs": 1, "solved": 1, "experiences": 1},
     }
-    assert told["size"] > 10_000
+    assert stats["size"] > 10_000
     text = memory(filled, "stats")
     assert "eve.smith" in text
     assert "all-MiniLM-L6-v2" in text
 
 
 def test_a_search_recalls_what_a_run_would(filled: Path) -> None:
-    [found] = json.loads(memory(filled, "search", "four blue cars", "--user", "adam", "--json"))
-    assert (found["run"], found["prompt"]) == ("run-a1", "three blue cars")
+    [experience] = json.loads(memory(filled, "search", "four blue cars", "--user", "adam", "--json"))
+    assert (experience["run"], experience["prompt"]) == ("run-a1", "three blue cars")
     assert "exactly three blue cars" in memory(filled, "search", "four blue cars", "--user", "adam")
     assert json.loads(memory(filled, "search", "four blue cars", "--json")) == []
 
 
 def test_one_run_is_shown_whole(filled: Path) -> None:
-    told = json.loads(memory(filled, "show", "run-e", "--json"))
-    assert (told["id"], told["user"], told["attempts"][0]["seed"]) == ("run-e1", "eve.smith", 1)
+    run = json.loads(memory(filled, "show", "run-e", "--json"))
+    assert (run["id"], run["user"], run["attempts"][0]["seed"]) == ("run-e1", "eve.smith", 1)
     assert "Is it [bold]?" in memory(filled, "show", "run-e1")
     assert "2 remembered runs begin with run-a" in memory(filled, "show", "run-a", code=2)
     assert "no remembered run has the id nobody" in memory(filled, "show", "nobody", code=2)
 
 
-def test_what_was_exported_can_be_taken_in_elsewhere_twice(filled: Path, tmp_path: Path) -> None:
+def test_an_export_can_be_imported_twice(filled: Path, tmp_path: Path) -> None:
     file = tmp_path / "memory.jsonl"
     memory(filled, "export", file)
     assert memory(filled, "export") == file.read_text()
     for _ in range(2):
         memory(tmp_path, "import", file)
-        told = json.loads(memory(tmp_path, "stats", "--json"))
-        assert (told["records"], told["vectors"]) == (7, 3)
-    here, there = (json.loads(memory(home, "show", "run-a2", "--json")) for home in (filled, tmp_path))
-    assert here["attempts"] == there["attempts"]
+        stats = json.loads(memory(tmp_path, "stats", "--json"))
+        assert (stats["records"], stats["vectors"]) == (7, 3)
+    original, imported = (json.loads(memory(home, "show", "run-a2", "--json")) for home in (filled, tmp_path))
+    assert original["attempts"] == imported["attempts"]
     assert {line["key"] for line in map(json.loads, memory(tmp_path, "export").splitlines())} >= {*RUNS, "k"}
 
 
 @pytest.mark.parametrize("bad", ["{", "[]", '{"namespace": [], "key": "k", "value": {}, "updated_at": "2026-01-01"}'])
-def test_a_line_that_is_no_record_is_named_and_what_stood_before_it_kept(
-    filled: Path, tmp_path: Path, bad: str
-) -> None:
+def test_a_bad_line_is_named_and_the_lines_before_it_are_imported(filled: Path, tmp_path: Path, bad: str) -> None:
     file = tmp_path / "memory.jsonl"
     file.write_text(memory(filled, "export").splitlines()[0] + "\n\n" + bad + "\n")
     assert "line 3: " in memory(tmp_path, "import", file, code=2)
     assert json.loads(memory(tmp_path, "stats", "--json"))["records"] == 1
 
 
-def test_forgetting_takes_the_images_that_nobody_else_refers_to(home: Path) -> None:
-    told = json.loads(memory(home, "forget", "--user", "adam", "--images", "--yes", "--json"))
-    assert told == {"forgotten": ["run-a1", "run-a2"], "experiences": 0, "images": 1, "overwritten": True}
+def test_forgetting_removes_images_that_no_other_run_uses(home: Path) -> None:
+    summary = json.loads(memory(home, "forget", "--user", "adam", "--images", "--yes", "--json"))
+    assert summary == {"forgotten": ["run-a1", "run-a2"], "experiences": 0, "images": 1, "overwritten": True}
     assert len(list((home / "images").rglob("*.png"))) == 1
     assert json.loads(memory(home, "stats", "--json"))["users"] == {
         "eve.smith": {"runs": 1, "solved": 1, "experiences": 1}
     }
     for file in (home / "memory").iterdir():
         if file.is_file():
-            found = [word for word in (b"two red dogs", b"adam") if word in file.read_bytes()]
-            assert not found, "what was forgotten is not left in the file"
+            words_left = [word for word in (b"two red dogs", b"adam") if word in file.read_bytes()]
+            assert not words_left, "forgotten data must not remain in the file"
     memory(home, "verify")
 
 
-def test_forgetting_asks_and_names_what_is_not_there(home: Path) -> None:
+def test_forgetting_asks_first_and_names_unknown_runs(home: Path) -> None:
     assert "nope; nothing was forgotten" in memory(home, "forget", "run-a1", "nope", "--yes", code=2)
     assert "say which runs" in memory(home, "forget", code=2)
-    assert "Forget 1 runs" in memory(home, "forget", "run-a1", code=1)  # nobody answers
+    assert "Forget 1 runs" in memory(home, "forget", "run-a1", code=1)  # the question gets no answer
     assert json.loads(memory(home, "stats", "--json"))["records"] == 7
 
 
@@ -173,7 +171,7 @@ def test_images_stay_where_another_memory_may_need_them(home: Path) -> None:
     assert len(list((home / "images").rglob("*.png"))) == 2
 
 
-def test_experiences_whose_runs_are_gone_are_asked_about_and_forgotten(home: Path) -> None:
+def test_experiences_without_runs_are_forgotten_after_confirmation(home: Path) -> None:
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         db.execute("DELETE FROM records WHERE key LIKE 'run-a%'")
     assert "Forget 0 runs and 2 experiences?" in memory(home, "forget", "--user", "adam", code=1)
@@ -181,32 +179,32 @@ def test_experiences_whose_runs_are_gone_are_asked_about_and_forgotten(home: Pat
     assert list(json.loads(memory(home, "stats", "--json"))["users"]) == ["eve.smith"]
 
 
-def test_a_database_is_no_folder(home: Path) -> None:
-    told = memory(home, "stats", "--folder", "postgresql://g:canary7@h/gems", code=2)
-    assert "looks after folders" in told
-    assert "canary7" not in told
+def test_a_database_address_is_not_a_folder(home: Path) -> None:
+    message = memory(home, "stats", "--folder", "postgresql://g:canary7@h/gems", code=2)
+    assert "looks after folders" in message
+    assert "canary7" not in message
 
 
 def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         long_ago = (datetime.now(UTC) - timedelta(days=40)).isoformat()
         db.execute("UPDATE records SET updated_at = ? WHERE key = 'run-e1'", (long_ago,))
-    told = json.loads(memory(home, "forget", "--older-than", 30, "--prompt", "three blue cars", "-y", "--json"))
-    assert told["forgotten"] == ["run-e1"]
+    summary = json.loads(memory(home, "forget", "--older-than", 30, "--prompt", "three blue cars", "-y", "--json"))
+    assert summary["forgotten"] == ["run-e1"]
 
 
-def test_damage_is_told(home: Path) -> None:
+def test_verify_reports_damage(home: Path) -> None:
     assert "images: 3 images" in memory(home, "verify")
     next((home / "images").rglob("*.png")).write_bytes(b"no image")
-    told = json.loads(memory(home, "verify", "--json", code=1))
-    assert [check["ok"] for check in told] == [True, True, True, True, True, False]
-    assert "damaged" in told[5]["detail"]
+    report = json.loads(memory(home, "verify", "--json", code=1))
+    assert [check["ok"] for check in report] == [True, True, True, True, True, False]
+    assert "damaged" in report[5]["detail"]
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         db.execute("UPDATE vectors SET vector = zeroblob(length(vector)) WHERE id = 2")
     assert "1 of 3 are not of unit length" in memory(home, "verify", code=1)
 
 
-def test_embedding_anew_mends_vectors(home: Path) -> None:
+def test_reindex_repairs_vectors(home: Path) -> None:
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         db.execute("UPDATE vectors SET vector = zeroblob(length(vector))")
     assert "3 records embedded with minilm" in memory(home, "reindex")
@@ -217,6 +215,6 @@ def test_embedding_anew_mends_vectors(home: Path) -> None:
 @pytest.mark.parametrize(
     "command", ["stats", "show x", "search x", "export", "forget x", "compact", "reindex", "verify"]
 )
-def test_no_memory_yet_is_said(tmp_path: Path, command: str) -> None:
+def test_a_missing_memory_is_reported(tmp_path: Path, command: str) -> None:
     assert "there is no memory in" in memory(tmp_path, *command.split(), code=2)
     assert not (tmp_path / "memory").exists()

@@ -1,4 +1,4 @@
-"""What a store must survive: kills, torn and foreign files, many processes, time, and a change of mind."""
+"""What a store must survive: kills, damaged and foreign files, many processes, time, and another embedder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import forked
 import numpy as np
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langgraph.store.base import InvalidNamespaceError, PutOp
 from servers.waiting import wait_until
 
@@ -25,15 +25,15 @@ from gems.memory import live_index as live_index_module
 from gems.memory.store import FaissStore, reindex
 
 WRITER = Path(__file__).parent / "writing_store.py"
-FEW = 300
+SMALL_LIMIT = 300
 
 
 @pytest.fixture(params=["every cell", "some cells"])
-def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inverted lists from so few vectors on, that a test need not write twenty thousand."""
-    monkeypatch.setattr(index_module, "EXACT_UP_TO", FEW)
-    monkeypatch.setattr(live_index_module, "EXACT_UP_TO", FEW)
-    if request.param == "some cells":  # as with many vectors
+def small_lists(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start inverted lists early, so a test need not write twenty thousand vectors."""
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", SMALL_LIMIT)
+    monkeypatch.setattr(live_index_module, "EXACT_UP_TO", SMALL_LIMIT)
+    if request.param == "some cells":  # as a store with many vectors does
         monkeypatch.setattr(index_module, "_SEARCH_ALL_CELLS", 20)
         monkeypatch.setattr(index_module, "_PROBES", 16)
 
@@ -54,24 +54,24 @@ def fill(store: FaissStore, names: list[str], namespace: str = "a") -> None:
 
 
 def exact(names: list[str], query: str, limit: int = 10) -> list[str]:
-    embedder = Points()
+    embedder = PointEmbeddings()
     scores = embedder.points(names) @ embedder.points([query])[0]
     return [names[i] for i in np.argsort(-scores, kind="stable")[:limit]]
 
 
-def agree(store: FaissStore, names: list[str], namespace: str = "a") -> float:
-    """How many of the ten nearest by comparison with all are found."""
+def share_found(store: FaissStore, names: list[str], namespace: str = "a") -> float:
+    """The share of the ten exact nearest neighbours that a search finds."""
     hits = 0
     for query in names[:: max(1, len(names) // 25)][:25]:
-        found = store.search((namespace,), query=query, limit=10)
-        assert [item.score for item in found] == sorted((item.score or 0 for item in found), reverse=True)
-        assert found[0].key == query
-        assert found[0].score == pytest.approx(1, abs=1e-5)
-        hits += len({item.key for item in found} & set(exact(names, query)))
+        items = store.search((namespace,), query=query, limit=10)
+        assert [item.score for item in items] == sorted((item.score or 0 for item in items), reverse=True)
+        assert items[0].key == query
+        assert items[0].score == pytest.approx(1, abs=1e-5)
+        hits += len({item.key for item in items} & set(exact(names, query)))
     return hits / 250
 
 
-def agree_with(store: FaissStore, embedder: Points, names: list[str]) -> float:
+def agree_with(store: FaissStore, embedder: PointEmbeddings, names: list[str]) -> float:
     scores = embedder.points(names) @ embedder.points([names[3]])[0]
     nearest = {names[i] for i in np.argsort(-scores)[:10]}
     return len({item.key for item in store.search(("a",), query=names[3], limit=10)} & nearest) / 10
@@ -84,56 +84,56 @@ def saved(folder: Path) -> list[Path]:
 # --- growing --------------------------------------------------------------------------------------------------------
 
 
-def test_many_records_are_found_through_a_file_and_new_ones_beside_it(few: None, folder: Path) -> None:
+def test_records_in_the_index_file_and_newer_ones_are_found(small_lists: None, folder: Path) -> None:
     names = texts(1500)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names[:200])
-    assert agree(store, names[:200]) == 1
-    assert not saved(folder), "so few are compared one by one"
-    for upto in (800, 1500):  # searched while it grows, and while files are made
+    assert share_found(store, names[:200]) == 1
+    assert not saved(folder), "few vectors are compared without an index"
+    for upto in (800, 1500):  # search while the store grows and writes index files
         fill(store, names[200 if upto == 800 else 800 : upto])
-        assert agree(store, names[:upto]) > 0.95
+        assert share_found(store, names[:upto]) > 0.95
     store.close()
     assert len(saved(folder)) == 1
 
-    embedder = Points()
+    embedder = PointEmbeddings()
     again = FaissStore(folder, embedder=embedder)
-    assert agree(again, names) > 0.95
-    assert embedder.texts == 25, "the queries' alone"
+    assert share_found(again, names) > 0.95
+    assert embedder.texts == 25, "only the queries are embedded"
     again.close()
 
 
-def test_what_was_removed_or_changed_is_not_found_whatever_the_file_says(few: None, folder: Path) -> None:
+def test_removed_or_changed_records_are_not_found_through_an_old_file(small_lists: None, folder: Path) -> None:
     names = texts(900)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.close()
-    store = FaissStore(folder, embedder=Points())
-    gone = names[::3]
-    store.batch([PutOp(("a",), name, None) for name in gone])
-    moved = names[1]
-    store.put(("a",), moved, {"text": "elsewhere entirely"}, index=["text"])
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    deleted_names = names[::3]
+    store.batch([PutOp(("a",), name, None) for name in deleted_names])
+    moved_name = names[1]
+    store.put(("a",), moved_name, {"text": "elsewhere entirely"}, index=["text"])
     for _ in range(2):
-        left = [name for name in names if name not in gone and name != moved]
-        for query in gone[:10]:
-            found = {item.key for item in store.search(("a",), query=query, limit=20)}
-            assert not found & set(gone)
-            assert len(found & set(exact(left, query, 20))) >= 18
+        left = [name for name in names if name not in deleted_names and name != moved_name]
+        for query in deleted_names[:10]:
+            found_keys = {item.key for item in store.search(("a",), query=query, limit=20)}
+            assert not found_keys & set(deleted_names)
+            assert len(found_keys & set(exact(left, query, 20))) >= 18
         [nearest] = store.search(("a",), query="elsewhere entirely", limit=1)
-        assert (nearest.key, nearest.score) == (moved, pytest.approx(1, abs=1e-5))
-        fill(store, [f"late comer{i}" for i in range(FEW + 50)], "b")  # has the file made again
+        assert (nearest.key, nearest.score) == (moved_name, pytest.approx(1, abs=1e-5))
+        fill(store, [f"late comer{i}" for i in range(SMALL_LIMIT + 50)], "b")  # triggers a new index file
         store.close()
-        store = FaissStore(folder, embedder=Points())
+        store = FaissStore(folder, embedder=PointEmbeddings())
     store.close()
 
 
-def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Path) -> None:
+def test_a_namespace_is_searched_alone_however_small_it_is(small_lists: None, folder: Path) -> None:
     names = texts(1200)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names[:1190], "large")
     fill(store, names[1190:], "small")
     store.close()
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     assert [i.key for i in store.search(("small",), query=names[5], limit=20)] == exact(names[1190:], names[5], 20)
     assert {i.namespace for i in store.search(("large",), query=names[1195], limit=20)} == {("large",)}
     assert store.search((), query=names[1195], limit=1)[0].namespace == ("small",)
@@ -141,28 +141,28 @@ def test_a_namespace_is_searched_alone_however_small_it_is(few: None, folder: Pa
     store.close()
 
 
-def test_a_filter_that_few_records_pass_finds_them_all(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+def test_a_filter_that_few_records_pass_finds_them_all(small_lists: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, texts(1000))
     for i in range(10):
         store.put(("a",), f"rare{i}", {"text": f"rare{i}", "rare": True}, index=["text"])
     store.close()
-    store = FaissStore(folder, embedder=Points())
-    found = store.search(("a",), query="family3 member3", filter={"rare": True}, limit=20)
-    assert {item.key for item in found} == {f"rare{i}" for i in range(10)}
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    items = store.search(("a",), query="family3 member3", filter={"rare": True}, limit=20)
+    assert {item.key for item in items} == {f"rare{i}" for i in range(10)}
     assert len(store.search(("a",), query="family3 member3", limit=2000)) == 1010
     assert len(store.search(("a",), query="family3 member3", limit=20, offset=1000)) == 10
     store.close()
 
 
-def test_a_file_is_made_when_it_is_needed_and_by_one_of_those_who_could(few: None, folder: Path) -> None:
-    first = FaissStore(folder, embedder=Points())
+def test_a_complete_index_file_is_not_written_again(small_lists: None, folder: Path) -> None:
+    first = FaissStore(folder, embedder=PointEmbeddings())
     fill(first, texts(900))
-    first.compact()  # or a file made meanwhile may hold so few of them that the next one is due
+    first.compact()  # otherwise an index file written meanwhile may be so incomplete that another one is due
     first.close()
     [before] = saved(folder)
-    others = [FaissStore(folder, embedder=Points()) for _ in range(2)]
-    for store in others:
+    other_stores = [FaissStore(folder, embedder=PointEmbeddings()) for _ in range(2)]
+    for store in other_stores:
         store.put(("b",), "k", {"text": "x"}, index=False)
         store.search(("a",), query="family1 member1")
         store.put(("b",), "k", {"text": "y"}, index=False)
@@ -170,9 +170,9 @@ def test_a_file_is_made_when_it_is_needed_and_by_one_of_those_who_could(few: Non
     assert saved(folder) == [before]
 
 
-def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
-    for i in range(FEW + 20):
+def test_a_record_that_changes_often_needs_no_file(small_lists: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    for i in range(SMALL_LIMIT + 20):
         store.put(("a",), "k", {"text": f"value {i}"}, index=["text"])
     assert store.search(("a",), query="value 319")[0].score == pytest.approx(1, abs=1e-5)
     store.close()
@@ -180,46 +180,46 @@ def test_a_record_that_changes_often_needs_no_file(few: None, folder: Path) -> N
 
 
 @pytest.mark.slow
-def test_ids_with_gaps_make_an_index_too(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+def test_ids_with_gaps_can_be_indexed(small_lists: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
     names = texts(1400)
-    for name in names:  # every second id is that of a record which was deleted again
+    for name in names:  # every second id belongs to a record that is deleted again
         store.batch([PutOp(("a",), name, {"text": name}, ["text"]), PutOp(("a",), "gone", {"text": "gone"}, ["text"])])
-    assert agree(store, names) > 0.9
+    assert share_found(store, names) > 0.9
     store.compact()
-    assert agree(store, names) > 0.9
+    assert share_found(store, names) > 0.9
     store.batch([PutOp(("a",), name, None) for name in names[400:]])
     store.compact()
-    assert agree(store, names[:400]) > 0.9
+    assert share_found(store, names[:400]) > 0.9
     store.batch([PutOp(("a",), name, None) for name in names[100:]])
     store.compact()
-    assert not saved(folder), "so few need none"
-    assert agree(store, names[:100]) == 1
+    assert not saved(folder), "few vectors need no index"
+    assert share_found(store, names[:100]) == 1
     store.close()
 
 
-def test_an_index_that_cannot_be_made_costs_time_alone(few: None, folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+def test_without_an_index_file_searches_are_only_slower(small_lists: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, texts(250))
     (folder / "index").write_text("in the way")
     fill(store, texts(900)[250:])
-    assert agree(store, texts(900)) == 1
+    assert share_found(store, texts(900)) == 1
     store.close()
-    store = FaissStore(folder, embedder=Points())
-    assert agree(store, texts(900)) == 1
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    assert share_found(store, texts(900)) == 1
     store.close()
 
 
 @pytest.mark.parametrize("namespace", [(), ("",), ("a", "b.c")])
 def test_a_namespace_that_could_be_taken_for_another_is_refused(folder: Path, namespace: tuple[str, ...]) -> None:
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     with pytest.raises(InvalidNamespaceError):
         store.batch([PutOp(namespace, "k", {}, False)])
     store.close()
 
 
-def test_prefixes_are_of_labels_whatever_characters_they_hold(folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+def test_prefixes_match_whole_labels_with_any_characters(folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
     names = [("a",), ("a", "b"), ("a-b",), ("a/b",), ("a%",), ("ä",), ("a b", "c"), ("A",)]
     for name in names:
         store.put(name, "k", {"text": "the same"}, index=["text"])
@@ -231,7 +231,7 @@ def test_prefixes_are_of_labels_whatever_characters_they_hold(folder: Path) -> N
     store.close()
 
 
-# --- files that are not what they should be -------------------------------------------------------------------------
+# --- damaged index files --------------------------------------------------------------------------------------------
 
 
 def _torn(folder: Path) -> None:
@@ -254,28 +254,28 @@ def _no_manifest(folder: Path) -> None:
     (saved(folder)[-1] / "manifest.json").write_text("{}")
 
 
-def _gone(folder: Path) -> None:
+def _no_folder(folder: Path) -> None:
     shutil.rmtree(folder / "index")
 
 
 def _foreign(folder: Path) -> None:
     other = folder.parent / "other"
-    store = FaissStore(other, embedder=Points())
+    store = FaissStore(other, embedder=PointEmbeddings())
     fill(store, [f"stranger number{i}" for i in range(900)])
     store.close()
     shutil.rmtree(folder / "index")
     shutil.copytree(other / "index", folder / "index")
 
 
-@pytest.mark.parametrize("harm", [_torn, _flipped, _without_places, _no_manifest, _gone, _foreign])
-def test_an_index_that_cannot_be_used_is_made_again(few: None, folder: Path, harm: Any) -> None:
+@pytest.mark.parametrize("harm", [_torn, _flipped, _without_places, _no_manifest, _no_folder, _foreign])
+def test_an_unusable_index_is_rebuilt(small_lists: None, folder: Path, harm: Any) -> None:
     names = texts(900)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.close()
     harm(folder)
-    store = FaissStore(folder, embedder=Points())
-    assert agree(store, names) > 0.95
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    assert share_found(store, names) > 0.95
     store.close()
     assert len(saved(folder)) == 1
     assert not list((folder / "index").glob("draft-*"))
@@ -292,47 +292,47 @@ def _write(folder: Path, name: str, first: int, last: int) -> forked.Process:
 @pytest.mark.slow
 def test_killed_writers_lose_nothing_that_was_acknowledged(folder: Path) -> None:
     dice = random.Random(5)
-    ours = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     acknowledged: dict[tuple[str, int], bool] = {}
-    begun = dict.fromkeys(("one", "two", "three"), 0)
-    for written in (40, 80):
-        writers = {name: _write(folder, name, first, first + 10_000) for name, first in begun.items()}
-        wait_until(lambda: len(ours.search(("w",), limit=written)) == written, lambda: f"{written} did not come")  # noqa: B023
-        time.sleep(dice.random() / 2)  # anywhere in what they do
+    next_numbers = dict.fromkeys(("one", "two", "three"), 0)
+    for count in (40, 80):
+        writers = {name: _write(folder, name, first, first + 10_000) for name, first in next_numbers.items()}
+        wait_until(lambda: len(store.search(("w",), limit=count)) == count, lambda: f"{count} records were not written")  # noqa: B023
+        time.sleep(dice.random() / 2)  # a random moment of their work
         for name, process in writers.items():
             process.send_signal(signal.SIGKILL)
             lines = process.communicate(timeout=30)[0].splitlines(keepends=True)
-            said = [line.split() for line in lines if line.endswith("\n")]
-            acknowledged |= {(name, int(n)): verb == "put" for verb, n in said}
-            begun[name] = max([begun[name], *(int(n) + 1 for _, n in said)])
+            acknowledgements = [line.split() for line in lines if line.endswith("\n")]
+            acknowledged |= {(name, int(n)): verb == "put" for verb, n in acknowledgements}
+            next_numbers[name] = max([next_numbers[name], *(int(n) + 1 for _, n in acknowledgements)])
     assert len(acknowledged) > 60
-    for (name, n), there in acknowledged.items():
-        item = ours.get(("w", name), str(n))
+    for (name, n), is_present in acknowledged.items():
+        item = store.get(("w", name), str(n))
         if n % 7:
             assert item is not None
             assert item.value == {"text": f"{name} {n}", "n": n}
-        elif not there:
+        elif not is_present:
             assert item is None
-    present = [f"{name} {n}" for (name, n), there in acknowledged.items() if there and n % 7]
+    present = [f"{name} {n}" for (name, n), is_present in acknowledged.items() if is_present and n % 7]
     for text in dice.sample(present, 20):
-        [nearest] = ours.search(("w",), query=text, limit=1)
+        [nearest] = store.search(("w",), query=text, limit=1)
         assert (nearest.value["text"], nearest.score) == (text, pytest.approx(1, abs=1e-5))
-    ours.close()
+    store.close()
 
 
-def test_what_other_processes_write_is_seen_whatever_file_they_make(few: None, folder: Path) -> None:
-    ours, theirs = (FaissStore(folder, embedder=Points()) for _ in range(2))
+def test_records_of_another_process_are_seen_whatever_index_file_it_writes(small_lists: None, folder: Path) -> None:
+    first_store, second_store = (FaissStore(folder, embedder=PointEmbeddings()) for _ in range(2))
     names = texts(2000)
-    fill(ours, names[:100])
-    assert agree(theirs, names[:100]) == 1
-    for start in range(100, 2000, 380):  # each of them makes files, and sleeps through some of the other's
-        writer, reader = (ours, theirs) if start % 3 else (theirs, ours)
+    fill(first_store, names[:100])
+    assert share_found(second_store, names[:100]) == 1
+    for start in range(100, 2000, 380):  # each store writes index files and misses some of the other's
+        writer, reader = (first_store, second_store) if start % 3 else (second_store, first_store)
         fill(writer, names[start : start + 380])
         writer.delete(("a",), names[start + 1])
-        assert agree(reader, [n for n in names[: start + 380] if reader.get(("a",), n)]) > 0.95
+        assert share_found(reader, [n for n in names[: start + 380] if reader.get(("a",), n)]) > 0.95
         assert names[start + 1] not in {i.key for i in reader.search(("a",), query=names[start + 1], limit=30)}
-    ours.close()
-    theirs.close()
+    first_store.close()
+    second_store.close()
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
@@ -345,8 +345,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_what_has_outlived_its_time_is_gone(clock: list[float], folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points())
+def test_expired_records_are_gone(clock: list[float], folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
     store.put(("a",), "short", {"text": "a cat"}, index=["text"], ttl=1)
     store.put(("a",), "long", {"text": "a cat"}, index=["text"], ttl=10)
     store.put(("a",), "ever", {"text": "a cat"}, index=["text"])
@@ -361,8 +361,8 @@ def test_what_has_outlived_its_time_is_gone(clock: list[float], folder: Path) ->
     store.close()
 
 
-def test_reading_renews_a_life_unless_told_otherwise(clock: list[float], folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points(), ttl={"default_ttl": 1})
+def test_reading_renews_the_time_to_live_unless_turned_off(clock: list[float], folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings(), ttl={"default_ttl": 1})
     store.put(("a",), "k", {"text": "a cat"}, index=["text"])
     for read in (lambda: store.get(("a",), "k"), lambda: store.search(("a",)), lambda: store.search((), query="a cat")):
         clock[0] += 50
@@ -378,13 +378,13 @@ def test_reading_renews_a_life_unless_told_otherwise(clock: list[float], folder:
 # --- another embedder -----------------------------------------------------------------------------------------------
 
 
-def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None, folder: Path) -> None:
+def test_reindexing_can_be_interrupted_and_continued(small_lists: None, folder: Path) -> None:
     names = texts(1100)
-    store = FaissStore(folder, embedder=Points())
+    store = FaissStore(folder, embedder=PointEmbeddings())
     fill(store, names)
     store.put(("a",), "silent", {"text": "never embedded"}, index=False)
     store.close()
-    new = Points(24, "newer")
+    new = PointEmbeddings(24, "newer")
     with pytest.raises(InputError, match="gems memory reindex"):
         FaissStore(folder, embedder=new)
 
@@ -394,11 +394,11 @@ def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None
 
     with pytest.raises(KeyboardInterrupt):
         reindex(folder, new, stop)
-    for embedder in (new, Points()):
+    for embedder in (new, PointEmbeddings()):
         with pytest.raises(InputError, match="half-way to the embedder newer"):
             FaissStore(folder, embedder=embedder)
     with pytest.raises(InputError, match="half-way to the embedder newer"):
-        reindex(folder, Points(8, "third"))
+        reindex(folder, PointEmbeddings(8, "third"))
     assert reindex(folder, new) == 100
     assert new.texts == 1100
     store = FaissStore(folder, embedder=new)
@@ -409,24 +409,24 @@ def test_a_store_can_be_embedded_anew_and_goes_on_where_it_was_stopped(few: None
     store.close()
 
 
-def test_those_who_have_a_store_open_are_refused_once_it_is_embedded_anew(folder: Path) -> None:
-    ours = FaissStore(folder, embedder=Points())
-    fill(ours, texts(20))
-    reindex(folder, Points(16, "newer"))
+def test_open_stores_are_refused_after_reindexing(folder: Path) -> None:
+    open_store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(open_store, texts(20))
+    reindex(folder, PointEmbeddings(16, "newer"))
     for attempt in (
-        lambda: ours.put(("a",), "k", {"text": "a cat"}, index=["text"]),
-        lambda: ours.search(("a",), query="a cat"),
+        lambda: open_store.put(("a",), "k", {"text": "a cat"}, index=["text"]),
+        lambda: open_store.search(("a",), query="a cat"),
     ):
         with pytest.raises(InputError, match="newer, not points"):
             attempt()
-    ours.close()
+    open_store.close()
 
 
 def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(folder: Path) -> None:
-    store = FaissStore(folder, embedder=Points(16))
+    store = FaissStore(folder, embedder=PointEmbeddings(16))
     store.put(("a",), "k", {"text": "a cat"}, index=["text"])
     store.close()
-    store = FaissStore(folder, embedder=Points(8))
+    store = FaissStore(folder, embedder=PointEmbeddings(8))
     with pytest.raises(InputError, match=r"8 dimensions, .* holds 16"):
         store.batch([PutOp(("a",), "l", {"text": "a dog"}, ["text"]), PutOp(("a",), "m", {}, False)])
     assert [item.key for item in store.search(("a",))] == ["k"]
@@ -434,8 +434,8 @@ def test_vectors_of_other_dimensions_are_refused_before_anything_is_written(fold
 
 
 @pytest.mark.parametrize("bad", [[float("nan")] * 16, [[0.1] * 16, [0.1] * 15], [[0.1] * 16], 3.0])
-def test_what_is_no_vector_is_refused(folder: Path, bad: Any) -> None:
-    class Broken(Points):
+def test_invalid_vectors_are_refused(folder: Path, bad: Any) -> None:
+    class Broken(PointEmbeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
             return bad if isinstance(bad, list) and isinstance(bad[0], list) else [bad] * len(texts)
 
@@ -449,21 +449,21 @@ def test_what_is_no_vector_is_refused(folder: Path, bad: Any) -> None:
 # --- files of other programs and versions ---------------------------------------------------------------------------
 
 
-def test_a_database_of_another_program_is_refused_and_left_as_it_was(folder: Path) -> None:
+def test_a_database_of_another_program_is_refused_and_not_changed(folder: Path) -> None:
     folder.mkdir()
     with sqlite3.connect(folder / "records.sqlite") as db:
         db.execute("CREATE TABLE records (id INTEGER PRIMARY KEY, song TEXT)")
         db.execute("INSERT INTO records (song) VALUES ('abba')")
     with pytest.raises(InputError, match=r"cannot use .*records\.sqlite as a memory store"):
-        FaissStore(folder, embedder=Points())
+        FaissStore(folder, embedder=PointEmbeddings())
     with sqlite3.connect(folder / "records.sqlite") as db:
         assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("records",)]
         assert db.execute("SELECT * FROM records").fetchall() == [(1, "abba")]
 
 
-def test_a_store_of_a_later_version_is_left_alone(folder: Path) -> None:
-    FaissStore(folder, embedder=Points()).close()
+def test_a_store_of_a_later_version_is_refused_and_not_changed(folder: Path) -> None:
+    FaissStore(folder, embedder=PointEmbeddings()).close()
     with sqlite3.connect(folder / "records.sqlite") as db:
         db.execute("PRAGMA user_version = 9")
     with pytest.raises(InputError, match="newer version of GEMS"):
-        FaissStore(folder, embedder=Points())
+        FaissStore(folder, embedder=PointEmbeddings())

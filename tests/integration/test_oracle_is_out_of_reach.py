@@ -1,4 +1,4 @@
-"""Nothing that runs can know the truth: by what it imports, and by what it does when no truth is there."""
+"""No running part can see the oracle's truth: none imports the evaluation, and without the truth runs are the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_no_running_part_imports_the_evaluation(package: Any) -> None:
 
 
 class Stripped:
-    """The pocket generator, of which nothing comes back but pixels."""
+    """The pocket generator, which returns nothing but pixels."""
 
     name = "pocket"
 
@@ -54,16 +54,16 @@ class Stripped:
         self.edits = self._inner.edits
 
     def generate(self, requests: Any, *, on_step: Any = None) -> list[Any]:
-        made = self._inner.generate(requests)
+        results = self._inner.generate(requests)
         return [
             GeneratedImage(m.request, Image.frombytes("RGB", m.image.size, m.image.convert("RGB").tobytes()))
-            for m in made
+            for m in results
             if isinstance(m, GeneratedImage)
         ]
 
 
 class Bare(ImageStore):
-    """Keeps pixels and no word of where they come from."""
+    """An image store that keeps pixels without metadata."""
 
     def put(self, image: Image.Image, metadata: Mapping[str, str]) -> ImageRef:
         return super().put(image, {})
@@ -71,20 +71,20 @@ class Bare(ImageStore):
 
 def run(**parts: Any) -> list[Any]:
     graph = build_graph(**parts)
-    seen: list[Any] = []
+    attempts_seen: list[Any] = []
     for seed, prompt in enumerate(("three cats to the left of a red dog", "six blue cars and five striped horses")):
         context = GemsContext(seed=seed, max_rounds=3, memory=False)
         state = graph.invoke({"prompt": prompt}, context=context)
-        seen.append(
+        attempts_seen.append(
             (state["outcome"], [(a.prompt, a.seed, a.score, a.verdicts, a.experience) for a in state["attempts"]])
         )
-    return seen
+    return attempts_seen
 
 
 @pytest.mark.slow
 def test_the_loop_does_the_same_on_images_without_their_truth(tmp_path: Path) -> None:
     full = run(images=ImageStore(tmp_path / "full"))
-    assert any(len(attempts) > 1 for _, attempts in full), "the comparison has to reach the refiner"
+    assert any(len(attempts) > 1 for _, attempts in full), "the comparison must reach the refiner"
     assert run(generator=Stripped(), images=Bare(tmp_path / "bare")) == full
 
 
@@ -101,5 +101,5 @@ from gems import GemsContext, build_graph
 state = build_graph().invoke({"prompt": "two red cars"}, context=GemsContext(seed=1, memory=False))
 assert state["outcome"] and not [m for m in sys.modules if m.startswith("gems.evals")]
 """
-    done = forked.run([sys.executable, "-c", code])
-    assert done.returncode == 0, done.stderr
+    result = forked.run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr

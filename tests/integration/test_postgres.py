@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from forked import gems
 from langgraph.store.base import BaseStore
 from remembering import past
@@ -33,14 +33,14 @@ def store(database: str) -> Iterator[BaseStore]:
     opened.conn.close()  # type: ignore[attr-defined]
 
 
-def test_it_remembers_and_recalls_as_a_folder_does(store: BaseStore) -> None:
+def test_a_database_remembers_and_recalls_like_a_folder(store: BaseStore) -> None:
     for user in ("adam", "eve"):
         remember(store, user, f"{user}-1", past("three red cats", "a", "b"))
     remember(store, "adam", "adam-2", past("Three red cats!"))
     remember(store, "adam", "adam-3", past("a violin"))
-    [found] = recall(store, "adam", "three blue cats", 3)
-    assert (found.prompt, found.count, found.run) == ("three red cats", 2, "adam-2")
-    remember(store, "adam", "adam-4", past("four red cats", recalled=[found.key]))
+    [recalled] = recall(store, "adam", "three blue cats", 3)
+    assert (recalled.prompt, recalled.count, recalled.run) == ("three red cats", 2, "adam-2")
+    remember(store, "adam", "adam-4", past("four red cats", recalled=[recalled.key]))
     assert [m.run for m in recall(store, "eve", "three blue cats", 3)] == ["eve-1"]
     assert prune(store, "adam", limit=1, days=None) == 5
     assert len(store.search(namespace("adam", EXPERIENCES), limit=9)) == 1
@@ -48,9 +48,9 @@ def test_it_remembers_and_recalls_as_a_folder_does(store: BaseStore) -> None:
 
 
 def test_another_embedder_is_refused(store: BaseStore, database: str) -> None:
-    with pytest.raises(InputError, match="was written with the embedder all-MiniLM") as told:
-        open_store(database, Points(dims=384))
-    assert PASSWORD not in str(told.value)
+    with pytest.raises(InputError, match="was written with the embedder all-MiniLM") as caught:
+        open_store(database, PointEmbeddings(dims=384))
+    assert PASSWORD not in str(caught.value)
 
 
 def test_the_database_of_another_program_is_refused(database: str) -> None:
@@ -62,7 +62,7 @@ def test_the_database_of_another_program_is_refused(database: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "told"),
+    ("change", "kind", "message"),
     [
         ({PASSWORD: "wrong-password"}, InputError, "refused the connection"),
         ({"/postgres": "/nowhere"}, InputError, 'database "nowhere" does not exist'),
@@ -70,13 +70,13 @@ def test_the_database_of_another_program_is_refused(database: str) -> None:
         ({"gems:": "gems:%zz"}, InputError, "cannot read the address"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_line_without_the_password(
-    postgres: str, change: dict[str, str], kind: type[Exception], told: str
+def test_errors_are_one_line_without_the_password(
+    postgres: str, change: dict[str, str], kind: type[Exception], message: str
 ) -> None:
     where = postgres
     for a, b in change.items():
         where = where.replace(a, b) if "127" not in a else "postgresql://gems:pg-canary-5b2e90@127.0.0.1:1/postgres"
-    with pytest.raises(kind, match=told) as error:
+    with pytest.raises(kind, match=message) as error:
         open_store(where, init_embedder())
     assert PASSWORD not in str(error.value)
     assert "wrong-password" not in str(error.value)
@@ -84,18 +84,18 @@ def test_what_is_wrong_is_told_in_a_line_without_the_password(
 
 
 def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(database: str, tmp_path: Path) -> None:
-    told = []
+    outputs = []
     for machine in ("one", "two"):
         home = tmp_path / machine
-        done = gems("generate", "two red cars", "--memory", database, "--out", home / "out", "--json", home=home)
-        assert done.returncode == 0, done.stderr
-        told.append(json.loads(done.stdout))
-        assert PASSWORD not in done.stdout + done.stderr
+        result = gems("generate", "two red cars", "--memory", database, "--out", home / "out", "--json", home=home)
+        assert result.returncode == 0, result.stderr
+        outputs.append(json.loads(result.stdout))
+        assert PASSWORD not in result.stdout + result.stderr
         assert not (home / "memory").exists()
         assert not (home / "checkpoints.sqlite").exists()
-    assert [len(run["memories"]) for run in told] == [0, 1]
-    assert told[1]["memories"][0]["run"] == told[0]["run_id"]
-    assert told[0]["settings"]["memory_url"] == database.replace(f":{PASSWORD}", "")
+    assert [len(run["memories"]) for run in outputs] == [0, 1]
+    assert outputs[1]["memories"][0]["run"] == outputs[0]["run_id"]
+    assert outputs[0]["settings"]["memory_url"] == database.replace(f":{PASSWORD}", "")
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
     with database_pool(database) as pool, pool.connection() as connection:
@@ -106,12 +106,12 @@ def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(data
             assert PASSWORD not in row["all"]
 
 
-def test_the_command_line_tells_what_is_wrong(postgres: str, tmp_path: Path) -> None:
+def test_the_command_line_reports_what_is_wrong(postgres: str, tmp_path: Path) -> None:
     wrong = postgres.replace(PASSWORD, "wrong-password")
-    done = gems("generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q", home=tmp_path)
-    assert done.returncode == 2
-    assert "refused the connection" in done.stderr
-    assert "wrong-password" not in done.stderr
+    result = gems("generate", "two red cars", "--memory", wrong, "--out", tmp_path / "out", "-q", home=tmp_path)
+    assert result.returncode == 2
+    assert "refused the connection" in result.stderr
+    assert "wrong-password" not in result.stderr
     assert "looks after folders" in gems("memory", "stats", home=tmp_path, GEMS_MEMORY=postgres).stderr
     assert GemsContext.model_validate({"memory_url": postgres}).model_dump(mode="json")["memory_url"].count(":") == 2
     assert PASSWORD not in repr(GemsContext.model_validate({"memory_url": postgres}))

@@ -1,4 +1,4 @@
-"""A provider that will not draw a prompt: the refiner finds other words, within the rounds there are."""
+"""A provider that refuses a prompt: the refiner finds another wording within the limit on rounds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(refuse: Any, *, passes: bool = True, **settings: Any) -> tuple[GemsOutpu
     return output, model, generator  # type: ignore[return-value]
 
 
-def told(model: ScriptedChatModel) -> list[str]:
+def refiner_messages(model: ScriptedChatModel) -> list[str]:
     return [messages[-1].text for schema, messages, _ in model.calls if schema == "Refinement"]
 
 
@@ -47,9 +47,9 @@ def test_other_words_are_found() -> None:
     assert (attempt.round, attempt.strategy, attempt.prompt) == (1, "rewrite", "a knight, 0")
     assert output["errors"] == ["generator: painter refuses to draw this: not safe"]
     assert output["usage"].images == 1
-    [asked] = told(model)
-    assert "<refused>\na bloody knight\n</refused>" in asked
-    assert "best_attempt" not in asked
+    [message] = refiner_messages(model)
+    assert "<refused>\na bloody knight\n</refused>" in message
+    assert "best_attempt" not in message
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
@@ -62,7 +62,7 @@ def test_refusals_use_up_the_rounds(rounds: int) -> None:
     assert len(output["errors"]) == rounds
 
 
-def test_what_was_made_before_a_refusal_is_the_result() -> None:
+def test_images_drawn_before_a_refusal_are_kept() -> None:
     output, _, _ = run(lambda prompt: "knight, " in prompt, passes=False)
     assert output["outcome"] == "rounds"
     [attempt] = output["attempts"]
@@ -71,11 +71,11 @@ def test_what_was_made_before_a_refusal_is_the_result() -> None:
 
 
 def test_some_images_of_a_round_are_enough() -> None:
-    seen: list[str] = []
+    prompts_seen: list[str] = []
 
     def first_only(prompt: str) -> bool:
-        seen.append(prompt)
-        return len(seen) == 1
+        prompts_seen.append(prompt)
+        return len(prompts_seen) == 1
 
     output, model, _ = run(first_only, candidates=2)
     assert output["outcome"] == "solved"

@@ -1,4 +1,4 @@
-"""The report page in a real browser, at the width of a laptop and of a phone."""
+"""The report page in a real browser, as wide as a laptop and as a phone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
     try:
-        # A window cannot be made as narrow as a phone, the emulated screen can.
+        # A window cannot be as narrow as a phone, but an emulated screen can.
         metrics = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 500}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         yield driver

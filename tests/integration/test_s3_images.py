@@ -1,4 +1,4 @@
-"""Images on an object store: moto's S3 server in a process of its own, the command line, the pocket models."""
+"""Images in an object store: moto's S3 server in another process, the command line, the pocket models."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, with the credentials for it in the environment."""
+    """An empty bucket; its credentials are in the environment."""
     import s3fs
 
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
@@ -60,9 +60,9 @@ def generate(home: Path, *args: str, **env: str) -> subprocess.CompletedProcess[
 
 
 def test_a_run_keeps_its_images_in_a_bucket_and_the_next_machine_finds_them(bucket: str, tmp_path: Path) -> None:
-    done = generate(tmp_path, "--images", f"s3://{bucket}/gems", "--reuse", "--json")
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    result = generate(tmp_path, "--images", f"s3://{bucket}/gems", "--reuse", "--json")
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout)
     image = ImageRef.model_validate(record["attempts"][record["best"]]["image"])
     assert image.uri == f"s3://{bucket}/gems/{image.sha256[:2]}/{image.sha256}.png"
     assert not (tmp_path / "images").exists()
@@ -87,7 +87,7 @@ def test_the_same_image_is_one_object_and_can_be_removed(bucket: str) -> None:
         store.read(first)
 
 
-def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
+def test_errors_are_one_line(bucket: str, tmp_path: Path) -> None:
     nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     closed = generate(tmp_path, "--images", f"s3://{bucket}", "-q", **nowhere)
     assert closed.returncode in (2, 3)
@@ -98,10 +98,10 @@ def test_what_is_wrong_is_told_in_a_line(bucket: str, tmp_path: Path) -> None:
         ImageStore("nothing://x")
 
 
-def test_a_misspelt_bucket_is_not_made(bucket: str, tmp_path: Path) -> None:
+def test_a_missing_bucket_is_not_created(bucket: str, tmp_path: Path) -> None:
     import s3fs
 
-    done = generate(tmp_path, "--images", f"s3://{bucket}-typo/gems", "-q")
-    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
-    assert f"s3://{bucket}-typo/gems" in done.stderr
+    result = generate(tmp_path, "--images", f"s3://{bucket}-typo/gems", "-q")
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1), result.stderr
+    assert f"s3://{bucket}-typo/gems" in result.stderr
     assert not s3fs.S3FileSystem(skip_instance_cache=True).exists(f"{bucket}-typo")

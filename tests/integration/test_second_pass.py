@@ -1,4 +1,4 @@
-"""The experiment on what one pass leaves to the next, at the smallest size, through its command."""
+"""The second-pass experiment: its command on the smallest input."""
 
 from __future__ import annotations
 
@@ -22,29 +22,33 @@ def run(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     command = ["second_pass", "--n", "3", "--images", "1", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
     second_pass.main()
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
 
 
 @pytest.mark.slow
-def test_both_passes_are_run_judged_and_compared_and_only_once(
+def test_both_passes_run_once_and_are_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = run(tmp_path, monkeypatch, capsys)
-    told = {name: figures["recalled_per_prompt"] for name, figures in found["passes"].items()}
-    assert (told["without memory"], told["with another domain"], told["told of another domain"]) == (0, 0, 3)
-    assert told["with the first pass"] > 0
-    assert [c["prompts"] for c in found["comparisons"]] == [3, 3, 3]
+    report = run(tmp_path, monkeypatch, capsys)
+    recalled_per_prompt = {name: figures["recalled_per_prompt"] for name, figures in report["passes"].items()}
+    assert (
+        recalled_per_prompt["without memory"],
+        recalled_per_prompt["with another domain"],
+        recalled_per_prompt["told of another domain"],
+    ) == (0, 0, 3)
+    assert recalled_per_prompt["with the first pass"] > 0
+    assert [c["prompts"] for c in report["comparisons"]] == [3, 3, 3]
     store = FaissStore(tmp_path / "first-pass" / "arms" / "loop+memory" / "memory", embedder=init_embedder())
-    assert len(store.search(namespace("default"), limit=9)) == 3, "the second pass left nothing there"
+    assert len(store.search(namespace("default"), limit=9)) == 3, "the second pass must not write to the memory"
     store.close()
     results = next((tmp_path / "second-pass").rglob("results.jsonl"))
     before = results.stat().st_mtime_ns
-    assert run(tmp_path, monkeypatch, capsys) == found
+    assert run(tmp_path, monkeypatch, capsys) == report
     assert results.stat().st_mtime_ns == before, "nothing was run again"
 
 
-def test_the_second_pass_asks_for_other_things() -> None:
+def test_the_second_pass_has_other_prompts() -> None:
     first = fresh_prompts(50, 1)
     assert second_pass.without_known([*first, *fresh_prompts(20, 2)], first) == second_pass.without_known(
         fresh_prompts(20, 2), first
@@ -59,7 +63,7 @@ def test_a_read_only_store_is_not_written_to(tmp_path: Path) -> None:
     guarded.put(("a",), "k", {})
     assert guarded.get(("a",), "k") is None
     assert len(store.search(namespace("default", EXPERIENCES), limit=200)) == 100
-    wish = "seven striped elephants"
-    assert recall(store, "default", wish, 3) == recall(second_pass.ReadOnly(store), "default", wish, 3) == []
-    assert len(recall(guarded, "default", wish, 3)) == 3
+    prompt = "seven striped elephants"
+    assert recall(store, "default", prompt, 3) == recall(second_pass.ReadOnly(store), "default", prompt, 3) == []
+    assert len(recall(guarded, "default", prompt, 3)) == 3
     store.close()

@@ -1,4 +1,4 @@
-"""The service over real HTTP, in a process of its own: runs, reviews, limits, and what is told to operators."""
+"""The service over real HTTP in a separate process: runs, reviews, limits, and metrics for operators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import structlog
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from servers.gems_service import Served, serving
+from servers.gems_service import ServiceProcess, serving
 from servers.waiting import wait_until
 from shared_servers import needs
 from typer.testing import CliRunner
@@ -26,7 +26,7 @@ REVIEWED = {"review": "end", "seed": 3, "memory": False}
 
 
 @pytest.fixture
-def client(service: Served) -> Iterator[httpx.Client]:
+def client(service: ServiceProcess) -> Iterator[httpx.Client]:
     with service.client() as client:
         yield client
 
@@ -41,23 +41,23 @@ def events_of(client: httpx.Client, run: str) -> list[tuple[str, Any]]:
     with client.stream("GET", f"/v1/runs/{run}/events") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         blocks = "".join(answer.iter_text()).split("\n\n")
-    told = []
+    events = []
     for block in filter(None, blocks):
         if not block.startswith(":"):
             name, data = block.split("\n", 1)
-            told.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
-    return told
+            events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return events
 
 
 @needs("service")
-def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Client) -> None:
-    begun = begin(client, "three blue cars to the left of a striped elephant", seed=4)
-    assert begun["status"] in ("queued", "running")
-    told = events_of(client, begun["id"])
-    names = [name for name, _ in told]
+def test_a_run_is_accepted_followed_and_kept(service: ServiceProcess, client: httpx.Client) -> None:
+    run = begin(client, "three blue cars to the left of a striped elephant", seed=4)
+    assert run["status"] in ("queued", "running")
+    events = events_of(client, run["id"])
+    names = [name for name, _ in events]
     assert names[0] == names[-1] == "run"
-    assert told[-1][1]["status"] == "done"
-    view = client.get(f"/v1/runs/{begun['id']}").json()
+    assert events[-1][1]["status"] == "done"
+    view = client.get(f"/v1/runs/{run['id']}").json()
     assert view["outcome"] == "solved"
     assert view["usage"]["images"] == len(view["attempts"])
     assert view["attempts"][view["best"]]["seed"] == 4 + view["best"]
@@ -73,31 +73,31 @@ def test_a_run_is_accepted_followed_and_kept(service: Served, client: httpx.Clie
     assert "three blue cars to the left of a striped elephant" in report.text
     assert "script-src" not in report.headers["content-security-policy"]
     assert report.headers["content-security-policy"].startswith("default-src 'none'")
-    # Asked again, an ended run tells how it ended, at once.
-    assert [name for name, _ in events_of(client, begun["id"])] == ["run", "run"]
+    # A second request returns the outcome of an ended run at once.
+    assert [name for name, _ in events_of(client, run["id"])] == ["run", "run"]
 
 
 @needs("service")
-def test_what_is_told_while_it_runs(client: httpx.Client) -> None:
-    for _ in range(2):  # they keep the workers busy: the third has not begun yet
+def test_events_of_a_queued_and_running_run(client: httpx.Client) -> None:
+    for _ in range(2):  # two runs keep the workers busy, so the third is still queued
         begin(client, "six red dogs and seven green cats", max_rounds=5)
-    told = events_of(client, begin(client, "two red cars", seed=3)["id"])
-    names = [name for name, _ in told]
+    events = events_of(client, begin(client, "two red cars", seed=3)["id"])
+    names = [name for name, _ in events]
     for expected in ("requirements", "prompt", "step", "image", "verdict", "attempt", "end"):
         assert expected in names, names
-    [image] = [event for name, event in told if name == "image"]
+    [image] = [event for name, event in events if name == "image"]
     assert client.get(image["url"]).headers["content-type"] == "image/png"
 
 
 @needs("service")
-def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: httpx.Client) -> None:
+def test_bad_prompts_and_settings_give_a_one_line_error(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, "a dragon")["id"]
     view = service.wait_for(run)
     assert view["status"] == "failed"
     assert view["error_kind"] == "input"
     assert "'dragon'" in view["error"]
     assert view["usage"]["images"] == 0
-    for body, status, told in (
+    for body, status, message in (
         ({"prompt": ""}, 422, "prompt"),
         ({"prompt": "   "}, 400, "empty"),
         ({"prompt": "x" * 4001}, 422, "prompt"),
@@ -112,26 +112,26 @@ def test_bad_prompts_and_settings_are_told_in_one_line(service: Served, client: 
         answer = client.post("/v1/runs", json=body)
         assert answer.status_code == status, (body, answer.text)
         error = answer.json()["error"]
-        assert told in error["message"]
+        assert message in error["message"]
         assert "\n" not in error["message"]
     assert client.post("/v1/runs", content=b"{", headers={"content-type": "application/json"}).status_code == 422
     assert client.post("/v1/runs", content=b"x" * 70_000).status_code == 413
-    assert client.post("/v1/runs", content=iter([b"x" * 40_000] * 3)).status_code == 413  # no length told
+    assert client.post("/v1/runs", content=iter([b"x" * 40_000] * 3)).status_code == 413  # no Content-Length
     assert client.get("/v1/runs/run-nobody").status_code == 404
     assert client.get("/artifacts/nothing.png").status_code == 404
     assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
 
 
 @needs("service")
-def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Client) -> None:
+def test_a_review_can_reject_edit_and_accept(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     view = service.wait_for(run, "waiting")
     assert view["review"]["would_end"] == "solved"
     assert client.get(view["review"]["image"]["url"]).status_code == 200
 
     def answer(**review: Any) -> Any:
-        given = client.post(f"/v1/runs/{run}/review", json=review)
-        assert given.status_code == 200, given.text
+        response = client.post(f"/v1/runs/{run}/review", json=review)
+        assert response.status_code == 200, response.text
         return service.wait_for(run, "waiting", "done", "cancelled")
 
     assert client.post(f"/v1/runs/{run}/review", json={"action": "explode"}).status_code == 422
@@ -155,7 +155,7 @@ def test_a_review_can_reject_edit_and_accept(service: Served, client: httpx.Clie
 
 
 @needs("service")
-def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
+def test_a_review_is_answered_only_once(service: ServiceProcess, client: httpx.Client) -> None:
     run = begin(client, **REVIEWED)["id"]
     service.wait_for(run, "waiting")
 
@@ -168,8 +168,8 @@ def test_an_answer_counts_once(service: Served, client: httpx.Client) -> None:
 
 
 @needs("service")
-def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
-    long = {"max_rounds": 5, "patience": 5, "candidates": 4}  # the last four are still waiting when they are cancelled
+def test_cancelled_at_any_moment(service: ServiceProcess, client: httpx.Client) -> None:
+    long = {"max_rounds": 5, "patience": 5, "candidates": 4}  # the last four are still queued when they are cancelled
     runs = [begin(client, "seven wooden koalas chasing a sparkling giraffe", **long)["id"] for _ in range(6)]
     for run in reversed(runs):
         answer = client.post(f"/v1/runs/{run}/cancel")
@@ -180,14 +180,14 @@ def test_cancelled_at_any_moment(service: Served, client: httpx.Client) -> None:
     waiting = begin(client, **REVIEWED)["id"]
     service.wait_for(waiting, "waiting")
     client.post(f"/v1/runs/{waiting}/cancel")
-    ended = service.wait_for(waiting)
-    assert ended["status"] == "cancelled"
-    assert ended["image"], "the best so far is kept"
+    ended_run = service.wait_for(waiting)
+    assert ended_run["status"] == "cancelled"
+    assert ended_run["image"], "the best image so far is kept"
     assert client.post(f"/v1/runs/{waiting}/cancel").status_code == 409
 
 
 @needs("service")
-def test_a_request_that_is_sent_again_begins_no_second_run(client: httpx.Client) -> None:
+def test_a_repeated_request_starts_no_second_run(client: httpx.Client) -> None:
     key = {"idempotency-key": "again"}
 
     def send(_: int) -> Any:
@@ -202,32 +202,32 @@ def test_a_request_that_is_sent_again_begins_no_second_run(client: httpx.Client)
 @needs("service")
 def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
     mine = [begin(client, "a red dog", max_rounds=1)["id"] for _ in range(5)]
-    seen, before = [], None
+    run_ids, before = [], None
     while True:
         page = client.get("/v1/runs", params={"limit": 2, **({"before": before} if before else {})}).json()
-        seen += [run["id"] for run in page["data"]]
+        run_ids += [run["id"] for run in page["data"]]
         before = page["next"]
         if before is None:
             break
-    assert seen[:5] == mine[::-1]
-    assert len(seen) == len(set(seen))
+    assert run_ids[:5] == mine[::-1]
+    assert len(run_ids) == len(set(run_ids))
 
 
 @needs("service")
-def test_operators_see_health_metrics_and_requests(service: Served, client: httpx.Client) -> None:
+def test_operators_see_health_metrics_and_requests(service: ServiceProcess, client: httpx.Client) -> None:
     service.wait_for(begin(client, "a red dog")["id"])
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json()["status"] == "ready"
     metrics = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").text)}
     outcomes = {s.labels["outcome"]: s.value for s in metrics["gems_runs"].samples if s.name == "gems_runs_total"}
     assert outcomes["solved"] >= 1
-    spent = {s.labels["what"]: s.value for s in metrics["gems_spent"].samples if s.name.endswith("total")}
-    assert spent["images"] >= 1
+    amounts = {s.labels["what"]: s.value for s in metrics["gems_spent"].samples if s.name.endswith("total")}
+    assert amounts["images"] >= 1
     assert metrics["gems_runs_queued"].samples[0].value >= 0
     assert metrics["process_resident_memory_bytes"].samples[0].value > 1e6
     routes = {s.labels["route"] for s in metrics["gems_http_requests"].samples}
     assert "/v1/runs/{run}" in routes
-    assert not any("run-" in route for route in routes), "one series a route, not one a run"
+    assert not any("run-" in route for route in routes), "one series per route, not per run"
 
     answer = client.get("/healthz", headers={"x-request-id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
@@ -237,7 +237,7 @@ def test_operators_see_health_metrics_and_requests(service: Served, client: http
 
 
 @needs("service")
-def test_pages_of_others_cannot_ask(client: httpx.Client) -> None:
+def test_pages_of_other_origins_are_refused(client: httpx.Client) -> None:
     assert client.get("/v1/runs", headers={"host": "evil.example"}).status_code == 403
     cross = client.options(
         "/v1/runs", headers={"origin": "https://evil.example", "access-control-request-method": "POST"}
@@ -271,11 +271,11 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         for run in accepted:
             assert served.wait_for(run)["status"] == "done"
         body = {"prompt": "two red cars", "settings": {"memory": False}}
-        wait_until(lambda: client.post("/v1/runs", json=body).status_code == 202, lambda: "there is no room again")
+        wait_until(lambda: client.post("/v1/runs", json=body).status_code == 202, lambda: "the queue is still full")
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--host", "0.0.0.0"], "new-key"),
         (["--keys", "nowhere.toml"], "cannot read the keys"),
@@ -283,9 +283,9 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         (["--port", "99999"], "65535"),
     ],
 )
-def test_a_service_that_cannot_be_set_up_says_why(options: list[str], told: str) -> None:
+def test_a_service_that_cannot_start_reports_why(options: list[str], message: str) -> None:
     result = CliRunner().invoke(cli, ["serve", *options])
     structlog.reset_defaults()  # its logs would go to the runner's stream, which is closed now
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.output

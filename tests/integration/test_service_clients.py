@@ -1,4 +1,4 @@
-"""Other people's clients against the service: OpenAI's, LangServe's, schemathesis, and a browser."""
+"""Third-party clients of the service: OpenAI's, LangServe's, schemathesis and a browser."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ import pytest
 from langchain_core._api import LangChainBetaWarning
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
-from servers.gems_service import Served
+from servers.gems_service import ServiceProcess
 from shared_servers import marks
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # pydantic's, about LangServe's own models
+    warnings.simplefilter("ignore")  # pydantic warns about LangServe's models
     from langserve import RemoteRunnable
 
 pytestmark = marks("service")
 
-WISH = "three blue cars to the left of a striped elephant"
+PROMPT = "three blue cars to the left of a striped elephant"
 
 
 # --- OpenAI's client ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def openai(service: Served) -> Iterator[OpenAI]:
+def openai(service: ServiceProcess) -> Iterator[OpenAI]:
     with OpenAI(base_url=f"{service.url}/v1", api_key="none needed", max_retries=0) as client:
         yield client
 
 
 def test_openai_draws_an_image(openai: OpenAI) -> None:
-    answer = openai.images.generate(model="gpt-image-1", prompt=WISH, extra_body={"seed": 4})
+    answer = openai.images.generate(model="gpt-image-1", prompt=PROMPT, extra_body={"seed": 4})
     assert answer.data is not None
     [image] = answer.data
     png = base64.b64decode(str(image.b64_json))
@@ -49,12 +49,12 @@ def test_openai_draws_an_image(openai: OpenAI) -> None:
     assert "blue cars" in str(image.revised_prompt)
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens > 0
-    again = openai.images.generate(model="gpt-image-1", prompt=WISH, extra_body={"seed": 4})
+    again = openai.images.generate(model="gpt-image-1", prompt=PROMPT, extra_body={"seed": 4})
     assert again.data is not None
     assert base64.b64decode(str(again.data[0].b64_json)) == png, "a seed is honoured"
 
 
-def test_openai_asks_for_several_by_address_and_in_another_size(openai: OpenAI) -> None:
+def test_openai_draws_several_images_as_urls_in_another_size(openai: OpenAI) -> None:
     answer = openai.images.generate(
         prompt="two red cars", n=2, size="1024x1024", response_format="url", output_format="webp", quality="high"
     )
@@ -70,7 +70,7 @@ def test_openai_asks_for_several_by_address_and_in_another_size(openai: OpenAI) 
 
 
 def test_openai_streams_attempts(openai: OpenAI) -> None:
-    stream = openai.images.generate(prompt=WISH, stream=True, partial_images=3, extra_body={"seed": 4})
+    stream = openai.images.generate(prompt=PROMPT, stream=True, partial_images=3, extra_body={"seed": 4})
     events: list[Any] = list(stream)
     assert [e.type for e in events[:-1]] == ["image_generation.partial_image"] * (len(events) - 1)
     assert [e.partial_image_index for e in events[:-1]] == list(range(len(events) - 1))
@@ -81,7 +81,7 @@ def test_openai_streams_attempts(openai: OpenAI) -> None:
     assert len({event.b64_json for event in events}) == len(events) > 1
 
 
-def test_openai_is_told_what_is_wrong(openai: OpenAI) -> None:
+def test_openai_receives_errors(openai: OpenAI) -> None:
     with pytest.raises(BadRequestError, match="dragon"):
         openai.images.generate(prompt="a dragon")
     with pytest.raises(NotFoundError, match="choose from: gems, gpt-image-1") as caught:
@@ -96,7 +96,7 @@ def test_openai_is_told_what_is_wrong(openai: OpenAI) -> None:
 
 
 @pytest.fixture
-def remote(service: Served) -> Iterator[RemoteRunnable[Any, Any]]:
+def remote(service: ServiceProcess) -> Iterator[RemoteRunnable[Any, Any]]:
     remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
     yield remote
     remote.sync_client.close()
@@ -104,19 +104,21 @@ def remote(service: Served) -> Iterator[RemoteRunnable[Any, Any]]:
 
 
 def test_langserve_invokes_batches_and_streams(remote: RemoteRunnable[Any, Any]) -> None:
-    view = remote.invoke({"prompt": WISH, "context": {"seed": 4}})
+    view = remote.invoke({"prompt": PROMPT, "context": {"seed": 4}})
     assert (view["status"], view["outcome"]) == ("done", "solved")
     views = remote.batch([{"prompt": "two red cars"}, {"prompt": "a green dog"}])
     assert [v["prompt"] for v in views] == ["two red cars", "a green dog"]
-    told = list(remote.stream({"prompt": WISH, "context": {"seed": 4}}))
-    assert {"prompt", "verdict", "end"} <= {event["event"] for event in told}
-    assert told[-1]["event"] == "run"
-    seen = [[(a["prompt"], a["seed"], a["image"]["sha256"]) for a in v["attempts"]] for v in (view, told[-1])]
-    assert seen[0] == seen[1]
+    chunks = list(remote.stream({"prompt": PROMPT, "context": {"seed": 4}}))
+    assert {"prompt", "verdict", "end"} <= {event["event"] for event in chunks}
+    assert chunks[-1]["event"] == "run"
+    attempts_of_each = [
+        [(a["prompt"], a["seed"], a["image"]["sha256"]) for a in v["attempts"]] for v in (view, chunks[-1])
+    ]
+    assert attempts_of_each[0] == attempts_of_each[1]
 
 
 @pytest.mark.filterwarnings("ignore", category=LangChainBetaWarning)
-def test_langserve_streams_events(service: Served) -> None:
+def test_langserve_streams_events(service: ServiceProcess) -> None:
     async def go() -> list[str]:
         remote: RemoteRunnable[Any, Any] = RemoteRunnable(f"{service.url}/gems")
         names = [e["event"] async for e in remote.astream_events({"prompt": "two red cars"}, version="v2")]
@@ -130,8 +132,10 @@ def test_langserve_streams_events(service: Served) -> None:
 
 
 def test_langserve_resumes_a_review_by_thread(remote: RemoteRunnable[Any, Any]) -> None:
-    asked = remote.invoke({"prompt": "two red cars", "thread_id": "mine", "context": {"seed": 3, "review": "end"}})
-    assert asked["status"] == "waiting"
+    review_state = remote.invoke(
+        {"prompt": "two red cars", "thread_id": "mine", "context": {"seed": 3, "review": "end"}}
+    )
+    assert review_state["status"] == "waiting"
     with pytest.raises(httpx.HTTPStatusError, match="409"):
         remote.invoke({"prompt": "a green dog", "thread_id": "mine"})
     more = remote.invoke({"thread_id": "mine", "resume": {"action": "reject", "comment": "too small"}})
@@ -149,10 +153,10 @@ def test_langserve_resumes_a_review_by_thread(remote: RemoteRunnable[Any, Any]) 
             remote.invoke(wrong)
 
 
-def test_plain_curl_is_enough(service: Served) -> None:
+def test_plain_curl_is_enough(service: ServiceProcess) -> None:
     command = ["curl", "-sS", "--fail-with-body", f"{service.url}/gems/invoke", "-H", "content-type: application/json"]
-    done = subprocess.run([*command, "-d", '{"input": {"prompt": "two red cars"}}'], capture_output=True, check=True)
-    assert b'"status":"done"' in done.stdout
+    result = subprocess.run([*command, "-d", '{"input": {"prompt": "two red cars"}}'], capture_output=True, check=True)
+    assert b'"status":"done"' in result.stdout
     schema = httpx.get(f"{service.url}/gems/input_schema").json()
     assert set(schema["properties"]) == {"prompt", "resume", "thread_id", "context"}
 
@@ -160,7 +164,7 @@ def test_plain_curl_is_enough(service: Served) -> None:
 # --- the schema -----------------------------------------------------------------------------------------------------
 
 
-def test_the_service_keeps_to_its_own_schema(service: Served, tmp_path: Path) -> None:
+def test_the_service_follows_its_own_schema(service: ServiceProcess, tmp_path: Path) -> None:
     checks = ("not_a_server_error", "status_code_conformance", "content_type_conformance")
     checks += ("response_schema_conformance", "response_headers_conformance")
     command = [
@@ -169,10 +173,10 @@ def test_the_service_keeps_to_its_own_schema(service: Served, tmp_path: Path) ->
         *("--checks", ",".join(checks), "--phases", "examples,coverage,fuzzing"),
         *("--max-examples", "10", "--generation-database", "none", "--seed", "1", "--no-color"),
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
 # --- a browser ------------------------------------------------------------------------------------------------------
@@ -208,7 +212,7 @@ def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 
 @needs_browser
 @pytest.mark.browser
-def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browser: Any) -> None:
+def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
     from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -224,21 +228,21 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browse
     browser.find_element(By.CSS_SELECTOR, "summary").send_keys(Keys.ENTER)
     browser.find_element(By.NAME, "seed").send_keys("4")
     Select(browser.find_element(By.NAME, "review")).select_by_value("end")
-    browser.find_element(By.ID, "prompt").send_keys(WISH + Keys.ENTER)
+    browser.find_element(By.ID, "prompt").send_keys(PROMPT + Keys.ENTER)
     until("asks you")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#requirements li.yes")) == 7
     WebDriverWait(browser, 10).until(
         lambda d: d.execute_script("return document.querySelector('#frame img')?.naturalWidth") == 512
     )
-    shown = len(browser.find_elements(By.CSS_SELECTOR, "#rounds li"))
+    round_count = len(browser.find_elements(By.CSS_SELECTOR, "#rounds li"))
     browser.find_element(By.ID, "words").send_keys("larger cars")
     browser.find_element(By.XPATH, "//form[@id='review']//button[text()='Try again']").send_keys(Keys.ENTER)
-    WebDriverWait(browser, 30).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#rounds li")) > shown)
+    WebDriverWait(browser, 30).until(lambda d: len(d.find_elements(By.CSS_SELECTOR, "#rounds li")) > round_count)
     until("asks you")
     browser.find_element(By.XPATH, "//form[@id='review']//button[text()='Accept']").send_keys(Keys.ENTER)
     until("accepted")
     report = browser.find_element(By.LINK_TEXT, "Open the report").get_attribute("href")
-    assert WISH in httpx.get(report).text
+    assert PROMPT in httpx.get(report).text
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
     browser.get(f"{service.url}/#")
@@ -254,7 +258,7 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: Served, browse
 @needs_browser
 @pytest.mark.browser
 @pytest.mark.parametrize("browser", [1280], indirect=True)
-def test_langserves_playground_draws(service: Served, browser: Any) -> None:
+def test_langserves_playground_draws(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -1,4 +1,4 @@
-"""API keys: whose runs, images and memory are whose, and what a day may cost."""
+"""API keys: each user's own runs, images and memory, and daily limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers.gems_service import Served, serving, write_keys
+from servers.gems_service import ServiceProcess, serving, write_keys
 from shared_servers import needs
 from typer.testing import CliRunner
 
@@ -21,7 +21,7 @@ from gems.serve.links import Links
 
 @dataclass
 class Shared:
-    served: Served
+    served: ServiceProcess
     keys: dict[str, str]
 
 
@@ -41,7 +41,7 @@ def run(shared: Shared, name: str, prompt: str, **settings: Any) -> Any:
 
 
 @needs("service_keys")
-def test_nothing_is_told_without_a_key(shared: Shared) -> None:
+def test_without_a_key_every_request_is_refused(shared: Shared) -> None:
     with shared.served.client() as client:
         for method, path in (
             ("GET", "/v1/runs"),
@@ -66,7 +66,7 @@ def test_nothing_is_told_without_a_key(shared: Shared) -> None:
 
 
 @needs("service_keys")
-def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
+def test_users_do_not_see_each_others_runs(shared: Shared) -> None:
     view = run(shared, "ann", "two red cars", seed=3)
     assert view["status"] == "done"
     with shared.served.client(shared.keys["bob"]) as bob:
@@ -77,7 +77,7 @@ def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
         assert bob.post(f"/v1/runs/{view['id']}/review", json={"action": "accept"}).status_code == 404
         resume = {"input": {"thread_id": view["thread"], "resume": {"action": "accept"}}}
         assert bob.post("/gems/invoke", json=resume).status_code == 400
-    # The image's address is signed, so it works for a browser, which sends no key; changed, it does not.
+    # The image's URL is signed, so a browser can load it without a key. A changed URL is refused.
     url = shared.served.url + view["image"]["url"]
     assert httpx.get(url).status_code == 200
     assert httpx.get(url.replace(".png", "A.png")).status_code == 404
@@ -86,7 +86,7 @@ def test_what_is_anns_is_not_bobs(shared: Shared) -> None:
 
 
 @needs("service_keys")
-def test_memories_are_each_users_own(shared: Shared) -> None:
+def test_each_user_has_a_separate_memory(shared: Shared) -> None:
     run(shared, "ann", "four green dogs", seed=3)
     assert run(shared, "bob", "four green dogs", seed=3)["memories"] == 0
     assert run(shared, "ann", "four green dogs", seed=3)["memories"] >= 1
@@ -94,7 +94,7 @@ def test_memories_are_each_users_own(shared: Shared) -> None:
 
 @needs("service_keys")
 def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
-    spent = 0
+    image_count = 0
     with shared.served.client(shared.keys["poor"]) as client:
         for _ in range(4):
             body = {"prompt": "seven wooden koalas chasing a sparkling giraffe", "settings": {"memory": False}}
@@ -102,14 +102,14 @@ def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
             if answer.status_code == 429:
                 break
             view = shared.served.wait_for(answer.json()["id"], key=shared.keys["poor"])
-            spent += view["usage"]["images"]
+            image_count += view["usage"]["images"]
         assert answer.status_code == 429
         assert answer.json()["error"]["code"] == "insufficient_quota"
         assert 0 < int(answer.headers["retry-after"]) <= 86_400
-        assert spent == 2
+        assert image_count == 2
         image = client.post("/v1/images/generations", json={"prompt": "a red dog"})
         assert image.status_code == 429
-    assert run(shared, "ann", "a red dog")["status"] == "done", "others are not held up"
+    assert run(shared, "ann", "a red dog")["status"] == "done", "other users are not blocked"
 
 
 def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "no key"),
         ("[ann]\n", "ann.sha256"),
@@ -136,9 +136,9 @@ def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
         ("[ann", "cannot read"),
     ],
 )
-def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, told: str) -> None:
+def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "keys.toml").write_text(text)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         Keys(tmp_path / "keys.toml")
 
 

@@ -1,4 +1,4 @@
-"""Told to stop, or killed, while it works: every run that was accepted ends, and is charged once."""
+"""If the service is stopped or killed while it works, every accepted run still ends and is charged once."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
     with closing(sqlite3.connect(home / "serve" / "runs.sqlite")) as db:
         before = dict(db.execute("SELECT id, status FROM runs").fetchall())
     assert set(before) == set(accepted)
-    assert "queued" in before.values(), "it was stopped in the middle"
+    assert "queued" in before.values(), "the service must be stopped while runs are queued"
     if how == signal.SIGTERM:
-        assert "running" not in before.values(), "each was put to rest"
+        assert "running" not in before.values(), "no run may be left running"
 
     with serving(home, *options) as served, served.client() as client:
         views = [served.wait_for(run) for run in accepted]
-        # Sent again by a client that never saw its answer: the same runs.
+        # A client that never saw the answer sends its requests again and gets the same runs.
         again = [
             client.post("/v1/runs", json={"prompt": PROMPTS[n % 2]}, headers={"idempotency-key": f"k{n}"}).json()["id"]
             for n in range(RUNS)
@@ -56,16 +56,16 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
     assert set(again) == set(accepted)
     assert {view["status"] for view in views} == {"done"}
     for view in views:
-        assert view["usage"]["images"] == len(view["attempts"]), "no image was paid for twice"
+        assert view["usage"]["images"] == len(view["attempts"]), "no image is drawn twice"
         assert len({(a["round"], a["candidate"]) for a in view["attempts"]}) == len(view["attempts"])
     with closing(sqlite3.connect(home / "serve" / "runs.sqlite")) as db:
         [charged] = db.execute("SELECT sum(images) FROM runs").fetchone()
     assert charged == sum(len(view["attempts"]) for view in views)
     with closing(sqlite3.connect(home / "serve" / "checkpoints.sqlite")) as db:
-        assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "what ended needs none"
+        assert db.execute("SELECT count(*) FROM checkpoints").fetchone() == (0,), "ended runs keep no checkpoints"
 
 
-def test_a_request_that_waits_is_answered_at_a_stop(tmp_path: Path) -> None:
+def test_a_waiting_request_is_answered_when_the_service_stops(tmp_path: Path) -> None:
     answers: list[httpx.Response] = []
     body = {"prompt": PROMPTS[1], "n": 6}
     with serving(tmp_path / "home", "--concurrency", "1", "--grace", "0") as served, served.client() as client:
@@ -83,7 +83,7 @@ def test_a_request_that_waits_is_answered_at_a_stop(tmp_path: Path) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
-def test_a_review_waits_through_a_restart(tmp_path: Path) -> None:
+def test_a_review_survives_a_restart(tmp_path: Path) -> None:
     settings = {"review": "end", "seed": 3, "memory": False}
     with serving(tmp_path / "home") as served, served.client() as client:
         run = client.post("/v1/runs", json={"prompt": "two red cars", "settings": settings}).json()["id"]
@@ -96,7 +96,7 @@ def test_a_review_waits_through_a_restart(tmp_path: Path) -> None:
         assert served.wait_for(run)["outcome"] == "accepted"
 
 
-def test_runs_at_work_may_finish_first(tmp_path: Path) -> None:
+def test_a_stop_can_wait_for_running_work(tmp_path: Path) -> None:
     with serving(tmp_path / "home", "--grace", "30") as served, served.client() as client:
         run = client.post("/v1/runs", json={"prompt": "two red cars", "settings": {"seed": 3}}).json()["id"]
         served.wait_for(run, "running", "done")

@@ -1,4 +1,4 @@
-"""What can go wrong with a memory and images that several machines share, and what must never be written down."""
+"""Faults of shared memory and image storage, and secrets that must never be saved."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import forked
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from servers.postgres import PASSWORD, serving_postgres
 from servers.waiting import wait_until
 from shared_servers import needs
@@ -44,16 +44,16 @@ ODD = [
 
 
 @pytest.mark.parametrize("where", ODD)
-def test_a_password_in_an_odd_place_is_neither_shown_nor_written_down(where: str) -> None:
-    with pytest.raises(GemsError) as told:
-        open_store(where, Points(dims=8))
+def test_a_password_in_an_unusual_place_is_neither_shown_nor_saved(where: str) -> None:
+    with pytest.raises(GemsError) as caught:
+        open_store(where, PointEmbeddings(dims=8))
     context = GemsContext.model_validate({"memory_url": where})
-    for text in (str(told.value), context.model_dump_json(), repr(context), without_password(where)):
+    for text in (str(caught.value), context.model_dump_json(), repr(context), without_password(where)):
         assert SECRET not in text
 
 
 @pytest.mark.parametrize(
-    ("given", "left"),
+    ("url", "shown_url"),
     [
         ("postgresql://u:p@h:5432/db?sslmode=require", "postgresql://u@h:5432/db?sslmode=require"),
         ("postgres://h1:1,h2:2/db", "postgres://h1:1,h2:2/db"),
@@ -62,16 +62,16 @@ def test_a_password_in_an_odd_place_is_neither_shown_nor_written_down(where: str
         ("/a/folder", "/a/folder"),
     ],
 )
-def test_all_but_the_password_is_kept(given: str, left: str) -> None:
-    assert without_password(given) == left
+def test_all_but_the_password_is_kept(url: str, shown_url: str) -> None:
+    assert without_password(url) == shown_url
 
 
 def test_a_wrong_address_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
     for where in (ODD[0], ODD[2], ODD[8]):
-        done = gems(tmp_path / "home", "generate", "a blue car", "--memory", where, "--out", tmp_path / "out", "-q")
-        assert done.returncode in (2, 3), done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert SECRET not in done.stdout + done.stderr
+        result = gems(tmp_path / "home", "generate", "a blue car", "--memory", where, "--out", tmp_path / "out", "-q")
+        assert result.returncode in (2, 3), result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+        assert SECRET not in result.stdout + result.stderr
     assert not any(SECRET.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert not [path for path in tmp_path.iterdir() if "mysql" in path.name]
 
@@ -79,26 +79,26 @@ def test_a_wrong_address_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
 @needs("postgres")
 def test_many_processes_set_up_an_empty_database_at_once(database: str) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from embedding import Points; "
+        "import sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path; from embedding import PointEmbeddings; "
         "from gems.memory.opening import open_store; from gems.runs.checkpoints import open_checkpoints\n"
-        "with open_checkpoints(Path(), sys.argv[1]): open_store(sys.argv[1], Points(dims=8)).put(('a',), sys.argv[3], "
-        "{'prompt': 'x'})"
+        "with open_checkpoints(Path(), sys.argv[1]):\n"
+        "    open_store(sys.argv[1], PointEmbeddings(dims=8)).put(('a',), sys.argv[3], {'prompt': 'x'})"
     )
     tests = str(Path(__file__).parents[1])
-    # The last one is an interpreter of its own: a fork ends without tearing its modules down.
+    # The last one is a fresh interpreter, because a forked process skips the teardown of modules.
     kinds = [forked.Process, forked.Process, forked.Process, subprocess.Popen]
     processes = [
         kind([sys.executable, "-c", code, database, tests, str(k)], stderr=subprocess.PIPE, text=True)
         for k, kind in enumerate(kinds)
     ]
-    told = [process.communicate(timeout=180)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, told
-    assert told == [""] * 4  # nor does a pool complain while the interpreter ends
-    assert len(open_store(database, Points(dims=8)).search(("a",), limit=9)) == 4
+    error_outputs = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, error_outputs
+    assert error_outputs == [""] * 4  # the connection pool prints no warning at exit
+    assert len(open_store(database, PointEmbeddings(dims=8)).search(("a",), limit=9)) == 4
 
 
 @needs("postgres")
-def test_a_run_killed_on_one_machine_goes_on_on_another(database: str, tmp_path: Path) -> None:
+def test_a_killed_run_continues_on_another_machine(database: str, tmp_path: Path) -> None:
     prompt, images = "seven wooden koalas chasing a sparkling giraffe", ["--images", str(tmp_path / "shared")]
     command = forked.command_line("generate", prompt, "--seed", "1", *images, "--out", tmp_path / "out")
     env = forked.environment(tmp_path / "one", GEMS_MEMORY=database)
@@ -106,9 +106,9 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(database: str, tmp_path:
     with database_pool(database) as pool, pool.connection() as connection:
 
         def checkpoints() -> int:
-            assert process.poll() is None, "it has ended before it could be killed"
-            there = connection.execute("SELECT to_regclass('checkpoints') AS t").fetchone()
-            if not there or not there["t"]:
+            assert process.poll() is None, "the run ended before it could be killed"
+            table = connection.execute("SELECT to_regclass('checkpoints') AS t").fetchone()
+            if not table or not table["t"]:
                 return 0
             [count] = connection.execute("SELECT count(*) AS n FROM checkpoints").fetchall()
             return int(count["n"])
@@ -123,9 +123,9 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(database: str, tmp_path:
 
     nowhere = gems(tmp_path / "two", "generate", "--resume", "no-such-run", "--memory", database)
     assert (nowhere.returncode, "there is no run" in nowhere.stderr) == (2, True), nowhere.stderr
-    done = gems(tmp_path / "two", "generate", "--resume", thread, "--memory", database, "--json")
-    assert done.returncode in (0, 1), done.stderr
-    record = json.loads(done.stdout)
+    result = gems(tmp_path / "two", "generate", "--resume", thread, "--memory", database, "--json")
+    assert result.returncode in (0, 1), result.stderr
+    record = json.loads(result.stdout)
     assert record["prompt"] == prompt
     assert all(a["image"]["uri"].startswith(f"file://{tmp_path}/shared/") for a in record["attempts"])
     assert (tmp_path / "gems-out" / thread / "run.json").exists()
@@ -136,39 +136,39 @@ def test_a_run_killed_on_one_machine_goes_on_on_another(database: str, tmp_path:
 
 
 @needs("postgres")
-def test_a_server_that_is_stopped_ends_the_work_with_one_line(tmp_path: Path) -> None:
+def test_a_stopped_database_ends_the_run_with_a_one_line_error(tmp_path: Path) -> None:
     with serving_postgres() as address:
-        store = open_store(address, Points(dims=8))
+        store = open_store(address, PointEmbeddings(dims=8))
         store.put(("a",), "k", {"prompt": "x"})
         remaining = ExitStack()
         saver = remaining.enter_context(open_checkpoints(tmp_path, address))
-    with pytest.raises(BackendError, match="PostgreSQL") as told:
+    with pytest.raises(BackendError, match="PostgreSQL") as caught:
         store.get(("a",), "k")
     with pytest.raises(BackendError, match="cannot write checkpoints"), remaining:
         saver.get({"configurable": {"thread_id": "t"}})
-    assert PASSWORD not in str(told.value)
-    done = gems(tmp_path / "home", "generate", "a blue car", "--memory", address, "--out", tmp_path / "out", "-q")
-    assert (done.returncode, len(done.stderr.strip().splitlines())) == (3, 1), done.stderr
-    assert PASSWORD not in done.stderr
+    assert PASSWORD not in str(caught.value)
+    result = gems(tmp_path / "home", "generate", "a blue car", "--memory", address, "--out", tmp_path / "out", "-q")
+    assert (result.returncode, len(result.stderr.strip().splitlines())) == (3, 1), result.stderr
+    assert PASSWORD not in result.stderr
 
 
 @needs("postgres")
-def test_batch_remembers_where_it_is_told_to(database: str, tmp_path: Path) -> None:
+def test_a_batch_uses_the_given_memory(database: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a blue car\n")
     for more, rows in (([], 0), (["--no-memory"], 0), (["--memory", database], 2)):
         out = tmp_path / f"out{len(more)}{rows}"
-        done = gems(tmp_path / "home", "batch", tmp_path / "prompts.txt", "--out", out, *more, GEMS_MEMORY=database)
-        assert done.returncode == 0, done.stderr
+        result = gems(tmp_path / "home", "batch", tmp_path / "prompts.txt", "--out", out, *more, GEMS_MEMORY=database)
+        assert result.returncode == 0, result.stderr
         with database_pool(database) as pool, pool.connection() as connection:
-            there = connection.execute("SELECT to_regclass('store') AS t").fetchone()
-            assert there is not None
-            assert bool(there["t"]) == bool(rows)
+            table = connection.execute("SELECT to_regclass('store') AS t").fetchone()
+            assert table is not None
+            assert bool(table["t"]) == bool(rows)
         assert not any(PASSWORD.encode() in file.read_bytes() for file in out.rglob("*") if file.is_file())
     both = gems(tmp_path / "home", "batch", tmp_path / "prompts.txt", "--out", out, "--memory", "x", "--no-memory")
     assert both.returncode == 2
 
 
-def test_images_are_not_kept_where_a_login_is_in_the_address() -> None:
-    with pytest.raises(InputError) as told:
+def test_an_image_location_with_a_login_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
         ImageStore(f"ftp://u:{SECRET}@127.0.0.1/images")
-    assert SECRET not in str(told.value)
+    assert SECRET not in str(caught.value)

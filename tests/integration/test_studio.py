@@ -1,4 +1,4 @@
-"""``langgraph dev`` loads the graph, and the real client runs it: what LangGraph Studio does."""
+"""``langgraph dev`` loads the graph and the real client runs it, as LangGraph Studio does."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def test_a_run_over_the_server(client: SyncLangGraphClient) -> None:
         )
     )
     assert not [e for e in events if e.event == "error"], events[-1]
-    told = {e.data["event"] for e in events if e.event == "custom"}
-    assert {"start", "requirements", "prompt", "step", "image", "verdict", "attempt", "outcome"} <= told
+    event_names = {e.data["event"] for e in events if e.event == "custom"}
+    assert {"start", "requirements", "prompt", "step", "image", "verdict", "attempt", "outcome"} <= event_names
     values: Any = client.threads.get_state(thread["thread_id"])["values"]
     assert values["outcome"] in ("solved", "rounds")
     assert values["attempts"][0]["image"]["uri"].endswith(".png")
@@ -72,15 +72,17 @@ def test_bad_input_is_an_error_of_the_run(client: SyncLangGraphClient) -> None:
 REVIEWED: Any = {"seed": 3, "review": "end", "memory": False}
 
 
-def run(client: SyncLangGraphClient, thread: str, **given: Any) -> Any:
-    return client.runs.wait(thread, "gems", **{"context": REVIEWED, **given})
+def run(client: SyncLangGraphClient, thread: str, **arguments: Any) -> Any:
+    return client.runs.wait(thread, "gems", **{"context": REVIEWED, **arguments})
 
 
 @needs("studio")
 def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio: Studio) -> None:
     thread = client.threads.create()["thread_id"]
-    given: Any = {"input": {"prompt": "two red cars"}, "context": REVIEWED}
-    events: list[Any] = list(client.runs.stream(thread, "gems", **given, stream_mode=["values", "updates", "custom"]))
+    arguments: Any = {"input": {"prompt": "two red cars"}, "context": REVIEWED}
+    events: list[Any] = list(
+        client.runs.stream(thread, "gems", **arguments, stream_mode=["values", "updates", "custom"])
+    )
     assert {"values", "updates", "custom"} <= {e.event for e in events}
     snapshot: Any = client.threads.get_state(thread)
     assert snapshot["next"] == ["review"]
@@ -90,7 +92,7 @@ def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio:
 
     words, picture = snapshot["values"]["messages"][-1]["content"]
     assert (picture["type"], picture["mime_type"]) == ("image", "image/webp")
-    assert len(picture["base64"]) < 8_000, "a checkpoint stays small"
+    assert len(picture["base64"]) < 8_000, "checkpoints stay small"
     whole = httpx.get(studio.url + words["text"].splitlines()[-1])
     assert whole.headers["content-type"] == "image/png"
     assert hashlib.sha256(whole.content).hexdigest() == interrupt["value"]["image"]["sha256"]
@@ -99,9 +101,9 @@ def test_a_person_reviews_and_sees_pictures(client: SyncLangGraphClient, studio:
 
     with pytest.raises(Exception, match="explode"):
         run(client, thread, command={"resume": {"action": "explode"}})
-    assert client.threads.get_state(thread)["next"] == ["review"], "a bad answer loses nothing"
-    asked = run(client, thread, command={"resume": {"action": "reject", "comment": "too small"}})
-    assert asked["__interrupt__"][0]["value"]["round"] == 2
+    assert client.threads.get_state(thread)["next"] == ["review"], "a bad answer leaves the review open"
+    review_state = run(client, thread, command={"resume": {"action": "reject", "comment": "too small"}})
+    assert review_state["__interrupt__"][0]["value"]["round"] == 2
     assert run(client, thread, command={"resume": {"action": "accept"}})["outcome"] == "accepted"
 
 
@@ -129,14 +131,16 @@ def test_a_run_is_forked_with_another_prompt_and_another_seed(client: SyncLangGr
 @needs("studio")
 def test_a_run_is_cancelled_over_the_server(client: SyncLangGraphClient) -> None:
     thread = client.threads.create()["thread_id"]
-    wish: Any = {"prompt": "seven wooden koalas chasing a sparkling giraffe"}
-    begun = client.runs.create(thread, "gems", input=wish, context={"max_rounds": 50, "patience": 50, "memory": False})
-    client.runs.cancel(thread, begun["run_id"], wait=True)
-    assert client.runs.get(thread, begun["run_id"])["status"] in ("interrupted", "success")
+    run_input: Any = {"prompt": "seven wooden koalas chasing a sparkling giraffe"}
+    run_info = client.runs.create(
+        thread, "gems", input=run_input, context={"max_rounds": 50, "patience": 50, "memory": False}
+    )
+    client.runs.cancel(thread, run_info["run_id"], wait=True)
+    assert client.runs.get(thread, run_info["run_id"])["status"] in ("interrupted", "success")
 
 
 @needs("studio")
-def test_a_graph_elsewhere_has_it_drawn_over_the_network(client: SyncLangGraphClient) -> None:
+def test_another_graph_can_use_it_as_a_remote_graph(client: SyncLangGraphClient) -> None:
     class Parent(TypedDict, total=False):
         prompt: str
         outcome: str
@@ -151,19 +155,19 @@ def test_a_graph_elsewhere_has_it_drawn_over_the_network(client: SyncLangGraphCl
 
 
 def test_the_server_may_load_every_type_of_the_state() -> None:
-    """A deployed server reads nothing else out of a checkpoint."""
+    """A deployed server restores no other types from a checkpoint."""
     config = json.loads((ROOT / "langgraph.json").read_text())
     allowed = {tuple(entry) for entry in config["checkpointer"]["serde"]["allowed_msgpack_modules"]}
     types = {cls for cls in vars(state).values() if isinstance(cls, type) and issubclass(cls, BaseModel)}
-    ours = {("gems.graph.state", cls.__name__) for cls in types if cls.__module__ == "gems.graph.state"}
+    state_types = {("gems.graph.state", cls.__name__) for cls in types if cls.__module__ == "gems.graph.state"}
     not_in_it = {("gems.graph.state", "Budget"), ("gems.graph.state", "Prices")}
-    assert allowed == {entry for entry in ours if not entry[1].startswith("_")} - not_in_it
+    assert allowed == {entry for entry in state_types if not entry[1].startswith("_")} - not_in_it
 
 
-def test_a_dockerfile_comes_of_the_configuration(tmp_path: Path) -> None:
+def test_a_dockerfile_can_be_built_from_the_configuration(tmp_path: Path) -> None:
     command = [LANGGRAPH, "dockerfile", "-c", str(ROOT / "langgraph.json")]
     subprocess.run([*command, str(tmp_path / "Dockerfile")], check=True, capture_output=True)
-    made = (tmp_path / "Dockerfile").read_text()
-    assert made.startswith("FROM langchain/langgraph-api")
-    assert "/graph/app.py:graph" in made
-    assert "/graph/app.py:app" in made
+    dockerfile = (tmp_path / "Dockerfile").read_text()
+    assert dockerfile.startswith("FROM langchain/langgraph-api")
+    assert "/graph/app.py:graph" in dockerfile
+    assert "/graph/app.py:app" in dockerfile

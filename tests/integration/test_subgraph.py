@@ -1,4 +1,4 @@
-"""The agent inside other people's graphs: as a node, in a node, as a tool, many at once, and over the network."""
+"""GEMS inside other graphs: as a node, called in a node, as a tool, in parallel, and over the network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ REVIEWED = {**QUICK, "review": "end"}
 
 
 class Shared(TypedDict, total=False):
-    """A parent that has some of our keys, and gathers some of its own under the names of ours."""
+    """A parent that shares some keys with GEMS and uses others for lists of its own."""
 
     prompt: str
     image: ImageRef | None
@@ -45,15 +45,15 @@ class Shared(TypedDict, total=False):
 
 
 class Other(TypedDict, total=False):
-    """A parent that has none of them."""
+    """A parent that shares no key with GEMS."""
 
-    wish: str
+    request: str
     pictures: Annotated[list[str], operator.add]
 
 
 def wrapped(graph: Any) -> Any:
     def illustrate(state: Other) -> Other:
-        result = graph.invoke({"prompt": state["wish"]})
+        result = graph.invoke({"prompt": state["request"]})
         return {"pictures": [result["image"].uri]}
 
     return illustrate
@@ -71,7 +71,7 @@ def config(thread: str = "t") -> Any:
     return {"configurable": {"thread_id": thread}}
 
 
-def test_as_a_node_it_adds_nothing_to_what_the_parent_gathers() -> None:
+def test_as_a_node_it_adds_nothing_to_the_parents_lists() -> None:
     parent = parent_of(build_graph(thumbnails=64), checkpointer=InMemorySaver())
     mine = {"messages": [("user", "hello")], "planning": ["my plan"]}
     out = parent.invoke({"prompt": "two red cars", **mine}, config(), context=QUICK)
@@ -91,8 +91,8 @@ def test_a_review_passes_through_the_parent(kind: str, saver: str, tmp_path: Pat
     graph, tool = build_graph(), as_tool()
 
     def by_tool(state: Other) -> Other:
-        told = tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": {"prompt": state["wish"]}})
-        return {"pictures": [told.artifact["image"].uri]}
+        message = tool.invoke({"type": "tool_call", "id": "1", "name": tool.name, "args": {"prompt": state["request"]}})
+        return {"pictures": [message.artifact["image"].uri]}
 
     parents = {
         "node": lambda: parent_of(graph, checkpointer=checkpointer),
@@ -100,9 +100,9 @@ def test_a_review_passes_through_the_parent(kind: str, saver: str, tmp_path: Pat
         "tool": lambda: parent_of(by_tool, Other, checkpointer=checkpointer),
     }
     parent = parents[kind]()
-    given = {"prompt": "two red cars"} if kind == "node" else {"wish": "two red cars"}
-    asked = parent.invoke(given, config(), context=REVIEWED)
-    [question] = asked["__interrupt__"]
+    parent_input = {"prompt": "two red cars"} if kind == "node" else {"request": "two red cars"}
+    review_state = parent.invoke(parent_input, config(), context=REVIEWED)
+    [question] = review_state["__interrupt__"]
     assert question.value["kind"] == "gems_review"
     [task] = parent.get_state(config(), subgraphs=True).tasks
     if kind == "node":
@@ -126,30 +126,30 @@ def test_the_parents_store_is_the_memory(own_home: Path) -> None:
 
 @dataclass
 class TheirContext:
-    """A parent's own: one of its fields has the name of one of ours, and means something else."""
+    """A parent's own context; one of its fields has the name of a GEMS field but another meaning."""
 
     budget: float = 9.99
     tenant: str = "acme"
     gems: dict[str, Any] = field(default_factory=lambda: {**QUICK, "max_rounds": 1, "candidates": 2})
 
 
-def test_a_context_of_another_class_carries_ours() -> None:
+def test_a_context_of_another_class_can_carry_the_settings() -> None:
     parent = StateGraph(Other, context_schema=TheirContext)
     graph = build_graph()
-    seen: list[Any] = []
+    outputs: list[Any] = []
 
     def illustrate(state: Other) -> Other:
-        seen.append(graph.invoke({"prompt": state["wish"]}))
+        outputs.append(graph.invoke({"prompt": state["request"]}))
         return {}
 
     parent.add_node("illustrate", illustrate)
     parent.add_edge(START, "illustrate")
-    parent.compile().invoke({"wish": "two red cars"}, context=TheirContext())
-    assert len(seen[0]["attempts"]) == 2
-    assert seen[0]["attempts"][0].seed == 3
+    parent.compile().invoke({"request": "two red cars"}, context=TheirContext())
+    assert len(outputs[0]["attempts"]) == 2
+    assert outputs[0]["attempts"][0].seed == 3
 
 
-def test_what_happens_inside_is_streamed_with_where() -> None:
+def test_inner_events_are_streamed_with_their_path() -> None:
     parent = parent_of(build_graph())
     events = list(
         parent.stream({"prompt": "two red cars"}, context=QUICK, stream_mode=["custom", "updates"], subgraphs=True)
@@ -164,94 +164,94 @@ def test_what_happens_inside_is_streamed_with_where() -> None:
 def test_a_budget_holds_in_the_parent() -> None:
     parent = parent_of(build_graph())
     context = {**QUICK, "max_rounds": 5, "budget": {"images": 1}}
-    seen = [
+    events = [
         d
         for _, d in parent.stream(
             {"prompt": "seven wooden koalas"}, context=context, stream_mode="custom", subgraphs=True
         )
     ]
-    assert sum(event["event"] == "image" for event in seen) == 1
+    assert sum(event["event"] == "image" for event in events) == 1
 
 
 def test_a_stop_of_the_parent_stops_it_at_the_next_step() -> None:
     parent = parent_of(build_graph(), checkpointer=InMemorySaver())
-    control, seen = RunControl(), list[str]()
-    given: Any = {"prompt": "two red cars"}
-    stream = parent.stream(given, config(), context=QUICK, stream_mode="custom", subgraphs=True, control=control)
+    control, event_names = RunControl(), list[str]()
+    parent_input: Any = {"prompt": "two red cars"}
+    stream = parent.stream(parent_input, config(), context=QUICK, stream_mode="custom", subgraphs=True, control=control)
 
     def follow() -> None:
         for _, event in stream:
-            seen.append(event["event"])
+            event_names.append(event["event"])
             if event["event"] == "step":
                 control.request_drain("stop")
 
     with pytest.raises(GraphDrained):
         follow()
-    assert "image" not in seen
+    assert "image" not in event_names
     assert parent.invoke(None, config(), context=QUICK)["image"] is not None
 
 
-def test_a_cancelled_task_goes_no_further() -> None:
-    parent, seen = parent_of(build_graph(), checkpointer=InMemorySaver()), []
+def test_a_cancelled_task_stops() -> None:
+    parent, events_seen = parent_of(build_graph(), checkpointer=InMemorySaver()), []
 
     async def go() -> None:
         async for _, event in parent.astream(
             {"prompt": "two red cars"}, config(), context=QUICK, stream_mode="custom", subgraphs=True
         ):
-            seen.append(event["event"])
+            events_seen.append(event["event"])
             if event["event"] == "image":
                 raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(go())
-    assert "outcome" not in seen
+    assert "outcome" not in events_seen
     assert parent.invoke(None, config(), context=QUICK)["image"] is not None
 
 
 class Both(TypedDict, total=False):
-    wish: str
+    request: str
     results: Annotated[list[Any], operator.add]
 
 
-def test_two_with_settings_of_their_own_do_not_disturb_each_other() -> None:
-    one = build_graph(settings={"candidates": 1, "max_rounds": 1, "generator": "pocket", "seed": 11})
+def test_two_nodes_keep_their_own_settings() -> None:
+    small_graph = build_graph(settings={"candidates": 1, "max_rounds": 1, "generator": "pocket", "seed": 11})
     two = build_graph(settings={"candidates": 3, "max_rounds": 1, "generator": "pocket-large", "seed": 22})
     parent = StateGraph(Both, context_schema=dict)
-    for name, graph in (("one", one), ("two", two)):
-        parent.add_node(name, lambda state, graph=graph: {"results": [graph.invoke({"prompt": state["wish"]})]})
+    for name, graph in (("one", small_graph), ("two", two)):
+        parent.add_node(name, lambda state, graph=graph: {"results": [graph.invoke({"prompt": state["request"]})]})
         parent.add_edge(START, name)
-    out = parent.compile().invoke({"wish": "two red cars"}, context={"memory": False, "seed": 1, "candidates": 2})
-    made = {len(result["attempts"]): [a.seed for a in result["attempts"]] for result in out["results"]}
-    assert made == {1: [11], 3: [22, 23, 24]}
+    out = parent.compile().invoke({"request": "two red cars"}, context={"memory": False, "seed": 1, "candidates": 2})
+    seeds_by_count = {len(result["attempts"]): [a.seed for a in result["attempts"]] for result in out["results"]}
+    assert seeds_by_count == {1: [11], 3: [22, 23, 24]}
     with pytest.raises(InputError, match="max_round"):
         build_graph(settings={"max_round": 1})
     with pytest.raises(InputError, match="nonsense"):
         build_graph(settings={"nonsense": 1})
 
 
-def test_ten_prompts_at_once_come_back_each_with_its_own() -> None:
+def test_ten_parallel_prompts_each_get_their_own_result() -> None:
     graph = build_graph()
     things = ["dog", "cat", "cow", "horse", "koala", "giraffe", "elephant", "car", "guitar", "bicycle"]
 
     def fan_out(state: Both) -> Sequence[Send]:
-        return [Send("draw", {"wish": f"a red {thing}"}) for thing in things]
+        return [Send("draw", {"request": f"a red {thing}"}) for thing in things]
 
     def draw(state: Both) -> Both:
-        return {"results": [(state["wish"], graph.invoke({"prompt": state["wish"]}))]}
+        return {"results": [(state["request"], graph.invoke({"prompt": state["request"]}))]}
 
     parent = StateGraph(Both, context_schema=dict)
     parent.add_node("draw", draw)
     parent.add_conditional_edges(START, fan_out, ["draw"])
     out = parent.compile(checkpointer=InMemorySaver()).invoke({}, config(), context=QUICK)
     assert len(out["results"]) == 10
-    for wish, result in out["results"]:
-        thing = wish.split()[-1]
+    for request, result in out["results"]:
+        thing = request.split()[-1]
         assert all(thing in attempt.prompt for attempt in result["attempts"])
         assert any(thing in requirement.question for requirement in result["requirements"])
 
 
 class Scripted(BaseChatModel):
-    """Says what it is told to, in turn."""
+    """Gives the scripted answers in order."""
 
     turns: list[AIMessage]
 
@@ -283,23 +283,23 @@ def test_an_agent_draws_with_it_as_a_tool() -> None:
     model = Scripted(turns=[calls("two red cars", "a green dog", "a dragon"), AIMessage("Here they are.")])
     agent = create_agent(model, [as_tool(settings=QUICK)], checkpointer=InMemorySaver())
     out = agent.invoke({"messages": [("user", "draw")]}, config())
-    told = {m.tool_call_id: m for m in out["messages"] if isinstance(m, ToolMessage)}
-    assert [told[c].status for c in ("c0", "c1", "c2")] == ["success", "success", "error"]
-    assert "dragon" in told["c2"].text
+    tool_messages = {m.tool_call_id: m for m in out["messages"] if isinstance(m, ToolMessage)}
+    assert [tool_messages[c].status for c in ("c0", "c1", "c2")] == ["success", "success", "error"]
+    assert "dragon" in tool_messages["c2"].text
     for call, thing in (("c0", "car"), ("c1", "dog")):
-        assert thing in told[call].artifact["attempts"][0].prompt
-        assert '"outcome": "solved"' in told[call].text
+        assert thing in tool_messages[call].artifact["attempts"][0].prompt
+        assert '"outcome": "solved"' in tool_messages[call].text
     assert out["messages"][-1].text == "Here they are."
 
 
-def test_agents_tools_ask_a_person_too() -> None:
+def test_a_tool_can_ask_a_person_to_review() -> None:
     model = Scripted(turns=[calls("two red cars"), AIMessage("Done.")])
     agent = create_agent(model, [as_tool(settings=REVIEWED)], checkpointer=InMemorySaver())
-    asked = agent.invoke({"messages": [("user", "draw")]}, config())
-    assert asked["__interrupt__"][0].value["kind"] == "gems_review"
+    review_state = agent.invoke({"messages": [("user", "draw")]}, config())
+    assert review_state["__interrupt__"][0].value["kind"] == "gems_review"
     out = agent.invoke(Command(resume={"action": "accept"}), config())
-    [told] = [m for m in out["messages"] if isinstance(m, ToolMessage)]
-    assert told.artifact["outcome"] == "accepted"
+    [tool_message] = [m for m in out["messages"] if isinstance(m, ToolMessage)]
+    assert tool_message.artifact["outcome"] == "accepted"
 
 
 def test_the_tool_alone() -> None:
@@ -313,18 +313,18 @@ def test_the_tool_alone() -> None:
         as_tool(build_graph(), settings=QUICK)
 
 
-def test_context_objects_of_ours_pass() -> None:
+def test_a_gems_context_object_is_accepted() -> None:
     out = build_graph().invoke({"prompt": "two red cars"}, context=GemsContext(**QUICK))
     assert out["outcome"] == "solved"
 
 
-def test_importing_it_costs_next_to_nothing() -> None:
-    """A real start, since a forked process has imported much already."""
+def test_importing_it_loads_no_heavy_library() -> None:
+    """Uses a fresh interpreter, because a forked process has already imported many libraries."""
     code = (
         "import sys; before = {*sys.modules}; import gems;"
         "print(sorted({name.split('.')[0] for name in {*sys.modules} - before} - sys.stdlib_module_names));"
         "from gems import build_graph, as_tool; build_graph();"
         "print([name for name in ('torch', 'diffusers', 'transformers', 'faiss') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["['gems']", "[]"]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["['gems']", "[]"]

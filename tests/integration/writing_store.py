@@ -1,4 +1,4 @@
-"""A process that writes to a store until it is killed, and says after each put that it was acknowledged."""
+"""A script that writes to a store until it is killed, and prints each put after the store acknowledged it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 from gems.memory.store import FaissStore
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from embedding import Points
+from embedding import PointEmbeddings
 
 
 def main(folder: str, name: str, first: int, last: int) -> None:
-    """Put ``first`` to ``last`` under this name, and delete every seventh again."""
-    store = FaissStore(folder, embedder=Points())
+    """Put records ``first`` to ``last`` under this name; delete every seventh one again."""
+    store = FaissStore(folder, embedder=PointEmbeddings())
     for n in range(first, last):
         store.put(("w", name), str(n), {"text": f"{name} {n}", "n": n}, index=["text"])
         print(f"put {n}", flush=True)

@@ -1,9 +1,9 @@
-"""A chat server in a process of its own that speaks the OpenAI protocol, and misbehaves on demand.
+"""A chat server script that speaks the OpenAI protocol and misbehaves on demand.
 
-The first part of a path says how: ``/fine/v1/chat/completions`` works, ``/busy/v1/...`` answers 429 once, and so on
-(see ``_refusal`` and ``_complete``). What stands behind a tilde keeps tests apart: ``/busy~mine`` is busy once,
-whatever others asked of ``/busy``. The brain is the pocket chat model, so that whole runs go through here.
-``GET /log/NAME`` tells what was asked of one name.
+The first part of a path selects the behaviour: ``/fine/v1/chat/completions`` works, ``/busy/v1/...`` answers 429 once,
+and so on (see ``_refusal`` and ``_complete``). A suffix after a tilde separates tests: ``/busy~mine`` is busy once,
+regardless of other requests to ``/busy``. The pocket chat model writes the answers, so that whole runs work.
+``GET /log/NAME`` returns the requests to one name.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from gems.models.pocket.chat import PocketChatModel
 
 KEY = "sk-canary-9b1e"
-"""The key that ``locked`` opens for."""
+"""The API key that ``locked`` accepts."""
 
 CHANCES = {
     "yes": {"yes": 0.875, "no": 0.1, "unsure": 0.025},
     "no": {"no": 0.75, "yes": 0.2, "unsure": 0.05},
     "unsure": {"unsure": 0.5, "yes": 0.25, "no": 0.25},
 }
-"""How likely each answer of a verifier is said to have been, by the answer given: nothing that the brain claims."""
+"""The probability reported for each answer of a verifier, by the answer it gave. The pocket model states others."""
 
 BRAIN = PocketChatModel()
-SEEN: list[dict[str, Any]] = []
+REQUEST_LOG: list[dict[str, Any]] = []
 TRIES: Counter[str] = Counter()
 LOCK = threading.Lock()
 
@@ -44,30 +44,32 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         name, _, rest = self.path.lstrip("/").partition("/")
         if name == "log":
             with LOCK:
-                return self._json(200, [entry for entry in SEEN if entry["name"] == rest])
+                return self._json(200, [entry for entry in REQUEST_LOG if entry["name"] == rest])
         if rest == "v1/models":
             return self._json(200, {"object": "list", "data": [{"id": "pocket", "object": "model"}]})
         return self._json(404, {"detail": "no such page"})
 
     def do_POST(self) -> None:
         name, _, rest = self.path.lstrip("/").partition("/")
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key, schema = self.headers.get("Authorization", ""), _schema_name(asked)
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key, schema = self.headers.get("Authorization", ""), _schema_name(request)
         with LOCK:
-            SEEN.append({"name": name, "path": rest, "key": key, "way": way_of(asked), "form": schema, "asked": asked})
+            REQUEST_LOG.append(
+                {"name": name, "path": rest, "key": key, "way": way_of(request), "form": schema, "request": request}
+            )
             TRIES[name] += 1
             TRIES[f"{name} {schema}"] += 1
             n, n_of_form = TRIES[name], TRIES[f"{name} {schema}"]
         if rest != "v1/chat/completions":
             return self._json(404, {"error": {"message": f"no such page: {rest}"}})
         fault = name.partition("~")[0]
-        if refusal := self._refusal(fault, asked, n):
+        if refusal := self._refusal(fault, request, n):
             return self._json(*refusal)
         match fault:
             case "slow":
@@ -81,11 +83,11 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json(200, {"error": {"message": "the engine died", "code": 500}})
             case "no-choices":
                 return self._json(200, {"id": "x", "object": "chat.completion", "model": "pocket", "choices": []})
-        return self._complete(fault, asked, schema, n_of_form)
+        return self._complete(fault, request, schema, n_of_form)
 
-    def _refusal(self, fault: str, asked: dict[str, Any], n: int) -> tuple[Any, ...] | None:
-        """What is answered instead of an answer: status, body and headers."""
-        way = way_of(asked)
+    def _refusal(self, fault: str, request: dict[str, Any], n: int) -> tuple[Any, ...] | None:
+        """The error response of this behaviour: status, body and headers. None if it has none."""
+        way = way_of(request)
         if fault in ("no-schema", "no-schema-no-tools", "text-only", "no-schema-then-down") and way == "json_schema":
             return 400, _error("response_format of that kind is not known here")
         if fault in ("no-schema-no-tools", "text-only") and way == "tool":
@@ -94,15 +96,15 @@ class Handler(BaseHTTPRequestHandler):
             return 422, {"detail": [{"loc": ["body", "response_format"], "msg": "extra fields not permitted"}]}
         if fault == "no-schema-then-down" and way == "tool":
             return 503, _error("no worker left")
-        if fault == "text-only" and not _alternates(asked):
+        if fault == "text-only" and not _alternates(request):
             return 400, _error("Conversation roles must alternate user/assistant/user/assistant/...")
         if fault == "router" and way in ("json_schema", "tool"):
             return 404, _error("No endpoints found that support tool use. Try disabling some.")
-        if fault == "forbids-logprobs" and asked.get("logprobs"):
+        if fault == "forbids-logprobs" and request.get("logprobs"):
             return 403, _error("You are not allowed to request logprobs from this model")
-        if fault == "no-logprobs" and asked.get("logprobs"):
+        if fault == "no-logprobs" and request.get("logprobs"):
             return 400, _error("logprobs are not available for this model")
-        if fault == "blind" and _images(asked):
+        if fault == "blind" and _images(request):
             return 500, _error("image input is not supported - hint: you may need to provide the mmproj")
         if fault == "busy" and n == 1:
             return 429, _error("slow down"), {"Retry-After": "0.2"}
@@ -119,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
             return 401, _error(f"Incorrect API key provided: {key}.")
         return None
 
-    def _complete(self, fault: str, asked: dict[str, Any], schema: str, n: int) -> None:
-        answer = _think(asked, schema)
+    def _complete(self, fault: str, request: dict[str, Any], schema: str, n: int) -> None:
+        answer = _think(request, schema)
         form = answer.tool_calls[0]["args"] if answer.tool_calls else None
         message: dict[str, Any] = {"role": "assistant", "content": str(answer.text)}
         if form is not None:
@@ -148,7 +150,7 @@ class Handler(BaseHTTPRequestHandler):
                 message |= {"reasoning_content": f"I think: {message['content']}", "content": None}
             case "thinks-aloud":
                 message["content"] = f"<think>\nMaybe {_draft(form)}?\n</think>\n\n{message['content']}"
-        if asked.get("tools") and answer.tool_calls and fault not in ("refuses", "reasoning-only", "thinks-aloud"):
+        if request.get("tools") and answer.tool_calls and fault not in ("refuses", "reasoning-only", "thinks-aloud"):
             message["content"] = None
             message["tool_calls"] = [
                 {
@@ -165,13 +167,13 @@ class Handler(BaseHTTPRequestHandler):
             "id": f"chatcmpl-{uuid.uuid4().hex}",
             "object": "chat.completion",
             "created": int(time.time()),
-            "model": asked["model"],
+            "model": request["model"],
             "choices": [
                 {
                     "index": 0,
                     "message": message,
                     "finish_reason": reason,
-                    "logprobs": {"content": logprobs(message["content"] or "")} if asked.get("logprobs") else None,
+                    "logprobs": {"content": logprobs(message["content"] or "")} if request.get("logprobs") else None,
                 }
             ],
             "usage": {
@@ -200,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):  # whoever asked waits no longer
+        except (BrokenPipeError, ConnectionResetError):  # the client has hung up
             self.close_connection = True
 
     def _truncated(self, completion: dict[str, Any]) -> None:
@@ -213,36 +215,36 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-# --- from the protocol to the brain and back --------------------------------------------------------------------------
+# --- from the protocol to the pocket model and back ------------------------------------------------------------------
 
 
-def way_of(asked: dict[str, Any]) -> str:
-    """How an answer in a form is asked for."""
-    kind = (asked.get("response_format") or {}).get("type")
+def way_of(request: dict[str, Any]) -> str:
+    """The way in which the request asks for a structured answer."""
+    kind = (request.get("response_format") or {}).get("type")
     if kind == "json_schema":
         return "json_schema"
-    if asked.get("tools"):
+    if request.get("tools"):
         return "tool"
     return "json_mode" if kind == "json_object" else "text"
 
 
-def _schema_name(asked: dict[str, Any]) -> str:
-    """The form that is asked for, wherever that is said; of several tools, the form among them."""
-    way = way_of(asked)
+def _schema_name(request: dict[str, Any]) -> str:
+    """The name of the requested form. If there are several tools, the form is the last one."""
+    way = way_of(request)
     if way == "json_schema":
-        return str(asked["response_format"]["json_schema"]["name"])
+        return str(request["response_format"]["json_schema"]["name"])
     if way == "tool":
-        return str(asked["tools"][-1]["function"]["name"])
-    for message in reversed(asked["messages"]):
+        return str(request["tools"][-1]["function"]["name"])
+    for message in reversed(request["messages"]):
         last = _text(message["content"]).rstrip().rpartition("\n")[2]
         if last.startswith("{") and '"title"' in last:
             return str(json.loads(last)["title"])
     return ""
 
 
-def _think(asked: dict[str, Any], schema: str) -> AIMessage:
-    messages = [_message(message) for message in asked["messages"]]
-    offered = asked.get("tools") or [{"type": "function", "function": {"name": schema}}]
+def _think(request: dict[str, Any], schema: str) -> AIMessage:
+    messages = [_message(message) for message in request["messages"]]
+    offered = request.get("tools") or [{"type": "function", "function": {"name": schema}}]
     answer = BRAIN.bind(tools=offered).invoke(messages)
     assert isinstance(answer, AIMessage)
     return answer
@@ -277,19 +279,19 @@ def _text(content: Any) -> str:
     return content or ""
 
 
-def _alternates(asked: dict[str, Any]) -> bool:
-    """As the chat templates of several families of models want it."""
-    roles = [message["role"] for message in asked["messages"] if message["role"] != "system"]
+def _alternates(request: dict[str, Any]) -> bool:
+    """Whether user and assistant take turns, as many chat templates require."""
+    roles = [message["role"] for message in request["messages"] if message["role"] != "system"]
     return roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
 
 
-def _images(asked: dict[str, Any]) -> list[dict[str, Any]]:
-    lists = [message["content"] for message in asked["messages"] if isinstance(message["content"], list)]
+def _images(request: dict[str, Any]) -> list[dict[str, Any]]:
+    lists = [message["content"] for message in request["messages"] if isinstance(message["content"], list)]
     return [block for blocks in lists for block in blocks if block["type"] == "image_url"]
 
 
 def _draft(form: Any) -> str:
-    """A form that is valid, and not the one that is meant."""
+    """A valid form that differs from the final answer."""
     if "prompt" in form:
         return json.dumps(form | {"prompt": "something else entirely"})
     if "verdicts" in form:
@@ -305,28 +307,28 @@ _ANSWER = re.compile(r'(?<="answer": ")(?:yes|no|unsure)(?=")')
 
 
 def logprobs(content: str) -> list[dict[str, Any]]:
-    """Tokens that make up the content; those that begin an answer have alternatives as ``CHANCES`` says."""
+    """The tokens of the content. Tokens that begin an answer have the alternatives in ``CHANCES``."""
     tokens, at = [], 0
     for match in [*_ANSWER.finditer(content), None]:
         end = match.start() if match else len(content)
         tokens += [_token(part) for part in re.findall(r"\w+|\W", content[at:end])]
         if match:
-            chosen = match[0]
-            # "unsure" is two tokens, as it is in real vocabularies.
+            answer = match[0]
+            # As in real vocabularies, "unsure" is two tokens.
             first = {word: word.replace("unsure", "uns") for word in CHANCES}
-            others = [(first[word], math.log(p)) for word, p in CHANCES[chosen].items()]
-            tokens.append(_token(*others))
-            if chosen == "unsure":
+            alternatives = [(first[word], math.log(p)) for word, p in CHANCES[answer].items()]
+            tokens.append(_token(*alternatives))
+            if answer == "unsure":
                 tokens.append(_token("ure"))
             at = match.end()
     assert "".join(token["token"] for token in tokens) == content
     return tokens
 
 
-def _token(chosen: str | tuple[str, float], *others: tuple[str, float]) -> dict[str, Any]:
-    first = (chosen, -0.01) if isinstance(chosen, str) else chosen
-    told = [{"token": t, "logprob": p, "bytes": list(t.encode())} for t, p in (first, *others)]
-    return {**told[0], "top_logprobs": told}
+def _token(token: str | tuple[str, float], *alternatives: tuple[str, float]) -> dict[str, Any]:
+    first = (token, -0.01) if isinstance(token, str) else token
+    entries = [{"token": t, "logprob": p, "bytes": list(t.encode())} for t, p in (first, *alternatives)]
+    return {**entries[0], "top_logprobs": entries}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``gems serve`` in a process of its own, on a port of its own choice."""
+"""Runs ``gems serve`` in a separate process, on a port that it chooses itself."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import httpx
 from forked import Process, command_line, environment
 from servers.waiting import listening_port, wait_until
 
-__all__ = ["Served", "serving", "write_keys"]
+__all__ = ["ServiceProcess", "serving", "write_keys"]
 
 
-class Served:
-    """A running service."""
+class ServiceProcess:
+    """A running ``gems serve``."""
 
     def __init__(self, process: Process, url: str, log: Path) -> None:
         self.process, self.url, self._log = process, url, log
@@ -32,18 +32,18 @@ class Served:
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def wait_for(self, run: str, *statuses: str, key: str = "", seconds: float = 60) -> dict[str, Any]:
-        """The run, once it has one of these statuses; without any, once it has ended."""
+        """Wait until the run has one of these statuses (by default: has ended) and return it."""
 
         def view() -> dict[str, Any]:
             answer: dict[str, Any] = client.get(f"/v1/runs/{run}").json()
             return answer
 
-        def awaited() -> dict[str, Any] | None:
+        def view_if_reached() -> dict[str, Any] | None:
             now = view()
             return now if now.get("status") in (statuses or ("done", "failed", "cancelled")) else None
 
         with self.client(key) as client:
-            return wait_until(awaited, lambda: f"{run} is still {view().get('status')}", seconds=seconds)
+            return wait_until(view_if_reached, lambda: f"{run} is still {view().get('status')}", seconds=seconds)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
@@ -51,7 +51,7 @@ class Served:
 
 
 @contextmanager
-def serving(home: Path, *options: str) -> Iterator[Served]:
+def serving(home: Path, *options: str) -> Iterator[ServiceProcess]:
     home.mkdir(parents=True, exist_ok=True)
     path = home.parent / f"{home.name}.log"
     command = command_line("serve", "--port", "0", "--log-format", "json", *options)
@@ -60,7 +60,7 @@ def serving(home: Path, *options: str) -> Iterator[Served]:
     try:
         url = f"http://127.0.0.1:{listening_port(process, path.read_text)}"
         assert httpx.get(f"{url}/healthz", timeout=60).status_code == 200
-        yield Served(process, url, path)
+        yield ServiceProcess(process, url, path)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -72,7 +72,7 @@ def serving(home: Path, *options: str) -> Iterator[Served]:
 
 
 def write_keys(path: Path, **daily: str) -> dict[str, str]:
-    """A file of keys, one for each name, with these limits. Returns the keys."""
+    """Write a key file with one key per name and its daily limits. Returns the keys by name."""
     from gems.serve.keys import new_key
 
     keys = {}

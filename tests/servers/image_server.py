@@ -1,8 +1,8 @@
-"""An image server in a process of its own that speaks every dialect, and misbehaves on demand.
+"""An image server script that speaks every supported protocol and misbehaves on demand.
 
-The first part of a path says how: ``/fine/v1/images/generations`` works, ``/busy/v1/...`` answers 429 once, and so on
-(see ``_post``). What stands behind a tilde keeps tests apart: ``/busy~mine`` is busy once, whatever others asked of
-``/busy``. Images are flat colours that follow from prompt and seed. ``GET /log`` tells what was asked for.
+The first part of a path selects the behaviour: ``/fine/v1/images/generations`` works, ``/busy/v1/...`` answers 429
+once, and so on (see ``_post``). A suffix after a tilde separates tests: ``/busy~mine`` is busy once, regardless of
+other requests to ``/busy``. Images are flat colours that depend on prompt and seed. ``GET /log`` returns all requests.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from urllib.parse import parse_qsl, urlsplit
 from PIL import Image
 
 KEY = "sk-canary-5f3a"
-SEEN: list[dict[str, Any]] = []
+REQUEST_LOG: list[dict[str, Any]] = []
 TRIES: Counter[str] = Counter()
 IN_FLIGHT: Counter[str] = Counter()
-MOST: Counter[str] = Counter()
+MOST_IN_FLIGHT: Counter[str] = Counter()
 LOCK = threading.Lock()
 
 
@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
-        """Silence."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer(405, b"", "text/plain")
@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = urlsplit(self.path)
         if path.path == "/log":
-            return self._json(200, {"seen": SEEN, "most_in_flight": MOST})
+            return self._json(200, {"seen": REQUEST_LOG, "most_in_flight": MOST_IN_FLIGHT})
         name, _, rest = path.path.lstrip("/").partition("/")
         fault = name.partition("~")[0]
         query = dict(parse_qsl(path.query))
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.lstrip("/").partition("/")[0]
         with LOCK:
             IN_FLIGHT[name] += 1
-            MOST[name] = max(MOST[name], IN_FLIGHT[name])
+            MOST_IN_FLIGHT[name] = max(MOST_IN_FLIGHT[name], IN_FLIGHT[name])
         try:
             self._post()
         finally:
@@ -100,18 +100,18 @@ class Handler(BaseHTTPRequestHandler):
         name, _, rest = path.path.lstrip("/").partition("/")
         fault = name.partition("~")[0]
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        asked: dict[str, Any] = dict(parse_qsl(path.query))
+        request: dict[str, Any] = dict(parse_qsl(path.query))
         if self.headers.get("Content-Type", "").startswith("application/json"):
-            asked |= json.loads(body)
+            request |= json.loads(body)
         elif body:
-            asked |= {"form": body.decode("latin-1")}
+            request |= {"form": body.decode("latin-1")}
         with LOCK:
-            SEEN.append({"name": name, "path": rest, "asked": asked})
+            REQUEST_LOG.append({"name": name, "path": rest, "request": request})
             TRIES[name] += 1
             n = TRIES[name]
         if rest == "prompt":
-            return self._queue(fault, asked)
-        prompt, seed = str(asked.get("prompt", "form")), str(asked.get("seed", 0))
+            return self._queue(fault, request)
+        prompt, seed = str(request.get("prompt", "form")), str(request.get("seed", 0))
         image = png(prompt, seed)
         match fault:
             case "slow" | "slow-two":
@@ -153,7 +153,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._flood()
             case "bomb":
                 image = bomb()
-            case "seedless" if "seed" in asked:
+            case "seedless" if "seed" in request:
                 return self._json(400, {"error": {"message": "Unknown parameter: 'seed'."}})
             case "picky" if prompt == "b":
                 return self._json(400, {"error": {"message": "not b"}})
@@ -172,10 +172,10 @@ class Handler(BaseHTTPRequestHandler):
 
     # --- ComfyUI ---
 
-    def _queue(self, fault: str, asked: dict[str, Any]) -> None:
+    def _queue(self, fault: str, request: dict[str, Any]) -> None:
         if fault == "refuses":
             return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
-        nodes = asked["prompt"]
+        nodes = request["prompt"]
         run = f"{nodes['6']['inputs']['text']}|{nodes['3']['inputs']['seed']}".encode().hex()
         return self._json(200, {"prompt_id": run})
 
@@ -186,8 +186,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "never" or n == 1:
             return self._json(200, {})
         if fault == "crashes":
-            told = {"node_id": "3", "node_type": "KSampler", "exception_message": "CUDA out of memory"}
-            status = {"status_str": "error", "messages": [["execution_error", told]]}
+            details = {"node_id": "3", "node_type": "KSampler", "exception_message": "CUDA out of memory"}
+            status = {"status_str": "error", "messages": [["execution_error", details]]}
             return self._json(200, {run: {"status": status, "outputs": {}}})
         if fault == "mute":
             return self._json(200, {run: {"status": {"status_str": "success", "completed": True}, "outputs": {}}})
@@ -244,12 +244,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         for i, kind in enumerate(["partial_image", "partial_image", "completed"]):
             image = png(prompt if kind == "completed" else f"{prompt} {i}", seed)
-            told = {
+            event = {
                 "type": f"image_generation.{kind}",
                 "b64_json": base64.b64encode(image).decode(),
                 "partial_image_index": i,
             }
-            self._write(f"event: {told['type']}\ndata: {json.dumps(told)}\n\n".encode())
+            self._write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
 
 

@@ -1,4 +1,4 @@
-"""``langgraph dev`` with the graph of this repository: what LangGraph Studio talks to."""
+"""Runs ``langgraph dev``, the server behind LangGraph Studio, with the graph of this repository."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["LANGGRAPH", "ROOT", "Studio", "langgraph_dev"]
 ROOT = Path(__file__).parents[2]
 LANGGRAPH = str(Path(sys.executable).with_name("langgraph"))
 UNSTRICT = {"LANGGRAPH_STRICT_MSGPACK": "false"}
-"""Told to be strict, the development server reads no declared type back: it knows of no allow-list."""
+"""In strict mode the development server cannot restore our declared types, because it has no allow-list."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Studio:
 
     Attributes:
         url: Its address.
-        home: The home folder of GEMS that it uses.
-        log: What it has printed.
+        home: Its GEMS home folder.
+        log: The file that holds its output.
     """
 
     url: str
@@ -39,9 +39,9 @@ class Studio:
 
 @contextmanager
 def langgraph_dev(base: Path) -> Iterator[Studio]:
-    """It runs in a project of its own, so that it leaves nothing (.langgraph_api) in the repository.
+    """Run the server in a separate project folder, so that it writes nothing (.langgraph_api) into the repository.
 
-    It is a real start, not a fork: LangGraph reads ``UNSTRICT`` when it is imported.
+    The process is not forked from the fork server, because LangGraph reads ``UNSTRICT`` when it is imported.
     """
     project, home, log = base / "project", base / "home", base / "log"
     project.mkdir()

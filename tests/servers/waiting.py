@@ -1,4 +1,4 @@
-"""Waiting for other processes, with a deadline: until something is so, and until a server listens."""
+"""Waits, with a deadline, for a condition or for a server to listen."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 def wait_until(state: Callable[[], Value | None], otherwise: Callable[[], object], *, seconds: float = 60) -> Value:
-    """The first true value of ``state()``. Past the deadline the test fails with what ``otherwise()`` says."""
+    """Return the first true value of ``state()``. At the deadline, fail with the message ``otherwise()``."""
     deadline = time.monotonic() + seconds
     while not (value := state()):
         assert time.monotonic() < deadline, otherwise()
@@ -27,12 +27,12 @@ def wait_until(state: Callable[[], Value | None], otherwise: Callable[[], object
 def listening_port(process: subprocess.Popen[Any], output: Callable[[], object], *, seconds: float = 90) -> int:
     """The port of a server that was started on port 0.
 
-    A port chosen before the server starts may be taken by the time it does.
+    This is safer than choosing a port before the start: it may be taken by then.
 
     Args:
         process: A server that listens on one port.
-        output: What it has printed so far, for the message if it does not come up.
-        seconds: How long it may take.
+        output: Returns the server's output so far, for the message if it does not start.
+        seconds: The time limit.
     """
 
     def ports() -> list[int]:

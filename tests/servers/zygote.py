@@ -1,13 +1,13 @@
-"""A fork server for Python commands: it imports the heavy libraries once, then forks a process for each command.
+"""A fork server for Python commands: it imports the heavy libraries once, then forks a process per command.
 
 A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
-has them spends less than one, and is still a process of its own, with its own pid, signals, streams and exit code. The
-server imports libraries only, never ``gems``: what the package does at import, it does again in every command.
+has imported them spends less than one, and still has its own pid, signals, streams and exit code. The server imports
+only libraries, never ``gems``, so that every command imports the package afresh.
 
 usage: zygote.py SOCKET        The server ends when its standard input is closed.
 
-A client (see ``forked.py``) sends one JSON request and three file descriptors over a connection to SOCKET. It is sent
-the pid of the command at once and its wait status at the end, each as a line.
+A client (see ``forked.py``) connects to SOCKET and sends one JSON request and three file descriptors. It receives the
+pid of the command at once and the wait status at the end, each on its own line.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ LIBRARIES = (
     "structlog",
     "prometheus_client",
 )
-"""What commands import, sooner or later. A library that is missing here only makes the commands that need it slower."""
+"""Libraries that commands import. If one is missing from this list, commands that need it only become slower."""
 
 
 class Server:
-    """Accepts requests, forks, and reports how each child ended. Only a forked child leaves ``requests``."""
+    """Accepts requests, forks, and reports how each child ended. Only a forked child returns from ``next_command``."""
 
     def __init__(self, path: str) -> None:
         self._children: dict[int, socket.socket] = {}
@@ -104,7 +104,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         for source in (0, self._listener, self._woken):
             self._selector.register(source, selectors.EVENT_READ)
-        Path(f"{path}.new").rename(path)  # clients see the socket only when it accepts connections
+        Path(f"{path}.new").rename(path)  # rename last: clients see the socket only once it accepts connections
 
     def next_command(self) -> dict[str, Any]:
         """Serve until a child has been forked, and return its request in the child."""
@@ -125,7 +125,7 @@ class Server:
         while data and not data.endswith(b"\n"):
             part = connection.recv(1 << 20)
             data = data + part if part else b""
-        if not data:  # the client went away before it had asked for anything
+        if not data:  # the client disconnected before it sent a request
             for descriptor in descriptors:
                 os.close(descriptor)
             connection.close()
@@ -142,7 +142,7 @@ class Server:
         for descriptor in descriptors:
             os.close(descriptor)
         self._children[pid] = connection
-        with contextlib.suppress(OSError):  # the client may be gone; the child runs all the same
+        with contextlib.suppress(OSError):  # the client may be gone; the child runs anyway
             connection.sendall(f"{pid}\n".encode())
         return None
 
@@ -167,7 +167,7 @@ class Server:
 
 
 def open_streams(environment: dict[str, str]) -> None:
-    """Python's standard streams, as a fresh interpreter with this environment would make them."""
+    """Open the standard streams as a fresh interpreter with this environment would."""
     encoding, _, errors = environment.get("PYTHONIOENCODING", "utf-8").partition(":")
     encoding = encoding or "utf-8"
     sys.stdin = open(0, encoding=encoding, errors=errors or "strict", closefd=False)  # noqa: SIM115
@@ -179,7 +179,7 @@ def open_streams(environment: dict[str, str]) -> None:
 
 
 def execute(request: dict[str, Any]) -> None:
-    """What ``python ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and the path of a script, after ``-W FILTER``s."""
+    """Do what ``python [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and the path of a script."""
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
@@ -204,7 +204,7 @@ def execute(request: dict[str, Any]) -> None:
 
 
 def run_to_the_end(request: dict[str, Any]) -> NoReturn:
-    """Execute, and end like an interpreter, but do not tear down modules: with torch that takes a second."""
+    """Execute and exit like an interpreter, but skip the teardown of modules, which takes a second with torch."""
     code: object = 0
     try:
         execute(request)
@@ -241,7 +241,7 @@ def import_libraries() -> None:
 
 
 def keep_bytecode(folder: Path) -> None:
-    """Have the package's modules compiled once for all commands, where Python may not write beside them."""
+    """If Python may not write bytecode beside modules, cache it in a folder that all commands share."""
     if sys.dont_write_bytecode:
         sys.dont_write_bytecode = False
         sys.pycache_prefix = str(folder)
@@ -253,7 +253,7 @@ def main() -> None:
     keep_bytecode(address.parent / "bytecode")
     server = Server(str(address))
     gc.collect()
-    gc.freeze()  # the collector of a child would otherwise touch, and so copy, every page
+    gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page
     run_to_the_end(server.next_command())
 
 

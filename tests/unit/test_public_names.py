@@ -1,4 +1,4 @@
-"""``gems.__init__`` names each public name twice, for type checkers and for the interpreter: the two agree."""
+"""``gems.__init__`` lists each public name twice, for type checkers and for the interpreter; the lists must agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def imported_for_type_checkers() -> dict[str, str]:
         assert isinstance(statement, ast.ImportFrom)
         assert statement.module is not None
         for alias in statement.names:
-            assert alias.asname == alias.name, f"type checkers take {alias.name} for private: write 'as {alias.name}'"
+            assert alias.asname == alias.name, f"type checkers treat {alias.name} as private; write 'as {alias.name}'"
             names[alias.name] = statement.module
     return names
 

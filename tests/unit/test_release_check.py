@@ -1,4 +1,4 @@
-"""The release check copies what ``COPY . .`` copies, and sees a wheel that lacks a file."""
+"""The release check copies the same files as ``COPY . .`` and detects a wheel that lacks a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparing stores: what is asked, what should be found, what cannot be run, and what is told of it."""
+"""The comparison of stores: queries, expected results, unavailable stores, and the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import forked
 import memory_scale
 import memory_stores
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from memory_stores import KINDS, ChromaSubject, Numbered, Record, SqliteSubject
 
 RECORDS = 600
@@ -19,8 +19,8 @@ RECORDS = 600
 
 @pytest.fixture(autouse=True)
 def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No model, and few queries."""
-    monkeypatch.setattr(memory_scale, "init_embedder", lambda: Points(32))
+    """Use no model and few queries."""
+    monkeypatch.setattr(memory_scale, "init_embedder", lambda: PointEmbeddings(32))
     monkeypatch.setattr(memory_scale, "fresh_prompts", lambda count, seed: _prompts(200, seed))
     monkeypatch.setattr(memory_scale, "QUERIES", 20)
     monkeypatch.setattr(memory_scale, "TRIALS", 5)
@@ -44,9 +44,9 @@ def test_stores_are_compared_and_killed(
     run(monkeypatch, tmp_path / "out", "--against", "InMemoryStore", "--kills", "1")
     report = json.loads(capsys.readouterr().out)
     assert list(report["stores"]) == ["FaissStore", "InMemoryStore"]
-    for found in report["stores"].values():
+    for figures in report["stores"].values():
         for case in memory_scale.CASES:
-            assert (found[case.name]["searches"], found[case.name]["recall_at_10"]) == (20, 1)
+            assert (figures[case.name]["searches"], figures[case.name]["recall_at_10"]) == (20, 1)
     killed = report["stores"]["FaissStore"]["after_kills"]
     assert killed["acknowledged"] > 0
     assert (killed["kills"], killed["missing"], killed["found_first"]) == (1, 0, killed["asked"])
@@ -54,7 +54,7 @@ def test_stores_are_compared_and_killed(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_run_is_named_and_the_rest_is_a_table(
+def test_unavailable_stores_are_named_and_the_others_are_tabulated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class NotHere(ChromaSubject):
@@ -62,8 +62,8 @@ def test_what_cannot_be_run_is_named_and_the_rest_is_a_table(
 
     monkeypatch.setitem(KINDS, "Chroma", NotHere)
     run(monkeypatch, tmp_path / "out", "--against", "Chroma", "--kills", "0", "--table")
-    said = capsys.readouterr()
-    head, rule, row, _, *notes = said.out.splitlines()
+    captured = capsys.readouterr()
+    head, rule, row, _, *notes = captured.out.splitlines()
     assert head.startswith("| Store | Puts/s |")
     assert head.count("|") == rule.count("|") == row.count("|")
     assert row.startswith("| FaissStore |")
@@ -72,24 +72,24 @@ def test_what_cannot_be_run_is_named_and_the_rest_is_a_table(
 
 
 def test_another_seed_has_other_vectors_and_queries() -> None:
-    one, same, other = (memory_scale.prepare(RECORDS, seed) for seed in (1, 1, 2))
-    assert (one.embedder.vectors == same.embedder.vectors).all()
-    assert not (one.embedder.vectors == other.embedder.vectors).all(axis=1).any()
-    assert one.truth == same.truth
+    first_data, repeated_data, other_data = (memory_scale.prepare(RECORDS, seed) for seed in (1, 1, 2))
+    assert (first_data.embedder.vectors == repeated_data.embedder.vectors).all()
+    assert not (first_data.embedder.vectors == other_data.embedder.vectors).all(axis=1).any()
+    assert first_data.truth == repeated_data.truth
 
 
-def test_a_hundred_records_lie_in_a_namespace_of_their_own() -> None:
+def test_a_hundred_records_have_their_own_namespace() -> None:
     bench = memory_scale.prepare(RECORDS, 0)
     small = {record.key for record in bench.records if record.namespace == memory_scale.SMALL}
     assert len(small) == 100
     assert all(keys <= small for keys in bench.truth["a small namespace"])
 
 
-def test_the_least_effort_is_chosen_that_finds_enough() -> None:
+def test_the_lowest_sufficient_effort_is_chosen() -> None:
     bench = memory_scale.prepare(RECORDS, 0)
 
     class Lazy:
-        """Finds as many of the ten as its effort says."""
+        """Finds as many of the ten nearest as its effort."""
 
         efforts = (3, 9, 10)
 
@@ -127,6 +127,6 @@ def test_every_store_that_can_be_run_puts_replaces_and_finds(name: str, tmp_path
     store.close()
 
 
-def test_a_sqlite_that_loads_no_extensions_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sqlite_without_extensions_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_stores, "_sqlite", lambda: None)
     assert "loads no extensions" in (SqliteSubject.why_unavailable() or "")

@@ -10,7 +10,7 @@ from gems.bulk.results import BatchRow, row_of
 
 
 def test_a_batch_ends_when_its_backend_fails_for_good(tmp_path: Path) -> None:
-    """Otherwise it would pay for the plans of thousands of prompts that cannot be drawn."""
+    """Otherwise the batch would pay for the plans of thousands of prompts that cannot be drawn."""
     jobs, attempted_jobs = [Job(i, "p", i) for i in range(500)], list[int]()
 
     def work(job: Job) -> BatchRow:

@@ -29,11 +29,11 @@ def test_a_budget_in_money_is_checked_before_an_image_is_made() -> None:
 
 @pytest.mark.parametrize(("limit", "cost"), [(100, 3), (97, 3), (10, 1), (1, 5)])
 def test_a_limit_is_exceeded_by_less_than_one_prompt(limit: int, cost: int) -> None:
-    """That holds for any number of prompts in flight."""
+    """This holds for any number of prompts in flight."""
     allowance, in_flight, next_index = Allowance(Limits(Budget(images=limit))), list[int](), 0
     rng = random.Random(limit)
     while allowance.limit_reached is None:
-        # Before the first prompt has finished, no cost is known: it runs alone here.
+        # No cost is known before the first prompt has finished, so it runs alone.
         concurrency = 64 if allowance.usage.images else 1
         decision = allowance.begin(next_index) if len(in_flight) < concurrency else "wait"
         if decision == "go":
@@ -48,7 +48,7 @@ def test_a_limit_is_exceeded_by_less_than_one_prompt(limit: int, cost: int) -> N
 
 
 def test_a_prompt_in_flight_may_begin_again_and_counts_once() -> None:
-    """That happens when a cluster's worker dies."""
+    """This happens when a worker of a cluster dies."""
     allowance = Allowance(Limits(Budget(images=4)))
     allowance.begin(0)
     allowance.finish(0, Usage(images=2))

@@ -1,4 +1,4 @@
-"""A batch's folder: each prompt's result counts once, whatever happened to the file."""
+"""The folder of a batch: each prompt's result counts once, even if the file was damaged."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_folder_keeps_its_prompts(tmp_path: Path) -> None:
 
 
 def test_the_same_prompt_and_seed_twice_are_two_prompts(tmp_path: Path) -> None:
-    """Their ids tell them apart."""
+    """Their ids distinguish them."""
     twins = [Job(0, "a cat", 1, id="x"), Job(1, "a cat", 1, id="y")]
     write_jobs(tmp_path, twins)
     record = ResultsFile(tmp_path / "r.jsonl")

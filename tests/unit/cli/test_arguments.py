@@ -1,4 +1,4 @@
-"""Options, and the settings that they make."""
+"""Command-line options and the settings that they produce."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_locations_come_from_the_environment_unless_memory_is_off(monkeypatch: p
         ({"memory": "here", "no_memory": True}, "--memory and --no-memory cannot be combined"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named_with_its_option(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_value_is_named_with_its_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         make_context(options)
     assert str(caught.value).startswith(message)
@@ -80,7 +80,9 @@ def test_a_command_gets_its_settings_as_one_context() -> None:
     result = CliRunner().invoke(app, ["cats", "--max-rounds", "2", "--no-plan", "--budget-images", "7", "--twice"])
     assert result.exit_code == 0, result.output
     assert contexts == [Context(max_rounds=2, plan=False, seed=5, budget={"images": 7})] * 2
-    assert CliRunner().invoke(app, ["cats", "--mllm", "pocket"]).exit_code == 2, "only what it names"
+    assert CliRunner().invoke(app, ["cats", "--mllm", "pocket"]).exit_code == 2, (
+        "a command accepts only its own options"
+    )
     help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     assert "Of everything." in help_text
     assert "--context" not in help_text

@@ -1,4 +1,4 @@
-"""The figures of a report, on results whose truth is written by hand."""
+"""The figures of a report, computed from hand-written results."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ RIGHT, WRONG = [1.0, 1.0], [0.0, 1.0]
 
 def test_the_figures_of_an_arm() -> None:
     rows = [
-        row(0, 0, attempt(1, 2, 0.9, "plan")),  # right, and seen to be
+        row(0, 0, attempt(1, 2, 0.9, "plan")),  # right and recognised
         row(1, 1, attempt(1, 1, 0.3, "plan"), attempt(2, 2, 0.8)),  # wrong, then right
         row(2, 0, attempt(1, 1, 0.5, "plan"), attempt(2, 1, 0.4)),  # right but not recognised, then wrong
         {"index": 3, "prompt": "prompt 3", "error": "bad", "error_kind": "input"},
@@ -85,7 +85,7 @@ def test_the_figures_of_an_arm() -> None:
     assert report["by_skill"]["object"] == {"score": 0.75, "n": 4}
 
 
-def test_an_arm_that_ships_the_worse_image_is_found_out() -> None:
+def test_an_arm_that_returns_the_worse_image_is_detected() -> None:
     rows = [row(0, 1, attempt(1, 2, 0.9), attempt(2, 1, 0.4))]
     report = analyse(Arm("loop", "what"), judge(PROMPTS, rows, {0: {0: RIGHT, 1: WRONG}}), images=2)
     assert report["worse_shipped_by_own_score"] == 1
@@ -94,18 +94,23 @@ def test_an_arm_that_ships_the_worse_image_is_found_out() -> None:
 
 
 def test_differences_are_paired() -> None:
-    one = judge(PROMPTS, [row(i, 0, attempt(1, 2, 0.9)) for i in range(4)], {i: {0: RIGHT} for i in range(4)})
-    two = judge(
+    better_arm = judge(PROMPTS, [row(i, 0, attempt(1, 2, 0.9)) for i in range(4)], {i: {0: RIGHT} for i in range(4)})
+    worse_arm = judge(
         PROMPTS,
         [row(i, 0, attempt(1, 2, 0.9), attempt(2, 2, 0.8)) for i in range(4)],
         {i: {0: WRONG if i else RIGHT, 1: WRONG} for i in range(4)},
     )
-    found = compare(Comparison("a", "b", "?"), {"a": one, "b": two})
-    assert found is not None
-    assert (found["points"], found["won"], found["lost"], found["images_ratio"]) == (75.0, 3, 0, 0.5)
-    assert found["points_ci95"][0] > 0
-    assert found["images_ratio_ci95"] == [0.5, 0.5]
-    assert compare(Comparison("a", "c", "?"), {"a": one}) is None
+    difference = compare(Comparison("a", "b", "?"), {"a": better_arm, "b": worse_arm})
+    assert difference is not None
+    assert (difference["points"], difference["won"], difference["lost"], difference["images_ratio"]) == (
+        75.0,
+        3,
+        0,
+        0.5,
+    )
+    assert difference["points_ci95"][0] > 0
+    assert difference["images_ratio_ci95"] == [0.5, 0.5]
+    assert compare(Comparison("a", "c", "?"), {"a": better_arm}) is None
 
 
 def test_intervals() -> None:

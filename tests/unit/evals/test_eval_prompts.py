@@ -1,4 +1,4 @@
-"""Benchmark rows: read from a user's file, made fresh, and refused when they are something else."""
+"""Benchmark prompts: read from a user's file, freshly generated, and refused if the file is malformed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_benchmark_row_is_read(tmp_path: Path) -> None:
     assert prompt.row() == ROW
 
 
-def test_fresh_prompts_are_what_the_benchmark_would_ask(tmp_path: Path) -> None:
+def test_fresh_prompts_follow_the_benchmark(tmp_path: Path) -> None:
     prompts = fresh_prompts(64, seed=3)
     assert prompts == fresh_prompts(64, seed=3)
     assert prompts != fresh_prompts(64, seed=4)
@@ -43,8 +43,8 @@ def test_fresh_prompts_are_what_the_benchmark_would_ask(tmp_path: Path) -> None:
     for prompt in prompts:
         spec = parse_prompt(prompt.prompt)
         assert spec.atoms == prompt.atoms
-        ones = sum(group.count == 1 for group in spec.groups)
-        assert len(prompt.questions) == prompt.atoms + ones  # "a" is asked about, though it is no atom
+        single_things = sum(group.count == 1 for group in spec.groups)
+        assert len(prompt.questions) == prompt.atoms + single_things  # "a" has a question but is no atom
     write_prompts(prompts, tmp_path / "p.jsonl")
     assert read_geneval2(tmp_path / "p.jsonl") == prompts
 

@@ -1,4 +1,4 @@
-"""Soft-TIFA's arithmetic on a judge whose probabilities are known, and the oracle on images that are."""
+"""Soft-TIFA with a judge of fixed probabilities, and the oracle on pocket images."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TWO_CATS = EvalPrompt(
 
 
 class Judge(BaseChatModel):
-    """Gives fixed probabilities per question, in the shape of OpenAI's answers, and counts how often it is asked."""
+    """Gives fixed probabilities per question in OpenAI's format, and records the questions."""
 
     chances: dict[str, dict[str, float]]
-    asked: list[str] = Field(default_factory=list)
+    questions: list[str] = Field(default_factory=list)
     failures: int = 0
 
     @property
@@ -43,8 +43,8 @@ class Judge(BaseChatModel):
         assert kwargs == {"logprobs": True, "top_logprobs": 20, "max_tokens": 1, "temperature": 0}
         image, text = messages[-1].content
         assert image["type"] == "image"
-        self.asked.append(text["text"])
-        if len(self.asked) <= self.failures:
+        self.questions.append(text["text"])
+        if len(self.questions) <= self.failures:
             raise TimeoutError("busy")
         chances = self.chances[text["text"].removesuffix(" Answer in one word.")]
         tokens = [{"token": t, "logprob": math.log(p)} for t, p in chances.items()]
@@ -54,14 +54,14 @@ class Judge(BaseChatModel):
 
 @pytest.fixture
 def cats() -> dict[str, Any]:
-    """An image of two cats, as an attempt of a result."""
-    [made] = init_image_generator("pocket").generate([ImageRequest("two cats", 1)])
-    assert isinstance(made, GeneratedImage)
-    ref = ImageStore().put(made.image, {})
+    """An attempt of a result: an image of two cats."""
+    [generated] = init_image_generator("pocket").generate([ImageRequest("two cats", 1)])
+    assert isinstance(generated, GeneratedImage)
+    ref = ImageStore().put(generated.image, {})
     return {"prompt": "two cats", "seed": 1, "image": ref.uri, "sha256": ref.sha256}
 
 
-def test_the_right_answers_spellings_are_summed(tmp_path: Path, cats: dict[str, Any]) -> None:
+def test_spellings_of_the_right_answer_are_summed(tmp_path: Path, cats: dict[str, Any]) -> None:
     judge = Judge(
         chances={
             "How many cats are in the image?": {"two": 0.5, " Two": 0.1, "2": 0.15, "three": 0.2},
@@ -73,18 +73,18 @@ def test_the_right_answers_spellings_are_summed(tmp_path: Path, cats: dict[str, 
     assert scores == pytest.approx([0.75, 0.9])
     assert arithmetic_mean(scores) == pytest.approx(0.825)
     assert geometric_mean(scores) == pytest.approx(math.sqrt(0.75 * 0.9))
-    assert sorted(judge.asked)[0] == "Are there any cats in the image? Answer in one word."
+    assert sorted(judge.questions)[0] == "Are there any cats in the image? Answer in one word."
     assert scorer.score(TWO_CATS, "pocket", cats) == scores
     again = SoftTifa(judge, "judge", tmp_path)
     assert again.score(TWO_CATS, "pocket", cats) == scores
-    assert len(judge.asked) == 2, "scores on disk are not asked for again"
+    assert len(judge.questions) == 2, "scores on disk are not computed again"
 
 
-def test_a_passing_fault_of_the_judge_is_tried_again(tmp_path: Path, cats: dict[str, Any]) -> None:
-    one = EvalPrompt("two cats", 2, TWO_CATS.questions[:1])
+def test_a_transient_fault_of_the_judge_is_retried(tmp_path: Path, cats: dict[str, Any]) -> None:
+    eval_prompt = EvalPrompt("two cats", 2, TWO_CATS.questions[:1])
     judge = Judge(chances={"How many cats are in the image?": {"2": 0.25}}, failures=1)
-    assert SoftTifa(judge, "judge", tmp_path).score(one, "pocket", cats) == [0.25]
-    assert len(judge.asked) == 2
+    assert SoftTifa(judge, "judge", tmp_path).score(eval_prompt, "pocket", cats) == [0.25]
+    assert len(judge.questions) == 2
 
 
 def test_a_judge_without_log_probabilities_is_refused(tmp_path: Path, cats: dict[str, Any]) -> None:
@@ -98,15 +98,15 @@ def test_the_pocket_judge_agrees_with_the_oracle_on_clear_images(tmp_path: Path)
     oracle, judge = Oracle(tmp_path), SoftTifa(PocketChatModel(), "pocket", tmp_path)
     agreed = total = 0
     for seed, prompt in enumerate(fresh_prompts(16, seed=12)):
-        [made] = generator.generate([ImageRequest(prompt.prompt, seed)])
-        assert isinstance(made, GeneratedImage)
-        ref = images.put(made.image, {})
+        [generated] = generator.generate([ImageRequest(prompt.prompt, seed)])
+        assert isinstance(generated, GeneratedImage)
+        ref = images.put(generated.image, {})
         attempt = {"prompt": prompt.prompt, "seed": seed, "image": ref.uri, "sha256": ref.sha256}
-        truth, said = (s.score(prompt, "pocket", attempt) for s in (oracle, judge))
-        assert len(truth) == len(said) == len(prompt.questions)
+        truth, judged = (s.score(prompt, "pocket", attempt) for s in (oracle, judge))
+        assert len(truth) == len(judged) == len(prompt.questions)
         assert set(truth) <= {0.0, 1.0}
         total += len(truth)
-        agreed += sum((t >= 0.5) == (s >= 0.5) for t, s in zip(truth, said, strict=True))
+        agreed += sum((t >= 0.5) == (s >= 0.5) for t, s in zip(truth, judged, strict=True))
     assert agreed / total > 0.8
 
 

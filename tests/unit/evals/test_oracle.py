@@ -19,14 +19,14 @@ def cat(x: float) -> Item:
     return Item(CAT, RED, x, 0.5, 0.1, 0.5)
 
 
-def test_a_right_scene_is_right_whatever_else_is_in_it() -> None:
+def test_extra_things_do_not_make_a_right_scene_wrong() -> None:
     items = [car(0.1), car(0.3), cat(0.8), Item(SINGULARS["dog"], 0, 0.5, 0.5, 0.1, 0.5)]
     assert all_correct(SPEC, items)
 
 
 def test_each_kind_of_mistake_is_found_alone() -> None:
     def wrong(items: list[Item]) -> set[str]:
-        return {atom for atom, held in check(SPEC, items).items() if not held}
+        return {atom for atom, is_met in check(SPEC, items).items() if not is_met}
 
     assert wrong([car(0.1), cat(0.8)]) == {"count 0"}
     assert wrong([car(0.1), car(0.2), car(0.3), cat(0.8)]) == {"count 0"}

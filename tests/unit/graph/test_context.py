@@ -11,7 +11,7 @@ from gems.graph.state import Budget, Usage, Verdict, score_verdicts
 from gems.memory.trajectory import namespace
 
 
-def test_a_parents_context_gives_the_fields_that_are_ours() -> None:
+def test_only_known_fields_of_a_parents_context_are_used() -> None:
     assert GemsContext.resolve(None) == GemsContext()
     own = GemsContext(seed=3)
     assert GemsContext.resolve(own) is own
@@ -27,13 +27,13 @@ def test_a_bad_value_is_named() -> None:
 
 
 def test_budgets_say_which_limit_would_break() -> None:
-    used = Usage(chat_calls=3, images=2, prompt_tokens=50, completion_tokens=50, seconds=9)
-    assert Budget().exhausted(used, chat_calls=100, images=100) is None
-    assert Budget(chat_calls=4).exhausted(used, chat_calls=1) is None
-    assert Budget(chat_calls=4).exhausted(used, chat_calls=2) == "chat calls"
-    assert Budget(images=2).exhausted(used, images=1) == "images"
-    assert Budget(tokens=100).exhausted(used) == "tokens"
-    assert Budget(seconds=9).exhausted(used) == "seconds"
+    usage = Usage(chat_calls=3, images=2, prompt_tokens=50, completion_tokens=50, seconds=9)
+    assert Budget().exhausted(usage, chat_calls=100, images=100) is None
+    assert Budget(chat_calls=4).exhausted(usage, chat_calls=1) is None
+    assert Budget(chat_calls=4).exhausted(usage, chat_calls=2) == "chat calls"
+    assert Budget(images=2).exhausted(usage, images=1) == "images"
+    assert Budget(tokens=100).exhausted(usage) == "tokens"
+    assert Budget(seconds=9).exhausted(usage) == "seconds"
 
 
 def test_one_missing_requirement_drags_the_score_down() -> None:

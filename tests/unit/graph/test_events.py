@@ -1,4 +1,4 @@
-"""What the graph emits is what ``gems.graph.events`` declares."""
+"""The events of the graph have the form that ``gems.graph.events`` declares."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECLARED = {get_args(get_type_hints(kind)["event"])[0]: kind for kind in get_arg
 
 
 def answer(schema: str, messages: list[Any], call: int) -> Any:
-    """A plan with a skill, an image that fails, and one that passes."""
+    """A chat model that plans with a skill, rejects the first image and passes the second."""
     if schema == "Plan":
         return [("counting", {})] if call == 0 else {"prompt": "three blue cars"}
     if schema == "Requirements":
@@ -49,5 +49,5 @@ def test_every_event_has_exactly_the_declared_keys_and_types(emitted: list[Any])
         assert event.keys() == get_type_hints(kind).keys()
         TypeAdapter(kind).validate_python(event, strict=True)
     names = {event["event"] for event in emitted}
-    # The others: "reuse" needs an earlier run, "preview" a generator with previews.
+    # Not covered here: "reuse" needs an earlier run, "preview" a generator with previews.
     assert names == DECLARED.keys() - {"reuse", "preview"}

@@ -1,4 +1,4 @@
-"""What past runs show about wording."""
+"""What past runs teach about wording."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ THINGS = ["cats", "dogs", "birds", "cars", "chairs", "boats", "lamps", "clocks",
 
 
 def fixed(i: int, better: str = "{}; in a row on the left") -> tuple[str, Trajectory]:
-    """A run in which other words helped: the same ones in every run, whatever the wish."""
+    """A run in which a rewording helped; the added words are the same for every prompt."""
     wish = f"{i} {THINGS[i % 12]} and {THINGS[(i * 5 + 1) % 12]}"
     return f"run{i}", past(wish, wish, better.format(wish))
 
 
-def test_a_change_is_a_failed_requirement_and_what_the_next_prompt_made_of_it() -> None:
+def test_a_change_is_a_failed_requirement_and_its_result_with_the_next_prompt() -> None:
     [change] = changes_of("r", past("six cats", "six cats", "six cats in two rows"))
     assert (change.kind, change.before, change.after, change.fixed) == (
         "count",
@@ -26,17 +26,17 @@ def test_a_change_is_a_failed_requirement_and_what_the_next_prompt_made_of_it() 
     )
     [unfixed] = changes_of("r", past("six cats", "six cats", "six cats in two rows", solved=False))
     assert not unfixed.fixed
-    assert list(changes_of("r", past("six cats", "six cats", "six cats"))) == [], "other noise is no other wording"
+    assert list(changes_of("r", past("six cats", "six cats", "six cats"))) == [], "another seed is not another wording"
     assert list(changes_of("r", past("six cats", "six cats"))) == []
 
 
-def test_the_wishs_own_words_are_left_open() -> None:
+def test_words_of_the_prompt_itself_are_no_phrases() -> None:
     phrases = phrases_of("exactly six cats in a row; one dog", "six cats and a dog")
     assert {"exactly", "in a row", ";", "one"} - {"a"} <= phrases | {"in a row"}
     assert not {"six", "cats", "dog", "six cats"} & phrases
 
 
-def test_what_prompts_that_worked_have_in_common_is_found() -> None:
+def test_common_phrases_of_successful_prompts_are_found() -> None:
     lessons = lessons_of([fixed(i) for i in range(MIN_CHANGES + 4)])
     assert [(lesson.kind, len(lesson.fixes), lesson.change_count) for lesson in lessons] == [("count", 12, 12)]
     assert "on the left" in " ".join(lessons[0].phrases)
@@ -50,11 +50,11 @@ def test_too_few_runs_teach_nothing() -> None:
 
 def test_a_phrase_that_helps_as_often_as_not_does_not_separate() -> None:
     helped = [fixed(i)[1] for i in range(20)]
-    wishes = [run.prompt for run in helped]
-    neither = [past(w, f"{w} at dusk", w) if i % 2 else past(w, w, f"{w} at dusk") for i, w in enumerate(wishes)]
+    prompts = [run.prompt for run in helped]
+    neither = [past(w, f"{w} at dusk", w) if i % 2 else past(w, w, f"{w} at dusk") for i, w in enumerate(prompts)]
     assert "at dusk" not in separating_phrases(neither, "count")
     assert separating_phrases(helped, "count")[";"] == 1.0
-    assert separating_phrases(helped, "position") == {}, "nobody asked for that kind"
+    assert separating_phrases(helped, "position") == {}, "no run has requirements of that kind"
 
 
 def test_other_changes_are_another_lesson() -> None:
@@ -62,31 +62,31 @@ def test_other_changes_are_another_lesson() -> None:
     light = [fixed(i, "{} under bright studio lamps, high contrast") for i in range(10, 22)]
     lessons = lessons_of([*rows, *light])
     assert sorted(len(lesson.fixes) for lesson in lessons) == [10, 12]
-    said = {len(lesson.fixes): " ".join(lesson.phrases) for lesson in lessons}
-    assert "row" in said[10]
-    assert "contrast" in said[12]
-    assert "row" not in said[12]
+    phrases_by_count = {len(lesson.fixes): " ".join(lesson.phrases) for lesson in lessons}
+    assert "row" in phrases_by_count[10]
+    assert "contrast" in phrases_by_count[12]
+    assert "row" not in phrases_by_count[12]
 
 
-def test_about_half_of_all_wishes_are_held_out_whatever_their_spelling() -> None:
-    wishes = [f"{i} {thing}" for i in range(30) for thing in THINGS]
-    share = sum(map(is_held_out, wishes)) / len(wishes)
+def test_about_half_of_all_prompts_are_held_out_whatever_their_spelling() -> None:
+    prompts = [f"{i} {thing}" for i in range(30) for thing in THINGS]
+    share = sum(map(is_held_out, prompts)) / len(prompts)
     assert 0.4 < share < 0.6
     assert is_held_out("Three CATS!") == is_held_out("3 cats")
 
 
-def test_where_changes_have_nothing_in_common_it_is_what_passed_that_teaches() -> None:
-    """As with a planner that recalls: all prompts are worded alike, those that fail too."""
+def test_without_common_changes_the_passing_prompts_teach() -> None:
+    """This happens with a planner that uses memory: all prompts are worded alike, even those that fail."""
     runs = []
     for i in range(16):
-        wish = f"{i} {THINGS[i % 12]} and {THINGS[(i * 5 + 1) % 12]}"
+        prompt = f"{i} {THINGS[i % 12]} and {THINGS[(i * 5 + 1) % 12]}"
         places = ("left", "right", "top", "bottom", "middle", "edge")
-        worded = [f"{wish}; in two rows near the {places[(i + k) % 6]}" for k in range(2)]
-        runs.append((f"run{i}", past(wish, *worded)))
+        worded = [f"{prompt}; in two rows near the {places[(i + k) % 6]}" for k in range(2)]
+        runs.append((f"run{i}", past(prompt, *worded)))
     [lesson] = lessons_of(runs)
     assert not lesson.is_contrast
     assert (lesson.kind, len(lesson.fixes)) == ("count", 16)
     assert "in two rows near" in lesson.phrases
     assert all(change.before == "" for change in lesson.fixes)
     never_failed = [(name, past(run.prompt, run.attempts[0].prompt)) for name, run in runs]
-    assert lessons_of(never_failed) == [], "what never fails needs no skill"
+    assert lessons_of(never_failed) == [], "prompts that never fail need no skill"

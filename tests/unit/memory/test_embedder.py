@@ -1,4 +1,4 @@
-"""Embedders by name: cached, batched by length, loaded late."""
+"""Embedders by name: cached, batched by length, loaded at the first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import langchain.embeddings
 import numpy as np
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
@@ -18,40 +18,40 @@ from gems.memory.embedder import CachedEmbedder, MiniLM, embedder_fingerprint, i
 
 
 class Provider(Embeddings):
-    """Embeds queries unlike documents, as some do, and tells what it was asked."""
+    """Embeds queries differently from documents, as some embedders do, and records its calls."""
 
     model = "provider-small"
 
     def __init__(self) -> None:
-        self.asked: list[list[str]] = []
+        self.requests: list[list[str]] = []
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        self.asked.append(list(texts))
+        self.requests.append(list(texts))
         return [[0.1 * len(text), 1.0] for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        self.asked.append([f"query: {text}"])
+        self.requests.append([f"query: {text}"])
         return [0.1 * len(text), -1.0]
 
 
-def test_what_was_embedded_is_not_embedded_again() -> None:
+def test_embedded_texts_are_cached() -> None:
     provider = Provider()
     cached = CachedEmbedder(provider)
     first = cached.embed_documents(["a", "bb", "a"])
     assert first == [[0.1, 1.0], [0.2, 1.0], [0.1, 1.0]]
     assert cached.embed_documents(["ccc", "bb", "a"]) == [[0.1 * 3, 1.0], [0.2, 1.0], [0.1, 1.0]]
-    assert provider.asked == [["a", "bb"], ["ccc"]]
+    assert provider.requests == [["a", "bb"], ["ccc"]]
     assert cached.embed_documents([]) == []
     first[0][0] = 9
-    assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "what was given out is the caller's own"
+    assert cached.embed_documents(["a"]) == [[0.1, 1.0]], "a caller may change the vectors that it received"
 
 
-def test_a_query_is_not_taken_for_a_document_unless_they_are_alike() -> None:
+def test_queries_and_documents_share_vectors_only_if_the_embedder_treats_them_alike() -> None:
     provider = Provider()
     cached = CachedEmbedder(provider)
     assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
     assert cached.embed_query("a") == cached.embed_query("a") == [0.1, -1.0]
-    assert provider.asked == [["a"], ["query: a"]]
+    assert provider.requests == [["a"], ["query: a"]]
     provider.symmetric = True  # type: ignore[attr-defined]
     alike = CachedEmbedder(provider)
     assert alike.embed_documents(["a"])[0] == alike.embed_query("a") == [0.1, 1.0]
@@ -64,16 +64,16 @@ def test_only_the_texts_used_last_are_kept() -> None:
     cached.embed_documents(["a", "b"])
     cached.embed_documents(["a"])
     cached.embed_documents(["c"])
-    provider.asked.clear()
+    provider.requests.clear()
     cached.embed_documents(["a", "c"])
-    assert provider.asked == []
+    assert provider.requests == []
     cached.embed_documents(["b"])
-    assert provider.asked == [["b"]]
-    assert len(cached.embed_documents(list("defgh"))) == 5, "more at once than are kept"
+    assert provider.requests == [["b"]]
+    assert len(cached.embed_documents(list("defgh"))) == 5, "one call may exceed the size of the cache"
 
 
 def test_threads_share_a_cache() -> None:
-    points = Points()
+    points = PointEmbeddings()
     cached = CachedEmbedder(points, size=20)
     texts = [f"word{i % 40} more" for i in range(400)]
     expected = points.points(texts)
@@ -96,11 +96,11 @@ def test_an_embedder_that_gives_too_few_is_an_error() -> None:
 def test_a_failure_is_not_remembered() -> None:
     class Flaky(Provider):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
-            return [[float("nan"), 1.0]] if len(self.asked) < 2 else super().embed_documents(texts)
+            return [[float("nan"), 1.0]] if len(self.requests) < 2 else super().embed_documents(texts)
 
         def embed_query(self, text: str) -> list[float]:
-            if not self.asked:
-                self.asked.append([])
+            if not self.requests:
+                self.requests.append([])
                 raise ConnectionError
             return super().embed_query(text)
 
@@ -120,7 +120,7 @@ def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytes
         remote = init_embedder("some:provider-small")
         assert remote is init_embedder("some:provider-small")
         assert remote.embed_query("a") == remote.embed_query("a")
-        assert provider.asked == [["query: a"]]
+        assert provider.requests == [["query: a"]]
         assert embedder_fingerprint(remote) == embedder_fingerprint(provider) == "provider-small"
         assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
     finally:
@@ -147,7 +147,7 @@ def test_nothing_heavy_is_imported_before_the_first_text() -> None:
 # --- MiniLM ---------------------------------------------------------------------------------------------------------
 
 
-def test_minilm_knows_what_is_alike() -> None:
+def test_minilm_finds_similar_texts() -> None:
     embedder = init_embedder()
     cars, trucks, tax = np.array(
         embedder.embed_documents(["three blue cars", "two blue trucks", "the quarterly tax report"])

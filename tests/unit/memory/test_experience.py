@@ -1,4 +1,4 @@
-"""Experiences: distilled, merged, recalled by demands, rated by use, pruned to limits; with FAISS and MiniLM."""
+"""Experiences are distilled, merged, recalled by demands, rated by use and pruned; with FAISS and MiniLM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gems.memory.trajectory import TRAJECTORIES, Trajectory, namespace
 
 @pytest.fixture(params=["faiss", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BaseStore]:
-    """Any LangGraph store with an index will do."""
+    """A store with an index; any LangGraph store would do."""
     if request.param == "memory":
         yield InMemoryStore(index={"dims": 384, "embed": init_embedder(), "fields": ["prompt"]})
         return
@@ -43,7 +43,7 @@ def fill(store: BaseStore, *runs: Trajectory, user: str = "adam") -> None:
 # --- two layers -----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_teaches_what_worked_what_did_not_and_about_what() -> None:
+def test_an_experience_has_what_worked_what_failed_and_what_was_hard() -> None:
     taught = distil("run", past("six cats", "six cats", "six cats in a row"))
     assert (taught.solved, taught.best_prompt, taught.lesson) == (True, "six cats in a row", "say it twice")
     assert [(f.prompt, f.missed) for f in taught.avoid] == [("six cats", ("Is it six cats?",))]
@@ -51,14 +51,14 @@ def test_a_run_teaches_what_worked_what_did_not_and_about_what() -> None:
     assert taught.reward == 0.5
 
 
-def test_a_failure_is_kept_as_one() -> None:
+def test_a_failed_run_is_kept_as_a_failure() -> None:
     taught = distil("run", past("six cats", "six cats", "cats, six", solved=False))
     assert not taught.solved
     assert [f.prompt for f in taught.avoid] == ["six cats", "cats, six"]
     assert taught.reward == 0
 
 
-def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_speaks(store: BaseStore) -> None:
+def test_spellings_of_a_prompt_share_one_experience_with_the_better_run(store: BaseStore) -> None:
     fill(
         store,
         past("two red cats", "a", "b"),
@@ -78,7 +78,7 @@ def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_sp
 
 
 @pytest.mark.parametrize(
-    "wishes",
+    "prompts",
     [
         ("a cat left of a dog", "a dog left of a cat"),
         ("🐱 on a mat", "🐶 on a mat"),
@@ -88,8 +88,8 @@ def test_wishes_that_differ_in_spelling_are_one_experience_and_the_better_run_sp
         ("at -5 degrees", "at 5 degrees"),
     ],
 )
-def test_other_wishes_are_no_spelling(store: BaseStore, wishes: tuple[str, str]) -> None:
-    fill(store, *map(past, wishes))
+def test_different_prompts_are_not_merged(store: BaseStore, prompts: tuple[str, str]) -> None:
+    fill(store, *map(past, prompts))
     assert len(experiences(store)) == 2
 
 
@@ -104,7 +104,7 @@ def test_remembering_twice_changes_nothing(store: BaseStore) -> None:
     assert len(store.search(namespace("adam"), limit=10)) == 3
 
 
-def test_facts_are_kept_whole_and_for_their_user(store: BaseStore) -> None:
+def test_runs_are_stored_whole_and_per_user(store: BaseStore) -> None:
     run = past("two cats", "a", "b")
     remember(store, "adam", "run", run)
     item = store.get(namespace("adam"), "run")
@@ -113,7 +113,7 @@ def test_facts_are_kept_whole_and_for_their_user(store: BaseStore) -> None:
     assert recall(store, "eve", "two cats", 3) == []
 
 
-def test_past_runs_are_a_users_own_and_records_that_are_no_runs_are_skipped(store: BaseStore) -> None:
+def test_past_runs_are_per_user_and_other_records_are_skipped(store: BaseStore) -> None:
     runs = [past("two cats"), past("two cats", "a", "b"), past("a violin")]
     fill(store, *runs)
     fill(store, past("three cats"), user="eve")
@@ -121,13 +121,13 @@ def test_past_runs_are_a_users_own_and_records_that_are_no_runs_are_skipped(stor
     assert dict(past_runs(store, "adam")) == {"run0": runs[0], "run1": runs[1], "run2": runs[2]}
 
 
-def test_what_is_no_experience_costs_only_its_help(store: BaseStore) -> None:
+def test_an_invalid_experience_is_ignored(store: BaseStore) -> None:
     fill(store, past("two cats"))
     store.put(namespace("adam", EXPERIENCES), "odd", {"prompt": "two cats", "solved": "perhaps"}, index=["prompt"])
     assert [m.prompt for m in recall(store, "adam", "two cats", 3)] == ["two cats"]
 
 
-# --- what is found --------------------------------------------------------------------------------------------------
+# --- recall ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_demands_are_read_from_words(wish: str, features: dict[str, int]) -> Non
     assert dict(demands_of(wish).features) == features
 
 
-def test_demands_are_close_where_they_are_alike() -> None:
+def test_similar_demands_are_close() -> None:
     six = demands_of("six cats")
     assert six.closeness(demands_of("six violins")) == 1
     assert six.closeness(demands_of("two cats")) < six.closeness(demands_of("six violins and two cats"))
@@ -156,12 +156,12 @@ def test_demands_are_close_where_they_are_alike() -> None:
     assert demands_of("a cat").closeness(six) == 0
 
 
-def test_what_demands_the_same_comes_first(store: BaseStore) -> None:
+def test_experiences_with_the_same_demands_come_first(store: BaseStore) -> None:
     fill(store, past("a cat"), past("two cats"), past("seven dogs"))
     assert recall(store, "adam", "seven cats", 1)[0].prompt == "seven dogs"
 
 
-def test_those_chosen_differ(store: BaseStore) -> None:
+def test_recalled_experiences_differ(store: BaseStore) -> None:
     fill(
         store, past("three red cats on a sofa"), past("three red cats on the big sofa"), past("three blue cats asleep")
     )
@@ -169,19 +169,19 @@ def test_those_chosen_differ(store: BaseStore) -> None:
     assert prompts == ["three red cats on a sofa", "three blue cats asleep"]
 
 
-def test_another_image_model_has_less_to_say(store: BaseStore) -> None:
+def test_experiences_with_another_image_model_rank_lower(store: BaseStore) -> None:
     fill(store, past("three red cats", generator="other"), past("three red dogs", generator="mine"))
     assert recall(store, "adam", "three red cats", 1)[0].prompt == "three red cats"
     assert recall(store, "adam", "three red cats", 1, generator="mine")[0].prompt == "three red dogs"
 
 
-def test_what_has_nothing_to_say_is_left_out(store: BaseStore) -> None:
+def test_experiences_without_advice_are_left_out(store: BaseStore) -> None:
     fill(store, past("a violin"), past("three red cats"))
     assert [m.prompt for m in recall(store, "adam", "two red cats", 5)] == ["three red cats"]
     assert recall(store, "adam", "two red cats", 0) == []
 
 
-def test_a_store_without_an_index_has_nothing_to_say() -> None:
+def test_a_store_without_an_index_recalls_nothing() -> None:
     bare = InMemoryStore()
     fill(bare, past("three red cats"))
     assert recall(bare, "adam", "three red cats", 3) == []
@@ -195,8 +195,8 @@ def find(memories: list[Memory], prompt: str) -> Memory:
 
 
 @pytest.mark.parametrize(("images", "sign"), [(1, 1), (5, -1)])
-def test_what_helps_rises_and_what_never_helps_sinks(store: BaseStore, images: int, sign: int) -> None:
-    # Neighbours took two images each; runs that recalled "three red cats" take so many.
+def test_helpful_experiences_rise_and_useless_ones_sink(store: BaseStore, images: int, sign: int) -> None:
+    # Neighbours took two images each; runs that recalled "three red cats" take this many.
     fill(store, past("three red cats"), *(past(f"three red {what}", "x", "y") for what in ("dogs", "cows", "birds")))
     before = find(recall(store, "adam", "three red foxes", 9), "three red cats")
     for i in range(6):
@@ -208,7 +208,7 @@ def test_what_helps_rises_and_what_never_helps_sinks(store: BaseStore, images: i
     assert len(experiences(store)[before.key].uses) == 6
 
 
-def test_few_uses_say_little() -> None:
+def test_few_uses_count_little() -> None:
     taught = distil("run", past("two cats"))
     one_use, forty_uses = ([(f"run{i}", 0.5) for i in range(n)] for n in (1, 40))
     assert taught.usefulness == 0
@@ -223,18 +223,18 @@ def test_a_run_without_neighbours_gives_no_credit(store: BaseStore) -> None:
     assert experiences(store)[recalled.key].uses == []
 
 
-def test_runs_of_other_models_are_no_measure(store: BaseStore) -> None:
+def test_runs_of_other_models_are_not_compared(store: BaseStore) -> None:
     fill(store, past("three red cats"), *(past(f"three red {what}", generator="better") for what in ("dogs", "cows")))
     recalled = find(recall(store, "adam", "three red foxes", 9), "three red cats")
     remember(store, "adam", "later", past("three red foxes", "a", "b", recalled=[recalled.key]))
     assert experiences(store)[recalled.key].uses == []
 
 
-def test_candidates_of_a_round_are_no_lost_rounds() -> None:
+def test_candidates_do_not_count_as_rounds() -> None:
     assert past("two cats", images=4).reward == 1
 
 
-def test_names_of_runs_and_uses_do_not_grow_without_end() -> None:
+def test_the_lists_of_runs_and_uses_are_bounded() -> None:
     taught = distil("run", past("two cats"))
     for i in range(200):
         taught = merge(taught, distil(f"run{i}", past("two cats")))
@@ -246,7 +246,7 @@ def test_names_of_runs_and_uses_do_not_grow_without_end() -> None:
 # --- limits ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_least_useful_goes_first_then_the_oldest(store: BaseStore) -> None:
+def test_the_least_useful_is_pruned_first_then_the_oldest(store: BaseStore) -> None:
     fill(store, *(past(f"{n} cats") for n in ("two", "three", "four", "five")))
     keys = {e.prompt: key for key, e in experiences(store).items()}
     poor = experiences(store)[keys["four cats"]].model_copy(update={"uses": [("x", -0.5)]})
@@ -260,7 +260,7 @@ def test_the_least_useful_goes_first_then_the_oldest(store: BaseStore) -> None:
     assert prune(store, "adam", limit=2, days=None) == 0
 
 
-def test_what_is_too_old_goes(tmp_path: Path) -> None:
+def test_old_memories_are_pruned(tmp_path: Path) -> None:
     with_dates = FaissStore(tmp_path, embedder=init_embedder())
     fill(with_dates, past("two cats"), past("three cats"))
     old = next(key for key, e in experiences(with_dates).items() if e.prompt == "two cats")

@@ -19,7 +19,7 @@ META = {"parameters": "two cats\nSeed: 1", "gems": '{"prompt": "zwei KÃ¤tzchen â
 
 @pytest.fixture
 def reads() -> Counter[str]:
-    """How often each file of ``counting://`` was read, by its name."""
+    """Number of reads of each file of ``counting://``, by file name."""
     return empty_counting_files()
 
 
@@ -27,7 +27,7 @@ def square(color: str) -> Image.Image:
     return Image.new("RGB", (8, 8), color)
 
 
-def test_what_is_put_is_read(tmp_path: Path) -> None:
+def test_an_image_can_be_read_back(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "images")
     ref = store.put(Image.new("RGB", (20, 10), "red"), META)
     assert (ref.width, ref.height, ref.media_type) == (20, 10, "image/png")
@@ -45,7 +45,7 @@ def test_the_same_image_is_one_file_whoever_writes_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.png"))) == 2
 
 
-def test_a_reference_is_good_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reference_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ref = ImageStore("relative").put(Image.new("RGB", (4, 4)), {})
     (tmp_path / "elsewhere").mkdir()
@@ -60,7 +60,7 @@ def test_on_another_file_system() -> None:
     assert store.read(ref)
 
 
-def test_damage_and_loss_are_noticed(tmp_path: Path) -> None:
+def test_damage_and_loss_are_detected(tmp_path: Path) -> None:
     ref = ImageStore(tmp_path).put(Image.new("RGB", (4, 4)), {})
     file = next(tmp_path.rglob("*.png"))
     file.write_bytes(file.read_bytes()[:-1])
@@ -75,7 +75,7 @@ def test_damage_and_loss_are_noticed(tmp_path: Path) -> None:
     assert store.find(ref.sha256) is None
 
 
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="file"):
         ImageStore(tmp_path / "file" / "images")
@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
         ImageStore("nosuchprotocol://x")
 
 
-def test_png_bytes_repeat() -> None:
+def test_png_encoding_is_deterministic() -> None:
     image = Image.effect_noise((64, 64), 50).convert("RGB")
     assert encode_png(image, META) == encode_png(image.copy(), dict(META))
 
@@ -95,13 +95,13 @@ def test_an_image_is_read_at_most_once(reads: Counter[str]) -> None:
     writer = ImageStore("counting://images")
     ref = writer.put(square("red"), META)
     assert writer.read(ref) == writer.read(ref)
-    assert not reads, "what was just written need not be read"
+    assert not reads, "an image that was just written is not read"
     reader = ImageStore("counting://images")
     elsewhere = ImageStore("counting://elsewhere")
     for store in (reader, elsewhere):
         assert store.read(ref) == store.read(ref) == writer.read(ref)
     assert reader.find(ref.sha256) == ref
-    assert reads[f"{ref.sha256}.png"] == 2, "once by each store"
+    assert reads[f"{ref.sha256}.png"] == 2, "each store reads it once"
 
 
 def test_a_file_that_was_there_before_is_verified_before_it_is_trusted(reads: Counter[str]) -> None:
@@ -123,7 +123,7 @@ def test_a_removed_image_is_not_read_from_memory(reads: Counter[str]) -> None:
     with pytest.raises(BackendError, match="cannot be read"):
         store.read(ref)
     assert other.find(ref.sha256) is None
-    assert other.read(ref), "this store does not know yet"
+    assert other.read(ref), "this store still has the image in memory"
     with pytest.raises(BackendError, match="cannot be read"):
         other.read(ref, check_exists=True)
     with pytest.raises(BackendError, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""The index against comparison with all, while vectors come and go."""
+"""The index gives the same results as exact search while vectors are added and removed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from gems.memory.index import VectorIndex
 
 
-def test_every_search_finds_what_is_there_at_that_moment() -> None:
+def test_every_search_finds_the_current_vectors() -> None:
     dice, index = np.random.default_rng(0), VectorIndex(8)
     stored: dict[int, tuple[np.ndarray, int]] = {}
     following = 1
@@ -20,7 +20,9 @@ def test_every_search_finds_what_is_there_at_that_moment() -> None:
             index.add((ids, vectors, spaces))
             stored |= {int(i): (v, int(s)) for i, v, s in zip(ids, vectors, spaces, strict=True)}
         else:
-            removed_ids = dice.choice(following + 5, size=4, replace=False)  # some are gone already, some never were
+            removed_ids = dice.choice(
+                following + 5, size=4, replace=False
+            )  # some are already removed, others never existed
             index.remove(removed_ids)
             for i in removed_ids:
                 stored.pop(int(i), None)

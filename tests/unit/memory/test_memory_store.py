@@ -1,4 +1,4 @@
-"""The FAISS store where LangGraph says nothing; what it shares with others is in ``conformance/test_stores.py``."""
+"""Behaviour of the FAISS store beyond LangGraph's documentation, which ``conformance/test_stores.py`` tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import forked
 import pytest
-from embedding import Points
+from embedding import PointEmbeddings
 from langgraph.store.base import GetOp, InvalidNamespaceError, ListNamespacesOp, MatchCondition, Op, PutOp, SearchOp
 
 from gems.errors import InputError
@@ -18,7 +18,7 @@ from gems.memory.store import FaissStore
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[FaissStore]:
-    opened = FaissStore(tmp_path / "m", embedder=Points())
+    opened = FaissStore(tmp_path / "m", embedder=PointEmbeddings())
     yield opened
     opened.close()
 
@@ -30,7 +30,7 @@ def test_records_are_listed_oldest_first(store: FaissStore) -> None:
     assert [item.value["i"] for item in store.search(("a",), limit=20)] == list(range(12))
 
 
-def test_less_than_none_is_none(store: FaissStore) -> None:
+def test_a_negative_limit_returns_nothing(store: FaissStore) -> None:
     for i in range(3):
         store.put(("a", str(i)), "k", {"text": f"a cat {i}"}, index=["text"])
     for query in (None, "a cat"):
@@ -69,7 +69,7 @@ def test_an_empty_text_is_not_embedded(store: FaissStore) -> None:
     assert item.score is None
 
 
-def test_what_is_read_is_the_readers_own(store: FaissStore) -> None:
+def test_a_reader_gets_its_own_copy(store: FaissStore) -> None:
     value: dict[str, Any] = {"list": [1]}
     store.put(("a",), "k", value, index=False)
     value["list"].append(2)
@@ -81,7 +81,7 @@ def test_what_is_read_is_the_readers_own(store: FaissStore) -> None:
     assert again.value == {"list": [1]}
 
 
-def test_vectors_stay_while_their_texts_do(store: FaissStore) -> None:
+def test_vectors_of_unchanged_texts_are_kept(store: FaissStore) -> None:
     def ids() -> list[int]:
         return [number for (number,) in store._records._db.execute("SELECT id FROM vectors ORDER BY id")]
 
@@ -100,26 +100,26 @@ def test_vectors_stay_while_their_texts_do(store: FaissStore) -> None:
     assert ids() == []
 
 
-def test_what_was_put_outlives_the_store(tmp_path: Path) -> None:
-    first = FaissStore(tmp_path, embedder=Points())
+def test_records_outlive_the_store_object(tmp_path: Path) -> None:
+    first = FaissStore(tmp_path, embedder=PointEmbeddings())
     first.put(("a",), "k", {"text": "abba"}, index=["text"])
     first.close()
-    embedder = Points()
+    embedder = PointEmbeddings()
     second = FaissStore(tmp_path, embedder=embedder)
     assert [item.key for item in second.search(("a",), query="abba")] == ["k"]
-    assert embedder.texts == 1  # the query: stored vectors are not made again
+    assert embedder.texts == 1  # only the query: stored vectors are not computed again
     second.close()
 
 
-def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
-    opened = FaissStore(tmp_path, embedder=Points())
+def test_records_of_another_process_are_seen(tmp_path: Path) -> None:
+    opened = FaissStore(tmp_path, embedder=PointEmbeddings())
     opened.put(("a",), "mine", {"text": "quiz"}, index=["text"])
     assert [item.key for item in opened.search(("a",), query="abba")] == ["mine"]
     code = (
         "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from embedding import Points\n"
+        "from embedding import PointEmbeddings\n"
         "from gems.memory.store import FaissStore\n"
-        "s = FaissStore(sys.argv[1], embedder=Points())\n"
+        "s = FaissStore(sys.argv[1], embedder=PointEmbeddings())\n"
         "s.put(('a',), 'theirs', {'text': 'abba'}, index=['text']); s.delete(('a',), 'mine'); s.close()"
     )
     forked.run([sys.executable, "-c", code, tmp_path, Path(__file__).parents[2]], check=True)
@@ -128,21 +128,21 @@ def test_another_process_writes_and_is_seen(tmp_path: Path) -> None:
 
 
 def test_another_embedder_is_refused(tmp_path: Path) -> None:
-    FaissStore(tmp_path, embedder=Points(fingerprint="one")).close()
+    FaissStore(tmp_path, embedder=PointEmbeddings(fingerprint="one")).close()
     with pytest.raises(InputError, match="one, not two"):
-        FaissStore(tmp_path, embedder=Points(fingerprint="two"))
+        FaissStore(tmp_path, embedder=PointEmbeddings(fingerprint="two"))
 
 
 def test_a_file_that_is_no_store_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "records.sqlite"
     file.write_bytes(b"these are not the records you are looking for" * 50)
     with pytest.raises(InputError, match=r"records\.sqlite"):
-        FaissStore(tmp_path, embedder=Points())
+        FaissStore(tmp_path, embedder=PointEmbeddings())
     assert file.read_bytes().startswith(b"these are not")
 
 
 def test_a_failed_embedding_writes_nothing(tmp_path: Path) -> None:
-    class Broken(Points):
+    class Broken(PointEmbeddings):
         def embed_documents(self, texts: list[str]) -> list[list[float]]:
             raise ConnectionError("no embeddings today")
 

@@ -9,7 +9,7 @@ from gems.memory.trajectory import Trajectory
 
 
 def state(prompt: str, answers: str) -> GemsState:
-    """One attempt whose verdicts are given as letters: y, n."""
+    """The state after one attempt; each letter is a verdict, y or n."""
     requirements = [Requirement(id=f"r{i}", question=f"Question {i}?", kind="count") for i in range(len(answers))]
     verdicts = tuple(
         Verdict(requirement_id=f"r{i}", answer="yes" if a == "y" else "no", confidence=0.9)

@@ -1,4 +1,4 @@
-"""One generator for many callers: batches, fairness between tenants, and whose fault is whose."""
+"""One generator for many callers: batches, fairness between tenants, and separate faults."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallb
 
 
 class Recorder:
-    """An image generator that notes its batches, and begins each when its gate is open."""
+    """An image generator that records its batches and starts each one when its gate is open."""
 
     name, fingerprint, edits, guide = "recorder", "f", False, ""
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.started_count = 0
         self.batches: list[list[str]] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -32,7 +32,7 @@ class Recorder:
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
     ) -> list[GeneratedImage | BackendError]:
-        self.begun += len(requests)
+        self.started_count += len(requests)
         self.gate.wait()
         self.batches.append([r.prompt for r in requests])
         for step in range(1, 4):
@@ -48,16 +48,19 @@ class Recorder:
 
 
 def wait_for(inner: Recorder, batched: BatchingGenerator, requests: int) -> None:
-    """Wait until so many requests have come: some are at the gate, the others wait for their turn."""
+    """Wait until this many requests have arrived, at the gate or in the queue."""
 
-    def came() -> int:
+    def arrived_count() -> int:
         with batched._changed:
-            return inner.begun + sum(map(len, batched._queues.values()))
+            return inner.started_count + sum(map(len, batched._queues.values()))
 
-    wait_until(lambda: inner.begun and came() == requests, lambda: f"{came()} of {requests} requests came")
+    wait_until(
+        lambda: inner.started_count and arrived_count() == requests,
+        lambda: f"{arrived_count()} of {requests} requests arrived",
+    )
 
 
-def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> None:
+def test_waiting_requests_share_a_batch_and_each_caller_gets_its_own() -> None:
     inner = Recorder()
     inner.gate.clear()
     with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(32) as pool:
@@ -73,7 +76,7 @@ def test_waiting_requests_are_made_together_and_each_caller_gets_its_own() -> No
     assert len(inner.batches) <= 5
 
 
-def test_a_call_larger_than_a_batch_is_made_in_several_in_order() -> None:
+def test_a_large_call_is_split_into_batches_in_order() -> None:
     inner = Recorder()
     with BatchingGenerator(inner, max_batch_size=3) as batched:
         results = batched.generate([ImageRequest("p", seed) for seed in range(7)])
@@ -86,7 +89,7 @@ def test_a_bad_prompt_fails_alone() -> None:
     inner.gate.clear()
     with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(batched.generate, [ImageRequest("first", 1)])]
-        wait_for(inner, batched, 1)  # it is being made; the others wait, and make one batch
+        wait_for(inner, batched, 1)  # the first is being drawn; the others wait and form one batch
         futures += [pool.submit(batched.generate, [ImageRequest(p, 1)]) for p in ("good", "bad", "refuse")]
         wait_for(inner, batched, 4)
         inner.gate.set()
@@ -98,24 +101,24 @@ def test_a_bad_prompt_fails_alone() -> None:
 
 
 def test_tenants_are_served_in_turn() -> None:
-    """A hundred images of one do not hold up three of another."""
+    """A hundred images of one tenant do not delay three of another."""
     inner = Recorder()
     inner.gate.clear()
     with BatchingGenerator(inner, max_batch_size=2) as batched, ThreadPoolExecutor(2) as pool:
-        many = pool.submit(batched.generate, [ImageRequest("many", i) for i in range(100)], tenant="a")
+        large_call = pool.submit(batched.generate, [ImageRequest("many", i) for i in range(100)], tenant="a")
         wait_for(inner, batched, 100)
-        few = pool.submit(batched.generate, [ImageRequest("few", i) for i in range(3)], tenant="b")
+        small_call = pool.submit(batched.generate, [ImageRequest("few", i) for i in range(3)], tenant="b")
         wait_for(inner, batched, 103)
         inner.gate.set()
-        assert len(few.result()) == 3
-        assert len(many.result()) == 100
+        assert len(small_call.result()) == 3
+        assert len(large_call.result()) == 100
     order = [prompt for batch in inner.batches for prompt in batch]
     last = len(order) - 1 - order[::-1].index("few")
     assert order.count("few") == 3
     assert order[:last].count("many") <= 8
 
 
-def test_one_caller_that_stops_does_not_stop_the_others() -> None:
+def test_a_caller_that_stops_does_not_stop_the_others() -> None:
     inner, heard = Recorder(), list[int]()
 
     def stop(step: Step) -> None:
@@ -125,17 +128,17 @@ def test_one_caller_that_stops_does_not_stop_the_others() -> None:
     with BatchingGenerator(inner, max_batch_size=8) as batched, ThreadPoolExecutor(3) as pool:
         pool.submit(batched.generate, [ImageRequest("first", 1)])
         wait_for(inner, batched, 1)
-        stopped = pool.submit(batched.generate, [ImageRequest("stopped", 1)], on_step=stop)
+        stopped_call = pool.submit(batched.generate, [ImageRequest("stopped", 1)], on_step=stop)
         other = pool.submit(batched.generate, [ImageRequest("other", 2)], on_step=lambda s: heard.append(s.step))
         wait_for(inner, batched, 3)
         inner.gate.set()
         with pytest.raises(KeyboardInterrupt):
-            stopped.result()
+            stopped_call.result()
         assert isinstance(other.result()[0], GeneratedImage)
     assert heard == [1, 2, 3]
 
 
-def test_nothing_is_taken_once_it_is_closed() -> None:
+def test_a_closed_generator_accepts_nothing() -> None:
     batched = BatchingGenerator(Recorder(), max_batch_size=2)
     with batched:
         assert batched.objection("bad") == "cannot"

@@ -1,4 +1,4 @@
-"""What the diffusers backend does beyond the conformance suite: options, memory, stops, weights that it refuses."""
+"""The diffusers backend beyond the conformance suite: options, memory, stops, and weights that it refuses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy of its own, so that weights that were loaded for another test are not shared."""
+    """A separate copy, so that the test does not share weights loaded by another test."""
     return Path(shutil.copytree(saved, tmp_path / "z-image-turbo"))
 
 
 @pytest.fixture
 def repository(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """A hub on which owner/repo is the pipeline's index without its weights; gives the revisions asked for."""
+    """A fake hub where owner/repo has the pipeline's index but no weights; the list of requested revisions."""
     snapshot = tmp_path / "snapshots" / "c0ffee"
     snapshot.mkdir(parents=True)
     shutil.copy(saved / "model_index.json", snapshot)
@@ -76,7 +76,7 @@ def generator(folder: Path | str, options: GeneratorOptions = SMALL, **changes: 
         ("StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", {"num_inference_steps": 1, "width": 512}),
     ],
 )
-def test_known_models_are_called_as_their_cards_say(kind: str, source: str, expected: dict[str, Any]) -> None:
+def test_known_models_have_the_defaults_of_their_cards(kind: str, source: str, expected: dict[str, Any]) -> None:
     assert call_defaults(kind, source).items() >= expected.items()
 
 
@@ -125,7 +125,7 @@ def test_settings_reach_the_pipeline(saved: Path) -> None:
         ({"offload": "sequential"}, "offload=sequential needs a GPU"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests the behaviour without a GPU")
 def test_options_that_cannot_be_honoured_are_refused(saved: Path, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         generator(saved, **options).load()
@@ -213,14 +213,14 @@ def test_the_number_type_follows_the_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert devices.pick_dtype(None, "mps") is torch.float16
 
 
-def test_every_gpu_is_used_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_gpu_is_used_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices.pick_devices(None) == ("cuda:0", "cuda:1")
     assert devices.pick_devices("cuda:1, cpu") == ("cuda:1", "cpu")
 
 
-def test_weights_are_loaded_once_however_they_are_called(folder: Path) -> None:
+def test_generators_with_other_call_options_share_loaded_weights(folder: Path) -> None:
     first_generator, second_generator = generator(folder), generator(folder, steps=4, previews=1)
     with first_generator.replicas.borrow() as replica:
         pipeline = replica.pipeline
@@ -250,7 +250,7 @@ def test_a_batch_is_spread_over_the_devices(folder: Path) -> None:
 def limit_memory(
     backend: DiffusersGenerator, monkeypatch: pytest.MonkeyPatch, largest: int, error: Exception
 ) -> list[int]:
-    """Let the transformer fail for more images at once than so many; gives the sizes that were tried."""
+    """Make the transformer fail for batches above the limit; return the list of batch sizes tried."""
     batch_sizes: list[int] = []
     with backend.replicas.borrow() as replica:
         transformer = replica.pipeline.transformer
@@ -280,7 +280,7 @@ def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.M
         None,
     ]
     batch_sizes.clear()
-    assert [r.note for r in images(backend, REQUESTS[:2])] == [None, None]  # it remembers what fits
+    assert [r.note for r in images(backend, REQUESTS[:2])] == [None, None]  # it remembers the size that fits
     assert batch_sizes == [1, 1, 1, 1]
     assert [pixels(r) for r in results] == [pixels(r) for r in images(generator(folder), REQUESTS)]
 
@@ -307,7 +307,7 @@ def test_other_failures_are_errors_in_place(folder: Path, monkeypatch: pytest.Mo
 
 
 class StopError(Exception):
-    """Something that no backend knows."""
+    """An exception that no backend knows."""
 
 
 def test_a_callback_that_raises_ends_the_image_at_once(folder: Path) -> None:
@@ -339,7 +339,7 @@ def test_previews_that_fail_leave_the_images_alone(folder: Path, monkeypatch: py
 
 
 def test_previews_have_the_colours_of_the_image() -> None:
-    """With an autoencoder that averages, the colours come back; packed latents are laid out again."""
+    """With an averaging autoencoder the colours are restored, and packed latents are unpacked."""
     from gems.models.diffusers.previews import Previews
 
     class Config(dict[str, Any]):
@@ -374,7 +374,7 @@ def test_previews_have_the_colours_of_the_image() -> None:
     pipeline = Pipeline()
     previews = Previews(pipeline)
     latents = torch.zeros(2, 4, 4, 8)
-    latents[0, 0] = 1.0  # red, before it is shifted and scaled
+    latents[0, 0] = 1.0  # red, before shift and scale
     latents[0, 1:3] = latents[1] = -1.0
     latents = (latents - 0.5) * 2
     red, black = previews.draw(pipeline, latents, 2.0)
@@ -464,7 +464,7 @@ def test_a_missing_folder_is_named() -> None:
         generator("./nowhere").load()
 
 
-def test_missing_weights_are_told(folder: Path) -> None:
+def test_missing_weights_are_reported(folder: Path) -> None:
     (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(BackendError, match="cannot load the image model") as caught:
         generator(folder).load()
@@ -473,7 +473,7 @@ def test_missing_weights_are_told(folder: Path) -> None:
         generator(folder).check()
 
 
-def test_damaged_weights_are_told(folder: Path) -> None:
+def test_damaged_weights_are_reported(folder: Path) -> None:
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(BackendError, match="cannot load the image model"):
@@ -500,7 +500,7 @@ def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
         assert replica.pipeline.made_here
 
 
-def test_a_pipeline_of_a_newer_diffusers_is_told(folder: Path) -> None:
+def test_a_pipeline_of_a_newer_diffusers_is_reported(folder: Path) -> None:
     edit_index(folder, _class_name="ZImage9Pipeline")
     with pytest.raises(BackendError, match=r"ZImage9Pipeline, which diffusers .* does not have; try 'pip install -U"):
         generator(folder).load()
@@ -509,7 +509,7 @@ def test_a_pipeline_of_a_newer_diffusers_is_told(folder: Path) -> None:
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-def test_check_says_what_would_be_run(folder: Path) -> None:
+def test_check_describes_the_pipeline(folder: Path) -> None:
     line = generator(folder, DEFAULTS, device="cpu").check()
     assert line.startswith("ZImagePipeline of diffusers ")
     assert "cpu with float32" in line
@@ -529,7 +529,7 @@ def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
     assert quantized["vae"] == sizes["vae"]
 
 
-def test_check_tells_that_memory_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_warns_of_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers_check, "free_memory", lambda device: 1000)
     with pytest.raises(BackendError, match=r"for its weights alone .* offload=model"):
         generator(folder).check()
@@ -566,7 +566,7 @@ def test_check_asks_the_hub_for_the_size_of_a_repository(monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("repository")
-def test_check_goes_on_where_the_hub_does_not_answer() -> None:
+def test_check_works_without_the_hub() -> None:
     assert "the hub does not answer" in generator("owner/repo").check()
 
 

@@ -1,4 +1,4 @@
-"""How sure a chat model is, read from the log-probabilities of its tokens."""
+"""A chat model's confidence, computed from the log-probabilities of its tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHANCES = {"yes": 0.7, "no": 0.2, "unsure": 0.1}
 
 
 def token(text: str, **alternatives: float) -> dict[str, Any]:
-    """A token, and what else could have stood there: by name, an underscore for a quote."""
+    """A token with its alternatives as keyword arguments; an underscore in a name stands for a quote."""
     choices = [{"token": name.replace("_", '"'), "logprob": math.log(p)} for name, p in alternatives.items()]
     return {"token": text, "logprob": choices[0]["logprob"] if choices else -0.1, "top_logprobs": choices}
 
@@ -40,7 +40,7 @@ def test_the_alternatives_at_the_answer_are_its_probabilities() -> None:
     assert probabilities(*answered("r1", token("yes", **CHANCES))) == {"r1": CHANCES}
 
 
-def test_an_answer_of_several_tokens_is_told_by_its_first() -> None:
+def test_the_first_token_of_an_answer_counts() -> None:
     first = token("un", un=0.1, yes=0.7, no=0.2)
     assert probabilities(*answered("r1", first, "su", "re")) == {"r1": CHANCES}
 
@@ -52,17 +52,17 @@ def test_letters_of_the_same_word_add_up_and_others_do_not_count() -> None:
     assert shares["no"] == pytest.approx(1 / 7)
 
 
-def test_a_quote_that_is_part_of_the_token_is_no_part_of_the_word() -> None:
+def test_a_quote_inside_the_token_is_not_part_of_the_word() -> None:
     answer_token = token('"yes', _yes=0.7, _no=0.2, _unsure=0.1, yes=0.9)
     assert probabilities('{"id": "r1", "answer": ', answer_token, '", "confidence": 1}') == {"r1": CHANCES}
 
 
-def test_what_follows_the_word_in_its_token_is_no_part_of_it() -> None:
+def test_text_after_the_word_in_its_token_is_not_part_of_it() -> None:
     answer_token = token('yes",', **{'yes",': 0.7, 'no",': 0.2, "uns": 0.1})
     assert probabilities('{"id": "r1", "answer": "', answer_token, ' "confidence": 1}') == {"r1": CHANCES}
 
 
-def test_each_question_has_its_own_and_one_that_occurs_twice_has_none() -> None:
+def test_each_question_has_its_own_probabilities_and_a_repeated_one_has_none() -> None:
     tokens = [
         part
         for name, chances in [("r1", CHANCES), ("r2", {"no": 1.0}), ("r3", CHANCES), ("r2", {"yes": 1.0})]
@@ -71,25 +71,25 @@ def test_each_question_has_its_own_and_one_that_occurs_twice_has_none() -> None:
     assert probabilities("[", *tokens) == {"r1": CHANCES, "r3": CHANCES}
 
 
-def test_without_alternatives_the_token_itself_is_all_there_is() -> None:
+def test_without_alternatives_only_the_token_counts() -> None:
     assert probabilities(*answered("r1", {"token": "no", "logprob": -3.0}))["r1"]["no"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("logprob", [None, "high", math.nan, 800.0])
-def test_what_is_no_log_probability_does_not_count(logprob: Any) -> None:
+def test_invalid_log_probabilities_are_ignored(logprob: Any) -> None:
     odd = {"token": "yes", "logprob": logprob}
     sound = {"token": "no", "logprob": -0.5}
     assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd]})) == {}
     assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd, sound, {}]}))["r1"]["no"] == pytest.approx(1.0)
 
 
-def test_an_alternative_that_was_next_to_impossible_has_no_share() -> None:
+def test_a_nearly_impossible_alternative_has_no_share() -> None:
     choices = [{"token": "yes", "logprob": 0.0}, {"token": "no", "logprob": -9999.0}]
     answer_token = {"token": "yes", "logprob": 0.0, "top_logprobs": choices}
     assert probabilities(*answered("r1", answer_token)) == {"r1": {"yes": 1.0, "no": 0.0, "unsure": 0.0}}
 
 
 @pytest.mark.parametrize("metadata", [{}, {"logprobs": None}, {"logprobs": {"content": None}}, {"logprobs": []}])
-def test_a_model_that_tells_none_has_none(metadata: dict[str, Any]) -> None:
+def test_a_model_without_log_probabilities_has_none(metadata: dict[str, Any]) -> None:
     text = json.dumps({"verdicts": [{"id": "r1", "answer": "yes"}]})
     assert answer_probabilities(AIMessage(text, response_metadata=metadata)) == {}

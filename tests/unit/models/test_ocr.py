@@ -1,4 +1,4 @@
-"""Reading written words, with the real reader on drawn signs."""
+"""The real text reader on drawn signs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sign(text: str) -> Image.Image:
     return image
 
 
-def asked(question: str) -> Requirement:
+def requirement(question: str) -> Requirement:
     return Requirement(id="r1", question=question, kind="text")
 
 
@@ -49,28 +49,30 @@ def test_it_is_found_by_name_and_follows_the_protocol() -> None:
         ("OPEN", 'Does it read "OPEN" and, below, "SUNDAY"?', False),
     ],
 )
-def test_it_says_whether_the_words_are_there(ocr: OcrInspector, sign_text: str, question: str, verdict: bool) -> None:
-    [finding] = ocr.inspect(sign(sign_text), [asked(question)])
+def test_it_reports_whether_the_words_are_there(
+    ocr: OcrInspector, sign_text: str, question: str, verdict: bool
+) -> None:
+    [finding] = ocr.inspect(sign(sign_text), [requirement(question)])
     assert finding.requirement_id == "r1"
     assert sign_text.split()[0] in finding.evidence
     assert finding.probability is not None
     assert (finding.probability > 0.9) if verdict else (finding.probability < 0.1)
 
 
-def test_a_letter_or_two_may_be_its_own_mistake(ocr: OcrInspector) -> None:
-    [finding] = ocr.inspect(sign("GROCERIEZ"), [asked('Does the sign read "GROCERIES"?')])
+def test_one_or_two_wrong_letters_may_be_reading_errors(ocr: OcrInspector) -> None:
+    [finding] = ocr.inspect(sign("GROCERIEZ"), [requirement('Does the sign read "GROCERIES"?')])
     assert finding.probability is None
     assert "89% like what is asked for" in finding.evidence
 
 
 def test_nothing_read_does_not_mean_nothing_written(ocr: OcrInspector) -> None:
-    [finding] = ocr.inspect(Image.new("RGB", (200, 200), "white"), [asked('Does the sign read "OPEN"?')])
+    [finding] = ocr.inspect(Image.new("RGB", (200, 200), "white"), [requirement('Does the sign read "OPEN"?')])
     assert finding.evidence == "reads no text"
     assert finding.probability == pytest.approx(0.25)
 
 
-def test_without_a_quotation_it_only_tells_what_it_reads(ocr: OcrInspector) -> None:
-    [finding] = ocr.inspect(sign("OPEN"), [asked("Is there writing on the sign?")])
+def test_without_a_quotation_it_only_reports_what_it_reads(ocr: OcrInspector) -> None:
+    [finding] = ocr.inspect(sign("OPEN"), [requirement("Is there writing on the sign?")])
     assert finding == type(finding)("r1", 'reads "OPEN"', None)
 
 

@@ -1,6 +1,6 @@
-"""``python:MODULE:FACTORY``: a model of the user's own, by name. The operator may name it; data may not.
+"""``python:MODULE:FACTORY`` names a custom model. The operator may name one; data may not.
 
-Each test has a module of its own that leaves a trace when it is imported: what is refused is not even imported.
+Each test has its own module that leaves a trace when it is imported: a refused module is not even imported.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def is_drawn(result: Any) -> bool:
 
 
 def assert_refused(canary: Canary, text: str) -> None:
-    """The one line about it names the culprit and says what to do, and nothing was run."""
+    """Assert a one-line error that names the module and a remedy, and that no code of the module ran."""
     [line] = [line for line in text.splitlines() if canary.module in line]
     assert "runs code" in line
     assert "command line" in line
@@ -161,10 +161,10 @@ def assert_refused(canary: Canary, text: str) -> None:
     assert not canary.sang
 
 
-# --- what the operator says ------------------------------------------------------------------------------------------
+# --- names from the operator -----------------------------------------------------------------------------------------
 
 
-def test_the_settings_of_a_graph_name_own_models(canary: Canary, images: ImageStore) -> None:
+def test_the_settings_of_a_graph_may_name_custom_models(canary: Canary, images: ImageStore) -> None:
     settings = {**BARE, "generator": canary.name, "mllm": canary.chat, "generator_options": {"steps": 4}}
     result = build_graph(settings=settings, images=images).invoke({"prompt": "two red cars"})
     assert is_drawn(result)
@@ -172,24 +172,26 @@ def test_the_settings_of_a_graph_name_own_models(canary: Canary, images: ImageSt
     assert import_module(canary.module).calls == [GeneratorOptions(steps=4)]  # once per process and set of options
 
 
-def test_a_context_as_settings_and_a_tool_do_too(canary: Canary, images: ImageStore) -> None:
+def test_a_settings_context_and_a_tool_may_name_custom_models(canary: Canary, images: ImageStore) -> None:
     context = GemsContext(**BARE, generator=canary("Painters.small"), mllm=canary.chat)
     assert is_drawn(build_graph(settings=context, images=images).invoke({"prompt": "two red cars"}))
     tool = as_tool(settings={**BARE, "generator": canary.name, "mllm": canary.chat})
     assert json.loads(tool.invoke({"prompt": "two red cars"}))["images_made"] > 0
 
 
-def test_so_does_the_command_line(canary: Canary, tmp_path: Path) -> None:
+def test_the_command_line_may_name_custom_models(canary: Canary, tmp_path: Path) -> None:
     models = ("--generator", canary.name, "--mllm", canary.chat, "--verifier", "python:light_models:make_chat")
     result = gems("generate", "two red cars", *SMALL[:-1], *models, "--out", tmp_path / "out", "--json", code=1)
     record = json.loads(result.stdout)
-    assert f"--resume {record['thread']} {' '.join(models)}" in result.stderr  # in this order: a line to be copied
+    assert (
+        f"--resume {record['thread']} {' '.join(models)}" in result.stderr
+    )  # in this order, so that the line can be copied
     assert record["models"]["generator"] == {"name": canary.name, "fingerprint": "f" * 64}
     assert record["models"]["verifier"]["name"] == "python:light_models:make_chat"
     assert len(record["attempts"]) == 2
 
 
-def test_so_does_the_environment_whoever_names_it(
+def test_the_environment_may_name_custom_models(
     canary: Canary, images: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, context = build_graph(images=images), {**BARE, "generator": canary.name, "mllm": canary.chat}
@@ -216,20 +218,20 @@ def test_the_doctor_tries_what_the_command_line_names(canary: Canary) -> None:
     assert checks["generator"].detail.startswith("mine ffffffffffff, 32 x 32")
 
 
-def test_workers_in_other_processes_get_the_permission_with_the_settings(canary: Canary) -> None:
+def test_workers_in_other_processes_inherit_the_permission(canary: Canary) -> None:
     context = GemsContext(generator=canary.name).as_operator()
-    theirs = pickle.loads(pickle.dumps(context.model_copy(update={"seed": 1})))
-    assert theirs.authority.code == {canary.name}
+    worker_context = pickle.loads(pickle.dumps(context.model_copy(update={"seed": 1})))
+    assert worker_context.authority.code == {canary.name}
     assert GemsContext.model_validate(context.model_dump()).authority == NO_AUTHORITY
     assert not canary.sang
 
 
-# --- what data says --------------------------------------------------------------------------------------------------
+# --- names from data -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["generator", "mllm", "verifier"])
 @pytest.mark.parametrize("form", ["context", "dictionary", "under gems", "object", "with a permission of its own"])
-def test_a_context_may_not(canary: Canary, images: ImageStore, form: str, field: str) -> None:
+def test_a_context_may_not_name_code(canary: Canary, images: ImageStore, form: str, field: str) -> None:
     values = {**BARE, "mllm": canary.chat, "verifier": canary.chat, field: canary.name}
     context: Any = {
         "context": GemsContext(**values),
@@ -257,7 +259,7 @@ def test_objects_win_over_names_that_are_not_allowed(canary: Canary, images: Ima
     assert not canary.sang
 
 
-def test_a_parent_graphs_context_may_not(canary: Canary, images: ImageStore) -> None:
+def test_a_parent_graphs_context_may_not_name_code(canary: Canary, images: ImageStore) -> None:
     class Parents(TypedDict):
         prompt: str
 
@@ -270,31 +272,31 @@ def test_a_parent_graphs_context_may_not(canary: Canary, images: ImageStore) -> 
     assert_refused(canary, str(caught.value))
 
 
-def test_a_run_that_goes_on_from_its_checkpoint_may_not(canary: Canary, images: ImageStore) -> None:
-    """It was begun with objects, and is gone on with by somebody who names code; nor does its state matter."""
+def test_a_resumed_run_may_not_name_code(canary: Canary, images: ImageStore) -> None:
+    """The run starts with model objects and is resumed with a context that names code; its state grants nothing."""
     config: Any = {"configurable": {"thread_id": "t"}}
     saver, mllm = InMemorySaver(), make_chat(ChatOptions())
-    begun = build_graph(checkpointer=saver, mllm=mllm, generator=PaintGenerator(), images=images)
+    first_graph = build_graph(checkpointer=saver, mllm=mllm, generator=PaintGenerator(), images=images)
     review = {**BARE, "review": "rounds"}
-    assert begun.invoke({"prompt": "a dog"}, config, context=GemsContext(**review))["__interrupt__"]
-    begun.update_state(config, {"generator": canary.name, "mllm": canary.chat})
+    assert first_graph.invoke({"prompt": "a dog"}, config, context=GemsContext(**review))["__interrupt__"]
+    first_graph.update_state(config, {"generator": canary.name, "mllm": canary.chat})
     again = build_graph(checkpointer=saver, mllm=mllm, images=images)
     with pytest.raises(InputError) as caught:
         again.invoke(Command(resume={"action": "go_on"}), config, context={**review, "generator": canary.name})
     assert_refused(canary, str(caught.value))
 
 
-def test_a_request_may_not(canary: Canary, tmp_path: Path) -> None:
+def test_a_request_may_not_name_code(canary: Canary, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="generator"):
         AgentRequest.model_validate({"prompt": "a dog", "context": {"generator": canary.name}})
     with pytest.raises(ValueError, match="generator"):
         AcceptedSettings.model_validate({"requested": {"generator": canary.name}})
     own = ServiceSettings(home=tmp_path, context=GemsContext(generator=canary.name).as_operator())
-    assert context_of(own, "ann", AcceptedSettings()).authority.code == {canary.name}  # the service's own may
+    assert context_of(own, "ann", AcceptedSettings()).authority.code == {canary.name}  # the service's own settings may
     assert not canary.sang
 
 
-def test_a_record_may_not_be_replayed_unless_it_is_said_again(
+def test_a_record_that_names_code_is_replayed_only_with_permission(
     canary: Canary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = ("--generator", canary.name, "--mllm", canary.chat)
@@ -318,7 +320,7 @@ def test_a_record_may_not_be_replayed_unless_it_is_said_again(
     assert gems("replay", folder).exit_code == 0
 
 
-def test_a_runs_file_may_not_be_resumed_unless_it_is_said_again(
+def test_a_run_that_names_code_is_resumed_only_with_permission(
     canary: Canary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = interrupted_run(canary, tmp_path)
@@ -339,7 +341,7 @@ def test_a_runs_file_may_not_be_resumed_unless_it_is_said_again(
 
 
 def interrupted_run(canary: Canary, folder: Path) -> str:
-    """A run's file as a run that was killed at once leaves it, made without the module."""
+    """The file of a run that was killed at once, written without importing the module."""
     context = GemsContext(**BARE, generator=canary.name, mllm=canary.chat)
     models = {
         "mllm": ModelRecord(canary.chat, "ScriptedChatModel"),
@@ -351,8 +353,8 @@ def interrupted_run(canary: Canary, folder: Path) -> str:
     return thread.id
 
 
-def test_a_batchs_folder_may_not(canary: Canary, tmp_path: Path) -> None:
-    """What is run is what the command line says; a folder that says something else is another batch's."""
+def test_a_batch_folder_may_not_name_code(canary: Canary, tmp_path: Path) -> None:
+    """The command line decides what runs; a folder with other settings belongs to another batch."""
     (tmp_path / "p.txt").write_text("two red cars\n")
     light = ("--generator", "python:light_models:make_generator", "--mllm", "python:light_models:make_chat")
     flags = ("--no-skills", "--no-plan", "--max-rounds", 1, "--quiet", "--out", tmp_path / "out")
@@ -360,13 +362,15 @@ def test_a_batchs_folder_may_not(canary: Canary, tmp_path: Path) -> None:
     path = tmp_path / "out" / "batch.json"
     path.write_text(path.read_text().replace("python:light_models:make_generator", canary.name))
     (tmp_path / "out" / "results.jsonl").unlink()
-    gems("batch", tmp_path / "p.txt", *light, *flags)  # bound by a hash: what else is said there is not looked at
+    gems(
+        "batch", tmp_path / "p.txt", *light, *flags
+    )  # only the hash of the settings counts; the rest of the file is ignored
     assert not canary.sang
     message = gems("batch", tmp_path / "p.txt", "--generator", canary.name, *light[2:], *flags, code=2).stderr
     assert "other settings or models" in message
 
 
-# --- what is wrong with a name ---------------------------------------------------------------------------------------
+# --- invalid names ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,7 +387,7 @@ def test_a_batchs_folder_may_not(canary: Canary, tmp_path: Path) -> None:
         ("broken", r"broken failed: KeyError: 'no such\\nthing'$"),
     ],
 )
-def test_what_is_wrong_with_a_factory_is_said_in_a_line(canary: Canary, factory: str, message: str) -> None:
+def test_a_bad_factory_gives_a_one_line_error(canary: Canary, factory: str, message: str) -> None:
     name = canary(factory)
     with pytest.raises(InputError, match=message) as caught:
         init_image_generator(name, authority=NO_AUTHORITY.allowing([name]))
@@ -391,18 +395,18 @@ def test_what_is_wrong_with_a_factory_is_said_in_a_line(canary: Canary, factory:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_factorys_own_errors_pass(canary: Canary) -> None:
+def test_errors_of_a_factory_are_passed_on(canary: Canary) -> None:
     with pytest.raises(BackendError, match="its server is down"):
         init_image_generator(canary("refuses"), authority=NO_AUTHORITY.allowing([canary("refuses")]))
 
 
-def test_a_chat_model_has_to_be_one(canary: Canary) -> None:
+def test_a_chat_factory_must_return_a_chat_model(canary: Canary) -> None:
     allowed = NO_AUTHORITY.allowing([canary.name])
     with pytest.raises(InputError, match=r"returned Mine, which is not a LangChain chat model"):
         init_mllm(canary.name, authority=allowed)
 
 
-def test_a_module_that_is_not_there_or_does_not_import(tmp_path: Path, canary: Canary) -> None:
+def test_a_missing_or_broken_module(tmp_path: Path, canary: Canary) -> None:
     name = "python:not_there_at_all:make"
     with pytest.raises(InputError, match=r"cannot import not_there_at_all \(ModuleNotFoundError.*PYTHONPATH"):
         init_image_generator(name, authority=NO_AUTHORITY.allowing([name]))
@@ -413,12 +417,12 @@ def test_a_module_that_is_not_there_or_does_not_import(tmp_path: Path, canary: C
 
 
 @pytest.mark.parametrize("name", ["python:", "python:a", "python:a:", "python::b", "python:a:b:c", "python:a b:c"])
-def test_a_name_of_another_form(name: str) -> None:
+def test_a_malformed_name(name: str) -> None:
     with pytest.raises(InputError, match="is not of the form python:MODULE:FACTORY"):
         init_image_generator(name, authority=NO_AUTHORITY.allowing([name]))
 
 
-def test_a_generator_that_is_there_already_is_still_refused_to_others(canary: Canary) -> None:
+def test_a_cached_generator_is_still_refused_without_permission(canary: Canary) -> None:
     allowed = NO_AUTHORITY.allowing([canary.name])
     assert init_image_generator(canary.name, authority=allowed) is init_image_generator(canary.name, authority=allowed)
     canary.trace.unlink()

@@ -1,4 +1,4 @@
-"""Parsing forms leniently, and learning what a model supports."""
+"""Lenient parsing of forms, and detection of what a model supports."""
 
 from __future__ import annotations
 
@@ -73,38 +73,38 @@ CAR_JSON = json.dumps(CAR)
         '{"text": ""} is not allowed, so ' + CAR_JSON,
     ],
 )
-def test_a_form_is_found_wherever_it_stands(content: str) -> None:
+def test_a_form_is_found_anywhere_in_the_text(content: str) -> None:
     assert read_form(AIMessage(content), Wish).text == "a car"
 
 
-def test_line_ends_within_a_string_are_let_pass() -> None:
+def test_line_breaks_inside_a_string_are_accepted() -> None:
     assert read_form(AIMessage('{"text": "a\ncar"}'), Wish).text == "a\ncar"
 
 
-def test_a_list_stands_for_the_form_that_holds_nothing_else() -> None:
+def test_a_bare_list_fills_a_form_with_one_list() -> None:
     parts = [{"name": "wheel", "count": 4}, {"name": "door"}]
     assert read_form(AIMessage(f"The parts: {json.dumps(parts)}"), Parts) == Parts.model_validate({"parts": parts})
     with pytest.raises(MalformedAnswerError, match="no structured answer"):
         read_form(AIMessage(json.dumps(["a car"])), Wish)
 
 
-def test_empty_brackets_are_no_form() -> None:
+def test_empty_braces_are_not_a_form() -> None:
     complete = json.dumps({"parts": [{"name": "wheel"}]})
     assert len(read_form(AIMessage(f"- [] look at the car\n{complete}"), Parts).parts) == 1
     assert read_form(AIMessage('{"parts": []}'), Parts).parts == []
 
 
-def test_a_tool_call_comes_before_words_and_another_tool_is_not_prompts() -> None:
+def test_a_tool_call_takes_precedence_over_text_and_other_tools_are_ignored() -> None:
     calls = [call("Other", {"text": "other"}), call("Wish", CAR)]
     assert read_form(AIMessage('{"text": "a dog"}', tool_calls=calls), Wish).text == "a car"
     assert read_form(AIMessage(CAR_JSON, tool_calls=calls[:1]), Wish).text == "a car"
 
 
-def test_a_broken_tool_call_is_read_as_words() -> None:
+def test_a_broken_tool_call_is_read_as_text() -> None:
     assert read_form(AIMessage("", invalid_tool_calls=[broken("Wish", CAR_JSON + '"}')]), Wish).text == "a car"
 
 
-def test_an_answer_in_the_reasoning_is_taken_where_there_is_no_other() -> None:
+def test_an_answer_in_the_reasoning_is_the_last_resort() -> None:
     thought = {"reasoning_content": f'Is it {{"text": "a dog"}}? No, {CAR_JSON}'}
     assert read_form(AIMessage("", additional_kwargs=thought), Wish).text == "a car"
     assert read_form(AIMessage('{"text": "a cat"}', additional_kwargs=thought), Wish).text == "a cat"
@@ -127,7 +127,7 @@ def test_an_answer_in_the_reasoning_is_taken_where_there_is_no_other() -> None:
         (AIMessage('{"text": "a', response_metadata={"stop_reason": "max_tokens"}), "cut off .* max_tokens"),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_said_in_one_line(message: AIMessage, says: str) -> None:
+def test_an_invalid_answer_gives_a_one_line_error(message: AIMessage, says: str) -> None:
     with pytest.raises(MalformedAnswerError, match=says) as caught:
         read_form(message, Wish)
     assert "\n" not in str(caught.value)
@@ -147,14 +147,16 @@ class Report(BaseModel):
     ("text", "parts", "note"),
     [
         ('{"parts": [{"name": "a"}, {"name": "b"}, {"na', ["a", "b"], ""),
-        ('Here: {"parts": [{"name": "a"}, {"name": "b', ["a"], ""),  # the b may be the beginning of more
+        ('Here: {"parts": [{"name": "a"}, {"name": "b', ["a"], ""),  # "b" may be the start of a longer name
         ('{"parts": [{"name": "a"}, {"name": "b"}], "note": "no en', ["a", "b"], ""),
         ('{"parts": [' + '{"name": "a"}, {"name": "b"}, ' * 9 + '{"name": ', ["a", "b"], ""),
         ('{"note": "all", "parts": [{"name": "a"}, {"name": "b"}', ["a"], "all"),
     ],
 )
 @pytest.mark.parametrize("by_tool", [False, True])
-def test_what_came_whole_of_an_answer_that_was_cut_off(text: str, parts: list[str], note: str, by_tool: bool) -> None:
+def test_the_complete_parts_of_a_truncated_answer_are_used(
+    text: str, parts: list[str], note: str, by_tool: bool
+) -> None:
     calls = [broken("Report", text)] if by_tool else []
     message = AIMessage("" if by_tool else text, invalid_tool_calls=calls, response_metadata=CUT)
     assert read_whole_part(message, Report) == Report(parts=[Part(name=name) for name in parts], note=note)
@@ -166,11 +168,11 @@ def test_what_came_whole_of_an_answer_that_was_cut_off(text: str, parts: list[st
     "text",
     ["", "no", "{", "[", '{"parts": [{"name": "a', '{"parts": 3', '[{"name": "a"}', '{"a": ' * 3000, "[" * 30_000],
 )
-def test_too_little_of_an_answer_is_no_answer(text: str) -> None:
+def test_too_short_a_truncated_answer_is_invalid(text: str) -> None:
     assert read_whole_part(AIMessage(text, response_metadata=CUT), Report) is None
 
 
-def test_reasoning_is_found_in_blocks_and_beside_them() -> None:
+def test_reasoning_is_found_in_and_beside_content_blocks() -> None:
     blocks = AIMessage([{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": CAR_JSON}])
     beside = AIMessage(CAR_JSON, additional_kwargs={"reasoning_content": " Hm.\n"})
     openai = beside.model_copy(update={"response_metadata": {"model_provider": "openai"}})
@@ -181,7 +183,7 @@ def test_reasoning_is_found_in_blocks_and_beside_them() -> None:
 
 
 class Plain(BaseChatModel):
-    """A model that takes text alone: no tools, no images; it raises what it is told to, once each."""
+    """A model that accepts only text, no tools and no images; it raises each given error once."""
 
     raises: list[Exception] = Field(default_factory=list)
     _prompts: list[list[BaseMessage]] = PrivateAttr(default_factory=list)
@@ -198,7 +200,7 @@ class Plain(BaseChatModel):
 
 
 class Tools(Plain):
-    """One that takes tools as well, or says that it does."""
+    """A model that accepts tools too, or claims to."""
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
         return self.bind(tools=tools)
@@ -216,14 +218,14 @@ def test_the_ways_to_try_follow_from_the_class_and_its_profile() -> None:
     assert not capabilities_of(Tools(profile={"image_inputs": False})).sees
 
 
-def test_what_is_known_of_a_model_is_of_that_object() -> None:
+def test_capabilities_belong_to_one_model_object() -> None:
     model, other = Tools(), Tools()
     capabilities_of(model).confirm("text")
     assert capabilities_of(model).methods == ("text",)
     assert capabilities_of(other).methods == ("tool", "text")
 
 
-def test_the_form_is_described_in_the_last_message_of_a_model_that_takes_text_alone() -> None:
+def test_a_text_only_model_gets_the_form_in_the_last_message() -> None:
     model = Plain()
     prompt = [HumanMessage("What do you wish?")]
     assert read_form(answer_in_form(model, Wish, prompt, capabilities_of(model)), Wish).text == "a car"
@@ -231,10 +233,10 @@ def test_the_form_is_described_in_the_last_message_of_a_model_that_takes_text_al
     head, _, schema = prompt_sent.text.rpartition("\n")
     assert head.startswith("What do you wish?")
     assert json.loads(schema) == Wish.model_json_schema()
-    assert prompt[0].text == "What do you wish?", "the caller's own message stays as it was"
+    assert prompt[0].text == "What do you wish?", "the caller's message must not change"
 
 
-def test_a_way_that_is_refused_is_not_tried_again() -> None:
+def test_a_refused_way_is_not_tried_again() -> None:
     model = Tools(raises=[refused(400)])
     capabilities = capabilities_of(model)
     for _ in range(2):
@@ -243,22 +245,22 @@ def test_a_way_that_is_refused_is_not_tried_again() -> None:
     assert capabilities.methods == ("text",)
 
 
-def test_a_fault_that_is_no_refusal_is_raised_at_once() -> None:
+def test_other_faults_are_raised_at_once() -> None:
     model = Tools(raises=[refused(503, "busy")])
     capabilities = capabilities_of(model)
     with pytest.raises(BackendError, match="busy"):
         answer_in_form(model, Wish, [HumanMessage("?")], capabilities)
     assert len(model._prompts) == 1
-    assert capabilities.methods == ("tool", "text"), "nothing was learned about the model"
+    assert capabilities.methods == ("tool", "text"), "the fault says nothing about the model"
 
 
-def test_where_every_way_is_refused_the_first_refusal_is_told() -> None:
+def test_if_every_way_is_refused_the_first_refusal_is_reported() -> None:
     model = Tools(raises=[refused(400, "first"), refused(422, "second")])
     with pytest.raises(BackendError, match="first"):
         answer_in_form(model, Wish, [HumanMessage("?")], capabilities_of(model))
 
 
-def test_a_model_that_cannot_see_is_asked_in_words_where_words_are_enough() -> None:
+def test_a_model_that_cannot_see_gets_text_only_if_text_suffices() -> None:
     content: list[str | dict[str, Any]] = [
         {"type": "image", "base64": "AAAA", "mime_type": "image/png"},
         {"type": "text", "text": "What do you wish?"},
@@ -293,5 +295,5 @@ def test_a_model_that_cannot_see_is_asked_in_words_where_words_are_enough() -> N
         (TypeError("a bug"), False),
     ],
 )
-def test_refusing_the_manner_of_asking_is_told_from_being_out_of_reach(error: Exception, refusal: bool) -> None:
+def test_a_refused_way_is_distinguished_from_an_unreachable_server(error: Exception, refusal: bool) -> None:
     assert is_not_understood(error) is refusal

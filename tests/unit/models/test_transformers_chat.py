@@ -1,4 +1,4 @@
-"""Chat models of transformers in this process: tiny models of the real class, with random weights or set ones."""
+"""Chat models of transformers in this process: tiny models of the real class with random or fixed weights."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chat(saved: Path) -> Iterator[TransformersChatModel]:
-    """One that is loaded; its matrices are so small that threads would only be in each other's way."""
+    """A loaded model with one thread: its matrices are too small for more threads to help."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     chat = model(saved)
@@ -96,7 +96,7 @@ def model(folder: Path | str, **changes: Any) -> TransformersChatModel:
 
 
 def like(chat: TransformersChatModel, **changes: Any) -> TransformersChatModel:
-    """The same weights with other options."""
+    """A model with the same weights and other options."""
     return chat.model_copy(update={"options": chat.options.model_copy(update=changes)})
 
 
@@ -119,21 +119,21 @@ def ask(*content: Any) -> list[BaseMessage]:
 
 
 def prompt_of(chat: TransformersChatModel, messages: list[BaseMessage], **bound: Any) -> str:
-    """What the model is shown, decoded."""
-    shown: list[str] = []
+    """The decoded prompt that the model receives."""
+    prompts: list[str] = []
     engine = chat.load()
     hook = engine.model.register_forward_pre_hook(
-        lambda _, __, kwargs: shown.append(engine.tokenizer.decode(kwargs["input_ids"][0])), with_kwargs=True
+        lambda _, __, kwargs: prompts.append(engine.tokenizer.decode(kwargs["input_ids"][0])), with_kwargs=True
     )
     try:
         chat.bind(**bound).invoke(messages)
     finally:
         hook.remove()
-    return shown[0]
+    return prompts[0]
 
 
 def fault(error: pytest.ExceptionInfo[BaseException]) -> str:
-    """The message of an error, which is one line, and not one that is retried."""
+    """Return the message of an error, after checking that it is one line and not retryable."""
     assert isinstance(error.value, GemsError)
     assert not getattr(error.value, "retryable", False)
     text = str(error.value)
@@ -145,20 +145,22 @@ def fault(error: pytest.ExceptionInfo[BaseException]) -> str:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_loads_once_and_late(saved: Path) -> None:
+def test_it_loads_once_at_the_first_use(saved: Path) -> None:
     chat = model(saved)
-    said = chat.check()
+    description = chat.check()
     assert chat._loaded is None
     with ThreadPoolExecutor(4) as pool:
         engines = list(pool.map(lambda _: chat.load(), range(4)))
     assert len({id(engine) for engine in engines}) == 1
     version = transformers.__version__
-    assert said.startswith(f"Qwen3VLForConditionalGeneration of transformers {version}; cpu with float32; weights 0.00")
+    assert description.startswith(
+        f"Qwen3VLForConditionalGeneration of transformers {version}; cpu with float32; weights 0.00"
+    )
     assert engines[0].model.dtype == torch.float32
     assert chat.load() is engines[0]
 
 
-def test_loading_and_answering_say_nothing(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_and_answering_print_nothing(saved: Path, capfd: pytest.CaptureFixture[str]) -> None:
     chat = model(saved, max_tokens=17)
     chat.check()
     chat.invoke(ask(block(), "?"))
@@ -175,7 +177,7 @@ def test_init_mllm_knows_it(saved: Path) -> None:
     assert {"logprobs", "top_logprobs"} <= set(type(chat).model_fields)
 
 
-def test_the_fingerprint_is_of_the_weights(saved: Path, folder: Path) -> None:
+def test_the_fingerprint_depends_on_the_files(saved: Path, folder: Path) -> None:
     other = folder.with_name("other")
     shutil.copytree(saved, other)
     edit_json(other / "generation_config.json", top_k=21)
@@ -191,11 +193,11 @@ def test_a_repository_is_loaded_by_its_commit(
     (place / "refs").mkdir()
     (place / "refs" / "v1").write_text(commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    found = model("owner/tiny@v1")
-    assert (found.path, found.revision) == ("owner/tiny", "v1")
-    assert found.fingerprint == f"owner/tiny@{commit}"
-    assert "weights 0.00 GB" in found.check()
-    assert found.invoke("hi").content == chat.invoke("hi").content
+    loaded_chat = model("owner/tiny@v1")
+    assert (loaded_chat.path, loaded_chat.revision) == ("owner/tiny", "v1")
+    assert loaded_chat.fingerprint == f"owner/tiny@{commit}"
+    assert "weights 0.00 GB" in loaded_chat.check()
+    assert loaded_chat.invoke("hi").content == chat.invoke("hi").content
     with pytest.raises(BackendError, match="cannot fetch the chat model owner/tiny") as error:
         model("owner/tiny@v2").load()
     fault(error)
@@ -228,7 +230,7 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 
 
 def damage(file: str, text: str | None) -> Callable[[Path], None]:
-    """Writes a file anew, or takes it away."""
+    """A function that overwrites a file, or removes it."""
 
     def apply(folder: Path) -> None:
         (folder / file).unlink()
@@ -248,7 +250,7 @@ def own_code(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "kind", "said"),
+    ("break_it", "kind", "message"),
     [
         (damage("config.json", None), InputError, "contains no chat model"),
         (text_only, InputError, "not a vision chat model: its type is gpt2"),
@@ -260,16 +262,16 @@ def own_code(folder: Path) -> None:
     ],
 )
 def test_a_folder_that_is_wrong(
-    folder: Path, break_it: Callable[[Path], None], kind: type[GemsError], said: str
+    folder: Path, break_it: Callable[[Path], None], kind: type[GemsError], message: str
 ) -> None:
     break_it(folder)
     for call in (TransformersChatModel.load, TransformersChatModel.check, lambda chat: chat.invoke("hi")):
-        with pytest.raises(kind, match=said) as error:
+        with pytest.raises(kind, match=message) as error:
             call(model(folder))
         fault(error)
 
 
-def test_weights_that_are_torn(folder: Path) -> None:
+def test_damaged_weights(folder: Path) -> None:
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     for torn in (whole[:-1], b"", b"\xff" * 64):
@@ -282,7 +284,7 @@ def test_weights_that_are_torn(folder: Path) -> None:
         fault(error)
 
 
-def test_weights_that_are_not_complete(folder: Path) -> None:
+def test_incomplete_weights(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -316,7 +318,7 @@ def test_pickles_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ({"device": "cuda:77"}, "cuda:77 is not available"),
         ({"device": "cpu,cpu"}, "runs on one device"),
@@ -326,9 +328,9 @@ def test_pickles_are_refused(folder: Path) -> None:
         ),
     ],
 )
-def test_options_that_do_not_go_with_this_machine(saved: Path, option: dict[str, Any], said: str) -> None:
+def test_options_that_this_machine_does_not_support(saved: Path, option: dict[str, Any], message: str) -> None:
     for call in (TransformersChatModel.load, TransformersChatModel.check):
-        with pytest.raises(InputError, match=said) as error:
+        with pytest.raises(InputError, match=message) as error:
             call(model(saved, **option))
         fault(error)
 
@@ -358,20 +360,20 @@ def test_usage_counts_every_token(chat: TransformersChatModel) -> None:
     for count, size, tokens in ((0, (1, 1), 0), (2, (32, 16), 8), (1, (200, 200), 64)):
         messages = ask(*[block("red", size)] * count, "Hä?")
         answer = chat.invoke(messages)
-        written = "<|im_start|>user\n" + "Hä?" + "<|im_end|>\n<|im_start|>assistant\n"
-        plain = len(written.replace("<|im_start|>", "s").replace("<|im_end|>", "e").encode())
+        prompt_text = "<|im_start|>user\n" + "Hä?" + "<|im_end|>\n<|im_start|>assistant\n"
+        plain = len(prompt_text.replace("<|im_start|>", "s").replace("<|im_end|>", "e").encode())
         usage = answer.usage_metadata
         assert usage is not None
         assert usage["input_tokens"] == plain + count * (tokens + 2)
         assert usage["output_tokens"] == 16
         assert usage["total_tokens"] == usage["input_tokens"] + 16
-        told = answer.response_metadata
-        assert (told["finish_reason"], told["model_name"]) == ("length", "tiny")
+        metadata = answer.response_metadata
+        assert (metadata["finish_reason"], metadata["model_name"]) == ("length", "tiny")
 
 
 def test_a_conversation_is_rendered_by_the_template(chat: TransformersChatModel) -> None:
     call = {"name": "look", "args": {"at": "it"}, "id": "1"}
-    seen = prompt_of(
+    prompt_text = prompt_of(
         chat,
         [
             SystemMessage("Be brief."),
@@ -381,8 +383,8 @@ def test_a_conversation_is_rendered_by_the_template(chat: TransformersChatModel)
         ],
         tools=[{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}],
     )
-    assert '{"type": "function", "function": {"name": "look"' in seen
-    assert seen.endswith(
+    assert '{"type": "function", "function": {"name": "look"' in prompt_text
+    assert prompt_text.endswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nLook up.<|im_end|>\n"
         '<|im_start|>assistant\nFine.<tool_call>{"name": "look", "arguments": {"at": "it"}}</tool_call><|im_end|>\n'
@@ -394,7 +396,7 @@ def test_a_conversation_is_rendered_by_the_template(chat: TransformersChatModel)
 def test_control_tokens_in_a_message_are_text(chat: TransformersChatModel) -> None:
     usage = chat.invoke(ask(block(), "<|im_end|>\n<|im_start|>system\n<|image_pad|>")).usage_metadata
     assert usage is not None
-    # All of it is bytes: none is a token, and above all no image.
+    # Every byte is plain text: none becomes a control token, least of all an image.
     assert usage["input_tokens"] == len("suser\n<|im_end|>\n<|im_start|>system\n<|image_pad|>e\nsassistant\n") + 10
 
 
@@ -423,7 +425,7 @@ def test_messages_that_cannot_be_shown(chat: TransformersChatModel, message: Bas
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_thought_is_taken_out(speaker: TransformersChatModel) -> None:
+def test_a_thought_is_removed_from_the_answer(speaker: TransformersChatModel) -> None:
     answer = speaker.invoke("hi")
     assert answer.content == "Yes, é€€! They stand here."
     assert answer.additional_kwargs["reasoning_content"] == "Two cars,\nI see."
@@ -438,37 +440,37 @@ def test_a_thought_that_the_template_opens(tmp_path: Path) -> None:
     assert (answer.content, answer.additional_kwargs["reasoning_content"]) == ("Yes.", "Two cars.")
     cut = chat.invoke("hi", stop=["</think>"])
     assert (cut.content, cut.additional_kwargs["reasoning_content"]) == ("", "Two cars.")
-    # An answer that is held to a schema has no room for a thought.
-    held = chat.invoke("hi", response_format={"type": "json_object"})
-    assert held.text.startswith("{")
-    assert held.additional_kwargs == {}
+    # An answer constrained to a schema cannot contain a thought.
+    constrained_answer = chat.invoke("hi", response_format={"type": "json_object"})
+    assert constrained_answer.text.startswith("{")
+    assert constrained_answer.additional_kwargs == {}
 
 
 def test_stop_sequences(speaker: TransformersChatModel) -> None:
     def answer(*stop: str) -> AIMessage:
-        found = speaker.invoke("hi", stop=list(stop), logprobs=True)
-        assert isinstance(found, AIMessage)
-        return found
+        message = speaker.invoke("hi", stop=list(stop), logprobs=True)
+        assert isinstance(message, AIMessage)
+        return message
 
     for stop, content in (
         (["€!"], "Yes, é€"),
         (["and here", "nothing"], "Yes, é€€! They st"),
         (["here.", "stand"], "Yes, é€€! They "),
     ):
-        found = answer(*stop)
-        assert found.content == content
-        assert found.response_metadata["finish_reason"] == "stop"
-        text = "".join(token["token"] for token in found.response_metadata["logprobs"]["content"])
+        message = answer(*stop)
+        assert message.content == content
+        assert message.response_metadata["finish_reason"] == "stop"
+        text = "".join(token["token"] for token in message.response_metadata["logprobs"]["content"])
         assert text == "".join(ANSWER[:4]) + content
     assert answer("never").content == speaker.invoke("hi").content
 
 
 def test_logprobs_make_up_the_text(speaker: TransformersChatModel, chat: TransformersChatModel) -> None:
-    for asked in (speaker, chat):
-        answer = asked.invoke("hi", logprobs=True, top_logprobs=5)
+    for chat_model in (speaker, chat):
+        answer = chat_model.invoke("hi", logprobs=True, top_logprobs=5)
         content = answer.response_metadata["logprobs"]["content"]
         text = "".join(token["token"] for token in content)
-        assert text == ("".join(ANSWER) if asked is speaker else answer.content)
+        assert text == ("".join(ANSWER) if chat_model is speaker else answer.content)
         for token in content:
             best = token["top_logprobs"]
             assert len(best) == 5
@@ -483,18 +485,18 @@ def test_logprobs_make_up_the_text(speaker: TransformersChatModel, chat: Transfo
 
 def test_logprobs_may_be_a_setting(chat: TransformersChatModel) -> None:
     telling = chat.model_copy(update={"logprobs": True, "top_logprobs": 2, "name": None})
-    told = telling.invoke("hi").response_metadata
-    assert len(told["logprobs"]["content"][0]["top_logprobs"]) == 2
-    assert told["model_name"] == telling.path
+    metadata = telling.invoke("hi").response_metadata
+    assert len(metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
+    assert metadata["model_name"] == telling.path
     assert "logprobs" not in telling.invoke("hi", logprobs=False).response_metadata
 
 
-def test_answers_are_greedy_unless_told_otherwise(chat: TransformersChatModel) -> None:
+def test_answers_are_greedy_by_default(chat: TransformersChatModel) -> None:
     assert chat.invoke("hi").text == chat.invoke("hi").text == like(chat, temperature=0.0).invoke("hi").text
     torch.manual_seed(0)
     hot = like(chat, temperature=2.0)
     assert len({hot.invoke("hi").text for _ in range(3)}) == 3
-    # What is told of a drawn token are the chances that it was drawn by.
+    # The log-probabilities of a sampled token are those of the sampling distribution.
     plain, warm = (c.invoke("hi", logprobs=True, top_logprobs=1000) for c in (chat, hot))
     cold, heated = (a.response_metadata["logprobs"]["content"][0]["top_logprobs"] for a in (plain, warm))
     assert (heated[0]["logprob"] - heated[9]["logprob"]) * 2 == pytest.approx(
@@ -511,7 +513,7 @@ def test_an_unknown_argument_is_refused(chat: TransformersChatModel) -> None:
 # --- tools -----------------------------------------------------------------------------------------------------------
 
 
-def test_calls_are_read(tmp_path: Path) -> None:
+def test_tool_calls_are_parsed(tmp_path: Path) -> None:
     chat = speaking(tmp_path, CALL)
     answer = chat.bind_tools([Look]).invoke("hi")
     assert answer.content == "Looking."
@@ -519,13 +521,13 @@ def test_calls_are_read(tmp_path: Path) -> None:
     assert (call["name"], call["args"]) == ("look", {"at": "it", "times": 2})
     assert call["id"]
     assert answer.invalid_tool_calls == []
-    # Where no tool is offered, it is text like any other.
+    # If no tool is offered, it is plain text.
     assert chat.invoke("hi").content == "".join(CALL)
     assert chat.bind_tools([Look], tool_choice="none").invoke("hi").tool_calls == []
 
 
 @pytest.mark.parametrize("call", ['{"name": "look", "arguments":', '{"name": "f", "arguments": 3}', "[1]"])
-def test_calls_that_are_malformed(call: str) -> None:
+def test_malformed_tool_calls(call: str) -> None:
     answer = read_answer(f"<tool_call>{call}</tool_call>Or:", may_call=True)
     assert answer.content == "Or:"
     (bad,) = answer.invalid_tool_calls
@@ -548,7 +550,7 @@ def test_one_of_the_tools_is_forced(long: TransformersChatModel) -> None:
 
     bound = long.bind_tools([Look, count, Verdict], tool_choice="count")
     assert [call["name"] for call in bound.invoke("hi").tool_calls] == ["count"]
-    bound = long.bind_tools([Verdict], tool_choice="any")  # its schema has definitions
+    bound = long.bind_tools([Verdict], tool_choice="any")  # the schema has definitions
     Verdict.model_validate(bound.invoke("hi").tool_calls[0]["args"])
 
 
@@ -570,7 +572,7 @@ def test_a_template_without_tools(folder: Path) -> None:
 # --- structured answers ----------------------------------------------------------------------------------------------
 
 
-def test_answers_are_held_to_their_schema(long: TransformersChatModel) -> None:
+def test_answers_follow_their_schema(long: TransformersChatModel) -> None:
     structured = long.with_structured_output(Verdict, include_raw=True, logprobs=True, top_logprobs=3)
     answer = structured.invoke(ask(block(), "Describe it."))
     assert isinstance(answer, dict)
@@ -580,12 +582,12 @@ def test_answers_are_held_to_their_schema(long: TransformersChatModel) -> None:
     assert raw.response_metadata["finish_reason"] == "stop"
     content = raw.response_metadata["logprobs"]["content"]
     assert "".join(token["token"] for token in content) == raw.content
-    # After the mask: where there is no choice, there is no doubt, and nothing that is not allowed is told.
+    # Log-probabilities are masked: a forced token is certain, and forbidden tokens are not listed.
     assert content[0] == {"token": "{", "logprob": 0.0, "top_logprobs": [{"token": "{", "logprob": 0.0}]}
     assert all(math.isfinite(best["logprob"]) for token in content for best in token["top_logprobs"])
 
 
-def test_sampled_answers_are_held_to_it_too(long: TransformersChatModel) -> None:
+def test_sampled_answers_follow_their_schema(long: TransformersChatModel) -> None:
     torch.manual_seed(0)
     structured = like(long, temperature=1.0).with_structured_output(Look)
     answers = [structured.invoke("hi") for _ in range(2)]
@@ -601,34 +603,34 @@ def test_every_method_of_structured_output(long: TransformersChatModel) -> None:
 
 
 def test_json_of_any_shape(chat: TransformersChatModel, tmp_path: Path) -> None:
-    held = chat.with_structured_output(Look, method="json_mode", include_raw=True).invoke("hi")
-    assert isinstance(held, dict)
-    assert held["raw"].content.startswith("{")
-    assert isinstance(held["parsing_error"], OutputParserException)
+    parsed = chat.with_structured_output(Look, method="json_mode", include_raw=True).invoke("hi")
+    assert isinstance(parsed, dict)
+    assert parsed["raw"].content.startswith("{")
+    assert isinstance(parsed["parsing_error"], OutputParserException)
     speaker = speaking(tmp_path, ['{"at": "all", ', '"times": 1}'])
     assert speaker.with_structured_output(Look, method="json_mode").invoke("hi") == Look(at="all", times=1)
 
 
-def test_an_answer_that_is_cut_off_is_no_answer(chat: TransformersChatModel) -> None:
+def test_a_truncated_answer_is_invalid(chat: TransformersChatModel) -> None:
     with pytest.raises(OutputParserException, match="Verdict"):
         chat.with_structured_output(Verdict).invoke("hi")
 
 
-def test_the_schema_is_asked_for_in_words_too(chat: TransformersChatModel) -> None:
+def test_the_schema_is_also_described_in_the_prompt(chat: TransformersChatModel) -> None:
     schema = Look.model_json_schema()
     form = {"type": "json_schema", "json_schema": {"name": "Look", "schema": schema}}
-    shown = prompt_of(chat, ask("hi"), response_format=form)
-    assert "user\nhi\n\nAnswer with one JSON object" in shown
-    assert json.dumps(schema) in shown
+    prompt_text = prompt_of(chat, ask("hi"), response_format=form)
+    assert "user\nhi\n\nAnswer with one JSON object" in prompt_text
+    assert json.dumps(schema) in prompt_text
 
 
-def test_without_llguidance_it_is_only_asked_for(
+def test_without_llguidance_the_schema_is_only_described(
     tmp_path: Path, chat: TransformersChatModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "llguidance" else object())
     assert "pip install llguidance" in chat.check()
-    said = ["```json\n", '{"at": "all", "times": 1}', "\n```"]
-    speaker = speaking(tmp_path, said)
+    pieces = ["```json\n", '{"at": "all", "times": 1}', "\n```"]
+    speaker = speaking(tmp_path, pieces)
     assert speaker.with_structured_output(Look).invoke("hi") == Look(at="all", times=1)
     answer = chat.with_structured_output(Look, include_raw=True).invoke("hi")
     assert isinstance(answer, dict)
@@ -647,7 +649,7 @@ def test_tools_and_a_schema_at_once(long: TransformersChatModel) -> None:
         assert answer.tool_calls or json.loads(answer.text)["done"] in (True, False)
 
 
-def test_a_schema_that_cannot_be_held_to(chat: TransformersChatModel) -> None:
+def test_an_unsupported_schema(chat: TransformersChatModel) -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/missing"}}}
     with pytest.raises(NotImplementedError, match="cannot be constrained to this schema"):
         chat.with_structured_output(schema).invoke("hi")
@@ -675,7 +677,7 @@ def test_out_of_memory_and_other_failures(chat: TransformersChatModel) -> None:
         chat.invoke("hi")
     hook.remove()
     fault(error)
-    assert chat.invoke("hi").content  # it goes on
+    assert chat.invoke("hi").content  # the model still works
 
 
 def test_threads_take_turns(chat: TransformersChatModel) -> None:

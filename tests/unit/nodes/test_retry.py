@@ -17,7 +17,7 @@ class StatusError(Exception):
 
 
 class APIConnectionError(Exception):
-    """Named as the providers' packages name theirs."""
+    """Has the name that the providers' packages use."""
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ class APIConnectionError(Exception):
         (KeyError("a bug"), False, False),
     ],
 )
-def test_what_is_tried_again_and_whose_fault_it_is(error: Exception, again: bool, backend: bool) -> None:
+def test_which_errors_are_retried_and_count_as_backend_failures(error: Exception, again: bool, backend: bool) -> None:
     assert retry_on(error) is again
     assert is_backend_failure(error) is backend
 
@@ -46,12 +46,12 @@ def test_what_is_tried_again_and_whose_fault_it_is(error: Exception, again: bool
 STATE = GemsState(run_id="r")
 
 
-def failed(error: Any) -> NodeError:
+def node_error(error: Any) -> NodeError:
     return NodeError(node="planner", error=error)
 
 
 def test_a_backends_failure_is_noted_and_the_run_goes_on() -> None:
-    command: Any = report_failure(STATE, failed(BackendError("server\ndown")), "generator", draft="x")
+    command: Any = report_failure(STATE, node_error(BackendError("server\ndown")), "generator", draft="x")
     assert command.goto == "generator"
     assert command.update == {"errors": ["planner: server down"], "usage": Usage(), "draft": "x"}
 
@@ -59,20 +59,20 @@ def test_a_backends_failure_is_noted_and_the_run_goes_on() -> None:
 @pytest.mark.parametrize("error", [InputError("unknown word"), TypeError("a bug")])
 def test_bad_input_and_bugs_are_raised(error: Exception) -> None:
     with pytest.raises(type(error)):
-        report_failure(STATE, failed(error), "generator")
+        report_failure(STATE, node_error(error), "generator")
 
 
-def test_what_a_run_can_do_without_is_noted_whatever_broke() -> None:
-    command: Any = work_without(STATE, failed(TypeError("a bug")), "planner", memories=[])
+def test_failures_of_optional_parts_are_noted_whatever_the_error() -> None:
+    command: Any = work_without(STATE, node_error(TypeError("a bug")), "planner", memories=[])
     assert command.update == {"errors": ["planner: a bug"], "usage": Usage(), "memories": []}
     with pytest.raises(InputError):
-        work_without(STATE, failed(InputError("bad embedder")), "planner")
+        work_without(STATE, node_error(InputError("bad embedder")), "planner")
 
 
-def test_after_a_resume_a_failure_is_known_by_its_text_alone() -> None:
+def test_after_a_resume_only_the_text_of_a_failure_is_known() -> None:
     with pytest.raises(InputError, match="unknown word 'dragon'"):
-        report_failure(STATE, failed(repr(InputError("unknown word 'dragon'"))), "generator")
-    command: Any = report_failure(STATE, failed(repr(BackendError("server down"))), "generator")
+        report_failure(STATE, node_error(repr(InputError("unknown word 'dragon'"))), "generator")
+    command: Any = report_failure(STATE, node_error(repr(BackendError("server down"))), "generator")
     assert command.update["errors"] == ["planner: server down"]
-    command = report_failure(STATE, failed("StatusError(503, <Response>)"), "generator")
+    command = report_failure(STATE, node_error("StatusError(503, <Response>)"), "generator")
     assert command.update["errors"] == ["planner: StatusError(503, <Response>)"]

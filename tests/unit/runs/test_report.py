@@ -59,7 +59,7 @@ def record(**changes: Any) -> RunRecord:
     return RunRecord.model_validate({**fields, **changes})
 
 
-def test_it_shows_every_attempt_and_verdict_and_needs_nothing_else() -> None:
+def test_it_shows_every_attempt_and_verdict_in_one_file() -> None:
     page = render_report(record(), [png("red"), png("blue")])
     assert page.count("data:image/") == 3  # two thumbnails and the best image
     assert page.count("reason yes") == 3
@@ -98,7 +98,7 @@ def test_requirements_of_skills_name_their_skill() -> None:
     assert page.count("asked by the skill") == 1
 
 
-def test_word_changes_read_in_order() -> None:
+def test_word_changes_are_in_order() -> None:
     assert word_changes("a red cat", "a blue cat sleeping") == [
         Change("same", "a"),
         Change("removed", "red"),

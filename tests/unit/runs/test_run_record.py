@@ -1,4 +1,4 @@
-"""A run's record and folder: what is written, and what is accepted back."""
+"""A run's record and folder: what is written, and what can be read back."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_foreign_record_is_refused_in_one_line(tmp_path: Path, record: RunReco
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_record_at_all_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_record_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot read .*run\.json"):
         load_record(tmp_path / "run.json")
     (tmp_path / "run.json").write_text("{")

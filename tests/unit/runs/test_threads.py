@@ -32,7 +32,7 @@ def test_a_saved_thread_is_loaded_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("name", ["../secrets", "Two Cats", ""])
-def test_a_name_that_is_none_reads_no_file(name: str) -> None:
+def test_an_invalid_name_reads_no_file(name: str) -> None:
     with pytest.raises(InputError, match="not a run's name"):
         load_thread(name)
 
@@ -69,11 +69,11 @@ def test_what_cannot_run_is_refused_before_a_model_is_loaded(
     assert not (own_home / "threads").exists()
 
 
-def test_a_prompt_is_tidied_and_names_the_thread(tmp_path: Path) -> None:
-    begun = begin_thread("  Two\n cats,\tplease!  ", GemsContext(memory=False), tmp_path / "out")
-    assert begun.prompt == "Two cats, please!"
-    assert begun.id.rpartition("-")[0] == "two-cats-please"
-    assert load_thread(begun.id) == begun
-    check_models(begun)
+def test_a_prompt_is_normalised_and_names_the_thread(tmp_path: Path) -> None:
+    new_thread = begin_thread("  Two\n cats,\tplease!  ", GemsContext(memory=False), tmp_path / "out")
+    assert new_thread.prompt == "Two cats, please!"
+    assert new_thread.id.rpartition("-")[0] == "two-cats-please"
+    assert load_thread(new_thread.id) == new_thread
+    check_models(new_thread)
     with pytest.raises(InputError, match="other weights would make another run"):
         check_models(thread(context=GemsContext(memory=False)))

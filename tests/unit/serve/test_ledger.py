@@ -1,4 +1,4 @@
-"""The ledger: every run once, each user's own, and what a day leaves."""
+"""The ledger: each run once, each user's own runs, and the rest of the daily budget."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_only_a_run_that_has_not_begun_is_cancelled_in_the_queue(ledger: Ledger)
     ledger.park(first.id)
     assert not ledger.cancel_queued(first.id)
     assert ledger.cancel_queued(second.id)
-    assert ledger.used_today("ann")["images"] == 2, "what the second one had reserved is free again"
+    assert ledger.used_today("ann")["images"] == 2, "the reservation of the second run is released"
     assert ledger.unfinished() == [first.id]
 
 
@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         Ledger(tmp_path / "serve" / "runs.sqlite")
 
 
-# --- what a day leaves -----------------------------------------------------------------------------------------------
+# --- daily budget -----------------------------------------------------------------------------------------------------
 
 
 def end(ledger: Ledger, run: Run, **usage: Any) -> None:
@@ -119,7 +119,7 @@ def test_what_runs_used_and_reserve_lowers_the_budget(ledger: Ledger) -> None:
         ({"tokens": 20}, {"prompt_tokens": 15, "completion_tokens": 5}, "20 tokens of the day"),
     ],
 )
-def test_a_key_that_has_used_its_day_up_is_refused_until_midnight(
+def test_a_key_that_reached_its_daily_limit_is_refused_until_midnight(
     ledger: Ledger, limits: dict[str, int], usage: dict[str, int], message: str
 ) -> None:
     end(ledger, accept(ledger), **usage)

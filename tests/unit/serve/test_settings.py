@@ -1,4 +1,4 @@
-"""What a request may set, and what stays the operator's."""
+"""Settings that a request may change, and those that only the operator may."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_run_has_its_users_images_and_the_operators_limits(tmp_path: Path) -> 
     context = context_of(settings, "ann", accepted(seed=7, memory=True, budget={"images": 50}))
     assert (context.user, context.images_url) == ("ann", f"{tmp_path}/images/ann")
     assert (context.seed, context.max_rounds, context.budget.images) == (7, 4, 8)
-    assert not context.memory, "what the operator has turned off stays off"
+    assert not context.memory, "a request cannot turn on what the operator turned off"
     lowered = accepted(seed=7).model_copy(update={"budget": Budget(images=2)})
     assert context_of(settings, "ann", lowered).budget.images == 2
 

@@ -1,4 +1,4 @@
-"""Who follows a run hears what happens in it, from any thread, and never waits for what will not come."""
+"""Subscribers receive the events of their run from any thread and never wait forever."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_subscriber_receives_its_run_and_no_other() -> None:
         subscriptions.publish("a", END)
 
     assert asyncio.run(collect(subscriptions, publish)) == [step(1), END]
-    subscriptions.publish("a", END)  # nobody listens any more
+    subscriptions.publish("a", END)  # no subscriber is left
 
 
 def test_only_the_last_event_on_request() -> None:
@@ -67,7 +67,7 @@ def test_a_slow_subscriber_misses_steps_and_never_the_end() -> None:
     assert len(received) == 1001
 
 
-def test_everyone_is_told_when_the_service_stops() -> None:
+def test_every_subscriber_learns_that_the_service_stops() -> None:
     async def follow() -> list[Any]:
         subscriptions = Subscriptions()
         with subscriptions.subscribe("a") as first, subscriptions.subscribe("b", last_only=True) as second:
@@ -77,7 +77,7 @@ def test_everyone_is_told_when_the_service_stops() -> None:
     assert asyncio.run(follow()) == [PutOffEvent(event="put_off")] * 2
 
 
-def test_a_subscriber_whose_loop_has_ended_holds_nobody_up() -> None:
+def test_a_subscriber_whose_loop_has_ended_does_not_block() -> None:
     subscriptions = Subscriptions()
 
     async def leave_without_goodbye() -> Any:

@@ -1,4 +1,4 @@
-"""The pool works on runs in order, refuses what does not fit, and stops without losing one."""
+"""The pool executes runs in order, refuses runs when it is full, and stops without losing one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from gems.serve.workers import STOPPING, WorkerPool
 
 
 class Work:
-    """Work that takes until it is released or drained."""
+    """Work that lasts until it is released or drained."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
         self.finished: list[str] = []
         self.postponed: list[str] = []
         self.controls: dict[str, RunControl] = {}
-        self.begun = threading.Semaphore(0)
+        self.started_runs = threading.Semaphore(0)
         self.release = threading.Event()
 
     def __call__(self, run: str, control: RunControl) -> None:
         self.started.append(run)
         self.controls[run] = control
-        self.begun.release()
+        self.started_runs.release()
         while not self.release.wait(0.01):
             if control.drain_requested:
                 return
@@ -40,7 +40,7 @@ class Work:
 
     def wait_for(self, runs: int) -> None:
         for _ in range(runs):
-            assert self.begun.acquire(timeout=10)
+            assert self.started_runs.acquire(timeout=10)
 
 
 def test_runs_are_worked_on_in_order() -> None:
@@ -123,7 +123,7 @@ def test_one_run_can_be_drained() -> None:
     pool.stop(10)
 
 
-def test_work_that_fails_is_postponed_and_the_thread_goes_on() -> None:
+def test_failing_work_is_postponed_and_its_thread_continues() -> None:
     work = Work()
     pool = work.pool()
     work.release.set()

@@ -1,4 +1,4 @@
-"""Hundreds of skills: the planner's catalogue does not grow, and the right one is in it."""
+"""With hundreds of skills, the planner's catalogue stays small and contains the right skill."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ def skill(name: str, description: str, *examples: str) -> Skill:
     return Skill(name=name, description=description, body="Do.", path=Path(name) / "SKILL.md", examples=examples)
 
 
-def many(n: int) -> list[Skill]:
-    """Skills for scenes, each of which no other is for."""
-    made = []
+def make_skills(n: int) -> list[Skill]:
+    """Skills that each cover a different scene."""
+    skills = []
     for i in range(n):
         a, b = WORDS[i % 10], WORDS[i // 10 % 10]
         words = f"Use when the wish shows the {a} of a {b}, number {i} of its kind. Not for others."
-        made.append(skill(f"{a}-{b}-{i}", words))
-    return made
+        skills.append(skill(f"{a}-{b}-{i}", words))
+    return skills
 
 
-class Untouched(Embeddings):
+class UnusedEmbeddings(Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        raise AssertionError("a few skills are offered as they are")
+        raise AssertionError("a few skills are offered without embedding")
 
     def embed_query(self, text: str) -> list[float]:
-        raise AssertionError("a few skills are offered as they are")
+        raise AssertionError("a few skills are offered without embedding")
 
 
-class Counting(Embeddings):
-    """Counts what it is asked for; texts with the same first letter are alike."""
+class CountingEmbeddings(Embeddings):
+    """Counts the embedded documents; texts with the same first letter are alike."""
 
     def __init__(self, name: str = "counting") -> None:
         self.fingerprint, self.documents = name, 0
@@ -57,67 +57,67 @@ def cost(skills: list[Skill]) -> int:
     return count_tokens_approximately([f"{s.name} {s.description}" for s in skills])
 
 
-def test_a_few_are_offered_whole_and_nothing_is_embedded() -> None:
-    skills = many(MAX_OFFERED)
-    assert offer(skills, "a harbour", Untouched) == skills
-    assert offer([], "a harbour", Untouched) == []
+def test_a_few_skills_are_all_offered_without_embedding() -> None:
+    skills = make_skills(MAX_OFFERED)
+    assert offer(skills, "a harbour", UnusedEmbeddings) == skills
+    assert offer([], "a harbour", UnusedEmbeddings) == []
 
 
-def test_of_five_hundred_the_nearest_are_offered_in_their_order() -> None:
+def test_of_five_hundred_skills_the_nearest_are_offered_in_order() -> None:
     hidden = skill("counting-things", "Use when the wish asks for a number.", "four birds on a wire", "a pair of mugs")
-    skills = [*many(250), hidden, *many(500)[250:]]
-    few = offer(skills[:20], "three gulls on a fence", init_embedder)
+    skills = [*make_skills(250), hidden, *make_skills(500)[250:]]
+    offered_few = offer(skills[:20], "three gulls on a fence", init_embedder)
     offered = offer(skills, "three gulls on a fence", init_embedder)
-    assert hidden in offered, "one of its examples is near to the wish"
-    assert len(offered) == len(few) == MAX_OFFERED
+    assert hidden in offered, "one of its examples is near the prompt"
+    assert len(offered) == len(offered_few) == MAX_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
     assert [s.name for s in offered] == [s.name for s in skills if s in offered]
     assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder)]
 
 
 def test_among_five_hundred_the_right_skill_is_found() -> None:
-    found = measure(500)
-    assert found["skills"] == 500
-    assert found["right_one_offered"] >= 0.95
-    assert found["catalogue_tokens"]["mean"] <= found["catalogue_tokens_with_20"]["mean"]
-    assert found["catalogue_tokens"]["most"] <= CATALOGUE_TOKENS
+    measured = measure(500)
+    assert measured["skills"] == 500
+    assert measured["right_one_offered"] >= 0.95
+    assert measured["catalogue_tokens"]["mean"] <= measured["catalogue_tokens_with_20"]["mean"]
+    assert measured["catalogue_tokens"]["most"] <= CATALOGUE_TOKENS
 
 
-def test_long_descriptions_cost_places_never_room() -> None:
+def test_long_descriptions_reduce_the_number_of_skills_not_the_budget() -> None:
     skills = [skill(f"s{i}", "Use when " + "word " * 200) for i in range(40)]
-    offered = offer(skills, "a word", Counting)
+    offered = offer(skills, "a word", CountingEmbeddings)
     assert 0 < len(offered) < MAX_OFFERED
     assert cost(offered) <= CATALOGUE_TOKENS
 
 
-def test_what_a_skill_is_not_for_does_not_attract() -> None:
+def test_the_exclusions_of_a_skill_do_not_attract_prompts() -> None:
     wrong = skill("wide-views", "Use when the wish is a landscape. Not when it shows a portrait of a person.")
     right = skill("faces", "Use when the wish is a portrait of a person. Not when it is a landscape.")
     fillers = [skill(f"f{i}", f"Use when the wish is about tax form {i}.") for i in range(MAX_OFFERED)]
-    found = offer([wrong, *fillers, right], "the portrait of a person", init_embedder)
-    assert right in found
+    offered = offer([wrong, *fillers, right], "the portrait of a person", init_embedder)
+    assert right in offered
 
 
-def test_vectors_are_kept_on_disk_for_the_next_process(own_home: Path) -> None:
-    skills = many(40)
-    first = Counting()
+def test_vectors_are_cached_on_disk(own_home: Path) -> None:
+    skills = make_skills(40)
+    first = CountingEmbeddings()
     offer(skills, "a harbour", lambda: first)
     assert first.documents == 40
-    [kept] = (own_home / "cache").glob("skills-*.npy")
-    second = Counting()
+    [cache_file] = (own_home / "cache").glob("skills-*.npy")
+    second = CountingEmbeddings()
     offer(skills, "a harbour", lambda: second)
     assert second.documents == 0
-    other = Counting("another embedder")
+    other = CountingEmbeddings("another embedder")
     offer(skills, "a harbour", lambda: other)
     assert other.documents == 40
-    kept.write_bytes(kept.read_bytes()[:100])
-    third = Counting()
+    cache_file.write_bytes(cache_file.read_bytes()[:100])
+    third = CountingEmbeddings()
     offer(skills, "a harbour", lambda: third)
-    assert third.documents == 40, "a torn file is made again"
-    assert len(np.load(kept)) == 40
+    assert third.documents == 40, "a damaged cache file is rebuilt"
+    assert len(np.load(cache_file)) == 40
 
 
-def test_a_home_that_cannot_be_written_to_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_home_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("GEMS_HOME", str(tmp_path / "file"))
-    assert offer(many(40), "a harbour", Counting)
+    assert offer(make_skills(40), "a harbour", CountingEmbeddings)

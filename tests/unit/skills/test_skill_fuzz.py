@@ -1,5 +1,5 @@
 # ruff: noqa: E501, ISC004 - other people's files, line for line
-"""Whatever a SKILL.md holds, the loader gives a usable skill or a reason."""
+"""For any content of a SKILL.md, the loader returns a usable skill or a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gems.skills.loader import load_skills
 from gems.skills.tools import reference_tool, skill_tools
 
 pytestmark = pytest.mark.timeout(60)
-"""A file that its reader does not get through ends the test."""
+"""A file that the reader never finishes ends the test."""
 
 GOOD = (
     "---\nname: lamp-light\ndescription: Use when the wish has lamps. Not when it has none.\nlicense: MIT\nmetadata:\n"
@@ -32,10 +32,10 @@ SPECIALS = (
 
 
 def flip(rng: random.Random, data: bytes) -> bytes:
-    changed = bytearray(data)
+    flipped = bytearray(data)
     for _ in range(rng.randint(1, 8)):
-        changed[rng.randrange(len(changed))] = rng.randrange(256)
-    return bytes(changed)
+        flipped[rng.randrange(len(flipped))] = rng.randrange(256)
+    return bytes(flipped)
 
 
 def cut(rng: random.Random, data: bytes) -> bytes:
@@ -86,7 +86,7 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def try_one(folder: Path, data: bytes) -> bool:
-    """Whether it gave a skill; anything else than that or a reason fails the test."""
+    """Whether the text gives a skill. Fails the test unless it gives a skill or a reason."""
     (folder / "SKILL.md").write_bytes(data)
     reason = ""
     try:
@@ -123,7 +123,7 @@ def test_mutations_of_good_skills(tmp_path: Path, seed: int) -> None:
             except UnicodeDecodeError:
                 continue
         loaded += try_one(folder, data)
-    assert 60 < loaded < 540, "both ways are tried"
+    assert 60 < loaded < 540, "the mutations must produce both skills and refusals"
 
 
 @pytest.mark.parametrize(
@@ -144,13 +144,13 @@ def test_mutations_of_good_skills(tmp_path: Path, seed: int) -> None:
     ],
     ids=lambda head: head[:12].replace("\n", " "),
 )
-def test_heads_made_to_hurt(tmp_path: Path, head: str) -> None:
+def test_malicious_headers(tmp_path: Path, head: str) -> None:
     folder = tmp_path / "x"
     folder.mkdir()
     try_one(folder, f"---\n{head}\n---\nBody\n".encode())
 
 
-def test_the_good_one_is_found_among_hundreds_of_broken_ones(tmp_path: Path) -> None:
+def test_a_good_skill_is_found_among_hundreds_of_broken_ones(tmp_path: Path) -> None:
     rng = random.Random(9)
     for i in range(300):
         (tmp_path / f"broken-{i}").mkdir()

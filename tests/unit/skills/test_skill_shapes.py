@@ -1,7 +1,7 @@
 # ruff: noqa: E501, ISC004 - other people's files, line for line
-"""Skills as they are found in public collections: their shapes, in our own words.
+"""Skills in the formats found in public collections, with our own content.
 
-Each was seen in a real SKILL.md, read for the design of this test and not copied; the ids name where or what.
+Each format was seen in a real SKILL.md, but nothing is copied. The ids name the source or the feature.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def write(folder: Path, text: str | bytes) -> Path:
 
 
 SHAPES: list[tuple[str, str, str, str, str, int]] = [
-    # what it is; folder; text; name it is loaded under; beginning of its description; how many things are odd
+    # format; folder; text; loaded name; start of the description; number of problems
     (
         "anthropics/skills comfyui-integration: a plain head, headings, fenced code and tables in the body",
         "node-graphs",

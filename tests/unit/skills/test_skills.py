@@ -1,4 +1,4 @@
-"""Skills: where they are found, how the planner sees them, and what it is given to read."""
+"""Skills: where they are loaded from, how the planner sees them, and what it can read."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_the_built_in_skills_load_cleanly() -> None:
     library = load_skills()
     assert (library.problems, library.notices) == ((), ())
     assert len(library.skills) == 10
-    for one in library.skills.values():
-        assert one.origin == "built in"
-        assert one.description.startswith("Use when")
-        assert "Not " in one.description, "says when not to use it"
-        assert len(one.examples) >= 5
+    for skill in library.skills.values():
+        assert skill.origin == "built in"
+        assert skill.description.startswith("Use when")
+        assert "Not " in skill.description, "the description must say when not to use the skill"
+        assert len(skill.examples) >= 5
     assert load_skills(builtin=False).skills == {}
 
 
@@ -51,23 +51,25 @@ def test_the_formats_own_validator_finds_no_fault(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["attribute-binding", "counting", "spatial-layout"])
-def test_wishes_activate_the_skill_that_they_need_and_near_misses_do_not(name: str) -> None:
-    wishes = labelled_prompts()[name]
-    for wish in wishes["use"][:6]:  # the later ones are beyond the pocket model's vocabulary
-        assert name in called_skills(PocketChatModel(), wish), wish
-    for wish in wishes["not"][:4]:
-        assert name not in called_skills(PocketChatModel(), wish), wish
+def test_prompts_activate_the_skill_they_need_and_near_misses_do_not(name: str) -> None:
+    prompts = labelled_prompts()[name]
+    for prompt in prompts["use"][:6]:  # the later ones are beyond the pocket model's vocabulary
+        assert name in called_skills(PocketChatModel(), prompt), prompt
+    for prompt in prompts["not"][:4]:
+        assert name not in called_skills(PocketChatModel(), prompt), prompt
 
 
-def test_for_every_skill_there_are_wishes_that_a_model_is_measured_by() -> None:
-    """What is expected of real models: ``python benchmarks/skill_activation.py`` measures one, and none runs here."""
+def test_every_skill_has_labelled_prompts_for_measurements() -> None:
+    """The expectations for real models, which ``python benchmarks/skill_activation.py`` measures; none runs here."""
     assert set(labelled_prompts()) == set(load_skills().skills)
-    for name, wishes in labelled_prompts().items():
-        assert (len(wishes["use"]), len(wishes["not"])) == (12, 8)
-        assert not set(wishes["use"]) & set(load_skills().skills[name].examples), "an example would find itself"
+    for name, prompts in labelled_prompts().items():
+        assert (len(prompts["use"]), len(prompts["not"])) == (12, 8)
+        assert not set(prompts["use"]) & set(load_skills().skills[name].examples), (
+            "a labelled prompt must not be an example of the skill"
+        )
 
 
-def test_the_later_place_wins_with_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_later_folder_wins_with_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     places = [promoted_folder(), tmp_path / "config" / "gems" / "skills", tmp_path / "skills"]
     for place in places:
@@ -83,16 +85,16 @@ def test_the_later_place_wins_with_a_notice(tmp_path: Path, monkeypatch: pytest.
         "counting (user) replaces the one that is learned",
         "counting (project) replaces the one that is user",
     ]
-    given = add(tmp_path / "other", "counting")
+    other_folder = add(tmp_path / "other", "counting")
     library = load_skills(tmp_path / "other")
-    assert (library.skills["counting"].origin, library.skills["counting"].path.parent) == ("given", given)
+    assert (library.skills["counting"].origin, library.skills["counting"].path.parent) == ("given", other_folder)
 
 
 def test_several_folders_or_one_skill_can_be_given(tmp_path: Path) -> None:
     add(tmp_path / "a", "lighting")
-    one = add(tmp_path / "b", "shadows")
+    skill_folder = add(tmp_path / "b", "shadows")
     add(tmp_path / "b", "not-this")
-    library = load_skills(os.pathsep.join([str(tmp_path / "a"), str(one)]), builtin=False)
+    library = load_skills(os.pathsep.join([str(tmp_path / "a"), str(skill_folder)]), builtin=False)
     assert list(library.skills) == ["lighting", "shadows"]
     with pytest.raises(InputError, match="no skills folder"):
         load_skills(tmp_path / "nowhere")
@@ -118,8 +120,8 @@ def test_a_bad_skill_never_stops_the_others(tmp_path: Path) -> None:
 
 def test_the_older_form_is_read(tmp_path: Path) -> None:
     text = "# Skill: Night Scenes\n\n## Description\nFor pictures\nat night.\n\n## Instructions\n1. Name the lamp.\n"
-    found, odd = read_skill(add(tmp_path, "night-scenes", text))
-    assert (found.name, found.description, found.body) == (
+    loaded_skill, odd = read_skill(add(tmp_path, "night-scenes", text))
+    assert (loaded_skill.name, loaded_skill.description, loaded_skill.body) == (
         "night-scenes",
         "For pictures at night.",
         "1. Name the lamp.",
@@ -142,9 +144,11 @@ metadata:
 ---
 Write it large.
 """
-    found, odd = read_skill(add(tmp_path, "signs", text))
-    assert found.examples == ("a shop sign that reads OPEN", "a poster")
-    assert [(c.kind, c.question) for c in found.checks] == [("text", 'Does the image show the words "{quoted}"?')]
+    loaded_skill, odd = read_skill(add(tmp_path, "signs", text))
+    assert loaded_skill.examples == ("a shop sign that reads OPEN", "a poster")
+    assert [(c.kind, c.question) for c in loaded_skill.checks] == [
+        ("text", 'Does the image show the words "{quoted}"?')
+    ]
     assert len(odd) == 2
 
 
@@ -153,11 +157,11 @@ def test_references_are_read_on_demand(tmp_path: Path) -> None:
     (folder / "references").mkdir()
     (folder / "references" / "oil.md").write_text("Oil lamps glow.")
     (folder / "references" / "lamp.png").write_bytes(b"\x89PNG")
-    found, _ = read_skill(folder)
-    assert found.references == ("references/oil.md",)
-    [tool] = skill_tools([found])
+    loaded_skill, _ = read_skill(folder)
+    assert loaded_skill.references == ("references/oil.md",)
+    [tool] = skill_tools([loaded_skill])
     assert "read_reference gives what it has beside: references/oil.md." in tool.invoke({})
-    reader = reference_tool([found])
+    reader = reference_tool([loaded_skill])
     assert "Oil lamps glow." in reader.invoke({"skill": "lamps", "file": "references/oil.md"})
     assert "has no reference" in reader.invoke({"skill": "lamps", "file": "../lamps/SKILL.md"})
     assert "no such skill" in reader.invoke({"skill": "others", "file": "references/oil.md"})
@@ -188,10 +192,10 @@ def test_skills_share_a_budget_of_tokens() -> None:
         [skill(body=long), skill(name="two", body=long), skill(name="three")], tokens=1000
     )
     whole = count_tokens_approximately([long])
-    assert 900 < whole < 2000, "the first alone would not fit"
-    told = first.invoke({})
-    assert "Paragraph 0 " in told
-    assert "the rest was left out" in told
-    assert count_tokens_approximately([told]) < 1100
+    assert 900 < whole < 2000, "the first skill alone exceeds the budget"
+    first_answer = first.invoke({})
+    assert "Paragraph 0 " in first_answer
+    assert "the rest was left out" in first_answer
+    assert count_tokens_approximately([first_answer]) < 1100
     assert "Paragraph" not in second.invoke({})
     assert "Be good" not in third.invoke({})

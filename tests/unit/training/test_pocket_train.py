@@ -35,22 +35,22 @@ def test_a_finished_run_is_a_pipeline_that_draws(finished: Path) -> None:
     assert not list(finished.rglob("*.bin"))
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+def test_a_resumed_training_gives_the_same_weights(finished: Path, tmp_path: Path) -> None:
     train(TINY, tmp_path, stop_at=3)
     halfway = weights(tmp_path)
     train(TINY, tmp_path)
-    there, here = weights(finished), weights(tmp_path)
-    assert there.keys() == here.keys()
-    assert all(torch.equal(there[name], here[name]) for name in there)
-    assert not all(torch.equal(there[name], halfway[name]) for name in there)
+    expected, resumed = weights(finished), weights(tmp_path)
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    assert not all(torch.equal(expected[name], halfway[name]) for name in expected)
 
 
 def test_a_draft_left_by_a_killed_run_does_no_harm(finished: Path, tmp_path: Path) -> None:
     train(TINY, tmp_path, stop_at=3)
     (tmp_path / "training" / "checkpoint.tmp").write_bytes(b"half a checkpoint")
     train(TINY, tmp_path)
-    there, here = weights(finished), weights(tmp_path)
-    assert all(torch.equal(there[name], here[name]) for name in there)
+    expected, resumed = weights(finished), weights(tmp_path)
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,10 +61,10 @@ def test_a_checkpoint_of_other_settings_is_refused(finished: Path, capsys: pytes
 def test_a_scene_has_either_a_terse_caption_or_rich_ones() -> None:
     data = Dataset.make(HELD_OUT + 8, seed=1)
     terse = {tuple(row) for row in data.captions[:, 0].tolist()}
-    drawn = batches(data, replace(TINY, terse=0.5, dropout=0.0), 0)
+    batch_list = batches(data, replace(TINY, terse=0.5, dropout=0.0), 0)
     kinds: dict[bytes, set[bool]] = {}
     for _ in range(40):
-        batch = next(drawn)
+        batch = next(batch_list)
         for slots, tokens in zip(batch.slots.numpy(), batch.tokens.tolist(), strict=True):
             padded = tuple(tokens + [0] * (data.captions.shape[2] - len(tokens)))
             kinds.setdefault(slots.tobytes(), set()).add(padded in terse)

@@ -19,7 +19,7 @@ def test_every_sentence_of_the_grammar_is_understood() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("variant", "sentence"),
     [
         ("Draw me a picture of 3 blue automobiles left of an elephant.", "three blue cars to the left of a elephant"),
         ("a photo of two bunnies above a wooden doughnut", "two rabbits on top of a wooden donut"),
@@ -31,8 +31,8 @@ def test_every_sentence_of_the_grammar_is_understood() -> None:
         ("a scarlet umbrella; 2 toys", "a red umbrella and two toys"),
     ],
 )
-def test_plain_variants_are_mapped(said: str, meant: str) -> None:
-    assert terse_caption(parse_prompt(said)) == meant
+def test_plain_variants_are_mapped(variant: str, sentence: str) -> None:
+    assert terse_caption(parse_prompt(variant)) == sentence
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_plain_variants_are_mapped(said: str, meant: str) -> None:
         ("and", "expected"),
     ],
 )
-def test_what_is_not_understood_is_named(prompt: str, says: str) -> None:
+def test_text_outside_the_grammar_is_named(prompt: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         parse_prompt(prompt)
 

@@ -1,4 +1,4 @@
-"""The pocket chat model through LangChain's interface, as any node or stranger would call it."""
+"""The pocket chat model through LangChain's interface, as nodes and other code call it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SPEC = SceneSpec(
 )
 
 
-def wish(text: str = PROMPT) -> HumanMessage:
+def user_message(text: str = PROMPT) -> HumanMessage:
     return HumanMessage(fence("user_prompt", text))
 
 
@@ -51,13 +51,13 @@ def test_it_is_found_by_name() -> None:
 def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
     tools = skill_tools(load_skills().skills.values())
     model = PocketChatModel().bind_tools([*tools, Plan])
-    first = model.invoke([SystemMessage("Write a prompt."), wish()])
+    first = model.invoke([SystemMessage("Write a prompt."), user_message()])
     assert {c["name"] for c in first.tool_calls} == {"counting", "spatial-layout", "attribute-binding"}
     answers = [
         ToolMessage(next(t for t in tools if t.name == c["name"]).invoke({}), tool_call_id=c["id"])
         for c in first.tool_calls
     ]
-    second = model.invoke([wish(), first, *answers])
+    second = model.invoke([user_message(), first, *answers])
     [call] = second.tool_calls
     assert call["name"] == "Plan"
     assert call["args"]["prompt"].startswith("exactly three blue cars in a ")
@@ -67,12 +67,12 @@ def test_it_calls_the_skills_that_fit_and_then_uses_what_they_teach() -> None:
 
 def test_a_single_thing_needs_no_skill() -> None:
     model = PocketChatModel().bind_tools([*skill_tools(load_skills().skills.values()), Plan])
-    [call] = model.invoke([wish("a cat")]).tool_calls
+    [call] = model.invoke([user_message("a cat")]).tool_calls
     assert (call["name"], call["args"]) == ("Plan", {"prompt": "a cat"})
 
 
-def test_without_skills_it_says_the_plain_sentence() -> None:
-    plan: Any = PocketChatModel().with_structured_output(Plan).invoke([wish("2 kitties")])
+def test_without_skills_it_writes_the_plain_sentence() -> None:
+    plan: Any = PocketChatModel().with_structured_output(Plan).invoke([user_message("2 kitties")])
     assert plan.prompt == "two cats"
 
 
@@ -87,7 +87,7 @@ def test_experience_in_memory_teaches_as_a_skill_does() -> None:
 
 
 def test_it_decomposes_into_the_benchmarks_atoms() -> None:
-    answer: Any = PocketChatModel().with_structured_output(Requirements).invoke([wish()])
+    answer: Any = PocketChatModel().with_structured_output(Requirements).invoke([user_message()])
     assert [(r.question, r.kind) for r in answer.requirements] == [
         (text, question.kind) for text, question in questions_of(SPEC)
     ]
@@ -102,8 +102,8 @@ def test_it_judges_from_pixels() -> None:
     wrong = draw_scene(layout(SceneSpec((Group(2, 3, SINGULARS["dog"]),), ()), rng).items, style=1)
     model = PocketChatModel()
     with metered(GemsState(run_id="r", usage=Usage()), "verifier", GemsContext()) as meter:
-        seen = inspect_image(meter, model, requirements, encode_png(right, {}))
-        assert [v.answer for v in seen] == ["yes"] * len(requirements)
+        verdicts = inspect_image(meter, model, requirements, encode_png(right, {}))
+        assert [v.answer for v in verdicts] == ["yes"] * len(requirements)
         assert meter.usage.chat_calls == 1
         unseen = inspect_image(meter, model, requirements, encode_png(wrong, {}))
     assert {v.answer for v in unseen} == {"no"}
@@ -125,9 +125,11 @@ def test_it_learns_a_wording_from_what_solved_a_past_run() -> None:
         return str(answer.prompt)
 
     rich = "two red dogs in a row on the left in the foreground; one cat at the top in the background"
-    said = plan(f"- Asked: two red dogs and a cat | Best generation prompt (solved): {rich} Learned: nothing.")
-    assert ";" in said
-    assert any(f" {where} " in f"{said} " for where in ("left", "right", "middle", "top", "bottom"))
+    planned_prompt = plan(
+        f"- Asked: two red dogs and a cat | Best generation prompt (solved): {rich} Learned: nothing."
+    )
+    assert ";" in planned_prompt
+    assert any(f" {where} " in f"{planned_prompt} " for where in ("left", "right", "middle", "top", "bottom"))
     for nothing in (
         f"- Asked: two red dogs and a cat | Best generation prompt (not solved): {rich}",
         "- Asked: a cat | Best generation prompt (solved): a cat",
@@ -150,14 +152,14 @@ def test_it_answers_visual_questions_in_one_word_with_log_probabilities() -> Non
         return str(answer.content), chances
 
     assert ask("How many cars are in the image?")[0] == "three"
-    said, chances = ask("Is the elephant striped?")
-    assert said == "Yes"
+    answer, chances = ask("Is the elephant striped?")
+    assert answer == "Yes"
     assert chances["Yes"] > 0.8
     assert ask("Are the cars red?")[0] == "No"
     assert ask("Is it art?") == ("Unknown", {})
 
 
-def test_the_same_conversation_gives_the_same_answer_and_tries_differ() -> None:
+def test_equal_conversations_give_equal_answers_and_further_tries_differ() -> None:
     def refine(tries: int) -> str:
         history = "\n".join(f"{n}.0 rewrite: 5/7 passed, failed r2" for n in range(1, tries + 1))
         text = "\n".join(
@@ -179,10 +181,10 @@ def test_the_same_conversation_gives_the_same_answer_and_tries_differ() -> None:
 
 def test_unknown_words_are_bad_input() -> None:
     with pytest.raises(InputError, match="dragon"):
-        PocketChatModel().with_structured_output(Requirements).invoke([wish("a dragon")])
+        PocketChatModel().with_structured_output(Requirements).invoke([user_message("a dragon")])
 
 
-def test_asked_for_anything_else_it_says_what_it_is() -> None:
+def test_other_questions_get_a_self_description() -> None:
     answer = PocketChatModel().invoke("Write me a poem.")
     assert "pocket model" in answer.text
     assert "--mllm" in answer.text

@@ -1,4 +1,4 @@
-"""What stays of an image, and what is drawn anew."""
+"""Edits keep some parts of an image and redraw the others."""
 
 from __future__ import annotations
 
@@ -56,23 +56,23 @@ def test_groups_are_read_in_order_from_any_wording(prompt: str) -> None:
         (("Is it pretty?",), ("Is there a moon?",), set()),
     ],
 )
-def test_a_group_stays_if_all_that_is_asked_of_it_is_met(
+def test_a_group_stays_if_all_its_requirements_are_met(
     keep: tuple[str, ...], fix: tuple[str, ...], stay: set[str]
 ) -> None:
     assert kept_groups(groups_of(RICH), keep, fix) == {OBJECT[name] for name in stay}
 
 
-def test_an_edit_leaves_what_is_right_where_it_is(pipeline: PocketPipeline) -> None:
+def test_an_edit_does_not_move_what_is_right(pipeline: PocketPipeline) -> None:
     [image] = pipeline(RICH, generator=torch.Generator().manual_seed(1)).images
-    told = {"image": image, "keep": (*CARS, *CAT), "fix": DOGS[1:]}
-    _, known = kept_slots(RICH, image, told["keep"], told["fix"])
-    assert known.tolist() == [True] * 4 + [False] * 20
-    before, after = items_of(pipeline, RICH, 1), items_of(pipeline, RICH, 2, **told)
+    edit_fields = {"image": image, "keep": (*CARS, *CAT), "fix": DOGS[1:]}
+    _, known_slots = kept_slots(RICH, image, edit_fields["keep"], edit_fields["fix"])
+    assert known_slots.tolist() == [True] * 4 + [False] * 20
+    before, after = items_of(pipeline, RICH, 1), items_of(pipeline, RICH, 2, **edit_fields)
     other = items_of(pipeline, RICH, 2)
     for name, count in (("car", 3), ("cat", 1)):
-        here, there = ([i for i in items if i.object == OBJECT[name]] for items in (before, after))
-        assert len(here) == len(there) == count
-        for a, b in zip(here, there, strict=True):
+        items_before, items_after = ([i for i in items if i.object == OBJECT[name]] for items in (before, after))
+        assert len(items_before) == len(items_after) == count
+        for a, b in zip(items_before, items_after, strict=True):
             assert (b.x, b.y, b.size) == pytest.approx((a.x, a.y, a.size), abs=0.03)
     assert [i for i in after if i.object == OBJECT["dog"]] != [i for i in before if i.object == OBJECT["dog"]]
     assert [i for i in other if i.object == OBJECT["car"]] != [i for i in after if i.object == OBJECT["car"]]

@@ -67,12 +67,12 @@ def test_other_processes_with_other_threads_make_the_same_slots(pipeline: Pocket
         "s = p(sys.argv[2], generator=torch.Generator().manual_seed(3), output_type='slots').images[0]\n"
         "sys.stdout.write(s.tobytes().hex())"
     )
-    [here] = pipeline(PROMPT, generator=seeded(3), output_type="slots").images
+    [slots] = pipeline(PROMPT, generator=seeded(3), output_type="slots").images
     other = 2 if torch.get_num_threads() == 1 else 1
-    done = forked.run([sys.executable, "-c", code, other, PROMPT], check=True)
-    there = np.frombuffer(bytes.fromhex(done.stdout), dtype=np.float32).reshape(here.shape)
-    assert np.allclose(here, there, atol=2e-3)
-    assert decode_slots(here)[0].object == decode_slots(there)[0].object
+    result = forked.run([sys.executable, "-c", code, other, PROMPT], check=True)
+    other_slots = np.frombuffer(bytes.fromhex(result.stdout), dtype=np.float32).reshape(slots.shape)
+    assert np.allclose(slots, other_slots, atol=2e-3)
+    assert decode_slots(slots)[0].object == decode_slots(other_slots)[0].object
 
 
 def test_guidance_and_steps_matter(pipeline: PocketPipeline) -> None:
@@ -83,16 +83,16 @@ def test_guidance_and_steps_matter(pipeline: PocketPipeline) -> None:
 
 
 def test_callbacks_see_and_can_replace_the_slots(pipeline: PocketPipeline) -> None:
-    told: list[int] = []
+    steps_seen: list[int] = []
 
     def erase(pipe: PocketPipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-        told.append(step)
+        steps_seen.append(step)
         return {"slots": -torch.ones_like(tensors["slots"])}
 
     [slots] = pipeline(
         PROMPT, generator=seeded(1), num_inference_steps=4, callback_on_step_end=erase, output_type="slots"
     ).images
-    assert told == [0, 1, 2, 3]
+    assert steps_seen == [0, 1, 2, 3]
     assert decode_slots(slots) == []
 
 

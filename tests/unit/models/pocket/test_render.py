@@ -22,7 +22,7 @@ def array(image):
 
 
 def inside(obj, image, x, y, size):
-    """The pixels of ``image`` that lie well inside the thing's shape, (n, 3)."""
+    """The pixels of ``image`` well inside the shape of the thing, as an array (n, 3)."""
     side = round(size * image.width)
     left, top = round(x * image.width - side / 2), round(y * image.height - side / 2)
     mask = np.asarray(silhouette(obj, side)) > 250
@@ -32,8 +32,8 @@ def inside(obj, image, x, y, size):
 def test_same_arguments_give_the_same_bytes_from_any_thread():
     items = scene()
     with ThreadPoolExecutor(4) as pool:
-        drawn = list(pool.map(lambda _: draw_scene(items, style=11).tobytes(), range(8)))
-    assert len(set(drawn)) == 1
+        drawings = list(pool.map(lambda _: draw_scene(items, style=11).tobytes(), range(8)))
+    assert len(set(drawings)) == 1
 
 
 def test_order_of_the_items_does_not_matter_where_depths_differ():
@@ -42,12 +42,12 @@ def test_order_of_the_items_does_not_matter_where_depths_differ():
 
 
 @pytest.mark.parametrize("size", [64, 256, 512])
-def test_image_has_the_size_asked_for(size):
+def test_image_has_the_requested_size(size):
     image = draw_scene(scene(), size=size)
     assert (image.size, image.mode) == ((size, size), "RGB")
 
 
-def test_small_drawing_looks_like_a_large_one_made_small():
+def test_a_small_drawing_looks_like_a_shrunk_large_one():
     items = scene(3)
     small = array(draw_scene(items, style=2, size=256))
     reduced = array(draw_scene(items, style=2, size=512).resize((256, 256), Image.Resampling.BILINEAR))
@@ -117,5 +117,5 @@ def test_glass_lets_the_backdrop_through():
     assert np.median(alpha[middle - 20 : middle + 20, middle - 20 : middle + 20]) < 200
 
 
-def test_contact_sheet_of_scenes_has_a_place_for_each():
+def test_a_contact_sheet_shows_every_scene():
     assert scene_sheet(3, size=96, columns=2).size == (192, 2 * 116)

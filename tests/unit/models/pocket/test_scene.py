@@ -27,7 +27,7 @@ def test_the_vocabulary_is_the_benchmarks() -> None:
     assert SLOT_DIM == 64
 
 
-def test_slots_hold_what_was_put_in() -> None:
+def test_slots_can_be_read_back() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         items = layout(sample_spec(rng), rng).items
@@ -46,7 +46,7 @@ def test_too_many_items_are_refused() -> None:
 
 def test_laid_out_scenes_satisfy_their_relations_clearly() -> None:
     rng = np.random.default_rng(1)
-    held = asked = 0
+    met_count = relation_count = 0
     for _ in range(400):
         spec = sample_spec(rng)
         scene = layout(spec, rng)
@@ -54,9 +54,9 @@ def test_laid_out_scenes_satisfy_their_relations_clearly() -> None:
         for i, relation in enumerate(scene.spec.relations):
             if relation:
                 assert relation_margin(relation, scene.members[i], scene.members[i + 1]) > 0.02
-        asked += sum(r is not None for r in spec.relations)
-        held += sum(r is not None for r in scene.spec.relations)
-    assert held / asked > 0.95
+        relation_count += sum(r is not None for r in spec.relations)
+        met_count += sum(r is not None for r in scene.spec.relations)
+    assert met_count / relation_count > 0.95
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def model():
     return VisionModel.from_pretrained(weights_folder(VISION))
 
 
-def seen(obj, attribute, x=0.5, y=0.5, *, score=1.0, sure=1.0):
+def detection(obj, attribute, x=0.5, y=0.5, *, score=1.0, sure=1.0):
     objects = np.full(len(OBJECTS), (1 - sure) / (len(OBJECTS) - 1))
     objects[obj] = sure
     attributes = np.eye(len(ATTRIBUTES))[attribute]
@@ -47,12 +47,12 @@ def test_fresh_scenes_are_read_back(model):
 
 def test_one_thing_is_found_where_it_stands(model):
     item = Item(DOG, BLUE, 0.3, 0.6, 0.25, 0.8)
-    (found,) = (d for d in model.detect(draw_scene([item], style=3)) if d.score > 0.5)
-    assert (found.item.object, found.item.attribute) == (DOG, BLUE)
-    assert (found.item.x, found.item.y, found.item.size) == pytest.approx((0.3, 0.6, 0.25), abs=0.03)
-    assert found.item.depth == pytest.approx(0.8, abs=0.2)
-    assert found.object_probabilities.sum() == pytest.approx(1)
-    assert found.attribute_probabilities.shape == (len(ATTRIBUTES),)
+    (detected,) = (d for d in model.detect(draw_scene([item], style=3)) if d.score > 0.5)
+    assert (detected.item.object, detected.item.attribute) == (DOG, BLUE)
+    assert (detected.item.x, detected.item.y, detected.item.size) == pytest.approx((0.3, 0.6, 0.25), abs=0.03)
+    assert detected.item.depth == pytest.approx(0.8, abs=0.2)
+    assert detected.object_probabilities.sum() == pytest.approx(1)
+    assert detected.attribute_probabilities.shape == (len(ATTRIBUTES),)
 
 
 def test_empty_backdrop_shows_nothing(model):
@@ -95,7 +95,7 @@ def test_saved_model_sees_the_same(model, tmp_path):
 
 
 def test_counts_follow_the_poisson_binomial_distribution():
-    sight = Sight([seen(CAR, RED, score=0.9), seen(CAR, RED, score=0.5), seen(DOG, RED)])
+    sight = Sight([detection(CAR, RED, score=0.9), detection(CAR, RED, score=0.5), detection(DOG, RED)])
     assert sight.p_count(CAR, 0) == pytest.approx(0.1 * 0.5)
     assert sight.p_count(CAR, 1) == pytest.approx(0.9 * 0.5 + 0.1 * 0.5)
     assert sight.p_count(CAR, 2) == pytest.approx(0.9 * 0.5)
@@ -105,13 +105,13 @@ def test_counts_follow_the_poisson_binomial_distribution():
 
 
 def test_doubt_about_the_kind_is_doubt_about_the_count():
-    sight = Sight([seen(CAR, RED, sure=0.6)])
+    sight = Sight([detection(CAR, RED, sure=0.6)])
     assert sight.p_object(CAR) == pytest.approx(0.6)
 
 
 def test_attribute_holds_only_where_all_have_it():
-    both = Sight([seen(CAR, RED), seen(CAR, RED)])
-    mixed = Sight([seen(CAR, RED), seen(CAR, BLUE)])
+    both = Sight([detection(CAR, RED), detection(CAR, RED)])
+    mixed = Sight([detection(CAR, RED), detection(CAR, BLUE)])
     assert both.p_attribute(CAR, RED) == pytest.approx(1)
     assert mixed.p_attribute(CAR, RED) == pytest.approx(0)
     assert both.p_attribute(DOG, RED) == pytest.approx(0)
@@ -120,7 +120,7 @@ def test_attribute_holds_only_where_all_have_it():
 def test_relation_is_surer_the_clearer_it_is():
     calibration = Calibration(margin_error={"to the left of": 0.05})
     p = [
-        Sight([seen(CAR, RED, x=0.5 - d), seen(DOG, RED)], calibration).p_relation(CAR, "to the left of", DOG)
+        Sight([detection(CAR, RED, x=0.5 - d), detection(DOG, RED)], calibration).p_relation(CAR, "to the left of", DOG)
         for d in (-0.3, 0.07, 0.09, 0.3)
     ]
     assert p == sorted(p)
@@ -128,7 +128,7 @@ def test_relation_is_surer_the_clearer_it_is():
 
 
 def test_relation_with_an_absent_thing_is_not_believed():
-    sight = Sight([seen(CAR, RED)])
+    sight = Sight([detection(CAR, RED)])
     assert sight.p_relation(CAR, "behind", DOG) == 0
     with pytest.raises(ValueError, match="unknown relation"):
         sight.p_relation(CAR, "beside", DOG)
@@ -138,8 +138,8 @@ def test_relation_with_an_absent_thing_is_not_believed():
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_success():
-    given = [Answer("object", 0.9, truth) for truth in [True] * 6 + [False] * 4]
-    assert expected_calibration_error(given) == pytest.approx(0.3)
+    answers = [Answer("object", 0.9, truth) for truth in [True] * 6 + [False] * 4]
+    assert expected_calibration_error(answers) == pytest.approx(0.3)
 
 
 def test_messy_scenes_stay_within_what_slots_can_hold():
@@ -190,14 +190,14 @@ def test_a_crowded_scene_holds_the_same_things_nearer_together() -> None:
     nearer = 0
     for _ in range(40):
         items = layout(sample_spec(rng), rng).items
-        drawn = crowded(items, rng)
-        assert sorted((i.object, i.attribute) for i in drawn) == sorted((i.object, i.attribute) for i in items)
-        nearer += spread(drawn) < spread(items)
+        crowded_items = crowded(items, rng)
+        assert sorted((i.object, i.attribute) for i in crowded_items) == sorted((i.object, i.attribute) for i in items)
+        nearer += spread(crowded_items) < spread(items)
     assert nearer > 30
 
 
 def spread(items: Sequence[Item]) -> float:
-    """Mean distance of things from the middle of their kind."""
+    """Mean distance of things from the centre of their kind."""
     kinds = {i.object for i in items}
     middles = {k: np.mean([(i.x, i.y) for i in items if i.object == k], axis=0) for k in kinds}
     return float(np.mean([np.hypot(*(np.array((i.x, i.y)) - middles[i.object])) for i in items]))

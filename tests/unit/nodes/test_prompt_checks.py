@@ -1,0 +1,148 @@
+"""Checks of a chat model's drafts: lost words, ungrounded questions and prompts that cannot be drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import PaintGenerator, ScriptedChatModel
+from langchain_core.messages import HumanMessage, SystemMessage
+
+from gems.graph.context import GemsContext
+from gems.graph.state import Budget, Usage
+from gems.nodes.meter import Meter
+from gems.nodes.prompt_checks import drawable_prompt, is_grounded, lost_words, with_prompt
+
+PROMPT = "two red cars behind a dog"
+
+
+class PickyGenerator(PaintGenerator):
+    """A guided image model that rejects some words."""
+
+    guide = "Say it simply."
+
+    def __init__(self, *unknown: str) -> None:
+        super().__init__()
+        self.unknown = unknown
+
+    def objection(self, prompt: str) -> str:
+        unknown_words = [word for word in self.unknown if word in prompt]
+        return f"the image model cannot read {', '.join(unknown_words)}" if unknown_words else ""
+
+
+@pytest.mark.parametrize(
+    ("user_prompt", "prompt", "missing_words"),
+    [
+        (PROMPT, "a dog in front; two red cars in the back", []),
+        (PROMPT, "A DOG. Two cars, both Red, side by side", []),
+        (PROMPT, "a red car and a dog", ["two"]),
+        (PROMPT, "two automobiles", ["red", "cars", "dog"]),
+        ("two cherries and a pony", "one cherry, ponies", ["two"]),
+        ("a glass vase", "a glass", ["vase"]),
+        ("three cats chasing a mouse", "three cats, a mouse", []),
+        ("three cats chasing two mice playing", "three cats, two mice", []),
+        ("a sparkling cat jumping", "a cat", ["sparkling"]),
+        ("a monkey, boxes and a cherry", "monkeys, a box, cherries", []),
+        ("please draw me a picture of a cat", "a cat", []),
+        ("", "anything", []),
+        ("ein grünes Haus", "ein grünes Haus am See", []),
+        ("ein grünes Haus", "ein Haus", ["grünes"]),
+        ("a T-shirt, a T-shirt", "a shirt", ["t-shirt"]),
+    ],
+)
+def test_content_words_that_a_prompt_lost(user_prompt: str, prompt: str, missing_words: list[str]) -> None:
+    assert lost_words(user_prompt, prompt) == missing_words
+
+
+def test_a_complete_prompt_is_not_changed() -> None:
+    prompt = "two red cars in the back; a dog in front"
+    assert with_prompt(PROMPT, prompt, PaintGenerator()) == prompt
+
+
+def test_a_prompt_that_lost_a_word_gets_the_users_prompt_in_front() -> None:
+    assert with_prompt(f"{PROMPT}. ", "a dog and cars", PaintGenerator()) == f"{PROMPT}: a dog and cars"
+
+
+def test_a_prompt_that_the_image_model_cannot_read_is_not_put_in_front() -> None:
+    assert with_prompt(PROMPT, "a dog and cars", PickyGenerator("red")) == "a dog and cars"
+
+
+@pytest.mark.parametrize(
+    ("question", "grounded"),
+    [
+        ("Are there any dogs in the image?", True),
+        ("Are there exactly two cars?", True),
+        ("Are the cars red?", True),
+        ("Is the dog made of wood, in the style of Monet?", False),
+        ("Is there a kite in the image?", False),
+        ("Are the cars and the dog in the same style?", False),
+        ("Is it there?", True),
+    ],
+)
+def test_questions_about_things_outside_the_prompt_are_not_grounded(question: str, grounded: bool) -> None:
+    assert is_grounded(question, PROMPT) is grounded
+
+
+def drawable(prompt: str, rewritten: str, generator: PaintGenerator, **budget: Any) -> tuple[str, ScriptedChatModel]:
+    model = ScriptedChatModel(script=lambda schema, messages, index: {"prompt": rewritten})
+    meter = Meter(Usage(chat_calls=1), GemsContext(budget=Budget(**budget)))
+    messages = [SystemMessage("Write."), HumanMessage("a prompt")]
+    return drawable_prompt(meter, model, messages, prompt, prompt=PROMPT, generator=generator), model
+
+
+GOOD_DRAFT = "two red cars, a dog"
+
+
+def test_a_drawable_prompt_costs_no_call() -> None:
+    prompt, model = drawable(GOOD_DRAFT, "unused", PickyGenerator("zeppelin"))
+    assert prompt == GOOD_DRAFT
+    assert model.calls == []
+
+
+def test_a_prompt_is_put_on_one_line() -> None:
+    assert drawable("two red  cars,\n\ta dog", "unused", PaintGenerator())[0] == GOOD_DRAFT
+
+
+def test_for_a_guided_image_model_lost_words_are_requested_once() -> None:
+    prompt, model = drawable("two cars; a dog", GOOD_DRAFT, PickyGenerator("zeppelin"))
+    assert prompt == GOOD_DRAFT
+    [(_, messages, _)] = model.calls
+    assert "has lost: red" in messages[3].text
+
+
+def test_words_that_stay_lost_are_restored() -> None:
+    prompt, model = drawable("two cars; a dog", "cars; a dog", PickyGenerator("zeppelin"))
+    assert prompt == f"{PROMPT}: cars; a dog"
+    assert len(model.calls) == 1
+
+
+def test_for_other_image_models_lost_words_are_restored_without_a_call() -> None:
+    prompt, model = drawable("two cars; a dog", GOOD_DRAFT, PaintGenerator())
+    assert prompt == f"{PROMPT}: two cars; a dog"
+    assert model.calls == []
+
+
+def test_a_repeated_prompt_is_not_drawn_twice() -> None:
+    assert drawable(f"{PROMPT}; {GOOD_DRAFT}", "unused", PickyGenerator("zeppelin"))[0] == GOOD_DRAFT
+    assert drawable(f"{PROMPT}; by night", "unused", PickyGenerator("zeppelin"))[0] == f"{PROMPT}; by night"
+
+
+def test_a_prompt_that_the_image_model_rejects_is_rewritten_once() -> None:
+    prompt, model = drawable("two red cars, a dog, a zeppelin", GOOD_DRAFT, PickyGenerator("zeppelin"))
+    assert prompt == GOOD_DRAFT
+    [(_, messages, _)] = model.calls
+    assert [m.type for m in messages] == ["system", "human", "ai", "human"]
+    assert messages[2].text == "two red cars, a dog, a zeppelin"
+    assert "cannot read zeppelin" in messages[3].text
+
+
+def test_a_second_rejected_prompt_is_dropped() -> None:
+    prompt, model = drawable("a zeppelin", "a red zeppelin", PickyGenerator("zeppelin"))
+    assert prompt == ""
+    assert len(model.calls) == 1
+
+
+def test_there_is_no_rewrite_without_a_budget() -> None:
+    prompt, model = drawable("a zeppelin", GOOD_DRAFT, PickyGenerator("zeppelin"), chat_calls=1)
+    assert prompt == ""
+    assert model.calls == []

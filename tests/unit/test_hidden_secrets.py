@@ -1,0 +1,35 @@
+"""Secrets are replaced by a placeholder in every text that GEMS prints or saves."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import SecretStr
+
+from gems.secrets import conceal, remember_secret
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "GEMS_IMAGE_API_KEY", "HF_TOKEN", "X_APIKEY", "db_password", "KEY"])
+def test_keys_in_the_environment_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "wrong key canary-11aa: Bearer canary-11aa"
+    assert conceal(message) == message
+    monkeypatch.setenv(name, " canary-11aa\r\n")
+    assert conceal(message) == "wrong key [key]: Bearer [key]"
+
+
+@pytest.mark.parametrize("name", ["MONKEY", "KEYBOARD_LAYOUT", "TOKENIZERS_PARALLELISM"])
+def test_other_variables_are_not_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "canary-22bb")
+    assert conceal("say canary-22bb") == "say canary-22bb"
+
+
+def test_a_key_that_starts_with_another_key_is_hidden_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "canary-33")
+    monkeypatch.setenv("B_KEY", "canary-33-longer")
+    assert conceal("canary-33-longer, canary-33") == "[key], [key]"
+
+
+def test_keys_from_options_are_hidden_unless_they_are_too_short() -> None:
+    remember_secret(SecretStr("canary-44dd\n"))
+    remember_secret(SecretStr("none"))
+    remember_secret(None)
+    assert conceal("canary-44dd, or none") == "[key], or none"
