@@ -19,7 +19,7 @@ FILES := $(shell find $(PACKAGE) -name '*.py' -o -name 'SKILL.md' -o -name '*.sa
 LISTING := $(VENV)/.files
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
-QUICK := not slow and not ray and not postgres and not browser
+QUICK := -m "not slow and not ray and not postgres and not browser" tests/unit tests/conformance tests/integration/test_graph.py
 
 .PHONY: demo test check tests quick-tests style types lint format docs golden coverage release-check setup clean FORCE
 .DEFAULT_GOAL := demo
@@ -59,7 +59,7 @@ tests: $(READY)
 	$(PYTEST)
 
 quick-tests: $(READY)
-	$(PYTEST) -m "$(QUICK)"
+	$(PYTEST) $(QUICK)
 
 # The type checker runs beside the tests.
 test: style

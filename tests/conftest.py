@@ -23,8 +23,8 @@ FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork server once; the workers read its address from their environment."""
-    if getattr(config.option, "numprocesses", None):
+    """Start the fork server once for all workers, unless only quick tests run, which hardly need it."""
+    if getattr(config.option, "numprocesses", None) and "not slow" not in config.option.markexpr:
         start_server()
 
 

@@ -17,6 +17,8 @@ from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRe
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-canary-5f3a"
 WORKFLOW = {
     "3": {"class_type": "KSampler", "inputs": {"seed": 0, "steps": 20}},

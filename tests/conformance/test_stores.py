@@ -573,6 +573,7 @@ def expiring_store(open_store: Opener) -> Any:
     return store
 
 
+@pytest.mark.slow
 def test_records_that_nobody_reads_expire(expiring_store: Any) -> None:
     names = ["read", "found", "left", "seen", "ever", "renewed", "long"]
     for name in names:

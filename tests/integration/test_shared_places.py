@@ -66,6 +66,7 @@ def test_all_but_the_password_is_kept(url: str, shown_url: str) -> None:
     assert without_password(url) == shown_url
 
 
+@pytest.mark.slow
 def test_a_wrong_address_leaves_no_secret_in_any_file(tmp_path: Path) -> None:
     for where in (ODD[0], ODD[2], ODD[8]):
         result = gems(tmp_path / "home", "generate", "a blue car", "--memory", where, "--out", tmp_path / "out", "-q")

@@ -318,6 +318,7 @@ def test_a_gems_context_object_is_accepted() -> None:
     assert out["outcome"] == "solved"
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_heavy_library() -> None:
     """Uses a fresh interpreter, because a forked process has already imported many libraries."""
     code = (

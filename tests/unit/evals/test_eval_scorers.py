@@ -93,6 +93,7 @@ def test_a_judge_without_log_probabilities_is_refused(tmp_path: Path, cats: dict
         SoftTifa(judge, "judge", tmp_path).score(TWO_CATS, "pocket", cats)
 
 
+@pytest.mark.slow
 def test_the_pocket_judge_agrees_with_the_oracle_on_clear_images(tmp_path: Path) -> None:
     generator, images = init_image_generator("pocket"), ImageStore()
     oracle, judge = Oracle(tmp_path), SoftTifa(PocketChatModel(), "pocket", tmp_path)

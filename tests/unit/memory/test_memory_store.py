@@ -111,6 +111,7 @@ def test_records_outlive_the_store_object(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.slow
 def test_records_of_another_process_are_seen(tmp_path: Path) -> None:
     opened = FaissStore(tmp_path, embedder=PointEmbeddings())
     opened.put(("a",), "mine", {"text": "quiz"}, index=["text"])

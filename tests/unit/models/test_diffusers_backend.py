@@ -267,6 +267,7 @@ def limit_memory(
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("HIP out of memory. Tried ...")])
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     backend = generator(folder, batch_size=4)
     batch_sizes = limit_memory(backend, monkeypatch, 1, error)

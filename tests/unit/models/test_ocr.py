@@ -14,6 +14,8 @@ from gems.models.ocr import OcrInspector, similarity
 from gems.models.registry import init_inspector
 from gems.wording import quoted_texts
 
+pytestmark = pytest.mark.slow
+
 
 def sign(text: str) -> Image.Image:
     image = Image.new("RGB", (480, 240), "white")

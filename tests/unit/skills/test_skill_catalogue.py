@@ -63,6 +63,7 @@ def test_a_few_skills_are_all_offered_without_embedding() -> None:
     assert offer([], "a harbour", UnusedEmbeddings) == []
 
 
+@pytest.mark.slow
 def test_of_five_hundred_skills_the_nearest_are_offered_in_order() -> None:
     hidden = skill("counting-things", "Use when the wish asks for a number.", "four birds on a wire", "a pair of mugs")
     skills = [*make_skills(250), hidden, *make_skills(500)[250:]]
@@ -75,6 +76,7 @@ def test_of_five_hundred_skills_the_nearest_are_offered_in_order() -> None:
     assert skills[42].name in [s.name for s in offer(skills, "the violin of an airship, number 42", init_embedder)]
 
 
+@pytest.mark.slow
 def test_among_five_hundred_the_right_skill_is_found() -> None:
     measured = measure(500)
     assert measured["skills"] == 500

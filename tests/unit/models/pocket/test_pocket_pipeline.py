@@ -58,6 +58,7 @@ def test_slots_are_what_the_image_is_drawn_from(pipeline: PocketPipeline) -> Non
     assert items_of(pipeline, PROMPT, 9) == decode_slots(slots)
 
 
+@pytest.mark.slow
 def test_other_processes_with_other_threads_make_the_same_slots(pipeline: PocketPipeline) -> None:
     code = (
         "import sys, torch, numpy as np; torch.set_num_threads(int(sys.argv[1]))\n"

@@ -35,6 +35,7 @@ def detection(obj, attribute, x=0.5, y=0.5, *, score=1.0, sure=1.0):
 # --- reading pixels -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fresh_scenes_are_read_back(model):
     rng = np.random.default_rng(123)
     right = []
