@@ -50,15 +50,16 @@ app = typer.Typer(
 
 Exit codes: 0 solved, 1 best effort, 2 bad input, 3 a model or server failed.""",
 )
-app.add_typer(batch_app, name="batch")
+# The order of the help: commands as registered, then groups.
+app.command()(generate)
+app.command()(replay)
+app.command()(serve)
+app.command("new-key")(new_key)
 app.command()(export)
+app.add_typer(batch_app, name="batch")
 app.add_typer(eval_app, name="eval")
 app.add_typer(memory_app, name="memory")
 app.add_typer(skills_app, name="skills")
-app.command()(serve)
-app.command("new-key")(new_key)
-app.command()(generate)
-app.command()(replay)
 
 
 @app.callback(invoke_without_command=True)
