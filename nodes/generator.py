@@ -14,6 +14,7 @@ from PIL import Image
 from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
+from gems.memory.image_store import ImageStore
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, StepCallback
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
@@ -59,8 +60,9 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     attempts = state["attempts"]
     round_ = attempts[-1].round + 1 if attempts else 1
     edit = None
+    images = resources.images(context)
     if base is not None:
-        png = resources.images(context).read(base.image)
+        png = images.read(base.image)
         edit = edit_of(base, all_asked(state), Image.open(io.BytesIO(png)))
     requests = _requests(state, context, round_, edit)
     if not requests:
@@ -74,7 +76,7 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
             return _refusal(state, context, errors[0], watch)
         raise errors[0]
     new_attempts = [
-        _file_image(resources, state, runtime, round_, candidate, result, base)
+        _file_image(images, backend, state, runtime, round_, candidate, result, base)
         for candidate, result in enumerate(results)
         if isinstance(result, GeneratedImage)
     ]
@@ -116,7 +118,8 @@ def _step_reporter(runtime: Runtime[GemsContext], round_: int) -> StepCallback:
 
 
 def _file_image(
-    resources: Resources,
+    images: ImageStore,
+    backend: ImageGenerator,
     state: GemsState,
     runtime: Runtime[GemsContext],
     round_: int,
@@ -125,10 +128,9 @@ def _file_image(
     base: Attempt | None,
 ) -> Attempt:
     """Put an image into the store, and make the attempt that refers to it."""
-    context = resources.context(runtime)
     base_hash = base.image.sha256 if base else ""
-    metadata = image_metadata(result.request, resources.generator(context), edited_from=base_hash)
-    ref = resources.images(context).put(result.image, metadata)
+    metadata = image_metadata(result.request, backend, edited_from=base_hash)
+    ref = images.put(result.image, metadata)
     seed = result.request.seed
     runtime.stream_writer(
         {

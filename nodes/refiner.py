@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
+from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.nodes.ask import ask, image_block
@@ -82,12 +83,14 @@ def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
     def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context, generator = resources.context(runtime), resources.generator(resources.context(runtime))
+        context = resources.context(runtime)
+        generator = resources.generator(context)
         attempts = state["attempts"]
         best = best_attempt(attempts)
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
         edits = best is not None and generator.edits
-        conversation = _conversation(resources, context, state, best, latest, edits=edits)
+        images = resources.images(context)
+        conversation = _conversation(images, context, state, best, latest, generator=generator, edits=edits)
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
             form = Refinement if edits else RefinementWithoutEdit
@@ -116,12 +119,13 @@ def make_refiner(resources: Resources) -> Node:
 
 
 def _conversation(
-    resources: Resources,
+    images: ImageStore,
     context: GemsContext,
     state: GemsState,
     best: Attempt | None,
     latest: Attempt | None,
     *,
+    generator: ImageGenerator,
     edits: bool,
 ) -> list[BaseMessage]:
     """The instructions, the example, and the report with the images of the best and the latest attempt.
@@ -129,12 +133,11 @@ def _conversation(
     There is no attempt if the provider has refused every draft so far.
     """
     attempts = [attempt for attempt in (best, latest if latest != best else None) if attempt is not None]
-    images = resources.images(context)
     content: list[str | dict[str, Any]] = [
         image_block(images.read(attempt.image), context.chat_options.image_size) for attempt in attempts
     ]
     content.append({"type": "text", "text": _report(state, attempts)})
-    guide = guide_of(resources.generator(context))
+    guide = guide_of(generator)
     advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
     system = SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice)
     return [system, *EXAMPLE, HumanMessage(content)]

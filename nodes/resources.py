@@ -119,7 +119,7 @@ class Resources:
 
     def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:
         """The skills of a run's snapshot, by name."""
-        return skills_in(snapshot, self.skills(context).skills) if snapshot else {}
+        return skills_in(snapshot, lambda: self.skills(context).skills)
 
 
 @cache

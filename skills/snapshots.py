@@ -10,7 +10,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from gems.skills.format import Skill
@@ -44,14 +44,17 @@ def take_snapshot(skills: Iterable[Skill]) -> dict[str, str]:
     return snapshot
 
 
-def skills_in(snapshot: Mapping[str, str], library: Mapping[str, Skill]) -> dict[str, Skill]:
-    """The skills of a snapshot, by name, in order; without those that are neither kept nor unchanged in the library."""
-    skills = {}
-    for name, digest in snapshot.items():
-        with _lock:
-            skill = _snapshots.get(digest)
-        if skill is None and name in library and digest_of(library[name]) == digest:
-            skill = library[name]
-        if skill is not None:
-            skills[name] = skill
-    return skills
+def skills_in(snapshot: Mapping[str, str], load_library: Callable[[], Mapping[str, Skill]]) -> dict[str, Skill]:
+    """The skills of a snapshot, by name, in order; without those that are neither kept nor unchanged in the library.
+
+    Args:
+        snapshot: From ``take_snapshot``.
+        load_library: Loads the skills from their folders; called only if a skill is not kept in this process.
+    """
+    with _lock:
+        skills = {name: _snapshots.get(digest) for name, digest in snapshot.items()}
+    if None in skills.values():
+        library = load_library()
+        unchanged = {name for name, skill in library.items() if snapshot.get(name) == digest_of(skill)}
+        skills = {name: skill or (library[name] if name in unchanged else None) for name, skill in skills.items()}
+    return {name: skill for name, skill in skills.items() if skill is not None}

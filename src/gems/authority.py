@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from gems.errors import GemsError, InputError
+from gems.secrets import one_line
 
 __all__ = ["CODE", "NO_AUTHORITY", "Authority", "call_factory", "is_code"]
 
@@ -106,4 +107,4 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsOutput
 from gems.memory.image_store import ImageStore
 from gems.nodes.planner import MAX_SKILL_CHECKS
+from gems.skills import snapshots
 
 PROMPT = 'a shop sign that reads "OPEN late" over a door'
 
@@ -101,6 +105,56 @@ def test_a_tool_call_written_as_text_is_executed(tmp_path: Path, answer: str) ->
     out = run()
     assert run.state["skills"] == ["two"]
     assert out["attempts"][0].prompt == f"a drawing: {PROMPT}", "the arguments of the call must not become the prompt"
+
+
+class EditedRun(Run):
+    """A run whose skill is edited, or whose skills are deleted, once they have been offered."""
+
+    def __init__(self, tmp_path: Path, edit: Callable[[], None]) -> None:
+        super().__init__(tmp_path, [("one", {})], [("two", {})])
+        self.edit = edit
+
+    def script(self, schema: str, messages: list[Any], index: int) -> Any:
+        if (schema, index) == ("Plan", 0):
+            self.edit()
+        return super().script(schema, messages, index)
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["edited", "deleted"])
+def test_an_edit_during_the_run_changes_nothing(tmp_path: Path, deleted: bool) -> None:
+    folder = tmp_path / "skills"
+    add(folder, "one", "Draw in ink.")
+    add(folder, "two", "Draw in chalk.")
+
+    def edit() -> None:
+        shutil.rmtree(folder)
+        if not deleted:
+            add(folder, "two", "Draw in mud.")
+
+    run = EditedRun(tmp_path, edit)
+    run()
+    assert run.state["skills"] == ["one", "two"]
+    assert ["ink" in run.tool_answers[0], "chalk" in run.tool_answers[1]] == [True, True]
+    assert "mud" not in str(run.state["planning"])
+
+
+def test_a_skill_that_changed_before_the_run_continues_elsewhere_is_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "skills"
+    add(folder, "one", "Draw in ink.")
+    add(folder, "two", "Draw in chalk.")
+
+    def edit() -> None:
+        shutil.rmtree(folder / "two")
+        add(folder, "two", "Draw in mud.")
+        monkeypatch.setattr(snapshots, "_snapshots", OrderedDict())  # as in another process
+
+    run = EditedRun(tmp_path, edit)
+    run()
+    assert run.state["skills"] == ["one"]
+    assert run.offered(1) == ["Plan"]
+    assert "mud" not in str(run.state["planning"])
 
 
 def test_excluded_skills_are_not_offered(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from gems.database import is_database, without_password
 from gems.errors import InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import database_of
 from gems.paths import home
 from gems.runs.checkpoints import open_checkpoints
@@ -57,7 +57,7 @@ class Ending:
 
 def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
     """A new run: its input is checked, its models are loaded, and it can be resumed. See ``begin_thread``."""
-    return Session(begin_thread(prompt, context, out), ImageStore(context.images_url), is_new=True)
+    return Session(begin_thread(prompt, context, out), open_images(context.images_url), is_new=True)
 
 
 def resume_run(
@@ -91,7 +91,7 @@ def resume_run(
         context = thread.context.model_copy(update={"memory_url": SecretStr(memory_url)})
         thread = replace(thread, context=context)
     thread = replace(thread, out=make_folder(out or thread.out))
-    return Session(thread, ImageStore(thread.context.images_url), is_new=False, has_other_memory=has_other_memory)
+    return Session(thread, open_images(thread.context.images_url), is_new=False, has_other_memory=has_other_memory)
 
 
 def run_to_end(session: Session, *, listener: Listener | None = None, control: RunControl | None = None) -> Ending:

@@ -25,7 +25,7 @@ from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import open_images
 from gems.memory.opening import database_of
 from gems.paths import home
 from gems.runs.folder import make_folder
@@ -109,7 +109,7 @@ def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
     prompt = check_prompt(prompt)
     load_skills(context.skills_dir, builtin=context.builtin_skills)
     make_folder(out)
-    ImageStore(context.images_url)  # raises an InputError if images cannot be stored there
+    open_images(context.images_url)  # raises an InputError if images cannot be stored there
     models = model_records(context)
     thread = Thread(_new_thread_id(prompt), prompt, context, out, datetime.now(UTC), models)
     thread.save(database_of(context))

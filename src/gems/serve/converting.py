@@ -21,7 +21,7 @@ def read_png(images: ImageStore, sha256: str) -> bytes | None:
     if ref is None:
         return None
     try:
-        return images.read(ref, check_exists=True)
+        return images.read(ref)
     except BackendError:
         return None
 
