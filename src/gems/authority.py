@@ -209,8 +209,8 @@ def _refusal(value: OperatorValue) -> str:
         )
     shown = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
     return (
-        f"a record, a request or a run's context names {shown}, but only whoever runs this program may name addresses, "
-        f"keys, folders and code: give {value.option} on the command line, or use build_graph(settings=...)"
+        f"a record, a request or a run's context names {shown}, but only whoever runs this program may name "
+        f"addresses, keys, folders and code: give {value.option} on the command line, or use build_graph(settings=...)"
     )
 
 

@@ -86,6 +86,7 @@ def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:
     original = record.models["generator"]
     settings = record.settings.model_copy(update={"generator": original.name}).adopt(operator)
     needed = [path for path in record.operator_settings if path.startswith("generator_options.")]
+    settings.authority.check_model(settings.generator, settings.generator_options, "generator_options")
     settings.check_complete(needed, "this run")
     generator = init_image_generator(settings.generator, settings.generator_options, settings.authority)
     if generator.fingerprint != original.fingerprint:

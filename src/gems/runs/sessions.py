@@ -82,10 +82,10 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
         raise InputError(
             f"run {thread.id} was not begun with {other_models[0]}: leave that option out, or start a new run"
         )
+    context.check_authority()
     if new := [path for path in context.operator_settings if "." in path and path not in thread.operator_settings]:
         raise InputError(f"run {thread.id} was not begun with {new[0]}: leave that option out, or start a new run")
     context.check_complete(thread.operator_settings, f"run {thread.id}")
-    context.check_authority()
     thread = replace(thread, context=context)
     has_other_memory = context.memory and thread.memory_mark not in ("", memory_mark(context))
     if out is None and thread.out_mark not in ("", location_mark(thread.out.absolute())):
