@@ -70,12 +70,14 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
     *,
     context: GemsContext,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Resume a run that was stopped; RUN is its name or its folder.")
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the evidence of runs. With --resume, the run's own by default.",
+            help="Folder for the evidence of runs. With --resume OUT/RUN, that folder by default.",
             show_default="gems-out",
             rich_help_panel=OUTPUT,
         ),
@@ -141,8 +143,9 @@ def _resume_command(thread: Thread) -> str:
 
     values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith("api_key")}
     options = [option for value in values.values() for option in _as_options(value)]
-    out = [] if thread.out == Path("gems-out").absolute() else ["--out", shlex.quote(str(thread.out))]
-    return " ".join(["gems generate --resume", thread.id, *options, *out])
+    is_in_default_folder = thread.out.absolute() == Path("gems-out").absolute()
+    run = thread.id if is_in_default_folder else shlex.quote(str(thread.out / thread.id))
+    return " ".join(["gems generate --resume", run, *options])
 
 
 def _as_options(value: OperatorValue) -> list[str]:

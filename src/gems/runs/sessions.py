@@ -67,7 +67,7 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
         run: The id or the folder of the run.
         operator: The operator's settings. From here, and not from the run's file, come addresses, keys, folders, stores
             and code; everything else is as the run was begun.
-        out: Folder for the run's evidence. None: the folder that it was begun with.
+        out: Folder for the run's evidence. None: the folder that ``run`` is in, or else ``gems-out``.
 
     Raises:
         InputError: There is no such run, it is damaged, it needs a setting that ``operator`` does not give, or a folder
@@ -88,8 +88,13 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
     context.check_complete(thread.operator_settings, f"run {thread.id}")
     thread = replace(thread, context=context)
     has_other_memory = context.memory and thread.memory_mark not in ("", memory_mark(context))
+    if out is None and len(Path(run).parts) > 1:
+        out = Path(run).parent
     if out is None and thread.out_mark not in ("", location_mark(thread.out.absolute())):
-        raise InputError(f"run {thread.id} was begun with another --out, which no record keeps: give that option again")
+        raise InputError(
+            f"run {thread.id} was begun with another --out, which no record keeps: give it again, or give the run's "
+            f"folder, --resume OUT/{thread.id}"
+        )
     thread = replace(thread, out=make_folder((out or thread.out).absolute()))
     return Session(thread, open_images(context.images_url), is_new=False, has_other_memory=has_other_memory)
 
