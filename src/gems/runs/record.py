@@ -19,6 +19,7 @@ from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, U
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
+from gems.runs.operator_settings import operator_settings
 
 __all__ = [
     "SCHEMA",
@@ -148,7 +149,7 @@ def run_record(
         seed=values.get("seed"),
         models=dict(models),
         settings=context,
-        operator_settings=context.operator_settings,
+        operator_settings=operator_settings(context),
         requirements=tuple(values.get("requirements") or ()),
         checks=tuple(values.get("checks") or ()),
         memories=tuple(values.get("memories") or ()),

@@ -15,6 +15,7 @@ from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
+from gems.runs.operator_settings import adopt, check_complete
 from gems.runs.record import RunRecord
 
 __all__ = ["ReplayedAttempt", "replay"]
@@ -84,10 +85,10 @@ def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:
         InputError: Its weights have changed, or the record names what only the operator may name.
     """
     original = record.models["generator"]
-    settings = record.settings.model_copy(update={"generator": original.name}).adopt(operator)
-    needed = [path for path in record.operator_settings if path.startswith("generator_options.")]
+    settings = adopt(record.settings.model_copy(update={"generator": original.name}), operator)
+    missing_paths = [path for path in record.operator_settings if path.startswith("generator_options.")]
     settings.authority.check_model(settings.generator, settings.generator_options, "generator_options")
-    settings.check_complete(needed, "this run")
+    check_complete(settings, missing_paths, "this run")
     generator = init_image_generator(settings.generator, settings.generator_options, settings.authority)
     if generator.fingerprint != original.fingerprint:
         raise InputError(

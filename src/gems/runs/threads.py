@@ -30,6 +30,7 @@ from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home
 from gems.runs.folder import make_folder
+from gems.runs.operator_settings import operator_settings
 from gems.runs.record import ModelRecord, model_records
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
@@ -129,7 +130,7 @@ def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
         out,
         datetime.now(UTC),
         models,
-        context.operator_settings,
+        operator_settings(context),
         memory_mark(context),
         location_mark(out.absolute()),
     )
