@@ -12,15 +12,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import numpy as np
 from langgraph.store.base import PutOp
 from pydantic import BaseModel, Field, ValidationError
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.experience import EXPERIENCES, Experience, remake
-from gems.memory.image_store import ImageStore
-from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
+from gems.memory.image_store import ImageStore, read_from
+from gems.memory.index import newest_index, remove
+from gems.memory.integrity import check_index, check_vectors
 from gems.memory.records import Records, Row, open_records
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
@@ -371,8 +371,12 @@ def _orphans(records: Records, selection: Selection, runs: Sequence[RememberedRu
 # --- integrity ------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
+def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator[tuple[str, bool, str]]:
     """Check a memory; yields the name of each check, whether it passed, and details.
+
+    Args:
+        folder: The memory's folder.
+        images: The stores to look for images in; default: the configured one. The addresses in records are not opened.
 
     Raises:
         InputError: The folder holds no memory.
@@ -384,42 +388,18 @@ def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
             unreadable = [row.key for row in _rows(records, layer) if read(row) is None]
             detail = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
             yield name, not unreadable, detail
-        yield "vectors", *_check_vectors(records)
-        yield "index", *_check_index(records, folder)
-        yield "images", *_check_images(records)
+        yield "vectors", *check_vectors(records)
+        yield "index", *check_index(records, folder / "index")
+        yield "images", *_check_images(records, images or [ImageStore(create=False)])
 
 
-def _check_vectors(records: Records) -> tuple[bool, str]:
-    dims, non_unit_count, total = records.dims(), 0, 0
-    try:
-        for _, vectors, _ in records.vectors.added(0):
-            total += len(vectors)
-            is_unit = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
-            non_unit_count += int(len(vectors) - np.count_nonzero(is_unit))
-    except ValueError:
-        return False, "they have different dimensions"
-    if non_unit_count:
-        return False, f"{non_unit_count} of {total} are not of unit length"
-    return True, f"{total} vectors of {dims} dimensions"
-
-
-def _check_index(records: Records, folder: Path) -> tuple[bool, str]:
-    if newest(folder / "index") is None:
-        needs_index = records.count("vectors") > EXACT_UP_TO
-        return True, "the next search builds it" if needs_index else "not needed for so few vectors"
-    index = newest_index(folder / "index", **records.identity())
-    if index is None or index.manifest is None:
-        return False, "it is damaged or belongs to other records; the next search builds it again"
-    return True, f"{index.manifest.count} vectors"
-
-
-def _check_images(records: Records) -> tuple[bool, str]:
-    store, faults, count = ImageStore(), [], 0
+def _check_images(records: Records, stores: Sequence[ImageStore]) -> tuple[bool, str]:
+    faults, count = [], 0
     for run in _runs(records):
         for ref in _images(run):
             count += 1
             try:
-                store.read(ref)
+                read_from(stores, ref.sha256, ref.uri)
             except BackendError as error:
                 faults.append(one_line(error))
     if faults:

@@ -164,12 +164,13 @@ class Records:
         return int(self.meta("dims") or 0)
 
     def identity(self) -> dict[str, str]:
-        """The store's id and its embedder's fingerprint; an index is used only if it was made from the same two."""
-        return {name: self.meta(name) or "" for name in ("store", "embedder")}
+        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
+        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
 
     def renew_identity(self) -> None:
         """Give the store a new id, so that indexes made from its former content are no longer used."""
         self.set_meta("store", uuid.uuid4().hex)
+        self.set_meta("index", None)
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -297,6 +298,9 @@ class Records:
     def clean(self) -> bool:
         """Free the space of deleted records and overwrite it; False if another process keeps old pages in use."""
         with self.writing():
+            if self.meta("index") is None:
+                self.vectors.forget_removals(self.vectors.last_removal())
+            self._db.execute("DELETE FROM vectors WHERE record NOT IN (SELECT id FROM records)")
             self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
         self._db.execute("VACUUM")
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -321,7 +325,7 @@ class Snapshot:
     def __init__(self, records: Records, embedder: str) -> None:
         self._vectors = records.vectors
         self.embedder = embedder
-        self.store = records.meta("store") or ""
+        self.store, self.index = records.meta("store") or "", records.meta("index") or ""
         self.removals = self._vectors.last_removal()
         ids_and_spaces = self._vectors.spaces()
         self._ids = ids_and_spaces[:, 0]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -94,8 +95,8 @@ class FaissStore(BaseStore):
     def close(self) -> None:
         """Wait for an index that is being saved, then close the files. The store cannot be used afterwards."""
         self._index.close()
-        with self._lock:
-            self._records.close()
+        with self._lock, closing(self._records), suppress(sqlite3.Error):  # whoever closes the store next can do it too
+            self._index.trim_log()
 
     def compact(self) -> None:
         """Rebuild the index and free the space of deleted records; shows a progress bar on a terminal."""

@@ -284,12 +284,27 @@ def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
 
 @app.command()
 @guarded
-def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Check that records, vectors, index and images are intact. Exit code 1 if not."""
+def verify(
+    *,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOCATION",
+            help="Where images are kept; may be repeated, for the folders of batches. Other places that records name "
+            "are not opened.",
+            show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
+        ),
+    ] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that records, vectors, index and images are intact, and say how to repair them. Exit code 1 if not."""
     from gems.memory import care
+    from gems.memory.image_store import ImageStore
 
     checks = []
-    for name, is_right, detail in care.verify(_folder(folder)):
+    stores = [ImageStore(location, create=False) for location in images or [None]]
+    for name, is_right, detail in care.verify(_folder(folder), stores):
         checks.append({"name": name, "ok": is_right, "detail": detail})
         if not as_json:
             mark = "[green]✓[/]" if is_right else "[red]✗[/]"
