@@ -34,7 +34,7 @@ def check_vectors(records: Records) -> tuple[bool, str]:
     if non_unit_count:
         return False, f"{non_unit_count} of {total} are not of unit length; {_REINDEX}"
     if orphans := records.vectors.orphans():
-        return False, f"{orphans} of {total} belong to no record; {_COMPACT}"
+        return False, f"{orphans} of {total} belong to no record with embedded texts; {_COMPACT}"
     if incomplete := _incomplete_records(records):
         return False, f"{incomplete} records lack vectors, or have others' vectors; {_REINDEX}"
     return True, f"{total} vectors of {dims} dimensions"
@@ -49,7 +49,7 @@ def _incomplete_records(records: Records) -> int:
             texts = sum(bool(text) for path in fields for text in get_text_at_path(value, path))
             count += stored.pop(record, 0) != texts
             last = record
-    return count + len(stored)  # what is left has vectors, but is not marked as embedded
+    return count
 
 
 def check_index(records: Records, folder: Path) -> tuple[bool, str]:

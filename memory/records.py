@@ -300,7 +300,9 @@ class Records:
         with self.writing():
             if self.meta("index") is None:
                 self.vectors.forget_removals(self.vectors.last_removal())
-            self._db.execute("DELETE FROM vectors WHERE record NOT IN (SELECT id FROM records)")
+            self._db.execute(
+                "DELETE FROM vectors WHERE record NOT IN (SELECT id FROM records WHERE fields IS NOT NULL)"
+            )
             self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
         self._db.execute("VACUUM")
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

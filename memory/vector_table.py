@@ -91,8 +91,9 @@ class VectorTable:
         return [record for (record,) in rows]
 
     def orphans(self) -> int:
-        """The number of vectors without a record."""
-        return int(self._scalar("SELECT count(*) FROM vectors WHERE record NOT IN (SELECT id FROM records)"))
+        """The number of vectors without a record, or of a record without embedded texts."""
+        embedded = "SELECT id FROM records WHERE fields IS NOT NULL"
+        return int(self._scalar(f"SELECT count(*) FROM vectors WHERE record NOT IN ({embedded})"))  # noqa: S608 - constants
 
     def spaces(self) -> NDArray[np.int64]:
         """The id of every vector, and the number of its namespace: (n, 2)."""

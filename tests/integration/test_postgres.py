@@ -53,6 +53,25 @@ def test_another_embedder_is_refused(store: BaseStore, database: str) -> None:
     assert PASSWORD not in str(caught.value)
 
 
+def test_another_embedder_of_the_same_name_is_refused(database: str) -> None:
+    class Named(PointEmbeddings):
+        model = "text-embedding"
+
+        def __init__(self, points: str) -> None:
+            super().__init__(16, points)
+            del self.fingerprint
+            self._points = PointEmbeddings(16, points)
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return self._points.embed_documents(texts)
+
+    for _ in range(2):
+        open_store(database, Named("one")).conn.close()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="called text-embedding too but makes other vectors") as caught:
+        open_store(database, Named("two"))
+    assert PASSWORD not in str(caught.value)
+
+
 def test_the_database_of_another_program_is_refused(database: str) -> None:
     with database_pool(database) as pool, pool.connection() as connection:
         connection.execute("CREATE EXTENSION vector")
