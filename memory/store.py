@@ -38,7 +38,7 @@ from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import fits, matches
 from gems.memory.index import VectorIndex, remove
 from gems.memory.live_index import LiveIndex
-from gems.memory.records import Records, Row, open_records
+from gems.memory.records import Records, Row, Times, aware_time, open_records
 
 __all__ = ["FaissStore", "reindex"]
 
@@ -101,11 +101,11 @@ class FaissStore(BaseStore):
             self._index.rebuild()
             self._records.clean()
 
-    def backdate(self, times: Iterable[tuple[tuple[str, ...], str, datetime]]) -> None:
-        """Set when records were last written, for records that come from elsewhere: namespace, key and time of each."""
+    def backdate(self, times: Iterable[Times | tuple[tuple[str, ...], str, datetime]]) -> None:
+        """Set the times of records that come from elsewhere: namespace, key and last write of each, or ``Times``."""
         with self._lock, self._records.writing():
-            for namespace, key, when in times:
-                self._records.backdate(".".join(namespace), key, when)
+            for entry in times:
+                self._records.backdate(Times(*entry))
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together: reads see the state before the writes; of two puts to a key, the last one wins."""
@@ -355,6 +355,6 @@ def _item(row: Row) -> dict[str, Any]:
         "namespace": tuple(row.namespace.split(".")),
         "key": row.key,
         "value": json.loads(row.value),
-        "created_at": datetime.fromisoformat(row.created_at),
-        "updated_at": datetime.fromisoformat(row.updated_at),
+        "created_at": aware_time(row.created_at),
+        "updated_at": row.written_at,
     }
