@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from gems.errors import InputError
 from gems.memory.bound_embedder import BoundEmbedder, needs_probe, probe_of, same_embedder, unit_vectors
 from gems.memory.embedder import embedder_fingerprint, init_embedder
-from gems.memory.filters import fits, matches
+from gems.memory.filters import check_filter, fits, matches
 from gems.memory.index import VectorIndex, remove
 from gems.memory.live_index import LiveIndex
 from gems.memory.records import Records, Row, Times, aware_time, open_records
@@ -115,6 +115,8 @@ class FaissStore(BaseStore):
             validate_op_namespace(op)
             if isinstance(op, PutOp) and not op.namespace:
                 raise InvalidNamespaceError("a namespace cannot be empty")
+            if isinstance(op, SearchOp) and op.filter:
+                check_filter(op.filter)
         # Embed before taking the lock, since it is the slow part.
         vectors = self._embed_puts(list(puts.values()))
         queries = {op.query for op in ops if isinstance(op, SearchOp) and op.query}
