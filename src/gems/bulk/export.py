@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, saved_jobs
 from gems.errors import InputError
 from gems.files import atomic_replacement
-from gems.memory.image_store import read_image
+from gems.memory.image_store import read_from, stores_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,7 +157,13 @@ class Choice:
 
 
 def export(
-    source: Path, kind: str, target: Path, choice: Choice | None = None, *, on_row: Callable[[], None] = lambda: None
+    source: Path,
+    kind: str,
+    target: Path,
+    choice: Choice | None = None,
+    *,
+    images: str | None = None,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Exported:
     """Write a batch's results as a data set of one of ``FORMATS``.
 
@@ -168,6 +174,8 @@ def export(
         kind: The name of the format.
         target: A new or empty folder, or an earlier export, which is replaced.
         choice: Which results become examples. None: the defaults of ``Choice``.
+        images: The location of the batch's images, if they are not in its folder. None: ``GEMS_IMAGES``, or else the
+            GEMS home folder. The addresses in the results are not opened.
         on_row: Called after each prompt.
 
     Raises:
@@ -190,7 +198,7 @@ def export(
 
     with atomic_replacement(target) as draft:
         draft.mkdir(parents=True)
-        examples, exported_prompts = FORMATS[kind](rows(), _Images(source), draft, choice or Choice())
+        examples, exported_prompts = FORMATS[kind](rows(), _Images(source, images), draft, choice or Choice())
         if not examples:
             raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}")
         (draft / _MARK).write_text(json.dumps({"format": kind, "batch": str(source), "examples": examples}))
@@ -232,18 +240,13 @@ def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
 
 
 class _Images:
-    """Reads a batch's images and checks their hashes.
+    """Reads a batch's images by their hashes, from ``images`` beside the results or else from the configured store."""
 
-    The folder ``images`` beside the results comes first, in case the batch was moved; then each image's own address.
-    """
-
-    def __init__(self, source: Path) -> None:
-        self._folder = source.absolute() / "images"
+    def __init__(self, source: Path, url: str | None) -> None:
+        self._stores = stores_beside(source, url)
 
     def read(self, attempt: AttemptFields) -> bytes:
-        digest = attempt["sha256"]
-        path = self._folder / digest[:2] / f"{digest}.png"
-        return read_image(path.as_uri() if path.exists() else attempt["image"], digest)
+        return read_from(self._stores, attempt["sha256"], attempt["image"])
 
 
 def _webdataset(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import fsspec
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from PIL import Image
@@ -29,7 +28,7 @@ from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of
 from gems.evals.prompts import EvalPrompt, Vqa
-from gems.memory.image_store import read_metadata
+from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
 from gems.models.pocket.pipeline import PocketPipeline
@@ -104,6 +103,7 @@ class Oracle:
 
     def __init__(self, folder: Path) -> None:
         self._file = _ScoreFile(folder / "scores-oracle.jsonl")
+        self._images = stores_beside(folder)
         self._lock = threading.Lock()
 
     @staticmethod
@@ -123,7 +123,7 @@ class Oracle:
             return earlier_scores
         spec = parse_prompt(prompt.prompt)
         with self._lock:  # a pipeline's scheduler keeps state between steps
-            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt))
+            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt, self._images))
         truth = check(spec, items)
         scores = []
         atoms = {q.skill: iter([a for a in truth if a.startswith(f"{q.skill} ")]) for q in prompt.questions}
@@ -135,20 +135,13 @@ class Oracle:
         return self._file.put(key, scores)
 
 
-def _edit(attempt: AttemptFields) -> dict[str, Any]:
+def _edit(attempt: AttemptFields, images: Sequence[ImageStore]) -> dict[str, Any]:
     """The pipeline's other arguments when it edited an image, from the image file's metadata."""
     if not attempt.get("edited_from"):
         return {}
-    edit = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
-    base, sha = edit["from"], attempt["sha256"]
-    uri = attempt["image"].replace(f"{sha[:2]}/{sha}", f"{base[:2]}/{base}")
-    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": edit["keep"], "fix": edit["fix"]}
-
-
-def _read(uri: str) -> bytes:
-    with fsspec.open(uri, "rb") as file:
-        data: bytes = file.read()
-    return data
+    edit = json.loads(read_metadata(read_from(images, attempt["sha256"], attempt["image"]))["gems"])["edit"]
+    base = Image.open(io.BytesIO(read_from(images, edit["from"], "")))
+    return {"image": base, "keep": edit["keep"], "fix": edit["fix"]}
 
 
 @cache
@@ -185,6 +178,7 @@ class SoftTifa:
         self._model = model.bind(logprobs=True, top_logprobs=20, max_tokens=1, temperature=0)
         self._judge = name
         self._file = _ScoreFile(folder / "scores-soft-tifa.jsonl")
+        self._images = stores_beside(folder)
         self._concurrency = concurrency
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
@@ -197,8 +191,7 @@ class SoftTifa:
         earlier_scores = self._file.get(key)
         if earlier_scores is not None:
             return earlier_scores
-        with fsspec.open(attempt["image"]) as file:
-            image = base64.b64encode(file.read()).decode()
+        image = base64.b64encode(read_from(self._images, attempt["sha256"], attempt["image"])).decode()
         with ThreadPoolExecutor(self._concurrency) as pool:
             scores = list(pool.map(lambda question: self._ask(image, question), prompt.questions))
         return self._file.put(key, scores)
