@@ -6,6 +6,7 @@ Failure edges are the error handlers (``without_...``) beside their nodes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import wraps
 from typing import Any, Final, TypeAlias
 
 from langchain_core.embeddings import Embeddings
@@ -24,7 +25,7 @@ from gems.graph.routing import (
     after_review,
     after_verifier,
 )
-from gems.graph.state import GemsInput, GemsOutput, GemsState
+from gems.graph.state import GemsInput, GemsOutput, GemsState, check_schema
 from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
@@ -121,10 +122,10 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     # LangGraph's type hints do not know the error that a handler is given, hence Any.
     def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
         metadata = {"description": PURPOSES[name]}
-        graph.add_node(name, node, defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
+        graph.add_node(name, _reading(node), defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
 
     def add(name: str, node: Node) -> None:
-        graph.add_node(name, node, metadata={"description": PURPOSES[name]})
+        graph.add_node(name, _reading(node), metadata={"description": PURPOSES[name]})
 
     add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
@@ -139,6 +140,17 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add("review", make_review(resources))
     add_with_handler("refiner", make_refiner(resources), without_refinement)
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
+
+
+def _reading(node: Node) -> Node:
+    """The node, after a check that this version can read the state: it may come from another version's checkpoint."""
+
+    @wraps(node)  # LangGraph reads the signature, to know what to pass
+    def read(state: GemsState, **injected: Any) -> GemsState:
+        check_schema(state)
+        return node(state, **injected)
+
+    return read
 
 
 def _add_edges(graph: _Graph) -> None:

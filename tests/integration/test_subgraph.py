@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from fakes import PaintGenerator
 from langchain.agents import create_agent
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -114,6 +115,33 @@ def test_a_review_passes_through_the_parent(kind: str, saver: str, tmp_path: Pat
     picture = out["image"].uri if kind == "node" else out["pictures"]
     assert rejected["__interrupt__"][0].value["image"]["uri"] in picture
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("bad_answer", "reason"),
+    [
+        ("accept", "the answer is a text; give an object"),
+        (["accept"], "the answer is a list"),
+        (7, "the answer is a number"),
+        (False, "the answer is a truth value"),
+        ({"comment": "no"}, "action: Field required"),
+        ({"action": "explode"}, "action: Input should be"),
+        ({"action": "accept", "verdict": 1}, "verdict: Extra inputs"),
+        ({"action": "edit_prompt"}, "edit_prompt needs a prompt"),
+        ({"action": "edit_requirements", "requirements": "red"}, "requirements: Input should be"),
+        ({"action": "accept", "image": "x"}, "image: String should match"),
+    ],
+)
+def test_an_answer_of_another_form_is_asked_for_again(bad_answer: Any, reason: str) -> None:
+    graph = build_graph(
+        generator=PaintGenerator(), checkpointer=InMemorySaver(), settings={**REVIEWED, "max_rounds": 1}
+    )
+    graph.invoke({"prompt": "two red cars"}, config())
+    [question] = graph.invoke(Command(resume=bad_answer), config())["__interrupt__"]
+    assert reason in question.value["fault"]
+    assert "\n" not in question.value["fault"]
+    accepted = graph.invoke(Command(resume={"action": "accept", "comment": None}), config())
+    assert accepted["outcome"] == "accepted"
 
 
 def test_the_parents_store_is_the_memory(own_home: Path) -> None:
