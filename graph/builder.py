@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import wraps
+from os import PathLike
 from typing import Any, Final, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
+from gems.errors import InputError
 from gems.graph.context import GemsContext
+from gems.graph.context_schemas import RunContext
+from gems.graph.parts import resources_of
 from gems.graph.routing import (
     after_generator,
     after_intake,
@@ -41,7 +46,7 @@ from gems.nodes.review import make_review
 from gems.nodes.store_memory import make_store_memory, unremembered
 from gems.nodes.verifier import make_verifier, without_verdicts
 
-__all__ = ["GemsGraph", "build_graph"]
+__all__ = ["GemsGraph", "build_graph", "compile_graph"]
 
 PURPOSES: Final = {
     "intake": "Checks the prompt and starts a run.",
@@ -66,29 +71,39 @@ _Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 def build_graph(
     *,
     checkpointer: Checkpointer = None,
-    store: BaseStore | None = None,
-    mllm: BaseChatModel | None = None,
-    generator: ImageGenerator | None = None,
-    embedder: Embeddings | None = None,
-    images: ImageStore | None = None,
-    inspectors: Sequence[Inspector] = (),
+    store: BaseStore | str | PathLike[str] | None = None,
+    mllm: BaseChatModel | str | None = None,
+    planner: BaseChatModel | str | None = None,
+    decomposer: BaseChatModel | str | None = None,
+    verifier: BaseChatModel | str | None = None,
+    refiner: BaseChatModel | str | None = None,
+    generator: ImageGenerator | str | None = None,
+    embedder: Embeddings | str | None = None,
+    images: ImageStore | str | PathLike[str] | None = None,
+    inspectors: Sequence[Inspector | str] | str = (),
     settings: Mapping[str, Any] | GemsContext | None = None,
     thumbnails: int = 0,
     retry: RetryPolicy = RETRY,
 ) -> GemsGraph:
     """Build the agent graph.
 
-    Everything is optional. A part that is not given is made by its name in the run's ``GemsContext``.
+    Everything is optional. A part that is not given is made by its name in the run's ``GemsContext``. A name in place
+    of an object is fixed for this graph, like a setting.
 
     Args:
         checkpointer: Persists every step, so that a killed run can be resumed. Leave it None inside a parent graph,
             whose checkpointer is then inherited.
-        store: The memory, any LangGraph store. Inside a parent graph, the parent's store is used instead.
-        mllm: A vision chat model for planner, decomposer, verifier and refiner.
-        generator: An image generator.
-        embedder: Embeds prompts for the memory that is opened when no store is given.
-        images: The store of images.
-        inspectors: Your own tools that help the verifier, such as a detector that counts.
+        store: The memory: any LangGraph store, a folder, or a database's address. Inside a parent graph, the parent's
+            store is used instead.
+        mllm: A vision chat model for planner, decomposer, verifier and refiner, or its name, such as ``openai:gpt-5``.
+        planner: Another chat model for the planner, or its name.
+        decomposer: Another chat model for the decomposer, or its name.
+        verifier: Another vision chat model for the verifier, or its name.
+        refiner: Another chat model for the refiner, or its name.
+        generator: An image generator, or its name.
+        embedder: Embeds prompts for the memory that is opened when no store is given; or its name.
+        images: The store of images, or its folder or address.
+        inspectors: Your own tools that help the verifier, such as a detector that counts, and names of others.
         settings: Fields of ``GemsContext`` that are fixed for this graph, whatever the run's context says. Two graphs
             in one parent can thus differ. A model here can be your own code, ``python:MODULE:FACTORY``.
         thumbnails: Size in pixels of the small pictures of attempts in ``messages``; 0 for none.
@@ -98,24 +113,48 @@ def build_graph(
         A compiled graph that takes ``GemsInput``, returns ``GemsOutput`` and has ``GemsContext`` as its context.
 
     Raises:
-        InputError: A setting is unknown or out of bounds.
+        InputError: A setting is unknown or out of bounds, or an argument is of the wrong type.
     """
-    if settings is not None and not isinstance(settings, GemsContext):
-        settings = GemsContext.exactly(settings)
-    resources = Resources(
-        mllm=mllm,
-        image_generator=generator,
-        embedder=embedder,
-        store=store,
-        image_store=images,
-        own_inspectors=tuple(inspectors),
-        settings=settings.as_operator() if settings is not None else None,
-        thumbnails=thumbnails,
-    )
-    graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
+    parts = {
+        "store": store,
+        "mllm": mllm,
+        "planner": planner,
+        "decomposer": decomposer,
+        "verifier": verifier,
+        "refiner": refiner,
+        "generator": generator,
+        "embedder": embedder,
+        "images": images,
+    }
+    resources = resources_of(parts, inspectors, settings, thumbnails)
+    return compile_graph(resources, context_schema=RunContext, checkpointer=checkpointer, retry=retry)
+
+
+def compile_graph(
+    resources: Resources,
+    *,
+    context_schema: type[Any],
+    checkpointer: Checkpointer = None,
+    retry: RetryPolicy = RETRY,
+) -> GemsGraph:
+    """The graph with these resources.
+
+    Args:
+        resources: Models, stores and fixed settings.
+        context_schema: The class of the context that a caller gives to a run; see ``gems.graph.context_schemas``.
+        checkpointer: As in ``build_graph``.
+        retry: As in ``build_graph``.
+
+    Raises:
+        InputError: The checkpointer is none.
+    """
+    if not isinstance(checkpointer, BaseCheckpointSaver | bool | None):
+        kind = type(checkpointer).__name__
+        raise InputError(f"checkpointer is of type {kind}; give a LangGraph checkpointer, such as InMemorySaver()")
+    graph = StateGraph(GemsState, context_schema=context_schema, input_schema=GemsInput, output_schema=GemsOutput)
     _add_nodes(graph, resources, retry)
     _add_edges(graph)
-    return graph.compile(checkpointer=checkpointer, store=store, name="gems")
+    return graph.compile(checkpointer=checkpointer, store=resources.store, name="gems")
 
 
 def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langgraph.pregel.protocol import PregelProtocol
 from pydantic import BaseModel, Field
 
 from gems.errors import GemsError, InputError
@@ -51,10 +52,15 @@ def as_tool(
         or a model fails.
 
     Raises:
-        InputError: A setting is unknown or out of bounds, or both a graph and settings are given.
+        InputError: A setting is unknown or out of bounds, both a graph and settings are given, or the graph is none.
     """
     if graph is not None and settings is not None:
         raise InputError("as_tool takes a graph or settings, not both: give the settings to build_graph(settings=...)")
+    if graph is not None and not isinstance(graph, PregelProtocol):
+        raise InputError(
+            f"as_tool takes a graph from build_graph, not {type(graph).__name__}; a model's name is a setting: "
+            "as_tool(settings={'mllm': ...})"
+        )
     drawing = graph if graph is not None else build_graph(settings=settings)
 
     def draw(prompt: str, config: RunnableConfig) -> tuple[str, GemsOutput]:

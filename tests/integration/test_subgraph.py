@@ -24,7 +24,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
-from langgraph.runtime import RunControl
+from langgraph.runtime import RunControl, Runtime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from typing_extensions import TypedDict
@@ -150,6 +150,35 @@ def test_the_parents_store_is_the_memory(own_home: Path) -> None:
     parent.invoke({"prompt": "two red cars"}, context={**QUICK, "memory": True, "user": "ann"})
     assert [item.value["prompt"] for item in store.search(namespace("ann"))] == ["two red cars"]
     assert not (own_home / "memory").exists()
+
+
+class GemsAndUsers(GemsContext):
+    users: tuple[str, ...] = ()
+    image_url: str = "https://example.com"
+
+
+NEAR = {"users": ["ann"], "seeds": [1], "image_url": "https://example.com", "plans": {"basic": 1}}
+
+
+@pytest.mark.parametrize("schema", [dict, None, GemsContext, GemsAndUsers])
+def test_a_parents_context_may_have_names_that_resemble_ours(schema: Any) -> None:
+    gems = build_graph(generator=PaintGenerator())
+    quick = {**QUICK, "max_rounds": 1}
+
+    def passes_its_context_on(state: Other, runtime: Runtime[Any]) -> Other:
+        context: Any = {**quick, **NEAR}
+        return {"pictures": [gems.invoke({"prompt": state["request"]}, context=context)["image"].uri]}
+
+    for node, state, given in (
+        (gems, Shared, {"prompt": "two red cars"}),
+        (wrapped(gems), Other, {"request": "two red cars"}),
+        (passes_its_context_on, Other, {"request": "two red cars"}),
+    ):
+        parent: Any = StateGraph(state, context_schema=schema)
+        parent.add_node("draw", node)
+        parent.add_edge(START, "draw")
+        out = parent.compile().invoke(given, context={**quick, **NEAR})
+        assert out.get("image") or out.get("pictures")
 
 
 @dataclass
