@@ -53,7 +53,10 @@ def _turns(turns: Any) -> list[Turn]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(map(str, ("turns", *first["loc"])))
-        raise InputError(f"the input's {location}: {first['msg']}; give at most {_MAX_TURNS} earlier turns") from None
+        raise InputError(
+            f"the input's {location}: {first['msg']}; give at most {_MAX_TURNS} earlier turns, and use gems.as_node if "
+            "'turns' is a key of your own graph"
+        ) from None
 
 
 def _empty(prompt: str, run_id: str, seed: int) -> GemsState:

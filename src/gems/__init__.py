@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.builder import GemsGraph as GemsGraph
     from gems.graph.builder import build_graph as build_graph
     from gems.graph.context import GemsContext as GemsContext
+    from gems.graph.node import as_node as as_node
     from gems.graph.state import About as About
     from gems.graph.state import Attempt as Attempt
     from gems.graph.state import Box as Box
@@ -65,6 +66,7 @@ _MODULES: Final = {
     # The agent.
     "gems.graph.builder": ("GemsGraph", "build_graph"),
     "gems.graph.tool": ("as_tool",),
+    "gems.graph.node": ("as_node",),
     # What goes in and what comes out.
     "gems.graph.context": ("GemsContext",),
     "gems.options": ("ChatOptions", "GeneratorOptions"),

@@ -29,7 +29,7 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from typing_extensions import TypedDict
 
-from gems import GemsContext, ImageRef, InputError, as_tool, build_graph
+from gems import GemsContext, GemsOutput, ImageRef, InputError, as_node, as_tool, build_graph, init_embedder
 from gems.memory.trajectory import namespace
 
 QUICK = {"seed": 3, "memory": False, "max_rounds": 2}
@@ -56,6 +56,16 @@ def wrapped(graph: Any) -> Any:
     def illustrate(state: Other) -> Other:
         result = graph.invoke({"prompt": state["request"]})
         return {"pictures": [result["image"].uri]}
+
+    return illustrate
+
+
+def wrapped_whole(graph: Any) -> Any:
+    """A node that keeps everything that the run knew at its end."""
+
+    def illustrate(state: Both) -> Both:
+        *_, values = graph.stream({"prompt": state["request"]}, stream_mode="values", output_keys=None)
+        return {"results": [values]}
 
     return illustrate
 
@@ -150,6 +160,64 @@ def test_the_parents_store_is_the_memory(own_home: Path) -> None:
     parent.invoke({"prompt": "two red cars"}, context={**QUICK, "memory": True, "user": "ann"})
     assert [item.value["prompt"] for item in store.search(namespace("ann"))] == ["two red cars"]
     assert not (own_home / "memory").exists()
+
+
+class Colliding(TypedDict, total=False):
+    """A parent that uses the names of GEMS for things of its own."""
+
+    wish: str
+    prompt: int
+    score: str
+    errors: Annotated[list[str], operator.add]
+    turns: int
+    usage: dict[str, int]
+    gems: GemsOutput
+
+
+@dataclass
+class CollidingObject:
+    wish: str = ""
+    score: str = ""
+    turns: int = 0
+    gems: Any = None
+
+
+@pytest.mark.parametrize("calls", ["invoke", "ainvoke"])
+def test_a_node_of_its_own_key_leaves_the_parents_keys_alone(calls: str) -> None:
+    parent = parent_of(as_node(settings={**QUICK, "max_rounds": 1}, prompt="wish"), Colliding)
+    theirs = {"wish": "two red cars", "prompt": 7, "score": "2:1", "errors": ["mine"], "turns": 4, "usage": {"a": 1}}
+    out = parent.invoke(theirs) if calls == "invoke" else asyncio.run(parent.ainvoke(theirs))
+    result = out.pop("gems")
+    assert out == theirs
+    assert result["image"].uri.endswith(".png")
+    assert result["errors"] == []
+    as_object = parent_of(as_node(build_graph(settings=QUICK), prompt="wish"), CollidingObject)
+    assert as_object.invoke({"wish": "two red cars", "score": "2:1"})["score"] == "2:1"
+
+
+def test_a_node_of_its_own_key_asks_and_goes_on(tmp_path: Path) -> None:
+    parent = parent_of(as_node(settings=REVIEWED, prompt="wish"), Colliding, checkpointer=InMemorySaver())
+    [question] = parent.invoke({"wish": "two red cars"}, config())["__interrupt__"]
+    assert question.value["kind"] == "gems_review"
+    assert parent.invoke(Command(resume={"action": "accept"}), config())["gems"]["outcome"] == "accepted"
+    with pytest.raises(InputError, match="the state has no 'caption' to draw"):
+        parent_of(as_node(settings=QUICK, prompt="caption"), Colliding).invoke({"wish": "two red cars"})
+    with pytest.raises(InputError, match="as_node takes a graph or settings"):
+        as_node(build_graph(), settings=QUICK)
+
+
+def test_a_parents_store_without_an_index_is_told_once_a_run() -> None:
+    graph = build_graph(generator=PaintGenerator(), settings={**QUICK, "memory": True, "max_rounds": 1})
+    for store, is_told in (
+        (InMemoryStore(), True),
+        (InMemoryStore(index={"dims": 384, "embed": init_embedder()}), False),
+    ):
+        parent = parent_of(wrapped_whole(graph), Both, store=store)
+        [first] = parent.invoke({"request": "two red cars"})["results"]
+        assert first["errors"] == [], "nothing was kept yet"
+        [second] = parent.invoke({"request": "two red cars"})["results"]
+        assert len([line for line in second["errors"] if "has no index" in line]) == is_told
+        assert bool(second["memories"]) != is_told
 
 
 class GemsAndUsers(GemsContext):
