@@ -5,23 +5,21 @@ Failure edges are the error handlers (``without_...``) beside their nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from os import PathLike
 from typing import Any, Final, TypeAlias
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
-from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.context_schemas import RunContext
-from gems.graph.parts import resources_of
+from gems.graph.parts import check_checkpointer, resources_of
 from gems.graph.routing import (
     after_generator,
     after_intake,
@@ -148,9 +146,7 @@ def compile_graph(
     Raises:
         InputError: The checkpointer is none.
     """
-    if not isinstance(checkpointer, BaseCheckpointSaver | bool | None):
-        kind = type(checkpointer).__name__
-        raise InputError(f"checkpointer is of type {kind}; give a LangGraph checkpointer, such as InMemorySaver()")
+    check_checkpointer(checkpointer)
     graph = StateGraph(GemsState, context_schema=context_schema, input_schema=GemsInput, output_schema=GemsOutput)
     _add_nodes(graph, resources, retry)
     _add_edges(graph)
@@ -181,7 +177,7 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
 
 
-def _reading(node: Node) -> Node:
+def _reading(node: Callable[..., GemsState]) -> Any:
     """The node, after a check that this version can read the state: it may come from another version's checkpoint."""
 
     @wraps(node)  # LangGraph reads the signature, to know what to pass

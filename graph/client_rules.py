@@ -84,18 +84,18 @@ class ClientRules:
 
     def _check_context(self, values: Mapping[str, Any], *, is_ours: bool) -> None:
         """Check the settings of a run. ``configurable`` also holds what belongs to LangGraph or to other graphs."""
-        given = {name: value for name, value in values.items() if value is not None}
-        if "gems" in given:
+        settings = {name: value for name, value in values.items() if value is not None}
+        if "gems" in settings:
             raise InputError(
                 "give the settings themselves; only a parent graph in the same program puts them in 'gems'"
             )
-        for name in given:
+        for name in settings:
             if name in GemsContext.model_fields and name not in self.names:
                 raise InputError(self._refusal(name))
             if is_ours:
                 refuse_unknown(name, self.names)
         try:
-            self.schema(**{name: value for name, value in given.items() if name in self.names})
+            self.schema(**{name: value for name, value in settings.items() if name in self.names})
         except ValidationError as error:
             raise InputError(f"the context's {fault_of(error)}") from None
 

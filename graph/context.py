@@ -293,20 +293,20 @@ def open_settings() -> list[str]:
     ]
 
 
-def similar_setting(name: object, known: Collection[str]) -> str | None:
+def similar_setting(name: object, names: Collection[str]) -> str | None:
     """The setting that an unknown name resembles, as a misspelling does."""
-    return next(iter(difflib.get_close_matches(str(name), known, n=1, cutoff=0.85)), None)
+    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=0.85)), None)
 
 
-def refuse_unknown(name: object, known: Collection[str]) -> None:
+def refuse_unknown(name: object, names: Collection[str]) -> None:
     """Refuse a name that is none of these settings.
 
     Raises:
         InputError: It is not among them; a similar one is suggested.
     """
-    if name not in known:
-        similar = similar_setting(name, known)
-        advice = f"did you mean {similar!r}?" if similar else f"choose from: {', '.join(known)}"
+    if name not in names:
+        similar = similar_setting(name, names)
+        advice = f"did you mean {similar!r}?" if similar else f"choose from: {', '.join(names)}"
         raise InputError(f"unknown setting {name!r}: {advice}")
 
 

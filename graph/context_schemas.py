@@ -27,11 +27,11 @@ class RunContext(GemsContext):
     model_config = ConfigDict(title="GemsContext")
 
     def __init__(self, **values: Any) -> None:
-        known = GemsContext.model_fields
+        fields = GemsContext.model_fields
         for name in () if _in_a_node() else values:
             # Only what resembles a setting: a program may share its context with other graphs.
-            if name not in known and similar_setting(name, known):
-                refuse_unknown(name, known)
+            if name not in fields and similar_setting(name, fields):
+                refuse_unknown(name, fields)
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.embeddings import Embeddings
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
 
 from gems.errors import InputError
@@ -15,7 +16,7 @@ from gems.graph.context import ROLES, GemsContext
 from gems.memory.image_store import ImageStore
 from gems.nodes.resources import Resources
 
-__all__ = ["resources_of"]
+__all__ = ["check_checkpointer", "resources_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class _Part:
     """The setting that a name becomes."""
     fits: Callable[[Any], bool]
     """Whether an object can be used."""
-    wanted: str
+    description: str
 
 
 def _has(*members: str) -> Callable[[Any], bool]:
@@ -34,7 +35,7 @@ def _has(*members: str) -> Callable[[Any], bool]:
 
 _is_chat_model: Final = _has("invoke", "bind_tools")
 _CHAT: Final = "a LangChain chat model, or a model's name such as openai:gpt-5"
-_PARTS: Final = {
+_PARTS: Final[dict[str, _Part]] = {
     "mllm": _Part("mllm", _is_chat_model, _CHAT),
     **{role: _Part(role, _is_chat_model, _CHAT) for role in ROLES},
     "generator": _Part(
@@ -74,7 +75,7 @@ def resources_of(
             names[_PARTS[argument].setting] = os.fspath(part)
         elif part is not None:
             if isinstance(part, type) or not _PARTS[argument].fits(part):
-                raise InputError(f"{argument} is {_described(part)}; give {_PARTS[argument].wanted}")
+                raise InputError(f"{argument} is {_described(part)}; give {_PARTS[argument].description}")
             objects[argument] = part
     own_inspectors, named_inspectors = _inspectors(inspectors)
     if named_inspectors:
@@ -92,16 +93,28 @@ def resources_of(
     )
 
 
+def check_checkpointer(checkpointer: object) -> None:
+    """Check what is given as a checkpointer.
+
+    Raises:
+        InputError: It is neither a checkpointer, nor True, False or None, which LangGraph understands.
+    """
+    if not isinstance(checkpointer, BaseCheckpointSaver | bool | None):
+        raise InputError(
+            f"checkpointer is {_described(checkpointer)}; give a LangGraph checkpointer, such as InMemorySaver()"
+        )
+
+
 def _inspectors(inspectors: object) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     """The inspectors that are objects, and the names of the others."""
     if isinstance(inspectors, str):
         inspectors = (inspectors,)
-    wanted = 'your own inspectors, or names such as "ocr"'
+    choice = 'your own inspectors, or names such as "ocr"'
     if not isinstance(inspectors, Sequence):
-        raise InputError(f"inspectors is {_described(inspectors)}; give a list of {wanted}")
+        raise InputError(f"inspectors is {_described(inspectors)}; give a list of {choice}")
     for inspector in inspectors:
         if not isinstance(inspector, str) and (isinstance(inspector, type) or not _is_inspector(inspector)):
-            raise InputError(f"an inspector is {_described(inspector)}; give {wanted}")
+            raise InputError(f"an inspector is {_described(inspector)}; give {choice}")
     objects = tuple(inspector for inspector in inspectors if not isinstance(inspector, str))
     return objects, tuple(inspector for inspector in inspectors if isinstance(inspector, str))
 
@@ -112,14 +125,15 @@ def _fixed_settings(
     """The settings that are fixed for the graph, with the names that stand in for objects."""
     if settings is None and not names:
         return None
-    is_context = isinstance(settings, GemsContext)
-    fields = {name: getattr(settings, name) for name in settings.model_fields_set} if is_context else settings
-    context = GemsContext.exactly({} if fields is None else fields)
+    context = (
+        settings if isinstance(settings, GemsContext) else GemsContext.exactly({} if settings is None else settings)
+    )
     if twice := sorted(context.model_fields_set & (names.keys() | replaced)):
         raise InputError(f"{twice[0]} is given twice, in settings and as an argument: leave one out")
     if names:
-        context = GemsContext.exactly({name: getattr(context, name) for name in context.model_fields_set} | names)
-    return (context.with_authority(settings.authority) if isinstance(settings, GemsContext) else context).as_operator()
+        fields = {name: getattr(context, name) for name in context.model_fields_set}
+        context = GemsContext.exactly({**fields, **names}).with_authority(context.authority)
+    return context.as_operator()
 
 
 def _described(part: object) -> str:

@@ -148,7 +148,7 @@ class ServerGuard:
 
 
 def _is_in_process(scope: Scope) -> bool:
-    root = scope.get("root_path", "")
+    root = str(scope.get("root_path", ""))
     return root == _IN_PROCESS or root.startswith(f"{_IN_PROCESS}/")
 
 
