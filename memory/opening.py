@@ -15,6 +15,8 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.memory.bound_embedder import needs_probe, probe_of, same_embedder
 from gems.memory.embedder import embedder_fingerprint
+from gems.memory.experience import EXPERIENCES
+from gems.memory.trajectory import namespace
 from gems.paths import home
 from gems.secrets import one_line
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["database_of", "memory_location", "open_store", "without_password"]
+__all__ = ["database_of", "has_no_index", "memory_location", "open_store", "without_password"]
 
 _ABOUT: Final = ("gems", "about")
 """Namespace of notes about the store itself."""
@@ -45,6 +47,15 @@ def database_of(context: GemsContext) -> str | None:
     """The database that holds the memory, and with it the checkpoints; None if the memory is off or in a folder."""
     location = memory_location(context) if context.memory else None
     return location if location is not None and is_database(location) else None
+
+
+def has_no_index(store: BaseStore, user: str) -> bool:
+    """Whether a store keeps a user's experiences but cannot find them by meaning, so that none is ever recalled.
+
+    A LangGraph store without an index ignores a query: its results have no score.
+    """
+    items = store.search(namespace(user, EXPERIENCES), query="an image", limit=1)
+    return any(item.score is None for item in items)
 
 
 def open_store(location: str | None, embedder: Embeddings) -> BaseStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Protocol
 
@@ -42,6 +42,8 @@ class Resources:
     """Resolves models, stores and skills. An object given here takes precedence over a name in the context."""
 
     mllm: BaseChatModel | None = None
+    role_models: Mapping[Role, BaseChatModel] = field(default_factory=dict)
+    """Chat models for single roles."""
     image_generator: ImageGenerator | None = None
     embedder: Embeddings | None = None
     store: BaseStore | None = None
@@ -78,8 +80,11 @@ class Resources:
         return {name for names, part in replaced.items() if part is not None for name in names.split()}
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
-        """The chat model of a role."""
-        return self.mllm or init_mllm(context.chat_model(role), context.chat_options, context.authority)
+        """The chat model of a role: of that role in this graph, of this graph, or the one that the context names."""
+        model = self.role_models.get(role)
+        if model is None and (self.settings is None or getattr(self.settings, role) is None):
+            model = self.mllm
+        return model or init_mllm(context.chat_model(role), context.chat_options, context.authority)
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
         """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.

@@ -65,7 +65,7 @@ def test_the_layout_of_run_json(record: RunRecord) -> None:
     """
     assert list(content) == keys.split()
     keys = """
-        round candidate strategy prompt seed image edited_from verdicts checks score judged experience file
+        round candidate strategy prompt seed image edited_from generator verdicts checks score judged experience file
     """
     assert list(content["attempts"][0]) == keys.split()
     assert (content["schema"], content["best"], content["score"]) == (1, 1, 0.9)
