@@ -97,7 +97,7 @@ class Resources:
         A model that cannot be found is left to the node that uses it, whose failure does not cost the run its result.
         """
         if self.mllm is None:
-            _check_chat_options(context)
+            _check_chat_options(context, here=True)
         if self.image_generator is None:
             with suppress(BackendError):
                 _check_generator_options(context, here=True)
@@ -148,16 +148,16 @@ def check_options(context: GemsContext, *, here: bool = True) -> None:
         InputError: A model cannot be made, or would ignore an option.
         BackendError: A model cannot be found.
     """
-    _check_chat_options(context)
+    _check_chat_options(context, here=here)
     _check_generator_options(context, here=here)
 
 
-def _check_chat_options(context: GemsContext) -> None:
+def _check_chat_options(context: GemsContext, *, here: bool) -> None:
     if context.chat_options == ChatOptions():
         return
     names = dict.fromkeys(context.chat_model(role) for role in ROLES)
     models = {name: init_mllm(name, context.chat_options, context.authority) for name in names}
-    check_chat_options(models, context.chat_options)
+    check_chat_options(models, context.chat_options, here=here)
 
 
 def _check_generator_options(context: GemsContext, *, here: bool) -> None:

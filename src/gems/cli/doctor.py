@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gems import __version__
+from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.secrets import one_line
@@ -125,7 +126,7 @@ def _list_inspectors(setup: _Setup) -> str:
     return ", ".join(
         name
         if init_inspector(name) is not None
-        else f"no {name} (the chat model judges alone; to add it: pip install '{INSPECTORS[name].package}')"
+        else f"no {name} (the chat model judges alone; to add it: {how_to_install(INSPECTORS[name].extra)})"
         for name in setup.context.inspectors
     )
 

@@ -13,6 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import AliasChoices, SecretStr
 
 from gems.authority import is_code
+from gems.errors import InputError
 from gems.models.option_effects import OptionEffect, RefusedOptionsError, changed_options, effects_of
 from gems.options import ChatOptions
 
@@ -24,17 +25,18 @@ _OF_LOCAL_MODELS: Final = frozenset({"device", "dtype", "quantization"})
 _OF_SERVERS: Final = frozenset({"base_url", "api_key"})
 
 
-def check_chat_options(models: Mapping[str, BaseChatModel], options: ChatOptions) -> None:
+def check_chat_options(models: Mapping[str, BaseChatModel], options: ChatOptions, *, here: bool = True) -> None:
     """Check that each option that was set is honoured by at least one of a run's models.
 
     Args:
         models: The run's chat models, by name.
         options: Their options.
+        here: Also judge what depends on this machine. False where the models will run on another one.
 
     Raises:
         RefusedOptionsError: An option has no effect at all; the message has the reasons of the first model.
     """
-    tables = [chat_option_effects(name, model, options) for name, model in models.items()]
+    tables = [chat_option_effects(name, model, options, here=here) for name, model in models.items()]
     honoured = {effect.option for table in tables for effect in table if effect.status == "honoured"}
     useless = [effect for effect in tables[0] if effect.option not in honoured and effect.status == "refused"]
     if useless:
@@ -42,13 +44,16 @@ def check_chat_options(models: Mapping[str, BaseChatModel], options: ChatOptions
         raise RefusedOptionsError(f"{', '.join(models)}: {reasons}", tables[0])
 
 
-def chat_option_effects(name: str, model: BaseChatModel, options: ChatOptions) -> tuple[OptionEffect, ...]:
+def chat_option_effects(
+    name: str, model: BaseChatModel, options: ChatOptions, *, here: bool = True
+) -> tuple[OptionEffect, ...]:
     """What each option that was set does with one model.
 
     Args:
         name: The model's name, as ``init_mllm`` takes it.
         model: The model, made with these options.
         options: The options.
+        here: Also judge what depends on this machine.
     """
     changed = changed_options(options)
     structured = options.structured
@@ -59,6 +64,8 @@ def chat_option_effects(name: str, model: BaseChatModel, options: ChatOptions) -
     for option in changed.keys() - _BY_GEMS - {"structured"}:
         if reason := _refusal(name, model, option, changed[option]):
             reasons[option] = reason
+    if here and name.startswith("transformers:"):
+        reasons |= _on_this_machine(options)
     return effects_of(options, reasons)
 
 
@@ -73,6 +80,18 @@ def _refusal(name: str, model: BaseChatModel, option: str, value: Any) -> str:
     if option in _OF_LOCAL_MODELS:
         return f"{option} is for transformers: models; the server of {name} decides it"
     return "" if _has(model, option, value) else f"{name} does not take {option}={_shown(value)}; leave it out"
+
+
+def _on_this_machine(options: ChatOptions) -> dict[str, str]:
+    """Why this machine does not support an option of a model in this process, by the option's name."""
+    from gems.models.transformers.loading import placement
+
+    for option in ("device", "quantization"):
+        try:
+            placement(options if option == "quantization" else options.model_copy(update={"quantization": None}))
+        except InputError as error:
+            return {option: str(error)}
+    return {}
 
 
 def _has(model: BaseChatModel, option: str, value: Any) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import huggingface_hub
 
 from gems.errors import BackendError, GemsError, InputError
+from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
 from gems.models.local_weights import without_bars
 from gems.options import GeneratorOptions
@@ -315,10 +316,7 @@ def check_packages(options: GeneratorOptions) -> None:
         choices = ", ".join(_PACKAGES)
         raise InputError(f"unknown quantization {quantization!r}; give {choices} or the path of a .gguf file")
     if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"quantization {quantization} needs the package {package}: "
-            f"pip install 'gems-graph[quantization]' (or {package})"
-        )
+        raise InputError(f"quantization {quantization} needs the package {package}: {how_to_install('quantization')}")
 
 
 def _refuse_pickles(source: PipelineSource) -> None:

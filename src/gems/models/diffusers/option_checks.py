@@ -91,7 +91,7 @@ def _fixed_in_own(changed: Mapping[str, Any]) -> _Reasons:
     if "quantization" in changed:
         yield "quantization", "its weights are small and stay in float32; leave quantization out"
     if "trust_remote_code" in changed:
-        yield "trust_remote_code", "it comes with this package: there is no remote code to trust"
+        yield "trust_remote_code", "it comes with this package and has no remote code; leave trust_remote_code out"
 
 
 # --- guidance --------------------------------------------------------------------------------------------------------
