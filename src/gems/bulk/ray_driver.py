@@ -30,6 +30,7 @@ from gems.bulk.ray_generators import NAMESPACE, POLL_SECONDS, REFRESH_SECONDS, G
 from gems.bulk.ray_workers import BatchTask, Coordinator, GraphWorker, check_shared_storage
 from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, locked, write_jobs
 from gems.errors import BackendError, GemsError, InputError
+from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
@@ -236,7 +237,7 @@ def _cluster(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise InputError(f"--ray needs a package: pip install 'gems-graph[ray]' ({error})") from error
+        raise InputError(f"--ray needs a package ({error}): {how_to_install('ray')}") from error
     if address.startswith("ray://"):
         raise InputError("--ray cannot use ray:// addresses: start gems on a machine of the cluster, with --ray auto")
     if ray.is_initialized():

@@ -113,13 +113,14 @@ def serve(*, options: _ServiceOptions, context: GemsContext) -> None:
     lets runs finish (--grace), a second one stops each at its next step.
     """
     from gems.errors import InputError
+    from gems.extras import how_to_install
 
     try:
         from gems.serve.server import run_server, write_logs
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gems"):
             raise
-        raise InputError(f'{error.name} is not installed: pip install "gems-graph[serve]"') from error
+        raise InputError(f"{error.name} is not installed: {how_to_install('serve')}") from error
     settings = options.settings(context)
     log_format = options.log_format or ("text" if sys.stderr.isatty() else "json")
     write_logs(options.log_level, as_json=log_format == "json")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
+from gems.extras import how_to_install
 from gems.files import write_atomically
 from gems.memory.image_store import ImageStore, read_from, stores_beside
 
@@ -76,7 +77,7 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         import matplotlib as mpl
     except ImportError as error:
         raise InputError(
-            'the report\'s plots need matplotlib, which is not installed: pip install "gems-graph[eval]"'
+            f"the report's plots need matplotlib, which is not installed: {how_to_install('eval')}"
         ) from error
 
     arms = report["arms"]

@@ -19,6 +19,7 @@ from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, U
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
+from gems.nodes.resources import check_options
 from gems.runs.operator_settings import operator_settings
 
 __all__ = [
@@ -198,7 +199,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         load: Load the models too, so that loading does not count as the run's time.
 
     Raises:
-        InputError: A model's name is unknown, or its package or API key is missing.
+        InputError: A model's name is unknown, its package or API key is missing, or an option has no effect.
         BackendError: A model's weights are missing.
     """
     records: dict[str, ModelRecord] = {}
@@ -209,6 +210,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         records[role] = ModelRecord(without_login(name), model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
+    check_options(context, here=load)
     records["generator"] = ModelRecord(without_login(context.generator), generator.fingerprint)
     loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None

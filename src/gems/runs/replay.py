@@ -12,7 +12,7 @@ from PIL import Image
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import encode_png
-from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, is_reproducible
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
 from gems.runs.operator_settings import adopt, check_complete
@@ -52,13 +52,14 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         operator: The operator's settings, which alone name addresses, keys, folders and code.
 
     Raises:
-        InputError: The generator has other weights than the one that made the run, or the record names what only the
-            operator may name.
+        InputError: The generator takes no seeds or has other weights than the one that made the run, or the record
+            names what only the operator may name.
         BackendError: The generator could not make an image.
     """
     generator = _same_generator(record, operator)
     images: dict[str, Image.Image] = {}
     """What was made again, by the hash of the original."""
+    _check_seeds(generator)
     for attempt in record.attempts:
         edit = None
         if attempt.edited_from:
@@ -67,6 +68,7 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit)])
         if not isinstance(result, GeneratedImage):
             raise result
+        _check_seeds(generator)  # a server may have refused the seed just now
         png = encode_png(result.image, image_metadata(result.request, generator, edited_from=attempt.edited_from))
         images[attempt.image.sha256] = result.image
         path = folder / attempt.file
@@ -76,6 +78,11 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
             same_as_record=hashlib.sha256(png).hexdigest() == attempt.image.sha256,
             same_as_file=path.exists() and path.read_bytes() == png,
         )
+
+
+def _check_seeds(generator: ImageGenerator) -> None:
+    if not is_reproducible(generator):
+        raise InputError(f"{generator.name} takes no seed, so each image is a new one: such a run cannot be replayed")
 
 
 def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:

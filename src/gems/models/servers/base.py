@@ -27,7 +27,8 @@ from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
-from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 
@@ -40,8 +41,8 @@ __all__ = [
     "checked_url",
     "decode_image",
     "error_message",
+    "explain_options",
     "read_body",
-    "refuse_options",
 ]
 
 MAX_BYTES: Final = 64 * 2**20
@@ -104,6 +105,20 @@ class RemoteGenerator(ABC):
         return False
 
     @property
+    def requested_size(self) -> tuple[int | None, int | None]:
+        """Width and height that the server is asked for; None where it decides."""
+        return self.options.width, self.options.height
+
+    @property
+    def reproducible(self) -> bool:
+        """See ``generators.is_reproducible``."""
+        return True
+
+    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+        """See ``ExplainsOptions.option_effects``; the constructor has refused what the server would ignore."""
+        return effects_of(self.options, {})
+
+    @property
     def fingerprint(self) -> str:
         """The model's name and a hash of the server's address: only the server knows its weights.
 
@@ -149,7 +164,7 @@ class RemoteGenerator(ABC):
             except BackendError as error:
                 return error
             report(Step(index, 1, 1))
-            return GeneratedImage(requests[index], image)
+            return GeneratedImage(requests[index], image, size_note(self.name, self.requested_size, image))
 
         if len(requests) == 1:
             return [draw(0)]
@@ -350,16 +365,28 @@ def _pause(state: RetryCallState) -> float:
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def refuse_options(name: str, options: GeneratorOptions, supported: frozenset[str]) -> None:
-    """Refuse options that would be ignored.
+def explain_options(
+    name: str, options: GeneratorOptions, supported: frozenset[str], refusals: Mapping[str, str] | None = None
+) -> tuple[OptionEffect, ...]:
+    """What each option does with a server.
+
+    Args:
+        name: The generator's name, for error messages.
+        options: The options.
+        supported: The names of the options that reach the server or decide how it is asked.
+        refusals: Why supported options are refused, by name.
 
     Raises:
-        InputError: An option is set that the backend does not support.
+        RefusedOptionsError: An option would be ignored.
     """
-    defaults = GeneratorOptions()
-    for field in GeneratorOptions.model_fields:
-        if getattr(options, field) != getattr(defaults, field) and field not in supported:
-            raise InputError(f"{name} cannot honour the option {field}; it supports {', '.join(sorted(supported))}")
+    ignored = {
+        option: f"it cannot honour the option {option}; it supports {', '.join(sorted(supported))}"
+        for option in changed_options(options)
+        if option not in supported
+    }
+    effects = effects_of(options, {**(refusals or {}), **ignored})
+    require_honoured(name, effects)
+    return effects
 
 
 def checked_url(base_url: str) -> httpx.URL:
