@@ -8,6 +8,7 @@ does not belong.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import uuid
@@ -23,6 +24,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import MalformedAnswerError
+from gems.models.lenient import json_values
 from gems.secrets import one_line
 
 __all__ = [
@@ -286,12 +288,13 @@ def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
 def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
     text = str(message.text).rpartition("</think>")[2]
-    items = [item for value in _json_values(text) for item in (value if isinstance(value, list) else [value])]
+    items = [item for value in json_values(text) for item in (value if isinstance(value, list) else [value])]
     calls: list[ToolCall] = []
     for item in items:
         inner = item.get("function", item) if isinstance(item, dict) else None
         if isinstance(inner, dict) and inner.get("name") in names:
             args = inner.get("arguments") or inner.get("parameters")
+            args = next(json_values(args), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
     return calls
@@ -312,7 +315,7 @@ def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     repeat themselves without end.
     """
     text = _unfinished_json(message)
-    start = _OPENING.search(text)
+    start = re.search(r"[{\[]", text)
     if not is_cut_off(message) or start is None:
         return None
     try:
@@ -329,7 +332,7 @@ def is_cut_off(message: AIMessage) -> bool:
 
 def repeats_itself(message: AIMessage) -> bool:
     """Whether an answer that was cut off contains an object twice, so that a longer answer would say no more."""
-    objects = [json.dumps(value) for value in _json_values(_unfinished_json(message))]  # the complete, inner ones
+    objects = [json.dumps(value) for value in json_values(_unfinished_json(message))]  # the complete, inner ones
     return is_cut_off(message) and len(set(objects)) < len(objects)
 
 
@@ -360,53 +363,51 @@ def _why_empty(message: AIMessage) -> str:
 
 def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
     """Everything in an answer that may be the form, most likely first."""
-    name = form_name(schema)
-    for call in message.tool_calls:
-        if call["name"] in (name, schema.__name__):
-            yield call["args"]
+    names = {form_name(schema).casefold(), schema.__name__.casefold()}
+    calls = [call["args"] for call in message.tool_calls if call["name"].casefold() in names]
+    yield from _one_list(calls, schema)
+    yield from _forms_in(calls, schema)
     for broken_call in message.invalid_tool_calls:
-        yield from _json_values(broken_call["args"] or "")
+        yield from _forms_in(list(json_values(str(broken_call["args"] or ""))), schema)
     # JSON in the reasoning is a draft, and used only if there is no other.
     thought, _, answer = str(message.text).rpartition("</think>")
+    yield from _forms_in(list(json_values(answer)), schema)
     # Some servers that split off the reasoning split off the answer with it.
-    for value in (*_json_values(answer), *_last_first(thought), *_last_first(reasoning_of(message))):
-        yield from _unwrapped(value, schema, name)
+    for draft in (thought, reasoning_of(message)):
+        yield from _forms_in(list(json_values(draft))[::-1], schema)
 
 
-def _last_first(thought: str) -> Iterator[Any]:
-    yield from reversed(list(_json_values(thought)))
+def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
+    """The items of a form with one list, if the model made a call for each of them."""
+    [field, *others] = schema.model_fields
+    lists = [call[field] for call in calls if isinstance(call.get(field), list)]
+    if not others and len(lists) > 1:
+        yield {field: list(itertools.chain.from_iterable(lists))}
 
 
-def _unwrapped(value: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
+def _forms_in(values: Sequence[Any], schema: type[BaseModel]) -> Iterator[Any]:
+    """What may be the form in some JSON values: the values themselves first, then what is inside them."""
+    fields = schema.model_fields
+    objects = [value for value in values if isinstance(value, dict)]
+    forms = [value for value in objects if not fields.keys().isdisjoint(value)]
+    yield from forms
+    if len(fields) == 1 and len(objects) > 1 and not forms:  # one object for each item of the form's only list
+        yield {next(iter(fields)): objects}
+    for value in values:
+        yield from _unwrapped(value, schema)
+
+
+def _unwrapped(value: Any, schema: type[BaseModel], depth: int = 3) -> Iterator[Any]:
     """A JSON value, and what is inside it, as far as it may be the form."""
     fields = list(schema.model_fields)
-    if isinstance(value, list):  # the only field of the form, without the form around it; an empty list may be anything
-        if value and len(fields) == 1:
-            yield {fields[0]: value}
-        return
-    if not isinstance(value, dict):
-        return
-    yield value
-    for key in (name, "arguments", "parameters", "properties"):  # a tool call in words, or an echo of the schema
-        if isinstance(value.get(key), dict):
-            yield value[key]
-
-
-def _json_values(text: str) -> Iterator[Any]:
-    """The JSON objects and arrays in a text, outermost first; any text may be around them."""
-    decoder, position = json.JSONDecoder(strict=False), 0
-    while match := _OPENING.search(text, position):
-        try:
-            value, position = decoder.raw_decode(text, match.start())
-        except RecursionError:  # thousands of brackets, from a model that repeats itself
-            return
-        except ValueError:
-            position = match.end()
-            continue
+    if isinstance(value, dict):
         yield value
+    if value and len(fields) == 1:  # the form's only field without the form around it; an empty one may be anything
+        yield {fields[0]: value}
+    if depth and isinstance(value, (dict, list)):  # a tool call in words, or an echo of the schema
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _unwrapped(inner, schema, depth - 1)
 
-
-_OPENING: Final = re.compile(r"[{\[]")
 
 IN_WORDS = """\
 Answer with one JSON object that fits this JSON schema, and with nothing else:
