@@ -19,7 +19,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Capabilities, capabilities_of, is_not_understood, read_form, written_calls
+from gems.models.structured import Capabilities, capabilities_of, invoke, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -131,7 +131,7 @@ def _converse(
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
-        answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
+        answer = invoke(model.bind_tools([*offered, Plan]).invoke, conversation, capabilities)
     except Exception as error:
         if is_not_understood(error):
             capabilities.tools = False  # and it is not asked with tools again

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Self
 
 from pydantic import (
@@ -23,7 +23,19 @@ from pydantic import (
 
 from gems.graph.state import Answer
 
-__all__ = ["Form", "Item", "Note", "Share", "Text", "YesNo", "bare_word", "choice_of", "items_of", "json_values"]
+__all__ = [
+    "Form",
+    "Item",
+    "Note",
+    "Share",
+    "Text",
+    "YesNo",
+    "bare_word",
+    "choice_of",
+    "is_broken_json",
+    "items_of",
+    "json_values",
+]
 
 
 class Form(BaseModel):
@@ -98,7 +110,7 @@ def items_of(kind: type[Item], most: int | None = None) -> WrapValidator:
 
 def _raw_items(kind: type[Item], raw: Any) -> list[Any]:
     if isinstance(raw, str):
-        raw = next(json_values(raw), [raw])
+        raw = next(iter(json_values(raw)), [raw])
     if isinstance(raw, Mapping):
         return [raw] if _has_fields(kind, raw) else [{key: value} for key, value in raw.items()]
     if not isinstance(raw, Sequence):
@@ -109,7 +121,7 @@ def _raw_items(kind: type[Item], raw: Any) -> list[Any]:
 def _fields(kind: type[Item], raw: Any) -> Any:
     """The fields of an item in any shape."""
     if isinstance(raw, str):
-        raw = next(json_values(raw), raw)
+        raw = next(iter(json_values(raw)), raw)
     if isinstance(raw, str):
         return kind.from_text(raw)
     if isinstance(raw, Mapping) and len(raw) == 1 and not _has_fields(kind, raw):
@@ -134,20 +146,33 @@ def _fault(error: ValueError) -> str:
 
 
 _OPENING: Final = re.compile(r"[{\[]")
+_CERTAIN_OPENING: Final = re.compile(r'{\s*"|\[\s*[{\["]')
+"""How JSON begins; other brackets may belong to prose."""
 
 
-def json_values(text: str) -> Iterator[Any]:
+def json_values(text: str) -> list[Any]:
     """The JSON objects and arrays in a text, outermost first; any text may be around them."""
-    decoder, position = json.JSONDecoder(strict=False), 0
+    return _scan(text)[0]
+
+
+def is_broken_json(text: str) -> bool:
+    """Whether there is JSON in a text that cannot be parsed as a whole, so that ``json_values`` are its pieces."""
+    return _scan(text)[1]
+
+
+def _scan(text: str) -> tuple[list[Any], bool]:
+    decoder, position, values, is_broken = json.JSONDecoder(strict=False), 0, [], False
     while match := _OPENING.search(text, position):
         try:
             value, position = decoder.raw_decode(text, match.start())
         except RecursionError:  # thousands of brackets, from a model that repeats itself
-            return
+            return values, True
         except ValueError:
+            is_broken = is_broken or bool(_CERTAIN_OPENING.match(text, match.start()))
             position = match.end()
             continue
-        yield value
+        values.append(value)
+    return values, is_broken
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -169,6 +169,13 @@ def test_a_list_in_another_shape_is_read(content: Any) -> None:
     assert [v.answer for v in inspected(content)] == ["yes", "no", "unsure"]
 
 
+def test_pieces_of_broken_json_are_used_if_the_second_answer_is_broken_too() -> None:
+    broken = json.dumps({"verdicts": [item(), {"x": 1}, item("r2", "no")]}).replace('"x": 1', '"x" 1')
+    with pytest.raises(MalformedAnswerError):
+        read_form(answer_of(broken), Verdicts)
+    assert [v.answer for v in inspected(broken)] == ["yes", "no", "unsure"]
+
+
 def test_a_single_item_may_stand_without_its_list() -> None:
     assert [v.answer for v in inspected({"verdicts": item()})] == ["yes", "unsure", "unsure"]
     assert [v.answer for v in inspected(item())] == ["yes", "unsure", "unsure"]
