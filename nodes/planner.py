@@ -148,12 +148,17 @@ def _converse(
 
 
 def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
-    """The calls for what is offered, in order, each once."""
+    """The calls for what is offered, in order, each once. Names match in any case, and with underscores."""
+    names = {_plain_name(name): name for name in offered}
     once: dict[tuple[str, str], ToolCall] = {}
     for call in calls:
-        if call["name"] in offered:
-            once.setdefault((call["name"], repr(sorted(call["args"].items()))), call)
+        if name := names.get(_plain_name(call["name"])):
+            once.setdefault((name, repr(sorted(call["args"].items()))), ToolCall(**{**call, "name": name}))
     return list(once.values())
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().casefold().replace("_", "-")
 
 
 def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:

@@ -18,6 +18,7 @@ from gems.models.diffusers.call_arguments import call_settings, drawing_argument
 from gems.models.diffusers.defaults import prompting
 from gems.models.diffusers.loading import PipelineSource, accepts, is_out_of_memory
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
+from gems.models.diffusers.soundness import watch_pixels
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback
 from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
@@ -171,7 +172,10 @@ class DiffusersGenerator:
             except RuntimeError as error:
                 failure = error if isinstance(error, BackendError) else self._failure(error, len(batch))
             else:
-                results |= {k: GeneratedImage(requests[k], i, note) for k, i in zip(batch, images, strict=True)}
+                results |= {
+                    k: image if isinstance(image, BackendError) else GeneratedImage(requests[k], image, note)
+                    for k, image in zip(batch, images, strict=True)
+                }
                 waiting, note = waiting[len(batch) :], None
                 continue
             if failure is None:
@@ -197,8 +201,8 @@ class DiffusersGenerator:
 
     def _call(
         self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None
-    ) -> list[Image.Image]:
-        """Draw a batch with one call of the pipeline."""
+    ) -> list[Image.Image | BackendError]:
+        """Draw a batch with one call of the pipeline. What is no image, such as NaN, is an error."""
         batch = list(requests.values())
         if batch[0].edit is None:
             pipeline = replica.pipeline
@@ -209,13 +213,15 @@ class DiffusersGenerator:
         if on_step is not None and accepts(pipeline.__class__, "callback_on_step_end"):
             arguments["callback_on_step_end"] = self._reporter(replica, list(requests), arguments, on_step)
         try:
-            images: list[Image.Image] = pipeline(**arguments).images
+            with watch_pixels(pipeline) as watch:
+                output = pipeline(**arguments)
         except ValueError as error:  # diffusers raises it for inputs that a pipeline cannot take
             raise InputError(f"{self.name}: {_on_one_line(error)}") from error
         finally:
             # A call that was stopped, or an edit, leaves offloaded models on the device.
             replica.pipeline.maybe_free_model_hooks()
-        return images
+        images: list[Image.Image] = output.images
+        return [watch.fault_of(index, output, self.name) or image for index, image in enumerate(images)]
 
     def _reporter(
         self, replica: Replica, indices: list[int], arguments: dict[str, Any], on_step: StepCallback
