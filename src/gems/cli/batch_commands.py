@@ -330,7 +330,7 @@ def _report_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
                 err.print(f"[red]line {row['line']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
     if kinds.total() > _MOST_ERRORS_SHOWN:
         count = kinds.total() - _MOST_ERRORS_SHOWN
-        err.print(f'and {count:,} more, with an "error" in {folder / "results.jsonl"}')
+        err.print(f'and {count:,} more, with an "error" in {escape(str(folder / "results.jsonl"))}')
     if batch.reached_limit:
         rest = f"{len(batch.unfinished_jobs)} prompts were not started: {folder / 'not_started.jsonl'}"
         err.print(f"the limit of {batch.reached_limit} is reached; {rest}", highlight=False, soft_wrap=True)
@@ -352,10 +352,10 @@ def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool)
         return
     table = Table(show_header=False, box=None)
     for name, value in summary.items():
-        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(str(value)))
     out.print(table)
-    out.print(f"results: {results}", highlight=False, soft_wrap=True)
-    out.print(f"  index: {index}", highlight=False, soft_wrap=True)
+    out.print(f"results: {escape(str(results))}", highlight=False, soft_wrap=True)
+    out.print(f"  index: {escape(str(index))}", highlight=False, soft_wrap=True)
 
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
@@ -467,7 +467,7 @@ def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> N
     progress = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
     out.print(f"{figures['state']}: {progress}{solved}", highlight=False)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in tally.outcomes.most_common() if count)
-    out.print(f"outcomes: {outcomes or 'none yet'}")
+    out.print(f"outcomes: {escape(outcomes) or 'none yet'}")
     out.print(f"spent: {spending(tally.usage, prices)}", highlight=False)
     if figures["limits"]:
         limits = ", ".join(f"{limit:,} {name}" for name, limit in figures["limits"].items())

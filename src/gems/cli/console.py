@@ -11,14 +11,17 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from gems.printable import printable
 
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
@@ -28,7 +31,24 @@ if TYPE_CHECKING:
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-out, err = Console(), Console(stderr=True)
+
+class _SafeConsole(Console):
+    """A console on which text of strangers (servers, models, records, file names) stays text.
+
+    Control characters are removed from everything that is shown, and names such as ``:x:`` do not become emoji. Square
+    brackets are markup unless they are escaped.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See ``Console.render``."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out, err = _SafeConsole(), _SafeConsole(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -152,13 +172,13 @@ def batch_bar(
         TextColumn("{task.fields[spending]}"),
     )
     with Progress(
-        *([TextColumn(what)] if what else []),
+        *([TextColumn("{task.fields[what]}", markup=False)] if what else []),
         *columns,
         console=err,
         disable=quiet or not err.is_terminal,
         speed_estimate_period=_SPEED_PERIOD,
     ) as progress:
-        task = progress.add_task("", total=total, rate="", spending="")
+        task = progress.add_task("", total=total, rate="", spending="", what=what)
         bar = _BatchBar(progress, task, total, f"{what}: " if what else "", prices, quiet=quiet)
         yield bar.start, bar.add
 
@@ -183,7 +203,7 @@ class _BatchBar:
         self._tally = Tally(Counter(before.outcomes), before.usage)
         self._progress.update(self._task, completed=before.done, spending=self._spending())
         if before.done and not self._quiet:
-            err.print(f"{self._prefix}{before.done} of {self._total} prompts were done before", highlight=False)
+            err.print(f"{escape(self._prefix)}{before.done} of {self._total} prompts were done before", highlight=False)
 
     def add(self, row: BatchRow) -> None:
         """Count a new result."""
@@ -195,7 +215,7 @@ class _BatchBar:
         self._progress.update(self._task, advance=1, description=description, rate=rate, spending=spending_)
         if not self._quiet and not err.is_terminal and count % self._prompts_per_line == 0:
             details = f", {rate}, {spending_}" if self._prices is not None else ""
-            err.print(f"{self._prefix}{count} prompts, {solved} solved{details}", highlight=False)
+            err.print(f"{escape(self._prefix)}{count} prompts, {solved} solved{details}", highlight=False)
 
     def _spending(self) -> str:
         return spending(self._tally.usage, self._prices) if self._prices is not None else ""

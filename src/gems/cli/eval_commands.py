@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from gems.cli.arguments import AsJson, Quiet, Setting, with_options, with_settings
@@ -120,7 +121,7 @@ def _evaluate(
         print_json(report)
     else:
         _print_report(report)
-    err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+    err.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
 def _generators(generator: str, against: str) -> list[str]:
@@ -135,7 +136,7 @@ def _print_report(report: dict[str, Any]) -> None:
     for name, arm in report["arms"].items():
         low, high = arm["ci95"]
         table.add_row(
-            name,
+            escape(name),
             f"{100 * arm['all_correct']:.1f}%",
             f"{100 * low:.1f} to {100 * high:.1f}",
             f"{arm['images_per_prompt']:.2f}",
@@ -148,5 +149,5 @@ def _print_report(report: dict[str, Any]) -> None:
         for c in report["comparisons"]:
             low, high = c["points_ci95"]
             points, ratio = f"{c['points']:+.1f}", f"× {c['images_ratio']:.2f}"
-            table.add_row(c["better"], c["than"], points, f"{low:+.1f} to {high:+.1f}", ratio)
+            table.add_row(escape(c["better"]), escape(c["than"]), points, f"{low:+.1f} to {high:+.1f}", ratio)
         out.print(table)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress
 
 from gems.cli.arguments import AsJson, Quiet
@@ -57,5 +58,6 @@ def export(
         print_json({"folder": str(dataset.folder), "examples": dataset.examples, "skipped": dataset.skipped})
         return
     out.print(
-        f"{dataset.examples:,} examples in {dataset.folder}; {dataset.skipped:,} prompts gave none", highlight=False
+        f"{dataset.examples:,} examples in {escape(str(dataset.folder))}; {dataset.skipped:,} prompts gave none",
+        highlight=False,
     )

@@ -194,7 +194,7 @@ def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:
         err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
     for name, path in (("image", files.image), ("record", files.record), ("report", files.report)):
         if path is not None:
-            out.print(f"{name:>7}: {path}", highlight=False, soft_wrap=True)
+            out.print(f"{name:>7}: {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _print_requirements(record: RunRecord) -> None:

@@ -105,7 +105,9 @@ def search(
             f"use {memory.usefulness:+.2f}",
             f"solved {memory.solved_count} of {memory.count}",
         )
-        table.add_row(memory.run, "\n".join(why), f"{escape(memory.prompt)}\n[dim]{escape(memory.best_prompt)}[/]")
+        table.add_row(
+            escape(memory.run), "\n".join(why), f"{escape(memory.prompt)}\n[dim]{escape(memory.best_prompt)}[/]"
+        )
     out.print(table)
 
 
@@ -164,7 +166,7 @@ def export(
     with part.open("w", encoding="utf-8") as target:
         count = sum(target.write(line + "\n") > 0 for line in lines)
     part.replace(file)
-    err.print(f"{count} records in {file}", highlight=False, soft_wrap=True)
+    err.print(f"{count} records in {escape(str(file))}", highlight=False, soft_wrap=True)
 
 
 @app.command("import")
@@ -275,7 +277,7 @@ def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
     with _bar() as bar:
         task = bar.add_task("Embedding", total=None)
         count = reindex(path, embedder, lambda completed, total: bar.update(task, completed=completed, total=total))
-    out.print(f"{count} records embedded with {context.embedder}", highlight=False)
+    out.print(f"{count} records embedded with {escape(context.embedder)}", highlight=False)
 
 
 @app.command()
@@ -304,7 +306,7 @@ def verify(
         checks.append({"name": name, "ok": is_right, "detail": detail})
         if not as_json:
             mark = "[green]✓[/]" if is_right else "[red]✗[/]"
-            out.print(f"{mark} {name}: {escape(detail)}")
+            out.print(f"{mark} {escape(name)}: {escape(detail)}")
     if as_json:
         print_json(checks)
     raise typer.Exit(0 if all(check["ok"] for check in checks) else 1)

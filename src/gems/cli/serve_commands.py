@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
+from rich.markup import escape
 
 from gems.cli.arguments import LIMITS, MODEL_SETTINGS, AsJson, with_options, with_settings
 from gems.cli.console import err, guarded, out, print_json
@@ -125,7 +126,7 @@ def serve(*, options: _ServiceOptions, context: GemsContext) -> None:
     log_format = options.log_format or ("text" if sys.stderr.isatty() else "json")
     write_logs(options.log_level, as_json=log_format == "json")
     _share_cores(options.concurrency)
-    err.print(f"loading the models; then http://{options.host}:{options.port}/", highlight=False)
+    err.print(f"loading the models; then http://{escape(options.host)}:{options.port}/", highlight=False)
     run_server(settings)
 
 
@@ -155,4 +156,4 @@ def new_key(
         print_json({"key": key, "entry": entry})
         return
     out.print(entry, highlight=False, markup=False, soft_wrap=True)
-    err.print(f"the key of {name}, shown only once: {key}", highlight=False, soft_wrap=True)
+    err.print(f"the key of {escape(name)}, shown only once: {key}", highlight=False, soft_wrap=True)

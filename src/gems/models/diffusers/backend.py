@@ -19,6 +19,7 @@ from gems.models.diffusers.defaults import prompting
 from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
+from gems.models.diffusers.soundness import watch_pixels
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, effects_of, require_honoured
 from gems.models.pocket.weights import folder_fingerprint
@@ -185,10 +186,8 @@ class DiffusersGenerator:
             except RuntimeError as error:
                 failure = error if isinstance(error, BackendError) else self._failure(error, len(batch))
             else:
-                size = (self._options.width, self._options.height)
                 for index, image in zip(batch, images, strict=True):
-                    notes = [text for text in (note, size_note(self.name, size, image)) if text]
-                    results[index] = GeneratedImage(requests[index], image, "; ".join(notes) or None)
+                    results[index] = self._result(requests[index], image, note)
                 waiting, note = waiting[len(batch) :], None
                 continue
             if failure is None:
@@ -199,6 +198,15 @@ class DiffusersGenerator:
             results |= dict.fromkeys(batch, failure)
             waiting = waiting[len(batch) :]
         return results
+
+    def _result(
+        self, request: ImageRequest, image: Image.Image | BackendError, note: str | None
+    ) -> GeneratedImage | BackendError:
+        """An image with what is to be noted about it: the batch's note, and a size that was not asked for."""
+        if isinstance(image, BackendError):
+            return image
+        size = size_note(self.name, (self._options.width, self._options.height), image)
+        return GeneratedImage(request, image, "; ".join(filter(None, (note, size))) or None)
 
     def _failure(self, error: RuntimeError, batch: int) -> BackendError | None:
         """The error to report; None if a smaller batch may fit."""
@@ -214,8 +222,8 @@ class DiffusersGenerator:
 
     def _call(
         self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None
-    ) -> list[Image.Image]:
-        """Draw a batch with one call of the pipeline."""
+    ) -> list[Image.Image | BackendError]:
+        """Draw a batch with one call of the pipeline. What is no image, such as NaN, is an error."""
         batch = list(requests.values())
         if batch[0].edit is None:
             pipeline = replica.pipeline
@@ -226,13 +234,15 @@ class DiffusersGenerator:
         if on_step is not None and accepts(pipeline.__class__, "callback_on_step_end"):
             arguments["callback_on_step_end"] = self._reporter(replica, list(requests), arguments, on_step)
         try:
-            images: list[Image.Image] = pipeline(**arguments).images
+            with watch_pixels(pipeline) as watch:
+                output = pipeline(**arguments)
         except ValueError as error:  # diffusers raises it for inputs that a pipeline cannot take
             raise InputError(f"{self.name}: {_on_one_line(error)}") from error
         finally:
             # A call that was stopped, or an edit, leaves offloaded models on the device.
             replica.pipeline.maybe_free_model_hooks()
-        return images
+        images: list[Image.Image] = output.images
+        return [watch.fault_of(index, output, self.name) or image for index, image in enumerate(images)]
 
     def _reporter(
         self, replica: Replica, indices: list[int], arguments: dict[str, Any], on_step: StepCallback

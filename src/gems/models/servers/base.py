@@ -42,6 +42,8 @@ __all__ = [
     "decode_image",
     "error_message",
     "explain_options",
+    "is_refusal",
+    "json_body",
     "read_body",
 ]
 
@@ -227,7 +229,7 @@ class RemoteGenerator(ABC):
                 yield response
         except httpx.TimeoutException:
             raise PassingError(f"{self.name}: no answer from {self._host} in {seconds:.0f} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             reason = str(error) or type(error).__name__
             raise PassingError(f"{self.name}: cannot reach {self._host} ({reason})") from None
 
@@ -245,7 +247,7 @@ class RemoteGenerator(ABC):
         status = response.status_code
         if 200 <= status < 300:
             return
-        reason = self._reason(body)
+        reason = self.reason(body)
         if is_passing_status(status):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
@@ -254,12 +256,13 @@ class RemoteGenerator(ABC):
             raise BackendError(
                 f"{self.name}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
             )
-        if _is_refusal(body):
+        if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
         hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
-    def _reason(self, body: bytes) -> str:
+    def reason(self, body: bytes) -> str:
+        """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
 
@@ -305,41 +308,67 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         raise BackendError(f"{source} did not send a {', '.join(_FORMATS)} image", retryable=False) from None
     if math.prod(image.size) > MAX_PIXELS:
         raise too_large
+    if not math.prod(image.size):
+        raise BackendError(f"{source} sent an image without pixels", retryable=False)
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError):
+        return _visible(image, source)
+    except BackendError:
+        raise
+    except Exception:  # the decoders raise whatever a damaged file leads them to
         raise PassingError(f"{source} sent a torn image") from None
-    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
+
+
+def _visible(image: Image.Image, source: str) -> Image.Image:
+    """The image in RGB, if there is anything to see."""
+    if image.mode == "RGB":  # `convert` would copy it
+        return image
+    if "A" in image.mode and image.getchannel("A").getextrema() == (0, 0):
+        raise BackendError(f"{source} sent an image that is transparent everywhere", retryable=False)
+    if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
+        image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
+    return image.convert("RGB")
 
 
 def error_message(body: bytes) -> str:
     """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
-    content = _json(body)
+    content = json_body(body)
     if isinstance(content, Mapping):
-        message = content.get("error") or content.get("detail") or content.get("message")
-        if isinstance(message, Mapping):
-            message = message.get("message") or message.get("details")
-        if isinstance(message, list) and message and isinstance(message[0], Mapping):  # FastAPI's validation errors
-            first = message[0]
-            message = f"{'.'.join(map(str, first.get('loc', ())))}: {first.get('msg', '')}"
-        return str(message or "")
+        names = ("error", "detail", "message", "errors")
+        return next(filter(None, (_words(content.get(name)) for name in names)), "")
     text = body[:300].decode("utf-8", "replace")
-    return "" if "<html" in text.lower() else text
+    is_page = "<html" in text.lower() or "<!doctype" in text.lower()
+    return "" if is_page or text.strip() == "null" else text
+
+
+def _words(message: object) -> str:
+    """The text of an error's message: itself, or what is said inside it."""
+    if isinstance(message, list):
+        return "; ".join(filter(None, (_words(part) for part in message[:3] if not isinstance(part, list))))
+    if not isinstance(message, Mapping):
+        return str(message or "")
+    if "msg" in message:  # a validation error of FastAPI
+        place = message.get("loc")
+        return f"{'.'.join(map(str, place))}: {message['msg']}" if isinstance(place, list) else str(message["msg"])
+    names = ("message", "detail", "details", "type", "code")
+    return next((str(message[name]) for name in names if message.get(name)), "")
 
 
 _REFUSALS: Final = ("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai")
 """Phrases by which servers say that they refuse a prompt."""
 
 
-def _is_refusal(body: bytes) -> bool:
+def is_refusal(body: bytes) -> bool:
+    """Whether an error says that the server does not draw such prompts."""
     text = body[:4000].decode("utf-8", "replace").lower()
     return any(phrase in text for phrase in _REFUSALS)
 
 
-def _json(body: bytes) -> object:
+def json_body(body: bytes) -> object:
+    """The JSON in a body; None if it is not JSON."""
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
