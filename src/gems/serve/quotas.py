@@ -25,13 +25,13 @@ def reserve(
 ) -> tuple[Budget, dict[str, float]]:
     """Reserve for a run what it may use of the client's day, and lower the run's budget to that.
 
-    Where nothing bounds a run, it gets all that the day's limit leaves.
+    Where nothing bounds a run, it gets all that the day's limit leaves, or its share of that.
 
     Args:
         context: The settings of the run.
         client: The client, with its limits of the day.
         usage: What the client has used and reserved today.
-        share: Number of runs, this one included, that have to share what is left.
+        share: Number of runs of the request, this one included, that have no reservation yet.
 
     Returns:
         The run's budget, and what is reserved.
@@ -43,13 +43,13 @@ def reserve(
     for name, limit in client.daily.model_dump().items():
         # The bound on the cost follows from the bounds before it.
         bound = max_usage(context.model_copy(update={"budget": budget}))[name]
-        if limit is not None:
-            left = (limit - usage.settled[name] - usage.reserved[name]) / share
+        if limit is not None and bound != 0:  # 0: nothing that the run uses has a price
+            left = limit - usage.settled[name] - usage.reserved[name]
+            amount = left / share if bound is None else min(left, bound)
             least = _least(name, budget)
-            if left < least or left <= 0:
-                raise _spent(name, limit, usage, least * share)
-            left = left if name == "cost" else int(left)
-            bound = left if bound is None else min(left, bound)
+            if left <= 0 or amount < least:
+                raise _spent(name, limit, usage, least)
+            bound = amount if name == "cost" else int(amount)
             budget = budget.model_copy(update={name: bound})
         if bound is not None:
             reserved[name] = bound
@@ -82,7 +82,7 @@ def _least(name: str, budget: Budget) -> float:
 
 
 def _spent(name: str, limit: float, usage: DayUsage, least: float) -> SpentError:
-    what = "cost" if name == "cost" else name.replace("_", " ")
+    what = "units of cost" if name == "cost" else name.replace("_", " ")
     if limit - usage.settled[name] < least or not usage.unfinished:
         return SpentError(f"this key has used its {limit:,} {what} of the day", _until_midnight())
     return SpentError(
