@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
 from gems.memory.records import Records, open_snapshot
+from gems.paths import make_file
 
 __all__ = ["LiveIndex"]
 
@@ -134,7 +135,7 @@ class LiveIndex:
             wait: If another process is saving, wait for it instead of returning, and show a progress bar.
             retrain: Train new cells, and publish the file even if another process has just published one.
         """
-        self._folder.mkdir(exist_ok=True)
+        make_file(self._folder / "lock")
         newest_before = newest(self._folder)
         try:
             with FileLock(self._folder / "lock", timeout=-1 if wait else 0):

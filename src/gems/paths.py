@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_data_path
 
 from gems.errors import InputError
 
-__all__ = ["home", "home_folder", "is_in_home", "keep_private", "private_file", "private_folder"]
+__all__ = [
+    "home",
+    "home_folder",
+    "is_in_home",
+    "keep_private",
+    "make_file",
+    "make_folder",
+    "private_file",
+    "private_folder",
+]
 
 
 def home_folder() -> Path:
@@ -59,14 +69,41 @@ def private_file(file: Path) -> None:
         OSError: It cannot be created.
     """
     private_folder(file.parent)
-    os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def keep_private(path: Path) -> None:
-    """Take a new file or folder away from other users if it lies in the home folder.
+def make_folder(folder: Path) -> Path:
+    """Create a folder and those that it lies in: for their owner alone if they are in the home folder.
 
     Raises:
-        OSError: It cannot be changed.
+        OSError: It cannot be created.
     """
-    if is_in_home(path):
-        path.chmod(0o700 if path.is_dir() else 0o600)
+    if is_in_home(folder):
+        return private_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def make_file(file: Path) -> None:
+    """Create an empty file unless it exists, and its folder: for their owner alone if they are in the home folder.
+
+    Raises:
+        OSError: It cannot be created.
+    """
+    if is_in_home(file):
+        private_file(file)
+    elif not file.exists():
+        make_folder(file.parent)
+        file.touch()
+
+
+def keep_private(*files: Path) -> None:
+    """Take files that a library has written in the home folder away from other users.
+
+    Raises:
+        OSError: One cannot be changed.
+    """
+    for file in files:
+        if is_in_home(file):
+            file.chmod(0o600)

@@ -14,7 +14,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
-from gems.paths import is_in_home, private_file
+from gems.paths import make_file
 from gems.secrets import one_line
 
 __all__ = ["delete_threads_without", "open_checkpoints"]
@@ -69,8 +69,7 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
 @contextmanager
 def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
-        if is_in_home(path):
-            private_file(path)
+        make_file(path)
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.
