@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
@@ -38,9 +40,20 @@ class Submission:
     thread: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request that waits for the decision."""
+
+    client: Client
+    submissions: Sequence[Submission]
+    idempotency_key: str | None
+    hash: str
+    decision: Future[list[Run]] = field(default_factory=Future)
+
+
 @dataclass(frozen=True)
 class Admission:
-    """Accepts the runs of requests, one request at a time.
+    """Accepts the runs of requests. Requests that come at once share a transaction, so that they share its disk flush.
 
     Attributes:
         settings: The settings of the service.
@@ -54,28 +67,53 @@ class Admission:
     workers: WorkerPool
     metrics: Metrics
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _requests: deque[_Request] = field(default_factory=deque)
 
     def admit(
         self, client: Client, submissions: Sequence[Submission], *, idempotency_key: str | None, request: str
     ) -> list[Run]:
         """Accept all runs of a request; see ``Service.submit_all``."""
         submissions = [replace(entry, prompt=self._checked(entry.prompt)) for entry in submissions]
-        request_hash = _hash(submissions, request)
-        with self._lock:
-            if idempotency_key and (earlier := self.ledger.by_key(client.name, idempotency_key)):
-                if earlier[0].request != request_hash:
-                    raise ConflictError("this Idempotency-Key was used for another request; use a new one")
-                return earlier
-            try:
-                self._check_threads(client, submissions)
-                self.workers.check_room(client.name, len(submissions))
-                entries = self._reserve(client, submissions)
-            except RefusedError as error:
-                self.metrics.count_refusal(error.code)
-                raise
-            runs = self.ledger.accept(entries, idempotency_key=idempotency_key, request=request_hash)
-            for run in runs:
-                self.workers.add(run.user, run.id)
+        own = _Request(client, submissions, idempotency_key, _hash(submissions, request))
+        self._requests.append(own)
+        with self._lock:  # one thread decides for all that wait; the others find their decisions made
+            if not own.decision.done():
+                self._decide_all([self._requests.popleft() for _ in range(len(self._requests))])
+        return own.decision.result()
+
+    def _decide_all(self, requests: Sequence[_Request]) -> None:
+        decisions: list[tuple[_Request, list[Run] | Exception]] = []
+        try:
+            with self.ledger.file.transaction():
+                for request in requests:
+                    try:
+                        decisions.append((request, self._decide(request)))
+                    except (RefusedError, ConflictError) as error:
+                        decisions.append((request, error))
+        except Exception as error:  # a full disk, for example: nothing was accepted
+            decisions = [(request, error) for request in requests]
+        for request, decision in decisions:
+            if isinstance(decision, Exception):
+                request.decision.set_exception(decision)
+            else:
+                request.decision.set_result(decision)
+
+    def _decide(self, request: _Request) -> list[Run]:
+        client, key = request.client, request.idempotency_key
+        if key and (earlier := self.ledger.by_key(client.name, key)):
+            if earlier[0].request != request.hash:
+                raise ConflictError("this Idempotency-Key was used for another request; use a new one")
+            return earlier
+        try:
+            self._check_threads(client, request.submissions)
+            self.workers.check_room(client.name, len(request.submissions))
+            entries = self._reserve(client, request.submissions)
+        except RefusedError as error:
+            self.metrics.count_refusal(error.code)
+            raise
+        runs = self.ledger.accept(entries, idempotency_key=key, request=request.hash)
+        for run in runs:  # a worker that takes one at once waits for the end of the transaction
+            self.workers.add(run.user, run.id)
         return runs
 
     def _checked(self, prompt: str) -> str:

@@ -289,13 +289,15 @@ class Ledger:
         """What a user's runs have used since midnight, UTC, and what is reserved for those that have not ended."""
         figures = ", ".join(_FIGURES)
         rows = self.file.query(f"SELECT {figures} FROM spending WHERE user = ? AND day = ?", (user, _day(time.time())))  # noqa: S608
-        reservations = self.file.query("SELECT reserved FROM runs WHERE user = ? AND ended_at IS NULL", (user,))
-        reserved = dict.fromkeys(_FIGURES, 0.0)
-        for (text,) in reservations:
-            for name, amount in json.loads(text).items():
-                reserved[name] += amount
-        settled = dict(zip(_FIGURES, rows[0] if rows else [0] * len(_FIGURES), strict=True))
-        return DayUsage(settled, reserved, len(reservations))
+        sums = ", ".join(f"coalesce(sum(reserved ->> '$.{name}'), 0)" for name in _FIGURES)
+        [(unfinished, *reserved)] = self.file.query(
+            f"SELECT count(*), {sums} FROM runs WHERE user = ? AND ended_at IS NULL",  # noqa: S608
+            (user,),
+        )
+        settled = rows[0] if rows else [0] * len(_FIGURES)
+        return DayUsage(
+            dict(zip(_FIGURES, settled, strict=True)), dict(zip(_FIGURES, reserved, strict=True)), unfinished
+        )
 
     def _find(self, condition: str, values: tuple[Any, ...]) -> Run | None:
         rows = self.file.query(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE {condition}", values)  # noqa: S608

@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS runs (
 );
 CREATE INDEX IF NOT EXISTS runs_by_user ON runs (user, sequence);
 CREATE INDEX IF NOT EXISTS runs_by_status ON runs (status, sequence);
+CREATE INDEX IF NOT EXISTS unfinished_by_user ON runs (user) WHERE ended_at IS NULL;
 """
 
 _ADDED_COLUMNS: Final = {
@@ -93,7 +94,7 @@ class LedgerFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._in_transaction = threading.RLock(), False
         try:
             private_file(path)
             self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
@@ -123,15 +124,21 @@ class LedgerFile:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: on disk at its end, or rolled back as a whole."""
+        """A transaction: on disk at its end, or rolled back as a whole. Inside another one, it is part of that."""
         with self._lock:
+            if self._in_transaction:
+                yield self._db
+                return
             self._db.execute("BEGIN IMMEDIATE")
+            self._in_transaction = True
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
+            finally:
+                self._in_transaction = False
 
     def query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a SELECT."""
