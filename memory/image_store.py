@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.paths import home
+from gems.paths import home, make_file, make_folder
 from gems.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
@@ -178,7 +178,7 @@ class ImageStore:
             return
         folder = path.rpartition("/")[0]
         temporary = f"{folder}/.{uuid.uuid4().hex}"
-        self._fs.makedirs(folder, exist_ok=True)
+        make_file(Path(temporary))
         self._fs.pipe_file(temporary, data)
         self._fs.mv(temporary, path)
 
@@ -288,7 +288,7 @@ def _make_folder(fs: fsspec.AbstractFileSystem, root: str) -> None:
     if "s3" in fs.protocol:
         fs.mkdir(f"{root.rstrip('/')}/images", create_parents=False)  # creates nothing, and fails without a bucket
     else:
-        fs.makedirs(root, exist_ok=True)
+        make_folder(Path(root)) if isinstance(fs, LocalFileSystem) else fs.makedirs(root, exist_ok=True)
 
 
 def _read_local(path: str, root: str) -> bytes:

@@ -25,6 +25,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.paths import keep_private, make_folder
+
 __all__ = [
     "EXACT_UP_TO",
     "Chunk",
@@ -374,7 +376,7 @@ def _write_draft(folder: Path, index: Any, source: Source, *, last_vector_id: in
 
     index_id = uuid.uuid4().hex
     draft = folder / f"draft-{index_id}"
-    draft.mkdir(parents=True)
+    make_folder(draft)
     faiss.write_index(index, str(draft / _FILES[0]))
     np.save(draft / _FILES[1], source.spaces)
     manifest = Manifest(
@@ -389,6 +391,7 @@ def _write_draft(folder: Path, index: Any, source: Source, *, last_vector_id: in
         files={name: _digest(draft / name) for name in _FILES},
     )
     (draft / "manifest.json").write_text(json.dumps({f: getattr(manifest, f) for f in manifest.__slots__}))
+    keep_private(*draft.iterdir())
     for path in draft.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

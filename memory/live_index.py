@@ -26,6 +26,7 @@ from gems.memory.index import (
     remove,
 )
 from gems.memory.records import Records, open_snapshot
+from gems.paths import make_file
 
 __all__ = ["LiveIndex"]
 
@@ -162,7 +163,7 @@ class LiveIndex:
             wait: If another process is saving, wait for it instead of returning, and show a progress bar.
             retrain: Train new cells, and publish the file even if another process has just published one.
         """
-        self._folder.mkdir(exist_ok=True)
+        make_file(self._folder / "lock")
         # A connection of its own: this may be the background thread.
         with suppress(Timeout), closing(Records(self._records.file)) as records:
             before = records.meta("index")

@@ -19,6 +19,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 from gems.errors import InputError
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
+from gems.paths import make_file
 
 __all__ = [
     "MAX_TTL",
@@ -422,7 +423,7 @@ def open_records(folder: Path) -> Records:
     """
     file = folder / "records.sqlite"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_file(file)
         return Records(file)
     except (OSError, sqlite3.Error) as error:
         raise InputError(

@@ -39,6 +39,7 @@ from gems.memory.filters import check_filter, fits, matches
 from gems.memory.index import VectorIndex, remove
 from gems.memory.live_index import LiveIndex
 from gems.memory.records import Records, Row, Times, aware_time, open_records
+from gems.paths import make_file
 
 __all__ = ["FaissStore", "reindex"]
 
@@ -338,6 +339,7 @@ def _embed_page(
 @contextmanager
 def _reindexing_lock(folder: Path) -> Iterator[None]:
     try:
+        make_file(folder / "reindexing.lock")
         with FileLock(folder / "reindexing.lock", timeout=0):
             yield
     except Timeout:

@@ -30,7 +30,7 @@ from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 from gems.skills.snapshots import skills_in, take_snapshot
 
-__all__ = ["Node", "Resources", "check_options"]
+__all__ = ["Node", "Resources", "check_options", "user_store"]
 
 
 class Node(Protocol):
@@ -123,7 +123,7 @@ class Resources:
         if runtime.store or self.store:
             return runtime.store or self.store
         url = memory_location(context)
-        return self._open_store(url) if self.embedder else _user_store(url, context.embedder)
+        return self._open_store(url) if self.embedder else user_store(url, context.embedder)
 
     @cached_property
     def _open_store(self) -> Callable[[str | None], BaseStore]:
@@ -180,5 +180,6 @@ def _check_generator_options(context: GemsContext, *, here: bool) -> None:
 
 
 @cache
-def _user_store(url: str | None, embedder: str) -> BaseStore:
+def user_store(url: str | None, embedder: str) -> BaseStore:
+    """The memory at a location, opened once per process."""
     return open_store(url, init_embedder(embedder))

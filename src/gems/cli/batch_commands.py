@@ -46,6 +46,7 @@ from gems.cli.console import (
     exit_at_once,
     guarded,
     handling,
+    notify,
     out,
     print_json,
     spending,
@@ -538,10 +539,10 @@ def _stoppable() -> Iterator[Stop]:
             exit_at_once()
         elif stop.is_requested:
             stop.control.request_drain("interrupted")
-            err.print("stopping prompts after their current step; Ctrl-C again to stop at once")
+            notify("stopping prompts after their current step; Ctrl-C again to stop at once")
         else:
             stop.finish()
-            err.print("finishing the prompts in flight; Ctrl-C again to stop them where they are")
+            notify("finishing the prompts in flight; Ctrl-C again to stop them where they are")
 
     with handling(on_interrupt, signal.SIGINT, signal.SIGTERM):
         yield stop

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -52,6 +52,8 @@ out, err = _SafeConsole(), _SafeConsole(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_SHOW_CURSOR: Final = b"\x1b[?25h"
 
 _SPEED_PERIOD: Final = 3600
 """Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
@@ -114,9 +116,20 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def notify(text: str) -> None:
+    """Write a line to stderr from a signal handler, past the buffers.
+
+    The signal may have interrupted a write, and Python's buffered streams refuse a second one within it.
+    """
+    with suppress(OSError, ValueError):  # stderr is closed, or is no file
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
+
+
 def exit_at_once() -> NoReturn:
     """End the process without waiting for its worker threads; every finished step is on disk already."""
-    err.show_cursor()
+    with suppress(OSError, ValueError):
+        if os.isatty(sys.stderr.fileno()):
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
     os._exit(INTERRUPTED)
 
 
@@ -131,7 +144,7 @@ def stoppable() -> Iterator[RunControl]:
         if control.drain_requested:
             exit_at_once()
         control.request_drain("interrupted")
-        err.print("stopping after this step; Ctrl-C again to stop at once")
+        notify("stopping after this step; Ctrl-C again to stop at once")
 
     with handling(on_interrupt, signal.SIGINT):
         yield control

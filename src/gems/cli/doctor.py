@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -117,7 +118,10 @@ def _open_home(setup: _Setup) -> str:
     from gems.paths import home
 
     ImageStore(setup.context.images_url)
-    return str(home())
+    folder = home()
+    if folder.stat().st_mode & 0o077:
+        return f"{folder}; other users of this machine can read it: chmod -R go-rwx {shlex.quote(str(folder))}"
+    return str(folder)
 
 
 def _list_skills(setup: _Setup) -> str:

@@ -28,7 +28,7 @@ from gems.graph.events import Event, PromptEvent, RequirementFields, Requirement
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
-from gems.paths import home
+from gems.paths import home, private_folder
 from gems.runs.folder import make_folder
 from gems.runs.operator_settings import operator_settings
 from gems.runs.record import ModelRecord, model_records
@@ -97,7 +97,7 @@ class Thread:
             with _database_records(database) as store:
                 store.put(_THREADS, self.id, fields, index=False)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             write_atomically(path, json.dumps(fields, indent=2).encode())
         except OSError as error:
             raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -15,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from gems.runs.record import AttemptRecord, RunRecord
 from gems.seeds import seed_of_request_image
+from gems.serve.admission import Submission
 from gems.serve.converting import convert, read_png
 from gems.serve.http_errors import ERRORS, RequestError
 from gems.serve.ledger import Run
@@ -29,7 +29,6 @@ from gems.serve.openai_forms import (
     ModelList,
     RunSummary,
 )
-from gems.serve.refusals import ConflictError, StoppingError
 from gems.serve.run_routes import IdempotencyKey
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
@@ -96,24 +95,11 @@ class _ImagesRoutes:
         )
 
     def _submit_all(self, form: ImagesRequest, key: str | None) -> list[Run]:
-        """Submit all runs or none: if one is refused, those before it are cancelled."""
-        runs: list[Run] = []
-        try:
-            for k in range(form.n):
-                run = self._submit(form, k, key)
-                runs.append(run)
-        except Exception:
-            for earlier in runs:
-                with suppress(ConflictError, StoppingError):
-                    self.service.cancel(earlier)
-            raise
-        return runs
-
-    def _submit(self, form: ImagesRequest, k: int, key: str | None) -> Run:
-        seed = None if form.seed is None else seed_of_request_image(form.seed, k)
-        settings = RunSettings.model_validate({"seed": seed})
-        run_key = f"{key}/{k}" if key and form.n > 1 else key
-        return self.service.submit(CLIENT.get(), form.prompt, settings, idempotency_key=run_key)
+        """Submit a run for each image: all of them or none."""
+        seeds = [None if form.seed is None else seed_of_request_image(form.seed, k) for k in range(form.n)]
+        submissions = [Submission(form.prompt, RunSettings.model_validate({"seed": seed})) for seed in seeds]
+        request = form.model_dump_json(exclude_none=True)
+        return self.service.submit_all(CLIENT.get(), submissions, idempotency_key=key, request=request)
 
     async def _stream(self, form: ImagesRequest, run: Run, base_url: str) -> AsyncIterator[str]:
         partial_images, latest = 0, ""

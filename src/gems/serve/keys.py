@@ -29,6 +29,7 @@ class DayLimits(BaseModel):
     images: int | None = Field(default=None, ge=0)
     chat_calls: int | None = Field(default=None, ge=0)
     tokens: int | None = Field(default=None, ge=0)
+    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class _Entry(BaseModel):
@@ -81,6 +82,10 @@ class Keys:
             if hmac.compare_digest(digest, digest_of_entry):
                 match = client
         return match
+
+    def limiting_cost(self) -> list[str]:
+        """The names of the users whose cost of a day is limited, which needs prices."""
+        return [client.name for _, client in self._entries if client.daily.cost is not None]
 
 
 def _read_entry(path: Path, name: str, table: object) -> tuple[bytes, Client]:

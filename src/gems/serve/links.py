@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import uuid
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from gems.errors import InputError
+from gems.paths import private_file, private_folder
 
 __all__ = ["Links"]
 
 _Kind = Literal["artifacts", "reports"]
+
+_MIN_LENGTH: Final = 32
+"""Characters of a secret; those that are made here have twice as many."""
 
 
 class Links:
@@ -23,20 +30,21 @@ class Links:
         seconds: Seconds for which an address is valid.
 
     Raises:
-        InputError: The file cannot be used.
+        InputError: The file cannot be used, or holds too short a secret.
     """
 
     def __init__(self, secret_file: Path, seconds: int) -> None:
         try:
-            if not secret_file.exists():
-                secret_file.parent.mkdir(parents=True, exist_ok=True)
-                secret_file.touch(mode=0o600)
-                secret_file.write_text(secrets.token_hex(32))
-            secret = secret_file.read_text()
+            secret = _read_or_create(secret_file)
         except OSError as error:
             raise InputError(
                 f"cannot store a secret in {secret_file} ({error.strerror}); set GEMS_HOME to a writable folder"
             ) from error
+        if len(secret) < _MIN_LENGTH:
+            raise InputError(
+                f"the secret in {secret_file} has {len(secret)} characters, fewer than {_MIN_LENGTH}: delete the file, "
+                "and the next start makes a new one, which voids the addresses of images"
+            )
         self._signers = {kind: URLSafeTimedSerializer(secret, salt=f"gems {kind}") for kind in get_args(_Kind)}
         self._seconds = seconds
 
@@ -55,3 +63,19 @@ class Links:
         except (BadSignature, ValueError, TypeError):
             return None
         return str(user), str(name)
+
+
+def _read_or_create(file: Path) -> str:
+    """The secret in a file. Of processes that start at once, all get the same one, and none sees half of it."""
+    if not file.exists():
+        private_folder(file.parent)
+        draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+        try:
+            private_file(draft)
+            draft.write_text(secrets.token_hex(32), encoding="ascii")
+            with suppress(FileExistsError):  # another process was faster
+                os.link(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+    file.chmod(0o600)
+    return file.read_text(encoding="utf-8").strip()

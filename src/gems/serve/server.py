@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
@@ -23,9 +25,16 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 class _Server(uvicorn.Server):
     """Stops the service before the HTTP server, so that requests that wait for runs get their responses."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float, on_ready: Callable[[str], None]) -> None:
         super().__init__(config)
-        self._service, self._grace = service, grace
+        self._service, self._grace, self._on_ready = service, grace, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell the address: with port 0, only now is it known."""
+        await super().startup(sockets)
+        if self.started and self.servers:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_ready(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets runs finish, the second stops them at their next step, the third at once."""
@@ -58,8 +67,12 @@ def write_logs(level: str, *, as_json: bool) -> None:
     )
 
 
-def run_server(settings: ServiceSettings) -> None:
+def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal comes.
+
+    Args:
+        settings: The settings of the service.
+        on_ready: Called with the service's address once it listens.
 
     Raises:
         InputError: A setting cannot be used.
@@ -75,4 +88,4 @@ def run_server(settings: ServiceSettings) -> None:
         timeout_graceful_shutdown=5,
         lifespan="on",
     )
-    _Server(config, app.state.service, settings.grace).run()
+    _Server(config, app.state.service, settings.grace, on_ready).run()

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from starlette.responses import FileResponse, JSONResponse
 
 from gems import __version__
+from gems.errors import InputError
+from gems.graph.state import Prices
 from gems.serve.artifact_routes import artifact_router
 from gems.serve.http_errors import add_handlers
 from gems.serve.images_endpoint import images_router
@@ -52,10 +54,12 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     """The service as an ASGI application. ``app.state.service`` is its ``Service``.
 
     Raises:
-        InputError: The keys cannot be read, or the service would listen beyond this machine without one.
+        InputError: The keys cannot be read, they limit the cost and there are no prices, or the service would listen
+            beyond this machine without a key.
     """
     settings.check_address()
     keys = Keys(settings.keys) if settings.keys else None
+    _check_prices(settings, keys)
     links = Links(settings.home / "secret", settings.link_seconds)
     service = Service(settings)
 
@@ -84,13 +88,21 @@ def make_app(settings: ServiceSettings) -> FastAPI:
     return app
 
 
+def _check_prices(settings: ServiceSettings, keys: Keys | None) -> None:
+    if keys is not None and (limited_users := keys.limiting_cost()) and settings.context.budget.prices == Prices():
+        raise InputError(
+            f"{settings.keys} limits the cost of a day for {', '.join(limited_users)}, and there are no prices: give "
+            "--price image=0.04, --price prompt=1.25, --price completion=10"
+        )
+
+
 def _add_middleware(app: FastAPI, service: Service, keys: Keys | None) -> None:
     settings = service.settings
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "idempotency-key", "x-request-id"],
         )
     app.add_middleware(
