@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
-from gems.cli.arguments import AsJson, Quiet
+from gems.cli.arguments import AsJson, Quiet, images_location
 from gems.cli.console import err, guarded, out, print_json
 
 __all__ = ["export"]
@@ -20,6 +20,14 @@ def export(
     *,
     kind: Annotated[str, typer.Option("--to", help="webdataset, imagefolder or preferences.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the data set.")],
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOCATION",
+            help="Where the batch kept its images: --images of gems batch.",
+            show_default="$GEMS_IMAGES, or the batch's folder images",
+        ),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Include prompts that were not solved, with their best image.")
     ] = False,
@@ -37,6 +45,8 @@ def export(
     webdataset: shards of KEY.png, KEY.txt, KEY.json. imagefolder: train/ with metadata.jsonl, as Hugging Face datasets
     loads it. preferences: Parquet with jpg_0, jpg_1, label_0 and caption, as Diffusion-DPO trainers read it: each pair
     is an image of a prompt that met more requirements and one that met fewer, with all verdicts.
+
+    OUT is a new folder, or that of an earlier export: its files are replaced, and other files in it stay.
     """
     from gems.bulk.export import Choice
     from gems.bulk.export import export as write
@@ -44,7 +54,8 @@ def export(
     with Progress(console=err, disable=quiet or not err.is_terminal, transient=True) as progress:
         task = progress.add_task(kind, total=None)
         choice = Choice(solved=not everything, margin=margin, pairs=pairs)
-        dataset = write(source, kind, folder, choice, on_row=lambda: progress.advance(task))
+        store = images_location(images)
+        dataset = write(source, kind, folder, choice, images=store, on_row=lambda: progress.advance(task))
     if as_json:
         print_json({"folder": str(dataset.folder), "examples": dataset.examples, "skipped": dataset.skipped})
         return

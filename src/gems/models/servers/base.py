@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
+from langgraph.errors import GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -29,6 +30,7 @@ from gems.errors import BackendError, ContentRefusedError, InputError, is_passin
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
+from gems.stopping import acquire, pause
 
 __all__ = [
     "CHECK_TIMEOUT",
@@ -136,21 +138,21 @@ class RemoteGenerator(ABC):
             return []
         report = on_step or (lambda _: None)
 
-        def draw(index: int) -> GeneratedImage | BackendError:
+        def draw(index: int) -> GeneratedImage | BackendError | GraphDrained:
             try:
                 image = self._retry(requests[index], lambda s: report(Step(index, s.step, s.steps, s.preview)))
-            except BackendError as error:
+            except (BackendError, GraphDrained) as error:
                 return error
             report(Step(index, 1, 1))
             return GeneratedImage(requests[index], image)
 
         if len(requests) == 1:
-            return [draw(0)]
+            return _unless_stopped([draw(0)])
         # More threads than slots: while one decodes an image, another one uses its slot.
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
             # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
             futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
-            return [future.result() for future in futures]
+            return _unless_stopped([future.result() for future in futures])
 
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
@@ -158,7 +160,7 @@ class RemoteGenerator(ABC):
 
         def attempt() -> Image.Image:
             nonlocal deadline
-            with self._slots:
+            with acquire(self._slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 data = self.make(request, deadline, on_preview)
             return decode_image(data, self.name)
@@ -166,7 +168,9 @@ class RemoteGenerator(ABC):
         def is_over(state: RetryCallState) -> bool:
             return time.monotonic() + state.upcoming_sleep >= deadline
 
-        retrying = Retrying(retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, reraise=True)
+        retrying = Retrying(
+            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+        )
         try:
             return retrying(attempt)
         except PassingError as error:
@@ -240,6 +244,26 @@ class RemoteGenerator(ABC):
     def _reason(self, body: bytes) -> str:
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _unless_stopped(
+    results: Sequence[GeneratedImage | BackendError | GraphDrained],
+) -> list[GeneratedImage | BackendError]:
+    """The results. If the run was stopped, the images that were made meanwhile are paid for, and kept.
+
+    Raises:
+        GraphDrained: The run was stopped before any image was made.
+    """
+    has_image = any(isinstance(result, GeneratedImage) for result in results)
+    kept: list[GeneratedImage | BackendError] = []
+    for result in results:
+        if not isinstance(result, GraphDrained):
+            kept.append(result)
+        elif has_image:
+            kept.append(BackendError(str(result), retryable=False))
+        else:
+            raise result
+    return kept
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------
