@@ -206,10 +206,10 @@ class ResultsFile:
                     file.write(line)
                     file.flush()
                     os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 with suppress(OSError):  # a full disk, for example: the next result must not follow half a line
                     os.truncate(self.path, self._end)
-                raise
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self._note(row, self._end)
             self._end += len(line)
 
