@@ -11,11 +11,12 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from gems.skills.format import Skill
 
-__all__ = ["digest_of", "skills_in", "take_snapshot"]
+__all__ = ["contents_of", "digest_of", "skills_in", "take_snapshot"]
 
 _MAX_KEPT: Final = 1_024
 """Skills that are kept for runs under way; the least recently used one goes first."""
@@ -29,6 +30,18 @@ def digest_of(skill: Skill) -> str:
     checks = [(check.kind, check.question) for check in skill.checks]
     content = [skill.name, skill.description, skill.body, checks, skill.references, skill.scripts]
     return hashlib.sha256(json.dumps(content).encode("utf-8", "replace")).hexdigest()
+
+
+def contents_of(skills: Iterable[Skill]) -> dict[str, str]:
+    """SHA-256 of each skill by name, of the files beside its SKILL.md too: whatever a planner may read of it."""
+    digests = {}
+    for skill in skills:
+        digest = hashlib.sha256(digest_of(skill).encode())
+        for name in skill.references:
+            with suppress(OSError):  # a file that cannot be read cannot be read by the planner either
+                digest.update((skill.path.parent / name).read_bytes())
+        digests[skill.name] = digest.hexdigest()
+    return digests
 
 
 def take_snapshot(skills: Iterable[Skill]) -> dict[str, str]:

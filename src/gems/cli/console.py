@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -97,10 +98,29 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
-            err.print(f"[red]error:[/] {escape(conceal(str(error)))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]error:[/] {escape(conceal(_message_of(error)))}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
 
     return run
+
+
+def _message_of(error: Exception) -> str:
+    """What happened and, where this program does not say it itself, what to do about a disk or a folder."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}{_ADVICE.get(error.errno, '')}"
+
+
+_ADVICE: Final = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        "; free some space, and run the same command again: nothing that was finished is lost",
+    ),
+    errno.EROFS: "; choose a folder that can be written to",
+    errno.EACCES: "; check who may read and write there, or choose another folder",
+}
+"""What to do about an error of the operating system."""
 
 
 def _quiet_libraries() -> None:

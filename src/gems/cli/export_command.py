@@ -46,6 +46,8 @@ def export(
     webdataset: shards of KEY.png, KEY.txt, KEY.json. imagefolder: train/ with metadata.jsonl, as Hugging Face datasets
     loads it. preferences: Parquet with jpg_0, jpg_1, label_0 and caption, as Diffusion-DPO trainers read it: each pair
     is an image of a prompt that met more requirements and one that met fewer, with all verdicts.
+
+    OUT is a new folder, or that of an earlier export: its files are replaced, and other files in it stay.
     """
     from gems.bulk.export import Choice
     from gems.bulk.export import export as write
