@@ -114,13 +114,10 @@ def _evaluate(
     plan = EvaluationPlan(
         benchmark, tuple(prompts), tuple(arms), context, context.seed or 0, options.images, folder, options.orders
     )
-    scorer = init_scorer(options.scorer, generators, options.judge, folder, context.authority)
-    if scorer.judge == context.chat_model("verifier"):
-        _warn(f"the judge is the verifier ({scorer.judge}), so it judges its own choices; --judge names another one")
     with stoppable() as control:
         report = evaluate(
             plan,
-            scorer,
+            init_scorer(options.scorer, generators, options.judge, folder, context.authority),
             concurrency=options.concurrency,
             control=control,
             bar=lambda what, total: batch_bar(total, what=what, quiet=options.quiet),
@@ -133,13 +130,20 @@ def _evaluate(
         print_json(report)
     else:
         _print_report(report)
+    _print_warnings(report)
+    err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _print_warnings(report: dict[str, Any]) -> None:
+    """What a reader of the figures has to know."""
+    if report["judge_is_verifier"]:
+        _warn(f"the judge is the verifier ({report['judge']}), so it judges its own choices; --judge names another one")
     for name, arm in report["arms"].items():
         if arm["failed"]:
             _warn(
                 f"{name}: {arm['failed']} failed and count as wrong; the same command tries again those that a backend "
                 f"failed (the first: {arm['first_error']})"
             )
-    err.print(f"report: {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _warn(text: str) -> None:
