@@ -25,7 +25,7 @@ _GALLERY_SIZE: Final = 6
 """Wins that are shown, and losses."""
 _THUMBNAIL: Final = 240
 """Pixels on the longer side."""
-_COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f")
+_COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f", "#6b4f2a")
 
 
 def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judged]]) -> None:
@@ -99,9 +99,9 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
             "axes.spines.right": False,
         }
     ):
-        plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt")}
+        plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt", "Soft-TIFA GM, %")}
         if curves:
-            plots["curve"] = _lines(curves, "images spent per prompt")
+            plots["curve"] = _lines(curves, "images spent per prompt", "all-correct rate, %")
     return plots
 
 
@@ -124,7 +124,7 @@ def _bars(arms: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _lines(lines: dict[str, Points], x_label: str) -> str:
+def _lines(lines: dict[str, Points], x_label: str, y_label: str) -> str:
     """A line per arm; arms of a second generator are dashed."""
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def _lines(lines: dict[str, Points], x_label: str) -> str:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "--" if "@" in name else "-", marker="o", markersize=4, color=_colour(name, lines), label=name)
     axes.set_xlabel(x_label)
-    axes.set_ylabel("all-correct rate, %")
+    axes.set_ylabel(y_label)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return _svg(figure)
 
@@ -167,7 +167,7 @@ def _gallery(judged: dict[str, list[Judged]], images: Sequence[ImageStore], *, w
         return []
     single = {j.row["index"]: j for j in judged.get("single", [])}
     cases = []
-    for j in judged[fullest]:
+    for j in (j for j in judged[fullest] if j.order == 1):
         one_shot = single.get(j.row["index"])
         if (
             j.row.get("best") is None
@@ -175,7 +175,7 @@ def _gallery(judged: dict[str, list[Judged]], images: Sequence[ImageStore], *, w
             or (won and (one_shot is None or one_shot.all_correct))
         ):
             continue
-        pictures = [_picture(j, i, images) for i in range(len(j.row["attempts"]))]
+        pictures = [_picture(j, i, images) for i in range(len(j.attempts))]
         if won and one_shot is not None and (best := one_shot.row.get("best")) is not None:
             pictures.insert(0, {**_picture(one_shot, best, images), "caption": "one shot, wrong", "shipped": False})
         wrong = [q.question for q, s in zip(j.prompt.questions, j.returned_scores, strict=True) if s < 0.5]
@@ -187,7 +187,7 @@ def _gallery(judged: dict[str, list[Judged]], images: Sequence[ImageStore], *, w
 
 def _picture(judged: Judged, index: int, images: Sequence[ImageStore]) -> dict[str, Any]:
     """An attempt's image with its caption."""
-    attempt = judged.row["attempts"][index]
+    attempt = judged.attempts[index]
     truth = f", {'right' if is_right(judged.scores[index]) else 'wrong'}" if index in judged.scores else ""
     return {
         "image": _thumbnail(read_from(images, attempt["sha256"], attempt["image"])),

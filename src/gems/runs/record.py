@@ -83,6 +83,8 @@ class RunRecord(BaseModel):
     checks: tuple[Requirement, ...] = ()
     memories: tuple[Memory, ...]
     skills: tuple[str, ...]
+    offered: dict[str, str] = {}
+    """The SHA-256 of each skill that the planner was offered, by name; see ``gems.skills.snapshots``."""
     attempts: tuple[AttemptRecord, ...]
     usage: Usage
     errors: tuple[str, ...]
@@ -155,6 +157,7 @@ def run_record(
         checks=tuple(values.get("checks") or ()),
         memories=tuple(values.get("memories") or ()),
         skills=tuple(values.get("skills") or ()),
+        offered=values.get("offered") or {},
         attempts=tuple(map(AttemptRecord.of, attempts)),
         usage=values.get("usage") or Usage(),
         errors=tuple(values.get("errors") or ()),
