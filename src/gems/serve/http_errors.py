@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -15,7 +16,16 @@ from gems.errors import BackendError, InputError
 from gems.secrets import conceal
 from gems.serve.refusals import BusyError, ConflictError, RefusedError, SpentError, StoppingError
 
-__all__ = ["ERRORS", "ErrorBody", "RequestError", "add_handlers", "as_http", "error_response"]
+__all__ = [
+    "ERRORS",
+    "ErrorBody",
+    "RequestError",
+    "add_handlers",
+    "add_safe_headers",
+    "as_http",
+    "error_response",
+    "invalid_request",
+]
 
 
 class Fault(BaseModel):
@@ -38,10 +48,12 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in {
         400: "The prompt or a setting cannot be used.",
         401: "The key is missing or wrong.",
+        403: "A page of another site sent the request, or the key does not allow it.",
         404: "It does not exist, or belongs to another key.",
         409: "The run's status does not allow this.",
         413: "The body is too long.",
-        422: "The request does not have the right form.",
+        415: "The body is not sent as JSON.",
+        422: "The body is not valid JSON, or does not have the right form.",
         429: "The queue is full, or the key has used up its limits. See Retry-After.",
         502: "A model failed.",
         503: "The service is being stopped. Accepted runs are resumed when it is started again.",
@@ -77,11 +89,27 @@ def error_response(status: int, message: str, *, code: str | None = None, param:
     return JSONResponse(body.model_dump(), status)
 
 
+def add_safe_headers(headers: MutableHeaders) -> None:
+    """Add the headers that every response has: no page shows it in a frame, and no browser guesses what it is."""
+    headers["x-content-type-options"] = "nosniff"
+    headers["x-frame-options"] = "DENY"
+    headers["referrer-policy"] = "no-referrer"
+    headers.setdefault("content-security-policy", "frame-ancestors 'none'")
+
+
 def as_http(error: Exception) -> RequestError:
     """One of our errors as an HTTP exception, for code that other libraries call."""
     status, code = next((kind for type_, kind in _KINDS.items() if isinstance(error, type_)), (500, "internal_error"))
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, RefusedError) else None
     return RequestError(status, str(error), code=code, headers=headers)
+
+
+def invalid_request(fault: Mapping[str, Any] | str) -> Response:
+    """The response for a fault that pydantic found, or for what LangServe says about a body."""
+    if isinstance(fault, str):
+        return error_response(422, fault)
+    param = ".".join(str(part) for part in fault["loc"] if part != "body")
+    return error_response(422, f"{param}: {fault['msg']}" if param else fault["msg"], param=param or None)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -94,18 +122,12 @@ def add_handlers(app: FastAPI) -> None:
         return _response(error)
 
     async def on_invalid_request(_: Request, error: Any) -> Response:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part != "body")
-        return error_response(422, f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
-
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return error_response(500, f"internal error ({type(error).__name__})", code="internal_error")
+        return invalid_request(error.errors()[0])
 
     handlers: dict[type[Exception], Callable[..., Any]] = {
         **dict.fromkeys(_KINDS, on_own_error),
         HTTPException: on_http_error,
         RequestValidationError: on_invalid_request,
-        Exception: on_bug,
     }
     for type_, handler in handlers.items():
         app.add_exception_handler(type_, handler)

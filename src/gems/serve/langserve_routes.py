@@ -6,26 +6,32 @@ LangServe over the graph itself would lose the context and the thread id, and co
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from fastapi import FastAPI
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from starlette.requests import Request
+from starlette.responses import Response
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
-from gems.serve.http_errors import as_http
+from gems.serve.http_errors import as_http, invalid_request
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
 from gems.serve.refusals import ConflictError, RefusedError
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
-from gems.serve.views import run_view
+from gems.serve.views import run_view, without_options
 from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AgentRequest", "agent_runnable"]
+__all__ = ["AgentRequest", "add_langserve"]
+
+_PATH: Final = "/gems"
 
 
 class AgentRequest(BaseModel):
@@ -78,7 +84,24 @@ def _without_null(schema: Any) -> Any:
     return {**kinds[0], **{k: v for k, v in plain.items() if k != "anyOf"}} if len(kinds) == 1 else plain
 
 
-def agent_runnable(service: Service, links: Links) -> Runnable[Any, Any]:
+def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
+    """Add LangServe's routes for the agent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
+        from langserve import add_routes
+
+        add_routes(app, _runnable(service, links), path=_PATH, enable_feedback_endpoint=False)
+
+    async def on_validation_error(request: Request, error: Any) -> Response:
+        """LangServe does not catch the error of an input in a batch. Anywhere else, the fault is ours."""
+        if not request.url.path.startswith(f"{_PATH}/"):
+            raise error
+        return invalid_request(error.errors()[0])
+
+    app.add_exception_handler(ValidationError, on_validation_error)
+
+
+def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
     """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too."""
     agent = _Agent(service, links)
     return RunnableLambda(agent.draw, name="gems").with_types(input_type=AgentRequest, output_type=dict[str, Any])
@@ -100,7 +123,7 @@ class _Agent:
         run = await asyncio.to_thread(self.service.ledger.run, run.id)
         if run.status == "failed" and run.record is None:
             kind = InputError if run.error_kind == "input" else BackendError
-            raise as_http(kind(run.error or "the run failed"))
+            raise as_http(kind(without_options(run.error or "the run failed")))
         state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
         yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
-from typing import Annotated, Any, Optional, Self
+from typing import Annotated, Any, Final, Optional, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from gems.errors import InputError
 from gems.graph.context import GemsContext, OpenToRequests
@@ -14,6 +15,9 @@ from gems.graph.state import Budget
 from gems.wording import MAX_PROMPT_LENGTH
 
 __all__ = ["AcceptedSettings", "RunSettings", "ServiceSettings", "context_of", "images_url_of", "is_loopback"]
+
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+"""As browsers send it (RFC 6454): in lower case, without a path."""
 
 
 class ServiceSettings(BaseModel):
@@ -44,13 +48,23 @@ class ServiceSettings(BaseModel):
     open: bool = False
     """Listen beyond this machine without a key."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the service from a browser."""
+    """Origins of other sites whose pages may call the service from a browser; ``*`` stands for all."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Maximum number of open connections. Further ones are refused."""
     served_names: tuple[str, ...] = ("gems",)
     """Model names that requests may give."""
     grace: float = Field(default=30, ge=0)
     """Seconds that runs may take to finish when the service is stopped."""
     link_seconds: int = Field(default=3600, ge=1)
     """Seconds for which an image's address is valid."""
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://example.org, without a path, or *")
+        return origins
 
     def check_address(self) -> Self:
         """Check that the service is not open to other machines by accident.
