@@ -285,6 +285,8 @@ def test_head_is_answered_wherever_get_is(client: httpx.Client) -> None:
 def test_a_model_can_be_looked_up(client: httpx.Client) -> None:
     listed = client.get("/v1/models").json()["data"]
     assert [client.get(f"/v1/models/{model['id']}").json() for model in listed] == listed
+    for path in ("/gems/playground/%00", "/v1/runs/%00", "/v1/models/a%0ab", "/artifacts/%1b.png", "/%7f"):
+        assert error_of(client.get(path))["code"] == "invalid_path", path
     answer = client.get("/v1/models/org/none")
     assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
 

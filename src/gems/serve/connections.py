@@ -102,7 +102,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.cycle.response_complete:
             self._discarded += len(body)
             if self._discarded > _MAX_DISCARDED:
-                self.transport.abort()
+                self._abort()
 
     def on_message_complete(self) -> None:
         """The request is complete."""
@@ -139,7 +139,7 @@ class BoundedConnection(HttpToolsProtocol):
         if unread != self._unread or unread == 0:
             self._unread, self._last_progress = unread, now
         elif now - self._last_progress > seconds:
-            self.transport.abort()
+            self._abort()
 
     def _enter(self, phase: Literal["idle", "head", "body", "response"]) -> None:
         self._phase, self._since = phase, self.loop.time()
@@ -158,12 +158,25 @@ class BoundedConnection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Send the refusal in the form of all errors, and close the connection."""
         if not self._awaits_only_this():  # the client would take the refusal for another response, or a part of it
-            self.transport.abort()
+            self._abort()
             return
         response = self._refusal or error_response(400, "this is not a valid HTTP request", code="invalid_http")
         add_safe_headers(response.headers)
         self.transport.write(_as_bytes(response))
+        self._forget_requests()
         self.transport.close()
+
+    def _abort(self) -> None:
+        self._forget_requests()
+        self.transport.abort()
+
+    def _forget_requests(self) -> None:
+        """Send nothing more for requests that are being answered: the transport only learns later that it is closed."""
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
 
     def _awaits_only_this(self) -> bool:
         """Whether the next response that the client expects is that to the request it is sending."""

@@ -25,6 +25,7 @@ _NO_KEY_NEEDED: Final = re.compile(
 )
 """Paths without a key: the page, which holds no data, and signed addresses."""
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?", re.IGNORECASE)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _JSON: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json", re.IGNORECASE)
 
 
@@ -68,6 +69,8 @@ class GateMiddleware:
         """The response that refuses the request by its headers, or None. Notes down who sent it."""
         if refusal := self._check_host(headers):
             return refusal
+        if _CONTROL.search(path):
+            return error_response(400, "the path has control characters", code="invalid_path")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._max_body:
             return self._too_large()

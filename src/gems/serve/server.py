@@ -106,6 +106,7 @@ def run_server(settings: ServiceSettings) -> None:
         host=settings.host,
         port=settings.port,
         http=BoundedConnection,
+        loop="asyncio",  # uvloop, where it is installed, raises an exception when a client has just gone
         ws="none",
         limit_concurrency=settings.max_connections,
         access_log=False,  # the middleware logs every request

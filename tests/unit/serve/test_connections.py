@@ -45,7 +45,15 @@ def listening(
 ) -> Iterator[tuple[_Server, Callable[[], socket.socket]]]:
     """A server in a thread, and a function that connects to it."""
     config = uvicorn.Config(
-        app, port=0, http=BoundedConnection, ws="none", lifespan="off", log_config=None, access_log=False, **options
+        app,
+        port=0,
+        http=BoundedConnection,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        **options,
     )
     server = _Server(config, SimpleNamespace(stopping=True), 0, deadlines)  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run)
