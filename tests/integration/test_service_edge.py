@@ -189,6 +189,8 @@ ODD_BODIES = {
     "nothing": b"",
     "wrong kinds": b'{"prompt": {"a": 1}, "input": [1], "inputs": {"a": 1}, "config": 7, "action": []}',
     "wrong inputs": b'{"inputs": [{"prompt": 7}, null, "x"], "input": {"prompt": 7}, "config": [1, 2]}',
+    "no inputs": b'{"inputs": true, "input": true, "config": [{}, {}], "prompt": true, "action": true}',
+    "wrong names": b'{"input": {"prompt": "a"}, "include_names": 7, "inputs": [{}], "prompt": 1, "action": 1}',
     "wrong config": b'{"inputs": [{"prompt": "a dragon"}], "input": {"prompt": "a"}, "config": {"configurable": 7}}',
 }
 

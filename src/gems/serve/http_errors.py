@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -24,7 +24,6 @@ __all__ = [
     "add_safe_headers",
     "as_http",
     "error_response",
-    "invalid_request",
 ]
 
 
@@ -104,14 +103,6 @@ def as_http(error: Exception) -> RequestError:
     return RequestError(status, str(error), code=code, headers=headers)
 
 
-def invalid_request(fault: Mapping[str, Any] | str) -> Response:
-    """The response for a fault that pydantic found, or for what LangServe says about a body."""
-    if isinstance(fault, str):
-        return error_response(422, fault)
-    param = ".".join(str(part) for part in fault["loc"] if part != "body")
-    return error_response(422, f"{param}: {fault['msg']}" if param else fault["msg"], param=param or None)
-
-
 def add_handlers(app: FastAPI) -> None:
     """Give every error response the same form."""
 
@@ -122,7 +113,9 @@ def add_handlers(app: FastAPI) -> None:
         return _response(error)
 
     async def on_invalid_request(_: Request, error: Any) -> Response:
-        return invalid_request(error.errors()[0])
+        first = error.errors()[0]
+        param = ".".join(str(part) for part in first["loc"] if part != "body")
+        return error_response(422, f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
 
     handlers: dict[type[Exception], Callable[..., Any]] = {
         **dict.fromkeys(_KINDS, on_own_error),

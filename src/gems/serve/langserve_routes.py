@@ -6,20 +6,21 @@ LangServe over the graph itself would lose the context and the thread id, and co
 from __future__ import annotations
 
 import asyncio
+import json
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.requests import Request
-from starlette.responses import Response
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
-from gems.serve.http_errors import as_http, invalid_request
+from gems.serve.http_errors import as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
@@ -90,15 +91,50 @@ def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
         warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
         from langserve import add_routes
 
-        add_routes(app, _runnable(service, links), path=_PATH, enable_feedback_endpoint=False)
+        add_routes(
+            app,
+            _runnable(service, links),
+            path=_PATH,
+            dependencies=[Depends(_check_body)],
+            enable_feedback_endpoint=False,
+            disabled_endpoints=["token_feedback"],
+        )
 
-    async def on_validation_error(request: Request, error: Any) -> Response:
-        """LangServe does not catch the error of an input in a batch. Anywhere else, the fault is ours."""
-        if not request.url.path.startswith(f"{_PATH}/"):
-            raise error
-        return invalid_request(error.errors()[0])
 
-    app.add_exception_handler(ValidationError, on_validation_error)
+class _Call(BaseModel):
+    """The body of LangServe's routes for one input. LangServe itself trusts that fields have these types."""
+
+    input: AgentRequest
+    config: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    include_names: list[str] = []
+    include_types: list[str] = []
+    include_tags: list[str] = []
+    exclude_names: list[str] = []
+    exclude_types: list[str] = []
+    exclude_tags: list[str] = []
+
+
+class _BatchCall(BaseModel):
+    """The body of LangServe's route for several inputs."""
+
+    inputs: list[AgentRequest]
+    config: dict[str, Any] | list[dict[str, Any]] = {}
+    kwargs: dict[str, Any] = {}
+
+
+async def _check_body(request: Request) -> None:
+    """Check a body before LangServe reads it."""
+    if request.method != "POST":
+        return
+    try:
+        body = await request.json()
+    except json.JSONDecodeError:  # no body
+        body = None
+    try:
+        (_BatchCall if request.url.path.endswith("/batch") else _Call).model_validate(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
 
 
 def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
