@@ -318,6 +318,8 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         (["--keys", "nowhere.toml"], "cannot read the keys"),
         (["--generator", "nonsense"], "nonsense"),
         (["--port", "99999"], "65535"),
+        (["--cors-origin", "https://example.org/"], "'https://example.org/' is not an origin"),
+        (["--cors-origin", "example.org"], "'example.org' is not an origin"),
     ],
 )
 def test_a_service_that_cannot_start_reports_why(options: list[str], message: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,35 @@ def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, messag
     (tmp_path / "keys.toml").write_text(text)
     with pytest.raises(InputError, match=message):
         Keys(tmp_path / "keys.toml")
+
+
+@pytest.mark.parametrize("secret", ["", "\n", "short"])
+def test_a_secret_that_anybody_could_guess_is_refused(tmp_path: Path, secret: str) -> None:
+    (tmp_path / "secret").write_text(secret)
+    with pytest.raises(InputError, match="delete the file"):
+        Links(tmp_path / "secret", 3600)
+
+
+def test_processes_that_start_at_once_share_a_secret(tmp_path: Path) -> None:
+    for attempt in range(20):
+        file, together = tmp_path / str(attempt) / "secret", threading.Barrier(4)
+
+        def sign(file: Path, together: threading.Barrier) -> str:
+            together.wait()
+            return Links(file, 3600).image("ann", "0" * 64).removeprefix("/artifacts/").removesuffix(".png")
+
+        with ThreadPoolExecutor(4) as pool:
+            tokens = [made.result() for made in [pool.submit(sign, file, together) for _ in range(4)]]
+        assert all(Links(file, 3600).read("artifacts", token) for token in tokens)
+        assert [path.name for path in file.parent.iterdir()] == ["secret"], "no draft is left"
+
+
+def test_a_key_for_the_metrics_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["new-key", "prometheus", "--metrics"])
+    (tmp_path / "keys.toml").write_text(result.stdout)
+    client = Keys(tmp_path / "keys.toml").client(result.stderr.split()[-1])
+    assert client is not None
+    assert client.metrics
 
 
 def test_addresses_expire_and_outlive_a_restart(tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ class _ServiceOptions:
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Origin whose pages may send requests. Repeatable.", show_default="none", rich_help_panel=ACCESS
+            help="Origin of another site whose pages may send requests, such as https://example.org; * for all. "
+            "Repeatable.",
+            show_default="none",
+            rich_help_panel=ACCESS,
         ),
     ] = None
     concurrency: Annotated[
@@ -67,6 +70,9 @@ class _ServiceOptions:
             rich_help_panel=LIMITS,
         ),
     ] = None
+    max_connections: Annotated[int, typer.Option(min=1, help="Maximum open connections.", rich_help_panel=LIMITS)] = (
+        2048
+    )
     max_images: Annotated[int, typer.Option(min=1, help="Maximum images per run.", rich_help_panel=LIMITS)] = 20
     keep_days: Annotated[
         float | None,
@@ -110,6 +116,7 @@ class _ServiceOptions:
                 concurrency=self.concurrency,
                 queue=self.queue,
                 queue_per_key=self.queue_per_key,
+                max_connections=self.max_connections,
                 max_images=self.max_images,
                 keys=self.keys,
                 open=self.open_,
@@ -120,7 +127,7 @@ class _ServiceOptions:
             ).check_address()
         except ValidationError as error:
             fault = error.errors()[0]
-            raise InputError(f"{fault['loc'][0]}: {fault['msg']}") from None
+            raise InputError(f"{fault['loc'][0]}: {fault['msg'].removeprefix('Value error, ')}") from None
 
 
 @guarded
@@ -166,6 +173,9 @@ def _share_cores(concurrency: int) -> None:
 def new_key(
     name: Annotated[str, typer.Argument(help="Name of the user of the key, who owns memory, images and runs.")],
     *,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="The key may read /metrics, which covers all users.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key. Its entry for the file of keys goes to stdout, the key itself to stderr, once.
@@ -176,7 +186,7 @@ def new_key(
     """
     from gems.serve.keys import new_key as make_key
 
-    key, entry = make_key(name)
+    key, entry = make_key(name, metrics=metrics)
     if as_json:
         print_json({"key": key, "entry": entry})
         return

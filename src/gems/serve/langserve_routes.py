@@ -6,12 +6,17 @@ LangServe over the graph itself would lose the context and the thread id, and co
 from __future__ import annotations
 
 import asyncio
+import json
+import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from starlette.requests import Request
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
@@ -23,10 +28,12 @@ from gems.serve.middleware import CLIENT
 from gems.serve.refusals import ConflictError, RefusedError
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
-from gems.serve.views import run_view
+from gems.serve.views import run_view, without_options
 from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AgentRequest", "agent_runnable"]
+__all__ = ["AgentRequest", "add_langserve"]
+
+_PATH: Final = "/gems"
 
 
 class AgentRequest(BaseModel):
@@ -79,7 +86,59 @@ def _without_null(schema: Any) -> Any:
     return {**kinds[0], **{k: v for k, v in plain.items() if k != "anyOf"}} if len(kinds) == 1 else plain
 
 
-def agent_runnable(service: Service, links: Links) -> Runnable[Any, Any]:
+def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
+    """Add LangServe's routes for the agent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
+        from langserve import add_routes
+
+        add_routes(
+            app,
+            _runnable(service, links),
+            path=_PATH,
+            dependencies=[Depends(_check_body)],
+            enable_feedback_endpoint=False,
+            disabled_endpoints=["token_feedback"],
+        )
+
+
+class _Call(BaseModel):
+    """The body of LangServe's routes for one input. LangServe itself trusts that fields have these types."""
+
+    input: AgentRequest
+    config: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    include_names: list[str] = []
+    include_types: list[str] = []
+    include_tags: list[str] = []
+    exclude_names: list[str] = []
+    exclude_types: list[str] = []
+    exclude_tags: list[str] = []
+
+
+class _BatchCall(BaseModel):
+    """The body of LangServe's route for several inputs."""
+
+    inputs: list[AgentRequest]
+    config: dict[str, Any] | list[dict[str, Any]] = {}
+    kwargs: dict[str, Any] = {}
+
+
+async def _check_body(request: Request) -> None:
+    """Check a body before LangServe reads it."""
+    if request.method != "POST":
+        return
+    try:
+        body = await request.json()
+    except json.JSONDecodeError:  # no body
+        body = None
+    try:
+        (_BatchCall if request.url.path.endswith("/batch") else _Call).model_validate(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
     """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too."""
     runnable = _AgentRunnable(_Agent(service, links))
     return runnable.with_types(input_type=AgentRequest, output_type=dict[str, Any])
@@ -118,7 +177,7 @@ class _Agent:
         run = await asyncio.to_thread(self.service.ledger.run, run.id)
         if run.status == "failed" and run.record is None:
             kind = InputError if run.error_kind == "input" else BackendError
-            raise as_http(kind(run.error or "the run failed"))
+            raise as_http(kind(without_options(run.error or "the run failed")))
         state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
         yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Optional, Self
+from typing import Annotated, Any, Final, Optional, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from gems.errors import InputError
 from gems.graph.context import GemsContext, OpenToRequests
@@ -23,6 +24,9 @@ __all__ = [
     "is_loopback",
     "lower_budget",
 ]
+
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+"""As browsers send it (RFC 6454): in lower case, without a path."""
 
 
 class ServiceSettings(BaseModel):
@@ -55,7 +59,9 @@ class ServiceSettings(BaseModel):
     open: bool = False
     """Listen beyond this machine without a key."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the service from a browser."""
+    """Origins of other sites whose pages may call the service from a browser; ``*`` stands for all."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Maximum number of open connections. Further ones are refused."""
     served_names: tuple[str, ...] = ("gems",)
     """Model names that requests may give."""
     grace: float = Field(default=30, ge=0)
@@ -71,6 +77,14 @@ class ServiceSettings(BaseModel):
         if self.queue_per_key is not None:
             return self.queue_per_key
         return self.queue if self.keys is None else math.ceil(self.queue / 4)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://example.org, without a path, or *")
+        return origins
 
     def check_address(self) -> Self:
         """Check that the service is not open to other machines by accident.
