@@ -83,6 +83,19 @@ def test_a_run_survives_a_fault_that_passes(tmp_path: Path) -> None:
     assert used.reserved["images"] == 0
 
 
+def test_a_run_whose_checkpoints_stay_unusable_fails_and_frees_its_reservation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gems.serve.workers._MAX_TRIES", 2)
+    with service(tmp_path, concurrency=1) as running, unusable_checkpoints(tmp_path):
+        run = ended(running, running.submit(client(), EASY, settings()))
+        assert (run.status, run.error_kind) == ("failed", "backend")
+        assert "no such table" in str(run.error)
+        assert running.ledger.used_today("ann").reserved["images"] == 0
+        running.delete(run)
+        assert running.ledger.page("ann", before=None, limit=9) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_cancel_during_a_fault_is_kept(tmp_path: Path, *, restarted: bool) -> None:
