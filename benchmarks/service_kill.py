@@ -21,6 +21,7 @@ import random
 import signal
 import socket
 import sqlite3
+import sys
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -31,7 +32,7 @@ from typing import Any
 import aiohttp
 from service_process import ServiceProcess, write_keys
 
-PROMPTS = ("two red cars", "seven wooden koalas chasing a sparkling giraffe", "three blue cups", "a yellow bird")
+PROMPTS = ("two red cars", "seven wooden koalas chasing a sparkling giraffe", "four green dogs", "a red dog")
 FINAL = ("done", "failed", "cancelled")
 RETRY_SECONDS = 0.2
 
@@ -84,12 +85,14 @@ async def run(args: Any, folder: Path) -> dict[str, Any]:
         for _ in range(args.kills):
             service.start()
             await service.wait_until_ready(session)
+            print(f"{len(journal.accepted)} runs are accepted", file=sys.stderr)
             await asyncio.sleep(chance.uniform(0.0, args.seconds))
             await asyncio.to_thread(service.end, signal.SIGKILL)
         service.start()
         try:
             await asyncio.gather(*clients)
             await _wait_for_all(service.url, keys, session)
+            await _wait_for_deletions(folder / "home" / "serve" / "runs.sqlite")
         finally:
             await asyncio.to_thread(service.end, signal.SIGTERM)
     return compare(args, folder / "home" / "serve", journal)
@@ -129,7 +132,7 @@ async def client(
 
 
 async def _wait_for_all(url: str, keys: dict[str, str], session: aiohttp.ClientSession) -> None:
-    """Wait until the service has nothing left to do."""
+    """Wait until the service has no run left to work on."""
     headers = {"authorization": f"Bearer {keys['greedy']}"}
     while True:
         async with session.get(f"{url}/readyz", headers=headers) as answer:
@@ -137,6 +140,15 @@ async def _wait_for_all(url: str, keys: dict[str, str], session: aiohttp.ClientS
         if readiness["at_work"] == readiness["queued"] == 0:
             return
         await asyncio.sleep(0.5)
+
+
+async def _wait_for_deletions(ledger: Path) -> None:
+    """Wait for at most a minute until the deletions that were postponed are completed."""
+    with closing(sqlite3.connect(ledger)) as db:
+        for _ in range(60):
+            if db.execute("SELECT 1 FROM runs WHERE deleted_at IS NOT NULL").fetchone() is None:
+                return
+            await asyncio.sleep(1)
 
 
 def compare(args: Any, home: Path, journal: Journal) -> dict[str, Any]:

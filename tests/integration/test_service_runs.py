@@ -306,6 +306,21 @@ def test_images_of_a_run_that_waits_stay(tmp_path: Path) -> None:
         assert running.images("ann").read(record.attempts[0].image)
 
 
+@pytest.mark.slow
+def test_an_image_that_a_run_in_progress_may_make_again_is_removed_when_that_run_has_ended(tmp_path: Path) -> None:
+    with service(tmp_path, concurrency=1) as running:
+        first = ended(running, running.submit(client(), HARD, settings(max_rounds=1)))
+        again = running.submit(client(), HARD, settings(max_rounds=9, patience=9, seed=4))
+        wait_until(lambda: running.ledger.run(again.id).status == "running", lambda: "it has not begun")
+        running.delete(first)
+        assert running.ledger.get("ann", first.id) is None
+        assert running.images("ann").read(first.record.attempts[0].image, check_exists=True)  # type: ignore[union-attr]
+        running.cancel(running.ledger.run(again.id))
+        record = ended(running, again).record
+        wait_until(lambda: _count(tmp_path) == 1, lambda: "the first one is still there", seconds=30)
+        assert len(image_files(tmp_path)) == len(record.attempts if record else ())
+
+
 def test_an_interrupted_deletion_is_completed_at_the_next_start(tmp_path: Path) -> None:
     with service(tmp_path) as running:
         run = ended(running, running.submit(client(), EASY, settings()))
