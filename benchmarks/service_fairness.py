@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 from service_process import ServiceProcess, write_keys
 
-PROMPTS = ("two red cars", "a green dog", "three blue cups", "a yellow bird")
+PROMPTS = ("two red cars", "a green dog", "four green dogs", "a red dog")
 
 
 def main() -> None:

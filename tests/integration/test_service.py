@@ -251,6 +251,13 @@ def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
 
 
 @needs("service")
+def test_the_address_is_printed_once_the_service_listens(service: ServiceProcess) -> None:
+    """The service was started with --port 0."""
+    assert f"listening at {service.url}/" in service.output()
+    assert ":0/" not in service.output()
+
+
+@needs("service")
 def test_operators_see_health_metrics_and_requests(service: ServiceProcess, client: httpx.Client) -> None:
     service.wait_for(begin(client, "a red dog")["id"])
     assert client.get("/healthz").json() == {"status": "ok"}

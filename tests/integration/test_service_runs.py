@@ -83,6 +83,19 @@ def test_a_run_survives_a_fault_that_passes(tmp_path: Path) -> None:
     assert used.reserved["images"] == 0
 
 
+def test_a_run_whose_checkpoints_stay_unusable_fails_and_frees_its_reservation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gems.serve.workers._MAX_TRIES", 2)
+    with service(tmp_path, concurrency=1) as running, unusable_checkpoints(tmp_path):
+        run = ended(running, running.submit(client(), EASY, settings()))
+        assert (run.status, run.error_kind) == ("failed", "backend")
+        assert "no such table" in str(run.error)
+        assert running.ledger.used_today("ann").reserved["images"] == 0
+        running.delete(run)
+        assert running.ledger.page("ann", before=None, limit=9) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_cancel_during_a_fault_is_kept(tmp_path: Path, *, restarted: bool) -> None:
@@ -291,6 +304,21 @@ def test_images_of_a_run_that_waits_stay(tmp_path: Path) -> None:
         record = ended(running, waiting).record
         assert record is not None
         assert running.images("ann").read(record.attempts[0].image)
+
+
+@pytest.mark.slow
+def test_an_image_that_a_run_in_progress_may_make_again_is_removed_when_that_run_has_ended(tmp_path: Path) -> None:
+    with service(tmp_path, concurrency=1) as running:
+        first = ended(running, running.submit(client(), HARD, settings(max_rounds=1)))
+        again = running.submit(client(), HARD, settings(max_rounds=9, patience=9, seed=4))
+        wait_until(lambda: running.ledger.run(again.id).status == "running", lambda: "it has not begun")
+        running.delete(first)
+        assert running.ledger.get("ann", first.id) is None
+        assert running.images("ann").read(first.record.attempts[0].image, check_exists=True)  # type: ignore[union-attr]
+        running.cancel(running.ledger.run(again.id))
+        record = ended(running, again).record
+        wait_until(lambda: _count(tmp_path) == 1, lambda: "the first one is still there", seconds=30)
+        assert len(image_files(tmp_path)) == len(record.attempts if record else ())
 
 
 def test_an_interrupted_deletion_is_completed_at_the_next_start(tmp_path: Path) -> None:

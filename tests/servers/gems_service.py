@@ -27,6 +27,10 @@ class ServiceProcess:
         headers = {"authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=60)
 
+    def output(self) -> str:
+        """Everything that the service has printed."""
+        return self._log.read_text()
+
     def log(self) -> list[dict[str, Any]]:
         lines = self._log.read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]

@@ -37,8 +37,8 @@ def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
         yield saver
 
 
-def delete_threads_without(saver: BaseCheckpointSaver[Any], kept: AbstractSet[str]) -> None:
-    """Delete all threads of a SQLite file except the kept ones.
+def delete_threads_without(saver: BaseCheckpointSaver[Any], threads_to_keep: AbstractSet[str]) -> None:
+    """Delete all threads of a SQLite file but some.
 
     A process that was killed between the end of a run and the deletion of its checkpoints has left them behind.
     """
@@ -47,7 +47,7 @@ def delete_threads_without(saver: BaseCheckpointSaver[Any], kept: AbstractSet[st
     with saver.cursor(transaction=False) as cursor:
         threads = [name for (name,) in cursor.execute("SELECT DISTINCT thread_id FROM checkpoints")]
     for thread in threads:
-        if thread not in kept:
+        if thread not in threads_to_keep:
             saver.delete_thread(thread)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -25,6 +24,8 @@ __all__ = ["Deletion"]
 LOG: Final = structlog.get_logger("gems.serve")
 
 _SECONDS_PER_SWEEP: Final = 3600.0
+_SECONDS_TO_RETRY: Final = 5.0
+"""Until the next sweep, if something could not be removed."""
 
 
 class Deletion:
@@ -52,7 +53,8 @@ class Deletion:
     ) -> None:
         self._settings, self._runs, self._saver = settings, runs, saver
         self._values, self._images = values, images
-        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._stopped = False
         self._thread = threading.Thread(target=self._sweep_hourly, name="deletion", daemon=True)
 
     def start(self) -> None:
@@ -61,32 +63,37 @@ class Deletion:
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopped.set()
+        self._stopped = True
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def delete(self, user: str, run: str) -> None:
         """Delete a user's run, which has ended. What cannot be removed now, a later sweep removes."""
         self._runs.mark(run)
-        with self._faults_logged():
-            self._remove(user, [run])
+        if not self._completed(lambda: self._remove(user, [run])):
+            self._wake.set()
 
-    def sweep(self) -> None:
-        """Mark the runs that are too old, and remove what belongs to marked runs."""
+    def sweep(self) -> bool:
+        """Mark the runs that are too old, and remove what belongs to marked runs. False if some of it has to wait."""
         if self._settings.keep_days is not None:
             self._runs.mark_older(time.time() - self._settings.keep_days * 86_400)
         marked = self._runs.marked()
-        for user in sorted({user for user, _ in marked}):
+        are_complete = [
             self._remove(user, [run for owner, run in marked if owner == user])
+            for user in sorted({user for user, _ in marked})
+        ]
+        return all(are_complete)
 
-    def _remove(self, user: str, runs: Sequence[str]) -> None:
-        """Remove the marked runs of a user."""
-        remembered_hashes = self._remembered_hashes(user)
+    def _remove(self, user: str, runs: Sequence[str]) -> bool:
+        """Remove the marked runs of a user. False if some of them have to wait."""
+        remembered_hashes, is_complete = self._remembered_hashes(user), True
         for run in runs:
-            if self._stopped.is_set():
-                return
+            if self._stopped:
+                return False
             with self._lock:
                 if self._runs.is_drawn_again(run):
+                    is_complete = False
                     continue
                 needed_hashes = remembered_hashes | self._unfinished_hashes(user)
                 self._remove_images(
@@ -95,6 +102,7 @@ class Deletion:
                 self._saver.delete_thread(run)
                 self._runs.drop(run)
             LOG.info("deleted", run=run, user=user)
+        return is_complete
 
     def _remove_images(self, user: str, refs: Sequence[ImageRef]) -> None:
         store = self._images(user)
@@ -116,14 +124,14 @@ class Deletion:
         return {attempt.image.sha256 for _, past in past_runs(store, user) for attempt in past.attempts}
 
     def _sweep_hourly(self) -> None:
-        while not self._stopped.is_set():
-            with self._faults_logged():
-                self.sweep()
-            self._stopped.wait(_SECONDS_PER_SWEEP)
+        while not self._stopped:
+            is_complete = self._completed(self.sweep)
+            self._wake.wait(_SECONDS_PER_SWEEP if is_complete else _SECONDS_TO_RETRY)
+            self._wake.clear()
 
-    @contextmanager
-    def _faults_logged(self) -> Iterator[None]:
+    def _completed(self, remove: Callable[[], bool]) -> bool:
         try:
-            yield
+            return remove()
         except Exception as error:  # each store raises its own errors; the next sweep tries again
             LOG.warning("deletion_postponed", exc_info=error)
+            return False

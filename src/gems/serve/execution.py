@@ -68,7 +68,7 @@ class Executor:
         try:
             self._work(run, control, started)
         except GemsError as error:
-            self._fail(run, error, time.monotonic() - started)
+            self._fail(run, self.values(run), error, time.monotonic() - started)
         except Exception:
             with suppress(sqlite3.Error):  # maybe the ledger is what failed
                 self.ledger.park(name)
@@ -110,7 +110,12 @@ class Executor:
         """End a run that was interrupted by faults too often."""
         run = self.ledger.run(name)
         if not run.has_ended:
-            self._fail(run, error, 0.0)
+            try:
+                values = self.values(run)
+            except Exception:  # the checkpoints are what failed: the run must end all the same
+                LOG.exception("state_lost", run=name)
+                values = GemsState()
+            self._fail(run, values, error, 0.0)
 
     def values(self, run: Run) -> GemsState:
         """The state of a run that has not ended."""
@@ -140,9 +145,8 @@ class Executor:
     def _cost(self, usage: Usage | None) -> float:
         return self.settings.context.budget.prices.cost(usage or Usage())
 
-    def _fail(self, run: Run, error: Exception, seconds: float) -> None:
+    def _fail(self, run: Run, values: GemsState, error: Exception, seconds: float) -> None:
         kind: ErrorKind = "input" if isinstance(error, InputError) else "backend"
-        values = self.values(run)
         usage = values.get("usage")
         is_new = self.ledger.end(
             run.id,

@@ -123,6 +123,8 @@ class WorkerPool:
         self._queue.remove(run)
         with self._lock:
             control = self._controls.get(run)
+            if control is None:
+                self._faults.pop(run, None)
         if control is not None:
             control.request_drain(reason)
         return control is not None
