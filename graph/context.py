@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
@@ -17,7 +17,16 @@ from pydantic import (
     field_serializer,
 )
 
-from gems.authority import NO_AUTHORITY, Authority
+from gems.authority import (
+    MODEL,
+    NO_AUTHORITY,
+    Authority,
+    OperatorOnly,
+    OperatorValue,
+    names_more_than_a_model,
+    operator_values,
+    without_login,
+)
 from gems.database import without_password
 from gems.errors import InputError
 from gems.graph.state import Budget
@@ -52,17 +61,23 @@ _T = TypeVar("_T")
 _Open: TypeAlias = Annotated[_T, OpenToRequests()]
 
 
+def _model(option: str) -> OperatorOnly:
+    """Marks a model's name: some hold code, an address or a folder."""
+    return OperatorOnly(option, kind=MODEL, applies=names_more_than_a_model)
+
+
 class GemsContext(BaseModel):
     """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
 
-    A model can be your own code, ``python:MODULE:FACTORY``, in ``build_graph(settings=...)`` and on the command line.
-    The context of a single run can come from anybody, so such a name is refused there; see ``gems.authority``.
+    What names addresses, keys, folders and code counts on the command line, in ``build_graph(settings=...)`` and in a
+    context that you made with ``as_operator``. The context of a single run can come from anybody, so such values are
+    refused there, and they are never written down; see ``gems.authority``.
     """
 
     # A parent graph passes on its own context: fields that are not ours are ignored.
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    mllm: str = Field(
+    mllm: Annotated[str, _model("--mllm")] = Field(
         default="pocket",
         min_length=1,
         title="Vision chat model",
@@ -70,23 +85,23 @@ class GemsContext(BaseModel):
         "PROVIDER:MODEL for any init_chat_model name (openai:gpt-5) or, where the operator allows it, your own "
         "python:MODULE:FACTORY.",
     )
-    generator: str = Field(
+    generator: Annotated[str, _model("--generator")] = Field(
         default="pocket",
         min_length=1,
         title="Image generator",
         description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
         "http:URL, comfyui:URL or, where the operator allows it, your own python:MODULE:FACTORY.",
     )
-    planner: str | None = Field(
+    planner: Annotated[str | None, _model("--planner")] = Field(
         default=None, title="Planner", description="Another chat model for the planner. Empty: the one above."
     )
-    decomposer: str | None = Field(
+    decomposer: Annotated[str | None, _model("--decomposer")] = Field(
         default=None, title="Decomposer", description="Another chat model for the decomposer. Empty: the one above."
     )
-    verifier: str | None = Field(
+    verifier: Annotated[str | None, _model("--verifier")] = Field(
         default=None, title="Verifier", description="Another vision chat model for the verifier. Empty: the one above."
     )
-    refiner: str | None = Field(
+    refiner: Annotated[str | None, _model("--refiner")] = Field(
         default=None, title="Refiner", description="Another chat model for the refiner. Empty: the one above."
     )
     chat_options: ChatOptions = Field(
@@ -100,7 +115,7 @@ class GemsContext(BaseModel):
         title="Inspectors",
         description='Tools that help the verifier, if they are installed: "ocr" reads text.',
     )
-    embedder: str = Field(
+    embedder: Annotated[str, _model("--embedder")] = Field(
         default="minilm",
         min_length=1,
         title="Embedder",
@@ -138,14 +153,16 @@ class GemsContext(BaseModel):
         description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
     )
     skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
-    memory_url: SecretStr | None = Field(
+    memory_url: Annotated[SecretStr | None, OperatorOnly("--memory LOCATION (or GEMS_MEMORY)")] = Field(
         default=None,
+        exclude=True,
         title="Memory store",
         description="A folder, or postgresql://USER@HOST/DATABASE. Empty: GEMS_MEMORY, then $GEMS_HOME/memory. A "
         "server's own store comes first.",
     )
-    images_url: str | None = Field(
+    images_url: Annotated[str | None, OperatorOnly("--images LOCATION (or GEMS_IMAGES)")] = Field(
         default=None,
+        exclude=True,
         title="Image store",
         description="A folder or any fsspec URL, such as s3://BUCKET/FOLDER. Empty: GEMS_IMAGES, then "
         "$GEMS_HOME/images.",
@@ -187,8 +204,9 @@ class GemsContext(BaseModel):
     builtin_skills: bool = Field(
         default=True, title="Built-in skills", description="Also offer the skills that come with the package."
     )
-    skills_dir: str | None = Field(
+    skills_dir: Annotated[str | None, OperatorOnly("--skills-dir FOLDER")] = Field(
         default=None,
+        exclude=True,
         title="Skills folder",
         description="A folder of SKILL.md folders; several with the system's path separator between them. Empty: "
         "./skills, if it exists. Learned skills and ~/.config/gems/skills are always searched.",
@@ -211,11 +229,6 @@ class GemsContext(BaseModel):
         """What the operator allows. It is not a setting: it is never written down, nor read from data."""
         return self._authority
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names of the image generator and of all chat models."""
-        return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
-
     def with_authority(self, authority: Authority) -> GemsContext:
         """A copy with this authority."""
         context = self.model_copy()
@@ -223,13 +236,66 @@ class GemsContext(BaseModel):
         return context
 
     def as_operator(self) -> GemsContext:
-        """A copy with the operator's authority, for settings that the operator wrote: code that they name may run."""
-        return self.with_authority(self.authority.allowing(self.models))
+        """A copy with the operator's authority, for settings that you wrote: all that they name may be used."""
+        return self.with_authority(self.authority.granting(operator_values(self)))
 
-    @field_serializer("memory_url", when_used="json-unless-none")
-    def _without_password(self, url: SecretStr) -> str:
-        """A record holds the address without its password; a resumed run takes the password from PGPASSWORD."""
-        return without_password(url.get_secret_value())
+    def check_authority(self, unused: Collection[str] = ()) -> None:
+        """Check that the operator gave what only the operator may give.
+
+        Args:
+            unused: Settings that are not used, because an object takes their place.
+
+        Raises:
+            InputError: The operator did not give one of the values.
+        """
+        self.authority.check(value for value in operator_values(self) if value.path.partition(".")[0] not in unused)
+
+    def check_complete(self, paths: Iterable[str], run: str) -> None:
+        """Check that all settings that a record left out were given again.
+
+        Args:
+            paths: The settings that the record left out, see ``operator_settings``.
+            run: Names the run in the error.
+
+        Raises:
+            InputError: One was not given.
+        """
+        present = set(self.operator_settings)
+        for path in paths:
+            if path not in present:
+                option = _option_of(path)
+                raise InputError(f"{run} was made with {option}, which no record keeps: give it again")
+
+    def adopt(self, operator: GemsContext) -> GemsContext:
+        """These settings, which were read from data, with all that only the operator gives taken from ``operator``.
+
+        Model names stay, except that one whose address has a login in it takes the place of the same without.
+        """
+        names = {
+            name: getattr(operator, name)
+            for name in ("mllm", "generator", "embedder", *ROLES)
+            if without_login(getattr(operator, name) or "") == getattr(self, name)
+        }
+        options = {
+            name: getattr(self, name).model_copy(update=_operators_own(getattr(operator, name)))
+            for name in ("chat_options", "generator_options")
+        }
+        update = {**names, **options, **_operators_own(operator)}
+        return self.model_copy(update=update).with_authority(operator.authority)
+
+    @field_serializer("mllm", "generator", "embedder", *ROLES)
+    def _without_login(self, name: str | None) -> str | None:
+        return without_login(name) if name else name
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the image generator and of all chat models."""
+        return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
+
+    @property
+    def operator_settings(self) -> tuple[str, ...]:
+        """The paths of the settings that a record leaves out, but that a run cannot be repeated without."""
+        return tuple(value.path for value in operator_values(self) if is_left_out(value))
 
     def chat_model(self, role: Role) -> str:
         """The name of a role's chat model."""
@@ -331,3 +397,25 @@ def _fields_in(context: object) -> Mapping[str, Any]:
     slots = [name for kind in type(context).__mro__ for name in getattr(kind, "__slots__", ())]
     names = [*getattr(context, "__dict__", ()), *slots, *getattr(context, "_fields", ())]
     return {name: getattr(context, name) for name in names if hasattr(context, name)}
+
+
+def is_left_out(value: OperatorValue) -> bool:
+    """Whether a record leaves out a value that a repetition needs. A key can come from the environment instead."""
+    return value.kind != MODEL and not value.path.endswith(".api_key")
+
+
+def _option_of(path: str) -> str:
+    """How the command line gives a setting that only the operator gives."""
+    group, _, name = path.rpartition(".")
+    model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
+    info = model.model_fields.get(name)
+    marks = [mark.option for mark in info.metadata if isinstance(mark, OperatorOnly)] if info else []
+    return marks[0] if marks else path
+
+
+def _operators_own(settings: BaseModel) -> dict[str, Any]:
+    """The values in these settings that a record leaves out, and that only the operator gives."""
+    fields = type(settings).model_fields.items()
+    marked = {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
+    values = {name: getattr(settings, name) for name, mark in marked.items() if mark.kind != MODEL}
+    return {name: value for name, value in values.items() if marked[name].applies(value)}

@@ -57,25 +57,39 @@ class Resources:
         """The run's settings.
 
         Raises:
-            InputError: A value cannot be used, or names code that the operator has not allowed.
+            InputError: A value cannot be used, or is one that only the operator may give.
         """
         context = GemsContext.resolve(runtime.context)
         if self.settings is not None:
             fixed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
-            authority = context.authority.allowing(self.settings.authority.code)
+            authority = context.authority | self.settings.authority
             context = context.model_copy(update=fixed).with_authority(authority)
-        if self.image_generator is None:
-            context.authority.check(context.generator)
-        for role in ROLES if self.mllm is None else ():
-            context.authority.check(context.chat_model(role))
+        context.check_authority(self._unused_settings | ({"memory_url"} if runtime.store else set()))
         return context
+
+    @cached_property
+    def _unused_settings(self) -> AbstractSet[str]:
+        """The settings in whose place an object is used."""
+        replaced = {
+            **self.role_models,
+            "generator generator_options": self.image_generator,
+            " ".join(("mllm", "chat_options", *ROLES)): None if any(map(self._has_fixed_name, ROLES)) else self.mllm,
+            "embedder": self.embedder,
+            "memory_url": self.store,
+            "images_url": self.image_store,
+        }
+        return {name for names, part in replaced.items() if part is not None for name in names.split()}
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role: of that role in this graph, of this graph, or the one that the context names."""
         model = self.role_models.get(role)
-        if model is None and (self.settings is None or getattr(self.settings, role) is None):
+        if model is None and not self._has_fixed_name(role):
             model = self.mllm
         return model or init_mllm(context.chat_model(role), context.chat_options, context.authority)
+
+    def _has_fixed_name(self, role: Role) -> bool:
+        """Whether the graph's own settings name a model for this role."""
+        return self.settings is not None and getattr(self.settings, role) is not None
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
         """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.

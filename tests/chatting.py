@@ -20,6 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
+from gems.authority import OPERATOR
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement, Usage, Verdict
 from gems.models.fencing import fence
@@ -72,7 +73,7 @@ class ChatEndpoint:
 
     @property
     def model(self) -> BaseChatModel:
-        return init_mllm("openai:pocket", self.options)
+        return init_mllm("openai:pocket", self.options, OPERATOR)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -92,7 +93,9 @@ class ChatEndpoint:
         return look(self.model, self.options)[0]
 
     def context(self, **settings: Any) -> GemsContext:
-        return GemsContext(mllm="openai:pocket", chat_options=self.options, memory=False, seed=7, **settings)
+        return GemsContext(
+            mllm="openai:pocket", chat_options=self.options, memory=False, seed=7, **settings
+        ).as_operator()
 
 
 def fill(

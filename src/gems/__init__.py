@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at run time, and a test compares the two
+    from gems.authority import OPERATOR as OPERATOR
     from gems.authority import Authority as Authority
     from gems.errors import BackendError as BackendError
     from gems.errors import ContentRefusedError as ContentRefusedError
@@ -98,7 +99,7 @@ _MODULES: Final = {
     ),
     # What can be replaced: models, tools and stores.
     "gems.models.registry": ("init_image_generator", "init_mllm"),
-    "gems.authority": ("Authority",),
+    "gems.authority": ("OPERATOR", "Authority"),
     "gems.models.generators": (
         "Edit",
         "GeneratedImage",

@@ -1,30 +1,140 @@
 """What only the operator decides: the person who runs this program, by command line, environment or own Python code.
 
-A model's name can be ``python:MODULE:FACTORY``, which runs code. Model names also arrive as data: in the context that a
-parent graph or a server passes on, in a request, a record, a batch's folder, a checkpoint or a memory. Data must not
-run code. The permission is therefore not a setting. The command line and ``build_graph(settings=...)`` attach an
-``Authority`` to the settings that they make; it is never written down and never read from data; and
-``init_image_generator`` and ``init_mllm`` run no code without it.
+A setting that names an address, a key, a folder, a store or code decides whom this machine calls, with whose money,
+what it reads and what it runs. Settings also arrive as data: in the context that a parent graph or a server passes on,
+in a request, a record, a batch's folder, a checkpoint or a memory. Data must not decide such things. They are therefore
+marked as ``OperatorOnly``. The command line, ``build_graph(settings=...)`` and ``GemsContext.as_operator`` attach an
+``Authority`` that lists the values that the operator gave. An authority is never written down and never read from data,
+the marked values are never written down either, and whatever uses them checks the authority first.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pydantic import BaseModel, SecretStr
 
 from gems.errors import GemsError, InputError
 from gems.secrets import one_line
 
-__all__ = ["CODE", "NO_AUTHORITY", "Authority", "call_factory", "is_code"]
+__all__ = [
+    "CODE",
+    "MODEL",
+    "NO_AUTHORITY",
+    "OPERATOR",
+    "Authority",
+    "OperatorOnly",
+    "OperatorValue",
+    "call_factory",
+    "is_code",
+    "is_file",
+    "model_value",
+    "names_more_than_a_model",
+    "operator_values",
+    "without_login",
+]
 
 CODE: Final = "GEMS_CODE"
 """The environment variable that lists, with commas, the ``python:`` names that may run wherever they are named."""
 
+MODEL: Final = "model"
+"""The kind of all values that name a model: a name that is allowed for one role is allowed for each."""
+
 _PREFIX: Final = "python:"
+_ADDRESSES: Final = frozenset({"http", "https", "comfyui"})
+"""Kinds of model names that hold a server's address."""
+_FOLDERS: Final = frozenset({"diffusers", "transformers"})
+"""Kinds of model names that hold a repository or a folder of weights."""
+_LOADERS: Final = frozenset({"huggingface", "huggingface_pipeline"})
+"""LangChain's providers that run weights of any file format in this process."""
+
+
+# --- which settings are the operator's ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorOnly:
+    """Marks a setting that only the operator gives.
+
+    Attributes:
+        option: How the command line says it.
+        kind: Values of the same kind allow each other; the setting's own path if it is empty.
+        applies: Whether a value needs the operator's authority.
+    """
+
+    option: str
+    kind: str = ""
+    applies: Callable[[Any], bool] = bool
+
+
+class OperatorValue(NamedTuple):
+    """A value that needs the operator's authority: where it stands, its kind and text, and the option to give it."""
+
+    path: str
+    kind: str
+    text: str
+    option: str
+
+
+def operator_values(settings: BaseModel, prefix: str = "") -> Iterator[OperatorValue]:
+    """The values in these settings, and in groups of settings within them, that need the operator's authority."""
+    for name, info in type(settings).model_fields.items():
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            yield from operator_values(value, f"{path}.")
+        for mark in info.metadata:
+            if isinstance(mark, OperatorOnly) and mark.applies(value):
+                text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+                yield OperatorValue(path, mark.kind or path, text, mark.option)
+
+
+def model_value(name: str) -> OperatorValue:
+    """A model's name, as a value to be checked."""
+    return OperatorValue("model", MODEL, name, "--generator or --mllm")
+
+
+def is_code(name: str) -> bool:
+    """Whether a model's name runs code."""
+    return name.startswith(_PREFIX)
+
+
+def names_more_than_a_model(name: str | None) -> bool:
+    """Whether a model's name holds code, an address, or a folder of this machine."""
+    if not name:
+        return False
+    kind, _, target = name.partition(":")
+    return is_code(name) or kind in _ADDRESSES or kind in _LOADERS or (kind in _FOLDERS and is_file(target))
+
+
+def is_file(text: str | None) -> bool:
+    """Whether a text names a file or folder: it looks like a path, or there is one."""
+    if not text:
+        return False
+    looks_like_a_path = text.startswith((".", "/", "~", "\\")) or "\\" in text or text.endswith(".gguf")
+    path = text.rpartition("@")[0] or text
+    try:
+        return looks_like_a_path or Path(text).exists() or Path(path).exists()
+    except (OSError, ValueError):  # too long, or it holds a null byte
+        return True
+
+
+def without_login(name: str) -> str:
+    """A model's name without the user and password of an address in it: what a record keeps."""
+    kind, _, rest = name.partition(":")
+    if kind not in _ADDRESSES or "@" not in rest:
+        return name
+    scheme, separator, address = rest.partition("//") if "//" in rest else ("", "", rest)
+    host, slash, path = address.partition("/")
+    return f"{kind}:{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
+# --- what the operator allows ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +142,83 @@ class Authority:
     """What the operator allows; by default, nothing.
 
     Attributes:
-        code: The ``python:`` names that may be run.
+        grants: Kinds and values that are allowed; they can be secret.
+        everything: Whether every value is allowed: for your own code, whose words are the operator's.
     """
 
-    code: frozenset[str] = frozenset()
+    grants: frozenset[tuple[str, str]] = field(default=frozenset(), repr=False)
+    everything: bool = False
 
     def allowing(self, names: Iterable[str]) -> Authority:
-        """A copy that also allows those of the names that run code."""
-        return Authority(self.code.union(filter(is_code, names)))
+        """A copy that also allows these models: their code, addresses and folders."""
+        return self.granting(map(model_value, names))
 
-    def check(self, name: str) -> None:
-        """Check that a model's name may be used.
+    def granting(self, values: Iterable[OperatorValue]) -> Authority:
+        """A copy that also allows these values."""
+        return Authority(self.grants.union((value.kind, value.text) for value in values), self.everything)
+
+    def __or__(self, other: Authority) -> Authority:
+        return Authority(self.grants | other.grants, self.everything or other.everything)
+
+    def allows(self, value: OperatorValue) -> bool:
+        """Whether the operator gave this value."""
+        return (
+            self.everything
+            or (value.kind, value.text) in self.grants
+            or (value.kind == MODEL and is_code(value.text) and value.text in _listed_in_environment())
+        )
+
+    def check(self, values: Iterable[OperatorValue]) -> None:
+        """Check that every value may be used.
 
         Raises:
-            InputError: It runs code that the operator has not allowed.
+            InputError: The operator did not give one of them.
         """
-        if is_code(name) and name not in self.code and name not in _listed_in_environment():
-            raise InputError(
-                f"{name!r} runs code, so a record, a request or a run's context may not name it; whoever runs this "
-                f"program may, on the command line, in build_graph(settings=...) or in the variable {CODE}"
-            )
+        for value in values:
+            if not self.allows(value):
+                raise InputError(_refusal(value))
+
+    def check_model(self, name: str, options: BaseModel | None = None, group: str = "") -> None:
+        """Check that a model's name and its options may be used.
+
+        Args:
+            name: The model's name.
+            options: Its options.
+            group: The setting that holds the options.
+
+        Raises:
+            InputError: The operator did not give one of them.
+        """
+        self.check([model_value(name)] if names_more_than_a_model(name) else [])
+        if options is not None:
+            self.check(operator_values(options, f"{group}."))
 
 
 NO_AUTHORITY: Final = Authority()
 """The authority of data."""
 
+OPERATOR: Final = Authority(everything=True)
+"""The authority of a program that uses its own words only."""
 
-def is_code(name: str) -> bool:
-    """Whether a model's name runs code."""
-    return name.startswith(_PREFIX)
+
+def _refusal(value: OperatorValue) -> str:
+    if value.kind == MODEL and is_code(value.text):
+        return (
+            f"{value.text!r} runs code, so a record, a request or a run's context may not name it; whoever runs this "
+            f"program may, on the command line, in build_graph(settings=...) or in the variable {CODE}"
+        )
+    shown = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
+    return (
+        f"a record, a request or a run's context names {shown}, but only whoever runs this program may name "
+        f"addresses, keys, folders and code: give {value.option} on the command line, or use build_graph(settings=...)"
+    )
+
+
+def _listed_in_environment() -> set[str]:
+    return {name.strip() for name in os.environ.get(CODE, "").split(",")}
+
+
+# --- code -----------------------------------------------------------------------------------------------------------
 
 
 def call_factory(name: str, options: object) -> Any:
@@ -93,10 +251,6 @@ def call_factory(name: str, options: object) -> Any:
         raise
     except Exception as error:  # of the factory's own code
         raise InputError(f"{name}: {factory} failed: {_line(error)}") from error
-
-
-def _listed_in_environment() -> set[str]:
-    return {name.strip() for name in os.environ.get(CODE, "").split(",")}
 
 
 def _parts(name: str) -> tuple[str, str]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import PurePath
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+
+from gems.authority import OperatorOnly, is_file
 
 __all__ = ["ChatOptions", "GeneratorOptions"]
 
 
 class _Options(BaseModel):
+    """What only the operator gives is in no record, log or checkpoint: it is excluded from what is written down."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -57,10 +62,12 @@ class GeneratorOptions(_Options):
         title="CPU offload",
         description='For GPUs with little memory: "model" is fast, "sequential" needs the least memory.',
     )
-    quantization: str | None = Field(
-        default=None,
-        title="Quantization",
-        description='"bnb-8bit", "bnb-4bit", "torchao-int8", or the path of a .gguf file with the transformer.',
+    quantization: Annotated[str | None, OperatorOnly("--generator-option quantization=FILE.gguf", applies=is_file)] = (
+        Field(
+            default=None,
+            title="Quantization",
+            description='"bnb-8bit", "bnb-4bit", "torchao-int8", or the path of a .gguf file with the transformer.',
+        )
     )
     vae_tiling: bool = Field(
         default=False, title="VAE tiling", description="Decode in tiles: large images with little memory."
@@ -81,19 +88,23 @@ class GeneratorOptions(_Options):
         title="Previews",
         description="Number of steps between two small previews of an image; 0 for no previews.",
     )
-    trust_remote_code: bool = Field(
-        default=False, title="Trust remote code", description="Run Python code that comes with the weights."
+    trust_remote_code: Annotated[bool, OperatorOnly("--generator-option trust_remote_code=true")] = Field(
+        default=False,
+        exclude=True,
+        title="Trust remote code",
+        description="Run Python code that comes with the weights.",
     )
 
     # For servers.
-    base_url: str | None = Field(
+    base_url: Annotated[str | None, OperatorOnly("--generator-option base_url=ADDRESS")] = Field(
         default=None,
+        exclude=True,
         title="Base URL",
         description="The server's address. Default: GEMS_IMAGE_BASE_URL, or else OPENAI_BASE_URL.",
     )
-    api_key: SecretStr | None = Field(
+    api_key: Annotated[SecretStr | None, OperatorOnly("--generator-option api_key=KEY")] = Field(
         default=None,
-        exclude=True,  # never in a record, a log or a checkpoint: a resumed run reads the environment
+        exclude=True,
         title="API key",
         description="The server's key. Default: GEMS_IMAGE_API_KEY, or else OPENAI_API_KEY. Never written down.",
     )
@@ -108,8 +119,8 @@ class GeneratorOptions(_Options):
     concurrency: int = Field(
         default=8, ge=1, le=1024, title="Concurrency", description="Maximum requests at the same time."
     )
-    workflow: str | None = Field(
-        default=None, title="Workflow", description="ComfyUI: the JSON file of a workflow in API format."
+    workflow: Annotated[str | None, OperatorOnly("--generator-option workflow=FILE.json")] = Field(
+        default=None, exclude=True, title="Workflow", description="ComfyUI: the JSON file of a workflow in API format."
     )
     prompt_field: str | None = Field(
         default=None, title="Prompt field", description='ComfyUI: the input for the prompt, as NODE.INPUT ("6.text").'
@@ -118,16 +129,22 @@ class GeneratorOptions(_Options):
         default=None, title="Seed field", description='ComfyUI: the input for the seed, as NODE.INPUT ("3.seed").'
     )
 
+    @field_serializer("quantization")
+    def _without_folder(self, quantization: str | None) -> str | None:
+        """A record names a file, not its folder."""
+        return PurePath(quantization).name if quantization else quantization
+
 
 class ChatOptions(_Options):
     """Options of the chat models, the same for all roles."""
 
-    base_url: str | None = Field(
+    base_url: Annotated[str | None, OperatorOnly("--chat-option base_url=ADDRESS")] = Field(
         default=None,
+        exclude=True,
         title="Base URL",
         description="Address of a server with OpenAI's protocol. Default: the provider's environment variable.",
     )
-    api_key: SecretStr | None = Field(
+    api_key: Annotated[SecretStr | None, OperatorOnly("--chat-option api_key=KEY")] = Field(
         default=None,
         exclude=True,
         title="API key",

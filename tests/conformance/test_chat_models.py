@@ -13,6 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from pydantic import BaseModel
 from tiny_chat import save_tiny_chat
 
+from gems.authority import OPERATOR
 from gems.models.registry import init_mllm
 from gems.nodes.prompt_checks import Plan
 from gems.options import ChatOptions
@@ -70,9 +71,9 @@ class TestTransformers(ChatConformance):
 
     @pytest.fixture
     def model(self, folder: Path, options: ChatOptions) -> BaseChatModel:
-        return init_mllm(f"transformers:{folder}", options)
+        return init_mllm(f"transformers:{folder}", options, OPERATOR)
 
     @pytest.fixture
     def steady(self, folder: Path) -> BaseChatModel:
-        model: Any = init_mllm(f"transformers:{folder}", ChatOptions(device="cpu", max_tokens=24))
+        model: Any = init_mllm(f"transformers:{folder}", ChatOptions(device="cpu", max_tokens=24), OPERATOR)
         return model

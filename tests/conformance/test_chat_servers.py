@@ -9,6 +9,7 @@ import pytest
 from chatting import KEY, PROMPT, ChatEndpoint, picture, question
 from langchain_core.messages import AIMessage
 
+from gems.authority import OPERATOR
 from gems.errors import BackendError, InputError, MalformedAnswerError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -189,7 +190,7 @@ def test_a_planner_without_tools_works_without_skills(chat_server: str, tmp_path
 
 def test_an_invalid_address_is_refused_at_once() -> None:
     with pytest.raises(InputError, match="is not the address of a server"):
-        init_mllm("openai:x", ChatOptions(base_url="localhost:8000"))
+        init_mllm("openai:x", ChatOptions(base_url="localhost:8000"), OPERATOR)
 
 
 def test_an_unreachable_server(tmp_path: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_whole_run_goes_through_a_server(chat_server: str, tmp_path: Path) -> 
 def test_an_image_is_returned_when_the_verifier_fails(chat_server: str, tmp_path: Path) -> None:
     healthy, down = ChatEndpoint(chat_server), ChatEndpoint(chat_server, "broken")
     settings = healthy.context(max_rounds=2).model_dump() | {"mllm": "pocket", "verifier": "openai:pocket"}
-    context = GemsContext.model_validate(settings | {"chat_options": down.options})
+    context = GemsContext.model_validate(settings | {"chat_options": down.options}).as_operator()
     output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "failed"
     assert output["image"] is not None
@@ -224,7 +225,7 @@ def test_an_image_is_returned_when_the_verifier_fails(chat_server: str, tmp_path
 def test_roles_can_have_models_of_their_own(chat_server: str, tmp_path: Path) -> None:
     chat = ChatEndpoint(chat_server)
     settings = chat.context().model_dump() | {"mllm": "pocket", "planner": "openai:pocket", "decomposer": "openai:x"}
-    context = GemsContext.model_validate(settings | {"chat_options": chat.options})
+    context = GemsContext.model_validate(settings | {"chat_options": chat.options}).as_operator()
     output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "solved"
     assert {(entry["form"], entry["request"]["model"]) for entry in chat.log} == {

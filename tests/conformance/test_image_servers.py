@@ -12,6 +12,7 @@ import pytest
 from conformance.generator_suite import GeneratorConformance
 from forked import gems
 
+from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.models.registry import init_image_generator
@@ -36,16 +37,20 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def openai(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
     settings = {"timeout": 20.0, "api_key": KEY, **options}
-    return init_image_generator("openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **settings))
+    return init_image_generator(
+        "openai:painter", GeneratorOptions(base_url=f"{server}/{fault}/v1", **settings), OPERATOR
+    )
 
 
 def plain(server: str, fault: str = "fine", **options: Any) -> ImageGenerator:
-    return init_image_generator(f"http:{server}/{fault}/draw", GeneratorOptions(**{"timeout": 20.0, **options}))
+    return init_image_generator(
+        f"http:{server}/{fault}/draw", GeneratorOptions(**{"timeout": 20.0, **options}), OPERATOR
+    )
 
 
 def comfyui(server: str, file: str, fault: str = "fine", **options: Any) -> ImageGenerator:
     settings = {"timeout": 20.0, "workflow": file, "prompt_field": "6.text", "seed_field": "3.seed", **options}
-    return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**settings))
+    return init_image_generator(f"comfyui:{server}/{fault}", GeneratorOptions(**settings), OPERATOR)
 
 
 def requests_to(server: str, name: str) -> list[dict[str, Any]]:
@@ -112,9 +117,9 @@ def test_an_edit_sends_the_image_and_what_to_keep(image_server: str) -> None:
 
 
 def test_openai_itself_gets_no_seed_and_can_edit(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY))
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY), OPERATOR)
     assert generator.edits
-    assert generator.fingerprint == "openai:gpt-image-1@https://api.openai.com/v1"
+    assert re.fullmatch(r"openai:gpt-image-1@[0-9a-f]{16}", generator.fingerprint)
     fields = generator._fields(ImageRequest("a cat", 7))  # type: ignore[attr-defined]
     assert fields == {"model": "gpt-image-1", "prompt": "a cat", "n": 1}
 
@@ -197,7 +202,9 @@ def test_an_image_of_another_size_is_accepted(image_server: str) -> None:
 
 
 def test_an_unreachable_server() -> None:
-    error = draw_one(init_image_generator("openai:x", GeneratorOptions(base_url="http://127.0.0.1:9/v1", timeout=0.5)))
+    error = draw_one(
+        init_image_generator("openai:x", GeneratorOptions(base_url="http://127.0.0.1:9/v1", timeout=0.5), OPERATOR)
+    )
     assert "cannot reach 127.0.0.1:9" in str(error)
 
 
@@ -279,7 +286,7 @@ def test_check_draws_nothing_and_reports_what_is_wrong(image_server: str, workfl
     assert "all 3 kinds of nodes" in comfyui(image_server, workflow).check()  # type: ignore[attr-defined]
     assert "answers (405 to HEAD)" in plain(image_server).check()  # type: ignore[attr-defined]
     assert len(requests_to(image_server, "fine")) == before
-    other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{image_server}/fine/v1"))
+    other = init_image_generator("openai:sculptor", GeneratorOptions(base_url=f"{image_server}/fine/v1"), OPERATOR)
     with pytest.raises(BackendError, match="no model 'sculptor', only painter"):
         other.check()  # type: ignore[attr-defined]
     wrong_key = openai(image_server, "locked", api_key="sk-wrong")
@@ -291,13 +298,13 @@ def test_check_draws_nothing_and_reports_what_is_wrong(image_server: str, workfl
 @pytest.mark.parametrize("name", ["openai:", "http:", "comfyui:", "ftp:x"])
 def test_an_unknown_kind_of_generator_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown image generator"):
-        init_image_generator(name)
+        init_image_generator(name, authority=OPERATOR)
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://"])
 def test_an_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="is not the address of a server"):
-        init_image_generator("openai:x", GeneratorOptions(base_url=address))
+        init_image_generator("openai:x", GeneratorOptions(base_url=address), OPERATOR)
 
 
 def test_address_and_key_come_from_the_environment(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def test_the_same_seed_is_the_same_run(tmp_path: Path, finished: tuple[Path, Pat
 def test_resuming_a_finished_run_spends_nothing(finished: tuple[Path, Path, dict[str, Any]]) -> None:
     home, folder, record = finished
     shutil.rmtree(folder)
-    result = gems("generate", "--resume", record["thread"], "--json", home=home)
+    result = gems("generate", "--resume", folder, "--json", home=home)
     again = json.loads(result.stdout)
     assert again["usage"] == record["usage"]
     assert (folder / "report.html").exists()
@@ -202,7 +202,7 @@ def test_a_damaged_page_in_the_checkpoint_file_is_named(
     with (home / "checkpoints.sqlite").open("r+b") as file:
         file.seek(4096)
         file.write(b"\xde\xad" * 4096 * 4)
-    result = gems("generate", "--resume", record["thread"], "--quiet", home=home)
+    result = gems("generate", "--resume", tmp_path / record["thread"], "--quiet", home=home)
     assert result.returncode == 2, result.stderr
     assert "damaged" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
@@ -315,11 +315,11 @@ def test_a_run_with_bad_input_can_be_corrected_and_resumed(tmp_path: Path) -> No
     again = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
     assert again.returncode == 2
     [thread] = [path.stem for path in (tmp_path / "home" / "threads").iterdir()]
-    still = gems("generate", "--resume", thread, home=tmp_path / "home")
+    still = gems("generate", "--resume", tmp_path / "out" / thread, home=tmp_path / "home")
     assert (still.returncode, "unknown word 'dinosaur'" in still.stderr) == (2, True), still.stderr
     path = tmp_path / "home" / "threads" / f"{thread}.json"
     path.write_text(path.read_text().replace("a purple dinosaur", "a purple dog"))
-    assert gems("generate", "--resume", thread, home=tmp_path / "home").returncode in (0, 1)
+    assert gems("generate", "--resume", tmp_path / "out" / thread, home=tmp_path / "home").returncode in (0, 1)
 
 
 @SLOW

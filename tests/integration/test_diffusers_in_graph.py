@@ -20,6 +20,7 @@ from langgraph.runtime import RunControl
 from PIL import Image
 from tiny_pipelines import SIZE, save_tiny
 
+from gems.authority import OPERATOR
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
@@ -61,11 +62,11 @@ def context(folder: Path, **options: Any) -> GemsContext:
         skills=False,
         seed=7,
         max_rounds=2,
-    )
+    ).as_operator()
 
 
 def transformer_of(settings: GemsContext) -> Any:
-    generator: Any = init_image_generator(settings.generator, settings.generator_options)
+    generator: Any = init_image_generator(settings.generator, settings.generator_options, OPERATOR)
     with generator.replicas.borrow() as replica:
         return replica.pipeline.transformer
 

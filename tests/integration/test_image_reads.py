@@ -17,7 +17,9 @@ from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore, open_images
 
-CONTEXT = GemsContext(images_url="counting://bucket/images", memory=False, seed=5, max_rounds=3, candidates=2)
+CONTEXT = GemsContext(
+    images_url="counting://bucket/images", memory=False, seed=5, max_rounds=3, candidates=2
+).as_operator()
 
 
 @pytest.fixture

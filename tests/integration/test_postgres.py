@@ -95,7 +95,7 @@ def test_runs_of_two_machines_share_a_memory_and_nothing_holds_the_password(data
         assert not (home / "checkpoints.sqlite").exists()
     assert [len(run["memories"]) for run in outputs] == [0, 1]
     assert outputs[1]["memories"][0]["run"] == outputs[0]["run_id"]
-    assert outputs[0]["settings"]["memory_url"] == database.replace(f":{PASSWORD}", "")
+    assert "memory_url" not in outputs[0]["settings"]
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or PASSWORD.encode() not in file.read_bytes(), file
     with database_pool(database) as pool, pool.connection() as connection:
@@ -113,5 +113,5 @@ def test_the_command_line_reports_what_is_wrong(postgres: str, tmp_path: Path) -
     assert "refused the connection" in result.stderr
     assert "wrong-password" not in result.stderr
     assert "looks after folders" in gems("memory", "stats", home=tmp_path, GEMS_MEMORY=postgres).stderr
-    assert GemsContext.model_validate({"memory_url": postgres}).model_dump(mode="json")["memory_url"].count(":") == 2
+    assert "memory_url" not in GemsContext.model_validate({"memory_url": postgres}).model_dump(mode="json")
     assert PASSWORD not in repr(GemsContext.model_validate({"memory_url": postgres}))

@@ -19,6 +19,7 @@ from langchain_core.tracers.base import BaseTracer
 from langchain_core.tracers.schemas import Run
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+from gems.authority import OPERATOR
 from gems.errors import BackendError, InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -172,7 +173,7 @@ def test_events_checkpoints_and_traces_hold_no_key(
         memory=False,
         max_rounds=2,
         seed=7,
-    )
+    ).as_operator()
     callback_recorder, trace_recorder = CallbackRecorder(), TraceRecorder()
     connection = sqlite3.connect(tmp_path / "checkpoints.sqlite", check_same_thread=False)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -222,7 +223,7 @@ def test_a_key_with_something_at_its_end_is_not_shown(
 def test_a_setup_error_does_not_show_the_key() -> None:
     options = ChatOptions(api_key=CHAT_KEY)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cannot use the chat model 'nonsense:pocket'") as caught:
-        init_mllm("nonsense:pocket", options)
+        init_mllm("nonsense:pocket", options, OPERATOR)
     traceback_text = "".join(traceback.format_exception(caught.value))
     assert "Traceback" in traceback_text
     assert CHAT_KEY not in traceback_text

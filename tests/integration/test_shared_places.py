@@ -124,14 +124,18 @@ def test_a_killed_run_continues_on_another_machine(database: str, tmp_path: Path
 
     nowhere = gems(tmp_path / "two", "generate", "--resume", "no-such-run", "--memory", database)
     assert (nowhere.returncode, "there is no run" in nowhere.stderr) == (2, True), nowhere.stderr
-    result = gems(tmp_path / "two", "generate", "--resume", thread, "--memory", database, "--json")
+    unnamed = gems(tmp_path / "two", "generate", "--resume", thread, "--memory", database)
+    assert (unnamed.returncode, "GEMS_IMAGES" in unnamed.stderr) == (2, True), unnamed.stderr
+    result = gems(tmp_path / "two", "generate", "--resume", thread, "--memory", database, *images, "--json")
     assert result.returncode in (0, 1), result.stderr
     record = json.loads(result.stdout)
     assert record["prompt"] == prompt
     assert all(a["image"]["uri"].startswith(f"file://{tmp_path}/shared/") for a in record["attempts"])
     assert (tmp_path / "gems-out" / thread / "run.json").exists()
 
-    again = gems(tmp_path / "one", "generate", "--resume", thread, "--json", GEMS_MEMORY=database)
+    again = gems(
+        tmp_path / "one", "generate", "--resume", thread, *images, "--out", tmp_path, "--json", GEMS_MEMORY=database
+    )
     assert json.loads(again.stdout)["attempts"] == record["attempts"]
     assert not any(PASSWORD.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 

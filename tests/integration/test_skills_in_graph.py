@@ -44,7 +44,7 @@ class Run:
         self.images = tmp_path / "images"
         self.context = GemsContext(
             memory=False, seed=5, builtin_skills=False, skills_dir=str(tmp_path / "skills"), max_rounds=3
-        )
+        ).as_operator()
         self.model = ScriptedChatModel(script=self.script)
 
     def script(self, schema: str, messages: list[Any], index: int) -> Any:

@@ -78,8 +78,9 @@ class GeneratorPool:
 
     def __init__(self, context: GemsContext) -> None:
         self._context = context
-        settings = [context.generator, context.generator_options.model_dump(mode="json")]
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+        # All options, with those that are never written down: another address is another generator.
+        settings = [context.generator, *map(str, context.generator_options)]
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
         self._prefix = f"generator-{digest}"
         self._ready: dict[str, Any] = {}
         """Actors by name."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -14,7 +16,6 @@ from gems.cli.arguments import (
     LIMIT_SETTINGS,
     MEMORY_SETTINGS,
     MODEL_SETTINGS,
-    MODELS,
     OUTPUT,
     SKILL_SETTINGS,
     AsJson,
@@ -36,7 +37,9 @@ from gems.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from gems.authority import OperatorValue
     from gems.graph.context import GemsContext
+    from gems.options import GeneratorOptions
     from gems.runs.folder import RunFolder
     from gems.runs.record import RunRecord
     from gems.runs.sessions import Session
@@ -44,11 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["generate", "replay"]
 
-_WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "as_json", "quiet"})
-"""Options of ``gems generate`` that do not change the run itself."""
-
-_MODELS: Final = frozenset({"mllm", "generator", "planner", "decomposer", "verifier", "refiner"})
-"""Options that name a model, which can be code: ``python:MODULE:FACTORY``."""
+_WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "images", "skills_dir", "as_json", "quiet"})
+"""Options of ``gems generate`` that do not change the run itself, or that no record keeps."""
 
 _EXIT_CODES: Final = {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}
 
@@ -70,12 +70,14 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the image should show.")] = None,
     *,
     context: GemsContext,
-    resume: Annotated[str | None, typer.Option(metavar="RUN", help="Resume a run that was stopped.")] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Resume a run that was stopped; RUN is its name or its folder.")
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="Folder for the evidence of runs. With --resume, the run's own by default.",
+            help="Folder for the evidence of runs. With --resume OUT/RUN, that folder by default.",
             show_default="gems-out",
             rich_help_panel=OUTPUT,
         ),
@@ -89,8 +91,8 @@ def generate(
 
     [bold]gems generate --resume two-red-cars-behind-a-dog-3f9a2c[/bold]
 
-    Every run leaves OUT/RUN/ with all its images, run.json and report.html. To resume a run with python: models,
-    repeat their options: a run's file must not run code.
+    Every run leaves OUT/RUN/ with all its images, run.json and report.html. To resume a run, repeat the options that
+    name addresses, keys, folders or code: no file may. The line that a run begins with has them.
     """
     from gems.errors import InputError
 
@@ -103,9 +105,7 @@ def generate(
         from gems.runs.sessions import begin_run, resume_run
 
         if resume is not None:
-            new_memory = context.memory_url if "memory" in given_options(ctx) else None
-            memory_url = None if new_memory is None else new_memory.get_secret_value()
-            session = resume_run(resume, out=folder, memory_url=memory_url, authority=context.authority)
+            session = resume_run(resume, context, out=folder)
         else:
             session = begin_run(prompt or "", context, folder or Path("gems-out"))
     record = _run(session, quiet=quiet)
@@ -117,23 +117,50 @@ def generate(
 
 
 def _check_resume(prompt: str | None, options: set[str], context: GemsContext) -> None:
-    """Refuse what a resumed run does not take: it keeps its own prompt and settings. Code has to be allowed again."""
-    from gems.authority import is_code
+    """Refuse what a resumed run does not take: it keeps its own prompt and settings, except what no record keeps."""
+    from gems.authority import operator_values
     from gems.errors import InputError
 
     if prompt is not None:
         raise InputError("--resume keeps a run's own prompt: leave the prompt out, or start a new run")
-    allowed_code = {name for name in options & _MODELS if is_code(getattr(context, name))}
-    for name in sorted(options - _WITH_RESUME - allowed_code):
-        option = f"--{name.replace('_', '-')}"
-        raise InputError(f"--resume keeps a run's own settings: leave out {option}, or start a new run")
+    operators = {value.path for value in operator_values(context)}
+    groups = {"generator_option": context.generator_options, "chat_option": context.chat_options}
+    for name in sorted(options - _WITH_RESUME - operators):
+        group = groups.get(name)
+        paths = (
+            [""]
+            if group is None
+            else [field for field in group.model_fields_set if f"{name}s.{field}" not in operators]
+        )
+        for field in sorted(paths):
+            option = f"--{name.replace('_', '-')} {field}".rstrip()
+            raise InputError(f"--resume keeps a run's own settings: leave out {option}, or start a new run")
 
 
 def _resume_command(thread: Thread) -> str:
-    """The command that resumes a run, with the ``python:`` models that this command line allowed."""
-    models = {name: getattr(thread.context, name) for name in sorted(_MODELS)}
-    code = [f"--{name} {model}" for name, model in models.items() if model in thread.context.authority.code]
-    return " ".join(["gems generate --resume", thread.id, *code])
+    """The command that resumes a run, with everything that no record keeps, apart from keys and passwords."""
+    from gems.authority import operator_values
+
+    values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith("api_key")}
+    options = [option for value in values.values() for option in _as_options(value)]
+    is_in_default_folder = thread.out.absolute() == Path("gems-out").absolute()
+    run = thread.id if is_in_default_folder else shlex.quote(str(thread.out / thread.id))
+    return " ".join(["gems generate --resume", run, *options])
+
+
+def _as_options(value: OperatorValue) -> list[str]:
+    """A value as the command line gives it; nothing if the environment does so."""
+    from gems.authority import without_login
+    from gems.database import without_password
+
+    if value.text in (os.environ.get("GEMS_MEMORY"), os.environ.get("GEMS_IMAGES")):
+        return []
+    name, equals, _ = value.option.partition("=")
+    if equals:
+        return [f"{name}={shlex.quote(value.text.lower() if value.text == 'True' else value.text)}"]
+    flag = name.split()[0]
+    texts = value.text.split(os.pathsep) if value.path == "skills_dir" else [value.text]
+    return [f"{flag} {shlex.quote(without_login(without_password(text)))}" for text in texts]
 
 
 def _run(session: Session, *, quiet: bool) -> RunRecord:
@@ -209,29 +236,30 @@ def _plural(count: int) -> str:
 
 
 @guarded
+@with_settings("generator", "generator_option")
 def replay(
+    ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run's folder, or its run.json.")],
     *,
-    generator: Annotated[
-        str | None,
-        typer.Option(
-            help="Repeat the run's python:MODULE:FACTORY: a record alone must not run code.",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
+    context: GemsContext,
     as_json: AsJson = False,
 ) -> None:
-    """Make every image of a run again and compare it, byte for byte. Exit code 0: all are the same; 1: some differ."""
-    from gems.authority import NO_AUTHORITY
+    """Make every image of a run again and compare it, byte for byte. Exit code 0: all are the same; 1: some differ.
+
+    A record names no address, key, folder or code. Where the run's generator needs one, give the options that the run
+    was made with: --generator and, for example, --generator-option base_url=...
+    """
+    from gems.authority import without_login
     from gems.errors import InputError
     from gems.runs.record import load_record
     from gems.runs.replay import replay as make_again
 
     folder, record = load_record(run)
     own_generator = record.models["generator"].name
-    if generator not in (None, own_generator):
-        raise InputError(f"the run was made with {own_generator}, not with {generator}: leave --generator out")
-    results = list(make_again(folder, record, NO_AUTHORITY.allowing([generator] if generator else [])))
+    if "generator" in given_options(ctx) and without_login(context.generator) != own_generator:
+        raise InputError(f"the run was made with {own_generator}, not with {context.generator}: leave --generator out")
+    _refuse_other_options(context.generator_options, record.settings.generator_options)
+    results = list(make_again(folder, record, context))
     if as_json:
         print_json(
             [{"file": r.file, "seed": r.seed, "record": r.same_as_record, "disk": r.same_as_file} for r in results]
@@ -242,3 +270,16 @@ def replay(
             table.add_row(r.file, str(r.seed), yes_or_no(r.same_as_record), yes_or_no(r.same_as_file))
         out.print(table)
     raise typer.Exit(0 if all(r.same for r in results) else 1)
+
+
+def _refuse_other_options(options: GeneratorOptions, recorded: GeneratorOptions) -> None:
+    """Refuse options that would make other images than the recorded ones."""
+    from gems.authority import operator_values
+    from gems.errors import InputError
+
+    operators = {value.path for value in operator_values(options)}
+    for name in sorted(options.model_fields_set - operators):
+        if getattr(options, name) != getattr(recorded, name):
+            raise InputError(
+                f"--generator-option {name}: the run was made with {name}={getattr(recorded, name)}; leave it out"
+            )

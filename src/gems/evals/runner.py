@@ -59,7 +59,7 @@ class EvaluationPlan:
     def context_of(self, arm: Arm) -> GemsContext:
         """The settings of an arm's runs."""
         settings: dict[str, Any] = {"generator": arm.generator, "patience": self.images, **(arm.settings or {})}
-        return self.context.model_copy(update=settings)
+        return self.context.model_copy(update=settings).as_operator()
 
 
 def prepare_folder(plan: EvaluationPlan) -> None:

@@ -152,12 +152,12 @@ def run_trial(
             "patience": _NO_PATIENCE_LIMIT,
             "skills_dir": os.pathsep.join(filter(None, (earlier_folders, str(skill.folder)))),
         }
-    )
+    ).as_operator()
     without_skill = with_skill.model_copy(
         update={"without_skills": (*with_skill.without_skills, skill.name)}
         if skill.state == "promoted"
         else {"skills_dir": earlier_folders}
-    )
+    ).as_operator()
     identity = json.dumps([skill.version, list(prompts), with_skill.model_dump(mode="json"), settings.seed])
     folder = skill.folder / "gate" / _mark(identity)
     images = ImageStore(folder / "images")

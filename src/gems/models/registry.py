@@ -45,7 +45,7 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
 
     ``python:MODULE:FACTORY`` is your own chat model: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns a LangChain chat model; if that has a ``fingerprint``, records identify the model by it.
-    Such a name runs code, so ``authority`` must allow it.
+    ``authority`` must allow code, addresses, keys and folders.
 
     Args:
         name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
@@ -58,7 +58,7 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
         InputError: The name has no known provider, the provider's package or key is missing, or it names code that is
             not allowed, is missing, or returns no chat model.
     """
-    authority.check(name)  # outside the cache: an existing model is not for every caller
+    authority.check_model(name, options, "chat_options")  # outside the cache: a model is not for every caller
     return _chat_model(name, options)
 
 
@@ -94,7 +94,7 @@ def init_image_generator(
 
     ``python:MODULE:FACTORY`` is your own generator: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns an ``ImageGenerator``, which can also be ``Guided`` and ``Local``, and refuses an option
-    that it cannot honour with an ``InputError``. Such a name runs code, so ``authority`` must allow it.
+    that it cannot honour with an ``InputError``. ``authority`` must allow code, addresses, keys and folders.
 
     Args:
         name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
@@ -106,7 +106,7 @@ def init_image_generator(
         InputError: The name has no known form, or names code that is not allowed, is missing, or returns no generator.
         BackendError: The weights are missing or cannot be loaded.
     """
-    authority.check(name)  # outside the cache: an existing generator is not for every caller
+    authority.check_model(name, options, "generator_options")  # outside the cache: it is not for every caller
     return _image_generator(name, options)
 
 

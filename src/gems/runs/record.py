@@ -12,6 +12,7 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gems import __version__
+from gems.authority import without_login
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
@@ -73,6 +74,9 @@ class RunRecord(BaseModel):
     models: dict[str, ModelRecord]
     """By role: "generator", "mllm", the other roles of chat models that have a model of their own, "embedder"."""
     settings: GemsContext
+    """Without what only the operator gives: addresses, keys, folders and stores."""
+    operator_settings: tuple[str, ...] = ()
+    """The names of the settings that are left out, and that a repetition needs again."""
     requirements: tuple[Requirement, ...]
     checks: tuple[Requirement, ...] = ()
     memories: tuple[Memory, ...]
@@ -144,6 +148,7 @@ def run_record(
         seed=values.get("seed"),
         models=dict(models),
         settings=context,
+        operator_settings=context.operator_settings,
         requirements=tuple(values.get("requirements") or ()),
         checks=tuple(values.get("checks") or ()),
         memories=tuple(values.get("memories") or ()),
@@ -200,10 +205,10 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
     for role, name in chat_models.items():
         model = init_mllm(name, context.chat_options, context.authority)
-        records[role] = ModelRecord(name, model_fingerprint(model))
+        records[role] = ModelRecord(without_login(name), model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
-    records["generator"] = ModelRecord(context.generator, generator.fingerprint)
+    records["generator"] = ModelRecord(without_login(context.generator), generator.fingerprint)
     loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None
     if embedder is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from gems.authority import Authority
 from gems.errors import InputError
+from gems.graph.context import GemsContext
 from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
@@ -42,19 +42,20 @@ class ReplayedAttempt:
         return self.same_as_record and self.same_as_file
 
 
-def replay(folder: Path, record: RunRecord, authority: Authority) -> Iterator[ReplayedAttempt]:
+def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[ReplayedAttempt]:
     """Make every attempt of a run again, in order.
 
     Args:
         folder: The run's folder.
         record: The run's record.
-        authority: What the operator allows.
+        operator: The operator's settings, which alone name addresses, keys, folders and code.
 
     Raises:
-        InputError: The generator has other weights than the one that made the run.
+        InputError: The generator has other weights than the one that made the run, or the record names what only the
+            operator may name.
         BackendError: The generator could not make an image.
     """
-    generator = _same_generator(record, authority)
+    generator = _same_generator(record, operator)
     images: dict[str, Image.Image] = {}
     """What was made again, by the hash of the original."""
     for attempt in record.attempts:
@@ -76,14 +77,18 @@ def replay(folder: Path, record: RunRecord, authority: Authority) -> Iterator[Re
         )
 
 
-def _same_generator(record: RunRecord, authority: Authority) -> ImageGenerator:
-    """The generator that made the run.
+def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:
+    """The generator that made the run. Weights are compared before any are loaded.
 
     Raises:
-        InputError: Its weights have changed.
+        InputError: Its weights have changed, or the record names what only the operator may name.
     """
     original = record.models["generator"]
-    generator = init_image_generator(original.name, record.settings.generator_options, authority)
+    settings = record.settings.model_copy(update={"generator": original.name}).adopt(operator)
+    needed = [path for path in record.operator_settings if path.startswith("generator_options.")]
+    settings.authority.check_model(settings.generator, settings.generator_options, "generator_options")
+    settings.check_complete(needed, "this run")
+    generator = init_image_generator(settings.generator, settings.generator_options, settings.authority)
     if generator.fingerprint != original.fingerprint:
         raise InputError(
             f"the run was made with {original.name} {original.fingerprint[:12]}, but {original.name} is now "

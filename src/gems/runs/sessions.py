@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from langgraph.runtime import RunControl
-from pydantic import SecretStr
 
-from gems.authority import NO_AUTHORITY, Authority
-from gems.database import is_database, without_password
+from gems.authority import MODEL
+from gems.database import is_database
 from gems.errors import InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore, open_images
-from gems.memory.opening import database_of
+from gems.memory.opening import database_of, memory_location
 from gems.paths import home
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder
@@ -29,6 +27,8 @@ from gems.runs.threads import (
     has_begun,
     has_ended,
     load_thread,
+    location_mark,
+    memory_mark,
     run_thread,
 )
 
@@ -60,38 +60,43 @@ def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
     return Session(begin_thread(prompt, context, out), open_images(context.images_url), is_new=True)
 
 
-def resume_run(
-    run: str, *, out: Path | None = None, memory_url: str | None = None, authority: Authority = NO_AUTHORITY
-) -> Session:
+def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> Session:
     """Look up a run that was stopped.
 
     Args:
         run: The id or the folder of the run.
-        out: Folder for the run's evidence. None: the folder that it was begun with.
-        memory_url: The run's memory, with a password if the database needs one: none is saved with the run. None: the
-            memory that it was begun with.
-        authority: Allows the ``python:`` models of the run again: its file must not run code.
+        operator: The operator's settings. From here, and not from the run's file, come addresses, keys, folders, stores
+            and code; everything else is as the run was begun.
+        out: Folder for the run's evidence. None: the folder that ``run`` is in, or else ``gems-out``.
 
     Raises:
-        InputError: There is no such run, it is damaged, it has none of the models that ``authority`` allows, or a
-            folder cannot be written to.
+        InputError: There is no such run, it is damaged, it needs a setting that ``operator`` does not give, or a folder
+            cannot be written to.
         BackendError: The database cannot be reached.
     """
-    location = memory_url or os.environ.get("GEMS_MEMORY") or ""
+    location = memory_location(operator) or ""
     thread = load_thread(Path(run).name, location if is_database(location) else None)
-    if other_code := sorted(authority.code.difference(thread.context.models)):
+    context = thread.context.adopt(operator)
+    models = {context.embedder, *context.models}
+    if other_models := sorted(t for kind, t in operator.authority.grants if kind == MODEL and t not in models):
         raise InputError(
-            f"run {thread.id} was not begun with {other_code[0]}: leave that option out, or start a new run"
+            f"run {thread.id} was not begun with {other_models[0]}: leave that option out, or start a new run"
         )
-    thread = replace(thread, context=thread.context.with_authority(authority))
-    has_other_memory = False
-    if memory_url is not None:
-        earlier_url = thread.context.memory_url.get_secret_value() if thread.context.memory_url else ""
-        has_other_memory = without_password(memory_url) != without_password(earlier_url)
-        context = thread.context.model_copy(update={"memory_url": SecretStr(memory_url)})
-        thread = replace(thread, context=context)
-    thread = replace(thread, out=make_folder(out or thread.out))
-    return Session(thread, open_images(thread.context.images_url), is_new=False, has_other_memory=has_other_memory)
+    context.check_authority()
+    if new := [path for path in context.operator_settings if "." in path and path not in thread.operator_settings]:
+        raise InputError(f"run {thread.id} was not begun with {new[0]}: leave that option out, or start a new run")
+    context.check_complete(thread.operator_settings, f"run {thread.id}")
+    thread = replace(thread, context=context)
+    has_other_memory = context.memory and thread.memory_mark not in ("", memory_mark(context))
+    if out is None and len(Path(run).parts) > 1:
+        out = Path(run).parent
+    if out is None and thread.out_mark not in ("", location_mark(thread.out.absolute())):
+        raise InputError(
+            f"run {thread.id} was begun with another --out, which no record keeps: give it again, or give the run's "
+            f"folder, --resume OUT/{thread.id}"
+        )
+    thread = replace(thread, out=make_folder((out or thread.out).absolute()))
+    return Session(thread, open_images(context.images_url), is_new=False, has_other_memory=has_other_memory)
 
 
 def run_to_end(session: Session, *, listener: Listener | None = None, control: RunControl | None = None) -> Ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
@@ -18,7 +19,7 @@ from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 from langgraph.types import Command
 
-from gems.database import database_pool, setup_lock
+from gems.database import database_pool, setup_lock, without_password
 from gems.errors import BackendError, InputError
 from gems.files import write_atomically
 from gems.graph.builder import GemsGraph
@@ -26,7 +27,7 @@ from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.image_store import open_images
-from gems.memory.opening import database_of
+from gems.memory.opening import database_of, memory_location
 from gems.paths import home
 from gems.runs.folder import make_folder
 from gems.runs.record import ModelRecord, model_records
@@ -43,6 +44,8 @@ __all__ = [
     "has_begun",
     "has_ended",
     "load_thread",
+    "location_mark",
+    "memory_mark",
     "pending_review",
     "run_thread",
 ]
@@ -65,6 +68,12 @@ class Thread:
     started: datetime
     models: dict[str, ModelRecord]
     """The run's models, by role. Other weights would make another run."""
+    operator_settings: tuple[str, ...] = ()
+    """The settings that the operator has to give again to resume the run: no file grants them."""
+    memory_mark: str = ""
+    """Identifies the memory without naming it, see ``memory_mark``."""
+    out_mark: str = ""
+    """Identifies the folder ``out`` without naming it."""
 
     def save(self, database: str | None = None) -> None:
         """Write the thread to this machine's disk and, if there is a database, there too for other machines.
@@ -76,9 +85,11 @@ class Thread:
         fields = {
             "prompt": self.prompt,
             "context": self.context.model_dump(mode="json"),
-            "out": str(self.out.absolute()),
             "started": self.started.isoformat(),
             "models": {role: asdict(model) for role, model in self.models.items()},
+            "operator_settings": list(self.operator_settings),
+            "memory_mark": self.memory_mark,
+            "out_mark": self.out_mark,
         }
         path = _thread_file(self.id)
         if database:
@@ -111,9 +122,30 @@ def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
     make_folder(out)
     open_images(context.images_url)  # raises an InputError if images cannot be stored there
     models = model_records(context)
-    thread = Thread(_new_thread_id(prompt), prompt, context, out, datetime.now(UTC), models)
+    thread = Thread(
+        _new_thread_id(prompt),
+        prompt,
+        context,
+        out,
+        datetime.now(UTC),
+        models,
+        context.operator_settings,
+        memory_mark(context),
+        location_mark(out.absolute()),
+    )
     thread.save(database_of(context))
     return thread
+
+
+def memory_mark(context: GemsContext) -> str:
+    """A hash of the memory's location, by which a resumed run can be told that its memory is another one."""
+    location = memory_location(context) if context.memory else None
+    return location_mark(without_password(location or ""))
+
+
+def location_mark(location: Path | str) -> str:
+    """A short hash of a location: a file can say which one it was without granting it."""
+    return hashlib.sha256(str(location).encode()).hexdigest()[:16]
 
 
 def _new_thread_id(prompt: str) -> str:
@@ -137,9 +169,12 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
             thread,
             fields["prompt"],
             GemsContext.model_validate(fields["context"]),
-            Path(fields["out"]),
+            Path("gems-out"),
             datetime.fromisoformat(fields["started"]),
             {role: ModelRecord(**model) for role, model in fields["models"].items()},
+            tuple(map(str, fields.get("operator_settings", ()))),
+            str(fields.get("memory_mark", "")),
+            str(fields.get("out_mark", "")),
         )
     except FileNotFoundError as error:
         raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
@@ -150,8 +185,8 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
 def _thread_in_database(thread: str, database: str) -> dict[str, Any] | None:
     with _database_records(database) as store:
         item = store.get(_THREADS, thread)
-    # The saved output folder is a folder of the other machine.
-    return {**item.value, "out": "gems-out"} if item else None
+    # The output folder was one of another machine.
+    return {**item.value, "out_mark": ""} if item else None
 
 
 def _thread_file(thread: str) -> Path:
@@ -191,18 +226,20 @@ def has_ended(graph: GemsGraph, thread: str) -> bool:
 
 
 def check_models(thread: Thread) -> None:
-    """Check that the models still have the weights that the thread was started with.
+    """Check that the models still have the weights that the thread was started with, and then load them.
 
     Raises:
         InputError: One has other weights.
     """
-    current = model_records(thread.context)
+    current = model_records(thread.context, load=False)
     for role, original in thread.models.items():
-        if current[role] != original:
+        if role not in current or current[role] != original:
+            fingerprint = current[role].fingerprint[:12] if role in current else "not in its settings"
             raise InputError(
                 f"run {thread.id} was started with the {role} {original.name} {original.fingerprint[:12]}, which is "
-                f"now {current[role].fingerprint[:12]}: other weights would make another run; start a new one"
+                f"now {fingerprint}: other weights would make another run; start a new one"
             )
+    model_records(thread.context)
 
 
 def finished_at(graph: GemsGraph, thread: str) -> datetime:

@@ -119,7 +119,8 @@ def context_of(settings: ServiceSettings, user: str, accepted: AcceptedSettings)
     context = own.model_copy(update={**overrides, "user": user, "images_url": images_url_of(settings, user)})
     budget = accepted.budget or context.budget
     max_images = min(budget.images or settings.max_images, settings.max_images)
-    return context.model_copy(update={"budget": budget.model_copy(update={"images": max_images})})
+    context = context.model_copy(update={"budget": budget.model_copy(update={"images": max_images})})
+    return context.as_operator()  # a request sets none of what only the operator may give
 
 
 def images_url_of(settings: ServiceSettings, user: str) -> str:

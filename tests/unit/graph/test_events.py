@@ -39,7 +39,7 @@ def emitted(tmp_path: Path) -> list[Any]:
     graph = build_graph(
         mllm=ScriptedChatModel(script=answer), generator=PaintGenerator(), images=ImageStore(tmp_path / "images")
     )
-    context = GemsContext(seed=1, memory_url=str(tmp_path / "memory"))
+    context = GemsContext(seed=1, memory_url=str(tmp_path / "memory")).as_operator()
     return list(graph.stream({"prompt": "three blue cars"}, context=context, stream_mode="custom"))
 
 

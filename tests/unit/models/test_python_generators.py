@@ -180,7 +180,7 @@ def test_a_settings_context_and_a_tool_may_name_custom_models(canary: Canary, im
 
 
 def test_the_command_line_may_name_custom_models(canary: Canary, tmp_path: Path) -> None:
-    models = ("--generator", canary.name, "--mllm", canary.chat, "--verifier", "python:light_models:make_chat")
+    models = ("--mllm", canary.chat, "--generator", canary.name, "--verifier", "python:light_models:make_chat")
     result = gems("generate", "two red cars", *SMALL[:-1], *models, "--out", tmp_path / "out", "--json", code=1)
     record = json.loads(result.stdout)
     assert (
@@ -221,7 +221,8 @@ def test_the_doctor_tries_what_the_command_line_names(canary: Canary) -> None:
 def test_workers_in_other_processes_inherit_the_permission(canary: Canary) -> None:
     context = GemsContext(generator=canary.name).as_operator()
     worker_context = pickle.loads(pickle.dumps(context.model_copy(update={"seed": 1})))
-    assert worker_context.authority.code == {canary.name}
+    worker_context.authority.check_model(canary.name)
+    assert not worker_context.authority.everything
     assert GemsContext.model_validate(context.model_dump()).authority == NO_AUTHORITY
     assert not canary.sang
 
@@ -292,7 +293,7 @@ def test_a_request_may_not_name_code(canary: Canary, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="generator"):
         AcceptedSettings.model_validate({"requested": {"generator": canary.name}})
     own = ServiceSettings(home=tmp_path, context=GemsContext(generator=canary.name).as_operator())
-    assert context_of(own, "ann", AcceptedSettings()).authority.code == {canary.name}  # the service's own settings may
+    context_of(own, "ann", AcceptedSettings()).check_authority()  # the service's own settings may
     assert not canary.sang
 
 

@@ -26,6 +26,7 @@ from pydantic import BaseModel, Field
 from safetensors.torch import load_file, save_file
 from tiny_chat import edit_json, save_tiny_chat
 
+from gems.authority import OPERATOR
 from gems.errors import BackendError, GemsError, InputError
 from gems.models.registry import init_mllm, model_fingerprint
 from gems.models.transformers.chat import TransformersChatModel, init_transformers_chat
@@ -169,7 +170,7 @@ def test_loading_and_answering_print_nothing(saved: Path, capfd: pytest.CaptureF
 
 
 def test_init_mllm_knows_it(saved: Path) -> None:
-    chat = init_mllm(f"transformers:{saved}", SMALL)
+    chat = init_mllm(f"transformers:{saved}", SMALL, OPERATOR)
     assert isinstance(chat, TransformersChatModel)
     assert chat.name == f"transformers:{saved}"
     assert len(model_fingerprint(chat)) == 64

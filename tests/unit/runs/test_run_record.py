@@ -59,7 +59,8 @@ def record(images: ImageStore) -> RunRecord:
 def test_the_layout_of_run_json(record: RunRecord) -> None:
     content = json.loads(record.to_json())
     keys = """
-        schema gems_version run_id thread prompt outcome score best seed models settings requirements checks memories
+        schema gems_version run_id thread prompt outcome score best seed models settings operator_settings requirements
+            checks memories
         skills attempts usage errors started_at finished_at
     """
     assert list(content) == keys.split()
@@ -71,7 +72,8 @@ def test_the_layout_of_run_json(record: RunRecord) -> None:
     assert content["models"]["generator"] == {"name": "pocket", "fingerprint": "f" * 64}
     assert content["attempts"][1]["file"] == "round-2-0.png"
     assert content["started_at"] == "2026-01-01T00:00:00+00:00"
-    assert content["settings"]["memory_url"] == "postgresql://ann@host/gems", "without the password"
+    assert "memory_url" not in content["settings"]
+    assert content["operator_settings"] == ["memory_url"]
     assert '"ein Kätzchen"' in record.to_json()
     assert record.to_json().startswith('{\n  "schema": 1,\n')
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def thread(**changes: object) -> Thread:
         "id": "two-cats-1a2b3c",
         "prompt": "two cats",
         "context": GemsContext(seed=3),
-        "out": Path("/out"),
+        "out": Path("gems-out"),
         "started": datetime(2026, 1, 1, 12, 30, 15, 250, tzinfo=UTC),
         "models": {"generator": ModelRecord("pocket", "f" * 64)},
     }
@@ -73,7 +74,9 @@ def test_a_prompt_is_normalised_and_names_the_thread(tmp_path: Path) -> None:
     new_thread = begin_thread("  Two\n cats,\tplease!  ", GemsContext(memory=False), tmp_path / "out")
     assert new_thread.prompt == "Two cats, please!"
     assert new_thread.id.rpartition("-")[0] == "two-cats-please"
-    assert load_thread(new_thread.id) == new_thread
+    saved = load_thread(new_thread.id)
+    assert replace(saved, out=new_thread.out) == new_thread
+    assert saved.out == Path("gems-out")  # a file names no folder to write to
     check_models(new_thread)
     with pytest.raises(InputError, match="other weights would make another run"):
         check_models(thread(context=GemsContext(memory=False)))

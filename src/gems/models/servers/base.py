@@ -6,6 +6,7 @@ with one image or one clear error within ``timeout`` seconds.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -104,8 +105,14 @@ class RemoteGenerator(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Name and address, since only the server knows its weights."""
-        return f"{self.name}@{self.url.copy_with(username=None, password=None)}"
+        """The model's name and a hash of the server's address: only the server knows its weights.
+
+        A hash, because every image and record has the fingerprint, and the address is nobody else's business.
+        """
+        kind = self.name.partition(":")[0]
+        model = self.name if kind == "openai" else kind
+        address = str(self.url.copy_with(username=None, password=None))
+        return f"{model}@{hashlib.sha256(address.encode()).hexdigest()[:16]}"
 
     @abstractmethod
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import time
@@ -40,6 +41,12 @@ class ComfyUIImages(RemoteGenerator):
         self._workflow = _read_workflow(options.workflow)
         self._prompt = _input_of(self._workflow, options.prompt_field, "prompt_field", "6.text")
         self._seed = _input_of(self._workflow, options.seed_field, "seed_field", "3.seed")
+
+    @property
+    def fingerprint(self) -> str:
+        """The server and the workflow, which decides what is drawn."""
+        workflow = json.dumps([self._workflow, self._prompt, self._seed], sort_keys=True)
+        return f"{super().fingerprint}+{hashlib.sha256(workflow.encode()).hexdigest()[:16]}"
 
     def check(self) -> str:
         """Check that the server answers, and has the kinds of nodes that the workflow uses."""
