@@ -70,7 +70,7 @@ class Resources:
     @cached_property
     def _unused_settings(self) -> AbstractSet[str]:
         """The settings in whose place an object is used."""
-        replaced = {
+        replaced: dict[str, object] = {
             **self.role_models,
             "generator generator_options": self.image_generator,
             " ".join(("mllm", "chat_options", *ROLES)): None if any(map(self._has_fixed_name, ROLES)) else self.mllm,
