@@ -70,15 +70,15 @@ class Resources:
     @cached_property
     def _unused_settings(self) -> AbstractSet[str]:
         """The settings in whose place an object is used."""
-        replaced: dict[str, object] = {
-            **self.role_models,
+        replaced = {
             "generator generator_options": self.image_generator,
             " ".join(("mllm", "chat_options", *ROLES)): None if any(map(self._has_fixed_name, ROLES)) else self.mllm,
             "embedder": self.embedder,
             "memory_url": self.store,
             "images_url": self.image_store,
         }
-        return {name for names, part in replaced.items() if part is not None for name in names.split()}
+        names = {name for names, part in replaced.items() if part is not None for name in names.split()}
+        return names.union(self.role_models)
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role: of that role in this graph, of this graph, or the one that the context names."""
