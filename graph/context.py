@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
@@ -22,7 +22,6 @@ from gems.authority import (
     NO_AUTHORITY,
     Authority,
     OperatorOnly,
-    OperatorValue,
     names_more_than_a_model,
     operator_values,
     without_login,
@@ -250,39 +249,6 @@ class GemsContext(BaseModel):
         """
         self.authority.check(value for value in operator_values(self) if value.path.partition(".")[0] not in unused)
 
-    def check_complete(self, paths: Iterable[str], run: str) -> None:
-        """Check that all settings that a record left out were given again.
-
-        Args:
-            paths: The settings that the record left out, see ``operator_settings``.
-            run: Names the run in the error.
-
-        Raises:
-            InputError: One was not given.
-        """
-        present = set(self.operator_settings)
-        for path in paths:
-            if path not in present:
-                option = _option_of(path)
-                raise InputError(f"{run} was made with {option}, which no record keeps: give it again")
-
-    def adopt(self, operator: GemsContext) -> GemsContext:
-        """These settings, which were read from data, with all that only the operator gives taken from ``operator``.
-
-        Model names stay, except that one whose address has a login in it takes the place of the same without.
-        """
-        names = {
-            name: getattr(operator, name)
-            for name in ("mllm", "generator", "embedder", *ROLES)
-            if without_login(getattr(operator, name) or "") == getattr(self, name)
-        }
-        options = {
-            name: getattr(self, name).model_copy(update=_operators_own(getattr(operator, name)))
-            for name in ("chat_options", "generator_options")
-        }
-        update = {**names, **options, **_operators_own(operator)}
-        return self.model_copy(update=update).with_authority(operator.authority)
-
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:
         return without_login(name) if name else name
@@ -291,11 +257,6 @@ class GemsContext(BaseModel):
     def models(self) -> tuple[str, ...]:
         """The names of the image generator and of all chat models."""
         return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
-
-    @property
-    def operator_settings(self) -> tuple[str, ...]:
-        """The paths of the settings that a record leaves out, but that a run cannot be repeated without."""
-        return tuple(value.path for value in operator_values(self) if is_left_out(value))
 
     def chat_model(self, role: Role) -> str:
         """The name of a role's chat model."""
@@ -397,25 +358,3 @@ def _fields_in(context: object) -> Mapping[str, Any]:
     slots = [name for kind in type(context).__mro__ for name in getattr(kind, "__slots__", ())]
     names = [*getattr(context, "__dict__", ()), *slots, *getattr(context, "_fields", ())]
     return {name: getattr(context, name) for name in names if hasattr(context, name)}
-
-
-def is_left_out(value: OperatorValue) -> bool:
-    """Whether a record leaves out a value that a repetition needs. A key can come from the environment instead."""
-    return value.kind != MODEL and not value.path.endswith(".api_key")
-
-
-def _option_of(path: str) -> str:
-    """How the command line gives a setting that only the operator gives."""
-    group, _, name = path.rpartition(".")
-    model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
-    info = model.model_fields.get(name)
-    marks = [mark.option for mark in info.metadata if isinstance(mark, OperatorOnly)] if info else []
-    return marks[0] if marks else path
-
-
-def _operators_own(settings: BaseModel) -> dict[str, Any]:
-    """The values in these settings that a record leaves out, and that only the operator gives."""
-    fields = type(settings).model_fields.items()
-    marked = {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
-    values = {name: getattr(settings, name) for name, mark in marked.items() if mark.kind != MODEL}
-    return {name: value for name, value in values.items() if marked[name].applies(value)}

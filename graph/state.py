@@ -210,6 +210,8 @@ class Usage(_Frozen):
 class Prices(_Frozen):
     """Prices of models, in any one currency, from the provider's price list."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     image: NonNegativeFloat = Field(default=0.0, title="Image", description="Price of one image.")
     prompt: NonNegativeFloat = Field(
         default=0.0, title="Prompt tokens", description="Price of a million tokens that chat models read."
@@ -226,6 +228,8 @@ class Prices(_Frozen):
 
 class Budget(_Frozen):
     """Upper limits on what a run may spend; None is no limit. Checked before every spend."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     chat_calls: int | None = Field(default=None, ge=1, title="Chat calls", description="Most chat model calls.")
     tokens: int | None = Field(default=None, ge=1, title="Tokens", description="Most prompt and completion tokens.")

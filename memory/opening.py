@@ -13,6 +13,7 @@ from langgraph.store.base import BaseStore
 from gems.database import database_label, database_pool, is_database, setup_lock, without_password
 from gems.errors import InputError
 from gems.graph.context import GemsContext
+from gems.memory.bound_embedder import needs_probe, probe_of, same_embedder
 from gems.memory.embedder import embedder_fingerprint
 from gems.memory.experience import EXPERIENCES
 from gems.memory.trajectory import namespace
@@ -115,14 +116,21 @@ def _open_in(pool: ConnectionPool[Connection[DictRow]], embedder: Embeddings, ur
 def _bind(store: BaseStore, embedder: Embeddings, url: str) -> None:
     """Bind a new database to this embedder, and refuse one that is bound to another."""
     fingerprint = embedder_fingerprint(embedder)
+    probe = probe_of(embedder) if needs_probe(embedder) else None
     note = store.get(_ABOUT, "embedder")
-    if note is None:
-        store.put(_ABOUT, "embedder", {"fingerprint": fingerprint}, index=False)
-    elif note.value["fingerprint"] != fingerprint:
+    stored = note.value if note else {}
+    if stored.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(
-            f"{database_label(url)} was written with the embedder {note.value['fingerprint']}, not {fingerprint}: "
+            f"{database_label(url)} was written with the embedder {stored['fingerprint']}, not {fingerprint}: "
             "use that embedder or another database"
         )
+    if probe and stored.get("probe") and not same_embedder(stored["probe"], probe):
+        raise InputError(
+            f"{database_label(url)} was written with another embedder, which was called {fingerprint} too but makes "
+            "other vectors: use that embedder or another database"
+        )
+    if note is None or (probe and not stored.get("probe")):
+        store.put(_ABOUT, "embedder", {"fingerprint": fingerprint} | ({"probe": probe} if probe else {}), index=False)
 
 
 def _check_dims(connection: Connection[DictRow], dims: int, url: str) -> None:

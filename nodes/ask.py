@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import logging
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def ask(
 ) -> Answer[Schema]:
     """Make one structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
 
-    If an answer is cut off, its complete part is used where the answer repeats itself or cannot be sent back again.
+    If an answer is cut off or broken, its complete part is used where the answer repeats itself or cannot be sent back.
 
     Args:
         meter: Counts the calls.
@@ -79,6 +80,7 @@ def ask(
             return answer
         is_last = tries == 2 or meter.exhausted()
         part = read_whole_part(message, schema) if is_last or repeats_itself(message) else None
+        part = _pieces(message, schema) if part is None and is_last else part
         if part is not None:
             _note(schema, tries, in_part=True)
             return Answer(part, message)
@@ -90,6 +92,12 @@ def ask(
         capabilities.drop_first_method()
     _note(schema, 0)
     raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
+
+
+def _pieces(message: AIMessage, schema: type[Schema]) -> Schema | None:
+    with contextlib.suppress(MalformedAnswerError):
+        return read_form(message, schema, pieces=True)
+    return None
 
 
 def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Final, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
+from gems.models.lenient import Form, Item, Text, choice_of, items_of
 from gems.nodes.ask import ask
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import is_grounded
@@ -24,17 +25,52 @@ __all__ = ["MAX_REQUIREMENTS", "Requirements", "make_decomposer", "without_requi
 MAX_REQUIREMENTS: Final = 40
 
 
-class AtomicQuestion(BaseModel):
+_LONGEST_QUESTION: Final = 1000
+"""Characters of a question that are accepted; models are asked for less."""
+
+
+class AtomicQuestion(Item):
     """One thing to check."""
 
-    question: str = Field(min_length=1, max_length=200, description="A yes/no question; yes means it is met.")
-    kind: Kind = Field(description="What the question is about.")
+    question: Text = Field(
+        min_length=1,
+        max_length=_LONGEST_QUESTION,
+        json_schema_extra={"maxLength": 200},
+        description="A yes/no question; yes means it is met.",
+    )
+    kind: Annotated[Kind, choice_of(get_args(Kind), "other")] = Field(description="What the question is about.")
+
+    @classmethod
+    def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
+        """See ``Item.from_pair``: the key is an id, or the question itself."""
+        if isinstance(value, Mapping):
+            return {"question": key, **value} if _is_question(key) else dict(value)
+        if isinstance(value, str) and _is_question(value):
+            return {"question": value, "kind": key}
+        if _is_question(key):
+            return {"question": key, "kind": value}
+        raise ValueError(f"{key!r} is not a question")
+
+    @classmethod
+    def from_text(cls, text: str) -> dict[str, Any]:
+        """See ``Item.from_text``: the question."""
+        if not _is_question(text):
+            raise ValueError(f"{text[:40]!r} is not a question")
+        return {"question": text}
 
 
-class Requirements(BaseModel):
+def _is_question(text: str) -> bool:
+    return text.rstrip().endswith(("?", "？"))  # the second one is that of Chinese and Japanese
+
+
+class Requirements(Form):
     """Everything that the image must show, one atomic question each."""
 
-    requirements: list[AtomicQuestion] = Field(min_length=1, max_length=MAX_REQUIREMENTS)
+    requirements: Annotated[
+        list[AtomicQuestion],
+        Field(min_length=1, max_length=MAX_REQUIREMENTS),
+        items_of(AtomicQuestion, MAX_REQUIREMENTS),
+    ]
 
 
 def make_decomposer(resources: Resources) -> Node:

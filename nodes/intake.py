@@ -29,7 +29,8 @@ _TURNS: Final = TypeAdapter(Annotated[list[Turn], Field(max_length=_MAX_TURNS)])
 def make_intake(resources: Resources) -> Node:
     """The node that starts a run: a checked prompt, a run id, a seed, and empty accumulators.
 
-    If reuse is on and an earlier run solved the same prompt, its image ends the run at once.
+    If reuse is on and an earlier run solved the same prompt, its image ends the run at once. Options that a model would
+    ignore are refused here, before the first chat call.
     """
 
     def intake(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
@@ -41,7 +42,10 @@ def make_intake(resources: Resources) -> Node:
         start = _empty(prompt, run_id, seed) | GemsState(turns=turns)
         if resources.thumbnails:
             start["messages"] = [*start["messages"], HumanMessage(prompt)]
-        return start | solved_before(resources, context, runtime, prompt) if context.reuse else start
+        earlier = solved_before(resources, context, runtime, prompt) if context.reuse else GemsState()
+        if "outcome" not in earlier:
+            resources.check_options(context)
+        return start | earlier
 
     return intake
 

@@ -19,7 +19,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Capabilities, capabilities_of, is_not_understood, read_form, written_calls
+from gems.models.structured import Capabilities, capabilities_of, invoke, is_not_understood, read_form, written_calls
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -131,7 +131,7 @@ def _converse(
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
-        answer = model.bind_tools([*offered, Plan]).invoke(list(conversation))
+        answer = invoke(model.bind_tools([*offered, Plan]).invoke, conversation, capabilities)
     except Exception as error:
         if is_not_understood(error):
             capabilities.tools = False  # and it is not asked with tools again
@@ -148,12 +148,17 @@ def _converse(
 
 
 def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
-    """The calls for what is offered, in order, each once."""
+    """The calls for what is offered, in order, each once. Names match in any case, and with underscores."""
+    names = {_plain_name(name): name for name in offered}
     once: dict[tuple[str, str], ToolCall] = {}
     for call in calls:
-        if call["name"] in offered:
-            once.setdefault((call["name"], repr(sorted(call["args"].items()))), call)
+        if name := names.get(_plain_name(call["name"])):
+            once.setdefault((name, repr(sorted(call["args"].items()))), ToolCall(**{**call, "name": name}))
     return list(once.values())
+
+
+def _plain_name(name: str) -> str:
+    return name.strip().casefold().replace("_", "-")
 
 
 def _keep_calls(answer: AIMessage, calls: Sequence[ToolCall]) -> AIMessage:

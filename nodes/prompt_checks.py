@@ -8,10 +8,11 @@ from typing import Final
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from pydantic import BaseModel, Field
+from pydantic import Field
 from pydantic.config import JsonDict
 
 from gems.models.generators import ImageGenerator, guide_of, objection_to
+from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
 from gems.wording import hyphenated_words, stem
@@ -23,10 +24,10 @@ SHORT: Final[JsonDict] = {"maxLength": 1000}
 """Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
 
 
-class Plan(BaseModel):
+class Plan(Form):
     """Hand in the finished prompt for the image generator."""
 
-    prompt: str = Field(
+    prompt: Text = Field(
         min_length=1,
         max_length=4000,
         description="The generation prompt, complete in itself.",

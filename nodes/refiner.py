@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
 from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to
+from gems.models.lenient import Form, Note, Text, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -27,18 +28,21 @@ __all__ = ["MAX_EXPERIENCE_WORDS", "Refinement", "make_refiner", "without_refine
 MAX_EXPERIENCE_WORDS: Final = 100
 
 
-class Refinement(BaseModel):
+class Refinement(Form):
     """What was learned, and the next try."""
 
-    experience: str = Field(
+    experience: Note = Field(
         json_schema_extra={"maxLength": 800},
         description=f"What these attempts teach about prompting this image model, at most {MAX_EXPERIENCE_WORDS} words",
     )
-    strategy: Literal["rewrite", "reseed", "edit", "restart"] = Field(
+    strategy: Annotated[
+        Literal["rewrite", "reseed", "edit", "restart"],
+        choice_of(("rewrite", "reseed", "edit", "restart"), "rewrite"),
+    ] = Field(
         description="rewrite: better words. reseed: the best prompt was right, try other noise. "
         "edit: keep the best image and change only what failed. restart: begin anew."
     )
-    prompt: str = Field(
+    prompt: Text = Field(
         default="",
         max_length=4000,
         json_schema_extra=SHORT,
@@ -51,7 +55,9 @@ class RefinementWithoutEdit(Refinement):
 
     model_config = ConfigDict(title="Refinement")
 
-    strategy: Literal["rewrite", "reseed", "restart"] = Field(
+    strategy: Annotated[
+        Literal["rewrite", "reseed", "restart"], choice_of(("rewrite", "reseed", "restart"), "rewrite")
+    ] = Field(
         description="rewrite: better words. reseed: the best prompt was right, try other noise. restart: begin anew."
     )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Annotated, Any, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import Field, field_validator
 
 from gems.graph.context import GemsContext
 from gems.graph.routing import asks_person, outcome_of
@@ -27,31 +28,70 @@ from gems.graph.state import (
 )
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
+from gems.models.lenient import Form, Item, Note, Share, Text, YesNo, items_of
 from gems.models.logprobs import answer_probabilities
 from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
+from gems.nodes.question_ids import question_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
 _DECISIVE: Final = 0.9
 """The probability from which an inspector decides a question that the chat model is unsure about."""
 
+T = TypeVar("T")
+
 __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
 
-class AnsweredQuestion(BaseModel):
+class AnsweredQuestion(Item):
     """The answer to one question."""
 
-    id: str = Field(description="The question's id, as given.")
-    answer: Answer = Field(description="yes or no; unsure only if the image does not let you tell.")
-    confidence: float = Field(ge=0, le=1, description="How sure you are of the answer: 0.5 is a guess, 1 is certain.")
-    reason: str = Field(default="", description="What you see, in at most ten words.")
+    id: Text = Field(description="The question's id, as given.")
+    answer: YesNo = Field(description="yes or no; unsure only if the image does not let you tell.")
+    confidence: Share = Field(ge=0, le=1, description="How sure you are of the answer: 0.5 is a guess, 1 is certain.")
+    reason: Note = Field(default="", description="What you see, in at most ten words.")
+
+    @field_validator("id")
+    @classmethod
+    def _named(cls, name: str) -> str:
+        if not name:
+            raise ValueError("an answer needs the id of its question")
+        return name
+
+    @classmethod
+    def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
+        """See ``Item.from_pair``: the key is the id, and the value is the answer with or without its other fields."""
+        if not _LIKE_AN_ID.fullmatch(key):
+            raise ValueError(f"{key!r} is not the id of a question")
+        return {"id": key, **value} if isinstance(value, Mapping) else {"id": key, "answer": value}
+
+    @classmethod
+    def from_text(cls, text: str) -> dict[str, Any]:
+        """See ``Item.from_text``: the id, a colon, and the answer."""
+        key, separator, answer = text.partition(":")
+        if not separator:
+            raise ValueError("an answer needs the id of its question")
+        return cls.from_pair(key, answer)
+
+    @classmethod
+    def stand_in(cls, raw: Any) -> AnsweredQuestion | None:
+        """See ``Item.stand_in``: an unreadable answer is unsure, so that it contradicts a second answer."""
+        fields = {str(key).casefold(): value for key, value in raw.items()} if isinstance(raw, Mapping) else {}
+        name = fields.get("id")
+        if not isinstance(name, (str, int)):
+            return None
+        return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
 
-class Verdicts(BaseModel):
+_LIKE_AN_ID: Final = re.compile(r"\W*[^\W\d_]*[\W_]*\d+\W*|.+[?？]\W*", re.DOTALL)
+"""Matches an id with a number, or a question."""
+
+
+class Verdicts(Form):
     """The answers to all questions."""
 
-    verdicts: list[AnsweredQuestion]
+    verdicts: Annotated[list[AnsweredQuestion], items_of(AnsweredQuestion)]
 
 
 def make_verifier(resources: Resources) -> Node:
@@ -229,7 +269,7 @@ def inspect_image(
     png: bytes,
     findings: Sequence[Finding] = (),
 ) -> list[Verdict]:
-    """One call about one image. A question that is not answered, or answered twice, is unsure."""
+    """One call about one image. A question that is not answered, or answered in different ways, is unsure."""
     questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
     if findings:
         evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
@@ -240,24 +280,36 @@ def inspect_image(
         HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
     ]
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
-    measured = answer_probabilities(answer.message)
-    answers: dict[str, list[AnsweredQuestion]] = {}
-    for item in answer.form.verdicts:
-        answers.setdefault(item.id.strip(), []).append(item)
-    return [_verdict(r, answers.get(r.id, []), measured.get(r.id, {})) for r in requirements]
+    answers = _by_question(requirements, ((item.id, item) for item in answer.form.verdicts))
+    measured = _by_question(requirements, answer_probabilities(answer.message).items())
+    return [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
+
+
+def _by_question(requirements: Sequence[Requirement], named: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """What has the id of a question, in whatever spelling, by the question's own id."""
+    groups: dict[str, list[T]] = {}
+    for name, value in named:
+        if question := question_of(name, requirements):
+            groups.setdefault(question.id, []).append(value)
+    return groups
 
 
 def _verdict(
-    requirement: Requirement, answers: Sequence[AnsweredQuestion], measured: Mapping[Answer, float]
+    requirement: Requirement, answers: Sequence[AnsweredQuestion], measured: Sequence[Mapping[Answer, float]]
 ) -> Verdict:
-    """The answer. Its confidence is the measured one where there is one, else the one that the model states."""
-    if len(answers) != 1:
-        return _unsure(requirement, "answered twice" if answers else "not answered")
-    [answer] = answers
+    """The answer. Its confidence is the measured one where there is one, else the one that the model states.
+
+    If the question was answered several times, the answers must agree, and the least confident one counts.
+    """
+    if len({answer.answer for answer in answers}) != 1:
+        return _unsure(requirement, "answered twice, in different ways" if answers else "not answered")
+    answer = min(answers, key=lambda a: a.confidence)
+    is_measured = len(answers) == len(measured) == 1
+    confidence = measured[0].get(answer.answer, answer.confidence) if is_measured else answer.confidence
     return Verdict(
         requirement_id=requirement.id,
         answer=answer.answer,
-        confidence=round(measured.get(answer.answer, answer.confidence), 3),
+        confidence=round(confidence, 3),
         reason=" ".join(answer.reason.split())[:120],
     )
 

@@ -8,6 +8,8 @@ from typing import Final
 
 from pydantic import SecretStr
 
+from gems.printable import printable
+
 __all__ = ["conceal", "is_secret_name", "one_line", "remember_secret"]
 
 _IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|(PG)?PASSWORD)$", re.IGNORECASE)
@@ -41,5 +43,5 @@ def conceal(text: str) -> str:
 
 
 def one_line(text: object, max_length: int = 300) -> str:
-    """An error's text on one line, without secrets, cut to ``max_length`` characters; it may be empty."""
-    return conceal(" ".join(str(text).split()))[:max_length]
+    """An error's text on one line, without secrets and control characters, cut to ``max_length``; it may be empty."""
+    return conceal(" ".join(printable(str(text)).split()))[:max_length]

@@ -199,6 +199,84 @@ def test_an_unreachable_server(tmp_path: Path) -> None:
     assert "pocket at 127.0.0.1:9" in output["errors"][0]
 
 
+# --- answers in other shapes than OpenAI's ---------------------------------------------------------------------------
+
+ODD_SHAPES = [
+    "object-arguments",
+    "doubled-arguments",
+    "empty-arguments",
+    "null-arguments",
+    "flat-calls",
+    "function-call",
+    "content-parts",
+    "parsed-content",
+    "sparse",
+    "null-usage",
+]
+
+
+@pytest.mark.parametrize("behaviour", ODD_SHAPES)
+@pytest.mark.parametrize("way", ["json_schema", "tool", "json_mode", "text"])
+def test_an_answer_in_another_shape_is_read_at_once(chat_server: str, behaviour: str, way: Any) -> None:
+    chat = ChatEndpoint(chat_server, behaviour, structured=way)
+    for form in (Plan, Requirements, Refinement):
+        chat.fill(form)
+    assert [v.answer for v in chat.look()] == ["yes"] * 3
+    assert len(chat.log) == 4
+
+
+@pytest.mark.parametrize("behaviour", ODD_SHAPES)
+def test_a_run_with_answers_in_another_shape_is_solved(chat_server: str, behaviour: str, tmp_path: Path) -> None:
+    output = draw(ChatEndpoint(chat_server, behaviour), tmp_path)
+    assert (output["outcome"], output["errors"]) == ("solved", [])
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says", "retryable"),
+    [
+        ("choice-error", "stopped with an error: The provider's filter stopped this$", False),
+        ("choice-error-passing", "stopped with an error: upstream$", True),
+        ("error-text", "no chat completion: model is not loaded", False),
+        ("error-body", "no chat completion: the engine died", True),
+        ("null-choices", "no chat completion: it has id, model, choices$", True),
+        ("null-message", "no choices", True),
+    ],
+)
+@pytest.mark.parametrize("way", ["json_schema", "tool"])
+def test_an_error_in_an_answer_is_told_and_classed(
+    chat_server: str, behaviour: str, says: str, retryable: bool, way: Any
+) -> None:
+    chat = ChatEndpoint(chat_server, behaviour, structured=way)
+    with pytest.raises(BackendError, match=says) as caught:
+        chat.fill(Plan)
+    assert caught.value.retryable is retryable
+    assert len(chat.log) == 1
+
+
+def test_an_error_that_does_not_pass_is_paid_once_by_each_role(chat_server: str, tmp_path: Path) -> None:
+    chat = ChatEndpoint(chat_server, "choice-error")
+    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=chat.context())
+    assert output["outcome"] == "failed"
+    assert "filter stopped this" in output["errors"][0]
+    assert len(chat.log) == 2, "the planner and the decomposer"
+
+
+@pytest.mark.parametrize("behaviour", ["no-system", "no-system-template"])
+def test_a_server_without_a_system_role_gets_the_instructions_from_the_user(
+    chat_server: str, behaviour: str, tmp_path: Path
+) -> None:
+    chat = ChatEndpoint(chat_server, behaviour)
+    for _ in range(2):
+        output = draw(chat, tmp_path)
+        assert (output["outcome"], output["errors"]) == ("solved", [])
+    roles = [[message["role"] for message in entry["request"]["messages"]] for entry in chat.log]
+    refused = [i for i, names in enumerate(roles) if "system" in names]
+    assert len(refused) < len(roles) / 2
+    assert max(refused) < len(roles) / 2, "the second run knows it"
+    assert any("You break down what an image must show" in str(entry["request"]["messages"][0]) for entry in chat.log)
+    assert any(entry["request"].get("tools") for entry in chat.log), "skills are still offered"
+
+
 # --- whole runs -----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -11,11 +13,16 @@ from urllib.request import urlopen
 import pytest
 from conformance.generator_suite import GeneratorConformance
 from forked import gems
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.models.registry import init_image_generator
+from gems.models.servers import openai_images
+from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
 
 pytestmark = pytest.mark.slow
@@ -80,7 +87,7 @@ class TestConformance(GeneratorConformance):
 
 def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: str) -> None:
     generator = openai(
-        image_server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur"
+        image_server, "options", width=64, height=32, steps=9, guidance_scale=2.0, negative_prompt="blur"
     )
     assert isinstance(draw_one(generator, "a cat", 7), GeneratedImage)
     assert requests_to(image_server, "options") == [
@@ -91,7 +98,7 @@ def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: 
             "size": "64x32",
             "seed": 7,
             "num_inference_steps": 9,
-            "guidance_scale": 0.0,
+            "guidance_scale": 2.0,
             "negative_prompt": "blur",
             "response_format": "b64_json",
         }
@@ -132,10 +139,8 @@ def test_an_answer_by_url_is_fetched_from_the_same_host_only(image_server: str) 
 
 
 def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = openai(image_server, "stream", previews=2)
-    # Treat the test server as OpenAI's own host.
-    monkeypatch.setattr(generator, "is_openai", True)
-    monkeypatch.setattr(generator, "model", "gpt-image-1")
+    monkeypatch.setattr(openai_images, "_OPENAI", f"{image_server}/stream/v1")  # the test server is OpenAI's own host
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2))
     reported_steps: list[Step] = []
     [result] = generator.generate([ImageRequest("a cat", 0)], on_step=reported_steps.append)
     assert isinstance(result, GeneratedImage)
@@ -195,10 +200,13 @@ def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
     )
 
 
-def test_an_image_of_another_size_is_accepted(image_server: str) -> None:
-    result = draw_one(openai(image_server, "other-size", width=64, height=64))
+@pytest.mark.parametrize("kind", [openai, plain])
+def test_an_image_of_another_size_is_accepted_with_a_note(image_server: str, kind: Any) -> None:
+    result = draw_one(kind(image_server, "other-size", width=64, height=64))
     assert isinstance(result, GeneratedImage)
     assert result.image.size == (20, 10)
+    assert result.note is not None
+    assert "was asked for 64x64 pixels and drew 20x10" in result.note
 
 
 def test_an_unreachable_server() -> None:
@@ -238,6 +246,92 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         assert json.load(answer)["most_in_flight"]["slow-two"] == 2
 
 
+# --- answers in other shapes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "null-item",
+        "bad-first",
+        "single-item",
+        "bare-list",
+        "bare-text",
+        "null-base64",
+        "torn-base64",
+        "data-url",
+        "data-url-as-url",
+        "lines",
+        "url-safe",
+    ],
+)
+def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> None:
+    result = draw_one(openai(image_server, shape, timeout=2.0))
+    assert isinstance(result, GeneratedImage), result
+    expected = draw_one(openai(image_server))
+    assert isinstance(expected, GeneratedImage)
+    assert result.image.tobytes() == expected.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ("no-data", "without an image: no image$"),
+        ("empty-data", "without an image: no image$"),
+        ("null", "without an image: no image$"),
+        ("error-text", "without an image: the engine died$"),
+        ("error-busy", r"without an image: no worker \(\d+ tries in 1 s\)$"),
+        ("error-refusal", "without an image: not safe$"),
+        ("detail", "without an image: must be 1$"),
+        ("bad-address", "no valid address$"),
+    ],
+)
+def test_an_answer_without_an_image_gives_the_servers_reason(image_server: str, shape: str, says: str) -> None:
+    error = draw_one(openai(image_server, shape, timeout=1.0))
+    assert isinstance(error, BackendError)
+    assert re.search(says, str(error)), error
+    assert isinstance(error, ContentRefusedError) is (shape == "error-refusal")
+
+
+def _file(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "did not send"),
+        (b"\x89PNG\r\n\x1a\n", "did not send"),
+        (_file(Image.new("RGBA", (4, 4), (1, 2, 3, 0))), "transparent everywhere"),
+        (_file(Image.new("LA", (4, 4), (9, 0))), "transparent everywhere"),
+        (_file(Image.effect_noise((64, 64), 90))[:-900], "torn"),
+        (_file(Image.effect_noise((64, 64), 90), "JPEG")[:-900], "torn"),
+    ],
+)
+def test_a_file_that_is_no_image_is_a_failure(data: bytes, says: str) -> None:
+    with pytest.raises(BackendError, match=says):
+        decode_image(data, "x")
+
+
+def test_a_black_image_and_one_with_16_bits_are_images() -> None:
+    assert decode_image(_file(Image.new("RGB", (4, 4))), "x").getpixel((0, 0)) == (0, 0, 0)
+    assert decode_image(_file(Image.new("I;16", (4, 4), 0x8000)), "x").getpixel((0, 0)) == (128, 128, 128)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(["PNG", "JPEG", "WEBP"]), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=9)
+)
+def test_a_damaged_file_is_an_image_or_a_failure(kind: str, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(_file(Image.linear_gradient("L").resize((40, 40)).convert("RGB"), kind))
+    for place, value in changes:
+        data[place % len(data)] = value
+    with contextlib.suppress(BackendError):
+        assert decode_image(bytes(data), "x").mode == "RGB"
+
+
 # --- ComfyUI --------------------------------------------------------------------------------------------------------
 
 
@@ -247,11 +341,26 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         ("refuses", "answers 400: Cannot execute: no outputs"),
         ("crashes", r"node 3 \(KSampler\): CUDA out of memory"),
         ("mute", "makes no image; it needs a SaveImage node"),
+        (
+            "node-errors",
+            r"answers 400: Prompt outputs failed validation; node 4 \(CheckpointLoaderSimple\): Value not in list:",
+        ),
+        ("node-errors-200", r"the workflow was refused: Prompt outputs .*; node 4 \(CheckpointLoaderSimple\): Value"),
+        ("null-answer", "the workflow was refused: no reason given"),
+        ("null-outputs", "makes no image; it needs a SaveImage node"),
+        ("null-messages", "the workflow failed: no reason given"),
+        ("null-details", "the workflow failed: node None .*: no reason given"),
+        ("interrupted", "the workflow failed: it was interrupted on the server"),
         ("never", "was not done in time|no answer|too slowly"),  # whichever timeout fires first
     ],
 )
 def test_a_workflow_that_fails(image_server: str, workflow: str, fault: str, says: str) -> None:
     assert re.search(says, str(draw_one(comfyui(image_server, workflow, fault, timeout=2.0))))
+
+
+def test_the_first_file_in_a_history_with_nulls_is_the_image(image_server: str, workflow: str) -> None:
+    result = draw_one(comfyui(image_server, workflow, "odd-history"))
+    assert isinstance(result, GeneratedImage), result
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from gems.memory.trajectory import namespace
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("langgraph_api") is None,
-    reason='needs the LangGraph development server: pip install "gems-graph[studio]"',
+    reason='needs the LangGraph development server: pip install -e ".[studio]"',
 )
 
 

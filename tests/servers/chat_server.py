@@ -81,6 +81,19 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, b"<html><body>Welcome to nginx!</body></html>", "text/html")
             case "error-body":
                 return self._json(200, {"error": {"message": "the engine died", "code": 500}})
+            case "error-text":
+                return self._json(200, {"error": "model is not loaded"})
+            case "choice-error":
+                error = {"code": 400, "message": "The provider's\nfilter stopped this"}
+                choice = {"index": 0, "finish_reason": "error", "message": {"content": ""}, "error": error}
+                return self._json(200, {"id": "x", "model": "pocket", "choices": [choice]})
+            case "choice-error-passing":
+                choice = {"finish_reason": "error", "message": None, "error": {"code": "502", "message": "upstream"}}
+                return self._json(200, {"id": "x", "model": "pocket", "choices": [choice]})
+            case "null-choices":
+                return self._json(200, {"id": "x", "model": "pocket", "choices": None})
+            case "null-message":
+                return self._json(200, {"id": "x", "model": "pocket", "choices": [{"message": None}, None]})
             case "no-choices":
                 return self._json(200, {"id": "x", "object": "chat.completion", "model": "pocket", "choices": []})
         return self._complete(fault, request, schema, n_of_form)
@@ -98,6 +111,11 @@ class Handler(BaseHTTPRequestHandler):
             return 503, _error("no worker left")
         if fault == "text-only" and not _alternates(request):
             return 400, _error("Conversation roles must alternate user/assistant/user/assistant/...")
+        has_system = any(message["role"] in ("system", "developer") for message in request["messages"])
+        if fault == "no-system" and has_system:
+            return 400, _error("System role not supported")
+        if fault == "no-system-template" and has_system:
+            return 500, _error("Jinja Exception: Conversation roles must alternate user/assistant/user/assistant/...")
         if fault == "router" and way in ("json_schema", "tool"):
             return 404, _error("No endpoints found that support tool use. Try disabling some.")
         if fault == "forbids-logprobs" and request.get("logprobs"):
@@ -106,8 +124,14 @@ class Handler(BaseHTTPRequestHandler):
             return 400, _error("logprobs are not available for this model")
         if fault == "blind" and _images(request):
             return 500, _error("image input is not supported - hint: you may need to provide the mmproj")
+        if fault == "unpaid-verdicts" and _schema_name(request) == "Verdicts":
+            with LOCK:  # the first three only, as if somebody had paid then
+                is_unpaid = TRIES[f"{self.path.lstrip('/').partition('/')[0]} Verdicts"] <= 3
+            return (402, _error("insufficient credits")) if is_unpaid else None
         if fault == "busy" and n == 1:
             return 429, _error("slow down"), {"Retry-After": "0.2"}
+        if fault == "busy-for-long":
+            return 429, _error("slow down"), {"Retry-After": "50"}
         if fault == "shaky" and n <= 2:
             return 500, _error("worker died")
         if fault == "broken":
@@ -184,6 +208,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if fault == "truncated":
             return self._truncated(completion)
+        if fault in ODDITIES:
+            ODDITIES[fault](completion, completion["choices"][0]["message"])
         return self._json(200, completion)
 
     # --- answers ---
@@ -213,6 +239,82 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: len(body) // 2])
         self.close_connection = True
+
+
+# --- answers in other shapes than OpenAI's ---------------------------------------------------------------------------
+
+
+def _each_call(change: Any) -> Any:
+    def odd(completion: dict[str, Any], message: dict[str, Any]) -> None:
+        for call in message.get("tool_calls") or ():
+            change(call)
+
+    return odd
+
+
+def _object_arguments(call: dict[str, Any]) -> None:
+    call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+
+
+def _doubled_arguments(call: dict[str, Any]) -> None:
+    call["function"]["arguments"] = json.dumps(call["function"]["arguments"])
+
+
+def _no_arguments(value: Any) -> Any:
+    def change(call: dict[str, Any]) -> None:
+        if call["function"]["arguments"] == "{}":
+            call["function"]["arguments"] = value
+
+    return change
+
+
+def _flat_call(call: dict[str, Any]) -> None:
+    call |= call.pop("function")
+    call["id"] = None
+    del call["type"]
+
+
+def _single_call(completion: dict[str, Any], message: dict[str, Any]) -> None:
+    if message.get("tool_calls"):
+        message["function_call"] = message.pop("tool_calls")[0]["function"]
+
+
+def _content_parts(completion: dict[str, Any], message: dict[str, Any]) -> None:
+    if message["content"]:
+        message["content"] = [{"type": "text", "text": message["content"]}]
+
+
+def _parsed_content(completion: dict[str, Any], message: dict[str, Any]) -> None:
+    if message["content"]:
+        message["content"] = json.loads(message["content"])
+
+
+def _sparse(completion: dict[str, Any], message: dict[str, Any]) -> None:
+    for name in ("id", "object", "created", "model", "usage"):
+        del completion[name]
+    del completion["choices"][0]["finish_reason"], message["role"]
+    completion["choices"] += [None, {}]
+
+
+def _null_usage(completion: dict[str, Any], message: dict[str, Any]) -> None:
+    completion["usage"] = {"prompt_tokens": None, "completion_tokens": "7", "prompt_tokens_details": {"x": None}}
+    completion["choices"][0]["logprobs"] = []
+    message |= {"tool_calls": message.get("tool_calls"), "refusal": None, "reasoning_content": None}
+
+
+ODDITIES: dict[str, Any] = {
+    "object-arguments": _each_call(_object_arguments),
+    "doubled-arguments": _each_call(_doubled_arguments),
+    "empty-arguments": _each_call(_no_arguments("")),
+    "null-arguments": _each_call(_no_arguments(None)),
+    "flat-calls": _each_call(_flat_call),
+    "function-call": _single_call,
+    "content-parts": _content_parts,
+    "parsed-content": _parsed_content,
+    "sparse": _sparse,
+    "null-usage": _null_usage,
+}
+"""Behaviours that change a completion, and its message, in place."""
 
 
 # --- from the protocol to the pocket model and back ------------------------------------------------------------------

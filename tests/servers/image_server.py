@@ -118,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.5)
             case "busy" if n == 1:
                 return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.3"})
+            case "busy-for-long":
+                return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "50"})
             case "shaky" if n <= 2:
                 return self._json(500, {"detail": "worker died"})
             case "broken":
@@ -165,14 +167,31 @@ class Handler(BaseHTTPRequestHandler):
             return self._stream(prompt, seed)
         data: dict[str, Any] = {"b64_json": base64.b64encode(image).decode()}
         if fault == "url":
-            data = {"url": f"http://{self.headers['Host']}/url/files/{f'{prompt}|{seed}'.encode().hex()}"}
+            data = {"url": self._file(prompt, seed)}
+        if fault in ODD_ANSWERS:
+            return self._json(200, ODD_ANSWERS[fault](data["b64_json"], self._file(prompt, seed)))
         if fault == "elsewhere":
             data = {"url": "http://169.254.169.254/latest/meta-data"}
         return self._json(200, {"created": 1, "data": [data]})
 
+    def _file(self, prompt: str, seed: str) -> str:
+        return f"http://{self.headers['Host']}/url/files/{f'{prompt}|{seed}'.encode().hex()}"
+
     # --- ComfyUI ---
 
     def _queue(self, fault: str, request: dict[str, Any]) -> None:
+        if fault in ("node-errors", "node-errors-200"):
+            fault_of_node = {
+                "type": "value_not_in_list",
+                "message": "Value not in list",
+                "details": "ckpt: 'x' not in []",
+            }
+            node = {"errors": [fault_of_node, None], "class_type": "CheckpointLoaderSimple", "dependent_outputs": ["9"]}
+            error = {"type": "prompt_outputs_failed_validation", "message": "Prompt outputs failed\nvalidation"}
+            answer = {"error": error, "node_errors": {"4": node, "5": None, "6": {"errors": None}}}
+            return self._json(200 if fault.endswith("200") else 400, answer)
+        if fault == "null-answer":
+            return self._json(200, None)
         if fault == "refuses":
             return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
         nodes = request["prompt"]
@@ -189,6 +208,8 @@ class Handler(BaseHTTPRequestHandler):
             details = {"node_id": "3", "node_type": "KSampler", "exception_message": "CUDA out of memory"}
             status = {"status_str": "error", "messages": [["execution_error", details]]}
             return self._json(200, {run: {"status": status, "outputs": {}}})
+        if fault in ODD_HISTORIES:
+            return self._json(200, ODD_HISTORIES[fault](run))
         if fault == "mute":
             return self._json(200, {run: {"status": {"status_str": "success", "completed": True}, "outputs": {}}})
         images = [
@@ -251,6 +272,58 @@ class Handler(BaseHTTPRequestHandler):
             }
             self._write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
         self.close_connection = True
+
+
+# --- answers in other shapes -----------------------------------------------------------------------------------------
+
+
+def _in_lines(encoded: str) -> str:
+    return "\n".join(encoded[at : at + 76] for at in range(0, len(encoded), 76)) + "\n"
+
+
+ODD_ANSWERS: dict[str, Any] = {
+    "null-item": lambda image, url: {"data": [None, {"b64_json": image}]},
+    "bad-first": lambda image, url: {"data": [{"b64_json": "%%%"}, {}, 7, {"b64_json": image, "url": None}]},
+    "single-item": lambda image, url: {"data": {"b64_json": image}},
+    "bare-list": lambda image, url: [{"b64_json": image}],
+    "bare-text": lambda image, url: {"data": [image]},
+    "null-base64": lambda image, url: {"created": None, "data": [{"b64_json": None, "url": url}]},
+    "torn-base64": lambda image, url: {"data": [{"b64_json": image[:-3] + "%", "url": url}]},
+    "data-url": lambda image, url: {"data": [{"b64_json": f"data:image/png;base64,{image}"}]},
+    "data-url-as-url": lambda image, url: {"data": [{"b64_json": "", "url": f"data:image/png;base64,{image}"}]},
+    "lines": lambda image, url: {"data": [{"b64_json": _in_lines(image)}]},
+    "url-safe": lambda image, url: {"data": [{"b64_json": image.translate(str.maketrans("+/", "-_")).rstrip("=")}]},
+    "no-data": lambda image, url: {"created": 1, "data": None},
+    "empty-data": lambda image, url: {"data": []},
+    "null": lambda image, url: None,
+    "error-text": lambda image, url: {"error": "the engine\ndied", "data": None},
+    "error-busy": lambda image, url: {"error": {"code": 503, "message": "no worker"}},
+    "error-refusal": lambda image, url: {"error": {"code": "moderation_blocked", "message": "not safe"}, "data": []},
+    "detail": lambda image, url: {"detail": [{"loc": None, "msg": "must be 1"}, None]},
+    "bad-address": lambda image, url: {"data": [{"url": "http://[::1/x"}]},
+}
+"""What ``/v1/images/generations`` answers, given the image in base64 and its address."""
+
+_IMAGE = {"filename": None, "subfolder": None, "type": None}
+ODD_HISTORIES: dict[str, Any] = {
+    "odd-history": lambda run: {
+        run: {
+            "status": None,
+            "outputs": {
+                "1": None,
+                "2": {"images": None},
+                "3": {"images": [None, {}, _IMAGE, _IMAGE | {"filename": run}]},
+            },
+        }
+    },
+    "null-outputs": lambda run: {run: {"status": {"completed": True, "messages": None}, "outputs": None}},
+    "null-messages": lambda run: {run: {"status": {"status_str": "error", "messages": [None, [], ["x"], 3]}}},
+    "interrupted": lambda run: {run: {"status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}}},
+    "null-details": lambda run: {
+        run: {"status": {"status_str": "error", "messages": [["execution_error", {"exception_message": None}]]}}
+    },
+}
+"""What ``/history/RUN`` answers."""
 
 
 if __name__ == "__main__":

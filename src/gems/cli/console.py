@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -11,14 +12,17 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from gems.printable import printable
 
 if TYPE_CHECKING:
     from langgraph.runtime import RunControl
@@ -28,10 +32,29 @@ if TYPE_CHECKING:
 
 SOLVED, BEST_EFFORT, BAD_INPUT, BACKEND_FAILURE, LIMIT_REACHED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-out, err = Console(), Console(stderr=True)
+
+class _SafeConsole(Console):
+    """A console on which text of strangers (servers, models, records, file names) stays text.
+
+    Control characters are removed from everything that is shown, and names such as ``:x:`` do not become emoji. Square
+    brackets are markup unless they are escaped.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """See ``Console.render``."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out, err = _SafeConsole(), _SafeConsole(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_SHOW_CURSOR: Final = b"\x1b[?25h"
 
 _SPEED_PERIOD: Final = 3600
 """Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
@@ -75,10 +98,29 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
-            err.print(f"[red]error:[/] {escape(conceal(str(error)))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]error:[/] {escape(conceal(_message_of(error)))}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
 
     return run
+
+
+def _message_of(error: Exception) -> str:
+    """What happened and, where this program does not say it itself, what to do about a disk or a folder."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}{_ADVICE.get(error.errno, '')}"
+
+
+_ADVICE: Final = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        "; free some space, and run the same command again: nothing that was finished is lost",
+    ),
+    errno.EROFS: "; choose a folder that can be written to",
+    errno.EACCES: "; check who may read and write there, or choose another folder",
+}
+"""What to do about an error of the operating system."""
 
 
 def _quiet_libraries() -> None:
@@ -94,9 +136,20 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def notify(text: str) -> None:
+    """Write a line to stderr from a signal handler, past the buffers.
+
+    The signal may have interrupted a write, and Python's buffered streams refuse a second one within it.
+    """
+    with suppress(OSError, ValueError):  # stderr is closed, or is no file
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
+
+
 def exit_at_once() -> NoReturn:
     """End the process without waiting for its worker threads; every finished step is on disk already."""
-    err.show_cursor()
+    with suppress(OSError, ValueError):
+        if os.isatty(sys.stderr.fileno()):
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
     os._exit(INTERRUPTED)
 
 
@@ -111,7 +164,7 @@ def stoppable() -> Iterator[RunControl]:
         if control.drain_requested:
             exit_at_once()
         control.request_drain("interrupted")
-        err.print("stopping after this step; Ctrl-C again to stop at once")
+        notify("stopping after this step; Ctrl-C again to stop at once")
 
     with handling(on_interrupt, signal.SIGINT):
         yield control
@@ -152,13 +205,13 @@ def batch_bar(
         TextColumn("{task.fields[spending]}"),
     )
     with Progress(
-        *([TextColumn(what)] if what else []),
+        *([TextColumn("{task.fields[what]}", markup=False)] if what else []),
         *columns,
         console=err,
         disable=quiet or not err.is_terminal,
         speed_estimate_period=_SPEED_PERIOD,
     ) as progress:
-        task = progress.add_task("", total=total, rate="", spending="")
+        task = progress.add_task("", total=total, rate="", spending="", what=what)
         bar = _BatchBar(progress, task, total, f"{what}: " if what else "", prices, quiet=quiet)
         yield bar.start, bar.add
 
@@ -183,7 +236,7 @@ class _BatchBar:
         self._tally = Tally(Counter(before.outcomes), before.usage)
         self._progress.update(self._task, completed=before.done, spending=self._spending())
         if before.done and not self._quiet:
-            err.print(f"{self._prefix}{before.done} of {self._total} prompts were done before", highlight=False)
+            err.print(f"{escape(self._prefix)}{before.done} of {self._total} prompts were done before", highlight=False)
 
     def add(self, row: BatchRow) -> None:
         """Count a new result."""
@@ -195,7 +248,7 @@ class _BatchBar:
         self._progress.update(self._task, advance=1, description=description, rate=rate, spending=spending_)
         if not self._quiet and not err.is_terminal and count % self._prompts_per_line == 0:
             details = f", {rate}, {spending_}" if self._prices is not None else ""
-            err.print(f"{self._prefix}{count} prompts, {solved} solved{details}", highlight=False)
+            err.print(f"{escape(self._prefix)}{count} prompts, {solved} solved{details}", highlight=False)
 
     def _spending(self) -> str:
         return spending(self._tally.usage, self._prices) if self._prices is not None else ""

@@ -52,10 +52,10 @@ class LiveRun:
                 if count := event["count"]:
                     self._print(f"[dim]remembered {count} similar run{'s' if count > 1 else ''}[/]")
             case "reuse":
-                self._print(f"[dim]run {event['run']} solved this before: its image is returned[/]")
+                self._print(f"[dim]run {escape(event['run'])} solved this before: its image is returned[/]")
             case "skills":
                 self._questions |= {check["id"]: f"{check['question']} ({check['skill']})" for check in event["checks"]}
-                self._print(f"[dim]skills: {', '.join(event['skills'])}[/]")
+                self._print(f"[dim]skills: {escape(', '.join(event['skills']))}[/]")
             case "requirements":
                 self._questions |= {r["id"]: r["question"] for r in event["requirements"]}
             case "experience":

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from gems.cli.arguments import AsJson, Quiet, with_settings
 from gems.cli.console import INTERRUPTED, batch_bar, err, guarded, out, print_json, stoppable
+from gems.printable import printable
 
 if TYPE_CHECKING:
     from gems.graph.context import GemsContext
@@ -62,11 +63,11 @@ def list_(*, context: GemsContext, as_json: AsJson = False) -> None:
         return
     table = Table("name", "from", "when to use it")
     for skill in library.skills.values():
-        table.add_row(skill.name, skill.origin, escape(skill.description))
+        table.add_row(escape(skill.name), escape(skill.origin), escape(skill.description))
     for unused in learned:
         if unused.state != "promoted":
             reason = escape(unused.figures.get("reason") or "it has not been tried yet")
-            table.add_row(f"[dim]{unused.name}[/]", unused.state, f"[dim]not offered: {reason}[/]")
+            table.add_row(f"[dim]{escape(unused.name)}[/]", unused.state, f"[dim]not offered: {reason}[/]")
     out.print(table)
     for problem in library.problems:
         err.print(f"[red]✗[/] {escape(problem)}", highlight=False)
@@ -232,7 +233,7 @@ def learn(
     else:
         table = Table("skill", "version", "now", "trial")
         for skill in skills:
-            table.add_row(skill.name, str(skill.version), skill.state, escape(_trial_in_words(skill)))
+            table.add_row(escape(skill.name), str(skill.version), skill.state, escape(_trial_in_words(skill)))
         out.print(table)
 
 
@@ -244,9 +245,9 @@ def _announce(plan: LearningPlan, settings: TrialSettings) -> None:
         phrases = escape(", ".join(map(repr, lesson.phrases))) or "no phrase in common"
         err.print(f"to be drafted: {lesson.kind}, from {len(lesson.fixes)} {evidence} ({phrases})", highlight=False)
     for skill in plan.waiting:
-        err.print(f"to be tried: {skill.name}", highlight=False)
+        err.print(f"to be tried: {escape(skill.name)}", highlight=False)
     for skill in plan.to_repeat:
-        err.print(f"to be tried again: {skill.name}", highlight=False)
+        err.print(f"to be tried again: {escape(skill.name)}", highlight=False)
     if images := plan.most_images(settings):
         err.print(f"that costs at most {images} images, and a planner and a verifier call or two for each")
 
@@ -259,10 +260,10 @@ def _print_step(step: Step, *, quiet: bool) -> None:
     elif quiet:
         return
     elif isinstance(step, Drafted):
-        err.print(f"drafted {step.skill.name}, version {step.skill.version}", highlight=False)
+        err.print(f"drafted {escape(step.skill.name)}, version {step.skill.version}", highlight=False)
     else:
         trial = escape(_trial_in_words(step.skill))
-        err.print(f"{step.skill.name}: {step.skill.state}; {trial}", highlight=False)
+        err.print(f"{escape(step.skill.name)}: {step.skill.state}; {trial}", highlight=False)
 
 
 # --- learned skills -------------------------------------------------------------------------------------------------
@@ -285,7 +286,7 @@ def promote(name: Name) -> None:
                 f"anyway, copy {skill.folder} to a folder of your own, such as ~/.config/gems/skills"
             )
         shelf.move(skill, "promoted")
-    out.print(f"{name} is offered to the planner from the next run on", highlight=False)
+    out.print(f"{escape(name)} is offered to the planner from the next run on", highlight=False)
 
 
 @app.command()
@@ -300,7 +301,7 @@ def retire(name: Name) -> None:
         if skill is None:
             raise InputError(f"{name} is not in use, so it cannot be retired")
         shelf.move(skill, "retired")
-    out.print(f"{name} is not offered any more", highlight=False)
+    out.print(f"{escape(name)} is not offered any more", highlight=False)
 
 
 @app.command()
@@ -313,7 +314,7 @@ def diff(
     """Show what changed between two versions of a learned skill."""
     from gems.learning.shelf import difference
 
-    sys.stdout.write(difference(name, old, new))
+    sys.stdout.write(printable(difference(name, old, new)))
 
 
 def _trial_in_words(skill: LearnedSkill) -> str:

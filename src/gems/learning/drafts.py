@@ -10,7 +10,7 @@ from typing import Final
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
@@ -19,6 +19,7 @@ from gems.learning.contrasts import DraftChange, Lesson, is_held_out, lessons_of
 from gems.learning.shelf import LearnedSkill, add_draft, learned_skills
 from gems.memory.trajectory import Trajectory
 from gems.models.fencing import fence
+from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
 from gems.skills.format import RESERVED, UnusableError, slug
@@ -34,16 +35,16 @@ _GROWTH: Final = 1.5
 """Factor by which the evidence must have grown before a skill is drafted again."""
 
 
-class SkillDraft(BaseModel):
+class SkillDraft(Form):
     """A skill, worded from the evidence."""
 
-    name: str = Field(min_length=1, max_length=64, description="Small letters and hyphens; what the advice is about.")
-    description: str = Field(
+    name: Text = Field(min_length=1, max_length=64, description="Small letters and hyphens; what the advice is about.")
+    description: Text = Field(
         min_length=20,
         max_length=500,
         description='When to use it and when not: "Use when the wish ... . Not when ... ."',
     )
-    body: str = Field(
+    body: Text = Field(
         min_length=20,
         max_length=4000,
         description="The advice: a few numbered steps on wording the prompt, then one example, wish and prompt.",

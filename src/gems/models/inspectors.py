@@ -22,11 +22,11 @@ class KnownInspector:
 
     kinds: frozenset[Kind]
     """The kinds of requirements that it inspects."""
-    package: str
-    """The package to install for it."""
+    extra: str
+    """The extra of this package that it needs."""
 
 
-INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "gems-graph[ocr]")}
+INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "ocr")}
 """The included inspectors, by name."""
 
 

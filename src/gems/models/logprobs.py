@@ -14,7 +14,9 @@ from gems.graph.state import Answer
 
 __all__ = ["answer_probabilities"]
 
-_ANSWER: Final = re.compile(r'"id"\s*:\s*"(?P<id>[^"]*)"[^{}]*?"answer"\s*:\s*"(?P<answer>[a-z]+)"')
+_ANSWER: Final = re.compile(
+    r'"id"\s*:\s*"?(?P<id>(?<=")[^"]*(?=")|\d+)"?[^{}]*?"answer"\s*:\s*"(?P<answer>[a-z]+)[.!]?"', re.IGNORECASE
+)
 """Matches one answered question in the JSON of a verifier's answer."""
 
 _LETTERS: Final = re.compile(r"[a-z]*")
@@ -51,14 +53,16 @@ def answer_probabilities(message: AIMessage) -> dict[str, dict[Answer, float]]:
 def _tokens(message: AIMessage) -> list[dict[str, Any]]:
     logprobs = message.response_metadata.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    return [t for t in content if isinstance(t, Mapping) and isinstance(t.get("token"), str)] if content else []  # type: ignore[misc]
+    tokens = content if isinstance(content, Sequence) else []
+    return [t for t in tokens if isinstance(t, dict) and isinstance(t.get("token"), str)]
 
 
 def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
     """The shares of the answers in the probability of one token; ``before`` is the token's text before the word."""
-    alternatives: Sequence[Mapping[str, Any]] = token.get("top_logprobs") or [token]
+    listed = token.get("top_logprobs")
+    alternatives = [a for a in listed if isinstance(a, Mapping)] if isinstance(listed, Sequence) else []
     mass = dict.fromkeys(_WORDS, 0.0)
-    for alternative in alternatives:
+    for alternative in alternatives or [token]:
         word, logprob = str(alternative.get("token", "")), alternative.get("logprob")
         # Skip values that are not logarithms of probabilities. OpenAI returns -9999 for a probability of almost 0.
         if not word.startswith(before) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:

@@ -8,10 +8,11 @@ does not belong.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
@@ -22,7 +23,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
-from gems.errors import MalformedAnswerError
+from gems.errors import GemsError, MalformedAnswerError
+from gems.models.lenient import is_broken_json, json_values
 from gems.secrets import one_line
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "answer_in_form",
     "capabilities_of",
     "form_name",
+    "invoke",
     "is_cut_off",
     "is_not_understood",
     "read_form",
@@ -41,6 +44,7 @@ __all__ = [
 ]
 
 Schema = TypeVar("Schema", bound=BaseModel)
+T = TypeVar("T")
 Method = Literal["json_schema", "tool", "json_mode", "text"]
 
 _TOP_LOGPROBS: Final = 10
@@ -83,6 +87,8 @@ class Capabilities:
     """Whether to send images."""
     tools: bool = True
     """Whether to bind skills as tools."""
+    system_role: bool = True
+    """Whether to send the instructions as a system message, rather than in the user's first message."""
 
     def confirm(self, method: Method) -> None:
         """Note that a method works, and that the methods tried before it do not."""
@@ -166,7 +172,7 @@ def answer_in_form(
                 first_error = first_error or error
                 break
             try:
-                answer = runnable.invoke(_with_schema(prompt, schema, method))
+                answer = invoke(runnable.invoke, _with_schema(prompt, schema, method), capabilities)
             except Exception as error:
                 if not is_not_understood(error):
                     raise
@@ -181,6 +187,60 @@ def answer_in_form(
             return message
     assert first_error is not None
     raise first_error
+
+
+def invoke(call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessage], capabilities: Capabilities) -> T:
+    """Call a chat model. If it refuses system messages, they become part of the user's first message.
+
+    That it refuses them is remembered once the call without them has succeeded.
+
+    Args:
+        call: Calls the model with messages.
+        messages: The conversation.
+        capabilities: The model's capabilities as far as they are known; the call may update them.
+    """
+    if not capabilities.system_role:
+        return call(_without_system_role(messages))
+    try:
+        return call(list(messages))
+    except Exception as error:
+        if not _refuses_system_role(error) or not any(m.type == "system" for m in messages):
+            raise
+    answer = call(_without_system_role(messages))
+    capabilities.system_role = False
+    return answer
+
+
+def _without_system_role(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """The conversation with the text of its system messages at the beginning of the user's first message."""
+    instructions = "\n\n".join(str(m.text) for m in messages if m.type == "system")
+    others = [m for m in messages if m.type != "system"]
+    first = next((i for i, m in enumerate(others) if m.type == "human"), None)
+    if not instructions:
+        return others
+    if first is None:
+        return [HumanMessage(instructions), *others]
+    content = others[first].content
+    if isinstance(content, str):
+        joined: str | list[Any] = f"{instructions}\n\n{content}"
+    else:
+        joined = [{"type": "text", "text": instructions}, *content]
+    others[first] = others[first].model_copy(update={"content": joined})
+    return others
+
+
+_NO_SYSTEM_ROLE: Final = re.compile(
+    r"\bsystem\W{0,3}(?:role|message|prompt|instruction|turn)"
+    r"|(?:role|message)s?\b\W*(?:of |type |is |was )*\W*system\b"
+    r"|developer (?:role|message|instruction)|roles? must alternate|(?:chat|jinja|prompt) ?template|template ?error",
+    re.IGNORECASE,
+)
+"""How servers and chat templates say that they know no system messages, or none at that place."""
+
+
+def _refuses_system_role(error: Exception) -> bool:
+    is_refusal = isinstance(error, GemsError) or isinstance(getattr(error, "status_code", None), int)
+    return is_refusal and bool(_NO_SYSTEM_ROLE.search(str(error)))
 
 
 class _RequestOptions(NamedTuple):
@@ -267,31 +327,37 @@ def form_name(schema: type[BaseModel]) -> str:
 # --- parsing --------------------------------------------------------------------------------------------------------
 
 
-def read_form(message: AIMessage, schema: type[Schema]) -> Schema:
+def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False) -> Schema:
     """The form in an answer, wherever the model put it.
+
+    Args:
+        message: The answer.
+        schema: The form.
+        pieces: Read what is whole in an answer whose JSON is broken. The rest is lost, so ask for it again first.
 
     Raises:
         MalformedAnswerError: The answer contains no form, or the form does not fit the schema; the message says why.
     """
     fault = _why_empty(message)
-    for candidate in _candidates(message, schema):
+    for candidate in _candidates(message, schema, pieces=pieces):
         try:
             return schema.model_validate(candidate)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
-    raise MalformedAnswerError(fault)
+    raise MalformedAnswerError(one_line(fault))
 
 
 def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
     text = str(message.text).rpartition("</think>")[2]
-    items = [item for value in _json_values(text) for item in (value if isinstance(value, list) else [value])]
+    items = [item for value in json_values(text) for item in (value if isinstance(value, list) else [value])]
     calls: list[ToolCall] = []
     for item in items:
         inner = item.get("function", item) if isinstance(item, dict) else None
         if isinstance(inner, dict) and inner.get("name") in names:
             args = inner.get("arguments") or inner.get("parameters")
+            args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
     return calls
@@ -312,7 +378,7 @@ def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     repeat themselves without end.
     """
     text = _unfinished_json(message)
-    start = _OPENING.search(text)
+    start = re.search(r"[{\[]", text)
     if not is_cut_off(message) or start is None:
         return None
     try:
@@ -329,7 +395,7 @@ def is_cut_off(message: AIMessage) -> bool:
 
 def repeats_itself(message: AIMessage) -> bool:
     """Whether an answer that was cut off contains an object twice, so that a longer answer would say no more."""
-    objects = [json.dumps(value) for value in _json_values(_unfinished_json(message))]  # the complete, inner ones
+    objects = [json.dumps(value) for value in json_values(_unfinished_json(message))]  # the complete, inner ones
     return is_cut_off(message) and len(set(objects)) < len(objects)
 
 
@@ -353,60 +419,66 @@ def _why_empty(message: AIMessage) -> str:
     """Why an answer contains nothing that can be parsed."""
     if refusal := message.additional_kwargs.get("refusal"):
         return f'it is a refusal: "{one_line(refusal, 200)}"'
+    if message.response_metadata.get("finish_reason") == "content_filter":
+        return "the provider's content filter stopped it"
     if is_cut_off(message):
         return "it was cut off before its end (the chat option max_tokens, or the model's own limit)"
     return "it holds no structured answer"
 
 
-def _candidates(message: AIMessage, schema: type[BaseModel]) -> Iterator[Any]:
+def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) -> Iterator[Any]:
     """Everything in an answer that may be the form, most likely first."""
-    name = form_name(schema)
-    for call in message.tool_calls:
-        if call["name"] in (name, schema.__name__):
-            yield call["args"]
-    for broken_call in message.invalid_tool_calls:
-        yield from _json_values(broken_call["args"] or "")
+    names = {form_name(schema).casefold(), schema.__name__.casefold()}
+    calls = [call["args"] for call in message.tool_calls if call["name"].casefold() in names]
+    yield from _one_list(calls, schema)
+    yield from _forms_in(calls, schema, items=True)
     # JSON in the reasoning is a draft, and used only if there is no other.
     thought, _, answer = str(message.text).rpartition("</think>")
     # Some servers that split off the reasoning split off the answer with it.
-    for value in (*_json_values(answer), *_last_first(thought), *_last_first(reasoning_of(message))):
-        yield from _unwrapped(value, schema, name)
+    drafts = (thought, reasoning_of(message))
+    for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
+        values = json_values(text)
+        is_whole = not (is_cut_off(message) or is_broken_json(text))
+        yield from _forms_in(values[::-1] if text in drafts else values, schema, items=pieces or is_whole)
 
 
-def _last_first(thought: str) -> Iterator[Any]:
-    yield from reversed(list(_json_values(thought)))
+def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
+    """The items of a form with one list, if the model made a call for each of them."""
+    [field, *others] = schema.model_fields
+    lists = [call[field] for call in calls if isinstance(call.get(field), list)]
+    if not others and len(lists) > 1:
+        yield {field: list(itertools.chain.from_iterable(lists))}
 
 
-def _unwrapped(value: Any, schema: type[BaseModel], name: str) -> Iterator[Any]:
+def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) -> Iterator[Any]:
+    """What may be the form in some JSON values: the values themselves first, then what is inside them.
+
+    Args:
+        values: The JSON values of an answer.
+        schema: The form.
+        items: Whether they may also be the items of the form's only list, without the form around them.
+    """
+    fields = schema.model_fields
+    objects = [value for value in values if isinstance(value, dict)]
+    forms = [value for value in objects if not fields.keys().isdisjoint(value)]
+    yield from forms
+    list_field = next(iter(fields)) if items and len(fields) == 1 else None
+    if list_field and len(objects) > 1 and not forms:
+        yield {list_field: objects}
+    for value in values:
+        yield from _unwrapped(value, list_field)
+
+
+def _unwrapped(value: Any, list_field: str | None, depth: int = 3) -> Iterator[Any]:
     """A JSON value, and what is inside it, as far as it may be the form."""
-    fields = list(schema.model_fields)
-    if isinstance(value, list):  # the only field of the form, without the form around it; an empty list may be anything
-        if value and len(fields) == 1:
-            yield {fields[0]: value}
-        return
-    if not isinstance(value, dict):
-        return
-    yield value
-    for key in (name, "arguments", "parameters", "properties"):  # a tool call in words, or an echo of the schema
-        if isinstance(value.get(key), dict):
-            yield value[key]
-
-
-def _json_values(text: str) -> Iterator[Any]:
-    """The JSON objects and arrays in a text, outermost first; any text may be around them."""
-    decoder, position = json.JSONDecoder(strict=False), 0
-    while match := _OPENING.search(text, position):
-        try:
-            value, position = decoder.raw_decode(text, match.start())
-        except RecursionError:  # thousands of brackets, from a model that repeats itself
-            return
-        except ValueError:
-            position = match.end()
-            continue
+    if isinstance(value, dict):
         yield value
+    if value and list_field:  # an empty list may be anything
+        yield {list_field: value}
+    if depth and isinstance(value, (dict, list)):  # a tool call in words, or an echo of the schema
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _unwrapped(inner, list_field, depth - 1)
 
-
-_OPENING: Final = re.compile(r"[{\[]")
 
 IN_WORDS = """\
 Answer with one JSON object that fits this JSON schema, and with nothing else:

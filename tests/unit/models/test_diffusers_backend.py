@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -13,9 +15,10 @@ import pytest
 import torch
 from conformance.generator_suite import images, pixels
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import SIZE, edit_index, save_tiny, weights_of
 
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models import devices
 from gems.models.diffusers import check as diffusers_check
 from gems.models.diffusers.backend import DiffusersGenerator
@@ -143,7 +146,9 @@ def test_a_missing_package_is_named(
 ) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == package else find_spec(name, *a))
-    with pytest.raises(InputError, match=rf"needs the package {package}: pip install 'gems-graph\[quantization\]'"):
+    with pytest.raises(
+        InputError, match=rf"needs the package {package}: pip install .*{package}.*the extra 'quantization'"
+    ):
         generator(saved, quantization=quantization).load()
 
 
@@ -449,7 +454,7 @@ def test_a_repository_is_pinned_to_the_commit_that_is_named(
     assert backend.fingerprint == "owner/repo@c0ffee"
     with pytest.raises(BackendError, match="cannot load the image model owner/repo: no network"):
         backend.load()
-    assert repository == ["v1", "c0ffee"]
+    assert repository == ["v1", "c0ffee", "c0ffee", "c0ffee"]  # two small configuration files, then the weights
 
 
 def test_a_repository_that_cannot_be_reached_is_an_error_of_one_line() -> None:
@@ -505,6 +510,82 @@ def test_a_pipeline_of_a_newer_diffusers_is_reported(folder: Path) -> None:
     edit_index(folder, _class_name="ZImage9Pipeline")
     with pytest.raises(BackendError, match=r"ZImage9Pipeline, which diffusers .* does not have; try 'pip install -U"):
         generator(folder).load()
+
+
+# --- what is no image ------------------------------------------------------------------------------------------------
+
+
+def _spoil(pipeline: Any, value: float, images: slice) -> None:
+    """Let the decoder of a pipeline give this value for some images of a batch."""
+    decode = pipeline.vae.decode
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        decoded = decode(*arguments, **options)
+        sample = decoded[0]
+        sample[images] = value
+        return decoded
+
+    pipeline.vae.decode = spoilt
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_image_of_a_batch_whose_pixels_are_not_numbers_is_a_failure(folder: Path, value: float) -> None:
+    backend = generator(folder, batch_size=3)
+    with backend.replicas.borrow() as replica:
+        _spoil(replica.pipeline, value, slice(1, 2))
+    first, second, third = backend.generate(REQUESTS[:3])
+    assert isinstance(first, GeneratedImage)
+    assert isinstance(third, GeneratedImage)
+    assert isinstance(second, BackendError)
+    assert "not numbers (NaN), so there is no image; try the option dtype=float32" in str(second)
+    assert not second.retryable
+
+
+def test_a_pipeline_that_converts_its_own_pixels_is_watched_too(folder: Path) -> None:
+    backend = generator(folder)
+    with backend.replicas.borrow() as replica:
+        _spoil(replica.pipeline, math.nan, slice(None))
+        pipeline = replica.pipeline
+        pipeline.image_processor = SimpleNamespace(
+            postprocess=lambda image, output_type: pipeline.numpy_to_pil(image.permute(0, 2, 3, 1).numpy())
+        )
+    [result] = backend.generate(REQUESTS[:1])
+    assert isinstance(result, BackendError)
+
+
+def test_a_black_image_of_a_sound_pipeline_is_an_image(folder: Path) -> None:
+    backend = generator(folder)
+    with backend.replicas.borrow() as replica:
+        _spoil(replica.pipeline, -1.0, slice(None))
+    [result] = backend.generate(REQUESTS[:1])
+    assert isinstance(result, GeneratedImage)
+    assert result.image.getbbox() is None
+
+
+def test_an_image_that_a_safety_checker_blacked_out_is_a_refusal(folder: Path) -> None:
+    backend = generator(folder, batch_size=2)
+    with backend.replicas.borrow() as replica:
+        kind = type(replica.pipeline)
+
+        class Checked(kind):  # type: ignore[misc, valid-type]
+            def __call__(self, *arguments: Any, **options: Any) -> Any:
+                output = super().__call__(*arguments, **options)
+                return SimpleNamespace(images=output.images, nsfw_content_detected=[False, True])
+
+        replica.pipeline.__class__ = Checked
+    first, second = backend.generate(REQUESTS[:2])
+    assert isinstance(first, GeneratedImage)
+    assert isinstance(second, ContentRefusedError)
+
+
+def test_check_finds_weights_that_are_not_numbers(folder: Path) -> None:
+    file = next((folder / "vae").glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = math.nan
+    save_file(tensors, file)
+    with pytest.raises(BackendError, match=rf"vae/{file.name} are not numbers \(NaN\), such as {name}"):
+        generator(folder).check()
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
@@ -576,7 +657,7 @@ def test_check_works_without_the_hub() -> None:
 
 def test_pocket_takes_the_options_that_its_pipeline_takes() -> None:
     reports: list[Step] = []
-    pocket = init_image_generator("pocket", GeneratorOptions(steps=3, batch_size=2))
+    pocket = init_image_generator("pocket", GeneratorOptions(steps=3, batch_size=1, dtype="float32"))
     pocket.generate([ImageRequest("two red cars", 1), ImageRequest("a dog", 2)], on_step=reports.append)
     assert [(at.index, at.step, at.steps) for at in reports] == [(i, s, 3) for i in range(2) for s in (1, 2, 3)]
     with pytest.raises(InputError, match="PocketPipeline takes no width"):

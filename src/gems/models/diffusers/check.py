@@ -12,15 +12,18 @@ from typing import Final
 
 import diffusers
 import huggingface_hub
+from safetensors import safe_open
 
 from gems.errors import BackendError
-from gems.models.devices import free_memory, pick_devices, pick_dtype
-from gems.models.diffusers.loading import PipelineSource, check_packages
+from gems.models.devices import free_memory, pick_devices
+from gems.models.diffusers.loading import PipelineSource, check_packages, number_type
 from gems.options import GeneratorOptions
 
 __all__ = ["describe", "weights_size"]
 
 _GB: Final = 10**9
+_MOST_READ: Final = 4 * _GB
+"""Bytes of weights that are read in a check, which takes seconds."""
 _QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
 """Bytes per parameter, by quantization."""
 
@@ -30,13 +33,13 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
 
     Raises:
         InputError: The pipeline or this machine cannot honour an option.
-        BackendError: Weights or packages are missing, or the weights do not fit into memory.
+        BackendError: Weights or packages are missing, or the weights are damaged or do not fit into memory.
     """
     kind = source.pipeline_class
     check_packages(options)
     _check_components(source)
     devices = pick_devices(options.device)
-    dtype = pick_dtype(options.dtype, devices[0])
+    dtype = number_type(source, options, devices[0])
     parts = [f"{kind.__name__} of diffusers {diffusers.__version__}", f"{', '.join(devices)} with {str(dtype)[6:]}"]
     sizes = weights_size(source, options, dtype.itemsize)
     if sizes is None:
@@ -50,6 +53,7 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
             "GB free; try the options offload=model or quantization=bnb-4bit",
             retryable=False,
         )
+    _check_numbers(source)
     return "; ".join([*parts, f"weights {total / _GB:.2f} GB, {free / _GB:.1f} GB free"])
 
 
@@ -118,6 +122,27 @@ def _parameters(file: Path) -> int:
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _check_numbers(source: PipelineSource) -> None:
+    """Look for weights that are not numbers, with which every image would be black; large folders are not read.
+
+    Raises:
+        BackendError: There are some.
+    """
+    folder = source.folder or _cached(source)
+    files = [file for file in folder.glob("*/*.safetensors") if file.parent.name in source.components] if folder else []
+    if sum(file.stat().st_size for file in files) > _MOST_READ:
+        return
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if tensors.get_tensor(name).float().isnan().any()]  # noqa: SIM118
+        if names:
+            raise BackendError(
+                f"{source.path}: weights in {file.parent.name}/{file.name} are not numbers (NaN), such as {names[0]}: "
+                "download it again",
+                retryable=False,
+            )
 
 
 def _check_components(source: PipelineSource) -> None:

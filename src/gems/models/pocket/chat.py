@@ -326,15 +326,15 @@ def _verify(questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
     from gems.models.pocket.vision import look
 
     sight = look(images[-1]) if images else None
+    asked = {name: parse_question(text) for name, _, text in (line.partition(":") for line in questions.splitlines())}
+    numbers = _numbers(sight, [question for question in asked.values() if question]) if sight else {}
     verdicts = []
-    for line in questions.splitlines():
-        name, _, text = line.partition(":")
-        question = parse_question(text)
+    for name, question in asked.items():
         if sight is None or question is None:
             reason = "no image was shown" if sight is None else "outside the pocket model's vocabulary"
             verdicts.append({"id": name, "answer": "unsure", "confidence": 0.0, "reason": reason})
             continue
-        probability, reason = _judge(sight, question)
+        probability, reason = _judge(sight, question, numbers[question.object])
         yes = probability >= 0.5
         verdicts.append(
             {
@@ -361,7 +361,7 @@ def _answer_in_one_word(question: str, image: Image.Image, usage: UsageMetadata)
         probabilities = {word: sight.p_count(PLURALS[things], n) for n, word in enumerate(NUMBER_WORDS, start=1)}
         probabilities["other"] = max(0.0, 1 - sum(probabilities.values()))
     elif meaning := parse_question(question):
-        yes = _judge(sight, meaning)[0]
+        yes = _judge(sight, meaning, _numbers(sight, [meaning])[meaning.object])[0]
         probabilities = {"Yes": yes, "No": 1 - yes}
     else:
         return AIMessage(content="Unknown", usage_metadata=usage)
@@ -376,30 +376,63 @@ _PRIOR_ODDS: Final = 5.0
 overlap for one. Tuned on prompts other than those reported."""
 
 
-def _judge(sight: Any, question: Question) -> tuple[float, str]:
-    """The probability of yes, and a short description of what was seen."""
+def _numbers(sight: Any, questions: Sequence[Question]) -> dict[int, int | None]:
+    """How many things of each kind there are, as far as the answers to all of these questions will agree on it.
+
+    None: the likeliest number is one that was asked for, and yet too unlikely for a yes.
+    """
+    numbers: dict[int, int | None] = {}
+    for obj in {question.object for question in questions}:
+        asked = {q.count for q in questions if q.kind == "count" and q.object == obj}
+        likeliest_asked = max(sorted(asked), key=lambda n: _p_number(sight, obj, n), default=None)
+        if likeliest_asked is not None and _p_number(sight, obj, likeliest_asked) >= 0.5:
+            numbers[obj] = likeliest_asked
+        else:
+            count = max(1, sight.count(obj)) if sight.p_object(obj) >= 0.5 else 0
+            numbers[obj] = None if count in asked else count
+    return numbers
+
+
+def _p_number(sight: Any, obj: int, n: int) -> float:
+    """The probability that there are exactly ``n``, given that the image was made to show as many."""
+    p, p_any = sight.p_count(obj, n), sight.p_object(obj)
+    odds = _PRIOR_ODDS * p
+    p = odds / (odds + 1 - p)
+    return float(min(p, p_any) if n and p_any < 0.5 else p)  # there is no number of what is not there
+
+
+def _judge(sight: Any, question: Question, number: int | None) -> tuple[float, str]:
+    """The probability of yes, and a short description of what was seen.
+
+    Args:
+        sight: What was seen.
+        question: What is asked.
+        number: How many things of the question's kind there are, see ``_numbers``.
+    """
     if question.attribute and question.kind in ("object", "count"):
-        p_things, reason = _judge(sight, replace(question, attribute=0))
+        p_things, reason = _judge(sight, replace(question, attribute=0), number)
         return p_things * sight.p_attribute(question.object, question.attribute), reason
-    count = sight.count(question.object)
-    counted_things = _number_of(count, question.object)
+    things = f"{_number_of(number, question.object)} seen"
     match question.kind:
         case "object":
-            return sight.p_object(question.object), f"{counted_things} seen"
+            return sight.p_object(question.object), things
         case "count":
-            odds = _PRIOR_ODDS * (p := sight.p_count(question.object, question.count))
-            p = odds / (odds + 1 - p)
-            return p, f"{_number_of(question.count, question.object) if p >= 0.5 else counted_things} seen"
+            p = _p_number(sight, question.object, question.count)
+            if number is not None and number != question.count:  # there is only one number
+                p = min(p, 1 - _p_number(sight, question.object, number))
+            return p, things if number is not None else f"{things}, but it is unclear how many"
         case "attribute":
             looks = sorted({ATTRIBUTES[a] or "plain" for a in sight.attributes(question.object)})
             return (
                 sight.p_attribute(question.object, question.attribute),
-                f"{counted_things} seen" + (f", {' and '.join(looks)}" if looks else ""),
+                things + (f", {' and '.join(looks)}" if looks else ""),
             )
         case _:
-            return sight.p_relation(question.object, question.relation, question.other), f"{counted_things} seen"
+            return sight.p_relation(question.object, question.relation, question.other), things
 
 
-def _number_of(n: int, obj: int) -> str:
+def _number_of(n: int | None, obj: int) -> str:
     word = OBJECTS[obj]
+    if n is None:
+        return word.plural
     return f"{NUMBER_WORDS[n - 1] if 1 <= n <= 7 else n or 'no'} {word.singular if n == 1 else word.plural}"

@@ -22,14 +22,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
+from langgraph.errors import GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
-from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
+from gems.stopping import acquire, pause
 
 __all__ = [
     "CHECK_TIMEOUT",
@@ -40,8 +43,10 @@ __all__ = [
     "checked_url",
     "decode_image",
     "error_message",
+    "explain_options",
+    "is_refusal",
+    "json_body",
     "read_body",
-    "refuse_options",
 ]
 
 MAX_BYTES: Final = 64 * 2**20
@@ -104,6 +109,20 @@ class RemoteGenerator(ABC):
         return False
 
     @property
+    def requested_size(self) -> tuple[int | None, int | None]:
+        """Width and height that the server is asked for; None where it decides."""
+        return self.options.width, self.options.height
+
+    @property
+    def reproducible(self) -> bool:
+        """See ``generators.is_reproducible``."""
+        return True
+
+    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+        """See ``ExplainsOptions.option_effects``; the constructor has refused what the server would ignore."""
+        return effects_of(self.options, {})
+
+    @property
     def fingerprint(self) -> str:
         """The model's name and a hash of the server's address: only the server knows its weights.
 
@@ -143,21 +162,21 @@ class RemoteGenerator(ABC):
             return []
         report = on_step or (lambda _: None)
 
-        def draw(index: int) -> GeneratedImage | BackendError:
+        def draw(index: int) -> GeneratedImage | BackendError | GraphDrained:
             try:
                 image = self._retry(requests[index], lambda s: report(Step(index, s.step, s.steps, s.preview)))
-            except BackendError as error:
+            except (BackendError, GraphDrained) as error:
                 return error
             report(Step(index, 1, 1))
-            return GeneratedImage(requests[index], image)
+            return GeneratedImage(requests[index], image, size_note(self.name, self.requested_size, image))
 
         if len(requests) == 1:
-            return [draw(0)]
+            return _unless_stopped([draw(0)])
         # More threads than slots: while one decodes an image, another one uses its slot.
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
             # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
             futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
-            return [future.result() for future in futures]
+            return _unless_stopped([future.result() for future in futures])
 
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
@@ -165,7 +184,7 @@ class RemoteGenerator(ABC):
 
         def attempt() -> Image.Image:
             nonlocal deadline
-            with self._slots:
+            with acquire(self._slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 data = self.make(request, deadline, on_preview)
             return decode_image(data, self.name)
@@ -173,7 +192,9 @@ class RemoteGenerator(ABC):
         def is_over(state: RetryCallState) -> bool:
             return time.monotonic() + state.upcoming_sleep >= deadline
 
-        retrying = Retrying(retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, reraise=True)
+        retrying = Retrying(
+            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+        )
         try:
             return retrying(attempt)
         except PassingError as error:
@@ -212,7 +233,7 @@ class RemoteGenerator(ABC):
                 yield response
         except httpx.TimeoutException:
             raise PassingError(f"{self.name}: no answer from {self._host} in {seconds:.0f} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             reason = str(error) or type(error).__name__
             raise PassingError(f"{self.name}: cannot reach {self._host} ({reason})") from None
 
@@ -230,7 +251,7 @@ class RemoteGenerator(ABC):
         status = response.status_code
         if 200 <= status < 300:
             return
-        reason = self._reason(body)
+        reason = self.reason(body)
         if is_passing_status(status):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
@@ -239,14 +260,35 @@ class RemoteGenerator(ABC):
             raise BackendError(
                 f"{self.name}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
             )
-        if _is_refusal(body):
+        if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
         hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
-    def _reason(self, body: bytes) -> str:
+    def reason(self, body: bytes) -> str:
+        """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _unless_stopped(
+    results: Sequence[GeneratedImage | BackendError | GraphDrained],
+) -> list[GeneratedImage | BackendError]:
+    """The results. If the run was stopped, the images that were made meanwhile are paid for, and kept.
+
+    Raises:
+        GraphDrained: The run was stopped before any image was made.
+    """
+    has_image = any(isinstance(result, GeneratedImage) for result in results)
+    kept: list[GeneratedImage | BackendError] = []
+    for result in results:
+        if not isinstance(result, GraphDrained):
+            kept.append(result)
+        elif has_image:
+            kept.append(BackendError(str(result), retryable=False))
+        else:
+            raise result
+    return kept
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------
@@ -290,41 +332,67 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         raise BackendError(f"{source} did not send a {', '.join(_FORMATS)} image", retryable=False) from None
     if math.prod(image.size) > MAX_PIXELS:
         raise too_large
+    if not math.prod(image.size):
+        raise BackendError(f"{source} sent an image without pixels", retryable=False)
     try:
         image.load()
-    except (OSError, ValueError, SyntaxError):
+        return _visible(image, source)
+    except BackendError:
+        raise
+    except Exception:  # the decoders raise whatever a damaged file leads them to
         raise PassingError(f"{source} sent a torn image") from None
-    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` would copy an RGB image
+
+
+def _visible(image: Image.Image, source: str) -> Image.Image:
+    """The image in RGB, if there is anything to see."""
+    if image.mode == "RGB":  # `convert` would copy it
+        return image
+    if "A" in image.mode and image.getchannel("A").getextrema() == (0, 0):
+        raise BackendError(f"{source} sent an image that is transparent everywhere", retryable=False)
+    if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
+        image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
+    return image.convert("RGB")
 
 
 def error_message(body: bytes) -> str:
     """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
-    content = _json(body)
+    content = json_body(body)
     if isinstance(content, Mapping):
-        message = content.get("error") or content.get("detail") or content.get("message")
-        if isinstance(message, Mapping):
-            message = message.get("message") or message.get("details")
-        if isinstance(message, list) and message and isinstance(message[0], Mapping):  # FastAPI's validation errors
-            first = message[0]
-            message = f"{'.'.join(map(str, first.get('loc', ())))}: {first.get('msg', '')}"
-        return str(message or "")
+        names = ("error", "detail", "message", "errors")
+        return next(filter(None, (_words(content.get(name)) for name in names)), "")
     text = body[:300].decode("utf-8", "replace")
-    return "" if "<html" in text.lower() else text
+    is_page = "<html" in text.lower() or "<!doctype" in text.lower()
+    return "" if is_page or text.strip() == "null" else text
+
+
+def _words(message: object) -> str:
+    """The text of an error's message: itself, or what is said inside it."""
+    if isinstance(message, list):
+        return "; ".join(filter(None, (_words(part) for part in message[:3] if not isinstance(part, list))))
+    if not isinstance(message, Mapping):
+        return str(message or "")
+    if "msg" in message:  # a validation error of FastAPI
+        place = message.get("loc")
+        return f"{'.'.join(map(str, place))}: {message['msg']}" if isinstance(place, list) else str(message["msg"])
+    names = ("message", "detail", "details", "type", "code")
+    return next((str(message[name]) for name in names if message.get(name)), "")
 
 
 _REFUSALS: Final = ("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai")
 """Phrases by which servers say that they refuse a prompt."""
 
 
-def _is_refusal(body: bytes) -> bool:
+def is_refusal(body: bytes) -> bool:
+    """Whether an error says that the server does not draw such prompts."""
     text = body[:4000].decode("utf-8", "replace").lower()
     return any(phrase in text for phrase in _REFUSALS)
 
 
-def _json(body: bytes) -> object:
+def json_body(body: bytes) -> object:
+    """The JSON in a body; None if it is not JSON."""
     try:
         return json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -350,16 +418,28 @@ def _pause(state: RetryCallState) -> float:
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def refuse_options(name: str, options: GeneratorOptions, supported: frozenset[str]) -> None:
-    """Refuse options that would be ignored.
+def explain_options(
+    name: str, options: GeneratorOptions, supported: frozenset[str], refusals: Mapping[str, str] | None = None
+) -> tuple[OptionEffect, ...]:
+    """What each option does with a server.
+
+    Args:
+        name: The generator's name, for error messages.
+        options: The options.
+        supported: The names of the options that reach the server or decide how it is asked.
+        refusals: Why supported options are refused, by name.
 
     Raises:
-        InputError: An option is set that the backend does not support.
+        RefusedOptionsError: An option would be ignored.
     """
-    defaults = GeneratorOptions()
-    for field in GeneratorOptions.model_fields:
-        if getattr(options, field) != getattr(defaults, field) and field not in supported:
-            raise InputError(f"{name} cannot honour the option {field}; it supports {', '.join(sorted(supported))}")
+    ignored = {
+        option: f"it cannot honour the option {option}; it supports {', '.join(sorted(supported))}"
+        for option in changed_options(options)
+        if option not in supported
+    }
+    effects = effects_of(options, {**(refusals or {}), **ignored})
+    require_honoured(name, effects)
+    return effects
 
 
 def checked_url(base_url: str) -> httpx.URL:

@@ -15,7 +15,14 @@ from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
 from gems.models.generators import ImageRequest, Step
-from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, refuse_options
+from gems.models.servers.base import (
+    CHECK_TIMEOUT,
+    PassingError,
+    RemoteGenerator,
+    error_message,
+    explain_options,
+    json_body,
+)
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -37,10 +44,15 @@ class ComfyUIImages(RemoteGenerator):
         environment_key = os.environ.get("GEMS_IMAGE_API_KEY")
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
-        refuse_options(name, options, _SUPPORTED_OPTIONS)
+        explain_options(name, options, _SUPPORTED_OPTIONS)
         self._workflow = _read_workflow(options.workflow)
         self._prompt = _input_of(self._workflow, options.prompt_field, "prompt_field", "6.text")
         self._seed = _input_of(self._workflow, options.seed_field, "seed_field", "3.seed")
+        if self._prompt == self._seed:
+            raise InputError(f"{name}: prompt_field and seed_field are the same input, {options.seed_field}")
+        seed = self._workflow[self._seed[0]]["inputs"][self._seed[1]]
+        if isinstance(seed, str | bool) or not isinstance(seed, int | list):  # a list is a link to another node
+            raise InputError(f"{name}: seed_field {options.seed_field} holds {seed!r}, which is not a seed")
 
     @property
     def fingerprint(self) -> str:
@@ -62,18 +74,20 @@ class ComfyUIImages(RemoteGenerator):
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
             workflow[node]["inputs"][field] = value
-        answer = self._json(*self.fetch("POST", "/prompt", deadline, json={"prompt": workflow}))
+        body, kind = self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
+        answer = self._json(body, kind)
         if not answer.get("prompt_id"):
-            raise BackendError(f"{self.name}: the workflow was refused: {_refusal(answer)}", retryable=False)
+            raise BackendError(
+                f"{self.name}: the workflow was refused{self.reason(body) or ': no reason given'}", retryable=False
+            )
         image = self._first_image(self._wait(str(answer["prompt_id"]), deadline))
-        body, _ = self.fetch("GET", "/view", deadline, params=image)
-        return body
+        return self.fetch("GET", "/view", deadline, params=image)[0]
 
     def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
         while True:
             entry = self._json(*self.fetch("GET", f"/history/{run}", deadline)).get(run)
-            status = entry.get("status", {}) if isinstance(entry, Mapping) else {}
+            status = _mapping(entry.get("status")) if isinstance(entry, Mapping) else {}
             if status.get("status_str") == "error":
                 raise BackendError(f"{self.name}: the workflow failed: {_failure(status)}", retryable=False)
             if isinstance(entry, Mapping) and (entry.get("outputs") or status.get("completed")):
@@ -84,18 +98,25 @@ class ComfyUIImages(RemoteGenerator):
 
     def _first_image(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """The file of the first saved image, or of the first preview ("temp") if none was saved."""
-        images = [i for output in entry.get("outputs", {}).values() for i in output.get("images", ())]
-        saved = [i for i in images if i.get("type", "output") == "output"] or images
+        listed = [_mapping(output).get("images") for output in _mapping(entry.get("outputs")).values()]
+        images = [i for part in listed if isinstance(part, list) for i in part if _mapping(i).get("filename")]
+        saved = [i for i in images if (i.get("type") or "output") == "output"] or images
         if not saved:
             raise BackendError(f"{self.name}: the workflow makes no image; it needs a SaveImage node", retryable=False)
-        return {key: str(saved[0].get(key, "")) for key in ("filename", "subfolder", "type")}
+        return {key: str(saved[0].get(key) or "") for key in ("filename", "subfolder", "type")}
 
-    def _json(self, body: bytes, _: str) -> dict[str, Any]:
-        try:
-            content = json.loads(body)
-        except ValueError:
-            raise PassingError(f"{self.name}: the server's answer is not JSON") from None
-        return content if isinstance(content, dict) else {}
+    def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
+        content = json_body(body)
+        if content is None and body.strip() != b"null":
+            raise PassingError(f"{self.name}: the server's answer is not JSON")
+        return _mapping(content)
+
+    def reason(self, body: bytes) -> str:
+        """See ``RemoteGenerator.reason``: with the inputs of the workflow that the server refuses."""
+        faults = _node_faults(_mapping(json_body(body)).get("node_errors"))
+        return (
+            f": {one_line('; '.join(filter(None, [error_message(body), *faults])))}" if faults else super().reason(body)
+        )
 
 
 def _read_workflow(path: str | None) -> dict[str, Any]:
@@ -126,17 +147,31 @@ def _input_of(workflow: Mapping[str, Any], field: str | None, option: str, examp
     return node, name
 
 
-def _refusal(answer: Mapping[str, Any]) -> str:
-    """Why the server did not queue a workflow."""
-    error = answer.get("error")
-    reason = error.get("message") if isinstance(error, Mapping) else error
-    return one_line(reason or "no reason given")
+def _mapping(value: object) -> Mapping[str, Any]:
+    """A JSON object; an empty one in place of null and everything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _node_faults(node_errors: object) -> list[str]:
+    """What a server finds wrong with the nodes of a workflow, one line for each fault."""
+    faults = []
+    for number, node in _mapping(node_errors).items():
+        errors = _mapping(node).get("errors")
+        for error in map(_mapping, errors if isinstance(errors, list) else []):
+            words = ": ".join(str(error[key]) for key in ("message", "details") if error.get(key))
+            faults.append(f"node {number} ({_mapping(node).get('class_type') or 'unknown'}): {words[:160]}")
+    return faults
 
 
 def _failure(status: Mapping[str, Any]) -> str:
     """Why a workflow failed, from the status in the history."""
-    for kind, details in status.get("messages", ()):
-        if kind == "execution_error" and isinstance(details, Mapping):
-            node = f"node {details.get('node_id')} ({details.get('node_type')})"
-            return f"{node}: {' '.join(str(details.get('exception_message')).split())[:300]}"
-    return "no reason given"
+    messages = status.get("messages")
+    kinds = {}
+    for message in messages if isinstance(messages, list) else []:
+        if isinstance(message, list) and message:
+            kinds[str(message[0])] = _mapping(message[1] if len(message) > 1 else None)
+    if "execution_error" in kinds:
+        details = kinds["execution_error"]
+        node = f"node {details.get('node_id')} ({details.get('node_type')})"
+        return f"{node}: {one_line(details.get('exception_message') or 'no reason given')}"
+    return "it was interrupted on the server" if "execution_interrupted" in kinds else "no reason given"

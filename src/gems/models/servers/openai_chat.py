@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 import openai
@@ -14,6 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError, is_passing_status
 from gems.models.servers.base import error_message
+from gems.models.servers.completions import tidy_completion
 from gems.models.structured import is_not_understood
 from gems.secrets import one_line
 
@@ -38,11 +39,9 @@ class OpenAIChat(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         try:
-            return super()._generate(messages, stop, run_manager, **kwargs)
+            return self._answer(messages, stop, run_manager, **kwargs)
         except GemsError:
             raise
-        except openai.LengthFinishReasonError as error:
-            return self._create_chat_result(error.completion)  # cut off, which the message's metadata says
         except openai.APITimeoutError:
             # Not retryable: the client has retried already, and a hanging server would be waited for nine times.
             tries = 1 + (self.max_retries or 0)
@@ -59,16 +58,32 @@ class OpenAIChat(ChatOpenAI):
             reason = f" ({one_line(cause)})" if cause is not error else ""
             raise BackendError(f"{self._address}: {one_line(error)}{reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # status 200 without a chat completion
-            content = one_line(_content_instead(error))
-            raise BackendError(f"{self._address} answers with no chat completion: {content}") from None
+            raise BackendError(f"{self._address} answers with no chat completion: {one_line(error)}") from None
+
+    def _answer(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        payload = self._get_request_payload(messages, stop=stop, **kwargs)
+        if self._use_responses_api(payload) or not isinstance(payload.get("response_format", {}), dict):
+            return super()._generate(messages, stop, run_manager, **kwargs)
+        # The body as it came: OpenAI's own types fail on answers that other servers write in another way.
+        body: bytes = self.client.with_raw_response.create(**payload).content
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = body.decode("utf-8", "replace")
+        return self._create_chat_result(answer)
 
     def _create_chat_result(
         self, response: dict[str, Any] | openai.BaseModel, generation_info: dict[str, Any] | None = None
     ) -> ChatResult:
-        result = super()._create_chat_result(response, generation_info)
-        if not result.generations:
-            raise BackendError(f"{self._address} answers with no choices: it may have refused the question")
-        answer = response if isinstance(response, dict) else response.model_dump(warnings=False)
+        raw = response.model_dump(warnings=False) if isinstance(response, openai.BaseModel) else response
+        answer = tidy_completion(raw, self._address)
+        result = super()._create_chat_result(answer, generation_info)
         for generation, choice in zip(result.generations, answer["choices"], strict=True):
             message = generation.message
             # vLLM, SGLang, DeepSeek and llama.cpp use one name or the other.
@@ -78,17 +93,10 @@ class OpenAIChat(ChatOpenAI):
                 reasoning = reasoning or match["thought"].strip()
             if isinstance(reasoning, str) and reasoning:
                 message.additional_kwargs["reasoning_content"] = reasoning
+            if refusal := choice["message"].get("refusal"):
+                message.additional_kwargs["refusal"] = refusal
         return result
 
     @property
     def _address(self) -> str:
         return f"{self.model_name} at {self.root_client.base_url.netloc.decode()}"
-
-
-def _content_instead(error: Exception) -> str:
-    """What a server answered instead of a chat completion, from the error that a client raised when it parsed it."""
-    body = getattr(getattr(error, "response", None), "content", b"")
-    if body:
-        return error_message(body) or "a page or another kind of document"
-    first = error.args[0] if error.args else ""
-    return str(first.get("message") or first) if isinstance(first, Mapping) else str(error)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from httpx_sse import EventSource
 from pydantic import SecretStr
 from pydantic_core import from_json
 
-from gems.errors import BackendError, ContentRefusedError
+from gems.errors import BackendError, ContentRefusedError, is_passing_status
 from gems.models.generators import ImageRequest, Step, edit_instruction
 from gems.models.servers.base import (
     CHECK_TIMEOUT,
@@ -29,8 +29,10 @@ from gems.models.servers.base import (
     RemoteGenerator,
     decode_image,
     error_message,
+    explain_options,
+    is_refusal,
+    json_body,
     read_body,
-    refuse_options,
 )
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -50,6 +52,13 @@ _EXTENSIONS: Final = {
 
 _MAX_PARTIAL_IMAGES: Final = 3
 """The most previews per image that OpenAI streams."""
+
+_SIZES: Final = {
+    "gpt-image-1": ("1024x1024", "1536x1024", "1024x1536"),
+    "dall-e-3": ("1024x1024", "1792x1024", "1024x1792"),
+    "dall-e-2": ("256x256", "512x512", "1024x1024"),
+}
+"""The sizes of OpenAI's models, by the beginning of their names (https://platform.openai.com/docs/api-reference/images)."""
 
 
 class OpenAIImages(RemoteGenerator):
@@ -73,7 +82,7 @@ class OpenAIImages(RemoteGenerator):
         self.model = model
         self.is_openai = self.url.host == httpx.URL(_OPENAI).host
         extensions = frozenset() if self.is_openai else frozenset(_EXTENSIONS)
-        refuse_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"})
+        explain_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
         self._refused_fields: set[str] = set()
 
     @property
@@ -83,13 +92,46 @@ class OpenAIImages(RemoteGenerator):
             return self.options.edits
         return self.is_openai and self.model.startswith("gpt-image")
 
+    @property
+    def reproducible(self) -> bool:
+        """False for OpenAI's own API, and once a server has refused a seed."""
+        return not self.is_openai and "seed" not in self._refused_fields
+
+    @property
+    def _streams(self) -> bool:
+        """Whether the server streams partial images, of which only OpenAI's gpt-image models are known."""
+        return self.is_openai and self.model.startswith("gpt-image")
+
+    def _refusals(self) -> dict[str, str]:
+        """Options that this API knows, and this server or model would not honour."""
+        reasons: dict[str, str] = {}
+        if self.options.previews and not self._streams:
+            reasons["previews"] = "only OpenAI's gpt-image models stream previews; leave previews out"
+        elif self.options.previews > _MAX_PARTIAL_IMAGES:
+            reasons["previews"] = f"OpenAI streams at most {_MAX_PARTIAL_IMAGES} previews for an image"
+        sizes = next((sizes for prefix, sizes in _SIZES.items() if self.model.startswith(prefix)), None)
+        if self.is_openai and sizes and (size := self._size) and size not in sizes:
+            side = "width" if self.options.width else "height"
+            reasons[side] = f"{self.model} draws no images of {size}, only {', '.join(sizes)}"
+        return reasons | _guidance_refusals(self.options)
+
+    @property
+    def requested_size(self) -> tuple[int | None, int | None]:
+        """See ``RemoteGenerator.requested_size``; one side alone stands for a square."""
+        width, height = self.options.width, self.options.height
+        return width or height, height or width
+
+    @property
+    def _size(self) -> str | None:
+        """The requested size in the API's form."""
+        width, height = self.requested_size
+        return f"{width}x{height}" if width else None
+
     def check(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
         body, _ = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
-        try:
-            models = [str(entry["id"]) for entry in json.loads(body)["data"]]
-        except (ValueError, KeyError, TypeError):
-            models = []
+        listed = _list_of(json_body(body), "data")
+        models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]
         if models and self.model not in models:
             raise BackendError(
                 f"{self.name}: the server has no model {self.model!r}, only {', '.join(models[:8])}", retryable=False
@@ -119,7 +161,7 @@ class OpenAIImages(RemoteGenerator):
             body, _ = self.fetch("POST", "/images/edits", deadline, data=form, files=files)
             return self._image(body, deadline)
         partial = min(self.options.previews, _MAX_PARTIAL_IMAGES)
-        if partial and self.is_openai and self.model.startswith("gpt-image"):
+        if partial and self._streams:
             return self._stream(fields | {"stream": True, "partial_images": partial}, deadline, on_preview)
         body, _ = self.fetch("POST", "/images/generations", deadline, json=fields)
         return self._image(body, deadline)
@@ -127,8 +169,8 @@ class OpenAIImages(RemoteGenerator):
     def _fields(self, request: ImageRequest) -> dict[str, Any]:
         options = self.options
         fields: dict[str, Any] = {"model": self.model, "prompt": edit_instruction(request), "n": 1}
-        if options.width or options.height:
-            fields["size"] = f"{options.width or options.height}x{options.height or options.width}"
+        if self._size:
+            fields["size"] = self._size
         if not self.is_openai:
             fields["seed"] = request.seed
             extensions = {field: getattr(options, option) for option, field in _EXTENSIONS.items()}
@@ -138,31 +180,48 @@ class OpenAIImages(RemoteGenerator):
         return {name: value for name, value in fields.items() if name not in self._refused_fields}
 
     def _image(self, body: bytes, deadline: float) -> bytes:
+        """The first image in an answer that can be read."""
         try:
             answer = from_json(body)
         except ValueError:
             raise PassingError(f"{self.name}: the server's answer is not JSON") from None
-        data = answer.get("data") if isinstance(answer, Mapping) else None
-        first = data[0] if isinstance(data, list) and data and isinstance(data[0], Mapping) else {}
-        if first.get("b64_json"):
-            return self._decode(first["b64_json"])
-        if first.get("url"):
-            return self._download(str(first["url"]), deadline)
-        reason = one_line(error_message(body)) if isinstance(answer, Mapping) and "error" in answer else "no image"
-        raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
+        error: BackendError | None = None
+        for item in _list_of(answer, "data"):
+            for source in _sources_of(item):
+                try:
+                    return self._download(source, deadline) if _is_address(source) else self._decode(source)
+                except BackendError as failure:
+                    error = error or failure
+        raise error or self._refusal(answer, body)
 
-    def _decode(self, encoded: object) -> bytes:
-        """Decode base64 or a data URL."""
-        text, marker = str(encoded), "base64,"  # the end of a data URL's header
-        start = text.find(marker, 0, 200)
+    def _refusal(self, answer: object, body: bytes) -> BackendError:
+        """The error in an answer without an image, in the server's words."""
+        reason = one_line(error_message(body)) if isinstance(answer, Mapping) else ""
+        message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
+        if reason and is_refusal(body):
+            return ContentRefusedError(message)
+        details = answer.get("error") if isinstance(answer, Mapping) else None
+        code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
+        if code.isdecimal() and is_passing_status(int(code[:3])):
+            return PassingError(message)
+        return BackendError(message, retryable=False)
+
+    def _decode(self, encoded: str) -> bytes:
+        """Decode base64 or a data URL, in either alphabet, with line breaks and without padding."""
+        marker = "base64,"  # the end of a data URL's header
+        start = encoded.find(marker, 0, 200)
+        text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).split()).rstrip("=")
         try:
-            return base64.b64decode(text[start + len(marker) :] if start >= 0 else text, validate=True)
+            return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError):
             raise PassingError(f"{self.name}: the server sent torn base64") from None
 
     def _download(self, address: str, deadline: float) -> bytes:
         """Download an image, from the configured server only: no other host may be contacted in its place."""
-        url = self.url.join(address)
+        try:
+            url = self.url.join(address)
+        except (httpx.InvalidURL, ValueError):
+            raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
         if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
             raise BackendError(
                 f"{self.name}: the server sends an image from another host ({url.host}), which is not fetched; "
@@ -183,21 +242,25 @@ class OpenAIImages(RemoteGenerator):
                 size += len(event.data)
                 if size > MAX_BYTES:
                     raise BackendError(f"{self.name} sends more than {MAX_BYTES >> 20} MB", retryable=False)
-                try:
-                    content = json.loads(event.data)
-                except ValueError:
+                content = json_body(event.data.encode())
+                if not isinstance(content, Mapping):
                     continue  # such as the final [DONE]
-                kind = str(content.get("type", event.event))
+                kind = str(content.get("type") or event.event)
                 if kind.endswith("error"):
                     raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}")
-                if "b64_json" not in content:
+                encoded = content.get("b64_json")
+                if not isinstance(encoded, str) or not encoded:
                     continue
-                data = self._decode(content["b64_json"])
                 if kind.endswith("completed"):
-                    return data
-                preview = decode_image(data, self.name)
-                on_preview(Step(0, int(content.get("partial_image_index", 0)) + 1, steps, preview))
+                    return self._decode(encoded)
+                self._show(encoded, content.get("partial_image_index"), steps, on_preview)
         raise PassingError(f"{self.name}: the stream ended before the image arrived")
+
+    def _show(self, encoded: str, index: object, steps: int, on_preview: Callable[[Step], None]) -> None:
+        """Report a partial image; one that cannot be read is left out."""
+        with contextlib.suppress(BackendError):
+            preview = decode_image(self._decode(encoded), self.name)
+            on_preview(Step(0, index + 1 if isinstance(index, int) else 1, steps, preview))
 
 
 class PlainImages(RemoteGenerator):
@@ -208,7 +271,7 @@ class PlainImages(RemoteGenerator):
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
-        refuse_options(name, options, supported)
+        explain_options(name, options, supported, _guidance_refusals(options))
 
     def check(self) -> str:
         """Check that a server answers at the address, with whatever status."""
@@ -221,10 +284,46 @@ class PlainImages(RemoteGenerator):
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
-        if kind and not kind.startswith("image/") and kind != "application/octet-stream":
+        is_other_type = kind and not kind.startswith("image/") and kind != "application/octet-stream"
+        if (is_other_type or json_body(body) is not None) and not body.startswith(_BEGINNINGS):
             reason = one_line(error_message(body)) or kind
             raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
         return body
+
+
+_BEGINNINGS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+"""How image files begin; some servers send them with the type of a text."""
+
+
+def _list_of(answer: object, name: str) -> list[Any]:
+    """The list with a name in an answer; empty if there is none. A single item is a list too, or the answer itself."""
+    items = answer.get(name) if isinstance(answer, Mapping) else answer
+    if isinstance(items, Mapping):
+        return [items]
+    return items if isinstance(items, list) else []
+
+
+def _sources_of(item: object) -> list[str]:
+    """The base64, data URLs and addresses in an item of an answer, in the order in which to try them."""
+    values = [item.get(name) for name in ("b64_json", "url")] if isinstance(item, Mapping) else [item]
+    return [value.strip() for value in values if isinstance(value, str) and value.strip()]
+
+
+def _is_address(source: str) -> bool:
+    return source.startswith(("http://", "https://")) or (source.startswith("/") and not source.startswith("/9j/"))
+
+
+def _guidance_refusals(options: GeneratorOptions) -> dict[str, str]:
+    """Why a negative prompt is refused: models use it only with guidance, and the options turn that off."""
+    scales = (options.guidance_scale, options.true_cfg_scale)
+    if options.negative_prompt is None or not any(scale is not None for scale in scales):
+        return {}
+    if any(scale is not None and scale > 1 for scale in scales):
+        return {}
+    return {
+        "negative_prompt": "models use a negative_prompt only with guidance, which the options turn off; set a "
+        "guidance_scale above 1, or leave the negative_prompt out"
+    }
 
 
 def _from_environment(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, InvalidToolCall, Too
 from PIL import Image
 
 from gems.errors import BackendError, InputError
+from gems.models.lenient import is_broken_json, json_values
 from gems.models.servers.base import decode_image
 
 __all__ = ["read_answer", "turns_of"]
@@ -86,12 +86,12 @@ def read_answer(text: str, *, may_call: bool) -> AIMessage:
 
 def _tool_call(text: str) -> ToolCall | InvalidToolCall:
     call_id = f"call_{uuid.uuid4().hex[:12]}"
-    try:
-        call = json.loads(text)
-        name, arguments = call["name"], call.get("arguments", {})
-        if isinstance(name, str) and isinstance(arguments, dict):
-            return ToolCall(name=name, args=arguments, id=call_id, type="tool_call")
-    except (ValueError, KeyError, TypeError):
-        pass
+    call = next((value for value in json_values(text) if isinstance(value, dict)), {})
+    call = call["function"] if isinstance(call.get("function"), dict) else call
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters")) or {}
+    if isinstance(arguments, str):
+        arguments = next(iter(json_values(arguments)), None)
+    if isinstance(name, str) and isinstance(arguments, dict) and not is_broken_json(text):
+        return ToolCall(name=name, args=arguments, id=call_id, type="tool_call")
     fault = "it is no JSON object with a name and arguments"
     return InvalidToolCall(name=None, args=text, id=call_id, error=fault, type="invalid_tool_call")

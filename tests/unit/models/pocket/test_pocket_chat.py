@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 
 from gems.errors import InputError
@@ -13,11 +15,13 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement, Usage
 from gems.memory.image_store import encode_png
 from gems.models.fencing import fence
+from gems.models.pocket import vision
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import questions_of
 from gems.models.pocket.render import draw_scene
-from gems.models.pocket.scene import Group, SceneSpec, layout
-from gems.models.pocket.vocabulary import ATTRIBUTES, SINGULARS
+from gems.models.pocket.scene import Group, Item, SceneSpec, layout
+from gems.models.pocket.vision import Detection, Sight
+from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, SINGULARS
 from gems.models.registry import init_mllm
 from gems.nodes.ask import image_block
 from gems.nodes.decomposer import Requirements
@@ -108,6 +112,39 @@ def test_it_judges_from_pixels() -> None:
         unseen = inspect_image(meter, model, requirements, encode_png(wrong, {}))
     assert {v.answer for v in unseen} == {"no"}
     assert "no cars seen" in unseen[0].reason
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0.03, 1), st.floats(0, 1), st.floats(0, 1)), max_size=9),
+    st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True),
+)
+def test_its_answers_about_one_image_do_not_contradict_each_other(
+    things: list[tuple[float, float, float]], counts: list[int]
+) -> None:
+    dog = SINGULARS["dog"]
+    detections = [
+        Detection(Item(dog, 1, x, y, 0.2, 0.5), score, np.eye(len(OBJECTS))[dog], np.eye(len(ATTRIBUTES))[1])
+        for score, x, y in things
+    ]
+    texts = [
+        f"Are there exactly {NUMBER_WORDS[n - 1]} dogs in the image?"
+        if n > 1
+        else "Is there exactly one dog in the image?"
+        for n in counts
+    ]
+    questions = [Requirement(id="r0", question="Are there any dogs in the image?", kind="object")]
+    questions += [Requirement(id=f"r{i}", question=text, kind="count") for i, text in enumerate(texts, start=1)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vision, "look", lambda image: Sight(detections))
+        meter = Meter(Usage(), GemsContext())
+        there, *numbers = inspect_image(meter, PocketChatModel(), questions, encode_png(draw_scene([], style=0), {}))
+    assert len({v.reason.partition(",")[0] for v in (there, *numbers)}) == 1, "one number of things"
+    assert there.reason.startswith("no dogs") is (there.answer == "no")
+    assert sum(v.answer == "yes" for v in numbers) <= (there.answer == "yes")
+    for n, verdict in zip(counts, numbers, strict=True):
+        number = f"{NUMBER_WORDS[n - 1]} dog{'s' * (n > 1)} seen"
+        assert (verdict.reason == number) is (verdict.answer == "yes"), verdict
 
 
 def test_a_question_it_cannot_read_is_unsure() -> None:

@@ -1,0 +1,43 @@
+"""Finds out which question an answer is about, where a chat model writes a question's id in another way."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Final
+
+from gems.graph.state import Requirement
+
+__all__ = ["question_of"]
+
+_ID: Final = re.compile(r"\W*(?P<prefix>[^\W\d_]*)[\W_]*0*(?P<number>\d+)(?P<rest>\W.*|)", re.DOTALL)
+_MEANINGLESS: Final = frozenset({"", "id", "q", "question", "requirement", "no", "nr", "number", "item"})
+"""Words in front of a number that do not say which series of questions it belongs to."""
+
+
+def question_of(name: str, requirements: Sequence[Requirement]) -> Requirement | None:
+    """The requirement that an id means: by its id, its number if that is unambiguous, or the question itself.
+
+    Args:
+        name: The id as a model wrote it, such as "R1", "r1.", "1" or "r1: Are there any cars?".
+        requirements: What the model was asked about.
+    """
+    matches = [r for r in requirements if r.id == name.strip()] or [r for r in requirements if _means(name, r)]
+    return matches[0] if len(matches) == 1 else None
+
+
+def _means(name: str, requirement: Requirement) -> bool:
+    words, question = _plain(name), _plain(requirement.question)
+    if words == question:
+        return True
+    match, own = _ID.fullmatch(words), _ID.fullmatch(_plain(requirement.id))
+    if match is None or own is None:
+        return False
+    same_series = match["prefix"] == own["prefix"] or match["prefix"] in _MEANINGLESS
+    return same_series and match["number"] == own["number"] and match["rest"].strip(" .:)]-\"'*") in ("", question)
+
+
+def _plain(text: str) -> str:
+    """The text in lower case and without the punctuation around it."""
+    return re.sub(r"^\W+|\W+$", "", unicodedata.normalize("NFKC", text).casefold())

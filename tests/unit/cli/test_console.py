@@ -1,0 +1,93 @@
+"""Text of servers, models, records and file names on the console: it stays text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gems.cli.console import err, guarded, out
+from gems.cli.live import LiveRun
+from gems.errors import BackendError
+from gems.graph.events import Event
+from gems.printable import printable
+from gems.secrets import one_line
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31mred\x9b2J\r\x08 a\u202etxt.exe :x: [bold]b[/bold] [link=http://a.b]c[/link]"
+SHOWN = "]0;owned[31mred2J atxt.exe :x: [bold]b[/bold] [link=http://a.b]c[/link]"
+
+
+def shown(console: Console, show: Callable[[], object]) -> str:
+    with console.capture() as capture:
+        show()
+    return capture.get()
+
+
+def one_row(text: str) -> Table:
+    table = Table(title=escape(text), width=200)
+    table.add_row(escape(text))
+    return table
+
+
+@pytest.mark.parametrize("console", [out, err])
+def test_hostile_text_is_shown_as_text(console: Console) -> None:
+    for show in (
+        lambda: console.print(escape(HOSTILE), soft_wrap=True),
+        lambda: console.print(HOSTILE, markup=False, soft_wrap=True),
+        lambda: console.print(one_row(HOSTILE), soft_wrap=True),
+    ):
+        text = shown(console, show)
+        assert SHOWN in text
+        assert not set(text) & set("\x1b\x07\x08\x9b\r\u202e")
+
+
+def test_our_own_markup_still_works() -> None:
+    assert shown(out, lambda: out.print("[green]✓[/] :x:")) == "✓ :x:\n"
+
+
+def test_the_events_of_a_run_are_shown_as_text() -> None:
+    events: list[Event] = [
+        {"event": "prompt", "round": 1, "strategy": "plan", "prompt": HOSTILE},
+        {"event": "requirements", "requirements": [{"id": "r1", "question": HOSTILE, "kind": "other", "skill": ""}]},
+        {
+            "event": "verdict",
+            "round": 1,
+            "candidate": 0,
+            "requirement_id": "r1",
+            "answer": "no",
+            "confidence": 0.5,
+            "reason": HOSTILE,
+        },
+        {"event": "experience", "round": 1, "experience": HOSTILE},
+        {"event": "reuse", "run": "[bold]x:x:", "round": 1},  # type: ignore[typeddict-unknown-key]
+    ]
+    live = LiveRun(out)
+    text = shown(out, lambda: [live(event) for event in events])
+    words = " ".join(text.split())
+    assert words.count(":x:") == 5
+    assert words.count("[bold]") == 5
+    assert "\x1b" not in text
+
+
+def test_an_error_is_shown_as_text() -> None:
+    @guarded
+    def fail() -> None:
+        raise BackendError(HOSTILE)
+
+    text = shown(err, lambda: _exits(fail))
+    assert text == f"error: {SHOWN}\n"
+
+
+def _exits(command: Callable[[], None]) -> None:
+    with pytest.raises(typer.Exit):
+        command()
+
+
+def test_errors_that_are_written_down_have_no_control_characters() -> None:
+    assert one_line(HOSTILE) == SHOWN
+    assert printable("a\tb\nc é 漢字 \U0001f468\u200d\U0001f469") == "a\tb\nc é 漢字 \U0001f468\u200d\U0001f469"
+    assert printable("a\ud800b\u2028c") == "ab c"
