@@ -76,19 +76,24 @@ class Resources:
         """The settings in whose place an object is used."""
         replaced = {
             "generator generator_options": self.image_generator,
-            " ".join(("mllm", "chat_options", *ROLES)): self.mllm,
+            " ".join(("mllm", "chat_options", *ROLES)): None if any(map(self._has_fixed_name, ROLES)) else self.mllm,
             "embedder": self.embedder,
             "memory_url": self.store,
             "images_url": self.image_store,
         }
-        return {name for names, part in replaced.items() if part is not None for name in names.split()}
+        names = {name for names, part in replaced.items() if part is not None for name in names.split()}
+        return names.union(self.role_models)
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
         """The chat model of a role: of that role in this graph, of this graph, or the one that the context names."""
         model = self.role_models.get(role)
-        if model is None and (self.settings is None or getattr(self.settings, role) is None):
+        if model is None and not self._has_fixed_name(role):
             model = self.mllm
         return model or init_mllm(context.chat_model(role), context.chat_options, context.authority)
+
+    def _has_fixed_name(self, role: Role) -> bool:
+        """Whether the graph's own settings name a model for this role."""
+        return self.settings is not None and getattr(self.settings, role) is not None
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
         """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.

@@ -51,6 +51,10 @@ def places_of_a_context(client: httpx.Client, context: Any, *, key: str = "conte
         client.post("/assistants", json={"graph_id": "gems", **wrapped}),
         client.patch(f"/assistants/{assistant}", json=wrapped),
         client.post(f"/threads/{thread}/commands", json=command),
+        client.post(
+            "/mcp", json={"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "gems", **body}}
+        ),
+        client.post(f"/a2a/{assistant}", json={"jsonrpc": "2.0", "id": 1, "method": "message/send", "params": wrapped}),
     ]
 
 

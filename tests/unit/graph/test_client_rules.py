@@ -68,7 +68,7 @@ def test_clients_are_trusted_only_by_a_word_for_it(word: str, monkeypatch: pytes
 
 def test_the_graph_itself_takes_nothing_else(tmp_path: Path) -> None:
     """The server drops what is not in the schema; the graph would not take it either."""
-    fixed = GemsContext(max_rounds=1, memory=False, images_url=str(tmp_path / "own"))
+    fixed = GemsContext(max_rounds=1, memory=False, images_url=str(tmp_path / "own")).as_operator()
     rules = ClientRules(fixed)
     graph: Any = compile_graph(Resources(settings=fixed), context_schema=rules.schema)
     theirs = {"seed": 7, "max_rounds": 9, "images_url": str(tmp_path / "theirs"), "mllm": "python:os:system"}

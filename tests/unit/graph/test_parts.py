@@ -61,6 +61,18 @@ def test_a_role_has_its_own_model_by_object_or_by_name(own_models: ModuleType) -
     assert (mllm.count("Plan"), mllm.count("Verdicts")) == (1, 0)
 
 
+def test_a_named_role_is_not_called_at_an_address_of_the_context(own_models: ModuleType) -> None:
+    graph = build_graph(
+        mllm=ScriptedChatModel(script=answer),
+        planner="python:own_models:chat",
+        generator=PaintGenerator(),
+        settings={**QUICK, "memory": False},
+    )
+    context: Any = {"chat_options": {"base_url": "http://evil.example"}}
+    with pytest.raises(InputError, match="base_url"):
+        graph.invoke({"prompt": "two red cars"}, context=context)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
