@@ -204,7 +204,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         records[role] = ModelRecord(name, model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
-    check_options(context, here=load)
+    check_options(context, on_this_machine=load)
     records["generator"] = ModelRecord(context.generator, generator.fingerprint)
     loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None
