@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +20,15 @@ import torch
 from chatting import ChatEndpoint, look
 from forked import gems_here
 from langchain_core.messages import HumanMessage
+from langgraph.runtime import RunControl
 from PIL import Image
 from tiny_chat import save_tiny_chat
 from tiny_pipelines import SIZE, save_tiny
 
 from gems import build_graph
 from gems.errors import GemsError, InputError
+from gems.learning.learn import LearningPlan, learn
+from gems.learning.trials import TrialSettings
 from gems.models.chat_options import chat_option_effects, check_chat_options
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, check_generator_options
 from gems.models.option_effects import RefusedOptionsError
@@ -411,4 +415,13 @@ def test_commands_begin_nothing_if_an_option_is_refused(
     assert result.returncode == 2, result.stderr
     assert list(IGNORED[kind])[-1] in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
+    assert chat.log == []
+
+
+def test_learning_drafts_nothing_if_a_chat_option_has_no_effect(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, dtype="bfloat16")
+    plan = LearningPlan([], [], [], [])
+    bar = nullcontext()
+    with pytest.raises(InputError, match="dtype is for transformers: models"):
+        learn(plan, chat.context(), TrialSettings(), control=RunControl(), bar=bar, on_step=print)  # type: ignore[arg-type]
     assert chat.log == []
