@@ -116,10 +116,10 @@ class Resources:
         A model that cannot be found is left to the node that uses it, whose failure does not cost the run its result.
         """
         if self.mllm is None:
-            _check_chat_options(context, here=True)
+            _check_chat_options(context, on_this_machine=True)
         if self.image_generator is None:
             with suppress(BackendError):
-                _check_generator_options(context, here=True)
+                _check_generator_options(context, on_this_machine=True)
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
         """The store of trajectories: of the parent graph, this graph or the user, in that order; None if it is off."""
@@ -156,32 +156,32 @@ class Resources:
         return skills_in(snapshot, lambda: self.skills(context).skills)
 
 
-def check_options(context: GemsContext, *, here: bool = True) -> None:
+def check_options(context: GemsContext, *, on_this_machine: bool = True) -> None:
     """Check that the models which the settings name honour the options, before anything is spent on a run.
 
     Args:
         context: The settings.
-        here: Also judge what depends on this machine. False where another machine will draw.
+        on_this_machine: Also judge what depends on this machine. False where another machine will draw.
 
     Raises:
         InputError: A model cannot be made, or would ignore an option.
         BackendError: A model cannot be found.
     """
-    _check_chat_options(context, here=here)
-    _check_generator_options(context, here=here)
+    _check_chat_options(context, on_this_machine=on_this_machine)
+    _check_generator_options(context, on_this_machine=on_this_machine)
 
 
-def _check_chat_options(context: GemsContext, *, here: bool) -> None:
+def _check_chat_options(context: GemsContext, *, on_this_machine: bool) -> None:
     if context.chat_options == ChatOptions():
         return
     names = dict.fromkeys(context.chat_model(role) for role in ROLES)
     models = {name: init_mllm(name, context.chat_options, context.authority) for name in names}
-    check_chat_options(models, context.chat_options, here=here)
+    check_chat_options(models, context.chat_options, on_this_machine=on_this_machine)
 
 
-def _check_generator_options(context: GemsContext, *, here: bool) -> None:
+def _check_generator_options(context: GemsContext, *, on_this_machine: bool) -> None:
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
-    check_generator_options(generator, here=here)
+    check_generator_options(generator, on_this_machine=on_this_machine)
 
 
 @cache

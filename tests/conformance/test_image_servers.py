@@ -438,3 +438,55 @@ def test_the_key_is_in_no_file_and_no_output(image_server: str, tmp_path: Path) 
     written_files = [path for folder in (home, out) for path in folder.rglob("*") if path.is_file()]
     assert {"run.json", "report.html", "checkpoints.sqlite"} <= {path.name for path in written_files}
     assert not [path for path in written_files if KEY.encode() in path.read_bytes()]
+
+
+def run_on(address: str, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """A run of two rounds with the images of the server at an address; returns what ``--json`` prints."""
+    arguments = [part for option in options for part in ("--generator-option", option)]
+    command = ["generate", "a red car", "--generator", "openai:painter", "--max-rounds", "2", "--no-memory"]
+    command += ["--json", "--quiet", "--out", str(tmp_path / "out")]
+    result = gems(*command, *arguments, home=tmp_path / "home", GEMS_IMAGE_BASE_URL=address)
+    assert result.returncode in (0, 1), result.stderr
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+@pytest.mark.slow
+def test_a_run_without_seeds_says_so_and_is_not_replayed(image_server: str, tmp_path: Path) -> None:
+    name = f"seedless~{tmp_path.name}"
+    address = f"{image_server}/{name}/v1"
+    record = run_on(address, tmp_path)
+    assert record["errors"] == ["generator: openai:painter takes no seed: this run cannot be replayed"]
+    before = len(requests_to(image_server, name))
+    replayed = gems("replay", record["paths"]["folder"], home=tmp_path / "home", GEMS_IMAGE_BASE_URL=address)
+    assert replayed.returncode == 2, replayed.stderr
+    assert "takes no seed" in replayed.stderr
+    assert len(requests_to(image_server, name)) == before + 2, "one with the seed, and one without"
+
+
+@pytest.mark.slow
+def test_another_size_is_noted_once_in_a_run(image_server: str, tmp_path: Path) -> None:
+    record = run_on(f"{image_server}/other-size/v1", tmp_path, "width=64", "height=64")
+    assert len(record["attempts"]) == 2
+    assert record["errors"] == ["generator: openai:painter was asked for 64x64 pixels and drew 20x10"]
+
+
+@pytest.mark.slow
+def test_an_image_and_a_report_name_no_server(image_server: str, tmp_path: Path) -> None:
+    record = run_on(f"{image_server}/fine/v1", tmp_path)
+    host = image_server.partition("://")[2]
+    for kind in ("image", "report"):
+        assert host.encode() not in Path(record["paths"][kind]).read_bytes()
+    images = [path.read_bytes() for path in (tmp_path / "out").rglob("*.png")]
+    assert images
+    assert not [png for png in images if host.encode() in png or str(tmp_path).encode() in png]
+    assert b"openai:painter" in images[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_ignores_the_seed_is_named_by_replay(image_server: str, tmp_path: Path) -> None:
+    address = f"{image_server}/moody~{tmp_path.name}/v1"
+    record = run_on(address, tmp_path)
+    replayed = gems("replay", record["paths"]["folder"], home=tmp_path / "home", GEMS_IMAGE_BASE_URL=address)
+    assert replayed.returncode == 1
+    assert "whether it honours the seed" in replayed.stderr

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +20,15 @@ import torch
 from chatting import ChatEndpoint, look
 from forked import gems_here
 from langchain_core.messages import HumanMessage
+from langgraph.runtime import RunControl
 from PIL import Image
 from tiny_chat import save_tiny_chat
 from tiny_pipelines import SIZE, save_tiny
 
 from gems import build_graph
 from gems.errors import GemsError, InputError
+from gems.learning.learn import LearningPlan, learn
+from gems.learning.trials import TrialSettings
 from gems.models.chat_options import chat_option_effects, check_chat_options
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, check_generator_options
 from gems.models.option_effects import RefusedOptionsError
@@ -112,7 +116,7 @@ CHAT: Final[Table] = {
     },
     "openai": {
         **honoured(image_size=64, logprobs=False, temperature=0.5, max_tokens=64, structured="tool"),
-        **honoured(base_url="http://127.0.0.1:9/v1", api_key="sk-x", timeout=0.5),
+        **honoured(base_url="http://127.0.0.1:9/v1", api_key="sk-x", timeout=0.1),
         **refused(device="cpu", dtype="bfloat16", quantization="bnb-4bit"),
     },
 }
@@ -360,7 +364,7 @@ def test_a_temperature_that_the_client_drops_is_refused() -> None:
 
 IGNORED: Final = {
     "pocket": {"batch_size": 8},
-    "diffusers": {"guidance_scale": 1.0, "negative_prompt": "blur"},
+    "diffusers": {"guidance_scale": 0.0, "negative_prompt": "blur"},
     "openai": {"previews": 4, "api_key": "sk-x"},
     "http": {"true_cfg_scale": 4.0},
     "comfyui": {"seed_field": "3.seed"},
@@ -392,7 +396,7 @@ def test_a_graph_asks_no_chat_model_if_a_chat_option_has_no_effect(chat_server: 
 
 @pytest.mark.parametrize(
     "command",
-    [["generate", "two red cars"], ["batch", "run", "PROMPTS"], ["serve", "--port", "0"]],
+    [["generate", "two red cars"], ["batch", "run", "PROMPTS", "--out", "OUT"], ["serve", "--port", "0"]],
     ids=lambda command: command[0],
 )
 @pytest.mark.parametrize("kind", ["pocket", "diffusers"])
@@ -402,7 +406,7 @@ def test_commands_begin_nothing_if_an_option_is_refused(
     chat = ChatEndpoint(chat_server)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("two red cars\n")
-    words = [str(prompts) if word == "PROMPTS" else word for word in command]
+    words = [{"PROMPTS": str(prompts), "OUT": str(tmp_path / "out")}.get(word, word) for word in command]
     options = [f"{name}={value}" for name, value in IGNORED[kind].items()]
     words += ["--generator", generator_name(kind, folders), "--mllm", "openai:pocket", "--no-memory"]
     words += [part for option in options for part in ("--generator-option", option)]
@@ -411,4 +415,13 @@ def test_commands_begin_nothing_if_an_option_is_refused(
     assert result.returncode == 2, result.stderr
     assert list(IGNORED[kind])[-1] in result.stderr
     assert len(result.stderr.strip().splitlines()) <= 2
+    assert chat.log == []
+
+
+def test_learning_drafts_nothing_if_a_chat_option_has_no_effect(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, dtype="bfloat16")
+    plan = LearningPlan([], [], [], [])
+    bar = nullcontext()
+    with pytest.raises(InputError, match="dtype is for transformers: models"):
+        learn(plan, chat.context(), TrialSettings(), control=RunControl(), bar=bar, on_step=print)  # type: ignore[arg-type]
     assert chat.log == []

@@ -132,6 +132,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, b"<html>Welcome</html>", "text/html")
             case "other-size":
                 image = png(prompt, seed, (20, 10))
+            case "moody":
+                image = png(prompt, f"{seed} {n}")
             case "jpeg":
                 image = png(prompt, seed, kind="JPEG")
             case "error-body":

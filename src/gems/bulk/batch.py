@@ -452,8 +452,8 @@ def open_generator(context: GemsContext) -> Iterator[ImageGenerator]:
     """Open the settings' image generator for many prompts at a time. A local one draws batches across prompts."""
     options = context.generator_options
     generator = init_image_generator(context.generator, options, context.authority)
-    can_batch = isinstance(generator, Local) and context.generator not in POCKET  # which refuse a batch size
-    if can_batch and options.batch_size is None and _is_on_gpu(generator):
+    has_choice = options.batch_size is None and context.generator not in POCKET  # which refuse a batch size
+    if has_choice and isinstance(generator, Local) and _is_on_gpu(generator):
         options = options.model_copy(update={"batch_size": _GPU_BATCH_SIZE})
         generator = init_image_generator(context.generator, options, context.authority)
     if not isinstance(generator, Local):  # a server makes its own batches

@@ -28,6 +28,7 @@ from gems.memory.embedder import init_embedder
 from gems.memory.experience import past_runs
 from gems.memory.opening import memory_location, open_store
 from gems.models.registry import init_mllm
+from gems.nodes.resources import check_options
 
 __all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "plan_learning", "remembered_runs"]
 
@@ -123,8 +124,10 @@ def learn(
         The skills that were tried; None if learning was stopped; the same call resumes it.
 
     Raises:
+        InputError: An option has no effect with the models.
         BackendError: A model, the disk or the database failed.
     """
+    check_options(context)
     drafts = _draft(plan, context, on_step)
     redrafted = {draft.name for draft in drafts}
     skills = [*(skill for skill in plan.waiting if skill.name not in redrafted), *drafts, *plan.to_repeat]

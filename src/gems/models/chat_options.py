@@ -25,18 +25,22 @@ _OF_LOCAL_MODELS: Final = frozenset({"device", "dtype", "quantization"})
 _OF_SERVERS: Final = frozenset({"base_url", "api_key"})
 
 
-def check_chat_options(models: Mapping[str, BaseChatModel], options: ChatOptions, *, here: bool = True) -> None:
+def check_chat_options(
+    models: Mapping[str, BaseChatModel], options: ChatOptions, *, on_this_machine: bool = True
+) -> None:
     """Check that each option that was set is honoured by at least one of a run's models.
 
     Args:
         models: The run's chat models, by name.
         options: Their options.
-        here: Also judge what depends on this machine. False where the models will run on another one.
+        on_this_machine: Also judge what depends on this machine. False where the models will run on another one.
 
     Raises:
         RefusedOptionsError: An option has no effect at all; the message has the reasons of the first model.
     """
-    tables = [chat_option_effects(name, model, options, here=here) for name, model in models.items()]
+    tables = [
+        chat_option_effects(name, model, options, on_this_machine=on_this_machine) for name, model in models.items()
+    ]
     honoured = {effect.option for table in tables for effect in table if effect.status == "honoured"}
     useless = [effect for effect in tables[0] if effect.option not in honoured and effect.status == "refused"]
     if useless:
@@ -45,7 +49,7 @@ def check_chat_options(models: Mapping[str, BaseChatModel], options: ChatOptions
 
 
 def chat_option_effects(
-    name: str, model: BaseChatModel, options: ChatOptions, *, here: bool = True
+    name: str, model: BaseChatModel, options: ChatOptions, *, on_this_machine: bool = True
 ) -> tuple[OptionEffect, ...]:
     """What each option that was set does with one model.
 
@@ -53,18 +57,18 @@ def chat_option_effects(
         name: The model's name, as ``init_mllm`` takes it.
         model: The model, made with these options.
         options: The options.
-        here: Also judge what depends on this machine.
+        on_this_machine: Also judge what depends on this machine.
     """
-    changed = changed_options(options)
+    set_options = changed_options(options)
     structured = options.structured
     methods = _methods(name, model)
     reasons: dict[str, str] = {}
     if structured != "auto" and structured not in methods:
         reasons["structured"] = f"structured={structured}: {name} can only be asked by {', '.join(methods)}, or auto"
-    for option in changed.keys() - _BY_GEMS - {"structured"}:
-        if reason := _refusal(name, model, option, changed[option]):
+    for option in set_options.keys() - _BY_GEMS - {"structured"}:
+        if reason := _refusal(name, model, option, set_options[option]):
             reasons[option] = reason
-    if here and name.startswith("transformers:"):
+    if on_this_machine and name.startswith("transformers:"):
         reasons |= _on_this_machine(options)
     return effects_of(options, reasons)
 

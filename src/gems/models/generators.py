@@ -175,19 +175,19 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
         return ""
 
 
-def check_generator_options(generator: ImageGenerator, *, here: bool = True) -> None:
+def check_generator_options(generator: ImageGenerator, *, on_this_machine: bool = True) -> None:
     """Check that a generator honours each of its options, as far as it can tell before it draws.
 
     Args:
         generator: The generator; one that is not ``ExplainsOptions`` has refused options when it was made, or never.
-        here: Also judge what depends on this machine.
+        on_this_machine: Also judge what depends on this machine.
 
     Raises:
         RefusedOptionsError: It would ignore an option.
         BackendError: The model cannot be found.
     """
     if isinstance(generator, ExplainsOptions):
-        require_honoured(generator.name, generator.option_effects(here=here))
+        require_honoured(generator.name, generator.option_effects(on_this_machine=on_this_machine))
 
 
 def is_reproducible(generator: ImageGenerator) -> bool:

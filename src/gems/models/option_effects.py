@@ -55,11 +55,11 @@ class RefusedOptionsError(InputError):
 class ExplainsOptions(Protocol):
     """What a backend may offer in addition: an account of its options, before anything is drawn."""
 
-    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+    def option_effects(self, *, on_this_machine: bool = True) -> tuple[OptionEffect, ...]:
         """What each option that was set does, and the known defaults of others.
 
         Args:
-            here: Also judge what depends on this machine, such as the device. False where another machine will draw.
+            on_this_machine: Also judge what depends on this machine, such as the device. False where another draws.
         """
         ...
 
@@ -80,15 +80,19 @@ def effects_of(
         refusals: Why options are refused, by name.
         defaults: The values that the model uses for options that are not set.
     """
-    changed = changed_options(options)
+    set_options = changed_options(options)
     defaults = defaults or {}
     effects = []
     for name in type(options).model_fields:
         if name in refusals:
             effects.append(OptionEffect(name, "refused", refusals[name]))
-        elif name in changed:
-            shown = "set, not shown" if isinstance(changed[name], SecretStr) or "url" in name else f"{changed[name]}"
-            effects.append(OptionEffect(name, "honoured", shown))
+        elif name in set_options:
+            value = (
+                "set, not shown"
+                if isinstance(set_options[name], SecretStr) or "url" in name
+                else f"{set_options[name]}"
+            )
+            effects.append(OptionEffect(name, "honoured", value))
         elif name in defaults:
             effects.append(OptionEffect(name, "default", f"{defaults[name]}"))
     return tuple(effects)

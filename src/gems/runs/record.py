@@ -213,7 +213,8 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         records[role] = ModelRecord(without_login(name), model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
-    check_options(context, here=load)
+    if load:
+        check_options(context)
     records["generator"] = ModelRecord(without_login(context.generator), generator.fingerprint)
     loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None

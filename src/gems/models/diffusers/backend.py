@@ -94,14 +94,14 @@ class DiffusersGenerator:
         require_honoured(self.name, self.option_effects())
         return settings
 
-    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+    def option_effects(self, *, on_this_machine: bool = True) -> tuple[OptionEffect, ...]:
         """See ``ExplainsOptions.option_effects``."""
         arguments = call_settings(self.name, self._source, self._options)
         defaults = {
             option: arguments.get(argument, default_of(self._source.pipeline_class, argument))
             for option, argument in ARGUMENTS.items()
         }
-        reasons = refusals(self._source, self._options, arguments, here=here)
+        reasons = refusals(self._source, self._options, arguments, on_this_machine=on_this_machine)
         return effects_of(self._options, reasons, {name: v for name, v in defaults.items() if v is not None})
 
     def load(self) -> None:

@@ -37,9 +37,9 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
     kind = source.pipeline_class
     if source.only_edits and accepts(kind, "strength"):
         raise InputError(f"{name}: {kind.__name__} only refines images; use a text-to-image pipeline")
-    changed = changed_options(options)
+    set_options = changed_options(options)
     settings = call_defaults(kind.__name__, source.path)
-    settings |= {argument: changed[option] for option, argument in ARGUMENTS.items() if option in changed}
+    settings |= {argument: set_options[option] for option, argument in ARGUMENTS.items() if option in set_options}
     if accepts(kind, "max_area") and "width" in settings and "height" in settings:
         settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales images to this area
     return settings

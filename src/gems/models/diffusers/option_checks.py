@@ -40,7 +40,7 @@ _Reasons: TypeAlias = Iterator[tuple[str, str]]
 
 
 def refusals(
-    source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any], *, here: bool = True
+    source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any], *, on_this_machine: bool = True
 ) -> dict[str, str]:
     """Why options are refused, by name.
 
@@ -48,90 +48,90 @@ def refusals(
         source: The pipeline. Its index and configuration files are read, no weights.
         options: The generator's options.
         settings: The arguments of the pipeline's call: the model's defaults, and the options that were set.
-        here: Also judge the device, offloading and quantization on this machine.
+        on_this_machine: Also judge the device, offloading and quantization on this machine.
 
     Raises:
         BackendError: The pipeline does not exist, or this version of diffusers does not have it.
     """
-    changed = changed_options(options)
-    reasons = dict(_without_argument(source, changed))
-    by_model = _fixed_in_own(changed) if source.is_own else _by_model(source, options, settings, changed)
-    by_machine = _by_machine(options) if here else ()
-    for option, reason in chain(by_model, _by_parts(source, settings, changed), by_machine):
+    set_options = changed_options(options)
+    reasons = dict(_without_argument(source, set_options))
+    by_model = _fixed_in_own(set_options) if source.is_own else _by_model(source, options, settings, set_options)
+    by_machine = _by_machine(options) if on_this_machine else ()
+    for option, reason in chain(by_model, _by_parts(source, settings, set_options), by_machine):
         reasons.setdefault(option, reason)
     return reasons
 
 
-def _without_argument(source: PipelineSource, changed: Mapping[str, Any]) -> _Reasons:
+def _without_argument(source: PipelineSource, set_options: Mapping[str, Any]) -> _Reasons:
     """Options that pipelines in general, or this one, have no argument for."""
     kind, editor = source.pipeline_class, source.editing_class
-    for option in changed:
+    for option in set_options:
         if option not in _KNOWN_OPTIONS:
             yield option, f"it runs in this process and has no use for the option {option}"
         elif option in ARGUMENTS and not accepts(kind, ARGUMENTS[option]):
             yield option, f"{kind.__name__} takes no {option}; leave it out"
-    if "strength" in changed and not (editor and accepts(editor, "strength")):
+    if "strength" in set_options and not (editor and accepts(editor, "strength")):
         yield "strength", f"{kind.__name__} does not edit images by strength; leave it out"
 
 
 def _by_model(
-    source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any], changed: Mapping[str, Any]
+    source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any], set_options: Mapping[str, Any]
 ) -> _Reasons:
-    yield from _sizes(source, changed)
+    yield from _sizes(source, set_options)
     yield from _strength(source, options, settings)
-    yield from _guidance(source, settings, changed)
+    yield from _guidance(source, settings, set_options)
 
 
-def _fixed_in_own(changed: Mapping[str, Any]) -> _Reasons:
+def _fixed_in_own(set_options: Mapping[str, Any]) -> _Reasons:
     """What is fixed in our own pipelines, whose images are the same on every machine."""
-    if changed.get("dtype", "float32") != "float32":
+    if set_options.get("dtype", "float32") != "float32":
         yield "dtype", "it always draws in float32, so that its images are the same everywhere; leave dtype out"
-    if changed.get("batch_size", 1) != 1:
+    if set_options.get("batch_size", 1) != 1:
         yield "batch_size", "it always draws one image at a time; leave batch_size out"
-    if "quantization" in changed:
+    if "quantization" in set_options:
         yield "quantization", "its weights are small and stay in float32; leave quantization out"
-    if "trust_remote_code" in changed:
+    if "trust_remote_code" in set_options:
         yield "trust_remote_code", "it comes with this package and has no remote code; leave trust_remote_code out"
 
 
 # --- guidance --------------------------------------------------------------------------------------------------------
 
 
-def _guidance(source: PipelineSource, settings: Mapping[str, Any], changed: Mapping[str, Any]) -> _Reasons:
+def _guidance(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
     if accepts(source.pipeline_class, "true_cfg_scale"):
-        yield from _true_guidance(source, settings, changed)
+        yield from _true_guidance(source, settings, set_options)
     else:
-        yield from _classic_guidance(source, settings, changed)
+        yield from _classic_guidance(source, settings, set_options)
 
 
-def _true_guidance(source: PipelineSource, settings: Mapping[str, Any], changed: Mapping[str, Any]) -> _Reasons:
+def _true_guidance(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
     """Pipelines of distilled models: a guidance scale as an input, and classifier-free guidance under another name."""
     name = source.pipeline_class.__name__
     true_scale = _value(source, settings, "true_cfg_scale") or 0
     is_on = true_scale > 1 and settings.get("negative_prompt") is not None
-    if "negative_prompt" in changed and not is_on:
+    if "negative_prompt" in set_options and not is_on:
         yield "negative_prompt", f"{name} uses a negative_prompt only with a true_cfg_scale above 1; set both"
-    if "true_cfg_scale" in changed and true_scale > 1 and not is_on:
+    if "true_cfg_scale" in set_options and true_scale > 1 and not is_on:
         yield "true_cfg_scale", f"{name} uses a true_cfg_scale only with a negative_prompt, which may be a space"
-    if "true_cfg_scale" in changed and 0 < true_scale < 1:
+    if "true_cfg_scale" in set_options and 0 < true_scale < 1:
         yield "true_cfg_scale", f"true_cfg_scale {true_scale:g}: {name} guides only above 1; 1 turns guidance off"
     has_input = source.component_config(source.denoiser).get("guidance_embeds") is not False
-    if "guidance_scale" in changed and not has_input and (changed["guidance_scale"] > 0 or is_on):
+    if "guidance_scale" in set_options and not has_input and (set_options["guidance_scale"] > 0 or is_on):
         yield "guidance_scale", f"these weights have no input for the guidance_scale; {name} takes true_cfg_scale"
 
 
-def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], changed: Mapping[str, Any]) -> _Reasons:
+def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
     name, scale = source.pipeline_class.__name__, _value(source, settings, "guidance_scale")
     if scale is None or _guides(source, scale):
         return
     is_input = source.component_config(source.denoiser).get("time_cond_proj_dim") is not None
-    if "negative_prompt" in changed:
+    if "negative_prompt" in set_options:
         reason = (
             f"{name} uses a negative_prompt only with guidance, and guidance_scale {scale:g} turns it off; set a "
             "larger guidance_scale, or leave the negative_prompt out"
         )
         yield "negative_prompt", reason
-    if "guidance_scale" in changed and not is_input and scale not in (0, 1):
+    if "guidance_scale" in set_options and not is_input and scale not in (0, 1):
         yield "guidance_scale", f"guidance_scale {scale:g} has no effect: {name} guides {_when_it_guides(source)}"
 
 
@@ -206,10 +206,10 @@ def _side_of_patches(denoiser: Mapping[str, Any]) -> int:
     return max(sides) if isinstance(sides, (list, tuple)) and sides else 1
 
 
-def _sizes(source: PipelineSource, changed: Mapping[str, Any]) -> _Reasons:
+def _sizes(source: PipelineSource, set_options: Mapping[str, Any]) -> _Reasons:
     name = source.pipeline_class.__name__
-    for side in changed.keys() & {"width", "height"}:
-        value, multiple = changed[side], size_multiple(source)
+    for side in set_options.keys() & {"width", "height"}:
+        value, multiple = set_options[side], size_multiple(source)
         if value % multiple:
             low = value // multiple * multiple
             choices = " or ".join(str(size) for size in (low, low + multiple) if size)
@@ -219,24 +219,24 @@ def _sizes(source: PipelineSource, changed: Mapping[str, Any]) -> _Reasons:
 def _strength(source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any]) -> _Reasons:
     strength, steps = options.strength, _value(source, settings, "num_inference_steps")
     if strength is not None and steps and strength * steps < 1:
-        needed = math.ceil(1 / strength)
-        yield "strength", f"strength {strength:g} of {steps} steps leaves none to draw; give steps={needed} or more"
+        min_steps = math.ceil(1 / strength)
+        yield "strength", f"strength {strength:g} of {steps} steps leaves none to draw; give steps={min_steps} or more"
 
 
 # --- parts and machine -----------------------------------------------------------------------------------------------
 
 
-def _by_parts(source: PipelineSource, settings: Mapping[str, Any], changed: Mapping[str, Any]) -> _Reasons:
+def _by_parts(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
     """Options that need a part which the pipeline does not have."""
     name, vae = source.pipeline_class.__name__, source.component_class("vae")
     for option, method in (("vae_tiling", "enable_tiling"), ("vae_slicing", "enable_slicing")):
-        if option in changed and not hasattr(vae, method):
+        if option in set_options and not hasattr(vae, method):
             yield option, f"{option}: {name} has no VAE that supports it; leave it out"
     if source.denoiser is None:
-        for option in {"compile", "quantization"} & changed.keys():
+        for option in {"compile", "quantization"} & set_options.keys():
             yield option, f"{option}: {name} has no transformer or U-Net; leave it out"
-    if "previews" in changed:
-        yield from _previews(source, settings, changed["previews"])
+    if "previews" in set_options:
+        yield from _previews(source, settings, set_options["previews"])
 
 
 def _previews(source: PipelineSource, settings: Mapping[str, Any], interval: int) -> _Reasons:

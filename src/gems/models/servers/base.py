@@ -118,7 +118,7 @@ class RemoteGenerator(ABC):
         """See ``generators.is_reproducible``."""
         return True
 
-    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+    def option_effects(self, *, on_this_machine: bool = True) -> tuple[OptionEffect, ...]:
         """See ``ExplainsOptions.option_effects``; the constructor has refused what the server would ignore."""
         return effects_of(self.options, {})
 
