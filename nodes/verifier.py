@@ -79,7 +79,7 @@ class AnsweredQuestion(Item):
         """See ``Item.stand_in``: an unreadable answer is unsure, so that it contradicts a second answer."""
         fields = {str(key).casefold(): value for key, value in raw.items()} if isinstance(raw, Mapping) else {}
         name = fields.get("id")
-        if not isinstance(name, (str, int)):
+        if not isinstance(name, (str, int)) or fields.get("answer") is None:
             return None
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
