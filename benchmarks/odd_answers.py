@@ -85,8 +85,8 @@ def fill(random_: random.Random, form: str, text: str) -> Any:
             names = re.findall(r"^([rs]\d+): ", text, re.MULTILINE)
             return _list_form(random_, "verdicts", _items(random_, [_verdict(random_, name) for name in names]))
         case "Requirements":
-            asked = [_requirement(random_, q) for q in random_.sample(QUESTIONS, random_.randint(2, 4))]
-            return _list_form(random_, "requirements", _items(random_, asked))
+            requirements = [_requirement(random_, q) for q in random_.sample(QUESTIONS, random_.randint(2, 4))]
+            return _list_form(random_, "requirements", _items(random_, requirements))
         case "Refinement":
             fields = {"experience": random_.choice(["a lesson", None, ["a", "b"], 3]), "prompt": words}
             if random_.random() < 0.8:
@@ -164,8 +164,8 @@ def _call(random_: random.Random, form: str, filled: Any) -> dict[str, Any]:
 def _content(random_: random.Random, filled: Any) -> Any:
     text = json.dumps(filled, indent=random_.choice([None, 1]))
     texts = [text, f"Sure [1]!\n```json\n{text}\n```\nAnything else?", f"<think>Hm {{1}}.</think>{text}", f"\n{text}\n"]
-    chosen = random_.choice(texts)
-    return random_.choice([chosen, chosen, [{"type": "text", "text": chosen}, {"type": "x"}], filled])
+    answer = random_.choice(texts)
+    return random_.choice([answer, answer, [{"type": "text", "text": answer}, {"type": "x"}], filled])
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -193,11 +193,11 @@ def openai_answer(random_: random.Random, data: bytes) -> Any:
     """An answer to ``POST /images/generations`` with this file in it."""
     encoded = base64.b64encode(data).decode()
     lines = "\n".join(encoded[at : at + 60] for at in range(0, len(encoded), 60))
-    written = random_.choice([encoded, lines, f"data:image/png;base64,{encoded}", encoded.rstrip("="), f" {encoded}\n"])
+    text = random_.choice([encoded, lines, f"data:image/png;base64,{encoded}", encoded.rstrip("="), f" {encoded}\n"])
     item = random_.choice(
         [
-            {"b64_json": written, "url": None},
-            {"b64_json": written},
+            {"b64_json": text, "url": None},
+            {"b64_json": text},
             {"b64_json": None, "url": f"data:image/png;base64,{encoded}"},
         ]
     )

@@ -285,10 +285,10 @@ def inspect_image(
     return [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
 
 
-def _by_question(requirements: Sequence[Requirement], named: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+def _by_question(requirements: Sequence[Requirement], pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     """What has the id of a question, in whatever spelling, by the question's own id."""
     groups: dict[str, list[T]] = {}
-    for name, value in named:
+    for name, value in pairs:
         if question := question_of(name, requirements):
             groups.setdefault(question.id, []).append(value)
     return groups
