@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from gems.bulk.results import ResultsFile
 from gems.evals.prompts import fresh_prompts
-from gems.memory.image_store import read_image
+from gems.memory.image_store import read_from, stores_beside
 
 CHEAPEST_RUN: Final = ("--max-rounds", "1", "--no-plan", "--no-skills", "--quiet")
 
@@ -145,9 +145,10 @@ def _count(out: Path, prompts: int) -> dict[str, Any]:
     with (out / "results.jsonl").open() as file:
         times = Counter(json.loads(line)["index"] for line in file)
     in_index = sorted(row["index"] for row in rows)
+    stores = stores_beside(out)
     for row in rows:
         if row["image"]:
-            read_image(row["image"], row["sha256"])  # raises if the image is missing or damaged
+            read_from(stores, row["sha256"], row["image"])  # raises if the image is missing or damaged
     record = ResultsFile(out / "results.jsonl")
     return {
         "rows": len(rows),

@@ -1,13 +1,12 @@
-"""The three objects that ``langgraph.json`` loads: the graph, the memory store, and a route for images.
+"""The three objects that ``langgraph.json`` loads: the graph, the memory store, and an app with a guard and images.
 
 The graph has no checkpointer, since the Agent Server brings its own. It puts small pictures into ``messages`` for
-Studio.
+Studio. Clients set what ``gems.graph.client_rules`` lets them; the operator sets the rest, by environment variables.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,33 +14,41 @@ from langgraph.store.base import BaseStore
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gems.errors import BackendError
-from gems.graph.builder import build_graph
+from gems.graph.builder import compile_graph
+from gems.graph.client_rules import rules_from_environment
+from gems.graph.server_guard import ServerGuard
 from gems.memory import opening
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import open_images
 from gems.memory.store import FaissStore
+from gems.nodes.resources import Resources
 
 __all__ = ["app", "graph", "open_store"]
 
-graph = build_graph(thumbnails=128)
+_RULES = rules_from_environment()
+_SETTINGS = _RULES.settings
+
+graph = compile_graph(Resources(settings=_SETTINGS, thumbnails=128), context_schema=_RULES.schema)
 
 
 @asynccontextmanager
 async def open_store() -> AsyncIterator[BaseStore]:
     """The user's own memory, the same that the ``gems`` command uses, while the server runs.
 
-    It is the place that ``GEMS_MEMORY`` names, or ``$GEMS_HOME/memory``, with the default embedder. It is opened and
+    It is the place that the operator's settings or ``GEMS_MEMORY`` name, or ``$GEMS_HOME/memory``. It is opened and
     closed in a thread, because ``langgraph dev`` refuses calls that block its event loop.
 
     Raises:
         InputError: The folder cannot be used, or was written with another embedder.
     """
-    store = await asyncio.to_thread(lambda: opening.open_store(os.environ.get("GEMS_MEMORY"), init_embedder()))
+    location = opening.memory_location(_SETTINGS)
+    store = await asyncio.to_thread(lambda: opening.open_store(location, init_embedder(_SETTINGS.embedder)))
     try:
         yield store
     finally:
@@ -56,7 +63,7 @@ async def _artifact(request: Request) -> Response:
 
 
 def _read(sha256: str) -> bytes:
-    images = open_images()
+    images = open_images(_SETTINGS.images_url)
     ref = images.find(sha256)
     if ref is None:
         raise HTTPException(404, "there is no such image")
@@ -66,4 +73,7 @@ def _read(sha256: str) -> bytes:
         raise HTTPException(404, str(error)) from error
 
 
-app = Starlette(routes=[Route("/artifacts/{sha256:str}.png", _artifact, include_in_schema=False)])
+app = Starlette(
+    routes=[Route("/artifacts/{sha256:str}.png", _artifact, include_in_schema=False)],
+    middleware=[Middleware(ServerGuard, rules=_RULES)],
+)

@@ -5,7 +5,9 @@ Failure edges are the error handlers (``without_...``) beside their nodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from os import PathLike
 from typing import Any, Final, TypeAlias
 
 from langchain_core.embeddings import Embeddings
@@ -16,6 +18,8 @@ from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
 from gems.graph.context import GemsContext
+from gems.graph.context_schemas import RunContext
+from gems.graph.parts import check_checkpointer, resources_of
 from gems.graph.routing import (
     after_generator,
     after_intake,
@@ -24,7 +28,7 @@ from gems.graph.routing import (
     after_review,
     after_verifier,
 )
-from gems.graph.state import GemsInput, GemsOutput, GemsState
+from gems.graph.state import GemsInput, GemsOutput, GemsState, check_schema
 from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
@@ -40,7 +44,7 @@ from gems.nodes.review import make_review
 from gems.nodes.store_memory import make_store_memory, unremembered
 from gems.nodes.verifier import make_verifier, without_verdicts
 
-__all__ = ["GemsGraph", "build_graph"]
+__all__ = ["GemsGraph", "build_graph", "compile_graph"]
 
 PURPOSES: Final = {
     "intake": "Checks the prompt and starts a run.",
@@ -65,29 +69,39 @@ _Graph: TypeAlias = StateGraph[GemsState, GemsContext, GemsInput, GemsOutput]
 def build_graph(
     *,
     checkpointer: Checkpointer = None,
-    store: BaseStore | None = None,
-    mllm: BaseChatModel | None = None,
-    generator: ImageGenerator | None = None,
-    embedder: Embeddings | None = None,
-    images: ImageStore | None = None,
-    inspectors: Sequence[Inspector] = (),
+    store: BaseStore | str | PathLike[str] | None = None,
+    mllm: BaseChatModel | str | None = None,
+    planner: BaseChatModel | str | None = None,
+    decomposer: BaseChatModel | str | None = None,
+    verifier: BaseChatModel | str | None = None,
+    refiner: BaseChatModel | str | None = None,
+    generator: ImageGenerator | str | None = None,
+    embedder: Embeddings | str | None = None,
+    images: ImageStore | str | PathLike[str] | None = None,
+    inspectors: Sequence[Inspector | str] | str = (),
     settings: Mapping[str, Any] | GemsContext | None = None,
     thumbnails: int = 0,
     retry: RetryPolicy = RETRY,
 ) -> GemsGraph:
     """Build the agent graph.
 
-    Everything is optional. A part that is not given is made by its name in the run's ``GemsContext``.
+    Everything is optional. A part that is not given is made by its name in the run's ``GemsContext``. A name in place
+    of an object is fixed for this graph, like a setting.
 
     Args:
         checkpointer: Persists every step, so that a killed run can be resumed. Leave it None inside a parent graph,
             whose checkpointer is then inherited.
-        store: The memory, any LangGraph store. Inside a parent graph, the parent's store is used instead.
-        mllm: A vision chat model for planner, decomposer, verifier and refiner.
-        generator: An image generator.
-        embedder: Embeds prompts for the memory that is opened when no store is given.
-        images: The store of images.
-        inspectors: Your own tools that help the verifier, such as a detector that counts.
+        store: The memory: any LangGraph store, a folder, or a database's address. Inside a parent graph, the parent's
+            store is used instead.
+        mllm: A vision chat model for planner, decomposer, verifier and refiner, or its name, such as ``openai:gpt-5``.
+        planner: Another chat model for the planner, or its name.
+        decomposer: Another chat model for the decomposer, or its name.
+        verifier: Another vision chat model for the verifier, or its name.
+        refiner: Another chat model for the refiner, or its name.
+        generator: An image generator, or its name.
+        embedder: Embeds prompts for the memory that is opened when no store is given; or its name.
+        images: The store of images, or its folder or address.
+        inspectors: Your own tools that help the verifier, such as a detector that counts, and names of others.
         settings: Fields of ``GemsContext`` that are fixed for this graph, whatever the run's context says. Two graphs
             in one parent can thus differ. A model here can be your own code, ``python:MODULE:FACTORY``.
         thumbnails: Size in pixels of the small pictures of attempts in ``messages``; 0 for none.
@@ -97,34 +111,56 @@ def build_graph(
         A compiled graph that takes ``GemsInput``, returns ``GemsOutput`` and has ``GemsContext`` as its context.
 
     Raises:
-        InputError: A setting is unknown or out of bounds.
+        InputError: A setting is unknown or out of bounds, or an argument is of the wrong type.
     """
-    if settings is not None and not isinstance(settings, GemsContext):
-        settings = GemsContext.exactly(settings)
-    resources = Resources(
-        mllm=mllm,
-        image_generator=generator,
-        embedder=embedder,
-        store=store,
-        image_store=images,
-        own_inspectors=tuple(inspectors),
-        settings=settings.as_operator() if settings is not None else None,
-        thumbnails=thumbnails,
-    )
-    graph = StateGraph(GemsState, context_schema=GemsContext, input_schema=GemsInput, output_schema=GemsOutput)
+    parts = {
+        "store": store,
+        "mllm": mllm,
+        "planner": planner,
+        "decomposer": decomposer,
+        "verifier": verifier,
+        "refiner": refiner,
+        "generator": generator,
+        "embedder": embedder,
+        "images": images,
+    }
+    resources = resources_of(parts, inspectors, settings, thumbnails)
+    return compile_graph(resources, context_schema=RunContext, checkpointer=checkpointer, retry=retry)
+
+
+def compile_graph(
+    resources: Resources,
+    *,
+    context_schema: type[Any],
+    checkpointer: Checkpointer = None,
+    retry: RetryPolicy = RETRY,
+) -> GemsGraph:
+    """The graph with these resources.
+
+    Args:
+        resources: Models, stores and fixed settings.
+        context_schema: The class of the context that a caller gives to a run; see ``gems.graph.context_schemas``.
+        checkpointer: As in ``build_graph``.
+        retry: As in ``build_graph``.
+
+    Raises:
+        InputError: The checkpointer is none.
+    """
+    check_checkpointer(checkpointer)
+    graph = StateGraph(GemsState, context_schema=context_schema, input_schema=GemsInput, output_schema=GemsOutput)
     _add_nodes(graph, resources, retry)
     _add_edges(graph)
-    return graph.compile(checkpointer=checkpointer, store=store, name="gems")
+    return graph.compile(checkpointer=checkpointer, store=resources.store, name="gems")
 
 
 def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     # LangGraph's type hints do not know the error that a handler is given, hence Any.
     def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
         metadata = {"description": PURPOSES[name]}
-        graph.add_node(name, node, defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
+        graph.add_node(name, _reading(node), defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
 
     def add(name: str, node: Node) -> None:
-        graph.add_node(name, node, metadata={"description": PURPOSES[name]})
+        graph.add_node(name, _reading(node), metadata={"description": PURPOSES[name]})
 
     add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
@@ -139,6 +175,17 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add("review", make_review(resources))
     add_with_handler("refiner", make_refiner(resources), without_refinement)
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
+
+
+def _reading(node: Callable[..., GemsState]) -> Any:
+    """The node, after a check that this version can read the state: it may come from another version's checkpoint."""
+
+    @wraps(node)  # LangGraph reads the signature, to know what to pass
+    def read(state: GemsState, **injected: Any) -> GemsState:
+        check_schema(state)
+        return node(state, **injected)
+
+    return read
 
 
 def _add_edges(graph: _Graph) -> None:

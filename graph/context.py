@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
 
@@ -15,7 +15,6 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_serializer,
-    model_validator,
 )
 
 from gems.authority import (
@@ -23,7 +22,6 @@ from gems.authority import (
     NO_AUTHORITY,
     Authority,
     OperatorOnly,
-    OperatorValue,
     names_more_than_a_model,
     operator_values,
     without_login,
@@ -34,7 +32,16 @@ from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
 from gems.seeds import MAX_SEED
 
-__all__ = ["ROLES", "GemsContext", "OpenToRequests", "Role"]
+__all__ = [
+    "ROLES",
+    "GemsContext",
+    "OpenToRequests",
+    "Role",
+    "fault_of",
+    "open_settings",
+    "refuse_unknown",
+    "similar_setting",
+]
 
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
@@ -242,62 +249,14 @@ class GemsContext(BaseModel):
         """
         self.authority.check(value for value in operator_values(self) if value.path.partition(".")[0] not in unused)
 
-    def check_complete(self, paths: Iterable[str], run: str) -> None:
-        """Check that all settings that a record left out were given again.
-
-        Args:
-            paths: The settings that the record left out, see ``operator_settings``.
-            run: Names the run in the error.
-
-        Raises:
-            InputError: One was not given.
-        """
-        present = set(self.operator_settings)
-        for path in paths:
-            if path not in present:
-                option = _option_of(path)
-                raise InputError(f"{run} was made with {option}, which no record keeps: give it again")
-
-    def adopt(self, operator: GemsContext) -> GemsContext:
-        """These settings, which were read from data, with all that only the operator gives taken from ``operator``.
-
-        Model names stay, except that one whose address has a login in it takes the place of the same without.
-        """
-        names = {
-            name: getattr(operator, name)
-            for name in ("mllm", "generator", "embedder", *ROLES)
-            if without_login(getattr(operator, name) or "") == getattr(self, name)
-        }
-        options = {
-            name: getattr(self, name).model_copy(update=_operators_own(getattr(operator, name)))
-            for name in ("chat_options", "generator_options")
-        }
-        update = {**names, **options, **_operators_own(operator)}
-        return self.model_copy(update=update).with_authority(operator.authority)
-
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:
         return without_login(name) if name else name
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_misspelt_settings(cls, values: Any) -> Any:
-        """A parent's own fields are ignored; one that looks like one of ours is taken for a misspelling."""
-        for name in values if isinstance(values, dict) else ():
-            similar = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.85)
-            if name not in cls.model_fields and similar:
-                raise ValueError(f"unknown setting {name!r}: did you mean {similar[0]!r}?")
-        return values
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names of the image generator and of all chat models."""
         return (self.generator, self.mllm, *(self.chat_model(role) for role in ROLES))
-
-    @property
-    def operator_settings(self) -> tuple[str, ...]:
-        """The paths of the settings that a record leaves out, but that a run cannot be repeated without."""
-        return tuple(value.path for value in operator_values(self) if is_left_out(value))
 
     def chat_model(self, role: Role) -> str:
         """The name of a role's chat model."""
@@ -311,64 +270,91 @@ class GemsContext(BaseModel):
         Raises:
             InputError: A name is unknown, or a value is of the wrong type or out of bounds.
         """
+        if not isinstance(settings, Mapping):
+            raise InputError(f"settings is {type(settings).__name__}; give names and values, or a GemsContext")
+        for name in settings:
+            refuse_unknown(name, cls.model_fields)
         try:
-            context = cls.model_validate(dict(settings))
+            return cls.model_validate(dict(settings))
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise InputError(f"the setting {field}: {first['msg']}" if field else first["msg"]) from None
-        if unknown := sorted(set(settings) - set(cls.model_fields)):
-            raise InputError(f"unknown setting {unknown[0]!r}; choose from: {', '.join(cls.model_fields)}")
-        return context
+            raise InputError(f"the setting {fault_of(error)}") from None
 
     @classmethod
     def resolve(cls, context: object) -> GemsContext:
         """The settings in the context of a parent graph or a server.
 
         ``None`` gives the defaults. A mapping or an object of another class gives the fields that it shares with this
-        class, so a parent's own context object can carry our settings. A parent whose names collide puts ours under
-        ``gems``; then nothing else is read.
+        class, so a parent's own context object can carry our settings; all its other fields are its own, whatever
+        their names resemble. A parent whose names collide puts ours under ``gems``; then nothing else is read, and a
+        mapping there holds nothing but settings.
 
         Raises:
-            InputError: A value is of the wrong type or out of bounds.
+            InputError: A value is of the wrong type or out of bounds, or a name under ``gems`` is unknown.
         """
         if isinstance(context, cls):
             return context
         if context is None:
             return cls()
-        values: Mapping[str, Any] = context if isinstance(context, Mapping) else vars(context)
+        values = _fields_in(context)
         if "gems" in values:
-            return cls.resolve(values["gems"])
-        url = values.get("memory_url")
-        if isinstance(url, str) and without_password(url) != url:
-            # LangGraph and its server write the context into checkpoints and traces.
-            raise InputError("memory_url holds a password; leave it out, and set PGPASSWORD or GEMS_MEMORY instead")
+            own = values["gems"]
+            if isinstance(own, Mapping):
+                _refuse_password(own)
+                return cls.exactly(own)
+            if own is not None and not _fields_in(own):
+                raise InputError(f"the context's gems is {type(own).__name__}; give settings by name, or a GemsContext")
+            return cls.resolve(own)
+        _refuse_password(values)
         try:
             return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            value = "" if field == "memory_url" else f" is {first['input']!r}"
-            raise InputError(f"the context's {field}{value}: {first['msg']}") from None
+            raise InputError(f"the context's {fault_of(error)}") from None
 
 
-def is_left_out(value: OperatorValue) -> bool:
-    """Whether a record leaves out a value that a repetition needs. A key can come from the environment instead."""
-    return value.kind != MODEL and not value.path.endswith(".api_key")
+def open_settings() -> list[str]:
+    """The names of the settings that requests may give."""
+    return [
+        name
+        for name, field in GemsContext.model_fields.items()
+        if any(isinstance(mark, OpenToRequests) for mark in field.metadata)
+    ]
 
 
-def _option_of(path: str) -> str:
-    """How the command line gives a setting that only the operator gives."""
-    group, _, name = path.rpartition(".")
-    model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
-    info = model.model_fields.get(name)
-    marks = [mark.option for mark in info.metadata if isinstance(mark, OperatorOnly)] if info else []
-    return marks[0] if marks else path
+def similar_setting(name: object, names: Collection[str]) -> str | None:
+    """The setting that an unknown name resembles, as a misspelling does."""
+    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=0.85)), None)
 
 
-def _operators_own(settings: BaseModel) -> dict[str, Any]:
-    """The values in these settings that a record leaves out, and that only the operator gives."""
-    fields = type(settings).model_fields.items()
-    marked = {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
-    values = {name: getattr(settings, name) for name, mark in marked.items() if mark.kind != MODEL}
-    return {name: value for name, value in values.items() if marked[name].applies(value)}
+def refuse_unknown(name: object, names: Collection[str]) -> None:
+    """Refuse a name that is none of these settings.
+
+    Raises:
+        InputError: It is not among them; a similar one is suggested.
+    """
+    if name not in names:
+        similar = similar_setting(name, names)
+        advice = f"did you mean {similar!r}?" if similar else f"choose from: {', '.join(names)}"
+        raise InputError(f"unknown setting {name!r}: {advice}")
+
+
+def fault_of(error: ValidationError) -> str:
+    """The first fault of settings on one line, with its value unless that could be a secret."""
+    first = error.errors(include_url=False)[0]
+    value = f" is {first['input']!r}" if first["loc"] and first["loc"][0] in open_settings() else ""
+    return f"{'.'.join(map(str, first['loc']))}{value}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _refuse_password(values: Mapping[str, Any]) -> None:
+    """Refuse a password in a context: LangGraph and its server write contexts into checkpoints and traces."""
+    url = values.get("memory_url")
+    if isinstance(url, str) and without_password(url) != url:
+        raise InputError("memory_url holds a password; leave it out, and set PGPASSWORD or GEMS_MEMORY instead")
+
+
+def _fields_in(context: object) -> Mapping[str, Any]:
+    """The fields of a parent's context: a mapping, or an object of any class; nothing if it has no fields."""
+    if isinstance(context, Mapping):
+        return context
+    slots = [name for kind in type(context).__mro__ for name in getattr(kind, "__slots__", ())]
+    names = [*getattr(context, "__dict__", ()), *slots, *getattr(context, "_fields", ())]
+    return {name: getattr(context, name) for name in names if hasattr(context, name)}

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
-from gems.graph.state import Answer, Kind, Outcome, Strategy
+from gems.graph.state import About, Answer, Box, Kind, Outcome, Strategy
 
 __all__ = [
     "AttemptEvent",
@@ -38,6 +38,10 @@ class RequirementFields(TypedDict):
     question: str
     kind: Kind
     skill: str
+    words: str
+    weight: float
+    must: bool
+    about: About
 
 
 class StartEvent(TypedDict):
@@ -130,6 +134,7 @@ class VerdictEvent(TypedDict):
     answer: Answer
     confidence: float
     reason: str
+    boxes: tuple[Box, ...]
 
 
 class AttemptEvent(TypedDict):

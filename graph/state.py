@@ -1,25 +1,30 @@
 """The vocabulary of a run: what the nodes read and write, and nothing else.
 
 Everything here is small and can be serialised under LangGraph's strict msgpack. The state holds references to images,
-never pixels. The types import nothing of the project, so that every other module can import them.
+never pixels. Only ``gems.errors`` is imported of the project, so that every other module can import these types.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NotRequired, Self, TypeAlias, get_args
 
 from langchain_core.messages import BaseMessage
 from langgraph.graph.message import add_messages
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, get_type_hints
+
+from gems.errors import InputError
 
 __all__ = [
+    "SCHEMA",
+    "About",
     "Answer",
     "AskedFor",
     "Attempt",
+    "Box",
     "Budget",
     "Failure",
     "GemsInput",
@@ -33,17 +38,31 @@ __all__ = [
     "Requirement",
     "Review",
     "Strategy",
+    "Turn",
     "Usage",
     "Verdict",
     "all_asked",
     "best_attempt",
+    "check_schema",
+    "checkpoint_types",
     "score_verdicts",
 ]
+
+SCHEMA: Final = 1
+"""The version of the state's layout, in each checkpoint. Checkpoints without a number are older, and can be read."""
 
 Kind = Literal["object", "count", "attribute", "position", "verb", "text", "style", "other"]
 """What a requirement is about: GenEval 2's five skills, then text, style and anything else."""
 
+About = Literal["ask", "keep", "reference"]
+"""Why a requirement holds. ``ask``: the prompt asks for it. ``keep``: it is so in the image to be changed, and stays.
+``reference``: the thing in a reference image appears as it is there."""
+
 Answer = Literal["yes", "no", "unsure"]
+
+_Relative: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+Box: TypeAlias = tuple[_Relative, _Relative, _Relative, _Relative]
+"""A place in an image: left, top, right and bottom edge, relative to the image's width and height, in [0, 1]."""
 
 Outcome = Literal["solved", "accepted", "rounds", "budget", "stalled", "cancelled", "failed"]
 """Why a run ended. ``solved``: every requirement passed. ``accepted``: a person accepted the image. ``rounds``,
@@ -68,6 +87,10 @@ class Requirement(_Frozen):
     question: str = Field(description="A yes/no question about the image; yes means that the requirement is met.")
     kind: Kind = Field(description="What the question is about.")
     skill: str = Field(default="", description="The skill that adds it; empty for what the user asked for.")
+    words: str = Field(default="", description="The words of the prompt that it stands for.")
+    weight: float = Field(default=1.0, gt=0, description="How much it counts, compared with the others.")
+    must: bool = Field(default=True, description="Whether an image without it is wrong.")
+    about: About = Field(default="ask", description="Whether it was asked for, is to be kept, or is of a reference.")
 
 
 class Verdict(_Frozen):
@@ -77,6 +100,7 @@ class Verdict(_Frozen):
     answer: Answer
     confidence: float = Field(ge=0, le=1, description="How sure the verifier is of its answer, in [0, 1].")
     reason: str = Field(default="", description="What was seen, in a few words.")
+    boxes: tuple[Box, ...] = Field(default=(), description="Where it was seen.")
 
     @property
     def probability(self) -> float:
@@ -104,6 +128,7 @@ class Attempt(_Frozen):
     seed: int
     image: ImageRef
     edited_from: str = Field(default="", description="SHA-256 of the image that this one is an edit of, if it is one.")
+    generator: str = Field(default="", description="Name of the generator that drew it; empty: the run's own.")
     verdicts: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the user's requirements.")
     checks: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the checks that skills add.")
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
@@ -185,6 +210,8 @@ class Usage(_Frozen):
 class Prices(_Frozen):
     """Prices of models, in any one currency, from the provider's price list."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     image: NonNegativeFloat = Field(default=0.0, title="Image", description="Price of one image.")
     prompt: NonNegativeFloat = Field(
         default=0.0, title="Prompt tokens", description="Price of a million tokens that chat models read."
@@ -201,6 +228,8 @@ class Prices(_Frozen):
 
 class Budget(_Frozen):
     """Upper limits on what a run may spend; None is no limit. Checked before every spend."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     chat_calls: int | None = Field(default=None, ge=1, title="Chat calls", description="Most chat model calls.")
     tokens: int | None = Field(default=None, ge=1, title="Tokens", description="Most prompt and completion tokens.")
@@ -295,11 +324,22 @@ class Review(_Frozen):
         return self
 
 
+class Turn(_Frozen):
+    """An earlier prompt of the same conversation, and what came of it."""
+
+    prompt: str = Field(max_length=4000, description="The user's words.")
+    requirements: tuple[Requirement, ...] = Field(default=(), max_length=100, description="What they asked for.")
+    image: ImageRef | None = Field(default=None, description="The image that answered them; None if there was none.")
+
+
 class GemsInput(TypedDict):
     """What a run is given."""
 
     prompt: str
     """The user's prompt, in their own words."""
+    turns: NotRequired[list[Turn]]
+    """Earlier prompts of the conversation, the oldest first: at most 20. They come back in the output as they are; a
+    thread keeps them until others are given."""
 
 
 class GemsOutput(TypedDict, total=False):
@@ -321,6 +361,8 @@ class GemsOutput(TypedDict, total=False):
     """What the run spent."""
     errors: list[str]
     """Failures that the run worked around, or that ended it, one line each."""
+    turns: list[Turn]
+    """The earlier prompts that the run was given."""
 
 
 class GemsState(GemsOutput, total=False):
@@ -329,6 +371,8 @@ class GemsState(GemsOutput, total=False):
     Only ``planning``, ``messages``, ``usage`` and ``errors`` have reducers: several nodes contribute to them.
     """
 
+    schema: int
+    """The ``SCHEMA`` of the version that began the run; missing in older checkpoints."""
     prompt: str
     """The user's prompt with its white space tidied."""
     run_id: str
@@ -362,3 +406,42 @@ class GemsState(GemsOutput, total=False):
 def all_asked(state: GemsState) -> list[Requirement]:
     """Everything that an image is checked against: the user's requirements, then the checks of skills."""
     return [*state["requirements"], *(state.get("checks") or [])]
+
+
+def check_schema(state: Mapping[str, Any]) -> None:
+    """Check that this version can go on with a state that was read from a checkpoint.
+
+    Raises:
+        InputError: A newer version wrote it. LangGraph would load it all the same, without what this version ignores.
+    """
+    schema = state.get("schema", 0)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise InputError(
+            f"a newer version of GEMS began this thread: its state has schema {schema!r}, and this version reads up to "
+            f"{SCHEMA}; go on with the version that began it, or start a new thread"
+        )
+
+
+def checkpoint_types() -> tuple[type[BaseModel], ...]:
+    """The types of GEMS in checkpoints, for a checkpointer that loads only types that it knows.
+
+    Give them to the serialiser of your own checkpointer, and it loads the state of GEMS without warnings, and under
+    ``LANGGRAPH_STRICT_MSGPACK=true``::
+
+        JsonPlusSerializer(allowed_msgpack_modules=[*checkpoint_types(), ...])
+
+    The list is made from the annotations of the state, so that it is complete.
+    """
+    # A resumed review may hold the answers that came before, as LangGraph's own pending writes.
+    models = {model for hint in get_type_hints(GemsState).values() for model in _models_in(hint)}
+    return tuple(sorted(models, key=lambda model: model.__name__))
+
+
+def _models_in(hint: object) -> Iterator[type[BaseModel]]:
+    """The models of this module in a type annotation, and in the annotations of their fields."""
+    if isinstance(hint, type) and issubclass(hint, _Frozen):
+        yield hint
+        for field in hint.model_fields.values():
+            yield from _models_in(field.annotation)
+    for argument in get_args(hint):
+        yield from _models_in(argument)

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, ToolException
+from langgraph.pregel.protocol import PregelProtocol
 from pydantic import BaseModel, Field
 
 from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.state import GemsInput, GemsOutput, best_attempt
 
-__all__ = ["as_tool"]
+__all__ = ["as_tool", "graph_for"]
 
 DESCRIPTION: Final = (
     "Draw an image. Say in one plain sentence or two what it shows: things, how many, how they look and where they "
@@ -51,11 +52,9 @@ def as_tool(
         or a model fails.
 
     Raises:
-        InputError: A setting is unknown or out of bounds, or both a graph and settings are given.
+        InputError: A setting is unknown or out of bounds, both a graph and settings are given, or the graph is none.
     """
-    if graph is not None and settings is not None:
-        raise InputError("as_tool takes a graph or settings, not both: give the settings to build_graph(settings=...)")
-    drawing = graph if graph is not None else build_graph(settings=settings)
+    drawing = graph_for(graph, settings, "as_tool")
 
     def draw(prompt: str, config: RunnableConfig) -> tuple[str, GemsOutput]:
         try:
@@ -80,6 +79,26 @@ def as_tool(
         response_format="content_and_artifact",
         handle_tool_error=True,
     )
+
+
+def graph_for(graph: GemsGraph | None, settings: Mapping[str, Any] | None, caller: str) -> GemsGraph:
+    """The graph that is given, or one with these settings.
+
+    Raises:
+        InputError: Both are given, or either cannot be used.
+    """
+    if graph is None:
+        return build_graph(settings=settings)
+    if settings is not None:
+        raise InputError(
+            f"{caller} takes a graph or settings, not both: give the settings to build_graph(settings=...)"
+        )
+    if not isinstance(graph, PregelProtocol):
+        raise InputError(
+            f"{caller} takes a graph from build_graph, not {type(graph).__name__}; a model's name is a setting: "
+            f"{caller}(settings={{'mllm': ...}})"
+        )
+    return graph
 
 
 def _message_of(result: Any) -> tuple[str, GemsOutput]:

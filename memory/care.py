@@ -4,50 +4,38 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final
 
-import numpy as np
-from langgraph.store.base import PutOp
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.experience import EXPERIENCES, Experience, remake
-from gems.memory.image_store import ImageStore
-from gems.memory.index import EXACT_UP_TO, newest, newest_index, remove
-from gems.memory.records import Records, Row, open_records
-from gems.memory.store import FaissStore
+from gems.memory.image_store import ImageStore, read_from
+from gems.memory.index import newest_index, remove
+from gems.memory.integrity import check_index, check_vectors
+from gems.memory.records import Records, Row, open_existing_records
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory, namespace, user_of
 from gems.secrets import one_line
 
 __all__ = [
     "ForgetResult",
-    "Line",
     "RememberedRun",
     "Selection",
     "Stats",
     "count_orphans",
-    "existing_memory",
-    "export_lines",
     "find",
     "forget",
-    "import_lines",
     "remembered_runs",
     "size_of",
     "stats",
     "verify",
 ]
-
-_MODELS: Final[dict[tuple[str, ...], type[BaseModel]]] = {TRAJECTORIES: Trajectory, EXPERIENCES: Experience}
-"""What the records of a layer must hold."""
-_PAGE: Final = 256
-"""Records imported in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,28 +101,6 @@ class Selection:
         )
 
 
-class Line(BaseModel):
-    """One record as a line of an exported file. It holds no vectors: the import embeds the texts again."""
-
-    namespace: list[Annotated[str, Field(min_length=1, pattern=r"^[^.]+$")]] = Field(min_length=1)
-    key: str = Field(min_length=1)
-    value: dict[str, Any]
-    fields: list[str] | None = None
-    ttl: float | None = None
-    updated_at: datetime
-
-
-def existing_memory(folder: Path) -> Path:
-    """The folder, if it holds a memory.
-
-    Raises:
-        InputError: It does not.
-    """
-    if not (folder / "records.sqlite").exists():
-        raise InputError(f"there is no memory in {folder} yet: run gems generate to create one")
-    return folder
-
-
 def size_of(folder: Path) -> int:
     """The size of all files in a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -146,7 +112,7 @@ def stats(folder: Path) -> Stats:
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(_open(folder)) as records:
+    with closing(open_existing_records(folder)) as records:
         index = newest_index(folder / "index", **records.identity())
         users: dict[str, Counter[str]] = {}
         for run in _runs(records):
@@ -171,7 +137,7 @@ def remembered_runs(folder: Path) -> Iterator[RememberedRun]:
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(_open(folder)) as records:
+    with closing(open_existing_records(folder)) as records:
         yield from _runs(records)
 
 
@@ -190,88 +156,6 @@ def find(folder: Path, run_id: str) -> RememberedRun:
     raise InputError(f"{len(matching)} remembered runs begin with {run_id}; give more of the id")
 
 
-# --- export and import ----------------------------------------------------------------------------------------------
-
-
-def export_lines(folder: Path) -> Iterator[str]:
-    """Every record in the folder, including other programs' records, as a line of JSON.
-
-    Raises:
-        InputError: The folder holds no memory. It is raised by the call, before the first line is read.
-    """
-    return _lines(_open(folder))
-
-
-def _lines(records: Records) -> Iterator[str]:
-    with closing(records):
-        for row, fields in records.everything():
-            line = {
-                "namespace": row.namespace.split("."),
-                "key": row.key,
-                "value": json.loads(row.value),
-                "updated_at": row.updated_at,
-            }
-            optional = ({"fields": fields} if fields else {}) | ({"ttl": row.ttl} if row.ttl is not None else {})
-            yield json.dumps(line | optional)
-
-
-def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None) -> int:
-    """Put exported records into a store, replacing records with the same keys.
-
-    Args:
-        store: The store to write to.
-        lines: Lines from ``export_lines``; blank ones are skipped.
-        on_done: Called with the number of records imported so far.
-
-    Returns:
-        The number of imported records.
-
-    Raises:
-        InputError: A line is not a record. The message gives its number; the lines before it have been imported.
-    """
-    page: list[Line] = []
-    count = 0
-
-    def put_page() -> None:
-        nonlocal count
-        store.batch(
-            [PutOp(tuple(line.namespace), line.key, line.value, line.fields or False, line.ttl) for line in page]
-        )
-        store.backdate([(tuple(line.namespace), line.key, line.updated_at) for line in page])
-        count += len(page)
-        page.clear()
-        if on_done:
-            on_done(count)
-
-    for number, text in enumerate(lines, start=1):
-        if not text.strip():
-            continue
-        try:
-            page.append(_parse_line(text))
-        except ValueError as error:  # not JSON, or not a record
-            put_page()
-            raise InputError(f"line {number}: {_reason(error)}") from None
-        if len(page) >= _PAGE:
-            put_page()
-    put_page()
-    return count
-
-
-def _parse_line(text: str) -> Line:
-    line = Line.model_validate(json.loads(text))
-    if model := _MODELS.get(tuple(line.namespace[:-1])):
-        model.model_validate(line.value)
-    return line
-
-
-def _reason(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return f"not JSON: {error}"
-    first = error.errors()[0]
-    field_path = ".".join(map(str, first["loc"]))
-    return f"{field_path}: {first['msg']}" if field_path else first["msg"]
-
-
 # --- forgetting -----------------------------------------------------------------------------------------------------
 
 
@@ -287,7 +171,7 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(_open(folder)) as records:
+    with closing(open_existing_records(folder)) as records:
         runs = list(_runs(records))
         forgotten_runs = [run for run in runs if selection.includes(run)]
         # Images first: if the deletion is interrupted, the runs still exist and can be forgotten again.
@@ -348,7 +232,7 @@ def count_orphans(folder: Path, selection: Selection) -> int:
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(_open(folder)) as records:
+    with closing(open_existing_records(folder)) as records:
         return len(_orphans(records, selection, list(_runs(records))))
 
 
@@ -362,7 +246,7 @@ def _orphans(records: Records, selection: Selection, runs: Sequence[RememberedRu
         if (
             experience
             and run_keys.isdisjoint((user, run) for run in experience.runs)
-            and selection.includes_record(user, experience.prompt, datetime.fromisoformat(row.updated_at))
+            and selection.includes_record(user, experience.prompt, row.written_at)
         ):
             orphans.append(row.id)
     return orphans
@@ -371,55 +255,35 @@ def _orphans(records: Records, selection: Selection, runs: Sequence[RememberedRu
 # --- integrity ------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: Path) -> Iterator[tuple[str, bool, str]]:
+def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator[tuple[str, bool, str]]:
     """Check a memory; yields the name of each check, whether it passed, and details.
+
+    Args:
+        folder: The memory's folder.
+        images: The stores to look for images in; default: the configured one. The addresses in records are not opened.
 
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(_open(folder)) as records:
+    with closing(open_existing_records(folder)) as records:
         report = records.integrity()
         yield "records", report == "ok", report if report != "ok" else f"{records.count()} records"
         for name, layer, read in (("runs", TRAJECTORIES, _run), ("experiences", EXPERIENCES, _experience)):
             unreadable = [row.key for row in _rows(records, layer) if read(row) is None]
             detail = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
             yield name, not unreadable, detail
-        yield "vectors", *_check_vectors(records)
-        yield "index", *_check_index(records, folder)
-        yield "images", *_check_images(records)
+        yield "vectors", *check_vectors(records)
+        yield "index", *check_index(records, folder / "index")
+        yield "images", *_check_images(records, images or [ImageStore(create=False)])
 
 
-def _check_vectors(records: Records) -> tuple[bool, str]:
-    dims, non_unit_count, total = records.dims(), 0, 0
-    try:
-        for _, vectors, _ in records.vectors.added(0):
-            total += len(vectors)
-            is_unit = vectors.shape[1] == dims and np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
-            non_unit_count += int(len(vectors) - np.count_nonzero(is_unit))
-    except ValueError:
-        return False, "they have different dimensions"
-    if non_unit_count:
-        return False, f"{non_unit_count} of {total} are not of unit length"
-    return True, f"{total} vectors of {dims} dimensions"
-
-
-def _check_index(records: Records, folder: Path) -> tuple[bool, str]:
-    if newest(folder / "index") is None:
-        needs_index = records.count("vectors") > EXACT_UP_TO
-        return True, "the next search builds it" if needs_index else "not needed for so few vectors"
-    index = newest_index(folder / "index", **records.identity())
-    if index is None or index.manifest is None:
-        return False, "it is damaged or belongs to other records; the next search builds it again"
-    return True, f"{index.manifest.count} vectors"
-
-
-def _check_images(records: Records) -> tuple[bool, str]:
-    store, faults, count = ImageStore(), [], 0
+def _check_images(records: Records, stores: Sequence[ImageStore]) -> tuple[bool, str]:
+    faults, count = [], 0
     for run in _runs(records):
         for ref in _images(run):
             count += 1
             try:
-                store.read(ref)
+                read_from(stores, ref.sha256, ref.uri)
             except BackendError as error:
                 faults.append(one_line(error))
     if faults:
@@ -428,12 +292,6 @@ def _check_images(records: Records) -> tuple[bool, str]:
 
 
 # --- reading records ------------------------------------------------------------------------------------------------
-
-
-def _open(folder: Path) -> Records:
-    records = open_records(existing_memory(folder))
-    records.expire()
-    return records
 
 
 def _rows(records: Records, layer: tuple[str, ...] = TRAJECTORIES) -> list[Row]:
@@ -459,7 +317,7 @@ def _run(row: Row) -> RememberedRun | None:
         trajectory = Trajectory.model_validate_json(row.value)
     except ValidationError:
         return None
-    return RememberedRun(row.key, _user(row), datetime.fromisoformat(row.updated_at), trajectory, row.id)
+    return RememberedRun(row.key, _user(row), row.written_at, trajectory, row.id)
 
 
 def _experience(row: Row) -> Experience | None:

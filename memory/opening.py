@@ -13,7 +13,10 @@ from langgraph.store.base import BaseStore
 from gems.database import database_label, database_pool, is_database, setup_lock, without_password
 from gems.errors import InputError
 from gems.graph.context import GemsContext
+from gems.memory.bound_embedder import needs_probe, probe_of, same_embedder
 from gems.memory.embedder import embedder_fingerprint
+from gems.memory.experience import EXPERIENCES
+from gems.memory.trajectory import namespace
 from gems.paths import home
 from gems.secrets import one_line
 
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["database_of", "memory_location", "open_store", "without_password"]
+__all__ = ["database_of", "has_no_index", "memory_location", "open_store", "without_password"]
 
 _ABOUT: Final = ("gems", "about")
 """Namespace of notes about the store itself."""
@@ -44,6 +47,15 @@ def database_of(context: GemsContext) -> str | None:
     """The database that holds the memory, and with it the checkpoints; None if the memory is off or in a folder."""
     location = memory_location(context) if context.memory else None
     return location if location is not None and is_database(location) else None
+
+
+def has_no_index(store: BaseStore, user: str) -> bool:
+    """Whether a store keeps a user's experiences but cannot find them by meaning, so that none is ever recalled.
+
+    A LangGraph store without an index ignores a query: its results have no score.
+    """
+    items = store.search(namespace(user, EXPERIENCES), query="an image", limit=1)
+    return any(item.score is None for item in items)
 
 
 def open_store(location: str | None, embedder: Embeddings) -> BaseStore:
@@ -104,14 +116,21 @@ def _open_in(pool: ConnectionPool[Connection[DictRow]], embedder: Embeddings, ur
 def _bind(store: BaseStore, embedder: Embeddings, url: str) -> None:
     """Bind a new database to this embedder, and refuse one that is bound to another."""
     fingerprint = embedder_fingerprint(embedder)
+    probe = probe_of(embedder) if needs_probe(embedder) else None
     note = store.get(_ABOUT, "embedder")
-    if note is None:
-        store.put(_ABOUT, "embedder", {"fingerprint": fingerprint}, index=False)
-    elif note.value["fingerprint"] != fingerprint:
+    stored = note.value if note else {}
+    if stored.get("fingerprint", fingerprint) != fingerprint:
         raise InputError(
-            f"{database_label(url)} was written with the embedder {note.value['fingerprint']}, not {fingerprint}: "
+            f"{database_label(url)} was written with the embedder {stored['fingerprint']}, not {fingerprint}: "
             "use that embedder or another database"
         )
+    if probe and stored.get("probe") and not same_embedder(stored["probe"], probe):
+        raise InputError(
+            f"{database_label(url)} was written with another embedder, which was called {fingerprint} too but makes "
+            "other vectors: use that embedder or another database"
+        )
+    if note is None or (probe and not stored.get("probe")):
+        store.put(_ABOUT, "embedder", {"fingerprint": fingerprint} | ({"probe": probe} if probe else {}), index=False)
 
 
 def _check_dims(connection: Connection[DictRow], dims: int, url: str) -> None:

@@ -19,8 +19,20 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 from gems.errors import InputError
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
+from gems.paths import make_file
 
-__all__ = ["Records", "Row", "Snapshot", "open_records", "open_snapshot"]
+__all__ = [
+    "MAX_TTL",
+    "Records",
+    "Row",
+    "Snapshot",
+    "Times",
+    "aware_time",
+    "existing_memory",
+    "open_existing_records",
+    "open_records",
+    "open_snapshot",
+]
 
 _VERSION: Final = 1
 """Version of the schema, kept in SQLite's ``user_version``."""
@@ -65,8 +77,22 @@ _COLUMNS: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
 """The columns of a ``Row``."""
+MAX_TTL: Final = 4e9
+"""Minutes to live from which on a record never expires: its date would be too far away to be written."""
 _PAGE: Final = 1000
 """Rows read, or ids named, in one statement."""
+
+
+class Times(NamedTuple):
+    """The times of a record that comes from elsewhere."""
+
+    namespace: tuple[str, ...]
+    key: str
+    updated_at: datetime
+    created_at: datetime | None = None
+    """None: the time at which it was stored here, or ``updated_at`` if that is earlier."""
+    expires_at: datetime | None = None
+    """None: it expires as if it were written now."""
 
 
 class Row(NamedTuple):
@@ -82,6 +108,17 @@ class Row(NamedTuple):
     updated_at: str
     ttl: float | None
     """Time to live in minutes, counted from the last write or read."""
+
+    @property
+    def written_at(self) -> datetime:
+        """The time of the last write."""
+        return aware_time(self.updated_at)
+
+
+def aware_time(text: str) -> datetime:
+    """A stored time. Earlier versions imported times without a zone."""
+    when = datetime.fromisoformat(text)
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 def _inside(prefix: str, column: str = "records.namespace") -> str:
@@ -164,12 +201,13 @@ class Records:
         return int(self.meta("dims") or 0)
 
     def identity(self) -> dict[str, str]:
-        """The store's id and its embedder's fingerprint; an index is used only if it was made from the same two."""
-        return {name: self.meta(name) or "" for name in ("store", "embedder")}
+        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
+        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
 
     def renew_identity(self) -> None:
         """Give the store a new id, so that indexes made from its former content are no longer used."""
         self.set_meta("store", uuid.uuid4().hex)
+        self.set_meta("index", None)
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -183,8 +221,10 @@ class Records:
         vectors: Sequence[bytes],
         ttl: float | None,
     ) -> None:
-        """Write a record, replacing the one with the same key; ``ttl`` is in minutes."""
+        """Write a record, replacing the one with the same key; ``ttl`` is in minutes, from ``MAX_TTL`` on for ever."""
         now = datetime.now(UTC).isoformat()
+        if ttl is not None and not ttl < MAX_TTL:
+            ttl = None
         expires = None if ttl is None else time.time() + ttl * 60
         (record,) = self._db.execute(
             "INSERT INTO records (namespace, key, value, created_at, updated_at, fields, ttl, expires_at)"
@@ -212,12 +252,15 @@ class Records:
         """Change the value of a record but not its vectors."""
         self._db.execute("UPDATE records SET value = ? WHERE id = ?", (json.dumps(value), record))
 
-    def backdate(self, namespace: str, key: str, when: datetime) -> None:
-        """Set the time at which a record was last written."""
-        text = when.isoformat()
+    def backdate(self, times: Times) -> None:
+        """Set the times of a record."""
+        created = times.created_at and times.created_at.isoformat()
+        updated = times.updated_at.isoformat()
+        expires = times.expires_at and times.expires_at.timestamp()
         self._db.execute(
-            "UPDATE records SET created_at = min(created_at, ?), updated_at = ? WHERE namespace = ? AND key = ?",
-            (text, text, namespace, key),
+            "UPDATE records SET created_at = coalesce(?, min(created_at, ?)), updated_at = ?,"
+            " expires_at = coalesce(?, expires_at) WHERE namespace = ? AND key = ?",
+            (created, updated, updated, expires, ".".join(times.namespace), times.key),
         )
 
     def get(self, namespace: str, key: str) -> Row | None:
@@ -249,11 +292,11 @@ class Records:
             pairs += [(vector, Row._make(columns)) for vector, *columns in rows]
         return pairs
 
-    def everything(self) -> Iterator[tuple[Row, list[str] | None]]:
-        """All records, oldest first, each with the JSON paths of its embedded texts."""
-        query = f"SELECT {_COLUMNS}, fields FROM records ORDER BY id"  # noqa: S608 - constants only
-        for *columns, fields in self._db.execute(query):
-            yield Row._make(columns), json.loads(fields) if fields else None
+    def everything(self) -> Iterator[tuple[Row, list[str] | None, float | None]]:
+        """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
+        query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
+        for *columns, fields, expires_at in self._db.execute(query):
+            yield Row._make(columns), json.loads(fields) if fields else None, expires_at
 
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
@@ -297,6 +340,11 @@ class Records:
     def clean(self) -> bool:
         """Free the space of deleted records and overwrite it; False if another process keeps old pages in use."""
         with self.writing():
+            if self.meta("index") is None:
+                self.vectors.forget_removals(self.vectors.last_removal())
+            self._db.execute(
+                "DELETE FROM vectors WHERE record NOT IN (SELECT id FROM records WHERE fields IS NOT NULL)"
+            )
             self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
         self._db.execute("VACUUM")
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -321,7 +369,7 @@ class Snapshot:
     def __init__(self, records: Records, embedder: str) -> None:
         self._vectors = records.vectors
         self.embedder = embedder
-        self.store = records.meta("store") or ""
+        self.store, self.index = records.meta("store") or "", records.meta("index") or ""
         self.removals = self._vectors.last_removal()
         ids_and_spaces = self._vectors.spaces()
         self._ids = ids_and_spaces[:, 0]
@@ -345,6 +393,28 @@ def open_snapshot(file: Path, embedder: str) -> Iterator[Snapshot]:
         yield Snapshot(records, embedder)
 
 
+def existing_memory(folder: Path) -> Path:
+    """The folder, if it holds a memory.
+
+    Raises:
+        InputError: It does not.
+    """
+    if not (folder / "records.sqlite").exists():
+        raise InputError(f"there is no memory in {folder} yet: run gems generate to create one")
+    return folder
+
+
+def open_existing_records(folder: Path) -> Records:
+    """The records in a memory's folder, without those whose time to live is over.
+
+    Raises:
+        InputError: The folder holds no memory, or cannot be used.
+    """
+    records = open_records(existing_memory(folder))
+    records.expire()
+    return records
+
+
 def open_records(folder: Path) -> Records:
     """The records in a store's folder; both are created if they do not exist.
 
@@ -353,7 +423,7 @@ def open_records(folder: Path) -> Records:
     """
     file = folder / "records.sqlite"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_file(file)
         return Records(file)
     except (OSError, sqlite3.Error) as error:
         raise InputError(

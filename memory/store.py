@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -32,11 +33,13 @@ from langgraph.store.base import (
 from numpy.typing import NDArray
 
 from gems.errors import InputError
+from gems.memory.bound_embedder import BoundEmbedder, needs_probe, probe_of, same_embedder, unit_vectors
 from gems.memory.embedder import embedder_fingerprint, init_embedder
-from gems.memory.filters import fits, matches
+from gems.memory.filters import check_filter, fits, matches
 from gems.memory.index import VectorIndex, remove
 from gems.memory.live_index import LiveIndex
-from gems.memory.records import Records, Row, open_records
+from gems.memory.records import Records, Row, Times, aware_time, open_records
+from gems.paths import make_file
 
 __all__ = ["FaissStore", "reindex"]
 
@@ -55,7 +58,8 @@ class FaissStore(BaseStore):
 
     Args:
         path: A folder for this store alone; created if it does not exist.
-        embedder: Turns text into vectors; default MiniLM. A store is bound to the embedder that first wrote to it.
+        embedder: Turns text into vectors; default MiniLM. A store is bound to the embedder that first wrote to it. It
+            recognises it by its ``fingerprint``, or else by its name and the vectors of a few texts.
         fields: JSON paths of the texts to embed if a put does not name any, as in LangGraph's ``IndexConfig``.
         ttl: Default time to live, and whether reading renews it, as in LangGraph. There is no sweeper to start.
 
@@ -73,29 +77,24 @@ class FaissStore(BaseStore):
         fields: Sequence[str] = ("$",),
         ttl: TTLConfig | None = None,
     ) -> None:
-        self._embedder = embedder or init_embedder()
-        self._fingerprint = embedder_fingerprint(self._embedder)
+        self._embedder = BoundEmbedder(embedder or init_embedder())
         self._fields = list(fields)
         self.ttl_config = ttl
         self._folder = Path(path)
         self._lock = threading.RLock()
         self._records = open_records(self._folder)
         try:
-            _check_embedder(self._records, self._fingerprint)
-            if self._records.meta("embedder") is None:
-                with self._records.writing():
-                    _check_embedder(self._records, self._fingerprint)
-                    self._records.set_meta("embedder", self._fingerprint)
+            self._embedder.bind(self._records)
         except BaseException:
             self._records.close()
             raise
-        self._index = LiveIndex(self._folder / "index", self._records, self._fingerprint)
+        self._index = LiveIndex(self._folder / "index", self._records, self._embedder.fingerprint)
 
     def close(self) -> None:
         """Wait for an index that is being saved, then close the files. The store cannot be used afterwards."""
         self._index.close()
-        with self._lock:
-            self._records.close()
+        with self._lock, closing(self._records), suppress(sqlite3.Error):  # whoever closes the store next can do it too
+            self._index.trim_log()
 
     def compact(self) -> None:
         """Rebuild the index and free the space of deleted records; shows a progress bar on a terminal."""
@@ -103,11 +102,11 @@ class FaissStore(BaseStore):
             self._index.rebuild()
             self._records.clean()
 
-    def backdate(self, times: Iterable[tuple[tuple[str, ...], str, datetime]]) -> None:
-        """Set when records were last written, for records that come from elsewhere: namespace, key and time of each."""
+    def backdate(self, times: Iterable[Times | tuple[tuple[str, ...], str, datetime]]) -> None:
+        """Set the times of records that come from elsewhere: namespace, key and last write of each, or ``Times``."""
         with self._lock, self._records.writing():
-            for namespace, key, when in times:
-                self._records.backdate(".".join(namespace), key, when)
+            for entry in times:
+                self._records.backdate(Times(*entry))
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Run operations together: reads see the state before the writes; of two puts to a key, the last one wins."""
@@ -117,19 +116,23 @@ class FaissStore(BaseStore):
             validate_op_namespace(op)
             if isinstance(op, PutOp) and not op.namespace:
                 raise InvalidNamespaceError("a namespace cannot be empty")
+            if isinstance(op, SearchOp) and op.filter:
+                check_filter(op.filter)
         # Embed before taking the lock, since it is the slow part.
         vectors = self._embed_puts(list(puts.values()))
         queries = {op.query for op in ops if isinstance(op, SearchOp) and op.query}
-        query_vectors = {query: self._unit_vectors([self._embedder.embed_query(query)], 1)[0] for query in queries}
+        query_vectors = {query: self._checked(self._embedder.query(query))[0] for query in queries}
         with self._lock:
-            _check_embedder(self._records, self._fingerprint)  # another process may have reindexed the store
+            self._embedder.check(self._records)  # another process may have reindexed the store
             self._records.expire()
             results = [self._read(op, query_vectors) for op in ops]
             if puts:
                 with self._records.writing():
-                    _check_embedder(self._records, self._fingerprint)
+                    self._embedder.check(self._records)
                     for op, op_vectors in zip(puts.values(), vectors, strict=True):
                         self._write(op, op_vectors)
+                    if any(vectors):
+                        self._embedder.leave_probe(self._records)
                 self._index.save_if_due()
         return results
 
@@ -145,7 +148,7 @@ class FaissStore(BaseStore):
         texts = [text for put_texts in texts_per_put for text in put_texts]
         if not texts:
             return [[] for _ in puts]
-        rows = iter(self._unit_vectors(self._embedder.embed_documents(texts), len(texts)))
+        rows = iter(self._checked(self._embedder.documents(texts)))
         return [[next(rows).tobytes() for _ in put_texts] for put_texts in texts_per_put]
 
     def _paths(self, op: PutOp) -> list[str]:
@@ -153,21 +156,20 @@ class FaissStore(BaseStore):
             return []
         return self._fields if op.index is None else list(op.index)
 
-    def _unit_vectors(self, vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]:
-        """The vectors scaled to unit length, (count, dims).
+    def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors, if they have as many dimensions as the store's.
 
         Raises:
-            InputError: There are more or fewer, they have not the store's dimensions, or hold NaN or infinity.
+            InputError: They have not.
         """
-        unit = _unit_vectors(vectors, count)
         with self._lock:
             dims = self._records.dims()
-        if dims and unit.shape[1] != dims:
+        if dims and vectors.shape[1] != dims:
             raise InputError(
-                f"the embedder {self._fingerprint} returned vectors of {unit.shape[1]} dimensions, {self._folder} "
-                f"holds {dims}: use the embedder that wrote it"
+                f"the embedder {self._embedder.fingerprint} returned vectors of {vectors.shape[1]} dimensions, "
+                f"{self._folder} holds {dims}: use the embedder that wrote it"
             )
-        return unit
+        return vectors
 
     def _write(self, op: PutOp, vectors: Sequence[bytes]) -> None:
         namespace = ".".join(op.namespace)
@@ -290,12 +292,17 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         InputError: The folder is not a store, or reindexing with a third embedder has not been finished.
     """
     fingerprint = embedder_fingerprint(embedder)
+    probe = probe_of(embedder) if needs_probe(embedder) else None
     with closing(open_records(Path(path))) as records, _reindexing_lock(Path(path)):
         unfinished = records.meta("reindexing")
         if unfinished not in (None, fingerprint):
             raise InputError(f"{path} is half-way to the embedder {unfinished}: finish that first")
+        stored = records.meta("probe") if unfinished else None
+        if probe and stored and not same_embedder(stored, probe):
+            raise InputError(f"{path} is half-way to another embedder called {fingerprint}: finish that first")
         with records.writing():
             records.set_meta("reindexing", fingerprint)
+            records.set_meta("probe", probe)
         total, count, last = records.count(), 0, int(records.meta("reindexed") or 0)
         while page := records.indexed(last):
             last = _embed_page(records, page, embedder)
@@ -317,7 +324,7 @@ def _embed_page(
     """Embed some records again; returns the id of the last one."""
     texts_per_record = [_texts(value, paths) for _, _, value, paths in page]
     texts = [text for record_texts in texts_per_record for text in record_texts]
-    rows = iter(_unit_vectors(embedder.embed_documents(texts), len(texts)) if texts else ())
+    rows = iter(unit_vectors(embedder.embed_documents(texts), len(texts)) if texts else ())
     last = page[-1][0]
     with records.writing():
         for (record, namespace, _, _), record_texts in zip(page, texts_per_record, strict=True):
@@ -332,39 +339,11 @@ def _embed_page(
 @contextmanager
 def _reindexing_lock(folder: Path) -> Iterator[None]:
     try:
+        make_file(folder / "reindexing.lock")
         with FileLock(folder / "reindexing.lock", timeout=0):
             yield
     except Timeout:
         raise InputError(f"another process is reindexing {folder}; wait for it to finish") from None
-
-
-def _check_embedder(records: Records, fingerprint: str) -> None:
-    """Refuse a store that another embedder wrote.
-
-    Raises:
-        InputError: Another embedder wrote it, or reindexing it has not been finished.
-    """
-    if unfinished := records.meta("reindexing"):
-        raise InputError(
-            f"{records.file} is half-way to the embedder {unfinished}: finish with `gems memory reindex` and that "
-            "embedder"
-        )
-    writer = records.meta("embedder")
-    if writer not in (None, fingerprint):
-        raise InputError(
-            f"{records.file} was written with the embedder {writer}, not {fingerprint}: use that embedder or another "
-            "memory folder, or embed everything again with `gems memory reindex`"
-        )
-
-
-def _unit_vectors(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.float32]:
-    try:
-        array = np.asarray(vectors, dtype=np.float32)
-    except ValueError:
-        array = np.empty(0, np.float32)
-    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
-        raise InputError(f"the embedder did not return {count} vectors of equal length with finite numbers")
-    return np.asarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12), dtype=np.float32)
 
 
 def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
@@ -380,6 +359,6 @@ def _item(row: Row) -> dict[str, Any]:
         "namespace": tuple(row.namespace.split(".")),
         "key": row.key,
         "value": json.loads(row.value),
-        "created_at": datetime.fromisoformat(row.created_at),
-        "updated_at": datetime.fromisoformat(row.updated_at),
+        "created_at": aware_time(row.created_at),
+        "updated_at": row.written_at,
     }

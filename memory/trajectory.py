@@ -51,8 +51,8 @@ class Trajectory(BaseModel):
     kinds: list[Kind] = Field(description="The kinds of the prompt's requirements, each once.")
     failed_questions: list[str] = Field(alias="failed", description="Questions that the best attempt did not pass.")
     skills: list[str]
-    rounds: int
-    images: int
+    rounds: int = Field(ge=0, le=10**9)
+    images: int = Field(ge=0, le=10**9)
     mllm: str
     generator: str
     attempts: list[PastAttempt] = Field(default=[], description="All attempts, in order.")

@@ -48,14 +48,31 @@ class VectorTable:
             ids, blobs, spaces = zip(*page, strict=True)
             yield np.asarray(ids, np.int64), _matrix(blobs), np.asarray(spaces, np.int32)
 
-    def removed(self, after: int) -> tuple[int, NDArray[np.int64]]:
-        """The number of the last removal, and the ids of the vectors removed since removal number ``after``."""
+    def removed(self, after: int) -> tuple[int, NDArray[np.int64] | None]:
+        """The number of the last removal, and the ids of the vectors removed since removal number ``after``.
+
+        The ids are None if the log no longer reaches back to that removal.
+        """
         rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
-        return (rows[-1][0] if rows else after), np.asarray([vector for _, vector in rows], np.int64)
+        last = self.last_removal()
+        return last, np.asarray([vector for _, vector in rows], np.int64) if last - after <= len(rows) else None
 
     def last_removal(self) -> int:
         """The number of the last removal; 0 if there was none."""
-        return int(self._scalar("SELECT coalesce(max(id), 0) FROM removed"))
+        return int(self._scalar("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'removed'"))
+
+    def logged_removals(self) -> int:
+        """Number of removals in the log."""
+        first = self._scalar("SELECT min(id) FROM removed")
+        return 0 if first is None else self.last_removal() - int(first) + 1
+
+    def forget_removals(self, upto: int) -> None:
+        """Delete the log of the removals up to this number. An index that needs them compares all ids instead."""
+        self._db.execute("DELETE FROM removed WHERE id <= ?", (upto,))
+
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all vectors, ascending."""
+        return np.asarray([number for (number,) in self._db.execute("SELECT id FROM vectors ORDER BY id")], np.int64)
 
     def is_behind(self, vector: int, tolerance: int) -> bool:
         """Whether more than ``tolerance`` vectors have ids greater than ``vector``."""
@@ -64,6 +81,19 @@ class VectorTable:
             return False
         query = "SELECT count(*) FROM (SELECT 1 FROM vectors WHERE id > ? LIMIT ?)"
         return int(self._scalar(query, vector, tolerance + 1)) > tolerance
+
+    def owners(self) -> list[int]:
+        """For every vector filed under its record's namespace: the id of the record."""
+        rows = self._db.execute(
+            "SELECT record FROM vectors JOIN records ON records.id = record"
+            " JOIN namespaces ON namespaces.id = space AND path = namespace"
+        )
+        return [record for (record,) in rows]
+
+    def orphans(self) -> int:
+        """The number of vectors without a record, or of a record without embedded texts."""
+        embedded = "SELECT id FROM records WHERE fields IS NOT NULL"
+        return int(self._scalar(f"SELECT count(*) FROM vectors WHERE record NOT IN ({embedded})"))  # noqa: S608 - constants
 
     def spaces(self) -> NDArray[np.int64]:
         """The id of every vector, and the number of its namespace: (n, 2)."""

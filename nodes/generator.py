@@ -15,7 +15,16 @@ from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
 from gems.memory.image_store import ImageStore
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, StepCallback
+from gems.models.generators import (
+    Edit,
+    GeneratedImage,
+    ImageGenerator,
+    ImageRequest,
+    Step,
+    StepCallback,
+    is_reproducible,
+)
+from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -80,15 +89,23 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
         for candidate, result in enumerate(results)
         if isinstance(result, GeneratedImage)
     ]
-    notes = [f"generator: {r.note}" for r in results if isinstance(r, GeneratedImage) and r.note]
     best = best_attempt([*attempts, *new_attempts])
     return GemsState(
         attempts=[*attempts, *new_attempts],
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
-        errors=[*(f"generator: image {error}" for error in errors), *notes],
+        errors=[*(f"generator: image {error}" for error in errors), *_notes(backend, results, state)],
         usage=Usage(images=len(new_attempts), seconds=watch.seconds),
     )
+
+
+def _notes(backend: ImageGenerator, results: Sequence[GeneratedImage | BackendError], state: GemsState) -> list[str]:
+    """What the user should know about how the images were drawn; each note once in a run."""
+    notes = [result.note for result in results if isinstance(result, GeneratedImage) and result.note]
+    if not is_reproducible(backend):
+        notes.append(f"{backend.name} takes no seed: this run cannot be replayed")
+    lines = dict.fromkeys(f"generator: {note}" for note in notes)
+    return [line for line in lines if line not in state.get("errors", ())]
 
 
 def _requests(state: GemsState, context: GemsContext, round_: int, edit: Edit | None) -> list[ImageRequest]:
@@ -164,18 +181,22 @@ def _refusal(state: GemsState, context: GemsContext, error: BackendError, watch:
 
 
 def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:
-    """The PNG text chunks of an image: A1111's "parameters", and the same as JSON. No time, so that bytes repeat."""
+    """The PNG text chunks of an image: A1111's "parameters", and the same as JSON. No time, so that bytes repeat.
+
+    Images are passed on, so there is no server's address in them, and no folder of this machine.
+    """
+    model, model_hash = public_name(generator.name), public_fingerprint(generator.fingerprint)
     record: dict[str, object] = {
         "prompt": request.prompt,
         "seed": request.seed,
-        "model": generator.name,
-        "model_hash": generator.fingerprint,
+        "model": model,
+        "model_hash": model_hash,
     }
     if request.edit is not None:
         record["edit"] = {"from": edited_from, "keep": request.edit.keep, "fix": request.edit.fix}
     return {
-        "parameters": f"{request.prompt}\nSeed: {request.seed}, Model: {generator.name}, "
-        f"Model hash: {generator.fingerprint[:10]}, Version: GEMS",
+        "parameters": f"{request.prompt}\nSeed: {request.seed}, Model: {model}, "
+        f"Model hash: {model_hash[:10]}, Version: GEMS",
         "gems": json.dumps(record, sort_keys=True),
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Protocol
 
@@ -13,20 +14,23 @@ from langchain_core.language_models import BaseChatModel
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
+from gems.errors import BackendError
 from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import memory_location, open_store
-from gems.models.generators import ImageGenerator
+from gems.models.chat_options import check_chat_options
+from gems.models.generators import ImageGenerator, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import init_image_generator, init_inspector, init_mllm
+from gems.options import ChatOptions
 from gems.skills.catalogue import offer
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 from gems.skills.snapshots import skills_in, take_snapshot
 
-__all__ = ["Node", "Resources"]
+__all__ = ["Node", "Resources", "check_options", "user_store"]
 
 
 class Node(Protocol):
@@ -42,6 +46,8 @@ class Resources:
     """Resolves models, stores and skills. An object given here takes precedence over a name in the context."""
 
     mllm: BaseChatModel | None = None
+    role_models: Mapping[Role, BaseChatModel] = field(default_factory=dict)
+    """Chat models for single roles."""
     image_generator: ImageGenerator | None = None
     embedder: Embeddings | None = None
     store: BaseStore | None = None
@@ -78,8 +84,11 @@ class Resources:
         return {name for names, part in replaced.items() if part is not None for name in names.split()}
 
     def chat(self, context: GemsContext, role: Role) -> BaseChatModel:
-        """The chat model of a role."""
-        return self.mllm or init_mllm(context.chat_model(role), context.chat_options, context.authority)
+        """The chat model of a role: of that role in this graph, of this graph, or the one that the context names."""
+        model = self.role_models.get(role)
+        if model is None and (self.settings is None or getattr(self.settings, role) is None):
+            model = self.mllm
+        return model or init_mllm(context.chat_model(role), context.chat_options, context.authority)
 
     def inspectors(self, context: GemsContext, kinds: AbstractSet[Kind]) -> list[Inspector]:
         """The inspectors for these kinds of requirements: the graph's own, and those named that are installed.
@@ -96,6 +105,17 @@ class Resources:
             context.generator, context.generator_options, context.authority
         )
 
+    def check_options(self, context: GemsContext) -> None:
+        """Check the options of the models that the context names; see ``check_options``.
+
+        A model that cannot be found is left to the node that uses it, whose failure does not cost the run its result.
+        """
+        if self.mllm is None:
+            _check_chat_options(context, here=True)
+        if self.image_generator is None:
+            with suppress(BackendError):
+                _check_generator_options(context, here=True)
+
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
         """The store of trajectories: of the parent graph, this graph or the user, in that order; None if it is off."""
         if not context.memory:
@@ -103,7 +123,7 @@ class Resources:
         if runtime.store or self.store:
             return runtime.store or self.store
         url = memory_location(context)
-        return self._open_store(url) if self.embedder else _user_store(url, context.embedder)
+        return self._open_store(url) if self.embedder else user_store(url, context.embedder)
 
     @cached_property
     def _open_store(self) -> Callable[[str | None], BaseStore]:
@@ -131,6 +151,35 @@ class Resources:
         return skills_in(snapshot, lambda: self.skills(context).skills)
 
 
+def check_options(context: GemsContext, *, here: bool = True) -> None:
+    """Check that the models which the settings name honour the options, before anything is spent on a run.
+
+    Args:
+        context: The settings.
+        here: Also judge what depends on this machine. False where another machine will draw.
+
+    Raises:
+        InputError: A model cannot be made, or would ignore an option.
+        BackendError: A model cannot be found.
+    """
+    _check_chat_options(context, here=here)
+    _check_generator_options(context, here=here)
+
+
+def _check_chat_options(context: GemsContext, *, here: bool) -> None:
+    if context.chat_options == ChatOptions():
+        return
+    names = dict.fromkeys(context.chat_model(role) for role in ROLES)
+    models = {name: init_mllm(name, context.chat_options, context.authority) for name in names}
+    check_chat_options(models, context.chat_options, here=here)
+
+
+def _check_generator_options(context: GemsContext, *, here: bool) -> None:
+    generator = init_image_generator(context.generator, context.generator_options, context.authority)
+    check_generator_options(generator, here=here)
+
+
 @cache
-def _user_store(url: str | None, embedder: str) -> BaseStore:
+def user_store(url: str | None, embedder: str) -> BaseStore:
+    """The memory at a location, opened once per process."""
     return open_store(url, init_embedder(embedder))

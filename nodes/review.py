@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from langgraph.runtime import Runtime
 from langgraph.types import interrupt
+from pydantic import ValidationError
 
+from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.routing import limit_of
 from gems.graph.state import Attempt, GemsState, Requirement, Review, all_asked, best_attempt
@@ -15,6 +17,10 @@ from gems.models.generators import ImageGenerator, objection_to
 from gems.nodes.resources import Node, Resources
 
 __all__ = ["make_review"]
+
+_FORM: Final = Review.model_json_schema()
+_NAMES: Final = {"str": "a text", "list": "a list", "bool": "a truth value", "int": "a number", "float": "a number"}
+"""What a person calls JSON's types."""
 
 
 def make_review(resources: Resources) -> Node:
@@ -26,8 +32,14 @@ def make_review(resources: Resources) -> Node:
         subject = _attempt_in_question(state)
         question, fault = _question(state, subject, ends=limit is not None), ""
         while True:
-            answer = interrupt({**question, "fault": fault}, response_schema=Review)
-            fault = _fault(answer, question["actions"], attempts, resources.generator(context))
+            # The schema as a dict: with the class, LangGraph would end the call with an error instead of asking again.
+            response = interrupt({**question, "fault": fault}, response_schema=_FORM)
+            try:
+                answer = _read(response)
+            except InputError as error:
+                fault = str(error)
+                continue
+            fault = _fault(answer, question["actions"], attempts, lambda: resources.generator(context))
             if not fault:
                 break
         if answer.action == "stop":
@@ -74,13 +86,35 @@ def _question(state: GemsState, subject: Attempt, *, ends: bool) -> dict[str, An
     }
 
 
-def _fault(answer: Review, actions: Sequence[str], attempts: Sequence[Attempt], generator: ImageGenerator) -> str:
+def _read(response: Any) -> Review:
+    """The person's answer as a review.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(response, Review | Mapping):
+        kind = type(response).__name__
+        raise InputError(f"the answer is {_NAMES.get(kind, kind)}; give an object, such as {{'action': 'accept'}}")
+    if isinstance(response, Mapping):  # a form may send every field, and null stands for an empty one
+        response = {name: value for name, value in response.items() if value is not None}
+    try:
+        return Review.model_validate(response)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        location = ".".join(map(str, first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"the answer's {location}: {reason}" if location else reason) from None
+
+
+def _fault(
+    answer: Review, actions: Sequence[str], attempts: Sequence[Attempt], generator: Callable[[], ImageGenerator]
+) -> str:
     """Why the answer cannot be carried out, so that the person is asked again; empty if it can."""
     if answer.action not in actions:
         return f"{answer.action} needs another round, and none is left; choose {', '.join(actions)}"
     if answer.action == "accept" and answer.image and answer.image not in [a.image.sha256 for a in attempts]:
         return f"no attempt of this run has the image {answer.image[:12]}..."
-    return (objection_to(generator, answer.prompt) or "") if answer.action == "edit_prompt" else ""
+    return (objection_to(generator(), answer.prompt) or "") if answer.action == "edit_prompt" else ""
 
 
 def _judged(state: GemsState, attempt: Attempt, decision: str) -> GemsState:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gems.files import write_atomically
 from gems.memory.embedder import embedder_fingerprint
-from gems.paths import home_folder
+from gems.paths import home_folder, make_folder
 from gems.skills.format import Skill
 
 __all__ = ["CATALOGUE_TOKENS", "MAX_OFFERED", "offer"]
@@ -98,7 +98,7 @@ def _vectors(texts: list[str], embedder: Embeddings) -> NDArray[np.float32]:
         _LOG.info("embedding the descriptions of all skills (%d texts)", len(texts))
     vectors = _unit(np.asarray(embedder.embed_documents(texts), np.float32))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         buffer = io.BytesIO()
         np.save(buffer, vectors)
         write_atomically(path, buffer.getvalue())

@@ -13,9 +13,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from gems.skills.format import Skill
+from gems.skills.format import Skill, UnusableError
+from gems.skills.references import read_reference
 
-__all__ = ["digest_of", "skills_in", "take_snapshot"]
+__all__ = ["contents_of", "digest_of", "skills_in", "take_snapshot"]
 
 _MAX_KEPT: Final = 1_024
 """Skills that are kept for runs under way; the least recently used one goes first."""
@@ -25,10 +26,23 @@ _lock: Final = threading.Lock()
 
 
 def digest_of(skill: Skill) -> str:
-    """SHA-256 of everything in a skill's SKILL.md that a run can see, in hexadecimal."""
+    """SHA-256 of everything of a skill that a run can see, in hexadecimal: of SKILL.md, and of the files beside it."""
     checks = [(check.kind, check.question) for check in skill.checks]
-    content = [skill.name, skill.description, skill.body, checks, skill.references, skill.scripts]
+    references = {name: _text_of(skill, name) for name in skill.references}
+    content = [skill.name, skill.description, skill.body, checks, references, skill.scripts]
     return hashlib.sha256(json.dumps(content).encode("utf-8", "replace")).hexdigest()
+
+
+def contents_of(skills: Iterable[Skill]) -> dict[str, str]:
+    """SHA-256 of each skill by name, see ``digest_of``."""
+    return {skill.name: digest_of(skill) for skill in skills}
+
+
+def _text_of(skill: Skill, reference: str) -> str | None:
+    try:
+        return read_reference(skill, reference)
+    except UnusableError:  # the planner cannot read it either
+        return None
 
 
 def take_snapshot(skills: Iterable[Skill]) -> dict[str, str]:
@@ -55,6 +69,6 @@ def skills_in(snapshot: Mapping[str, str], load_library: Callable[[], Mapping[st
         skills = {name: _snapshots.get(digest) for name, digest in snapshot.items()}
     if None in skills.values():
         library = load_library()
-        unchanged = {name for name, skill in library.items() if snapshot.get(name) == digest_of(skill)}
+        unchanged = {name for name in snapshot.keys() & library.keys() if snapshot[name] == digest_of(library[name])}
         skills = {name: skill or (library[name] if name in unchanged else None) for name, skill in skills.items()}
     return {name: skill for name, skill in skills.items() if skill is not None}

@@ -50,4 +50,12 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # --- servers shared by the whole session ----------------------------------------------------------------------------
 
-from shared_servers import chat_server, database, image_server, postgres, service, studio  # noqa: E402, F401
+from shared_servers import (  # noqa: E402, F401
+    chat_server,
+    database,
+    image_server,
+    postgres,
+    service,
+    studio,
+    trusting_studio,
+)

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from servers.gems_service import ServiceProcess
     from servers.langgraph_dev import Studio
 
-__all__ = ["chat_server", "database", "image_server", "marks", "needs", "postgres", "service", "studio"]
+__all__ = [
+    "chat_server",
+    "database",
+    "image_server",
+    "marks",
+    "needs",
+    "postgres",
+    "service",
+    "studio",
+    "trusting_studio",
+]
 
 Test = TypeVar("Test", bound=Callable[..., Any])
 
@@ -67,10 +77,22 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
 
 @pytest.fixture(scope="session")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """``langgraph dev``. Group ``studio``."""
+    """``langgraph dev``, whose operator has set the user. Group ``studio``."""
     from servers.langgraph_dev import langgraph_dev
 
-    with langgraph_dev(tmp_path_factory.mktemp("studio")) as running:
+    folder = tmp_path_factory.mktemp("studio")
+    settings = folder / "settings.toml"
+    settings.write_text('user = "ann"\n')
+    with langgraph_dev(folder, GEMS_SETTINGS=str(settings)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def trusting_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """``langgraph dev``, whose clients may set everything. Group ``studio``."""
+    from servers.langgraph_dev import langgraph_dev
+
+    with langgraph_dev(tmp_path_factory.mktemp("trusting"), GEMS_TRUST_CLIENTS="1") as running:
         yield running
 
 

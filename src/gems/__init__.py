@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.builder import GemsGraph as GemsGraph
     from gems.graph.builder import build_graph as build_graph
     from gems.graph.context import GemsContext as GemsContext
+    from gems.graph.node import as_node as as_node
+    from gems.graph.state import About as About
     from gems.graph.state import Attempt as Attempt
+    from gems.graph.state import Box as Box
     from gems.graph.state import Budget as Budget
     from gems.graph.state import GemsInput as GemsInput
     from gems.graph.state import GemsOutput as GemsOutput
@@ -35,8 +38,10 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.state import Prices as Prices
     from gems.graph.state import Requirement as Requirement
     from gems.graph.state import Review as Review
+    from gems.graph.state import Turn as Turn
     from gems.graph.state import Usage as Usage
     from gems.graph.state import Verdict as Verdict
+    from gems.graph.state import checkpoint_types as checkpoint_types
     from gems.graph.tool import as_tool as as_tool
     from gems.memory.embedder import init_embedder as init_embedder
     from gems.memory.image_store import ImageStore as ImageStore
@@ -62,11 +67,14 @@ _MODULES: Final = {
     # The agent.
     "gems.graph.builder": ("GemsGraph", "build_graph"),
     "gems.graph.tool": ("as_tool",),
+    "gems.graph.node": ("as_node",),
     # What goes in and what comes out.
     "gems.graph.context": ("GemsContext",),
     "gems.options": ("ChatOptions", "GeneratorOptions"),
     "gems.graph.state": (
+        "About",
         "Attempt",
+        "Box",
         "Budget",
         "GemsInput",
         "GemsOutput",
@@ -77,8 +85,10 @@ _MODULES: Final = {
         "Prices",
         "Requirement",
         "Review",
+        "Turn",
         "Usage",
         "Verdict",
+        "checkpoint_types",
     ),
     "gems.errors": (
         "BackendError",

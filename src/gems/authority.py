@@ -207,9 +207,9 @@ def _refusal(value: OperatorValue) -> str:
             f"{value.text!r} runs code, so a record, a request or a run's context may not name it; whoever runs this "
             f"program may, on the command line, in build_graph(settings=...) or in the variable {CODE}"
         )
-    shown = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
+    value_label = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
     return (
-        f"a record, a request or a run's context names {shown}, but only whoever runs this program may name "
+        f"a record, a request or a run's context names {value_label}, but only whoever runs this program may name "
         f"addresses, keys, folders and code: give {value.option} on the command line, or use build_graph(settings=...)"
     )
 

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
+from gems.extras import how_to_install
 from gems.secrets import one_line, remember_secret
 
 if TYPE_CHECKING:
@@ -104,9 +105,7 @@ def database_pool(url: str) -> ConnectionPool[Connection[DictRow]]:
         from psycopg.rows import dict_row
         from psycopg_pool import ConnectionPool
     except ImportError as error:
-        raise InputError(
-            f"a memory in PostgreSQL needs a package: pip install 'gems-graph[postgres]' ({error})"
-        ) from error
+        raise InputError(f"a memory in PostgreSQL needs a package ({error}): {how_to_install('postgres')}") from error
     _check_connection(url)
     kwargs = {"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row}
     logging.getLogger("psycopg.pool").addHandler(logging.NullHandler())  # retries of the pool do not concern the user

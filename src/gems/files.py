@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gems.paths import is_in_home, private_file
+
 __all__ = ["atomic_replacement", "write_atomically"]
 
 
@@ -25,6 +27,11 @@ def atomic_replacement(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader sees half of it, and no crash leaves half of it."""
+    """Write a file so that no reader sees half of it, and no crash leaves half of it.
+
+    In the home folder, the file is for its owner alone, and so are folders that it needs.
+    """
     with atomic_replacement(path) as temporary:
+        if is_in_home(path):
+            private_file(temporary)
         temporary.write_bytes(data)

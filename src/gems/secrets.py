@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from gems.printable import printable
 
-__all__ = ["conceal", "one_line", "remember_secret"]
+__all__ = ["conceal", "is_secret_name", "one_line", "remember_secret"]
 
 _IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|(PG)?PASSWORD)$", re.IGNORECASE)
 """Names of environment variables that hold secrets."""
@@ -19,6 +19,11 @@ _MIN_LENGTH: Final = 6
 """Characters. A shorter value may be part of ordinary words, and protects nothing."""
 
 _from_options: set[str] = set()
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable or a field with this name holds a secret."""
+    return bool(_IS_SECRET.search(name))
 
 
 def remember_secret(secret: SecretStr | None) -> None:
@@ -30,7 +35,7 @@ def remember_secret(secret: SecretStr | None) -> None:
 def conceal(text: str) -> str:
     """The text with every secret replaced by ``[key]``, since servers repeat secrets in their error messages."""
     # Stripped, because a line break that was copied along with a key is printed in other ways than the key.
-    from_environment = {value.strip() for name, value in os.environ.items() if _IS_SECRET.search(name)}
+    from_environment = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}
     secrets = [secret for secret in from_environment | _from_options if len(secret) >= _MIN_LENGTH]
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "[key]")

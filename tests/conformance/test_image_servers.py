@@ -21,6 +21,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
 from gems.models.registry import init_image_generator
+from gems.models.servers import openai_images
 from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
 
@@ -86,7 +87,7 @@ class TestConformance(GeneratorConformance):
 
 def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: str) -> None:
     generator = openai(
-        image_server, "options", width=64, height=32, steps=9, guidance_scale=0.0, negative_prompt="blur"
+        image_server, "options", width=64, height=32, steps=9, guidance_scale=2.0, negative_prompt="blur"
     )
     assert isinstance(draw_one(generator, "a cat", 7), GeneratedImage)
     assert requests_to(image_server, "options") == [
@@ -97,7 +98,7 @@ def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: 
             "size": "64x32",
             "seed": 7,
             "num_inference_steps": 9,
-            "guidance_scale": 0.0,
+            "guidance_scale": 2.0,
             "negative_prompt": "blur",
             "response_format": "b64_json",
         }
@@ -138,10 +139,8 @@ def test_an_answer_by_url_is_fetched_from_the_same_host_only(image_server: str) 
 
 
 def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = openai(image_server, "stream", previews=2)
-    # Treat the test server as OpenAI's own host.
-    monkeypatch.setattr(generator, "is_openai", True)
-    monkeypatch.setattr(generator, "model", "gpt-image-1")
+    monkeypatch.setattr(openai_images, "_OPENAI", f"{image_server}/stream/v1")  # the test server is OpenAI's own host
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2))
     reported_steps: list[Step] = []
     [result] = generator.generate([ImageRequest("a cat", 0)], on_step=reported_steps.append)
     assert isinstance(result, GeneratedImage)
@@ -201,10 +200,13 @@ def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
     )
 
 
-def test_an_image_of_another_size_is_accepted(image_server: str) -> None:
-    result = draw_one(openai(image_server, "other-size", width=64, height=64))
+@pytest.mark.parametrize("kind", [openai, plain])
+def test_an_image_of_another_size_is_accepted_with_a_note(image_server: str, kind: Any) -> None:
+    result = draw_one(kind(image_server, "other-size", width=64, height=64))
     assert isinstance(result, GeneratedImage)
     assert result.image.size == (20, 10)
+    assert result.note is not None
+    assert "was asked for 64x64 pixels and drew 20x10" in result.note
 
 
 def test_an_unreachable_server() -> None:

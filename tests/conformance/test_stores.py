@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from filter_cases import MATCHING_NUMBERS, MATCHING_ROWS, NUMBERS, ROWS, UNKNOWN_CONDITIONS
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import BaseStore, GetOp, InvalidNamespaceError, ListNamespacesOp, PutOp, SearchOp, TTLConfig
 from langgraph.store.memory import InMemoryStore
@@ -63,6 +64,7 @@ KINDS = {
         in_memory,
         {
             "test_a_record_written_again_keeps_its_creation_time": "a put creates a new item",
+            "test_a_condition_that_is_not_understood_is_refused": "a condition is read only if a record has its field",
             "test_comparisons_ignore_values_that_are_not_numbers": "any value is passed to float()",
             "test_a_put_can_embed_the_whole_record": "the '$' of a put is read as a field name",
             "test_texts_that_are_no_longer_embedded_are_not_found": "vectors of paths that a later put omits are kept",
@@ -234,32 +236,10 @@ def test_a_prefix_matches_whole_labels(store: Any) -> None:
 
 # --- filters --------------------------------------------------------------------------------------------------------
 
-ROWS: list[dict[str, Any]] = [
-    {"color": "red", "size": 1, "new": True, "tags": ["x"], "nested": {"deep": 4, "more": {"n": 1}}},
-    {"color": "blue", "size": 2, "new": False, "tags": ["x", "y"], "nested": None},
-    {"color": "red", "size": 3.5, "tags": [], "nested": {"deep": 5, "more": {"n": 1}}},
-]
-
 
 @pytest.mark.parametrize(
     ("condition", "matching_rows"),
-    [
-        ({}, [0, 1, 2]),
-        ({"color": "red"}, [0, 2]),
-        ({"color": {"$eq": "blue"}}, [1]),
-        ({"color": {"$ne": "red"}}, [1]),
-        ({"size": {"$gt": 1}}, [1, 2]),
-        ({"size": {"$gte": 2}}, [1, 2]),
-        ({"size": {"$lt": 3.5}}, [0, 1]),
-        ({"size": {"$lte": 1}}, [0]),
-        ({"size": {"$gte": 1, "$lt": 3}}, [0, 1]),
-        ({"color": "red", "size": {"$gt": 1}}, [2]),
-        ({"new": True}, [0]),
-        ({"tags": ["x", "y"]}, [1]),
-        ({"tags": []}, [2]),
-        ({"missing": "x"}, []),
-        ({"color": "green"}, []),
-    ],
+    MATCHING_ROWS,
     ids=str,
 )
 @pytest.mark.parametrize("query", [None, "abba"], ids=["list", "query"])
@@ -290,6 +270,22 @@ def test_an_unknown_operator_is_refused(store: Any) -> None:
     store.put(("a",), "k", {"n": 1}, index=False)
     with pytest.raises(ValueError, match="near"):
         store.search(("a",), filter={"n": {"$near": 1}})
+
+
+def test_a_condition_that_is_not_understood_is_refused(store: Any) -> None:
+    for rows in ([], [{"m": 1}], [{"n": 1}]):  # whether or not a record has the field
+        store.batch([PutOp(("a",), str(i), row, ["m"]) for i, row in enumerate(rows)])
+        for condition in UNKNOWN_CONDITIONS:
+            for query in (None, "abba"):
+                with pytest.raises(ValueError, match=r"filter|compares with a number"):
+                    store.search(("a",), filter=condition, query=query)
+
+
+def test_numbers_are_compared_as_numbers(store: Any) -> None:
+    for i, number in enumerate(NUMBERS):
+        store.put(("a",), str(i), {"n": number}, index=False)
+    for condition, matching_rows in MATCHING_NUMBERS:
+        assert sorted(int(key) for key in keys(store.search(("a",), filter={"n": condition}))) == matching_rows
 
 
 def test_a_limit_counts_records_that_pass_the_filter(store: Any) -> None:

@@ -141,4 +141,5 @@ def test_a_text_file_and_evidence(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# two prompts\na cat\n\ntwo dogs\n")
     result = run(tmp_path / "p.txt", tmp_path / "out", "--evidence")
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "out" / "runs" / "00001" / "report.html").exists()
+    for row in rows(tmp_path / "out"):
+        assert row["prompt"] in (tmp_path / "out" / row["folder"] / "report.html").read_text()

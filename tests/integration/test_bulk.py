@@ -98,7 +98,7 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
     result = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     summary = json.loads(result.stdout)
     assert summary["limit_reached"] == "cost"
-    assert 2 <= summary["cost"] <= 2 + 4 * 0.25  # the prompts in flight may exceed the limit
+    assert summary["cost"] == 2
     assert summary["finished"] + summary["not_started"] == 12
     assert f"{summary['not_started']} prompts were not started" in result.stderr
     left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
@@ -153,7 +153,7 @@ def test_the_same_prompt_and_seed_twice_are_drawn_twice(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps({"prompt": "a cat", "seed": 1, "id": i}) + "\n" for i in range(6)))
     run("batch", file, "--out", out, *QUICK, "--max-rounds", 1, home=tmp_path / "home")
     finished_rows = rows(out)
-    assert sorted(row["id"] for row in finished_rows) == list(range(6))
+    assert sorted(row["id"] for row in finished_rows) == [str(i) for i in range(6)]
     assert len({row["attempts"][0]["sha256"] for row in finished_rows}) == 1
 
 

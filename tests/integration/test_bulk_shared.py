@@ -34,7 +34,7 @@ if where.startswith("postgresql://"):
     leases = DatabaseLeases(database_pool(where))
 else:
     leases = FileLeases(Path(where))
-with hold_lease(leases, "batch", 7):
+with hold_lease(leases, "batch-7"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -58,14 +58,14 @@ def test_a_lease_is_held_by_one_process_and_ends_with_it(lease_location: str, le
     with forked.Process([sys.executable, "-c", HOLDER, lease_location], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with hold_lease(leases, "batch", 8) as acquired:  # the lease of another prompt is free
+        with hold_lease(leases, "batch-8") as acquired:  # the lease of another prompt is free
             assert acquired
-        with hold_lease(leases, "batch", 7, lambda: True) as acquired:  # a process that must stop does not wait
+        with hold_lease(leases, "batch-7", lambda: True) as acquired:  # a process that must stop does not wait
             assert not acquired
         lease_taken = threading.Event()
 
         def take() -> None:
-            with hold_lease(leases, "batch", 7) as acquired:
+            with hold_lease(leases, "batch-7") as acquired:
                 assert acquired
                 lease_taken.set()
 

@@ -29,11 +29,12 @@ def results(out: Path, arm: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-ALL = ["grammar", "--n", "4", "--seed", "3", "--images", "2", "--arms", "all", "--against", "none"]
+ALL = ["grammar", "--n", "4", "--seed", "3", "--images", "2", "--arms", "all", "--orders", "2"]
 NAMES = {
     "single",
     "rewrite",
     "best-of-2",
+    "plan+best-of-2",
     "rewrite+best-of-2",
     "loop",
     "loop+skills",

@@ -22,7 +22,7 @@ from gems.memory.trajectory import namespace
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("langgraph_api") is None,
-    reason='needs the LangGraph development server: pip install "gems-graph[studio]"',
+    reason='needs the LangGraph development server: pip install -e ".[studio]"',
 )
 
 
@@ -33,17 +33,18 @@ def test_a_server_remembers_in_the_users_own_memory(studio: Studio) -> None:
 
         def run(prompt: str) -> Any:
             thread = client.threads.create()["thread_id"]
-            context: Any = {"user": "ann", "mllm": "pocket", "generator": "pocket", "seed": 3, "max_rounds": 2}
+            context: Any = {"seed": 3, "max_rounds": 2}
             client.runs.wait(thread, "gems", input={"prompt": prompt}, context=context)
             return client.threads.get_state(thread)["values"]
 
-        assert run("two red cars")["memories"] == []
-        values = run("three red cars")
-        assert [memory["prompt"] for memory in values["memories"]] == ["two red cars"]
+        # Prompts of this test alone: the tests of a server share its user's memory.
+        assert "guitar" not in str(run("two metal guitars")["memories"])
+        values = run("three metal guitars")
+        assert values["memories"][0]["prompt"] == "two metal guitars"
         assert not values.get("errors")
 
-        search_results = client.store.search_items(experiences, query="a red car", limit=5)["items"]
-        assert {item["value"]["prompt"] for item in search_results} == {"two red cars", "three red cars"}
+        search_results = client.store.search_items(experiences, query="a metal guitar", limit=2)["items"]
+        assert {item["value"]["prompt"] for item in search_results} == {"two metal guitars", "three metal guitars"}
         assert all(item["score"] > 0.3 for item in search_results)
 
         place = ["notes", "ann"]
@@ -59,10 +60,12 @@ def test_a_server_remembers_in_the_users_own_memory(studio: Studio) -> None:
 
     assert "BlockingError" not in studio.log.read_text()
     with closing(FaissStore(studio.home / "memory")) as store:
-        stored_items = store.search(experiences, query="two red cars")
-        assert stored_items[0].value["prompt"] == "two red cars"
+        stored_items = store.search(experiences, query="two metal guitars")
+        assert stored_items[0].value["prompt"] == "two metal guitars"
         assert stored_items[0].score == pytest.approx(1, abs=1e-4)
-        assert len(store.search(namespace("ann"))) == 2
+        assert {"two metal guitars", "three metal guitars"} <= {
+            item.value["prompt"] for item in store.search(namespace("ann"), limit=100)
+        }
         assert [item.key for item in store.search(("notes",), query="a kitten")] == ["cat", "tax"]
 
 

@@ -22,6 +22,7 @@ from servers.waiting import wait_until
 from gems.errors import InputError
 from gems.memory import index as index_module
 from gems.memory import live_index as live_index_module
+from gems.memory.care import verify
 from gems.memory.store import FaissStore, reindex
 
 WRITER = Path(__file__).parent / "writing_store.py"
@@ -279,6 +280,196 @@ def test_an_unusable_index_is_rebuilt(small_lists: None, folder: Path, harm: Any
     store.close()
     assert len(saved(folder)) == 1
     assert not list((folder / "index").glob("draft-*"))
+
+
+# --- records and index of different times ---------------------------------------------------------------------------
+
+
+def _copy_of(folder: Path) -> Path:
+    """A copy of the records at this moment, as a backup holds it."""
+    copy = folder.parent / f"backup-{len(list(folder.parent.iterdir()))}.sqlite"
+    with sqlite3.connect(folder / "records.sqlite") as db, sqlite3.connect(copy) as target:
+        db.backup(target)
+    return copy
+
+
+def _restore(copy: Path, folder: Path) -> None:
+    for file in folder.glob("records.sqlite*"):
+        file.unlink()
+    shutil.copy(copy, folder / "records.sqlite")
+
+
+def checks(folder: Path) -> dict[str, tuple[bool, str]]:
+    return {name: (is_right, detail) for name, is_right, detail in verify(folder)}
+
+
+@pytest.mark.parametrize("written_before_search", [1, 400, 900])
+def test_older_records_under_a_newer_index_hide_nothing(
+    small_lists: None, folder: Path, written_before_search: int
+) -> None:
+    names = texts(1300)
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(store, names[:200])
+    early = _copy_of(folder)
+    fill(store, names[200:900])
+    store.close()
+    assert len(saved(folder)) == 1
+    assert checks(folder)["index"][0]
+    _restore(early, folder)
+    is_right, detail = checks(folder)["index"]
+    assert not is_right
+    assert "gems memory compact" in detail
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    new_names = [f"later comer{i}" for i in range(written_before_search)]
+    fill(store, new_names)  # without a search: ids grow past those of the index, which is not loaded
+    present = names[:200] + new_names
+    assert share_found(store, present) > 0.95
+    for name in new_names[-20:]:
+        [nearest] = store.search(("a",), query=name, limit=1)
+        assert (nearest.key, nearest.score) == (name, pytest.approx(1, abs=1e-5))
+    store.compact()
+    store.close()
+    assert all(is_right for is_right, _ in checks(folder).values()), checks(folder)
+
+
+def test_an_older_index_beside_newer_records_hides_nothing(small_lists: None, folder: Path) -> None:
+    names = texts(2400)
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(store, names[:900])
+    store.compact()
+    old_index = folder.parent / "old-index"
+    shutil.copytree(folder / "index", old_index)
+    store.batch([PutOp(("a",), name, None) for name in names[:300]])
+    fill(store, names[900:])
+    store.compact()
+    store.close()
+    shutil.rmtree(folder / "index")
+    shutil.copytree(old_index, folder / "index")
+    assert not checks(folder)["index"][0]
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    assert share_found(store, names[300:]) > 0.95
+    assert not {i.key for i in store.search(("a",), query=names[5], limit=20)} & set(names[:300])
+    store.close()
+    assert checks(folder)["index"][0]
+
+
+def _change(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "records.sqlite") as db:
+        for statement in statements:
+            db.execute(statement)
+    db.close()
+
+
+@pytest.mark.parametrize(
+    ("harm", "check", "fault"),
+    [
+        ("DELETE FROM vectors WHERE id = 3", "vectors", "1 records lack vectors"),
+        ("UPDATE vectors SET record = 99999 WHERE id = 3", "vectors", "1 of 899 belong to no record"),
+        ("UPDATE vectors SET record = 4 WHERE id = 3", "vectors", "2 records lack vectors"),
+        ("UPDATE vectors SET space = 77 WHERE id = 3", "vectors", "1 records lack vectors"),
+        ("UPDATE records SET fields = NULL WHERE id = 3", "vectors", "1 of 899 belong to no record"),
+        ("UPDATE vectors SET space = 77 WHERE id = 3", "index", "1 vectors differ"),
+        (
+            "UPDATE vectors SET vector = (SELECT vector FROM vectors WHERE id = 4) WHERE id = 3",
+            "index",
+            "1 vectors differ",
+        ),
+        ("UPDATE vectors SET id = 1 WHERE id = 3", "index", "1 vectors of records are missing"),
+        ("DELETE FROM removed", "index", "7 vectors belong to no record"),
+    ],
+)
+def test_verify_compares_records_vectors_and_index_both_ways(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, harm: str, check: str, fault: str
+) -> None:
+    monkeypatch.setattr(index_module, "EXACT_UP_TO", SMALL_LIMIT)
+    monkeypatch.setattr(live_index_module, "EXACT_UP_TO", SMALL_LIMIT)
+    names = texts(907)
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(store, names)
+    store.delete(("a",), names[0])
+    store.compact()
+    for name in names[900:]:
+        store.delete(("a",), name)
+    store.close()
+    assert all(is_right for is_right, _ in checks(folder).values()), checks(folder)
+    _change(folder, harm)
+    is_right, detail = checks(folder)[check]
+    assert not is_right
+    assert fault in detail
+    for _ in range(3):  # follow the advice
+        advice = [detail for is_right, detail in checks(folder).values() if not is_right]
+        if advice and "gems memory reindex" in advice[0]:
+            reindex(folder, PointEmbeddings())
+        elif advice and "gems memory compact" in advice[0]:
+            store = FaissStore(folder, embedder=PointEmbeddings())
+            store.compact()
+            store.close()
+    assert all(is_right for is_right, _ in checks(folder).values()), checks(folder)
+
+
+# --- growth ---------------------------------------------------------------------------------------------------------
+
+
+def _logged(folder: Path) -> int:
+    with sqlite3.connect(folder / "records.sqlite") as db:
+        (count,) = db.execute("SELECT count(*) FROM removed").fetchone()
+    db.close()
+    return int(count)
+
+
+def test_a_small_store_keeps_no_log_of_removals(folder: Path) -> None:
+    store, other = (FaissStore(folder, embedder=PointEmbeddings()) for _ in range(2))
+    fill(store, texts(100))
+    assert share_found(other, texts(100)) == 1
+    for i in range(30):  # 3,000 removals, which the other process has not followed
+        fill(store, [f"round{i} member{n}" for n in range(100)], "b")
+        store.batch([PutOp(("b",), f"round{i} member{n}", None) for n in range(100)])
+        assert _logged(folder) <= 2200
+    store.delete(("a",), texts(100)[5])
+    left = [name for name in texts(100) if name != texts(100)[5]]
+    assert share_found(other, left) == 1
+    assert other.search(("b",), query="round3 member3") == []
+    store.close()
+    assert _logged(folder) == 0
+    assert share_found(other, left) == 1
+    other.close()
+
+
+def test_an_index_file_is_renewed_once_many_of_its_vectors_are_gone(small_lists: None, folder: Path) -> None:
+    names = texts(2000)
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(store, names)
+    store.compact()
+    [before] = saved(folder)
+    for start in range(0, 1000, 50):
+        store.batch([PutOp(("a",), name, None) for name in names[start : start + 50]])
+    store.close()
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    store.search(("a",), query=names[1500])
+    store.close()
+    [after] = saved(folder)
+    assert after != before
+    assert _logged(folder) <= SMALL_LIMIT + 50
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    assert share_found(store, names[1000:]) > 0.95
+    store.compact()
+    store.close()
+    assert _logged(folder) == 0
+    assert checks(folder)["index"] == (True, "1000 vectors")
+
+
+def test_removed_vectors_do_not_fill_the_memory_of_a_process(small_lists: None, folder: Path) -> None:
+    store = FaissStore(folder, embedder=PointEmbeddings())
+    fill(store, texts(50))
+    for i in range(20):
+        fill(store, [f"round{i} member{n}" for n in range(100)], "b")
+        store.search(("b",), query="round")
+        store.batch([PutOp(("b",), f"round{i} member{n}", None) for n in range(100)])
+        assert share_found(store, texts(50)) == 1
+        index = store._index.open()
+        assert index is not None
+        assert index._recent.ntotal <= 50 + SMALL_LIMIT + 200
+    store.close()
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from embedding import PointEmbeddings
+from filter_cases import MATCHING_NUMBERS, MATCHING_ROWS, NUMBERS, ROWS, UNKNOWN_CONDITIONS
 from forked import gems
-from langgraph.store.base import BaseStore
+from langgraph.store.base import BaseStore, PutOp
 from remembering import past
 from servers.postgres import PASSWORD
 from shared_servers import marks
@@ -47,9 +48,45 @@ def test_a_database_remembers_and_recalls_like_a_folder(store: BaseStore) -> Non
     assert len(store.search(namespace("eve", EXPERIENCES), limit=9)) == 1
 
 
+def test_filters_mean_the_same_as_in_a_folder(store: BaseStore) -> None:
+    store.batch([PutOp(("a",), str(i), row, ["color"]) for i, row in enumerate(ROWS)])
+    store.batch([PutOp(("n",), str(i), {"n": number}, False) for i, number in enumerate(NUMBERS)])
+    for i, value in enumerate([{"n": None}, {}, {"n": "many"}, {"n": [2]}, {"n": True}]):
+        store.put(("n",), f"no number {i}", value, index=False)
+    for query in (None, "abba"):
+        for condition, rows in MATCHING_ROWS:
+            items = store.search(("a",), filter=condition, query=query)
+            assert sorted(int(item.key) for item in items) == rows, condition
+        for condition in UNKNOWN_CONDITIONS:
+            with pytest.raises(ValueError, match=r"filter|compares with a number"):
+                store.search(("a",), filter=condition, query=query)
+    for condition, rows in MATCHING_NUMBERS:
+        items = store.search(("n",), filter={"n": condition})
+        assert sorted(int(item.key) for item in items) == rows, condition
+
+
 def test_another_embedder_is_refused(store: BaseStore, database: str) -> None:
     with pytest.raises(InputError, match="was written with the embedder all-MiniLM") as caught:
         open_store(database, PointEmbeddings(dims=384))
+    assert PASSWORD not in str(caught.value)
+
+
+def test_another_embedder_of_the_same_name_is_refused(database: str) -> None:
+    class Named(PointEmbeddings):
+        model = "text-embedding"
+
+        def __init__(self, points: str) -> None:
+            super().__init__(16, points)
+            del self.fingerprint
+            self._points = PointEmbeddings(16, points)
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return self._points.embed_documents(texts)
+
+    for _ in range(2):
+        open_store(database, Named("one")).conn.close()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="called text-embedding too but makes other vectors") as caught:
+        open_store(database, Named("two"))
     assert PASSWORD not in str(caught.value)
 
 

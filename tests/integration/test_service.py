@@ -195,8 +195,45 @@ def test_a_repeated_request_starts_no_second_run(client: httpx.Client) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(send, range(8)))) == 1
-    other = client.post("/v1/runs", json={"prompt": "a red dog"}, headers=key)
-    assert other.status_code == 409
+    for other in (
+        {"prompt": "a red dog"},
+        {"prompt": "two green dogs", "settings": {"seed": 7}},
+        {"prompt": "two green dogs", "thread": "other"},
+    ):
+        answer = client.post("/v1/runs", json=other, headers=key)
+        assert answer.status_code == 409, other
+        assert "another request" in answer.json()["error"]["message"]
+    assert client.post("/v1/images/generations", json={"prompt": "two green dogs"}, headers=key).status_code == 409
+
+
+@needs("service")
+def test_a_repeated_images_request_with_other_fields_is_refused(client: httpx.Client) -> None:
+    body, key = {"prompt": "a red dog", "n": 2, "seed": 3}, {"idempotency-key": "images"}
+    first = client.post("/v1/images/generations", json=body, headers=key).json()["data"]
+    again = client.post("/v1/images/generations", json={**body, "size": "auto"}, headers=key).json()["data"]
+    assert [image["gems"]["run"] for image in again] == [image["gems"]["run"] for image in first]
+    for change in ({"n": 1}, {"n": 3}, {"seed": 4}, {"size": "64x64"}, {"response_format": "url"}):
+        answer = client.post("/v1/images/generations", json={**body, **change}, headers=key)
+        assert answer.status_code == 409, change
+
+
+@needs("service")
+def test_a_run_is_deleted_once_it_has_ended(service: ServiceProcess, client: httpx.Client) -> None:
+    run = begin(client, "seven wooden koalas chasing a sparkling giraffe", max_rounds=5, patience=5)["id"]
+    early = client.delete(f"/v1/runs/{run}")
+    assert early.status_code == 409
+    assert "cancel it first" in early.json()["error"]["message"]
+    client.post(f"/v1/runs/{run}/cancel")
+    service.wait_for(run)
+    view = service.wait_for(begin(client, "a red dog", seed=11)["id"])
+    for ended_run in (run, view["id"]):
+        assert client.delete(f"/v1/runs/{ended_run}").status_code == 204
+        assert client.get(f"/v1/runs/{ended_run}").status_code == 404
+        assert client.delete(f"/v1/runs/{ended_run}").status_code == 404
+        assert client.get(f"/v1/runs/{ended_run}/events").status_code == 404
+        assert ended_run not in {entry["id"] for entry in client.get("/v1/runs").json()["data"]}
+    assert client.get(view["image"]["url"]).status_code == 404
+    assert client.get(view["report"]).status_code == 404
 
 
 @needs("service")
@@ -281,6 +318,8 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         (["--keys", "nowhere.toml"], "cannot read the keys"),
         (["--generator", "nonsense"], "nonsense"),
         (["--port", "99999"], "65535"),
+        (["--cors-origin", "https://example.org/"], "'https://example.org/' is not an origin"),
+        (["--cors-origin", "example.org"], "'example.org' is not an origin"),
     ],
 )
 def test_a_service_that_cannot_start_reports_why(options: list[str], message: str) -> None:

@@ -61,8 +61,10 @@ def test_openai_draws_several_images_as_urls_in_another_size(openai: OpenAI) -> 
     assert answer.data is not None
     assert len({image.url for image in answer.data}) == 2
     for image in answer.data:
-        assert httpx.get(str(image.url)).headers["content-type"] == "image/png"
+        picture = Image.open(io.BytesIO(httpx.get(str(image.url)).content))
+        assert (picture.format, picture.size) == ("WEBP", (1024, 1024))
         assert image.b64_json is None
+    assert (answer.size, answer.output_format) == ("1024x1024", "webp")
     small = openai.images.generate(prompt="two red cars", size="256x128", output_format="jpeg")
     assert small.data is not None
     picture = Image.open(io.BytesIO(base64.b64decode(str(small.data[0].b64_json))))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from gems.cli.main import app as cli
 from gems.errors import InputError
 from gems.serve.keys import Keys
 from gems.serve.links import Links
+from gems.serve.settings import ServiceSettings
+from gems.serve.web_app import make_app
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Shared:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     base = tmp_path_factory.mktemp("keys")
-    keys = write_keys(base / "keys.toml", ann="", bob="", poor="{ images = 2 }")
+    keys = write_keys(base / "keys.toml", ann="", bob="", poor="{ images = 2 }", batch="{ images = 6 }")
     with serving(base / "home", "--keys", str(base / "keys.toml"), "--host", "127.0.0.1", "--grace", "0") as served:
         yield Shared(served, keys)
 
@@ -112,6 +116,49 @@ def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
     assert run(shared, "ann", "a red dog")["status"] == "done", "other users are not blocked"
 
 
+@needs("service_keys")
+@pytest.mark.parametrize("route", ["/gems/batch", "/v1/images/generations"])
+def test_several_runs_that_the_day_does_not_allow_leave_nothing_behind(shared: Shared, route: str) -> None:
+    """Each run may need five images, and the key has six a day."""
+    body = {"inputs": [{"prompt": f"{n} wooden koalas chasing a giraffe"} for n in ("two", "six", "seven")]}
+    body = body if route == "/gems/batch" else {"prompt": "six wooden koalas chasing a giraffe", "n": 3}
+    with shared.served.client(shared.keys["batch"]) as client:
+        answer = client.post(route, json=body)
+        assert answer.status_code == 429, answer.text
+        assert client.get("/v1/runs").json()["data"] == []
+
+
+@needs("service_keys")
+def test_a_batch_begins_all_its_runs(shared: Shared) -> None:
+    with shared.served.client(shared.keys["ann"]) as client:
+        prompts = ["two green dogs", "a red dog"]
+        answer = client.post("/gems/batch", json={"inputs": [{"prompt": prompt} for prompt in prompts]})
+        assert [run["prompt"] for run in answer.json()["output"]] == prompts
+        before = {run["id"] for run in client.get("/v1/runs").json()["data"]}
+        bad = {"inputs": [{"prompt": "a red dog"}, {"thread_id": "none", "resume": {"action": "accept"}}]}
+        assert client.post("/gems/batch", json=bad).status_code == 400
+        assert (
+            client.post("/gems/batch", json={"inputs": [{"prompt": "a red dog"}, {"prompt": " "}]}).status_code == 400
+        )
+        assert {run["id"] for run in client.get("/v1/runs").json()["data"]} == before
+        assert client.post("/gems/batch", json={"inputs": []}).json()["output"] == []
+
+
+@needs("service_keys")
+def test_users_do_not_delete_each_others_runs(shared: Shared) -> None:
+    view = run(shared, "ann", "two red cars", seed=5)
+    with shared.served.client(shared.keys["bob"]) as bob:
+        assert bob.delete(f"/v1/runs/{view['id']}").status_code == 404
+    with shared.served.client(shared.keys["ann"]) as ann:
+        assert ann.get(f"/v1/runs/{view['id']}").status_code == 200
+
+
+def test_a_limit_on_cost_needs_prices(tmp_path: Path) -> None:
+    write_keys(tmp_path / "keys.toml", ann="{ cost = 2.5 }")
+    with pytest.raises(InputError, match="limits the cost of a day for ann, and there are no prices"):
+        make_app(ServiceSettings(home=tmp_path, keys=tmp_path / "keys.toml"))
+
+
 def test_a_key_is_printed_once_and_its_entry_works(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, ["new-key", "ann"])
     assert result.exit_code == 0
@@ -140,6 +187,35 @@ def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, messag
     (tmp_path / "keys.toml").write_text(text)
     with pytest.raises(InputError, match=message):
         Keys(tmp_path / "keys.toml")
+
+
+@pytest.mark.parametrize("secret", ["", "\n", "short"])
+def test_a_secret_that_anybody_could_guess_is_refused(tmp_path: Path, secret: str) -> None:
+    (tmp_path / "secret").write_text(secret)
+    with pytest.raises(InputError, match="delete the file"):
+        Links(tmp_path / "secret", 3600)
+
+
+def test_processes_that_start_at_once_share_a_secret(tmp_path: Path) -> None:
+    for attempt in range(20):
+        file, together = tmp_path / str(attempt) / "secret", threading.Barrier(4)
+
+        def sign(file: Path, together: threading.Barrier) -> str:
+            together.wait()
+            return Links(file, 3600).image("ann", "0" * 64).removeprefix("/artifacts/").removesuffix(".png")
+
+        with ThreadPoolExecutor(4) as pool:
+            tokens = [made.result() for made in [pool.submit(sign, file, together) for _ in range(4)]]
+        assert all(Links(file, 3600).read("artifacts", token) for token in tokens)
+        assert [path.name for path in file.parent.iterdir()] == ["secret"], "no draft is left"
+
+
+def test_a_key_for_the_metrics_says_so(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["new-key", "prometheus", "--metrics"])
+    (tmp_path / "keys.toml").write_text(result.stdout)
+    client = Keys(tmp_path / "keys.toml").client(result.stderr.split()[-1])
+    assert client is not None
+    assert client.metrics
 
 
 def test_addresses_expire_and_outlive_a_restart(tmp_path: Path) -> None:

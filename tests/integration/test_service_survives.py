@@ -20,6 +20,14 @@ PROMPTS = ["three blue cars to the left of a striped elephant", "seven wooden ko
 RUNS = 8
 
 
+def send(client: httpx.Client, n: int) -> str:
+    """Send request number ``n``, and return its run."""
+    body = {"prompt": PROMPTS[n % 2], "settings": {"seed": n, "max_rounds": 3}}
+    answer = client.post("/v1/runs", json=body, headers={"idempotency-key": f"k{n}"})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["id"])
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Signals) -> None:
     home, accepted = tmp_path / "home", list[str]()
@@ -28,10 +36,7 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
     with serving(home, *options) as served, served.client() as client:
 
         def ask(n: int) -> None:
-            body = {"prompt": PROMPTS[n % 2], "settings": {"seed": n, "max_rounds": 3}}
-            answer = client.post("/v1/runs", json=body, headers={"idempotency-key": f"k{n}"})
-            assert answer.status_code == 202, answer.text
-            accepted.append(answer.json()["id"])
+            accepted.append(send(client, n))
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(ask, range(RUNS)))
@@ -49,11 +54,7 @@ def test_no_accepted_run_is_lost_or_charged_twice(tmp_path: Path, how: signal.Si
     with serving(home, *options) as served, served.client() as client:
         views = [served.wait_for(run) for run in accepted]
         # A client that never saw the answer sends its requests again and gets the same runs.
-        again = [
-            client.post("/v1/runs", json={"prompt": PROMPTS[n % 2]}, headers={"idempotency-key": f"k{n}"}).json()["id"]
-            for n in range(RUNS)
-        ]
-    assert set(again) == set(accepted)
+        assert {send(client, n) for n in range(RUNS)} == set(accepted)
     assert {view["status"] for view in views} == {"done"}
     for view in views:
         assert view["usage"]["images"] == len(view["attempts"]), "no image is drawn twice"

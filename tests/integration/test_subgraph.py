@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from fakes import PaintGenerator
 from langchain.agents import create_agent
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
@@ -23,12 +24,12 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
-from langgraph.runtime import RunControl
+from langgraph.runtime import RunControl, Runtime
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command, Send
 from typing_extensions import TypedDict
 
-from gems import GemsContext, ImageRef, InputError, as_tool, build_graph
+from gems import GemsContext, GemsOutput, ImageRef, InputError, as_node, as_tool, build_graph, init_embedder
 from gems.memory.trajectory import namespace
 
 QUICK = {"seed": 3, "memory": False, "max_rounds": 2}
@@ -55,6 +56,16 @@ def wrapped(graph: Any) -> Any:
     def illustrate(state: Other) -> Other:
         result = graph.invoke({"prompt": state["request"]})
         return {"pictures": [result["image"].uri]}
+
+    return illustrate
+
+
+def wrapped_whole(graph: Any) -> Any:
+    """A node that keeps everything that the run knew at its end."""
+
+    def illustrate(state: Both) -> Both:
+        *_, values = graph.stream({"prompt": state["request"]}, stream_mode="values", output_keys=None)
+        return {"results": [values]}
 
     return illustrate
 
@@ -116,12 +127,126 @@ def test_a_review_passes_through_the_parent(kind: str, saver: str, tmp_path: Pat
     connection.close()
 
 
+@pytest.mark.parametrize(
+    ("bad_answer", "reason"),
+    [
+        ("accept", "the answer is a text; give an object"),
+        (["accept"], "the answer is a list"),
+        (7, "the answer is a number"),
+        (False, "the answer is a truth value"),
+        ({"comment": "no"}, "action: Field required"),
+        ({"action": "explode"}, "action: Input should be"),
+        ({"action": "accept", "verdict": 1}, "verdict: Extra inputs"),
+        ({"action": "edit_prompt"}, "edit_prompt needs a prompt"),
+        ({"action": "edit_requirements", "requirements": "red"}, "requirements: Input should be"),
+        ({"action": "accept", "image": "x"}, "image: String should match"),
+    ],
+)
+def test_an_answer_of_another_form_is_asked_for_again(bad_answer: Any, reason: str) -> None:
+    graph = build_graph(
+        generator=PaintGenerator(), checkpointer=InMemorySaver(), settings={**REVIEWED, "max_rounds": 1}
+    )
+    graph.invoke({"prompt": "two red cars"}, config())
+    [question] = graph.invoke(Command(resume=bad_answer), config())["__interrupt__"]
+    assert reason in question.value["fault"]
+    assert "\n" not in question.value["fault"]
+    accepted = graph.invoke(Command(resume={"action": "accept", "comment": None}), config())
+    assert accepted["outcome"] == "accepted"
+
+
 def test_the_parents_store_is_the_memory(own_home: Path) -> None:
     store = InMemoryStore()
     parent = parent_of(build_graph(), store=store)
     parent.invoke({"prompt": "two red cars"}, context={**QUICK, "memory": True, "user": "ann"})
     assert [item.value["prompt"] for item in store.search(namespace("ann"))] == ["two red cars"]
     assert not (own_home / "memory").exists()
+
+
+class Colliding(TypedDict, total=False):
+    """A parent that uses the names of GEMS for things of its own."""
+
+    wish: str
+    prompt: int
+    score: str
+    errors: Annotated[list[str], operator.add]
+    turns: int
+    usage: dict[str, int]
+    gems: GemsOutput
+
+
+@dataclass
+class CollidingObject:
+    wish: str = ""
+    score: str = ""
+    turns: int = 0
+    gems: Any = None
+
+
+@pytest.mark.parametrize("calls", ["invoke", "ainvoke"])
+def test_a_node_of_its_own_key_leaves_the_parents_keys_alone(calls: str) -> None:
+    parent = parent_of(as_node(settings={**QUICK, "max_rounds": 1}, prompt="wish"), Colliding)
+    theirs = {"wish": "two red cars", "prompt": 7, "score": "2:1", "errors": ["mine"], "turns": 4, "usage": {"a": 1}}
+    out = parent.invoke(theirs) if calls == "invoke" else asyncio.run(parent.ainvoke(theirs))
+    result = out.pop("gems")
+    assert out == theirs
+    assert result["image"].uri.endswith(".png")
+    assert result["errors"] == []
+    as_object = parent_of(as_node(build_graph(settings=QUICK), prompt="wish"), CollidingObject)
+    assert as_object.invoke({"wish": "two red cars", "score": "2:1"})["score"] == "2:1"
+
+
+def test_a_node_of_its_own_key_asks_and_goes_on(tmp_path: Path) -> None:
+    parent = parent_of(as_node(settings=REVIEWED, prompt="wish"), Colliding, checkpointer=InMemorySaver())
+    [question] = parent.invoke({"wish": "two red cars"}, config())["__interrupt__"]
+    assert question.value["kind"] == "gems_review"
+    assert parent.invoke(Command(resume={"action": "accept"}), config())["gems"]["outcome"] == "accepted"
+    with pytest.raises(InputError, match="the state has no 'caption' to draw"):
+        parent_of(as_node(settings=QUICK, prompt="caption"), Colliding).invoke({"wish": "two red cars"})
+    with pytest.raises(InputError, match="as_node takes a graph or settings"):
+        as_node(build_graph(), settings=QUICK)
+
+
+def test_a_parents_store_without_an_index_is_told_once_a_run() -> None:
+    graph = build_graph(generator=PaintGenerator(), settings={**QUICK, "memory": True, "max_rounds": 1})
+    for store, is_told in (
+        (InMemoryStore(), True),
+        (InMemoryStore(index={"dims": 384, "embed": init_embedder()}), False),
+    ):
+        parent = parent_of(wrapped_whole(graph), Both, store=store)
+        [first] = parent.invoke({"request": "two red cars"})["results"]
+        assert first["errors"] == [], "nothing was kept yet"
+        [second] = parent.invoke({"request": "two red cars"})["results"]
+        assert len([line for line in second["errors"] if "has no index" in line]) == is_told
+        assert bool(second["memories"]) != is_told
+
+
+class GemsAndUsers(GemsContext):
+    users: tuple[str, ...] = ()
+    image_url: str = "https://example.com"
+
+
+NEAR = {"users": ["ann"], "seeds": [1], "image_url": "https://example.com", "plans": {"basic": 1}}
+
+
+@pytest.mark.parametrize("schema", [dict, None, GemsContext, GemsAndUsers])
+def test_a_parents_context_may_have_names_that_resemble_ours(schema: Any) -> None:
+    gems = build_graph(generator=PaintGenerator())
+    quick = {**QUICK, "max_rounds": 1}
+
+    def passes_its_context_on(state: Other, runtime: Runtime[Any]) -> Other:
+        context: Any = {**quick, **NEAR}
+        return {"pictures": [gems.invoke({"prompt": state["request"]}, context=context)["image"].uri]}
+
+    for node, state, given in (
+        (gems, Shared, {"prompt": "two red cars"}),
+        (wrapped(gems), Other, {"request": "two red cars"}),
+        (passes_its_context_on, Other, {"request": "two red cars"}),
+    ):
+        parent: Any = StateGraph(state, context_schema=schema)
+        parent.add_node("draw", node)
+        parent.add_edge(START, "draw")
+        out = parent.compile().invoke(given, context={**quick, **NEAR})
+        assert out.get("image") or out.get("pictures")
 
 
 @dataclass

@@ -124,8 +124,14 @@ class Handler(BaseHTTPRequestHandler):
             return 400, _error("logprobs are not available for this model")
         if fault == "blind" and _images(request):
             return 500, _error("image input is not supported - hint: you may need to provide the mmproj")
+        if fault == "unpaid-verdicts" and _schema_name(request) == "Verdicts":
+            with LOCK:  # the first three only, as if somebody had paid then
+                is_unpaid = TRIES[f"{self.path.lstrip('/').partition('/')[0]} Verdicts"] <= 3
+            return (402, _error("insufficient credits")) if is_unpaid else None
         if fault == "busy" and n == 1:
             return 429, _error("slow down"), {"Retry-After": "0.2"}
+        if fault == "busy-for-long":
+            return 429, _error("slow down"), {"Retry-After": "50"}
         if fault == "shaky" and n <= 2:
             return 500, _error("worker died")
         if fault == "broken":

@@ -118,6 +118,8 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0.5)
             case "busy" if n == 1:
                 return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.3"})
+            case "busy-for-long":
+                return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "50"})
             case "shaky" if n <= 2:
                 return self._json(500, {"detail": "worker died"})
             case "broken":

@@ -30,16 +30,18 @@ class Studio:
         url: Its address.
         home: Its GEMS home folder.
         log: The file that holds its output.
+        project: Its project folder, where it keeps what it stores.
     """
 
     url: str
     home: Path
     log: Path
+    project: Path
 
 
 @contextmanager
-def langgraph_dev(base: Path) -> Iterator[Studio]:
-    """Run the server in a separate project folder, so that it writes nothing (.langgraph_api) into the repository.
+def langgraph_dev(base: Path, **variables: str) -> Iterator[Studio]:
+    """Run the server with these environment variables, in a project folder of its own.
 
     The process is not forked from the fork server, because LangGraph reads ``UNSTRICT`` when it is imported.
     """
@@ -54,12 +56,12 @@ def langgraph_dev(base: Path) -> Iterator[Studio]:
             cwd=project,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "GEMS_HOME": str(home), "LANGSMITH_TRACING": "false", **UNSTRICT},
+            env={**os.environ, "GEMS_HOME": str(home), "LANGSMITH_TRACING": "false", **UNSTRICT, **variables},
         )
     try:
         url = f"http://127.0.0.1:{listening_port(process, log.read_text)}"
         assert httpx.get(f"{url}/ok", timeout=60).status_code == 200
-        yield Studio(url, home, log)
+        yield Studio(url, home, log, project)
     finally:
         process.terminate()
         process.wait(20)

@@ -6,28 +6,36 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
+from langgraph.types import StateSnapshot
 
 from gems.bulk.jobs import Job
-from gems.bulk.limits import Allowance, Limits, usage_of
+from gems.bulk.journal import Journal, PartialRun
+from gems.bulk.ledger import Ledger, LedgerStart
+from gems.bulk.limits import Limits, Share, most_of_a_run
 from gems.bulk.results import (
     AttemptFields,
     BatchRow,
+    Claim,
+    Group,
     ResultsFile,
     Tally,
     UsageFields,
     claim,
+    is_final,
     locked,
+    open_record,
     row_of,
     write_jobs,
 )
@@ -45,8 +53,11 @@ from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder, write_run
 from gems.runs.record import ModelRecord, best_index, model_records, run_record
-from gems.runs.threads import run_thread
+from gems.runs.threads import reopen_failed, reopen_limited, run_thread
+from gems.secrets import one_line
 from gems.skills.loader import load_skills
+from gems.skills.snapshots import contents_of
+from gems.stopping import ending
 
 __all__ = [
     "Batch",
@@ -54,11 +65,15 @@ __all__ = [
     "Stop",
     "Worker",
     "brief",
+    "check_skills",
     "images_location",
+    "ledger_start",
     "open_generator",
     "open_worker",
     "run_batch",
     "run_jobs",
+    "run_within",
+    "skills_of",
 ]
 
 _MIN_STREAK: Final = 20
@@ -118,6 +133,18 @@ class Batch:
     """The limit for the whole batch that ended it."""
     failure_message: str | None = None
     """The backend failures in a row that ended it, as one line."""
+    ledger: Ledger | None = None
+    """What the batch has spent, with what is in no result."""
+
+    @property
+    def usage(self) -> Usage:
+        """What all starts have spent."""
+        return self.ledger.usage if self.ledger else self.record.usage
+
+    @property
+    def lost_images(self) -> int:
+        """The most images that were in flight when a process was killed, and may have been paid for."""
+        return self.ledger.lost_images if self.ledger else 0
 
     def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
@@ -128,6 +155,10 @@ class Batch:
         """The jobs that have no result yet."""
         return [job for job in self.jobs if not self.record.has(job)]
 
+    def count(self, group: Group) -> int:
+        """How many of the jobs have become this."""
+        return sum(self.record.group(job) == group for job in self.jobs)
+
 
 # --- one prompt ------------------------------------------------------------------------------------------------------
 
@@ -136,7 +167,7 @@ class Batch:
 class Worker:
     """Runs single prompts of a batch in this process, in any thread."""
 
-    batch_id: str
+    claim: Claim
     graph: GemsGraph
     saver: BaseCheckpointSaver[Any]
     context: GemsContext
@@ -144,39 +175,132 @@ class Worker:
     images: ImageStore
     evidence_folder: Path | None = None
     """Folder for the run folders of prompts; None to write none."""
-    control: RunControl = field(default_factory=RunControl)
+    stop: Stop = field(default_factory=Stop)
+    skills: Mapping[str, str] = field(default_factory=dict)
+    """The contents of the skills that the batch is bound to, by name."""
 
-    def run(self, job: Job) -> BatchRow | None:
-        """Run a prompt, or continue it from its checkpoint. Returns its result; None if the batch is being stopped."""
-        started, started_at, thread = time.perf_counter(), datetime.now(UTC), self._thread(job)
+    def spent(self, key: str) -> PartialRun | None:
+        """What the run of the prompt with this key has spent so far, by its checkpoint; None if it has not begun."""
+        values = self._state(key).values
+        return PartialRun(key=key, run_id=values["run_id"], usage=values["usage"]) if values.get("run_id") else None
+
+    def draws(self, key: str) -> bool:
+        """Whether a killed run may have asked for images that are not in its checkpoint."""
+        return not {"generator", "editor"}.isdisjoint(self._state(key).next)
+
+    def reopen(self, job: Job) -> None:
+        """Let a prompt go on from its checkpoint that a backend failure or a limit of the batch has ended."""
+        thread, values = self._thread(job.key), self._state(job.key).values
+        if values.get("outcome") == "failed":
+            reopen_failed(self.graph, thread)
+        elif values.get("outcome") == "budget" and not _own_limit(self.context, values["usage"]):
+            reopen_limited(self.graph, thread)
+
+    def run(self, job: Job, share: Share | None = None) -> BatchRow | None:
+        """Run a prompt, or continue it from its checkpoint. Returns its result; None if the batch is being stopped.
+
+        Args:
+            job: The prompt.
+            share: What it may spend of the batch's limits. None: as much as its settings let it.
+
+        Raises:
+            InputError: A skill was changed since the batch began.
+        """
+        check_skills(self.context, self.skills)
+        started, started_at, thread = time.perf_counter(), datetime.now(UTC), self._thread(job.key)
         context = self.context.model_copy(update={"seed": job.seed})
-        row: BatchRow = {**row_of(job), "thread": thread}
+        share = share or Share()
+        limited = context.model_copy(update={"budget": share.budget(context.budget)})
+        row: BatchRow = {**row_of(job), "bound_to": self.claim.bound_to, "thread": thread}
         try:
-            values = run_thread(self.graph, thread, job.prompt, context, control=self.control)
+            with ending(lambda: self.stop.is_requested):
+                values = run_thread(self.graph, thread, job.prompt, limited, control=self.stop.control)
         except Exception as error:
             # An unusable folder or checkpoint file affects every prompt. Any other failure is this prompt's own: it is
             # recorded, and the others continue.
             if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
                 raise
-            return _with_times({**_with_failure(row, error), "usage": self._usage(thread)}, started)
+            return _with_times(
+                {**row, **_progress(cast(GemsState, self._state(job.key).values)), **_failure(error)}, started
+            )
         if not values.get("outcome"):
             return None
         _flush_images(values["attempts"])
         if self.evidence_folder is not None:
             record = run_record(values, context, self.models, thread, started_at)
-            write_run(self.evidence_folder / f"{job.index:05d}", record, self.images)
-        return _with_times(_with_outcome(row, values), started)
+            write_run(self.evidence_folder / job.key, record, self.images)
+            row["folder"] = f"{self.evidence_folder.name}/{job.key}"
+        limit = share.cuts_short(context.budget, values["usage"]) if values["outcome"] == "budget" else None
+        row = {**row, **_progress(values), **_ending(values, context)}
+        return _with_times({**row, "stopped_by_total": limit} if limit else row, started)
 
     def forget(self, job: Job) -> None:
-        """Delete a prompt's checkpoints. Call this once its result is on disk."""
-        self.saver.delete_thread(self._thread(job))
+        """Delete a prompt's checkpoints. Call this once its final result is on disk."""
+        self.saver.delete_thread(self._thread(job.key))
 
-    def _thread(self, job: Job) -> str:
-        return f"{self.batch_id}-{job.index}-{job.key}"
+    def _thread(self, key: str) -> str:
+        return f"{self.claim.id}-{key}"
 
-    def _usage(self, thread: str) -> UsageFields:
-        usage = self.graph.get_state({"configurable": {"thread_id": thread}}).values.get("usage")
-        return cast(UsageFields, (usage or Usage()).model_dump(mode="json"))
+    def _state(self, key: str) -> StateSnapshot:
+        return self.graph.get_state({"configurable": {"thread_id": self._thread(key)}})
+
+
+def ledger_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits, concurrency: int) -> LedgerStart:
+    """What a batch's ledger begins with: what earlier starts have spent, killed ones too.
+
+    Args:
+        out: The batch's folder.
+        record: The batch's results.
+        worker: Reads the checkpoints.
+        limits: The batch's limits.
+        concurrency: Number of prompts in flight.
+    """
+    path, candidates = out / "begun.jsonl", worker.context.candidates
+    before = Journal(path)
+    for key in list(before.open.elements()):
+        before.end(key, worker.spent(key), lost_images=candidates if worker.draws(key) else 0)
+    journal = Journal(path)
+    unrecorded = [record.unrecorded(run) for run in journal.runs.values()]
+    journal.compact(lambda run: record.unrecorded(run) == Usage())
+    usage = sum(unrecorded, record.usage + Usage(images=journal.lost_images))
+    most = most_of_a_run(worker.context)
+    return LedgerStart(path, limits, usage, record.max_usage, most, candidates, concurrency)
+
+
+class SharesOut(Protocol):
+    """What a prompt needs of a ledger, which may be in another process."""
+
+    def wait_to_begin(self, key: str, before: Usage, is_stopped: Callable[[], bool]) -> Share | None:
+        """See ``Ledger.wait_to_begin``."""
+        ...
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+        """See ``Ledger.finish``."""
+        ...
+
+
+def run_within(ledger: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
+    """Run a prompt within the batch's limits. Returns its result; None if it may not begin, or is stopped.
+
+    A run that its share has cut short goes on as soon as there is more.
+    """
+    row: BatchRow | None = None
+    while True:
+        worker.reopen(job)
+        run = worker.spent(job.key)
+        before = run.usage if run else Usage()
+        share = ledger.wait_to_begin(job.key, before, lambda: worker.stop.is_requested)
+        if share is None:
+            return row
+        row = worker.run(job, share)
+        ledger.finish(job.key, worker.spent(job.key), row)
+        if row is None or "stopped_by_total" not in row:
+            return row
+
+
+def _own_limit(context: GemsContext, usage: Usage) -> str | None:
+    """The limit of the run's own budget that leaves no room for another round."""
+    return context.budget.exhausted(usage, chat_calls=2, images=1)
 
 
 def _flush_images(attempts: Sequence[Attempt]) -> None:
@@ -192,22 +316,26 @@ def _with_times(row: BatchRow, started: float) -> BatchRow:
     return {**row, "seconds": seconds, "at": datetime.now(UTC).isoformat(timespec="milliseconds")}
 
 
-def _with_failure(row: BatchRow, error: Exception) -> BatchRow:
-    text = " ".join(str(error).split())
-    return {
-        **row,
-        "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
-        "error_kind": "input" if isinstance(error, InputError) else "backend",
-    }
+def _failure(error: Exception) -> BatchRow:
+    text = one_line(error, 1000)
+    return cast(
+        BatchRow,
+        {
+            "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
+            "error_kind": "input" if isinstance(error, InputError) else "backend",
+        },
+    )
 
 
-def _with_outcome(row: BatchRow, values: GemsState) -> BatchRow:
+def _progress(values: GemsState) -> BatchRow:
+    """How far a run has come, which a failed one keeps too: its images are paid for."""
+    usage = values.get("usage") or Usage()
+    if not values.get("run_id"):
+        return cast(BatchRow, {"usage": cast(UsageFields, usage.model_dump(mode="json"))})
     attempts = values["attempts"]
     best = best_index(attempts)
-    result: BatchRow = {
-        **row,
+    fields: dict[str, Any] = {
         "run_id": values["run_id"],
-        "outcome": values["outcome"] or "cancelled",
         "score": 0.0 if best is None else round(attempts[best].score, 4),
         "rounds": attempts[-1].round if attempts else 0,
         "requirements": [cast(RequirementFields, r.model_dump(mode="json")) for r in values.get("requirements") or []],
@@ -215,12 +343,19 @@ def _with_outcome(row: BatchRow, values: GemsState) -> BatchRow:
         "best": best,
         "skills": values.get("skills") or [],
         "memories": [memory.key for memory in values.get("memories") or []],
-        "usage": cast(UsageFields, values["usage"].model_dump(mode="json")),
+        "usage": cast(UsageFields, usage.model_dump(mode="json")),
         "errors": values["errors"],
     }
+    return cast(BatchRow, fields)
+
+
+def _ending(values: GemsState, context: GemsContext) -> BatchRow:
+    """Why a run ended. A prompt whose every draft the provider has refused is not drawn at the next start either."""
+    outcome: dict[str, Any] = {"outcome": values["outcome"] or "cancelled"}
     if values["outcome"] == "failed":
-        return {**result, "error": "; ".join(values["errors"]), "error_kind": "backend"}
-    return result
+        is_refused = not values["attempts"] and len(values["refused"]) >= context.max_rounds
+        outcome |= {"error": "; ".join(values["errors"]), "error_kind": "input" if is_refused else "backend"}
+    return cast(BatchRow, outcome)
 
 
 def brief(attempt: Attempt) -> AttemptFields:
@@ -249,16 +384,43 @@ def images_location(context: GemsContext, out: Path) -> str:
     return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
 
 
+def skills_of(context: GemsContext) -> dict[str, str]:
+    """The contents of the skills that a run's planner may read, as a digest of each by its name.
+
+    Raises:
+        InputError: A folder of skills does not exist.
+    """
+    library = load_skills(context.skills_dir, builtin=context.builtin_skills)
+    if not (context.skills and context.plan):
+        return {}
+    return contents_of(skill for name, skill in library.skills.items() if name not in context.without_skills)
+
+
+def check_skills(context: GemsContext, expected: Mapping[str, str]) -> None:
+    """Check that the skills are those that the batch is bound to.
+
+    Raises:
+        InputError: They are not.
+    """
+    if (current := skills_of(context)) != expected:
+        changed = sorted(n for n in {*current, *expected} if current.get(n) != expected.get(n))
+        raise InputError(
+            f"the batch has begun with other skills, or other contents of them ({', '.join(changed[:5])}): restore "
+            "them, or choose another folder with --out"
+        )
+
+
 @contextmanager
 def open_worker(
     out: Path,
     context: GemsContext,
-    batch_id: str,
+    claim: Claim,
     models: dict[str, ModelRecord],
     *,
     checkpoints: str | None,
     generator: ImageGenerator,
-    control: RunControl,
+    stop: Stop,
+    skills: Mapping[str, str],
     evidence: bool = False,
     store: BaseStore | None = None,
     images: ImageStore | None = None,
@@ -268,11 +430,12 @@ def open_worker(
     Args:
         out: The batch's folder.
         context: The settings of every run.
-        batch_id: The batch's id.
+        claim: What identifies the batch.
         models: The models that are written to the runs' records.
         checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
         generator: Makes the images.
-        control: Asks for a stop.
+        stop: Asks for a stop.
+        skills: The contents of the skills that the batch is bound to.
         evidence: Whether to write a folder with report.html for each prompt too.
         store: A memory to use instead of the one in the settings.
         images: An image store to use instead of the one in the settings.
@@ -281,7 +444,7 @@ def open_worker(
     database = checkpoints or (None if store else database_of(context))
     with open_checkpoints(out / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=images, store=store, generator=generator)
-        yield Worker(batch_id, graph, saver, context, models, images, out / "runs" if evidence else None, control)
+        yield Worker(claim, graph, saver, context, models, images, out / "runs" if evidence else None, stop, skills)
 
 
 @contextmanager
@@ -289,7 +452,8 @@ def open_generator(context: GemsContext) -> Iterator[ImageGenerator]:
     """Open the settings' image generator for many prompts at a time. A local one draws batches across prompts."""
     options = context.generator_options
     generator = init_image_generator(context.generator, options, context.authority)
-    if isinstance(generator, Local) and options.batch_size is None and _is_on_gpu(generator):
+    can_batch = isinstance(generator, Local) and context.generator not in POCKET  # which refuse a batch size
+    if can_batch and options.batch_size is None and _is_on_gpu(generator):
         options = options.model_copy(update={"batch_size": _GPU_BATCH_SIZE})
         generator = init_image_generator(context.generator, options, context.authority)
     if not isinstance(generator, Local):  # a server makes its own batches
@@ -339,6 +503,7 @@ def run_batch(
     checkpoints: str | None = None,
     store: BaseStore | None = None,
     images: ImageStore | None = None,
+    add_prompts: bool = False,
 ) -> Batch:
     """Run every job that has no result yet through the graph.
 
@@ -356,6 +521,7 @@ def run_batch(
         checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
         store: A memory to use instead of the one in the settings.
         images: An image store to use instead of the one in the settings.
+        add_prompts: Whether the folder may hold results of other prompts alone.
 
     Raises:
         InputError: The folder holds another batch or cannot be written to, another process works on it, or a setting
@@ -365,33 +531,35 @@ def run_batch(
     make_folder(out)
     stop = stop or Stop()
     # What would fail every prompt fails here, before it is recorded as each prompt's own failure.
-    models = model_records(context)
-    load_skills(context.skills_dir, builtin=context.builtin_skills)
+    models, skills = model_records(context), skills_of(context)
     with locked(out), _one_torch_thread(context, concurrency), open_generator(context) as generator:
-        batch_id = claim(out, context, models)
+        batch = claim(out, context, models, skills)
+        record = open_record(out, jobs, batch, add_prompts=add_prompts)
         with open_worker(
             out,
             context,
-            batch_id,
+            batch,
             models,
             checkpoints=checkpoints,
             generator=generator,
-            control=stop.control,
+            stop=stop,
+            skills=skills,
             evidence=evidence,
             store=store,
             images=images,
         ) as worker:
+            ledger = ledger_start(out, record, worker, limits or Limits(), concurrency).open()
             return _run_jobs(
                 jobs,
-                out,
-                worker.run,
+                record,
+                partial(run_within, ledger, worker),
                 concurrency=concurrency,
                 stop=stop,
-                limits=limits,
+                ledger=ledger,
                 sample=sample,
                 on_start=on_start,
                 on_done=on_done,
-                on_recorded=worker.forget,
+                on_final=worker.forget,
             )
 
 
@@ -420,30 +588,29 @@ def run_jobs(
         InputError: Another process works on the folder.
     """
     with locked(out):
-        return _run_jobs(jobs, out, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
+        write_jobs(out, jobs)
+        record = ResultsFile(out / "results.jsonl", repair=True)
+        return _run_jobs(jobs, record, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
 
 
 def _run_jobs(
     jobs: list[Job],
-    out: Path,
+    record: ResultsFile,
     work: Callable[[Job], BatchRow | None],
     *,
     concurrency: int,
     stop: Stop,
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
-    limits: Limits | None = None,
+    ledger: Ledger | None = None,
     sample: Sequence[Job] = (),
-    on_recorded: Callable[[Job], None] = lambda job: None,
+    on_final: Callable[[Job], None] = lambda job: None,
 ) -> Batch:
-    write_jobs(out, jobs)
-    record = ResultsFile(out / "results.jsonl", repair=True)
-    allowance = Allowance(limits or Limits(), record.usage, record.max_usage)
     streak = FailureStreak(stop, concurrency)
     on_start(record.tally(jobs))
-    pool = _JobPool(work, concurrency, stop, record, allowance, streak, on_done, on_recorded)
+    pool = _JobPool(work, concurrency, stop, record, ledger, streak, on_done, on_final)
     pool.run(job for job in sample or jobs if not record.is_done(job))
-    return Batch(jobs, record, allowance.limit_reached, streak.reason)
+    return Batch(jobs, record, ledger.limit_reached if ledger else None, streak.reason, ledger)
 
 
 @dataclass
@@ -454,29 +621,23 @@ class _JobPool:
     concurrency: int
     stop: Stop
     record: ResultsFile
-    allowance: Allowance
+    ledger: Ledger | None
     streak: FailureStreak
     on_done: Callable[[BatchRow], None]
-    on_recorded: Callable[[Job], None]
+    on_final: Callable[[Job], None]
     in_flight: set[Future[BatchRow | None]] = field(default_factory=set)
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Work on the jobs until all have finished, a stop is asked for, or a limit is reached."""
         with ThreadPoolExecutor(self.concurrency) as executor:
             for job in jobs:
-                if not self._may_begin(job):
+                while len(self.in_flight) >= self.concurrency:
+                    self._report_finished()
+                if self.stop.is_requested or (self.ledger and self.ledger.limit_reached):
                     break
                 self.in_flight.add(executor.submit(self._finish, job))
             while self.in_flight:
                 self._report_finished()
-
-    def _may_begin(self, job: Job) -> bool:
-        """Wait for a free thread and for room in the allowance. Returns False if the batch ends first."""
-        while not self.stop.is_requested:
-            if len(self.in_flight) < self.concurrency and (decision := self.allowance.begin(job.index)) != "wait":
-                return decision == "go"
-            self._report_finished()
-        return False
 
     def _report_finished(self) -> None:
         finished, self.in_flight = wait(self.in_flight, return_when=FIRST_COMPLETED)
@@ -489,10 +650,10 @@ class _JobPool:
             row = self.work(job)
             if row is not None:
                 self.record.add(row)
-                self.on_recorded(job)
+                if is_final(row):
+                    self.on_final(job)
                 self.streak.add(row)
         except BaseException:
             self.stop.control.request_drain("the batch's folder cannot be used")  # no other result can be kept either
             raise
-        self.allowance.finish(job.index, usage_of(row or {}))
         return row

@@ -7,16 +7,18 @@ import json
 import random
 import shutil
 import tarfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, saved_jobs
+from gems.bulk.export_folder import check_target, publish
+from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, read_manifest, saved_jobs
 from gems.errors import InputError
 from gems.files import atomic_replacement
-from gems.memory.image_store import read_image
+from gems.memory.image_store import read_from, stores_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -104,7 +106,11 @@ def write_index(out: Path, record: ResultsFile) -> Path:
 
     rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
-    with atomic_replacement(path) as draft, pq.ParquetWriter(draft, schema, compression="zstd") as writer:
+    with (
+        atomic_replacement(path) as draft,
+        draft.open("wb") as file,  # a file, since pyarrow may take a path for an address
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         for group in _groups(rows, _ROWS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
     return path
@@ -112,10 +118,8 @@ def write_index(out: Path, record: ResultsFile) -> Path:
 
 def _index_row(row: BatchRow) -> dict[str, Any]:
     best = best_attempt_of(row)
-    user_id = row.get("id")
     return {
         **row,
-        "id": user_id if user_id is None or isinstance(user_id, str) else json.dumps(user_id),
         "solved": row.get("outcome") == "solved",
         "image": best and best["image"],
         "sha256": best and best["sha256"],
@@ -157,7 +161,13 @@ class Choice:
 
 
 def export(
-    source: Path, kind: str, target: Path, choice: Choice | None = None, *, on_row: Callable[[], None] = lambda: None
+    source: Path,
+    kind: str,
+    target: Path,
+    choice: Choice | None = None,
+    *,
+    images: str | None = None,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Exported:
     """Write a batch's results as a data set of one of ``FORMATS``.
 
@@ -166,8 +176,10 @@ def export(
     Args:
         source: The batch's folder.
         kind: The name of the format.
-        target: A new or empty folder, or an earlier export, which is replaced.
+        target: A new or empty folder, or that of an earlier export, whose files are replaced.
         choice: Which results become examples. None: the defaults of ``Choice``.
+        images: The location of the batch's images, if they are not in its folder. None: ``GEMS_IMAGES``, or else the
+            GEMS home folder. The addresses in the results are not opened.
         on_row: Called after each prompt.
 
     Raises:
@@ -176,9 +188,9 @@ def export(
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; choose from: {', '.join(FORMATS)}")
-    if target.exists() and not (target / _MARK).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{target} exists and is no export; choose another folder")
-    jobs, record = saved_jobs(source), ResultsFile(source / "results.jsonl")
+    check_target(target)
+    jobs = saved_jobs(source)
+    record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
     prompts = 0
 
     def rows() -> Iterator[BatchRow]:
@@ -188,19 +200,20 @@ def export(
             yield row
             on_row()
 
-    with atomic_replacement(target) as draft:
-        draft.mkdir(parents=True)
-        examples, exported_prompts = FORMATS[kind](rows(), _Images(source), draft, choice or Choice())
+    folder = target.resolve()  # a link to a folder is that folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        draft.mkdir()
+        examples, exported_prompts = FORMATS[kind](rows(), _Images(source, images), draft, choice or Choice())
         if not examples:
             raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}")
-        (draft / _MARK).write_text(json.dumps({"format": kind, "batch": str(source), "examples": examples}))
-        if target.exists():
-            shutil.rmtree(target)
+        publish(draft, folder, {"format": kind, "batch": str(source), "examples": examples})
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return Exported(target, examples, prompts - exported_prompts)
 
 
-_MARK: Final = ".gems-export.json"
-"""The file that marks a folder as an export, which a later export may replace."""
 _WHY_EMPTY: Final = {
     "webdataset": "no prompt was solved; use --all to export the best image of each prompt",
     "imagefolder": "no prompt was solved; use --all to export the best image of each prompt",
@@ -232,18 +245,13 @@ def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
 
 
 class _Images:
-    """Reads a batch's images and checks their hashes.
+    """Reads a batch's images by their hashes, from ``images`` beside the results or else from the configured store."""
 
-    The folder ``images`` beside the results comes first, in case the batch was moved; then each image's own address.
-    """
-
-    def __init__(self, source: Path) -> None:
-        self._folder = source.absolute() / "images"
+    def __init__(self, source: Path, url: str | None) -> None:
+        self._stores = stores_beside(source, url)
 
     def read(self, attempt: AttemptFields) -> bytes:
-        digest = attempt["sha256"]
-        path = self._folder / digest[:2] / f"{digest}.png"
-        return read_image(path.as_uri() if path.exists() else attempt["image"], digest)
+        return read_from(self._stores, attempt["sha256"], attempt["image"])
 
 
 def _webdataset(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:
@@ -285,13 +293,8 @@ def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice
         for row, best in _best_images(rows, choice):
             name = f"{row['index']:09d}.png"
             (train / name).write_bytes(images.read(best))
-            user_id = row.get("id")
-            metadata = {
-                **_metadata(row, best),
-                "id": None if user_id is None else str(user_id),
-                "text": row["prompt"],
-            }
-            file.write(json.dumps({"file_name": name, **metadata}, ensure_ascii=False) + "\n")
+            metadata = {"file_name": name, **_metadata(row, best), "text": row["prompt"]}
+            file.write(json.dumps(metadata, ensure_ascii=False) + "\n")
             n += 1
     return n, n
 
@@ -307,7 +310,8 @@ def _preferences(rows: Iterable[BatchRow], images: _Images, folder: Path, choice
 
     schema, n, prompts = _pair_schema(), 0, set[int]()
     (folder / "data").mkdir()
-    with pq.ParquetWriter(folder / "data" / "train-00000.parquet", schema, compression="none") as writer:
+    path = folder / "data" / "train-00000.parquet"
+    with path.open("wb") as file, pq.ParquetWriter(file, schema, compression="none") as writer:
         for group in _groups(_pair_rows(rows, images, choice), _PAIRS_PER_GROUP):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             n += len(group)
@@ -327,14 +331,14 @@ def _pair_schema() -> pa.Schema:
         "verdicts": _verdicts_type(),
     }
     sides = [(f"{name}_{side}", type_) for side in (0, 1) for name, type_ in types.items()]
-    return pa.schema([("caption", pa.string()), ("index", pa.int64()), *sides])
+    return pa.schema([("caption", pa.string()), ("index", pa.int64()), ("id", pa.string()), *sides])
 
 
 def _pair_rows(rows: Iterable[BatchRow], images: _Images, choice: Choice) -> Iterator[dict[str, Any]]:
     for row in rows:
         rng = random.Random(row["seed"])
         for better, worse in islice(_pairs(row, choice.margin), choice.pairs):
-            columns: dict[str, Any] = {"caption": row["prompt"], "index": row["index"]}
+            columns: dict[str, Any] = {"caption": row["prompt"], "index": row["index"], "id": row.get("id")}
             for side, attempt in enumerate((better, worse) if rng.random() < 0.5 else (worse, better)):
                 columns |= {
                     f"jpg_{side}": images.read(attempt),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from gems.errors import InputError
-from gems.seeds import MAX_SEED, seed_of_batch_prompt
+from gems.seeds import MAX_SEED, seed_of_file_prompt
 
-__all__ = ["Job", "JobFields", "read_jobs", "sample_of"]
+__all__ = ["Job", "JobFields", "job_of", "read_jobs", "sample_of"]
 
 _MAX_LINE: Final = 64 * 1024
 """The longest line of a file of prompts, in characters."""
@@ -26,9 +27,10 @@ class JobFields(TypedDict):
 
     index: int
     line: int
-    id: Any
+    id: str | None
     prompt: str
     seed: int
+    copy: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +38,59 @@ class Job:
     """One prompt of a batch."""
 
     index: int
+    """Its place among the prompts of the file, from 0. It may change between two starts of a batch."""
     prompt: str
     seed: int
-    id: Any = None
-    """The user's own id for the prompt, copied to its result."""
+    id: str | None = None
+    """The user's own id for the prompt, copied to its result. An id that was no text is its JSON."""
     line: int = 0
     """The prompt's line in the file, from 1."""
+    copy: int = 0
+    """How many earlier lines have the same prompt, id and seed."""
 
     @property
     def key(self) -> str:
-        """Identifies the job's result, which follows from prompt and seed."""
-        return hashlib.sha256(json.dumps([self.prompt, self.seed]).encode()).hexdigest()[:12]
+        """Identifies the job and its result: everything about the job but its place in the file."""
+        return hashlib.sha256(json.dumps([self.id, self.prompt, self.seed, self.copy]).encode()).hexdigest()[:16]
 
     def fields(self) -> JobFields:
         """The job as JSON; a result begins with these fields."""
-        return {"index": self.index, "line": self.line, "id": self.id, "prompt": self.prompt, "seed": self.seed}
+        return {
+            "index": self.index,
+            "line": self.line,
+            "id": self.id,
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "copy": self.copy,
+        }
+
+
+def job_of(fields: Any) -> Job:
+    """The job in a line of JSON, which may be a result.
+
+    Raises:
+        ValueError: A field is missing or of the wrong type; the message names it.
+    """
+    if not isinstance(fields, dict):
+        raise ValueError("it is no object")
+    job = Job(
+        *(fields.get(name) for name in ("index", "prompt", "seed", "id")), fields.get("line", 0), fields.get("copy", 0)
+    )  # type: ignore[arg-type]
+    for name in ("index", "seed", "line", "copy"):
+        value = getattr(job, name)
+        if type(value) is not int or value < 0:
+            raise ValueError(f'"{name}" is no whole number from 0')
+    if not isinstance(job.prompt, str):
+        raise ValueError('"prompt" is no text')
+    if not isinstance(job.id, str | None):
+        raise ValueError('"id" is no text')
+    return job
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:
     """The prompts of a .txt file (one per line, # for comments) or a .jsonl file (objects with a "prompt").
 
-    Each prompt gets its own seed, derived from ``seed`` and its index. A "seed" in the object takes precedence.
+    Each prompt gets its own seed, derived from ``seed``, the prompt and its id; a "seed" in the object comes first.
 
     Raises:
         InputError: The file cannot be read, or a line has the wrong form.
@@ -69,20 +103,41 @@ def read_jobs(path: Path, seed: int) -> list[Job]:
     suffix = path.suffix.lower()
     if suffix not in _TEXT_SUFFIXES + _JSON_SUFFIXES:
         raise InputError(f'{path} is neither .txt (one prompt per line) nor .jsonl (objects with a "prompt")')
-    parse = _parse_json if suffix in _JSON_SUFFIXES else _parse_text
-    jobs: list[Job] = []
+    jobs = _jobs(_entries(path, lines, suffix in _JSON_SUFFIXES), seed)
+    if not jobs:
+        raise InputError(f"{path} holds no prompt")
+    return jobs
+
+
+def _entries(path: Path, lines: Iterable[str], are_json: bool) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The file's objects, each with the number of its line."""
+    parse = _parse_json if are_json else _parse_text
     for number, line in enumerate(lines, start=1):
         location = f"{path}, line {number}"
         if len(line) > _MAX_LINE:
             raise InputError(f"{location}: longer than {_MAX_LINE:,} characters")
         entry = parse(line, location) if line.strip() else None
         if entry is not None:
-            index, own_seed = len(jobs), entry.get("seed")
-            prompt_seed = seed_of_batch_prompt(seed, index) if own_seed is None else own_seed
-            jobs.append(Job(index, entry["prompt"], prompt_seed, entry.get("id"), number))
-    if not jobs:
-        raise InputError(f"{path} holds no prompt")
+            yield number, entry
+
+
+def _jobs(entries: Iterable[tuple[int, dict[str, Any]]], seed: int) -> list[Job]:
+    """The jobs, none of which depends on its place; lines that say the same are told apart by their number."""
+    without_seed, identical = Counter[tuple[str, str | None]](), Counter[tuple[str, str | None, int]]()
+    jobs: list[Job] = []
+    for number, entry in entries:
+        prompt, id_, own_seed = entry["prompt"], _text_of(entry.get("id")), entry.get("seed")
+        if own_seed is None:
+            own_seed = seed_of_file_prompt(seed, prompt, id_, without_seed[prompt, id_])
+            without_seed[prompt, id_] += 1
+        jobs.append(Job(len(jobs), prompt, own_seed, id_, number, identical[prompt, id_, own_seed]))
+        identical[prompt, id_, own_seed] += 1
     return jobs
+
+
+def _text_of(id_: Any) -> str | None:
+    """A user's id as text: data sets have one type per column."""
+    return id_ if id_ is None or isinstance(id_, str) else json.dumps(id_, sort_keys=True, ensure_ascii=False)
 
 
 def _parse_text(line: str, location: str) -> dict[str, Any] | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,35 +26,37 @@ _RETRY_SECONDS: Final = 1.0
 class Leases(Protocol):
     """Leases on the prompts of batches. A lease ends with the process that holds it, however the process ends."""
 
-    def acquire(self, batch_id: str, index: int) -> bool:
-        """Try to acquire a prompt's lease. Returns whether this process holds it now."""
+    def acquire(self, name: str) -> bool:
+        """Try to acquire a prompt's lease. Returns whether this process holds it now.
+
+        Args:
+            name: Names the prompt's run, among those of all batches.
+        """
         ...
 
-    def release(self, batch_id: str, index: int) -> None:
+    def release(self, name: str) -> None:
         """Release a prompt's lease."""
         ...
 
 
 @contextmanager
-def hold_lease(
-    leases: Leases, batch_id: str, index: int, is_stopped: Callable[[], bool] = lambda: False
-) -> Iterator[bool]:
+def hold_lease(leases: Leases, name: str, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Hold a prompt's lease for the block, after waiting until no other process holds it.
 
     Yields:
         Whether the lease is held; False if ``is_stopped`` ended the wait.
     """
-    while not (is_held := leases.acquire(batch_id, index)) and not is_stopped():
+    while not (is_held := leases.acquire(name)) and not is_stopped():
         time.sleep(_RETRY_SECONDS)
     try:
         yield is_held
     finally:
         if is_held:
-            leases.release(batch_id, index)
+            leases.release(name)
 
 
 class FileLeases:
-    """Leases for the processes of one machine: locks on the bytes of a file. Byte N stands for the prompt at index N.
+    """Leases for the processes of one machine: locks on the bytes of a file, one byte for each prompt.
 
     Args:
         path: The file. It is created if it does not exist.
@@ -63,17 +65,17 @@ class FileLeases:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
-    def acquire(self, batch_id: str, index: int) -> bool:
+    def acquire(self, name: str) -> bool:
         """See ``Leases.acquire``."""
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, index)
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _number(name))
         except (BlockingIOError, PermissionError):  # POSIX allows either
             return False
         return True
 
-    def release(self, batch_id: str, index: int) -> None:
+    def release(self, name: str) -> None:
         """See ``Leases.release``."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, index)
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
 
 
 class DatabaseLeases:
@@ -89,25 +91,25 @@ class DatabaseLeases:
         self._pool, self._lock = pool, threading.Lock()
         self._connection: Connection[DictRow] | None = None
 
-    def acquire(self, batch_id: str, index: int) -> bool:
+    def acquire(self, name: str) -> bool:
         """See ``Leases.acquire``."""
-        return self._query("SELECT pg_try_advisory_lock(%s, %s) AS ours", batch_id, index)
+        return self._query("SELECT pg_try_advisory_lock(%s) AS ours", name)
 
-    def release(self, batch_id: str, index: int) -> None:
+    def release(self, name: str) -> None:
         """See ``Leases.release``."""
-        self._query("SELECT pg_advisory_unlock(%s, %s) AS ours", batch_id, index)
+        self._query("SELECT pg_advisory_unlock(%s) AS ours", name)
 
-    def _query(self, statement: str, batch_id: str, index: int) -> bool:
+    def _query(self, statement: str, name: str) -> bool:
         import psycopg
 
-        key = (_signed(zlib.crc32(batch_id.encode())), index)
+        key = (_number(name),)
         with self._lock:
             try:
                 return self._execute(statement, key)
             except psycopg.OperationalError:  # the server was restarted, for example
                 return self._execute(statement, key)
 
-    def _execute(self, statement: str, key: tuple[int, int]) -> bool:
+    def _execute(self, statement: str, key: tuple[int]) -> bool:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
         row = self._connection.execute(statement, key).fetchone()
@@ -122,6 +124,6 @@ class DatabaseLeases:
         return connection
 
 
-def _signed(value: int) -> int:
-    """An unsigned 32-bit number as the signed one with the same bits, which is what PostgreSQL's integers are."""
-    return value - 2**32 if value >= 2**31 else value
+def _number(name: str) -> int:
+    """A number of 62 bits for a name: PostgreSQL's locks, and the bytes of a file, have signed ones of 64 bits."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2

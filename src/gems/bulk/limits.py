@@ -12,9 +12,25 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from gems.errors import InputError
+from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Prices, Usage
 
-__all__ = ["Allowance", "Estimate", "Limits", "estimate", "forecast", "larger_usage", "usage_of"]
+__all__ = [
+    "Allowance",
+    "Estimate",
+    "Limits",
+    "Share",
+    "estimate",
+    "forecast",
+    "larger_usage",
+    "most_of_a_run",
+    "usage_beyond",
+    "usage_of",
+]
+
+
+_FIGURES: Final = ("images", "chat_calls", "tokens", "cost")
+"""What a batch may be limited in, besides its hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +44,68 @@ class Limits:
         """The name of a limit that leaves no room for another prompt; None if there is room."""
         if self.hours is not None and hours >= self.hours:
             return "hours"
-        # No prompt can run without room for a chat call and an image.
-        return self.spending.exhausted(usage, chat_calls=1, images=1)
+        # No prompt can run without room for an image, and for calls that say what to look for and whether it is there.
+        return self.spending.exhausted(usage, chat_calls=2, images=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a prompt may spend of a batch's limits, beyond what its run has spent before."""
+
+    before: Usage = field(default_factory=Usage)
+    """What the run has spent before, which may have been continued from a checkpoint."""
+    more: Mapping[str, float] = field(default_factory=dict)
+    """By figure, the most that it may spend now; a figure without a limit is left out."""
+
+    def budget(self, own: Budget) -> Budget:
+        """The run's own budget, within this share."""
+        spent = _figures(self.before, own.prices)
+        caps = {name: spent[name] + amount for name, amount in self.more.items()}
+        limits = {name: min(cap, limit) if (limit := getattr(own, name)) else cap for name, cap in caps.items()}
+        whole = {name: limit if name == "cost" else int(limit) for name, limit in limits.items()}
+        # A limit is at least 1; where nothing is left, a prompt does not begin.
+        return own.model_copy(update={name: max(limit, 1e-9 if name == "cost" else 1) for name, limit in whole.items()})
+
+    def cuts_short(self, own: Budget, usage: Usage) -> str | None:
+        """The limit of the batch that ended a run that its own budget would have let go on; None if there is none."""
+        if own.exhausted(usage, chat_calls=2, images=1):
+            return None
+        return self.budget(own).exhausted(usage, chat_calls=2, images=1)
+
+
+def most_of_a_run(context: GemsContext) -> dict[str, float]:
+    """By figure, the most that a run with these settings can spend. Figures that nothing bounds are left out."""
+    budget, prices = context.budget, context.budget.prices
+    images = min(context.max_rounds * context.candidates, budget.images or math.inf)
+    most: dict[str, float] = {"images": images}
+    for name in ("chat_calls", "tokens", "cost"):
+        if (limit := getattr(budget, name)) is not None:
+            most[name] = limit
+    price = max(prices.prompt, prices.completion) / 1e6
+    if not price or "tokens" in most:
+        cost = images * prices.image + (most["tokens"] * price if price else 0)
+        most["cost"] = min(cost, most.get("cost", math.inf))
+    return most
+
+
+def _figures(usage: Usage, prices: Prices) -> dict[str, float]:
+    return {name: prices.cost(usage) if name == "cost" else getattr(usage, name) for name in _FIGURES}
 
 
 class Allowance:
-    """Decides for each prompt whether it may begin, so that a batch ends close to its limits.
+    """Shares a batch's limits out to its prompts, so that all prompts in flight together cannot exceed them.
 
-    Each prompt in flight is assumed to cost as much as the most expensive one so far. Near a limit, prompts therefore
-    begin one after another, and the limit is exceeded by no more than one of them.
+    A prompt gets the most that its settings let it spend. Where nothing bounds that, as with tokens, it gets an equal
+    part of what is left, and at least twice as much as the most expensive prompt so far. What it has not spent goes
+    back once it has finished. If there is too little left for that, prompts begin one after another, each with all that
+    is left.
 
     Args:
         limits: The batch's limits.
         usage: Usage of the batch's earlier starts.
         max_usage: The most that a prompt has used so far, by figure.
+        most: By figure, the most that a prompt can spend; see ``most_of_a_run``.
+        concurrency: Number of prompts in flight.
         clock: Returns the time in seconds.
     """
 
@@ -50,56 +114,101 @@ class Allowance:
         limits: Limits,
         usage: Usage | None = None,
         max_usage: Usage | None = None,
+        *,
+        most: Mapping[str, float] | None = None,
+        concurrency: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits, self._clock = limits, clock
+        self._most, self._concurrency = most or {}, concurrency
         self._start = clock()
         self._lock = threading.Lock()
-        self._in_flight: set[int] = set()
-        self._finished: set[int] = set()
+        self._shares: dict[str, Share] = {}
+        self._finished: dict[str, Usage] = {}
         self.usage, self._max_usage = usage or Usage(), max_usage or Usage()
         self.limit_reached: str | None = None
         """The limit that ended the batch; None as long as there is room."""
 
-    def begin(self, index: int) -> Literal["go", "wait", "stop"]:
-        """Whether a prompt may begin now, may do so once a prompt in flight has finished, or may not begin at all.
+    def begin(self, key: str, before: Usage | None = None) -> Share | Literal["wait", "stop"]:
+        """The share of a prompt that may begin now; or else it may begin once another one has finished, or not at all.
 
         A prompt that has begun may always begin again: its worker has died, and what it has used is paid for.
+
+        Args:
+            key: The prompt's.
+            before: What its run has spent before, if it is continued. It counts as part of the batch's usage already.
         """
         with self._lock:
-            if self.has_begun(index):
-                return "go"
+            if key in self._shares:
+                return self._shares[key]
+            if key in self._finished:
+                return Share(self._finished[key], dict.fromkeys(self._limited(), 0.0))
             hours = (self._clock() - self._start) / 3600
             if limit := self._limits.limit_reached(self.usage, hours):
                 self.limit_reached = limit
                 return "stop"
-            if self._in_flight and self._limits.limit_reached(self._expected_usage(), hours):
+            more = self._more(before or Usage())
+            if more is None:
                 return "wait"
-            self._in_flight.add(index)
-            return "go"
+            self._shares[key] = Share(before or Usage(), more)
+            return self._shares[key]
 
-    def has_begun(self, index: int) -> bool:
+    def has_begun(self, key: str) -> bool:
         """Whether a prompt has begun."""
-        return index in self._in_flight or index in self._finished
+        return key in self._shares or key in self._finished
 
-    def finish(self, index: int, usage: Usage) -> None:
-        """Count what a prompt has used, now that it has finished. A second call for the same prompt does not count."""
+    def finish(self, key: str, usage: Usage, *, is_over: bool = True) -> None:
+        """Count what a prompt's run has used. A second call for the same prompt does not count.
+
+        Args:
+            key: The prompt's.
+            usage: What its run has used, with what it had used before.
+            is_over: Whether the prompt will not begin again at this start.
+        """
         with self._lock:
-            self._in_flight.discard(index)
-            if index not in self._finished:
-                self._finished.add(index)
-                self.usage += usage
-                self._max_usage = larger_usage(self._max_usage, usage)
+            share = self._shares.pop(key, None)
+            if share is None:
+                return
+            if is_over:
+                self._finished[key] = usage
+            self.usage += usage_beyond(usage, share.before)
+            self._max_usage = larger_usage(self._max_usage, usage)
 
-    def _expected_usage(self) -> Usage:
-        """The most that the batch will have used once the prompts in flight have finished."""
-        in_flight = {name: len(self._in_flight) * value for name, value in self._max_usage.model_dump().items()}
-        return self.usage + Usage(**in_flight)
+    def lose(self, images: int) -> None:
+        """Count images that may have been paid for when a process died."""
+        with self._lock:
+            self.usage += Usage(images=images)
+
+    def _limited(self) -> list[str]:
+        return [name for name in _FIGURES if getattr(self._limits.spending, name) is not None]
+
+    def _more(self, before: Usage) -> dict[str, float] | None:
+        """What a prompt may spend from now on; None if it has to wait for what others give back."""
+        prices = self._limits.spending.prices
+        spent, spent_by_it = _figures(self.usage, prices), _figures(before, prices)
+        dearest = _figures(self._max_usage, prices)
+        more: dict[str, float] = {}
+        for name in self._limited():
+            left = getattr(self._limits.spending, name) - spent[name]
+            free = left - sum(share.more[name] for share in self._shares.values())
+            if name in self._most:
+                wanted = max(0.0, self._most[name] - spent_by_it[name])
+            else:
+                wanted = max(left / self._concurrency, 2 * dearest[name])
+            if free < wanted * (1 - 1e-9) and self._shares:
+                return None
+            more[name] = min(free, wanted)
+        return more
 
 
 def larger_usage(a: Usage, b: Usage) -> Usage:
     """The larger of each figure."""
     return Usage(**{name: max(getattr(a, name), getattr(b, name)) for name in Usage.model_fields})
+
+
+def usage_beyond(usage: Usage, before: Usage) -> Usage:
+    """What has been used since ``before``."""
+    return Usage(**{name: max(0, getattr(usage, name) - getattr(before, name)) for name in Usage.model_fields})
 
 
 def usage_of(row: Mapping[str, Any]) -> Usage:

@@ -23,20 +23,30 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.authority import CODE
-from gems.bulk.batch import Batch, FailureStreak, Stop, Worker, images_location, open_worker
-from gems.bulk.jobs import Job
+from gems.bulk.batch import (
+    Batch,
+    FailureStreak,
+    Stop,
+    Worker,
+    images_location,
+    ledger_start,
+    open_worker,
+    skills_of,
+)
+from gems.bulk.jobs import Job, job_of
+from gems.bulk.ledger import LedgerStart
 from gems.bulk.limits import Limits
 from gems.bulk.ray_generators import NAMESPACE, POLL_SECONDS, REFRESH_SECONDS, GeneratorPool
 from gems.bulk.ray_workers import BatchTask, Coordinator, GraphWorker, check_shared_storage
-from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, locked, write_jobs
+from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, is_final, locked, open_record
 from gems.errors import BackendError, GemsError, InputError
+from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
 from gems.runs.folder import make_folder
 from gems.runs.record import model_records
 from gems.secrets import one_line
-from gems.skills.loader import load_skills
 
 __all__ = ["run_on_ray"]
 
@@ -69,6 +79,7 @@ def run_on_ray(
     limits: Limits | None = None,
     sample: Sequence[Job] = (),
     checkpoints: str | None = None,
+    add_prompts: bool = False,
 ) -> Batch:
     """Run every job that has no result yet on a Ray cluster. Otherwise it is like ``run_batch``.
 
@@ -87,6 +98,7 @@ def run_on_ray(
         limits: Limits for the whole batch.
         sample: Run only these jobs.
         checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
+        add_prompts: Whether the folder may hold results of other prompts alone.
 
     Raises:
         InputError: Ray is not installed, or a setting cannot be used on a cluster of several machines.
@@ -95,33 +107,32 @@ def run_on_ray(
     make_folder(out)
     out, stop = out.absolute(), stop or Stop()
     _refuse_local_chat_models(context)
-    models = model_records(context, load=False)
-    load_skills(context.skills_dir, builtin=context.builtin_skills)
+    models, skills = model_records(context, load=False), skills_of(context)
     with locked(out), _cluster(address) as ray:
-        batch_id = claim(out, context, models)
+        batch = claim(out, context, models, skills)
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         check_shared_storage(hosts, context, checkpoints, evidence=evidence)
-        write_jobs(out, jobs)
-        record = ResultsFile(out / "results.jsonl", repair=True)
-        on_start(record.tally(jobs))
-        unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]
-        if not unfinished_jobs:
-            return Batch(jobs, record)
-        coordinator = _start_coordinator(ray, limits or Limits(), record)
-        images = images_location(context, out)
-        host = socket.gethostname()
-        task = BatchTask(out, context, batch_id, host, models, checkpoints, images, evidence, coordinator)
+        record = open_record(out, jobs, batch, add_prompts=add_prompts)
         generator = init_image_generator(context.generator, context.generator_options, context.authority)
-        streak = FailureStreak(stop, concurrency)
-        with (
-            open_worker(
-                out, context, batch_id, models, checkpoints=checkpoints, generator=generator, control=stop.control
-            ) as local_worker,
-            _supervised(ray, task, generator, stop),
-        ):
-            rows = _results(ray, task, unfinished_jobs, concurrency, workers)
-            _record_results(rows, record, streak, local_worker, on_done)
-        return Batch(jobs, record, ray.get(coordinator.limit_reached.remote()), streak.reason)
+        with open_worker(
+            out, context, batch, models, checkpoints=checkpoints, generator=generator, stop=stop, skills=skills
+        ) as local_worker:
+            start = ledger_start(out, record, local_worker, limits or Limits(), concurrency)
+            on_start(record.tally(jobs))
+            unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]
+            if not unfinished_jobs:
+                return Batch(jobs, record, ledger=start.open())
+            coordinator = _start_coordinator(ray, start)
+            images, host = images_location(context, out), socket.gethostname()
+            task = BatchTask(out, context, batch, host, models, skills, checkpoints, images, evidence, coordinator)
+            streak = FailureStreak(stop, concurrency)
+            with _supervised(ray, task, generator, stop):
+                rows = _results(ray, task, unfinished_jobs, concurrency, workers)
+                _record_results(rows, record, streak, local_worker, on_done)
+            limit = ray.get(coordinator.limit_reached.remote())
+            # The coordinator has written the journal; a ledger that is opened again says what all starts have spent.
+            ledger = ledger_start(out, record, local_worker, limits or Limits(), concurrency).open()
+        return Batch(jobs, record, limit, streak.reason, ledger)
 
 
 def _refuse_local_chat_models(context: GemsContext) -> None:
@@ -133,13 +144,13 @@ def _refuse_local_chat_models(context: GemsContext) -> None:
             )
 
 
-def _start_coordinator(ray: Any, limits: Limits, record: ResultsFile) -> Any:
+def _start_coordinator(ray: Any, start: LedgerStart) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    # On this node, where the journal is.
     on_this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor_class: Any = ray.remote(Coordinator)
-    options = {"num_cpus": 0, "scheduling_strategy": on_this_node}
-    return actor_class.options(**options).remote(limits, record.usage, record.max_usage)
+    return actor_class.options(num_cpus=0, scheduling_strategy=on_this_node).remote(start)
 
 
 def _record_results(
@@ -150,12 +161,13 @@ def _record_results(
     on_done: Callable[[BatchRow], None],
 ) -> None:
     for row in rows:
-        job = Job(row["index"], row["prompt"], row["seed"])
+        job = job_of(row)
         if record.is_done(job):
             continue  # Ray has run the prompt again, because it lost a block of results
         record.add(row)
         streak.add(row)
-        local_worker.forget(job)
+        if is_final(row):
+            local_worker.forget(job)
         on_done(row)
 
 
@@ -236,7 +248,7 @@ def _cluster(address: str) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise InputError(f"--ray needs a package: pip install 'gems-graph[ray]' ({error})") from error
+        raise InputError(f"--ray needs a package ({error}): {how_to_install('ray')}") from error
     if address.startswith("ray://"):
         raise InputError("--ray cannot use ray:// addresses: start gems on a machine of the cluster, with --ray auto")
     if ray.is_initialized():

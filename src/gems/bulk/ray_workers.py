@@ -7,21 +7,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from langgraph.runtime import RunControl
-
-from gems.bulk.batch import open_worker
-from gems.bulk.jobs import Job
+from gems.bulk.batch import Stop, check_skills, open_worker, run_within
+from gems.bulk.jobs import Job, job_of
+from gems.bulk.journal import PartialRun
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
-from gems.bulk.limits import Allowance, Limits, usage_of
+from gems.bulk.ledger import LedgerStart
+from gems.bulk.limits import Share
 from gems.bulk.ray_generators import POLL_SECONDS, ClusterGenerator, GeneratorRouter
-from gems.bulk.results import BatchRow
+from gems.bulk.results import BatchRow, Claim
 from gems.database import database_pool
 from gems.errors import InputError
 from gems.graph.context import GemsContext
@@ -31,7 +31,6 @@ from gems.memory.opening import database_of
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
 from gems.runs.record import ModelRecord, model_records
-from gems.skills.loader import load_skills
 
 __all__ = ["BatchTask", "Coordinator", "GraphWorker", "check_shared_storage"]
 
@@ -42,32 +41,32 @@ class Coordinator:
     It runs as an actor on the driver's machine.
     """
 
-    def __init__(self, limits: Limits, usage: Usage, max_usage: Usage) -> None:
-        self._allowance = Allowance(limits, usage, max_usage)
+    def __init__(self, start: LedgerStart) -> None:
+        self._ledger = start.open()
         self._stop: Literal["", "finish", "drain"] = ""
         self._generators: list[str] = []
 
-    def begin(self, index: int) -> str:
-        """See ``Allowance.begin``."""
-        if self._stop and not self._allowance.has_begun(index):
+    def begin(self, key: str, before: Usage) -> Share | Literal["wait", "stop"]:
+        """See ``Ledger.begin``."""
+        if self._stop and not self._ledger.has_begun(key):
             return "stop"
-        return self._allowance.begin(index)
+        return self._ledger.begin(key, before)
 
-    def finish(self, index: int, usage: Usage) -> None:
-        """See ``Allowance.finish``."""
-        self._allowance.finish(index, usage)
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+        """See ``Ledger.finish``."""
+        self._ledger.finish(key, run, row)
 
     def limit_reached(self) -> str | None:
-        """See ``Allowance.limit_reached``."""
-        return self._allowance.limit_reached
+        """See ``Ledger.limit_reached``."""
+        return self._ledger.limit_reached
 
     def stop(self, how: Literal["finish", "drain"]) -> None:
         """Let no other prompt begin; with "drain", stop the prompts in flight too."""
         self._stop = how
 
-    def is_draining(self) -> bool:
-        """Whether the prompts in flight are to stop at their next step."""
-        return self._stop == "drain"
+    def stop_requested(self) -> Literal["", "finish", "drain"]:
+        """Whether prompts in flight are to stop waiting for servers, or to stop at their next step."""
+        return self._stop
 
     def set_generators(self, names: list[str]) -> None:
         """Let the workers know which generators are ready."""
@@ -84,10 +83,12 @@ class BatchTask:
 
     out: Path
     context: GemsContext
-    batch_id: str
+    claim: Claim
     host: str
     """The driver's machine."""
     models: dict[str, ModelRecord]
+    skills: dict[str, str]
+    """The contents of the skills, by name."""
     checkpoints: str | None
     images: str
     evidence: bool
@@ -99,23 +100,24 @@ class GraphWorker:
     """What the actors of Ray Data run: it takes blocks of jobs, and returns blocks of results."""
 
     def __init__(self, task: BatchTask) -> None:
-        self._task, self._stack, self._control = task, ExitStack(), RunControl()
+        self._task, self._stack, self._stop = task, ExitStack(), Stop()
         # What would fail every prompt on this machine fails here: no key, no package, other weights.
         check_shared_storage({socket.gethostname(), task.host}, task.context, task.checkpoints, evidence=task.evidence)
         if model_records(task.context, load=False) != task.models:
             raise InputError(
                 f"{socket.gethostname()} has other model weights than {task.host}; install the same on both machines"
             )
-        load_skills(task.context.skills_dir, builtin=task.context.builtin_skills)
+        check_skills(task.context, task.skills)
         self._worker = self._stack.enter_context(
             open_worker(
                 task.out,
                 task.context,
-                task.batch_id,
+                task.claim,
                 task.models,
                 checkpoints=task.checkpoints,
                 generator=self._generator(),
-                control=self._control,
+                stop=self._stop,
+                skills=task.skills,
                 evidence=task.evidence,
                 images=ImageStore(task.images),
             )
@@ -129,7 +131,7 @@ class GraphWorker:
         Returns:
             The results as JSON, in the column "row"; an empty text for a prompt without a result.
         """
-        rows = [self._run(Job(**json.loads(text))) for text in block["job"].tolist()]
+        rows = [self._run(job_of(json.loads(text))) for text in block["job"].tolist()]
         return {"row": [json.dumps(row) if row else "" for row in rows]}
 
     def _generator(self) -> ImageGenerator:
@@ -139,36 +141,47 @@ class GraphWorker:
         generator = init_image_generator(task.context.generator, task.context.generator_options, task.context.authority)
         if not isinstance(generator, Local):  # each worker can ask a server by itself
             return generator
-        router = GeneratorRouter(lambda: ray.get(task.coordinator.generators.remote()), task.batch_id, self._control)
+        router = GeneratorRouter(
+            lambda: ray.get(task.coordinator.generators.remote()), task.claim.id, self._stop.control
+        )
         return ClusterGenerator(task.context, router)
 
     def _run(self, job: Job) -> BatchRow | None:
-        import ray
-
-        task = self._task
-        with hold_lease(self._leases, task.batch_id, job.index, lambda: self._control.drain_requested) as is_held:
-            if not is_held or not self._may_begin(job):
-                return None
-            row = self._worker.run(job)
-            ray.get(task.coordinator.finish.remote(job.index, usage_of(row or {})))
-        return row
-
-    def _may_begin(self, job: Job) -> bool:
-        """Wait until the coordinator has decided on a prompt."""
-        import ray
-
-        coordinator = self._task.coordinator
-        while (decision := ray.get(coordinator.begin.remote(job.index))) == "wait":
-            time.sleep(POLL_SECONDS)
-        return bool(decision == "go")
+        name = f"{self._task.claim.id}-{job.key}"
+        with hold_lease(self._leases, name, lambda: self._stop.control.drain_requested) as is_held:
+            return run_within(_RemoteLedger(self._task.coordinator), self._worker, job) if is_held else None
 
     def _watch_for_stop(self) -> None:
         import ray
 
-        while not self._control.drain_requested:
+        while not self._stop.control.drain_requested:
             time.sleep(POLL_SECONDS)
-            if ray.get(self._task.coordinator.is_draining.remote()):
-                self._control.request_drain("interrupted")
+            match ray.get(self._task.coordinator.stop_requested.remote()):
+                case "finish":
+                    self._stop.finish()
+                case "drain":
+                    self._stop.control.request_drain("interrupted")
+
+
+class _RemoteLedger:
+    """The coordinator's ledger, as a worker uses it."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
+
+    def wait_to_begin(self, key: str, before: Usage, is_stopped: Callable[[], bool]) -> Share | None:
+        """See ``Ledger.wait_to_begin``. The coordinator knows best whether a stop is requested."""
+        import ray
+
+        while (share := ray.get(self._coordinator.begin.remote(key, before))) == "wait" and not is_stopped():
+            time.sleep(POLL_SECONDS)
+        return share if isinstance(share, Share) else None
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+        """See ``Ledger.finish``."""
+        import ray
+
+        ray.get(self._coordinator.finish.remote(key, run, row))
 
 
 @contextmanager

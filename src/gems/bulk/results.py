@@ -8,17 +8,19 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypedDict, cast
+from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
-from gems.bulk.jobs import Job, JobFields
-from gems.bulk.limits import larger_usage, usage_of
+from gems.bulk.jobs import Job, JobFields, job_of
+from gems.bulk.journal import PartialRun
+from gems.bulk.limits import larger_usage, usage_beyond, usage_of
+from gems.bulk.row_checks import check_row
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
@@ -29,18 +31,26 @@ from gems.runs.record import ModelRecord
 __all__ = [
     "AttemptFields",
     "BatchRow",
+    "Claim",
     "ResultsFile",
     "Tally",
     "UsageFields",
     "best_attempt_of",
     "claim",
-    "is_locked",
+    "group_of",
+    "is_final",
     "locked",
-    "read_row",
+    "open_record",
+    "read_manifest",
     "row_of",
     "saved_jobs",
     "write_jobs",
 ]
+
+
+Group: TypeAlias = Literal["finished", "failed", "to_retry", "cut_short"]
+"""What became of a prompt: finished; failed for good; failed on a backend, and tried again at the next start; cut short
+by a limit of the whole batch, and continued at the next start that has room."""
 
 
 class UsageFields(TypedDict):
@@ -75,7 +85,11 @@ class AttemptFields(TypedDict):
 class BatchRow(JobFields, total=False):
     """One line of ``results.jsonl``. A prompt that failed before it ran has an error, and no outcome."""
 
+    bound_to: str
+    """The batch's settings, skills and models, as a digest; see ``claim``."""
     thread: str
+    folder: str
+    """The run's folder of evidence, beside the results."""
     run_id: str
     outcome: Outcome
     score: float
@@ -88,28 +102,27 @@ class BatchRow(JobFields, total=False):
     memories: list[str]
     """Keys of the experiences that were retrieved."""
     usage: UsageFields
+    """What the prompt's run has spent, since its first line if there are several with one run id."""
     errors: list[str]
     error: str
     error_kind: Literal["input", "backend"]
+    stopped_by_total: str
+    """The limit of the whole batch that cut the run short."""
     seconds: float
     at: str
     """When the result was written, ISO 8601."""
 
 
-def read_row(line: bytes) -> BatchRow | None:
-    """A line of ``results.jsonl``; None if it is not a whole result.
+def is_final(row: BatchRow) -> bool:
+    """Whether a prompt is over. After a backend failure, or cut short by a total, it is continued at the next start."""
+    return row.get("error_kind") != "backend" and not row.get("stopped_by_total")
 
-    Only what identifies the result is checked, so that 100,000 lines are read in seconds.
-    """
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    types = {"index": int, "prompt": str, "seed": int}
-    is_result = isinstance(row, dict) and all(type(row.get(name)) is type_ for name, type_ in types.items())
-    return cast(BatchRow, row) if is_result else None
+
+def group_of(row: BatchRow) -> Group:
+    """What became of a prompt, for whoever watches the batch."""
+    if row.get("error"):
+        return "failed" if is_final(row) else "to_retry"
+    return "finished" if is_final(row) else "cut_short"
 
 
 def row_of(job: Job) -> BatchRow:
@@ -147,37 +160,42 @@ class _Line:
     """What is kept in memory of a result. There can be hundreds of thousands."""
 
     offset: int
-    key: str
     outcome: str
-    is_final: bool
-    """False after a backend failure: the next start tries again. A prompt that cannot be drawn stays failed."""
+    group: Group
+    run_id: str
 
 
 class ResultsFile:
     """``results.jsonl``: one line per finished prompt, on disk before it counts.
 
-    The last line about a prompt is its result. Earlier lines about it are failures of a backend; their usage counts.
+    A result belongs to a job's key, wherever the job stands in the file of prompts. The last line about a job is its
+    result. Earlier lines about it are failures of a backend; what they have spent counts, once for each run.
 
     Args:
         path: The file. It is created with the first result.
-        repair: Cut off an incomplete last line, which a killed process leaves. For the one process that writes.
+        bound_to: The batch's digest. Lines with another one are no results of this batch; their usage counts.
+        repair: Mend the end of the file: cut off half a line, which a killed process leaves. For the one process that
+            writes.
+
+    Raises:
+        InputError: A line is no result; the message names the line.
     """
 
-    def __init__(self, path: Path, *, repair: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, bound_to: str = "", repair: bool = False) -> None:
+        self.path, self._bound_to = path, bound_to
         self._lock = threading.Lock()
-        self._lines: dict[int, _Line] = {}
+        self._lines: dict[str, _Line] = {}
+        self._open_runs: dict[str, Usage] = {}
         self.usage = Usage()
-        """The sum over all lines."""
+        """The sum over all runs."""
         self.max_usage = Usage()
         """The maximum of each figure over all lines."""
         self._end = 0
         for row, offset, end in _read_rows(path):
             self._note(row, offset)
             self._end = end
-        if repair and path.exists() and path.stat().st_size > self._end:
-            # The prompt of the incomplete line is run again, and other readers see JSON lines only.
-            os.truncate(path, self._end)
+        if repair:
+            self._repair()
 
     def add(self, row: BatchRow) -> None:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
@@ -188,44 +206,79 @@ class ResultsFile:
                     file.write(line)
                     file.flush()
                     os.fsync(file.fileno())
-            except OSError:
+            except OSError as error:
                 with suppress(OSError):  # a full disk, for example: the next result must not follow half a line
                     os.truncate(self.path, self._end)
-                raise
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
             self._note(row, self._end)
             self._end += len(line)
 
+    def _repair(self) -> None:
+        """Leave whole lines only: the prompt of half a line is run again, and an editor may drop the last line feed."""
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            file.truncate(self._end)
+            if self._end:
+                file.seek(self._end - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+                    self._end += 1
+
     def _note(self, row: BatchRow, offset: int) -> None:
-        usage = usage_of(row)
-        self.usage += usage
+        usage, run_id, final = usage_of(row), row.get("run_id", ""), is_final(row)
+        self.usage += usage_beyond(usage, self._open_runs.pop(run_id, Usage()))
         self.max_usage = larger_usage(self.max_usage, usage)
-        is_final = row.get("error_kind") != "backend"
-        self._lines[row["index"]] = _Line(offset, _key(row), _outcome(row), is_final)
+        if run_id and not final:
+            self._open_runs[run_id] = usage
+        if row.get("bound_to", self._bound_to) == self._bound_to:
+            self._lines[job_of(row).key] = _Line(offset, _outcome(row), group_of(row), run_id)
 
     def has(self, job: Job) -> bool:
-        """Whether there is a result of exactly this prompt and seed. The user may have edited the prompt since."""
-        line = self._lines.get(job.index)
-        return line is not None and line.key == job.key
+        """Whether there is a result of exactly this job, final or not. The user may have edited the prompt since."""
+        return job.key in self._lines
 
     def is_done(self, job: Job) -> bool:
         """Whether a prompt has a final result."""
-        return self.has(job) and self._lines[job.index].is_final
+        return self.group(job) in ("finished", "failed")
+
+    def group(self, job: Job) -> Group | None:
+        """What became of a prompt; None if there is no result of it."""
+        line = self._lines.get(job.key)
+        return line.group if line else None
+
+    def unrecorded(self, run: PartialRun) -> Usage:
+        """What a run has spent beyond what the results say."""
+        line = self._lines.get(run.key)
+        if line is None or line.run_id != run.run_id:
+            return run.usage
+        recorded = self._open_runs.get(run.run_id)
+        return Usage() if recorded is None else usage_beyond(run.usage, recorded)
+
+    def recorded(self, key: str) -> Usage:
+        """What the results say that the unfinished run of the job with this key has spent."""
+        line = self._lines.get(key)
+        return self._open_runs.get(line.run_id, Usage()) if line else Usage()
+
+    def stray_count(self, jobs: Iterable[Job]) -> int:
+        """How many results belong to none of these jobs."""
+        return len(self._lines) - sum(job.key in self._lines for job in jobs)
 
     def tally(self, jobs: Iterable[Job], *, retried: bool = False) -> Tally:
         """The number of these jobs that are done, and the usage of all lines together.
 
         Args:
             jobs: The jobs.
-            retried: Count also failures that the next start will try again.
+            retried: Count also those that the next start will continue.
         """
         counts = self.has if retried else self.is_done
-        return Tally(Counter(self._lines[job.index].outcome for job in jobs if counts(job)), self.usage)
+        return Tally(Counter(self._lines[job.key].outcome for job in jobs if counts(job)), self.usage)
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
-        """The results of these jobs, in the jobs' order, with one in memory at a time."""
+        """The results of these jobs, in the jobs' order and with their places, with one in memory at a time."""
         for job in jobs:
-            if self.has(job):
-                yield self._row(self._lines[job.index].offset)
+            if line := self._lines.get(job.key):
+                yield {**self._row(line.offset), **row_of(job)}
 
     def latest_moments(self, most: int) -> list[datetime]:
         """When the latest results were written, in order; ``most`` of them at most."""
@@ -243,21 +296,26 @@ def _outcome(row: BatchRow) -> str:
     return "failed" if row.get("error") else str(row.get("outcome"))
 
 
-def _key(row: BatchRow) -> str:
-    return Job(row["index"], row["prompt"], row["seed"]).key
-
-
 def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
     """The results in a file, and the offsets at which each begins and ends."""
     if not path.exists():
         return
     with path.open("rb") as file:
         end = 0
-        for line in file:
+        for number, line in enumerate(file, start=1):
             start, end = end, end + len(line)
-            row = read_row(line)
-            if row is not None:  # else a crash cut the line off, or another program wrote it
-                yield row, start, end
+            if not line.strip():
+                continue
+            try:
+                row = check_row(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    return  # a killed process left half a line
+                raise InputError(
+                    f"{path}, line {number} is no result of a batch ({error}); restore the line, or delete it to have "
+                    "its prompt drawn again"
+                ) from None
+            yield cast(BatchRow, row), start, end
 
 
 @contextmanager
@@ -274,17 +332,6 @@ def locked(out: Path) -> Iterator[None]:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
 
 
-def is_locked(out: Path) -> bool:
-    """Whether a process of this machine works on the batch in this folder."""
-    if not (out / ".lock").exists():
-        return False
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
-
-
 _LOCATIONS: Final = ("memory_url", "images_url")
 """Settings that do not identify a batch: a database or a bucket can move."""
 
@@ -297,32 +344,103 @@ def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _LOCATIONS} | {"budget": budget}
 
 
-def claim(out: Path, context: GemsContext, models: dict[str, ModelRecord]) -> str:
-    """Reserve a folder for one batch, or check that it belongs to this batch. Returns the batch's id, which is unique.
+def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:
+    """Open a batch's results for writing, and save its jobs.
 
-    Settings and weights identify a batch. Its prompts may be edited or added to: each result names its prompt.
+    Args:
+        out: The batch's folder.
+        jobs: The jobs of this start.
+        claim: What identifies the batch.
+        add_prompts: Whether the folder may hold results of other prompts alone.
 
     Raises:
-        InputError: The folder holds a batch with other settings or weights.
+        InputError: None of the results is of one of the jobs: this is another file of prompts.
+    """
+    record = ResultsFile(out / "results.jsonl", bound_to=claim.bound_to, repair=True)
+    strays = record.stray_count(jobs)
+    if strays and not add_prompts and not any(map(record.has, jobs)):
+        raise InputError(
+            f"{out} holds {strays} results, and none is of a prompt in this file: choose another folder with --out, or "
+            "add --add-prompts to draw these prompts too"
+        )
+    write_jobs(out, jobs)
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What identifies a batch."""
+
+    id: str
+    """Unique, so that batches can share a database of checkpoints."""
+    bound_to: str
+    """A digest of everything that decides a result, the prompt and its seed aside."""
+
+
+_LAYOUT: Final = 2
+"""The version of a batch's folder. The first one bound results to the lines of the file of prompts."""
+
+
+def claim(
+    out: Path, context: GemsContext, models: dict[str, ModelRecord], skills: Mapping[str, str] | None = None
+) -> Claim:
+    """Reserve a folder for one batch, or check that it belongs to this batch.
+
+    Settings, weights and the contents of skills identify a batch. Its prompts may be edited or added to: each result
+    names its prompt.
+
+    Args:
+        out: The batch's folder.
+        context: The settings of every run.
+        models: The models of every run, by role.
+        skills: A digest of each skill that the planner may read, by name.
+
+    Raises:
+        InputError: The folder holds a batch with other settings, weights or skills.
     """
     manifest: dict[str, Any] = {
         "settings": context.model_dump(mode="json"),
         "models": {role: asdict(model) for role, model in models.items()},
+        "skills": dict(sorted((skills or {}).items())),
     }
     identity = {**manifest, "settings": _identifying(manifest["settings"])}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if not path.exists():
-        content = {"id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
+        content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    content = read_manifest(out)
+    if content["bound_to"] != digest:
+        raise InputError(f"{out} holds a batch with {_difference(content, manifest)}; choose another folder with --out")
+    return Claim(str(content["id"]), digest)
+
+
+def read_manifest(out: Path) -> dict[str, Any]:
+    """What ``claim`` has written.
+
+    Raises:
+        InputError: The folder holds no batch, or one of an earlier version.
+    """
+    path = out / "batch.json"
     try:
         content = json.loads(path.read_bytes())
-        batch, digest_of_folder = str(content["id"]), content["bound_to"]
-    except (ValueError, TypeError, KeyError) as error:
+        is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
+    except FileNotFoundError:
+        raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
+    except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
-    if digest_of_folder != digest:
-        raise InputError(f"{out} holds a batch with other settings or models; choose another folder with --out")
-    return batch
+    if content.get("layout") != _LAYOUT or not is_whole:
+        raise InputError(f"{out} was made by another version of GEMS; choose another folder with --out")
+    return cast(dict[str, Any], content)
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of a batch's identity has changed since it began."""
+    before, after = then.get("skills"), now["skills"]
+    if isinstance(before, dict) and before != after:
+        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        return f"other skills, or other contents of them ({', '.join(changed[:5])})"
+    return "other settings or models"
 
 
 def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> None:
@@ -338,12 +456,21 @@ def saved_jobs(out: Path) -> list[Job]:
     """The jobs in a batch's folder.
 
     Raises:
-        InputError: The folder holds no batch.
+        InputError: The folder holds no batch, or a line of its prompts is damaged.
     """
+    path = out / "prompts.jsonl"
     try:
-        lines = (out / "prompts.jsonl").read_bytes().split(b"\n")
-        return [Job(**json.loads(line)) for line in lines if line]
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{out / 'prompts.jsonl'} cannot be read ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    jobs: list[Job] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            jobs += [job_of(json.loads(line))] if line.strip() else []
+        except ValueError as error:
+            raise InputError(
+                f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
+            ) from None
+    return jobs

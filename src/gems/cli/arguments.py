@@ -115,8 +115,8 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[
             str,
             typer.Option(
-                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, transformers:FOLDER_OR_REPO, or "
-                "your own python:MODULE:FACTORY.",
+                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, "
+                "transformers:FOLDER_OR_REPO[@REVISION], or your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],
@@ -126,8 +126,8 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[
             str,
             typer.Option(
-                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO, openai:MODEL, http:URL, "
-                "comfyui:URL, or your own python:MODULE:FACTORY.",
+                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
+                "http:URL, comfyui:URL, or your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import signal
-import socket
 import statistics
+import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -46,6 +45,7 @@ from gems.cli.console import (
     exit_at_once,
     guarded,
     handling,
+    notify,
     out,
     print_json,
     spending,
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from gems.bulk.batch import Batch, Stop
     from gems.bulk.jobs import Job
     from gems.bulk.limits import Limits
-    from gems.bulk.results import ResultsFile, Tally
+    from gems.bulk.results import Tally
+    from gems.bulk.watching import Progress
     from gems.graph.context import GemsContext
     from gems.graph.state import Prices
 
@@ -63,8 +64,8 @@ __all__ = ["app"]
 
 TOTALS: Final = "Limits of the whole batch"
 _MOST_ERRORS_SHOWN: Final = 20
-_RESULTS_FOR_RATE: Final = 300
-"""Latest results that the rate of ``gems batch status`` is measured over."""
+GROUPS: Final = ("finished", "failed", "to_retry", "cut_short", "begun", "not_begun")
+"""What can have become of a prompt, as ``gems batch status`` tells."""
 
 
 class _FileOrCommand(TyperGroup):
@@ -117,7 +118,7 @@ NO_MEMORY: Final = Setting(
     fields=SETTINGS["no_memory"].fields,
 )
 SEED: Final = Setting(
-    Annotated[int, typer.Option(help="The seed of each prompt is derived from this one and the prompt's position.")], 0
+    Annotated[int, typer.Option(help="Each prompt's seed is derived from this one, the prompt and its id.")], 0
 )
 IMAGES: Final = Setting(
     Annotated[
@@ -144,27 +145,26 @@ class _Totals:
     total_tokens: Annotated[
         int | None, typer.Option(min=1, help="Maximum tokens, in and out.", rich_help_panel=TOTALS)
     ] = None
-    total_cost: Annotated[
-        float | None, typer.Option(min=0, help="Maximum cost, by --price.", rich_help_panel=TOTALS)
-    ] = None
+    total_cost: Annotated[float | None, typer.Option(help="Maximum cost, by --price.", rich_help_panel=TOTALS)] = None
     total_hours: Annotated[
-        float | None, typer.Option(min=0, help="Maximum hours, counted from this start.", rich_help_panel=TOTALS)
+        float | None, typer.Option(help="Maximum hours, counted from this start.", rich_help_panel=TOTALS)
     ] = None
 
     def limits(self, prices: Prices) -> Limits:
         """The limits that they make.
 
         Raises:
-            InputError: There is a limit on the cost, but no price, or no money.
+            InputError: There is a limit on the cost, but no price; or no money, or no time.
         """
         from gems.bulk.limits import Limits
         from gems.errors import InputError
         from gems.graph.state import Budget
 
+        for option, limit in (("--total-cost", self.total_cost), ("--total-hours", self.total_hours)):
+            if limit is not None and not (math.isfinite(limit) and limit > 0):
+                raise InputError(f"{option} {limit:g}: give a number above 0")
         if self.total_cost is not None and not any(prices.model_dump().values()):
             raise InputError("--total-cost needs prices: --price image=0.04 --price prompt=1.25 --price completion=10")
-        if self.total_cost is not None and self.total_cost <= 0:
-            raise InputError(f"--total-cost {self.total_cost:g}: give a number above 0")
         budget = Budget(
             images=self.total_images,
             chat_calls=self.total_chat_calls,
@@ -220,13 +220,20 @@ def run(
         typer.Option(
             metavar="ADDRESS",
             help='Work on a Ray cluster: "local" starts one on this machine, "auto" joins the one that this machine '
-            "belongs to, or HOST:PORT. Needs gems-graph\\[ray].",
+            "belongs to, or HOST:PORT. Needs the extra ray.",
         ),
     ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="On Ray: maximum processes besides the generators.", show_default="by CPUs"),
     ] = None,
+    add_prompts: Annotated[
+        bool, typer.Option("--add-prompts", help="Use a folder whose results are all of other prompts; they stay.")
+    ] = False,
+    grace: Annotated[
+        float,
+        typer.Option(min=0, help="After SIGTERM, or a second Ctrl-C: maximum seconds until the process ends."),
+    ] = 30.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -234,13 +241,18 @@ def run(
 
     [bold]gems batch prompts.jsonl --out results[/bold]
 
-    Results are lines of OUT/results.jsonl and, at the end, rows of OUT/index.parquet; images are in OUT/images. Ctrl-C
-    lets the prompts in flight finish; a second one stops them at their next step, from where they can be resumed.
-    Budgets limit each prompt, totals limit all of them and count what earlier starts have spent; the prompts that a
-    total leaves undone are listed in OUT/not_started.jsonl.
+    Results are lines of OUT/results.jsonl and, at the end, rows of OUT/index.parquet; images are in OUT/images. A
+    result belongs to its prompt, id and seed: lines of FILE may be added, moved, edited and removed.
 
-    Exit code 0: every prompt was run; 2 or 3: some could not be (bad prompt, or a model failed), the others are done;
-    4: a total was reached; 130: stopped.
+    Ctrl-C lets the prompts in flight finish, without waiting for servers that fail; a second one, or SIGTERM, stops
+    them at their next step, from where they can be resumed, and ends the process after --grace seconds at the latest.
+
+    Budgets limit each prompt, totals limit all of them and count what earlier starts have spent. No total is exceeded,
+    apart from tokens by the last call of a prompt. The prompts that a total leaves undone are listed in
+    OUT/not_started.jsonl.
+
+    Exit code 0: every prompt was run; 2: some cannot be drawn, the others are done; 3: a model or server failed, and
+    the same command tries again; 4: a total was reached; 130: stopped.
     """
     from gems.bulk.jobs import read_jobs, sample_of
 
@@ -259,6 +271,8 @@ def run(
         evidence=evidence,
         sample=sampled_jobs,
         checkpoints=checkpoints,
+        grace=grace,
+        add_prompts=add_prompts,
         **({"workers": workers} if ray else {}),
     )
     raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, as_json=as_json))
@@ -269,6 +283,7 @@ def _conclude(
 ) -> int:
     """Write the index and what is left, and print the results. Returns the exit code."""
     from gems.bulk.export import write_index
+    from gems.bulk.latest import note_end
     from gems.bulk.results import write_jobs
 
     write_index(folder, batch.record)
@@ -278,7 +293,8 @@ def _conclude(
         _print_forecast(batch, sampled_jobs, concurrency, prices, as_json=as_json)
         return 0
     interrupted = unfinished and not (batch.reached_limit or batch.failure_message)
-    _note_end(folder, batch, interrupted=interrupted)
+    reason = "stopped" if interrupted else "given up" if batch.failure_message else None
+    note_end(folder, f"limit of {batch.reached_limit} reached" if batch.reached_limit else reason)
     _print_summary(batch, folder, prices, as_json=as_json)
     return _report_end(batch, folder, interrupted=interrupted)
 
@@ -293,14 +309,20 @@ def _work(
     quiet: bool,
     concurrency: int,
     sample: Sequence[Job],
+    grace: float,
     **options: Any,
 ) -> Batch:
     """Run a batch, or a sample of it, on this machine or on a Ray cluster, with a progress bar."""
-    prices = context.budget.prices
-    with _stoppable() as stop, batch_bar(len(sample or jobs), quiet=quiet, prices=prices) as (on_start, on_done):
+    from gems.bulk.latest import note_start
 
-        def note_start(tally: Tally) -> None:
-            _note_start(folder, limits, concurrency, ray)  # not earlier: now the folder is this process's own
+    prices = context.budget.prices
+    with (
+        _stoppable(folder, grace) as stop,
+        batch_bar(len(sample or jobs), quiet=quiet, prices=prices) as (on_start, on_done),
+    ):
+
+        def begin(tally: Tally) -> None:
+            note_start(folder, limits, concurrency, ray)  # not earlier: now the folder is this process's own
             on_start(tally)
 
         options |= {
@@ -308,7 +330,7 @@ def _work(
             "sample": sample,
             "limits": limits,
             "stop": stop,
-            "on_start": note_start,
+            "on_start": begin,
             "on_done": on_done,
         }
         if ray is None:
@@ -322,17 +344,14 @@ def _work(
 
 def _report_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
     """Print what failed and what is left to do. Returns the exit code."""
-    kinds: Counter[str] = Counter()
-    for row in batch.record.rows(batch.jobs):
-        if row.get("error"):
-            kinds[row["error_kind"]] += 1
-            if kinds.total() <= _MOST_ERRORS_SHOWN:
-                err.print(f"[red]line {row['line']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
-    if kinds.total() > _MOST_ERRORS_SHOWN:
-        count = kinds.total() - _MOST_ERRORS_SHOWN
-        err.print(f'and {count:,} more, with an "error" in {escape(str(folder / "results.jsonl"))}')
+    kinds = _print_errors(batch, folder)
+    if strays := batch.record.stray_count(batch.jobs):
+        text = f"{strays:,} results belong to no line of this file; they stay in {folder / 'results.jsonl'}"
+        err.print(text, highlight=False, soft_wrap=True)
     if batch.reached_limit:
         rest = f"{len(batch.unfinished_jobs)} prompts were not started: {folder / 'not_started.jsonl'}"
+        if cut_short := batch.count("cut_short"):
+            rest += f"; {cut_short} were cut short, and go on at a start with more room"
         err.print(f"the limit of {batch.reached_limit} is reached; {rest}", highlight=False, soft_wrap=True)
         return LIMIT_REACHED
     if batch.failure_message:
@@ -343,6 +362,20 @@ def _report_end(batch: Batch, folder: Path, *, interrupted: bool) -> int:
         err.print("stopped; run the same command again to resume")
         return INTERRUPTED
     return BACKEND_FAILURE if "backend" in kinds else BAD_INPUT if kinds else 0
+
+
+def _print_errors(batch: Batch, folder: Path) -> set[str]:
+    """Print the errors of the prompts that failed, the first ones of many. Returns their kinds."""
+    kinds: Counter[str] = Counter()
+    for row in batch.record.rows(batch.jobs):
+        if row.get("error"):
+            kinds[row["error_kind"]] += 1
+            if kinds.total() <= _MOST_ERRORS_SHOWN:
+                err.print(f"[red]line {row['line']}[/]: {escape(row['error'])}", highlight=False, soft_wrap=True)
+    if kinds.total() > _MOST_ERRORS_SHOWN:
+        count = kinds.total() - _MOST_ERRORS_SHOWN
+        err.print(f'and {count:,} more, with an "error" in {folder / "results.jsonl"}', soft_wrap=True)
+    return set(kinds)
 
 
 def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool) -> None:
@@ -360,19 +393,23 @@ def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool)
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     """The figures of a whole batch."""
-    usage, tally = batch.record.usage, batch.record.tally(batch.jobs, retried=True)
+    usage, tally = batch.usage, batch.record.tally(batch.jobs, retried=True)
     summary: dict[str, Any] = {
         "prompts": len(batch.jobs),
         "finished": tally.done,
         "solved": tally.outcomes["solved"],
         "failed": tally.outcomes["failed"],
-        "images": usage.images,
-        "tokens": usage.tokens,
     }
+    if to_retry := batch.count("to_retry"):
+        summary["to_retry"] = to_retry
+    summary |= {"images": usage.images, "tokens": usage.tokens}
+    if batch.lost_images:
+        summary["images_in_flight_at_a_kill_at_most"] = batch.lost_images
     if cost := prices.cost(usage):
         summary["cost"] = round(cost, 4)
     if batch.reached_limit:
         summary |= {"limit_reached": batch.reached_limit, "not_started": len(batch.unfinished_jobs)}
+        summary["cut_short"] = batch.count("cut_short")
     return summary | _per_prompt(batch)
 
 
@@ -433,42 +470,36 @@ def _print_forecast(
 def status(
     folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")], *, as_json: AsJson = False
 ) -> None:
-    """Show how far a batch has come, from any shell, without disturbing it."""
-    from gems.bulk.results import ResultsFile, is_locked, saved_jobs
-    from gems.graph.state import Prices
+    """Show how far a batch has come, from any shell, without disturbing it.
 
-    jobs, results, latest = saved_jobs(folder), ResultsFile(folder / "results.jsonl"), _latest(folder)
-    tally, is_running = results.tally(jobs, retried=True), is_locked(folder)
-    prices = Prices.model_validate(latest.get("prices") or {})
-    prompts_a_minute = _rate(results, latest) if is_running else None
-    left = len(jobs) - tally.done
-    figures: dict[str, Any] = {
-        "state": "running" if is_running else "finished" if not left else latest.get("ended") or "not running",
-        "prompts": len(jobs),
-        "done": tally.done,
-        "outcomes": dict(tally.outcomes),
-        "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
-        "spent": {**results.usage.model_dump(mode="json"), "cost": round(prices.cost(results.usage), 4)},
-        "limits": latest.get("limits") or {},
-        "prompts_a_minute": prompts_a_minute and round(prompts_a_minute, 1),
-        "seconds_left": round(60 * left / prompts_a_minute) if prompts_a_minute else None,
-        "started": latest.get("started"),
-        "host": latest.get("host"),
-        "pid": latest.get("pid") if is_running else None,
-    }
+    finished: has a result. failed: cannot be drawn, and is not tried again. to retry: a model or server failed, and the
+    next start goes on with it. cut short: a total ended it, and a start with more room goes on with it. begun: in
+    flight, or stopped half-way. Exit code 0: the folder could be read.
+    """
+    from gems.bulk.watching import read_progress
+
+    progress = read_progress(folder)
     if as_json:
-        print_json(figures)
+        print_json(progress.figures())
     else:
-        _print_status(figures, tally, prices)
+        _print_status(progress)
 
 
-def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> None:
+def _print_status(progress: Progress) -> None:
+    figures = progress.figures()
     solved = "" if figures["solved_rate"] is None else f", {100 * figures['solved_rate']:.1f}% solved"
-    progress = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
-    out.print(f"{figures['state']}: {progress}{solved}", highlight=False)
-    outcomes = ", ".join(f"{count:,} {name}" for name, count in tally.outcomes.most_common() if count)
+    done = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
+    out.print(f"{figures['state']}: {done}{solved}", highlight=False, soft_wrap=True)
+    groups = ", ".join(f"{figures[name]:,} {name.replace('_', ' ')}" for name in GROUPS if figures[name])
+    out.print(f"prompts: {groups}", highlight=False)
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in progress.tally.outcomes.most_common() if count)
     out.print(f"outcomes: {escape(outcomes) or 'none yet'}")
-    out.print(f"spent: {spending(tally.usage, prices)}", highlight=False)
+    out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False)
+    if figures["in_flight_at_a_kill_at_most"]:
+        count = figures["in_flight_at_a_kill_at_most"]
+        out.print(f"and up to {count:,} more images that were in flight at a kill", highlight=False)
+    if figures["other_results"]:
+        out.print(f"{figures['other_results']:,} more results belong to no line of the file", highlight=False)
     if figures["limits"]:
         limits = ", ".join(f"{limit:,} {name}" for name, limit in figures["limits"].items())
         out.print(f"limits: {limits}", highlight=False)
@@ -478,70 +509,35 @@ def _print_status(figures: Mapping[str, Any], tally: Tally, prices: Prices) -> N
         out.print(f"{rate}; about {time_left} left (pid {figures['pid']})", highlight=False)
 
 
-def _rate(results: ResultsFile, latest: Mapping[str, Any]) -> float | None:
-    """Prompts per minute over the latest results of the current start. None: there are too few to say."""
-    start = datetime.fromisoformat(latest["started"]) if latest.get("started") else None
-    moments = [moment for moment in results.latest_moments(_RESULTS_FOR_RATE) if start is None or moment >= start]
-    seconds = (datetime.now(UTC) - moments[0]).total_seconds() if len(moments) > 1 else 0.0
-    return 60 * len(moments) / seconds if seconds > 0 else None
-
-
-# --- latest.json: the current or last start ---------------------------------------------------------------------------
-
-
-def _note_start(folder: Path, limits: Limits, concurrency: int, ray: str | None) -> None:
-    from gems.files import write_atomically
-
-    all_limits = {"hours": limits.hours, **limits.spending.model_dump(exclude={"prices"})}
-    start = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "concurrency": concurrency,
-        "on": f"ray {ray}" if ray else "this machine",
-        "limits": {name: value for name, value in all_limits.items() if value is not None},
-        "prices": limits.spending.prices.model_dump(),
-        "ended": None,
-    }
-    write_atomically(folder / "latest.json", json.dumps(start, indent=1).encode())
-
-
-def _note_end(folder: Path, batch: Batch, *, interrupted: bool) -> None:
-    from gems.files import write_atomically
-
-    reason = "stopped" if interrupted else None
-    if batch.reached_limit or batch.failure_message:
-        reason = f"limit of {batch.reached_limit} reached" if batch.reached_limit else "given up"
-    write_atomically(folder / "latest.json", json.dumps({**_latest(folder), "ended": reason}, indent=1).encode())
-
-
-def _latest(folder: Path) -> dict[str, Any]:
-    try:
-        latest = json.loads((folder / "latest.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return latest if isinstance(latest, dict) else {}
-
-
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _stoppable() -> Iterator[Stop]:
-    """Ctrl-C once: begin no other prompt. Twice: stop prompts in flight at their next step. A third time: at once."""
+def _stoppable(folder: Path, grace: float) -> Iterator[Stop]:
+    """Ctrl-C once: begin no other prompt. Twice, or SIGTERM: stop prompts at their next step. A third time: at once."""
     from gems.bulk.batch import Stop
+    from gems.bulk.latest import note_end
 
     stop = Stop()
 
-    def on_interrupt(*_: object) -> None:
+    def end() -> None:
+        note_end(folder, "stopped")
+        exit_at_once()
+
+    timer = threading.Timer(grace, end)
+    timer.daemon = True
+
+    def on_signal(number: int, _: object) -> None:
         if stop.control.drain_requested:
-            exit_at_once()
-        elif stop.is_requested:
+            end()
+        elif stop.is_requested or number == signal.SIGTERM:
             stop.control.request_drain("interrupted")
-            err.print("stopping prompts after their current step; Ctrl-C again to stop at once")
+            timer.start()
+            notify("stopping prompts after their current step; Ctrl-C again to stop at once")
         else:
             stop.finish()
-            err.print("finishing the prompts in flight; Ctrl-C again to stop them where they are")
+            notify("finishing the prompts in flight; Ctrl-C again to stop them where they are")
 
-    with handling(on_interrupt, signal.SIGINT, signal.SIGTERM):
+    with handling(on_signal, signal.SIGINT, signal.SIGTERM):
         yield stop
+    timer.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import json
@@ -12,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 import typer
@@ -52,6 +53,8 @@ out, err = _SafeConsole(), _SafeConsole(stderr=True)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_SHOW_CURSOR: Final = b"\x1b[?25h"
 
 _SPEED_PERIOD: Final = 3600
 """Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
@@ -95,10 +98,29 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
-            err.print(f"[red]error:[/] {escape(conceal(str(error)))}", highlight=False, soft_wrap=True)
+            err.print(f"[red]error:[/] {escape(conceal(_message_of(error)))}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
 
     return run
+
+
+def _message_of(error: Exception) -> str:
+    """What happened and, where this program does not say it itself, what to do about a disk or a folder."""
+    if not isinstance(error, OSError) or error.errno is None or not error.strerror:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}{_ADVICE.get(error.errno, '')}"
+
+
+_ADVICE: Final = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        "; free some space, and run the same command again: nothing that was finished is lost",
+    ),
+    errno.EROFS: "; choose a folder that can be written to",
+    errno.EACCES: "; check who may read and write there, or choose another folder",
+}
+"""What to do about an error of the operating system."""
 
 
 def _quiet_libraries() -> None:
@@ -114,9 +136,20 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def notify(text: str) -> None:
+    """Write a line to stderr from a signal handler, past the buffers.
+
+    The signal may have interrupted a write, and Python's buffered streams refuse a second one within it.
+    """
+    with suppress(OSError, ValueError):  # stderr is closed, or is no file
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())
+
+
 def exit_at_once() -> NoReturn:
     """End the process without waiting for its worker threads; every finished step is on disk already."""
-    err.show_cursor()
+    with suppress(OSError, ValueError):
+        if os.isatty(sys.stderr.fileno()):
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
     os._exit(INTERRUPTED)
 
 
@@ -131,7 +164,7 @@ def stoppable() -> Iterator[RunControl]:
         if control.drain_requested:
             exit_at_once()
         control.request_drain("interrupted")
-        err.print("stopping after this step; Ctrl-C again to stop at once")
+        notify("stopping after this step; Ctrl-C again to stop at once")
 
     with handling(on_interrupt, signal.SIGINT):
         yield control

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
+import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gems import __version__
+from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.secrets import one_line
@@ -17,6 +20,9 @@ from gems.secrets import one_line
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from PIL.Image import Image
+
+    from gems.models.generators import ImageGenerator
+    from gems.models.option_effects import OptionEffect
 
 __all__ = ["Check", "diagnose"]
 
@@ -44,6 +50,8 @@ class Check:
     ok: bool
     detail: str
     """The finding, or what is wrong and what to do."""
+    options: tuple[OptionEffect, ...] = ()
+    """What each option does, where the check is about options."""
 
 
 @dataclass(slots=True)
@@ -64,6 +72,7 @@ def diagnose(context: GemsContext) -> list[Check]:
     setup = _Setup(context)
     checks = [Check("gems", True, __version__)]
     checks += [_try(name, trial) for name, trial in _quick_trials(setup)]
+    checks += [*_generator_options(setup), *_chat_options(setup)]
     checks += [_try(name, trial, timed=True) for name, trial in _model_trials(setup)]
     if context.memory:
         checks += [_try("embedder", partial(_embed, setup), timed=True), _try("memory", partial(_open_memory, setup))]
@@ -77,6 +86,8 @@ def _quick_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
     yield "skills", partial(_list_skills, setup)
     if setup.context.inspectors:
         yield "inspectors", partial(_list_inspectors, setup)
+    if {"pocket", "pocket-large"} & {setup.context.generator, *_chat_names(setup)}:
+        yield "words of the pocket models", _list_words
 
 
 def _model_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
@@ -107,7 +118,10 @@ def _open_home(setup: _Setup) -> str:
     from gems.paths import home
 
     ImageStore(setup.context.images_url)
-    return str(home())
+    folder = home()
+    if folder.stat().st_mode & 0o077:
+        return f"{folder}; other users of this machine can read it: chmod -R go-rwx {shlex.quote(str(folder))}"
+    return str(folder)
 
 
 def _list_skills(setup: _Setup) -> str:
@@ -125,7 +139,7 @@ def _list_inspectors(setup: _Setup) -> str:
     return ", ".join(
         name
         if init_inspector(name) is not None
-        else f"no {name} (the chat model judges alone; to add it: pip install '{INSPECTORS[name].package}')"
+        else f"no {name} (the chat model judges alone; to add it: {how_to_install(INSPECTORS[name].extra)})"
         for name in setup.context.inspectors
     )
 
@@ -143,6 +157,64 @@ def _open_memory(setup: _Setup) -> str:
     return f"{type(store).__name__} in {location or home() / 'memory'}"
 
 
+def _list_words() -> str:
+    from gems.models.pocket.vocabulary import WORD_LISTS
+
+    return "; ".join(f"{kind}: {', '.join(words)}" for kind, words in WORD_LISTS.items())
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def _generator_options(setup: _Setup) -> Iterator[Check]:
+    """What each option does with the image generator; nothing if it cannot be found, which its own check says."""
+    from gems.models.option_effects import ExplainsOptions, RefusedOptionsError, effects_of
+    from gems.models.registry import init_image_generator
+
+    context = setup.context
+    effects: tuple[OptionEffect, ...] = ()
+    try:
+        generator = init_image_generator(context.generator, context.generator_options, context.authority)
+        if isinstance(generator, ExplainsOptions):
+            effects = generator.option_effects()
+        else:
+            effects = effects_of(context.generator_options, {})
+    except RefusedOptionsError as error:
+        effects = error.effects
+    except Exception:  # the check of the generator itself reports it
+        return
+    if effects:
+        refused = any(effect.status == "refused" for effect in effects)
+        yield Check("generator options", not refused, _in_words(effects), effects)
+
+
+def _chat_options(setup: _Setup) -> Iterator[Check]:
+    """What each option that was set does with each chat model. One that another role's model honours is no fault."""
+    from gems.models.chat_options import chat_option_effects
+    from gems.models.registry import init_mllm
+
+    context = setup.context
+    tables: dict[str, tuple[OptionEffect, ...]] = {}
+    for name in _chat_names(setup):
+        with suppress(Exception):  # the check of the model itself reports it
+            model = init_mllm(name, context.chat_options, context.authority)
+            tables[name] = chat_option_effects(name, model, context.chat_options)
+    honoured = {effect.option for table in tables.values() for effect in table if effect.status == "honoured"}
+    for name, effects in tables.items():
+        if effects:
+            ok = all(effect.option in honoured for effect in effects)
+            yield Check(f"chat options of {name}", ok, _in_words(effects), effects)
+
+
+def _chat_names(setup: _Setup) -> list[str]:
+    return list(dict.fromkeys(setup.context.chat_model(role) for role in ROLES))
+
+
+def _in_words(effects: tuple[OptionEffect, ...]) -> str:
+    words = {"honoured": "{0}={1} honoured", "refused": "{0} refused: {1}", "default": "{0} by default {1}"}
+    return "; ".join(words[effect.status].format(effect.option, effect.detail) for effect in effects)
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
@@ -154,12 +226,25 @@ def _draw(setup: _Setup) -> str:
     generator = init_image_generator(name, setup.context.generator_options, setup.context.authority)
     check = getattr(generator, "check", None)
     if name not in POCKET and callable(check):  # drawing could take minutes, or cost money
-        return f"{check()}; {'can edit' if generator.edits else 'cannot edit'}; nothing was drawn"
+        edits = "can edit" if generator.edits else "cannot edit"
+        return f"{check()}; {edits}; {_seeds(generator)}; nothing was drawn"
     [result] = generator.generate([ImageRequest(_TRIAL_PROMPT, 1)])
     if not isinstance(result, GeneratedImage):
         raise result
     setup.image = result.image
     return f"{generator.name} {generator.fingerprint[:12]}, {result.image.width} x {result.image.height}"
+
+
+def _seeds(generator: ImageGenerator) -> str:
+    """What is known about seeds before an image is drawn."""
+    from gems.models.generators import is_reproducible
+    from gems.models.public_names import is_remote
+
+    if not is_reproducible(generator):
+        return "takes no seed: its runs cannot be replayed"
+    if is_remote(generator.name):
+        return "is sent the seed, but only 'gems replay' of a run shows whether it honours it"
+    return "honours the seed"
 
 
 def _verify(setup: _Setup) -> str:

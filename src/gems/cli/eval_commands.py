@@ -43,17 +43,23 @@ class _Options:
         Path | None, typer.Option("--out", help="Folder for the results.", show_default="gems-eval/...")
     ] = None
     against: Annotated[
-        str,
-        typer.Option(
-            help='A second generator whose arms are run too; "none" for none. Default: pocket-large for pocket.'
-        ),
-    ] = "auto"
+        str, typer.Option(help='A second generator whose arms are run too, such as pocket-large; "none" for none.')
+    ] = "none"
     images: Annotated[int, typer.Option(min=1, max=16, help="Maximum images per prompt, in any arm.")] = 5
+    orders: Annotated[
+        int, typer.Option(min=1, max=20, help="Orders of the prompts in which an arm with a memory is run.")
+    ] = 3
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Prompts in flight, in arms without memory.")] = 2
     scorer: Annotated[
         str, typer.Option("--scorer", help='"oracle" (pocket generators only), "soft-tifa" or "auto".')
     ] = "auto"
-    judge: Annotated[str, typer.Option(help="Chat model for soft-tifa; it must give log-probabilities.")] = "pocket"
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="Chat model for soft-tifa; it must give log-probabilities. Both the judge and the verifier are pocket "
+            "by default: choose another judge, or the verifier judges its own choices."
+        ),
+    ] = "pocket"
     as_json: AsJson = False
     quiet: Quiet = False
 
@@ -101,10 +107,13 @@ def _evaluate(
     from gems.evals.scorers import init_scorer
 
     folder = options.folder or Path("gems-eval") / folder_name
-    generators = _generators(context.generator, options.against)
+    generators = list(dict.fromkeys([context.generator, options.against]))
+    generators = [name for name in generators if name != "none"]
     context = context.with_authority(context.authority.allowing([*generators, options.judge]))
     arms = choose_arms([name.strip() for name in options.arms.split(",") if name.strip()], generators, options.images)
-    plan = EvaluationPlan(benchmark, tuple(prompts), tuple(arms), context, context.seed or 0, options.images, folder)
+    plan = EvaluationPlan(
+        benchmark, tuple(prompts), tuple(arms), context, context.seed or 0, options.images, folder, options.orders
+    )
     with stoppable() as control:
         report = evaluate(
             plan,
@@ -121,14 +130,24 @@ def _evaluate(
         print_json(report)
     else:
         _print_report(report)
+    _print_warnings(report)
     err.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
-def _generators(generator: str, against: str) -> list[str]:
-    """The generator, and the second one that it is held against, if there is one."""
-    if against == "auto":
-        against = "pocket-large" if generator == "pocket" else "none"
-    return [generator] if against == "none" else [generator, against]
+def _print_warnings(report: dict[str, Any]) -> None:
+    """What a reader of the figures has to know."""
+    if report["judge_is_verifier"]:
+        _warn(f"the judge is the verifier ({report['judge']}), so it judges its own choices; --judge names another one")
+    for name, arm in report["arms"].items():
+        if arm["failed"]:
+            _warn(
+                f"{name}: {arm['failed']} failed and count as wrong; the same command tries again those that a backend "
+                f"failed (the first: {arm['first_error']})"
+            )
+
+
+def _warn(text: str) -> None:
+    err.print(f"[yellow]![/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _print_report(report: dict[str, Any]) -> None:

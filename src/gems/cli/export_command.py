@@ -28,6 +28,14 @@ def export(
         float, typer.Option(min=0, max=1, help="Minimum score difference between a pair's chosen and rejected images.")
     ] = 0.1,
     pairs: Annotated[int, typer.Option(min=1, help="Maximum pairs per prompt.")] = 1,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOCATION",
+            help="Where the batch kept its images, if not in its own folder.",
+            show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -38,6 +46,8 @@ def export(
     webdataset: shards of KEY.png, KEY.txt, KEY.json. imagefolder: train/ with metadata.jsonl, as Hugging Face datasets
     loads it. preferences: Parquet with jpg_0, jpg_1, label_0 and caption, as Diffusion-DPO trainers read it: each pair
     is an image of a prompt that met more requirements and one that met fewer, with all verdicts.
+
+    OUT is a new folder, or that of an earlier export: its files are replaced, and other files in it stay.
     """
     from gems.bulk.export import Choice
     from gems.bulk.export import export as write
@@ -45,7 +55,7 @@ def export(
     with Progress(console=err, disable=quiet or not err.is_terminal, transient=True) as progress:
         task = progress.add_task(kind, total=None)
         choice = Choice(solved=not everything, margin=margin, pairs=pairs)
-        dataset = write(source, kind, folder, choice, on_row=lambda: progress.advance(task))
+        dataset = write(source, kind, folder, choice, images=images, on_row=lambda: progress.advance(task))
     if as_json:
         print_json({"folder": str(dataset.folder), "examples": dataset.examples, "skipped": dataset.skipped})
         return

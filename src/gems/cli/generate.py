@@ -251,6 +251,7 @@ def replay(
     """
     from gems.authority import without_login
     from gems.errors import InputError
+    from gems.models.public_names import is_remote
     from gems.runs.record import load_record
     from gems.runs.replay import replay as make_again
 
@@ -269,6 +270,12 @@ def replay(
         for r in results:
             table.add_row(r.file, str(r.seed), yes_or_no(r.same_as_record), yes_or_no(r.same_as_file))
         out.print(table)
+    if is_remote(own_generator) and not all(r.same_as_record for r in results):
+        err.print(
+            "only the server knows its weights, and whether it honours the seed: it now draws other images",
+            highlight=False,
+            soft_wrap=True,
+        )
     raise typer.Exit(0 if all(r.same for r in results) else 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,13 +74,14 @@ def _main(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @guarded
 @with_settings(*MODEL_SETTINGS)
 def doctor(*, context: GemsContext, as_json: AsJson = False) -> None:
-    """Check that a setup works: versions, folders, weights, and one trial of every model."""
+    """Check that a setup works: versions, folders, weights, what each option does, and one trial of every model."""
     with err.status("trying the models") if err.is_terminal else nullcontext():
         from gems.cli.doctor import diagnose
 
         checks = diagnose(context)
     if as_json:
-        print_json([{"name": check.name, "ok": check.ok, "detail": check.detail} for check in checks])
+        rows = [asdict(check) for check in checks]
+        print_json([{key: value for key, value in row.items() if value != ()} for row in rows])
     else:
         table = Table(show_header=False, box=None)
         for check in checks:

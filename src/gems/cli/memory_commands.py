@@ -84,9 +84,9 @@ def search(
     near: how close the prompts are in meaning. relevance: that, the demands that both make, past usefulness, and
     diversity. use: how much better runs that recalled it were than others like them.
     """
-    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
     from gems.memory.experience import recall
+    from gems.memory.records import existing_memory
     from gems.memory.store import FaissStore
 
     with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
@@ -154,10 +154,10 @@ def export(
     *,
     folder: Folder = None,
 ) -> None:
-    """Write every record as a line of JSON. Vectors are left out: an import computes them again."""
-    from gems.memory import care
+    """Write every record, with its times, as a line of JSON. Vectors are left out: an import computes them again."""
+    from gems.memory.transfer import export_lines
 
-    lines = care.export_lines(_folder(folder))
+    lines = export_lines(_folder(folder))
     if file is None:
         for line in lines:
             sys.stdout.write(line + "\n")
@@ -178,22 +178,17 @@ def import_(
     folder: Folder = None,
     context: GemsContext,
 ) -> None:
-    """Add exported records, replacing those with the same key; doing it twice changes nothing."""
-    from gems.errors import InputError
-    from gems.memory.care import import_lines
+    """Add exported records, replacing those with the same key; doing it twice changes nothing.
+
+    Every line is checked. The first one that is no record stops the import, with its number; those before it stay.
+    """
     from gems.memory.embedder import init_embedder
     from gems.memory.store import FaissStore
+    from gems.memory.transfer import import_lines, read_lines
 
-    with (
-        closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store,
-        file.open(encoding="utf-8") as lines,
-        _bar() as bar,
-    ):
+    with closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store, _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        try:
-            count = import_lines(store, lines, lambda completed: bar.update(task, completed=completed))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text ({error}); give a file that gems memory export wrote") from None
+        count = import_lines(store, read_lines(file), lambda completed: bar.update(task, completed=completed))
     err.print(f"{count} records imported", highlight=False)
 
 
@@ -257,8 +252,9 @@ def forget(
 @with_settings("embedder")
 def compact(*, folder: Folder = None, context: GemsContext) -> None:
     """Rebuild the index, and free the space of removed records."""
-    from gems.memory.care import existing_memory, size_of
+    from gems.memory.care import size_of
     from gems.memory.embedder import init_embedder
+    from gems.memory.records import existing_memory
     from gems.memory.store import FaissStore
 
     path = existing_memory(_folder(folder))
@@ -273,8 +269,8 @@ def compact(*, folder: Folder = None, context: GemsContext) -> None:
 @with_settings("embedder")
 def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
     """Embed every record again with another embedder. If it is stopped half-way, the same command resumes."""
-    from gems.memory.care import existing_memory
     from gems.memory.embedder import init_embedder
+    from gems.memory.records import existing_memory
     from gems.memory.store import reindex
 
     path, embedder = existing_memory(_folder(folder)), init_embedder(context.embedder)
@@ -286,12 +282,27 @@ def reindex_(*, context: GemsContext, folder: Folder = None) -> None:
 
 @app.command()
 @guarded
-def verify(*, folder: Folder = None, as_json: AsJson = False) -> None:
-    """Check that records, vectors, index and images are intact. Exit code 1 if not."""
+def verify(
+    *,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LOCATION",
+            help="Where images are kept; may be repeated, for the folders of batches. Other places that records name "
+            "are not opened.",
+            show_default="$GEMS_IMAGES, or $GEMS_HOME/images",
+        ),
+    ] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that records, vectors, index and images are intact, and say how to repair them. Exit code 1 if not."""
     from gems.memory import care
+    from gems.memory.image_store import ImageStore
 
     checks = []
-    for name, is_right, detail in care.verify(_folder(folder)):
+    stores = [ImageStore(location, create=False) for location in images or [None]]
+    for name, is_right, detail in care.verify(_folder(folder), stores):
         checks.append({"name": name, "ok": is_right, "detail": detail})
         if not as_json:
             mark = "[green]✓[/]" if is_right else "[red]✗[/]"

@@ -22,6 +22,9 @@ __all__ = ["new_key", "serve"]
 
 ACCESS: Final = "Access"
 
+BUDGETS: Final = ("budget_chat_calls", "budget_tokens", "budget_seconds", "budget_cost", "price")
+"""Limits of each run, which a request can lower; --max-images limits the images."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ServiceOptions:
@@ -39,7 +42,10 @@ class _ServiceOptions:
     cors_origin: Annotated[
         list[str] | None,
         typer.Option(
-            help="Origin whose pages may send requests. Repeatable.", show_default="none", rich_help_panel=ACCESS
+            help="Origin of another site whose pages may send requests, such as https://example.org; * for all. "
+            "Repeatable.",
+            show_default="none",
+            rich_help_panel=ACCESS,
         ),
     ] = None
     concurrency: Annotated[
@@ -54,7 +60,28 @@ class _ServiceOptions:
             rich_help_panel=LIMITS,
         ),
     ] = 256
+    queue_per_key: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=100_000,
+            help="Maximum waiting runs of one key.",
+            show_default="a quarter of --queue",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None
+    max_connections: Annotated[int, typer.Option(min=1, help="Maximum open connections.", rich_help_panel=LIMITS)] = (
+        2048
+    )
     max_images: Annotated[int, typer.Option(min=1, help="Maximum images per run.", rich_help_panel=LIMITS)] = 20
+    keep_days: Annotated[
+        float | None,
+        typer.Option(
+            help="Delete runs that ended more days ago, with their images.",
+            show_default="never",
+            rich_help_panel=LIMITS,
+        ),
+    ] = None
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds that runs have to finish at a stop.", rich_help_panel=LIMITS)
     ] = 30
@@ -88,21 +115,26 @@ class _ServiceOptions:
                 port=self.port,
                 concurrency=self.concurrency,
                 queue=self.queue,
+                queue_per_key=self.queue_per_key,
+                max_connections=self.max_connections,
                 max_images=self.max_images,
                 keys=self.keys,
                 open=self.open_,
                 cors_origins=tuple(self.cors_origin or ()),
                 served_names=tuple(self.served_model_name or ("gems",)),
                 grace=self.grace,
+                keep_days=self.keep_days,
             ).check_address()
         except ValidationError as error:
             fault = error.errors()[0]
-            raise InputError(f"{fault['loc'][0]}: {fault['msg']}") from None
+            raise InputError(f"{fault['loc'][0]}: {fault['msg'].removeprefix('Value error, ')}") from None
 
 
 @guarded
 @with_options(_ServiceOptions, "options")
-@with_settings("max_rounds", *MODEL_SETTINGS, "skills_dir", "no_builtin_skills", "memory", "no_memory", "images")
+@with_settings(
+    "max_rounds", *BUDGETS, *MODEL_SETTINGS, "skills_dir", "no_builtin_skills", "memory", "no_memory", "images"
+)
 def serve(*, options: _ServiceOptions, context: GemsContext) -> None:
     """Serve the agent: a page at /, LangServe at /gems, OpenAI's images endpoint at /v1/images/generations.
 
@@ -114,19 +146,20 @@ def serve(*, options: _ServiceOptions, context: GemsContext) -> None:
     lets runs finish (--grace), a second one stops each at its next step.
     """
     from gems.errors import InputError
+    from gems.extras import how_to_install
 
     try:
         from gems.serve.server import run_server, write_logs
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("gems"):
             raise
-        raise InputError(f'{error.name} is not installed: pip install "gems-graph[serve]"') from error
+        raise InputError(f"{error.name} is not installed: {how_to_install('serve')}") from error
     settings = options.settings(context)
     log_format = options.log_format or ("text" if sys.stderr.isatty() else "json")
     write_logs(options.log_level, as_json=log_format == "json")
     _share_cores(options.concurrency)
-    err.print(f"loading the models; then http://{escape(options.host)}:{options.port}/", highlight=False)
-    run_server(settings)
+    err.print("loading the models", highlight=False)
+    run_server(settings, on_ready=lambda url: err.print(f"listening at {url}", highlight=False, soft_wrap=True))
 
 
 def _share_cores(concurrency: int) -> None:
@@ -140,17 +173,20 @@ def _share_cores(concurrency: int) -> None:
 def new_key(
     name: Annotated[str, typer.Argument(help="Name of the user of the key, who owns memory, images and runs.")],
     *,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="The key may read /metrics, which covers all users.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key. Its entry for the file of keys goes to stdout, the key itself to stderr, once.
 
     [bold]gems new-key ann >> keys.toml[/bold]
 
-    Limits go below the entry: daily = { images = 100, chat_calls = 500, tokens = 1000000 }
+    Limits go below the entry: daily = { images = 100, chat_calls = 500, tokens = 1000000, cost = 5.0 }
     """
     from gems.serve.keys import new_key as make_key
 
-    key, entry = make_key(name)
+    key, entry = make_key(name, metrics=metrics)
     if as_json:
         print_json({"key": key, "entry": entry})
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,18 @@ class Judged:
         row: The result.
         scores: By index of an attempt, one score per question, for all attempts or only for the one that
             was returned. Empty if the prompt failed.
+        order: Which order of the prompts the result is from; several only in arms with a memory.
     """
 
     prompt: EvalPrompt
     row: BatchRow
     scores: dict[int, list[float]]
+    order: int = 1
+
+    @property
+    def attempts(self) -> list[AttemptFields]:
+        """The attempts; none if the prompt failed before it was drawn."""
+        return self.row.get("attempts", [])
 
     @property
     def returned_scores(self) -> list[float]:
@@ -46,7 +53,7 @@ class Judged:
 
     def best_within(self, images: int) -> int | None:
         """The attempt that would have been returned if the run had ended after this many images."""
-        attempts = self.row.get("attempts", [])[:images]
+        attempts = self.attempts[:images]
         return max(range(len(attempts)), key=lambda i: (*worth(attempts[i]), -i), default=None)
 
 
@@ -61,10 +68,14 @@ def is_right(scores: Sequence[float]) -> bool:
 
 
 def judge(
-    prompts: Sequence[EvalPrompt], rows: Iterable[BatchRow], scores: dict[int, dict[int, list[float]]]
+    prompts: Sequence[EvalPrompt],
+    rows: Iterable[BatchRow],
+    scores: dict[int, dict[int, list[float]]],
+    *,
+    order: int = 1,
 ) -> list[Judged]:
     """Join prompts, results and scores (by prompt, then attempt)."""
-    return [Judged(prompts[row["index"]], row, scores.get(row["index"], {})) for row in rows]
+    return [Judged(prompts[row["index"]], row, scores.get(row["index"], {}), order) for row in rows]
 
 
 def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: bool = True) -> dict[str, Any]:
@@ -76,37 +87,62 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         images: Maximum number of images per prompt.
         every_attempt: Whether all attempts have scores, or only the returned ones.
     """
-    right = np.array([float(j.all_correct) for j in judged])
-    without_error = [j for j in judged if "usage" in j.row]
+    right = _by_prompt(judged, lambda j: float(j.all_correct))
+    usages = [j.row["usage"] for j in judged if "usage" in j.row]
+    failures = [j.row for j in judged if "error" in j.row]
     report = {
         "what": arm.what,
         "generator": arm.generator,
-        "prompts": len(judged),
-        "failed": sum("error" in j.row for j in judged),
-        "all_correct": round(float(right.mean()), 4),
+        "prompts": len(right),
+        "failed": len(failures),
+        "first_error": failures[0]["error"] if failures else None,
+        "all_correct": round(sum(right) / len(right), 4),
         "ci95": bootstrap_interval(right),
-        "soft_tifa_am": _mean(arithmetic_mean(j.returned_scores) for j in judged),
-        "soft_tifa_gm": _mean(geometric_mean(j.returned_scores) for j in judged),
-        "images_per_prompt": _mean(j.row["usage"]["images"] for j in without_error),
-        "chat_calls_per_prompt": _mean(j.row["usage"]["chat_calls"] for j in without_error),
-        "tokens_per_prompt": _mean(
-            j.row["usage"]["prompt_tokens"] + j.row["usage"]["completion_tokens"] for j in without_error
-        ),
-        "seconds_per_prompt": _mean(j.row["seconds"] for j in without_error),
-        "outcomes": dict(Counter(j.row["outcome"] for j in without_error).most_common()),
-        "by_atoms": _by((j.prompt.atoms, float(j.all_correct)) for j in judged),
+        "soft_tifa_am": arithmetic_mean([arithmetic_mean(j.returned_scores) for j in judged]),
+        "soft_tifa_gm": arithmetic_mean([geometric_mean(j.returned_scores) for j in judged]),
+        "images_per_prompt": _mean(usage["images"] for usage in usages),
+        "chat_calls_per_prompt": _mean(usage["chat_calls"] for usage in usages),
+        "tokens_per_prompt": _mean(usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages),
+        "seconds_per_prompt": _mean(j.row["seconds"] for j in judged if "seconds" in j.row),
+        "outcomes": dict(Counter(j.row.get("outcome", "failed") for j in judged).most_common()),
+        "by_atoms": _by((j.prompt.atoms, geometric_mean(j.returned_scores)) for j in judged),
         "by_skill": _by(
             (q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.returned_scores, strict=True)
         ),
     }
+    if arm.ordered:
+        report["orders"] = _by_order(judged)
     if every_attempt:
         report |= _by_attempt(judged, images)
     return report
 
 
+def _by_prompt(judged: Iterable[Judged], value: Callable[[Judged], float]) -> list[float]:
+    """A value for each prompt: the mean over its results. An arm that is run in several orders has several."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for j in judged:
+        values[j.row["index"]].append(value(j))
+    return [sum(values[i]) / len(values[i]) for i in sorted(values)]
+
+
+def _by_order(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The figures of an arm with a memory in each order of the prompts: how far they depend on the order."""
+    results: dict[int, list[Judged]] = defaultdict(list)
+    for j in judged:
+        results[j.order].append(j)
+    return [
+        {
+            "order": order,
+            "all_correct": _mean(float(j.all_correct) for j in results[order]),
+            "images_per_prompt": _mean(len(j.attempts) for j in results[order]),
+        }
+        for order in sorted(results)
+    ]
+
+
 def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
     """Figures that need the truth about every attempt, not only about the returned one."""
-    attempts = [(j, i, a) for j in judged for i, a in enumerate(j.row.get("attempts", []))]
+    attempts = [(j, i, a) for j in judged for i, a in enumerate(j.attempts)]
     verified = [(j, i, a) for j, i, a in attempts if a["total"]]
     by_strategy: dict[str, list[float]] = defaultdict(list)
     for j, i, a in attempts:
@@ -133,7 +169,7 @@ def _curve(judged: Sequence[Judged], images: int) -> list[dict[str, Any]]:
     """The rate of right images if every run had ended after 1, 2, ... images, against the images spent until then."""
     curve: list[dict[str, Any]] = []
     for n in range(1, images + 1):
-        images_per_prompt = _mean(min(n, len(j.row.get("attempts", []))) for j in judged)
+        images_per_prompt = _mean(min(n, len(j.attempts)) for j in judged)
         if not curve or curve[-1]["images_per_prompt"] != images_per_prompt:
             best_attempts = [(j, j.best_within(n)) for j in judged]
             rate = _mean(float(i is not None and is_right(j.scores[i])) for j, i in best_attempts)
@@ -143,8 +179,9 @@ def _curve(judged: Sequence[Judged], images: int) -> list[dict[str, Any]]:
 
 def _over_first_attempt(judged: Sequence[Judged]) -> dict[str, Any]:
     """The gain of the returned image over the first one."""
-    first = [float(bool(j.scores) and is_right(j.scores[0])) for j in judged]
-    gains = [float(j.all_correct) - first_is_right for j, first_is_right in zip(judged, first, strict=True)]
+    first = _by_prompt(judged, lambda j: float(bool(j.scores) and is_right(j.scores[0])))
+    final = _by_prompt(judged, lambda j: float(j.all_correct))
+    gains = [b - a for a, b in zip(first, final, strict=True)]
     return {
         "first_all_correct": _mean(first),
         "points": round(100 * sum(gains) / max(len(gains), 1), 2),
@@ -184,7 +221,7 @@ def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> d
     """By kind of question, how many of the verifier's answers were "true yes", "false yes", "true no", "false no"."""
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for j, i, attempt in verified:
-        requirements = j.row["requirements"]
+        requirements = j.row.get("requirements", [])
         if Counter(r["kind"] for r in requirements) != Counter(q.skill for q in j.prompt.questions):
             continue  # the decomposer asked other questions than the benchmark, so they cannot be compared
         truth: dict[str, list[bool]] = defaultdict(list)
@@ -193,20 +230,25 @@ def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> d
         remaining = {kind: iter(answers) for kind, answers in truth.items()}
         for requirement in requirements:
             kind = requirement["kind"]
-            yes = attempt["verdicts"][requirement["id"]][0] == "yes"
+            yes = attempt["verdicts"].get(requirement["id"], ["unsure"])[0] == "yes"
             is_true = yes == next(remaining[kind])
             kinds[kind][f"{'true' if is_true else 'false'} {'yes' if yes else 'no'}"] += 1
     return kinds
 
 
 def compare(comparison: Comparison, arms: dict[str, list[Judged]]) -> dict[str, Any] | None:
-    """The paired difference of two arms over the prompts that both have. None if one of them was not run."""
+    """The paired difference of two arms over the prompts that both have. None if one of them was not run.
+
+    Of an arm that was run in several orders, a prompt counts with its mean.
+    """
     if comparison.better not in arms or comparison.than not in arms:
         return None
-    a, b = ({j.row["index"]: j for j in arms[name]} for name in (comparison.better, comparison.than))
-    both = sorted(a.keys() & b.keys())
-    difference = np.array([float(a[i].all_correct) - float(b[i].all_correct) for i in both])
-    images_a, images_b = ([float(len(side[i].row.get("attempts", []))) for i in both] for side in (a, b))
+    sides = arms[comparison.better], arms[comparison.than]
+    both = set.intersection(*({j.row["index"] for j in side} for side in sides))
+    a, b = ([j for j in side if j.row["index"] in both] for side in sides)
+    right_a, right_b = (_by_prompt(side, lambda j: float(j.all_correct)) for side in (a, b))
+    images_a, images_b = (_by_prompt(side, lambda j: float(len(j.attempts))) for side in (a, b))
+    difference = np.array(right_a) - np.array(right_b)
     return {
         "better": comparison.better,
         "than": comparison.than,
@@ -230,7 +272,7 @@ def _by(pairs: Iterable[tuple[Any, float]]) -> dict[str, dict[str, Any]]:
     groups: dict[Any, list[float]] = defaultdict(list)
     for key, value in pairs:
         groups[key].append(value)
-    return {str(key): {"score": _mean(values), "n": len(values)} for key, values in sorted(groups.items())}
+    return {str(key): {"score": arithmetic_mean(values), "n": len(values)} for key, values in sorted(groups.items())}
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -19,12 +19,15 @@ class Arm:
     what: str
     """Description of the arm, for the report."""
     generator: str = "pocket"
-    settings: dict[str, Any] | None = field(default_factory=dict)
+    settings: dict[str, Any] | None = field(default_factory=dict, hash=False)
     """Fields of the context. None: the generator alone, without a graph."""
 
     @property
     def ordered(self) -> bool:
-        """Whether a prompt's result depends on the prompts before it, so that they must run one after another."""
+        """Whether a prompt's result depends on the prompts before it, so that they run one after another.
+
+        One order of the prompts is then one sample, so such an arm is run in several orders.
+        """
         return bool(self.settings and self.settings.get("memory"))
 
 
@@ -39,6 +42,11 @@ def _arms(images: int) -> list[Arm]:
             f"best-of-{images}",
             f"the user's prompt as it is, {images} images, the verifier chooses",
             settings={**best_of, "plan": False},
+        ),
+        Arm(
+            f"plan+best-of-{images}",
+            f"the planner writes the draft without skills, {images} images, the verifier chooses",
+            settings={**best_of, "skills": False},
         ),
         Arm(
             f"rewrite+best-of-{images}",
@@ -96,7 +104,9 @@ def comparisons(generators: Sequence[str], images: int) -> list[Comparison]:
     own = [
         Comparison("rewrite", "single", "How much does the planner add, before any image is looked at?"),
         Comparison(best_of, "single", "How much do more images add?"),
+        Comparison(f"plan+{best_of}", best_of, "How much does the planner add to choosing among images?"),
         Comparison("loop", best_of, "How much does the loop add over drawing more images?"),
+        Comparison("loop", f"plan+{best_of}", "How much does the loop add over planning and choosing?"),
         Comparison("loop+skills", "loop", "How much do skills add to the loop?"),
         Comparison("loop+memory", "loop", "How much does memory add to the loop?"),
         Comparison("loop+memory+skills", "loop+memory", "How much do skills add to the loop with memory?"),

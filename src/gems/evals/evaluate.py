@@ -8,22 +8,26 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from langgraph.runtime import RunControl
 
 from gems import __version__
 from gems.bulk.results import BatchRow, Tally
+from gems.errors import BackendError, GemsError, InputError
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
-from gems.evals.runner import EvaluationPlan, image_paths, prepare_folder, run_arm
+from gems.evals.identity import differences, mark_as_mixed, skill_digests
+from gems.evals.runner import ArmPass, EvaluationPlan, image_paths, prepare_folder, run_arm
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
 from gems.files import write_atomically
+from gems.secrets import one_line
 
 __all__ = ["evaluate"]
 
@@ -31,7 +35,7 @@ ProgressBar: TypeAlias = Callable[
     [str, int], AbstractContextManager[tuple[Callable[[Tally], None], Callable[[BatchRow], None]]]
 ]
 """Opens a bar for (what, how many). Gives two functions to call: with the tally so far, and with each new result."""
-Scores: TypeAlias = dict[int, dict[int, list[float]]]
+Scores = dict[int, dict[int, list[float]]]
 """By prompt and attempt, a score per question."""
 
 
@@ -44,24 +48,43 @@ def evaluate(
         InputError: The folder holds another evaluation, or a setting cannot be used.
         BackendError: Weights, the judge or the disk failed.
     """
-    prepare_folder(plan)
-    rows: dict[str, list[BatchRow]] = {}
-    for number, arm in enumerate(plan.arms, start=1):
-        with bar(f"{arm.name} ({number} of {len(plan.arms)})", len(plan.prompts)) as (on_start, on_done):
-            rows[arm.name] = _timed(plan, arm, concurrency, control, on_start, on_done)
+    scorer.check(plan.prompts)
+    skills = prepare_folder(plan)
+    rows: dict[ArmPass, list[BatchRow]] = {}
+    for number, arm_pass in enumerate(plan.passes, start=1):
+        with bar(f"{arm_pass.label} ({number} of {len(plan.passes)})", len(plan.prompts)) as (on_start, on_done):
+            rows[arm_pass] = _run(plan, arm_pass, skills, concurrency, control, on_start, on_done)
         if control.drain_requested:
             return None
-        paths = json.dumps(image_paths(rows[arm.name]), indent=1, ensure_ascii=False)
-        write_atomically(plan.folder(arm) / "image_paths.json", paths.encode())
-    scores: dict[str, Scores] = {}
-    for arm in plan.arms:
-        scores[arm.name] = _score(plan, arm, rows[arm.name], scorer, concurrency, control, bar)
+        _write(plan, arm_pass, "image_paths.json", image_paths(plan, rows[arm_pass]))
+    judged: dict[str, list[Judged]] = {arm.name: [] for arm in plan.arms}
+    for arm_pass in plan.passes:
+        scored_rows, scores = _score(plan, arm_pass, rows[arm_pass], scorer, concurrency, control, bar)
         if control.drain_requested:
             return None
-    judged = {arm.name: judge(plan.prompts, rows[arm.name], scores[arm.name]) for arm in plan.arms}
+        results = judge(plan.prompts, scored_rows, scores, order=arm_pass.order)
+        _write(plan, arm_pass, "score_lists.json", _score_lists(plan, results))
+        judged[arm_pass.arm.name] += results
+    report = _report(plan, judged, scorer, command)
+    write_report(plan.out, report, judged)
+    return report
+
+
+def _write(plan: EvaluationPlan, arm_pass: ArmPass, name: str, content: Any) -> None:
+    path = plan.folder(arm_pass.arm, arm_pass.order) / name
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def _score_lists(plan: EvaluationPlan, results: Sequence[Judged]) -> list[list[float]]:
+    """Every prompt's scores, in the benchmark's order: what the benchmark's own analysis reads as ``--score_data``."""
+    by_index = {j.row["index"]: j.returned_scores for j in results}
+    return [by_index[i] for i in range(len(plan.prompts))]
+
+
+def _report(plan: EvaluationPlan, judged: dict[str, list[Judged]], scorer: Scorer, command: str) -> dict[str, Any]:
     generators = list(dict.fromkeys(arm.generator for arm in plan.arms))
     compared = (compare(c, judged) for c in comparisons(generators, plan.images))
-    report = {
+    return {
         "gems_version": __version__,
         "command": command,
         "benchmark": plan.benchmark,
@@ -69,42 +92,69 @@ def evaluate(
         "seed": plan.seed,
         "most_images": plan.images,
         "scorer": scorer.name,
+        "verifier": plan.context.chat_model("verifier"),
+        "judge": scorer.judge,
+        "judge_is_verifier": scorer.judge == plan.context.chat_model("verifier"),
+        "skills": skill_digests(plan.context),
         "machine": f"{platform.machine()}, {_cores()} cores, Python {platform.python_version()}",
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "arms": {arm.name: _figures(plan, arm, judged[arm.name], scorer) for arm in plan.arms},
         "comparisons": [c for c in compared if c is not None],
         "peak_memory_mb": round(_peak_memory_mb()),
     }
-    write_report(plan.out, report, judged)
-    return report
 
 
-def _timed(
+def _run(
     plan: EvaluationPlan,
-    arm: Arm,
+    arm_pass: ArmPass,
+    skills: dict[str, str],
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
 ) -> list[BatchRow]:
-    """Run an arm, and add the time to that of earlier calls."""
-    start_time, before = time.monotonic(), 0
+    """Run an arm, and add the time to that of earlier calls.
 
-    def start(tally: Tally) -> None:
-        nonlocal before
-        before = tally.done
-        on_start(tally)
+    Raises:
+        InputError: The skills have changed since the evaluation began, so that results would come from two sets.
+    """
+    arm, start_time, finished = arm_pass.arm, time.monotonic(), 0
+    uses_skills = arm.settings is not None and plan.context_of(arm).skills
 
-    rows = run_arm(plan, arm, concurrency=concurrency, control=control, on_start=start, on_done=on_done)
-    if len(rows) > before:
-        path = plan.folder(arm) / "time.json"
-        earlier = json.loads(path.read_bytes()) if path.exists() else {"wall_seconds": 0.0, "prompts": 0}
-        now = {
-            "wall_seconds": round(earlier["wall_seconds"] + time.monotonic() - start_time, 1),
-            "prompts": earlier["prompts"] + len(rows) - before,
-        }
-        write_atomically(path, json.dumps(now).encode())
+    def changes_of_skills() -> str:
+        return differences(skills, skill_digests(plan.context)) if uses_skills else ""
+
+    changes = changes_of_skills()
+    if changes:
+        raise InputError(f"the skills changed before {arm_pass.label} began ({changes}); begin again in another --out")
+
+    def done(row: BatchRow) -> None:
+        nonlocal changes, finished
+        finished += 1
+        on_done(row)
+        changes = changes or changes_of_skills()
+        if changes:
+            control.request_drain("the skills changed")
+
+    rows = run_arm(
+        plan, arm, concurrency=concurrency, control=control, on_start=on_start, on_done=done, order=arm_pass.order
+    )
+    if changes:
+        mark_as_mixed(plan.out, changes)
+        raise InputError(f"the skills changed while {arm_pass.label} ran ({changes}); begin again in another --out")
+    _add_time(plan.folder(arm, arm_pass.order) / "time.json", time.monotonic() - start_time, finished)
     return rows
+
+
+def _add_time(path: Path, seconds: float, prompts: int) -> None:
+    """Add the wall time of the prompts that were finished to that of earlier calls."""
+    if prompts:
+        earlier = json.loads(path.read_bytes()) if path.exists() else {"wall_seconds": 0.0, "prompts": 0}
+        total = {
+            "wall_seconds": round(earlier["wall_seconds"] + seconds, 1),
+            "prompts": earlier["prompts"] + prompts,
+        }
+        write_atomically(path, json.dumps(total).encode())
 
 
 def _figures(plan: EvaluationPlan, arm: Arm, judged: list[Judged], scorer: Scorer) -> dict[str, Any]:
@@ -121,14 +171,14 @@ def _scores_all(scorer: Scorer) -> bool:
 
 def _score(
     plan: EvaluationPlan,
-    arm: Arm,
+    arm_pass: ArmPass,
     rows: list[BatchRow],
     scorer: Scorer,
     concurrency: int,
     control: RunControl,
     bar: ProgressBar,
-) -> Scores:
-    """The scores of an arm's attempts."""
+) -> tuple[list[BatchRow], Scores]:
+    """The results, and the scores of their attempts. A result whose image cannot be scored has failed."""
 
     def attempts_to_score(row: BatchRow) -> Iterator[int]:
         if _scores_all(scorer):
@@ -139,17 +189,27 @@ def _score(
     def score(row: BatchRow) -> tuple[BatchRow, dict[int, list[float]]]:
         if control.drain_requested:
             return row, {}
-        prompt = plan.prompts[row["index"]]
-        return row, {i: scorer.score(prompt, arm.generator, row["attempts"][i]) for i in attempts_to_score(row)}
+        prompt, generator = plan.prompts[row["index"]], arm_pass.arm.generator
+        try:
+            return row, {i: scorer.score(prompt, generator, row["attempts"][i]) for i in attempts_to_score(row)}
+        except GemsError as error:
+            if isinstance(error, BackendError) and error.retryable:
+                raise
+            return _unscored(row, error), {}
 
-    scores: Scores = {}
-    with bar(f"scoring {arm.name}", len(rows)) as (on_start, on_done), ThreadPoolExecutor(concurrency) as pool:
+    scored_rows, scores = list[BatchRow](), Scores()
+    with bar(f"scoring {arm_pass.label}", len(rows)) as (on_start, on_done), ThreadPoolExecutor(concurrency) as pool:
         on_start(Tally())
         for future in as_completed([pool.submit(score, row) for row in rows]):
-            row, scores_of_attempts = future.result()
-            scores[row["index"]] = scores_of_attempts
+            row, scores[row["index"]] = future.result()
+            scored_rows.append(row)
             on_done(row)
-    return scores
+    return sorted(scored_rows, key=lambda row: row["index"]), scores
+
+
+def _unscored(row: BatchRow, error: GemsError) -> BatchRow:
+    """A result as a failed one without images, because its image cannot be scored."""
+    return {**row, "error": f"not scored: {one_line(error)}", "attempts": [], "best": None}
 
 
 def _cores() -> int:

@@ -65,6 +65,8 @@ def read_geneval2(path: Path) -> list[EvalPrompt]:
             row = json.loads(line)
             pairs = zip(row["vqa_list"], row["skills"], strict=True)
             questions = tuple(Vqa(str(question), str(answer), str(skill)) for (question, answer), skill in pairs)
+            if not questions:
+                raise ValueError("vqa_list is empty")
             prompts.append(EvalPrompt(str(row["prompt"]), int(row["atom_count"]), questions))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(

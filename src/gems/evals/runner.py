@@ -1,21 +1,28 @@
-"""Runs arms over prompts. Stopped or killed at any moment and started again, it resumes where it was."""
+"""Runs arms over prompts. Stopped or killed at any moment and started again, it resumes where it was.
+
+A prompt that failed has a result like any other, which says why, and counts as wrong. The next start tries it again if
+a backend failed.
+"""
 
 from __future__ import annotations
 
-import json
+import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from langgraph.runtime import RunControl
+from PIL import Image
 
-from gems.bulk.batch import Stop, brief, run_batch, run_jobs
+from gems.bulk.batch import Batch, Stop, brief, run_batch, run_jobs
 from gems.bulk.jobs import Job
 from gems.bulk.results import BatchRow, Tally, UsageFields, best_attempt_of, claim, row_of
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, GemsError, InputError
 from gems.evals.arms import Arm
+from gems.evals.identity import bind_folder, model_identities, skill_digests
 from gems.evals.prompts import EvalPrompt, write_prompts
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
@@ -26,11 +33,26 @@ from gems.memory.store import FaissStore
 from gems.models.generators import ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
+from gems.nodes.retry import is_backend_failure
 from gems.runs.folder import make_folder
 from gems.runs.record import ModelRecord
+from gems.secrets import one_line
 from gems.seeds import seed_of_batch_prompt
 
-__all__ = ["EvaluationPlan", "image_paths", "prepare_folder", "run_arm"]
+__all__ = ["ArmPass", "EvaluationPlan", "image_paths", "prepare_folder", "run_arm"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPass:
+    """One arm over all prompts in one order."""
+
+    arm: Arm
+    order: int = 1
+
+    @property
+    def label(self) -> str:
+        """Its name for a progress bar."""
+        return self.arm.name if self.order == 1 else f"{self.arm.name}, order {self.order}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +68,30 @@ class EvaluationPlan:
     images: int
     """Maximum number of images per prompt."""
     out: Path
+    orders: int = 1
+    """The number of orders of the prompts in which an arm with a memory is run."""
 
     @property
     def jobs(self) -> list[Job]:
         """The prompts, each with its seed: the same in every arm, so that arms can be compared in pairs."""
         return [Job(i, p.prompt, seed_of_batch_prompt(self.seed, i)) for i, p in enumerate(self.prompts)]
 
-    def folder(self, arm: Arm) -> Path:
-        """The folder of an arm's results."""
-        return self.out / "arms" / arm.name
+    @property
+    def passes(self) -> list[ArmPass]:
+        """Every arm in every order that it is run in."""
+        return [ArmPass(arm, n) for arm in self.arms for n in range(1, (self.orders if arm.ordered else 1) + 1)]
+
+    def jobs_in(self, order: int) -> list[Job]:
+        """The jobs in one of the orders. The first is the prompts' own; the others follow from the seed."""
+        jobs = self.jobs
+        if order == 1:
+            return jobs
+        return [jobs[i] for i in np.random.default_rng([self.seed, order]).permutation(len(jobs))]
+
+    def folder(self, arm: Arm, order: int = 1) -> Path:
+        """The folder of an arm's results in one order."""
+        folder = self.out / "arms" / arm.name
+        return folder if order == 1 else folder / f"order-{order}"
 
     def context_of(self, arm: Arm) -> GemsContext:
         """The settings of an arm's runs."""
@@ -62,27 +99,29 @@ class EvaluationPlan:
         return self.context.model_copy(update=settings).as_operator()
 
 
-def prepare_folder(plan: EvaluationPlan) -> None:
+def prepare_folder(plan: EvaluationPlan) -> dict[str, str]:
     """Make the folder, or check that it holds the same evaluation; arms can be added to an evaluation later.
+
+    Returns:
+        The digests of the skills that the evaluation is bound to, by name.
 
     Raises:
         InputError: It holds another evaluation, or cannot be written to.
     """
     make_folder(plan.out)
+    skills = skill_digests(plan.context)
     identity = {
         "benchmark": plan.benchmark,
         "seed": plan.seed,
         "images": plan.images,
         "settings": plan.context.model_dump(mode="json"),
+        "skills": skills,
+        "models": model_identities(plan.context),
         "prompts": [p.row() for p in plan.prompts],
     }
-    text, path = json.dumps(identity, indent=1).encode(), plan.out / "eval.json"
-    if path.exists() and path.read_bytes() != text:
-        raise InputError(
-            f"{plan.out} holds an evaluation of other prompts or settings; choose another folder with --out"
-        )
+    bind_folder(plan.out, identity)
     write_prompts(list(plan.prompts), plan.out / "prompts.jsonl")
-    write_atomically(path, text)
+    return skills
 
 
 def run_arm(
@@ -93,53 +132,77 @@ def run_arm(
     control: RunControl,
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
+    order: int = 1,
 ) -> list[BatchRow]:
-    """Run the prompts that an arm has no result for yet. Returns all its results, in the prompts' order.
+    """Run the prompts that an arm has no result for yet. Returns all its results, unless it was stopped.
 
-    An arm with a memory runs one prompt at a time, so that what it recalls follows from the prompts alone.
+    An arm with a memory runs one prompt at a time, so that what it recalls follows from the prompts' order alone.
 
     Raises:
         InputError: The arm's folder holds results of other settings or weights, or a model's name is unknown.
         BackendError: The disk is full, or weights are missing.
     """
-    folder, images = plan.folder(arm), ImageStore(plan.out / "images")
-    context = plan.context_of(arm)
+    folder, images = plan.folder(arm, order), ImageStore(plan.out / "images")
+    context, jobs = plan.context_of(arm), plan.jobs_in(order)
     if arm.settings is None:
-        return _run_generator_alone(plan, arm, context, images, concurrency, control, on_start, on_done)
-    store = FaissStore(folder / "memory", embedder=init_embedder(context.embedder)) if arm.ordered else None
-    return run_batch(
-        plan.jobs,
-        folder,
-        context,
-        concurrency=1 if arm.ordered else concurrency,
-        stop=Stop(control),
-        on_start=on_start,
-        on_done=on_done,
-        store=store,
-        images=images,
-    ).rows()
+        batch = _run_generator_alone(arm, jobs, folder, context, images, concurrency, control, on_start, on_done)
+    else:
+        batch = run_batch(
+            jobs,
+            folder,
+            context,
+            concurrency=1 if arm.ordered else concurrency,
+            stop=Stop(control),
+            on_start=on_start,
+            on_done=on_done,
+            store=_open_memory(arm, folder, context),
+            images=images,
+        )
+    return _complete(batch)
+
+
+def _open_memory(arm: Arm, folder: Path, context: GemsContext) -> FaissStore | None:
+    """The arm's own memory, which begins empty; the user's is not read.
+
+    Raises:
+        InputError: The arm has results, but the memory that they filled is gone.
+    """
+    if not arm.ordered:
+        return None
+    memory, results = folder / "memory", folder / "results.jsonl"
+    if results.exists() and results.stat().st_size and not memory.exists():
+        raise InputError(f"{memory} is gone, which the results beside it filled; choose another folder with --out")
+    return FaissStore(memory, embedder=init_embedder(context.embedder))
+
+
+def _complete(batch: Batch) -> list[BatchRow]:
+    """A result for every prompt. Those not begun, because too many in a row failed before, have failed too."""
+    rows = batch.rows()
+    if batch.failure_message is None:
+        return rows
+    error = f"not begun: {batch.failure_message}"
+    return [*rows, *({**row_of(job), "error": error, "error_kind": "backend"} for job in batch.unfinished_jobs)]
 
 
 def _run_generator_alone(
-    plan: EvaluationPlan,
     arm: Arm,
+    jobs: list[Job],
+    folder: Path,
     context: GemsContext,
     images: ImageStore,
     concurrency: int,
     control: RunControl,
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
-) -> list[BatchRow]:
+) -> Batch:
     generator = init_image_generator(arm.generator, authority=context.authority)
-    folder = make_folder(plan.folder(arm))
+    make_folder(folder)
     claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
     def work(job: Job) -> BatchRow:
         return _generate(generator, job, images)
 
-    return run_jobs(
-        plan.jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done
-    ).rows()
+    return run_jobs(jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done)
 
 
 def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow:
@@ -147,11 +210,13 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
     start = time.perf_counter()
     try:
         [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
-    except InputError as error:
-        return {**row_of(job), "error": str(error), "error_kind": "input"}
-    if isinstance(result, BackendError):
-        return {**row_of(job), "error": str(result), "error_kind": "backend"}
-    ref = images.put(result.image, image_metadata(result.request, generator))
+        if isinstance(result, BackendError):
+            raise result
+        ref = images.put(result.image, image_metadata(result.request, generator))
+    except Exception as error:
+        if isinstance(error, OSError) and not is_backend_failure(error):
+            raise  # a full disk fails every prompt
+        return _failed(job, error, start)
     attempt = Attempt(round=1, candidate=0, prompt=job.prompt, seed=job.seed, image=ref)
     return {
         **row_of(job),
@@ -166,10 +231,33 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
     }
 
 
-def image_paths(rows: Sequence[BatchRow]) -> dict[str, str]:
-    """By prompt, the image that was returned: what the benchmark's own scorer reads as ``--image_filepath_data``."""
+def _failed(job: Job, error: Exception, start: float) -> BatchRow:
+    text = one_line(error, 500)
     return {
-        row["prompt"]: best["image"].removeprefix("file://")
-        for row in rows
-        if (best := best_attempt_of(row)) is not None
+        **row_of(job),
+        "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
+        "error_kind": "input" if isinstance(error, InputError) else "backend",
+        "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def image_paths(plan: EvaluationPlan, rows: Iterable[BatchRow]) -> dict[str, str]:
+    """By prompt, the image that was returned: what the benchmark's own scorer reads as ``--image_filepath_data``.
+
+    That scorer stops at a prompt without an image, so a prompt that has none gets a black one.
+    """
+    best_attempts = {row["prompt"]: best_attempt_of(row) for row in rows}
+    paths = {}
+    for prompt in plan.prompts:
+        best = best_attempts.get(prompt.prompt)
+        paths[prompt.prompt] = best["image"].removeprefix("file://") if best else str(_black_image(plan.out))
+    return paths
+
+
+def _black_image(folder: Path) -> Path:
+    path = (folder / "no-image.png").absolute()
+    if not path.exists():
+        buffer = io.BytesIO()
+        Image.new("RGB", (256, 256)).save(buffer, "PNG")
+        write_atomically(path, buffer.getvalue())
+    return path

@@ -2,7 +2,8 @@
 
 A scorer turns one attempt into one number in [0, 1] per question of its prompt, in the benchmark's order. From those
 follow the all-correct rate (every number at least one half), Soft-TIFA AM (their arithmetic mean) and GM (their
-geometric mean), as GenEval 2 defines them (arXiv 2512.16853).
+geometric mean), as GenEval 2 defines them (arXiv 2512.16853). Nothing is rounded on the way: a rounded probability can
+turn a small geometric mean into 0.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import io
 import json
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import fsspec
+import numpy as np
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from PIL import Image
@@ -27,15 +29,15 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 from gems.authority import NO_AUTHORITY, Authority
 from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
-from gems.evals.oracle import check, items_of
+from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
-from gems.memory.image_store import read_metadata
+from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
 from gems.models.pocket.pipeline import PocketPipeline
-from gems.models.pocket.vocabulary import NUMBER_WORDS
+from gems.models.pocket.scene import SceneSpec
 from gems.models.pocket.weights import weights_folder
-from gems.models.registry import POCKET, init_image_generator
+from gems.models.registry import POCKET, init_image_generator, model_fingerprint
 from gems.nodes.retry import retry_on
 
 __all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
@@ -45,20 +47,36 @@ class Scorer(Protocol):
     """Scores attempts, and keeps every score in a file so that none is paid for twice."""
 
     name: str
+    judge: str | None
+    """The chat model that judges; None if none does."""
+
+    def check(self, prompts: Sequence[EvalPrompt]) -> None:
+        """Check that images of these prompts can be scored, before any is drawn.
+
+        Raises:
+            InputError: They cannot.
+            BackendError: The judge cannot be reached.
+        """
+        ...
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
-        """One number per question of the prompt, for an attempt of a result made by that generator."""
+        """One number per question of the prompt, for an attempt of a result made by that generator.
+
+        Raises:
+            InputError: This image cannot be scored, whoever tries.
+            BackendError: The judge failed; if ``retryable``, it may score this image later.
+        """
         ...
 
 
 def arithmetic_mean(scores: Sequence[float]) -> float:
     """Soft-TIFA AM of one prompt."""
-    return math.fsum(scores) / len(scores)
+    return sum(scores) / len(scores)
 
 
 def geometric_mean(scores: Sequence[float]) -> float:
     """Soft-TIFA GM of one prompt: 0 as soon as one score is 0."""
-    return math.exp(math.fsum(map(math.log, scores)) / len(scores)) if min(scores) > 0 else 0.0
+    return float(np.exp(np.mean(np.log(scores)))) if min(scores) > 0 else 0.0
 
 
 class _ScoreFile:
@@ -101,15 +119,23 @@ class Oracle:
     """
 
     name = "oracle"
+    judge = None
 
     def __init__(self, folder: Path) -> None:
         self._file = _ScoreFile(folder / "scores-oracle.jsonl")
+        self._images = stores_beside(folder)
         self._lock = threading.Lock()
 
     @staticmethod
     def knows(generator: str) -> bool:
         """Whether the truth about a generator's images is known."""
         return generator in POCKET
+
+    def check(self, prompts: Sequence[EvalPrompt]) -> None:
+        """See ``Scorer``. A prompt outside the pocket vocabulary is no reason to stop: its results are failures."""
+        for prompt in prompts:
+            with suppress(_OutsideVocabularyError):
+                _atoms_of(prompt, check(_spec_of(prompt), []))
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
@@ -121,34 +147,43 @@ class Oracle:
         earlier_scores = self._file.get(key)
         if earlier_scores is not None:
             return earlier_scores
-        spec = parse_prompt(prompt.prompt)
+        spec = _spec_of(prompt)
         with self._lock:  # a pipeline's scheduler keeps state between steps
-            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt))
+            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt, self._images))
         truth = check(spec, items)
-        scores = []
-        atoms = {q.skill: iter([a for a in truth if a.startswith(f"{q.skill} ")]) for q in prompt.questions}
-        for question in prompt.questions:
-            atom = next(atoms[question.skill], None)
-            if atom is None:
-                raise InputError(f"the oracle has no answer to {question.question!r} in {prompt.prompt!r}")
-            scores.append(float(truth[atom]))
-        return self._file.put(key, scores)
+        return self._file.put(key, [float(truth[atom]) for atom in _atoms_of(prompt, truth)])
 
 
-def _edit(attempt: AttemptFields) -> dict[str, Any]:
+class _OutsideVocabularyError(InputError):
+    """The oracle cannot read a prompt."""
+
+
+def _spec_of(prompt: EvalPrompt) -> SceneSpec:
+    try:
+        return parse_prompt(prompt.prompt)
+    except InputError as error:
+        raise _OutsideVocabularyError(f"the oracle cannot read {prompt.prompt!r}: {error}") from error
+
+
+def _atoms_of(prompt: EvalPrompt, truth: Mapping[str, bool]) -> list[str]:
+    """The atom that each question of a prompt is about."""
+    remaining = {q.skill: iter([a for a in truth if kind_of(a) == q.skill]) for q in prompt.questions}
+    atoms = []
+    for question in prompt.questions:
+        atom = next(remaining[question.skill], None)
+        if atom is None:
+            raise InputError(f"the oracle has no answer to {question.question!r} in {prompt.prompt!r}")
+        atoms.append(atom)
+    return atoms
+
+
+def _edit(attempt: AttemptFields, images: Sequence[ImageStore]) -> dict[str, Any]:
     """The pipeline's other arguments when it edited an image, from the image file's metadata."""
     if not attempt.get("edited_from"):
         return {}
-    edit = json.loads(read_metadata(_read(attempt["image"]))["gems"])["edit"]
-    base, sha = edit["from"], attempt["sha256"]
-    uri = attempt["image"].replace(f"{sha[:2]}/{sha}", f"{base[:2]}/{base}")
-    return {"image": Image.open(io.BytesIO(_read(uri))), "keep": edit["keep"], "fix": edit["fix"]}
-
-
-def _read(uri: str) -> bytes:
-    with fsspec.open(uri, "rb") as file:
-        data: bytes = file.read()
-    return data
+    edit = json.loads(read_metadata(read_from(images, attempt["sha256"], attempt["image"]))["gems"])["edit"]
+    base = Image.open(io.BytesIO(read_from(images, edit["from"], "")))
+    return {"image": base, "keep": edit["keep"], "fix": edit["fix"]}
 
 
 @cache
@@ -161,16 +196,21 @@ def _pipeline(generator: str) -> PocketPipeline:
 
 # --- Soft-TIFA ------------------------------------------------------------------------------------------------------
 
-_NUMERALS: Final = {word: str(n) for n, word in enumerate(NUMBER_WORDS, start=1)}
+_NUMBERS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMERALS: Final = {word: str(n) for n, word in enumerate(_NUMBERS, start=1)}
 _TRIES: Final = 3
+_NO_PROBABILITIES: Final = (
+    "the judge gives no log-probabilities, which Soft-TIFA needs; choose another model with --judge"
+)
 
 
 class SoftTifa:
     """Soft-TIFA: the probability that a vision chat model gives to the right answer when asked for one word.
 
     Each question is a separate call, in the benchmark's wording, at temperature 0. The score is the summed probability
-    of the answer's spellings among the alternatives of the first token (a count as a word or as a numeral). An answer
-    that is not among the alternatives scores 0.
+    of the benchmark's spellings of the answer among the alternatives of the first token (a count as a word or as a
+    numeral). The benchmark's own script knows the probabilities of all tokens; a server gives the 20 likeliest, and a
+    spelling that is not among them counts as 0.
 
     Args:
         model: A chat model that sees images and returns log-probabilities as OpenAI's API does.
@@ -183,9 +223,18 @@ class SoftTifa:
 
     def __init__(self, model: BaseChatModel, name: str, folder: Path, concurrency: int = 4) -> None:
         self._model = model.bind(logprobs=True, top_logprobs=20, max_tokens=1, temperature=0)
-        self._judge = name
+        self.judge = name
+        self._identity = f"{name} {model_fingerprint(model)}"
         self._file = _ScoreFile(folder / "scores-soft-tifa.jsonl")
+        self._images = stores_beside(folder)
         self._concurrency = concurrency
+
+    def check(self, prompts: Sequence[EvalPrompt]) -> None:
+        """Ask the judge one question about a black image. See ``Scorer``."""
+        buffer = io.BytesIO()
+        Image.new("RGB", (256, 256)).save(buffer, "PNG")
+        if not _alternatives(self._answer(base64.b64encode(buffer.getvalue()).decode(), prompts[0].questions[0])):
+            raise InputError(f"{self.judge}: {_NO_PROBABILITIES}")
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
@@ -193,17 +242,16 @@ class SoftTifa:
         Raises:
             BackendError: The model gives no log-probabilities, or cannot be reached.
         """
-        key = f"{self._judge} {attempt['sha256']} {prompt.prompt}"
+        key = f"{self._identity} {attempt['sha256']} {prompt.prompt}"
         earlier_scores = self._file.get(key)
         if earlier_scores is not None:
             return earlier_scores
-        with fsspec.open(attempt["image"]) as file:
-            image = base64.b64encode(file.read()).decode()
+        image = base64.b64encode(read_from(self._images, attempt["sha256"], attempt["image"])).decode()
         with ThreadPoolExecutor(self._concurrency) as pool:
-            scores = list(pool.map(lambda question: self._ask(image, question), prompt.questions))
+            scores = list(pool.map(lambda q: _probability(self._answer(image, q), q), prompt.questions))
         return self._file.put(key, scores)
 
-    def _ask(self, image: str, question: Vqa) -> float:
+    def _answer(self, image: str, question: Vqa) -> AIMessage:
         block = {"type": "image", "base64": image, "mime_type": "image/png"}
         text = {"type": "text", "text": f"{question.question} Answer in one word."}
         for attempt in Retrying(
@@ -214,26 +262,33 @@ class SoftTifa:
         ):
             with attempt:
                 answer = self._model.invoke([HumanMessage([block, text])])
-        return _probability(answer, question)
+        return answer
+
+
+def _alternatives(answer: AIMessage) -> list[dict[str, Any]]:
+    """The alternatives to an answer's first token, with log-probabilities; empty if the model gives none."""
+    content = (answer.response_metadata.get("logprobs") or {}).get("content") or []
+    return (content[0].get("top_logprobs") or [content[0]]) if content else []
 
 
 def _probability(answer: AIMessage, question: Vqa) -> float:
-    content = (answer.response_metadata.get("logprobs") or {}).get("content") or []
-    if not content:
-        raise BackendError(
-            "the judge gives no log-probabilities, which Soft-TIFA needs; choose another model with --judge",
-            retryable=False,
-        )
-    spellings = _spellings(question)
-    alternatives = content[0].get("top_logprobs") or [content[0]]
-    total = math.fsum(math.exp(a["logprob"]) for a in alternatives if a["token"].strip().lower() in spellings)
-    return round(min(1.0, total), 6)
+    alternatives = _alternatives(answer)
+    if not alternatives:
+        raise BackendError(_NO_PROBABILITIES, retryable=False)
+    probabilities = {a["token"]: math.exp(a["logprob"]) for a in alternatives}
+    return sum(probabilities.get(spelling, 0.0) for spelling in _spellings(question))
 
 
-def _spellings(question: Vqa) -> frozenset[str]:
-    """The answer in lower case and, for a count, the numeral too; leading space and case are ignored."""
-    answer = question.answer.lower()
-    return frozenset({answer, _NUMERALS.get(answer, answer)})
+def _spellings(question: Vqa) -> list[str]:
+    """The first tokens that count as the answer: exactly those of GenEval 2's own script, in its order."""
+    answer = question.answer
+    if not question.question.startswith("How many"):
+        lower = answer.lower()
+        return [lower.capitalize(), lower, f" {lower}", f" {lower.capitalize()}"]
+    words = [answer, answer.capitalize()]
+    words += [f" {word}" for word in words]
+    numeral = _NUMERALS.get(answer.lower())
+    return list(dict.fromkeys([*words, numeral, f" {numeral}"] if numeral else words))
 
 
 def init_scorer(

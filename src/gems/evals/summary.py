@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import fsspec
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
+from gems.extras import how_to_install
 from gems.files import write_atomically
+from gems.memory.image_store import ImageStore, read_from, stores_beside
 
 __all__ = ["write_report"]
 
@@ -24,7 +25,7 @@ _GALLERY_SIZE: Final = 6
 """Wins that are shown, and losses."""
 _THUMBNAIL: Final = 240
 """Pixels on the longer side."""
-_COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f")
+_COLOURS: Final = ("#8c8c8c", "#c58b2a", "#3f7fbf", "#7fb0d8", "#d0552f", "#9a5fb0", "#3f9a6b", "#17633f", "#6b4f2a")
 
 
 def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judged]]) -> None:
@@ -39,10 +40,12 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     plots = _plots(report)
     for name, svg in plots.items():
         write_atomically(out / f"{name}.svg", svg.encode())
+    images = stores_beside(out)
+    wins, losses = (_gallery(judged, images, won=won) for won in (True, False))
     page = (
         _templates(html=True)
         .get_template("report.html.j2")
-        .render(report=report, plots=plots, wins=_gallery(judged, won=True), losses=_gallery(judged, won=False))
+        .render(report=report, plots=plots, wins=wins, losses=losses)
     )
     write_atomically(out / "report.html", page.encode())
 
@@ -74,7 +77,7 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
         import matplotlib as mpl
     except ImportError as error:
         raise InputError(
-            'the report\'s plots need matplotlib, which is not installed: pip install "gems-graph[eval]"'
+            f"the report's plots need matplotlib, which is not installed: {how_to_install('eval')}"
         ) from error
 
     arms = report["arms"]
@@ -96,9 +99,9 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
             "axes.spines.right": False,
         }
     ):
-        plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt")}
+        plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt", "Soft-TIFA GM, %")}
         if curves:
-            plots["curve"] = _lines(curves, "images spent per prompt")
+            plots["curve"] = _lines(curves, "images spent per prompt", "all-correct rate, %")
     return plots
 
 
@@ -121,7 +124,7 @@ def _bars(arms: dict[str, Any]) -> str:
     return _svg(figure)
 
 
-def _lines(lines: dict[str, Points], x_label: str) -> str:
+def _lines(lines: dict[str, Points], x_label: str, y_label: str) -> str:
     """A line per arm; arms of a second generator are dashed."""
     from matplotlib.figure import Figure
 
@@ -131,7 +134,7 @@ def _lines(lines: dict[str, Points], x_label: str) -> str:
         x, y = zip(*points, strict=True)
         axes.plot(x, y, "--" if "@" in name else "-", marker="o", markersize=4, color=_colour(name, lines), label=name)
     axes.set_xlabel(x_label)
-    axes.set_ylabel("all-correct rate, %")
+    axes.set_ylabel(y_label)
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
     return _svg(figure)
 
@@ -152,7 +155,7 @@ def _svg(figure: Any) -> str:
 # --- gallery --------------------------------------------------------------------------------------------------------
 
 
-def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, Any]]:
+def _gallery(judged: dict[str, list[Judged]], images: Sequence[ImageStore], *, won: bool) -> list[dict[str, Any]]:
     """Prompts that the fullest arm gets right and one shot does not, or that the fullest arm still gets wrong.
 
     They are the first ones in the order of the prompts, not a selection.
@@ -164,7 +167,7 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
         return []
     single = {j.row["index"]: j for j in judged.get("single", [])}
     cases = []
-    for j in judged[fullest]:
+    for j in (j for j in judged[fullest] if j.order == 1):
         one_shot = single.get(j.row["index"])
         if (
             j.row.get("best") is None
@@ -172,9 +175,9 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
             or (won and (one_shot is None or one_shot.all_correct))
         ):
             continue
-        pictures = [_picture(j, i) for i in range(len(j.row["attempts"]))]
+        pictures = [_picture(j, i, images) for i in range(len(j.attempts))]
         if won and one_shot is not None and (best := one_shot.row.get("best")) is not None:
-            pictures.insert(0, {**_picture(one_shot, best), "caption": "one shot, wrong", "shipped": False})
+            pictures.insert(0, {**_picture(one_shot, best, images), "caption": "one shot, wrong", "shipped": False})
         wrong = [q.question for q, s in zip(j.prompt.questions, j.returned_scores, strict=True) if s < 0.5]
         cases.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
         if len(cases) == _GALLERY_SIZE:
@@ -182,20 +185,20 @@ def _gallery(judged: dict[str, list[Judged]], *, won: bool) -> list[dict[str, An
     return cases
 
 
-def _picture(judged: Judged, index: int) -> dict[str, Any]:
+def _picture(judged: Judged, index: int, images: Sequence[ImageStore]) -> dict[str, Any]:
     """An attempt's image with its caption."""
-    attempt = judged.row["attempts"][index]
+    attempt = judged.attempts[index]
     truth = f", {'right' if is_right(judged.scores[index]) else 'wrong'}" if index in judged.scores else ""
     return {
-        "image": _thumbnail(attempt["image"]),
+        "image": _thumbnail(read_from(images, attempt["sha256"], attempt["image"])),
         "caption": f"round {attempt['round']}{truth}",
         "prompt": attempt["prompt"],
         "shipped": index == judged.row["best"],
     }
 
 
-def _thumbnail(uri: str) -> str:
-    with fsspec.open(uri) as file, Image.open(file) as image:
+def _thumbnail(png: bytes) -> str:
+    with Image.open(io.BytesIO(png)) as image:
         small = image.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from gems.errors import InputError
 from gems.files import write_atomically
-from gems.paths import home
+from gems.paths import home, private_file, private_folder
 from gems.skills.format import Skill, UnusableError, read_skill
 from gems.skills.loader import promoted_folder
 
@@ -98,7 +98,7 @@ def lock_shelf() -> Iterator[None]:
         InputError: Another program holds the lock.
     """
     home()
-    _root().mkdir(parents=True, exist_ok=True)
+    private_file(_root() / ".lock")
     lock = FileLock(_root() / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -170,14 +170,14 @@ def _write_folder(folder: Path, files: dict[str, str]) -> None:
     """Write the whole folder or nothing."""
     part = folder.parent / f".{uuid.uuid4().hex}"
     for file, content in files.items():
-        (part / file).parent.mkdir(parents=True, exist_ok=True)
+        private_file(part / file)
         (part / file).write_text(content, encoding="utf-8")
     _replace_folder(part, folder)
 
 
 def _replace_folder(source: Path, target: Path) -> None:
     """Rename a folder, and delete the one that had its new name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(target.parent)
     old = target.parent / f".{uuid.uuid4().hex}"
     if target.exists():
         target.rename(old)

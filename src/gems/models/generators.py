@@ -9,6 +9,7 @@ from typing import Final, Protocol, runtime_checkable
 from PIL import Image
 
 from gems.errors import BackendError
+from gems.models.option_effects import ExplainsOptions, require_honoured
 from gems.options import GeneratorOptions
 
 __all__ = [
@@ -20,9 +21,12 @@ __all__ = [
     "Local",
     "Step",
     "StepCallback",
+    "check_generator_options",
     "edit_instruction",
     "guide_of",
+    "is_reproducible",
     "objection_to",
+    "size_note",
 ]
 
 DEFAULTS: Final = GeneratorOptions()
@@ -169,6 +173,43 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
         return generator.objection(prompt) if isinstance(generator, Guided) else ""
     except BackendError:
         return ""
+
+
+def check_generator_options(generator: ImageGenerator, *, here: bool = True) -> None:
+    """Check that a generator honours each of its options, as far as it can tell before it draws.
+
+    Args:
+        generator: The generator; one that is not ``ExplainsOptions`` has refused options when it was made, or never.
+        here: Also judge what depends on this machine.
+
+    Raises:
+        RefusedOptionsError: It would ignore an option.
+        BackendError: The model cannot be found.
+    """
+    if isinstance(generator, ExplainsOptions):
+        require_honoured(generator.name, generator.option_effects(here=here))
+
+
+def is_reproducible(generator: ImageGenerator) -> bool:
+    """Whether the same prompt and seed give the same image again; see ``ImageRequest``.
+
+    A generator whose ``reproducible`` is False takes no seed. One without the attribute honours seeds.
+    """
+    return bool(getattr(generator, "reproducible", True))
+
+
+def size_note(name: str, size: tuple[int | None, int | None], image: Image.Image) -> str | None:
+    """What to tell the user about an image of another size than requested; None if it has that size.
+
+    Args:
+        name: The generator's name.
+        size: The requested width and height; None for a side that was left to the model.
+        image: The image that was drawn.
+    """
+    width, height = size[0] or image.width, size[1] or image.height
+    if image.size == (width, height):
+        return None
+    return f"{name} was asked for {width}x{height} pixels and drew {image.width}x{image.height}"
 
 
 def edit_instruction(request: ImageRequest) -> str:

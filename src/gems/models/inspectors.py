@@ -11,7 +11,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from PIL import Image
 
-from gems.graph.state import Kind, Requirement
+from gems.graph.state import Box, Kind, Requirement
 
 __all__ = ["INSPECTORS", "Finding", "Inspector"]
 
@@ -22,11 +22,11 @@ class KnownInspector:
 
     kinds: frozenset[Kind]
     """The kinds of requirements that it inspects."""
-    package: str
-    """The package to install for it."""
+    extra: str
+    """The extra of this package that it needs."""
 
 
-INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "gems-graph[ocr]")}
+INSPECTORS: Final = {"ocr": KnownInspector(frozenset({"text"}), "ocr")}
 """The included inspectors, by name."""
 
 
@@ -38,11 +38,13 @@ class Finding:
         requirement_id: The id of the requirement.
         evidence: One line about the tool's observation.
         probability: The probability that the requirement is met, in [0, 1]; None if the tool cannot tell.
+        boxes: Where the tool saw it.
     """
 
     requirement_id: str
     evidence: str
     probability: float | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
+from gems.paths import make_file
 from gems.secrets import one_line
 
-__all__ = ["open_checkpoints"]
+__all__ = ["delete_threads_without", "open_checkpoints"]
 
 
 @contextmanager
@@ -33,6 +35,20 @@ def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
     """
     with _postgres(database) if database else _sqlite(path) as saver:
         yield saver
+
+
+def delete_threads_without(saver: BaseCheckpointSaver[Any], kept: AbstractSet[str]) -> None:
+    """Delete all threads of a SQLite file except the kept ones.
+
+    A process that was killed between the end of a run and the deletion of its checkpoints has left them behind.
+    """
+    if not isinstance(saver, SqliteSaver):
+        return
+    with saver.cursor(transaction=False) as cursor:
+        threads = [name for (name,) in cursor.execute("SELECT DISTINCT thread_id FROM checkpoints")]
+    for thread in threads:
+        if thread not in kept:
+            saver.delete_thread(thread)
 
 
 @contextmanager
@@ -53,6 +69,7 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
 @contextmanager
 def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
+        make_file(path)
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.

@@ -19,6 +19,8 @@ from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, U
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
+from gems.nodes.resources import check_options
+from gems.runs.operator_settings import operator_settings
 
 __all__ = [
     "SCHEMA",
@@ -81,6 +83,8 @@ class RunRecord(BaseModel):
     checks: tuple[Requirement, ...] = ()
     memories: tuple[Memory, ...]
     skills: tuple[str, ...]
+    offered: dict[str, str] = {}
+    """The SHA-256 of each skill that the planner was offered, by name; see ``gems.skills.snapshots``."""
     attempts: tuple[AttemptRecord, ...]
     usage: Usage
     errors: tuple[str, ...]
@@ -148,11 +152,12 @@ def run_record(
         seed=values.get("seed"),
         models=dict(models),
         settings=context,
-        operator_settings=context.operator_settings,
+        operator_settings=operator_settings(context),
         requirements=tuple(values.get("requirements") or ()),
         checks=tuple(values.get("checks") or ()),
         memories=tuple(values.get("memories") or ()),
         skills=tuple(values.get("skills") or ()),
+        offered=values.get("offered") or {},
         attempts=tuple(map(AttemptRecord.of, attempts)),
         usage=values.get("usage") or Usage(),
         errors=tuple(values.get("errors") or ()),
@@ -197,7 +202,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         load: Load the models too, so that loading does not count as the run's time.
 
     Raises:
-        InputError: A model's name is unknown, or its package or API key is missing.
+        InputError: A model's name is unknown, its package or API key is missing, or an option has no effect.
         BackendError: A model's weights are missing.
     """
     records: dict[str, ModelRecord] = {}
@@ -208,6 +213,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
         records[role] = ModelRecord(without_login(name), model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
+    check_options(context, here=load)
     records["generator"] = ModelRecord(without_login(context.generator), generator.fingerprint)
     loadable.append(generator)
     embedder = init_embedder(context.embedder) if context.memory else None

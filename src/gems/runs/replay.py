@@ -12,9 +12,10 @@ from PIL import Image
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import encode_png
-from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, is_reproducible
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
+from gems.runs.operator_settings import adopt, check_complete
 from gems.runs.record import RunRecord
 
 __all__ = ["ReplayedAttempt", "replay"]
@@ -51,13 +52,14 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         operator: The operator's settings, which alone name addresses, keys, folders and code.
 
     Raises:
-        InputError: The generator has other weights than the one that made the run, or the record names what only the
-            operator may name.
+        InputError: The generator takes no seeds or has other weights than the one that made the run, or the record
+            names what only the operator may name.
         BackendError: The generator could not make an image.
     """
     generator = _same_generator(record, operator)
     images: dict[str, Image.Image] = {}
     """What was made again, by the hash of the original."""
+    _check_seeds(generator)
     for attempt in record.attempts:
         edit = None
         if attempt.edited_from:
@@ -66,6 +68,7 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit)])
         if not isinstance(result, GeneratedImage):
             raise result
+        _check_seeds(generator)  # a server may have refused the seed just now
         png = encode_png(result.image, image_metadata(result.request, generator, edited_from=attempt.edited_from))
         images[attempt.image.sha256] = result.image
         path = folder / attempt.file
@@ -77,6 +80,11 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         )
 
 
+def _check_seeds(generator: ImageGenerator) -> None:
+    if not is_reproducible(generator):
+        raise InputError(f"{generator.name} takes no seed, so each image is a new one: such a run cannot be replayed")
+
+
 def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:
     """The generator that made the run. Weights are compared before any are loaded.
 
@@ -84,10 +92,10 @@ def _same_generator(record: RunRecord, operator: GemsContext) -> ImageGenerator:
         InputError: Its weights have changed, or the record names what only the operator may name.
     """
     original = record.models["generator"]
-    settings = record.settings.model_copy(update={"generator": original.name}).adopt(operator)
-    needed = [path for path in record.operator_settings if path.startswith("generator_options.")]
+    settings = adopt(record.settings.model_copy(update={"generator": original.name}), operator)
+    missing_paths = [path for path in record.operator_settings if path.startswith("generator_options.")]
     settings.authority.check_model(settings.generator, settings.generator_options, "generator_options")
-    settings.check_complete(needed, "this run")
+    check_complete(settings, missing_paths, "this run")
     generator = init_image_generator(settings.generator, settings.generator_options, settings.authority)
     if generator.fingerprint != original.fingerprint:
         raise InputError(

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from PIL import Image
 
 from gems.graph.state import Attempt, Verdict
+from gems.models.public_names import public_fingerprint, public_name
 from gems.runs.record import RunRecord
 
 __all__ = ["Change", "render_report", "word_changes"]
@@ -86,6 +87,8 @@ def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:
         record=record,
         cards=cards,
         best=None if record.best is None else cards[record.best],
+        model_name=public_name,
+        model_hash=public_fingerprint,
         best_image=None if record.best is None else _data_uri("image/png", pngs[record.best]),
     )
 

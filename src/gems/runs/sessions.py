@@ -17,6 +17,7 @@ from gems.memory.opening import database_of, memory_location
 from gems.paths import home
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder
+from gems.runs.operator_settings import adopt, check_complete, operator_settings
 from gems.runs.record import RunRecord, run_record
 from gems.runs.threads import (
     Listener,
@@ -76,16 +77,16 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
     """
     location = memory_location(operator) or ""
     thread = load_thread(Path(run).name, location if is_database(location) else None)
-    context = thread.context.adopt(operator)
+    context = adopt(thread.context, operator)
     models = {context.embedder, *context.models}
     if other_models := sorted(t for kind, t in operator.authority.grants if kind == MODEL and t not in models):
         raise InputError(
             f"run {thread.id} was not begun with {other_models[0]}: leave that option out, or start a new run"
         )
     context.check_authority()
-    if new := [path for path in context.operator_settings if "." in path and path not in thread.operator_settings]:
+    if new := [path for path in operator_settings(context) if "." in path and path not in thread.operator_settings]:
         raise InputError(f"run {thread.id} was not begun with {new[0]}: leave that option out, or start a new run")
-    context.check_complete(thread.operator_settings, f"run {thread.id}")
+    check_complete(context, thread.operator_settings, f"run {thread.id}")
     thread = replace(thread, context=context)
     has_other_memory = context.memory and thread.memory_mark not in ("", memory_mark(context))
     if out is None and len(Path(run).parts) > 1:

@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
-from langgraph.types import Command
+from langgraph.types import Command, StateSnapshot
 
 from gems.database import database_pool, setup_lock, without_password
 from gems.errors import BackendError, InputError
@@ -28,11 +28,13 @@ from gems.graph.events import Event, PromptEvent, RequirementFields, Requirement
 from gems.graph.state import GemsInput, GemsState
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
-from gems.paths import home
+from gems.paths import home, private_folder
 from gems.runs.folder import make_folder
+from gems.runs.operator_settings import operator_settings
 from gems.runs.record import ModelRecord, model_records
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
+from gems.stopping import stopping
 from gems.wording import check_prompt
 
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "location_mark",
     "memory_mark",
     "pending_review",
+    "reopen_failed",
+    "reopen_limited",
     "run_thread",
 ]
 
@@ -96,7 +100,7 @@ class Thread:
             with _database_records(database) as store:
                 store.put(_THREADS, self.id, fields, index=False)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            private_folder(path.parent)
             write_atomically(path, json.dumps(fields, indent=2).encode())
         except OSError as error:
             raise InputError(
@@ -129,7 +133,7 @@ def begin_thread(prompt: str, context: GemsContext, out: Path) -> Thread:
         out,
         datetime.now(UTC),
         models,
-        context.operator_settings,
+        operator_settings(context),
         memory_mark(context),
         location_mark(out.absolute()),
     )
@@ -280,7 +284,9 @@ def run_thread(
             graph_input = Command(resume=dict(answer))
         if snapshot.tasks and listener is not None:
             _repeat_events(snapshot.values, listener)
-        with suppress(GraphDrained):  # requested by ``control``; the state shows how far the run came
+        is_stopping = (lambda: control.drain_requested) if control is not None else (lambda: False)
+        # The stop is requested by ``control``; the state shows how far the run came.
+        with suppress(GraphDrained), stopping(is_stopping):
             for event in graph.stream(
                 graph_input, config, context=context, stream_mode="custom", durability="sync", control=control
             ):
@@ -288,6 +294,54 @@ def run_thread(
                     listener(cast(Event, event))
     # A run that was stopped before its first step has no prompt in its state.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def reopen_failed(graph: GemsGraph, thread: str) -> None:
+    """Take a thread that a backend failure has ended back to the step that failed; what it has spent stays counted.
+
+    The images that were drawn before that step are kept.
+    """
+    final = graph.get_state(_config(thread))
+    before = _before_end(graph, thread)
+    if before is None:
+        return
+    spent, counted = final.values["usage"], before.values["usage"]
+    names = type(spent).model_fields
+    more = type(spent)(**{name: max(0, getattr(spent, name) - getattr(counted, name)) for name in names})
+    graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
+
+
+def reopen_limited(graph: GemsGraph, thread: str) -> None:
+    """Let a thread go on that its budget has ended, once it has a larger one. Nothing is done twice."""
+    before = _before_end(graph, thread)
+    if before is None:
+        return
+    last = next(iter(reversed(graph.get_state(_config(thread)).values["attempts"])), None)
+    # A verifier that has finished its work is not run again: the thread goes on behind it.
+    is_verified = before.next[0] == "verifier" and last is not None and last.verified
+    node = "verifier" if is_verified else _PREDECESSORS[before.next[0]]
+    graph.update_state(_config(thread), {"outcome": None}, as_node=node)
+
+
+_PREDECESSORS: Final = {
+    "intake": "__start__",
+    "retrieve_memory": "intake",
+    "decomposer": "intake",
+    "planner": "retrieve_memory",
+    "generator": "decomposer",
+    "editor": "refiner",
+    "verifier": "generator",
+    "refiner": "verifier",
+}
+"""The node behind which a thread goes on with a node."""
+
+
+def _before_end(graph: GemsGraph, thread: str) -> StateSnapshot | None:
+    """A thread's latest state in which nothing had ended it yet; None if it has not ended."""
+    if not has_ended(graph, thread):
+        return None
+    history = graph.get_state_history(_config(thread))
+    return next((s for s in history if s.next and s.values.get("run_id") and not s.values.get("outcome")), None)
 
 
 def pending_review(graph: GemsGraph, thread: str) -> dict[str, Any] | None:

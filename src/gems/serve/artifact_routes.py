@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from fastapi import APIRouter, Query, Response
 from starlette.concurrency import run_in_threadpool
@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 from gems.errors import BackendError
 from gems.runs.record import RunRecord
 from gems.runs.report import render_report
-from gems.serve.converting import convert, read_png
+from gems.serve.converting import ImageFormat, convert, read_png, size_in_pixels
 from gems.serve.http_errors import ERRORS, RequestError
 from gems.serve.links import Links
 from gems.serve.service import Service
@@ -20,20 +20,20 @@ from gems.serve.service import Service
 __all__ = ["artifact_router"]
 
 _IMAGE: Final[dict[int | str, dict[str, Any]]] = {
-    200: {"content": {"image/png": {}, "image/webp": {}}, "description": "The image."},
+    200: {"content": {"image/png": {}, "image/jpeg": {}, "image/webp": {}}, "description": "The image."},
     404: ERRORS[404],
 }
 _PAGE: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"text/html": {}}, "description": "The page."},
     404: ERRORS[404],
 }
-_REPORT_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_REPORT_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
 
 def artifact_router(service: Service, links: Links) -> APIRouter:
     """The routes."""
     routes, router = _ArtifactRoutes(service, links), APIRouter()
-    router.get("/artifacts/{token}.png", responses=_IMAGE, tags=["images"])(routes.artifact)
+    router.get("/artifacts/{token}.{image_format}", responses=_IMAGE, tags=["images"])(routes.artifact)
     router.get("/reports/{token}.html", responses=_PAGE, response_class=Response, tags=["runs"])(routes.report)
     return router
 
@@ -48,18 +48,20 @@ class _ArtifactRoutes:
     async def artifact(
         self,
         token: str,
-        size: Annotated[int | None, Query(ge=16, le=1024, description="Pixels of the longer side.")] = None,
+        image_format: str,
+        size: Annotated[int | None, Query(ge=16, le=1024, description="Pixels of the longer side, as WebP.")] = None,
     ) -> Response:
         """An image, by its address in a run."""
         address = self.links.read("artifacts", token)
-        png = await run_in_threadpool(self._png, *address) if address else None
-        if png is None:
+        address_format = next((known for known in get_args(ImageFormat) if known == image_format), None)
+        png = await run_in_threadpool(self._png, *address[:2]) if address and address_format else None
+        if address is None or png is None:
             raise _unknown_address()
-        headers = {"cache-control": "private, max-age=86400, immutable", "x-content-type-options": "nosniff"}
-        if size is None:
-            return Response(png, media_type="image/png", headers=headers)
-        small = await run_in_threadpool(convert, png, size=(size, size), image_format="webp")
-        return Response(small, media_type="image/webp", headers=headers)
+        box = size_in_pixels("".join(address[2:])) if size is None else (size, size)
+        new_format: ImageFormat = address_format if size is None else "webp"
+        image = await run_in_threadpool(convert, png, size=box, image_format=new_format)
+        headers = {"cache-control": "private, max-age=86400, immutable"}
+        return Response(image, media_type=f"image/{new_format}", headers=headers)
 
     async def report(self, token: str) -> HTMLResponse:
         """A run's report, by its address in the run: one page with everything in it."""

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
+import re
+from typing import Final, Literal
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from gems.errors import BackendError
 from gems.memory.image_store import ImageStore
 
-__all__ = ["ImageFormat", "convert", "read_png"]
+__all__ = ["ImageFormat", "convert", "fitted_size", "read_png", "size_in_pixels", "size_of"]
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+
+_SIZE: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
+
+
+def size_in_pixels(size: str) -> tuple[int, int] | None:
+    """The width and height in ``WIDTHxHEIGHT``; None if it is something else."""
+    match = _SIZE.fullmatch(size)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def size_of(image: bytes) -> str:
+    """The size of an image, as ``WIDTHxHEIGHT``."""
+    with Image.open(io.BytesIO(image)) as opened:
+        return f"{opened.width}x{opened.height}"
+
+
+def fitted_size(original: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
+    """The largest size with the original's proportions that fits into a box. No side is shorter than a pixel."""
+    scale = min(box[0] / original[0], box[1] / original[1])
+    return max(1, round(original[0] * scale)), max(1, round(original[1] * scale))
 
 
 def read_png(images: ImageStore, sha256: str) -> bytes | None:
@@ -37,10 +58,8 @@ def convert(png: bytes, *, size: tuple[int, int] | None = None, image_format: Im
     if size is None and image_format == "png":
         return png
     with Image.open(io.BytesIO(png)) as original:
-        same_size = size is None or original.size == size
-        image = (
-            original.copy() if same_size or size is None else ImageOps.contain(original, size, Image.Resampling.LANCZOS)
-        )
+        new_size = original.size if size is None else fitted_size(original.size, size)
+        image = original.copy() if new_size == original.size else original.resize(new_size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     options = {} if image_format == "png" else {"quality": 90}
     (image.convert("RGB") if image_format == "jpeg" else image).save(buffer, image_format, **options)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, cast
@@ -15,9 +17,9 @@ from langgraph.runtime import RunControl
 from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph
 from gems.graph.state import GemsState, Usage
-from gems.runs.record import ModelRecord, RunRecord, run_record
+from gems.runs.record import ModelRecord, run_record
 from gems.runs.threads import pending_review, run_thread
-from gems.secrets import conceal
+from gems.secrets import one_line
 from gems.serve.ledger import ErrorKind, Ledger, Run, Status
 from gems.serve.settings import ServiceSettings, context_of
 from gems.serve.subscriptions import BeginEvent, EndEvent, PutOffEvent, ReviewEvent, Subscriptions
@@ -52,36 +54,63 @@ class Executor:
     on_end: Callable[[str, float | None, Usage], None]
 
     def work(self, name: str, control: RunControl) -> None:
-        """Execute a run until it ends, waits for a review, or ``control`` asks it to drain."""
-        run = self.ledger.run(name)
-        if run.status not in ("queued", "running"):  # cancelled while it was queued
-            return
+        """Execute a run until it ends, waits for a review, or ``control`` asks it to drain.
+
+        Raises:
+            Exception: A fault that may pass, such as a locked file; the run can be executed again.
+        """
         run, started = self.ledger.begin(name), time.monotonic()
-        self.subscriptions.publish(name, BeginEvent(event="begin"))
-        context = context_of(self.settings, run.user, run.settings)
+        if run is None:
+            return
+        if run.cancel_requested:
+            self.cancel(name)
+            return
         try:
-            values = run_thread(
-                self.graph,
-                name,
-                run.prompt,
-                context,
-                listener=lambda event: self.subscriptions.publish(name, event),
-                control=control,
-                answer=run.answer,
-            )
+            self._work(run, control, started)
         except GemsError as error:
             self._fail(run, error, time.monotonic() - started)
+        except Exception:
+            with suppress(sqlite3.Error):  # maybe the ledger is what failed
+                self.ledger.park(name)
+            raise
+
+    def _work(self, run: Run, control: RunControl, started: float) -> None:
+        self.subscriptions.publish(run.id, BeginEvent(event="begin"))
+        context = context_of(self.settings, run.user, run.settings)
+        values = run_thread(
+            self.graph,
+            run.id,
+            run.prompt,
+            context,
+            listener=lambda event: self.subscriptions.publish(run.id, event),
+            control=control,
+            answer=run.answer,
+        )
+        if question := pending_review(self.graph, run.id):
+            self.ledger.ask(run.id, question)
+            self.subscriptions.publish(run.id, ReviewEvent(event="review"))
+        elif not values.get("outcome") and control.drain_reason == STOPPING:
+            self.ledger.park(run.id)
+            self.postpone(run.id)
+        else:
+            self._end(run, values, time.monotonic() - started)
+
+    def cancel(self, name: str) -> None:
+        """End a run that is not in progress, with the images that it has made."""
+        run = self.ledger.run(name)
+        if run.has_ended:
             return
-        if question := pending_review(self.graph, name):
-            self.ledger.ask(name, question)
-            self.subscriptions.publish(name, ReviewEvent(event="review"))
-            return
-        if not values.get("outcome") and control.drain_reason == STOPPING:
-            self.ledger.park(name)
-            self.postpone(name)
-            return
-        begun_at = datetime.fromtimestamp(run.started_at or run.created_at, UTC)
-        self._end(run_record(values, context, self.models, name, begun_at), time.monotonic() - started)
+        values = self.values(run)
+        if values.get("attempts"):
+            self._end(run, values, 0.0)
+        elif self.ledger.end(name, "cancelled", usage=values.get("usage"), cost=self._cost(values.get("usage"))):
+            self.conclude(name, "cancelled", usage=values.get("usage"))
+
+    def fail(self, name: str, error: Exception) -> None:
+        """End a run that was interrupted by faults too often."""
+        run = self.ledger.run(name)
+        if not run.has_ended:
+            self._fail(run, error, 0.0)
 
     def values(self, run: Run) -> GemsState:
         """The state of a run that has not ended."""
@@ -100,23 +129,49 @@ class Executor:
             seconds: Duration of the run; None if it never began.
             usage: Usage of the run.
         """
-        self.saver.delete_thread(name)
+        try:
+            self.saver.delete_thread(name)
+        except Exception as error:  # each saver raises its own errors; the next start deletes the checkpoints
+            LOG.warning("checkpoints_left", run=name, error=one_line(error))
         self.on_end(outcome, seconds, usage or Usage())
         LOG.info("ended", run=name, outcome=outcome, seconds=round(seconds or 0.0, 3))
         self.subscriptions.publish(name, EndEvent(event="end", outcome=outcome))
 
-    def _fail(self, run: Run, error: GemsError, seconds: float) -> None:
-        kind: ErrorKind = "input" if isinstance(error, InputError) else "backend"
-        usage = self.values(run).get("usage")
-        self.ledger.end(run.id, "failed", usage=usage, error=conceal(str(error)), error_kind=kind)
-        self.conclude(run.id, kind, seconds)
+    def _cost(self, usage: Usage | None) -> float:
+        return self.settings.context.budget.prices.cost(usage or Usage())
 
-    def _end(self, record: RunRecord, seconds: float) -> None:
+    def _fail(self, run: Run, error: Exception, seconds: float) -> None:
+        kind: ErrorKind = "input" if isinstance(error, InputError) else "backend"
+        values = self.values(run)
+        usage = values.get("usage")
+        is_new = self.ledger.end(
+            run.id,
+            "failed",
+            usage=usage,
+            cost=self._cost(usage),
+            images=[attempt.image for attempt in values.get("attempts") or ()],
+            error=one_line(error, 500) or type(error).__name__,
+            error_kind=kind,
+        )
+        if is_new:
+            self.conclude(run.id, kind, seconds, usage)
+
+    def _end(self, run: Run, values: GemsState, seconds: float) -> None:
+        context = context_of(self.settings, run.user, run.settings)
+        begun_at = datetime.fromtimestamp(run.started_at or run.created_at, UTC)
+        values = cast(GemsState, {"prompt": run.prompt, **values})
+        record = run_record(values, context, self.models, run.id, begun_at)
         statuses: dict[str, Status] = {"cancelled": "cancelled", "failed": "failed"}
-        status = statuses.get(record.outcome, "done")
-        if record.outcome == "failed":
-            error = "; ".join(record.errors)
-            self.ledger.end(record.thread, status, record=record, usage=record.usage, error=error, error_kind="backend")
-        else:
-            self.ledger.end(record.thread, status, record=record, usage=record.usage)
-        self.conclude(record.thread, record.outcome, seconds, record.usage)
+        has_failed = record.outcome == "failed"
+        is_new = self.ledger.end(
+            run.id,
+            statuses.get(record.outcome, "done"),
+            record=record,
+            usage=record.usage,
+            cost=self._cost(record.usage),
+            images=[attempt.image for attempt in record.attempts],
+            error="; ".join(record.errors) if has_failed else None,
+            error_kind="backend" if has_failed else None,
+        )
+        if is_new:
+            self.conclude(run.id, record.outcome, seconds, record.usage)

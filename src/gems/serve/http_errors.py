@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -15,7 +16,15 @@ from gems.errors import BackendError, InputError
 from gems.secrets import conceal
 from gems.serve.refusals import BusyError, ConflictError, RefusedError, SpentError, StoppingError
 
-__all__ = ["ERRORS", "ErrorBody", "RequestError", "add_handlers", "as_http", "error_response"]
+__all__ = [
+    "ERRORS",
+    "ErrorBody",
+    "RequestError",
+    "add_handlers",
+    "add_safe_headers",
+    "as_http",
+    "error_response",
+]
 
 
 class Fault(BaseModel):
@@ -38,10 +47,12 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     for status, description in {
         400: "The prompt or a setting cannot be used.",
         401: "The key is missing or wrong.",
+        403: "A page of another site sent the request, or the key does not allow it.",
         404: "It does not exist, or belongs to another key.",
         409: "The run's status does not allow this.",
         413: "The body is too long.",
-        422: "The request does not have the right form.",
+        415: "The body is not sent as JSON.",
+        422: "The body is not valid JSON, or does not have the right form.",
         429: "The queue is full, or the key has used up its limits. See Retry-After.",
         502: "A model failed.",
         503: "The service is being stopped. Accepted runs are resumed when it is started again.",
@@ -77,6 +88,14 @@ def error_response(status: int, message: str, *, code: str | None = None, param:
     return JSONResponse(body.model_dump(), status)
 
 
+def add_safe_headers(headers: MutableHeaders) -> None:
+    """Add the headers that every response has: no page shows it in a frame, and no browser guesses what it is."""
+    headers["x-content-type-options"] = "nosniff"
+    headers["x-frame-options"] = "DENY"
+    headers["referrer-policy"] = "no-referrer"
+    headers.setdefault("content-security-policy", "frame-ancestors 'none'")
+
+
 def as_http(error: Exception) -> RequestError:
     """One of our errors as an HTTP exception, for code that other libraries call."""
     status, code = next((kind for type_, kind in _KINDS.items() if isinstance(error, type_)), (500, "internal_error"))
@@ -98,14 +117,10 @@ def add_handlers(app: FastAPI) -> None:
         param = ".".join(str(part) for part in first["loc"] if part != "body")
         return error_response(422, f"{param}: {first['msg']}" if param else first["msg"], param=param or None)
 
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return error_response(500, f"internal error ({type(error).__name__})", code="internal_error")
-
     handlers: dict[type[Exception], Callable[..., Any]] = {
         **dict.fromkeys(_KINDS, on_own_error),
         HTTPException: on_http_error,
         RequestValidationError: on_invalid_request,
-        Exception: on_bug,
     }
     for type_, handler in handlers.items():
         app.add_exception_handler(type_, handler)

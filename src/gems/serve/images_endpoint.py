@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -15,7 +14,8 @@ from starlette.responses import StreamingResponse
 
 from gems.runs.record import AttemptRecord, RunRecord
 from gems.seeds import seed_of_request_image
-from gems.serve.converting import convert, read_png
+from gems.serve.admission import Submission
+from gems.serve.converting import convert, fitted_size, read_png, size_of
 from gems.serve.http_errors import ERRORS, RequestError
 from gems.serve.ledger import Run
 from gems.serve.links import Links
@@ -29,11 +29,11 @@ from gems.serve.openai_forms import (
     ModelList,
     RunSummary,
 )
-from gems.serve.refusals import ConflictError, StoppingError
 from gems.serve.run_routes import IdempotencyKey
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
 from gems.serve.sse import server_sent
+from gems.serve.views import without_options
 
 __all__ = ["images_router"]
 
@@ -44,6 +44,7 @@ def images_router(service: Service, links: Links) -> APIRouter:
     """The routes."""
     routes, router = _ImagesRoutes(service, links), APIRouter(tags=["images"])
     router.get("/v1/models", responses={401: ERRORS[401]})(routes.models)
+    router.get("/v1/models/{model:path}", responses={401: ERRORS[401], 404: ERRORS[404]})(routes.model)
     router.post("/v1/images/generations", responses={**ERRORS, **_EVENT_STREAM}, response_model=ImagesResponse)(
         routes.generations
     )
@@ -70,58 +71,56 @@ class _ImagesRoutes:
         """The names that a request may give as its model. All of them are this agent."""
         return ModelList(data=[Model(id=name) for name in self.service.settings.served_names])
 
+    async def model(self, model: str) -> Model:
+        """One of these names."""
+        self._check_model(model)
+        return Model(id=model)
+
     async def generations(
         self, form: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None
     ) -> ImagesResponse | StreamingResponse:
         """Draw, check and draw again; the best image is returned. With `stream`: as server-sent events."""
-        names = self.service.settings.served_names
-        if form.model and form.model not in names:
-            message = f"unknown model {form.model!r}; choose from: {', '.join(names)}"
-            raise RequestError(404, message, code="model_not_found")
+        if form.model:
+            self._check_model(form.model)
         if form.stream and form.n > 1:
             raise RequestError(400, "stream gives one image only: leave out n")
         runs = await run_in_threadpool(self._submit_all, form, idempotency_key)
-        base_url = str(request.base_url).rstrip("/")
         if form.stream:
-            return StreamingResponse(self._stream(form, runs[0], base_url), media_type="text/event-stream")
+            return StreamingResponse(self._stream(form, runs[0]), media_type="text/event-stream")
+        base_url = str(request.base_url).rstrip("/")
         ended_runs = [await self.service.wait(run.id) for run in runs]
         results = [_result_of(run) for run in ended_runs]
         images = [await run_in_threadpool(self._image_data, form, result, base_url) for result in results]
         return ImagesResponse(
             created=int(time.time()),
             data=images,
-            size=form.size,
+            size=_size_of(form, results[0]),
             output_format=form.output_format,
             usage=_usage(results),
         )
 
+    def _check_model(self, name: str) -> None:
+        names = self.service.settings.served_names
+        if name not in names:
+            message = f"unknown model {name!r}; choose from: {', '.join(names)}"
+            raise RequestError(404, message, code="model_not_found")
+
     def _submit_all(self, form: ImagesRequest, key: str | None) -> list[Run]:
-        """Submit all runs or none: if one is refused, those before it are cancelled."""
-        runs: list[Run] = []
-        try:
-            for k in range(form.n):
-                run = self._submit(form, k, key)
-                runs.append(run)
-        except Exception:
-            for earlier in runs:
-                with suppress(ConflictError, StoppingError):
-                    self.service.cancel(earlier)
-            raise
-        return runs
+        """Submit a run for each image: all of them or none."""
+        seeds = [None if form.seed is None else seed_of_request_image(form.seed, k) for k in range(form.n)]
+        submissions = [Submission(form.prompt, RunSettings.model_validate({"seed": seed})) for seed in seeds]
+        request = form.model_dump_json(exclude_none=True)
+        return self.service.submit_all(CLIENT.get(), submissions, idempotency_key=key, request=request)
 
-    def _submit(self, form: ImagesRequest, k: int, key: str | None) -> Run:
-        seed = None if form.seed is None else seed_of_request_image(form.seed, k)
-        settings = RunSettings.model_validate({"seed": seed})
-        run_key = f"{key}/{k}" if key and form.n > 1 else key
-        return self.service.submit(CLIENT.get(), form.prompt, settings, idempotency_key=run_key)
-
-    async def _stream(self, form: ImagesRequest, run: Run, base_url: str) -> AsyncIterator[str]:
+    async def _stream(self, form: ImagesRequest, run: Run) -> AsyncIterator[str]:
         partial_images, latest = 0, ""
         async for event in self.service.follow(run.id):
             # An attempt is partial once the next prompt comes. The last one is sent as the completed image.
             if event["event"] == "prompt" and latest and partial_images < form.partial_images:
-                partial = await run_in_threadpool(self._encoded, form, run, latest)
-                yield _stream_event(form, "partial_image", b64_json=partial, partial_image_index=partial_images)
+                partial, size = await run_in_threadpool(self._encoded, form, run, latest)
+                yield _stream_event(
+                    form, "partial_image", b64_json=partial, partial_image_index=partial_images, size=size
+                )
                 partial_images, latest = partial_images + 1, ""
             elif event["event"] == "image":
                 latest = event["sha256"]
@@ -131,45 +130,62 @@ class _ImagesRoutes:
             fault = {"message": error.detail, "type": "server_error", "code": error.code, "param": None}
             yield server_sent("error", {"type": "error", "error": fault})
             return
-        image_data = await run_in_threadpool(self._image_data, form, result, base_url)
-        image = image_data.b64_json or await run_in_threadpool(self._encoded, form, run, result.best.image.sha256)
+        image, size = await run_in_threadpool(self._encoded, form, run, result.best.image.sha256)
         yield _stream_event(
             form,
             "completed",
             b64_json=image,
-            revised_prompt=image_data.revised_prompt,
-            gems=image_data.gems.model_dump(),
+            revised_prompt=result.best.prompt,
+            gems=_summary_of(result).model_dump(),
             usage=_usage([result]).model_dump(),
+            size=size,
         )
 
-    def _encoded(self, form: ImagesRequest, run: Run, sha256: str) -> str:
+    def _encoded(self, form: ImagesRequest, run: Run, sha256: str) -> tuple[str, str]:
+        """The image in base64, and its size, as they are sent."""
         png = read_png(self.service.images(run.user), sha256)
         if png is None:
             raise RequestError(502, "the image is missing from the image store")
-        return base64.b64encode(convert(png, size=form.pixels, image_format=form.output_format)).decode("ascii")
+        image = convert(png, size=form.pixels, image_format=form.output_format)
+        return base64.b64encode(image).decode("ascii"), size_of(image)
+
+    def _path(self, form: ImagesRequest, run: Run, sha256: str) -> str:
+        size = "" if form.pixels is None else form.size
+        return self.links.image(run.user, sha256, size=size, image_format=form.output_format)
 
     def _image_data(self, form: ImagesRequest, result: _Result, base_url: str) -> ImageData:
-        run, record, sha256 = result.run, result.record, result.best.image.sha256
+        run, sha256 = result.run, result.best.image.sha256
         by_url = form.response_format == "url"
         return ImageData(
-            b64_json=None if by_url else self._encoded(form, run, sha256),
-            url=f"{base_url}{self.links.image(run.user, sha256)}" if by_url else None,
+            b64_json=None if by_url else self._encoded(form, run, sha256)[0],
+            url=f"{base_url}{self._path(form, run, sha256)}" if by_url else None,
             revised_prompt=result.best.prompt,
-            gems=RunSummary(
-                run=run.id,
-                outcome=record.outcome,
-                score=record.score,
-                rounds=record.attempts[-1].round,
-                images=record.usage.images,
-            ),
+            gems=_summary_of(result),
         )
+
+
+def _summary_of(result: _Result) -> RunSummary:
+    record = result.record
+    return RunSummary(
+        run=result.run.id,
+        outcome=record.outcome,
+        score=record.score,
+        rounds=record.attempts[-1].round,
+        images=record.usage.images,
+    )
+
+
+def _size_of(form: ImagesRequest, result: _Result) -> str:
+    """The size of the result's image as it is sent."""
+    image = result.best.image
+    width, height = fitted_size((image.width, image.height), form.pixels or (image.width, image.height))
+    return f"{width}x{height}"
 
 
 def _stream_event(form: ImagesRequest, kind: str, **fields: Any) -> str:
     name = f"image_generation.{kind}"
     common = {
         "created_at": int(time.time()),
-        "size": form.size,
         "quality": "auto",
         "background": "opaque",
         "output_format": form.output_format,
@@ -197,7 +213,7 @@ def _raise_without_image(run: Run) -> NoReturn:
     if run.status == "cancelled":
         raise RequestError(409, f"{run.id} was cancelled before there was an image")
     status = 400 if run.error_kind == "input" else 502
-    raise RequestError(status, run.error or "no image could be made", code=run.error_kind)
+    raise RequestError(status, without_options(run.error or "no image could be made"), code=run.error_kind)
 
 
 def _usage(results: Sequence[_Result]) -> ImagesUsage:

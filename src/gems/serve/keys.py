@@ -29,6 +29,7 @@ class DayLimits(BaseModel):
     images: int | None = Field(default=None, ge=0)
     chat_calls: int | None = Field(default=None, ge=0)
     tokens: int | None = Field(default=None, ge=0)
+    cost: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class _Entry(BaseModel):
@@ -36,6 +37,7 @@ class _Entry(BaseModel):
 
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     daily: DayLimits = DayLimits()
+    metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,18 @@ class Client:
 
     name: str
     daily: DayLimits
+    metrics: bool = False
+    """Whether it may read the metrics, which cover all users."""
 
 
-ANYBODY: Final = Client("default", DayLimits())
+ANYBODY: Final = Client("default", DayLimits(), metrics=True)
 """Every client of a service without keys."""
 
 
 class Keys:
     """The API keys in a TOML file: a table ``[name]`` per key, with its ``sha256`` and, if it has limits, ``daily``.
+
+    ``metrics = true`` lets a key read the metrics of all users.
 
     Args:
         path: The file that holds the keys.
@@ -82,6 +88,10 @@ class Keys:
                 match = client
         return match
 
+    def limiting_cost(self) -> list[str]:
+        """The names of the users whose cost of a day is limited, which needs prices."""
+        return [client.name for _, client in self._entries if client.daily.cost is not None]
+
 
 def _read_entry(path: Path, name: str, table: object) -> tuple[bytes, Client]:
     """The hash of an entry's key, and whose key it is."""
@@ -93,11 +103,15 @@ def _read_entry(path: Path, name: str, table: object) -> tuple[bytes, Client]:
         raise InputError(f"{path}: {location}: {first['msg'].lower()}") from None
     if not _NAME.fullmatch(name):
         raise InputError(f"{path}: {name!r} is not a valid user's name: use lower-case letters, digits, - and _")
-    return bytes.fromhex(entry.sha256), Client(name, entry.daily)
+    return bytes.fromhex(entry.sha256), Client(name, entry.daily, entry.metrics)
 
 
-def new_key(name: str) -> tuple[str, str]:
+def new_key(name: str, *, metrics: bool = False) -> tuple[str, str]:
     """A new key, and its entry for the file. The entry holds the key's hash only.
+
+    Args:
+        name: The name of the key's user.
+        metrics: Whether the key may read the metrics of all users.
 
     Raises:
         InputError: The name is not valid.
@@ -105,4 +119,5 @@ def new_key(name: str) -> tuple[str, str]:
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is not a valid user's name: use lower-case letters, digits, - and _, at most 64")
     key = f"gems-{secrets.token_urlsafe(32)}"
-    return key, f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+    entry = f'[{name}]\nsha256 = "{hashlib.sha256(key.encode()).hexdigest()}"\n'
+    return key, entry + ("metrics = true\n" if metrics else "")

@@ -6,15 +6,21 @@ LangServe over the graph itself would lose the context and the thread id, and co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import warnings
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from starlette.requests import Request
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
+from gems.serve.admission import Submission
 from gems.serve.http_errors import as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
@@ -22,10 +28,12 @@ from gems.serve.middleware import CLIENT
 from gems.serve.refusals import ConflictError, RefusedError
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
-from gems.serve.views import run_view
+from gems.serve.views import run_view, without_options
 from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AgentRequest", "agent_runnable"]
+__all__ = ["AgentRequest", "add_langserve"]
+
+_PATH: Final = "/gems"
 
 
 class AgentRequest(BaseModel):
@@ -78,10 +86,74 @@ def _without_null(schema: Any) -> Any:
     return {**kinds[0], **{k: v for k, v in plain.items() if k != "anyOf"}} if len(kinds) == 1 else plain
 
 
-def agent_runnable(service: Service, links: Links) -> Runnable[Any, Any]:
+def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
+    """Add LangServe's routes for the agent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
+        from langserve import add_routes
+
+        add_routes(
+            app,
+            _runnable(service, links),
+            path=_PATH,
+            dependencies=[Depends(_check_body)],
+            enable_feedback_endpoint=False,
+            disabled_endpoints=["token_feedback"],
+        )
+
+
+class _Call(BaseModel):
+    """The body of LangServe's routes for one input. LangServe itself trusts that fields have these types."""
+
+    input: AgentRequest
+    config: dict[str, Any] = {}
+    kwargs: dict[str, Any] = {}
+    include_names: list[str] = []
+    include_types: list[str] = []
+    include_tags: list[str] = []
+    exclude_names: list[str] = []
+    exclude_types: list[str] = []
+    exclude_tags: list[str] = []
+
+
+class _BatchCall(BaseModel):
+    """The body of LangServe's route for several inputs."""
+
+    inputs: list[AgentRequest]
+    config: dict[str, Any] | list[dict[str, Any]] = {}
+    kwargs: dict[str, Any] = {}
+
+
+async def _check_body(request: Request) -> None:
+    """Check a body before LangServe reads it."""
+    if request.method != "POST":
+        return
+    try:
+        body = await request.json()
+    except json.JSONDecodeError:  # no body
+        body = None
+    try:
+        (_BatchCall if request.url.path.endswith("/batch") else _Call).model_validate(body)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
     """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too."""
-    agent = _Agent(service, links)
-    return RunnableLambda(agent.draw, name="gems").with_types(input_type=AgentRequest, output_type=dict[str, Any])
+    runnable = _AgentRunnable(_Agent(service, links))
+    return runnable.with_types(input_type=AgentRequest, output_type=dict[str, Any])
+
+
+class _AgentRunnable(RunnableLambda[Any, Any]):
+    """Accepts a whole batch or nothing of it."""
+
+    def __init__(self, agent: _Agent) -> None:
+        super().__init__(agent.draw, name="gems")
+        self._agent = agent
+
+    async def abatch(self, inputs: list[Any], *args: Any, **kwargs: Any) -> list[Any]:
+        """Begin all runs together, then follow them."""
+        return await super().abatch(await self._agent.begin_all(inputs), *args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -89,26 +161,43 @@ class _Agent:
     service: Service
     links: Links
 
-    async def draw(self, fields: AgentRequest | dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        request = AgentRequest.model_validate(fields)  # LangServe gives a dict
+    async def begin_all(self, inputs: Sequence[AgentRequest | dict[str, Any]]) -> list[Run]:
+        """Begin or resume a run for each request, or raise an HTTP error and begin none."""
+        requests = [AgentRequest.model_validate(fields) for fields in inputs]  # LangServe gives dicts
         try:
-            run = await asyncio.to_thread(self._begin, request)
+            return await asyncio.to_thread(self._begin_all, requests)
         except (InputError, BackendError, ConflictError, RefusedError) as error:
             raise as_http(error) from error
+
+    async def draw(self, fields: AgentRequest | dict[str, Any] | Run) -> AsyncIterator[dict[str, Any]]:
+        """Begin a run, unless it has begun as part of a batch, and yield what happens in it."""
+        run = fields if isinstance(fields, Run) else (await self.begin_all([fields]))[0]
         async for event in self.service.follow(run.id):
             yield dict(event)
         run = await asyncio.to_thread(self.service.ledger.run, run.id)
         if run.status == "failed" and run.record is None:
             kind = InputError if run.error_kind == "input" else BackendError
-            raise as_http(kind(run.error or "the run failed"))
+            raise as_http(kind(without_options(run.error or "the run failed")))
         state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
         yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
 
-    def _begin(self, request: AgentRequest) -> Run:
+    def _begin_all(self, requests: Sequence[AgentRequest]) -> list[Run]:
         client = CLIENT.get()
-        if request.resume is None:
-            return self.service.submit(client, request.prompt, request.context, thread=request.thread_id)
-        waiting = self.service.ledger.latest_of(client.name, request.thread_id)
-        if waiting is None:
+        waiting = {position: self._waiting(request) for position, request in enumerate(requests) if request.resume}
+        if len({run.id for run in waiting.values()}) < len(waiting):
+            raise ConflictError("two answers of this batch are for the same run")
+        submissions = [Submission(r.prompt, r.context, r.thread_id) for r in requests if not r.resume]
+        new_runs = iter(self.service.submit_all(client, submissions))
+        return [
+            self.service.answer(waiting[position].id, request.resume) if request.resume else next(new_runs)
+            for position, request in enumerate(requests)
+        ]
+
+    def _waiting(self, request: AgentRequest) -> Run:
+        """The run that waits for this answer."""
+        run = self.service.ledger.latest_of(CLIENT.get().name, request.thread_id)
+        if run is None:
             raise InputError(f"there is no thread {request.thread_id!r}")
-        return self.service.answer(waiting.id, request.resume)
+        if run.status != "waiting":
+            raise ConflictError("this run waits for no review")
+        return run

@@ -6,18 +6,16 @@ SGLang have too, ``gems`` is ours.
 
 from __future__ import annotations
 
-import re
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gems.seeds import MAX_SEED
-from gems.serve.converting import ImageFormat
+from gems.serve.converting import ImageFormat, size_in_pixels
 from gems.wording import MAX_PROMPT_LENGTH
 
 __all__ = ["ImageData", "ImagesRequest", "ImagesResponse", "ImagesUsage", "Model", "ModelList", "RunSummary"]
 
-_SIZE: Final = re.compile(r"(\d{2,4})x(\d{2,4})")
 _SHORTEST, _LONGEST = 16, 4096
 
 
@@ -42,16 +40,15 @@ class ImagesRequest(BaseModel):
     @field_validator("size")
     @classmethod
     def _check_size(cls, size: str) -> str:
-        match = _SIZE.fullmatch(size)
-        if size != "auto" and not (match and all(_SHORTEST <= int(side) <= _LONGEST for side in match.groups())):
+        sides = size_in_pixels(size)
+        if size != "auto" and not (sides and all(_SHORTEST <= side <= _LONGEST for side in sides)):
             raise ValueError(f"auto, or WIDTHxHEIGHT with sides from {_SHORTEST} to {_LONGEST}")
         return size
 
     @property
     def pixels(self) -> tuple[int, int] | None:
         """The requested width and height; None for auto."""
-        match = _SIZE.fullmatch(self.size)
-        return (int(match[1]), int(match[2])) if match else None
+        return size_in_pixels(self.size)
 
 
 class RunSummary(BaseModel):
@@ -87,7 +84,7 @@ class ImagesResponse(BaseModel):
 
     created: int
     data: list[ImageData]
-    size: str
+    size: str = Field(description="WIDTHxHEIGHT of the images as they were sent.")
     output_format: ImageFormat
     usage: ImagesUsage
 

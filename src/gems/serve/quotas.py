@@ -1,4 +1,4 @@
-"""What an API key may still use today."""
+"""What an API key may still use today, and what a run may use of it."""
 
 from __future__ import annotations
 
@@ -8,36 +8,88 @@ from typing import Final
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget
 from gems.serve.keys import Client
-from gems.serve.ledger import Ledger
+from gems.serve.ledger import DayUsage
 from gems.serve.refusals import SpentError
 
-__all__ = ["max_usage", "remaining_budget"]
+__all__ = ["max_usage", "reserve"]
 
 _MIN_CHAT_CALLS: Final = 4
 """A run needs about this many to achieve anything."""
 
+_SECONDS_TO_RETRY: Final = 30
+"""After which a run that holds a reservation may have ended."""
 
-def remaining_budget(ledger: Ledger, client: Client, budget: Budget) -> Budget:
-    """A run's budget, lowered to what the client's limits of the day leave.
+
+def reserve(
+    context: GemsContext, client: Client, usage: DayUsage, *, share: int = 1
+) -> tuple[Budget, dict[str, float]]:
+    """Reserve for a run what it may use of the client's day, and lower the run's budget to that.
+
+    Where nothing bounds a run, it gets all that the day's limit leaves, or its share of that.
+
+    Args:
+        context: The settings of the run.
+        client: The client, with its limits of the day.
+        usage: What the client has used and reserved today.
+        share: Number of runs of the request, this one included, that have no reservation yet.
+
+    Returns:
+        The run's budget, and what is reserved.
 
     Raises:
-        SpentError: They leave too little for a run.
+        SpentError: Too little is left for a run.
     """
-    usage = ledger.used_today(client.name)
-    limits = budget.model_dump()
-    for name, limit in client.daily.model_dump(exclude_none=True).items():
-        left = limit - usage[name]
-        if left < (_MIN_CHAT_CALLS if name == "chat_calls" else 1):
-            raise SpentError(f"this key has used its {limit} {name.replace('_', ' ')} of the day", _until_midnight())
-        limits[name] = left if limits[name] is None else min(left, limits[name])
-    return Budget.model_validate(limits)
+    budget, reserved = context.budget, dict[str, float]()
+    for name, limit in client.daily.model_dump().items():
+        # The bound on the cost follows from the bounds before it.
+        bound = max_usage(context.model_copy(update={"budget": budget}))[name]
+        if limit is not None and bound != 0:  # 0: nothing that the run uses has a price
+            left = limit - usage.settled[name] - usage.reserved[name]
+            amount = left / share if bound is None else min(left, bound)
+            least = _least(name, budget)
+            if left <= 0 or amount < least:
+                raise _spent(name, limit, usage, least)
+            bound = amount if name == "cost" else int(amount)
+            budget = budget.model_copy(update={name: bound})
+        if bound is not None:
+            reserved[name] = bound
+    return budget, reserved
 
 
-def max_usage(context: GemsContext) -> dict[str, int]:
-    """What a run may use at most. It is reserved for the run until it ends."""
-    images = min(context.budget.images or 10**9, context.max_rounds * context.candidates)
-    chat_calls = min(context.budget.chat_calls or 10**9, 2 * images + 5)
-    return {"images": images, "chat_calls": chat_calls}
+def max_usage(context: GemsContext) -> dict[str, float | None]:
+    """What a run may use at most; None where nothing bounds it.
+
+    A call's tokens are known only after it, so a run may exceed its tokens and its cost by one chat call.
+    """
+    budget = context.budget
+    images = min(budget.images or 10**9, context.max_rounds * context.candidates)
+    chat_calls = min(budget.chat_calls or 10**9, 2 * images + 5)
+    return {"images": images, "chat_calls": chat_calls, "tokens": budget.tokens, "cost": _max_cost(budget, images)}
+
+
+def _max_cost(budget: Budget, images: int) -> float | None:
+    prices = budget.prices
+    token_price = max(prices.prompt, prices.completion)
+    if token_price and budget.tokens is None:
+        return budget.cost
+    cost = images * prices.image + (budget.tokens or 0) * token_price / 1e6
+    return cost if budget.cost is None else min(cost, budget.cost)
+
+
+def _least(name: str, budget: Budget) -> float:
+    """What a run needs at least."""
+    return {"chat_calls": _MIN_CHAT_CALLS, "cost": budget.prices.image}.get(name, 1)
+
+
+def _spent(name: str, limit: float, usage: DayUsage, least: float) -> SpentError:
+    what = "units of cost" if name == "cost" else name.replace("_", " ")
+    if limit - usage.settled[name] < least or not usage.unfinished:
+        return SpentError(f"this key has used its {limit:,} {what} of the day", _until_midnight())
+    return SpentError(
+        f"runs that have not ended ({usage.unfinished}) reserve the rest of this key's {limit:,} {what} of the day; "
+        "wait for them, or give each run a smaller budget",
+        _SECONDS_TO_RETRY,
+    )
 
 
 def _until_midnight() -> int:

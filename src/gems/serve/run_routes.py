@@ -25,7 +25,11 @@ __all__ = ["IdempotencyKey", "run_router"]
 
 IdempotencyKey = Annotated[
     str | None,
-    Header(min_length=1, max_length=200, description="A second request with the same key begins no second run."),
+    Header(
+        min_length=1,
+        max_length=200,
+        description="The same request with the same key begins no second run; another request with it gets 409.",
+    ),
 ]
 
 _EVENT_STREAM: Final[dict[int | str, dict[str, Any]]] = {
@@ -42,6 +46,7 @@ def run_router(service: Service, links: Links) -> APIRouter:
     router.get("/v1/runs")(routes.list_)
     router.get("/v1/runs/{run}")(routes.show)
     router.get("/v1/runs/{run}/events", responses=_EVENT_STREAM, response_class=StreamingResponse)(routes.events)
+    router.delete("/v1/runs/{run}", status_code=204)(routes.delete)
     router.post("/v1/runs/{run}/review")(routes.review)
     router.post("/v1/runs/{run}/cancel")(routes.cancel)
     return router
@@ -96,6 +101,10 @@ class _RunRoutes:
         """Stop a run at its next step. The best image so far is kept."""
         current = await self._find(run)
         return await run_in_threadpool(lambda: self._view(self.service.cancel(current)))
+
+    async def delete(self, run: str) -> None:
+        """Delete a run that has ended, with its images that neither another run nor your memory refers to."""
+        await run_in_threadpool(self.service.delete, await self._find(run))
 
     async def _find(self, run: str) -> Run:
         current = await run_in_threadpool(self.service.ledger.get, CLIENT.get().name, run)

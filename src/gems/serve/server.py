@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
 import structlog
 import uvicorn
+from structlog.tracebacks import ExceptionDictTransformer
 
+from gems.secrets import conceal
+from gems.serve.connections import BoundedConnection, Deadlines
 from gems.serve.service import Service
 from gems.serve.settings import ServiceSettings
 from gems.serve.web_app import make_app
@@ -23,9 +28,31 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 class _Server(uvicorn.Server):
     """Stops the service before the HTTP server, so that requests that wait for runs get their responses."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        grace: float,
+        on_ready: Callable[[str], None] = lambda _: None,
+        deadlines: Deadlines | None = None,
+    ) -> None:
         super().__init__(config)
-        self._service, self._grace = service, grace
+        self._service, self._grace, self._on_ready = service, grace, on_ready
+        self._deadlines = deadlines or Deadlines()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell the address: with port 0, only now is it known."""
+        await super().startup(sockets)
+        if self.started and self.servers:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_ready(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: look after the deadlines of all connections."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedConnection):
+                connection.enforce(self._deadlines)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal lets runs finish, the second stops them at their next step, the third at once."""
@@ -40,26 +67,54 @@ class _Server(uvicorn.Server):
 
 
 def write_logs(level: str, *, as_json: bool) -> None:
-    """Set up logs on stderr, as lines of JSON or as text."""
-    processors: list[Any] = [
+    """Set up logs on stderr, as lines of JSON or as text, for this package and for the libraries it uses.
+
+    No traceback shows the values of local variables: they hold prompts and settings. Known secrets are replaced.
+    """
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso"),
     ]
     if as_json:
-        processors += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        tracebacks = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+        final: list[Any] = [tracebacks, structlog.processors.JSONRenderer(), _without_secrets]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        final = [renderer, _without_secrets]
     structlog.configure(
-        processors=processors,
+        processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    handler = logging.StreamHandler(sys.stderr)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *final], foreign_pre_chain=shared)
+    )
+    logging.basicConfig(handlers=[handler], level=max(_LEVELS[level], logging.WARNING), force=True)
+    threading.excepthook = _log_thread_error
 
 
-def run_server(settings: ServiceSettings) -> None:
+def _without_secrets(_: object, __: str, line: str) -> str:
+    return conceal(line)
+
+
+def _log_thread_error(error: threading.ExceptHookArgs) -> None:
+    """Log an exception that ended a thread."""
+    if error.exc_value is not None:
+        logging.getLogger("gems.serve").error("thread_ended", exc_info=error.exc_value)
+
+
+def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lambda _: None) -> None:
     """Serve until a signal comes.
+
+    Args:
+        settings: The settings of the service.
+        on_ready: Called with the service's address once it listens.
 
     Raises:
         InputError: A setting cannot be used.
@@ -69,10 +124,14 @@ def run_server(settings: ServiceSettings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=BoundedConnection,
+        loop="asyncio",  # uvloop, where it is installed, raises an exception when a client has just gone
+        ws="none",
+        limit_concurrency=settings.max_connections,
         access_log=False,  # the middleware logs every request
         log_config=None,
         server_header=False,
         timeout_graceful_shutdown=5,
         lifespan="on",
     )
-    _Server(config, app.state.service, settings.grace).run()
+    _Server(config, app.state.service, settings.grace, on_ready).run()

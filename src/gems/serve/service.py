@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from typing import Final, Self
 
 import structlog
 from pydantic import BaseModel
 
-from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.state import GemsState, Review, Usage
 from gems.memory.image_store import ImageStore, open_images
-from gems.runs.checkpoints import open_checkpoints
+from gems.runs.checkpoints import delete_threads_without, open_checkpoints
 from gems.runs.record import ModelRecord, model_records
+from gems.serve.admission import Admission, Submission
+from gems.serve.deleted_runs import DeletedRuns
+from gems.serve.deletion import Deletion
 from gems.serve.execution import Executor
 from gems.serve.keys import Client
 from gems.serve.ledger import Ledger, Run
 from gems.serve.metrics import Metrics
-from gems.serve.quotas import max_usage, remaining_budget
-from gems.serve.refusals import ConflictError, RefusedError, StoppingError
-from gems.serve.settings import AcceptedSettings, RunSettings, ServiceSettings, context_of, images_url_of
+from gems.serve.refusals import ConflictError, StoppingError
+from gems.serve.settings import RunSettings, ServiceSettings, images_url_of
 from gems.serve.subscriptions import RunEvent, Subscriptions, is_last
 from gems.serve.workers import WorkerPool
-from gems.wording import check_prompt
 
 __all__ = ["Service"]
 
@@ -53,13 +52,14 @@ class Service:
         self._workers = WorkerPool(
             settings.concurrency,
             settings.queue,
+            settings.max_queued_per_key,
             work=lambda run, control: self._executor.work(run, control),
+            fail=lambda run, error: self._executor.fail(run, error),
             postpone=lambda run: self._executor.postpone(run),
         )
         self.metrics = Metrics(self._workers)
         self._subscriptions = Subscriptions()
         self._resources = ExitStack()
-        self._admission = threading.Lock()
 
     def __enter__(self) -> Self:
         home = self.settings.home
@@ -70,10 +70,21 @@ class Service:
         self._executor = Executor(
             self.settings, self.models, graph, saver, self.ledger, self._subscriptions, self._count_end
         )
-        self._workers.start()
+        self._admission = Admission(self.settings, self.ledger, self._workers, self.metrics)
+        self._deletion = Deletion(
+            self.settings,
+            DeletedRuns(self.ledger.file),
+            saver,
+            values=lambda run: self._executor.values(self.ledger.run(run)),
+            images=self.images,
+        )
+        self._resources.callback(self._deletion.stop)
+        delete_threads_without(saver, self.ledger.open_runs())
         unfinished = self.ledger.unfinished()
-        for run in unfinished:
-            self._workers.add(run)
+        for user, run in unfinished:
+            self._workers.add(user, run)
+        self._workers.start()
+        self._deletion.start()
         models = {role: model.name for role, model in self.models.items()}
         LOG.info("started", unfinished_runs=len(unfinished), models=models)
         return self
@@ -111,51 +122,35 @@ class Service:
         thread: str = "",
         idempotency_key: str | None = None,
     ) -> Run:
-        """Accept a run.
+        """Accept one run; see ``submit_all``."""
+        submission = Submission(prompt, settings or RunSettings(), thread)
+        return self.submit_all(client, [submission], idempotency_key=idempotency_key)[0]
+
+    def submit_all(
+        self,
+        client: Client,
+        submissions: Sequence[Submission],
+        *,
+        idempotency_key: str | None = None,
+        request: str = "",
+    ) -> list[Run]:
+        """Accept the runs of one request: all of them or, after an error, none.
 
         Args:
             client: The client that sent the request.
-            prompt: The user's prompt.
-            settings: Settings of the request, as ``RunSettings``. None: the service's own.
-            thread: The client's name for related runs.
-            idempotency_key: A second request with the same key gets the first one's run.
+            submissions: The runs that it asks for.
+            idempotency_key: A second request with the same key gets the first one's runs.
+            request: What else the request says; a second one with the same key has to say the same.
 
         Raises:
-            InputError: The prompt or a setting cannot be used.
+            InputError: A prompt or a setting cannot be used.
             RefusedError: The queue is full, the key has used up its limits, or the service is being stopped.
-            ConflictError: The thread has a run that has not ended, or the key was used for another prompt.
+            ConflictError: A thread has a run that has not ended, or the key was used for another request.
         """
-        prompt = check_prompt(prompt)
-        if len(prompt) > self.settings.max_prompt:
-            raise InputError(
-                f"the prompt has {len(prompt):,} characters; the limit here is {self.settings.max_prompt:,}"
-            )
-        accepted = AcceptedSettings(requested=settings or RunSettings())
-        with self._admission:
-            if idempotency_key and (earlier := self.ledger.by_key(client.name, idempotency_key)):
-                if earlier.prompt != prompt:
-                    raise ConflictError("this Idempotency-Key was used for another prompt")
-                return earlier
-            try:
-                self._check_admission(client, thread)
-                budget = context_of(self.settings, client.name, accepted).budget
-                budget = remaining_budget(self.ledger, client, budget)
-            except RefusedError as error:
-                self.metrics.count_refusal(error.code)
-                raise
-            accepted = accepted.model_copy(update={"budget": budget})
-            reserved = max_usage(context_of(self.settings, client.name, accepted))
-            run = self.ledger.accept(client.name, thread, prompt, accepted, reserved, idempotency_key)
-            self._workers.add(run.id)
-        LOG.info("accepted", run=run.id, user=client.name)
-        return run
-
-    def _check_admission(self, client: Client, thread: str) -> None:
-        if self.stopping:
-            raise StoppingError
-        if thread and (latest := self.ledger.latest_of(client.name, thread)) and not latest.has_ended:
-            raise ConflictError(f"thread {thread} has a run that has not ended: {latest.id}")
-        self._workers.check_room()
+        runs = self._admission.admit(client, submissions, idempotency_key=idempotency_key, request=request)
+        for run in runs:
+            LOG.info("accepted", run=run.id, user=client.name)
+        return runs
 
     def answer(self, run: str, review: Review) -> Run:
         """Hand a person's review to the run that waits for it.
@@ -168,11 +163,12 @@ class Service:
             raise StoppingError
         if not self.ledger.answer(run, review.model_dump(mode="json")):
             raise ConflictError("this run waits for no review")
-        self._workers.add(run)
-        return self.ledger.run(run)
+        answered_run = self.ledger.run(run)
+        self._workers.add(answered_run.user, run)
+        return answered_run
 
     def cancel(self, run: Run) -> Run:
-        """Stop a run at its next step. The images it has made are kept.
+        """Stop a run at its next step. The images it has made are kept, and no further one is made, come what may.
 
         Raises:
             ConflictError: The run has ended.
@@ -180,13 +176,26 @@ class Service:
         """
         if run.has_ended:
             raise ConflictError(f"this run has ended: {run.status}")
-        if self.ledger.cancel_queued(run.id):
-            self._executor.conclude(run.id, "cancelled")
-        elif run.status == "waiting":
+        if run.status == "waiting":
             return self.answer(run.id, Review(action="stop"))
-        else:
-            self._workers.drain(run.id, "cancelled")
+        self.ledger.request_cancel(run.id)
+        if not self._workers.withdraw(run.id, "cancelled"):
+            try:
+                self._executor.cancel(run.id)
+            except Exception as error:  # a locked file, for example
+                LOG.warning("cancel_postponed", run=run.id, exc_info=error)
+                self._workers.add(run.user, run.id)  # a thread tries again
         return self.ledger.run(run.id)
+
+    def delete(self, run: Run) -> None:
+        """Delete a run, its checkpoints, and its images that neither another run nor memory refers to.
+
+        Raises:
+            ConflictError: The run has not ended.
+        """
+        if not run.has_ended:
+            raise ConflictError("this run has not ended: cancel it first")
+        self._deletion.delete(run.user, run.id)
 
     async def follow(self, run: str, *, last_only: bool = False) -> AsyncIterator[RunEvent]:
         """The events of a run from now on, until it ends, waits for a review, or is postponed by a stop.

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import ipaddress
+import math
+import re
 from pathlib import Path
-from typing import Annotated, Any, Optional, Self
+from typing import Annotated, Any, Final, Optional, Self
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from gems.errors import InputError
 from gems.graph.context import GemsContext, OpenToRequests
-from gems.graph.state import Budget
+from gems.graph.state import Budget, Prices
 from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AcceptedSettings", "RunSettings", "ServiceSettings", "context_of", "images_url_of", "is_loopback"]
+__all__ = [
+    "AcceptedSettings",
+    "RunSettings",
+    "ServiceSettings",
+    "context_of",
+    "images_url_of",
+    "is_loopback",
+    "lower_budget",
+]
+
+_ORIGIN: Final = re.compile(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+"""As browsers send it (RFC 6454): in lower case, without a path."""
 
 
 class ServiceSettings(BaseModel):
@@ -33,6 +46,8 @@ class ServiceSettings(BaseModel):
     """Maximum number of runs in progress."""
     queue: int = Field(default=256, ge=0, le=100_000)
     """Maximum number of waiting runs. Further ones are refused."""
+    queue_per_key: int | None = Field(default=None, ge=0, le=100_000)
+    """Maximum number of one key's waiting runs. None: a quarter of ``queue``, or all of it without keys."""
     max_images: int = Field(default=20, ge=1)
     """The maximum number of images of one run, whatever a request asks for."""
     max_prompt: int = Field(default=MAX_PROMPT_LENGTH, ge=1, le=MAX_PROMPT_LENGTH)
@@ -44,13 +59,32 @@ class ServiceSettings(BaseModel):
     open: bool = False
     """Listen beyond this machine without a key."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may call the service from a browser."""
+    """Origins of other sites whose pages may call the service from a browser; ``*`` stands for all."""
+    max_connections: int = Field(default=2048, ge=1)
+    """Maximum number of open connections. Further ones are refused."""
     served_names: tuple[str, ...] = ("gems",)
     """Model names that requests may give."""
     grace: float = Field(default=30, ge=0)
     """Seconds that runs may take to finish when the service is stopped."""
     link_seconds: int = Field(default=3600, ge=1)
     """Seconds for which an image's address is valid."""
+    keep_days: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Days after which a run that has ended is deleted, as by a client's DELETE. None: never."""
+
+    @property
+    def max_queued_per_key(self) -> int:
+        """Maximum number of one key's waiting runs."""
+        if self.queue_per_key is not None:
+            return self.queue_per_key
+        return self.queue if self.keys is None else math.ceil(self.queue / 4)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin such as https://example.org, without a path, or *")
+        return origins
 
     def check_address(self) -> Self:
         """Check that the service is not open to other machines by accident.
@@ -107,7 +141,7 @@ class AcceptedSettings(BaseModel):
     requested: RunSettings = Field(default_factory=RunSettings)
     """The settings in the request."""
     budget: Budget | None = None
-    """The run's budget, if the user's limits of the day lower it."""
+    """The run's budget, within the operator's and what the user's day leaves."""
 
 
 def context_of(settings: ServiceSettings, user: str, accepted: AcceptedSettings) -> GemsContext:
@@ -117,10 +151,19 @@ def context_of(settings: ServiceSettings, user: str, accepted: AcceptedSettings)
     # A request cannot turn on what the operator has turned off.
     overrides |= {name: False for name in ("memory", "skills") if not getattr(own, name)}
     context = own.model_copy(update={**overrides, "user": user, "images_url": images_url_of(settings, user)})
-    budget = accepted.budget or context.budget
+    budget = accepted.budget or lower_budget(own.budget, context.budget)
     max_images = min(budget.images or settings.max_images, settings.max_images)
     context = context.model_copy(update={"budget": budget.model_copy(update={"images": max_images})})
     return context.as_operator()  # a request sets none of what only the operator may give
+
+
+def lower_budget(own: Budget, requested: Budget) -> Budget:
+    """The lower of each limit. Prices are the operator's, if there are any."""
+    limits = {}
+    for name in Budget.model_fields.keys() - {"prices"}:
+        values = [value for value in (getattr(own, name), getattr(requested, name)) if value is not None]
+        limits[name] = min(values, default=None)
+    return Budget(**limits, prices=own.prices if own.prices != Prices() else requested.prices)
 
 
 def images_url_of(settings: ServiceSettings, user: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +27,10 @@ from gems.serve.links import Links
 from gems.serve.settings import RunSettings
 from gems.wording import MAX_PROMPT_LENGTH
 
-__all__ = ["AnsweredRequirement", "Picture", "RunList", "RunRequest", "RunView", "run_view"]
+__all__ = ["AnsweredRequirement", "Picture", "RunList", "RunRequest", "RunView", "run_view", "without_options"]
+
+_OPTION: Final = re.compile(r"(^|[\s'\"(`])--[a-z]")
+_OPERATORS_FAULT: Final = "the service's settings do not allow this; its operator can change them"
 
 
 class RunRequest(BaseModel):
@@ -190,11 +194,17 @@ def run_view(run: Run, links: Links, state: GemsState | None = None) -> RunView:
         memories=progress.memories,
         usage=progress.usage,
         review=_review_view(run, links),
-        errors=list(progress.errors),
+        errors=[without_options(error) for error in progress.errors],
         report=links.report(run.user, run.id) if run.record is not None else None,
-        error=run.error,
+        error=without_options(run.error) if run.error else None,
         error_kind=run.error_kind,
     )
+
+
+def without_options(text: str) -> str:
+    """An error without the clauses that name options of the command line, which a client of the service cannot give."""
+    clauses = text.split("; ")
+    return "; ".join(clause for clause in clauses if not _OPTION.search(clause)) or _OPERATORS_FAULT
 
 
 def _attempt_view(attempt: Attempt, requirements: Sequence[Requirement], user: str, links: Links) -> AttemptView:
@@ -241,4 +251,5 @@ def _review_view(run: Run, links: Links) -> dict[str, Any] | None:
     if run.review is None:
         return None
     image = run.review["image"]
-    return {**run.review, "image": {**image, "url": links.image(run.user, image["sha256"])}}
+    fault = {"fault": without_options(run.review["fault"])} if run.review.get("fault") else {}
+    return {**run.review, **fault, "image": {**image, "url": links.image(run.user, image["sha256"])}}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Callable
 
 import pytest
 
-from gems.bulk.limits import Allowance, Estimate, Limits, estimate, forecast
+from gems.bulk.limits import Allowance, Estimate, Limits, Share, estimate, forecast, most_of_a_run
 from gems.errors import InputError
+from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Prices, Usage
 
 
@@ -27,50 +29,125 @@ def test_a_budget_in_money_is_checked_before_an_image_is_made() -> None:
     assert budget.exhausted(Usage(images=2)) == "cost"
 
 
-@pytest.mark.parametrize(("limit", "cost"), [(100, 3), (97, 3), (10, 1), (1, 5)])
-def test_a_limit_is_exceeded_by_less_than_one_prompt(limit: int, cost: int) -> None:
-    """This holds for any number of prompts in flight."""
-    allowance, in_flight, next_index = Allowance(Limits(Budget(images=limit))), list[int](), 0
-    rng = random.Random(limit)
+def spend(
+    allowance: Allowance, figure: str, costs: Callable[[], int], *, concurrency: int, prices: Prices | None = None
+) -> tuple[int, int]:
+    """Let prompts begin, spend at most their share and finish, until none may begin.
+
+    Returns:
+        What all have spent, and the most that were in flight.
+    """
+    in_flight: dict[str, Share] = {}
+    rng, total, begun, most_in_flight = random.Random(1), 0, 0, 0
+    own = Budget(prices=prices or Prices())
+
+    def finish(key: str) -> int:
+        share = in_flight.pop(key)
+        used = min(costs(), getattr(share.budget(own), figure))
+        allowance.finish(key, Usage(**{figure: used}))
+        return used
+
     while allowance.limit_reached is None:
-        # No cost is known before the first prompt has finished, so it runs alone.
-        concurrency = 64 if allowance.usage.images else 1
-        decision = allowance.begin(next_index) if len(in_flight) < concurrency else "wait"
-        if decision == "go":
-            in_flight.append(next_index)
-            next_index += 1
-        elif decision == "wait":
-            allowance.finish(in_flight.pop(rng.randrange(len(in_flight))), Usage(images=cost))
-    while in_flight:
-        allowance.finish(in_flight.pop(), Usage(images=cost))
-    assert limit <= allowance.usage.images < limit + cost
+        share = allowance.begin(str(begun)) if len(in_flight) < concurrency else "wait"
+        if isinstance(share, Share):
+            in_flight[str(begun)] = share
+            begun += 1
+            most_in_flight = max(most_in_flight, len(in_flight))
+        elif share == "wait":
+            total += finish(rng.choice(list(in_flight)))
+    return total + sum(map(finish, list(in_flight))), most_in_flight
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 64])
+@pytest.mark.parametrize(("limit", "most"), [(100, 3), (97, 3), (10, 1), (1, 5), (3, 5), (151, 5)])
+def test_images_never_exceed_a_limit(limit: int, most: int, concurrency: int) -> None:
+    """This holds from the first prompt on, and for any number of prompts in flight."""
+    rng = random.Random(limit)
+    allowance = Allowance(Limits(Budget(images=limit)), most={"images": most}, concurrency=concurrency)
+    total, _ = spend(allowance, "images", lambda: rng.randint(1, most), concurrency=concurrency)
+    assert total == allowance.usage.images == limit
     assert allowance.limit_reached == "images"
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 64])
+def test_calls_that_nothing_bounds_never_exceed_a_limit(concurrency: int) -> None:
+    rng = random.Random(concurrency)
+    most = most_of_a_run(GemsContext())
+    allowance = Allowance(Limits(Budget(chat_calls=500)), most=most, concurrency=concurrency)
+    total, _ = spend(allowance, "chat_calls", lambda: rng.randint(3, 40), concurrency=concurrency)
+    assert 498 <= total <= 500
+
+
+def test_far_from_a_limit_no_prompt_waits() -> None:
+    allowance = Allowance(Limits(Budget(images=10_000)), most={"images": 5}, concurrency=64)
+    _, in_flight = spend(allowance, "images", lambda: 5, concurrency=64)
+    assert in_flight == 64
+
+
+def test_a_run_costs_at_most_what_its_settings_allow() -> None:
+    prices = Prices(image=0.5)
+    context = GemsContext(max_rounds=4, candidates=3, budget=Budget(prices=prices))
+    assert most_of_a_run(context) == {"images": 12, "cost": 6.0}
+    budget = Budget(images=5, cost=2.0, prices=prices)
+    assert most_of_a_run(context.model_copy(update={"budget": budget})) == {"images": 5, "cost": 2.0}
+    tokens = Budget(prices=Prices(image=0.5, prompt=1.0, completion=10.0))
+    assert most_of_a_run(context.model_copy(update={"budget": tokens})) == {"images": 12}
+    bounded = tokens.model_copy(update={"tokens": 1_000_000})
+    assert most_of_a_run(context.model_copy(update={"budget": bounded})) == {
+        "images": 12,
+        "tokens": 1_000_000,
+        "cost": 16.0,
+    }
+
+
+def test_a_share_narrows_a_budget_and_says_that_it_did() -> None:
+    share = Share(Usage(images=2), {"images": 3})
+    assert share.budget(Budget()).images == 5
+    assert share.budget(Budget(images=4)).images == 4
+    assert share.cuts_short(Budget(), Usage(images=5)) == "images"
+    assert share.cuts_short(Budget(images=5), Usage(images=5)) is None  # its own budget has ended it
+    assert share.cuts_short(Budget(), Usage(images=4)) is None
 
 
 def test_a_prompt_in_flight_may_begin_again_and_counts_once() -> None:
     """This happens when a worker of a cluster dies."""
-    allowance = Allowance(Limits(Budget(images=4)))
-    allowance.begin(0)
-    allowance.finish(0, Usage(images=2))
-    assert [allowance.begin(1), allowance.begin(1), allowance.begin(1)] == ["go", "go", "go"]
-    assert allowance.begin(2) == "wait"
-    allowance.finish(1, Usage(images=1))
-    allowance.finish(1, Usage(images=1))
-    assert allowance.usage.images == 3
+    allowance = Allowance(Limits(Budget(images=4)), most={"images": 3})
+    share = allowance.begin("a")
+    assert allowance.begin("a") == share
+    assert allowance.begin("b") == "wait"
+    allowance.finish("a", Usage(images=1))
+    allowance.finish("a", Usage(images=1))
+    assert allowance.usage.images == 1
+    assert isinstance(allowance.begin("b"), Share)
+
+
+def test_a_prompt_that_goes_on_counts_what_it_adds() -> None:
+    allowance = Allowance(Limits(Budget(images=6)), Usage(images=4), most={"images": 5})
+    share = allowance.begin("a", Usage(images=3))
+    assert isinstance(share, Share)
+    assert share.budget(Budget()).images == 5
+    allowance.finish("a", Usage(images=5), is_over=False)
+    assert (allowance.usage.images, allowance.begin("a", Usage(images=5))) == (6, "stop")
 
 
 def test_earlier_usage_counts() -> None:
     allowance = Allowance(Limits(Budget(tokens=100)), Usage(prompt_tokens=100), Usage(prompt_tokens=10))
-    assert allowance.begin(0) == "stop"
+    assert allowance.begin("a") == "stop"
     assert allowance.limit_reached == "tokens"
+
+
+def test_images_that_may_have_been_paid_for_count() -> None:
+    allowance = Allowance(Limits(Budget(images=2)), most={"images": 1})
+    allowance.lose(2)
+    assert allowance.begin("a") == "stop"
 
 
 def test_hours_end_a_batch() -> None:
     now = [0.0]
     allowance = Allowance(Limits(hours=1), clock=lambda: now[0])
-    assert allowance.begin(0) == "go"
+    assert isinstance(allowance.begin("a"), Share)
     now[0] = 3601
-    assert allowance.begin(1) == "stop"
+    assert allowance.begin("b") == "stop"
     assert allowance.limit_reached == "hours"
 
 

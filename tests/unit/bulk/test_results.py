@@ -5,20 +5,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from gems.bulk.jobs import Job
+from gems.bulk.journal import PartialRun
 from gems.bulk.results import (
     BatchRow,
     ResultsFile,
     best_attempt_of,
     claim,
-    is_locked,
     locked,
-    read_row,
     row_of,
     saved_jobs,
     write_jobs,
@@ -75,6 +75,50 @@ def test_only_the_writer_cuts_off_an_incomplete_line(tmp_path: Path) -> None:
     assert [row["index"] for row in ResultsFile(path).rows(JOBS)] == [0, 1]
 
 
+def test_an_editor_may_drop_the_last_line_feed(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    ResultsFile(path).add(result(JOBS[0]))
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    writer = ResultsFile(path, repair=True)
+    assert writer.has(JOBS[0])
+    writer.add(result(JOBS[1]))
+    assert [row["index"] for row in ResultsFile(path).rows(JOBS)] == [0, 1]
+
+
+def test_a_result_belongs_to_its_prompt_and_not_to_its_line(tmp_path: Path) -> None:
+    record = ResultsFile(tmp_path / "r.jsonl")
+    for job in JOBS:
+        record.add(result(job))
+    moved = [replace(job, index=5 - job.index, line=99 - job.index) for job in reversed(JOBS)]
+    assert all(map(record.is_done, moved))
+    assert [(row["index"], row["line"], row["id"]) for row in record.rows(moved)] == [
+        (job.index, job.line, job.id) for job in moved
+    ]
+    assert record.stray_count(moved[:4]) == 2
+    for other in (replace(JOBS[0], id="x"), replace(JOBS[0], copy=1), replace(JOBS[0], prompt="p"), Job(0, "q", 1)):
+        assert not record.has(other)
+
+
+def test_results_of_other_settings_are_no_results_but_count_as_spent(tmp_path: Path) -> None:
+    ResultsFile(tmp_path / "r.jsonl").add(result(JOBS[0], bound_to="before"))
+    record = ResultsFile(tmp_path / "r.jsonl", bound_to="now")
+    assert not record.has(JOBS[0])
+    assert record.usage.images == 2
+
+
+def test_a_run_that_goes_on_counts_once(tmp_path: Path) -> None:
+    record = ResultsFile(tmp_path / "r.jsonl")
+    record.add(result(JOBS[0], images=1, run_id="a", error="no server", error_kind="backend"))
+    record.add(result(JOBS[0], images=3, run_id="a", stopped_by_total="images"))
+    assert (record.group(JOBS[0]), record.is_done(JOBS[0]), record.usage.images) == ("cut_short", False, 3)
+    run = PartialRun(key=JOBS[0].key, run_id="a", usage=Usage(images=5))
+    for results in (record, ResultsFile(tmp_path / "r.jsonl")):
+        assert results.unrecorded(run).images == 2
+    record.add(result(JOBS[0], images=6, run_id="a"))
+    for results in (record, ResultsFile(tmp_path / "r.jsonl")):
+        assert (results.usage.images, results.unrecorded(run).images) == (6, 0)
+
+
 def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0]))
@@ -91,12 +135,8 @@ def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
-    assert not is_locked(tmp_path)
-    with locked(tmp_path):
-        assert is_locked(tmp_path)
-        with pytest.raises(InputError, match="another process"), locked(tmp_path):
-            pass
-    assert not is_locked(tmp_path)
+    with locked(tmp_path), pytest.raises(InputError, match="another process"), locked(tmp_path):
+        pass
 
 
 def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
@@ -110,6 +150,8 @@ def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
         claim(tmp_path / "a", context.model_copy(update={"max_rounds": 2}), MODELS)
     with pytest.raises(InputError, match="other settings"):
         claim(tmp_path / "a", context, {"mllm": ModelRecord("pocket", "xyz")})
+    with pytest.raises(InputError, match=r"other skills, or other contents of them \(counting\)"):
+        claim(tmp_path / "a", context, MODELS, {"counting": "123"})
     # Prices can be added later, unless a limit on each prompt depends on them.
     priced = context.model_copy(update={"budget": Budget(prices=Prices(image=1))})
     assert claim(tmp_path / "a", priced, MODELS) == first
@@ -118,11 +160,18 @@ def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
     (tmp_path / "a" / "batch.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
         claim(tmp_path / "a", context, MODELS)
+    (tmp_path / "a" / "batch.json").write_text('{"id": "1", "bound_to": "2"}')
+    with pytest.raises(InputError, match="another version"):
+        claim(tmp_path / "a", context, MODELS)
 
 
 def test_a_folder_keeps_its_prompts(tmp_path: Path) -> None:
     write_jobs(tmp_path, JOBS)
     assert saved_jobs(tmp_path) == JOBS
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(path.read_text().replace('"prompt 3"', "7"))
+    with pytest.raises(InputError, match=r'line 4 is damaged .*"prompt"'):
+        saved_jobs(tmp_path)
     write_jobs(tmp_path, [])
     with pytest.raises(InputError, match="holds no batch"):
         saved_jobs(tmp_path)
@@ -138,20 +187,65 @@ def test_the_same_prompt_and_seed_twice_are_two_prompts(tmp_path: Path) -> None:
     assert [json.dumps(row["id"]) for row in record.rows(twins)] == ['"x"', '"y"']
 
 
-def test_only_whole_results_are_read() -> None:
-    row = result(JOBS[0])
-    line = json.dumps(row).encode() + b"\n"
-    assert read_row(line) == row
-    for incomplete in (
-        line[:-1],
-        line[: len(line) // 2] + b"\n",
-        b"[]\n",
-        b"null\n",
-        b"\xff\n",
-        json.dumps({**row, "index": "0"}).encode() + b"\n",
-        json.dumps({"index": 0, "prompt": "p"}).encode() + b"\n",
-    ):
-        assert read_row(incomplete) is None, incomplete
+ATTEMPT = {
+    "round": 1,
+    "candidate": 0,
+    "strategy": "plan",
+    "prompt": "p",
+    "seed": 1,
+    "score": 0.5,
+    "passed": 1,
+    "total": 2,
+    "verdicts": {"r1": ["yes", 0.9]},
+    "image": "file:///i.png",
+    "sha256": "0" * 64,
+    "edited_from": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"best": 99}, "best is 99"),
+        ({"best": -1}, "best"),
+        ({"usage": "x"}, "usage"),
+        ({"usage": {"images": -1}}, "usage.images"),
+        ({"usage": {"pictures": 1}}, "usage.pictures"),
+        ({"attempts": None}, "attempts"),
+        ({"attempts": [{"round": 1}]}, "attempts.0.candidate"),
+        ({"attempts": [ATTEMPT | {"sha256": "../../etc"}]}, "attempts.0.sha256"),
+        ({"attempts": [ATTEMPT | {"verdicts": {"r1": "yes"}}]}, "attempts.0.verdicts"),
+        ({"requirements": [{"id": "r1"}]}, "requirements.0.question"),
+        ({"score": float("inf")}, "score"),
+        ({"outcome": "won"}, "outcome"),
+        ({"outcome": None}, "neither an outcome nor an error"),
+        ({"error": "no server"}, "error_kind"),
+        ({"error": "no server", "error_kind": "server"}, "error_kind"),
+        ({"seconds": "long"}, "seconds"),
+        ({"at": "yesterday"}, "at"),
+        ({"index": "0"}, "index"),
+        ({"seed": None}, "seed"),
+        ({"id": 7}, "id"),
+    ],
+)
+def test_an_edited_line_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    record = ResultsFile(path)
+    for job in JOBS[:3]:
+        record.add(result(job, attempts=[ATTEMPT], best=0))
+    assert ResultsFile(path).has(JOBS[2])
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | change)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=rf"results.jsonl, line 2 .*{says}"):
+        ResultsFile(path)
+
+
+@pytest.mark.parametrize("line", [b"[]", b"null", b"\xff", b'{"index": 0, "prompt": "p"}', b'{"index": 1, "prom'])
+def test_a_line_that_is_no_result_is_named(line: bytes, tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(InputError, match="line 1 is no result"):
+        ResultsFile(tmp_path / "r.jsonl")
 
 
 def test_the_best_attempt_of_a_result() -> None:

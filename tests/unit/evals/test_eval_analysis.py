@@ -85,6 +85,28 @@ def test_the_figures_of_an_arm() -> None:
     assert report["by_skill"]["object"] == {"score": 0.75, "n": 4}
 
 
+def test_several_orders_of_a_prompt_are_one_observation() -> None:
+    arm = Arm("loop+memory", "what", settings={"memory": True})
+    rows = [row(i, 0, attempt(1, 2, 0.9)) for i in range(4)]
+    first = judge(PROMPTS, rows, {i: {0: RIGHT} for i in range(4)})
+    second = judge(PROMPTS, rows, {i: {0: RIGHT if i < 2 else WRONG} for i in range(4)}, order=2)
+    report = analyse(arm, [*first, *second], images=1)
+    assert (report["prompts"], report["all_correct"]) == (4, 0.75)
+    assert [entry["all_correct"] for entry in report["orders"]] == [1.0, 0.5]
+    assert report["ci95"] == bootstrap_interval([1.0, 1.0, 0.5, 0.5])
+    alone = judge(PROMPTS, rows, {i: {0: WRONG} for i in range(4)})
+    difference = compare(Comparison("a", "b", "?"), {"a": [*first, *second], "b": alone})
+    assert difference is not None
+    assert (difference["prompts"], difference["points"]) == (4, 75.0)
+
+
+def test_results_without_any_attempt_have_figures_too() -> None:
+    rows = [{"index": i, "prompt": f"prompt {i}", "error": "bad", "error_kind": "backend"} for i in range(4)]
+    report = analyse(Arm("single", "what"), judge(PROMPTS, rows, {}), images=2)
+    assert (report["failed"], report["all_correct"], report["soft_tifa_gm"]) == (4, 0.0, 0.0)
+    assert (report["outcomes"], report["first_error"]) == ({"failed": 4}, "bad")
+
+
 def test_an_arm_that_returns_the_worse_image_is_detected() -> None:
     rows = [row(0, 1, attempt(1, 2, 0.9), attempt(2, 1, 0.4))]
     report = analyse(Arm("loop", "what"), judge(PROMPTS, rows, {0: {0: RIGHT, 1: WRONG}}), images=2)
@@ -125,7 +147,7 @@ def test_intervals() -> None:
 def test_arms_by_name() -> None:
     assert [a.name for a in choose_arms(["loop", "best-of-n"], ["pocket"], 4)] == ["best-of-4", "loop"]
     both = choose_arms(["all"], ["pocket", "pocket-large"], 5)
-    assert len(both) == 16
+    assert len(both) == 18
     assert {a.generator for a in both if "@" in a.name} == {"pocket-large"}
     names = {a.name for a in both}
     assert all({c.better, c.than} <= names for c in comparisons(["pocket", "pocket-large"], 5))

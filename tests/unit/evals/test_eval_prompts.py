@@ -56,6 +56,7 @@ def test_fresh_prompts_follow_the_benchmark(tmp_path: Path) -> None:
         ("{", "line 1: not a row of GenEval 2"),
         (json.dumps({"prompt": "a cat"}), "line 1: not a row of GenEval 2"),
         (json.dumps({**ROW, "skills": ["count"]}), "line 1: not a row of GenEval 2"),
+        (json.dumps({**ROW, "vqa_list": [], "skills": []}), "line 1: not a row of GenEval 2"),
         (f"{json.dumps(ROW)}\n{json.dumps(ROW)}", "a prompt twice"),
     ],
 )

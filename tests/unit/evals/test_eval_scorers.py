@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import Field
+from scipy.stats import gmean
 
 from gems.errors import BackendError, InputError
 from gems.evals.prompts import EvalPrompt, Vqa, fresh_prompts
@@ -34,6 +36,7 @@ class Judge(BaseChatModel):
     chances: dict[str, dict[str, float]]
     questions: list[str] = Field(default_factory=list)
     failures: int = 0
+    fingerprint: str = ""
 
     @property
     def _llm_type(self) -> str:
@@ -78,6 +81,51 @@ def test_spellings_of_the_right_answer_are_summed(tmp_path: Path, cats: dict[str
     again = SoftTifa(judge, "judge", tmp_path)
     assert again.score(TWO_CATS, "pocket", cats) == scores
     assert len(judge.questions) == 2, "scores on disk are not computed again"
+
+
+NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+OFFICIAL = {"Yes": ["Yes", "yes", " yes", " Yes"]} | {
+    word: [word, word.title(), f" {word}", f" {word.title()}", f"{n}", f" {n}"] for word, n in NUMBERS.items()
+}
+"""The first tokens that the benchmark counts as an answer."""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_scores_are_the_benchmarks_own_to_the_last_digit(tmp_path: Path, cats: dict[str, Any], seed: int) -> None:
+    """Against the published formulae, written again: sums of probabilities, and means of the scores of a prompt."""
+    rng = random.Random(seed)
+    others = ["YES", "Yes.", "\nyes", "TWO", "no", "No", "zero", "eleven", " ", "other"]
+    questions = [Vqa(f"How many things of sort {word} are there?", word, "count") for word in OFFICIAL if word != "Yes"]
+    questions += [Vqa("Are there any cats in the image?", "Yes", "object")]
+    chances = {}
+    for question in questions:
+        tokens = [*OFFICIAL[question.answer], *others]
+        weights = [rng.random() * 10.0 ** -rng.randint(0, 9) for _ in tokens]
+        chances[question.question] = {t: w / sum(weights) for t, w in zip(tokens, weights, strict=True)}
+    prompt = EvalPrompt("cats", 10, tuple(questions))
+    scores = SoftTifa(Judge(chances=chances), "judge", tmp_path).score(prompt, "pocket", cats)
+    expected = []
+    for question in questions:
+        logarithms = {t: math.log(p) for t, p in chances[question.question].items()}
+        expected.append(sum(math.exp(logarithms[token]) for token in OFFICIAL[question.answer]))
+    assert scores == expected
+    assert arithmetic_mean(scores) == sum(expected) / len(expected)
+    assert geometric_mean(scores) == gmean(expected)
+
+
+def test_a_geometric_mean_of_small_probabilities_is_not_zero(tmp_path: Path, cats: dict[str, Any]) -> None:
+    chances = {q.question: {"two": 1e-12, "Yes": 1e-9, "no": 0.9} for q in TWO_CATS.questions}
+    scores = SoftTifa(Judge(chances=chances), "judge", tmp_path).score(TWO_CATS, "pocket", cats)
+    assert geometric_mean(scores) == pytest.approx(math.sqrt(1e-12 * 1e-9), rel=1e-12)
+    assert geometric_mean([0.0, 1.0]) == 0.0
+
+
+def test_scores_of_another_judge_under_the_same_name_are_not_used(tmp_path: Path, cats: dict[str, Any]) -> None:
+    for fingerprint, chance in (("1", 0.25), ("2", 0.5)):
+        judge = Judge(
+            chances={q.question: {"2": chance, "Yes": chance} for q in TWO_CATS.questions}, fingerprint=fingerprint
+        )
+        assert SoftTifa(judge, "judge", tmp_path).score(TWO_CATS, "pocket", cats) == [chance, chance]
 
 
 def test_a_transient_fault_of_the_judge_is_retried(tmp_path: Path, cats: dict[str, Any]) -> None:

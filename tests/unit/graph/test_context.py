@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, make_dataclass
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 from pydantic import ValidationError
 
+from gems import build_graph
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage, Verdict, score_verdicts
@@ -47,11 +50,58 @@ def test_one_missing_requirement_drags_the_score_down() -> None:
     assert score_verdicts([sure, sure, sure, verdict("no", 1.0)]) < 0.2
 
 
-@pytest.mark.parametrize("slip", ["max_round", "candidate", "generater"])
-def test_a_misspelt_setting_is_refused_and_a_parents_own_is_not(slip: str) -> None:
-    with pytest.raises(ValidationError, match=f"unknown setting '{slip}': did you mean"):
-        GemsContext.model_validate({slip: 1})
-    assert GemsContext.model_validate({"tenant": "x", "model": "y", "temperature": 1}) == GemsContext()
+SLIPS = ["max_round", "candidate", "generater"]
+NEAR_NAMES = ["users", "seeds", "image_url", "images_urls", "plans", "budgets", "skill", "reviews", "memorys", "Seed"]
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_misspelt_setting_is_refused_where_all_names_are_ours(slip: str) -> None:
+    expected = f"unknown setting '{slip}': did you mean"
+    with pytest.raises(InputError, match=expected):
+        GemsContext.exactly({slip: 1})
+    with pytest.raises(InputError, match=expected):
+        GemsContext.resolve({"gems": {slip: 1}})
+    with pytest.raises(InputError, match=expected):
+        build_graph().invoke({"prompt": "two red cars"}, context={slip: 1})  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Slots:
+    seed: int = 3
+    users: int = 5
+
+
+class Row(NamedTuple):
+    seed: int = 3
+    users: int = 5
+
+
+@pytest.mark.parametrize("name", NEAR_NAMES)
+def test_a_parents_own_names_may_resemble_ours(name: str) -> None:
+    values = {"seed": 3, name: [object()]}
+    parents_own: list[Any] = [values, SimpleNamespace(**values), make_dataclass("Own", values)(**values)]
+    for context in parents_own:
+        assert GemsContext.resolve(context) == GemsContext(seed=3)
+    assert GemsContext.model_validate({"tenant": "x", "model": "y", **values}) == GemsContext(seed=3)
+
+
+def test_any_object_can_be_a_parents_context() -> None:
+    for context in (Slots(), Row(), SimpleNamespace(seed=3, gems={"seed": 3}), {"gems": Slots()}):
+        assert GemsContext.resolve(context) == GemsContext(seed=3)
+    for context in ("tenant-1", 7, object(), ["x"], {}, {"gems": None}):
+        assert GemsContext.resolve(context) == GemsContext()
+    with pytest.raises(InputError, match="the context's gems is int; give settings by name"):
+        GemsContext.resolve({"gems": 5})
+
+
+def test_a_fault_in_a_context_is_one_line_without_the_secret() -> None:
+    with pytest.raises(InputError) as caught:
+        build_graph().invoke({"prompt": "two red cars"}, context={"max_rounds": 0})  # type: ignore[arg-type]
+    assert str(caught.value) == "the context's max_rounds is 0: Input should be greater than or equal to 1"
+    for options in ({"api_key": ["sk-123456"]}, {"api_keys": "sk-123456"}):
+        with pytest.raises(InputError) as caught:
+            GemsContext.resolve({"chat_options": options})
+        assert "sk-123456" not in str(caught.value)
 
 
 def test_a_user_may_have_any_name_without_spaces() -> None:

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec
 import pytest
 from counting_files import CountingFileSystem, empty_counting_files
 from PIL import Image
@@ -12,7 +17,7 @@ from PIL import Image
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.memory.image_store import ImageStore, encode_png, open_images, read_metadata
+from gems.memory.image_store import ImageStore, encode_png, open_images, read_from, read_metadata
 
 META = {"parameters": "two cats\nSeed: 1", "gems": '{"prompt": "zwei Kätzchen ☃"}'}
 
@@ -45,12 +50,13 @@ def test_the_same_image_is_one_file_whoever_writes_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.png"))) == 2
 
 
-def test_a_reference_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_store_can_be_read_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ref = ImageStore("relative").put(Image.new("RGB", (4, 4)), {})
+    store = ImageStore("relative")
+    ref = store.put(Image.new("RGB", (4, 4)), {})
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert ImageStore(tmp_path / "another").read(ref)
+    assert store.read(ref) == ImageStore(tmp_path / "relative").read(ref)
 
 
 def test_on_another_file_system() -> None:
@@ -88,6 +94,218 @@ def test_png_encoding_is_deterministic() -> None:
     assert encode_png(image, META) == encode_png(image.copy(), dict(META))
 
 
+# --- other places ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, list[str]]]:
+    """The address of a local server that sends an image to everybody, and the paths it was asked for."""
+    requested: list[str] = []
+    image = encode_png(square("red"), META)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.append(self.path)
+            self.send_response(200)
+            self.send_header("content-length", str(len(image)))
+            self.end_headers()
+            self.wfile.write(image)
+
+        do_HEAD = do_GET  # noqa: N815 - the name that the library calls
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as opened:
+        thread = threading.Thread(target=opened.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{opened.server_port}", requested
+        opened.shutdown()
+        thread.join()
+
+
+FOREIGN_ADDRESSES = [
+    "http://{host}/a.png",
+    "HTTP://{host}/a.png",
+    "http://user:password@{host}/a.png",
+    "filecache::http://{host}/a.png",
+    "simplecache::http://{host}/a.png",
+    "zip://a.png::http://{host}/a.zip",
+    "blockcache::simplecache::http://{host}/a.png",
+    "ftp://{host}/a.png",
+    "s3://bucket/a.png",
+    "memory://elsewhere/a.png",
+    "counting://elsewhere/a.png",
+    "data:image/png;base64,AAAA",
+    "file:///etc/passwd",
+    "file://{host}/etc/passwd",
+    "//{host}/share/a.png",
+    "\\\\{host}\\share\\a.png",
+    "{folder}/secret.png",
+    "file://{folder}/secret.png",
+    "file://{folder}/images/../secret.png",
+    "file://{folder}/images/%2e%2e/secret.png",
+    "../secret.png",
+    "file:///dev/zero",
+    "::",
+    "no such scheme://",
+    "file://\x00",
+    "\x1b[31mred",
+]
+
+
+@pytest.mark.parametrize("address", FOREIGN_ADDRESSES)
+def test_no_address_but_the_configured_store_is_opened(
+    server: tuple[str, list[str]], reads: Counter[str], tmp_path: Path, address: str
+) -> None:
+    host, requested = server
+    data = encode_png(square("red"), META)
+    sha256 = hashlib.sha256(data).hexdigest()
+    (tmp_path / "secret.png").write_bytes(data)
+    for fs in (fsspec.filesystem("memory"), CountingFileSystem()):
+        fs.pipe_file("/elsewhere/a.png", data)
+    store = ImageStore(tmp_path / "images")
+    ref = ImageRef(uri=address.format(host=host, folder=tmp_path), sha256=sha256, width=8, height=8)
+    for check_exists in (False, True):
+        with pytest.raises(BackendError, match="--images") as caught:
+            store.read(ref, check_exists=check_exists)
+        assert not caught.value.retryable
+        assert "\x1b" not in str(caught.value)
+    assert store.find(sha256) is None
+    assert not store.remove(ref)
+    assert (requested, dict(reads)) == ([], {})
+    assert store.put(square("red"), META).uri != ref.uri
+    assert store.read(ref) == data, "the store holds this image, whatever address its record names"
+
+
+@pytest.mark.parametrize("hash_", ["../../secret", "0" * 63, "A" * 64, "0" * 64 + "\n", "", "%2e%2e/secret"])
+def test_a_hash_names_no_other_file(tmp_path: Path, hash_: str) -> None:
+    (tmp_path / "secret.png").write_bytes(encode_png(square("red"), META))
+    store = ImageStore(tmp_path / "images")
+    ref = ImageRef.model_construct(uri=store.url, sha256=hash_, width=8, height=8)
+    with pytest.raises(BackendError, match="not the hash of an image"):
+        store.read(ref)
+    assert store.find(hash_) is None
+    assert not store.remove(ref)
+
+
+def test_links_pipes_and_folders_are_not_read(tmp_path: Path) -> None:
+    data = encode_png(square("red"), META)
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(data)
+    store = ImageStore(tmp_path / "images")
+    ref = store.put(square("red"), META)
+    [file] = (tmp_path / "images").rglob("*.png")
+
+    def fault() -> str:
+        reader = ImageStore(tmp_path / "images")
+        assert reader.find(ref.sha256) is None
+        with pytest.raises(BackendError) as caught:
+            reader.read(ref)
+        return str(caught.value)
+
+    file.unlink()
+    file.symlink_to(outside)
+    assert "leads out of the store" in fault()
+    file.unlink()
+    os.mkfifo(file)
+    assert "not a file" in fault()
+    file.unlink()
+    file.mkdir()
+    assert "not a file" in fault()
+    file.rmdir()
+    (inside := tmp_path / "images" / "moved.png").write_bytes(data)
+    file.symlink_to(inside)
+    assert store.read(ref) == data
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    assert ImageStore(tmp_path / "link").read(ref) == data
+
+
+def test_a_file_is_checked_before_it_is_decoded(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    bomb = bytearray(encode_png(square("red"), META))
+    bomb[16:24] = (100_000).to_bytes(4, "big") * 2
+    for content, fault in [(b"no image", "not a PNG"), (bytes(bomb), "more than 67,108,864 pixels")]:
+        sha256 = hashlib.sha256(content).hexdigest()
+        (tmp_path / sha256[:2]).mkdir()
+        (tmp_path / sha256[:2] / f"{sha256}.png").write_bytes(content)
+        with pytest.raises(BackendError, match=fault):
+            store.read_hash(sha256)
+        assert store.find(sha256) is None
+    huge = "ff" * 32
+    (tmp_path / "ff").mkdir(exist_ok=True)
+    with (tmp_path / "ff" / f"{huge}.png").open("wb") as file:
+        file.truncate(2**40)  # a sparse file
+    with pytest.raises(BackendError, match="more than 256 MB"):
+        store.read_hash(huge)
+
+
+def test_several_stores_are_read_in_turn(tmp_path: Path) -> None:
+    first, second = ImageStore(tmp_path / "first"), ImageStore(tmp_path / "second")
+    ref = second.put(square("red"), META)
+    assert read_from([first, second], ref.sha256, ref.uri) == read_from([second, first], ref.sha256, ref.uri)
+    first.put(square("red"), META)
+    next((tmp_path / "first").rglob("*.png")).write_bytes(b"damaged")
+    with pytest.raises(BackendError, match="damaged"):
+        read_from([ImageStore(tmp_path / "first"), second], ref.sha256, ref.uri)
+
+
+def test_a_store_that_is_only_read_makes_no_folder(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "images", create=False)
+    assert store.find("0" * 64) is None
+    assert not (tmp_path / "images").exists()
+
+
+# --- names of folders -----------------------------------------------------------------------------------------------
+
+ODD_FOLDERS = [
+    "my images",
+    "50% off",
+    "a%20b",
+    "no#1",
+    "why?",
+    "a::b",
+    "C:",
+    "zip::x",
+    "[x]*",
+    "a&b=c;d",
+    "größe",
+    "画像 🐘",
+    "'\"",
+    "back\\slash",
+    "a@b",
+    "-",
+    "new\nline",
+]
+
+
+@pytest.mark.parametrize("folder", ODD_FOLDERS)
+def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / folder / "images"
+    ref = ImageStore(place).put(square("red"), META)
+    assert ref.uri == f"file://{place}/{ref.sha256[:2]}/{ref.sha256}.png"
+    for same in (place, str(place), f"file://{place}", place.as_uri(), f"./{folder}/images", f"{folder}/images"):
+        store = ImageStore(same)
+        assert store.url == f"file://{place}"
+        assert store.find(ref.sha256) == ref
+        assert store.put(square("red"), META) == ref
+        assert store.read(ref)
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+    assert ImageStore(place).remove(ref)
+
+
+def test_a_percent_encoded_address_names_the_folder_that_it_stands_for(tmp_path: Path) -> None:
+    place = tmp_path / "my images" / "größe #1"
+    ImageStore(place.as_uri()).put(square("red"), META)
+    assert len(list(place.rglob("*.png"))) == 1
+
+
+def test_the_home_folder_has_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert ImageStore("~/images").url == f"file://{tmp_path}/images"
+
+
 # --- reading once ---------------------------------------------------------------------------------------------------
 
 
@@ -97,11 +315,11 @@ def test_an_image_is_read_at_most_once(reads: Counter[str]) -> None:
     assert writer.read(ref) == writer.read(ref)
     assert not reads, "an image that was just written is not read"
     reader = ImageStore("counting://images")
-    elsewhere = ImageStore("counting://elsewhere")
-    for store in (reader, elsewhere):
-        assert store.read(ref) == store.read(ref) == writer.read(ref)
+    assert reader.read(ref) == reader.read(ref) == writer.read(ref)
     assert reader.find(ref.sha256) == ref
-    assert reads[f"{ref.sha256}.png"] == 2, "each store reads it once"
+    assert reads[f"{ref.sha256}.png"] == 1
+    with pytest.raises(BackendError, match="not in the image store counting://elsewhere"):
+        ImageStore("counting://elsewhere").read(ref)
 
 
 def test_a_file_that_was_there_before_is_verified_before_it_is_trusted(reads: Counter[str]) -> None:
@@ -142,7 +360,6 @@ def test_a_location_is_opened_once_for_all(
 ) -> None:
     ref = open_images("counting://images").put(square("red"), META)
     assert open_images("counting://images").read(ref)
-    assert open_images("counting://elsewhere").read(ref)
     assert not reads
     monkeypatch.setenv("GEMS_IMAGES", str(tmp_path / "one"))
     first = open_images().put(square("red"), META)

@@ -60,12 +60,11 @@ def test_the_layout_of_run_json(record: RunRecord) -> None:
     content = json.loads(record.to_json())
     keys = """
         schema gems_version run_id thread prompt outcome score best seed models settings operator_settings requirements
-            checks memories
-        skills attempts usage errors started_at finished_at
+        checks memories skills offered attempts usage errors started_at finished_at
     """
     assert list(content) == keys.split()
     keys = """
-        round candidate strategy prompt seed image edited_from verdicts checks score judged experience file
+        round candidate strategy prompt seed image edited_from generator verdicts checks score judged experience file
     """
     assert list(content["attempts"][0]) == keys.split()
     assert (content["schema"], content["best"], content["score"]) == (1, 1, 0.9)

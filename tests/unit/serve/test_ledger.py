@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,13 +15,17 @@ import pytest
 
 from gems.errors import InputError
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget, GemsState, Usage
+from gems.graph.state import Budget, GemsState, ImageRef, Prices, Usage
 from gems.runs.record import ModelRecord, run_record
+from gems.serve.deleted_runs import DeletedRuns
 from gems.serve.keys import Client, DayLimits
-from gems.serve.ledger import Ledger, Run
-from gems.serve.quotas import max_usage, remaining_budget
+from gems.serve.ledger import DayUsage, Ledger, NewRun, Run
+from gems.serve.quotas import max_usage, reserve
 from gems.serve.refusals import SpentError
 from gems.serve.settings import AcceptedSettings, RunSettings
+
+FIGURES = ("images", "chat_calls", "tokens", "cost")
+IMAGE = ImageRef(uri="file:///images/a.png", sha256="a" * 64, width=8, height=8)
 
 
 @pytest.fixture
@@ -27,9 +35,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
     ledger.close()
 
 
-def accept(ledger: Ledger, user: str = "ann", key: str | None = None, **reserved: int) -> Run:
+def accept(ledger: Ledger, user: str = "ann", key: str | None = None, **reserved: float) -> Run:
     settings = AcceptedSettings(requested=RunSettings.model_validate({"seed": 3}), budget=Budget(images=2))
-    return ledger.accept(user, "", "two cats", settings, reserved, key)
+    [run] = ledger.accept([NewRun(user, "two cats", settings, reserved)], idempotency_key=key, request="hash")
+    return run
 
 
 def test_an_accepted_run_is_kept_as_it_was(ledger: Ledger, tmp_path: Path) -> None:
@@ -64,26 +73,62 @@ def test_a_run_waits_for_one_answer(ledger: Ledger) -> None:
     assert ledger.answer(run.id, {"action": "accept"})
     assert not ledger.answer(run.id, {"action": "reject"})
     assert ledger.run(run.id).answer == {"action": "accept"}
-    assert ledger.unfinished() == [run.id]
+    assert ledger.unfinished() == [("ann", run.id)]
 
 
-def test_only_a_run_that_has_not_begun_is_cancelled_in_the_queue(ledger: Ledger) -> None:
-    first, second = accept(ledger, images=2), accept(ledger, images=2)
-    ledger.begin(first.id)
-    assert not ledger.cancel_queued(first.id)
-    ledger.park(first.id)
-    assert not ledger.cancel_queued(first.id)
-    assert ledger.cancel_queued(second.id)
-    assert ledger.used_today("ann")["images"] == 2, "the reservation of the second run is released"
-    assert ledger.unfinished() == [first.id]
+def test_a_cancel_is_written_down_and_a_run_ends_once(ledger: Ledger) -> None:
+    run = accept(ledger, images=2)
+    assert not run.cancel_requested
+    ledger.begin(run.id)
+    ledger.request_cancel(run.id)
+    ledger.park(run.id)
+    assert ledger.run(run.id).cancel_requested
+    assert ledger.end(run.id, "cancelled", usage=Usage(images=1))
+    assert not ledger.end(run.id, "done", usage=Usage(images=2)), "it has ended"
+    assert ledger.begin(run.id) is None
+    assert ledger.run(run.id).status == "cancelled"
+    assert ledger.used_today("ann") == DayUsage(
+        {"images": 1, "chat_calls": 0, "tokens": 0, "cost": 0}, dict.fromkeys(FIGURES, 0.0), 0
+    )
 
 
 def test_runs_are_found_by_key_and_thread(ledger: Ledger) -> None:
     run = accept(ledger, key="k")
-    assert ledger.by_key("ann", "k") == run
-    assert ledger.by_key("bob", "k") is None
+    assert ledger.by_key("ann", "k") == [run]
+    assert ledger.by_key("bob", "k") == []
+    assert ledger.by_key("ann", "k/0") == []
     assert ledger.latest_of("ann", run.thread) == run
     assert ledger.latest_of("bob", run.thread) is None
+
+
+def test_the_runs_of_a_request_are_accepted_together_or_not_at_all(ledger: Ledger) -> None:
+    settings = AcceptedSettings()
+    runs = ledger.accept([NewRun("ann", f"{n} cats", settings, {}) for n in range(3)], idempotency_key="k")
+    assert [run.prompt for run in ledger.by_key("ann", "k")] == ["0 cats", "1 cats", "2 cats"]
+    half_possible = [NewRun("bob", "a dog", settings, {}), NewRun("ann", "a dog", settings, {})]
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.accept(half_possible, idempotency_key="k")
+    assert ledger.page("bob", before=None, limit=9) == []
+    assert len(ledger.page("ann", before=None, limit=9)) == len(runs)
+
+
+def test_a_ledger_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    """What ended runs used today still counts, and their images are known."""
+    ledger = Ledger(tmp_path / "runs.sqlite")
+    run = accept(ledger)
+    end(ledger, run, images=3)
+    ledger.close()
+    with closing(sqlite3.connect(tmp_path / "runs.sqlite")) as db:
+        record = json.dumps({"attempts": [{"image": IMAGE.model_dump(mode="json")}]})
+        db.executescript("DROP TABLE spending; DROP TABLE images; ALTER TABLE runs DROP COLUMN request")
+        for column in ("cost", "cancel_requested", "deleted_at"):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        db.execute("UPDATE runs SET record = ?", (record,))
+        db.commit()
+    ledger = Ledger(tmp_path / "runs.sqlite")
+    assert ledger.used_today("ann").settled["images"] == 3
+    assert DeletedRuns(ledger.file).own_images(run.id) == [IMAGE]
+    ledger.close()
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -92,7 +137,46 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         Ledger(tmp_path / "serve" / "runs.sqlite")
 
 
-# --- daily budget -----------------------------------------------------------------------------------------------------
+# --- deletion ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_run_is_seen_by_nobody_and_stays_charged(ledger: Ledger) -> None:
+    runs, deleted = DeletedRuns(ledger.file), accept(ledger, key="k")
+    runs.mark(deleted.id)
+    assert ledger.get("ann", deleted.id) is not None, "it has not ended"
+    end(ledger, deleted, images=2)
+    runs.mark(deleted.id)
+    for _ in range(2):  # before and after it is dropped
+        assert ledger.get("ann", deleted.id) is None
+        assert ledger.page("ann", before=None, limit=5) == []
+        assert ledger.by_key("ann", "k") == []
+        assert ledger.latest_of("ann", deleted.thread) is None
+        assert ledger.used_today("ann").settled["images"] == 2
+        runs.drop(deleted.id)
+    assert runs.marked() == []
+
+
+def test_an_image_belongs_to_all_runs_that_refer_to_it(ledger: Ledger) -> None:
+    runs, (first, second, other) = DeletedRuns(ledger.file), [accept(ledger), accept(ledger), accept(ledger, "bob")]
+    for run in (first, second, other):
+        ledger.end(run.id, "done", images=[IMAGE])
+    assert runs.own_images(first.id) == []
+    runs.mark(second.id)
+    runs.drop(second.id)
+    assert runs.own_images(first.id) == [IMAGE], "another user's run has another file"
+
+
+def test_only_runs_that_ended_long_ago_expire(ledger: Ledger) -> None:
+    runs, old, current = DeletedRuns(ledger.file), accept(ledger), accept(ledger)
+    end(ledger, old)
+    runs.mark_older(time.time() - 60)
+    assert runs.marked() == []
+    runs.mark_older(time.time() + 60)
+    assert runs.marked() == [("ann", old.id)]
+    assert runs.unfinished_of("ann") == [current.id]
+
+
+# --- daily limits -----------------------------------------------------------------------------------------------------
 
 
 def end(ledger: Ledger, run: Run, **usage: Any) -> None:
@@ -100,15 +184,62 @@ def end(ledger: Ledger, run: Run, **usage: Any) -> None:
     ledger.end(run.id, "done", usage=Usage(**usage))
 
 
-def test_what_runs_used_and_reserve_lowers_the_budget(ledger: Ledger) -> None:
-    ann = Client("ann", DayLimits(images=10, chat_calls=40))
-    assert remaining_budget(ledger, ann, Budget(tokens=500)) == Budget(images=10, chat_calls=40, tokens=500)
+def client(**daily: float) -> Client:
+    return Client("ann", DayLimits.model_validate(daily))
+
+
+def day(settled: dict[str, float], reserved: dict[str, float] | None = None) -> DayUsage:
+    zeros = dict.fromkeys(FIGURES, 0.0)
+    return DayUsage(zeros | settled, zeros | (reserved or {}), len(reserved or {}))
+
+
+def test_what_runs_used_and_reserve_counts(ledger: Ledger) -> None:
     end(ledger, accept(ledger, images=9, chat_calls=9), images=3, chat_calls=6)
-    accept(ledger, images=2, chat_calls=9)
+    accept(ledger, images=2, chat_calls=9, tokens=100, cost=0.5)
     end(ledger, accept(ledger, user="bob"), images=10)
-    budget = remaining_budget(ledger, ann, Budget(images=4))
-    assert (budget.images, budget.chat_calls) == (4, 25)
-    assert remaining_budget(ledger, ann, Budget(images=9)).images == 5
+    usage = ledger.used_today("ann")
+    assert usage.settled == {"images": 3, "chat_calls": 6, "tokens": 0, "cost": 0}
+    assert usage.reserved == {"images": 2, "chat_calls": 9, "tokens": 100, "cost": 0.5}
+    assert usage.unfinished == 1
+
+
+def test_a_run_reserves_what_bounds_it_and_gets_no_more() -> None:
+    context = GemsContext(max_rounds=3, candidates=2, budget=Budget(tokens=500))
+    budget, reserved = reserve(context, client(images=10, chat_calls=40), day({"images": 3}, {"images": 2}))
+    assert reserved == {"images": 5, "chat_calls": 15, "tokens": 500, "cost": 0}
+    assert (budget.images, budget.chat_calls, budget.tokens) == (5, 15, 500)
+    free_budget, _ = reserve(context, client(), day({}))
+    assert free_budget == Budget(tokens=500), "without limits of the day, nothing lowers the budget"
+
+
+def test_a_run_without_a_bound_reserves_all_that_the_day_leaves() -> None:
+    budget, reserved = reserve(GemsContext(), client(tokens=1000), day({"tokens": 300}, {"tokens": 100}))
+    assert (budget.tokens, reserved["tokens"]) == (600, 600)
+    with pytest.raises(SpentError, match=r"reserve the rest of this key's 1,000 tokens") as caught:
+        reserve(GemsContext(), client(tokens=1000), day({"tokens": 300}, {"tokens": 700}))
+    assert caught.value.retry_after < 100, "not until midnight: the reservation may be too large"
+
+
+def test_runs_of_one_request_share_what_the_day_leaves() -> None:
+    _, reserved = reserve(GemsContext(), client(tokens=1000, cost=1.0), day({}), share=4)
+    assert reserved["tokens"] == 250
+
+
+@pytest.mark.parametrize(
+    ("budget", "cost"),
+    [
+        (Budget(prices=Prices(image=0.04)), 5 * 0.04),
+        (Budget(prices=Prices(image=0.04), images=2), 2 * 0.04),
+        (Budget(prices=Prices(image=0.04, prompt=1.0, completion=10.0), tokens=1000), 5 * 0.04 + 1000 * 10 / 1e6),
+        (Budget(prices=Prices(completion=10.0)), 3.0),
+        (Budget(prices=Prices(completion=10.0), cost=0.5), 0.5),
+    ],
+)
+def test_money_is_reserved_by_the_operators_prices(budget: Budget, cost: float) -> None:
+    context = GemsContext(max_rounds=5, budget=budget)
+    lowered, reserved = reserve(context, client(cost=10.0), day({"cost": 7.0}) if cost == 3 else day({}))
+    assert reserved["cost"] == pytest.approx(cost)
+    assert lowered.cost == pytest.approx(cost)
 
 
 @pytest.mark.parametrize(
@@ -116,20 +247,27 @@ def test_what_runs_used_and_reserve_lowers_the_budget(ledger: Ledger) -> None:
     [
         ({"images": 3}, {"images": 3}, "3 images of the day"),
         ({"chat_calls": 9}, {"chat_calls": 6}, "9 chat calls of the day"),
-        ({"tokens": 20}, {"prompt_tokens": 15, "completion_tokens": 5}, "20 tokens of the day"),
+        ({"tokens": 20}, {"tokens": 20}, "20 tokens of the day"),
     ],
 )
 def test_a_key_that_reached_its_daily_limit_is_refused_until_midnight(
-    ledger: Ledger, limits: dict[str, int], usage: dict[str, int], message: str
+    limits: dict[str, float], usage: dict[str, float], message: str
 ) -> None:
-    end(ledger, accept(ledger), **usage)
     with pytest.raises(SpentError, match=message) as caught:
-        remaining_budget(ledger, Client("ann", DayLimits(**limits)), Budget())
+        reserve(GemsContext(), client(**limits), day(usage))
     assert 0 < caught.value.retry_after <= 86_400
+
+
+def test_a_day_that_leaves_less_than_an_image_costs_is_spent() -> None:
+    context = GemsContext(budget=Budget(prices=Prices(image=9.0)))
+    assert reserve(GemsContext(), client(cost=10.0), day({"cost": 10.0}))[1]["cost"] == 0, "nothing has a price"
+    with pytest.raises(SpentError, match=r"10\.0 units of cost of the day"):
+        reserve(context, client(cost=10.0), day({"cost": 7.0}))
 
 
 def test_what_a_run_may_use_at_most() -> None:
     context = GemsContext(max_rounds=3, candidates=2)
-    assert max_usage(context) == {"images": 6, "chat_calls": 17}
+    assert max_usage(context) == {"images": 6, "chat_calls": 17, "tokens": None, "cost": 0}
     budget = Budget(images=1, chat_calls=4)
-    assert max_usage(context.model_copy(update={"budget": budget})) == {"images": 1, "chat_calls": 4}
+    lowered_usage = max_usage(context.model_copy(update={"budget": budget}))
+    assert lowered_usage == {"images": 1, "chat_calls": 4, "tokens": None, "cost": 0}

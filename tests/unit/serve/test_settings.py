@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gems.errors import InputError
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget
+from gems.graph.state import Budget, Prices
 from gems.serve.settings import AcceptedSettings, RunSettings, ServiceSettings, context_of
 
 OPEN = {
@@ -48,6 +48,22 @@ def test_a_run_has_its_users_images_and_the_operators_limits(tmp_path: Path) -> 
     assert not context.memory, "a request cannot turn on what the operator turned off"
     lowered = accepted(seed=7).model_copy(update={"budget": Budget(images=2)})
     assert context_of(settings, "ann", lowered).budget.images == 2
+
+
+def test_a_request_lowers_the_operators_budget_and_never_raises_it(tmp_path: Path) -> None:
+    prices = Prices(image=0.04)
+    own = GemsContext(budget=Budget(chat_calls=10, cost=1.0, prices=prices))
+    settings = ServiceSettings(home=tmp_path, context=own)
+    context = context_of(settings, "ann", accepted(budget={"chat_calls": 99, "tokens": 7, "prices": {"image": 0}}))
+    assert context.budget == Budget(chat_calls=10, tokens=7, images=20, cost=1.0, prices=prices)
+    assert context_of(settings, "ann", accepted(budget={"cost": 0.1})).budget.cost == 0.1
+
+
+def test_a_key_has_a_quarter_of_the_queue_unless_the_operator_says_otherwise(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    assert ServiceSettings(home=tmp_path, queue=10).max_queued_per_key == 10
+    assert ServiceSettings(home=tmp_path, queue=10, keys=keys).max_queued_per_key == 3
+    assert ServiceSettings(home=tmp_path, queue=10, keys=keys, queue_per_key=7).max_queued_per_key == 7
 
 
 def test_a_service_is_open_to_others_only_on_purpose(tmp_path: Path) -> None:

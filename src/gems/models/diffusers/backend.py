@@ -16,10 +16,12 @@ from PIL import Image
 from gems.errors import BackendError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
 from gems.models.diffusers.defaults import prompting
-from gems.models.diffusers.loading import PipelineSource, accepts, is_out_of_memory
+from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
+from gems.models.diffusers.option_checks import ARGUMENTS, refusals
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
 from gems.models.diffusers.soundness import watch_pixels
-from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback
+from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.option_effects import OptionEffect, effects_of, require_honoured
 from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
 
@@ -88,7 +90,19 @@ class DiffusersGenerator:
             InputError: The pipeline cannot honour an option.
             BackendError: The pipeline does not exist, or this version of diffusers does not have it.
         """
-        return call_settings(self.name, self._source, self._options)
+        settings = call_settings(self.name, self._source, self._options)
+        require_honoured(self.name, self.option_effects())
+        return settings
+
+    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+        """See ``ExplainsOptions.option_effects``."""
+        arguments = call_settings(self.name, self._source, self._options)
+        defaults = {
+            option: arguments.get(argument, default_of(self._source.pipeline_class, argument))
+            for option, argument in ARGUMENTS.items()
+        }
+        reasons = refusals(self._source, self._options, arguments, here=here)
+        return effects_of(self._options, reasons, {name: v for name, v in defaults.items() if v is not None})
 
     def load(self) -> None:
         """Load the weights now rather than at the first image; with several devices, on the first one.
@@ -124,7 +138,7 @@ class DiffusersGenerator:
     @property
     def batch_size(self) -> int:
         """The most images in one call of the pipeline."""
-        if self._source.module != "diffusers":
+        if self._source.is_own:
             return 1  # our own pipelines gain nothing from batches, and without them their images are reproducible
         return self._options.batch_size or 1
 
@@ -172,10 +186,8 @@ class DiffusersGenerator:
             except RuntimeError as error:
                 failure = error if isinstance(error, BackendError) else self._failure(error, len(batch))
             else:
-                results |= {
-                    k: image if isinstance(image, BackendError) else GeneratedImage(requests[k], image, note)
-                    for k, image in zip(batch, images, strict=True)
-                }
+                for index, image in zip(batch, images, strict=True):
+                    results[index] = self._result(requests[index], image, note)
                 waiting, note = waiting[len(batch) :], None
                 continue
             if failure is None:
@@ -186,6 +198,15 @@ class DiffusersGenerator:
             results |= dict.fromkeys(batch, failure)
             waiting = waiting[len(batch) :]
         return results
+
+    def _result(
+        self, request: ImageRequest, image: Image.Image | BackendError, note: str | None
+    ) -> GeneratedImage | BackendError:
+        """An image with what is to be noted about it: the batch's note, and a size that was not asked for."""
+        if isinstance(image, BackendError):
+            return image
+        size = size_note(self.name, (self._options.width, self._options.height), image)
+        return GeneratedImage(request, image, "; ".join(filter(None, (note, size))) or None)
 
     def _failure(self, error: RuntimeError, batch: int) -> BackendError | None:
         """The error to report; None if a smaller batch may fit."""

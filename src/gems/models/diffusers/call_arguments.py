@@ -11,26 +11,15 @@ from PIL import Image
 from gems.errors import InputError
 from gems.models.diffusers.defaults import call_defaults
 from gems.models.diffusers.loading import PipelineSource, accepts
-from gems.models.diffusers.replicas import LOADING_OPTIONS
+from gems.models.diffusers.option_checks import ARGUMENTS
 from gems.models.generators import Edit, ImageRequest, edit_instruction
+from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions
 
 __all__ = ["call_settings", "drawing_arguments", "editing_arguments"]
 
 STRENGTH: Final = 0.6
 """How far an edit moves from its image by default, in (0, 1]; the default of diffusers' newer pipelines."""
-
-_ARGUMENTS: Final = {
-    "width": "width",
-    "height": "height",
-    "steps": "num_inference_steps",
-    "guidance_scale": "guidance_scale",
-    "true_cfg_scale": "true_cfg_scale",
-    "negative_prompt": "negative_prompt",
-}
-"""Options, and the arguments of a pipeline's call that they set."""
-
-_KNOWN_OPTIONS: Final = LOADING_OPTIONS | _ARGUMENTS.keys() | {"strength", "batch_size", "previews"}
 
 
 def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) -> dict[str, Any]:
@@ -42,23 +31,15 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
         options: The generator's options.
 
     Raises:
-        InputError: The pipeline cannot honour an option, or cannot draw from text.
+        InputError: The pipeline cannot draw from text.
         BackendError: The pipeline does not exist, or this version of diffusers does not have it.
     """
     kind = source.pipeline_class
-    fields = GeneratorOptions.model_fields
-    set_options = {option: value for option in fields if (value := getattr(options, option)) != fields[option].default}
-    for option in set_options:
-        if option not in _KNOWN_OPTIONS:
-            raise InputError(f"{name} runs in this process and has no use for the option {option}")
-        if option in _ARGUMENTS and not accepts(kind, _ARGUMENTS[option]):
-            raise InputError(f"{name}: {kind.__name__} takes no {option}; leave it out")
-    if "strength" in set_options and not (source.editing_class and accepts(source.editing_class, "strength")):
-        raise InputError(f"{name}: {kind.__name__} does not edit images by strength; leave it out")
     if source.only_edits and accepts(kind, "strength"):
         raise InputError(f"{name}: {kind.__name__} only refines images; use a text-to-image pipeline")
-    arguments = {_ARGUMENTS[option]: value for option, value in set_options.items() if option in _ARGUMENTS}
-    settings = call_defaults(kind.__name__, source.path) | arguments
+    changed = changed_options(options)
+    settings = call_defaults(kind.__name__, source.path)
+    settings |= {argument: changed[option] for option, argument in ARGUMENTS.items() if option in changed}
     if accepts(kind, "max_area") and "width" in settings and "height" in settings:
         settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales images to this area
     return settings

@@ -15,8 +15,8 @@ import huggingface_hub
 from safetensors import safe_open
 
 from gems.errors import BackendError
-from gems.models.devices import free_memory, pick_devices, pick_dtype
-from gems.models.diffusers.loading import PipelineSource, check_packages
+from gems.models.devices import free_memory, pick_devices
+from gems.models.diffusers.loading import PipelineSource, check_packages, number_type
 from gems.options import GeneratorOptions
 
 __all__ = ["describe", "weights_size"]
@@ -39,7 +39,7 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     check_packages(options)
     _check_components(source)
     devices = pick_devices(options.device)
-    dtype = pick_dtype(options.dtype, devices[0])
+    dtype = number_type(source, options, devices[0])
     parts = [f"{kind.__name__} of diffusers {diffusers.__version__}", f"{', '.join(devices)} with {str(dtype)[6:]}"]
     sizes = weights_size(source, options, dtype.itemsize)
     if sizes is None:

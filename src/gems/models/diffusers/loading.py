@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import huggingface_hub
 
 from gems.errors import BackendError, GemsError, InputError
+from gems.extras import how_to_install
+from gems.models.devices import pick_dtype
 from gems.models.local_weights import without_bars
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -22,7 +24,15 @@ from gems.secrets import one_line
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PipelineSource", "accepts", "check_packages", "is_out_of_memory", "load_pipeline"]
+__all__ = [
+    "PipelineSource",
+    "accepts",
+    "check_packages",
+    "default_of",
+    "is_out_of_memory",
+    "load_pipeline",
+    "number_type",
+]
 
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of weights files that can run code when they are loaded."""
@@ -176,6 +186,52 @@ class PipelineSource:
             if isinstance(value, list) and not name.startswith("_") and value[0]
         }
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a pipeline of this package, whose images are the same on every machine."""
+        return self.module != "diffusers"
+
+    def component_class(self, name: str) -> type | None:
+        """The class of a component of diffusers; None if there is no such component, or it is of another library."""
+        library, kind = self.components.get(name, ("", ""))
+        component = getattr(importlib.import_module("diffusers"), kind, None) if library == "diffusers" else None
+        return component if inspect.isclass(component) else None
+
+    def component_config(self, name: str | None) -> dict[str, Any]:
+        """A component's ``config.json``; empty if it cannot be had, or there is no such component."""
+        if name not in self.components:
+            return {}
+        if name not in self._configs:
+            self._configs[name] = self._read_config(name)
+        return self._configs[name]
+
+    @cached_property
+    def _configs(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def _read_config(self, component: str) -> dict[str, Any]:
+        try:
+            file = Path(self.folder, component, "config.json") if self.folder else self._downloaded_config(component)
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # loading the weights will say what is wrong with the folder or the hub
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _downloaded_config(self, component: str) -> Path:
+        file = f"{component}/config.json"
+        return Path(huggingface_hub.hf_hub_download(self.path, file, revision=self.commit))
+
+
+def number_type(source: PipelineSource, options: GeneratorOptions, device: str) -> torch.dtype:
+    """The number type of the weights. Our own keep the one with which their reproducible images were made."""
+    return pick_dtype("float32" if source.is_own else options.dtype, device)
+
+
+def default_of(kind: type[Any], argument: str) -> Any:
+    """The default of an argument of a pipeline class's call; None if it has none, or there is no such argument."""
+    parameter = inspect.signature(kind.__call__).parameters.get(argument)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
 
 @cache
 def accepts(kind: type[Any], argument: str) -> bool:
@@ -260,10 +316,7 @@ def check_packages(options: GeneratorOptions) -> None:
         choices = ", ".join(_PACKAGES)
         raise InputError(f"unknown quantization {quantization!r}; give {choices} or the path of a .gguf file")
     if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"quantization {quantization} needs the package {package}: "
-            f"pip install 'gems-graph[quantization]' (or {package})"
-        )
+        raise InputError(f"quantization {quantization} needs the package {package}: {how_to_install('quantization')}")
 
 
 def _refuse_pickles(source: PipelineSource) -> None:

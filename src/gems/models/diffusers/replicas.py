@@ -10,8 +10,8 @@ from functools import cache, cached_property
 from queue import LifoQueue
 from typing import Any, Final
 
-from gems.models.devices import pick_devices, pick_dtype
-from gems.models.diffusers.loading import PipelineSource, accepts, load_pipeline
+from gems.models.devices import pick_devices
+from gems.models.diffusers.loading import PipelineSource, accepts, load_pipeline, number_type
 from gems.models.diffusers.previews import Previews
 from gems.options import GeneratorOptions
 
@@ -45,10 +45,9 @@ class Replica:
     @cached_property
     def pipeline(self) -> Any:
         """The pipeline that draws from text."""
-        # Our own weights keep the number type with which the reproducible images of this package were made.
-        dtype = self._options.dtype if self._source.module == "diffusers" else "float32"
+        dtype = number_type(self._source, self._options, self.device)
         with _LOADING_LOCK:  # loading changes settings of torch and transformers that all threads share
-            return load_pipeline(self._source, self._options, self.device, pick_dtype(dtype, self.device))
+            return load_pipeline(self._source, self._options, self.device, dtype)
 
     @cached_property
     def editor(self) -> Any:

@@ -6,7 +6,6 @@ the words of the vocabulary; anything else is an error that names the unknown wo
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -24,6 +23,7 @@ from gems.models.pocket.vocabulary import (
     RELATIONS,
     SINGULARS,
     SYNONYMS,
+    with_near_words,
 )
 
 __all__ = ["MAX_GROUPS", "Question", "parse_prompt", "parse_question", "questions_of"]
@@ -48,7 +48,7 @@ _POLITE: Final = re.compile(
     r"(?:(?:(?:an?|the)\s+)?(?:photo|picture|image|drawing|painting|illustration)\s+(?:of|with)\s+)?"
 )
 _REAL_MODEL_HINT: Final = (
-    "the pocket models know 40 objects, 18 attributes and counts up to seven; "
+    "the pocket models know 40 objects, 18 attributes and counts up to seven (gems doctor lists them); "
     "for free language choose real models with --mllm and --generator"
 )
 
@@ -169,12 +169,8 @@ def _map_synonym(word: str) -> str:
 
 
 def _list_unknown(words: list[str]) -> str:
-    candidates = sorted({*SINGULARS, *PLURALS, *ATTRIBUTES[1:], *COUNTS, *SYNONYMS})
-    parts = []
-    for word in words:
-        near = difflib.get_close_matches(word, candidates, n=3, cutoff=0.6)
-        parts.append(f"{word!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
-    return ("word " if len(words) == 1 else "words ") + ", ".join(parts)
+    candidates = {*SINGULARS, *PLURALS, *ATTRIBUTES[1:], *COUNTS, *SYNONYMS}
+    return ("word " if len(words) == 1 else "words ") + with_near_words(words, candidates)
 
 
 _DIGITS: Final = tuple(str(n) for n in range(1000, 0, -1))

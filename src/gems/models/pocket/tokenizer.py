@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from gems.models.pocket.captions import WORDS
+from gems.models.pocket.vocabulary import with_near_words
 
 __all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "fault_of", "unknown_words"]
 
@@ -48,6 +49,6 @@ def fault_of(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """Why a prompt cannot be drawn; empty if it can."""
     words = unknown_words(tokenizer, prompt)
     if words:
-        return f"words outside the pocket generator's vocabulary: {', '.join(words)}"
+        return f"words outside the pocket generator's vocabulary: {with_near_words(words, WORDS)}"
     tokens, limit = len(tokenizer(prompt)["input_ids"]), tokenizer.model_max_length
     return "" if 1 < tokens <= limit else f"a prompt has 1 to {limit - 1} words and marks, not {tokens - 1}"

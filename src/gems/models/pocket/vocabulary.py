@@ -6,6 +6,8 @@ Forty objects, eighteen attributes, counts one to seven, six positions and three
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "SINGULARS",
     "SYNONYMS",
     "VERBS",
+    "WORD_LISTS",
     "ObjectWord",
+    "with_near_words",
 ]
 
 
@@ -143,3 +147,29 @@ SYNONYMS: Final[dict[str, str]] = {
     "wood": "wooden",
 }
 """Synonyms that the parser maps to a word of the vocabulary. It forms plurals in -s itself."""
+
+WORD_LISTS: Final[dict[str, tuple[str, ...]]] = {
+    "things": OBJECT_NAMES,
+    "colours": COLORS,
+    "materials": MATERIALS,
+    "patterns": PATTERNS,
+    "numbers": NUMBER_WORDS,
+    "positions": POSITIONS,
+    "actions": VERBS,
+    "other words for them": tuple(SYNONYMS),
+}
+"""What a user's prompt can be made of, by kind, for the documentation and for ``gems doctor``."""
+
+
+def with_near_words(words: Iterable[str], known_words: Collection[str]) -> str:
+    """A list of unknown words for an error message, each with the known words that are spelt like it.
+
+    Args:
+        words: The unknown words.
+        known_words: The words that could be meant.
+    """
+    candidates, parts = sorted(known_words), []
+    for word in words:
+        near = difflib.get_close_matches(word.lower(), candidates, n=3, cutoff=0.6)
+        parts.append(f"{word!r}" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+    return ", ".join(parts)

@@ -22,14 +22,17 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 import httpx
+from langgraph.errors import GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
-from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
+from gems.stopping import acquire, pause
 
 __all__ = [
     "CHECK_TIMEOUT",
@@ -40,10 +43,10 @@ __all__ = [
     "checked_url",
     "decode_image",
     "error_message",
+    "explain_options",
     "is_refusal",
     "json_body",
     "read_body",
-    "refuse_options",
 ]
 
 MAX_BYTES: Final = 64 * 2**20
@@ -106,6 +109,20 @@ class RemoteGenerator(ABC):
         return False
 
     @property
+    def requested_size(self) -> tuple[int | None, int | None]:
+        """Width and height that the server is asked for; None where it decides."""
+        return self.options.width, self.options.height
+
+    @property
+    def reproducible(self) -> bool:
+        """See ``generators.is_reproducible``."""
+        return True
+
+    def option_effects(self, *, here: bool = True) -> tuple[OptionEffect, ...]:
+        """See ``ExplainsOptions.option_effects``; the constructor has refused what the server would ignore."""
+        return effects_of(self.options, {})
+
+    @property
     def fingerprint(self) -> str:
         """The model's name and a hash of the server's address: only the server knows its weights.
 
@@ -145,21 +162,21 @@ class RemoteGenerator(ABC):
             return []
         report = on_step or (lambda _: None)
 
-        def draw(index: int) -> GeneratedImage | BackendError:
+        def draw(index: int) -> GeneratedImage | BackendError | GraphDrained:
             try:
                 image = self._retry(requests[index], lambda s: report(Step(index, s.step, s.steps, s.preview)))
-            except BackendError as error:
+            except (BackendError, GraphDrained) as error:
                 return error
             report(Step(index, 1, 1))
-            return GeneratedImage(requests[index], image)
+            return GeneratedImage(requests[index], image, size_note(self.name, self.requested_size, image))
 
         if len(requests) == 1:
-            return [draw(0)]
+            return _unless_stopped([draw(0)])
         # More threads than slots: while one decodes an image, another one uses its slot.
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
             # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
             futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
-            return [future.result() for future in futures]
+            return _unless_stopped([future.result() for future in futures])
 
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
@@ -167,7 +184,7 @@ class RemoteGenerator(ABC):
 
         def attempt() -> Image.Image:
             nonlocal deadline
-            with self._slots:
+            with acquire(self._slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 data = self.make(request, deadline, on_preview)
             return decode_image(data, self.name)
@@ -175,7 +192,9 @@ class RemoteGenerator(ABC):
         def is_over(state: RetryCallState) -> bool:
             return time.monotonic() + state.upcoming_sleep >= deadline
 
-        retrying = Retrying(retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, reraise=True)
+        retrying = Retrying(
+            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+        )
         try:
             return retrying(attempt)
         except PassingError as error:
@@ -250,6 +269,26 @@ class RemoteGenerator(ABC):
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _unless_stopped(
+    results: Sequence[GeneratedImage | BackendError | GraphDrained],
+) -> list[GeneratedImage | BackendError]:
+    """The results. If the run was stopped, the images that were made meanwhile are paid for, and kept.
+
+    Raises:
+        GraphDrained: The run was stopped before any image was made.
+    """
+    has_image = any(isinstance(result, GeneratedImage) for result in results)
+    kept: list[GeneratedImage | BackendError] = []
+    for result in results:
+        if not isinstance(result, GraphDrained):
+            kept.append(result)
+        elif has_image:
+            kept.append(BackendError(str(result), retryable=False))
+        else:
+            raise result
+    return kept
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------
@@ -379,16 +418,28 @@ def _pause(state: RetryCallState) -> float:
 # --- options --------------------------------------------------------------------------------------------------------
 
 
-def refuse_options(name: str, options: GeneratorOptions, supported: frozenset[str]) -> None:
-    """Refuse options that would be ignored.
+def explain_options(
+    name: str, options: GeneratorOptions, supported: frozenset[str], refusals: Mapping[str, str] | None = None
+) -> tuple[OptionEffect, ...]:
+    """What each option does with a server.
+
+    Args:
+        name: The generator's name, for error messages.
+        options: The options.
+        supported: The names of the options that reach the server or decide how it is asked.
+        refusals: Why supported options are refused, by name.
 
     Raises:
-        InputError: An option is set that the backend does not support.
+        RefusedOptionsError: An option would be ignored.
     """
-    defaults = GeneratorOptions()
-    for field in GeneratorOptions.model_fields:
-        if getattr(options, field) != getattr(defaults, field) and field not in supported:
-            raise InputError(f"{name} cannot honour the option {field}; it supports {', '.join(sorted(supported))}")
+    ignored = {
+        option: f"it cannot honour the option {option}; it supports {', '.join(sorted(supported))}"
+        for option in changed_options(options)
+        if option not in supported
+    }
+    effects = effects_of(options, {**(refusals or {}), **ignored})
+    require_honoured(name, effects)
+    return effects
 
 
 def checked_url(base_url: str) -> httpx.URL:

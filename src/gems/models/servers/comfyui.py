@@ -20,8 +20,8 @@ from gems.models.servers.base import (
     PassingError,
     RemoteGenerator,
     error_message,
+    explain_options,
     json_body,
-    refuse_options,
 )
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -44,10 +44,15 @@ class ComfyUIImages(RemoteGenerator):
         environment_key = os.environ.get("GEMS_IMAGE_API_KEY")
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
-        refuse_options(name, options, _SUPPORTED_OPTIONS)
+        explain_options(name, options, _SUPPORTED_OPTIONS)
         self._workflow = _read_workflow(options.workflow)
         self._prompt = _input_of(self._workflow, options.prompt_field, "prompt_field", "6.text")
         self._seed = _input_of(self._workflow, options.seed_field, "seed_field", "3.seed")
+        if self._prompt == self._seed:
+            raise InputError(f"{name}: prompt_field and seed_field are the same input, {options.seed_field}")
+        seed = self._workflow[self._seed[0]]["inputs"][self._seed[1]]
+        if isinstance(seed, str | bool) or not isinstance(seed, int | list):  # a list is a link to another node
+            raise InputError(f"{name}: seed_field {options.seed_field} holds {seed!r}, which is not a seed")
 
     @property
     def fingerprint(self) -> str:

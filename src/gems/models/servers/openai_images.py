@@ -29,10 +29,10 @@ from gems.models.servers.base import (
     RemoteGenerator,
     decode_image,
     error_message,
+    explain_options,
     is_refusal,
     json_body,
     read_body,
-    refuse_options,
 )
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -52,6 +52,13 @@ _EXTENSIONS: Final = {
 
 _MAX_PARTIAL_IMAGES: Final = 3
 """The most previews per image that OpenAI streams."""
+
+_SIZES: Final = {
+    "gpt-image-1": ("1024x1024", "1536x1024", "1024x1536"),
+    "dall-e-3": ("1024x1024", "1792x1024", "1024x1792"),
+    "dall-e-2": ("256x256", "512x512", "1024x1024"),
+}
+"""The sizes of OpenAI's models, by the beginning of their names (https://platform.openai.com/docs/api-reference/images)."""
 
 
 class OpenAIImages(RemoteGenerator):
@@ -75,7 +82,7 @@ class OpenAIImages(RemoteGenerator):
         self.model = model
         self.is_openai = self.url.host == httpx.URL(_OPENAI).host
         extensions = frozenset() if self.is_openai else frozenset(_EXTENSIONS)
-        refuse_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"})
+        explain_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
         self._refused_fields: set[str] = set()
 
     @property
@@ -84,6 +91,41 @@ class OpenAIImages(RemoteGenerator):
         if self.options.edits is not None:
             return self.options.edits
         return self.is_openai and self.model.startswith("gpt-image")
+
+    @property
+    def reproducible(self) -> bool:
+        """False for OpenAI's own API, and once a server has refused a seed."""
+        return not self.is_openai and "seed" not in self._refused_fields
+
+    @property
+    def _streams(self) -> bool:
+        """Whether the server streams partial images, of which only OpenAI's gpt-image models are known."""
+        return self.is_openai and self.model.startswith("gpt-image")
+
+    def _refusals(self) -> dict[str, str]:
+        """Options that this API knows, and this server or model would not honour."""
+        reasons: dict[str, str] = {}
+        if self.options.previews and not self._streams:
+            reasons["previews"] = "only OpenAI's gpt-image models stream previews; leave previews out"
+        elif self.options.previews > _MAX_PARTIAL_IMAGES:
+            reasons["previews"] = f"OpenAI streams at most {_MAX_PARTIAL_IMAGES} previews for an image"
+        sizes = next((sizes for prefix, sizes in _SIZES.items() if self.model.startswith(prefix)), None)
+        if self.is_openai and sizes and (size := self._size) and size not in sizes:
+            side = "width" if self.options.width else "height"
+            reasons[side] = f"{self.model} draws no images of {size}, only {', '.join(sizes)}"
+        return reasons | _guidance_refusals(self.options)
+
+    @property
+    def requested_size(self) -> tuple[int | None, int | None]:
+        """See ``RemoteGenerator.requested_size``; one side alone stands for a square."""
+        width, height = self.options.width, self.options.height
+        return width or height, height or width
+
+    @property
+    def _size(self) -> str | None:
+        """The requested size in the API's form."""
+        width, height = self.requested_size
+        return f"{width}x{height}" if width else None
 
     def check(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
@@ -119,7 +161,7 @@ class OpenAIImages(RemoteGenerator):
             body, _ = self.fetch("POST", "/images/edits", deadline, data=form, files=files)
             return self._image(body, deadline)
         partial = min(self.options.previews, _MAX_PARTIAL_IMAGES)
-        if partial and self.is_openai and self.model.startswith("gpt-image"):
+        if partial and self._streams:
             return self._stream(fields | {"stream": True, "partial_images": partial}, deadline, on_preview)
         body, _ = self.fetch("POST", "/images/generations", deadline, json=fields)
         return self._image(body, deadline)
@@ -127,8 +169,8 @@ class OpenAIImages(RemoteGenerator):
     def _fields(self, request: ImageRequest) -> dict[str, Any]:
         options = self.options
         fields: dict[str, Any] = {"model": self.model, "prompt": edit_instruction(request), "n": 1}
-        if options.width or options.height:
-            fields["size"] = f"{options.width or options.height}x{options.height or options.width}"
+        if self._size:
+            fields["size"] = self._size
         if not self.is_openai:
             fields["seed"] = request.seed
             extensions = {field: getattr(options, option) for option, field in _EXTENSIONS.items()}
@@ -229,7 +271,7 @@ class PlainImages(RemoteGenerator):
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
-        refuse_options(name, options, supported)
+        explain_options(name, options, supported, _guidance_refusals(options))
 
     def check(self) -> str:
         """Check that a server answers at the address, with whatever status."""
@@ -269,6 +311,19 @@ def _sources_of(item: object) -> list[str]:
 
 def _is_address(source: str) -> bool:
     return source.startswith(("http://", "https://")) or (source.startswith("/") and not source.startswith("/9j/"))
+
+
+def _guidance_refusals(options: GeneratorOptions) -> dict[str, str]:
+    """Why a negative prompt is refused: models use it only with guidance, and the options turn that off."""
+    scales = (options.guidance_scale, options.true_cfg_scale)
+    if options.negative_prompt is None or not any(scale is not None for scale in scales):
+        return {}
+    if any(scale is not None and scale > 1 for scale in scales):
+        return {}
+    return {
+        "negative_prompt": "models use a negative_prompt only with guidance, which the options turn off; set a "
+        "guidance_scale above 1, or leave the negative_prompt out"
+    }
 
 
 def _from_environment(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from langchain_core.language_models import BaseChatModel
 
 from gems.errors import InputError
+from gems.extras import how_to_install
 from gems.models.servers.base import checked_url
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
@@ -38,8 +39,8 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
             return _openai(model, options)
         return _by_provider(name, options)
     except ImportError as error:
-        package = f"langchain-{kind}" if kind != "openai" else "gems-graph[openai]"
-        raise InputError(f"the chat model {name!r} needs a package: pip install {package!r} ({error})") from error
+        command = how_to_install("openai") if kind == "openai" else f"pip install langchain-{kind}"
+        raise InputError(f"the chat model {name!r} needs a package ({error}): {command}") from error
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = one_line(error)
         raise InputError(f"cannot use the chat model {name!r}: {reason}; give {forms}") from error

@@ -149,7 +149,7 @@ def describe(source: ChatSource, options: ChatOptions) -> str:
     import transformers
 
     model_class = transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(source.config)]
-    device, dtype = _placement(options)
+    device, dtype = placement(options)
     source.processor()
     parts = [f"{model_class.__name__} of transformers {transformers.__version__}", f"{device} with {str(dtype)[6:]}"]
     parameters = source.parameters()
@@ -170,7 +170,12 @@ def describe(source: ChatSource, options: ChatOptions) -> str:
     return "; ".join(parts)
 
 
-def _placement(options: ChatOptions) -> tuple[str, torch.dtype]:
+def placement(options: ChatOptions) -> tuple[str, torch.dtype]:
+    """The device and the number type of the weights.
+
+    Raises:
+        InputError: This machine does not support an option.
+    """
     devices = pick_devices(options.device)
     if options.device and len(devices) > 1:
         raise InputError(f"a chat model in this process runs on one device, not on {options.device}")
@@ -221,7 +226,7 @@ def load_engine(source: ChatSource, options: ChatOptions) -> Engine:
     from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, GenerationConfig
 
     _ = source.config
-    (device, dtype), quantization = _placement(options), options.quantization
+    (device, dtype), quantization = placement(options), options.quantization
     processor = source.processor()
     try:
         with without_bars():

@@ -1,0 +1,108 @@
+"""The folder of an export: a manifest lists the files that the export made, and no other file is ever touched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gems.errors import InputError
+from gems.files import write_atomically
+
+__all__ = ["check_target", "publish"]
+
+_MANIFEST: Final = ".gems-export.json"
+
+
+class _Manifest(BaseModel):
+    """What an export made."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    files: dict[str, str]
+    """SHA-256 of each file, by its path in the folder."""
+
+
+def check_target(target: Path) -> None:
+    """Check that an export can be written to a folder: a new or empty one, or that of an earlier export.
+
+    Raises:
+        InputError: The folder holds other files alone, or a file of the earlier export was changed since.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir() or (not (target / _MANIFEST).exists() and any(target.iterdir())):
+        raise InputError(f"{target} exists and is no export; choose another folder")
+    for name, digest in _read(target).items():
+        path = target / name
+        if path.exists() and _digest(path) != digest:
+            raise InputError(f"{path} was changed since it was exported; move it away, or choose another folder")
+
+
+def publish(draft: Path, target: Path, about: dict[str, Any]) -> None:
+    """Move a finished export to its folder, in place of the files of an earlier export there. Other files stay.
+
+    Args:
+        draft: A folder with the new files, on the same file system.
+        target: The folder.
+        about: What else the manifest says.
+
+    Raises:
+        InputError: A file that is not an export's has the name of a new one.
+    """
+    files = {path.relative_to(draft).as_posix(): _digest(path) for path in draft.rglob("*") if path.is_file()}
+    earlier = _read(target) if target.exists() else {}
+    for name in files:
+        if name not in earlier and (target / name).exists():
+            raise InputError(f"{target / name} exists and is not the export's; choose another folder")
+    target.mkdir(parents=True, exist_ok=True)
+    # Until the end, the manifest lists the files of both: a crash leaves none that nobody made.
+    _write(target, about, {**earlier, **files})
+    for name in earlier:
+        (target / name).unlink(missing_ok=True)
+    for name in files:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (draft / name).replace(target / name)
+    for name in earlier:
+        _remove_empty_folders(target, name)
+    _write(target, about, files)
+    shutil.rmtree(draft)
+
+
+def _remove_empty_folders(target: Path, name: str) -> None:
+    for folder in list(PurePosixPath(name).parents)[:-1]:
+        path = target / folder
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _write(target: Path, about: dict[str, Any], files: dict[str, str]) -> None:
+    write_atomically(target / _MANIFEST, json.dumps({**about, "files": files}, indent=1).encode())
+
+
+def _read(target: Path) -> dict[str, str]:
+    """The files of an earlier export, by path. A manifest that names others is somebody's trap, or damaged."""
+    path = target / _MANIFEST
+    try:
+        files = _Manifest.model_validate_json(path.read_bytes()).files
+    except FileNotFoundError:
+        return {}
+    except (ValidationError, OSError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+        raise InputError(f"{path} cannot be read ({reason}); choose another folder") from None
+    root = target.resolve()
+    for name in files:
+        if name == _MANIFEST or not (root / name).resolve().is_relative_to(root) or (root / name).is_symlink():
+            raise InputError(f"{path} lists {name}, which is no file of an export; choose another folder")
+    return files
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,133 @@
+"""What a batch has begun: a prompt is written down before it spends anything, so that a kill hides no spending."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from gems.errors import InputError
+from gems.files import write_atomically
+from gems.graph.state import Usage
+
+__all__ = ["Journal", "PartialRun"]
+
+
+class PartialRun(BaseModel):
+    """What a run has spent, which may have no result yet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    run_id: str
+    usage: Usage
+
+
+class _Entry(BaseModel):
+    """A line of the journal."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    begin: str = ""
+    """The key of a prompt that begins."""
+    end: str = ""
+    """The key of a prompt that has ended, for now or for good."""
+    run: PartialRun | None = None
+    """What it has spent."""
+    lost_images: NonNegativeInt = 0
+    """Images that may have been paid for, and are in no result: they were in flight when a process was killed."""
+
+
+@dataclass
+class Journal:
+    """``begun.jsonl``: a line when a prompt begins, and another one when it ends.
+
+    A prompt that has begun and not ended was killed, or is in flight. What was killed may have cost as many images as
+    its process had asked for at that moment, and nobody has them.
+    """
+
+    path: Path
+    open: Counter[str] = field(default_factory=Counter)
+    """How often each prompt has begun without having ended, by key."""
+    runs: dict[str, PartialRun] = field(default_factory=dict)
+    """What runs had spent when the file was opened, by run id."""
+    lost_images: int = 0
+    """The most images that were in flight when a process was killed, all kills together."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        for entry in _read(self.path):
+            self._note(entry)
+            if entry.run is not None:
+                self.runs[entry.run.run_id] = entry.run
+
+    def begin(self, key: str) -> None:
+        """Note that a prompt begins. Once this returns, a crash of the machine does not lose it."""
+        self._write(_Entry(begin=key), flush=True)
+
+    def end(self, key: str, run: PartialRun | None = None, *, lost_images: int = 0) -> None:
+        """Note that a prompt has ended, for now or for good.
+
+        Args:
+            key: The prompt's.
+            run: What it has spent.
+            lost_images: Images that may have been paid for, and are in no result.
+        """
+        self._write(_Entry(end=key, run=run, lost_images=lost_images))
+
+    def compact(self, is_recorded: Callable[[PartialRun], bool]) -> None:
+        """Rewrite the file without what the results say too. For the one process that writes, before it begins.
+
+        Args:
+            is_recorded: Whether the results say all that a run has spent.
+        """
+        self.runs = {run_id: run for run_id, run in self.runs.items() if not is_recorded(run)}
+        kept = [_Entry(run=run) for run in self.runs.values()]
+        if self.lost_images:
+            kept.append(_Entry(lost_images=self.lost_images))
+        kept += [_Entry(begin=key) for key in self.open.elements()]
+        if kept:
+            write_atomically(self.path, b"".join(map(_line, kept)))
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, entry: _Entry, *, flush: bool = False) -> None:
+        with self._lock:
+            with self.path.open("ab") as file:
+                file.write(_line(entry))
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
+            self._note(entry)
+
+    def _note(self, entry: _Entry) -> None:
+        if entry.begin:
+            self.open[entry.begin] += 1
+        if entry.end:
+            self.open[entry.end] -= 1
+            if self.open[entry.end] <= 0:
+                del self.open[entry.end]
+        self.lost_images += entry.lost_images
+
+
+def _line(entry: _Entry) -> bytes:
+    return entry.model_dump_json(exclude_defaults=True).encode() + b"\n"
+
+
+def _read(path: Path) -> Iterator[_Entry]:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    *lines, _ = content.split(b"\n")  # a killed process may leave half a line at the end
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _Entry.model_validate_json(line)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]["msg"]
+            raise InputError(f"{path}, line {number} cannot be read ({fault}); delete that line") from None

@@ -1,0 +1,111 @@
+"""``latest.json``: the current or last start of a batch, for whoever watches it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from gems.bulk.limits import Limits
+from gems.errors import InputError
+from gems.files import write_atomically
+from gems.graph.state import Prices
+
+__all__ = ["Latest", "note_end", "note_start", "read_latest"]
+
+
+class Latest(BaseModel):
+    """A start of a batch."""
+
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    started: AwareDatetime | None = None
+    host: str = ""
+    pid: int = 0
+    process_started: str = ""
+    """When the process started, as its system tells, since numbers of processes are used again."""
+    concurrency: int = 1
+    on: str = ""
+    limits: dict[str, int | float] = Field(default_factory=dict)
+    prices: Prices = Prices()
+    ended: str | None = None
+    """Why the start has ended before all prompts had a result."""
+    is_over: bool = False
+    """Whether the start has ended."""
+
+    @property
+    def life(self) -> Literal["running", "over", "unknown"]:
+        """Whether the process still runs. Nobody can tell about another machine's."""
+        if self.is_over or not self.pid:
+            return "over"
+        if self.host != socket.gethostname():
+            return "unknown"
+        return "running" if _process_started(self.pid) == self.process_started else "over"
+
+
+def note_start(folder: Path, limits: Limits, concurrency: int, ray: str | None) -> None:
+    """Write down that this process works on the batch in a folder."""
+    all_limits = {"hours": limits.hours, **limits.spending.model_dump(exclude={"prices"})}
+    start = Latest(
+        started=datetime.now(UTC).replace(microsecond=0),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_started=_process_started(os.getpid()),
+        concurrency=concurrency,
+        on=f"ray {ray}" if ray else "this machine",
+        limits={name: value for name, value in all_limits.items() if value is not None},
+        prices=limits.spending.prices,
+    )
+    _write(folder, start)
+
+
+def note_end(folder: Path, reason: str | None) -> None:
+    """Write down that the start has ended, and why if not all prompts have a result."""
+    _write(folder, read_latest(folder).model_copy(update={"ended": reason, "is_over": True}))
+
+
+def read_latest(folder: Path) -> Latest:
+    """The batch's current or last start.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = folder / "latest.json"
+    try:
+        return Latest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Latest()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        location = ".".join(map(str, first["loc"]))
+        fault = f"{location}: {first['msg']}" if location else first["msg"]
+        raise InputError(f"{path} is damaged ({fault}); delete it, or start the batch again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _write(folder: Path, latest: Latest) -> None:
+    write_atomically(folder / "latest.json", json.dumps(latest.model_dump(mode="json"), indent=1).encode())
+
+
+def _process_started(pid: int) -> str:
+    """When a process started, in its system's own terms; empty if it does not run, "?" if nobody can tell."""
+    try:
+        # The second field is the command's name in brackets, which may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return ""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return "?"
+    except OSError:
+        return ""
+    return "?"

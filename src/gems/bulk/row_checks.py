@@ -1,0 +1,100 @@
+"""Checks the lines of ``results.jsonl``: people edit them, and every reader relies on their form."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+    model_validator,
+)
+
+from gems.graph.state import Outcome, Usage
+
+__all__ = ["check_row"]
+
+
+class _Checked(BaseModel):
+    """Other programs may add fields; those that ours read have to be right."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class _Requirement(_Checked):
+    id: str
+    question: str
+
+
+class _Attempt(_Checked):
+    round: NonNegativeInt
+    candidate: NonNegativeInt
+    strategy: str
+    prompt: str
+    seed: NonNegativeInt
+    score: float
+    passed: NonNegativeInt
+    total: NonNegativeInt
+    verdicts: dict[str, tuple[str, float]]
+    image: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Row(_Checked):
+    index: NonNegativeInt
+    line: NonNegativeInt = 0
+    id: str | None = None
+    prompt: str
+    seed: NonNegativeInt
+    copy_: NonNegativeInt = Field(default=0, alias="copy")
+    bound_to: str = ""
+    thread: str = ""
+    run_id: str = ""
+    outcome: Outcome | None = None
+    score: float = 0.0
+    rounds: NonNegativeInt = 0
+    requirements: list[_Requirement] = []
+    attempts: list[_Attempt] = []
+    best: NonNegativeInt | None = None
+    skills: list[str] = []
+    memories: list[str] = []
+    usage: Usage = Usage()
+    errors: list[str] = []
+    error: str = ""
+    error_kind: Literal["input", "backend"] | None = None
+    stopped_by_total: str = ""
+    seconds: NonNegativeFloat = 0.0
+    at: AwareDatetime | None = None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.best is not None and self.best >= len(self.attempts):
+            raise ValueError(f"best is {self.best}, but there are {len(self.attempts)} attempts")
+        if self.outcome is None and not self.error:
+            raise ValueError("there is neither an outcome nor an error")
+        if self.error and self.error_kind is None:
+            raise ValueError("there is an error, but no error_kind")
+        return self
+
+
+def check_row(line: bytes) -> dict[str, Any]:
+    """The result in a line.
+
+    Raises:
+        ValueError: The line is not a whole result; the message says what is wrong with it.
+    """
+    row = json.loads(line)
+    try:
+        _Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        location = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
+    assert isinstance(row, dict)
+    return row

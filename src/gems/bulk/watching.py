@@ -1,0 +1,123 @@
+"""How far a batch has come, read from its folder alone: nothing is locked or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from gems.bulk.jobs import Job
+from gems.bulk.journal import Journal
+from gems.bulk.latest import Latest, read_latest
+from gems.bulk.results import ResultsFile, Tally, read_manifest, saved_jobs
+from gems.errors import InputError
+from gems.graph.context import GemsContext
+from gems.graph.state import Prices, Usage
+
+__all__ = ["Progress", "read_progress"]
+
+_RESULTS_FOR_RATE: Final = 300
+"""Latest results that the rate is measured over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a batch has come."""
+
+    jobs: list[Job]
+    record: ResultsFile
+    journal: Journal
+    latest: Latest
+    candidates: int
+
+    @property
+    def prices(self) -> Prices:
+        """The prices of the last start."""
+        return self.latest.prices
+
+    @property
+    def tally(self) -> Tally:
+        """The prompts that have a result, by outcome."""
+        return self.record.tally(self.jobs, retried=True)
+
+    @property
+    def usage(self) -> Usage:
+        """What all starts have spent, as far as it is on disk."""
+        return sum(map(self.record.unrecorded, self.journal.runs.values()), self.record.usage)
+
+    @property
+    def state(self) -> str:
+        """What the batch is doing, or why it does nothing."""
+        groups, life = self._groups(), self.latest.life
+        if life == "running":
+            return "running"
+        if not (groups["not_begun"] or groups["begun"] or groups["cut_short"] or groups["to_retry"]):
+            return "finished"
+        if life == "unknown":
+            return f"running or killed on {self.latest.host}"
+        if self.latest.ended:
+            return self.latest.ended
+        if self.latest.is_over:
+            return "failed; the same command tries again" if groups["to_retry"] else "not finished"
+        return "killed" if self.latest.pid else "not running"
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        tally, groups, latest = self.tally, self._groups(), self.latest
+        is_running = latest.life == "running"
+        done = groups["finished"] + groups["failed"]
+        rate = self._rate() if is_running else None
+        return {
+            "state": self.state,
+            "prompts": len(self.jobs),
+            "done": done,
+            **groups,
+            "other_results": self.record.stray_count(self.jobs),
+            "outcomes": dict(tally.outcomes),
+            "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
+            "spent": {**self.usage.model_dump(mode="json"), "cost": round(self.prices.cost(self.usage), 4)},
+            "in_flight_at_a_kill_at_most": self._lost_images(is_running),
+            "limits": latest.limits,
+            "prompts_a_minute": rate and round(rate, 1),
+            "seconds_left": round(60 * (len(self.jobs) - done) / rate) if rate else None,
+            "started": latest.started.isoformat() if latest.started else None,
+            "host": latest.host or None,
+            "pid": latest.pid if is_running else None,
+        }
+
+    def _groups(self) -> dict[str, int]:
+        """How many prompts are finished, failed for good, to be tried again, cut short, begun, and not begun."""
+        begun = {*self.journal.open, *(run.key for run in self.journal.runs.values())}
+        groups = Counter(self.record.group(job) or ("begun" if job.key in begun else "not_begun") for job in self.jobs)
+        return {name: groups[name] for name in ("finished", "failed", "to_retry", "cut_short", "begun", "not_begun")}
+
+    def _lost_images(self, is_running: bool) -> int:
+        """The most images that were in flight when a process was killed; the next start finds out more exactly."""
+        unknown = 0 if is_running else self.journal.open.total()
+        return self.journal.lost_images + unknown * self.candidates
+
+    def _rate(self) -> float | None:
+        """Prompts per minute over the latest results of the current start. None: there are too few to say."""
+        start = self.latest.started
+        moments = [m for m in self.record.latest_moments(_RESULTS_FOR_RATE) if start is None or m >= start]
+        seconds = (datetime.now(UTC) - moments[0]).total_seconds() if len(moments) > 1 else 0.0
+        return 60 * len(moments) / seconds if seconds > 0 else None
+
+
+def read_progress(folder: Path) -> Progress:
+    """How far the batch in a folder has come.
+
+    Raises:
+        InputError: The folder holds no batch, or a file in it is damaged.
+    """
+    jobs, manifest = saved_jobs(folder), read_manifest(folder)
+    try:
+        candidates = GemsContext.model_validate(manifest.get("settings")).candidates
+    except ValidationError as error:
+        raise InputError(f"{folder / 'batch.json'} is damaged ({error.errors()[0]['msg']})") from None
+    record = ResultsFile(folder / "results.jsonl", bound_to=manifest["bound_to"])
+    return Progress(jobs, record, Journal(folder / "begun.jsonl"), read_latest(folder), candidates)

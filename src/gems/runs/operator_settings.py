@@ -1,0 +1,75 @@
+"""What a record leaves out of a run's settings, since only the operator gives it, and how a repetition gets it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from gems.authority import MODEL, OperatorOnly, operator_values, without_login
+from gems.errors import InputError
+from gems.graph.context import ROLES, GemsContext
+
+__all__ = ["adopt", "check_complete", "operator_settings"]
+
+
+def operator_settings(context: GemsContext) -> tuple[str, ...]:
+    """The paths of the settings that a record leaves out, but that a run cannot be repeated without.
+
+    Model names are in the record. A key can come from the environment instead.
+    """
+    values = operator_values(context)
+    return tuple(v.path for v in values if v.kind != MODEL and not v.path.endswith(".api_key"))
+
+
+def adopt(context: GemsContext, operator: GemsContext) -> GemsContext:
+    """Settings that were read from data, with all that only the operator gives taken from the operator's settings.
+
+    Model names stay, except that one whose address has a login in it takes the place of the same without.
+    """
+    names = {
+        name: getattr(operator, name)
+        for name in ("mllm", "generator", "embedder", *ROLES)
+        if without_login(getattr(operator, name) or "") == getattr(context, name)
+    }
+    options = {
+        name: getattr(context, name).model_copy(update=_operators_own(getattr(operator, name)))
+        for name in ("chat_options", "generator_options")
+    }
+    update = {**names, **options, **_operators_own(operator)}
+    return context.model_copy(update=update).with_authority(operator.authority)
+
+
+def check_complete(context: GemsContext, paths: Iterable[str], run: str) -> None:
+    """Check that all settings that a record left out were given again.
+
+    Args:
+        context: The settings, with the operator's.
+        paths: The settings that the record left out, see ``operator_settings``.
+        run: Names the run in the error.
+
+    Raises:
+        InputError: One was not given.
+    """
+    present = set(operator_settings(context))
+    for path in paths:
+        if path not in present:
+            raise InputError(f"{run} was made with {_option_of(path)}, which no record keeps: give it again")
+
+
+def _option_of(path: str) -> str:
+    """How the command line gives a setting that only the operator gives."""
+    group, _, name = path.rpartition(".")
+    model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
+    info = model.model_fields.get(name)
+    marks = [mark.option for mark in info.metadata if isinstance(mark, OperatorOnly)] if info else []
+    return marks[0] if marks else path
+
+
+def _operators_own(settings: BaseModel) -> dict[str, Any]:
+    """The values in these settings that a record leaves out, and that only the operator gives."""
+    fields = type(settings).model_fields.items()
+    marked = {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
+    values = {name: getattr(settings, name) for name, mark in marked.items() if mark.kind != MODEL}
+    return {name: value for name, value in values.items() if marked[name].applies(value)}

@@ -1,0 +1,75 @@
+"""The runs in the ledger that are being deleted, and the images that nothing else in it refers to."""
+
+from __future__ import annotations
+
+import time
+
+from gems.graph.state import ImageRef
+from gems.serve.ledger_file import LedgerFile
+
+__all__ = ["DeletedRuns"]
+
+_MARK = "UPDATE runs SET deleted_at = ?, idempotency_key = NULL"
+
+
+class DeletedRuns:
+    """Marks runs as deleted, and drops them in the end. Every method is one transaction, and is safe for threads.
+
+    Args:
+        file: The ledger's file.
+    """
+
+    def __init__(self, file: LedgerFile) -> None:
+        self._file = file
+
+    def mark(self, run: str) -> None:
+        """Mark a run that has ended. From now on, nobody sees it, and its idempotency key is free."""
+        with self._file.transaction() as db:
+            keys = db.execute("SELECT user, idempotency_key FROM runs WHERE id = ?", (run,)).fetchall()
+            db.execute(f"{_MARK} WHERE id = ? AND ended_at IS NOT NULL AND deleted_at IS NULL", (time.time(), run))
+            for user, key in keys:
+                if key is not None:  # a request's runs share its key: half of them are no answer to a second request
+                    first, _, _ = key.partition("\n")
+                    db.execute(
+                        "UPDATE runs SET idempotency_key = NULL WHERE user = ? AND "
+                        "(idempotency_key = ? OR (idempotency_key > ? AND idempotency_key < ?))",
+                        (user, first, f"{first}\n", f"{first}\x0b"),
+                    )
+
+    def mark_older(self, ended_before: float) -> None:
+        """Mark all runs that ended before a time, in seconds since 1970."""
+        with self._file.transaction() as db:
+            db.execute(f"{_MARK} WHERE ended_at < ? AND deleted_at IS NULL", (time.time(), ended_before))
+
+    def marked(self) -> list[tuple[str, str]]:
+        """The user and the id of each marked run."""
+        rows = self._file.query("SELECT user, id FROM runs WHERE deleted_at IS NOT NULL ORDER BY sequence")
+        return [(user, run) for user, run in rows]
+
+    def is_drawn_again(self, run: str) -> bool:
+        """Whether a run with the same prompt is in progress: with the same seed, it makes the same images."""
+        statement = (
+            "SELECT 1 FROM runs AS deleted JOIN runs AS other USING (user, prompt) "
+            "WHERE deleted.id = ? AND other.status = 'running' LIMIT 1"
+        )
+        return bool(self._file.query(statement, (run,)))
+
+    def own_images(self, run: str) -> list[ImageRef]:
+        """The images of a run that no other run which has ended refers to."""
+        rows = self._file.query(
+            "SELECT ref FROM images AS own WHERE run = ? AND NOT EXISTS (SELECT 1 FROM images AS other "
+            "WHERE other.user = own.user AND other.sha256 = own.sha256 AND other.run != own.run)",
+            (run,),
+        )
+        return [ImageRef.model_validate_json(ref) for (ref,) in rows]
+
+    def unfinished_of(self, user: str) -> list[str]:
+        """The ids of a user's runs that have not ended."""
+        rows = self._file.query("SELECT id FROM runs WHERE user = ? AND ended_at IS NULL", (user,))
+        return [run for (run,) in rows]
+
+    def drop(self, run: str) -> None:
+        """Remove a marked run from the ledger. What it used stays charged."""
+        with self._file.transaction() as db:
+            db.execute("DELETE FROM images WHERE run = ?", (run,))
+            db.execute("DELETE FROM runs WHERE id = ? AND deleted_at IS NOT NULL", (run,))

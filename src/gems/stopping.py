@@ -1,0 +1,75 @@
+"""Waiting that ends when a run is asked to stop: for a server's retry, or for a turn to ask it.
+
+A run that is stopped while it waits has lost nothing. It stops as LangGraph stops runs between two nodes, and can be
+continued from the node that waited.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+from langgraph.errors import GraphDrained
+
+__all__ = ["acquire", "ending", "pause", "stopping"]
+
+_POLL_SECONDS: Final = 0.1
+"""Seconds between two looks at whether a stop is requested."""
+_STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=lambda: False)
+_ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
+
+
+@contextmanager
+def stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
+    """Let waits inside the block end once the run is to stop at its next step."""
+    token = _STOPPING.set(is_requested)
+    try:
+        yield
+    finally:
+        _STOPPING.reset(token)
+
+
+@contextmanager
+def ending(is_requested: Callable[[], bool]) -> Iterator[None]:
+    """Let waits for servers that fail end inside the block, once runs are to finish what they are doing."""
+    token = _ENDING.set(is_requested)
+    try:
+        yield
+    finally:
+        _ENDING.reset(token)
+
+
+def pause(seconds: float) -> None:
+    """Wait before a server is asked again.
+
+    Raises:
+        GraphDrained: A stop was requested before or meanwhile.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        if _STOPPING.get()() or _ENDING.get()():
+            raise GraphDrained("stopped while waiting for a server")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, _POLL_SECONDS))
+
+
+@contextmanager
+def acquire(slots: threading.Semaphore) -> Iterator[None]:
+    """Hold one of the slots for the block, after waiting for it.
+
+    Raises:
+        GraphDrained: The run was to stop before it got one.
+    """
+    while not slots.acquire(timeout=_POLL_SECONDS):
+        if _STOPPING.get()():
+            raise GraphDrained("stopped before its turn")
+    try:
+        yield
+    finally:
+        slots.release()
