@@ -4,8 +4,8 @@
 
 Every chat answer of ``benchmarks/odd_answers.py`` has items that can be read; about 3 in 10 of its images are none. The
 runs go through the real graph, LangChain's client and HTTP, with all four ways of asking for forms and three kinds of
-image servers. A run may end as ``failed`` only if no image of it could be read. The figures go to stdout as JSON, the
-progress to stderr. Exit code 1 if a figure that must be 0 is not.
+image servers. A run may end as ``failed`` only if it has asked for images and none could be read. The figures go to
+stdout as JSON, the progress to stderr. Exit code 1 if a figure that must be 0 is not.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import httpx
 
+from gems.authority import OPERATOR
 from gems.errors import GemsError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -91,9 +92,11 @@ class _Runner:
         common = {"timeout": 10.0, "concurrency": 8}
         fields = {"workflow": str(workflow), "prompt_field": "6.text", "seed_field": "3.seed"}
         generators = [
-            init_image_generator("openai:x", GeneratorOptions(base_url=f"{address}/v1", api_key="none", **common)),
-            init_image_generator(f"http:{address}/draw", GeneratorOptions(**common)),
-            init_image_generator(f"comfyui:{address}", GeneratorOptions(**common, **fields)),
+            init_image_generator(
+                "openai:x", GeneratorOptions(base_url=f"{address}/v1", api_key="none", **common), OPERATOR
+            ),
+            init_image_generator(f"http:{address}/draw", GeneratorOptions(**common), OPERATOR),
+            init_image_generator(f"comfyui:{address}", GeneratorOptions(**common, **fields), OPERATOR),
         ]
         store = ImageStore(folder / "images")
         retry = RETRY._replace(initial_interval=0.01, max_interval=0.05)
@@ -105,7 +108,7 @@ class _Runner:
                 memory=False,
                 max_rounds=2,
                 candidates=8,
-            )
+            ).as_operator()
             for way in WAYS
         ]
 
@@ -122,7 +125,7 @@ class _Runner:
         return prompt, output, ""
 
 
-def _note(figures: Figures, prompt: str, output: GemsOutput | None, trace: str, readable: dict[str, int]) -> None:
+def _note(figures: Figures, prompt: str, output: GemsOutput | None, trace: str, log: dict[str, dict[str, int]]) -> None:
     figures.runs += 1
     if output is None:
         figures.tracebacks += 1
@@ -130,7 +133,7 @@ def _note(figures: Figures, prompt: str, output: GemsOutput | None, trace: str, 
         return
     outcome = output["outcome"] or "none"
     figures.outcomes[outcome] += 1
-    if outcome == "failed" and readable.get(prompt):
+    if outcome == "failed" and (log["readable"].get(prompt) or not log["images"].get(prompt)):
         figures.failed_though_readable += 1
         figures.examples += output.get("errors", [])
     for verdict in (v for attempt in output.get("attempts", []) for v in attempt.answers):
@@ -149,9 +152,9 @@ def measure(answers: int, seed: int) -> dict[str, Any]:
                 print(f"{figures.runs} runs, {dict(counts)}", file=sys.stderr, flush=True)
                 results = list(pool.map(runner.run, range(number, number + 40)))
                 number += len(results)
-                readable = _log(address)["readable"]
+                log = _log(address)
                 for prompt, output, trace in results:
-                    _note(figures, prompt, output, trace, readable)
+                    _note(figures, prompt, output, trace, log)
         counts = _log(address)["counts"]
     return {
         "chat_answers": counts["chat"],

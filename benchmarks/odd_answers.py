@@ -2,7 +2,7 @@
 
 It speaks OpenAI's chat and images protocols, the plain one, and ComfyUI's. Reasons of verdicts say what was meant, so
 that a reader can be checked. ``benchmarks/answer_fuzz.py`` starts it; it prints its port, and ``GET /log`` tells how
-many answers it gave, and how many images of each prompt could be read.
+many answers it gave, and for each prompt how many images, and how many of them could be read.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def fill(random_: random.Random, form: str, text: str) -> Any:
             names = re.findall(r"^([rs]\d+): ", text, re.MULTILINE)
             return _list_form(random_, "verdicts", _items(random_, [_verdict(random_, name) for name in names]))
         case "Requirements":
-            asked = [_requirement(random_, q) for q in random_.sample(QUESTIONS, random_.randint(2, 4))]
-            return _list_form(random_, "requirements", _items(random_, asked))
+            requirements = [_requirement(random_, q) for q in random_.sample(QUESTIONS, random_.randint(2, 4))]
+            return _list_form(random_, "requirements", _items(random_, requirements))
         case "Refinement":
             fields = {"experience": random_.choice(["a lesson", None, ["a", "b"], 3]), "prompt": words}
             if random_.random() < 0.8:
@@ -164,8 +164,8 @@ def _call(random_: random.Random, form: str, filled: Any) -> dict[str, Any]:
 def _content(random_: random.Random, filled: Any) -> Any:
     text = json.dumps(filled, indent=random_.choice([None, 1]))
     texts = [text, f"Sure [1]!\n```json\n{text}\n```\nAnything else?", f"<think>Hm {{1}}.</think>{text}", f"\n{text}\n"]
-    chosen = random_.choice(texts)
-    return random_.choice([chosen, chosen, [{"type": "text", "text": chosen}, {"type": "x"}], filled])
+    answer = random_.choice(texts)
+    return random_.choice([answer, answer, [{"type": "text", "text": answer}, {"type": "x"}], filled])
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -193,11 +193,11 @@ def openai_answer(random_: random.Random, data: bytes) -> Any:
     """An answer to ``POST /images/generations`` with this file in it."""
     encoded = base64.b64encode(data).decode()
     lines = "\n".join(encoded[at : at + 60] for at in range(0, len(encoded), 60))
-    written = random_.choice([encoded, lines, f"data:image/png;base64,{encoded}", encoded.rstrip("="), f" {encoded}\n"])
+    text = random_.choice([encoded, lines, f"data:image/png;base64,{encoded}", encoded.rstrip("="), f" {encoded}\n"])
     item = random_.choice(
         [
-            {"b64_json": written, "url": None},
-            {"b64_json": written},
+            {"b64_json": text, "url": None},
+            {"b64_json": text},
             {"b64_json": None, "url": f"data:image/png;base64,{encoded}"},
         ]
     )
@@ -252,6 +252,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     random: ClassVar = random.Random(7)
     counts: ClassVar[Counter[str]] = Counter()
+    images: ClassVar[Counter[str]] = Counter()
     readable: ClassVar[Counter[str]] = Counter()
     lock: ClassVar = threading.Lock()
 
@@ -262,15 +263,12 @@ class Handler(BaseHTTPRequestHandler):
         """History and files of ComfyUI, and the log."""
         path = urlsplit(self.path)
         if path.path == "/log":
-            return self._json({"counts": self.counts, "readable": self.readable})
+            return self._json({"counts": self.counts, "images": self.images, "readable": self.readable})
         random_, query = self._next_random(), dict(parse_qsl(path.query))
         if path.path.startswith("/history/"):
             run = path.path.removeprefix("/history/")
             is_good = random_.random() < 0.7
-            if is_good:
-                self._count("images", bytes.fromhex(run).decode())
-            else:
-                self._count("images")
+            self._count_image(bytes.fromhex(run).decode(), is_good=is_good)
             return self._json(history(random_, run, is_good=is_good))
         assert query
         return self._send(image_file(random_), "image/png")
@@ -281,13 +279,14 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = json.loads(body) if body else dict(parse_qsl(path.query))
         if path.path.endswith("/chat/completions"):
-            self._count("chat")
+            with self.lock:
+                self.counts["chat"] += 1
             return self._json(completion(random_, request))
         if path.path == "/prompt":
             nodes = request["prompt"]
             return self._json({"prompt_id": nodes["6"]["inputs"]["text"].encode().hex(), "node_errors": None})
         is_good = random_.random() < 0.7
-        self._count("images", request["prompt"] if is_good else "")
+        self._count_image(request["prompt"], is_good=is_good)
         data = image_file(random_) if is_good else bad_file(random_)
         if path.path == "/draw":
             kinds = ["image/png", "application/octet-stream", "text/plain"] if is_good else ["image/png", "text/html"]
@@ -299,12 +298,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:
             return random.Random(self.random.getrandbits(64))
 
-    def _count(self, kind: str, prompt: str = "") -> None:
-        match = PROMPT.search(prompt)
+    def _count_image(self, draft: str, *, is_good: bool) -> None:
+        match = PROMPT.search(draft)
         with self.lock:
-            self.counts[kind] += 1
+            self.counts["images"] += 1
             if match:
-                self.readable[match[0]] += 1
+                self.images[match[0]] += 1
+                self.readable[match[0]] += is_good
 
     def _json(self, answer: Any) -> None:
         self._send(json.dumps(answer).encode(), "application/json")

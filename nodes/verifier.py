@@ -79,7 +79,7 @@ class AnsweredQuestion(Item):
         """See ``Item.stand_in``: an unreadable answer is unsure, so that it contradicts a second answer."""
         fields = {str(key).casefold(): value for key, value in raw.items()} if isinstance(raw, Mapping) else {}
         name = fields.get("id")
-        if not isinstance(name, (str, int)):
+        if not isinstance(name, (str, int)) or fields.get("answer") is None:
             return None
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
@@ -285,10 +285,10 @@ def inspect_image(
     return [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
 
 
-def _by_question(requirements: Sequence[Requirement], named: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+def _by_question(requirements: Sequence[Requirement], pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     """What has the id of a question, in whatever spelling, by the question's own id."""
     groups: dict[str, list[T]] = {}
-    for name, value in named:
+    for name, value in pairs:
         if question := question_of(name, requirements):
             groups.setdefault(question.id, []).append(value)
     return groups

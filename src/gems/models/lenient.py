@@ -161,7 +161,8 @@ def is_broken_json(text: str) -> bool:
 
 
 def _scan(text: str) -> tuple[list[Any], bool]:
-    decoder, position, values, is_broken = json.JSONDecoder(strict=False), 0, [], False
+    decoder, values = json.JSONDecoder(strict=False), list[Any]()
+    position, is_broken = 0, False
     while match := _OPENING.search(text, position):
         try:
             value, position = decoder.raw_decode(text, match.start())
@@ -205,9 +206,8 @@ def _read_note(raw: Any) -> str:
         return ""
 
 
-_ANSWERS: Final[dict[str, Answer]] = dict.fromkeys(("yes", "y", "yep", "yeah", "true", "1"), "yes") | dict.fromkeys(
-    ("no", "n", "nope", "false", "0"), "no"
-)
+_YES_WORDS: Final = frozenset({"yes", "y", "yep", "yeah", "true", "1"})
+_NO_WORDS: Final = frozenset({"no", "n", "nope", "false", "0"})
 
 
 def _read_answer(raw: Any) -> Answer:
@@ -215,7 +215,7 @@ def _read_answer(raw: Any) -> Answer:
     if isinstance(raw, (bool, int, float)) and raw in (0, 1):
         return "yes" if raw else "no"
     if isinstance(raw, str) and (word := bare_word(raw)):
-        return _ANSWERS.get(word, "unsure")
+        return "yes" if word in _YES_WORDS else "no" if word in _NO_WORDS else "unsure"
     raise ValueError("it must be yes, no or unsure")
 
 

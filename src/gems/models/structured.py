@@ -214,19 +214,19 @@ def invoke(call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessag
 def _without_system_role(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
     """The conversation with the text of its system messages at the beginning of the user's first message."""
     instructions = "\n\n".join(str(m.text) for m in messages if m.type == "system")
-    others = [m for m in messages if m.type != "system"]
-    first = next((i for i, m in enumerate(others) if m.type == "human"), None)
+    turns = [m for m in messages if m.type != "system"]
+    first = next((i for i, m in enumerate(turns) if m.type == "human"), None)
     if not instructions:
-        return others
+        return turns
     if first is None:
-        return [HumanMessage(instructions), *others]
-    content = others[first].content
+        return [HumanMessage(instructions), *turns]
+    content = turns[first].content
     if isinstance(content, str):
         joined: str | list[Any] = f"{instructions}\n\n{content}"
     else:
         joined = [{"type": "text", "text": instructions}, *content]
-    others[first] = others[first].model_copy(update={"content": joined})
-    return others
+    turns[first] = turns[first].model_copy(update={"content": joined})
+    return turns
 
 
 _NO_SYSTEM_ROLE: Final = re.compile(
@@ -444,9 +444,9 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
     """The items of a form with one list, if the model made a call for each of them."""
-    [field, *others] = schema.model_fields
+    field = next(iter(schema.model_fields))
     lists = [call[field] for call in calls if isinstance(call.get(field), list)]
-    if not others and len(lists) > 1:
+    if len(schema.model_fields) == 1 and len(lists) > 1:
         yield {field: list(itertools.chain.from_iterable(lists))}
 
 

@@ -326,10 +326,12 @@ def _verify(questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
     from gems.models.pocket.vision import look
 
     sight = look(images[-1]) if images else None
-    asked = {name: parse_question(text) for name, _, text in (line.partition(":") for line in questions.splitlines())}
-    numbers = _numbers(sight, [question for question in asked.values() if question]) if sight else {}
+    meanings = {
+        name: parse_question(text) for name, _, text in (line.partition(":") for line in questions.splitlines())
+    }
+    numbers = _numbers(sight, [question for question in meanings.values() if question]) if sight else {}
     verdicts = []
-    for name, question in asked.items():
+    for name, question in meanings.items():
         if sight is None or question is None:
             reason = "no image was shown" if sight is None else "outside the pocket model's vocabulary"
             verdicts.append({"id": name, "answer": "unsure", "confidence": 0.0, "reason": reason})
@@ -383,13 +385,13 @@ def _numbers(sight: Any, questions: Sequence[Question]) -> dict[int, int | None]
     """
     numbers: dict[int, int | None] = {}
     for obj in {question.object for question in questions}:
-        asked = {q.count for q in questions if q.kind == "count" and q.object == obj}
-        likeliest_asked = max(sorted(asked), key=lambda n: _p_number(sight, obj, n), default=None)
-        if likeliest_asked is not None and _p_number(sight, obj, likeliest_asked) >= 0.5:
-            numbers[obj] = likeliest_asked
+        counts = {q.count for q in questions if q.kind == "count" and q.object == obj}
+        likeliest = max(sorted(counts), key=lambda n: _p_number(sight, obj, n), default=None)
+        if likeliest is not None and _p_number(sight, obj, likeliest) >= 0.5:
+            numbers[obj] = likeliest
         else:
             count = max(1, sight.count(obj)) if sight.p_object(obj) >= 0.5 else 0
-            numbers[obj] = None if count in asked else count
+            numbers[obj] = None if count in counts else count
     return numbers
 
 

@@ -114,6 +114,7 @@ def test_it_judges_from_pixels() -> None:
     assert "no cars seen" in unseen[0].reason
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.03, 1), st.floats(0, 1), st.floats(0, 1)), max_size=9),
