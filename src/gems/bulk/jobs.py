@@ -73,7 +73,7 @@ def job_of(fields: Any) -> Job:
     """
     if not isinstance(fields, dict):
         raise ValueError("it is no object")
-    numbers = {"index": fields.get("index"), "seed": fields.get("seed")}
+    numbers: dict[str, Any] = {"index": fields.get("index"), "seed": fields.get("seed")}
     numbers |= {name: fields.get(name, 0) for name in ("line", "copy")}
     for name, number in numbers.items():
         if type(number) is not int or number < 0:
