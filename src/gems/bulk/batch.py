@@ -20,9 +20,9 @@ from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 from langgraph.types import StateSnapshot
 
+from gems.bulk.account import Account, AccountStart
 from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal, PartialRun
-from gems.bulk.ledger import Ledger, LedgerStart
 from gems.bulk.limits import Limits, Share, most_of_a_run
 from gems.bulk.results import (
     AttemptFields,
@@ -64,10 +64,10 @@ __all__ = [
     "FailureStreak",
     "Stop",
     "Worker",
+    "account_start",
     "brief",
     "check_skills",
     "images_location",
-    "ledger_start",
     "open_generator",
     "open_worker",
     "run_batch",
@@ -133,18 +133,18 @@ class Batch:
     """The limit for the whole batch that ended it."""
     failure_message: str | None = None
     """The backend failures in a row that ended it, as one line."""
-    ledger: Ledger | None = None
+    account: Account | None = None
     """What the batch has spent, with what is in no result."""
 
     @property
     def usage(self) -> Usage:
         """What all starts have spent."""
-        return self.ledger.usage if self.ledger else self.record.usage
+        return self.account.usage if self.account else self.record.usage
 
     @property
     def lost_images(self) -> int:
         """The most images that were in flight when a process was killed, and may have been paid for."""
-        return self.ledger.lost_images if self.ledger else 0
+        return self.account.lost_images if self.account else 0
 
     def rows(self) -> list[BatchRow]:
         """All results, in the jobs' order."""
@@ -245,8 +245,8 @@ class Worker:
         return self.graph.get_state({"configurable": {"thread_id": self._thread(key)}})
 
 
-def ledger_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits, concurrency: int) -> LedgerStart:
-    """What a batch's ledger begins with: what earlier starts have spent, killed ones too.
+def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits, concurrency: int) -> AccountStart:
+    """What a batch's account begins with: what earlier starts have spent, killed ones too.
 
     Args:
         out: The batch's folder.
@@ -264,22 +264,22 @@ def ledger_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits,
     journal.compact(lambda run: record.unrecorded(run) == Usage())
     usage = sum(unrecorded, record.usage + Usage(images=journal.lost_images))
     most = most_of_a_run(worker.context)
-    return LedgerStart(path, limits, usage, record.max_usage, most, candidates, concurrency)
+    return AccountStart(path, limits, usage, record.max_usage, most, candidates, concurrency)
 
 
 class SharesOut(Protocol):
-    """What a prompt needs of a ledger, which may be in another process."""
+    """What a prompt needs of a account, which may be in another process."""
 
     def wait_to_begin(self, key: str, before: Usage, is_stopped: Callable[[], bool]) -> Share | None:
-        """See ``Ledger.wait_to_begin``."""
+        """See ``Account.wait_to_begin``."""
         ...
 
     def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
-        """See ``Ledger.finish``."""
+        """See ``Account.finish``."""
         ...
 
 
-def run_within(ledger: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
+def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
     """Run a prompt within the batch's limits. Returns its result; None if it may not begin, or is stopped.
 
     A run that its share has cut short goes on as soon as there is more.
@@ -289,11 +289,11 @@ def run_within(ledger: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         worker.reopen(job)
         run = worker.spent(job.key)
         before = run.usage if run else Usage()
-        share = ledger.wait_to_begin(job.key, before, lambda: worker.stop.is_requested)
+        share = account.wait_to_begin(job.key, before, lambda: worker.stop.is_requested)
         if share is None:
             return row
         row = worker.run(job, share)
-        ledger.finish(job.key, worker.spent(job.key), row)
+        account.finish(job.key, worker.spent(job.key), row)
         if row is None or "stopped_by_total" not in row:
             return row
 
@@ -403,9 +403,9 @@ def check_skills(context: GemsContext, expected: Mapping[str, str]) -> None:
         InputError: They are not.
     """
     if (current := skills_of(context)) != expected:
-        changed = sorted(n for n in {*current, *expected} if current.get(n) != expected.get(n))
+        names = sorted(n for n in {*current, *expected} if current.get(n) != expected.get(n))
         raise InputError(
-            f"the batch has begun with other skills, or other contents of them ({', '.join(changed[:5])}): restore "
+            f"the batch has begun with other skills, or other contents of them ({', '.join(names[:5])}): restore "
             "them, or choose another folder with --out"
         )
 
@@ -548,14 +548,14 @@ def run_batch(
             store=store,
             images=images,
         ) as worker:
-            ledger = ledger_start(out, record, worker, limits or Limits(), concurrency).open()
+            account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             return _run_jobs(
                 jobs,
                 record,
-                partial(run_within, ledger, worker),
+                partial(run_within, account, worker),
                 concurrency=concurrency,
                 stop=stop,
-                ledger=ledger,
+                account=account,
                 sample=sample,
                 on_start=on_start,
                 on_done=on_done,
@@ -602,15 +602,15 @@ def _run_jobs(
     stop: Stop,
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
-    ledger: Ledger | None = None,
+    account: Account | None = None,
     sample: Sequence[Job] = (),
     on_final: Callable[[Job], None] = lambda job: None,
 ) -> Batch:
     streak = FailureStreak(stop, concurrency)
     on_start(record.tally(jobs))
-    pool = _JobPool(work, concurrency, stop, record, ledger, streak, on_done, on_final)
+    pool = _JobPool(work, concurrency, stop, record, account, streak, on_done, on_final)
     pool.run(job for job in sample or jobs if not record.is_done(job))
-    return Batch(jobs, record, ledger.limit_reached if ledger else None, streak.reason, ledger)
+    return Batch(jobs, record, account.limit_reached if account else None, streak.reason, account)
 
 
 @dataclass
@@ -621,7 +621,7 @@ class _JobPool:
     concurrency: int
     stop: Stop
     record: ResultsFile
-    ledger: Ledger | None
+    account: Account | None
     streak: FailureStreak
     on_done: Callable[[BatchRow], None]
     on_final: Callable[[Job], None]
@@ -633,7 +633,7 @@ class _JobPool:
             for job in jobs:
                 while len(self.in_flight) >= self.concurrency:
                     self._report_finished()
-                if self.stop.is_requested or (self.ledger and self.ledger.limit_reached):
+                if self.stop.is_requested or (self.account and self.account.limit_reached):
                     break
                 self.in_flight.add(executor.submit(self._finish, job))
             while self.in_flight:

@@ -73,18 +73,17 @@ def job_of(fields: Any) -> Job:
     """
     if not isinstance(fields, dict):
         raise ValueError("it is no object")
-    job = Job(
-        *(fields.get(name) for name in ("index", "prompt", "seed", "id")), fields.get("line", 0), fields.get("copy", 0)
-    )  # type: ignore[arg-type]
-    for name in ("index", "seed", "line", "copy"):
-        value = getattr(job, name)
-        if type(value) is not int or value < 0:
+    numbers: dict[str, Any] = {"index": fields.get("index"), "seed": fields.get("seed")}
+    numbers |= {name: fields.get(name, 0) for name in ("line", "copy")}
+    for name, number in numbers.items():
+        if type(number) is not int or number < 0:
             raise ValueError(f'"{name}" is no whole number from 0')
-    if not isinstance(job.prompt, str):
+    prompt, user_id = fields.get("prompt"), fields.get("id")
+    if not isinstance(prompt, str):
         raise ValueError('"prompt" is no text')
-    if not isinstance(job.id, str | None):
+    if not isinstance(user_id, str | None):
         raise ValueError('"id" is no text')
-    return job
+    return Job(prompt=prompt, id=user_id, **numbers)
 
 
 def read_jobs(path: Path, seed: int) -> list[Job]:

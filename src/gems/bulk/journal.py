@@ -87,12 +87,12 @@ class Journal:
             is_recorded: Whether the results say all that a run has spent.
         """
         self.runs = {run_id: run for run_id, run in self.runs.items() if not is_recorded(run)}
-        kept = [_Entry(run=run) for run in self.runs.values()]
+        entries = [_Entry(run=run) for run in self.runs.values()]
         if self.lost_images:
-            kept.append(_Entry(lost_images=self.lost_images))
-        kept += [_Entry(begin=key) for key in self.open.elements()]
-        if kept:
-            write_atomically(self.path, b"".join(map(_line, kept)))
+            entries.append(_Entry(lost_images=self.lost_images))
+        entries += [_Entry(begin=key) for key in self.open.elements()]
+        if entries:
+            write_atomically(self.path, b"".join(map(_line, entries)))
         else:
             self.path.unlink(missing_ok=True)
 

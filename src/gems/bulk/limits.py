@@ -59,8 +59,8 @@ class Share:
 
     def budget(self, own: Budget) -> Budget:
         """The run's own budget, within this share."""
-        spent = _figures(self.before, own.prices)
-        caps = {name: spent[name] + amount for name, amount in self.more.items()}
+        figures = _figures(self.before, own.prices)
+        caps = {name: figures[name] + amount for name, amount in self.more.items()}
         limits = {name: min(cap, limit) if (limit := getattr(own, name)) else cap for name, cap in caps.items()}
         whole = {name: limit if name == "cost" else int(limit) for name, limit in limits.items()}
         # A limit is at least 1; where nothing is left, a prompt does not begin.
@@ -185,19 +185,19 @@ class Allowance:
     def _more(self, before: Usage) -> dict[str, float] | None:
         """What a prompt may spend from now on; None if it has to wait for what others give back."""
         prices = self._limits.spending.prices
-        spent, spent_by_it = _figures(self.usage, prices), _figures(before, prices)
+        spending, own_spending = _figures(self.usage, prices), _figures(before, prices)
         dearest = _figures(self._max_usage, prices)
         more: dict[str, float] = {}
         for name in self._limited():
-            left = getattr(self._limits.spending, name) - spent[name]
+            left = getattr(self._limits.spending, name) - spending[name]
             free = left - sum(share.more[name] for share in self._shares.values())
             if name in self._most:
-                wanted = max(0.0, self._most[name] - spent_by_it[name])
+                demand = max(0.0, self._most[name] - own_spending[name])
             else:
-                wanted = max(left / self._concurrency, 2 * dearest[name])
-            if free < wanted * (1 - 1e-9) and self._shares:
+                demand = max(left / self._concurrency, 2 * dearest[name])
+            if free < demand * (1 - 1e-9) and self._shares:
                 return None
-            more[name] = min(free, wanted)
+            more[name] = min(free, demand)
         return more
 
 

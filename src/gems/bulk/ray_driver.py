@@ -23,18 +23,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.authority import CODE
+from gems.bulk.account import AccountStart
 from gems.bulk.batch import (
     Batch,
     FailureStreak,
     Stop,
     Worker,
+    account_start,
     images_location,
-    ledger_start,
     open_worker,
     skills_of,
 )
 from gems.bulk.jobs import Job, job_of
-from gems.bulk.ledger import LedgerStart
 from gems.bulk.limits import Limits
 from gems.bulk.ray_generators import NAMESPACE, POLL_SECONDS, REFRESH_SECONDS, GeneratorPool
 from gems.bulk.ray_workers import BatchTask, Coordinator, GraphWorker, check_shared_storage
@@ -117,11 +117,11 @@ def run_on_ray(
         with open_worker(
             out, context, batch, models, checkpoints=checkpoints, generator=generator, stop=stop, skills=skills
         ) as local_worker:
-            start = ledger_start(out, record, local_worker, limits or Limits(), concurrency)
+            start = account_start(out, record, local_worker, limits or Limits(), concurrency)
             on_start(record.tally(jobs))
             unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]
             if not unfinished_jobs:
-                return Batch(jobs, record, ledger=start.open())
+                return Batch(jobs, record, account=start.open())
             coordinator = _start_coordinator(ray, start)
             images, host = images_location(context, out), socket.gethostname()
             task = BatchTask(out, context, batch, host, models, skills, checkpoints, images, evidence, coordinator)
@@ -130,9 +130,9 @@ def run_on_ray(
                 rows = _results(ray, task, unfinished_jobs, concurrency, workers)
                 _record_results(rows, record, streak, local_worker, on_done)
             limit = ray.get(coordinator.limit_reached.remote())
-            # The coordinator has written the journal; a ledger that is opened again says what all starts have spent.
-            ledger = ledger_start(out, record, local_worker, limits or Limits(), concurrency).open()
-        return Batch(jobs, record, limit, streak.reason, ledger)
+            # The coordinator has written the journal; a account that is opened again says what all starts have spent.
+            account = account_start(out, record, local_worker, limits or Limits(), concurrency).open()
+        return Batch(jobs, record, limit, streak.reason, account)
 
 
 def _refuse_local_chat_models(context: GemsContext) -> None:
@@ -144,7 +144,7 @@ def _refuse_local_chat_models(context: GemsContext) -> None:
             )
 
 
-def _start_coordinator(ray: Any, start: LedgerStart) -> Any:
+def _start_coordinator(ray: Any, start: AccountStart) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # On this node, where the journal is.

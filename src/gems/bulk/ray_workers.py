@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gems.bulk.account import AccountStart
 from gems.bulk.batch import Stop, check_skills, open_worker, run_within
 from gems.bulk.jobs import Job, job_of
 from gems.bulk.journal import PartialRun
 from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
-from gems.bulk.ledger import LedgerStart
 from gems.bulk.limits import Share
 from gems.bulk.ray_generators import POLL_SECONDS, ClusterGenerator, GeneratorRouter
 from gems.bulk.results import BatchRow, Claim
@@ -41,24 +41,24 @@ class Coordinator:
     It runs as an actor on the driver's machine.
     """
 
-    def __init__(self, start: LedgerStart) -> None:
-        self._ledger = start.open()
+    def __init__(self, start: AccountStart) -> None:
+        self._account = start.open()
         self._stop: Literal["", "finish", "drain"] = ""
         self._generators: list[str] = []
 
     def begin(self, key: str, before: Usage) -> Share | Literal["wait", "stop"]:
-        """See ``Ledger.begin``."""
-        if self._stop and not self._ledger.has_begun(key):
+        """See ``Account.begin``."""
+        if self._stop and not self._account.has_begun(key):
             return "stop"
-        return self._ledger.begin(key, before)
+        return self._account.begin(key, before)
 
     def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
-        """See ``Ledger.finish``."""
-        self._ledger.finish(key, run, row)
+        """See ``Account.finish``."""
+        self._account.finish(key, run, row)
 
     def limit_reached(self) -> str | None:
-        """See ``Ledger.limit_reached``."""
-        return self._ledger.limit_reached
+        """See ``Account.limit_reached``."""
+        return self._account.limit_reached
 
     def stop(self, how: Literal["finish", "drain"]) -> None:
         """Let no other prompt begin; with "drain", stop the prompts in flight too."""
@@ -149,7 +149,7 @@ class GraphWorker:
     def _run(self, job: Job) -> BatchRow | None:
         name = f"{self._task.claim.id}-{job.key}"
         with hold_lease(self._leases, name, lambda: self._stop.control.drain_requested) as is_held:
-            return run_within(_RemoteLedger(self._task.coordinator), self._worker, job) if is_held else None
+            return run_within(_RemoteAccount(self._task.coordinator), self._worker, job) if is_held else None
 
     def _watch_for_stop(self) -> None:
         import ray
@@ -163,14 +163,14 @@ class GraphWorker:
                     self._stop.control.request_drain("interrupted")
 
 
-class _RemoteLedger:
-    """The coordinator's ledger, as a worker uses it."""
+class _RemoteAccount:
+    """The coordinator's account, as a worker uses it."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator = coordinator
 
     def wait_to_begin(self, key: str, before: Usage, is_stopped: Callable[[], bool]) -> Share | None:
-        """See ``Ledger.wait_to_begin``. The coordinator knows best whether a stop is requested."""
+        """See ``Account.wait_to_begin``. The coordinator knows best whether a stop is requested."""
         import ray
 
         while (share := ray.get(self._coordinator.begin.remote(key, before))) == "wait" and not is_stopped():
@@ -178,7 +178,7 @@ class _RemoteLedger:
         return share if isinstance(share, Share) else None
 
     def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
-        """See ``Ledger.finish``."""
+        """See ``Account.finish``."""
         import ray
 
         ray.get(self._coordinator.finish.remote(key, run, row))

@@ -438,8 +438,8 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of a batch's identity has changed since it began."""
     before, after = then.get("skills"), now["skills"]
     if isinstance(before, dict) and before != after:
-        changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-        return f"other skills, or other contents of them ({', '.join(changed[:5])})"
+        names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+        return f"other skills, or other contents of them ({', '.join(names[:5])})"
     return "other settings or models"
 
 

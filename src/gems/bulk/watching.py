@@ -69,12 +69,12 @@ class Progress:
         """Everything as JSON."""
         tally, groups, latest = self.tally, self._groups(), self.latest
         is_running = latest.life == "running"
-        done = groups["finished"] + groups["failed"]
+        done_count = groups["finished"] + groups["failed"]
         rate = self._rate() if is_running else None
         return {
             "state": self.state,
             "prompts": len(self.jobs),
-            "done": done,
+            "done": done_count,
             **groups,
             "other_results": self.record.stray_count(self.jobs),
             "outcomes": dict(tally.outcomes),
@@ -83,7 +83,7 @@ class Progress:
             "in_flight_at_a_kill_at_most": self._lost_images(is_running),
             "limits": latest.limits,
             "prompts_a_minute": rate and round(rate, 1),
-            "seconds_left": round(60 * (len(self.jobs) - done) / rate) if rate else None,
+            "seconds_left": round(60 * (len(self.jobs) - done_count) / rate) if rate else None,
             "started": latest.started.isoformat() if latest.started else None,
             "host": latest.host or None,
             "pid": latest.pid if is_running else None,
@@ -91,8 +91,10 @@ class Progress:
 
     def _groups(self) -> dict[str, int]:
         """How many prompts are finished, failed for good, to be tried again, cut short, begun, and not begun."""
-        begun = {*self.journal.open, *(run.key for run in self.journal.runs.values())}
-        groups = Counter(self.record.group(job) or ("begun" if job.key in begun else "not_begun") for job in self.jobs)
+        begun_keys = {*self.journal.open, *(run.key for run in self.journal.runs.values())}
+        groups = Counter(
+            self.record.group(job) or ("begun" if job.key in begun_keys else "not_begun") for job in self.jobs
+        )
         return {name: groups[name] for name in ("finished", "failed", "to_retry", "cut_short", "begun", "not_begun")}
 
     def _lost_images(self, is_running: bool) -> int:

@@ -175,9 +175,28 @@ class _Totals:
         return Limits(budget, self.total_hours)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cluster:
+    """Options for a Ray cluster."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help='Work on a Ray cluster: "local" starts one on this machine, "auto" joins the one that this machine '
+            "belongs to, or HOST:PORT. Needs gems-graph\\[ray].",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="On Ray: maximum processes besides the generators.", show_default="by CPUs"),
+    ] = None
+
+
 @app.command()
 @guarded
 @with_options(_Totals, "totals")
+@with_options(_Cluster, "cluster")
 @with_settings(
     *MODEL_SETTINGS,
     *SKILL_SETTINGS,
@@ -215,18 +234,7 @@ def run(
         bool, typer.Option("--dry-run", help="Run a random sample, kept as results, and estimate the cost of all.")
     ] = False,
     sample: Annotated[int, typer.Option(min=5, help="Prompts of a dry run; at least three times --concurrency.")] = 50,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help='Work on a Ray cluster: "local" starts one on this machine, "auto" joins the one that this machine '
-            "belongs to, or HOST:PORT. Needs the extra ray.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="On Ray: maximum processes besides the generators.", show_default="by CPUs"),
-    ] = None,
+    cluster: _Cluster,
     add_prompts: Annotated[
         bool, typer.Option("--add-prompts", help="Use a folder whose results are all of other prompts; they stay.")
     ] = False,
@@ -265,7 +273,7 @@ def run(
         folder,
         context,
         limits,
-        ray=ray,
+        ray=cluster.ray,
         quiet=quiet,
         concurrency=concurrency,
         evidence=evidence,
@@ -273,7 +281,7 @@ def run(
         checkpoints=checkpoints,
         grace=grace,
         add_prompts=add_prompts,
-        **({"workers": workers} if ray else {}),
+        **({"workers": cluster.workers} if cluster.ray else {}),
     )
     raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, as_json=as_json))
 
@@ -488,8 +496,8 @@ def status(
 def _print_status(progress: Progress) -> None:
     figures = progress.figures()
     solved = "" if figures["solved_rate"] is None else f", {100 * figures['solved_rate']:.1f}% solved"
-    done = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
-    out.print(f"{figures['state']}: {done}{solved}", highlight=False, soft_wrap=True)
+    count = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
+    out.print(f"{figures['state']}: {count}{solved}", highlight=False, soft_wrap=True)
     groups = ", ".join(f"{figures[name]:,} {name.replace('_', ' ')}" for name in GROUPS if figures[name])
     out.print(f"prompts: {groups}", highlight=False)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in progress.tally.outcomes.most_common() if count)

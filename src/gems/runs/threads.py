@@ -25,7 +25,7 @@ from gems.files import write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
-from gems.graph.state import GemsInput, GemsState
+from gems.graph.state import GemsInput, GemsState, Usage
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, private_folder
@@ -305,9 +305,8 @@ def reopen_failed(graph: GemsGraph, thread: str) -> None:
     before = _before_end(graph, thread)
     if before is None:
         return
-    spent, counted = final.values["usage"], before.values["usage"]
-    names = type(spent).model_fields
-    more = type(spent)(**{name: max(0, getattr(spent, name) - getattr(counted, name)) for name in names})
+    usage, earlier = final.values["usage"], before.values["usage"]
+    more = Usage(**{name: max(0, getattr(usage, name) - getattr(earlier, name)) for name in Usage.model_fields})
     graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
 
 

@@ -280,15 +280,15 @@ def _unless_stopped(
         GraphDrained: The run was stopped before any image was made.
     """
     has_image = any(isinstance(result, GeneratedImage) for result in results)
-    kept: list[GeneratedImage | BackendError] = []
+    outcomes: list[GeneratedImage | BackendError] = []
     for result in results:
         if not isinstance(result, GraphDrained):
-            kept.append(result)
+            outcomes.append(result)
         elif has_image:
-            kept.append(BackendError(str(result), retryable=False))
+            outcomes.append(BackendError(str(result), retryable=False))
         else:
             raise result
-    return kept
+    return outcomes
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gems.extras import how_to_install
 from gems.models.servers.base import checked_url
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
+from gems.stopping import pause
 
 __all__ = ["init_provider_chat"]
 
@@ -52,8 +53,26 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     settings = _settings(options)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
         settings["api_key"] = "none"  # many servers need no key, but the client does
-    chat: BaseChatModel = OpenAIChat(model=model, **settings)
+    chat = OpenAIChat(model=model, **settings)
+    _let_stops_end_waits(chat.root_client)
     return chat
+
+
+def _let_stops_end_waits(client: Any) -> None:
+    """Make a client's waits between its tries end when the run is stopped; a busy server may ask for two minutes.
+
+    The client has no public hook for that. With another version of it, or another provider's, only the grace period
+    of a batch bounds these waits.
+    """
+    seconds_of = getattr(client, "_calculate_retry_timeout", None)
+    if seconds_of is None:
+        return
+
+    def wait(*args: Any, **kwargs: Any) -> float:
+        pause(seconds_of(*args, **kwargs))
+        return 0.0
+
+    client._calculate_retry_timeout = wait
 
 
 def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:

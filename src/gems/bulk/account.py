@@ -13,15 +13,15 @@ from gems.bulk.limits import Allowance, Limits, Share
 from gems.bulk.results import BatchRow
 from gems.graph.state import Usage
 
-__all__ = ["Ledger", "LedgerStart"]
+__all__ = ["Account", "AccountStart"]
 
 _POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested, while a prompt waits for its share."""
 
 
 @dataclass(frozen=True, slots=True)
-class LedgerStart:
-    """What a ledger begins with. It can be sent to another process, which opens the ledger there."""
+class AccountStart:
+    """What a account begins with. It can be sent to another process, which opens the account there."""
 
     path: Path
     """The journal's file."""
@@ -35,13 +35,13 @@ class LedgerStart:
     """The most images that a prompt asks for at a time."""
     concurrency: int
 
-    def open(self) -> Ledger:
-        """The ledger."""
+    def open(self) -> Account:
+        """The account."""
         allowance = Allowance(self.limits, self.usage, self.max_usage, most=self.most, concurrency=self.concurrency)
-        return Ledger(allowance, Journal(self.path), self.images_per_step)
+        return Account(allowance, Journal(self.path), self.images_per_step)
 
 
-class Ledger:
+class Account:
     """The allowance and the journal of a batch, kept together. Any thread may use it.
 
     Args:

@@ -1,0 +1,234 @@
+"""Exports: wherever the folders are and whatever their names, and without touching what is not the export's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import forked
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from gems.bulk.export import Choice, export
+from gems.bulk.jobs import Job
+from gems.bulk.results import ResultsFile, claim, row_of, write_jobs
+from gems.errors import BackendError, InputError
+from gems.graph.context import GemsContext
+
+ODD_NAMES = ["my results", "100%", "50%20off", "a#b", "what?", "brüche 図", "[x]*", "a&b;c"]
+FORMATS = ["webdataset", "imagefolder", "preferences"]
+
+
+def picture(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def attempt(images: Path, shade: int, round_: int, score: float) -> dict[str, Any]:
+    png = picture(shade)
+    digest = hashlib.sha256(png).hexdigest()
+    path = images / digest[:2] / f"{digest}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png)
+    return {
+        "round": round_,
+        "candidate": 0,
+        "strategy": "plan",
+        "prompt": "p",
+        "seed": round_,
+        "score": score,
+        "passed": round_,
+        "total": 2,
+        "verdicts": {"r1": ["yes", 0.9]},
+        "image": f"file://{path}",
+        "sha256": digest,
+        "edited_from": "",
+    }
+
+
+def make_batch(out: Path, ids: tuple[str | None, ...] = ("a", None, "7")) -> Path:
+    """A batch of solved prompts with two attempts each."""
+    out.mkdir(parents=True)
+    batch = claim(out, GemsContext(), {})
+    jobs = [Job(i, f"prompt {i}", i, id=id_, line=i + 1) for i, id_ in enumerate(ids)]
+    write_jobs(out, jobs)
+    record = ResultsFile(out / "results.jsonl", bound_to=batch.bound_to)
+    for job in jobs:
+        attempts = [attempt(out / "images", 2 * job.index + n, n, n / 2) for n in (1, 2)]
+        fields: Any = {"outcome": "solved", "attempts": attempts, "best": 1, "bound_to": batch.bound_to}
+        record.add({**row_of(job), **fields})
+    return out
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path) -> None:
+    source = make_batch(tmp_path / name / "out")
+    for kind in FORMATS:
+        exported = export(source, kind, tmp_path / name / f"{kind} {name}")
+        assert (exported.examples, exported.skipped) == (3, 0)
+    moved = shutil.copytree(source, tmp_path / "elsewhere" / name)
+    shutil.rmtree(source)
+    assert export(moved, "webdataset", tmp_path / "again" / name).examples == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["my results", "50%20off #1?"])
+def test_a_batch_runs_and_is_exported_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "p.txt").write_text("a red car\n")
+    arguments = ("batch", folder / "p.txt", "--out", folder / "out", "--no-plan", "--evidence")
+    result = forked.gems(*arguments, home=folder / "home")
+    assert result.returncode == 0, result.stderr
+    command = ("export", folder / "out", "--to", "webdataset", "--all", "--out", folder / "shards", "--json")
+    assert json.loads(forked.gems(*command, home=folder / "home").stdout)["examples"] == 1
+    [row] = pq.read_table(folder / "out" / "index.parquet").to_pylist()
+    assert Path(row["image"].removeprefix("file://")).exists()
+
+
+def test_ids_are_the_same_text_in_all_outputs(tmp_path: Path) -> None:
+    source = make_batch(tmp_path / "out", ids=("7", None, '{"a": 1}'))
+    export(source, "webdataset", tmp_path / "w")
+    with tarfile.open(tmp_path / "w" / "gems-000000.tar") as archive:
+        members = [archive.extractfile(m) for m in archive.getmembers() if m.name.endswith(".json")]
+        ids = [json.load(member)["id"] for member in members if member]
+    export(source, "imagefolder", tmp_path / "i")
+    lines = (tmp_path / "i" / "train" / "metadata.jsonl").read_text().splitlines()
+    export(source, "preferences", tmp_path / "p")
+    pairs = pq.read_table(tmp_path / "p" / "data" / "train-00000.parquet").to_pylist()
+    assert ids == [json.loads(line)["id"] for line in lines] == [pair["id"] for pair in pairs]
+    assert ids == ["7", None, '{"a": 1}']
+
+
+def test_only_what_an_export_made_is_replaced(tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    export(source, "imagefolder", target)
+    made = set(files(target))
+    mine = {"README.md": b"my notes", "train/extra.png": b"mine", "notes/more.txt": b"more"}
+    for name, content in mine.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(content)
+    export(source, "webdataset", target)
+    now = files(target)
+    assert {name: now[name] for name in mine} == mine
+    assert set(now) == {*mine, ".gems-export.json", "gems-000000.tar"}
+    export(source, "imagefolder", target)
+    assert set(files(target)) == {*mine, *made}
+    (target / "notes" / "more.txt").unlink()
+    export(source, "preferences", target)
+    assert (target / "notes").is_dir()  # an empty folder that the export did not make
+
+
+def test_a_file_that_was_changed_since_is_kept(tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    export(source, "imagefolder", target)
+    metadata = target / "train" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() + '{"file_name": "mine.png"}\n')
+    before = files(target)
+    with pytest.raises(InputError, match="was changed since it was exported"):
+        export(source, "webdataset", target)
+    assert files(target) == before
+
+
+def test_a_file_with_the_name_of_a_new_one_is_kept(tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    export(source, "imagefolder", target)
+    (target / "gems-000000.tar").write_bytes(b"mine")
+    before = files(target)
+    with pytest.raises(InputError, match="is not the export's"):
+        export(source, "webdataset", target)
+    assert files(target) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("name", ["../mine.txt", "/etc/hostname", "link/mine.txt", "..", "a/../../mine.txt"])
+def test_a_manifest_of_somebody_else_deletes_nothing(name: str, tmp_path: Path) -> None:
+    source, target, outside = make_batch(tmp_path / "out"), tmp_path / "data", tmp_path / "mine.txt"
+    outside.write_text("years of work")
+    target.mkdir()
+    (target / "link").symlink_to(tmp_path)
+    digest = hashlib.sha256(b"years of work").hexdigest()
+    (target / ".gems-export.json").write_text(json.dumps({"files": {name: digest}}))
+    with pytest.raises(InputError, match="which is no file of an export"):
+        export(source, "webdataset", target)
+    assert outside.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("manifest", ["{", "[]", '{"files": 7}', '{"format": "webdataset"}'])
+def test_a_manifest_that_cannot_be_read_is_refused(manifest: str, tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    target.mkdir()
+    (target / ".gems-export.json").write_text(manifest)
+    with pytest.raises(InputError, match="cannot be read"):
+        export(source, "webdataset", target)
+
+
+def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    export(source, "webdataset", target)
+    before = files(target)
+    for path in (source / "images").rglob("*.png"):
+        path.write_bytes(b"damaged")
+    with pytest.raises(BackendError, match="is damaged"):
+        export(source, "imagefolder", target)
+    assert files(target) == before
+
+
+def test_a_row_does_not_say_what_is_read(tmp_path: Path) -> None:
+    """Somebody's results name an image elsewhere: it is told, and read from the store that the user names alone."""
+    source = make_batch(tmp_path / "out")
+    store = (source / "images").rename(tmp_path / "store")
+    with pytest.raises(BackendError, match="give that image store with --images"):
+        export(source, "webdataset", tmp_path / "w")
+    assert export(source, "webdataset", tmp_path / "w", images=str(store)).examples == 3
+
+
+def test_unsolved_prompts_and_rows_without_an_image_are_skipped(tmp_path: Path) -> None:
+    source = make_batch(tmp_path / "out")
+    path = source / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0] |= {"outcome": "rounds"}
+    lines[1] = {name: lines[1][name] for name in ("index", "line", "id", "prompt", "seed", "copy", "bound_to")} | {
+        "error": "no server",
+        "error_kind": "backend",
+    }
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for choice, counts in ((Choice(), (1, 2)), (Choice(solved=False), (2, 1))):
+        exported = export(source, "webdataset", tmp_path / "w", choice)
+        assert (exported.examples, exported.skipped) == counts
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("results.jsonl", '{"index": 0}\n', "results.jsonl, line 1"),
+        ("prompts.jsonl", '{"index": 0}\n', "prompts.jsonl, line 1"),
+        ("batch.json", "[]", "batch.json cannot be read"),
+        ("batch.json", '{"id": 1, "bound_to": 2, "layout": 2}', "another version"),
+        ("latest.json", '{"prices": "x"}', "latest.json is damaged"),
+        ("latest.json", '{"started": "x"}', "latest.json is damaged"),
+        ("begun.jsonl", '{"begin": 7}\n', "begun.jsonl, line 1"),
+    ],
+)
+def test_every_reader_tells_a_damaged_file_in_one_line(file: str, content: str, says: str, tmp_path: Path) -> None:
+    source = make_batch(tmp_path / "out")
+    (source / file).write_text(content)
+    commands: list[tuple[object, ...]] = [("batch", "status", source)]
+    if file not in ("latest.json", "begun.jsonl"):
+        commands.append(("export", source, "--to", "webdataset", "--out", tmp_path / "w"))
+    for command in commands:
+        result = forked.gems_here(*command, home=tmp_path / "home")
+        assert result.returncode == 2
+        assert says in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1

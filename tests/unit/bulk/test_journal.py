@@ -1,0 +1,52 @@
+"""What a batch has begun is on disk, whatever happens to its process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gems.bulk.account import AccountStart
+from gems.bulk.journal import Journal, PartialRun
+from gems.bulk.limits import Limits, Share
+from gems.errors import InputError
+from gems.graph.state import Budget, Usage
+
+
+def test_what_has_begun_and_not_ended_is_open(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    journal = Journal(path)
+    for key in ("a", "b", "c"):
+        journal.begin(key)
+    run = PartialRun(key="b", run_id="r", usage=Usage(images=2))
+    journal.end("b", run)
+    journal.end("c", lost_images=3)
+    for again in (journal, Journal(path)):
+        assert (again.open, again.lost_images) == ({"a": 1}, 3)
+    assert Journal(path).runs == {"r": run}
+    again = Journal(path)
+    again.compact(lambda _: True)
+    assert (Journal(path).open, Journal(path).lost_images, Journal(path).runs) == ({"a": 1}, 3, {})
+
+
+def test_half_a_line_at_the_end_is_no_entry_and_half_a_line_elsewhere_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    Journal(path).begin("a")
+    path.write_bytes(path.read_bytes() + b'{"beg')
+    assert Journal(path).open == {"a": 1}
+    path.write_bytes(b'{"beg\n' + path.read_bytes())
+    with pytest.raises(InputError, match=r"begun\.jsonl, line 1 cannot be read"):
+        Journal(path)
+
+
+def test_a_worker_that_dies_costs_the_images_that_it_had_asked_for(tmp_path: Path) -> None:
+    limits = Limits(Budget(images=10))
+    start = AccountStart(tmp_path / "begun.jsonl", limits, Usage(), Usage(), {"images": 4}, 2, concurrency=2)
+    account = start.open()
+    assert isinstance(account.begin("a", Usage()), Share)
+    assert isinstance(account.begin("a", Usage()), Share)  # its worker has died, and another one takes over
+    account.finish("a", PartialRun(key="a", run_id="r", usage=Usage(images=4)), None)
+    assert (account.usage.images, account.lost_images) == (4, 2)
+    assert isinstance(account.begin("b", Usage()), Share)
+    assert account.begin("c", Usage()) == "wait"
+    assert Journal(tmp_path / "begun.jsonl").open == {"b": 1}
