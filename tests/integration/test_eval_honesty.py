@@ -142,7 +142,7 @@ def test_a_skill_that_changes_during_an_evaluation_ends_it_for_good(
     drawn = PaintGenerator.generate
     monkeypatch.setattr(PaintGenerator, "generate", draws_and_edits)
     options = [*PAINT, "rewrite", "--skills-dir", str(skills), "--concurrency", "1"]
-    assert "the skills changed while rewrite ran (lamps is another)" in evaluate(data, *options, code=2)
+    assert "the skills changed while it ran, at rewrite (lamps is another)" in evaluate(data, *options, code=2)
     monkeypatch.undo()
     add_skill(skills, "lamps")
     assert "before and after its skills changed" in evaluate(data, *options, code=2)

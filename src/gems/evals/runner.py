@@ -180,8 +180,9 @@ def _complete(batch: Batch) -> list[BatchRow]:
     rows = batch.rows()
     if batch.failure_message is None:
         return rows
-    error = f"not begun: {batch.failure_message}"
-    return [*rows, *({**row_of(job), "error": error, "error_kind": "backend"} for job in batch.unfinished_jobs)]
+    for job in batch.unfinished_jobs:
+        rows.append({**row_of(job), "error": f"not begun: {batch.failure_message}", "error_kind": "backend"})
+    return rows
 
 
 def _run_generator_alone(
