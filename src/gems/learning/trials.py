@@ -112,13 +112,13 @@ def count_held_out(runs: Runs, kind: str) -> int:
 
 def attempt_of(skill: LearnedSkill) -> int:
     """Which attempt at its idea a draft is, from 1: every other version for its kind and image model that was tried."""
-    tried = {(t.name, t.version) for t in past_trials() if (t.kind, t.generator) == (skill.kind, skill.generator)}
-    tried |= {
+    versions = {(t.name, t.version) for t in past_trials() if (t.kind, t.generator) == (skill.kind, skill.generator)}
+    versions |= {
         (other.name, other.version)  # tried before trials were kept by version
         for other in learned_skills()
         if other.figures and (other.kind, other.generator) == (skill.kind, skill.generator)
     }
-    return 1 + len(tried - {(skill.name, skill.version)})
+    return 1 + len(versions - {(skill.name, skill.version)})
 
 
 def level_of(attempt: int, cohort: int) -> float:
