@@ -39,6 +39,8 @@ from gems.memory.image_store import ImageStore
 from gems.memory.trajectory import Trajectory
 from gems.runs.record import ModelRecord
 from gems.seeds import seed_of_batch_prompt
+from gems.skills.loader import load_skills
+from gems.skills.snapshots import digest_of
 from gems.stats import bootstrap_interval
 from gems.wording import request_signature
 
@@ -209,7 +211,9 @@ def run_trial(
         if skill.state == "promoted"
         else {"skills_dir": earlier_folders}
     )
-    identity = json.dumps([skill.version, list(prompts), with_skill.model_dump(mode="json"), settings.seed])
+    library = load_skills(with_skill.skills_dir, builtin=with_skill.builtin_skills).skills
+    digests = sorted(map(digest_of, library.values()))  # with other skills in use it is another trial
+    identity = json.dumps([skill.version, list(prompts), with_skill.model_dump(mode="json"), settings.seed, digests])
     folder = skill.folder / "gate" / _mark(identity)
     images = ImageStore(folder / "images")
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import eval_models
+import light_models
 import pytest
+from langgraph.runtime import RunControl
 from remembering import past
 
+from gems.authority import NO_AUTHORITY
+from gems.errors import BackendError
+from gems.graph.context import GemsContext
 from gems.learning.contrasts import is_held_out
 from gems.learning.shelf import LearnedSkill, add_draft, learned_skills, move, past_trials, write_figures
 from gems.learning.trials import (
@@ -18,6 +26,7 @@ from gems.learning.trials import (
     is_due,
     judge_trial,
     level_of,
+    run_trial,
 )
 from gems.memory.trajectory import Trajectory
 from gems.runs.record import ModelRecord
@@ -187,3 +196,38 @@ def test_a_skill_is_tried_again_when_as_many_requests_have_come_as_it_was_tried_
     assert not is_due(skill, runs[:69], POCKET, TrialSettings()), "those known at the trial are not new"
     assert is_due(skill, runs, POCKET, TrialSettings())
     assert not is_due(skill, runs, ModelRecord("pocket", "weights-2"), TrialSettings()), "it is for other weights"
+
+
+# --- a trial that is stopped ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_bar(what: str, total: int) -> Iterator[Any]:
+    yield (lambda tally: None, lambda row: None)
+
+
+def begin_trial(skill: LearnedSkill) -> set[str]:
+    """Run a trial whose planner does nothing; returns the folders of all trials of the skill so far."""
+    names = [eval_models.GENERATOR, light_models.CHAT]
+    context = GemsContext(generator=names[0], mllm=names[1], plan=False)
+    context = context.with_authority(NO_AUTHORITY.allowing(names))
+    run_trial(skill, ["a red lamp", "a green lamp"], context, TrialSettings(concurrency=1), RunControl(), no_bar)
+    return {folder.name for folder in (skill.folder / "gate").iterdir()}
+
+
+def test_a_trial_continues_with_the_same_skills_only() -> None:
+    skill = add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", ABOUT, {})
+    first = begin_trial(skill)
+    assert begin_trial(skill) == first
+    promoted("shades")
+    assert len(begin_trial(skill)) == 2, "with another skill in use, it is another trial"
+
+
+def test_a_trial_ends_when_the_backend_is_down_and_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gems.bulk.batch._MIN_STREAK", 2)
+    monkeypatch.setenv("EVAL_FAILS", '{"lamp": "backend"}')
+    skill = add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", ABOUT, {})
+    with pytest.raises(BackendError, match=r"the trial of lamps cannot go on: .* on fire"):
+        begin_trial(skill)
+    monkeypatch.delenv("EVAL_FAILS")
+    assert len(begin_trial(skill)) == 1
