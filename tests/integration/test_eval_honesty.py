@@ -48,6 +48,7 @@ def add_skill(folder: Path, name: str, text: str = "Draw well.") -> None:
 # --- a result that failed is a result -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["backend", "raise", "input"])
 @pytest.mark.parametrize("arm", ["single", "best-of-n", "loop"])
 def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, how: str) -> None:
