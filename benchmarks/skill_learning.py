@@ -59,8 +59,8 @@ def main() -> None:
     family = crowded(args.runs + args.n, args.seed)
     first_prompts, new_prompts = family[: args.runs], family[args.runs :]
     cold_context = GemsContext(seed=args.seed, builtin_skills=False, max_rounds=args.images, patience=args.images)
-    experience = plan_of("Cold start", first_prompts, cold_context, args, out)
-    recalling = cold_context.model_copy(update={"memories": args.recall})
+    recalling = cold_context.model_copy(update={"memories": args.recall, "skills": False})
+    experience = plan_of("Cold start", first_prompts, recalling, args, out)
     memory = FaissStore(out / "home" / "memory", embedder=init_embedder())
     run_concurrency = 1 if args.recall else args.concurrency  # runs that recall each other run one after another
     run_pass(experience, "runs", recalling, concurrency=run_concurrency, store=memory)

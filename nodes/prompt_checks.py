@@ -15,7 +15,7 @@ from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
-from gems.wording import hyphenated_words, stem
+from gems.wording import STOP_WORDS, hyphenated_words, stem
 
 __all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
 
@@ -102,14 +102,14 @@ def lost_words(prompt: str, draft: str) -> list[str]:
     content = [
         word
         for word, next_word in pairwise([*words, "a"])
-        if word not in _STOP_WORDS and not _is_action(word, next_word)
+        if word not in STOP_WORDS and not _is_action(word, next_word)
     ]
     return [word for word in dict.fromkeys(content) if stem(word) not in draft_stems]
 
 
 def _is_action(word: str, next_word: str) -> bool:
     """Whether a word ending in -ing relates two things: "chasing" in "a cat chasing a dog", not "a sparkling cat"."""
-    return word.endswith("ing") and (next_word in _STOP_WORDS or next_word in _QUESTION_WORDS)
+    return word.endswith("ing") and (next_word in STOP_WORDS or next_word in _QUESTION_WORDS)
 
 
 def is_grounded(question: str, prompt: str) -> bool:
@@ -120,19 +120,9 @@ def is_grounded(question: str, prompt: str) -> bool:
     """
     prompt_stems = {stem(word) for word in hyphenated_words(prompt)}
     question_words = set(hyphenated_words(question))
-    content = [w for w in question_words if w not in _STOP_WORDS and w not in _QUESTION_WORDS]
+    content = [w for w in question_words if w not in STOP_WORDS and w not in _QUESTION_WORDS]
     compares = "same" in question_words and "same" not in prompt_stems
     return not content or (sum(stem(w) in prompt_stems for w in content) > len(content) / 2 and not compares)
-
-
-_STOP_WORDS: Final = frozenset(
-    hyphenated_words(
-        "a an the and or of to in on at by with from for as is are be it its that which this these there one each some "
-        "any left right front behind under over above below top bottom next near beside between inside outside through "
-        "across against please draw show make create image picture photo me"
-    )
-)
-"""Stop words and prepositions; losing them does not change the request."""
 
 
 _QUESTION_WORDS: Final = frozenset(

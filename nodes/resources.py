@@ -25,7 +25,7 @@ from gems.models.generators import ImageGenerator, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import init_image_generator, init_inspector, init_mllm
 from gems.options import ChatOptions
-from gems.skills.catalogue import offer
+from gems.skills.catalogue import offer, suits
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 from gems.skills.snapshots import skills_in, take_snapshot
@@ -148,7 +148,12 @@ class Resources:
         """A snapshot of the skills to offer for a prompt."""
         if not context.skills:
             return {}
-        skills = [s for name, s in self.skills(context).skills.items() if name not in context.without_skills]
+        generator = self.generator(context)
+        skills = [
+            skill
+            for name, skill in self.skills(context).skills.items()
+            if name not in context.without_skills and suits(skill, generator.name, generator.fingerprint)
+        ]
         return take_snapshot(offer(skills, prompt, lambda: self.embedder or init_embedder(context.embedder)))
 
     def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:

@@ -24,7 +24,7 @@ from gems.memory.embedder import embedder_fingerprint
 from gems.paths import home_folder, make_folder
 from gems.skills.format import Skill
 
-__all__ = ["CATALOGUE_TOKENS", "MAX_OFFERED", "offer"]
+__all__ = ["CATALOGUE_TOKENS", "MAX_OFFERED", "offer", "suits"]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -33,6 +33,20 @@ MAX_OFFERED: Final = 16
 CATALOGUE_TOKENS: Final = 1_600
 """Approximate limit on the tokens of their names and descriptions."""
 _NOT: Final = re.compile(r"(?<=[.!?])\s+(?:Not|Do not|Don't|Never)\b.*")
+
+
+def suits(skill: Skill, generator: str, fingerprint: str) -> bool:
+    """Whether a skill is for an image model. What was learned on one was tried on that one only.
+
+    Args:
+        skill: The skill.
+        generator: The image model's name.
+        fingerprint: The fingerprint of its weights.
+    """
+    if skill.origin != "learned":
+        return True
+    weights, name = skill.metadata.get("gems-generator-fingerprint"), skill.metadata.get("gems-generator")
+    return weights == fingerprint if weights else name in (None, generator)
 
 
 def offer(skills: Sequence[Skill], prompt: str, embedder: Callable[[], Embeddings]) -> list[Skill]:

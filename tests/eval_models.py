@@ -26,7 +26,7 @@ JUDGE = "python:eval_models:make_judge"
 MUTE_JUDGE = "python:eval_models:make_mute_judge"
 
 ERRORS = {
-    "backend": BackendError("the server is on fire"),
+    "backend": BackendError("the server is on fire", retryable=False),
     "raise": RuntimeError("a bug in the model"),
     "input": InputError("this prompt cannot be drawn"),
 }

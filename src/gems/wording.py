@@ -12,11 +12,13 @@ from gems.errors import InputError
 
 __all__ = [
     "MAX_PROMPT_LENGTH",
+    "STOP_WORDS",
     "check_prompt",
     "content_words",
     "hyphenated_words",
     "jaccard",
     "quoted_texts",
+    "request_signature",
     "stem",
 ]
 
@@ -72,6 +74,16 @@ def content_words(text: str) -> list[str]:
     return [word for word in words if word not in _ARTICLES]
 
 
+def request_signature(prompt: str) -> tuple[str, ...]:
+    """What a prompt asks for, in whatever wording and order: its things, their attributes and its numbers, sorted.
+
+    "six red cars and a dog" and "A dog, with 6 cars that are red" have the same signature. How things relate is left
+    out, because the same relation is put in several ways: left of and right of, chasing and chased by.
+    """
+    words = (word for word in content_words(prompt) if word not in STOP_WORDS and word not in _FILLERS)
+    return tuple(sorted({stem(word) for word in words}))
+
+
 def hyphenated_words(text: str) -> list[str]:
     """The words in order, in lower case; a hyphenated compound is one word."""
     return _HYPHENATED_WORD.findall(text.lower())
@@ -92,3 +104,21 @@ def jaccard(a: Counter[str], b: Counter[str] | Sequence[str]) -> float:
     b = b if isinstance(b, Counter) else Counter(b)
     union = (a | b).total()
     return (a & b).total() / union if union else 1.0
+
+
+STOP_WORDS: Final = frozenset(
+    hyphenated_words(
+        "a an the and or of to in on at by with from for as is are be it its that which this these there one each some "
+        "any left right front behind under over above below top bottom next near beside between inside outside through "
+        "across against please draw show make create image picture photo me"
+    )
+)
+"""Stop words and prepositions; losing them does not change the request."""
+_FILLERS: Final = frozenset(
+    hyphenated_words(
+        "i we you want need would like could can give add put also along together plus both all only just exactly "
+        "precisely altogether total side other another containing featuring showing shows depicting depicts having has "
+        "have where while they them their who whose colored coloured"
+    )
+)
+"""More words that say how something is asked for, not what."""

@@ -48,6 +48,7 @@ def add_skill(folder: Path, name: str, text: str = "Draw well.") -> None:
 # --- a result that failed is a result -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["backend", "raise", "input"])
 @pytest.mark.parametrize("arm", ["single", "best-of-n", "loop"])
 def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, how: str) -> None:
@@ -142,7 +143,7 @@ def test_a_skill_that_changes_during_an_evaluation_ends_it_for_good(
     drawn = PaintGenerator.generate
     monkeypatch.setattr(PaintGenerator, "generate", draws_and_edits)
     options = [*PAINT, "rewrite", "--skills-dir", str(skills), "--concurrency", "1"]
-    assert "the skills changed while rewrite ran (lamps is another)" in evaluate(data, *options, code=2)
+    assert "the skills changed while it ran, at rewrite (lamps is another)" in evaluate(data, *options, code=2)
     monkeypatch.undo()
     add_skill(skills, "lamps")
     assert "before and after its skills changed" in evaluate(data, *options, code=2)

@@ -187,13 +187,19 @@ def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
     assert names == ["position-wording"]
     assert "passed with" in (Path(skill["path"]).parent / "references" / "evidence.md").read_text()
     assert "it helps, and harms nothing" in gems("show", "position-wording").output
+    assert skill["generator"] == "pocket"
+    assert [entry["gate"]["points"] for entry in rows("show", "position-wording")["history"]] == [gate["points"]]
+    assert "learned, for pocket only" in re.sub(r"\s+", " ", gems("show", "position-wording").output)
 
     assert rows("learn", "--no-builtin-skills")["learned"] == [], "the same runs teach nothing new"
 
     result = CliRunner().invoke(
         app, ["generate", "six cats behind two dogs", "--no-builtin-skills", "--seed", "1", "--json"]
     )
-    assert json.loads(result.stdout)["skills"] == ["position-wording"]
+    record = json.loads(result.stdout)
+    assert record["skills"] == ["position-wording"]
+    assert list(record["offered"]) == ["position-wording"]
+    assert len(record["offered"]["position-wording"]) == 64
     gems("retire", "position-wording")
     assert rows("list", "--no-builtin-skills")["skills"] == []
     assert "not in use" in gems("retire", "position-wording", code=2).output
@@ -226,8 +232,10 @@ def test_a_skill_that_stops_helping_is_retired(experienced: Path) -> None:
     draft = add_draft("useless", RELATED, "Draw with love.", about, {})
     gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4}
     move(write_figures(draft, {**gate, "lost": 1, "tried": []}), "promoted")
-    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
+    result = gems("learn", "--no-builtin-skills", "--prompts", PROMPTS, "--json", "--quiet")
+    [learned_row] = json.loads(result.stdout)["learned"]
     assert (learned_row["name"], learned_row["state"]) == ("useless", "retired")
+    assert "useless is retired, and not offered any more" in result.stderr
     assert learned_row["gate"]["points"] <= 0
     assert rows("list", "--no-builtin-skills")["skills"] == []
     assert rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"] == []

@@ -91,6 +91,27 @@ def test_skills_are_read_in_order_and_each_once(tmp_path: Path) -> None:
     assert sum(isinstance(m, ToolMessage) for m in run.model.calls[-2][1]) + len(run.tool_answers) >= 3
 
 
+def test_a_learned_skill_is_offered_for_the_image_model_that_it_was_learned_on_only(
+    tmp_path: Path, own_home: Path
+) -> None:
+    (tmp_path / "skills").mkdir()
+    promoted = own_home / "skills" / "promoted"
+    for name, about in {
+        "for-these-weights": {"gems-generator": "paint", "gems-generator-fingerprint": PaintGenerator.fingerprint},
+        "for-other-weights": {"gems-generator": "paint", "gems-generator-fingerprint": "1" * 64},
+        "for-this-model": {"gems-generator": "paint"},
+        "for-another-model": {"gems-generator": "pocket"},
+    }.items():
+        lines = "".join(f"  {key}: '{value}'\n" for key, value in about.items())
+        add(promoted, name, metadata=f"metadata:\n{lines}")
+    shutil.copytree(promoted / "for-another-model", tmp_path / "skills" / "copied")
+    run = Run(tmp_path)
+    run()
+    names = run.offered(0)
+    assert names == ["for-another-model", "for-these-weights", "for-this-model", "Plan"], "a copy is the user's own"
+    assert list(run.state["offered"]) == names[:-1]
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -28,7 +28,8 @@ app = typer.Typer(
 [bold]gems eval grammar --n 200 --arms single,loop[/bold]
 
 Stopped or killed, the same command resumes. OUT gets report.html, report.md, report.json, and for each arm
-image_paths.json, which GenEval 2's own scorer reads.""",
+image_paths.json and score_lists.json, which GenEval 2's own scripts read. A prompt that fails counts as wrong; the
+next start tries it again if a backend failed.""",
 )
 
 SEED: Final = Setting(Annotated[int, typer.Option(help="Seed of the prompts (grammar) and of the images.")], 0)

@@ -63,7 +63,7 @@ def list_(*, context: GemsContext, as_json: AsJson = False) -> None:
         return
     table = Table("name", "from", "when to use it")
     for skill in library.skills.values():
-        table.add_row(escape(skill.name), escape(skill.origin), escape(skill.description))
+        table.add_row(escape(skill.name), escape(_origin(skill)), escape(skill.description))
     for unused in learned:
         if unused.state != "promoted":
             reason = escape(unused.figures.get("reason") or "it has not been tried yet")
@@ -89,12 +89,13 @@ def show(name: Name, *, context: GemsContext, as_json: AsJson = False) -> None:
     if skill is None:
         raise InputError(f"no skill is called {name!r}; gems skills list shows them")
     if as_json:
-        print_json({**_row(skill), "body": skill.body, "learned": [_learned_row(learned) for learned in versions]})
+        learned_rows = [_learned_row(learned) for learned in versions]
+        print_json({**_row(skill), "body": skill.body, "learned": learned_rows, "history": _history(name)})
         return
     facts = Table(show_header=False, box=None)
     for label, value in {
         "name": skill.name,
-        "from": skill.origin,
+        "from": _origin(skill),
         "file": str(skill.path),
         "when": skill.description,
         "checks": "\n".join(f"{check.kind}: {check.question}" for check in skill.checks),
@@ -105,7 +106,9 @@ def show(name: Name, *, context: GemsContext, as_json: AsJson = False) -> None:
     for learned in versions:
         facts.add_row("[bold]learned[/]", f"version {learned.version}, {learned.state}")
         facts.add_row("[bold]evidence[/]", escape(str(learned.folder / "references" / "evidence.md")))
-        facts.add_row("[bold]trial[/]", escape(_trial_in_words(learned)))
+        facts.add_row("[bold]trial[/]", escape(_trial_in_words(learned.figures)))
+    for trial in _history(name) if versions else ():
+        facts.add_row(f"[bold]version {trial['version']}[/]", escape(_trial_in_words(trial["gate"])))
     out.print(facts)
     out.print()
     out.print(escape(skill.body), highlight=False)
@@ -191,13 +194,14 @@ def learn(
     1. Requirements in your memory that one draft failed and the next passed are gathered by kind; if those changes have
        nothing in common, drafts that passed.
     2. The chat model words a skill for each kind that has enough of them. The skill goes into quarantine.
-    3. The trial: prompts that no skill was drafted from are drawn with the skill and without, from the same seeds.
-       A skill is promoted if it makes more of them right, by an interval that excludes zero, and harms no kind of
-       requirement.
-    4. Promoted skills are tried again when as many new prompts have come; a skill that no longer helps is retired.
+    3. The trial: prompts that ask for nothing that a skill was drafted from are drawn with the skill and without, from
+       the same seeds. A skill is promoted if it makes more of them right, by an interval that excludes zero, and harms
+       no kind of requirement. The more attempts at the same kind there were, the clearer it has to be.
+    4. Promoted skills are tried again when as many new prompts have come; a skill that does harm, or no longer helps,
+       is retired.
 
-    Interrupt it at any moment: the same command resumes. What is learned is offered to everybody who uses this
-    $GEMS_HOME, and quotes prompts that it was learned from.
+    Interrupt it at any moment: the same command resumes. What is learned is for this image model only. It is offered
+    to everybody who uses this $GEMS_HOME, and quotes prompts that it was learned from.
     """
     from gems.learning import shelf
     from gems.learning.learn import learn as learn_skills
@@ -233,7 +237,7 @@ def learn(
     else:
         table = Table("skill", "version", "now", "trial")
         for skill in skills:
-            table.add_row(escape(skill.name), str(skill.version), skill.state, escape(_trial_in_words(skill)))
+            table.add_row(escape(skill.name), str(skill.version), skill.state, escape(_trial_in_words(skill.figures)))
         out.print(table)
 
 
@@ -253,16 +257,19 @@ def _announce(plan: LearningPlan, settings: TrialSettings) -> None:
 
 
 def _print_step(step: Step, *, quiet: bool) -> None:
-    from gems.learning.learn import Drafted, NotDrafted
+    from gems.learning.learn import Drafted, NotDrafted, Tried
 
     if isinstance(step, NotDrafted):
         err.print(f"{step.lesson.kind}: not drafted; {escape(step.reason)}", highlight=False)
+    elif isinstance(step, Tried) and step.skill.state == "retired":
+        trial = escape(_trial_in_words(step.skill.figures))
+        err.print(f"{step.skill.name} is retired, and not offered any more; {trial}", highlight=False)
     elif quiet:
         return
     elif isinstance(step, Drafted):
         err.print(f"drafted {escape(step.skill.name)}, version {step.skill.version}", highlight=False)
     else:
-        trial = escape(_trial_in_words(step.skill))
+        trial = escape(_trial_in_words(step.skill.figures))
         err.print(f"{escape(step.skill.name)}: {step.skill.state}; {trial}", highlight=False)
 
 
@@ -282,8 +289,8 @@ def promote(name: Name) -> None:
             raise InputError(f"{name} is promoted already")
         if not skill.figures.get("passed"):
             raise InputError(
-                f"{name} has not passed its trial ({_trial_in_words(skill)}); gems skills learn tries it. To use it "
-                f"anyway, copy {skill.folder} to a folder of your own, such as ~/.config/gems/skills"
+                f"{name} has not passed its trial ({_trial_in_words(skill.figures)}); gems skills learn tries it. To "
+                f"use it anyway, copy {skill.folder} to a folder of your own, such as ~/.config/gems/skills"
             )
         shelf.move(skill, "promoted")
     out.print(f"{escape(name)} is offered to the planner from the next run on", highlight=False)
@@ -317,16 +324,29 @@ def diff(
     sys.stdout.write(printable(difference(name, old, new)))
 
 
-def _trial_in_words(skill: LearnedSkill) -> str:
+def _trial_in_words(figures: dict[str, Any]) -> str:
     """The result of a learned skill's trial in one line."""
-    figures = skill.figures
     if not figures:
         return "it has not been tried yet"
     low, high = figures["interval"]
+    attempt = f", attempt {figures['attempt']} at its idea" if figures.get("attempt", 1) > 1 else ""
     return (
         f"{figures['reason']}: {figures['points']:+.1f} points ({low:+.1f} to {high:+.1f}) on {figures['wishes']} "
-        f"prompts, {figures['won']} won, {figures['lost']} lost"
+        f"prompts, {figures['won']} won, {figures['lost']} lost{attempt}"
     )
+
+
+def _origin(skill: Skill) -> str:
+    """Where a skill comes from; for a learned one, also the image model that it is offered for."""
+    generator = skill.metadata.get("gems-generator") if skill.origin == "learned" else None
+    return f"{skill.origin}, for {generator} only" if generator else skill.origin
+
+
+def _history(name: str) -> list[dict[str, Any]]:
+    """All trials of a learned skill, also of versions that another has replaced."""
+    from gems.learning.shelf import past_trials
+
+    return [{"version": trial.version, "gate": trial.figures} for trial in past_trials(name)]
 
 
 def _row(skill: Skill) -> dict[str, Any]:
@@ -346,6 +366,7 @@ def _learned_row(skill: LearnedSkill) -> dict[str, Any]:
         "version": skill.version,
         "state": skill.state,
         "kind": skill.kind,
+        "generator": skill.generator,
         "path": str(skill.skill.path),
         "gate": skill.figures,
     }

@@ -120,28 +120,27 @@ def _run(
     """
     arm, start_time, finished = arm_pass.arm, time.monotonic(), 0
     uses_skills = arm.settings is not None and plan.context_of(arm).skills
+    changes = list[str]()
 
-    def changes_of_skills() -> str:
-        return differences(skills, skill_digests(plan.context)) if uses_skills else ""
-
-    changes = changes_of_skills()
-    if changes:
-        raise InputError(f"the skills changed before {arm_pass.label} began ({changes}); begin again in another --out")
-
-    def done(row: BatchRow) -> None:
-        nonlocal changes, finished
-        finished += 1
-        on_done(row)
-        changes = changes or changes_of_skills()
-        if changes:
+    def look_for_changes() -> None:
+        if uses_skills and (change := differences(skills, skill_digests(plan.context))):
+            changes.append(change)
             control.request_drain("the skills changed")
 
+    def done(row: BatchRow) -> None:
+        nonlocal finished
+        finished += 1
+        on_done(row)
+        look_for_changes()
+
+    look_for_changes()
     rows = run_arm(
         plan, arm, concurrency=concurrency, control=control, on_start=on_start, on_done=done, order=arm_pass.order
     )
     if changes:
-        mark_as_mixed(plan.out, changes)
-        raise InputError(f"the skills changed while {arm_pass.label} ran ({changes}); begin again in another --out")
+        if finished:
+            mark_as_mixed(plan.out, changes[0])
+        raise InputError(f"the skills changed while it ran, at {arm_pass.label} ({changes[0]}); choose another --out")
     _add_time(plan.folder(arm, arm_pass.order) / "time.json", time.monotonic() - start_time, finished)
     return rows
 

@@ -88,10 +88,12 @@ def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None
         raise InputError(
             f"{out} holds results from before and after its skills changed ({earlier[_MIXED]}); {begin_another}"
         )
-    changed = [name for name, value in identity.items() if earlier.get(name) != value]
-    if not changed:
+    changed_parts = [name for name, value in identity.items() if earlier.get(name) != value]
+    if not changed_parts:
         return
-    if set(changed) <= {"skills", "models"}:
-        details = "; ".join(f"{name}: {differences(earlier.get(name, {}), identity[name])}" for name in changed)
-        raise InputError(f"{out} holds an evaluation with other {' and '.join(changed)} ({details}); {begin_another}")
+    if set(changed_parts) <= {"skills", "models"}:
+        details = "; ".join(f"{name}: {differences(earlier.get(name, {}), identity[name])}" for name in changed_parts)
+        raise InputError(
+            f"{out} holds an evaluation with other {' and '.join(changed_parts)} ({details}); {begin_another}"
+        )
     raise InputError(f"{out} holds an evaluation of other prompts or settings; {begin_another}")

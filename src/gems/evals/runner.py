@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -147,32 +148,36 @@ def run_arm(
     if arm.settings is None:
         batch = _run_generator_alone(arm, jobs, folder, context, images, concurrency, control, on_start, on_done)
     else:
-        batch = run_batch(
-            jobs,
-            folder,
-            context,
-            concurrency=1 if arm.ordered else concurrency,
-            stop=Stop(control),
-            on_start=on_start,
-            on_done=on_done,
-            store=_open_memory(arm, folder, context),
-            images=images,
-        )
+        with _open_memory(arm, folder, context) as store:
+            batch = run_batch(
+                jobs,
+                folder,
+                context,
+                concurrency=1 if arm.ordered else concurrency,
+                stop=Stop(control),
+                on_start=on_start,
+                on_done=on_done,
+                store=store,
+                images=images,
+            )
     return _complete(batch)
 
 
-def _open_memory(arm: Arm, folder: Path, context: GemsContext) -> FaissStore | None:
-    """The arm's own memory, which begins empty; the user's is not read.
+@contextmanager
+def _open_memory(arm: Arm, folder: Path, context: GemsContext) -> Iterator[FaissStore | None]:
+    """Open the arm's own memory, which begins empty; the user's is not read.
 
     Raises:
         InputError: The arm has results, but the memory that they filled is gone.
     """
     if not arm.ordered:
-        return None
+        yield None
+        return
     memory, results = folder / "memory", folder / "results.jsonl"
     if results.exists() and results.stat().st_size and not memory.exists():
         raise InputError(f"{memory} is gone, which the results beside it filled; choose another folder with --out")
-    return FaissStore(memory, embedder=init_embedder(context.embedder))
+    with closing(FaissStore(memory, embedder=init_embedder(context.embedder))) as store:
+        yield store
 
 
 def _complete(batch: Batch) -> list[BatchRow]:
@@ -180,8 +185,9 @@ def _complete(batch: Batch) -> list[BatchRow]:
     rows = batch.rows()
     if batch.failure_message is None:
         return rows
-    error = f"not begun: {batch.failure_message}"
-    return [*rows, *({**row_of(job), "error": error, "error_kind": "backend"} for job in batch.unfinished_jobs)]
+    for job in batch.unfinished_jobs:
+        rows.append({**row_of(job), "error": f"not begun: {batch.failure_message}", "error_kind": "backend"})
+    return rows
 
 
 def _run_generator_alone(

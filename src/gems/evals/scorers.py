@@ -47,8 +47,11 @@ class Scorer(Protocol):
     """Scores attempts, and keeps every score in a file so that none is paid for twice."""
 
     name: str
-    judge: str | None
-    """The chat model that judges; None if none does."""
+
+    @property
+    def judge(self) -> str | None:
+        """The chat model that judges; None if none does."""
+        ...
 
     def check(self, prompts: Sequence[EvalPrompt]) -> None:
         """Check that images of these prompts can be scored, before any is drawn.
@@ -119,7 +122,7 @@ class Oracle:
     """
 
     name = "oracle"
-    judge = None
+    judge: Final = None
 
     def __init__(self, folder: Path) -> None:
         self._file = _ScoreFile(folder / "scores-oracle.jsonl")

@@ -11,8 +11,8 @@ from it have to pass a trial (``gems skills learn``).
 
 from __future__ import annotations
 
+import hashlib
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import numpy as np
 
 from gems.graph.state import Kind
 from gems.memory.trajectory import PastAttempt, Trajectory
-from gems.wording import content_words
+from gems.wording import request_signature
 
 __all__ = [
     "MIN_CHANGES",
@@ -85,8 +85,12 @@ class Lesson:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a user's prompt is kept for trials. Half of them are, by their words; no skill is drafted from these."""
-    return zlib.crc32(" ".join(content_words(prompt)).encode()) % 2 == 1
+    """Whether a user's prompt is kept for trials. About half of them are; no skill is drafted from these.
+
+    What a prompt asks for decides, not its wording: the same request in other words is on the same side.
+    """
+    digest = hashlib.sha256(" ".join(request_signature(prompt)).encode()).digest()
+    return digest[-1] % 2 == 1
 
 
 def changes_of(run_id: str, run: Trajectory) -> Iterator[DraftChange]:

@@ -22,6 +22,7 @@ from gems.models.fencing import fence
 from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
+from gems.runs.record import ModelRecord
 from gems.skills.format import RESERVED, UnusableError, slug
 from gems.skills.loader import load_skills
 
@@ -51,28 +52,31 @@ class SkillDraft(Form):
     )
 
 
-def new_lessons(runs: Sequence[tuple[str, Trajectory]], *, generator: str) -> list[Lesson]:
+def new_lessons(runs: Sequence[tuple[str, Trajectory]], generator: ModelRecord) -> list[Lesson]:
     """The best lesson of each kind taught by runs with this image model, if no skill was drafted from much of it yet.
 
     Prompts that are held out for trials teach nothing.
     """
-    lessons = lessons_of((i, run) for i, run in runs if run.generator == generator and not is_held_out(run.prompt))
+    lessons = lessons_of((i, run) for i, run in runs if run.generator == generator.name and not is_held_out(run.prompt))
     best: dict[str, Lesson] = {}
     for lesson in lessons:
         best.setdefault(lesson.kind, lesson)
     earlier_fixes: Counter[str] = Counter()
     for skill in learned_skills():
-        if skill.generator == generator:
+        if skill.suits(generator):
             earlier_fixes[skill.kind] = max(earlier_fixes[skill.kind], skill.fix_count)
     return [lesson for lesson in best.values() if len(lesson.fixes) >= _GROWTH * earlier_fixes[lesson.kind]]
 
 
-def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, cohort: int) -> LearnedSkill:
+def draft_skill(
+    lesson: Lesson, model: BaseChatModel, generator: ModelRecord, context: GemsContext, *, cohort: int
+) -> LearnedSkill:
     """Let a chat model put a lesson into words, and add the result to the drafts in quarantine.
 
     Args:
         lesson: The lesson that the runs teach.
         model: The chat model.
+        generator: The image model that the runs were made with; the skill is for this one alone.
         context: The settings that the skill is for.
         cohort: Number of drafts that are tried together.
 
@@ -83,10 +87,11 @@ def draft_skill(lesson: Lesson, model: BaseChatModel, context: GemsContext, *, c
     evidence = _fenced(lesson.kind, lesson.phrases, [_case(change) for change in _spread(lesson)])
     messages = [SystemMessage(DRAFTER), *EXAMPLE, HumanMessage(evidence)]
     answer = ask(Meter(Usage(), context), model, SkillDraft, messages).form
-    name = _free_name(answer.name, context, lesson)
+    name = _free_name(answer.name, generator, context, lesson)
     metadata = {
         "gems-kind": lesson.kind,
-        "gems-generator": context.generator,
+        "gems-generator": generator.name,
+        "gems-generator-fingerprint": generator.fingerprint,
         "gems-mllm": context.chat_model("planner"),
         "gems-learned": datetime.now(UTC).date().isoformat(),
         "gems-fixes": str(len(lesson.fixes)),
@@ -116,11 +121,11 @@ def _case(change: DraftChange) -> str:
     return case.format(wish=change.prompt[:300], before=change.before[:600], after=change.after[:600])
 
 
-def _free_name(proposal: str, context: GemsContext, lesson: Lesson) -> str:
+def _free_name(proposal: str, generator: ModelRecord, context: GemsContext, lesson: Lesson) -> str:
     """A name that no other skill has; a new version of a learned skill keeps its own."""
     skills = learned_skills()
     for skill in skills:
-        if (skill.kind, skill.generator) == (lesson.kind, context.generator):
+        if skill.kind == lesson.kind and skill.suits(generator):
             return skill.name
     base = slug(proposal[:50]) or f"{lesson.kind}-wording"
     used_names = RESERVED | set(load_skills(context.skills_dir).skills) | {skill.name for skill in skills}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from langgraph.runtime import RunControl
 
+from gems.bulk.results import BatchRow
 from gems.errors import InputError, MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.learning.contrasts import Lesson
@@ -17,18 +18,22 @@ from gems.learning.trials import (
     ProgressBar,
     Runs,
     TrialSettings,
+    attempt_of,
     awaits_trial,
     conclude_trial,
+    count_held_out,
     held_out_prompts,
     is_due,
     judge_trial,
+    level_of,
     run_trial,
 )
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import past_runs
 from gems.memory.opening import memory_location, open_store
-from gems.models.registry import init_mllm
+from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.resources import check_options
+from gems.runs.record import ModelRecord
 
 __all__ = ["Drafted", "LearningPlan", "NotDrafted", "Step", "Tried", "learn", "plan_learning", "remembered_runs"]
 
@@ -44,6 +49,8 @@ class LearningPlan:
     """Drafts that have not been tried yet."""
     to_repeat: list[LearnedSkill]
     """Promoted skills that are to be tried again."""
+    generator: ModelRecord
+    """The image model that the skills are for."""
 
     def most_images(self, settings: TrialSettings) -> int:
         """Maximum number of images for the trials, with half as many prompts of other kinds as of a skill's own."""
@@ -92,11 +99,13 @@ def remembered_runs(context: GemsContext) -> Runs:
 
 def plan_learning(runs: Runs, context: GemsContext, settings: TrialSettings) -> LearningPlan:
     """What these runs teach that no skill was drafted from yet, and which skills are to be tried."""
-    lessons = new_lessons(runs, generator=context.generator)
+    model = init_image_generator(context.generator, context.generator_options, context.authority)
+    generator = ModelRecord(model.name, model.fingerprint)
+    lessons = new_lessons(runs, generator)
     skills = learned_skills()
-    waiting = [skill for skill in skills if awaits_trial(skill, context)]
-    to_repeat = [skill for skill in skills if is_due(skill, runs, context, settings)]
-    return LearningPlan(runs, lessons, waiting, to_repeat)
+    waiting = [skill for skill in skills if awaits_trial(skill, generator)]
+    to_repeat = [skill for skill in skills if is_due(skill, runs, generator, settings)]
+    return LearningPlan(runs, lessons, waiting, to_repeat, generator)
 
 
 def learn(
@@ -137,12 +146,18 @@ def learn(
         rows = run_trial(skill, prompts, context, settings, control, bar)
         if rows is None:
             return None
-        # Of many drafts tried together, one passes by chance more easily (Bonferroni).
-        level = 1 - 0.05 / skill.cohort if skill.state == "quarantine" else 0.95
-        figures = judge_trial(skill.kind, *rows, level=level)
+        figures = {**_judge(skill, rows), "known": count_held_out(plan.runs, skill.kind)}
         results.append(conclude_trial(skill, figures, prompts, settings, promote=promote))
         on_step(Tried(results[-1]))
     return results
+
+
+def _judge(skill: LearnedSkill, rows: tuple[list[BatchRow], list[BatchRow]]) -> dict[str, Any]:
+    """The figures of a trial. A draft has to be the clearer, the more attempts at its idea there were."""
+    if skill.state == "promoted":
+        return judge_trial(skill.kind, *rows)
+    attempt = attempt_of(skill)
+    return {"attempt": attempt, **judge_trial(skill.kind, *rows, level=level_of(attempt, skill.cohort))}
 
 
 def _draft(plan: LearningPlan, context: GemsContext, on_step: Callable[[Step], None]) -> list[LearnedSkill]:
@@ -151,7 +166,7 @@ def _draft(plan: LearningPlan, context: GemsContext, on_step: Callable[[Step], N
     for lesson in plan.lessons:
         try:
             model = init_mllm(context.mllm, context.chat_options, context.authority)
-            drafts.append(draft_skill(lesson, model, context, cohort=cohort))
+            drafts.append(draft_skill(lesson, model, plan.generator, context, cohort=cohort))
         except MalformedAnswerError as error:
             on_step(NotDrafted(lesson, str(error)))
         else:

@@ -1,7 +1,8 @@
 """Where learned skills are kept: drafts in quarantine, promoted skills, retired ones, and every version so far.
 
 ``$GEMS_HOME/skills/STATE/NAME`` is a skill folder like any other, with the last trial's figures in ``gate.json`` beside
-its SKILL.md. Only ``promoted`` is on the search path. ``versions/NAME/N`` keeps the text of each version.
+its SKILL.md. Only ``promoted`` is on the search path. ``versions/NAME/N`` keeps the text of each version, and the
+figures of all its trials in ``trials.jsonl``: a version that was refused stays known when another takes its place.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -22,14 +23,28 @@ from filelock import FileLock, Timeout
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.paths import home, private_file, private_folder
+from gems.runs.record import ModelRecord
+from gems.skills.catalogue import suits
 from gems.skills.format import Skill, UnusableError, read_skill
 from gems.skills.loader import promoted_folder
 
-__all__ = ["LearnedSkill", "State", "add_draft", "difference", "learned_skills", "lock_shelf", "move", "write_figures"]
+__all__ = [
+    "LearnedSkill",
+    "PastTrial",
+    "State",
+    "add_draft",
+    "difference",
+    "learned_skills",
+    "lock_shelf",
+    "move",
+    "past_trials",
+    "write_figures",
+]
 
 State = Literal["quarantine", "promoted", "retired"]
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _FIGURES: Final = "gate.json"
+_TRIALS: Final = "trials.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +90,25 @@ class LearnedSkill:
         """The image model that it was learned with."""
         return self.skill.metadata.get("gems-generator", "")
 
+    def suits(self, generator: ModelRecord) -> bool:
+        """Whether it is for this image model."""
+        return suits(self.skill, generator.name, generator.fingerprint)
+
     @property
     def folder(self) -> Path:
         """The folder of its SKILL.md."""
         return self.skill.path.parent
+
+
+@dataclass(frozen=True, slots=True)
+class PastTrial:
+    """A trial of some version of a learned skill, also of a version that another has replaced."""
+
+    name: str
+    version: int
+    kind: str
+    generator: str
+    figures: dict[str, Any]
 
 
 def _root() -> Path:
@@ -186,9 +216,38 @@ def _replace_folder(source: Path, target: Path) -> None:
 
 
 def write_figures(skill: LearnedSkill, figures: dict[str, Any]) -> LearnedSkill:
-    """Save the figures of a skill's trial."""
+    """Save the figures of a skill's trial, beside the skill and in the history of its version."""
+    history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
+    earlier = history.read_bytes() if history.exists() else b""
+    history.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(history, earlier + json.dumps(figures).encode() + b"\n")
     write_atomically(skill.folder / _FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
     return LearnedSkill(skill.skill, skill.state, figures)
+
+
+def past_trials(name: str | None = None) -> list[PastTrial]:
+    """All trials so far, or those of a name, by name and version; of one version in the order they were made."""
+    trials = list[PastTrial]()
+    folder = _root() / "versions"
+    for owner in sorted(path.name for path in folder.iterdir()) if folder.is_dir() else ():
+        if name in (None, owner):
+            for version in _versions(owner):
+                trials += _trials_in(folder / owner / str(version), owner, version)
+    return trials
+
+
+def _trials_in(folder: Path, name: str, version: int) -> Iterator[PastTrial]:
+    path = folder / _TRIALS
+    if not path.exists():
+        return
+    try:
+        metadata = read_skill(folder, "learned")[0].metadata
+    except UnusableError:
+        return
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            figures = json.loads(line)
+            yield PastTrial(name, version, metadata.get("gems-kind", ""), metadata.get("gems-generator", ""), figures)
 
 
 def move(skill: LearnedSkill, state: State) -> LearnedSkill:
