@@ -2,10 +2,11 @@
 
     python benchmarks/second_pass.py --n 500 --out /tmp/second-pass
 
-A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs four
-times from the same seeds: without a memory; with the first pass's; with one from another domain (landscapes, portraits
-and the like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in
-it is similar enough. The second pass only reads its memories, so that only what the first pass left behind is measured.
+A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs five
+times from the same seeds: without a memory; with the first pass's; with what ``pocket-large`` learned from the prompts
+of the first pass, recalled as if it were the model's own; with one from another domain (landscapes, portraits and the
+like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in it is
+similar enough. The second pass only reads its memories, so that only what the first pass left behind is measured.
 The oracle judges, and differences are paired. If it is killed, the same command continues. Printed as JSON.
 """
 
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from experiment_runs import judged_by_oracle, run_pass
 from langgraph.runtime import RunControl
-from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
+from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem, SearchOp
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, analyse, compare
@@ -69,27 +70,33 @@ class ReadOnly(BaseStore):
     Args:
         store: The store to read from.
         near: Whether to raise the score of every result, so that it counts as similar.
+        as_of: The image model that every experience is said to be of; None for the one that it is of.
     """
 
-    def __init__(self, store: BaseStore, *, near: bool = False) -> None:
-        self._store, self._near = store, near
+    def __init__(self, store: BaseStore, *, near: bool = False, as_of: str | None = None) -> None:
+        self._store, self._near, self._as_of = store, near, as_of
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         ops = list(ops)
-        results = iter(self._store.batch([op for op in ops if not isinstance(op, PutOp)]))
-        return [None if isinstance(op, PutOp) else self._raise_scores(next(results)) for op in ops]
+        reads = [self._of_any_model(op) for op in ops if not isinstance(op, PutOp)]
+        results = iter(self._store.batch(reads))
+        return [None if isinstance(op, PutOp) else self._changed(next(results)) for op in ops]
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         return self.batch(ops)
 
-    def _raise_scores(self, result: Result) -> Result:
-        if not self._near or not isinstance(result, list):
-            return result
-        for item in result:
+    def _of_any_model(self, op: Op) -> Op:
+        return op._replace(filter=None) if self._as_of and isinstance(op, SearchOp) else op
+
+    def _changed(self, result: Result) -> Result:
+        for item in result if isinstance(result, list) else []:
             if isinstance(item, SearchItem) and item.score is not None:
-                item.score = 0.5 + item.score / 2
+                if self._near:
+                    item.score = 0.5 + item.score / 2
+                if self._as_of:
+                    item.value["generator"] = self._as_of
         return result
 
 
@@ -115,12 +122,17 @@ def main() -> None:
     with batch_bar(args.n, what="first pass", quiet=False) as (on_start, on_done):
         rows = run_arm(learning, first, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
     judged = {"first pass": judged_by_oracle(learning.prompts, rows, Oracle(learning.out))}
+    other = Arm("other", "the first pass with another image model", generator="pocket-large", settings=settings)
+    with batch_bar(args.n, what="another model", quiet=False) as (on_start, on_done):
+        run_arm(learning, other, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
+    other_memory = FaissStore(learning.folder(other) / "memory", embedder=init_embedder())
     own_memory = FaissStore(learning.folder(first) / "memory", embedder=init_embedder())
     foreign_memory = FaissStore(second.out / "foreign", embedder=init_embedder())
     remember_another_domain(foreign_memory, learning.context)
     stores = {
         "without memory": None,
         "with the first pass": ReadOnly(own_memory),
+        "with another model's": ReadOnly(other_memory, as_of=learning.context.generator),
         "with another domain": ReadOnly(foreign_memory),
         "told of another domain": ReadOnly(foreign_memory, near=True),
     }
@@ -183,6 +195,8 @@ def report(judged: dict[str, list[Judged]], arm: Arm, images: int) -> dict[str, 
         }
     questions = [
         Comparison("with the first pass", "without memory", "Does the first pass help the second?"),
+        Comparison("with another model's", "without memory", "Does the memory of another image model help?"),
+        Comparison("with another model's", "with the first pass", "How does it compare with the model's own?"),
         Comparison("with another domain", "without memory", "Does an unrelated memory do harm?"),
         Comparison("told of another domain", "without memory", "Does it do harm even if it is recalled?"),
     ]
