@@ -273,8 +273,8 @@ def recall(store: BaseStore, user: str, prompt: str, limit: int, *, generator: s
     own = _best(prompt, _similar(store, user, prompt, {"generator": generator}), limit)
     if len(own) == limit:
         return own
-    others = _similar(store, user, prompt, {"generator": {"$ne": generator}})
-    return own + _best(prompt, others, limit - len(own))
+    other_models = _similar(store, user, prompt, {"generator": {"$ne": generator}})
+    return own + _best(prompt, other_models, limit - len(own))
 
 
 def _best(prompt: str, similar: Sequence[tuple[SearchItem, Experience]], limit: int) -> list[Memory]:
