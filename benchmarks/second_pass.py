@@ -2,11 +2,11 @@
 
     python benchmarks/second_pass.py --n 500 --out /tmp/second-pass
 
-A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs five
-times from the same seeds: without a memory; with the first pass's; with what ``pocket-large`` learned from the prompts
-of the first pass, recalled as if it were the model's own; with one from another domain (landscapes, portraits and the
-like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in it is
-similar enough. The second pass only reads its memories, so that only what the first pass left behind is measured.
+A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs four
+times from the same seeds: without a memory; with the first pass's; with one from another domain (landscapes, portraits
+and the like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in
+it is similar enough. With ``--other-model``, it runs once more with what that image model learned from the prompts of
+the first pass, recalled as if it were the model's own. The second pass only reads its memories, so that only what the first pass left behind is measured.
 The oracle judges, and differences are paired. If it is killed, the same command continues. Printed as JSON.
 """
 
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5, help="maximum images for each prompt")
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("gems-eval/second-pass"))
+    parser.add_argument("--other-model", help="an image model whose memory is measured too, such as pocket-large")
     args = parser.parse_args()
 
     settings = {"memory": True, "skills": False, "max_rounds": args.images}
@@ -122,25 +123,30 @@ def main() -> None:
     with batch_bar(args.n, what="first pass", quiet=False) as (on_start, on_done):
         rows = run_arm(learning, first, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
     judged = {"first pass": judged_by_oracle(learning.prompts, rows, Oracle(learning.out))}
-    other = Arm("other", "the first pass with another image model", generator="pocket-large", settings=settings)
-    with batch_bar(args.n, what="another model", quiet=False) as (on_start, on_done):
-        run_arm(learning, other, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
-    other_memory = FaissStore(learning.folder(other) / "memory", embedder=init_embedder())
     own_memory = FaissStore(learning.folder(first) / "memory", embedder=init_embedder())
     foreign_memory = FaissStore(second.out / "foreign", embedder=init_embedder())
     remember_another_domain(foreign_memory, learning.context)
     stores = {
         "without memory": None,
         "with the first pass": ReadOnly(own_memory),
-        "with another model's": ReadOnly(other_memory, as_of=learning.context.generator),
         "with another domain": ReadOnly(foreign_memory),
         "told of another domain": ReadOnly(foreign_memory, near=True),
     }
+    if args.other_model:
+        stores["with another model's"] = memory_of(args.other_model, learning, settings)
     for name, store in stores.items():
         context = second.context_of(first).model_copy(update={"memory": store is not None})
         rows = run_pass(second, name, context, concurrency=args.concurrency, store=store)
         judged[name] = judged_by_oracle(second.prompts, rows, oracle)
     print(json.dumps(report(judged, first, args.images), indent=1))
+
+
+def memory_of(generator: str, plan: EvaluationPlan, settings: dict[str, Any]) -> BaseStore:
+    """What another image model learns from a plan's prompts, as if the plan's own model had learned it."""
+    arm = Arm("other", "the first pass with another image model", generator=generator, settings=settings)
+    with batch_bar(len(plan.prompts), what=generator, quiet=False) as (on_start, on_done):
+        run_arm(plan, arm, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
+    return ReadOnly(FaissStore(plan.folder(arm) / "memory", embedder=init_embedder()), as_of=plan.context.generator)
 
 
 def plan_of(benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, args: argparse.Namespace) -> EvaluationPlan:
@@ -200,7 +206,8 @@ def report(judged: dict[str, list[Judged]], arm: Arm, images: int) -> dict[str, 
         Comparison("with another domain", "without memory", "Does an unrelated memory do harm?"),
         Comparison("told of another domain", "without memory", "Does it do harm even if it is recalled?"),
     ]
-    return {"passes": figures, "comparisons": [compare(question, judged) for question in questions]}
+    comparisons = [compare(question, judged) for question in questions if question.better in judged]
+    return {"passes": figures, "comparisons": comparisons}
 
 
 if __name__ == "__main__":
