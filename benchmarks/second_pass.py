@@ -6,8 +6,9 @@ A first pass over fresh prompts fills a memory. A second pass over other fresh p
 times from the same seeds: without a memory; with the first pass's; with one from another domain (landscapes, portraits
 and the like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in
 it is similar enough. With ``--other-model``, it runs once more with what that image model learned from the prompts of
-the first pass, recalled as if it were the model's own. The second pass only reads its memories, so that only what the first pass left behind is measured.
-The oracle judges, and differences are paired. If it is killed, the same command continues. Printed as JSON.
+the first pass, recalled as if it were the model's own. The second pass only reads its memories, so that only what was
+left behind before it is measured. The oracle judges, and differences are paired. If it is killed, the same command
+continues. Printed as JSON.
 """
 
 from __future__ import annotations
