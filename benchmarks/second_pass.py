@@ -5,8 +5,10 @@
 A first pass over fresh prompts fills a memory. A second pass over other fresh prompts of the same vocabulary runs four
 times from the same seeds: without a memory; with the first pass's; with one from another domain (landscapes, portraits
 and the like, with prompts and lessons of their own); and with that one again, forced to be recalled although nothing in
-it is similar enough. The second pass only reads its memories, so that only what the first pass left behind is measured.
-The oracle judges, and differences are paired. If it is killed, the same command continues. Printed as JSON.
+it is similar enough. With ``--other-model``, it runs once more with what that image model learned from the prompts of
+the first pass, recalled as if it were the model's own. The second pass only reads its memories, so that only what was
+left behind before it is measured. The oracle judges, and differences are paired. If it is killed, the same command
+continues. Printed as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Final
 
 from experiment_runs import judged_by_oracle, run_pass
 from langgraph.runtime import RunControl
-from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem
+from langgraph.store.base import BaseStore, Op, PutOp, Result, SearchItem, SearchOp
 
 from gems.cli.console import batch_bar
 from gems.evals.analysis import Judged, analyse, compare
@@ -69,27 +71,33 @@ class ReadOnly(BaseStore):
     Args:
         store: The store to read from.
         near: Whether to raise the score of every result, so that it counts as similar.
+        as_of: The image model that every experience is said to be of; None for the one that it is of.
     """
 
-    def __init__(self, store: BaseStore, *, near: bool = False) -> None:
-        self._store, self._near = store, near
+    def __init__(self, store: BaseStore, *, near: bool = False, as_of: str | None = None) -> None:
+        self._store, self._near, self._as_of = store, near, as_of
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         ops = list(ops)
-        results = iter(self._store.batch([op for op in ops if not isinstance(op, PutOp)]))
-        return [None if isinstance(op, PutOp) else self._raise_scores(next(results)) for op in ops]
+        reads = [self._of_any_model(op) for op in ops if not isinstance(op, PutOp)]
+        results = iter(self._store.batch(reads))
+        return [None if isinstance(op, PutOp) else self._changed(next(results)) for op in ops]
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """See ``BaseStore``."""
         return self.batch(ops)
 
-    def _raise_scores(self, result: Result) -> Result:
-        if not self._near or not isinstance(result, list):
-            return result
-        for item in result:
+    def _of_any_model(self, op: Op) -> Op:
+        return op._replace(filter=None) if self._as_of and isinstance(op, SearchOp) else op
+
+    def _changed(self, result: Result) -> Result:
+        for item in result if isinstance(result, list) else []:
             if isinstance(item, SearchItem) and item.score is not None:
-                item.score = 0.5 + item.score / 2
+                if self._near:
+                    item.score = 0.5 + item.score / 2
+                if self._as_of:
+                    item.value["generator"] = self._as_of
         return result
 
 
@@ -101,6 +109,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5, help="maximum images for each prompt")
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("gems-eval/second-pass"))
+    parser.add_argument("--other-model", help="an image model whose memory is measured too, such as pocket-large")
     args = parser.parse_args()
 
     settings = {"memory": True, "skills": False, "max_rounds": args.images}
@@ -124,11 +133,21 @@ def main() -> None:
         "with another domain": ReadOnly(foreign_memory),
         "told of another domain": ReadOnly(foreign_memory, near=True),
     }
+    if args.other_model:
+        stores["with another model's"] = memory_of(args.other_model, learning, settings)
     for name, store in stores.items():
         context = second.context_of(first).model_copy(update={"memory": store is not None})
         rows = run_pass(second, name, context, concurrency=args.concurrency, store=store)
         judged[name] = judged_by_oracle(second.prompts, rows, oracle)
     print(json.dumps(report(judged, first, args.images), indent=1))
+
+
+def memory_of(generator: str, plan: EvaluationPlan, settings: dict[str, Any]) -> BaseStore:
+    """What another image model learns from a plan's prompts, as if the plan's own model had learned it."""
+    arm = Arm("other", "the first pass with another image model", generator=generator, settings=settings)
+    with batch_bar(len(plan.prompts), what=generator, quiet=False) as (on_start, on_done):
+        run_arm(plan, arm, concurrency=1, control=RunControl(), on_start=on_start, on_done=on_done)
+    return ReadOnly(FaissStore(plan.folder(arm) / "memory", embedder=init_embedder()), as_of=plan.context.generator)
 
 
 def plan_of(benchmark: str, prompts: list[EvalPrompt], arm: Arm, seed: int, args: argparse.Namespace) -> EvaluationPlan:
@@ -183,10 +202,13 @@ def report(judged: dict[str, list[Judged]], arm: Arm, images: int) -> dict[str, 
         }
     questions = [
         Comparison("with the first pass", "without memory", "Does the first pass help the second?"),
+        Comparison("with another model's", "without memory", "Does the memory of another image model help?"),
+        Comparison("with another model's", "with the first pass", "How does it compare with the model's own?"),
         Comparison("with another domain", "without memory", "Does an unrelated memory do harm?"),
         Comparison("told of another domain", "without memory", "Does it do harm even if it is recalled?"),
     ]
-    return {"passes": figures, "comparisons": [compare(question, judged) for question in questions]}
+    comparisons = [compare(question, judged) for question in questions if question.better in judged]
+    return {"passes": figures, "comparisons": comparisons}
 
 
 if __name__ == "__main__":

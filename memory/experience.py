@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from functools import reduce
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from langgraph.store.base import BaseStore, Item, PutOp, SearchItem
@@ -53,8 +53,6 @@ _DEMANDS_WEIGHT: Final = 0.5
 """Weight of similar demands in the relevance; similar meaning has the rest."""
 _DIVERSITY_WEIGHT: Final = 0.5
 """Weight of differing from the experiences chosen before; relevance has the rest."""
-_OTHER_MODEL_FACTOR: Final = 0.8
-"""Factor on the relevance of an experience with another image model, whose wording may not carry over."""
 _PRIOR_USES: Final = 4
 """Number of uses without benefit that are added to the observed ones, so that a few uses prove little."""
 _MAX_FAILURES: Final = 2
@@ -258,8 +256,8 @@ def recall(store: BaseStore, user: str, prompt: str, limit: int, *, generator: s
     """The experiences of a user that are relevant to a prompt, most relevant first; none if the store cannot search.
 
     Candidates are close in meaning. They are ranked by the similarity of what the prompts demand (``demands``), by how
-    useful an experience has been, by whether it is of the same image model, and by how much it differs from those
-    ranked before.
+    useful an experience has been, and by how much it differs from those ranked before. Experiences of other image
+    models, whose wording helps less, only take the places that those of the current one leave free.
 
     Args:
         store: Any LangGraph store with an index.
@@ -270,20 +268,31 @@ def recall(store: BaseStore, user: str, prompt: str, limit: int, *, generator: s
     """
     if limit < 1:
         return []
-    similar = _similar(store, user, prompt)
+    if generator is None:
+        return _best(prompt, _similar(store, user, prompt), limit)
+    own = _best(prompt, _similar(store, user, prompt, {"generator": generator}), limit)
+    if len(own) == limit:
+        return own
+    other_models = _similar(store, user, prompt, {"generator": {"$ne": generator}})
+    return own + _best(prompt, other_models, limit - len(own))
+
+
+def _best(prompt: str, similar: Sequence[tuple[SearchItem, Experience]], limit: int) -> list[Memory]:
+    """The most relevant of some experiences, most relevant first."""
     demands, relevance = demands_of(prompt), []
     for item, experience in similar:
         closeness = demands.closeness(demands_of(experience.prompt))
         value = (1 - _DEMANDS_WEIGHT) * (item.score or 0) + _DEMANDS_WEIGHT * closeness
-        value *= 1 + experience.usefulness
-        relevance.append(value * (1 if generator in (None, experience.generator) else _OTHER_MODEL_FACTOR))
+        relevance.append(value * (1 + experience.usefulness))
     best = _diverse(relevance, [e.prompt for _, e in similar], limit)
     return [_memory(*similar[i], relevance[i]) for i in best]
 
 
-def _similar(store: BaseStore, user: str, prompt: str) -> list[tuple[SearchItem, Experience]]:
-    """The experiences whose prompts are close in meaning."""
-    items = store.search(namespace(user, EXPERIENCES), query=prompt, limit=_CANDIDATES)
+def _similar(
+    store: BaseStore, user: str, prompt: str, condition: dict[str, Any] | None = None
+) -> list[tuple[SearchItem, Experience]]:
+    """The experiences that meet a condition and whose prompts are close in meaning."""
+    items = store.search(namespace(user, EXPERIENCES), query=prompt, filter=condition, limit=_CANDIDATES)
     pairs = [(item, _read(item)) for item in items if item.score is not None and item.score >= MIN_SIMILARITY]
     return [(item, experience) for item, experience in pairs if experience]
 

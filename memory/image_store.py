@@ -118,14 +118,14 @@ class ImageStore:
         Raises:
             BackendError: The file is not in this store, cannot be read, or is damaged.
         """
-        return self.read_hash(ref.sha256, named=ref.uri, check_exists=check_exists)
+        return self.read_hash(ref.sha256, recorded_uri=ref.uri, check_exists=check_exists)
 
-    def read_hash(self, sha256: str, *, named: str = "", check_exists: bool = False) -> bytes:
+    def read_hash(self, sha256: str, *, recorded_uri: str = "", check_exists: bool = False) -> bytes:
         """The bytes of the PNG file with a hash.
 
         Args:
             sha256: The hash.
-            named: The address that a record names, for the message if the image is not in this store.
+            recorded_uri: The address that a record names, for the message if the image is not in this store.
             check_exists: As for ``read``.
 
         Raises:
@@ -140,7 +140,7 @@ class ImageStore:
             self._cache.drop(uri, sha256)
             png = None
         if png is None:
-            png = self._read_verified(path, sha256, named)
+            png = self._read_verified(path, sha256, recorded_uri)
             self._cache.add(uri, sha256, png)
         return png
 
@@ -182,15 +182,15 @@ class ImageStore:
         self._fs.pipe_file(temporary, data)
         self._fs.mv(temporary, path)
 
-    def _read_verified(self, path: str, sha256: str, named: str) -> bytes:
+    def _read_verified(self, path: str, sha256: str, recorded_uri: str) -> bytes:
         uri = self._fs.unstrip_protocol(path)
         try:
             if isinstance(self._fs, LocalFileSystem):
                 data = _read_local(path, self._root)
             else:
-                data = bytes(self._fs.cat_file(path, 0, _MAX_BYTES + 1))
+                data = bytes(self._fs.cat_file(path, start=0, end=_MAX_BYTES + 1))
         except FileNotFoundError:
-            raise _NotInStoreError(self._why_missing(uri, sha256, named), retryable=False) from None
+            raise _NotInStoreError(self._why_missing(uri, sha256, recorded_uri), retryable=False) from None
         except Exception as error:  # each file system raises its own errors
             raise BackendError(f"the image {uri} cannot be read: {one_line(error)}", retryable=False) from error
         if len(data) > _MAX_BYTES:
@@ -200,13 +200,13 @@ class ImageStore:
         _png_size(data)
         return data
 
-    def _why_missing(self, uri: str, sha256: str, named: str) -> str:
-        if named in ("", uri):
+    def _why_missing(self, uri: str, sha256: str, recorded_uri: str) -> str:
+        if recorded_uri in ("", uri):
             return f"the image {uri} cannot be read: the file does not exist"
         return (
             f"the image {sha256[:12]} cannot be read: it is not in the image store {self.url}, and the address in its "
-            f"record, {one_line(named)[:200]!r}, is not opened; name the store that holds it with --images, images_url "
-            "or GEMS_IMAGES"
+            f"record, {one_line(recorded_uri)[:200]!r}, is not opened; name the store that holds it with --images, "
+            "images_url or GEMS_IMAGES"
         )
 
     def _exists(self, path: str) -> bool:
@@ -226,23 +226,23 @@ def stores_beside(folder: Path, url: str | None = None) -> tuple[ImageStore, Ima
     return ImageStore(folder.absolute() / "images", create=False), ImageStore(url, create=False)
 
 
-def read_from(stores: Sequence[ImageStore], sha256: str, named: str) -> bytes:
+def read_from(stores: Sequence[ImageStore], sha256: str, recorded_uri: str) -> bytes:
     """The bytes of an image from the first store that holds it.
 
     Args:
-        stores: The stores that the operator has named, at least one.
+        stores: The stores that the operator has recorded_uri, at least one.
         sha256: The image's hash.
-        named: The address that a record names, for the message.
+        recorded_uri: The address that a record names, for the message.
 
     Raises:
         BackendError: No store holds it, or the first one that does cannot read it.
     """
     for store in stores[:-1]:
         try:
-            return store.read_hash(sha256, named=named)
+            return store.read_hash(sha256, recorded_uri=recorded_uri)
         except _NotInStoreError:
             continue
-    return stores[-1].read_hash(sha256, named=named)
+    return stores[-1].read_hash(sha256, recorded_uri=recorded_uri)
 
 
 def open_images(url: str | Path | None = None) -> ImageStore:

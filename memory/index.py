@@ -281,7 +281,7 @@ def saved_vectors(
     import faiss
 
     index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
-    index.set_direct_map_type(faiss.DirectMap.Hashtable)
+    index.set_direct_map_type(faiss.DirectMap.Hashtable)  # type: ignore[attr-defined]
     lists = index.invlists
     sizes = [lists.list_size(number) for number in range(index.nlist)]
     ids = [faiss.rev_swig_ptr(lists.get_ids(number), size).copy() for number, size in enumerate(sizes) if size]

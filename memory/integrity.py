@@ -80,23 +80,25 @@ def _differences(records: Records, saved: Path, manifest: Manifest) -> list[str]
     lookup, ids, spaces = saved_vectors(saved)
     _, removed_ids = records.vectors.removed(manifest.removals)
     removed_since = set() if removed_ids is None else set(removed_ids.tolist())
-    missing = changed = seen = 0
+    missing = different = indexed = 0
     for current_ids, vectors, current_spaces in records.vectors.added(0):
         is_covered = current_ids <= manifest.upto
         is_indexed = is_covered & np.isin(current_ids, ids)
         missing += int(np.count_nonzero(is_covered & ~is_indexed))
-        seen += int(np.count_nonzero(is_indexed))
-        changed += _changed(lookup, spaces, current_ids[is_indexed], vectors[is_indexed], current_spaces[is_indexed])
+        indexed += int(np.count_nonzero(is_indexed))
+        different += _different(
+            lookup, spaces, current_ids[is_indexed], vectors[is_indexed], current_spaces[is_indexed]
+        )
     dead = sum(i in removed_since for i in ids.tolist())
     counts = {
         "vectors of records are missing": missing,
-        "vectors belong to no record": len(ids) - seen - dead,
-        "vectors differ from the records'": changed,
+        "vectors belong to no record": len(ids) - indexed - dead,
+        "vectors differ from the records'": different,
     }
     return [f"{count} {fault}" for fault, count in counts.items() if count]
 
 
-def _changed(
+def _different(
     lookup: Any,
     spaces: NDArray[np.int32],
     ids: NDArray[np.int64],

@@ -109,11 +109,11 @@ class LiveIndex:
         self._note_finished_save()
         self.trim_log(_MAX_LOG)
         # A process that only writes does not load the index.
-        used = self._index.manifest if self._index else self._saved
-        if not self._is_behind(used):
+        manifest = self._index.manifest if self._index else self._saved
+        if not self._is_behind(manifest):
             return
         self._saved = newest_manifest(self._folder, **self._records.identity())
-        if self._saved and self._saved != used:
+        if self._saved and self._saved != manifest:
             self._index = self._load() if self._index else None
             if not self._is_behind(self._saved):
                 return
@@ -139,12 +139,12 @@ class LiveIndex:
         removals = self._records.vectors.last_removal() - saved.removals
         return removals > tolerance or self._records.vectors.is_behind(saved.upto, tolerance)
 
-    def trim_log(self, kept: int = 0) -> None:
-        """Keep only the last removals in the log, if there is no file that has to follow them."""
+    def trim_log(self, limit: int = 0) -> None:
+        """Keep only so many of the last removals in the log, if there is no file that has to follow them."""
         vectors = self._records.vectors
-        if vectors.logged_removals() > 2 * kept and self._records.meta("index") is None:
+        if vectors.logged_removals() > 2 * limit and self._records.meta("index") is None:
             with self._records.writing():
-                vectors.forget_removals(vectors.last_removal() - kept)
+                vectors.forget_removals(vectors.last_removal() - limit)
 
     def _note_finished_save(self) -> None:
         """Log the error of a save that has failed, and delay the next one."""

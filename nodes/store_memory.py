@@ -20,7 +20,10 @@ from gems.nodes.reuse import note_solved
 __all__ = ["make_store_memory", "unremembered"]
 
 _RUNS_PER_PRUNING: Final = 32
-"""A memory is pruned to its limits after one run in this many on average, since that reads all of it."""
+"""A memory is pruned to its limits after one run in this many on average, since that reads all of it. With a small
+limit it is pruned more often: it is read in less time, and a few runs more would be much beyond the limit."""
+_PRUNINGS_PER_LIMIT: Final = 32
+"""A memory is pruned at least this often, on average, before it has grown by as much as its limit."""
 
 
 def make_store_memory(resources: Resources) -> Node:
@@ -38,11 +41,17 @@ def make_store_memory(resources: Resources) -> Node:
             remember(store, context.user, run_id, Trajectory.from_state(state, generator=generator, mllm=mllm))
             if best.passed:
                 note_solved(store, resources, context, state["prompt"], run_id)
-            if zlib.crc32(run_id.encode()) % _RUNS_PER_PRUNING == 0:
+            if _is_due(run_id, context.memory_limit):
                 prune(store, context.user, limit=context.memory_limit, days=context.memory_days)
         return GemsState(usage=Usage(seconds=watch.seconds))
 
     return store_memory
+
+
+def _is_due(run_id: str, limit: int | None) -> bool:
+    """Whether the memory is pruned after this run; the same run always gives the same answer."""
+    runs = _RUNS_PER_PRUNING if limit is None else min(_RUNS_PER_PRUNING, limit // _PRUNINGS_PER_LIMIT)
+    return zlib.crc32(run_id.encode()) % max(1, runs) == 0
 
 
 def unremembered(state: GemsState, error: NodeError) -> Goto:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from chatting import serving
 from PIL import Image
+from recording_server import recorded_requests
 from servers.waiting import wait_until
 
 from gems.evals.prompts import fresh_prompts
@@ -366,6 +367,22 @@ def test_a_moved_folder_can_be_exported(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "moved" / "results.jsonl"
     path.write_text(path.read_text().replace("file://", "file:///nowhere"))
     run("export", tmp_path / "moved", "--to", "webdataset", "--out", tmp_path / "w", home=tmp_path / "home")
+
+
+@uses_finished_batch
+def test_an_export_opens_no_address_of_the_results(finished: Path, tmp_path: Path) -> None:
+    moved, images = tmp_path / "my results", tmp_path / "my images 100%25 #1"
+    shutil.copytree(finished, moved)
+    (moved / "images").rename(images)
+    with recorded_requests(b"no image") as (host, requested):
+        path = moved / "results.jsonl"
+        path.write_text(path.read_text().replace("file://", f"http://{host}"))
+        arguments = ("export", moved, "--to", "webdataset", "--out", tmp_path / "data set")
+        result = run(*arguments, home=tmp_path / "home", ok=(3,))
+        assert "--images" in result.stderr
+        assert f"http://{host}" in result.stderr
+        run(*arguments, "--images", images, home=tmp_path / "home")
+    assert requested == []
 
 
 @uses_finished_batch

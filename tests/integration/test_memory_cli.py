@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import sqlite3
@@ -12,6 +13,7 @@ from typing import Any
 import forked
 import pytest
 from PIL import Image
+from recording_server import recorded_requests
 from typer.testing import CliRunner
 
 from gems.cli.main import app
@@ -191,6 +193,30 @@ def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:
         db.execute("UPDATE records SET updated_at = ? WHERE key = 'run-e1'", (long_ago,))
     summary = json.loads(memory(home, "forget", "--older-than", 30, "--prompt", "three blue cars", "-y", "--json"))
     assert summary["forgotten"] == ["run-e1"]
+
+
+def test_no_address_in_an_imported_memory_is_opened(filled: Path, tmp_path: Path) -> None:
+    [png] = [path.read_bytes() for path in (filled / "images").rglob("*.png")][:1]
+    sha256 = hashlib.sha256(png).hexdigest()
+    with recorded_requests(png) as (host, requested):
+        lines = [json.loads(line) for line in memory(filled, "export").splitlines()]
+        for line in lines:
+            for attempt in line["value"].get("attempts", []):
+                attempt["image"] |= {"uri": f"http://{host}/a.png", "sha256": sha256}
+        (tmp_path / "memory.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        memory(tmp_path, "import", tmp_path / "memory.jsonl")
+        memory(tmp_path, "show", "run-a1")
+        report = json.loads(memory(tmp_path, "verify", "--json", code=1))
+        assert [check["ok"] for check in report] == [True, True, True, True, True, False]
+        assert "3 of 3 are missing or damaged" in report[5]["detail"]
+        assert "--images" in report[5]["detail"]
+        assert f"http://{host}/a.png" in report[5]["detail"]
+        assert "images: 3 images" in memory(tmp_path, "verify", "--images", tmp_path, "--images", filled / "images")
+        shutil.copytree(filled / "images", tmp_path / "images")
+        assert "images: 3 images" in memory(tmp_path, "verify")
+        summary = json.loads(memory(tmp_path, "forget", "run-a1", "run-a2", "run-e1", "--images", "--yes", "--json"))
+        assert summary["images"] == 0, "a record that names another place deletes nothing here"
+    assert requested == []
 
 
 def test_verify_reports_damage(home: Path) -> None:

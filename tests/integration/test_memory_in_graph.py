@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,21 @@ def test_a_run_rates_what_it_recalled(tmp_path: Path, store: FaissStore) -> None
     )  # three recalled; this run was not solved, while its neighbours were solved with two images
 
 
-def test_memory_is_held_to_its_limits(tmp_path: Path, store: FaissStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_memory, "_RUNS_PER_PRUNING", 1)
+def test_memory_is_held_to_its_limits(tmp_path: Path, store: FaissStore) -> None:
     graph = pocket(tmp_path, store, mllm=ScriptedChatModel(script=answer), generator=PaintGenerator())
     context = CONTEXT.model_copy(update={"memory_limit": 2, "max_rounds": 1})
-    for what in ("cars", "trucks", "vans", "boats"):
+    for number, what in enumerate(("cars", "trucks", "vans", "boats"), start=1):
         assert graph.invoke({"prompt": f"three blue {what}"}, context=context)["errors"] == []
-    assert len(store.search(namespace("adam"), limit=9)) == 2
-    assert len(store.search(namespace("adam", EXPERIENCES), limit=9)) == 2
+        assert len(store.search(namespace("adam"), limit=9)) == min(number, 2)
+        assert len(store.search(namespace("adam", EXPERIENCES), limit=9)) == min(number, 2)
+
+
+@pytest.mark.parametrize(("limit", "most_runs"), [(1, 1), (63, 1), (100, 25), (1000, 200), (10_000, 200), (None, 200)])
+def test_the_smaller_the_limit_the_more_often_it_is_looked_after(limit: int | None, most_runs: int) -> None:
+    pruned_runs = [number for number in range(2000) if store_memory._is_due(f"run-{number}", limit)]
+    longest_gap = max(b - a for a, b in pairwise([-1, *pruned_runs]))
+    assert longest_gap <= most_runs
+    assert len(pruned_runs) >= 2000 / 32 * 0.7
 
 
 # --- solved before --------------------------------------------------------------------------------------------------

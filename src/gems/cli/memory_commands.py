@@ -70,7 +70,7 @@ def stats(*, folder: Folder = None, as_json: AsJson = False) -> None:
 
 @app.command()
 @guarded
-@with_settings("user", "embedder")
+@with_settings("user", "generator", "embedder")
 def search(
     text: Annotated[str, typer.Argument(help="A prompt, as for gems generate.")],
     *,
@@ -90,7 +90,7 @@ def search(
     from gems.memory.store import FaissStore
 
     with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
-        memories = recall(store, context.user, text, limit)
+        memories = recall(store, context.user, text, limit, generator=context.generator)
     if as_json:
         print_json([memory.model_dump(mode="json") for memory in memories])
         return
@@ -301,7 +301,7 @@ def verify(
     from gems.memory.image_store import ImageStore
 
     checks = []
-    stores = [ImageStore(location, create=False) for location in images or [None]]
+    stores = [ImageStore(location, create=False) for location in images or ()] or [ImageStore(create=False)]
     for name, is_right, detail in care.verify(_folder(folder), stores):
         checks.append({"name": name, "ok": is_right, "detail": detail})
         if not as_json:

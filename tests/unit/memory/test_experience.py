@@ -169,10 +169,22 @@ def test_recalled_experiences_differ(store: BaseStore) -> None:
     assert prompts == ["three red cats on a sofa", "three blue cats asleep"]
 
 
-def test_experiences_with_another_image_model_rank_lower(store: BaseStore) -> None:
-    fill(store, past("three red cats", generator="other"), past("three red dogs", generator="mine"))
+def test_experiences_of_other_image_models_take_only_free_places(store: BaseStore) -> None:
+    others = [past(f"three red cats{end}", generator="other") for end in ("", " on a sofa", " at home", " asleep")]
+    fill(store, *others, past("three red dogs", generator="mine"))
     assert recall(store, "adam", "three red cats", 1)[0].prompt == "three red cats"
-    assert recall(store, "adam", "three red cats", 1, generator="mine")[0].prompt == "three red dogs"
+    for limit in (1, 2, 3):
+        recalled = recall(store, "adam", "three red cats", limit, generator="mine")
+        assert recalled[0].prompt == "three red dogs"
+        assert len(recalled) == limit
+    assert recalled[1].prompt == "three red cats"
+    assert recall(store, "adam", "three red cats", 1, generator="new")[0].prompt == "three red cats"
+
+
+def test_many_experiences_of_other_models_hide_none_of_the_current_one(store: BaseStore) -> None:
+    many = [past(f"three red cats number {i}", generator="other") for i in range(40)]
+    fill(store, *many, past("four blue cats", generator="mine"))
+    assert recall(store, "adam", "three red cats", 3, generator="mine")[0].prompt == "four blue cats"
 
 
 def test_experiences_without_advice_are_left_out(store: BaseStore) -> None:

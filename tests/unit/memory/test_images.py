@@ -6,13 +6,13 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
 import pytest
 from counting_files import CountingFileSystem, empty_counting_files
 from PIL import Image
+from recording_server import recorded_requests
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
@@ -100,28 +100,8 @@ def test_png_encoding_is_deterministic() -> None:
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
     """The address of a local server that sends an image to everybody, and the paths it was asked for."""
-    requested: list[str] = []
-    image = encode_png(square("red"), META)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            requested.append(self.path)
-            self.send_response(200)
-            self.send_header("content-length", str(len(image)))
-            self.end_headers()
-            self.wfile.write(image)
-
-        do_HEAD = do_GET  # noqa: N815 - the name that the library calls
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as opened:
-        thread = threading.Thread(target=opened.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"127.0.0.1:{opened.server_port}", requested
-        opened.shutdown()
-        thread.join()
+    with recorded_requests(encode_png(square("red"), META)) as server:
+        yield server
 
 
 FOREIGN_ADDRESSES = [
