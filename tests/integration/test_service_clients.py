@@ -294,6 +294,8 @@ def test_the_page_says_nothing_that_is_not_so(service: ServiceProcess, browser: 
     browser.get(f"{service.url}/#run-unknown")
     WebDriverWait(browser, 30).until(lambda _: text("problem"))
     assert not browser.find_element(By.ID, "stage").is_displayed(), "no other run's image stands there"
+    [entry] = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    assert "404" in entry["message"]
 
 
 @needs_browser
