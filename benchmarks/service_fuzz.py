@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=100_000, help="how many to send at least")
     parser.add_argument("--schema-share", type=float, default=0.05, help="share of requests by schemathesis")
+    parser.add_argument("--image-share", type=float, default=0.01, help="share of requests that may make an image")
     parser.add_argument("--clients", type=int, default=32, help="concurrent connections")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -124,7 +125,7 @@ def schema_generated(target: Target, count: int, seed: int) -> list[bytes]:
     # LangServe's schemas describe any input of any agent: generating from them takes minutes.
     schema = schemathesis.openapi.from_url(f"{target.url}/openapi.json").exclude(path_regex="^/gems/")
     operations = [result.ok() for result in schema.get_all_operations()]
-    made: list[bytes] = []
+    raw_requests: list[bytes] = []
     each = max(1, count // (2 * len(operations)))
     for operation in operations if count else ():
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
@@ -140,13 +141,13 @@ def schema_generated(target: Target, count: int, seed: int) -> list[bytes]:
             @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
             def collect(case: Any) -> None:
                 with suppress(ValueError):  # what the requests library refuses to send, our own grammar sends
-                    made.append(_raw(case, target))
+                    raw_requests.append(_raw(case, target))
 
             with warnings.catch_warnings(), suppress(hypothesis.errors.Unsatisfiable):
                 warnings.simplefilter("ignore")
                 collect()
-        print(f"{len(made)} requests from the schema: {operation.label}", file=sys.stderr)
-    return made
+        print(f"{len(raw_requests)} requests from the schema: {operation.label}", file=sys.stderr)
+    return raw_requests
 
 
 def _raw(case: Any, target: Target) -> bytes:
@@ -268,10 +269,11 @@ class Grammar:
     Args:
         rng: The source of all choices.
         keys: The API keys by name.
+        image_share: The share of requests with a key that may make images.
     """
 
-    def __init__(self, rng: random.Random, keys: dict[str, str]) -> None:
-        self._rng, self._keys = rng, keys
+    def __init__(self, rng: random.Random, keys: dict[str, str], image_share: float) -> None:
+        self._rng, self._keys, self._image_share = rng, keys, image_share
         self._runs: deque[bytes] = deque([b"run-" + b"0" * 32], maxlen=100)
         self._links: deque[bytes] = deque([b"/artifacts/x.png"], maxlen=100)
 
@@ -314,7 +316,8 @@ class Grammar:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         rng = self._rng
-        key = self._keys[rng.choices(("poor", "rich", "prometheus"), (97, 1, 2))[0]].encode()
+        weights = (0.98 - self._image_share, self._image_share, 0.02)
+        key = self._keys[rng.choices(("poor", "rich", "prometheus"), weights)[0]].encode()
         headers = {b"host": b"localhost", b"authorization": b"Bearer " + key, b"content-type": b"application/json"}
         odd = [(name, rng.choice(values)) for name, values in rng.sample(_HEADERS, rng.choice((0, 0, 1, 1, 2, 5)))]
         if rng.random() < 0.3:
@@ -386,7 +389,7 @@ async def fuzz(target: Target, schema_requests: list[bytes], args: argparse.Name
     """Send requests over many connections."""
     await asyncio.to_thread(warm_up, target)
     rng, tally, started = random.Random(args.seed), Tally(), time.monotonic()
-    grammar = Grammar(rng, target.keys)
+    grammar = Grammar(rng, target.keys, args.image_share)
     waiting = iter([Exchange([raw], 1) for raw in schema_requests])
 
     async def client() -> None:
@@ -460,7 +463,9 @@ def summary(target: Target, tally: Tally, args: argparse.Namespace) -> dict[str,
     lines = target.log.read_text(errors="replace").splitlines()
     tracebacks = [line for line in lines if '"exception"' in line or line.startswith("Traceback")]
     errors = [line for line in lines if '"level": "error"' in line and line not in tracebacks]
-    memory = [mib for sent, mib in tally.memory if sent > args.requests / 20]  # after caches are filled
+    memory = [
+        mib for requests_sent, mib in tally.memory if requests_sent > args.requests / 20
+    ]  # after caches are filled
     with suppress(httpx.HTTPError):
         alive = httpx.get(f"{target.url}/healthz", timeout=10).status_code == 200
         return {

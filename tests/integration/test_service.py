@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -329,9 +330,15 @@ def test_a_full_queue_says_when_to_come_back(tmp_path_factory: pytest.TempPathFa
         (["--cors-origin", "example.org"], "'example.org' is not an origin"),
     ],
 )
-def test_a_service_that_cannot_start_reports_why(options: list[str], message: str) -> None:
+def test_a_service_that_cannot_start_reports_why(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()  # the service's logs would go to the runner's stream, which is closed after this test
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     result = CliRunner().invoke(cli, ["serve", *options])
-    structlog.reset_defaults()  # its logs would go to the runner's stream, which is closed now
+    structlog.reset_defaults()
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output

@@ -255,6 +255,47 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess
     browser.find_element(By.ID, "prompt").send_keys("a dragon" + Keys.ENTER)
     until("failed")
     assert "dragon" in text("told")
+    assert "did you mean" in text("told")
+    assert "--" not in text("told"), "a visitor has no command line"
+
+
+@needs_browser
+@pytest.mark.browser
+@pytest.mark.parametrize("browser", [1280], indirect=True)
+def test_the_page_says_nothing_that_is_not_so(service: ServiceProcess, browser: Any) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def text(of: str) -> str:
+        return str(browser.find_element(By.ID, of).text)
+
+    with service.client() as client:
+        long = {"max_rounds": 5, "patience": 5, "candidates": 4, "memory": False}
+        body = {"prompt": "seven wooden koalas chasing a sparkling giraffe", "settings": long}
+        *running, queued = [client.post("/v1/runs", json=body).json()["id"] for _ in range(4)]
+        client.post(f"/v1/runs/{queued}/cancel")
+        browser.get(f"{service.url}/#{queued}")
+        WebDriverWait(browser, 30).until(lambda _: text("chip") == "stopped")
+        assert text("frame") == "No image was made."
+        assert "before it made an image" in text("told")
+        for run in running:
+            client.post(f"/v1/runs/{run}/cancel")
+            service.wait_for(run)
+        body["prompt"] = "six red dogs and seven green cats"  # too hard for a single image, by most seeds
+        for seed in range(20):
+            body["settings"] = {"max_rounds": 1, "memory": False, "seed": seed}
+            best_effort = client.post("/v1/runs", json=body).json()["id"]
+            if service.wait_for(best_effort)["outcome"] == "rounds":
+                break
+    browser.get(f"{service.url}/#{best_effort}")
+    WebDriverWait(browser, 30).until(lambda _: text("chip") == "best effort")
+    row = browser.find_element(By.CSS_SELECTOR, f"#past a[href='#{best_effort}'] .chip")
+    assert "yes" not in str(row.get_attribute("class")).split(), "no green for what did not pass"
+    browser.get(f"{service.url}/#run-unknown")
+    WebDriverWait(browser, 30).until(lambda _: text("problem"))
+    assert not browser.find_element(By.ID, "stage").is_displayed(), "no other run's image stands there"
+    [entry] = [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    assert "404" in entry["message"]
 
 
 @needs_browser

@@ -53,9 +53,9 @@ class _ArtifactRoutes:
     ) -> Response:
         """An image, by its address in a run."""
         address = self.links.read("artifacts", token)
-        address_format = next((known for known in get_args(ImageFormat) if known == image_format), None)
+        address_format = next((option for option in get_args(ImageFormat) if option == image_format), None)
         png = await run_in_threadpool(self._png, *address[:2]) if address and address_format else None
-        if address is None or png is None:
+        if address is None or address_format is None or png is None:
             raise _unknown_address()
         box = size_in_pixels("".join(address[2:])) if size is None else (size, size)
         new_format: ImageFormat = address_format if size is None else "webp"

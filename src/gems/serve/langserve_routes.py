@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -31,9 +31,17 @@ from gems.serve.settings import RunSettings
 from gems.serve.views import run_view, without_options
 from gems.wording import MAX_PROMPT_LENGTH
 
+if TYPE_CHECKING:  # at run time, pydantic warns about LangServe's own models
+    from langserve.server import EndpointName
+
 __all__ = ["AgentRequest", "add_langserve"]
 
 _PATH: Final = "/gems"
+_ENDPOINTS: Final[tuple[EndpointName, ...]] = (
+    *("invoke", "batch", "stream", "stream_log", "stream_events", "playground"),
+    *("input_schema", "output_schema", "config_schema", "config_hashes"),
+)
+"""All of LangServe's but those that send feedback to LangSmith."""
 
 
 class AgentRequest(BaseModel):
@@ -98,7 +106,7 @@ def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
             path=_PATH,
             dependencies=[Depends(_check_body)],
             enable_feedback_endpoint=False,
-            disabled_endpoints=["token_feedback"],
+            enabled_endpoints=_ENDPOINTS,
         )
 
 
@@ -107,7 +115,6 @@ class _Call(BaseModel):
 
     input: AgentRequest
     config: dict[str, Any] = {}
-    kwargs: dict[str, Any] = {}
     include_names: list[str] = []
     include_types: list[str] = []
     include_tags: list[str] = []
@@ -121,7 +128,6 @@ class _BatchCall(BaseModel):
 
     inputs: list[AgentRequest]
     config: dict[str, Any] | list[dict[str, Any]] = {}
-    kwargs: dict[str, Any] = {}
 
 
 async def _check_body(request: Request) -> None:

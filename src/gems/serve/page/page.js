@@ -12,7 +12,11 @@ const OUTCOMES = {
   cancelled: ["unsure", "stopped", "The run was stopped. This is the best so far."],
   failed: ["no", "failed", "A model failed."],
 };
+// For a run that has not ended, or has no outcome.
 const STATUSES = { queued: "waiting its turn", running: "drawing", waiting: "asks you", failed: "failed", cancelled: "stopped", done: "done" };
+
+const KINDS = { failed: "no", cancelled: "unsure", waiting: "unsure" };
+const WITHOUT_IMAGE = { cancelled: "The run was stopped before it made an image.", done: "The run made no image." };
 
 let current = null; // the run on the stage, as GET /v1/runs/{id} returns it
 let selected = null; // the SHA-256 of the attempt that the user chose to look at; null for the best
@@ -105,7 +109,7 @@ function draw() {
 function drawImage(attempt) {
   const frame = $("frame");
   if (!attempt) {
-    frame.replaceChildren(make("p", { textContent: current.error ? "No image was made." : "The first image is on its way." }));
+    frame.replaceChildren(make("p", { textContent: withoutImage() }));
     $("caption").textContent = "";
     return;
   }
@@ -119,9 +123,22 @@ function drawImage(attempt) {
   $("caption").textContent = `Round ${attempt.round}${best}, seed ${attempt.seed}, score ${attempt.score.toFixed(2)}`;
 }
 
+// What the frame says while the run has no image.
+function withoutImage() {
+  if (current.ended_at || current.error) return "No image was made.";
+  if (current.status === "queued") return "The run waits its turn.";
+  return current.status === "running" ? "The first image is on its way." : "There is no image yet.";
+}
+
+// The colour and the words for how a run stands. A run that ended without passing is no success.
+function standing(run) {
+  const [kind, word, sentence] = OUTCOMES[run.outcome] ?? [KINDS[run.status] ?? "", STATUSES[run.status], ""];
+  return run.attempts.length || !run.ended_at ? [kind, word, sentence] : [kind, word, WITHOUT_IMAGE[run.status] ?? ""];
+}
+
 function drawStatus() {
-  const [kind, word, sentence] = OUTCOMES[current.outcome] ?? ["", STATUSES[current.status], ""];
-  $("chip").className = `chip ${current.status === "failed" ? "no" : kind}`;
+  const [kind, word, sentence] = standing(current);
+  $("chip").className = `chip ${kind}`;
   $("chip").textContent = word;
   const usage = current.usage.images
     ? `${plural(current.usage.images, "image")}, ${plural(current.usage.chat_calls, "chat call")}, ${current.usage.seconds.toFixed(1)} s of work.` : "";
@@ -270,6 +287,7 @@ async function show(id) {
   following = new AbortController();
   const mine = following;
   const run = await call(`/v1/runs/${encodeURIComponent(id)}`);
+  if (mine.signal.aborted) return; // the user has chosen another run meanwhile
   if (current?.id !== run.id) selected = null;
   current = run;
   draw();
@@ -291,10 +309,10 @@ async function show(id) {
 async function list(before = null) {
   const page = await call(`/v1/runs?limit=10${before === null ? "" : `&before=${before}`}`);
   const rows = page.data.map((run) => {
-    const kind = { done: "yes", failed: "no", cancelled: "unsure", waiting: "unsure" }[run.status] ?? "";
+    const [kind, word] = standing(run);
     const when = new Date(1000 * run.created_at);
     return make("li", {}, make("a", { href: `#${run.id}` },
-      make("span", { className: `chip ${kind}`, textContent: STATUSES[run.status] }),
+      make("span", { className: `chip ${kind}`, textContent: word }),
       make("span", { className: "prompt", textContent: run.prompt }),
       make("time", { dateTime: when.toISOString(), textContent: when.toLocaleString([], { dateStyle: "medium", timeStyle: "short" }) })));
   });
@@ -349,14 +367,13 @@ $("key-form").addEventListener("submit", () => {
 function begin() {
   return guarded(async () => {
     const id = decodeURIComponent(location.hash.slice(1));
-    await list();
-    if (id.startsWith("run-")) {
-      await show(id);
-    } else {
+    if (current?.id !== id) {
       following?.abort();
-      current = null;
+      current = null; // another run's image must not stand there, even if this one cannot be loaded
       draw();
     }
+    await list();
+    if (id.startsWith("run-")) await show(id);
   });
 }
 
