@@ -379,3 +379,14 @@ def test_the_files_have_the_keys_that_are_described(tmp_path: Path) -> None:
     run(command_line("batch", "prompts.txt", "--out", "results", "--quiet"), cwd=tmp_path, env=variables)
     row = json.loads((tmp_path / "results" / "results.jsonl").read_text())
     assert set(row) | {"error", "error_kind"} == of_a_batch
+
+
+def test_each_promise_of_the_threat_model_is_attacked_by_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "threat-model.md").read_text(encoding="utf-8")
+    for section in text.split("\n## ")[1:]:
+        title = section.partition("\n")[0]
+        assert ("Defended:" in section) == ("Attacked by:" in section), title
+    named_tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named_tests) > 50
+    for file, name in named_tests:
+        assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"

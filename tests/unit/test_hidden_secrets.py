@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import SecretStr
 
+from gems.errors import InputError
+from gems.models.servers.base import checked_url
 from gems.secrets import conceal, remember_secret
 
 
@@ -33,3 +35,12 @@ def test_keys_from_options_are_hidden_unless_they_are_too_short() -> None:
     remember_secret(SecretStr("none"))
     remember_secret(None)
     assert conceal("canary-44dd, or none") == "[key], or none"
+
+
+def test_a_login_in_an_address_is_hidden() -> None:
+    checked_url("http://ann:canary%2F55ee@gpu:8000/v1")
+    assert conceal("canary/55ee, canary%2F55ee") == "[key], [key]"
+    for address in ("ftp://ann:canary-66ff@gpu", "http://ann:canary-66ff@gpu:port/v1"):
+        with pytest.raises(InputError, match="is not the address of a server") as caught:
+            checked_url(address)
+        assert "canary-66ff" not in str(caught.value)

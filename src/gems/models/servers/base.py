@@ -443,15 +443,18 @@ def explain_options(
 
 
 def checked_url(base_url: str) -> httpx.URL:
-    """The address of a server.
+    """The address of a server. A password in it is a secret from now on.
 
     Raises:
         InputError: The text is not the address of a server.
     """
+    address = base_url.rpartition("@")[2]  # an error does not repeat a login
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
-        raise InputError(f"{base_url!r} is not the address of a server: {error}") from None
+        raise InputError(f"{address!r} is not the address of a server: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"{base_url!r} is not the address of a server; give one such as http://localhost:8000/v1")
+        raise InputError(f"{address!r} is not the address of a server; give one such as http://localhost:8000/v1")
+    for password in (url.password, url.userinfo.decode().partition(":")[2]):  # as it is sent, and as it is written
+        remember_secret(SecretStr(password))
     return url
