@@ -74,7 +74,7 @@ class GemsContext(BaseModel):
     """
 
     # A parent graph passes on its own context: fields that are not ours are ignored.
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False)
 
     mllm: Annotated[str, _model("--mllm")] = Field(
         default="pocket",

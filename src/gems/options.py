@@ -15,7 +15,7 @@ __all__ = ["ChatOptions", "GeneratorOptions"]
 class _Options(BaseModel):
     """What only the operator gives is in no record, log or checkpoint: it is excluded from what is written down."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GeneratorOptions(_Options):

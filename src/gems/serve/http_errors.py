@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sqlite3
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -55,7 +57,7 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
         422: "The body is not valid JSON, or does not have the right form.",
         429: "The queue is full, or the key has used up its limits. See Retry-After.",
         502: "A model failed.",
-        503: "The service is being stopped. Accepted runs are resumed when it is started again.",
+        503: "The service is being stopped, and resumes accepted runs at its next start; or its database is busy.",
     }.items()
 }
 """The error responses of a route, for its schema."""
@@ -103,6 +105,13 @@ def as_http(error: Exception) -> RequestError:
     return RequestError(status, str(error), code=code, headers=headers)
 
 
+def _busy_database(_: Request, error: Exception) -> Response:
+    """Another process holds the ledger, for longer than it is waited for."""
+    logging.getLogger("gems.serve").error("database", exc_info=error)
+    message = "the service's database is busy or cannot be written to; try again"
+    return _response(RequestError(503, message, code="database_busy", headers={"retry-after": "5"}))
+
+
 def add_handlers(app: FastAPI) -> None:
     """Give every error response the same form."""
 
@@ -121,6 +130,7 @@ def add_handlers(app: FastAPI) -> None:
         **dict.fromkeys(_KINDS, on_own_error),
         HTTPException: on_http_error,
         RequestValidationError: on_invalid_request,
+        sqlite3.OperationalError: _busy_database,
     }
     for type_, handler in handlers.items():
         app.add_exception_handler(type_, handler)

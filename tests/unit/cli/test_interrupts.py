@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from gems.cli import batch_commands, console
 
 SCRIPT = """
 import io, os, signal, sys
+from pathlib import Path
 from gems.cli import batch_commands, console
 
 
@@ -31,7 +34,7 @@ class Terminal(io.RawIOBase):
         return len(data)
 
 
-with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable():
+with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable(Path(sys.argv[2]), 60):
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True)
     for line in ("first", "second", "third"):
         print(line, file=sys.stderr)
@@ -41,10 +44,9 @@ sys.exit("not interrupted")
 
 
 @pytest.mark.parametrize(("command", "interrupts"), [("run", 2), ("batch", 3)])
-def test_an_interrupt_during_a_write_is_no_error(command: str, interrupts: int) -> None:
-    import subprocess
-
-    process = Process([sys.executable, "-c", SCRIPT, command], stderr=subprocess.PIPE, text=True, env=environment())
+def test_an_interrupt_during_a_write_is_no_error(command: str, interrupts: int, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", SCRIPT, command, str(tmp_path)]
+    process = Process(arguments, stderr=subprocess.PIPE, text=True, env=environment())
     _, output = process.communicate(timeout=120)
     assert process.returncode == console.INTERRUPTED, output
     assert "reentrant" not in output
@@ -52,9 +54,15 @@ def test_an_interrupt_during_a_write_is_no_error(command: str, interrupts: int) 
     assert output.count("Ctrl-C again") == interrupts - 1
 
 
-@pytest.mark.parametrize("block", [console.stoppable, batch_commands._stoppable])
-def test_the_previous_handler_is_restored(block: Callable[[], AbstractContextManager[Any]]) -> None:
+BLOCKS: list[Callable[[Path], AbstractContextManager[Any]]] = [
+    lambda _: console.stoppable(),
+    lambda folder: batch_commands._stoppable(folder, 60),
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["run", "batch"])
+def test_the_previous_handler_is_restored(block: Callable[[Path], AbstractContextManager[Any]], tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with block():
+    with block(tmp_path):
         assert signal.getsignal(signal.SIGINT) is not before
     assert signal.getsignal(signal.SIGINT) is before

@@ -110,3 +110,11 @@ def test_a_user_may_have_any_name_without_spaces() -> None:
     assert not any("." in label for label in namespace("alice@example.com"))
     with pytest.raises(ValidationError):
         GemsContext(user="a b")
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("path", ["memory_days", "chat_options.timeout", "generator_options.timeout", "budget.seconds"])
+def test_a_number_that_json_does_not_have_is_refused(path: str, number: str) -> None:
+    group, _, name = path.rpartition(".")
+    with pytest.raises(InputError, match=name):
+        GemsContext.exactly({group: {name: float(number)}} if group else {name: float(number)})

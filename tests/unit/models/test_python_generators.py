@@ -183,9 +183,8 @@ def test_the_command_line_may_name_custom_models(canary: Canary, tmp_path: Path)
     models = ("--mllm", canary.chat, "--generator", canary.name, "--verifier", "python:light_models:make_chat")
     result = gems("generate", "two red cars", *SMALL[:-1], *models, "--out", tmp_path / "out", "--json", code=1)
     record = json.loads(result.stdout)
-    assert (
-        f"--resume {record['thread']} {' '.join(models)}" in result.stderr
-    )  # in this order, so that the line can be copied
+    line = f"--resume {tmp_path / 'out' / record['thread']} {' '.join(models)}"
+    assert line in result.stderr  # in this order, so that the line can be copied
     assert record["models"]["generator"] == {"name": canary.name, "fingerprint": "f" * 64}
     assert record["models"]["verifier"]["name"] == "python:light_models:make_chat"
     assert len(record["attempts"]) == 2
