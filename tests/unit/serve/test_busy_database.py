@@ -21,8 +21,8 @@ def test_a_locked_ledger_is_told_and_passes(tmp_path: Path, monkeypatch: pytest.
 
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         monkeypatch.setattr(Ledger, "accept", locked)
-        answer = client.post("/runs", json={"prompt": "two red cars"})
+        answer = client.post("/v1/runs", json={"prompt": "two red cars"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_busy")
         assert int(answer.headers["retry-after"]) > 0
         monkeypatch.undo()
-        assert client.post("/runs", json={"prompt": "two red cars"}).status_code == 202
+        assert client.post("/v1/runs", json={"prompt": "two red cars"}).status_code == 202
