@@ -13,6 +13,7 @@ from gems.serve.settings import ServiceSettings
 from gems.serve.web_app import make_app
 
 
+@pytest.mark.slow
 def test_a_locked_ledger_is_told_and_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = make_app(ServiceSettings(home=tmp_path))
 
