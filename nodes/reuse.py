@@ -30,8 +30,6 @@ _IRRELEVANT_SETTINGS: Final = {
     "memory_tokens",
     "memory_limit",
     "memory_days",
-    "memory_url",
-    "images_url",
     "reuse",
     "budget",
 }

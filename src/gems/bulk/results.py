@@ -332,16 +332,12 @@ def locked(out: Path) -> Iterator[None]:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
 
 
-_LOCATIONS: Final = ("memory_url", "images_url")
-"""Settings that do not identify a batch: a database or a bucket can move."""
-
-
 def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that identify a batch. Storage locations and unused prices are excluded."""
+    """The settings that identify a batch, which do not contain locations. Unused prices are excluded."""
     budget = dict(settings["budget"])
     if budget["cost"] is None:
         del budget["prices"]
-    return {name: value for name, value in settings.items() if name not in _LOCATIONS} | {"budget": budget}
+    return settings | {"budget": budget}
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:
