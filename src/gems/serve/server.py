@@ -33,8 +33,8 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         grace: float,
-        on_ready: Callable[[str], None] = lambda _: None,
         deadlines: Deadlines | None = None,
+        on_ready: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(config)
         self._service, self._grace, self._on_ready = service, grace, on_ready
@@ -134,4 +134,4 @@ def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lamb
         timeout_graceful_shutdown=5,
         lifespan="on",
     )
-    _Server(config, app.state.service, settings.grace, on_ready).run()
+    _Server(config, app.state.service, settings.grace, on_ready=on_ready).run()
