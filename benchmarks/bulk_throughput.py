@@ -127,12 +127,14 @@ def _context(args: argparse.Namespace, folder: Path) -> GemsContext:
         batch_size=args.batch_size,
         device=device,
     )
-    return GemsContext(**single_round, generator=f"diffusers:{folder / 'model'}", generator_options=options)
+    return GemsContext(
+        **single_round, generator=f"diffusers:{folder / 'model'}", generator_options=options
+    ).as_operator()
 
 
 def _bare(context: GemsContext, jobs: Sequence[Job]) -> float:
     """Images per second of the generator alone, in batches of its own size."""
-    generator = init_image_generator(context.generator, context.generator_options)
+    generator = init_image_generator(context.generator, context.generator_options, context.authority)
     requests = [ImageRequest(job.prompt, job.seed) for job in jobs]
     size = getattr(generator, "batch_size", 1)
     for batch in (requests[:size], requests[:size]):  # load and warm up

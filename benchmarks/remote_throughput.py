@@ -36,6 +36,7 @@ from typing import Any, Final
 
 from pydantic import SecretStr
 
+from gems.authority import OPERATOR
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
@@ -276,6 +277,7 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
             GeneratorOptions(
                 base_url=f"http://{HOST}:{address.port}/v1", api_key=SecretStr("none"), concurrency=concurrency
             ),
+            OPERATOR,
         )
         figures: dict[str, Any] = {}
         for name, way in WAYS.items():

@@ -72,9 +72,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("gems-eval/text-roles"))
     args = parser.parse_args()
 
-    options = ChatOptions(base_url=args.base_url, temperature=0, max_tokens=args.max_tokens, timeout=600)
+    settings = {"base_url": args.base_url, "temperature": 0, "max_tokens": args.max_tokens, "timeout": 600}
+    options = ChatOptions(**({} if args.model == "pocket" else settings))  # pocket answers by rules, and has none
     roles = dict.fromkeys(("planner", "decomposer", "refiner"), args.model)
-    context = GemsContext(seed=args.seed, chat_options=options, **roles)
+    context = GemsContext(seed=args.seed, chat_options=options, **roles).as_operator()
     arms = choose_arms(["single", "loop"], ["pocket"], args.images)
     plan = EvaluationPlan(
         "Text roles",

@@ -26,6 +26,7 @@ from tiny_chat import save_tiny_chat
 from tiny_pipelines import SIZE, save_tiny
 
 from gems import build_graph
+from gems.authority import OPERATOR
 from gems.errors import GemsError, InputError
 from gems.learning.learn import LearningPlan, learn
 from gems.learning.trials import TrialSettings
@@ -35,6 +36,7 @@ from gems.models.option_effects import RefusedOptionsError
 from gems.models.registry import init_image_generator, init_mllm
 from gems.models.transformers.chat import init_transformers_chat
 from gems.options import ChatOptions, GeneratorOptions
+from gems.runs.record import ModelRecord
 
 pytestmark = [
     pytest.mark.slow,
@@ -147,7 +149,7 @@ class Bench:
         return GeneratorOptions(**{**self.base, **changes})
 
     def generator(self, **changes: Any) -> ImageGenerator:
-        return init_image_generator(self.name, self.options(**changes))
+        return init_image_generator(self.name, self.options(**changes), OPERATOR)
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +302,7 @@ def test_a_chat_option_is_honoured_or_refused(backend: str, chat_folder: Path) -
     for option, (value, expected) in CHAT[backend].items():
         key = {"api_key": "sk-x"} if backend == "openai" else {}  # its client needs one
         options = ChatOptions(**{**key, option: value})
-        model = init_mllm(name, options)
+        model = init_mllm(name, options, OPERATOR)
         effects = {effect.option: effect for effect in chat_option_effects(name, model, options)}
         assert effects[option].status == expected, effects[option]
         if expected == REFUSED:
@@ -349,7 +351,7 @@ def test_a_chat_model_in_this_process_honours_each_option(option: str, chat_fold
 
 def test_a_chat_option_counts_if_one_role_honours_it() -> None:
     options = ChatOptions(temperature=0.5, api_key="sk-x")
-    models = {name: init_mllm(name, options) for name in ("pocket", "openai:gpt-4o")}
+    models = {name: init_mllm(name, options, OPERATOR) for name in ("pocket", "openai:gpt-4o")}
     check_chat_options(models, options)
 
 
@@ -357,7 +359,7 @@ def test_a_temperature_that_the_client_drops_is_refused() -> None:
     """langchain-openai removes the temperature of gpt-5 in silence."""
     options = ChatOptions(temperature=0.2, api_key="sk-x")
     with pytest.raises(RefusedOptionsError, match=r"openai:gpt-5 does not take temperature=0\.2"):
-        check_chat_options({"openai:gpt-5": init_mllm("openai:gpt-5", options)}, options)
+        check_chat_options({"openai:gpt-5": init_mllm("openai:gpt-5", options, OPERATOR)}, options)
 
 
 # --- before anything is spent ----------------------------------------------------------------------------------------
@@ -420,7 +422,7 @@ def test_commands_begin_nothing_if_an_option_is_refused(
 
 def test_learning_drafts_nothing_if_a_chat_option_has_no_effect(chat_server: str) -> None:
     chat = ChatEndpoint(chat_server, dtype="bfloat16")
-    plan = LearningPlan([], [], [], [])
+    plan = LearningPlan([], [], [], [], ModelRecord("pocket", "f" * 64))
     bar = nullcontext()
     with pytest.raises(InputError, match="dtype is for transformers: models"):
         learn(plan, chat.context(), TrialSettings(), control=RunControl(), bar=bar, on_step=print)  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def test_a_row_does_not_say_what_is_read(tmp_path: Path) -> None:
     """Somebody's results name an image elsewhere: it is told, and read from the store that the user names alone."""
     source = make_batch(tmp_path / "out")
     store = (source / "images").rename(tmp_path / "store")
-    with pytest.raises(BackendError, match="give that image store with --images"):
+    with pytest.raises(BackendError, match="name the store that holds it with --images"):
         export(source, "webdataset", tmp_path / "w")
     assert export(source, "webdataset", tmp_path / "w", images=str(store)).examples == 3
 

@@ -378,7 +378,7 @@ def test_the_files_have_the_keys_that_are_described(tmp_path: Path) -> None:
     assert set(json.loads(printed.stdout)) - {"paths"} == of_a_run
     run(command_line("batch", "prompts.txt", "--out", "results", "--quiet"), cwd=tmp_path, env=variables)
     row = json.loads((tmp_path / "results" / "results.jsonl").read_text())
-    assert set(row) | {"error", "error_kind"} == of_a_batch
+    assert set(row) | {"error", "error_kind", "folder", "stopped_by_total"} == of_a_batch
 
 
 def test_each_promise_of_the_threat_model_is_attacked_by_tests_that_exist() -> None:

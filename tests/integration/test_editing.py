@@ -96,9 +96,9 @@ def test_the_form_offers_only_what_the_generator_supports(tmp_path: Path, can_ed
 def test_an_edit_that_was_not_offered_is_not_made(tmp_path: Path) -> None:
     bad = {"experience": "e", "strategy": "edit", "prompt": "p"}
     good = {"experience": "e", "strategy": "rewrite", "prompt": "p"}
-    model, generator = chat([bad, good, bad, good]), PaintGenerator()
+    model, generator = chat([bad, good]), PaintGenerator()
     output, visited, _ = run(tmp_path, model, generator)
     assert [a.strategy for a in output["attempts"]] == ["plan", "rewrite", "rewrite"]
     assert "editor" not in visited
     assert all(r.edit is None for r in generator.requests)
-    assert model.count("Refinement") == 4, "each invalid answer is sent back once"
+    assert model.count("Refinement") == 2, "an edit that was not offered is a rewrite, and costs no second call"

@@ -76,7 +76,9 @@ def test_a_waiting_request_is_answered_when_the_service_stops(tmp_path: Path) ->
 
         with ThreadPoolExecutor(1) as pool:
             pool.submit(ask)
-            wait_until(lambda: client.get("/readyz").json()["queued"] >= 5, lambda: client.get("/readyz").text)
+            wait_until(
+                lambda: "gems_runs_queued 5.0" in client.get("/metrics").text, lambda: client.get("/metrics").text
+            )
             assert served.stop() == 0
     [answer] = answers
     assert answer.status_code == 503

@@ -218,7 +218,8 @@ class ResultsFile:
         if not self.path.exists():
             return
         with self.path.open("r+b") as file:
-            file.truncate(self._end)
+            if file.seek(0, os.SEEK_END) != self._end:
+                file.truncate(self._end)
             if self._end:
                 file.seek(self._end - 1)
                 if file.read(1) != b"\n":

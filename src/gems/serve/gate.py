@@ -70,7 +70,7 @@ class GateMiddleware:
         if refusal := self._check_host(headers):
             return refusal
         if _CONTROL.search(path):
-            return error_response(400, "the path has control characters", code="invalid_path")
+            return error_response(404, "the path has control characters", code="invalid_path")
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._max_body:
             return self._too_large()

@@ -10,6 +10,7 @@ import pytest
 from conformance.generator_suite import images, pixels
 from tiny_pipelines import SIZE, edit_index, save_tiny
 
+from gems.authority import OPERATOR
 from gems.cli.doctor import diagnose
 from gems.errors import InputError
 from gems.graph.context import GemsContext
@@ -168,7 +169,7 @@ def test_the_multiple_of_known_models_is_that_of_their_pipelines(folders: Path) 
 
 def options_told(name: str, **options: Any) -> tuple[bool, dict[str, OptionEffect]]:
     context = GemsContext(generator=name, generator_options=GeneratorOptions(**options), memory=False)
-    [check] = [check for check in diagnose(context) if check.name == "generator options"]
+    [check] = [check for check in diagnose(context.as_operator()) if check.name == "generator options"]
     assert all(effect.option in check.detail for effect in check.options)
     return check.ok, {effect.option: effect for effect in check.options}
 
@@ -205,7 +206,7 @@ def test_doctor_says_what_a_server_refuses_and_never_shows_a_key() -> None:
 def test_doctor_says_what_a_chat_option_does_for_each_model() -> None:
     chat_options = {"temperature": 0.2, "api_key": "sk-x", "base_url": "http://127.0.0.1:9/v1", "timeout": 0.2}
     context = GemsContext(mllm="pocket", planner="openai:gpt-5", chat_options=chat_options, memory=False)
-    checks = {check.name: check for check in diagnose(context)}
+    checks = {check.name: check for check in diagnose(context.as_operator())}
     for name in ("pocket", "openai:gpt-5"):
         check = checks[f"chat options of {name}"]
         assert not check.ok  # langchain-openai drops the temperature of gpt-5, and pocket has none
@@ -230,7 +231,7 @@ def test_doctor_says_what_a_chat_option_does_for_each_model() -> None:
 )
 def test_a_server_refuses_what_it_would_ignore(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        init_image_generator(name, GeneratorOptions(**options))
+        init_image_generator(name, GeneratorOptions(**options), OPERATOR)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +244,7 @@ def test_a_server_refuses_what_it_would_ignore(name: str, options: dict[str, Any
     ],
 )
 def test_a_server_is_sent_what_it_may_honour(name: str, options: dict[str, Any]) -> None:
-    assert init_image_generator(name, GeneratorOptions(**options)).name == name
+    assert init_image_generator(name, GeneratorOptions(**options), OPERATOR).name == name
 
 
 def test_the_seed_of_a_workflow_has_an_input_of_its_own(tmp_path: Path) -> None:
@@ -254,17 +255,17 @@ def test_the_seed_of_a_workflow_has_an_input_of_its_own(tmp_path: Path) -> None:
         fields = {"workflow": str(path), "prompt_field": "3.name", "seed_field": seed}
         if words:
             with pytest.raises(InputError, match=words):
-                init_image_generator("comfyui:http://h", GeneratorOptions(**fields))
+                init_image_generator("comfyui:http://h", GeneratorOptions(**fields), OPERATOR)
         else:
-            init_image_generator("comfyui:http://h", GeneratorOptions(**fields))
+            init_image_generator("comfyui:http://h", GeneratorOptions(**fields), OPERATOR)
     fields = {"workflow": str(path), "prompt_field": "3.seed", "seed_field": "3.name"}
     with pytest.raises(InputError, match="'euler', which is not a seed"):
-        init_image_generator("comfyui:http://h", GeneratorOptions(**fields))
+        init_image_generator("comfyui:http://h", GeneratorOptions(**fields), OPERATOR)
 
 
 def test_only_a_server_without_seeds_is_not_reproducible() -> None:
     assert not is_reproducible(init_image_generator("openai:gpt-image-1"))
-    assert is_reproducible(init_image_generator("openai:x", GeneratorOptions(base_url="http://h/v1")))
+    assert is_reproducible(init_image_generator("openai:x", GeneratorOptions(base_url="http://h/v1"), OPERATOR))
     assert is_reproducible(init_image_generator("pocket"))
 
 
