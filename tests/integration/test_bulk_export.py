@@ -152,7 +152,9 @@ def test_a_file_with_the_name_of_a_new_one_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("name", ["../mine.txt", "/etc/hostname", "link/mine.txt", "..", "a/../../mine.txt"])
+@pytest.mark.parametrize(
+    "name", ["../mine.txt", "/etc/hostname", "link/mine.txt", "..", "a/../../mine.txt", "a\0b", "circle/a"]
+)
 def test_a_manifest_of_somebody_else_deletes_nothing(name: str, tmp_path: Path) -> None:
     source, target, outside = make_batch(tmp_path / "out"), tmp_path / "data", tmp_path / "mine.txt"
     outside.write_text("years of work")
@@ -160,6 +162,7 @@ def test_a_manifest_of_somebody_else_deletes_nothing(name: str, tmp_path: Path) 
     (target / "link").symlink_to(tmp_path)
     digest = hashlib.sha256(b"years of work").hexdigest()
     (target / ".gems-export.json").write_text(json.dumps({"files": {name: digest}}))
+    (target / "circle").symlink_to(target / "circle")
     with pytest.raises(InputError, match="which is no file of an export"):
         export(source, "webdataset", target)
     assert outside.read_text() == "years of work"

@@ -31,6 +31,8 @@ __all__ = [
 
 _FIGURES: Final = ("images", "chat_calls", "tokens", "cost")
 """What a batch may be limited in, besides its hours."""
+_LEAST_CALLS: Final = 12
+"""Chat calls with which a prompt gets through its first round; with fewer, a node may do without its model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +98,9 @@ class Allowance:
     """Shares a batch's limits out to its prompts, so that all prompts in flight together cannot exceed them.
 
     A prompt gets the most that its settings let it spend. Where nothing bounds that, as with tokens, it gets an equal
-    part of what is left, and at least twice as much as the most expensive prompt so far. What it has not spent goes
-    back once it has finished. If there is too little left for that, prompts begin one after another, each with all that
-    is left.
+    part of what is left, and at least twice as much as the most expensive prompt so far, what its first round needs as
+    far as that is known, and twice what has cut it short before. What it has not spent goes back once it has finished.
+    If there is too little left for that, prompts begin one after another, each with all that is left.
 
     Args:
         limits: The batch's limits.
@@ -124,6 +126,7 @@ class Allowance:
         self._start = clock()
         self._lock = threading.Lock()
         self._shares: dict[str, Share] = {}
+        self._cut_short: dict[str, Mapping[str, float]] = {}
         self._finished: dict[str, Usage] = {}
         self.usage, self._max_usage = usage or Usage(), max_usage or Usage()
         self.limit_reached: str | None = None
@@ -147,7 +150,7 @@ class Allowance:
             if limit := self._limits.limit_reached(self.usage, hours):
                 self.limit_reached = limit
                 return "stop"
-            more = self._more(before or Usage())
+            more = self._more(key, before or Usage())
             if more is None:
                 return "wait"
             self._shares[key] = Share(before or Usage(), more)
@@ -171,6 +174,8 @@ class Allowance:
                 return
             if is_over:
                 self._finished[key] = usage
+            else:
+                self._cut_short[key] = share.more
             self.usage += usage_beyond(usage, share.before)
             self._max_usage = larger_usage(self._max_usage, usage)
 
@@ -182,11 +187,12 @@ class Allowance:
     def _limited(self) -> list[str]:
         return [name for name in _FIGURES if getattr(self._limits.spending, name) is not None]
 
-    def _more(self, before: Usage) -> dict[str, float] | None:
+    def _more(self, key: str, before: Usage) -> dict[str, float] | None:
         """What a prompt may spend from now on; None if it has to wait for what others give back."""
         prices = self._limits.spending.prices
         spending, own_spending = _figures(self.usage, prices), _figures(before, prices)
-        dearest = _figures(self._max_usage, prices)
+        dearest, too_little = _figures(self._max_usage, prices), self._cut_short.get(key, {})
+        least = {"chat_calls": _LEAST_CALLS, "cost": self._most.get("images", 1) * prices.image}
         more: dict[str, float] = {}
         for name in self._limited():
             left = getattr(self._limits.spending, name) - spending[name]
@@ -194,7 +200,8 @@ class Allowance:
             if name in self._most:
                 demand = max(0.0, self._most[name] - own_spending[name])
             else:
-                demand = max(left / self._concurrency, 2 * dearest[name])
+                demand = max(left / self._concurrency, 2 * dearest[name], least.get(name, 0))
+                demand = max(demand, 2 * too_little.get(name, 0))  # or it would be cut short at the same step for ever
             if free < demand * (1 - 1e-9) and self._shares:
                 return None
             more[name] = min(free, demand)

@@ -424,7 +424,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
         is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
     if content.get("layout") != _LAYOUT or not is_whole:
         raise InputError(f"{out} was made by another version of GEMS; choose another folder with --out")
@@ -466,7 +466,7 @@ def saved_jobs(out: Path) -> list[Job]:
     for number, line in enumerate(lines, start=1):
         try:
             jobs += [job_of(json.loads(line))] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
             ) from None

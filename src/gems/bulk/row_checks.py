@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
     AwareDatetime,
@@ -20,6 +20,12 @@ from gems.graph.state import Outcome, Usage
 
 __all__ = ["check_row"]
 
+_LARGEST_NUMBER: Final = 2**63 - 1
+"""The largest whole number that the index holds."""
+_Count: TypeAlias = Annotated[NonNegativeInt, Field(le=2**31 - 1)]
+"""A number of rounds or attempts, as the index holds it."""
+_Whole: TypeAlias = Annotated[NonNegativeInt, Field(le=_LARGEST_NUMBER)]
+
 
 class _Checked(BaseModel):
     """Other programs may add fields; those that ours read have to be right."""
@@ -33,11 +39,11 @@ class _Requirement(_Checked):
 
 
 class _Attempt(_Checked):
-    round: NonNegativeInt
-    candidate: NonNegativeInt
+    round: _Count
+    candidate: _Count
     strategy: str
     prompt: str
-    seed: NonNegativeInt
+    seed: _Whole
     score: float
     passed: NonNegativeInt
     total: NonNegativeInt
@@ -47,21 +53,21 @@ class _Attempt(_Checked):
 
 
 class _Row(_Checked):
-    index: NonNegativeInt
-    line: NonNegativeInt = 0
+    index: _Whole
+    line: _Whole = 0
     id: str | None = None
     prompt: str
-    seed: NonNegativeInt
-    copy_: NonNegativeInt = Field(default=0, alias="copy")
+    seed: _Whole
+    copy_: _Whole = Field(default=0, alias="copy")
     bound_to: str = ""
     thread: str = ""
     run_id: str = ""
     outcome: Outcome | None = None
     score: float = 0.0
-    rounds: NonNegativeInt = 0
+    rounds: _Count = 0
     requirements: list[_Requirement] = []
     attempts: list[_Attempt] = []
-    best: NonNegativeInt | None = None
+    best: _Count | None = None
     skills: list[str] = []
     memories: list[str] = []
     usage: Usage = Usage()
@@ -76,6 +82,8 @@ class _Row(_Checked):
     def _is_consistent(self) -> Self:
         if self.best is not None and self.best >= len(self.attempts):
             raise ValueError(f"best is {self.best}, but there are {len(self.attempts)} attempts")
+        if max(self.usage.model_dump().values()) > _LARGEST_NUMBER:
+            raise ValueError("usage holds a number that is too large")
         if self.outcome is None and not self.error:
             raise ValueError("there is neither an outcome nor an error")
         if self.error and self.error_kind is None:
@@ -89,12 +97,14 @@ def check_row(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
-    row = json.loads(line)
     try:
-        _Row.model_validate_json(line)
+        _Row.model_validate_json(
+            line
+        )  # before Python reads it, whose own reader gives up on deep JSON with a traceback
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         location = ".".join(map(str, first["loc"]))
         raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
+    row = json.loads(line)
     assert isinstance(row, dict)
     return row

@@ -84,6 +84,41 @@ def test_far_from_a_limit_no_prompt_waits() -> None:
     assert in_flight == 64
 
 
+def test_few_calls_go_to_as_many_prompts_as_get_somewhere_with_them() -> None:
+    """A share below one call each would be exceeded; one below a first round would do without the plan."""
+    allowance = Allowance(Limits(Budget(chat_calls=7)), most={"images": 5}, concurrency=8)
+    share = allowance.begin("a")
+    assert isinstance(share, Share)
+    assert share.more == {"chat_calls": 7}
+    assert allowance.begin("b") == "wait"
+
+
+def test_a_share_pays_for_the_images_that_a_prompt_may_draw() -> None:
+    """Tokens bound no share of the money: an equal part of it may be less than an image costs."""
+    prices = Prices(image=0.01, prompt=10, completion=50)
+    allowance = Allowance(Limits(Budget(cost=0.1, prices=prices)), most={"images": 5}, concurrency=32)
+    share = allowance.begin("a")
+    assert isinstance(share, Share)
+    assert share.more["cost"] >= 5 * 0.01
+
+
+@pytest.mark.parametrize("figure", ["chat_calls", "tokens", "cost"])
+def test_a_prompt_that_a_share_was_too_small_for_gets_more_each_time(figure: str) -> None:
+    """It spends nothing with too small a share: the same share would be too small for ever."""
+    budget = Budget(prices=Prices(prompt=1.0, completion=1.0), **{figure: 4096})
+    allowance = Allowance(Limits(budget), most={"images": 1}, concurrency=1024)
+    begun = [allowance.begin(key) for key in "ab"]
+    assert all(isinstance(share, Share) for share in begun)
+    for _ in range(12):
+        allowance.finish("a", Usage(), is_over=False)
+        if allowance.begin("a") == "wait":
+            break
+    allowance.finish("b", Usage())
+    share = allowance.begin("a")
+    assert isinstance(share, Share)
+    assert share.more == {figure: 4096}
+
+
 def test_a_run_costs_at_most_what_its_settings_allow() -> None:
     prices = Prices(image=0.5)
     context = GemsContext(max_rounds=4, candidates=3, budget=Budget(prices=prices))

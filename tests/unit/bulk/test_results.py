@@ -19,6 +19,7 @@ from gems.bulk.results import (
     best_attempt_of,
     claim,
     locked,
+    read_manifest,
     row_of,
     saved_jobs,
     write_jobs,
@@ -211,6 +212,11 @@ ATTEMPT = {
         ({"usage": "x"}, "usage"),
         ({"usage": {"images": -1}}, "usage.images"),
         ({"usage": {"pictures": 1}}, "usage.pictures"),
+        ({"usage": {"images": 10**30}}, "usage"),
+        ({"rounds": 2**31}, "rounds"),
+        ({"attempts": [ATTEMPT | {"round": 2**31}]}, "attempts.0.round"),
+        ({"attempts": [ATTEMPT | {"seed": 2**63}]}, "attempts.0.seed"),
+        ({"line": 2**63}, "line"),
         ({"attempts": None}, "attempts"),
         ({"attempts": [{"round": 1}]}, "attempts.0.candidate"),
         ({"attempts": [ATTEMPT | {"sha256": "../../etc"}]}, "attempts.0.sha256"),
@@ -241,11 +247,20 @@ def test_an_edited_line_is_named(change: dict[str, Any], says: str, tmp_path: Pa
         ResultsFile(path)
 
 
-@pytest.mark.parametrize("line", [b"[]", b"null", b"\xff", b'{"index": 0, "prompt": "p"}', b'{"index": 1, "prom'])
+@pytest.mark.parametrize(
+    "line", [b"[]", b"null", b"\xff", b'{"index": 0, "prompt": "p"}', b'{"index": 1, "prom', b"[" * 100_000]
+)
 def test_a_line_that_is_no_result_is_named(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(line + b"\n")
     with pytest.raises(InputError, match="line 1 is no result"):
         ResultsFile(tmp_path / "r.jsonl")
+
+
+def test_deep_json_in_a_folder_is_named(tmp_path: Path) -> None:
+    for name, read in (("batch.json", read_manifest), ("prompts.jsonl", saved_jobs)):
+        (tmp_path / name).write_bytes(b"[" * 100_000)
+        with pytest.raises(InputError, match=name):
+            read(tmp_path)
 
 
 def test_the_best_attempt_of_a_result() -> None:
