@@ -404,12 +404,14 @@ def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     usage, tally = batch.usage, batch.record.tally(batch.jobs, retried=True)
     summary: dict[str, Any] = {
         "prompts": len(batch.jobs),
-        "finished": tally.done,
+        "finished": batch.count("finished"),
         "solved": tally.outcomes["solved"],
         "failed": tally.outcomes["failed"],
     }
     if to_retry := batch.count("to_retry"):
         summary["to_retry"] = to_retry
+    if with_errors := sum(bool(row.get("errors")) for row in batch.record.rows(batch.jobs)):
+        summary["with_errors"] = with_errors  # they have a result all the same: a step failed, and the run went on
     summary |= {"images": usage.images, "tokens": usage.tokens}
     if batch.lost_images:
         summary["images_in_flight_at_a_kill_at_most"] = batch.lost_images
