@@ -100,7 +100,7 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
     summary = json.loads(result.stdout)
     assert summary["limit_reached"] == "cost"
     assert summary["cost"] == 2
-    assert summary["finished"] + summary["not_started"] == 12
+    assert summary["finished"] + summary["cut_short"] + summary["not_started"] == 12
     assert f"{summary['not_started']} prompts were not started" in result.stderr
     left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
     assert len(left) == summary["not_started"]
