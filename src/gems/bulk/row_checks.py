@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
     AwareDatetime,
@@ -11,14 +10,21 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     ValidationError,
     model_validator,
 )
 
 from gems.graph.state import Outcome, Usage
+from gems.json_text import parse_json
+from gems.seeds import MAX_SEED
 
 __all__ = ["check_row"]
+
+
+_Number: TypeAlias = Annotated[int, Field(ge=0, le=MAX_SEED)]
+"""A seed, a place or a count. Tables of results have columns of 32 bits for some."""
+_MAX_USAGE: Final = 2**53
+"""A larger figure is no count: JSON's numbers are exact up to here, and sums must fit into a table's column."""
 
 
 class _Checked(BaseModel):
@@ -33,35 +39,35 @@ class _Requirement(_Checked):
 
 
 class _Attempt(_Checked):
-    round: NonNegativeInt
-    candidate: NonNegativeInt
+    round: _Number
+    candidate: _Number
     strategy: str
     prompt: str
-    seed: NonNegativeInt
+    seed: _Number
     score: float
-    passed: NonNegativeInt
-    total: NonNegativeInt
+    passed: _Number
+    total: _Number
     verdicts: dict[str, tuple[str, float]]
     image: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Row(_Checked):
-    index: NonNegativeInt
-    line: NonNegativeInt = 0
+    index: _Number
+    line: _Number = 0
     id: str | None = None
     prompt: str
-    seed: NonNegativeInt
-    copy_: NonNegativeInt = Field(default=0, alias="copy")
+    seed: _Number
+    copy_: _Number = Field(default=0, alias="copy")
     bound_to: str = ""
     thread: str = ""
     run_id: str = ""
     outcome: Outcome | None = None
     score: float = 0.0
-    rounds: NonNegativeInt = 0
+    rounds: _Number = 0
     requirements: list[_Requirement] = []
     attempts: list[_Attempt] = []
-    best: NonNegativeInt | None = None
+    best: _Number | None = None
     skills: list[str] = []
     memories: list[str] = []
     usage: Usage = Usage()
@@ -80,6 +86,8 @@ class _Row(_Checked):
             raise ValueError("there is neither an outcome nor an error")
         if self.error and self.error_kind is None:
             raise ValueError("there is an error, but no error_kind")
+        if max(self.usage.model_dump().values()) > _MAX_USAGE:
+            raise ValueError(f"usage has a number beyond {_MAX_USAGE}")
         return self
 
 
@@ -89,7 +97,7 @@ def check_row(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
-    row = json.loads(line)
+    row = parse_json(line)
     try:
         _Row.model_validate_json(line)
     except ValidationError as error:
