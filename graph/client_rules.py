@@ -6,7 +6,6 @@ context schema holds the same settings once more for the graph.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tomllib
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from gems.errors import InputError
 from gems.graph.context import GemsContext, fault_of, open_settings, refuse_unknown
 from gems.graph.context_schemas import TrustedContext, client_schema
+from gems.json_text import parse_json
 from gems.secrets import is_secret_name
 
 __all__ = ["SETTINGS", "TRUST", "ClientRules", "rules_from_environment"]
@@ -128,7 +128,7 @@ def rules_from_environment() -> ClientRules:
 def _content_of(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        return parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})") from error
     except ValueError as error:

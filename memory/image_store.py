@@ -167,6 +167,13 @@ class ImageStore:
         self._fs.rm_file(path)
         return True
 
+    def flush(self, ref: ImageRef) -> None:
+        """Make sure that a power failure cannot lose an image of this store; nothing for one that is not in it."""
+        path = self._path(ref.sha256)
+        if path is not None and isinstance(self._fs, LocalFileSystem) and Path(path).is_file():
+            with Path(path).open("rb") as file:
+                os.fsync(file.fileno())
+
     def _path(self, sha256: str) -> str | None:
         """The path of an image's file; None if this is no hash, which could name any file."""
         return f"{self._root}/{sha256[:2]}/{sha256}.png" if _HASH.fullmatch(sha256) else None

@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.json_text import parse_json
 from gems.paths import keep_private, make_folder
 
 __all__ = [
@@ -291,7 +292,7 @@ def saved_vectors(
 def _manifest(saved: Path, store: str, embedder: str, index: str) -> Manifest | None:
     """The manifest of a saved index; None if it cannot be read, or is not the one of these records."""
     try:
-        manifest = Manifest(**json.loads((saved / "manifest.json").read_text(encoding="utf-8")))
+        manifest = Manifest(**parse_json((saved / "manifest.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return manifest if (manifest.store, manifest.embedder, manifest.id) == (store, embedder, index) else None

@@ -109,7 +109,9 @@ def names_more_than_a_model(name: str | None) -> bool:
     if not name:
         return False
     kind, _, target = name.partition(":")
-    return is_code(name) or kind in _ADDRESSES or kind in _LOADERS or (kind in _FOLDERS and is_file(target))
+    # Some providers, such as litellm, take an address as a part of a model's name.
+    is_address = kind in _ADDRESSES or "://" in target
+    return is_code(name) or is_address or kind in _LOADERS or (kind in _FOLDERS and is_file(target))
 
 
 def is_file(text: str | None) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gems.errors import InputError
 from gems.paths import is_in_home, private_file
 
-__all__ = ["atomic_replacement", "write_atomically"]
+__all__ = ["atomic_replacement", "refuse_link", "write_atomically"]
 
 
 @contextmanager
@@ -35,3 +36,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         if is_in_home(path):
             private_file(temporary)
         temporary.write_bytes(data)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in place of a file that is written in place: in somebody else's folder, it can lead anywhere.
+
+    Raises:
+        InputError: It is a link.
+    """
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, and this file is written in place; put the file itself there")

@@ -243,3 +243,27 @@ def test_a_strangers_thread_in_a_database_is_not_obeyed(database: str, image_ser
     result = gems(other, "generate", "--resume", run, *memory, "--out", tmp_path / "out2", code=2)
     assert "generator_options.base_url" in result.stderr
     assert requests_to(image_server, "fine~db") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"edited_from": "0" * 64}, "an edit of an image of another run"),
+        ({"seed": 2**70}, "seeds are from 0 to"),
+        ({"seed": -1}, "seeds are from 0 to"),
+        ({"prompt": "a \ud800 car"}, "surrogates not allowed"),
+    ],
+)
+def test_an_attempt_that_no_run_can_have_is_told_before_anything_is_drawn(
+    own_run: Path, tmp_path: Path, change: Json, says: str
+) -> None:
+    folder = changed(own_run, tmp_path / "sent", lambda record: record["attempts"][0].update(change))
+    assert says in gems(tmp_path / "home", "replay", folder, code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_record_that_is_nested_too_deeply_is_told(own_run: Path, tmp_path: Path) -> None:
+    folder = changed(own_run, tmp_path / "sent", lambda record: None)
+    (folder / "run.json").write_text('{"schema": 1, "a": ' + "[" * 10**5)
+    assert "nested too deeply" in gems(tmp_path / "home", "replay", folder, code=2).stderr

@@ -225,7 +225,8 @@ class Worker:
             )
         if not values.get("outcome"):
             return None
-        _flush_images(values["attempts"])
+        for attempt in values["attempts"]:
+            self.images.flush(attempt.image)
         if self.evidence_folder is not None:
             record = run_record(values, context, self.models, thread, started_at)
             write_run(self.evidence_folder / job.key, record, self.images)
@@ -301,14 +302,6 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
 def _own_limit(context: GemsContext, usage: Usage) -> str | None:
     """The limit of the run's own budget that leaves no room for another round."""
     return context.budget.exhausted(usage, chat_calls=2, images=1)
-
-
-def _flush_images(attempts: Sequence[Attempt]) -> None:
-    """Flush image files to disk before a result names them, so that a power failure cannot lose them."""
-    for attempt in attempts:
-        if attempt.image.uri.startswith("file://"):
-            with Path(attempt.image.uri.removeprefix("file://")).open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def _with_times(row: BatchRow, started: float) -> BatchRow:

@@ -76,8 +76,8 @@ def job_of(fields: Any) -> Job:
     numbers: dict[str, Any] = {"index": fields.get("index"), "seed": fields.get("seed")}
     numbers |= {name: fields.get(name, 0) for name in ("line", "copy")}
     for name, number in numbers.items():
-        if type(number) is not int or not 0 <= number < 2**63:
-            raise ValueError(f'"{name}" is no whole number from 0 to {2**63 - 1}')
+        if type(number) is not int or not 0 <= number <= MAX_SEED:
+            raise ValueError(f'"{name}" is no whole number from 0 to {MAX_SEED}')
     prompt, user_id = fields.get("prompt"), fields.get("id")
     if not isinstance(prompt, str):
         raise ValueError('"prompt" is no text')

@@ -22,10 +22,11 @@ from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_beyond, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import refuse_link, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
+from gems.json_text import parse_json
 from gems.runs.record import ModelRecord
 
 __all__ = [
@@ -319,13 +320,22 @@ def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
             yield cast(BatchRow, row), start, end
 
 
+_WRITTEN_IN_PLACE: Final = (
+    "results.jsonl",
+    "begun.jsonl",
+    *(f"checkpoints.sqlite{end}" for end in ("", "-wal", "-shm")),
+)
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Keep other processes of this machine from working on the batch in this folder.
 
     Raises:
-        InputError: Another process works on it.
+        InputError: Another process works on it, or a file that would be written in place is a link.
     """
+    for name in _WRITTEN_IN_PLACE:
+        refuse_link(out / name)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
@@ -420,7 +430,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """
     path = out / "batch.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
@@ -465,8 +475,8 @@ def saved_jobs(out: Path) -> list[Job]:
     jobs: list[Job] = []
     for number, line in enumerate(lines, start=1):
         try:
-            jobs += [job_of(json.loads(line))] if line.strip() else []
-        except (ValueError, RecursionError) as error:
+            jobs += [job_of(parse_json(line))] if line.strip() else []
+        except ValueError as error:
             raise InputError(
                 f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
             ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -17,14 +16,19 @@ from pydantic import (
 )
 
 from gems.graph.state import Outcome, Usage
+from gems.json_text import parse_json
+from gems.seeds import MAX_SEED
 
 __all__ = ["check_row"]
 
-_LARGEST_NUMBER: Final = 2**63 - 1
-"""The largest whole number that the index holds."""
 _Count: TypeAlias = Annotated[NonNegativeInt, Field(le=2**31 - 1)]
 """A number of rounds or attempts, as the index holds it."""
-_Whole: TypeAlias = Annotated[NonNegativeInt, Field(le=_LARGEST_NUMBER)]
+_Whole: TypeAlias = Annotated[NonNegativeInt, Field(le=MAX_SEED)]
+"""A seed or a place."""
+
+
+_MAX_USAGE: Final = 2**53
+"""A larger figure is no count: JSON's numbers are exact up to here, and sums must fit into a table's column."""
 
 
 class _Checked(BaseModel):
@@ -45,8 +49,8 @@ class _Attempt(_Checked):
     prompt: str
     seed: _Whole
     score: float
-    passed: NonNegativeInt
-    total: NonNegativeInt
+    passed: _Count
+    total: _Count
     verdicts: dict[str, tuple[str, float]]
     image: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -82,12 +86,12 @@ class _Row(_Checked):
     def _is_consistent(self) -> Self:
         if self.best is not None and self.best >= len(self.attempts):
             raise ValueError(f"best is {self.best}, but there are {len(self.attempts)} attempts")
-        if max(self.usage.model_dump().values()) > _LARGEST_NUMBER:
-            raise ValueError("usage holds a number that is too large")
         if self.outcome is None and not self.error:
             raise ValueError("there is neither an outcome nor an error")
         if self.error and self.error_kind is None:
             raise ValueError("there is an error, but no error_kind")
+        if max(self.usage.model_dump().values()) > _MAX_USAGE:
+            raise ValueError(f"usage has a number beyond {_MAX_USAGE}")
         return self
 
 
@@ -97,14 +101,13 @@ def check_row(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
+    row = parse_json(line)
+    row = parse_json(line)
     try:
-        _Row.model_validate_json(
-            line
-        )  # before Python reads it, whose own reader gives up on deep JSON with a traceback
+        _Row.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         location = ".".join(map(str, first["loc"]))
         raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
-    row = json.loads(line)
     assert isinstance(row, dict)
     return row

@@ -511,7 +511,7 @@ def _print_status(progress: Progress) -> None:
     if figures["other_results"]:
         out.print(f"{figures['other_results']:,} more results belong to no line of the file", highlight=False)
     if figures["limits"]:
-        limits = ", ".join(f"{limit:,} {name}" for name, limit in figures["limits"].items())
+        limits = ", ".join(f"{limit:,} {escape(name)}" for name, limit in figures["limits"].items())
         out.print(f"limits: {limits}", highlight=False)
     if figures["seconds_left"] is not None:
         time_left = timedelta(seconds=figures["seconds_left"])

@@ -15,6 +15,7 @@ from typing import Any, Final
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
+from gems.json_text import parse_json
 from gems.runs.record import model_records
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import digest_of
@@ -74,7 +75,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from gems.errors import InputError
+from gems.json_text import parse_json
 from gems.models.pocket.captions import terse_caption
 from gems.models.pocket.scene import Group, SceneSpec, sample_spec
 from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, VERBS
@@ -62,7 +63,7 @@ def read_geneval2(path: Path) -> list[EvalPrompt]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             pairs = zip(row["vqa_list"], row["skills"], strict=True)
             questions = tuple(Vqa(str(question), str(answer), str(skill)) for (question, answer), skill in pairs)
             if not questions:

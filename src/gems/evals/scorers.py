@@ -31,6 +31,8 @@ from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
+from gems.files import refuse_link
+from gems.json_text import parse_json
 from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
@@ -88,10 +90,11 @@ class _ScoreFile:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._scores: dict[str, list[float]] = {}
+        refuse_link(path)
         content = path.read_bytes() if path.exists() else b""
         for line in content.split(b"\n"):
             try:
-                key, scores = json.loads(line)
+                key, scores = parse_json(line)
                 self._scores[key] = scores
             except (ValueError, TypeError):
                 continue

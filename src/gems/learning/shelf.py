@@ -19,13 +19,15 @@ from typing import Any, Final, Literal, get_args
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
 from gems.files import write_atomically
+from gems.json_text import parse_json
 from gems.paths import home, private_file, private_folder
 from gems.runs.record import ModelRecord
 from gems.skills.catalogue import suits
-from gems.skills.format import Skill, UnusableError, read_skill
+from gems.skills.format import MAX_SKILL_BYTES, Skill, UnusableError, read_skill, read_text
 from gems.skills.loader import promoted_folder
 
 __all__ = [
@@ -164,10 +166,37 @@ def learned_skills(name: str | None = None) -> list[LearnedSkill]:
 
 def _read_figures(folder: Path) -> dict[str, Any]:
     try:
-        figures = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
+        return _checked_figures((folder / _FIGURES).read_bytes())
     except (OSError, ValueError):
         return {}
-    return figures if isinstance(figures, dict) else {}
+
+
+class _Figures(BaseModel):
+    """What every trial's figures have; there may be more."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    interval: tuple[float, float]
+    reason: str
+    points: float
+    wishes: int
+    won: int
+    lost: int
+    known: int = 0
+    attempt: int = 1
+    passed: bool = False
+    tried: list[str] = []
+
+
+def _checked_figures(text: bytes) -> dict[str, Any]:
+    """The figures of a trial.
+
+    Raises:
+        ValueError: They are none.
+    """
+    _Figures.model_validate_json(text)
+    figures: dict[str, Any] = parse_json(text)
+    return figures
 
 
 def add_draft(
@@ -244,9 +273,9 @@ def _trials_in(folder: Path, name: str, version: int) -> Iterator[PastTrial]:
         metadata = read_skill(folder, "learned")[0].metadata
     except UnusableError:
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         with suppress(ValueError):
-            figures = json.loads(line)
+            figures = _checked_figures(line)
             yield PastTrial(name, version, metadata.get("gems-kind", ""), metadata.get("gems-generator", ""), figures)
 
 
@@ -262,7 +291,7 @@ def difference(name: str, old: int | None = None, new: int | None = None) -> str
     """Two versions of a skill as a unified diff; by default the last two. Empty if they are the same.
 
     Raises:
-        InputError: There are no such versions.
+        InputError: There are no such versions, or one cannot be read.
     """
     versions = _versions(name)
     if not versions:
@@ -274,5 +303,11 @@ def difference(name: str, old: int | None = None, new: int | None = None) -> str
     if missing := [version for version in (old, new) if version not in versions]:
         raise InputError(f"{name} has no version {missing[0]}; it has: {', '.join(map(str, versions))}")
     folder = _root() / "versions" / name
-    a, b = ((folder / str(v) / "SKILL.md").read_text(encoding="utf-8").splitlines(True) for v in (old, new))
+    try:
+        a, b = (
+            read_text(folder / str(v) / "SKILL.md", within=folder / str(v), limit=MAX_SKILL_BYTES).splitlines(True)
+            for v in (old, new)
+        )
+    except UnusableError as error:
+        raise InputError(f"{name} cannot be compared: {error}") from error
     return "".join(difflib.unified_diff(a, b, f"{name} version {old}", f"{name} version {new}"))

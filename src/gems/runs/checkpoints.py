@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
@@ -18,6 +19,9 @@ from gems.paths import make_file
 from gems.secrets import one_line
 
 __all__ = ["delete_threads_without", "open_checkpoints"]
+
+
+_FORMS: Final = ("null", "bytes", "bytearray", "msgpack")
 
 
 @contextmanager
@@ -51,6 +55,19 @@ def delete_threads_without(saver: BaseCheckpointSaver[Any], threads_to_keep: Abs
             saver.delete_thread(thread)
 
 
+class _OwnForms(JsonPlusSerializer):
+    """Reads the forms that this program writes. Older ones of LangGraph's build objects of other libraries."""
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        if data[0] not in _FORMS:
+            raise InputError(f"a checkpoint has the form {data[0]!r}, which GEMS does not write; move its file away")
+        try:
+            return super().loads_typed(data)
+        except Exception as error:  # whatever a damaged text leads to
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise InputError(f"a checkpoint is damaged ({reason}); move its file away") from error
+
+
 @contextmanager
 def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.postgres import PostgresSaver
@@ -61,7 +78,7 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
         try:
             with pool.connection() as connection, setup_lock(connection):
                 PostgresSaver(connection).setup()
-            yield PostgresSaver(pool)
+            yield PostgresSaver(pool, serde=_OwnForms())
         except psycopg.Error as error:
             raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
 
@@ -74,7 +91,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.
         connection.execute("PRAGMA synchronous = NORMAL")
-        saver = SqliteSaver(connection)
+        saver = SqliteSaver(connection, serde=_OwnForms())
         saver.setup()
     except sqlite3.OperationalError as error:
         raise _unwritable(path, error) from error

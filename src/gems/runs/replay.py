@@ -17,6 +17,7 @@ from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
 from gems.runs.operator_settings import adopt, check_complete
 from gems.runs.record import RunRecord
+from gems.seeds import MAX_SEED
 
 __all__ = ["ReplayedAttempt", "replay"]
 
@@ -53,9 +54,10 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
 
     Raises:
         InputError: The generator takes no seeds or has other weights than the one that made the run, or the record
-            names what only the operator may name.
+            names what only the operator may name, or what no run can hold.
         BackendError: The generator could not make an image.
     """
+    _check_attempts(record)
     generator = _same_generator(record, operator)
     images: dict[str, Image.Image] = {}
     """What was made again, by the hash of the original."""
@@ -78,6 +80,17 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
             same_as_record=hashlib.sha256(png).hexdigest() == attempt.image.sha256,
             same_as_file=path.exists() and path.read_bytes() == png,
         )
+
+
+def _check_attempts(record: RunRecord) -> None:
+    """Check, before anything is loaded or drawn, that every attempt can be made again: the record may be anybody's."""
+    hashes = set[str]()
+    for attempt in record.attempts:
+        if attempt.edited_from and attempt.edited_from not in hashes:
+            raise InputError(f"{attempt.file} is an edit of an image of another run: such a run cannot be replayed")
+        if not 0 <= attempt.seed <= MAX_SEED:
+            raise InputError(f"{attempt.file} has the seed {attempt.seed}; seeds are from 0 to {MAX_SEED}")
+        hashes.add(attempt.image.sha256)
 
 
 def _check_seeds(generator: ImageGenerator) -> None:

@@ -26,6 +26,7 @@ from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState, Usage
+from gems.json_text import parse_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, private_folder
@@ -168,7 +169,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
     path = _thread_file(thread)
     try:
         fields = _thread_in_database(thread, database) if database and not path.exists() else None
-        fields = fields or json.loads(path.read_text(encoding="utf-8"))
+        fields = fields or parse_json(path.read_text(encoding="utf-8"))
         return Thread(
             thread,
             fields["prompt"],

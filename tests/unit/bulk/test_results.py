@@ -232,6 +232,9 @@ ATTEMPT = {
         ({"index": "0"}, "index"),
         ({"seed": None}, "seed"),
         ({"id": 7}, "id"),
+        ({"index": 2**63}, "index"),
+        ({"attempts": [ATTEMPT | {"seed": 2**64}]}, "attempts.0.seed"),
+        ({"usage": {"images": 2**64}}, "usage"),
     ],
 )
 def test_an_edited_line_is_named(change: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -248,7 +251,7 @@ def test_an_edited_line_is_named(change: dict[str, Any], says: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "line", [b"[]", b"null", b"\xff", b'{"index": 0, "prompt": "p"}', b'{"index": 1, "prom', b"[" * 100_000]
+    "line", [b"[]", b"null", b"\xff", b'{"index": 0, "prompt": "p"}', b'{"index": 1, "prom', b"[" * 10**5]
 )
 def test_a_line_that_is_no_result_is_named(line: bytes, tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(line + b"\n")
@@ -256,11 +259,28 @@ def test_a_line_that_is_no_result_is_named(line: bytes, tmp_path: Path) -> None:
         ResultsFile(tmp_path / "r.jsonl")
 
 
-def test_deep_json_in_a_folder_is_named(tmp_path: Path) -> None:
-    for name, read in (("batch.json", read_manifest), ("prompts.jsonl", saved_jobs)):
-        (tmp_path / name).write_bytes(b"[" * 100_000)
-        with pytest.raises(InputError, match=name):
-            read(tmp_path)
+@pytest.mark.parametrize("name", ["batch.json", "prompts.jsonl"])
+def test_a_file_that_is_nested_too_deeply_is_damaged(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"[" * 10**5 + b"\n")
+    with pytest.raises(InputError, match=f"{name}.*nested too deeply"):
+        (read_manifest if name == "batch.json" else saved_jobs)(tmp_path)
+
+
+def test_places_and_seeds_of_saved_prompts_have_bounds(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(json.dumps({**JOBS[0].fields(), "index": 2**63}) + "\n")
+    with pytest.raises(InputError, match='"index" is no whole number from 0 to'):
+        saved_jobs(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "begun.jsonl", "checkpoints.sqlite"])
+def test_a_strangers_folder_cannot_have_another_file_written(name: str, tmp_path: Path) -> None:
+    own, folder = tmp_path / "own.txt", tmp_path / "batch"
+    own.write_text("mine, without a line feed")
+    folder.mkdir()
+    (folder / name).symlink_to(own)
+    with pytest.raises(InputError, match=f"{name} is a link"), locked(folder):
+        ResultsFile(folder / name, repair=True)
+    assert own.read_text() == "mine, without a line feed"
 
 
 def test_the_best_attempt_of_a_result() -> None:

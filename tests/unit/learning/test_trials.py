@@ -52,7 +52,8 @@ def failed(index: int, kind: str) -> dict[str, Any]:
 
 def promoted(name: str = "lamps", **about: str) -> LearnedSkill:
     draft = add_draft(name, "Use when there are lamps.", "1. Name the lamp.", {**ABOUT, **about}, {})
-    gate = {"passed": True, "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4, "lost": 1, "tried": []}
+    gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20}
+    gate |= {"won": 4, "lost": 1, "tried": []}
     return move(write_figures(draft, gate), "promoted")
 
 

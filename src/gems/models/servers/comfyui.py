@@ -14,6 +14,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
+from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step
 from gems.models.servers.base import (
     CHECK_TIMEOUT,
@@ -123,7 +124,7 @@ def _read_workflow(path: str | None) -> dict[str, Any]:
     if path is None:
         raise InputError("comfyui needs a workflow: --generator-option workflow=FILE.json, in API format")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the workflow {path}: {error.strerror}") from None
     except ValueError as error:
