@@ -43,6 +43,9 @@ __all__ = [
     "similar_setting",
 ]
 
+MEMORY_LIMIT: Final = 10_000
+"""Experiences, and runs, that are kept for each user by default."""
+
 Role = Literal["planner", "decomposer", "verifier", "refiner"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
@@ -65,12 +68,14 @@ def _model(option: str) -> OperatorOnly:
     return OperatorOnly(option, kind=MODEL, applies=names_more_than_a_model)
 
 
+_LIMIT: Final = OperatorOnly("memory_limit to build_graph(settings=...)", applies=lambda limit: limit != MEMORY_LIMIT)
+
+
 class GemsContext(BaseModel):
     """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
 
-    What names addresses, keys, folders and code counts on the command line, in ``build_graph(settings=...)`` and in a
-    context that you made with ``as_operator``. The context of a single run can come from anybody, so such values are
-    refused there, and they are never written down; see ``gems.authority``.
+    Addresses, keys, folders and code count on the command line, in ``build_graph(settings=...)`` and in a context made
+    with ``as_operator``. Elsewhere they are refused, and they are never written down; see ``gems.authority``.
     """
 
     # A parent graph passes on its own context: fields that are not ours are ignored.
@@ -179,15 +184,20 @@ class GemsContext(BaseModel):
         title="Memory tokens",
         description="Approximate limit on the tokens that retrieved experiences take up in a chat model's prompt.",
     )
-    memory_limit: int | None = Field(
-        default=10_000,
+    memory_limit: Annotated[int | None, _LIMIT] = Field(
+        default=MEMORY_LIMIT,
+        exclude=True,
         ge=1,
         title="Memory limit",
         description="About how many experiences, and how many runs, are kept per user; those that helped least are "
         "removed first, at one run in 32. Empty: no limit.",
     )
-    memory_days: float | None = Field(
-        default=None, gt=0, title="Memory days", description="Forget records older than this many days. Empty: never."
+    memory_days: Annotated[float | None, OperatorOnly("memory_days to build_graph(settings=...)")] = Field(
+        default=None,
+        exclude=True,
+        gt=0,
+        title="Memory days",
+        description="Forget records older than this many days. Empty: never.",
     )
     reuse: _Open[bool] = Field(
         default=False,
@@ -225,7 +235,7 @@ class GemsContext(BaseModel):
 
     @property
     def authority(self) -> Authority:
-        """What the operator allows. It is not a setting: it is never written down, nor read from data."""
+        """What the operator allows: no setting, never written down, never read from data."""
         return self._authority
 
     def with_authority(self, authority: Authority) -> GemsContext:
@@ -247,7 +257,7 @@ class GemsContext(BaseModel):
         Raises:
             InputError: The operator did not give one of the values.
         """
-        self.authority.check(value for value in operator_values(self) if value.path.partition(".")[0] not in unused)
+        self.authority.check(v for v in operator_values(self) if v.path.partition(".")[0] not in unused)
 
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:

@@ -28,8 +28,6 @@ _IRRELEVANT_SETTINGS: Final = {
     "memory",
     "memories",
     "memory_tokens",
-    "memory_limit",
-    "memory_days",
     "reuse",
     "budget",
 }

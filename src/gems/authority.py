@@ -212,7 +212,8 @@ def _refusal(value: OperatorValue) -> str:
     value_label = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
     return (
         f"a record, a request or a run's context names {value_label}, but only whoever runs this program may name "
-        f"addresses, keys, folders and code: give {value.option} on the command line, or use build_graph(settings=...)"
+        f"addresses, keys, folders and code: give {value.option}"
+        f"{' on the command line, or use build_graph(settings=...)' if value.option.startswith('--') else ''}"
     )
 
 

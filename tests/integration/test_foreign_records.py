@@ -267,3 +267,12 @@ def test_a_record_that_is_nested_too_deeply_is_told(own_run: Path, tmp_path: Pat
     folder = changed(own_run, tmp_path / "sent", lambda record: None)
     (folder / "run.json").write_text('{"schema": 1, "a": ' + "[" * 10**5)
     assert "nested too deeply" in gems(tmp_path / "home", "replay", folder, code=2).stderr
+
+
+@pytest.mark.slow
+def test_a_strangers_thread_does_not_say_whose_memory_is_used(tmp_path: Path) -> None:
+    run = thread_file(tmp_path / "home", tmp_path, {"context": {"memory": True, "user": "ann"}})
+    options = ("--resume", run, "--out", tmp_path / "out")
+    assert "give --user ann" in gems(tmp_path / "home", "generate", *options, code=2).stderr
+    assert "other weights" in gems(tmp_path / "home", "generate", *options, "--user", "ann", code=2).stderr
+    assert not (tmp_path / "home" / "memory").exists()

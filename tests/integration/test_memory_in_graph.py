@@ -145,7 +145,7 @@ def test_a_run_rates_what_it_recalled(tmp_path: Path, store: FaissStore) -> None
 
 def test_memory_is_held_to_its_limits(tmp_path: Path, store: FaissStore) -> None:
     graph = pocket(tmp_path, store, mllm=ScriptedChatModel(script=answer), generator=PaintGenerator())
-    context = CONTEXT.model_copy(update={"memory_limit": 2, "max_rounds": 1})
+    context = CONTEXT.model_copy(update={"memory_limit": 2, "max_rounds": 1}).as_operator()
     for number, what in enumerate(("cars", "trucks", "vans", "boats"), start=1):
         assert graph.invoke({"prompt": f"three blue {what}"}, context=context)["errors"] == []
         assert len(store.search(namespace("adam"), limit=9)) == min(number, 2)

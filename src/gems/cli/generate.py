@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate", "replay"]
 
-_WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "images", "skills_dir", "as_json", "quiet"})
+_WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "user", "images", "skills_dir", "as_json", "quiet"})
 """Options of ``gems generate`` that do not change the run itself, or that no record keeps."""
 
 _EXIT_CODES: Final = {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}
@@ -143,6 +143,8 @@ def _resume_command(thread: Thread) -> str:
 
     values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith("api_key")}
     options = [option for value in values.values() for option in _as_options(value)]
+    if thread.context.user != "default":
+        options.append(f"--user {shlex.quote(thread.context.user)}")
     is_in_default_folder = thread.out.absolute() == Path("gems-out").absolute()
     run = thread.id if is_in_default_folder else shlex.quote(str(thread.out / thread.id))
     return " ".join(["gems generate --resume", run, *options])

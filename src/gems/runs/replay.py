@@ -78,7 +78,7 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
             attempt.file,
             attempt.seed,
             same_as_record=hashlib.sha256(png).hexdigest() == attempt.image.sha256,
-            same_as_file=path.exists() and path.read_bytes() == png,
+            same_as_file=path.is_file() and path.stat().st_size == len(png) and path.read_bytes() == png,
         )
 
 

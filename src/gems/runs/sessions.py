@@ -84,6 +84,8 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
             f"run {thread.id} was not begun with {other_models[0]}: leave that option out, or start a new run"
         )
     context.check_authority()
+    if context.user != operator.user:
+        raise InputError(f"run {thread.id} is that of the user {context.user!r}: give --user {context.user}")
     if new := [path for path in operator_settings(context) if "." in path and path not in thread.operator_settings]:
         raise InputError(f"run {thread.id} was not begun with {new[0]}: leave that option out, or start a new run")
     check_complete(context, thread.operator_settings, f"run {thread.id}")
