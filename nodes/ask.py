@@ -21,6 +21,7 @@ from gems.models.structured import (
     capabilities_of,
     form_name,
     is_cut_off,
+    is_refused,
     read_form,
     read_whole_part,
     repeats_itself,
@@ -91,7 +92,8 @@ def ask(
     if not is_cut_off(message):  # a truncated answer does not show that the method failed
         capabilities.drop_first_method()
     _note(schema, 0)
-    raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
+    reason = f"the chat model gave no valid {schema.__name__}: {fault}"
+    raise MalformedAnswerError(reason, retryable=not is_refused(message))
 
 
 def _pieces(message: AIMessage, schema: type[Schema]) -> Schema | None:

@@ -9,11 +9,32 @@ from typing import Final
 
 from gems.graph.state import Requirement
 
-__all__ = ["question_of"]
+__all__ = ["question_of", "questions_of"]
 
 _ID: Final = re.compile(r"\W*(?P<prefix>[^\W\d_]*)[\W_]*0*(?P<number>\d+)(?P<rest>\W.*|)", re.DOTALL)
 _MEANINGLESS: Final = frozenset({"", "id", "q", "question", "requirement", "no", "nr", "number", "item"})
 """Words in front of a number that do not say which series of questions it belongs to."""
+
+
+def questions_of(names: Sequence[str], requirements: Sequence[Requirement]) -> dict[str, Requirement]:
+    """The requirements that ids mean, without the ids that mean none.
+
+    Some models number the questions anew, from 0 or 1. If there are as many ids as questions, with numbers in a row of
+    which one is no question's, then the order of the ids counts: by their numbers, answers would be about other
+    questions.
+
+    Args:
+        names: The ids as a model wrote them, each once.
+        requirements: What the model was asked about.
+    """
+    questions_by_name = {name: question for name in names if (question := question_of(name, requirements))}
+    numbers = [int(match["number"]) if (match := _ID.fullmatch(_plain(name))) else -1 for name in names]
+    is_row = len(names) == len(requirements) and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
+    return (
+        dict(zip(names, requirements, strict=True))
+        if is_row and len(questions_by_name) < len(names)
+        else questions_by_name
+    )
 
 
 def question_of(name: str, requirements: Sequence[Requirement]) -> Requirement | None:

@@ -32,7 +32,7 @@ from gems.models.lenient import Form, Item, Note, Share, Text, YesNo, items_of
 from gems.models.logprobs import answer_probabilities
 from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
-from gems.nodes.question_ids import question_of
+from gems.nodes.question_ids import questions_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
@@ -280,16 +280,17 @@ def inspect_image(
         HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
     ]
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
-    answers = _by_question(requirements, ((item.id, item) for item in answer.form.verdicts))
-    measured = _by_question(requirements, answer_probabilities(answer.message).items())
+    questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
+    answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
+    measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
     return [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
 
 
-def _by_question(requirements: Sequence[Requirement], pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+def _by_question(questions: Mapping[str, Requirement], pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
     """What has the id of a question, in whatever spelling, by the question's own id."""
     groups: dict[str, list[T]] = {}
     for name, value in pairs:
-        if question := question_of(name, requirements):
+        if question := questions.get(name):
             groups.setdefault(question.id, []).append(value)
     return groups
 

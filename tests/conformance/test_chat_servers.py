@@ -261,7 +261,7 @@ def test_an_error_that_does_not_pass_is_paid_once_by_each_role(chat_server: str,
     assert len(chat.log) == 2, "the planner and the decomposer"
 
 
-@pytest.mark.parametrize("behaviour", ["no-system", "no-system-template"])
+@pytest.mark.parametrize("behaviour", ["no-system", "no-system-template", "no-system-literal"])
 def test_a_server_without_a_system_role_gets_the_instructions_from_the_user(
     chat_server: str, behaviour: str, tmp_path: Path
 ) -> None:
@@ -275,6 +275,14 @@ def test_a_server_without_a_system_role_gets_the_instructions_from_the_user(
     assert max(refused) < len(roles) / 2, "the second run knows it"
     assert any("You break down what an image must show" in str(entry["request"]["messages"][0]) for entry in chat.log)
     assert any(entry["request"].get("tools") for entry in chat.log), "skills are still offered"
+
+
+def test_a_server_that_refuses_log_probabilities_without_a_word_of_them_gives_verdicts(chat_server: str) -> None:
+    chat = ChatEndpoint(chat_server, "strict~verdicts")
+    assert all(verdict.answer != "unsure" for verdict in chat.look())
+    first = len(chat.log)
+    chat.look()
+    assert len(chat.log) == first + 1, "what works is known"
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step
+from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, is_reproducible
 from gems.models.registry import init_image_generator
 from gems.models.servers import openai_images
 from gems.models.servers.base import decode_image
@@ -263,6 +263,16 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         "data-url-as-url",
         "lines",
         "url-safe",
+        "images-key",
+        "image-object",
+        "json-text",
+        "escaped",
+        "itself",
+        "marked",
+        "utf-16",
+        "endless-number",
+        "streams-unasked",
+        "relative",
     ],
 )
 def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> None:
@@ -271,6 +281,32 @@ def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> Non
     expected = draw_one(openai(image_server))
     assert isinstance(expected, GeneratedImage)
     assert result.image.tobytes() == expected.image.tobytes()
+
+
+@pytest.mark.parametrize("fault", ["torn~paid", "page~paid"])
+def test_answers_that_may_have_cost_an_image_are_few(image_server: str, fault: str) -> None:
+    error = draw_one(openai(image_server, fault, timeout=60.0))
+    assert isinstance(error, BackendError)
+    assert "(3 tries in 60 s)" in str(error)
+    assert len(requests_to(image_server, fault)) == 3
+
+
+def test_an_image_that_cannot_be_fetched_yet_is_not_drawn_again(image_server: str, workflow: str) -> None:
+    for name, generator in (
+        ("url-busy~drawn", openai(image_server, "url-busy~drawn")),
+        ("history-busy~drawn", comfyui(image_server, workflow, "history-busy~drawn")),
+        ("view-busy~drawn", comfyui(image_server, workflow, "view-busy~drawn")),
+    ):
+        assert isinstance(draw_one(generator, name), GeneratedImage)
+        assert len(requests_to(image_server, name)) == 1
+
+
+def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_server: str) -> None:
+    assert is_reproducible(refusing := openai(image_server, "seed-is-wrong"))
+    assert isinstance(draw_one(refusing), BackendError)
+    assert is_reproducible(refusing)
+    assert isinstance(draw_one(strict := openai(image_server, "strict~learned")), GeneratedImage)
+    assert not is_reproducible(strict)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +320,7 @@ def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> Non
         ("error-refusal", "without an image: not safe$"),
         ("detail", "without an image: must be 1$"),
         ("bad-address", "no valid address$"),
+        ("in-a-list", "answers 400: key not valid$"),
     ],
 )
 def test_an_answer_without_an_image_gives_the_servers_reason(image_server: str, shape: str, says: str) -> None:
@@ -313,6 +350,14 @@ def _file(image: Image.Image, kind: str = "PNG") -> bytes:
 def test_a_file_that_is_no_image_is_a_failure(data: bytes, says: str) -> None:
     with pytest.raises(BackendError, match=says):
         decode_image(data, "x")
+
+
+def test_a_transparent_palette_is_nothing_to_see() -> None:
+    palette = Image.new("P", (4, 4), 0)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=0)
+    with pytest.raises(BackendError, match="transparent everywhere"):
+        decode_image(buffer.getvalue(), "x")
 
 
 def test_a_black_image_and_one_with_16_bits_are_images() -> None:
@@ -348,6 +393,7 @@ def test_a_damaged_file_is_an_image_or_a_failure(kind: str, changes: list[tuple[
         ("node-errors-200", r"the workflow was refused: Prompt outputs .*; node 4 \(CheckpointLoaderSimple\): Value"),
         ("null-answer", "the workflow was refused: no reason given"),
         ("null-outputs", "makes no image; it needs a SaveImage node"),
+        ("loud-error", "the workflow failed: .*no memory"),
         ("null-messages", "the workflow failed: no reason given"),
         ("null-details", "the workflow failed: node None .*: no reason given"),
         ("interrupted", "the workflow failed: it was interrupted on the server"),

@@ -114,12 +114,17 @@ class Handler(BaseHTTPRequestHandler):
         has_system = any(message["role"] in ("system", "developer") for message in request["messages"])
         if fault == "no-system" and has_system:
             return 400, _error("System role not supported")
+        if fault == "no-system-literal" and has_system:
+            words = "Input should be 'user' or 'assistant'"
+            return 422, {"detail": [{"loc": ["body", "messages", 0, "role"], "msg": words}]}
         if fault == "no-system-template" and has_system:
             return 500, _error("Jinja Exception: Conversation roles must alternate user/assistant/user/assistant/...")
         if fault == "router" and way in ("json_schema", "tool"):
             return 404, _error("No endpoints found that support tool use. Try disabling some.")
         if fault == "forbids-logprobs" and request.get("logprobs"):
             return 403, _error("You are not allowed to request logprobs from this model")
+        if fault == "strict" and (request.get("logprobs") or way in ("json_schema", "tool", "json_mode")):
+            return 422, {"message": "unknown field"}
         if fault == "no-logprobs" and request.get("logprobs"):
             return 400, _error("logprobs are not available for this model")
         if fault == "blind" and _images(request):

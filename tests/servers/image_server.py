@@ -76,6 +76,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._json(200, {"KSampler": {}, "CLIPTextEncode": {}, "SaveImage": {}})
         if rest.startswith("history/"):
             return self._history(fault, rest.removeprefix("history/"))
+        if fault in ("url-busy", "view-busy") and rest.startswith(("files/", "view")):
+            with LOCK:
+                TRIES[f"{name} files"] += 1
+                is_first = TRIES[f"{name} files"] == 1
+            if is_first:
+                return self._json(503, {"detail": "no worker"})
         if rest == "view":
             prompt, _, seed = bytes.fromhex(query["filename"]).decode().rpartition("|")
             return self._answer(200, png(prompt, seed), "image/png")
@@ -144,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self._trickle()
             case "wrong":
                 return self._json(400, {"error": {"message": "size must be 1024x1024"}})
+            case "seed-is-wrong":
+                return self._json(400, {"error": {"message": "no seed of a sunflower is drawn here"}})
             case "invalid":
                 return self._json(422, {"detail": [{"loc": ["body", "n"], "msg": "must be 1"}]})
             case "locked":
@@ -157,6 +165,24 @@ class Handler(BaseHTTPRequestHandler):
                 return self._flood()
             case "bomb":
                 image = bomb()
+            case "itself" if rest != "draw":
+                return self._answer(200, image, "application/octet-stream")
+            case "marked" | "utf-16":
+                answer = json.dumps({"created": 1, "data": [{"b64_json": base64.b64encode(image).decode()}]})
+                encoding = "utf-8-sig" if fault == "marked" else "utf-16"
+                return self._answer(200, answer.encode(encoding), "application/json")
+            case "endless-number":
+                encoded = base64.b64encode(image).decode()
+                answer = f'{{"created": {"9" * 5000}, "data": [{{"b64_json": "{encoded}"}}]}}'
+                return self._answer(200, answer.encode(), "application/json")
+            case "streams-unasked":
+                return self._stream(prompt, seed)
+            case "strict" if refused := next((f for f in ("seed", "response_format") if f in request), None):
+                return self._json(
+                    422, {"detail": [{"loc": ["body", refused], "msg": "Extra inputs are not permitted"}]}
+                )
+            case "in-a-list":
+                return self._json(400, [{"error": {"code": 400, "message": "key not valid"}}])
             case "seedless" if "seed" in request:
                 return self._json(400, {"error": {"message": "Unknown parameter: 'seed'."}})
             case "picky" if prompt == "b":
@@ -168,7 +194,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "stream":
             return self._stream(prompt, seed)
         data: dict[str, Any] = {"b64_json": base64.b64encode(image).decode()}
-        if fault == "url":
+        if fault in ("url", "url-busy"):
             data = {"url": self._file(prompt, seed)}
         if fault in ODD_ANSWERS:
             return self._json(200, ODD_ANSWERS[fault](data["b64_json"], self._file(prompt, seed)))
@@ -177,7 +203,9 @@ class Handler(BaseHTTPRequestHandler):
         return self._json(200, {"created": 1, "data": [data]})
 
     def _file(self, prompt: str, seed: str) -> str:
-        return f"http://{self.headers['Host']}/url/files/{f'{prompt}|{seed}'.encode().hex()}"
+        name = self.path.lstrip("/").partition("/")[0]
+        place = name if name.startswith("url") else "url"
+        return f"http://{self.headers['Host']}/{place}/files/{f'{prompt}|{seed}'.encode().hex()}"
 
     # --- ComfyUI ---
 
@@ -204,6 +232,8 @@ class Handler(BaseHTTPRequestHandler):
         with LOCK:
             TRIES[run] += 1
             n = TRIES[run]
+        if fault == "history-busy" and n <= 2:
+            return self._json(503, {"detail": "no worker"}) if n == 1 else self._answer(200, b"<html>", "text/html")
         if fault == "never" or n == 1:
             return self._json(200, {})
         if fault == "crashes":
@@ -302,6 +332,11 @@ ODD_ANSWERS: dict[str, Any] = {
     "error-busy": lambda image, url: {"error": {"code": 503, "message": "no worker"}},
     "error-refusal": lambda image, url: {"error": {"code": "moderation_blocked", "message": "not safe"}, "data": []},
     "detail": lambda image, url: {"detail": [{"loc": None, "msg": "must be 1"}, None]},
+    "images-key": lambda image, url: {"images": [image], "info": "{}"},
+    "image-object": lambda image, url: {"data": [{"image_url": {"url": f"data:image/png;base64,{image}"}}]},
+    "json-text": lambda image, url: json.dumps({"data": json.dumps([{"B64_JSON": image}])}),
+    "escaped": lambda image, url: {"data": [{"url": f"data:image/png;base64,{image.replace('+', '%2B')}"}]},
+    "relative": lambda image, url: {"data": [{"url": f"../../../url/files/{url.rpartition('/')[2]}"}]},
     "bad-address": lambda image, url: {"data": [{"url": "http://[::1/x"}]},
 }
 """What ``/v1/images/generations`` answers, given the image in base64 and its address."""
@@ -321,6 +356,9 @@ ODD_HISTORIES: dict[str, Any] = {
     "null-outputs": lambda run: {run: {"status": {"completed": True, "messages": None}, "outputs": None}},
     "null-messages": lambda run: {run: {"status": {"status_str": "error", "messages": [None, [], ["x"], 3]}}},
     "interrupted": lambda run: {run: {"status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}}},
+    "loud-error": lambda run: {
+        run: {"status": {"status_str": "ERROR", "messages": [["execution_error", {"exception_message": "no memory"}]]}}
+    },
     "null-details": lambda run: {
         run: {"status": {"status_str": "error", "messages": [["execution_error", {"exception_message": None}]]}}
     },

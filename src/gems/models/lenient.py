@@ -7,6 +7,7 @@ yes. One bad item of a list costs that item, not the list.
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,8 @@ __all__ = [
     "is_broken_json",
     "items_of",
     "json_values",
+    "whole_number",
+    "without_half_characters",
 ]
 
 
@@ -150,6 +153,19 @@ _CERTAIN_OPENING: Final = re.compile(r'{\s*"|\[\s*[{\["]')
 """How JSON begins; other brackets may belong to prose."""
 
 
+_LONGEST_NUMBER: Final = 300
+
+
+def whole_number(digits: str) -> int | float:
+    """A whole number of JSON. One with hundreds of digits, which may be no float and no ``int`` either, is infinite."""
+    return int(digits) if len(digits) < _LONGEST_NUMBER else float(digits)
+
+
+def without_half_characters(text: str) -> str:
+    """The text without halves of UTF-16 characters, which JSON can spell and nothing can write down."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def json_values(text: str) -> list[Any]:
     """The JSON objects and arrays in a text, outermost first; any text may be around them."""
     return _scan(text)[0]
@@ -161,7 +177,7 @@ def is_broken_json(text: str) -> bool:
 
 
 def _scan(text: str) -> tuple[list[Any], bool]:
-    decoder, values = json.JSONDecoder(strict=False), list[Any]()
+    decoder, values = json.JSONDecoder(strict=False, parse_int=whole_number), list[Any]()
     position, is_broken = 0, False
     while match := _OPENING.search(text, position):
         try:
@@ -189,11 +205,11 @@ def _read_text(raw: Any) -> Any:
     if raw is None:
         return ""
     if isinstance(raw, str):
-        return raw.strip()
+        return without_half_characters(raw).strip()
     if isinstance(raw, bool):
         raise ValueError("it must be a text")
     if isinstance(raw, (int, float)):
-        return str(int(raw) if float(raw).is_integer() else raw)
+        return str(int(raw) if _as_float(raw).is_integer() else raw)
     if isinstance(raw, Sequence):
         return "\n".join(filter(None, map(_read_text, raw)))
     raise ValueError("it must be a text")
@@ -206,8 +222,8 @@ def _read_note(raw: Any) -> str:
         return ""
 
 
-_YES_WORDS: Final = frozenset({"yes", "y", "yep", "yeah", "true", "1"})
-_NO_WORDS: Final = frozenset({"no", "n", "nope", "false", "0"})
+_YES_WORDS: Final = frozenset({"yes", "y", "yep", "yeah", "true", "1", "1.0"})
+_NO_WORDS: Final = frozenset({"no", "n", "nope", "false", "0", "0.0"})
 
 
 def _read_answer(raw: Any) -> Answer:
@@ -234,7 +250,7 @@ def _read_share(raw: Any) -> float:
     """A number in [0, 1], also from a percentage, a fraction, a text or a word; ``UNSTATED`` if it cannot be read."""
     share = UNSTATED
     if isinstance(raw, (int, float)) and not isinstance(raw, bool):
-        share = _as_share(float(raw))
+        share = _as_share(_as_float(raw))
     elif isinstance(raw, str):
         word = bare_word(raw)
         if match := _NUMBER.fullmatch(word):
@@ -244,6 +260,14 @@ def _read_share(raw: Any) -> float:
         else:
             share = _LEVELS.get(word, UNSTATED)
     return share if 0 <= share <= 1 else UNSTATED  # NaN is in no range
+
+
+def _as_float(value: float) -> float:
+    """The number as a float; infinity if it is too large for one, as an ``int`` may be."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _as_share(value: float) -> float:

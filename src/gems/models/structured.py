@@ -13,7 +13,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
@@ -36,6 +36,8 @@ __all__ = [
     "invoke",
     "is_cut_off",
     "is_not_understood",
+    "is_refused",
+    "is_unsupported",
     "read_form",
     "read_whole_part",
     "reasoning_of",
@@ -55,7 +57,7 @@ _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
 """HTTP statuses of a server that does not understand a request."""
 _UNSUPPORTED_TEXT: Final = re.compile(
     r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj"
-    r"|endpoints found that support|not allowed to request logprobs",
+    r"|endpoints found that|grammar|not allowed to request logprobs",
     re.IGNORECASE,
 )
 """The same in words, for servers that use other statuses: llama.cpp 500, OpenRouter 404, OpenAI 403."""
@@ -186,7 +188,27 @@ def answer_in_form(
             assert isinstance(message, AIMessage)
             return message
     assert first_error is not None
-    raise first_error
+    less = _with_less(capabilities, logprobs=logprobs, blind=blind)
+    if less is None or not is_not_understood(first_error) or _OF_IMAGES.search(str(first_error)):
+        raise first_error
+    try:
+        message = answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
+    except Exception:
+        raise first_error from None
+    capabilities.logprobs, capabilities.sees, capabilities.methods = less.logprobs, less.sees, less.methods
+    return message
+
+
+def _with_less(capabilities: Capabilities, *, logprobs: bool, blind: bool) -> Capabilities | None:
+    """What to try with a model that refused every method without saying why; None if nothing is left to leave out."""
+    if logprobs and capabilities.logprobs:
+        return replace(capabilities, logprobs=False)
+    return replace(capabilities, sees=False) if blind and capabilities.sees else None
+
+
+def is_unsupported(text: str) -> bool:
+    """Whether an error's text says that the model or server does not support the request."""
+    return bool(_UNSUPPORTED_TEXT.search(text))
 
 
 def invoke(call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessage], capabilities: Capabilities) -> T:
@@ -230,12 +252,12 @@ def _without_system_role(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
 
 _NO_SYSTEM_ROLE: Final = re.compile(
-    r"\bsystem\W{0,3}(?:role|message|prompt|instruction|turn)"
-    r"|(?:role|message)s?\b\W*(?:of |type |is |was )*\W*system\b"
-    r"|developer (?:role|message|instruction)|roles? must alternate|(?:chat|jinja|prompt) ?template|template ?error",
+    r"\broles?\b|\b(?:system|developer)\W{0,3}(?:message|prompt|instruction|turn)"
+    r"|messages?\b\W*(?:of |type |is |was )*\W*system\b|(?:chat|jinja|prompt) ?template|template ?error",
     re.IGNORECASE,
 )
-"""How servers and chat templates say that they know no system messages, or none at that place."""
+"""How servers and chat templates say that they know no system messages, or none at that place. Whatever they say of
+roles is a reason to try without; that costs one call, and nothing is concluded from it unless that call succeeds."""
 
 
 def _refuses_system_role(error: Exception) -> bool:
@@ -253,12 +275,16 @@ def _request_options(capabilities: Capabilities, method: Method, logprobs: bool)
     return _RequestOptions(logprobs and capabilities.logprobs and method != "tool", capabilities.sees)
 
 
+_OF_IMAGES: Final = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECASE)
+"""How servers say that a model does not see."""
+
+
 def _learn(capabilities: Capabilities, error: Exception, blind: bool) -> None:
     """Note what an error says the model does not support."""
     text = str(error).lower()
     if "logprob" in text:
         capabilities.logprobs = False
-    if blind and re.search(r"image|vision|multi-?modal|mmproj", text):
+    if blind and _OF_IMAGES.search(text):
         capabilities.sees = False
 
 
@@ -415,6 +441,12 @@ def _complete_part(cut: Any) -> Any:
     return dict(before) if inner is None else {**dict(before), key: inner}
 
 
+def is_refused(message: AIMessage) -> bool:
+    """Whether the model or its provider will not answer, so that asking again in the same words is of no use."""
+    filtered = message.response_metadata.get("finish_reason") == "content_filter"
+    return filtered or bool(message.additional_kwargs.get("refusal"))
+
+
 def _why_empty(message: AIMessage) -> str:
     """Why an answer contains nothing that can be parsed."""
     if refusal := message.additional_kwargs.get("refusal"):
@@ -439,7 +471,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
         values = json_values(text)
         is_whole = not (is_cut_off(message) or is_broken_json(text))
-        yield from _forms_in(values[::-1] if text in drafts else values, schema, items=pieces or is_whole)
+        yield from _forms_in(values, schema, items=pieces or is_whole)
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
@@ -461,7 +493,7 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
     fields = schema.model_fields
     objects = [value for value in values if isinstance(value, dict)]
     forms = [value for value in objects if not fields.keys().isdisjoint(value)]
-    yield from forms
+    yield from reversed(forms)  # a model that thinks aloud writes its drafts first
     list_field = next(iter(fields)) if items and len(fields) == 1 else None
     if list_field and len(objects) > 1 and not forms:
         yield {list_field: objects}
@@ -473,11 +505,18 @@ def _unwrapped(value: Any, list_field: str | None, depth: int = 3) -> Iterator[A
     """A JSON value, and what is inside it, as far as it may be the form."""
     if isinstance(value, dict):
         yield value
-    if value and list_field:  # an empty list may be anything
+    inner_values = _inner_values(value) if depth else []
+    # An empty list may be anything, and a text without JSON may be the name of a tool.
+    if list_field and value and (isinstance(value, (dict, list)) or inner_values):
         yield {list_field: value}
-    if depth and isinstance(value, (dict, list)):  # a tool call in words, or an echo of the schema
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _unwrapped(inner, list_field, depth - 1)
+    for inner in inner_values:  # a tool call in words, or an echo of the schema
+        yield from _unwrapped(inner, list_field, depth - 1)
+
+
+def _inner_values(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return json_values(value)
+    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
 
 
 IN_WORDS = """\

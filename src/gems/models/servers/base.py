@@ -29,6 +29,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.lenient import whole_number
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
@@ -66,6 +67,9 @@ _MIN_TIMEOUT: Final = 0.05
 _DECODERS: Final = os.cpu_count() or 1
 """Threads, in addition to those that wait for servers, that decode images."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP")
+_MAX_PAID_TRIES: Final = 3
+"""Answers without a usable image, with a status that says that the image was drawn, after which no other is asked for:
+each of them may cost as much as an image."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
 
@@ -75,11 +79,13 @@ class PassingError(BackendError):
 
     Attributes:
         after: Seconds that the server asks to wait before the retry.
+        may_cost: Whether the server may have drawn an image for the failed try.
     """
 
-    def __init__(self, message: str, *, after: float = 0.0) -> None:
+    def __init__(self, message: str, *, after: float = 0.0, may_cost: bool = False) -> None:
         super().__init__(message, retryable=True)
         self.after = after
+        self.may_cost = may_cost
 
 
 class RemoteGenerator(ABC):
@@ -181,16 +187,21 @@ class RemoteGenerator(ABC):
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
         deadline = math.inf  # set by the first try: waiting for a slot does not count
+        paid_tries = 0
 
         def attempt() -> Image.Image:
-            nonlocal deadline
-            with acquire(self._slots):
-                deadline = min(deadline, time.monotonic() + self.options.timeout)
-                data = self.make(request, deadline, on_preview)
-            return decode_image(data, self.name)
+            nonlocal deadline, paid_tries
+            try:
+                with acquire(self._slots):
+                    deadline = min(deadline, time.monotonic() + self.options.timeout)
+                    data = self.make(request, deadline, on_preview)
+                return decode_image(data, self.name)
+            except PassingError as error:
+                paid_tries += error.may_cost
+                raise
 
         def is_over(state: RetryCallState) -> bool:
-            return time.monotonic() + state.upcoming_sleep >= deadline
+            return paid_tries >= _MAX_PAID_TRIES or time.monotonic() + state.upcoming_sleep >= deadline
 
         retrying = Retrying(
             retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
@@ -201,6 +212,23 @@ class RemoteGenerator(ABC):
             tries = retrying.statistics.get("attempt_number", 1)
             message = f"{error} ({tries} tries in {self.options.timeout:g} s)" if tries > 1 else str(error)
             raise BackendError(message, retryable=False) from None
+
+    def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
+        """Like ``fetch``, for what belongs to an image that is being drawn, or was drawn.
+
+        A passing fault is tried again here: ``make`` would have the image drawn, and paid, again.
+        """
+
+        def is_over(state: RetryCallState) -> bool:
+            return time.monotonic() + state.upcoming_sleep >= deadline
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+        )
+        try:
+            return retrying(self.fetch, "GET", path, deadline, **arguments)
+        except PassingError as error:
+            raise BackendError(str(error), retryable=False) from None
 
     # --- talking to the server ----------------------------------------------------------------------------------------
 
@@ -228,19 +256,26 @@ class RemoteGenerator(ABC):
         """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT))
+        may_cost = False
         try:
             with self._client.stream(method, self._full(path), timeout=timeout, **arguments) as response:
+                may_cost = response.is_success
                 yield response
         except httpx.TimeoutException:
-            raise PassingError(f"{self.name}: no answer from {self._host} in {seconds:.0f} s") from None
+            raise PassingError(
+                f"{self.name}: no answer from {self._host} in {seconds:.0f} s", may_cost=may_cost
+            ) from None
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            reason = str(error) or type(error).__name__
-            raise PassingError(f"{self.name}: cannot reach {self._host} ({reason})") from None
+            reason = one_line(error) or type(error).__name__
+            what = "the answer of {} is damaged" if may_cost else "cannot reach {}"
+            raise PassingError(f"{self.name}: {what.format(self._host)} ({reason})", may_cost=may_cost) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
             return httpx.URL(path)
-        return self.url.copy_with(path=self.url.path.rstrip("/") + path) if path else self.url
+        if not path:
+            return self.url
+        return self.url.copy_with(raw_path=self.url.raw_path.partition(b"?")[0].rstrip(b"/") + path.encode("ascii"))
 
     @property
     def _host(self) -> str:
@@ -307,7 +342,7 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
         if size > MAX_BYTES:
             raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
         if time.monotonic() > deadline:
-            raise PassingError(f"{response.url.host} sends its answer too slowly")
+            raise PassingError(f"{response.url.host} sends its answer too slowly", may_cost=response.is_success)
         parts.append(part)
     return b"".join(parts)
 
@@ -340,13 +375,15 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     except BackendError:
         raise
     except Exception:  # the decoders raise whatever a damaged file leads them to
-        raise PassingError(f"{source} sent a torn image") from None
+        raise PassingError(f"{source} sent a torn image", may_cost=True) from None
 
 
 def _visible(image: Image.Image, source: str) -> Image.Image:
     """The image in RGB, if there is anything to see."""
     if image.mode == "RGB":  # `convert` would copy it
         return image
+    if "transparency" in image.info:  # one colour of a palette, or a grey or a colour, that stands for nothing
+        image = image.convert("RGBA")
     if "A" in image.mode and image.getchannel("A").getextrema() == (0, 0):
         raise BackendError(f"{source} sent an image that is transparent everywhere", retryable=False)
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
@@ -357,6 +394,8 @@ def _visible(image: Image.Image, source: str) -> Image.Image:
 def error_message(body: bytes) -> str:
     """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
     content = json_body(body)
+    if isinstance(content, list):  # Gemini's OpenAI endpoint puts an error into a list
+        content = next((item for item in content if isinstance(item, Mapping)), content)
     if isinstance(content, Mapping):
         names = ("error", "detail", "message", "errors")
         return next(filter(None, (_words(content.get(name)) for name in names)), "")
@@ -374,8 +413,9 @@ def _words(message: object) -> str:
     if "msg" in message:  # a validation error of FastAPI
         place = message.get("loc")
         return f"{'.'.join(map(str, place))}: {message['msg']}" if isinstance(place, list) else str(message["msg"])
-    names = ("message", "detail", "details", "type", "code")
-    return next((str(message[name]) for name in names if message.get(name)), "")
+    names = ("message", "error", "detail", "details", "type", "code")
+    value = next((message[name] for name in names if message.get(name)), "")
+    return json.dumps(value) if isinstance(value, (Mapping, list)) else str(value)
 
 
 _REFUSALS: Final = ("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai")
@@ -389,9 +429,9 @@ def is_refusal(body: bytes) -> bool:
 
 
 def json_body(body: bytes) -> object:
-    """The JSON in a body; None if it is not JSON."""
+    """The JSON in a body, in any of Unicode's encodings; None if it is not JSON."""
     try:
-        return json.loads(body)
+        return json.loads(body, parse_int=whole_number)
     except (ValueError, RecursionError):
         return None
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from pydantic import SecretStr
 
@@ -65,6 +66,8 @@ class ComfyUIImages(RemoteGenerator):
         """Check that the server answers, and has the kinds of nodes that the workflow uses."""
         deadline = time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)
         available = self._json(*self.fetch("GET", "/object_info", deadline))
+        if not available:
+            return f"{self.name} answers, but does not list its kinds of nodes"
         kinds = {str(node.get("class_type")) for node in self._workflow.values()}
         if missing_kinds := sorted(kinds - set(available)):
             raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
@@ -82,26 +85,29 @@ class ComfyUIImages(RemoteGenerator):
                 f"{self.name}: the workflow was refused{self.reason(body) or ': no reason given'}", retryable=False
             )
         image = self._first_image(self._wait(str(answer["prompt_id"]), deadline))
-        return self.fetch("GET", "/view", deadline, params=image)[0]
+        return self.fetch_drawn("/view", deadline, params=image)[0]
 
     def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
         while True:
-            entry = self._json(*self.fetch("GET", f"/history/{run}", deadline)).get(run)
+            # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
+            history = _mapping(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)[0]))
+            entry = history.get(run)
             status = _mapping(entry.get("status")) if isinstance(entry, Mapping) else {}
-            if status.get("status_str") == "error":
+            if str(status.get("status_str")).lower() in ("error", "failed") or "execution_error" in _messages(status):
                 raise BackendError(f"{self.name}: the workflow failed: {_failure(status)}", retryable=False)
-            if isinstance(entry, Mapping) and (entry.get("outputs") or status.get("completed")):
+            if isinstance(entry, Mapping) and (entry.get("outputs") or str(status.get("completed")).lower() == "true"):
                 return entry
             if time.monotonic() + _POLL_SECONDS > deadline:
-                raise PassingError(f"{self.name}: the workflow was not done in time")
+                raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
             time.sleep(_POLL_SECONDS)
 
     def _first_image(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """The file of the first saved image, or of the first preview ("temp") if none was saved."""
-        listed = [_mapping(output).get("images") for output in _mapping(entry.get("outputs")).values()]
-        images = [i for part in listed if isinstance(part, list) for i in part if _mapping(i).get("filename")]
-        saved = [i for i in images if (i.get("type") or "output") == "output"] or images
+        outputs = _mapping(entry.get("outputs")).values() or _items(entry.get("outputs"))
+        listed = [image for output in outputs for image in _items(_mapping(output).get("images"))]
+        images = [i for i in listed if _mapping(i).get("filename")]
+        saved = [i for i in images if str(i.get("type") or "output").lower() == "output"] or images
         if not saved:
             raise BackendError(f"{self.name}: the workflow makes no image; it needs a SaveImage node", retryable=False)
         return {key: str(saved[0].get(key) or "") for key in ("filename", "subfolder", "type")}
@@ -109,7 +115,7 @@ class ComfyUIImages(RemoteGenerator):
     def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
         content = json_body(body)
         if content is None and body.strip() != b"null":
-            raise PassingError(f"{self.name}: the server's answer is not JSON")
+            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
         return _mapping(content)
 
     def reason(self, body: bytes) -> str:
@@ -164,13 +170,25 @@ def _node_faults(node_errors: object) -> list[str]:
     return faults
 
 
+def _items(value: object) -> list[Any]:
+    """A list; a single object is one too, and everything else is empty."""
+    if isinstance(value, Mapping):
+        return [value]
+    return value if isinstance(value, list) else []
+
+
+def _messages(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The messages in a status, by their kind."""
+    return {
+        str(message[0]): _mapping(message[1] if len(message) > 1 else None)
+        for message in _items(status.get("messages"))
+        if isinstance(message, list) and message
+    }
+
+
 def _failure(status: Mapping[str, Any]) -> str:
     """Why a workflow failed, from the status in the history."""
-    messages = status.get("messages")
-    kinds = {}
-    for message in messages if isinstance(messages, list) else []:
-        if isinstance(message, list) and message:
-            kinds[str(message[0])] = _mapping(message[1] if len(message) > 1 else None)
+    kinds = _messages(status)
     if "execution_error" in kinds:
         details = kinds["execution_error"]
         node = f"node {details.get('node_id')} ({details.get('node_type')})"

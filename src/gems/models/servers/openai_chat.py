@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
+import httpx
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.messages import BaseMessage
@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError, is_passing_status
 from gems.models.servers.base import error_message
-from gems.models.servers.completions import tidy_completion
+from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.structured import is_not_understood
 from gems.secrets import one_line
 
@@ -56,7 +56,10 @@ class OpenAIChat(ChatOpenAI):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = f" ({one_line(cause)})" if cause is not error else ""
-            raise BackendError(f"{self._address}: {one_line(error)}{reason}") from None
+            # The client has retried already. An answer that was lost on its way may be paid for, so it is not asked for
+            # nine times; a server that cannot be reached costs nothing.
+            retryable = isinstance(cause, httpx.NetworkError)
+            raise BackendError(f"{self._address}: {one_line(error)}{reason}", retryable=retryable) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # status 200 without a chat completion
             raise BackendError(f"{self._address} answers with no chat completion: {one_line(error)}") from None
 
@@ -72,10 +75,7 @@ class OpenAIChat(ChatOpenAI):
             return super()._generate(messages, stop, run_manager, **kwargs)
         # The body as it came: OpenAI's own types fail on answers that other servers write in another way.
         body: bytes = self.client.with_raw_response.create(**payload).content
-        try:
-            answer = json.loads(body)
-        except (ValueError, RecursionError):
-            answer = body.decode("utf-8", "replace")
+        answer: Any = read_completion(body)
         return self._create_chat_result(answer)
 
     def _create_chat_result(

@@ -11,9 +11,11 @@ import binascii
 import contextlib
 import io
 import os
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httpx
 from httpx_sse import EventSource
@@ -49,6 +51,9 @@ _EXTENSIONS: Final = {
     "negative_prompt": "negative_prompt",
 }
 """Options, and their names in vLLM-Omni and SGLang Diffusion. OpenAI's own API has none of them."""
+
+_OPTIONAL_FIELDS: Final = ("seed", "response_format")
+"""Fields of a request that a server may refuse, and that an image can be asked for without."""
 
 _MAX_PARTIAL_IMAGES: Final = 3
 """The most previews per image that OpenAI streams."""
@@ -130,7 +135,10 @@ class OpenAIImages(RemoteGenerator):
     def check(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
         body, _ = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
-        listed = _list_of(json_body(body), "data")
+        answer = json_body(body)
+        if _mapping_in(answer).get("error"):
+            raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
+        listed = _list_of(answer, "data")
         models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]
         if models and self.model not in models:
             raise BackendError(
@@ -139,20 +147,24 @@ class OpenAIImages(RemoteGenerator):
         return f"{self.name}, {self.url} answers" + ("" if models else ", but does not list its models")
 
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
-        """See ``RemoteGenerator.make``."""
-        try:
-            return self._ask(request, deadline, on_preview)
-        except BackendError as error:
-            refused_field = next((field for field in ("seed", "response_format") if field in str(error)), None)
-            if error.retryable or isinstance(error, ContentRefusedError):
-                raise
-            if refused_field is None or refused_field in self._refused_fields:
-                raise
-            self._refused_fields.add(refused_field)
-            return self._ask(request, deadline, on_preview)
+        """See ``RemoteGenerator.make``. A field that the server refuses is left out, and from then on if that helps."""
+        without = set(self._refused_fields)
+        while True:
+            try:
+                data = self._ask(request, deadline, on_preview, without)
+            except BackendError as error:
+                refused = {field for field in _OPTIONAL_FIELDS if field in str(error)} - without
+                if error.retryable or isinstance(error, ContentRefusedError) or not refused:
+                    raise
+                without |= refused
+            else:
+                self._refused_fields |= without
+                return data
 
-    def _ask(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
-        fields = self._fields(request)
+    def _ask(
+        self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None], without: Collection[str]
+    ) -> bytes:
+        fields = {name: value for name, value in self._fields(request).items() if name not in without}
         if request.edit is not None:
             buffer = io.BytesIO()
             request.edit.image.save(buffer, "PNG")
@@ -177,30 +189,30 @@ class OpenAIImages(RemoteGenerator):
             fields |= {name: value for name, value in extensions.items() if value is not None}
         if not (self.is_openai and self.model.startswith("gpt-image")):  # those models always answer in base64
             fields["response_format"] = "b64_json"
-        return {name: value for name, value in fields.items() if name not in self._refused_fields}
+        return fields
 
     def _image(self, body: bytes, deadline: float) -> bytes:
         """The first image in an answer that can be read."""
-        try:
-            answer = from_json(body)
-        except ValueError:
-            raise PassingError(f"{self.name}: the server's answer is not JSON") from None
+        if body.startswith(BEGINNINGS):  # the image itself, already drawn
+            return body
+        answer = _read_answer(body)
+        if answer is None and body.strip() != b"null":
+            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
         error: BackendError | None = None
-        for item in _list_of(answer, "data"):
-            for source in _sources_of(item):
-                try:
-                    return self._download(source, deadline) if _is_address(source) else self._decode(source)
-                except BackendError as failure:
-                    error = error or failure
+        for source in _sources_of(answer):
+            try:
+                return self._download(source, deadline) if _is_address(source) else self._decode(source)
+            except BackendError as failure:
+                error = error or failure
         raise error or self._refusal(answer, body)
 
     def _refusal(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        reason = one_line(error_message(body)) if isinstance(answer, Mapping) else ""
+        reason = one_line(error_message(body)) if _mapping_in(answer) else ""
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
         if reason and is_refusal(body):
             return ContentRefusedError(message)
-        details = answer.get("error") if isinstance(answer, Mapping) else None
+        details = _mapping_in(answer).get("error")
         code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
         if code.isdecimal() and is_passing_status(int(code[:3])):
             return PassingError(message)
@@ -209,17 +221,18 @@ class OpenAIImages(RemoteGenerator):
     def _decode(self, encoded: str) -> bytes:
         """Decode base64 or a data URL, in either alphabet, with line breaks and without padding."""
         marker = "base64,"  # the end of a data URL's header
+        encoded = unquote(encoded) if "%" in encoded else encoded
         start = encoded.find(marker, 0, 200)
         text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).split()).rstrip("=")
         try:
             return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError):
-            raise PassingError(f"{self.name}: the server sent torn base64") from None
+            raise PassingError(f"{self.name}: the server sent torn base64", may_cost=True) from None
 
     def _download(self, address: str, deadline: float) -> bytes:
         """Download an image, from the configured server only: no other host may be contacted in its place."""
         try:
-            url = self.url.join(address)
+            url = self._full("/images/generations").join(address)
         except (httpx.InvalidURL, ValueError):
             raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
         if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
@@ -228,7 +241,7 @@ class OpenAIImages(RemoteGenerator):
                 "let it answer in base64",
                 retryable=False,
             )
-        return self.fetch("GET", str(url), deadline)[0]
+        return self.fetch_drawn(str(url), deadline)[0]
 
     def _stream(self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]) -> bytes:
         """Read server-sent events: some partial images, then the complete one."""
@@ -254,7 +267,7 @@ class OpenAIImages(RemoteGenerator):
                 if kind.endswith("completed"):
                     return self._decode(encoded)
                 self._show(encoded, content.get("partial_image_index"), steps, on_preview)
-        raise PassingError(f"{self.name}: the stream ended before the image arrived")
+        raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
 
     def _show(self, encoded: str, index: object, steps: int, on_preview: Callable[[Step], None]) -> None:
         """Report a partial image; one that cannot be read is left out."""
@@ -285,13 +298,13 @@ class PlainImages(RemoteGenerator):
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
         is_other_type = kind and not kind.startswith("image/") and kind != "application/octet-stream"
-        if (is_other_type or json_body(body) is not None) and not body.startswith(_BEGINNINGS):
+        if (is_other_type or json_body(body) is not None) and not body.startswith(BEGINNINGS):
             reason = one_line(error_message(body)) or kind
             raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
         return body
 
 
-_BEGINNINGS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+BEGINNINGS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 """How image files begin; some servers send them with the type of a text."""
 
 
@@ -303,14 +316,50 @@ def _list_of(answer: object, name: str) -> list[Any]:
     return items if isinstance(items, list) else []
 
 
-def _sources_of(item: object) -> list[str]:
-    """The base64, data URLs and addresses in an item of an answer, in the order in which to try them."""
-    values = [item.get(name) for name in ("b64_json", "url")] if isinstance(item, Mapping) else [item]
-    return [value.strip() for value in values if isinstance(value, str) and value.strip()]
+_SOURCES: Final = ("b64_json", "b64", "base64", "image", "images", "data", "output", "url", "image_url")
+"""The names, in lower case, under which servers put an image or a list of images; addresses last."""
+
+
+def _read_answer(body: bytes) -> Any:
+    """The JSON of an answer, also of one that was streamed although nobody asked for that; None if there is none."""
+    try:
+        return from_json(body)  # faster than ``json_body``, and images are long
+    except ValueError:
+        if (answer := json_body(body)) is not None:
+            return answer
+    data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
+    return [event for event in map(json_body, data) if isinstance(event, Mapping)][::-1] or None
+
+
+def _sources_of(answer: object, depth: int = 6) -> Iterator[str]:
+    """The base64, data URLs and addresses in an answer, in the order in which to try them."""
+    if isinstance(answer, str) and answer.lstrip()[:1] in ("{", "["):
+        answer = json_body(answer.encode("utf-8", "replace"))
+    if isinstance(answer, str) and (source := answer.strip()):
+        yield source
+    elif isinstance(answer, Mapping) and depth:
+        values = {str(name).lower(): value for name, value in answer.items()}
+        for name in _SOURCES:
+            yield from _sources_of(values.get(name), depth - 1)
+    elif isinstance(answer, list) and depth:
+        for item in answer:
+            yield from _sources_of(item, depth - 1)
+
+
+def _mapping_in(answer: object) -> Mapping[str, Any]:
+    """The answer, or the first item of a list, as an object; an empty one if it is none."""
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    return first if isinstance(first, Mapping) else {}
+
+
+_ADDRESS: Final = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*:)?//|\.{1,2}/|/(?!9j/)|[\w.%~-]+(?:/[\w.%~-]+)*\.(?:png|jpe?g|webp)\b", re.I
+)
+"""Matches an address at the beginning; a slash may also begin the base64 of a JPEG."""
 
 
 def _is_address(source: str) -> bool:
-    return source.startswith(("http://", "https://")) or (source.startswith("/") and not source.startswith("/9j/"))
+    return bool(_ADDRESS.match(source)) and not source.startswith("data:")
 
 
 def _guidance_refusals(options: GeneratorOptions) -> dict[str, str]:
