@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from chatting import KEY, PROMPT, ChatEndpoint, picture, question
@@ -156,6 +158,15 @@ def test_a_permanent_fault_gives_a_one_line_error(chat_server: str, behaviour: s
         chat.fill(Plan)
     assert "\n" not in str(caught.value)
     assert "pocket at 127.0.0.1" in str(caught.value)
+
+
+def test_a_redirect_is_not_followed(chat_server: str) -> None:
+    """It could take prompts and images to any host."""
+    chat = ChatEndpoint(chat_server, "moved")
+    with pytest.raises(BackendError, match="answers 307"):
+        chat.fill(Plan)
+    with urlopen(f"{chat_server}/log/fine~moved-to") as answer:
+        assert json.load(answer) == []
 
 
 @pytest.mark.parametrize("behaviour", ["malformed", "cut", "refuses"])

@@ -77,6 +77,8 @@ class Handler(BaseHTTPRequestHandler):
             case "hung":
                 time.sleep(30)
                 return self._json(504, {})
+            case "moved":
+                return self._json(307, {}, {"Location": "/fine~moved-to/v1/chat/completions"})
             case "wrong-type":
                 return self._answer(200, b"<html><body>Welcome to nginx!</body></html>", "text/html")
             case "error-body":

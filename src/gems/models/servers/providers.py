@@ -48,9 +48,14 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
 
 
 def _openai(model: str, options: ChatOptions) -> BaseChatModel:
+    import openai
+
     from gems.models.servers.openai_chat import OpenAIChat
 
     settings = _settings(options)
+    # No redirects: they could take prompts and images to any host.
+    settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False)
+    settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
         settings["api_key"] = "none"  # many servers need no key, but the client does
     chat = OpenAIChat(model=model, **settings)
