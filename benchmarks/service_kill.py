@@ -135,9 +135,9 @@ async def _wait_for_all(url: str, keys: dict[str, str], session: aiohttp.ClientS
     """Wait until the service has no run left to work on."""
     headers = {"authorization": f"Bearer {keys['greedy']}"}
     while True:
-        async with session.get(f"{url}/readyz", headers=headers) as answer:
-            readiness = await answer.json()
-        if readiness["at_work"] == readiness["queued"] == 0:
+        async with session.get(f"{url}/metrics", headers=headers) as answer:
+            lines = (await answer.text()).splitlines()
+        if {"gems_runs_at_work 0.0", "gems_runs_queued 0.0"} <= set(lines):
             return
         await asyncio.sleep(0.5)
 

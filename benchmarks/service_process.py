@@ -18,8 +18,8 @@ __all__ = ["ServiceProcess", "write_keys"]
 
 
 def write_keys(file: Path, names: Sequence[str]) -> dict[str, str]:
-    """Write a file of keys; returns the key of each name."""
-    keys = {name: new_key(name) for name in names}
+    """Write a file of keys, the first of which may read the metrics; returns the key of each name."""
+    keys = {name: new_key(name, metrics=name == names[0]) for name in names}
     file.write_text("".join(entry for _, entry in keys.values()))
     return {name: key for name, (key, _) in keys.items()}
 
