@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from servers.gems_service import ServiceProcess, serving, write_keys
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,33 @@ def test_a_key_with_many_runs_lets_the_others_have_their_turns(tmp_path: Path) -
         served.wait_for(run, key=keys["ann"])
         ended = [n for n in runs if greedy.get(f"/v1/runs/{n}").json()["status"] in ("done", "failed")]
         assert len(ended) <= 5, "it waited for what was in progress only"
+
+
+def test_a_users_key_does_not_read_the_figures_of_all_users(tmp_path: Path) -> None:
+    with keyed(tmp_path, ann="") as (served, keys), served.client(keys["ann"]) as ann:
+        answer = ann.get("/metrics")
+        assert answer.status_code == 403
+        assert "gems_" not in answer.text
+
+
+def test_every_counter_counts_what_it_is_named_for(tmp_path: Path) -> None:
+    options = ("--no-memory", "--grace", "0", "--concurrency", "1", "--queue", "0")
+    with serving(tmp_path / "home", *options) as served, served.client() as client:
+        served.wait_for(post(client, EASY, max_rounds=1).json()["id"])
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(lambda n: post(client, HARD, seed=n), range(6)))
+        assert 429 in [answer.status_code for answer in answers]
+        for answer in answers:
+            if answer.status_code == 202:
+                served.wait_for(answer.json()["id"])
+        text = client.get("/metrics").text
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("gems_") and sample.name.endswith(("_total", "_count")):
+                totals[sample.name] = totals.get(sample.name, 0) + sample.value
+    assert totals
+    assert min(totals.values()) > 0, totals
 
 
 # --- faults that pass -------------------------------------------------------------------------------------------------

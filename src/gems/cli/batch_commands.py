@@ -184,7 +184,7 @@ class _Cluster:
         typer.Option(
             metavar="ADDRESS",
             help='Work on a Ray cluster: "local" starts one on this machine, "auto" joins the one that this machine '
-            "belongs to, or HOST:PORT. Needs gems-graph\\[ray].",
+            "belongs to, or HOST:PORT. Needs the packages of the extra ray.",
         ),
     ] = None
     workers: Annotated[
