@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from forked import Process, environment
 from gems.cli import batch_commands, console
 
 SCRIPT = """
-import io, os, signal, sys
+import io, os, pathlib, signal, sys
 from gems.cli import batch_commands, console
 
 
@@ -31,7 +32,7 @@ class Terminal(io.RawIOBase):
         return len(data)
 
 
-with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable():
+with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable(pathlib.Path("nowhere"), 60):
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True)
     for line in ("first", "second", "third"):
         print(line, file=sys.stderr)
@@ -52,7 +53,7 @@ def test_an_interrupt_during_a_write_is_no_error(command: str, interrupts: int) 
     assert output.count("Ctrl-C again") == interrupts - 1
 
 
-@pytest.mark.parametrize("block", [console.stoppable, batch_commands._stoppable])
+@pytest.mark.parametrize("block", [console.stoppable, lambda: batch_commands._stoppable(Path("nowhere"), 60)])
 def test_the_previous_handler_is_restored(block: Callable[[], AbstractContextManager[Any]]) -> None:
     before = signal.getsignal(signal.SIGINT)
     with block():
