@@ -15,7 +15,7 @@ from forked import Process, environment
 from gems.cli import batch_commands, console
 
 SCRIPT = """
-import io, os, pathlib, signal, sys
+import io, os, pathlib, signal, sys, tempfile
 from gems.cli import batch_commands, console
 
 
@@ -32,7 +32,7 @@ class Terminal(io.RawIOBase):
         return len(data)
 
 
-with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable(pathlib.Path("nowhere"), 60):
+with console.stoppable() if sys.argv[1] == "run" else batch_commands._stoppable(pathlib.Path(tempfile.mkdtemp()), 60):
     sys.stderr = io.TextIOWrapper(io.BufferedWriter(Terminal()), line_buffering=True)
     for line in ("first", "second", "third"):
         print(line, file=sys.stderr)
