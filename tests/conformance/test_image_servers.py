@@ -140,7 +140,7 @@ def test_an_answer_by_url_is_fetched_from_the_same_host_only(image_server: str) 
 
 def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_images, "_OPENAI", f"{image_server}/stream/v1")  # the test server is OpenAI's own host
-    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2))
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2), OPERATOR)
     reported_steps: list[Step] = []
     [result] = generator.generate([ImageRequest("a cat", 0)], on_step=reported_steps.append)
     assert isinstance(result, GeneratedImage)
