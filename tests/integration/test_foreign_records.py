@@ -15,6 +15,7 @@ from forked import gems_here
 from PIL import Image
 from shared_servers import needs
 
+from gems.models.pocket.weights import folder_fingerprint
 from gems.runs.threads import _database_records
 
 KEY = "sk-the-operators-own-key"
@@ -100,6 +101,63 @@ def test_replaying_a_strangers_run_calls_reads_and_runs_nothing(
     assert result.stderr.count("\n") == 1
     assert "whoever runs this program may" in result.stderr
     assert requests_to(image_server, "fine~stranger") == []
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.slow
+def test_a_record_of_a_strangers_own_run_calls_nobody(image_server: str, tmp_path: Path) -> None:
+    """Nothing in it was changed: the address that it names is the one that drew it."""
+    address = f"{image_server}/fine~theirs/v1"
+    options = ("--generator", "openai:painter", "--generator-option", f"base_url={address}")
+    theirs = gems(tmp_path / "theirs", "generate", "two red cars", *QUICK, *options, "--out", tmp_path / "out")
+    folder = changed(
+        Path(json.loads(theirs.stdout)["paths"]["folder"]),
+        tmp_path / "sent",
+        lambda record: record["settings"]["generator_options"].update(base_url=address),
+    )
+    before = len(requests_to(image_server, "fine~theirs"))
+    assert before > 0
+    gems(tmp_path / "home", "replay", folder, code=2)
+    gems(tmp_path / "home", "replay", folder, "--generator", "openai:painter", code=2)
+    assert len(requests_to(image_server, "fine~theirs")) == before
+
+
+def code_that_shows(folder: Path, trace: Path) -> dict[str, str]:
+    """A folder of weights with code that leaves a trace when it runs. Returns the model as a record names it."""
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": ["own", "Own"]}))
+    (folder / "own.py").write_text(f"open({str(trace)!r}, 'w')\n")
+    return {"name": f"diffusers:{folder}", "fingerprint": folder_fingerprint(folder)}
+
+
+@pytest.mark.slow
+def test_code_beside_a_strangers_weights_is_not_run(own_run: Path, tmp_path: Path) -> None:
+    """The record names the weights as they are, and says that their code may run."""
+    model = code_that_shows(tmp_path / "weights", tmp_path / "it-ran")
+
+    def change(record: Json) -> None:
+        record["models"]["generator"] = model
+        record["settings"]["generator"] = model["name"]
+        record["settings"]["generator_options"] = {"trust_remote_code": True}
+        record["operator_settings"] = []
+
+    folder = changed(own_run, tmp_path / "sent", change)
+    gems(tmp_path / "home", "replay", folder, code=2)
+    gems(tmp_path / "home", "replay", folder, "--generator", model["name"], code=2)
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.slow
+def test_code_beside_other_weights_is_not_run_when_a_run_is_resumed(tmp_path: Path) -> None:
+    """The chat model is the one of the record; the weights of the generator are not."""
+    own = gems(tmp_path / "own", "generate", "two red cars", *QUICK, "--out", tmp_path / "out")
+    record = json.loads((Path(json.loads(own.stdout)["paths"]["folder"]) / "run.json").read_text())
+    model = code_that_shows(tmp_path / "weights", tmp_path / "it-ran")
+    context = {"generator": model["name"], "generator_options": {"trust_remote_code": True}}
+    models = {"mllm": record["models"]["mllm"], "generator": {**model, "fingerprint": "e" * 64}}
+    out = str(tmp_path / "out")
+    run = thread_file(tmp_path / "home", tmp_path, {"context": context, "models": models, "out": out})
+    gems(tmp_path / "home", "generate", "--resume", run, "--out", tmp_path / "out", code=2)
     assert not (tmp_path / "it-ran").exists()
 
 

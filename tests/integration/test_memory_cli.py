@@ -244,3 +244,24 @@ def test_reindex_repairs_vectors(home: Path) -> None:
 def test_a_missing_memory_is_reported(tmp_path: Path, command: str) -> None:
     assert "there is no memory in" in memory(tmp_path, *command.split(), code=2)
     assert not (tmp_path / "memory").exists()
+
+
+@pytest.mark.slow
+def test_whatever_is_exported_can_be_imported(tmp_path: Path) -> None:
+    """Also a record with an empty key, which another program may have stored; when it was written is kept."""
+    theirs, ours, file = tmp_path / "theirs", tmp_path / "ours", tmp_path / "memory.jsonl"
+    store = FaissStore(theirs / "memory", embedder=init_embedder())
+    store.put(("another", "program"), "", {"text": "without a key"}, index=False)
+    store.close()
+    assert forked.gems("memory", "export", file, home=theirs).returncode == 0
+    result = forked.gems("memory", "import", file, home=ours)
+    assert result.returncode == 0, result.stderr
+    written = [FaissStore(home / "memory", embedder=init_embedder()) for home in (theirs, ours)]
+    try:
+        first, second = (store.get(("another", "program"), "") for store in written)
+        assert first is not None
+        assert second is not None
+        assert second.created_at == first.created_at
+    finally:
+        for store in written:
+            store.close()

@@ -36,8 +36,8 @@ def test_no_other_file_names_the_distribution() -> None:
     """It is on no package index: neither the program nor the documentation may tell anybody to fetch it from one."""
     places = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("src/**/*.py")]
     places += [path for name in ("graph", "nodes", "skills", "memory") for path in ROOT.glob(f"{name}/**/*.py")]
-    named = [path.name for path in places if re.search(rf"install\s+['\"]?{DISTRIBUTION}", path.read_text())]
-    named += [path.name for path in places if path.suffix == ".py" and DISTRIBUTION in path.read_text()]
+    named = [path.name for path in places if re.search(rf"install\s+['\"]?{PROJECT['name']}", path.read_text())]
+    named += [path.name for path in places if path.suffix == ".py" and PROJECT["name"] in path.read_text()]
     assert named == ["extras.py"]
 
 

@@ -8,7 +8,7 @@ import statistics
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -527,11 +527,13 @@ def _stoppable(folder: Path, grace: float) -> Iterator[Stop]:
     """Ctrl-C once: begin no other prompt. Twice, or SIGTERM: stop prompts at their next step. A third time: at once."""
     from gems.bulk.batch import Stop
     from gems.bulk.latest import note_end
+    from gems.errors import GemsError
 
     stop = Stop()
 
     def end() -> None:
-        note_end(folder, "stopped")
+        with suppress(OSError, GemsError):  # a full disk, or a folder that is gone, must not keep the process
+            note_end(folder, "stopped")
         exit_at_once()
 
     timer = threading.Timer(grace, end)

@@ -223,8 +223,15 @@ class Service:
         return await asyncio.to_thread(self.ledger.run, run)
 
     def values(self, run: Run) -> GemsState:
-        """The state of a run that has not ended."""
-        return self._executor.values(run)
+        """The state of a run that has not ended; empty if its checkpoints cannot be read at present.
+
+        What a client reads does not depend on them: the run itself is tried again, or fails.
+        """
+        try:
+            return self._executor.values(run)
+        except Exception:  # a database's own errors, or those of damaged content
+            LOG.warning("checkpoints_unreadable", run=run.id, exc_info=True)
+            return GemsState()
 
     def images(self, user: str) -> ImageStore:
         """A user's images."""
