@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query
@@ -61,15 +62,9 @@ class _RunRoutes:
 
     async def begin(self, request: RunRequest, idempotency_key: IdempotencyKey = None) -> RunView:
         """Begin a run. Once accepted it is kept: follow it, or come back later."""
-        run = await run_in_threadpool(
-            self.service.submit,
-            CLIENT.get(),
-            request.prompt,
-            request.settings,
-            thread=request.thread,
-            idempotency_key=idempotency_key,
-        )
-        return await run_in_threadpool(self._view, run)
+        submit = partial(self.service.submit, thread=request.thread, idempotency_key=idempotency_key)
+        client = CLIENT.get()
+        return await run_in_threadpool(lambda: self._view(submit(client, request.prompt, request.settings)))
 
     async def list_(
         self,
@@ -113,7 +108,8 @@ class _RunRoutes:
         return current
 
     def _view(self, run: Run) -> RunView:
-        return run_view(run, self.links, None if run.has_ended else self.service.values(run))
+        has_state = run.started_at is not None and not run.has_ended
+        return run_view(run, self.links, self.service.values(run) if has_state else None)
 
     async def _run_event(self, run: str) -> str:
         view = await run_in_threadpool(self._view, await self._find(run))
