@@ -90,6 +90,7 @@ async def run(args: Any, folder: Path) -> dict[str, Any]:
             await asyncio.to_thread(service.end, signal.SIGKILL)
         service.start()
         try:
+            await service.wait_until_ready(session)
             await asyncio.gather(*clients)
             await _wait_for_all(service.url, keys, session)
             await _wait_for_deletions(folder / "home" / "serve" / "runs.sqlite")
