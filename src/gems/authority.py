@@ -127,10 +127,11 @@ def is_file(text: str | None) -> bool:
 
 
 def without_login(name: str) -> str:
-    """A model's name without the user and password of an address in it: what a record keeps."""
+    """A model's name, or an address, without login and query, which can hold a key: what a record keeps."""
     kind, _, rest = name.partition(":")
-    if kind not in _ADDRESSES or "@" not in rest:
+    if kind not in _ADDRESSES:
         return name
+    rest = rest.partition("?")[0]
     scheme, separator, address = rest.partition("//") if "//" in rest else ("", "", rest)
     host, slash, path = address.partition("/")
     return f"{kind}:{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -187,6 +187,8 @@ def test_a_name_like_that_of_a_repository_is_a_folder_where_there_is_one(
         ("https://ann:p@ss@gpu/a@b", "https://gpu/a@b"),
         ("comfyui:ann:pass@gpu:8188", "comfyui:gpu:8188"),
         ("comfyui:http://gpu:8188", "comfyui:http://gpu:8188"),
+        ("http://gpu:8000/draw?api_key=secret", "http://gpu:8000/draw"),
+        ("http:http://ann:pass@gpu/draw?token=secret&n=1", "http:http://gpu/draw"),
         ("diffusers:org/model@main", "diffusers:org/model@main"),
         ("openai:me@model", "openai:me@model"),
     ],

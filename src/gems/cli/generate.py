@@ -159,7 +159,7 @@ def _as_options(value: OperatorValue) -> list[str]:
         return []
     name, equals, _ = value.option.partition("=")
     if equals:
-        return [f"{name}={shlex.quote(value.text.lower() if value.text == 'True' else value.text)}"]
+        return [f"{name}={shlex.quote('true' if value.text == 'True' else without_login(value.text))}"]
     flag = name.split()[0]
     texts = value.text.split(os.pathsep) if value.path == "skills_dir" else [value.text]
     return [f"{flag} {shlex.quote(without_login(without_password(text)))}" for text in texts]
