@@ -36,6 +36,7 @@ __all__ = [
     "is_file",
     "model_value",
     "names_more_than_a_model",
+    "operator_marks",
     "operator_values",
     "without_login",
 ]
@@ -82,16 +83,22 @@ class OperatorValue(NamedTuple):
     option: str
 
 
+def operator_marks(settings: type[BaseModel]) -> dict[str, OperatorOnly]:
+    """The marks of the settings that only the operator gives, by name."""
+    fields = settings.model_fields.items()
+    return {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
+
+
 def operator_values(settings: BaseModel, prefix: str = "") -> Iterator[OperatorValue]:
     """The values in these settings, and in groups of settings within them, that need the operator's authority."""
-    for name, info in type(settings).model_fields.items():
+    marks = operator_marks(type(settings))
+    for name in type(settings).model_fields:
         value, path = getattr(settings, name), f"{prefix}{name}"
         if isinstance(value, BaseModel):
             yield from operator_values(value, f"{path}.")
-        for mark in info.metadata:
-            if isinstance(mark, OperatorOnly) and mark.applies(value):
-                text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-                yield OperatorValue(path, mark.kind or path, text, mark.option)
+        elif name in marks and marks[name].applies(value):
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            yield OperatorValue(path, marks[name].kind or path, text, marks[name].option)
 
 
 def model_value(name: str) -> OperatorValue:

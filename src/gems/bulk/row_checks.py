@@ -102,7 +102,6 @@ def check_row(line: bytes) -> dict[str, Any]:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
     row = parse_json(line)
-    row = parse_json(line)
     try:
         _Row.model_validate_json(line)
     except ValidationError as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gems.authority import MODEL, OperatorOnly, operator_values, without_login
+from gems.authority import MODEL, operator_marks, operator_values, without_login
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
 
@@ -62,14 +62,11 @@ def _option_of(path: str) -> str:
     """How the command line gives a setting that only the operator gives."""
     group, _, name = path.rpartition(".")
     model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
-    info = model.model_fields.get(name)
-    marks = [mark.option for mark in info.metadata if isinstance(mark, OperatorOnly)] if info else []
-    return marks[0] if marks else path
+    mark = operator_marks(model).get(name)
+    return mark.option if mark else path
 
 
 def _operators_own(settings: BaseModel) -> dict[str, Any]:
     """The values in these settings that a record leaves out, and that only the operator gives."""
-    fields = type(settings).model_fields.items()
-    marked = {name: mark for name, info in fields for mark in info.metadata if isinstance(mark, OperatorOnly)}
-    values = {name: getattr(settings, name) for name, mark in marked.items() if mark.kind != MODEL}
-    return {name: value for name, value in values.items() if marked[name].applies(value)}
+    marks = {name: mark for name, mark in operator_marks(type(settings)).items() if mark.kind != MODEL}
+    return {name: value for name, mark in marks.items() if mark.applies(value := getattr(settings, name))}

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Optional, Self
 from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 
 from gems.errors import InputError
-from gems.graph.context import GemsContext, OpenToRequests
+from gems.graph.context import GemsContext, open_settings
 from gems.graph.state import Budget, Prices
 from gems.wording import MAX_PROMPT_LENGTH
 
@@ -117,13 +117,13 @@ def _open_fields() -> dict[str, Any]:
 
     Null stands for the service's own value, because some clients send every field.
     """
+    infos = {name: GemsContext.model_fields[name] for name in open_settings()}
     return {
         name: (
             Optional[Annotated[(info.annotation, *info.metadata)]],  # noqa: UP045
             Field(default=None, title=info.title, description=info.description),
         )
-        for name, info in GemsContext.model_fields.items()
-        if any(isinstance(mark, OpenToRequests) for mark in info.metadata)
+        for name, info in infos.items()
     }
 
 
