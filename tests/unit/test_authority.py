@@ -32,7 +32,7 @@ from gems.graph.context import GemsContext, OpenToRequests
 from gems.memory.image_store import ImageStore
 from gems.models.registry import init_image_generator, init_mllm
 from gems.options import ChatOptions, GeneratorOptions
-from gems.runs.operator_settings import adopt, operator_settings
+from gems.runs.operator_settings import adopt, check_complete, operator_settings
 
 BARE: dict[str, Any] = {"memory": False, "skills": False, "plan": False, "max_rounds": 1, "inspectors": (), "seed": 1}
 SECRET = "sk-a-secret-of-the-operator"
@@ -341,3 +341,11 @@ def test_settings_of_data_take_what_grants_from_the_operator_alone() -> None:
     assert (settings.seed, settings.generator_options.steps) == (3, 7)
     with pytest.raises(InputError, match="http:http://gpu/draw"):
         adopt(data, GemsContext().as_operator()).check_authority()
+
+
+@pytest.mark.parametrize(
+    "path", ["seed.x", "generator_options.nothing", "nothing", "generator_options.steps", ".", "a.b.c"]
+)
+def test_a_record_that_left_out_what_does_not_exist_is_refused(path: str) -> None:
+    with pytest.raises(InputError, match="which no record keeps"):
+        check_complete(GemsContext(), [path], "this run")

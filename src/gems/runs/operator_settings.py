@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from gems.authority import MODEL, operator_marks, operator_values, without_login
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
+from gems.options import ChatOptions, GeneratorOptions
 
 __all__ = ["adopt", "check_complete", "operator_settings"]
 
@@ -61,9 +62,13 @@ def check_complete(context: GemsContext, paths: Iterable[str], run: str) -> None
 def _option_of(path: str) -> str:
     """How the command line gives a setting that only the operator gives."""
     group, _, name = path.rpartition(".")
-    model: Any = GemsContext.model_fields[group].annotation if group in GemsContext.model_fields else GemsContext
-    mark = operator_marks(model).get(name)
-    return mark.option if mark else path
+    models: dict[str, type[BaseModel]] = {
+        "": GemsContext,
+        "chat_options": ChatOptions,
+        "generator_options": GeneratorOptions,
+    }
+    mark = operator_marks(models[group]).get(name) if group in models else None
+    return mark.option if mark else path  # the record may name what does not exist
 
 
 def _operators_own(settings: BaseModel) -> dict[str, Any]:
