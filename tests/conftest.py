@@ -22,6 +22,11 @@ FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 """The slowest groups of tests (``pytest.mark.xdist_group``), slowest first. They run before all other tests."""
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: tests often wait for a process, a server or a deadline."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server once for all workers, unless only quick tests run, which hardly need it."""
     if getattr(config.option, "numprocesses", None) and "not slow" not in config.option.markexpr:

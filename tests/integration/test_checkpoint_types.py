@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -38,8 +39,9 @@ path, answer = sys.argv[1:]
 serde = JsonPlusSerializer(allowed_msgpack_modules=gems.checkpoint_types())
 saver = SqliteSaver(sqlite3.connect(path, check_same_thread=False), serde=serde)
 desk = StateGraph(Desk)
-settings = {"seed": 3, "memory": False, "max_rounds": 3, "review": "rounds"}
-desk.add_node("illustrator", gems.build_graph(settings=settings))
+settings = {"seed": 3, "memory": False, "max_rounds": 3, "review": "rounds", "plan": False}
+light = {"mllm": "python:light_models:make_chat", "generator": "python:light_models:make_generator"}
+desk.add_node("illustrator", gems.build_graph(settings=settings, **light))
 desk.add_edge(START, "illustrator")
 graph, config = desk.compile(checkpointer=saver), {"configurable": {"thread_id": "t"}}
 out = graph.invoke(Command(resume={"action": answer}) if answer else {"prompt": "two red cars"}, config)
@@ -51,9 +53,7 @@ print([type(attempt).__name__ for attempt in graph.get_state(config).values.get(
 @pytest.mark.parametrize("strict", ["true", "false"])
 def test_a_parents_checkpointer_knows_the_types(strict: str, tmp_path: Path) -> None:
     """Each step is a process of its own, as after a crash: everything is read from the disk."""
-    import os
-
-    environment = {**os.environ, "LANGGRAPH_STRICT_MSGPACK": strict}
+    environment = {**os.environ, "LANGGRAPH_STRICT_MSGPACK": strict, "PYTHONPATH": str(ROOT / "tests")}
     for answer in ("", "reject", "accept"):
         command = [sys.executable, "-W", "error", "-c", PARENT, str(tmp_path / "c.sqlite"), answer]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)

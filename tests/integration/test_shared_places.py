@@ -141,7 +141,8 @@ def test_a_killed_run_continues_on_another_machine(database: str, tmp_path: Path
 
 
 @needs("postgres")
-def test_a_stopped_database_ends_the_run_with_a_one_line_error(tmp_path: Path) -> None:
+def test_a_stopped_database_ends_the_run_with_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gems.database._CONNECT_TIMEOUT", 1)  # seconds; nobody waits for this one to come back
     with serving_postgres() as address:
         store = open_store(address, PointEmbeddings(dims=8))
         store.put(("a",), "k", {"prompt": "x"})
