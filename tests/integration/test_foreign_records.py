@@ -80,6 +80,7 @@ def strangers_settings(server: str, folder: Path) -> dict[str, Callable[[Json], 
         "comfyui": generator(f"comfyui:{server}/fine~stranger"),
         "diffusers": generator(f"diffusers:{folder}"),
         "a relative folder": generator("diffusers:./weights"),
+        "a repository": generator("diffusers:stranger/weights"),
         "python": generator("python:os:getcwd"),
     }
 
@@ -210,6 +211,8 @@ def thread_file(home: Path, tmp_path: Path, fields: Json) -> str:
         {"generator_options": {"trust_remote_code": True}},
         {"generator": "http:SERVER/fine~resumed/draw"},
         {"verifier": "transformers:FOLDER/weights"},
+        {"generator": "diffusers:stranger/weights"},
+        {"memory": True, "embedder": "HuggingFace:stranger/weights"},
         {"memory": True, "memory_url": "FOLDER/memory"},
         {"images_url": "FOLDER/images"},
         {"images_url": "http://SERVER/fine~resumed/"},
