@@ -201,7 +201,7 @@ class Authority:
         )
 
     def may_download(self, name: str) -> bool:
-        """Whether the files of a model may be downloaded. Data may name one that this machine has a copy of, no other."""
+        """Whether the files of a model may be downloaded. Of a model that data names, only a copy is used."""
         return self.allows(model_value(name))
 
     def check(self, values: Iterable[OperatorValue]) -> None:

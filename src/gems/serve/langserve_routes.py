@@ -127,7 +127,7 @@ class _Strict(BaseModel):
 
 
 class _Configurable(_Strict):
-    """The thread. LangGraph adds the rest where one of its graphs calls this service: where in that graph it stands."""
+    """The thread. Where a graph of LangGraph calls this service, LangGraph adds its place in that graph."""
 
     thread_id: ThreadId = ""
     checkpoint_ns: Any = None

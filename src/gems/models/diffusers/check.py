@@ -58,7 +58,7 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
 
 
 def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: int) -> dict[str, int] | None:
-    """Bytes of each component's weights in memory, from the headers of their files; None if the hub does not answer, or is not asked.
+    """Bytes of each component's weights in memory, from their headers; None if the hub does not answer or is not asked.
 
     Raises:
         BackendError: The denoiser has no weights.
