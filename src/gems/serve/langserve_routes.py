@@ -119,9 +119,10 @@ class _Strict(BaseModel):
     def _refuse_unknown(cls, fields: Any) -> Any:
         names = [name for name in fields if name not in cls.model_fields] if isinstance(fields, dict) else []
         if names:
+            taken = ", ".join(AgentRequest.model_fields)
             raise ValueError(
-                f"{names[0]!r} has no effect here; a request takes {', '.join(AgentRequest.model_fields)} in its input, "
-                "the settings in context, and a config takes configurable.thread_id"
+                f"{names[0]!r} has no effect here; a request takes {taken} in its input, with the settings in context, "
+                "and a config takes configurable.thread_id"
             )
         return fields
 
