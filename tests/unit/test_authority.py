@@ -289,7 +289,7 @@ def test_a_context_may_not_give_what_only_the_operator_gives(
 
 def test_a_password_in_a_context_is_refused_and_not_shown(tmp_path: Path) -> None:
     settings = {**BARE, "memory": True, "memory_url": f"postgresql://ann:{SECRET}@127.0.0.1:9/gems"}
-    for context in (settings, {"gems": settings}):
+    for context in (settings, SimpleNamespace(gems=settings)):
         with pytest.raises(InputError, match="memory_url") as caught:
             build_graph(images=ImageStore(tmp_path / "images")).invoke({"prompt": "two red cars"}, context=context)
         assert SECRET not in str(caught.value)
