@@ -119,10 +119,10 @@ class _Strict(BaseModel):
     def _refuse_unknown(cls, fields: Any) -> Any:
         names = [name for name in fields if name not in cls.model_fields] if isinstance(fields, dict) else []
         if names:
-            taken = ", ".join(AgentRequest.model_fields)
+            input_names = ", ".join(AgentRequest.model_fields)
             raise ValueError(
-                f"{names[0]!r} has no effect here; a request takes {taken} in its input, with the settings in context, "
-                "and a config takes configurable.thread_id"
+                f"{names[0]!r} has no effect here; a request takes {input_names} in its input, with the settings in "
+                "context, and a config takes configurable.thread_id"
             )
         return fields
 
@@ -178,7 +178,8 @@ async def _check_call(request: Request) -> None:
         body = await request.json()
     except json.JSONDecodeError:  # no body
         body = None
-    call = _checked(_BatchCall if request.url.path.endswith("/batch") else _Call, body)
+    is_batch = request.url.path.endswith("/batch")
+    call = _checked(_BatchCall, body) if is_batch else _checked(_Call, body)
     inputs = body["inputs"] if isinstance(call, _BatchCall) else [body["input"]]
     own_configs = call.config if isinstance(call.config, list) else [call.config] * len(inputs)
     for fields, own in zip(inputs, own_configs, strict=False):  # LangServe itself refuses another number of configs
@@ -191,7 +192,8 @@ def _config_from_hash(config_hash: str) -> Any:
     from langserve.lzstring import LZString
 
     try:
-        return json.loads(LZString.decompressFromEncodedURIComponent(config_hash))
+        decoder: Any = LZString  # without types
+        return json.loads(decoder.decompressFromEncodedURIComponent(config_hash))
     except Exception:  # of a text that no playground made
         raise InputError("the address holds no config") from None
 

@@ -10,11 +10,13 @@ from gems.secrets import one_line
 
 __all__ = ["failure_of", "is_complete", "node_faults"]
 
-_FAILED: Final = frozenset({"error", "failed", "failure", "execution_error"})
-_STOPPED: Final = frozenset(
+_FAILURE_WORDS: Final = frozenset({"error", "failed", "failure", "execution_error"})
+_STOP_WORDS: Final = frozenset(
     {"interrupted", "execution_interrupted", "cancelled", "canceled", "aborted", "execution_cancelled"}
 )
-_DONE: Final = frozenset({"success", "succeeded", "completed", "complete", "done", "finished", "execution_success"})
+_SUCCESS_WORDS: Final = frozenset(
+    {"success", "succeeded", "completed", "complete", "done", "finished", "execution_success"}
+)
 _ABOUT_NODES: Final = frozenset(
     {"node_id", "node_type", "class_type", "dependent_outputs", "traceback", "current_inputs", "current_outputs"}
 )
@@ -42,11 +44,11 @@ def node_faults(node_errors: object) -> list[str]:
 def failure_of(entry: object) -> str:
     """Why a workflow failed, by its entry in the history; empty if it did not."""
     kinds = _kinds(entry)
-    failed, stopped = _FAILED.intersection(kinds), _STOPPED.intersection(kinds)
-    if not failed and not stopped:
+    was_stopped = bool(_STOP_WORDS.intersection(kinds))
+    if not was_stopped and not _FAILURE_WORDS.intersection(kinds):
         return ""
     details = kinds.get("execution_error") or _own_words(entry)
-    if stopped and not _words(details):
+    if was_stopped and not _words(details):
         return "it was interrupted on the server"
     return f"{_label(details.get('node_id'), details.get('node_type'))}{_words(details) or 'no reason given'}"
 
@@ -55,7 +57,7 @@ def is_complete(entry: Mapping[str, Any]) -> bool:
     """Whether a workflow that did not fail has run. ComfyUI itself lists only those that have."""
     status = entry.get("status")
     word, completed = _word(status), _mapping(status).get("completed")
-    if entry.get("outputs") or str(completed).lower() == "true" or _DONE.intersection(_kinds(entry)):
+    if entry.get("outputs") or str(completed).lower() == "true" or _SUCCESS_WORDS.intersection(_kinds(entry)):
         return True
     return bool(entry) and not word and completed is None
 
@@ -70,7 +72,7 @@ def _kinds(entry: object) -> dict[str, Mapping[str, Any]]:
     """The word for a workflow's status, and the kinds of the messages about it, with their details."""
     status = _mapping(entry).get("status")
     messages = _mapping(status).get("messages")
-    kinds = {_word(status): {}} if _word(status) else {}
+    kinds: dict[str, Mapping[str, Any]] = {_word(status): {}} if _word(status) else {}
     for message in messages if isinstance(messages, list) else [messages]:
         parts = message if isinstance(message, list) else [_kind_of(message), message]
         if parts and isinstance(parts[0], str):

@@ -29,13 +29,13 @@ _REFUSALS: Final = (
 )
 """Phrases by which servers say that they refuse a prompt."""
 
-_SPENT: Final = re.compile(
+_MONEY_IS_SPENT: Final = re.compile(
     r"insufficient[_ ](quota|credit|balance|fund)|billing[_ ](hard[_ ]limit|not[_ ]active)|payment[_ ]required"
     r"|exceeded your current quota|(out of|not enough|no) (more )?credits?\b"
     r"|(quota|credits?|balance)[^.]{0,20} (is |are |has been |have been )?(exhausted|used up|depleted|too low)",
     re.IGNORECASE,
 )
-_RECOVERS: Final = re.compile(r"per[_ ](second|minute|hour|min)|rate.?limit|again in|retry.?(in|after|delay)", re.I)
+_WILL_PASS: Final = re.compile(r"per[_ ](second|minute|hour|min)|rate.?limit|again in|retry.?(in|after|delay)", re.I)
 
 
 def error_message(body: bytes) -> str:
@@ -96,7 +96,7 @@ def is_refusal(body: bytes) -> bool:
 def is_spent(body: bytes) -> bool:
     """Whether an error says that money or a quota is used up, which no wait within a run changes."""
     text = body[:4000].decode("utf-8", "replace")
-    return bool(_SPENT.search(text)) and not _RECOVERS.search(text)
+    return bool(_MONEY_IS_SPENT.search(text)) and not _WILL_PASS.search(text)
 
 
 def json_body(body: bytes) -> object:
