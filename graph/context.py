@@ -26,7 +26,6 @@ from gems.authority import (
     operator_values,
     without_login,
 )
-from gems.database import without_password
 from gems.errors import InputError
 from gems.graph.state import Budget
 from gems.options import ChatOptions, GeneratorOptions
@@ -309,12 +308,10 @@ class GemsContext(BaseModel):
         if "gems" in values:
             own = values["gems"]
             if isinstance(own, Mapping):
-                _refuse_password(own)
                 return cls.exactly(own)
             if own is not None and not _fields_in(own):
                 raise InputError(f"the context's gems is {type(own).__name__}; give settings by name, or a GemsContext")
             return cls.resolve(own)
-        _refuse_password(values)
         try:
             return cls.model_validate({name: values[name] for name in cls.model_fields if name in values})
         except ValidationError as error:
@@ -352,13 +349,6 @@ def fault_of(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     value = f" is {first['input']!r}" if first["loc"] and first["loc"][0] in open_settings() else ""
     return f"{'.'.join(map(str, first['loc']))}{value}: {first['msg'].removeprefix('Value error, ')}"
-
-
-def _refuse_password(values: Mapping[str, Any]) -> None:
-    """Refuse a password in a context: LangGraph and its server write contexts into checkpoints and traces."""
-    url = values.get("memory_url")
-    if isinstance(url, str) and without_password(url) != url:
-        raise InputError("memory_url holds a password; leave it out, and set PGPASSWORD or GEMS_MEMORY instead")
 
 
 def _fields_in(context: object) -> Mapping[str, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "OperatorValue",
     "call_factory",
     "is_code",
+    "is_downloaded",
     "is_file",
     "model_value",
     "names_more_than_a_model",
@@ -50,8 +51,8 @@ MODEL: Final = "model"
 _PREFIX: Final = "python:"
 _ADDRESSES: Final = frozenset({"http", "https", "comfyui"})
 """Kinds of model names that hold a server's address."""
-_FOLDERS: Final = frozenset({"diffusers", "transformers"})
-"""Kinds of model names that hold a repository or a folder of weights."""
+_WEIGHTS: Final = {"diffusers": "model_index.json", "transformers": "config.json"}
+"""Kinds of model names that hold a repository or a folder of weights, and the file that each of them begins with."""
 _LOADERS: Final = frozenset({"huggingface", "huggingface_pipeline"})
 """LangChain's providers that run weights of any file format in this process."""
 
@@ -112,13 +113,34 @@ def is_code(name: str) -> bool:
 
 
 def names_more_than_a_model(name: str | None) -> bool:
-    """Whether a model's name holds code, an address, or a folder of this machine."""
+    """Whether a model's name holds code, an address, a folder of this machine, or a repository to download from."""
     if not name:
         return False
-    kind, _, target = name.partition(":")
+    kind, target = _kind_and_target(name)
     # Some providers, such as litellm, take an address as a part of a model's name.
     is_address = kind in _ADDRESSES or "://" in target
-    return is_code(name) or is_address or kind in _LOADERS or (kind in _FOLDERS and is_file(target))
+    return is_code(name) or is_address or kind in _LOADERS or kind in _WEIGHTS
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether a model's name holds a repository that this machine has a copy of: using that contacts nobody."""
+    kind, target = _kind_and_target(name)
+    if kind not in _WEIGHTS or is_file(target):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    path, _, revision = target.rpartition("@")
+    try:
+        copy = try_to_load_from_cache(path or target, _WEIGHTS[kind], revision=revision if path else None)
+    except (OSError, ValueError):  # no name of a repository
+        return False
+    return isinstance(copy, str)
+
+
+def _kind_and_target(name: str) -> tuple[str, str]:
+    """The two parts of a model's name. LangChain, too, reads its providers in either case, and - as _."""
+    kind, _, target = name.partition(":")
+    return kind.strip().lower().replace("-", "_"), target.strip()
 
 
 def is_file(text: str | None) -> bool:
@@ -136,7 +158,7 @@ def is_file(text: str | None) -> bool:
 def without_login(name: str) -> str:
     """A model's name, or an address, without login and query, which can hold a key: what a record keeps."""
     kind, _, rest = name.partition(":")
-    if kind not in _ADDRESSES:
+    if _kind_and_target(name)[0] not in _ADDRESSES:
         return name
     rest = rest.partition("?")[0]
     scheme, separator, address = rest.partition("//") if "//" in rest else ("", "", rest)
@@ -178,6 +200,10 @@ class Authority:
             or (value.kind == MODEL and is_code(value.text) and value.text in _listed_in_environment())
         )
 
+    def may_download(self, name: str) -> bool:
+        """Whether the files of a model may be downloaded. Of a model that data names, only a copy is used."""
+        return self.allows(model_value(name))
+
     def check(self, values: Iterable[OperatorValue]) -> None:
         """Check that every value may be used.
 
@@ -185,7 +211,7 @@ class Authority:
             InputError: The operator did not give one of them.
         """
         for value in values:
-            if not self.allows(value):
+            if not self.allows(value) and not (value.kind == MODEL and is_downloaded(value.text)):
                 raise InputError(_refusal(value))
 
     def check_model(self, name: str, options: BaseModel | None = None, group: str = "") -> None:
@@ -216,6 +242,16 @@ def _refusal(value: OperatorValue) -> str:
         return (
             f"{value.text!r} runs code, so a record, a request or a run's context may not name it; whoever runs this "
             f"program may, on the command line, in build_graph(settings=...) or in the variable {CODE}"
+        )
+    if (
+        value.kind == MODEL
+        and _kind_and_target(value.text)[0] in _WEIGHTS
+        and not is_file(value.text.partition(":")[2])
+    ):
+        return (
+            f"a record, a request or a run's context names {value.text!r} as the {value.path}, and this machine has no "
+            f"copy of it; only whoever runs this program may download a model: give {value.option} {value.text} on the "
+            "command line, or use build_graph(settings=...)"
         )
     value_label = f"{without_login(value.text)!r} as the {value.path}" if value.kind == MODEL else f"{value.path}"
     return (

@@ -21,6 +21,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, is_reproducible
 from gems.models.registry import init_image_generator
+from gems.models.servers import base as server_base
 from gems.models.servers import openai_images
 from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
@@ -156,7 +157,7 @@ def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.Monk
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["slow", "busy", "shaky", "torn-once", "jpeg"])
+@pytest.mark.parametrize("fault", ["slow", "busy", "shaky", "torn-once", "jpeg", "webp", "avif", "spent-for-now"])
 @pytest.mark.parametrize("kind", [openai, plain])
 def test_transient_faults_are_retried(image_server: str, fault: str, kind: Any) -> None:
     result = draw_one(kind(image_server, f"{fault}~{kind.__name__}"))
@@ -273,6 +274,7 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         "endless-number",
         "streams-unasked",
         "relative",
+        *("artifacts", "output-text", "output-list", "predictions", "more", "no-image-first", "torn-first", "as-text"),
     ],
 )
 def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> None:
@@ -291,14 +293,33 @@ def test_answers_that_may_have_cost_an_image_are_few(image_server: str, fault: s
     assert len(requests_to(image_server, fault)) == 3
 
 
-def test_an_image_that_cannot_be_fetched_yet_is_not_drawn_again(image_server: str, workflow: str) -> None:
-    for name, generator in (
-        ("url-busy~drawn", openai(image_server, "url-busy~drawn")),
-        ("history-busy~drawn", comfyui(image_server, workflow, "history-busy~drawn")),
-        ("view-busy~drawn", comfyui(image_server, workflow, "view-busy~drawn")),
-    ):
-        assert isinstance(draw_one(generator, name), GeneratedImage)
-        assert len(requests_to(image_server, name)) == 1
+@pytest.mark.parametrize(
+    "fault", ["url-busy", "url-torn", "url-page", "history-busy", "view-busy", "view-torn", "view-page"]
+)
+def test_an_image_that_cannot_be_fetched_yet_is_not_drawn_again(image_server: str, workflow: str, fault: str) -> None:
+    name = f"{fault}~drawn"
+    generator = openai(image_server, name) if fault.startswith("url") else comfyui(image_server, workflow, name)
+    assert isinstance(draw_one(generator, name), GeneratedImage)
+    assert len(requests_to(image_server, name)) == 1
+
+
+@pytest.mark.parametrize("fault", ["url-always-torn", "view-always-torn"])
+def test_an_image_that_stays_torn_is_given_up_and_not_drawn_again(
+    image_server: str, workflow: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_base, "_WAIT", lambda _: 0.0)
+    name = f"{fault}~paid"
+    generator = openai(image_server, name) if fault.startswith("url") else comfyui(image_server, workflow, name)
+    error = draw_one(generator, name)
+    assert isinstance(error, BackendError)
+    assert "sent a torn image" in str(error)
+    assert not error.retryable
+    assert len(requests_to(image_server, name)) == 1
+
+
+def test_a_plain_endpoint_may_answer_in_json_or_base64(image_server: str) -> None:
+    for shape in ("as-json", "as-text"):
+        assert isinstance(result := draw_one(plain(image_server, shape)), GeneratedImage), result
 
 
 def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_server: str) -> None:
@@ -319,6 +340,15 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
         ("error-busy", r"without an image: no worker \(\d+ tries in 1 s\)$"),
         ("error-refusal", "without an image: not safe$"),
         ("detail", "without an image: must be 1$"),
+        ("blurred", "without an image: CONTENT_FILTERED$"),
+        ("sentence", "without an image: no image$"),
+        ("item-error", "without an image: the engine died$"),
+        ("error-list", "without an image: the engine died; twice$"),
+        ("error-json", "without an image: the engine died$"),
+        ("error-spent", "without an image: insufficient credits$"),
+        ("only-status", "without an image: FAILED$"),
+        ("spent", "answers 429: You exceeded your current quota$"),
+        ("spent-402", "answers 402: Payment Required: top up$"),
         ("bad-address", "no valid address$"),
         ("in-a-list", "answers 400: key not valid$"),
     ],
@@ -327,7 +357,9 @@ def test_an_answer_without_an_image_gives_the_servers_reason(image_server: str, 
     error = draw_one(openai(image_server, shape, timeout=1.0))
     assert isinstance(error, BackendError)
     assert re.search(says, str(error)), error
-    assert isinstance(error, ContentRefusedError) is (shape == "error-refusal")
+    assert isinstance(error, ContentRefusedError) is (shape in ("error-refusal", "blurred"))
+    if "spent" in shape:
+        assert len(requests_to(image_server, shape)) == 1, "nothing changes by asking again"
 
 
 def _file(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -395,7 +427,13 @@ def test_a_damaged_file_is_an_image_or_a_failure(kind: str, changes: list[tuple[
         ("null-outputs", "makes no image; it needs a SaveImage node"),
         ("loud-error", "the workflow failed: .*no memory"),
         ("null-messages", "the workflow failed: no reason given"),
-        ("null-details", "the workflow failed: node None .*: no reason given"),
+        ("null-details", "the workflow failed: no reason given$"),
+        ("interrupted-early", "the workflow failed: it was interrupted on the server$"),
+        ("other-messages", "the workflow failed: node 3: no VRAM$"),
+        ("status-text", "the workflow failed: no VRAM$"),
+        ("null-status", "makes no image; it needs a SaveImage node"),
+        ("success-message", "makes no image; it needs a SaveImage node"),
+        ("dequeued", "the workflow was removed from the server's queue$"),
         ("interrupted", "the workflow failed: it was interrupted on the server"),
         ("never", "was not done in time|no answer|too slowly"),  # whichever timeout fires first
     ],

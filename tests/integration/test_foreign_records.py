@@ -80,6 +80,7 @@ def strangers_settings(server: str, folder: Path) -> dict[str, Callable[[Json], 
         "comfyui": generator(f"comfyui:{server}/fine~stranger"),
         "diffusers": generator(f"diffusers:{folder}"),
         "a relative folder": generator("diffusers:./weights"),
+        "a repository": generator("diffusers:stranger/weights"),
         "python": generator("python:os:getcwd"),
     }
 
@@ -210,6 +211,8 @@ def thread_file(home: Path, tmp_path: Path, fields: Json) -> str:
         {"generator_options": {"trust_remote_code": True}},
         {"generator": "http:SERVER/fine~resumed/draw"},
         {"verifier": "transformers:FOLDER/weights"},
+        {"generator": "diffusers:stranger/weights"},
+        {"memory": True, "embedder": "HuggingFace:stranger/weights"},
         {"memory": True, "memory_url": "FOLDER/memory"},
         {"images_url": "FOLDER/images"},
         {"images_url": "http://SERVER/fine~resumed/"},
@@ -226,7 +229,7 @@ def test_resuming_a_strangers_run_calls_reads_and_writes_nothing(
     run = thread_file(tmp_path / "home", tmp_path, {"context": json.loads(text), "out": str(folder / "out")})
     result = gems(tmp_path / "home", "generate", "--resume", run, "--out", tmp_path / "out", code=2)
     assert result.stderr.count("\n") == 1
-    assert "only whoever runs this program may name" in result.stderr
+    assert "only whoever runs this program may" in result.stderr
     assert requests_to(image_server, "fine~resumed") == []
     assert list(folder.iterdir()) == []
 

@@ -6,7 +6,6 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from embedding import PointEmbeddings
 from forked import gems
 from servers.gems_service import serving
 
-from gems.errors import InputError
 from gems.learning import shelf
 from gems.memory.store import FaissStore, reindex
 from gems.paths import home
@@ -83,27 +81,6 @@ def test_doctor_tells_that_others_can_read_an_older_home_folder(tmp_path: Path) 
 
 
 # --- the service's secret ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("text", ["", "\n", "short"])
-def test_a_secret_that_is_no_secret_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "secret").write_text(text)
-    with pytest.raises(InputError, match="delete the file") as caught:
-        Links(tmp_path / "secret", 60)
-    assert "\n" not in str(caught.value)
-    (tmp_path / "secret").unlink()
-    Links(tmp_path / "secret", 60)
-
-
-def test_processes_that_start_at_once_have_the_same_secret(tmp_path: Path) -> None:
-    for n in range(20):
-        file = tmp_path / str(n) / "secret"
-        with ThreadPoolExecutor(8) as pool:
-            links = list(pool.map(lambda file: Links(file, 60), [file] * 8))
-        tokens = [each.image("ann", "0" * 64).removeprefix("/artifacts/").removesuffix(".png") for each in links]
-        assert all(each.read("artifacts", token) for each in links for token in tokens)
-        assert [path.name for path in file.parent.iterdir()] == ["secret"]
-        assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_secret_that_others_could_read_is_taken_away_from_them(tmp_path: Path) -> None:

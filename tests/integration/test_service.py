@@ -238,7 +238,7 @@ def test_a_run_is_deleted_once_it_has_ended(service: ServiceProcess, client: htt
 
 
 @needs("service")
-def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
+def test_runs_are_listed_page_by_page(service: ServiceProcess, client: httpx.Client) -> None:
     mine = [begin(client, "a red dog", max_rounds=1)["id"] for _ in range(5)]
     run_ids, before = [], None
     while True:
@@ -248,6 +248,12 @@ def test_runs_are_listed_page_by_page(client: httpx.Client) -> None:
         if before is None:
             break
     assert run_ids[:5] == mine[::-1]
+    views = [service.wait_for(run) for run in mine]
+    rows = {row["id"]: row for row in client.get("/v1/runs", params={"limit": 100}).json()["data"]}
+    assert [(rows[v["id"]]["outcome"], rows[v["id"]]["score"]) for v in views] == [
+        (v["outcome"], v["score"]) for v in views
+    ]
+    assert views[0]["score"] > 0
     assert len(run_ids) == len(set(run_ids))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,14 @@ FOREIGN = [
     {"origin": "http://localhost:1"},
     {"origin": "http://localhost.evil.example"},
     {"origin": "http://[evil"},
+    {"host": "localhost", "origin": "https://localhost"},
+    {"host": "localhost", "origin": "http://localhost:443"},
+    {"host": "localhost:443", "origin": "https://localhost"},
+    {"host": "localhost:443", "origin": "http://localhost"},
+    {"host": "localhost", "origin": "ftp://localhost"},
+    {"host": "localhost", "origin": "//localhost"},
+    {"host": "localhost", "origin": "http://localhost", "x-forwarded-proto": "https"},
+    {"host": "localhost", "origin": "https://localhost:80", "x-forwarded-proto": "https"},
     {"sec-fetch-site": "cross-site"},
     {"sec-fetch-site": "same-site", "origin": "http://localhost:8888"},
 ]
@@ -119,6 +128,10 @@ def test_the_page_itself_and_programs_may(service: ServiceProcess, client: httpx
         {"host": f"LOCALHOST:{port}", "origin": f"http://localhost:{port}"},
         {"host": f"[::1]:{port}", "origin": f"http://[::1]:{port}"},
         {"host": "localhost", "origin": "http://localhost:80"},
+        {"host": "localhost:80", "origin": "http://localhost"},
+        {"host": "localhost:443", "origin": "http://localhost:443"},
+        {"host": "localhost", "origin": "https://localhost", "x-forwarded-proto": "https"},
+        {"host": "localhost:443", "origin": "https://localhost", "x-forwarded-proto": "https"},
         {"content-type": "application/json; charset=utf-8"},
         {"content-type": "application/vnd.api+json"},
     ):
@@ -227,6 +240,74 @@ def test_null_means_left_out_for_every_optional_field_of_every_route(client: htt
     ):
         answer = client.post(path, json=body)
         assert answer.status_code == status, (path, body, answer.text)
+
+
+def in_hash(config: Any) -> str:
+    from langserve.lzstring import LZString
+
+    return str(LZString.compressToEncodedURIComponent(json.dumps(config)))
+
+
+LANGSERVE = ("invoke", "stream", "stream_log", "stream_events", "batch")
+
+
+def langserve_call(route: str, config: Any, **fields: Any) -> dict[str, Any]:
+    if route == "batch":
+        return {"inputs": [CALL["input"]], "config": config, **fields}
+    return {**CALL, "config": config, **fields}
+
+
+@needs("service")
+@pytest.mark.parametrize("route", LANGSERVE)
+def test_what_langserve_would_ignore_is_refused(client: httpx.Client, route: str) -> None:
+    before = run_count(client)
+    bad: list[Any] = [
+        {"configurable": {"seed": 3}},
+        {"configurable": {"generator": "diffusers:nobody/nothing"}},
+        {"configurable": {"thread_id": 7}},
+        {"configurable": {"thread_id": "../x"}},
+        {"configurable": [1]},
+        {"configurable": {"context": {"max_rounds": 1}}},
+        {"seed": 3},
+        {"max_concurrency": 1},
+        {"run_name": "mine"},
+    ]
+    calls = [(f"/gems/{route}", langserve_call(route, config)) for config in bad]
+    calls += [(f"/gems/c/{in_hash(config)}/{route}", langserve_call(route, {})) for config in bad]
+    calls += [
+        (f"/gems/{route}", langserve_call(route, {}, context={"seed": 3})),
+        (f"/gems/{route}", langserve_call(route, {}, kwargs={"seed": 3})),
+        (f"/gems/c/{in_hash([1])}/{route}", langserve_call(route, {})),
+    ]
+    if route == "batch":
+        calls.append(("/gems/batch", langserve_call("batch", [{"configurable": {"seed": 3}}])))
+    for path, body in calls:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 422, (path, body, answer.text)
+        assert "\n" not in error_of(answer)["message"]
+    named = client.post(f"/gems/{route}", json=langserve_call(route, {"configurable": {"seed": 3}}))
+    assert "'seed' has no effect here; a request takes prompt, thread_id, context, resume" in error_of(named)["message"]
+    assert run_count(client) == before
+
+
+@needs("service")
+@pytest.mark.parametrize("route", LANGSERVE)
+def test_a_config_names_the_thread(client: httpx.Client, route: str) -> None:
+    """Inside a graph of LangGraph, LangChain's client also sends where in that graph it stands."""
+    thread = f"of-{route}"
+    labels = {"tags": ["seq:step:1"], "metadata": {"langgraph_step": 1}, "recursion_limit": 10_000}
+    own = {"configurable": {"thread_id": thread, "checkpoint_ns": "gems:1", "checkpoint_id": None}}
+    assert client.post(f"/gems/{route}", json=langserve_call(route, labels | own)).status_code == 200
+    assert client.post(f"/gems/c/{in_hash(own)}/{route}", json=langserve_call(route, labels)).status_code == 200
+    runs = client.get("/v1/runs", params={"limit": 2}).json()["data"]
+    assert [run["thread"] for run in runs] == [thread, thread]
+    other = langserve_call(route, own)
+    for fields in other.get("inputs") or [other["input"]]:
+        fields = fields | {"thread_id": "another"}
+        body = {**other, **({"inputs": [fields]} if route == "batch" else {"input": fields})}
+        answer = client.post(f"/gems/{route}", json=body)
+        assert answer.status_code == 400
+        assert "leave one out" in error_of(answer)["message"]
 
 
 @needs("service")

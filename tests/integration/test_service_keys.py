@@ -192,8 +192,11 @@ def test_a_file_of_keys_that_is_wrong_is_named(tmp_path: Path, text: str, messag
 @pytest.mark.parametrize("secret", ["", "\n", "short"])
 def test_a_secret_that_anybody_could_guess_is_refused(tmp_path: Path, secret: str) -> None:
     (tmp_path / "secret").write_text(secret)
-    with pytest.raises(InputError, match="delete the file"):
+    with pytest.raises(InputError, match="delete the file") as caught:
         Links(tmp_path / "secret", 3600)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "secret").unlink()
+    Links(tmp_path / "secret", 3600)
 
 
 def test_processes_that_start_at_once_share_a_secret(tmp_path: Path) -> None:
@@ -208,6 +211,7 @@ def test_processes_that_start_at_once_share_a_secret(tmp_path: Path) -> None:
             tokens = [made.result() for made in [pool.submit(sign, file, together) for _ in range(4)]]
         assert all(Links(file, 3600).read("artifacts", token) for token in tokens)
         assert [path.name for path in file.parent.iterdir()] == ["secret"], "no draft is left"
+        assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_key_for_the_metrics_says_so(tmp_path: Path) -> None:

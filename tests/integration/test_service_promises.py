@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from servers.gems_service import ServiceProcess, serving, write_keys
+from servers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +140,7 @@ def test_a_run_outlives_a_fault_that_passes_and_a_cancel_is_kept(tmp_path: Path,
         run = post(client, HARD, max_rounds=9, patience=9).json()["id"]
         served.wait_for(run, "running")
         with unusable_checkpoints(tmp_path / "home"):
-            time.sleep(3)  # the run's next step fails
+            wait_until(lambda: '"interrupted"' in served.output(), served.output)  # its next step has failed
             if is_cancelled:
                 client.post(f"/v1/runs/{run}/cancel")
         assert served.wait_for(run, seconds=40)["status"] == final

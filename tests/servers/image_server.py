@@ -25,6 +25,7 @@ from PIL import Image
 
 KEY = "sk-canary-5f3a"
 REQUEST_LOG: list[dict[str, Any]] = []
+QUEUED: list[str] = []
 TRIES: Counter[str] = Counter()
 IN_FLIGHT: Counter[str] = Counter()
 MOST_IN_FLIGHT: Counter[str] = Counter()
@@ -72,16 +73,27 @@ class Handler(BaseHTTPRequestHandler):
                     401, {"error": {"message": f"Incorrect API key: {self.headers.get('Authorization')}"}}
                 )
             return self._json(200, {"data": [{"id": "painter"}]})
+        if rest == "queue":
+            waiting = [] if fault == "dequeued" else [[0, run, {}, {}, []] for run in QUEUED]
+            return self._json(200, {"queue_running": [], "queue_pending": waiting})
         if rest == "object_info":
             return self._json(200, {"KSampler": {}, "CLIPTextEncode": {}, "SaveImage": {}})
         if rest.startswith("history/"):
             return self._history(fault, rest.removeprefix("history/"))
-        if fault in ("url-busy", "view-busy") and rest.startswith(("files/", "view")):
+        if fault in ("url-busy", "view-busy", "url-torn", "view-torn", "url-page", "view-page") and rest.startswith(
+            ("files/", "view")
+        ):
             with LOCK:
                 TRIES[f"{name} files"] += 1
                 is_first = TRIES[f"{name} files"] == 1
-            if is_first:
+            if is_first and fault.endswith("busy"):
                 return self._json(503, {"detail": "no worker"})
+            if is_first and fault.endswith("page"):
+                return self._answer(200, b"<html>Sign in</html>", "text/html")
+            if is_first:
+                return self._answer(200, png("a cat", "1")[:60], "image/png")
+        if fault in ("url-always-torn", "view-always-torn") and rest.startswith(("files/", "view")):
+            return self._answer(200, png("a cat", "1")[:60], "image/png")
         if rest == "view":
             prompt, _, seed = bytes.fromhex(query["filename"]).decode().rpartition("|")
             return self._answer(200, png(prompt, seed), "image/png")
@@ -142,6 +154,19 @@ class Handler(BaseHTTPRequestHandler):
                 image = png(prompt, f"{seed} {n}")
             case "jpeg":
                 image = png(prompt, seed, kind="JPEG")
+            case "webp" | "avif":
+                image = png(prompt, seed, kind=fault.upper())
+            case "spent":
+                details = {"code": "insufficient_quota", "message": "You exceeded your current quota"}
+                return self._json(429, {"error": details})
+            case "spent-402":
+                return self._json(402, {"error": "Payment Required", "message": "top up"})
+            case "spent-for-now" if n == 1:
+                return self._json(429, {"error": {"code": "insufficient_quota"}}, {"Retry-After": "0.1"})
+            case "as-text":
+                return self._answer(200, base64.b64encode(image), "text/plain")
+            case "as-json" if rest == "draw":
+                return self._json(200, {"images": [base64.b64encode(image).decode()], "info": "{}"})
             case "error-body":
                 return self._json(200, {"error": {"message": "out of memory"}})
             case "hung":
@@ -194,7 +219,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "stream":
             return self._stream(prompt, seed)
         data: dict[str, Any] = {"b64_json": base64.b64encode(image).decode()}
-        if fault in ("url", "url-busy"):
+        if fault in ("url", "url-busy", "url-torn", "url-page", "url-always-torn"):
             data = {"url": self._file(prompt, seed)}
         if fault in ODD_ANSWERS:
             return self._json(200, ODD_ANSWERS[fault](data["b64_json"], self._file(prompt, seed)))
@@ -226,6 +251,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
         nodes = request["prompt"]
         run = f"{nodes['6']['inputs']['text']}|{nodes['3']['inputs']['seed']}".encode().hex()
+        QUEUED.append(run)
         return self._json(200, {"prompt_id": run})
 
     def _history(self, fault: str, run: str) -> None:
@@ -234,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
             n = TRIES[run]
         if fault == "history-busy" and n <= 2:
             return self._json(503, {"detail": "no worker"}) if n == 1 else self._answer(200, b"<html>", "text/html")
-        if fault == "never" or n == 1:
+        if fault in ("never", "dequeued") or n == 1:
             return self._json(200, {})
         if fault == "crashes":
             details = {"node_id": "3", "node_type": "KSampler", "exception_message": "CUDA out of memory"}
@@ -337,6 +363,20 @@ ODD_ANSWERS: dict[str, Any] = {
     "json-text": lambda image, url: json.dumps({"data": json.dumps([{"B64_JSON": image}])}),
     "escaped": lambda image, url: {"data": [{"url": f"data:image/png;base64,{image.replace('+', '%2B')}"}]},
     "relative": lambda image, url: {"data": [{"url": f"../../../url/files/{url.rpartition('/')[2]}"}]},
+    "artifacts": lambda image, url: {"artifacts": [{"base64": "x", "finishReason": "ERROR"}, {"base64": image}]},
+    "blurred": lambda image, url: {"artifacts": [{"base64": image, "finishReason": "CONTENT_FILTERED"}]},
+    "output-text": lambda image, url: {"output": image, "status": "succeeded"},
+    "output-list": lambda image, url: {"output": [url], "status": "succeeded", "urls": {"get": "/x"}},
+    "predictions": lambda image, url: {"predictions": [{"bytesBase64Encoded": image, "mimeType": "image/png"}]},
+    "more": lambda image, url: {"data": [{"b64_json": image}, {"b64_json": image[:200]}, None]},
+    "no-image-first": lambda image, url: {"data": [{"b64_json": "TWFu" * 40}, {"b64_json": image}]},
+    "torn-first": lambda image, url: {"data": [{"b64_json": image[:80]}, {"b64_json": image}]},
+    "sentence": lambda image, url: {"data": [{"b64_json": None}], "output": "we could not draw this picture, sorry"},
+    "item-error": lambda image, url: {"data": [{"b64_json": None, "error": {"message": "the engine died"}}]},
+    "error-list": lambda image, url: {"errors": ["the engine died", None, {"message": "twice"}]},
+    "error-json": lambda image, url: {"error": json.dumps({"message": "the engine died"})},
+    "error-spent": lambda image, url: {"error": {"code": 429, "message": "insufficient credits"}},
+    "only-status": lambda image, url: {"status": "FAILED", "images": []},
     "bad-address": lambda image, url: {"data": [{"url": "http://[::1/x"}]},
 }
 """What ``/v1/images/generations`` answers, given the image in base64 and its address."""
@@ -355,6 +395,26 @@ ODD_HISTORIES: dict[str, Any] = {
     },
     "null-outputs": lambda run: {run: {"status": {"completed": True, "messages": None}, "outputs": None}},
     "null-messages": lambda run: {run: {"status": {"status_str": "error", "messages": [None, [], ["x"], 3]}}},
+    "interrupted-early": lambda run: {
+        run: {
+            "status": {
+                "status_str": None,
+                "completed": False,
+                "messages": [["execution_interrupted", {"node_id": "3"}]],
+            },
+            "outputs": {},
+        }
+    },
+    "other-messages": lambda run: {
+        run: {
+            "status": {
+                "messages": [{"type": "execution_error", "data": {"node_id": 3, "exception_message": "no VRAM"}}]
+            }
+        }
+    },
+    "status-text": lambda run: {run: {"status": "Failed", "error": {"message": "no VRAM"}, "meta": {"9": {"a": "b"}}}},
+    "null-status": lambda run: {run: {"status": None, "outputs": {}, "prompt": [1]}},
+    "success-message": lambda run: {run: {"status": {"completed": None, "messages": [["execution_success", {}]]}}},
     "interrupted": lambda run: {run: {"status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}}},
     "loud-error": lambda run: {
         run: {"status": {"status_str": "ERROR", "messages": [["execution_error", {"exception_message": "no memory"}]]}}

@@ -21,6 +21,7 @@ from gems.authority import (
     NO_AUTHORITY,
     OPERATOR,
     OperatorOnly,
+    is_downloaded,
     is_file,
     names_more_than_a_model,
     operator_values,
@@ -149,8 +150,9 @@ def test_no_request_may_give_what_only_the_operator_gives() -> None:
     [
         ("pocket", False),
         ("openai:gpt-5", False),
-        ("diffusers:Tongyi-MAI/Z-Image-Turbo", False),
-        ("diffusers:Tongyi-MAI/Z-Image-Turbo@main", False),
+        ("diffusers:Tongyi-MAI/Z-Image-Turbo", True),
+        ("diffusers:Tongyi-MAI/Z-Image-Turbo@main", True),
+        ("transformers:Qwen/Qwen3-VL-4B-Instruct", True),
         ("ollama:qwen3-vl:8b", False),
         ("python:os:getcwd", True),
         ("http:gpu:8000/draw", True),
@@ -163,21 +165,54 @@ def test_no_request_may_give_what_only_the_operator_gives() -> None:
         ("transformers:~/weights", True),
         ("transformers:C:\\weights", True),
         ("huggingface:nobody/pickles", True),
+        ("HuggingFace:nobody/pickles", True),
+        (" huggingface : nobody/pickles", True),
+        ("huggingface-pipeline:nobody/pickles", True),
+        ("HUGGINGFACE-Pipeline:nobody/pickles", True),
+        ("HTTP://gpu:8000/draw", True),
+        ("Diffusers:/weights", True),
     ],
 )
 def test_which_names_hold_more_than_a_model(name: str, is_more: bool) -> None:
     assert names_more_than_a_model(name) is is_more
 
 
-def test_a_name_like_that_of_a_repository_is_a_folder_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_is_allowed_where_this_machine_has_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the same name is never taken for it, and another revision is another repository."""
     monkeypatch.chdir(tmp_path)
-    assert not names_more_than_a_model("diffusers:org/model@v1")
+    names = ("diffusers:org/model", "transformers:org/model@v1", "diffusers:org/model@v2", "diffusers:org/other")
+    repository = tmp_path / "hub" / "models--org--model"
+    commit = "c0ffee" * 6 + "c0ff"
+    for revision in ("main", "v1"):
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    for file in ("model_index.json", "config.json"):
+        (repository / "snapshots" / commit / file).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert [is_downloaded(name) for name in names] == [True, True, False, False]
     (tmp_path / "org" / "model").mkdir(parents=True)
-    assert names_more_than_a_model("diffusers:org/model")
-    assert names_more_than_a_model("diffusers:org/model@v1")
+    assert not any(map(is_downloaded, names))
     assert is_file("org/model")
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusers:nobody/nothing", "diffusers:sd-turbo@main", "diffusers:no / name", "diffusers:"]
+)
+def test_data_downloads_no_model(name: str) -> None:
+    with pytest.raises(InputError, match="only whoever runs this program may download a model: give --generator"):
+        GemsContext(generator=name).check_authority()
+    with pytest.raises(InputError, match="only whoever runs this program may download a model: give --generator"):
+        init_image_generator(name)
+    with pytest.raises(InputError, match=f"--mllm transformers:{name.partition(':')[2]} on the command line"):
+        GemsContext(mllm=name.replace("diffusers", "transformers")).check_authority()
+    GemsContext(generator=name).as_operator().check_authority()
+
+
+@pytest.mark.parametrize("provider", ["HuggingFace", "huggingface ", "HUGGINGFACE", "huggingface"])
+def test_data_names_no_embedder_that_loads_weights(provider: str) -> None:
+    with pytest.raises(InputError, match="as the embedder"):
+        GemsContext(embedder=f"{provider}:nobody/pickles").check_authority()
 
 
 @pytest.mark.parametrize(
@@ -187,6 +222,7 @@ def test_a_name_like_that_of_a_repository_is_a_folder_where_there_is_one(
         ("https://ann:p@ss@gpu/a@b", "https://gpu/a@b"),
         ("comfyui:ann:pass@gpu:8188", "comfyui:gpu:8188"),
         ("comfyui:http://gpu:8188", "comfyui:http://gpu:8188"),
+        ("HTTPS://ann:pass@gpu/draw", "HTTPS://gpu/draw"),
         ("http://gpu:8000/draw?api_key=secret", "http://gpu:8000/draw"),
         ("http:http://ann:pass@gpu/draw?token=secret&n=1", "http:http://gpu/draw"),
         ("diffusers:org/model@main", "diffusers:org/model@main"),
@@ -249,6 +285,14 @@ def test_a_context_may_not_give_what_only_the_operator_gives(
     with pytest.raises(InputError) as caught:
         graph.invoke({"prompt": "two red cars"}, context=contexts[form])
     assert_refused(canary, foreign, str(caught.value), path)
+
+
+def test_a_password_in_a_context_is_refused_and_not_shown(tmp_path: Path) -> None:
+    settings = {**BARE, "memory": True, "memory_url": f"postgresql://ann:{SECRET}@127.0.0.1:9/gems"}
+    for context in (settings, SimpleNamespace(gems=settings)):
+        with pytest.raises(InputError, match="memory_url") as caught:
+            build_graph(images=ImageStore(tmp_path / "images")).invoke({"prompt": "two red cars"}, context=context)
+        assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(FOREIGN))

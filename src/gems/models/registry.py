@@ -45,7 +45,8 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
 
     ``python:MODULE:FACTORY`` is your own chat model: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns a LangChain chat model; if that has a ``fingerprint``, records identify the model by it.
-    ``authority`` must allow code, addresses, keys and folders.
+    ``authority`` must allow code, addresses, keys,
+    folders and downloads.
 
     Args:
         name: One of ``CHAT_FORMS``. ``PROVIDER:MODEL`` is any that LangChain's ``init_chat_model`` takes; with a base
@@ -59,11 +60,11 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
             not allowed, is missing, or returns no chat model.
     """
     authority.check_model(name, options, "chat_options")  # outside the cache: a model is not for every caller
-    return _chat_model(name, options)
+    return _chat_model(name, options, authority.may_download(name))
 
 
 @cache
-def _chat_model(name: str, options: ChatOptions) -> BaseChatModel:
+def _chat_model(name: str, options: ChatOptions, may_download: bool) -> BaseChatModel:
     kind, _, model = name.partition(":")
     if name == "pocket":
         from gems.models.pocket.chat import PocketChatModel
@@ -72,7 +73,7 @@ def _chat_model(name: str, options: ChatOptions) -> BaseChatModel:
     if kind == "transformers" and model:
         from gems.models.transformers.chat import init_transformers_chat
 
-        return init_transformers_chat(model, name, options)
+        return init_transformers_chat(model, name, options, may_download=may_download)
     if is_code(name):
         return _own_chat_model(name, options)
     from gems.models.servers.providers import init_provider_chat
@@ -94,7 +95,8 @@ def init_image_generator(
 
     ``python:MODULE:FACTORY`` is your own generator: MODULE is imported, and FACTORY is called with ``options`` as its
     only argument. It returns an ``ImageGenerator``, which can also be ``Guided`` and ``Local``, and refuses an option
-    that it cannot honour with an ``InputError``. ``authority`` must allow code, addresses, keys and folders.
+    that it cannot honour with an ``InputError``. ``authority`` must allow code, addresses, keys,
+    folders and downloads.
 
     Args:
         name: One of ``FORMS``: a model that comes with the package, any text-to-image pipeline that
@@ -107,11 +109,11 @@ def init_image_generator(
         BackendError: The weights are missing or cannot be loaded.
     """
     authority.check_model(name, options, "generator_options")  # outside the cache: it is not for every caller
-    return _image_generator(name, options)
+    return _image_generator(name, options, authority.may_download(name))
 
 
 @cache
-def _image_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
+def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -> ImageGenerator:
     kind, _, where = name.partition(":")
     if name in POCKET:
         from gems.models.diffusers.backend import DiffusersGenerator
@@ -122,7 +124,7 @@ def _image_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
     if kind == "diffusers" and where:
         from gems.models.diffusers.backend import DiffusersGenerator
 
-        return DiffusersGenerator(where, name=name, options=options)
+        return DiffusersGenerator(where, name=name, options=options, may_download=may_download)
     if kind == "openai" and where:
         from gems.models.servers.openai_images import OpenAIImages
 

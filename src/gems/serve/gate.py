@@ -26,6 +26,7 @@ _NO_KEY_NEEDED: Final = re.compile(
 """Paths without a key: the page, which holds no data, and signed addresses."""
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_PORTS: Final = {"http": 80, "https": 443}
 _JSON: Final = re.compile(r"application/([a-z0-9.+-]+\+)?json", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ class GateMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refusal = self._check(scope["method"], scope["path"], headers)
+        refusal = self._check(scope, headers)
         if refusal is None and scope["method"] not in _SAFE_METHODS:
             body = await self._read(receive)
             if body is None:  # the client is gone
@@ -65,8 +66,9 @@ class GateMiddleware:
                 scope, receive = _with_body(scope, receive, read)
         await (refusal or self._app)(scope, receive, send)
 
-    def _check(self, method: str, path: str, headers: Headers) -> Response | None:
+    def _check(self, scope: Scope, headers: Headers) -> Response | None:
         """The response that refuses the request by its headers, or None. Notes down who sent it."""
+        method, path = scope["method"], scope["path"]
         if refusal := self._check_host(headers):
             return refusal
         if _CONTROL.search(path):
@@ -74,7 +76,7 @@ class GateMiddleware:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._max_body:
             return self._too_large()
-        if method not in _SAFE_METHODS and not self._is_same_site(headers):
+        if method not in _SAFE_METHODS and not self._is_same_site(scope["scheme"], headers):
             sender = headers.get("origin", "another site")
             return error_response(
                 403, f"a page of {sender} may not send this request; the operator can allow it", code="cross_site"
@@ -92,18 +94,19 @@ class GateMiddleware:
             return error_response(403, "this service answers only to localhost; the operator can open it to others")
         return None
 
-    def _is_same_site(self, headers: Headers) -> bool:
+    def _is_same_site(self, scheme: str, headers: Headers) -> bool:
         """Whether the service's own page sent the request, an allowed origin's, or a client that is no browser.
 
         Browsers say where a request comes from, and pages cannot change that: by Sec-Fetch-Site where the address is
-        https or localhost, and by Origin.
+        https or localhost, and by Origin. The scheme is that of the connection or, where uvicorn trusts the proxy, the
+        one in X-Forwarded-Proto.
         """
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if "*" in self._origins or origin in self._origins:
             return True
         if site is not None:
             return site in ("same-origin", "none")
-        return origin is None or (_authority(origin) or ()) == _authority(f"//{headers.get('host', '')}")
+        return origin is None or (_origin(origin) or ()) == _origin(f"{scheme}://{headers.get('host', '')}")
 
     def _check_key(self, path: str, headers: Headers) -> Response | None:
         client = ANYBODY if self._keys is None else self._client(self._keys, headers)
@@ -162,14 +165,14 @@ def _not_json() -> Response:
     return error_response(415, "send the body as 'Content-Type: application/json'", code="unsupported_media_type")
 
 
-def _authority(url: str) -> tuple[str | None, int | None] | None:
-    """The host and port of an address, without the port that its scheme implies. None if it has no valid ones."""
+def _origin(url: str) -> tuple[str, str, int | None] | None:
+    """The origin of an address: scheme, host and port, also the port that the scheme implies. None if it has none."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        port = _PORTS.get(parts.scheme) if parts.port is None else parts.port
     except ValueError:
         return None
-    return (parts.hostname, None if port in (80, 443) else port) if parts.hostname else None
+    return (parts.scheme, parts.hostname, port) if parts.hostname else None
 
 
 def _with_body(scope: Scope, receive: Receive, body: bytes) -> tuple[Scope, Receive]:

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -44,17 +44,18 @@ _ENDPOINTS: Final[tuple[EndpointName, ...]] = (
 """All of LangServe's but those that send feedback to LangSmith."""
 
 
+ThreadId = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$")]
+
+_T = TypeVar("_T", bound=BaseModel)
+
+
 class AgentRequest(BaseModel):
     """A prompt, or an answer to a run that waits for a review."""
 
     model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(default="", max_length=MAX_PROMPT_LENGTH, description="What the image should show.")
-    thread_id: str = Field(
-        default="",
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,127})?$",
-        description="Your name for related runs; needed to resume one.",
-    )
+    thread_id: ThreadId = Field(default="", description="Your name for related runs; needed to resume one.")
     context: RunSettings = Field(
         default_factory=RunSettings, description="Settings that differ from the service's own."
     )
@@ -79,8 +80,6 @@ class AgentRequest(BaseModel):
     def _check_either(self) -> Self:
         if bool(self.prompt) == (self.resume is not None):
             raise ValueError("give either a prompt, or a thread_id and the answer to resume with")
-        if self.resume is not None and not self.thread_id:
-            raise ValueError("resume needs the thread_id of the run that waits")
         return self
 
 
@@ -104,17 +103,55 @@ def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
             app,
             _runnable(service, links),
             path=_PATH,
-            dependencies=[Depends(_check_body)],
+            dependencies=[Depends(_check_call)],
             enable_feedback_endpoint=False,
             enabled_endpoints=_ENDPOINTS,
         )
 
 
-class _Call(BaseModel):
+class _Strict(BaseModel):
+    """What LangServe itself would ignore is refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, fields: Any) -> Any:
+        names = [name for name in fields if name not in cls.model_fields] if isinstance(fields, dict) else []
+        if names:
+            input_names = ", ".join(AgentRequest.model_fields)
+            raise ValueError(
+                f"{names[0]!r} has no effect here; a request takes {input_names} in its input, with the settings in "
+                "context, and a config takes configurable.thread_id"
+            )
+        return fields
+
+
+class _Configurable(_Strict):
+    """The thread. Where a graph of LangGraph calls this service, LangGraph adds its place in that graph."""
+
+    thread_id: ThreadId = ""
+    checkpoint_ns: Any = None
+    checkpoint_id: Any = None
+    checkpoint_map: Any = None
+
+
+class _Config(_Strict):
+    """The config of a call. Apart from the thread, LangChain's clients send what is about their own side only."""
+
+    configurable: _Configurable = _Configurable()
+    tags: list[str] = []
+    metadata: dict[str, Any] = {}
+    recursion_limit: int = 25
+
+
+class _Call(_Strict):
     """The body of LangServe's routes for one input. LangServe itself trusts that fields have these types."""
 
     input: AgentRequest
-    config: dict[str, Any] = {}
+    config: _Config = _Config()
+    kwargs: dict[str, Any] = Field(default={}, max_length=0)
+    diff: Literal[True] = True
     include_names: list[str] = []
     include_types: list[str] = []
     include_tags: list[str] = []
@@ -123,25 +160,61 @@ class _Call(BaseModel):
     exclude_tags: list[str] = []
 
 
-class _BatchCall(BaseModel):
+class _BatchCall(_Strict):
     """The body of LangServe's route for several inputs."""
 
     inputs: list[AgentRequest]
-    config: dict[str, Any] | list[dict[str, Any]] = {}
+    config: _Config | list[_Config] = _Config()
+    kwargs: dict[str, Any] = Field(default={}, max_length=0)
 
 
-async def _check_body(request: Request) -> None:
-    """Check a body before LangServe reads it."""
+async def _check_call(request: Request) -> None:
+    """Check a call before LangServe reads it, and give its inputs the thread that the config names."""
+    config_hash = request.path_params.get("config_hash")
+    configs = [_checked(_Config, _config_from_hash(config_hash), "config")] if config_hash else []
     if request.method != "POST":
         return
     try:
         body = await request.json()
     except json.JSONDecodeError:  # no body
         body = None
+    is_batch = request.url.path.endswith("/batch")
+    call = _checked(_BatchCall, body) if is_batch else _checked(_Call, body)
+    inputs = body["inputs"] if isinstance(call, _BatchCall) else [body["input"]]
+    own_configs = call.config if isinstance(call.config, list) else [call.config] * len(inputs)
+    for fields, own in zip(inputs, own_configs, strict=False):  # LangServe itself refuses another number of configs
+        for config in (*configs, own):
+            _put_thread(fields, config.configurable.thread_id)
+
+
+def _config_from_hash(config_hash: str) -> Any:
+    """The config in an address of the playground."""
+    from langserve.lzstring import LZString
+
     try:
-        (_BatchCall if request.url.path.endswith("/batch") else _Call).model_validate(body)
+        decoder: Any = LZString  # without types
+        return json.loads(decoder.decompressFromEncodedURIComponent(config_hash))
+    except Exception:  # of a text that no playground made
+        raise InputError("the address holds no config") from None
+
+
+def _checked(model: type[_T], content: object, *place: str) -> _T:
+    try:
+        return model.model_validate(content)
     except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
+        raise RequestValidationError([{**fault, "loc": (*place, *fault["loc"])} for fault in error.errors()]) from None
+
+
+def _put_thread(fields: dict[str, Any], thread: str) -> None:
+    """Put the config's thread into an input, which LangServe reads after us.
+
+    Raises:
+        InputError: The input has another one.
+    """
+    if thread and (fields.get("thread_id") or thread) != thread:
+        raise InputError(f"thread_id is {fields['thread_id']!r}, and {thread!r} in the config: leave one out")
+    if thread:
+        fields["thread_id"] = thread
 
 
 def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
@@ -201,6 +274,8 @@ class _Agent:
 
     def _waiting(self, request: AgentRequest) -> Run:
         """The run that waits for this answer."""
+        if not request.thread_id:
+            raise InputError("resume needs the thread_id of the run that waits")
         run = self.service.ledger.latest_of(CLIENT.get().name, request.thread_id)
         if run is None:
             raise InputError(f"there is no thread {request.thread_id!r}")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from gems.graph.state import ImageRef, Usage
+from gems.graph.state import ImageRef, Outcome, Usage
 from gems.runs.record import RunRecord
 from gems.serve.ledger_file import LedgerFile
 from gems.serve.settings import AcceptedSettings
@@ -86,6 +86,10 @@ class Run:
     """The question to a person, while the run waits."""
     record: RunRecord | None
     """The record of a run that ended. None if the run was cancelled before it began, or failed with an error."""
+    outcome: Outcome | None
+    """The record's, also where the record itself is not read."""
+    score: float
+    """Like ``outcome``; 0 without a record."""
     error: str | None
     error_kind: ErrorKind | None
     request: str | None
@@ -261,6 +265,8 @@ class Ledger:
             "status": status,
             "ended_at": now,
             "record": record.model_dump_json() if record is not None else None,
+            "outcome": record.outcome if record is not None else None,
+            "score": record.score if record is not None else 0.0,
             "error": error,
             "error_kind": error_kind,
             "reserved": "{}",

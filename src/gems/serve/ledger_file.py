@@ -48,8 +48,15 @@ _ADDED_COLUMNS: Final = {
     "cost": "REAL NOT NULL DEFAULT 0",
     "cancel_requested": "INTEGER NOT NULL DEFAULT 0",
     "deleted_at": "REAL",
+    "outcome": "TEXT",
+    "score": "REAL NOT NULL DEFAULT 0",
 }
 """Columns that files of version 0.1.0 do not have."""
+
+_OUTCOMES: Final = """
+UPDATE runs SET outcome = record ->> '$.outcome', score = coalesce(record ->> '$.score', 0) WHERE record IS NOT NULL;
+"""
+"""Fills the columns that a list of runs shows in place of the records."""
 
 _SPENDING_TABLE: Final = """
 CREATE TABLE spending (
@@ -112,6 +119,7 @@ class LedgerFile:
         columns = {row[1] for row in self._db.execute("PRAGMA table_info(runs)")}
         tables = {row[0] for row in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         script = [f"ALTER TABLE runs ADD COLUMN {n} {kind};" for n, kind in _ADDED_COLUMNS.items() if n not in columns]
+        script += [] if "outcome" in columns else [_OUTCOMES]
         script += [] if "spending" in tables else [_SPENDING_TABLE]
         script += [] if "images" in tables else [_IMAGES_TABLE]
         if script:

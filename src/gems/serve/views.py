@@ -134,7 +134,6 @@ class _Progress:
     memories: int = 0
     usage: Usage = field(default_factory=Usage)
     errors: Sequence[str] = ()
-    outcome: Outcome | None = None
 
 
 def _of_record(record: RunRecord) -> _Progress:
@@ -146,7 +145,6 @@ def _of_record(record: RunRecord) -> _Progress:
         memories=len(record.memories),
         usage=record.usage,
         errors=record.errors,
-        outcome=record.outcome,
     )
 
 
@@ -183,8 +181,8 @@ def run_view(run: Run, links: Links, state: GemsState | None = None) -> RunView:
         created_at=run.created_at,
         started_at=run.started_at,
         ended_at=run.ended_at,
-        outcome=progress.outcome if run.has_ended else None,
-        score=best.score if best is not None else 0.0,
+        outcome=run.outcome,
+        score=best.score if best is not None else run.score,
         image=best.image if best is not None else None,
         best=progress.best,
         attempts=attempts,

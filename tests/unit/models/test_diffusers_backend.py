@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import SIZE, edit_index, save_tiny, weights_of
 
+from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models import devices
 from gems.models.diffusers import check as diffusers_check
@@ -51,7 +52,7 @@ def repository(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copy(saved / "model_index.json", snapshot)
     revisions: list[str | None] = []
 
-    def hf_hub_download(path: str, file: str, *, revision: str | None) -> str:
+    def hf_hub_download(path: str, file: str, *, revision: str | None, local_files_only: bool) -> str:
         revisions.append(revision)
         return str(snapshot / file)
 
@@ -457,8 +458,33 @@ def test_a_repository_is_pinned_to_the_commit_that_is_named(
     assert repository == ["v1", "c0ffee", "c0ffee", "c0ffee"]  # two small configuration files, then the weights
 
 
+@pytest.mark.usefixtures("repository")
+def test_what_may_not_be_downloaded_is_asked_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    questions: list[bool] = []
+    download = huggingface_hub.hf_hub_download
+
+    def hf_hub_download(*arguments: Any, local_files_only: bool, **more: Any) -> str:
+        questions.append(local_files_only)
+        return download(*arguments, local_files_only=local_files_only, **more)
+
+    def from_pretrained(path: str, **arguments: Any) -> Any:
+        questions.append(arguments["local_files_only"])
+        raise OSError("no copy here")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *a, **k: questions.append(False))
+    monkeypatch.setattr(diffusers.ZImagePipeline, "from_pretrained", from_pretrained)
+    backend = DiffusersGenerator("owner/repo@v1", name="diffusers:owner/repo@v1", may_download=False)
+    with pytest.raises(BackendError, match="cannot load the image model owner/repo: no copy here"):
+        backend.load()
+    assert "the size of its weights is unknown" in backend.check()
+    assert set(questions) == {True}
+
+
 def test_a_repository_that_cannot_be_reached_is_an_error_of_one_line() -> None:
-    backend = init_image_generator("diffusers:nobody/nothing@v1")
+    backend = init_image_generator("diffusers:nobody/nothing@v1", authority=OPERATOR)
     with pytest.raises(BackendError, match="cannot load the image model nobody/nothing") as caught:
         backend.generate(REQUESTS[:1])
     assert not caught.value.retryable

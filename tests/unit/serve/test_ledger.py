@@ -56,12 +56,14 @@ def test_a_record_is_read_back_typed_and_left_out_of_pages(ledger: Ledger) -> No
     run = accept(ledger)
     models = {"generator": ModelRecord("pocket", "f" * 64)}
     values = GemsState(prompt="two cats", outcome="solved", usage=Usage(images=2, prompt_tokens=7))
-    record = run_record(values, GemsContext(), models, run.id, datetime.now(UTC))
+    record = run_record(values, GemsContext(), models, run.id, datetime.now(UTC)).model_copy(update={"score": 0.75})
     ledger.begin(run.id)
     ledger.end(run.id, "done", record=record, usage=record.usage)
     assert ledger.run(run.id).record == record
     assert ledger.run(run.id).has_ended
-    assert [entry.record for entry in ledger.page("ann", before=None, limit=5)] == [None]
+    waiting = accept(ledger)
+    listed = [(e.id, e.record, e.outcome, e.score) for e in ledger.page("ann", before=None, limit=5)]
+    assert listed == [(waiting.id, None, None, 0.0), (run.id, None, "solved", 0.75)]
 
 
 def test_a_run_waits_for_one_answer(ledger: Ledger) -> None:
@@ -119,15 +121,18 @@ def test_a_ledger_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> 
     end(ledger, run, images=3)
     ledger.close()
     with closing(sqlite3.connect(tmp_path / "runs.sqlite")) as db:
-        record = json.dumps({"attempts": [{"image": IMAGE.model_dump(mode="json")}]})
+        attempts = [{"image": IMAGE.model_dump(mode="json")}]
+        record = json.dumps({"outcome": "best_effort", "score": 0.5, "attempts": attempts})
         db.executescript("DROP TABLE spending; DROP TABLE images; ALTER TABLE runs DROP COLUMN request")
-        for column in ("cost", "cancel_requested", "deleted_at"):
+        for column in ("cost", "cancel_requested", "deleted_at", "outcome", "score"):
             db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("UPDATE runs SET record = ?", (record,))
         db.commit()
     ledger = Ledger(tmp_path / "runs.sqlite")
     assert ledger.used_today("ann").settled["images"] == 3
     assert DeletedRuns(ledger.file).own_images(run.id) == [IMAGE]
+    [entry] = ledger.page("ann", before=None, limit=5)
+    assert (entry.outcome, entry.score) == ("best_effort", 0.5)
     ledger.close()
 
 

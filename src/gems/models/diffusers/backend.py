@@ -43,14 +43,23 @@ class DiffusersGenerator:
         name: The name of this backend in records.
         options: How images are drawn.
         module: The module that defines the pipeline's class, if it is not diffusers.
+        may_download: Whether files may be downloaded.
     """
 
     def __init__(
-        self, source: str, *, name: str, options: GeneratorOptions = DEFAULTS, module: str = "diffusers"
+        self,
+        source: str,
+        *,
+        name: str,
+        options: GeneratorOptions = DEFAULTS,
+        module: str = "diffusers",
+        may_download: bool = True,
     ) -> None:
         self.name = name
         self._options = options
-        self._source = PipelineSource.parse(source, module=module, trust_remote_code=options.trust_remote_code)
+        self._source = PipelineSource.parse(
+            source, module=module, trust_remote_code=options.trust_remote_code, may_download=may_download
+        )
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 

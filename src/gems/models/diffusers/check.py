@@ -58,12 +58,14 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
 
 
 def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: int) -> dict[str, int] | None:
-    """Bytes of each component's weights in memory, from the headers of their files; None if the hub does not answer.
+    """Bytes of each component's weights in memory, from their headers; None if the hub does not answer or is not asked.
 
     Raises:
         BackendError: The denoiser has no weights.
     """
     folder = source.folder or _cached(source)
+    if not (folder or source.may_download):
+        return None
     try:
         counters = _local_files(folder) if folder else _remote_files(source)
         parameters = {

@@ -49,15 +49,19 @@ class PipelineSource:
         revision: A branch, tag or commit of the repository; None is its main branch.
         module: The module that defines the pipeline's class, if it is not diffusers.
         trust_remote_code: Whether code in the repository may run.
+        may_download: Whether files may be downloaded; otherwise only copies that this machine has are used.
     """
 
     path: str
     revision: str | None = None
     module: str = "diffusers"
     trust_remote_code: bool = False
+    may_download: bool = True
 
     @classmethod
-    def parse(cls, text: str, *, module: str = "diffusers", trust_remote_code: bool = False) -> PipelineSource:
+    def parse(
+        cls, text: str, *, module: str = "diffusers", trust_remote_code: bool = False, may_download: bool = True
+    ) -> PipelineSource:
         """Parse ``FOLDER_OR_REPO[@REVISION]``; the name of a folder may contain an @.
 
         Raises:
@@ -68,7 +72,7 @@ class PipelineSource:
             path, revision = text, ""
         if revision and Path(path).is_dir():
             raise InputError(f"{path} is a local folder, which has no revisions: leave @{revision} out")
-        return cls(path, revision or None, module, trust_remote_code)
+        return cls(path, revision or None, module, trust_remote_code, may_download)
 
     @property
     def folder(self) -> Path | None:
@@ -87,7 +91,7 @@ class PipelineSource:
         if self.path.startswith((".", "/", "~")):
             raise BackendError(f"there is no folder {self.path}", retryable=False)
         try:
-            return Path(huggingface_hub.hf_hub_download(self.path, "model_index.json", revision=self.revision))
+            return self._download("model_index.json", self.revision)
         except (OSError, ValueError) as error:
             raise BackendError(
                 f"cannot load the image model {self.path}: {_message(error)}", retryable=False
@@ -166,7 +170,12 @@ class PipelineSource:
             )
         try:
             kind: type = get_class_from_dynamic_module(
-                self.path, module_file=f"{file}.py", class_name=name, revision=self.commit, trust_remote_code=True
+                self.path,
+                module_file=f"{file}.py",
+                class_name=name,
+                revision=self.commit,
+                trust_remote_code=True,
+                local_files_only=not self.may_download,
             )
         except (OSError, ValueError, AttributeError, ImportError) as error:
             raise BackendError(f"cannot load the code of {self.path}: {_message(error)}", retryable=False) from error
@@ -211,15 +220,16 @@ class PipelineSource:
 
     def _read_config(self, component: str) -> dict[str, Any]:
         try:
-            file = Path(self.folder, component, "config.json") if self.folder else self._downloaded_config(component)
+            name = f"{component}/config.json"
+            file = self.folder / name if self.folder else self._download(name, self.commit)
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # loading the weights will say what is wrong with the folder or the hub
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _downloaded_config(self, component: str) -> Path:
-        file = f"{component}/config.json"
-        return Path(huggingface_hub.hf_hub_download(self.path, file, revision=self.commit))
+    def _download(self, file: str, revision: str | None) -> Path:
+        only_local = not self.may_download
+        return Path(huggingface_hub.hf_hub_download(self.path, file, revision=revision, local_files_only=only_local))
 
 
 def number_type(source: PipelineSource, options: GeneratorOptions, device: str) -> torch.dtype:
@@ -261,6 +271,7 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=source.trust_remote_code,
+                local_files_only=not source.may_download,
                 **_quantized(source, options, dtype),
             )
         pipeline.set_progress_bar_config(disable=True)
@@ -379,6 +390,7 @@ def _from_gguf(source: PipelineSource, denoiser: str, file: str, dtype: torch.dt
         config=source.path,
         subfolder=denoiser,
         config_revision=source.commit,
+        local_files_only=not source.may_download,
     )
 
 

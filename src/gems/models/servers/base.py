@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 import threading
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 from langgraph.errors import GraphDrained
@@ -29,8 +28,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
-from gems.models.lenient import whole_number
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
+from gems.models.servers.error_texts import error_message, is_refusal, is_spent
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import acquire, pause
@@ -43,10 +42,8 @@ __all__ = [
     "RemoteGenerator",
     "checked_url",
     "decode_image",
-    "error_message",
     "explain_options",
-    "is_refusal",
-    "json_body",
+    "is_image_file",
     "read_body",
 ]
 
@@ -66,12 +63,17 @@ _MIN_TIMEOUT: Final = 0.05
 """Seconds that a request may take even if its deadline has passed."""
 _DECODERS: Final = os.cpu_count() or 1
 """Threads, in addition to those that wait for servers, that decode images."""
-_FORMATS: Final = ("PNG", "JPEG", "WEBP")
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF")
+_MAX_TORN: Final = 5
+"""Torn copies of an image that was drawn, after which no other copy is fetched."""
 _MAX_PAID_TRIES: Final = 3
 """Answers without a usable image, with a status that says that the image was drawn, after which no other is asked for:
 each of them may cost as much as an image."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
+
+
+_T = TypeVar("_T")
 
 
 class PassingError(BackendError):
@@ -140,7 +142,7 @@ class RemoteGenerator(ABC):
         return f"{model}@{hashlib.sha256(address.encode()).hexdigest()[:16]}"
 
     @abstractmethod
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
         """Try once to get one image.
 
         Args:
@@ -149,7 +151,7 @@ class RemoteGenerator(ABC):
             on_preview: May be called with steps; their ``index`` is ignored.
 
         Returns:
-            The bytes of an image file.
+            The bytes of an image file, which are not decoded in the time of a slot; or the image.
         """
 
     @abstractmethod
@@ -194,8 +196,8 @@ class RemoteGenerator(ABC):
             try:
                 with acquire(self._slots):
                     deadline = min(deadline, time.monotonic() + self.options.timeout)
-                    data = self.make(request, deadline, on_preview)
-                return decode_image(data, self.name)
+                    image = self.make(request, deadline, on_preview)
+                return decode_image(image, self.name) if isinstance(image, bytes) else image
             except PassingError as error:
                 paid_tries += error.may_cost
                 raise
@@ -213,20 +215,43 @@ class RemoteGenerator(ABC):
             message = f"{error} ({tries} tries in {self.options.timeout:g} s)" if tries > 1 else str(error)
             raise BackendError(message, retryable=False) from None
 
-    def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
-        """Like ``fetch``, for what belongs to an image that is being drawn, or was drawn.
+    def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
+        """The body of an answer about an image that is being drawn.
 
         A passing fault is tried again here: ``make`` would have the image drawn, and paid, again.
         """
+        return self._fetch_again(lambda: self.fetch("GET", path, deadline, **arguments)[0], deadline)
+
+    def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
+        """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
+
+        def fetch() -> Image.Image:
+            data, kind = self.fetch("GET", path, deadline, **arguments)
+            if not is_image_file(data):
+                raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
+            return decode_image(data, self.name)
+
+        return self._fetch_again(fetch, deadline)
+
+    def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
+        torn = 0
+
+        def attempt() -> _T:
+            nonlocal torn
+            try:
+                return fetch()
+            except PassingError as error:
+                torn += error.may_cost
+                raise
 
         def is_over(state: RetryCallState) -> bool:
-            return time.monotonic() + state.upcoming_sleep >= deadline
+            return torn >= _MAX_TORN or time.monotonic() + state.upcoming_sleep >= deadline
 
         retrying = Retrying(
             retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
         )
         try:
-            return retrying(self.fetch, "GET", path, deadline, **arguments)
+            return retrying(attempt)
         except PassingError as error:
             raise BackendError(str(error), retryable=False) from None
 
@@ -287,7 +312,7 @@ class RemoteGenerator(ABC):
         if 200 <= status < 300:
             return
         reason = self.reason(body)
-        if is_passing_status(status):
+        if is_passing_status(status) and ("retry-after" in response.headers or not is_spent(body)):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
             )
@@ -347,6 +372,12 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
     return b"".join(parts)
 
 
+def is_image_file(data: bytes) -> bool:
+    """Whether a file begins like an image; some servers send images with the type of a text."""
+    is_webp, is_avif = data.startswith(b"RIFF") and data[8:12] == b"WEBP", data[4:8] == b"ftyp"
+    return data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or is_webp or is_avif
+
+
 def decode_image(data: bytes, source: str) -> Image.Image:
     """Decode an image file completely, so that using the image later cannot fail.
 
@@ -356,7 +387,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
 
     Raises:
         PassingError: The file is torn.
-        BackendError: The file is not a PNG, JPEG or WebP image, or has more than ``MAX_PIXELS``.
+        BackendError: The file is not a PNG, JPEG, WebP or AVIF image, or has more than ``MAX_PIXELS``.
     """
     too_large = BackendError(f"{source} sent an image of more than {MAX_PIXELS:,} pixels", retryable=False)
     try:
@@ -389,51 +420,6 @@ def _visible(image: Image.Image, source: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     return image.convert("RGB")
-
-
-def error_message(body: bytes) -> str:
-    """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
-    content = json_body(body)
-    if isinstance(content, list):  # Gemini's OpenAI endpoint puts an error into a list
-        content = next((item for item in content if isinstance(item, Mapping)), content)
-    if isinstance(content, Mapping):
-        names = ("error", "detail", "message", "errors")
-        return next(filter(None, (_words(content.get(name)) for name in names)), "")
-    text = body[:300].decode("utf-8", "replace")
-    is_page = "<html" in text.lower() or "<!doctype" in text.lower()
-    return "" if is_page or text.strip() == "null" else text
-
-
-def _words(message: object) -> str:
-    """The text of an error's message: itself, or what is said inside it."""
-    if isinstance(message, list):
-        return "; ".join(filter(None, (_words(part) for part in message[:3] if not isinstance(part, list))))
-    if not isinstance(message, Mapping):
-        return str(message or "")
-    if "msg" in message:  # a validation error of FastAPI
-        place = message.get("loc")
-        return f"{'.'.join(map(str, place))}: {message['msg']}" if isinstance(place, list) else str(message["msg"])
-    names = ("message", "error", "detail", "details", "type", "code")
-    value = next((message[name] for name in names if message.get(name)), "")
-    return json.dumps(value) if isinstance(value, (Mapping, list)) else str(value)
-
-
-_REFUSALS: Final = ("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai")
-"""Phrases by which servers say that they refuse a prompt."""
-
-
-def is_refusal(body: bytes) -> bool:
-    """Whether an error says that the server does not draw such prompts."""
-    text = body[:4000].decode("utf-8", "replace").lower()
-    return any(phrase in text for phrase in _REFUSALS)
-
-
-def json_body(body: bytes) -> object:
-    """The JSON in a body, in any of Unicode's encodings; None if it is not JSON."""
-    try:
-        return json.loads(body, parse_int=whole_number)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _retry_after(headers: httpx.Headers) -> float:

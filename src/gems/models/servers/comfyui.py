@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step
-from gems.models.servers.base import (
-    CHECK_TIMEOUT,
-    PassingError,
-    RemoteGenerator,
-    error_message,
-    explain_options,
-    json_body,
-)
+from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, explain_options
+from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
+from gems.models.servers.error_texts import error_message, json_body
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
+from gems.stopping import pause
 
 __all__ = ["ComfyUIImages"]
 
@@ -73,7 +70,7 @@ class ComfyUIImages(RemoteGenerator):
             raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
         return f"{self.name} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
         """See ``RemoteGenerator.make``."""
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
@@ -85,22 +82,36 @@ class ComfyUIImages(RemoteGenerator):
                 f"{self.name}: the workflow was refused{self.reason(body) or ': no reason given'}", retryable=False
             )
         image = self._first_image(self._wait(str(answer["prompt_id"]), deadline))
-        return self.fetch_drawn("/view", deadline, params=image)[0]
+        return self.fetch_image("/view", deadline, params=image)
 
     def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
+        is_lost = False
         while True:
             # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
-            history = _mapping(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)[0]))
+            history = _mapping(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)))
             entry = history.get(run)
-            status = _mapping(entry.get("status")) if isinstance(entry, Mapping) else {}
-            if str(status.get("status_str")).lower() in ("error", "failed") or "execution_error" in _messages(status):
-                raise BackendError(f"{self.name}: the workflow failed: {_failure(status)}", retryable=False)
-            if isinstance(entry, Mapping) and (entry.get("outputs") or str(status.get("completed")).lower() == "true"):
+            if failure := failure_of(entry):
+                raise BackendError(f"{self.name}: the workflow failed: {failure}", retryable=False)
+            if isinstance(entry, Mapping) and is_complete(entry):
                 return entry
+            if is_lost and not entry:
+                raise BackendError(f"{self.name}: the workflow was removed from the server's queue", retryable=False)
             if time.monotonic() + _POLL_SECONDS > deadline:
                 raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
-            time.sleep(_POLL_SECONDS)
+            # A workflow leaves the queue and enters the history at once, so that the next history decides.
+            is_lost = not entry and self._has_left_queue(run, deadline)
+            pause(_POLL_SECONDS)
+
+    def _has_left_queue(self, run: str, deadline: float) -> bool:
+        """Whether the server says that a workflow neither runs nor waits. False if it does not say."""
+        try:
+            body, _ = self.fetch("GET", "/queue", min(deadline, time.monotonic() + CHECK_TIMEOUT))
+        except BackendError:
+            return False
+        queue = _mapping(json_body(body))
+        is_queue = all(isinstance(queue.get(name), list) for name in ("queue_running", "queue_pending"))
+        return is_queue and json.dumps(run) not in json.dumps(queue)
 
     def _first_image(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """The file of the first saved image, or of the first preview ("temp") if none was saved."""
@@ -120,7 +131,7 @@ class ComfyUIImages(RemoteGenerator):
 
     def reason(self, body: bytes) -> str:
         """See ``RemoteGenerator.reason``: with the inputs of the workflow that the server refuses."""
-        faults = _node_faults(_mapping(json_body(body)).get("node_errors"))
+        faults = node_faults(_mapping(json_body(body)).get("node_errors"))
         return (
             f": {one_line('; '.join(filter(None, [error_message(body), *faults])))}" if faults else super().reason(body)
         )
@@ -159,38 +170,8 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _node_faults(node_errors: object) -> list[str]:
-    """What a server finds wrong with the nodes of a workflow, one line for each fault."""
-    faults = []
-    for number, node in _mapping(node_errors).items():
-        errors = _mapping(node).get("errors")
-        for error in map(_mapping, errors if isinstance(errors, list) else []):
-            words = ": ".join(str(error[key]) for key in ("message", "details") if error.get(key))
-            faults.append(f"node {number} ({_mapping(node).get('class_type') or 'unknown'}): {words[:160]}")
-    return faults
-
-
 def _items(value: object) -> list[Any]:
     """A list; a single object is one too, and everything else is empty."""
     if isinstance(value, Mapping):
         return [value]
     return value if isinstance(value, list) else []
-
-
-def _messages(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The messages in a status, by their kind."""
-    return {
-        str(message[0]): _mapping(message[1] if len(message) > 1 else None)
-        for message in _items(status.get("messages"))
-        if isinstance(message, list) and message
-    }
-
-
-def _failure(status: Mapping[str, Any]) -> str:
-    """Why a workflow failed, from the status in the history."""
-    kinds = _messages(status)
-    if "execution_error" in kinds:
-        details = kinds["execution_error"]
-        node = f"node {details.get('node_id')} ({details.get('node_type')})"
-        return f"{node}: {one_line(details.get('exception_message') or 'no reason given')}"
-    return "it was interrupted on the server" if "execution_interrupted" in kinds else "no reason given"

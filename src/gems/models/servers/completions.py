@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from gems.errors import BackendError, is_passing_status
 from gems.models.lenient import without_half_characters
-from gems.models.servers.base import error_message, json_body
+from gems.models.servers.error_texts import error_message, json_body
 from gems.models.structured import is_unsupported
 from gems.secrets import one_line
 

@@ -13,8 +13,8 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError, is_passing_status
-from gems.models.servers.base import error_message
 from gems.models.servers.completions import read_completion, tidy_completion
+from gems.models.servers.error_texts import error_message, is_spent
 from gems.models.structured import is_not_understood
 from gems.secrets import one_line
 
@@ -49,7 +49,8 @@ class OpenAIChat(ChatOpenAI):
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
             message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}"
-            retryable = is_passing_status(error.status_code) and not is_not_understood(error)
+            is_over = is_not_understood(error) or is_spent(error.response.content)
+            retryable = is_passing_status(error.status_code) and not is_over
             raise BackendError(message, retryable=retryable, status_code=error.status_code) from None
         except openai.OpenAIError as error:
             cause: BaseException = error

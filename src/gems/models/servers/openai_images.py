@@ -6,36 +6,31 @@ image of a round can be drawn again alone.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import io
 import os
-import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 import httpx
 from httpx_sse import EventSource
+from PIL import Image
 from pydantic import SecretStr
-from pydantic_core import from_json
 
-from gems.errors import BackendError, ContentRefusedError, is_passing_status
+from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import ImageRequest, Step, edit_instruction
 from gems.models.servers.base import (
     CHECK_TIMEOUT,
     MAX_BYTES,
     PassingError,
-    RemoteGenerator,
     decode_image,
-    error_message,
     explain_options,
-    is_refusal,
-    json_body,
+    is_image_file,
     read_body,
 )
+from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.image_answers import JsonImages, decode_base64, read_answer
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -66,7 +61,7 @@ _SIZES: Final = {
 """The sizes of OpenAI's models, by the beginning of their names (https://platform.openai.com/docs/api-reference/images)."""
 
 
-class OpenAIImages(RemoteGenerator):
+class OpenAIImages(JsonImages):
     """``POST /v1/images/generations`` and, for models that edit, ``/v1/images/edits``.
 
     Every server gets the seed, except OpenAI's own, which has no seeds, so that its runs cannot be replayed. If a
@@ -78,6 +73,8 @@ class OpenAIImages(RemoteGenerator):
         options: How images are drawn. The defaults of base URL and key are GEMS_IMAGE_BASE_URL and GEMS_IMAGE_API_KEY,
             or else OPENAI_BASE_URL and OPENAI_API_KEY.
     """
+
+    answers_at = "/images/generations"
 
     def __init__(self, model: str, *, name: str, options: GeneratorOptions) -> None:
         base_url = options.base_url or _from_environment("BASE_URL") or _OPENAI
@@ -136,7 +133,7 @@ class OpenAIImages(RemoteGenerator):
         """Request the list of models, which costs nothing, and look for the model in it."""
         body, _ = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
         answer = json_body(body)
-        if _mapping_in(answer).get("error"):
+        if isinstance(answer, Mapping) and answer.get("error"):
             raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
         listed = _list_of(answer, "data")
         models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]
@@ -146,7 +143,7 @@ class OpenAIImages(RemoteGenerator):
             )
         return f"{self.name}, {self.url} answers" + ("" if models else ", but does not list its models")
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``. A field that the server refuses is left out, and from then on if that helps."""
         without = set(self._refused_fields)
         while True:
@@ -163,7 +160,7 @@ class OpenAIImages(RemoteGenerator):
 
     def _ask(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None], without: Collection[str]
-    ) -> bytes:
+    ) -> bytes | Image.Image:
         fields = {name: value for name, value in self._fields(request).items() if name not in without}
         if request.edit is not None:
             buffer = io.BytesIO()
@@ -171,12 +168,12 @@ class OpenAIImages(RemoteGenerator):
             files = {"image": ("image.png", buffer.getvalue(), "image/png")}
             form = {name: str(value) for name, value in fields.items()}
             body, _ = self.fetch("POST", "/images/edits", deadline, data=form, files=files)
-            return self._image(body, deadline)
+            return self.image_in(body, deadline)
         partial = min(self.options.previews, _MAX_PARTIAL_IMAGES)
         if partial and self._streams:
             return self._stream(fields | {"stream": True, "partial_images": partial}, deadline, on_preview)
         body, _ = self.fetch("POST", "/images/generations", deadline, json=fields)
-        return self._image(body, deadline)
+        return self.image_in(body, deadline)
 
     def _fields(self, request: ImageRequest) -> dict[str, Any]:
         options = self.options
@@ -191,66 +188,16 @@ class OpenAIImages(RemoteGenerator):
             fields["response_format"] = "b64_json"
         return fields
 
-    def _image(self, body: bytes, deadline: float) -> bytes:
-        """The first image in an answer that can be read."""
-        if body.startswith(BEGINNINGS):  # the image itself, already drawn
-            return body
-        answer = _read_answer(body)
-        if answer is None and body.strip() != b"null":
-            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
-        error: BackendError | None = None
-        for source in _sources_of(answer):
-            try:
-                return self._download(source, deadline) if _is_address(source) else self._decode(source)
-            except BackendError as failure:
-                error = error or failure
-        raise error or self._refusal(answer, body)
-
-    def _refusal(self, answer: object, body: bytes) -> BackendError:
-        """The error in an answer without an image, in the server's words."""
-        reason = one_line(error_message(body)) if _mapping_in(answer) else ""
-        message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
-        if reason and is_refusal(body):
-            return ContentRefusedError(message)
-        details = _mapping_in(answer).get("error")
-        code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
-        if code.isdecimal() and is_passing_status(int(code[:3])):
-            return PassingError(message)
-        return BackendError(message, retryable=False)
-
-    def _decode(self, encoded: str) -> bytes:
-        """Decode base64 or a data URL, in either alphabet, with line breaks and without padding."""
-        marker = "base64,"  # the end of a data URL's header
-        encoded = unquote(encoded) if "%" in encoded else encoded
-        start = encoded.find(marker, 0, 200)
-        text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).split()).rstrip("=")
-        try:
-            return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
-        except (binascii.Error, ValueError):
-            raise PassingError(f"{self.name}: the server sent torn base64", may_cost=True) from None
-
-    def _download(self, address: str, deadline: float) -> bytes:
-        """Download an image, from the configured server only: no other host may be contacted in its place."""
-        try:
-            url = self._full("/images/generations").join(address)
-        except (httpx.InvalidURL, ValueError):
-            raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
-        if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
-            raise BackendError(
-                f"{self.name}: the server sends an image from another host ({url.host}), which is not fetched; "
-                "let it answer in base64",
-                retryable=False,
-            )
-        return self.fetch_drawn(str(url), deadline)[0]
-
-    def _stream(self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+    def _stream(
+        self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]
+    ) -> bytes | Image.Image:
         """Read server-sent events: some partial images, then the complete one."""
         steps, size = fields["partial_images"] + 1, 0
         with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 body = read_body(response, deadline)
                 self.check_status(response, body)
-                return self._image(body, deadline)
+                return self.image_in(body, deadline)
             for event in EventSource(response).iter_sse():
                 size += len(event.data)
                 if size > MAX_BYTES:
@@ -265,18 +212,18 @@ class OpenAIImages(RemoteGenerator):
                 if not isinstance(encoded, str) or not encoded:
                     continue
                 if kind.endswith("completed"):
-                    return self._decode(encoded)
+                    return decode_base64(encoded, self.name)
                 self._show(encoded, content.get("partial_image_index"), steps, on_preview)
         raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
 
     def _show(self, encoded: str, index: object, steps: int, on_preview: Callable[[Step], None]) -> None:
         """Report a partial image; one that cannot be read is left out."""
         with contextlib.suppress(BackendError):
-            preview = decode_image(self._decode(encoded), self.name)
+            preview = decode_image(decode_base64(encoded, self.name), self.name)
             on_preview(Step(0, index + 1 if isinstance(index, int) else 1, steps, preview))
 
 
-class PlainImages(RemoteGenerator):
+class PlainImages(JsonImages):
     """``POST URL?prompt=...&seed=...``, answered with the image itself."""
 
     def __init__(self, url: str, *, name: str, options: GeneratorOptions) -> None:
@@ -291,21 +238,19 @@ class PlainImages(RemoteGenerator):
         with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
             return f"{self.name} answers ({response.status_code} to HEAD)"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``."""
         names = ("width", "height", "steps", "guidance_scale", "negative_prompt")
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
-        is_other_type = kind and not kind.startswith("image/") and kind != "application/octet-stream"
-        if (is_other_type or json_body(body) is not None) and not body.startswith(BEGINNINGS):
-            reason = one_line(error_message(body)) or kind
-            raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
-        return body
-
-
-BEGINNINGS: Final = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
-"""How image files begin; some servers send them with the type of a text."""
+        answer = None if is_image_file(body) else read_answer(body)
+        if answer is not None or body.strip() == b"null":
+            return self.image_in(body, deadline)
+        if is_image_file(body) or not kind or kind.startswith("image/") or kind == "application/octet-stream":
+            return body
+        reason = one_line(error_message(body)) or kind
+        raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
 
 
 def _list_of(answer: object, name: str) -> list[Any]:
@@ -314,52 +259,6 @@ def _list_of(answer: object, name: str) -> list[Any]:
     if isinstance(items, Mapping):
         return [items]
     return items if isinstance(items, list) else []
-
-
-_SOURCES: Final = ("b64_json", "b64", "base64", "image", "images", "data", "output", "url", "image_url")
-"""The names, in lower case, under which servers put an image or a list of images; addresses last."""
-
-
-def _read_answer(body: bytes) -> Any:
-    """The JSON of an answer, also of one that was streamed although nobody asked for that; None if there is none."""
-    try:
-        return from_json(body)  # faster than ``json_body``, and images are long
-    except ValueError:
-        if (answer := json_body(body)) is not None:
-            return answer
-    data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
-    return [event for event in map(json_body, data) if isinstance(event, Mapping)][::-1] or None
-
-
-def _sources_of(answer: object, depth: int = 6) -> Iterator[str]:
-    """The base64, data URLs and addresses in an answer, in the order in which to try them."""
-    if isinstance(answer, str) and answer.lstrip()[:1] in ("{", "["):
-        answer = json_body(answer.encode("utf-8", "replace"))
-    if isinstance(answer, str) and (source := answer.strip()):
-        yield source
-    elif isinstance(answer, Mapping) and depth:
-        values = {str(name).lower(): value for name, value in answer.items()}
-        for name in _SOURCES:
-            yield from _sources_of(values.get(name), depth - 1)
-    elif isinstance(answer, list) and depth:
-        for item in answer:
-            yield from _sources_of(item, depth - 1)
-
-
-def _mapping_in(answer: object) -> Mapping[str, Any]:
-    """The answer, or the first item of a list, as an object; an empty one if it is none."""
-    first = answer[0] if isinstance(answer, list) and answer else answer
-    return first if isinstance(first, Mapping) else {}
-
-
-_ADDRESS: Final = re.compile(
-    r"(?:[a-z][a-z0-9+.-]*:)?//|\.{1,2}/|/(?!9j/)|[\w.%~-]+(?:/[\w.%~-]+)*\.(?:png|jpe?g|webp)\b", re.I
-)
-"""Matches an address at the beginning; a slash may also begin the base64 of a JPEG."""
-
-
-def _is_address(source: str) -> bool:
-    return bool(_ADDRESS.match(source)) and not source.startswith("data:")
 
 
 def _guidance_refusals(options: GeneratorOptions) -> dict[str, str]:

@@ -38,14 +38,18 @@ _IGNORED_ARGUMENTS: Final = frozenset({"strict", "parallel_tool_calls"})
 """Arguments that LangChain's agents pass to every model and that have no effect here."""
 
 
-def init_transformers_chat(source: str, name: str, options: ChatOptions) -> TransformersChatModel:
+def init_transformers_chat(
+    source: str, name: str, options: ChatOptions, *, may_download: bool = True
+) -> TransformersChatModel:
     """The chat model in ``FOLDER_OR_REPO[@REVISION]``; nothing is loaded yet.
 
     Raises:
         InputError: A local folder is given with a revision.
     """
     parsed = PipelineSource.parse(source)
-    return TransformersChatModel(path=parsed.path, revision=parsed.revision, options=options, name=name)
+    model = TransformersChatModel(path=parsed.path, revision=parsed.revision, options=options, name=name)
+    model._may_download = may_download
+    return model
 
 
 class TransformersChatModel(BaseChatModel):
@@ -68,6 +72,7 @@ class TransformersChatModel(BaseChatModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0)
 
+    _may_download: bool = PrivateAttr(default=True)
     _lock: Any = PrivateAttr(default_factory=threading.RLock)
     _loaded: Engine | None = PrivateAttr(default=None)
 
@@ -85,7 +90,7 @@ class TransformersChatModel(BaseChatModel):
 
     @cached_property
     def _source(self) -> ChatSource:
-        return ChatSource(self.path, self.revision)
+        return ChatSource(self.path, self.revision, self._may_download)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -36,6 +36,7 @@ class ChatSource:
 
     path: str
     revision: str | None
+    may_download: bool = True
 
     @property
     def folder(self) -> Path | None:
@@ -53,7 +54,11 @@ class ChatSource:
         if self.path.startswith((".", "/", "~")):
             raise InputError(f"there is no folder {self.path}")
         try:
-            return Path(huggingface_hub.hf_hub_download(self.path, "config.json", revision=self.revision))
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    self.path, "config.json", revision=self.revision, local_files_only=not self.may_download
+                )
+            )
         except (OSError, ValueError) as error:
             raise BackendError(f"cannot fetch the chat model {self.path}: {_line(error)}", retryable=False) from error
 
@@ -61,6 +66,11 @@ class ChatSource:
     def commit(self) -> str | None:
         """The commit that the revision refers to; None for a local folder."""
         return None if self.folder else self.config_file.parent.name  # downloads are in snapshots/COMMIT
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The arguments of every ``from_pretrained``."""
+        return {"revision": self.commit, "trust_remote_code": False, "local_files_only": not self.may_download}
 
     @cached_property
     def config(self) -> Any:
@@ -70,7 +80,7 @@ class ChatSource:
 
         _ = self.config_file
         try:
-            config = AutoConfig.from_pretrained(self.path, revision=self.commit, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.path, **self.origin)
         except Exception as error:  # each model's class reports invalid settings with errors of its own
             raise InputError(f"transformers does not know the model in {self.path}: {_line(error)}") from error
         if type(config) not in KINDS:
@@ -88,7 +98,7 @@ class ChatSource:
             processor_class: Any = PROCESSOR_MAPPING[type(self.config)]
             auto = _without_video(processor_class) if "video_processor" in processor_class.get_attributes() else auto
         try:
-            processor = auto.from_pretrained(self.path, revision=self.commit, trust_remote_code=False)
+            processor = auto.from_pretrained(self.path, **self.origin)
         except Exception as error:  # every tokenizer has errors of its own
             raise BackendError(f"cannot load the processor of {self.path}: {_line(error)}", retryable=False) from error
         processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
@@ -110,6 +120,8 @@ class ChatSource:
                 f"{self.path} contains no .safetensors file; pickled weights can run any code and are not loaded",
                 retryable=False,
             )
+        if not self.may_download:
+            return None
         try:
             metadata = huggingface_hub.get_safetensors_metadata(self.path, revision=self.commit)
         except Exception:  # no network, no safetensors, or any failure of the server
@@ -232,11 +244,10 @@ def load_engine(source: ChatSource, options: ChatOptions) -> Engine:
         with without_bars():
             model, report = AutoModelForImageTextToText.from_pretrained(
                 source.path,
-                revision=source.commit,
+                **source.origin,
                 dtype=dtype,
                 device_map={"": device},
                 use_safetensors=True,
-                trust_remote_code=False,
                 output_loading_info=True,
                 quantization_config=quantization
                 and BitsAndBytesConfig(

@@ -1,0 +1,107 @@
+"""What a server says is wrong: the words of an error in any shape, and what they mean for the next try."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from gems.models.lenient import whole_number
+
+__all__ = ["error_message", "is_refusal", "is_spent", "json_body", "words_of"]
+
+_SAYS: Final = (
+    *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
+    *("detail", "details", "errors", "description", "reason", "failure_reason"),
+)
+"""The names, in lower case, under which servers say what is wrong, in the order in which that reads well."""
+
+_NAMES: Final = ("exception_type", "type", "code", "finish_reason", "finishreason", "name", "status")
+"""The names under which they only name the error."""
+
+_MAX_PARTS: Final = 3
+_DEPTH: Final = 6
+
+_REFUSALS: Final = (
+    *("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai"),
+    *("content_filter", "contentfilter"),
+)
+"""Phrases by which servers say that they refuse a prompt."""
+
+_MONEY_IS_SPENT: Final = re.compile(
+    r"insufficient[_ ](quota|credit|balance|fund)|billing[_ ](hard[_ ]limit|not[_ ]active)|payment[_ ]required"
+    r"|exceeded your current quota|(out of|not enough|no) (more )?credits?\b"
+    r"|(quota|credits?|balance)[^.]{0,20} (is |are |has been |have been )?(exhausted|used up|depleted|too low)",
+    re.IGNORECASE,
+)
+_WILL_PASS: Final = re.compile(r"per[_ ](second|minute|hour|min)|rate.?limit|again in|retry.?(in|after|delay)", re.I)
+
+
+def error_message(body: bytes) -> str:
+    """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
+    content = json_body(body)
+    if isinstance(content, Mapping):
+        return words_of(content) if _known_names(content) else ""
+    if isinstance(content, list | str):
+        return words_of(content)
+    text = _shown(body[:300].decode("utf-8", "replace"))
+    return "" if text == "null" else text
+
+
+def words_of(error: object, depth: int = _DEPTH) -> str:
+    """What an error says: a text, an object, a list of them, or any of these written as a text."""
+    if isinstance(error, str):
+        inner = json_body(error.encode("utf-8", "replace")) if error.lstrip()[:1] in ("{", "[") else None
+        return (words_of(inner, depth - 1) if inner and depth else "") or _shown(error)
+    if isinstance(error, list) and depth:
+        return "; ".join(_distinct(words_of(part, depth - 1) for part in error[: 2 * _MAX_PARTS]))
+    if isinstance(error, Mapping) and depth:
+        return _words_in(error, depth)
+    return "" if error is None or isinstance(error, bool | list | Mapping) else str(error)
+
+
+def _words_in(error: Mapping[str, object], depth: int) -> str:
+    fields = {str(name).lower(): content for name, content in error.items()}
+    if not _known_names(error):  # the inputs that are wrong, each with what is wrong with it
+        parts = ((name, words_of(content, depth - 1)) for name, content in fields.items() if not name.startswith("@"))
+        return "; ".join(_distinct(f"{name}: {words}" for name, words in parts if words))
+    parts_said = _distinct(words_of(fields.get(name), depth - 1) for name in _SAYS)
+    words = ": ".join(parts_said) or next(filter(None, (words_of(fields.get(name), 1) for name in _NAMES)), "")
+    place = fields.get("loc")  # of FastAPI
+    return f"{'.'.join(map(str, place))}: {words}" if isinstance(place, list) and words else words
+
+
+def _known_names(error: Mapping[str, object]) -> set[str]:
+    return {str(name).lower() for name in error}.intersection((*_SAYS, *_NAMES))
+
+
+def _distinct(parts: Iterable[str]) -> list[str]:
+    """The first parts that say something that no other one contains."""
+    texts = list(dict.fromkeys(filter(None, parts)))
+    return [text for text in texts if not any(text != other and text in other for other in texts)][:_MAX_PARTS]
+
+
+def _shown(text: str) -> str:
+    """A text, if it is no page."""
+    return "" if "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
+
+
+def is_refusal(body: bytes) -> bool:
+    """Whether an error says that the server does not draw such prompts."""
+    text = body[:4000].decode("utf-8", "replace").lower()
+    return any(phrase in text for phrase in _REFUSALS)
+
+
+def is_spent(body: bytes) -> bool:
+    """Whether an error says that money or a quota is used up, which no wait within a run changes."""
+    text = body[:4000].decode("utf-8", "replace")
+    return bool(_MONEY_IS_SPENT.search(text)) and not _WILL_PASS.search(text)
+
+
+def json_body(body: bytes) -> object:
+    """The JSON in a body, in any of Unicode's encodings; None if it is not JSON."""
+    try:
+        return json.loads(body, parse_int=whole_number)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,177 @@
+"""Images in the JSON of a server's answer: as base64, as a data URL or by address, wherever they stand in it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
+
+import httpx
+from PIL import Image
+from pydantic_core import from_json
+
+from gems.errors import BackendError, ContentRefusedError, is_passing_status
+from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
+from gems.models.servers.error_texts import error_message, is_refusal, is_spent, json_body, words_of
+from gems.secrets import one_line
+
+__all__ = ["JsonImages", "decode_base64", "read_answer"]
+
+_ADDRESSES: Final = ("url", "image_url", "uri")
+_SOURCES: Final = (
+    *("b64_json", "b64", "base64", "base64_json", "image_base64", "bytesbase64encoded", "image", "images", "data"),
+    *("artifacts", "output", "outputs", "result", "results", "predictions", *_ADDRESSES),
+)
+"""The names, in lower case, under which servers put an image or a list of images; addresses last."""
+
+_NOT_DRAWN: Final = frozenset({"content_filtered", "error"})
+"""Reasons, in lower case, why what stands beside them is not the image: it is blurred, or empty."""
+
+_ADDRESS: Final = re.compile(
+    r"(?:[a-z][a-z0-9+.-]*:)?//|\.{1,2}/|/(?!9j/)|[\w.%~-]+(?:/[\w.%~-]+)*\.(?:png|jpe?g|webp|avif)\b", re.I
+)
+"""Matches an address at the beginning; a slash may also begin the base64 of a JPEG."""
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_=%-]{40}")
+"""Matches the beginning of base64 that can be an image, and not of a sentence."""
+_MAX_ADDRESS: Final = 4096
+
+
+class _Source(NamedTuple):
+    text: str
+    is_address: bool
+
+
+class JsonImages(RemoteGenerator):
+    """A generator whose server answers with JSON that holds images, or the address of one."""
+
+    answers_at = ""
+    """The path, after the server's address, that relative addresses in an answer are relative to."""
+
+    def image_in(self, body: bytes, deadline: float) -> bytes | Image.Image:
+        """The first image in an answer that can be read.
+
+        Raises:
+            PassingError: The answer is torn, or the server may answer with an image later.
+            ContentRefusedError: The server refuses to draw the prompt.
+            BackendError: There is no image, in the server's words.
+        """
+        if is_image_file(body):  # the image itself
+            return body
+        answer = read_answer(body)
+        if answer is None and body.strip() != b"null":
+            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
+        sources = list(_sources_of(answer))
+        if len(sources) == 1 and not sources[0].is_address:
+            return decode_base64(sources[0].text, self.name)
+        error: BackendError | None = None
+        for text, is_address in sources:
+            try:
+                return (
+                    self._download(text, deadline)
+                    if is_address
+                    else decode_image(decode_base64(text, self.name), self.name)
+                )
+            except BackendError as failure:
+                error = error or failure
+        raise error or self._failure(answer, body)
+
+    def _failure(self, answer: object, body: bytes) -> BackendError:
+        """The error in an answer without an image, in the server's words."""
+        reason = one_line(error_message(body) if _mapping_in(answer) else "") or one_line(_faults_of_items(answer))
+        message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
+        if reason and (is_refusal(body) or is_refusal(reason.encode())):
+            return ContentRefusedError(message)
+        details = _mapping_in(answer).get("error")
+        code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
+        if code.isdecimal() and is_passing_status(int(code[:3])) and not is_spent(body):
+            return PassingError(message)
+        return BackendError(message, retryable=False)
+
+    def _download(self, address: str, deadline: float) -> Image.Image:
+        """Download an image, from the configured server only: no other host may be contacted in its place."""
+        try:
+            url = self._full(self.answers_at).join(address)
+        except (httpx.InvalidURL, ValueError):
+            raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
+        if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
+            raise BackendError(
+                f"{self.name}: the server sends an image from another host ({url.host}), which is not fetched; "
+                "let it answer in base64",
+                retryable=False,
+            )
+        return self.fetch_image(str(url), deadline)
+
+
+def decode_base64(encoded: str, source: str) -> bytes:
+    """Decode base64 or a data URL, in either alphabet, with line breaks and without padding.
+
+    Raises:
+        PassingError: It is torn.
+    """
+    marker = "base64,"  # the end of a data URL's header
+    encoded = unquote(encoded) if "%" in encoded else encoded
+    start = encoded.find(marker, 0, 200)
+    text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).split()).rstrip("=")
+    try:
+        return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise PassingError(f"{source}: the server sent torn base64", may_cost=True) from None
+
+
+def read_answer(body: bytes) -> Any:
+    """The JSON of an answer, also of one that was streamed although nobody asked for that, or base64 without any.
+
+    None if the answer is nothing of that kind.
+    """
+    try:
+        return from_json(body)  # faster than ``json_body``, and images are long
+    except ValueError:
+        if (answer := json_body(body)) is not None:
+            return answer
+    data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
+    if events := [event for event in map(json_body, data) if isinstance(event, Mapping)]:
+        return events[::-1]
+    text = body.decode("ascii", "replace").strip()
+    return text if any(_source_in(text, may_be_address=False)) else None
+
+
+def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> Iterator[_Source]:
+    """The base64, data URLs and addresses in an answer, in the order in which to try them."""
+    if isinstance(answer, str) and answer.lstrip()[:1] in ("{", "["):
+        answer = json_body(answer.encode("utf-8", "replace"))
+    if isinstance(answer, str):
+        yield from _source_in(answer.strip(), is_named_address=is_address)
+    elif isinstance(answer, Mapping) and depth:
+        values = {str(name).lower(): value for name, value in answer.items()}
+        reason = values.get("finish_reason") or values.get("finishreason")
+        if str(reason).lower() not in _NOT_DRAWN:
+            for name in _SOURCES:
+                yield from _sources_of(values.get(name), depth - 1, is_address=name in _ADDRESSES)
+    elif isinstance(answer, list) and depth:
+        for item in answer:
+            yield from _sources_of(item, depth - 1, is_address=is_address)
+
+
+def _source_in(text: str, *, may_be_address: bool = True, is_named_address: bool = False) -> Iterator[_Source]:
+    """The image that a text stands for; nothing if it is a sentence."""
+    if text.startswith("data:image/") or _BASE64.match("".join(text[:80].split("\n")).replace("\r", "")):
+        is_address = is_named_address and not text.startswith("data:") and len(text) < _MAX_ADDRESS
+        yield _Source(text, is_address or bool(may_be_address and _ADDRESS.match(text[:_MAX_ADDRESS])))
+    elif may_be_address and text and " " not in text and (is_named_address or _ADDRESS.match(text)):
+        yield _Source(text, is_address=True)
+
+
+def _mapping_in(answer: object) -> Mapping[str, Any]:
+    """The answer, or the first item of a list, as an object; an empty one if it is none."""
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    return first if isinstance(first, Mapping) else {}
+
+
+def _faults_of_items(answer: object) -> str:
+    """What the items of an answer say that should be images."""
+    values = {str(name).lower(): value for name, value in _mapping_in(answer).items()}
+    lists = [value for name in _SOURCES if isinstance(value := values.get(name), list)]
+    return words_of([item for items in lists for item in items if isinstance(item, Mapping) and item])

@@ -1,0 +1,156 @@
+"""What is read out of the errors of servers, in whatever shape they come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
+from gems.models.servers.error_texts import error_message, is_spent, words_of
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ({"error": {"message": "bad key", "type": "auth", "code": None}}, "bad key"),
+        (
+            {"error": "OutOfMemoryError", "detail": "", "body": "", "errors": "CUDA out of memory"},
+            "OutOfMemoryError: CUDA out of memory",
+        ),
+        (
+            {"type": "about:blank", "title": "Bad Request", "detail": "width is odd", "status": 400},
+            "Bad Request: width is odd",
+        ),
+        ({"error": "invalid_request", "error_description": "no such model"}, "invalid_request: no such model"),
+        (
+            {"errors": {"width": ["must be even", "is small"], "steps": "many"}},
+            "width: must be even; is small; steps: many",
+        ),
+        ({"errors": [["deep"], None, 7]}, "deep; 7"),
+        ({"ERROR": {"Message": "loud"}}, "loud"),
+        ({"error": True, "message": "broken"}, "broken"),
+        ({"error": json.dumps({"detail": [{"loc": ["body", "n"], "msg": "must be 1"}]})}, "body.n: must be 1"),
+        ({"error": {"code": "InvalidParameter"}}, "InvalidParameter"),
+        ({"error": {"message": "slow", "details": [{"@type": "type.googleapis.com/x"}]}}, "slow"),
+        ([{"error": {"message": "in a list"}}], "in a list"),
+        ("only a text", "only a text"),
+        ({"error": "<html><body>502</body></html>"}, ""),
+        ({"created": 1, "data": []}, ""),
+        (None, ""),
+    ],
+)
+def test_an_error_becomes_what_matters(answer: Any, says: str) -> None:
+    assert error_message(json.dumps(answer).encode()) == says
+
+
+_JSON: Any = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "detail", "type", "x", "node_id", "status"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(_JSON)
+def test_no_shape_of_an_error_is_a_fault_of_ours(answer: Any) -> None:
+    assert isinstance(error_message(json.dumps(answer).encode()) + words_of(answer), str)
+    assert isinstance(node_faults(answer), list)
+    assert isinstance(failure_of(answer), str)
+    assert isinstance(answer, dict) is False or is_complete(answer) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "spent"),
+    [
+        ("insufficient_quota", True),
+        ("You exceeded your current quota, please check your plan and billing details.", True),
+        ("billing_hard_limit_reached", True),
+        ("Insufficient credits. Add more", True),
+        ("You are out of credits", True),
+        ("Your credit balance is too low", True),
+        ("quota has been exhausted", True),
+        ("Rate limit reached, try again in 20s; add a payment method at /account/billing to raise it", False),
+        ("You exceeded your current quota: 10 requests per minute, retryDelay 34s", False),
+        ("slow down", False),
+        ("no GPU left", False),
+    ],
+)
+def test_money_that_is_spent_is_told_from_a_pause(text: str, spent: bool) -> None:
+    assert is_spent(json.dumps({"error": {"message": text}}).encode()) is spent
+
+
+@pytest.mark.parametrize(
+    ("node_errors", "faults"),
+    [
+        (
+            {"4": {"errors": [{"message": "Value not in list", "details": "ckpt"}], "class_type": "Loader"}},
+            ["node 4 (Loader): Value not in list: ckpt"],
+        ),
+        (
+            {"4": {"exception_message": "no VRAM", "exception_type": "OOM", "class_type": "KSampler"}},
+            ["node 4 (KSampler): no VRAM"],
+        ),
+        ({"4": {"errors": [], "exception_message": "no VRAM"}}, ["node 4: no VRAM"]),
+        ({"4": "it is wrong"}, ["node 4: it is wrong"]),
+        ({"4": ["wrong", "and again"]}, ["node 4: wrong", "node 4: and again"]),
+        ({"4": {"errors": "wrong"}}, ["node 4: wrong"]),
+        ({"4": {"errors": {"ckpt_name": ["not in list"]}}}, ["node 4: ckpt_name: not in list"]),
+        ({"4": {"errors": ["wrong", None]}, "5": None, "6": {"errors": None, "class_type": "X"}}, ["node 4: wrong"]),
+        ([{"node_id": 4, "class_type": "Loader", "message": "wrong"}], ["node 4 (Loader): wrong"]),
+        ([{"class_type": "Loader", "message": "wrong"}], ["a node (Loader): wrong"]),
+        ("all wrong", ["all wrong"]),
+        (None, []),
+        ({"4": {"class_type": "X", "dependent_outputs": ["9"], "errors": None}}, []),
+    ],
+)
+def test_node_errors_in_any_shape(node_errors: Any, faults: list[str]) -> None:
+    assert node_faults(node_errors) == faults
+
+
+@pytest.mark.parametrize(
+    ("entry", "failure", "complete"),
+    [
+        (
+            {
+                "status": {
+                    "status_str": None,
+                    "completed": False,
+                    "messages": [["execution_interrupted", {"node_id": 1}]],
+                }
+            },
+            "it was interrupted on the server",
+            None,
+        ),
+        ({"status": {"status_str": "Cancelled"}}, "it was interrupted on the server", None),
+        (
+            {"status": {"status_str": "error", "messages": [["execution_error", {"exception_message": "no VRAM"}]]}},
+            "no VRAM",
+            None,
+        ),
+        (
+            {"status": {"messages": [["execution_error", {"node_id": 3, "node_type": "K", "exception_type": "OOM"}]]}},
+            "node 3 (K): OOM",
+            None,
+        ),
+        ({"status": {"status_str": "error"}, "meta": {"9": {"x": "y"}}}, "no reason given", None),
+        ({"status": "error", "error": "boom"}, "boom", None),
+        ({"status": {"status_str": "running", "completed": False}, "outputs": {}}, "", False),
+        ({"status": {"status_str": "queued"}}, "", False),
+        ({"status": {"status_str": None, "completed": False, "messages": []}}, "", False),
+        ({"status": {"status_str": "success"}, "outputs": {}}, "", True),
+        ({"status": {"messages": ["execution_success"]}}, "", True),
+        ({"status": None, "outputs": {}}, "", True),
+        ({"status": {}, "outputs": {"9": {"images": []}}}, "", True),
+    ],
+)
+def test_what_is_over_is_told_from_what_goes_on(entry: Any, failure: str, complete: bool | None) -> None:
+    assert failure_of(entry) == failure
+    assert complete is None or is_complete(entry) is complete
