@@ -8,6 +8,7 @@ does not belong.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -24,7 +25,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import GemsError, MalformedAnswerError
-from gems.models.lenient import is_broken_json, json_values
+from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
 from gems.secrets import one_line
 
 __all__ = [
@@ -371,6 +372,8 @@ def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
+    with contextlib.suppress(ValidationError):
+        return schema.model_validate(_prose(message, schema))
     raise MalformedAnswerError(one_line(fault))
 
 
@@ -471,7 +474,16 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
         values = json_values(text)
         is_whole = not (is_cut_off(message) or is_broken_json(text))
+        if is_whole and is_all_json(text):
+            yield from _joined(values, schema)
         yield from _forms_in(values, schema, items=pieces or is_whole)
+
+
+def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
+    """The form's only list as an answer without JSON, for items that can be read from such."""
+    text = str(message.text).rpartition("</think>")[2]
+    is_prose = len(schema.model_fields) == 1 and "{" not in text and not is_cut_off(message)
+    return {next(iter(schema.model_fields)): Prose(text)} if is_prose else None
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
@@ -480,6 +492,28 @@ def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Itera
     lists = [call[field] for call in calls if isinstance(call.get(field), list)]
     if len(schema.model_fields) == 1 and len(lists) > 1:
         yield {field: list(itertools.chain.from_iterable(lists))}
+
+
+def _joined(forms: Sequence[Any], schema: type[BaseModel]) -> Iterator[Any]:
+    """The items of a form with one list, if there are several forms with nothing between them and other items each.
+
+    Forms that have an item in common are drafts of the last one.
+    """
+    field = next(iter(schema.model_fields))
+    lists = [form[field] for form in forms if isinstance(form, dict) and isinstance(form.get(field), (list, dict))]
+    if len(schema.model_fields) > 1 or len(lists) < 2 or len(lists) < len(forms):
+        return
+    items = [item for part in lists for item in (part if isinstance(part, list) else [{k: v} for k, v in part.items()])]
+    subjects = [_subject(item) for item in items]
+    if len(set(subjects)) == len(subjects):
+        yield {field: items}
+
+
+def _subject(item: Any) -> str:
+    """What an item is about: a text itself, the first value of an object, or its name if it has only one."""
+    if isinstance(item, dict) and item:
+        item = next(iter(item)) if len(item) == 1 else next(iter(item.values()))
+    return json.dumps(item).casefold()
 
 
 def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) -> Iterator[Any]:
@@ -501,13 +535,19 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
         yield from _unwrapped(value, list_field)
 
 
-def _unwrapped(value: Any, list_field: str | None, depth: int = 3) -> Iterator[Any]:
+_DEPTH: Final = 3
+"""How deep a form may be inside of a JSON value."""
+
+
+def _unwrapped(value: Any, list_field: str | None, depth: int = _DEPTH) -> Iterator[Any]:
     """A JSON value, and what is inside it, as far as it may be the form."""
     if isinstance(value, dict):
         yield value
     inner_values = _inner_values(value) if depth else []
-    # An empty list may be anything, and a text without JSON may be the name of a tool.
-    if list_field and value and (isinstance(value, (dict, list)) or inner_values):
+    # An empty list may be anything, a text without JSON the name of a tool, and a list of texts a part of a schema.
+    is_list = isinstance(value, list) and (depth == _DEPTH or not all(isinstance(item, str) for item in value))
+    is_json = isinstance(value, str) and inner_values
+    if list_field and value and (isinstance(value, dict) or is_list or is_json):
         yield {list_field: value}
     for inner in inner_values:  # a tool call in words, or an echo of the schema
         yield from _unwrapped(inner, list_field, depth - 1)
