@@ -45,25 +45,18 @@ T = TypeVar("T")
 __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
 
+_ID_NAMES: Final = (
+    "question_id", "requirement_id", "qid", "req_id", "req", "requirement", "number", "nr", "#", "index", "key",
+    "question"
+)  # fmt: skip
+
+
 class AnsweredQuestion(Item):
     """The answer to one question."""
 
     reads_prose: ClassVar[bool] = True
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
-        "id": (
-            "question_id",
-            "requirement_id",
-            "qid",
-            "req_id",
-            "req",
-            "requirement",
-            "number",
-            "nr",
-            "#",
-            "index",
-            "key",
-            "question",
-        ),  # fmt: skip
+        "id": _ID_NAMES,
         "answer": ANSWER_NAMES,
         "confidence": ("certainty", "confidence_score", "confidence_level"),
         "reason": ("reasoning", "explanation", "rationale", "justification", "evidence", "observation", "comment"),

@@ -26,12 +26,16 @@ class BackendError(GemsError, RuntimeError):
     Attributes:
         retryable: Whether a retry may help.
         status_code: The HTTP status of a server's answer, if the error came from one.
+        reason: What the server said, without our words around it; the whole message if nobody else said anything.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True, status_code: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, retryable: bool = True, status_code: int | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.status_code = status_code
+        self.reason = message if reason is None else reason
 
 
 class ContentRefusedError(BackendError):

@@ -50,7 +50,7 @@ class OpenAIChat(ChatOpenAI):
             reason = one_line(error_message(error.response.content))
             message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}"
             retryable = is_passing_status(error.status_code) and not is_not_understood(error)
-            raise BackendError(message, retryable=retryable, status_code=error.status_code) from None
+            raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error
             while cause.__cause__ is not None:
