@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 __all__ = [
     "BackendError",
     "ContentRefusedError",
@@ -9,6 +12,7 @@ __all__ = [
     "InputError",
     "MalformedAnswerError",
     "is_passing_status",
+    "is_unpaid",
 ]
 
 
@@ -52,3 +56,20 @@ class MalformedAnswerError(BackendError):
 def is_passing_status(status: int) -> bool:
     """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error."""
     return status in (408, 409, 425, 429) or status >= 500
+
+
+_UNPAID: Final = re.compile(
+    r"insufficient.?(?:quota|balance|credits?|funds)|(?:exceeded|used up|out of|no) .{0,24}(?:quota|credits?)"
+    r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
+    r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
+    re.IGNORECASE,
+)
+_PASSES_SOON: Final = re.compile(
+    r"rate.?limit|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
+)
+"""What servers say of limits that they lift by themselves; some speak of plans and billing in the same breath."""
+
+
+def is_unpaid(text: str) -> bool:
+    """Whether a server says that an account has nothing left to spend, so that no waiting helps."""
+    return bool(_UNPAID.search(text)) and not _PASSES_SOON.search(text)

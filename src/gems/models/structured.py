@@ -25,7 +25,7 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
-from gems.errors import BackendError, GemsError, MalformedAnswerError
+from gems.errors import BackendError, GemsError, MalformedAnswerError, is_unpaid
 from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
 from gems.secrets import one_line
 
@@ -345,7 +345,7 @@ def is_not_understood(error: Exception) -> bool:
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         if status in _UNSUPPORTED_STATUSES:
-            return True
+            return not is_unpaid(_reason(error))
         return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED_TEXT.search(_reason(error)))
     return isinstance(error, NotImplementedError)
 

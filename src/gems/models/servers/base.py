@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
+from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.lenient import whole_number
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
@@ -287,7 +287,7 @@ class RemoteGenerator(ABC):
         if 200 <= status < 300:
             return
         reason = self.reason(body)
-        if is_passing_status(status):
+        if is_passing_status(status) and not is_unpaid(reason):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
             )
@@ -391,14 +391,20 @@ def _visible(image: Image.Image, source: str) -> Image.Image:
     return image.convert("RGB")
 
 
+_ERROR_FIELDS: Final = (
+    "error", "detail", "message", "errors", "msg", "error_msg", "error_message", "errmsg", "error_description",
+    "status_msg", "base_resp", "title"
+)  # fmt: skip
+"""Where servers say what is wrong."""
+
+
 def error_message(body: bytes) -> str:
     """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
     content = json_body(body)
     if isinstance(content, list):  # Gemini's OpenAI endpoint puts an error into a list
         content = next((item for item in content if isinstance(item, Mapping)), content)
     if isinstance(content, Mapping):
-        names = ("error", "detail", "message", "errors")
-        return next(filter(None, (_words(content.get(name)) for name in names)), "")
+        return next(filter(None, (_words(content.get(name)) for name in _ERROR_FIELDS)), "")
     text = body[:300].decode("utf-8", "replace")
     is_page = "<html" in text.lower() or "<!doctype" in text.lower()
     return "" if is_page or text.strip() == "null" else text
@@ -413,7 +419,18 @@ def _words(message: object) -> str:
     if "msg" in message:  # a validation error of FastAPI
         place = message.get("loc")
         return f"{'.'.join(map(str, place))}: {message['msg']}" if isinstance(place, list) else str(message["msg"])
-    names = ("message", "error", "detail", "details", "type", "code")
+    names = (
+        "message",
+        "error",
+        "detail",
+        "details",
+        "error_msg",
+        "error_message",
+        "errmsg",
+        "status_msg",
+        "type",
+        "code",
+    )
     value = next((message[name] for name in names if message.get(name)), "")
     return json.dumps(value) if isinstance(value, (Mapping, list)) else str(value)
 

@@ -12,7 +12,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
-from gems.errors import BackendError, GemsError, is_passing_status
+from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
 from gems.models.servers.base import error_message
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.structured import is_not_understood
@@ -48,8 +48,10 @@ class OpenAIChat(ChatOpenAI):
             raise BackendError(f"{self._address}: no answer ({tries} tries)", retryable=False) from None
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
-            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}"
-            retryable = is_passing_status(error.status_code) and not is_not_understood(error)
+            unpaid = error.status_code == 402 or is_unpaid(f"{reason} {error.response.text}")
+            advice = "; waiting does not help: pay for more, or give another key" if unpaid else ""
+            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
+            retryable = is_passing_status(error.status_code) and not unpaid and not is_not_understood(error)
             raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error

@@ -134,8 +134,14 @@ class OpenAIImages(RemoteGenerator):
 
     def check(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
-        body, _ = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
+        body, kind = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
         answer = json_body(body)
+        if not isinstance(answer, (Mapping, list)):
+            raise BackendError(
+                f"{self.name}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
+                "it has no API with OpenAI's protocol at this base_url, which often ends in /v1",
+                retryable=False,
+            )
         if _mapping_in(answer).get("error"):
             raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
         listed = _list_of(answer, "data")
