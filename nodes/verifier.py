@@ -108,7 +108,7 @@ class AnsweredQuestion(Item):
         """See ``Item.stand_in``: an unreadable answer is unsure, so that it contradicts a second answer."""
         fields = cls.by_field(raw) if isinstance(raw, Mapping) else {}
         name = fields.get("id")
-        if not isinstance(name, (str, int)) or fields.get("answer") is None:
+        if not isinstance(name, (str, int)) or not str(name).strip() or fields.get("answer") is None:
             return None
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 

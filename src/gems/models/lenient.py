@@ -349,9 +349,8 @@ def _share_in(text: str) -> float:
     if not matches:
         words = [word for word in re.findall(r"[^\W_]+", text) if word not in ("confidence", "certainty")]
         return _LEVELS.get(" ".join(words), UNSTATED)
-    [match, *others] = matches
-    value = _as_float(float(match["value"].replace(",", ".")))
-    if others or _IS_A_BOUND.search(text):
+    match, value = matches[0], float(matches[0]["value"].replace(",", "."))
+    if len(matches) > 1 or _IS_A_BOUND.search(text):
         return UNSTATED
     if whole := 100.0 if match["percent"] else float(match["whole"] or 0):
         return value / whole

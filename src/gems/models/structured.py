@@ -301,7 +301,9 @@ _OTHER_REASONS: Final = re.compile(
     r"api.?key|auth|credential|permission|quota|billing|balance|credit|payment|rate.?limit|too (?:many|long|large)"
     r"|context|tokens?\b|policy|moderat|safety|filter|flagged|inappropriate|sensitive|model.{0,80}(?:exist|found|known)"
     r"|(?:no such|unknown|invalid) model|response_format|schema|json_object|json mode|tools?\b|tool_|function|grammar"
-    r"|logprob|image|vision|multi-?modal|mmproj|param|field|max_|temperature|余额|欠费|敏感|令牌|密钥",
+    r"|logprob|image|vision|multi-?modal|mmproj|param|field|max_|temperature"
+    r"|died|crash|cuda|memory|engine|worker|overload|unavailable|time[d]? ?out|upstream|gateway"
+    r"|余额|欠费|敏感|令牌|密钥",
     re.IGNORECASE,
 )
 """What refusals are about that are not about roles."""
@@ -436,7 +438,7 @@ def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     for item in items:
         inner = item.get("function", item) if isinstance(item, dict) else None
         if isinstance(inner, dict) and inner.get("name") in names:
-            args = inner.get("arguments") or inner.get("parameters")
+            args = next(filter(None, map(inner.get, ("arguments", "parameters", "input", "args"))), None)
             args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))

@@ -355,12 +355,12 @@ def test_a_refusal_of_the_system_role_needs_no_known_words(status: int | None, w
 
 def test_a_server_error_must_go_away_twice_without_the_system_role() -> None:
     fails = [True, False, True, False]
-    model = Server(refuses=lambda *_: refused(500, "worker died") if fails and fails.pop(0) else None)
+    model = Server(refuses=lambda *_: refused(500, "Internal Server Error") if fails and fails.pop(0) else None)
     capabilities = capabilities_of(model)
     answer_in_form(model, Wish, SYSTEM, capabilities)
     answer_in_form(model, Wish, SYSTEM, capabilities)
     assert not capabilities.system_role
-    sound = Server(refuses=lambda *_: refused(500, "worker died") if not sound._seen[1:] else None)
+    sound = Server(refuses=lambda *_: refused(500, "Internal Server Error") if not sound._seen[1:] else None)
     for _ in range(3):
         answer_in_form(sound, Wish, SYSTEM, capabilities_of(sound))
     assert capabilities_of(sound).system_role, "it may have been chance"
@@ -396,6 +396,8 @@ def test_a_refusal_for_another_reason_is_reported_and_costs_one_more_call_for_ea
         (402, "pay"),
         (429, "slow down"),
         (503, "busy"),
+        (500, "the engine died"),
+        (500, "CUDA out of memory"),
         (400, "This model's maximum context length is 8192 tokens"),
         (400, "API key not valid. Please pass a valid API key."),
         (400, "insufficient_quota"),

@@ -163,7 +163,7 @@ BY_ID = {"r1": {"answer": "Yes", "confidence": "90%"}, "r2": "no"}
         {"verdicts": [{"r1": "yes"}, {"r2": {"answer": "no"}}]},
         f"{json.dumps(item())}\n{json.dumps(item('r2', 'no'))}",
         {"verdicts": {"Are there any cars in the image?": "yes", "Are there exactly two cars in the image?": "no"}},
-        {"verdicts": [item(), item("r2", "no"), None, 3, "?", {}, {"unasked": 1}, [[]]]},
+        {"verdicts": [item(), item("r2", "no"), None, 3, "?", {}, {"unasked": 1}, [[]], ["", False], item(" ", "x")]},
     ],
 )
 def test_a_list_in_another_shape_is_read(content: Any) -> None:
