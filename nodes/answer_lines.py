@@ -10,7 +10,7 @@ from gems.models.yes_or_no import takes_back
 __all__ = ["ANSWER_LINE", "answers_in"]
 
 ANSWER_LINE: Final = re.compile(
-    r"[\s>|*•·#_(\[`-]*+(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
+    r"[\s>|*•·#_(\[`-]*+(?i:(?:question|requirement|item)\s+)?(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
     r"[\s*_`\"'|:=.,)\]>→–—-]+(?P<answer>(?<![-–—])\d.*|[^\d\s].*)",
     re.DOTALL,
 )

@@ -6,6 +6,7 @@ yes. One bad item of a list costs that item, not the list.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -169,9 +170,12 @@ def _fields(kind: type[Item], raw: Any) -> Any:
         return kind.from_text(raw)
     if isinstance(raw, list) and len(raw) > 1 and isinstance(raw[0], str):  # the values of its fields, in their order
         return dict(zip(kind.model_fields, raw, strict=False))
-    if isinstance(raw, Mapping) and len(raw) == 1 and not _is_item(kind, raw):
-        [(key, value)] = raw.items()
-        return kind.from_pair(str(key), value)
+    if isinstance(raw, Mapping) and not _is_item(kind, raw):
+        names = {*kind.model_fields, *itertools.chain.from_iterable(kind.other_names.values())}
+        subjects = [key for key in raw if len(raw) == 1 or _field_name(key) not in names]
+        if len(subjects) == 1:  # what it is about is the name of its main value; others may be beside it
+            beside = {key: value for key, value in raw.items() if key != subjects[0]}
+            return {**beside, **kind.from_pair(str(subjects[0]), raw[subjects[0]])}
     return raw
 
 

@@ -260,6 +260,7 @@ def test_no_requirement_is_malformed(content: Any) -> None:
         ({"experience": None, "strategy": "Rewrite", "prompt": "a cat"}, "", "rewrite", "a cat"),
         ({"strategy": "re-seed", "prompt": None, "experience": ["a", "b"]}, "a\nb", "reseed", ""),
         ({"prompt": "a cat"}, "", "rewrite", "a cat"),
+        ({"lesson": "x", "Action": "Reseed", "newPrompt": "a cat"}, "x", "reseed", "a cat"),
         ({"experience": "x", "strategy": "anything", "prompt": "a cat"}, "x", "rewrite", "a cat"),
         ({"refinement": {"Strategy": "RESTART", "Prompt": "a cat"}}, "", "restart", "a cat"),
     ],
@@ -274,7 +275,9 @@ def test_an_image_model_that_cannot_edit_is_never_asked_to() -> None:
     assert form.strategy == "rewrite"
 
 
-@pytest.mark.parametrize("content", [{"prompt": ["a cat", "a dog"]}, {"Plan": {"PROMPT": "a cat\na dog"}}])
+@pytest.mark.parametrize(
+    "content", [{"prompt": ["a cat", "a dog"]}, {"Final Prompt": "a cat\na dog"}, {"Plan": {"PROMPT": "a cat\na dog"}}]
+)
 def test_a_plan_is_read(content: Any) -> None:
     assert read_form(answer_of(content), Plan).prompt == "a cat\na dog"
 
