@@ -33,11 +33,45 @@ PROMPT: Final = re.compile(r"two red cars and a dog, number \d+")
 # --- odd values -----------------------------------------------------------------------------------------------------
 
 WORDS: Final[dict[str, tuple[Any, ...]]] = {
-    "yes": ("yes", "Yes", "YES.", " yes", True, 1, "true", "y", "**Yes**"),
-    "no": ("no", "No", "NO!", False, 0, "false", "n"),
-    "unsure": ("unsure", "Partially", "maybe", "yes and no", None, [], {"yes": True}, 0.5, "yes?"),
+    "yes": ("yes", "Yes", "YES.", " yes", True, 1, "true", "y", "**Yes**", "yes, two cars", "correct", "✅", ["yes"]),
+    "no": ("no", "No", "NO!", False, 0, "false", "n", "No — three cars", "not present", "❌", {"value": "no"}),
+    "unsure": (
+        "unsure",
+        "Partially",
+        "maybe",
+        "yes and no",
+        None,
+        [],
+        {"yes": True},
+        0.5,
+        "yes?",
+        "yes, but one",
+        "not no",
+    ),
 }
-CONFIDENCES: Final = (0.9, "0.9", "95%", 95, "high", None, "", -3, [], "9/10", "n/a", True, float("nan"))
+CONFIDENCES: Final = (
+    0.9,
+    "0.9",
+    "95%",
+    95,
+    "high",
+    "0.95 (very sure)",
+    None,
+    "",
+    -3,
+    [],
+    "9/10",
+    "n/a",
+    True,
+    float("nan"),
+)
+NAMES: Final = (
+    ("id", "answer"),
+    ("id", "answer"),
+    ("question_id", "verdict"),
+    ("question", "result"),
+    ("req", "passed"),
+)
 JUNK: Final = (None, 3, True, "", "?", [], {}, [[]], {"note": None}, {"id": None}, {"question": None}, -0.5, [None, {}])
 
 
@@ -49,7 +83,12 @@ def _id(random_: random.Random, name: str) -> Any:
 
 def _verdict(random_: random.Random, name: str) -> dict[str, Any]:
     meaning = random_.choices(["yes", "no", "unsure"], [4, 3, 1])[0]
-    item = {"id": _id(random_, name), "answer": random_.choice(WORDS[meaning]), "reason": f"meant {meaning}"}
+    names = random_.choice(NAMES)
+    item = {
+        names[0]: _id(random_, name),
+        names[1]: random_.choice(WORDS[meaning]),
+        "reason": f"meant {meaning}",
+    }
     if random_.random() < 0.8:
         item["confidence"] = random_.choice(CONFIDENCES)
     return _odd_keys(random_, item)
@@ -103,6 +142,7 @@ def _list_form(random_: random.Random, field: str, items: list[Any]) -> Any:
         lambda: {"result": {field: items}, "note": None},
         lambda: {field: json.dumps(items)},
         lambda: {field: [json.dumps(i) if isinstance(i, dict) else i for i in items]},
+        lambda: {field: [[i] for i in items]},
     ]
     return random_.choice(shapes)()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, get_args
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, get_args
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
@@ -32,6 +33,11 @@ _LONGEST_QUESTION: Final = 1000
 class AtomicQuestion(Item):
     """One thing to check."""
 
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text"),
+        "kind": ("type", "category"),
+    }
+
     question: Text = Field(
         min_length=1,
         max_length=_LONGEST_QUESTION,
@@ -40,31 +46,51 @@ class AtomicQuestion(Item):
     )
     kind: Annotated[Kind, choice_of(get_args(Kind), "other")] = Field(description="What the question is about.")
 
+    @field_validator("question")
+    @classmethod
+    def _asked(cls, text: str) -> str:
+        """The question; a statement becomes one."""
+        if not re.search(r"[^\W\d_]", text) or _NO_REQUIREMENT.fullmatch(text):
+            raise ValueError(f"{text[:40]!r} is not a requirement")
+        if _MARK.search(text):
+            return text
+        statement = text.strip(" .")
+        return f"{statement}?" if _BEGINS_A_QUESTION.match(text) else f"Does the image show this: {statement}?"
+
     @classmethod
     def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
-        """See ``Item.from_pair``: the key is an id, or the question itself."""
+        """See ``Item.from_pair``: the key is an id, a kind, or the question itself."""
+        is_question = _MARK.search(key)
         if isinstance(value, Mapping):
-            return {"question": key, **value} if _is_question(key) else dict(value)
-        if isinstance(value, str) and _is_question(value):
+            return {"question": key, **value} if is_question else dict(value)
+        if isinstance(value, str) and (_MARK.search(value) or key.casefold() in get_args(Kind) or _ID.fullmatch(key)):
             return {"question": value, "kind": key}
-        if _is_question(key):
+        if is_question:
             return {"question": key, "kind": value}
         raise ValueError(f"{key!r} is not a question")
 
     @classmethod
     def from_text(cls, text: str) -> dict[str, Any]:
-        """See ``Item.from_text``: the question."""
-        if not _is_question(text):
-            raise ValueError(f"{text[:40]!r} is not a question")
-        return {"question": text}
+        """See ``Item.from_text``: the question, or a statement of what the image must show."""
+        return {"question": _BULLET.sub("", text, count=1)}
 
 
-def _is_question(text: str) -> bool:
-    return text.rstrip().endswith(("?", "？"))  # the second one is that of Chinese and Japanese
+_MARK: Final = re.compile(r"[?？؟]")
+_ID: Final = re.compile(r"\W*[^\W\d_]{0,12}[\W_]*\d+\W*")
+_NO_REQUIREMENT: Final = re.compile(
+    rf"{_ID.pattern}|.*[:：]\s*|\W*(?:none|null|n/a|nothing)\W*", re.IGNORECASE | re.DOTALL
+)
+"""Matches an id alone, the words before a list, and words for an empty list."""
+_BEGINS_A_QUESTION: Final = re.compile(
+    r"\W*(?:is|are|was|were|do|does|did|has|have|can|how|what|which|who|where|will)\b", re.IGNORECASE
+)
+_BULLET: Final = re.compile(r"\s*(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
 
 
 class Requirements(Form):
     """Everything that the image must show, one atomic question each."""
+
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {"requirements": ("questions", "checks")}
 
     requirements: Annotated[
         list[AtomicQuestion],

@@ -131,7 +131,7 @@ def _converse(
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
-        answer = invoke(model.bind_tools([*offered, Plan]).invoke, conversation, capabilities)
+        answer = invoke(model.bind_tools([*offered, Plan]).invoke, conversation, capabilities, "skills")
     except Exception as error:
         if is_not_understood(error):
             capabilities.tools = False  # and it is not asked with tools again

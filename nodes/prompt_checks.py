@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import ClassVar, Final
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -17,8 +17,11 @@ from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
 from gems.wording import STOP_WORDS, hyphenated_words, stem
 
-__all__ = ["SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
+__all__ = ["PROMPT_NAMES", "SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
 
+
+PROMPT_NAMES: Final = ("final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "draft")
+"""Other names that models give to a prompt."""
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
 """Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
@@ -26,6 +29,8 @@ SHORT: Final[JsonDict] = {"maxLength": 1000}
 
 class Plan(Form):
     """Hand in the finished prompt for the image generator."""
+
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": PROMPT_NAMES}
 
     prompt: Text = Field(
         min_length=1,

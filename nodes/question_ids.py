@@ -12,7 +12,7 @@ from gems.graph.state import Requirement
 __all__ = ["question_of", "questions_of"]
 
 _ID: Final = re.compile(r"\W*(?P<prefix>[^\W\d_]*)[\W_]*0*(?P<number>\d+)(?P<rest>\W.*|)", re.DOTALL)
-_MEANINGLESS: Final = frozenset({"", "id", "q", "question", "requirement", "no", "nr", "number", "item"})
+_MEANINGLESS: Final = frozenset({"", "id", "q", "qid", "question", "req", "requirement", "no", "nr", "number", "item"})
 """Words in front of a number that do not say which series of questions it belongs to."""
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
@@ -19,7 +19,7 @@ from gems.models.lenient import Form, Note, Text, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import SHORT, drawable_prompt
+from gems.nodes.prompt_checks import PROMPT_NAMES, SHORT, drawable_prompt
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -30,6 +30,12 @@ MAX_EXPERIENCE_WORDS: Final = 100
 
 class Refinement(Form):
     """What was learned, and the next try."""
+
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "experience": ("lesson", "lessons", "learned"),
+        "strategy": ("action", "decision"),
+        "prompt": PROMPT_NAMES,
+    }
 
     experience: Note = Field(
         json_schema_extra={"maxLength": 800},

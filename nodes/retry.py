@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeAlias
 from langgraph.errors import NodeError
 from langgraph.types import Command, RetryPolicy
 
-from gems.errors import BackendError, InputError, is_passing_status
+from gems.errors import BackendError, InputError, is_passing_status, is_unpaid
 from gems.graph.state import GemsState
 from gems.nodes.meter import settle
 from gems.secrets import one_line
@@ -35,7 +35,7 @@ def retry_on(error: Exception) -> bool:
         return error.retryable
     status = _status(error)
     if status is not None:
-        return is_passing_status(status)
+        return is_passing_status(status) and not is_unpaid(str(error))
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     return any(base.__name__ in _TRANSPORT_ERRORS for base in type(error).__mro__)

@@ -6,7 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
@@ -28,8 +28,9 @@ from gems.graph.state import (
 )
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
-from gems.models.lenient import Form, Item, Note, Share, Text, YesNo, items_of
+from gems.models.lenient import ANSWER_NAMES, Form, Item, Note, Share, Text, YesNo, items_of, read_answer
 from gems.models.logprobs import answer_probabilities
+from gems.nodes.answer_lines import ANSWER_LINE, answers_in
 from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
 from gems.nodes.question_ids import questions_of
@@ -44,8 +45,22 @@ T = TypeVar("T")
 __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
 
+_ID_NAMES: Final = (
+    "question_id", "requirement_id", "qid", "req_id", "req", "requirement", "number", "nr", "#", "index", "key",
+    "question"
+)  # fmt: skip
+
+
 class AnsweredQuestion(Item):
     """The answer to one question."""
+
+    reads_prose: ClassVar[bool] = True
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "id": _ID_NAMES,
+        "answer": ANSWER_NAMES,
+        "confidence": ("certainty", "confidence_score", "confidence_level"),
+        "reason": ("reasoning", "explanation", "rationale", "justification", "evidence", "observation", "comment"),
+    }
 
     id: Text = Field(description="The question's id, as given.")
     answer: YesNo = Field(description="yes or no; unsure only if the image does not let you tell.")
@@ -60,6 +75,12 @@ class AnsweredQuestion(Item):
         return name
 
     @classmethod
+    def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
+        """See ``Form.by_field``; answers under several names must not contradict each other."""
+        answers = {answer for value in cls.values_of("answer", raw) if (answer := _answer_in(value))}
+        return super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
+
+    @classmethod
     def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
         """See ``Item.from_pair``: the key is the id, and the value is the answer with or without its other fields."""
         if not _LIKE_AN_ID.fullmatch(key):
@@ -68,18 +89,26 @@ class AnsweredQuestion(Item):
 
     @classmethod
     def from_text(cls, text: str) -> dict[str, Any]:
-        """See ``Item.from_text``: the id, a colon, and the answer."""
-        key, separator, answer = text.partition(":")
-        if not separator:
+        """See ``Item.from_text``: the id, and the answer with what was seen."""
+        match = ANSWER_LINE.fullmatch(text)
+        if match is None:
             raise ValueError("an answer needs the id of its question")
-        return cls.from_pair(key, answer)
+        return {"id": match["id"], "answer": match["answer"], "reason": match["answer"]}
+
+    @classmethod
+    def items_in(cls, text: str) -> list[Any]:
+        """See ``Item.items_in``: the lines of a list, or the rows of a table, if one of them has an answer."""
+        items = answers_in(text)
+        if not any(_is_decisive(item) for item in items):
+            raise ValueError("it has no answers")
+        return items
 
     @classmethod
     def stand_in(cls, raw: Any) -> AnsweredQuestion | None:
         """See ``Item.stand_in``: an unreadable answer is unsure, so that it contradicts a second answer."""
-        fields = {str(key).casefold(): value for key, value in raw.items()} if isinstance(raw, Mapping) else {}
+        fields = cls.by_field(raw) if isinstance(raw, Mapping) else {}
         name = fields.get("id")
-        if not isinstance(name, (str, int)) or fields.get("answer") is None:
+        if not isinstance(name, (str, int)) or not str(name).strip() or fields.get("answer") is None:
             return None
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
@@ -88,8 +117,24 @@ _LIKE_AN_ID: Final = re.compile(r"\W*[^\W\d_]*[\W_]*\d+\W*|.+[?？]\W*", re.DOTA
 """Matches an id with a number, or a question."""
 
 
+def _answer_in(value: Any) -> Answer | None:
+    try:
+        return read_answer(value)
+    except ValueError:
+        return None
+
+
+def _is_decisive(item: Any) -> bool:
+    if isinstance(item, str):
+        match = ANSWER_LINE.fullmatch(item)
+        return match is not None and _answer_in(match["answer"]) in ("yes", "no")
+    return _answer_in(AnsweredQuestion.by_field(item)["answer"]) in ("yes", "no")
+
+
 class Verdicts(Form):
     """The answers to all questions."""
+
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {"verdicts": ("answers", "results")}
 
     verdicts: Annotated[list[AnsweredQuestion], items_of(AnsweredQuestion)]
 

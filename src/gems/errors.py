@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 __all__ = [
     "BackendError",
     "ContentRefusedError",
@@ -9,6 +12,7 @@ __all__ = [
     "InputError",
     "MalformedAnswerError",
     "is_passing_status",
+    "is_unpaid",
 ]
 
 
@@ -26,12 +30,16 @@ class BackendError(GemsError, RuntimeError):
     Attributes:
         retryable: Whether a retry may help.
         status_code: The HTTP status of a server's answer, if the error came from one.
+        reason: What the server said, without our words around it; the whole message if nobody else said anything.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True, status_code: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, retryable: bool = True, status_code: int | None = None, reason: str | None = None
+    ) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.status_code = status_code
+        self.reason = message if reason is None else reason
 
 
 class ContentRefusedError(BackendError):
@@ -48,3 +56,20 @@ class MalformedAnswerError(BackendError):
 def is_passing_status(status: int) -> bool:
     """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error."""
     return status in (408, 409, 425, 429) or status >= 500
+
+
+_UNPAID: Final = re.compile(
+    r"insufficient.?(?:quota|balance|credits?|funds)|(?:exceeded|used up|out of|no) .{0,24}(?:quota|credits?)"
+    r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
+    r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
+    re.IGNORECASE,
+)
+_PASSES_SOON: Final = re.compile(
+    r"rate.?limit|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
+)
+"""What servers say of limits that they lift by themselves; some speak of plans and billing in the same breath."""
+
+
+def is_unpaid(text: str) -> bool:
+    """Whether a server says that an account has nothing left to spend, so that no waiting helps."""
+    return bool(_UNPAID.search(text)) and not _PASSES_SOON.search(text)

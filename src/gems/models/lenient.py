@@ -6,12 +6,12 @@ yes. One bad item of a list costs that item, not the list.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -23,19 +23,23 @@ from pydantic import (
 )
 
 from gems.graph.state import Answer
+from gems.models.yes_or_no import plain_words, yes_or_no
 
 __all__ = [
+    "ANSWER_NAMES",
     "Form",
     "Item",
     "Note",
+    "Prose",
     "Share",
     "Text",
     "YesNo",
-    "bare_word",
     "choice_of",
+    "is_all_json",
     "is_broken_json",
     "items_of",
     "json_values",
+    "read_answer",
     "whole_number",
     "without_half_characters",
 ]
@@ -44,21 +48,37 @@ __all__ = [
 class Form(BaseModel):
     """A form that a chat model fills in. Names of fields match in any case, and a missing field is read as null."""
 
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Other names that models give to fields, most certain first."""
+
     @model_validator(mode="before")
     @classmethod
     def _by_field(cls, raw: Any) -> Any:
         if not isinstance(raw, Mapping):
             return raw
-        fields: dict[str, Any] = dict.fromkeys(cls.model_fields)
-        fields |= {name: value for key, value in raw.items() if (name := _field_name(key)) in fields}
-        fields |= {key: value for key, value in raw.items() if key in fields}  # the exact name takes precedence
+        fields = cls.by_field(raw)
         if all(value is None for value in fields.values()):
             raise ValueError(f"it has none of the fields {', '.join(fields)}")
         return fields
 
+    @classmethod
+    def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
+        """The value of each field of the form: of several under its names, that of the most certain name."""
+        return {field: next(iter(cls.values_of(field, raw)), None) for field in cls.model_fields}
+
+    @classmethod
+    def values_of(cls, field: str, raw: Mapping[Any, Any]) -> list[Any]:
+        """All values that an object has under the names of a field, the exact name first, without nulls."""
+        values = {_field_name(key): value for key, value in raw.items() if value is not None}
+        values |= {key: value for key, value in raw.items() if key in cls.model_fields and value is not None}
+        return [values[name] for name in (field, *cls.other_names.get(field, ())) if name in values]
+
 
 class Item(Form):
-    """One item of a list in a form."""
+    """One item of a list in a form. Its first field says what it is about."""
+
+    reads_prose: ClassVar[bool] = False
+    """Whether items may also be read from an answer that is a text without JSON."""
 
     @classmethod
     def from_pair(cls, key: str, value: Any) -> Any:
@@ -71,9 +91,20 @@ class Item(Form):
         raise ValueError("an item must be an object")
 
     @classmethod
+    def items_in(cls, text: str) -> list[Any]:
+        """The items in a text that stands in the place of the list: its lines."""
+        return [line for line in text.splitlines() if line.strip()]
+
+    @classmethod
     def stand_in(cls, raw: Any) -> Self | None:
         """What takes the place of an item that cannot be read, if something must."""
         return None
+
+
+class Prose(str):
+    """An answer without JSON, in the place of a list."""
+
+    __slots__ = ()
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------
@@ -113,32 +144,57 @@ def items_of(kind: type[Item], most: int | None = None) -> WrapValidator:
 
 def _raw_items(kind: type[Item], raw: Any) -> list[Any]:
     if isinstance(raw, str):
-        raw = next(iter(json_values(raw)), [raw])
+        if isinstance(raw, Prose) and not kind.reads_prose:
+            raise ValueError("it must be a list")
+        raw = _json_or_text(raw)
+    if isinstance(raw, str):
+        return kind.items_in(raw)
     if isinstance(raw, Mapping):
-        return [raw] if _has_fields(kind, raw) else [{key: value} for key, value in raw.items()]
+        return [raw] if _is_item(kind, raw) else [{key: part} for key, value in raw.items() for part in _parts(value)]
     if not isinstance(raw, Sequence):
         raise ValueError("it must be a list")
     return list(raw)
 
 
+def _parts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _fields(kind: type[Item], raw: Any) -> Any:
     """The fields of an item in any shape."""
     if isinstance(raw, str):
-        raw = next(iter(json_values(raw)), raw)
+        raw = _json_or_text(raw)
+    while isinstance(raw, list) and len(raw) == 1:
+        [raw] = raw
     if isinstance(raw, str):
         return kind.from_text(raw)
-    if isinstance(raw, Mapping) and len(raw) == 1 and not _has_fields(kind, raw):
-        [(key, value)] = raw.items()
-        return kind.from_pair(str(key), value)
+    if isinstance(raw, list) and len(raw) > 1 and isinstance(raw[0], str):  # the values of its fields, in their order
+        return dict(zip(kind.model_fields, raw, strict=False))
+    if isinstance(raw, Mapping) and not _is_item(kind, raw):
+        names = {*kind.model_fields, *itertools.chain.from_iterable(kind.other_names.values())}
+        subjects = [key for key in raw if len(raw) == 1 or _field_name(key) not in names]
+        if len(subjects) == 1:  # what it is about is the name of its main value; others may be beside it
+            beside = {key: value for key, value in raw.items() if key != subjects[0]}
+            return {**beside, **kind.from_pair(str(subjects[0]), raw[subjects[0]])}
     return raw
 
 
-def _has_fields(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
-    return any(_field_name(key) in kind.model_fields for key in raw)
+def _json_or_text(text: str) -> Any:
+    """The JSON in a text; the text itself if it has none, or only brackets somewhere in it."""
+    is_json = text.lstrip().startswith("[")
+    return next((value for value in json_values(text) if is_json or isinstance(value, Mapping)), text)
+
+
+def _is_item(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
+    """Whether an object is an item, rather than a list with the items by their names."""
+    first = next(iter(kind.model_fields))
+    names = {first, *kind.other_names.get(first, ())}
+    return any(_field_name(key) in names for key in raw)
 
 
 def _field_name(key: object) -> str:
-    return re.sub(r"[\s-]+", "_", str(key).strip().casefold())
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip(" \t\n*_`\"'"))
+    return re.sub(r"[\s_-]+", "_", words.casefold())
 
 
 def _fault(error: ValueError) -> str:
@@ -168,37 +224,45 @@ def without_half_characters(text: str) -> str:
 
 def json_values(text: str) -> list[Any]:
     """The JSON objects and arrays in a text, outermost first; any text may be around them."""
-    return _scan(text)[0]
+    return _scan(text).values
 
 
 def is_broken_json(text: str) -> bool:
     """Whether there is JSON in a text that cannot be parsed as a whole, so that ``json_values`` are its pieces."""
-    return _scan(text)[1]
+    return _scan(text).is_broken
 
 
-def _scan(text: str) -> tuple[list[Any], bool]:
+def is_all_json(text: str) -> bool:
+    """Whether there are no words between and around the JSON in a text."""
+    return not re.search(r"\w", re.sub(r"```\s*\w*", "", _scan(text).prose))
+
+
+class _Scan(NamedTuple):
+    values: list[Any]
+    is_broken: bool
+    prose: str
+    """What is not in the values."""
+
+
+def _scan(text: str) -> _Scan:
     decoder, values = json.JSONDecoder(strict=False, parse_int=whole_number), list[Any]()
-    position, is_broken = 0, False
+    position, is_broken, prose, end = 0, False, list[str](), 0
     while match := _OPENING.search(text, position):
         try:
             value, position = decoder.raw_decode(text, match.start())
         except RecursionError:  # thousands of brackets, from a model that repeats itself
-            return values, True
+            return _Scan(values, True, text)
         except ValueError:
             is_broken = is_broken or bool(_CERTAIN_OPENING.match(text, match.start()))
             position = match.end()
             continue
         values.append(value)
-    return values, is_broken
+        prose.append(text[end : match.start()])
+        end = position
+    return _Scan(values, is_broken, "".join([*prose, text[end:]]))
 
 
 # --- values ---------------------------------------------------------------------------------------------------------
-
-
-def bare_word(text: str) -> str:
-    """A word in lower case, without the quotes, brackets and asterisks around it and the punctuation after it."""
-    word = unicodedata.normalize("NFKC", text).casefold().strip()
-    return word.lstrip(" \t\n\"'`*_([<“‘").rstrip(" \t\n\"'`*_)]>”’.!,;:。、")
 
 
 def _read_text(raw: Any) -> Any:
@@ -222,16 +286,33 @@ def _read_note(raw: Any) -> str:
         return ""
 
 
-_YES_WORDS: Final = frozenset({"yes", "y", "yep", "yeah", "true", "1", "1.0"})
-_NO_WORDS: Final = frozenset({"no", "n", "nope", "false", "0", "0.0"})
+ANSWER_NAMES: Final = (
+    "verdict", "result", "passed", "pass", "is_met", "met", "is_satisfied", "satisfied", "fulfilled", "is_correct",
+    "correct", "judgment", "judgement", "decision", "assessment", "response", "value", "outcome", "status"
+)  # fmt: skip
+"""Names that models give to an answer, most certain first."""
 
 
-def _read_answer(raw: Any) -> Answer:
-    """Yes or no if it says exactly that; unsure if it says anything else."""
+def read_answer(raw: Any, depth: int = 3) -> Answer:
+    """Yes or no if it says exactly that; unsure if it says anything else, or both.
+
+    Args:
+        raw: A text, a truth value, or a list or object with such values.
+        depth: How deep the answer may be inside of lists and objects.
+
+    Raises:
+        ValueError: It is no answer.
+    """
     if isinstance(raw, (bool, int, float)) and raw in (0, 1):
         return "yes" if raw else "no"
-    if isinstance(raw, str) and (word := bare_word(raw)):
-        return "yes" if word in _YES_WORDS else "no" if word in _NO_WORDS else "unsure"
+    if isinstance(raw, str) and raw.strip():
+        return yes_or_no(raw)
+    if depth and isinstance(raw, (list, Mapping)):
+        names = ("answer", *ANSWER_NAMES)
+        inner = raw if isinstance(raw, list) else [value for key, value in raw.items() if _field_name(key) in names]
+        answers = {read_answer(value, depth - 1) for value in inner if value is not None}
+        if answers:
+            return answers.pop() if len(answers) == 1 else "unsure"
     raise ValueError("it must be yes, no or unsure")
 
 
@@ -240,26 +321,46 @@ UNSTATED: Final = 0.5
 
 _LEVELS: Final = {"certain": 1.0, "very high": 0.95, "high": 0.9, "medium": 0.7, "moderate": 0.7, "low": 0.5}
 _NUMBER: Final = re.compile(
-    r"(?P<value>\d*[.,]?\d+)\s*(?:(?P<percent>%|percent|pct)|(?:/|out of)\s*(?P<whole>\d+))?", re.ASCII
+    r"(?<![\w.,-])(?P<value>\d*[.,]?\d+)\s*(?:(?P<percent>%|percent|pct)|(?:/|(?:out )?of)\s*(?P<whole>\d+))?"
+    r"(?!\w|[.,]\d|\s*[-–—]\s*\d)",
+    re.ASCII,
 )
+_IS_A_BOUND: Final = re.compile(
+    r"[<>≤≥±?]|n't\b|\b(?:not|no|less|more|than|under|below|over|above|most|least|between|or|to|un\w+)\b"
+)
+"""What makes a number in a text another number than the confidence."""
 _LEAST_PERCENTAGE: Final = 10
 """A bare number above one is a percentage; up to this one it may just as well be a mark out of ten."""
 
 
 def _read_share(raw: Any) -> float:
     """A number in [0, 1], also from a percentage, a fraction, a text or a word; ``UNSTATED`` if it cannot be read."""
+    if isinstance(raw, list) and len(raw) == 1:
+        [raw] = raw
+    if isinstance(raw, Mapping):
+        raw = raw.get("confidence", raw.get("value"))
     share = UNSTATED
     if isinstance(raw, (int, float)) and not isinstance(raw, bool):
         share = _as_share(_as_float(raw))
     elif isinstance(raw, str):
-        word = bare_word(raw)
-        if match := _NUMBER.fullmatch(word):
-            value = float(match["value"].replace(",", "."))
-            whole = 100.0 if match["percent"] else float(match["whole"] or 0)
-            share = value / whole if whole else _as_share(value)
-        else:
-            share = _LEVELS.get(word, UNSTATED)
+        share = _share_in(plain_words(raw))
     return share if 0 <= share <= 1 else UNSTATED  # NaN is in no range
+
+
+def _share_in(text: str) -> float:
+    """The share that a text states: the only number in it, or a level in words."""
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        words = [word for word in re.findall(r"[^\W_]+", text) if word not in ("confidence", "certainty")]
+        return _LEVELS.get(" ".join(words), UNSTATED)
+    match, value = matches[0], float(matches[0]["value"].replace(",", "."))
+    if len(matches) > 1 or _IS_A_BOUND.search(text):
+        return UNSTATED
+    if whole := 100.0 if match["percent"] else float(match["whole"] or 0):
+        return value / whole
+    # "0.9 (sure)" is a share; "1 car" is none.
+    is_alone = not re.search(r"[^\W\d]", text)
+    return _as_share(value) if is_alone or not value.is_integer() or value > _LEAST_PERCENTAGE else UNSTATED
 
 
 def _as_float(value: float) -> float:
@@ -295,7 +396,7 @@ Text = Annotated[str, BeforeValidator(_read_text)]
 Note = Annotated[str, BeforeValidator(_read_note)]
 """A text that the form is of use without; what is no text is an empty one."""
 
-YesNo = Annotated[Answer, BeforeValidator(_read_answer)]
+YesNo = Annotated[Answer, BeforeValidator(read_answer)]
 """An answer to a question; a truth value is one too. Other words than yes and no, such as "partially", are unsure."""
 
 Share = Annotated[float, BeforeValidator(_read_share)]

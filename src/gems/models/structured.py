@@ -8,12 +8,14 @@ does not belong.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
@@ -23,8 +25,8 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
-from gems.errors import GemsError, MalformedAnswerError
-from gems.models.lenient import is_broken_json, json_values
+from gems.errors import BackendError, GemsError, MalformedAnswerError, is_unpaid
+from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
 from gems.secrets import one_line
 
 __all__ = [
@@ -91,6 +93,8 @@ class Capabilities:
     """Whether to bind skills as tools."""
     system_role: bool = True
     """Whether to send the instructions as a system message, rather than in the user's first message."""
+    refusals: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
 
     def confirm(self, method: Method) -> None:
         """Note that a method works, and that the methods tried before it do not."""
@@ -174,7 +178,9 @@ def answer_in_form(
                 first_error = first_error or error
                 break
             try:
-                answer = invoke(runnable.invoke, _with_schema(prompt, schema, method), capabilities)
+                answer = invoke(
+                    runnable.invoke, _with_schema(prompt, schema, method), capabilities, f"{method} {options}"
+                )
             except Exception as error:
                 if not is_not_understood(error):
                     raise
@@ -189,13 +195,14 @@ def answer_in_form(
             return message
     assert first_error is not None
     less = _with_less(capabilities, logprobs=logprobs, blind=blind)
-    if less is None or not is_not_understood(first_error) or _OF_IMAGES.search(str(first_error)):
+    if less is None or not is_not_understood(first_error) or _OF_IMAGES.search(_reason(first_error)):
         raise first_error
     try:
         message = answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
     except Exception:
         raise first_error from None
-    capabilities.logprobs, capabilities.sees, capabilities.methods = less.logprobs, less.sees, less.methods
+    for habit in ("logprobs", "sees", "methods", "system_role"):
+        setattr(capabilities, habit, getattr(less, habit))
     return message
 
 
@@ -211,26 +218,50 @@ def is_unsupported(text: str) -> bool:
     return bool(_UNSUPPORTED_TEXT.search(text))
 
 
-def invoke(call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessage], capabilities: Capabilities) -> T:
-    """Call a chat model. If it refuses system messages, they become part of the user's first message.
+def invoke(
+    call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessage], capabilities: Capabilities, way: str
+) -> T:
+    """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
-    That it refuses them is remembered once the call without them has succeeded.
+    That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
+    followed by such a call once for each way of asking, and not again if that was of no use.
 
     Args:
         call: Calls the model with messages.
         messages: The conversation.
         capabilities: The model's capabilities as far as they are known; the call may update them.
+        way: How the model is asked, such as "tool".
+
+    Raises:
+        Exception: The model's error; of two, the first, unless only that one was about the system message.
     """
     if not capabilities.system_role:
         return call(_without_system_role(messages))
     try:
         return call(list(messages))
     except Exception as error:
-        if not _refuses_system_role(error) or not any(m.type == "system" for m in messages):
+        names_role, kind = _refuses_system_role(error), (way, str(getattr(error, "status_code", "")))
+        may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
+        if not may_mean_role or not any(m.type == "system" for m in messages):
             raise
-    answer = call(_without_system_role(messages))
-    capabilities.system_role = False
+        first_error = error
+    try:
+        answer = call(_without_system_role(messages))
+    except Exception as error:
+        if names_role and not _refuses_system_role(error):
+            raise
+        capabilities.refusals[kind] = _MOST_GUESSES
+        raise first_error from None
+    capabilities.refusals[kind] += 1
+    # A server that failed may be well again by chance.
+    is_certain = names_role or getattr(first_error, "status_code", 500) < 500
+    if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
+        capabilities.system_role = False
     return answer
+
+
+_MOST_GUESSES: Final = 2
+"""After this many calls without a system message, it is known whether a kind of refusal was about that."""
 
 
 def _without_system_role(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
@@ -252,7 +283,8 @@ def _without_system_role(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
 
 
 _NO_SYSTEM_ROLE: Final = re.compile(
-    r"\broles?\b|\b(?:system|developer)\W{0,3}(?:message|prompt|instruction|turn)"
+    r"\broles?\b|角色|raise_exception|['`\"]system['`\"]|first message"
+    r"|\b(?:system|developer)\W{0,3}(?:message|prompt|instruction|turn)"
     r"|messages?\b\W*(?:of |type |is |was )*\W*system\b|(?:chat|jinja|prompt) ?template|template ?error",
     re.IGNORECASE,
 )
@@ -262,7 +294,24 @@ roles is a reason to try without; that costs one call, and nothing is concluded 
 
 def _refuses_system_role(error: Exception) -> bool:
     is_refusal = isinstance(error, GemsError) or isinstance(getattr(error, "status_code", None), int)
-    return is_refusal and bool(_NO_SYSTEM_ROLE.search(str(error)))
+    return is_refusal and bool(_NO_SYSTEM_ROLE.search(_reason(error)))
+
+
+_OTHER_REASONS: Final = re.compile(
+    r"api.?key|auth|credential|permission|quota|billing|balance|credit|payment|rate.?limit|too (?:many|long|large)"
+    r"|context|tokens?\b|policy|moderat|safety|filter|flagged|inappropriate|sensitive|model.{0,80}(?:exist|found|known)"
+    r"|(?:no such|unknown|invalid) model|response_format|schema|json_object|json mode|tools?\b|tool_|function|grammar"
+    r"|logprob|image|vision|multi-?modal|mmproj|param|field|max_|temperature"
+    r"|died|crash|cuda|memory|engine|worker|overload|unavailable|time[d]? ?out|upstream|gateway"
+    r"|余额|欠费|敏感|令牌|密钥",
+    re.IGNORECASE,
+)
+"""What refusals are about that are not about roles."""
+
+
+def _gives_no_reason(error: Exception) -> bool:
+    """Whether a request was refused for a reason that its text does not tell, in any words that are known."""
+    return getattr(error, "status_code", None) in (400, 422, 500) and not _OTHER_REASONS.search(_reason(error))
 
 
 class _RequestOptions(NamedTuple):
@@ -279,9 +328,14 @@ _OF_IMAGES: Final = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECAS
 """How servers say that a model does not see."""
 
 
+def _reason(error: Exception) -> str:
+    """What a server said. Our own words around it name the model, and "x-vision" is no complaint about images."""
+    return error.reason if isinstance(error, BackendError) else str(error)
+
+
 def _learn(capabilities: Capabilities, error: Exception, blind: bool) -> None:
     """Note what an error says the model does not support."""
-    text = str(error).lower()
+    text = _reason(error).lower()
     if "logprob" in text:
         capabilities.logprobs = False
     if blind and _OF_IMAGES.search(text):
@@ -293,8 +347,8 @@ def is_not_understood(error: Exception) -> bool:
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         if status in _UNSUPPORTED_STATUSES:
-            return True
-        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED_TEXT.search(str(error)))
+            return not is_unpaid(_reason(error))
+        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED_TEXT.search(_reason(error)))
     return isinstance(error, NotImplementedError)
 
 
@@ -371,6 +425,8 @@ def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False)
         except ValidationError as error:
             first = error.errors()[0]
             fault = f"{'.'.join(map(str, first['loc'])) or schema.__name__}: {first['msg']}"
+    with contextlib.suppress(ValidationError):
+        return schema.model_validate(_prose(message, schema))
     raise MalformedAnswerError(one_line(fault))
 
 
@@ -382,7 +438,7 @@ def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     for item in items:
         inner = item.get("function", item) if isinstance(item, dict) else None
         if isinstance(inner, dict) and inner.get("name") in names:
-            args = inner.get("arguments") or inner.get("parameters")
+            args = next(filter(None, map(inner.get, ("arguments", "parameters", "input", "args"))), None)
             args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
@@ -471,7 +527,16 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
         values = json_values(text)
         is_whole = not (is_cut_off(message) or is_broken_json(text))
+        if is_whole and is_all_json(text):
+            yield from _joined(values, schema)
         yield from _forms_in(values, schema, items=pieces or is_whole)
+
+
+def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
+    """The form's only list as an answer without JSON, for items that can be read from such."""
+    text = str(message.text).rpartition("</think>")[2]
+    is_prose = len(schema.model_fields) == 1 and "{" not in text and not is_cut_off(message)
+    return {next(iter(schema.model_fields)): Prose(text)} if is_prose else None
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
@@ -480,6 +545,28 @@ def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Itera
     lists = [call[field] for call in calls if isinstance(call.get(field), list)]
     if len(schema.model_fields) == 1 and len(lists) > 1:
         yield {field: list(itertools.chain.from_iterable(lists))}
+
+
+def _joined(forms: Sequence[Any], schema: type[BaseModel]) -> Iterator[Any]:
+    """The items of a form with one list, if there are several forms with nothing between them and other items each.
+
+    Forms that have an item in common are drafts of the last one.
+    """
+    field = next(iter(schema.model_fields))
+    lists = [form[field] for form in forms if isinstance(form, dict) and isinstance(form.get(field), (list, dict))]
+    if len(schema.model_fields) > 1 or len(lists) < 2 or len(lists) < len(forms):
+        return
+    items = [item for part in lists for item in (part if isinstance(part, list) else [{k: v} for k, v in part.items()])]
+    subjects = [_subject(item) for item in items]
+    if len(set(subjects)) == len(subjects):
+        yield {field: items}
+
+
+def _subject(item: Any) -> str:
+    """What an item is about: a text itself, the first value of an object, or its name if it has only one."""
+    if isinstance(item, dict) and item:
+        item = next(iter(item)) if len(item) == 1 else next(iter(item.values()))
+    return json.dumps(item).casefold()
 
 
 def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) -> Iterator[Any]:
@@ -501,13 +588,19 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
         yield from _unwrapped(value, list_field)
 
 
-def _unwrapped(value: Any, list_field: str | None, depth: int = 3) -> Iterator[Any]:
+_DEPTH: Final = 3
+"""How deep a form may be inside of a JSON value."""
+
+
+def _unwrapped(value: Any, list_field: str | None, depth: int = _DEPTH) -> Iterator[Any]:
     """A JSON value, and what is inside it, as far as it may be the form."""
     if isinstance(value, dict):
         yield value
     inner_values = _inner_values(value) if depth else []
-    # An empty list may be anything, and a text without JSON may be the name of a tool.
-    if list_field and value and (isinstance(value, (dict, list)) or inner_values):
+    # An empty list may be anything, a text without JSON the name of a tool, and a list of texts a part of a schema.
+    is_list = isinstance(value, list) and (depth == _DEPTH or not all(isinstance(item, str) for item in value))
+    is_json = isinstance(value, str) and inner_values
+    if list_field and value and (isinstance(value, dict) or is_list or is_json):
         yield {list_field: value}
     for inner in inner_values:  # a tool call in words, or an echo of the schema
         yield from _unwrapped(inner, list_field, depth - 1)

@@ -130,3 +130,198 @@ def test_questions_that_a_model_numbers_anew_keep_their_order() -> None:
     assert questions_of(["0", "1"], asked) == {"0": asked[0], "1": asked[1]}
     assert questions_of(["r2", "R3"], asked) == {"r2": asked[0], "R3": asked[1]}
     assert questions_of(["2"], asked) == {"2": asked[0]}
+
+
+# --- errors inside of a success -------------------------------------------------------------------------------------
+
+
+def _failed(answer: object) -> BackendError:
+    with pytest.raises(BackendError) as caught:
+        tidy_completion(answer, "m")
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("answer", "says", "status", "passes"),
+    [
+        ({"choices": None, "base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "login fail", 401, False),
+        (
+            {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+            "insufficient balance",
+            402,
+            False,
+        ),
+        ({"choices": [], "base_resp": {"status_code": 1002, "status_msg": "rate limit"}}, "rate limit", 429, True),
+        (
+            {"choices": None, "base_resp": {"status_code": 2013, "status_msg": "invalid params"}},
+            "invalid params",
+            None,
+            False,
+        ),
+        ({"error": "the key is wrong"}, "the key is wrong", None, False),
+        ({"error": {"msg": "the key is wrong", "code": 401}}, "the key is wrong", 401, False),
+        ({"error_msg": "Access token invalid", "error_code": 110}, "Access token invalid", None, False),
+        ({"errmsg": "no such app", "errcode": 4}, "no such app", None, False),
+        ({"code": 401, "message": "unauthorized"}, "unauthorized", 401, False),
+        ({"code": "InvalidApiKey", "message": "Invalid API-key provided."}, "Invalid API-key", None, False),
+        ({"code": 429, "msg": "slow down", "data": None}, "slow down", 429, True),
+        ({"code": 1302, "msg": "too many requests", "success": False}, "too many requests", None, True),
+        ({"detail": "Unauthorized"}, "Unauthorized", None, False),
+        ({"detail": [{"loc": ["body", "model"], "msg": "no such model"}]}, "no such model", None, False),
+        ({"status": 503, "title": "Service Unavailable", "detail": "no worker"}, "no worker", 503, True),
+        ({"object": "error", "message": "the model is loading, try again", "code": 503}, "is loading", 503, True),
+        ({"message": "Endpoint request timed out"}, "timed out", None, True),
+        ({"errors": [{"message": "no route"}]}, "no route", None, False),
+        ({"choices": None, "error": {"message": "You exceeded your current quota"}}, "quota", None, False),
+        ({"error": {"code": 429, "message": "insufficient_quota"}}, "insufficient_quota", 429, False),
+    ],
+)
+def test_an_error_inside_a_success_is_told_and_classed(
+    answer: dict[str, Any], says: str, status: int | None, passes: bool
+) -> None:
+    error = _failed(answer)
+    assert says in str(error)
+    assert (error.status_code, error.retryable) == (status, passes)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"base_resp": {"status_code": 0, "status_msg": ""}},
+        {"base_resp": {"status_code": 0, "status_msg": "success"}},
+        {"code": 0, "message": "success"},
+        {"code": 200, "msg": "ok"},
+        {"error": None},
+        {"error": {}},
+        {"error": {"code": 0, "message": ""}},
+        {"error": {"code": None, "message": None, "type": ""}},
+        {"status": "completed", "detail": None},
+    ],
+)
+def test_a_report_of_success_is_no_error(extra: dict[str, Any]) -> None:
+    assert tidy_completion(ANSWER | extra, "m")["choices"][0]["message"]["content"] == "a red car"
+
+
+@pytest.mark.parametrize("wrapper", ["data", "result", "output", "response"])
+def test_a_completion_may_be_inside_of_a_report(wrapper: str) -> None:
+    answer = tidy_completion({"code": 0, "msg": "ok", wrapper: ANSWER}, "m")
+    assert answer["choices"][0]["message"]["content"] == "a red car"
+    assert answer["usage"]["total_tokens"] == 7
+
+
+@pytest.mark.parametrize(
+    ("reason", "passes"),
+    [
+        ("abort", True),
+        ("error", False),
+        ("cancelled", True),
+        ("ABORTED", True),
+        ("engine_overloaded", True),
+        ("server_error", True),
+        ("MALFORMED_FUNCTION_CALL", False),
+        ("network_error", True),
+        ("repetition_stop", False),
+    ],
+)
+@pytest.mark.parametrize("message", [{"content": ""}, {"content": None}, None, {"role": "assistant"}])
+def test_an_answer_that_was_stopped_before_it_began_says_so(
+    reason: str, passes: bool, message: dict[str, Any] | None
+) -> None:
+    error = _failed({"choices": [{"finish_reason": reason, "message": message}]})
+    assert reason in str(error) or reason == "error"
+    assert error.retryable is passes
+    assert not is_not_understood(error)
+
+
+@pytest.mark.parametrize(
+    ("reason", "tidy"),
+    [
+        ("stop", "stop"),
+        ("length", "length"),
+        ("MAX_TOKENS", "length"),
+        ("max_tokens", "length"),
+        ("model_length", "length"),
+        ("abort", "length"),
+        ("eos", "stop"),
+        ("STOP", "stop"),
+        ("SAFETY", "content_filter"),
+        ("sensitive", "content_filter"),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_a_reason_to_finish_has_other_names(reason: object, tidy: str | None) -> None:
+    answer = {"choices": [{"finish_reason": reason, "message": {"content": "a red"}}]}
+    assert tidy_completion(answer, "m")["choices"][0]["finish_reason"] == tidy
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"id": "c", "name": "Plan", "input": {"prompt": "a red car"}},
+        {"type": "tool_use", "name": "Plan", "input": '{"prompt": "a red car"}'},
+        {"function": {"name": "Plan", "input": {"prompt": "a red car"}}},
+        {"function": {"name": "Plan", "arguments": None, "parameters": {"prompt": "a red car"}}},
+        {"function": {"name": "Plan", "arguments": {"prompt": "a red car"}}},
+        {"function": {"name": "Plan", "arguments": json.dumps(json.dumps({"prompt": "a red car"}))}},
+        {"function": {"name": "Plan"}, "arguments": {"prompt": "a red car"}},
+        {"function": "Plan", "args": {"prompt": "a red car"}},
+        {"tool_name": "Plan", "parameters": {"prompt": "a red car"}},
+    ],
+)
+@pytest.mark.parametrize("place", ["calls", "one", "content"])
+def test_a_call_is_read_in_any_protocol(call: dict[str, Any], place: str) -> None:
+    message: dict[str, Any] = {
+        "calls": {"content": None, "tool_calls": [call]},
+        "one": {"content": None, "tool_calls": call},
+        "content": {"content": [{"type": "text", "text": ""}, {"type": "tool_use"} | call]},
+    }[place]
+    [choice] = tidy_completion({"choices": [{"message": message}]}, "m")["choices"]
+    [tool_call] = choice["message"]["tool_calls"]
+    assert tool_call["function"]["name"] == "Plan"
+    assert json.loads(tool_call["function"]["arguments"]) == {"prompt": "a red car"}
+
+
+FORM = '{"prompt": "a red car"}'
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"message": {"content": None, "parsed": {"prompt": "a red car"}}},
+        {"message": {"content": "", "parsed": {"prompt": "a red car"}}},
+        {"message": {"content": [{"type": "text", "text": FORM}]}},
+        {"message": {"content": [{"type": "thinking", "thinking": "{}"}, {"type": "output_text", "text": FORM}]}},
+        {"message": {"content": {"type": "text", "text": FORM}}},
+        {"message": {"content": {"parts": [{"text": FORM}]}}},
+        {"message": None, "delta": {"content": FORM}},
+        {"message": {}, "text": FORM},
+        {"message": {"content": None}, "delta": {"content": FORM}},
+        {"text": FORM},
+        {"content": FORM, "finish_reason": "stop"},
+        {"messages": [{"role": "assistant", "content": FORM}]},
+        {"message": FORM},
+        {"message": {"role": "assistant", "text": FORM}},
+    ],
+)
+def test_a_message_is_read_in_any_place(choice: dict[str, Any]) -> None:
+    [tidy] = tidy_completion({"choices": [choice]}, "m")["choices"]
+    assert read_form(AIMessage(tidy["message"]["content"]), Plan).prompt == "a red car"
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking", "reasoning_text"])
+@pytest.mark.parametrize("value", [FORM, [{"type": "text", "text": FORM}], {"text": FORM}])
+def test_an_answer_in_the_reasoning_alone_is_kept(name: str, value: object) -> None:
+    [tidy] = tidy_completion({"choices": [{"message": {"content": "", name: value}}]}, "m")["choices"]
+    thought = {"reasoning_content": tidy["message"]["reasoning_content"]}
+    assert read_form(AIMessage("", additional_kwargs=thought), Plan).prompt == "a red car"
+
+
+def test_lines_of_json_are_a_stream() -> None:
+    body = b"\n".join(
+        json.dumps({"model": "m", "message": {"content": piece}, "done": piece == " car"}).encode()
+        for piece in ("a", " red", " car")
+    )
+    [choice] = tidy_completion(read_completion(body), "m")["choices"]
+    assert choice["message"]["content"] == "a red car"

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gems.errors import is_unpaid
 from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
-from gems.models.servers.error_texts import error_message, is_spent, words_of
+from gems.models.servers.error_texts import error_message, words_of
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_no_shape_of_an_error_is_a_fault_of_ours(answer: Any) -> None:
     ],
 )
 def test_money_that_is_spent_is_told_from_a_pause(text: str, spent: bool) -> None:
-    assert is_spent(json.dumps({"error": {"message": text}}).encode()) is spent
+    assert is_unpaid(text) is spent
 
 
 @pytest.mark.parametrize(

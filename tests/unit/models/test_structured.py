@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import BaseModel, Field, PrivateAttr
 
@@ -297,3 +299,147 @@ def test_a_model_that_cannot_see_gets_text_only_if_text_suffices() -> None:
 )
 def test_a_refused_way_is_distinguished_from_an_unreachable_server(error: Exception, refusal: bool) -> None:
     assert is_not_understood(error) is refusal
+
+
+# --- models without a system role ------------------------------------------------------------------------------------
+
+
+class Server(Tools):
+    """A model that refuses what it does not know, always in the same words."""
+
+    refuses: Callable[[list[BaseMessage], dict[str, Any]], Exception | None]
+    _seen: list[tuple[bool, bool]] = PrivateAttr(default_factory=list)
+
+    def _generate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kw: Any
+    ) -> ChatResult:
+        self._seen.append((any(m.type == "system" for m in messages), bool(kw.get("tools"))))
+        if error := self.refuses(messages, kw):
+            raise error
+        return super()._generate(messages, stop, run_manager, **kw)
+
+
+SYSTEM = [SystemMessage("Obey."), HumanMessage("What do you wish?")]
+
+
+def has_system(messages: list[BaseMessage]) -> bool:
+    return any(m.type == "system" for m in messages)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "Invalid value: 'system'. Supported values are: 'user' and 'assistant'."),
+        (400, "Failed to deserialize: unknown variant `system`, expected `user` or `assistant`"),
+        (400, "first message must be from user"),
+        (422, "messages.0: Input should be 'user' or 'assistant'"),
+        (400, "不支持system角色"),
+        (400, "Bad Request"),
+        (422, "Unprocessable Entity"),
+        (400, ""),
+        (400, "Ungültige Anfrage"),
+        (500, "Value is not callable: raise_exception"),
+        (500, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        (None, "the chat template says: System role not supported"),
+    ],
+)
+def test_a_refusal_of_the_system_role_needs_no_known_words(status: int | None, words: str) -> None:
+    error = BackendError(words, status_code=status)
+    model = Server(refuses=lambda messages, _: error if has_system(messages) else None)
+    capabilities = capabilities_of(model)
+    for _ in range(3):
+        assert read_form(answer_in_form(model, Wish, SYSTEM, capabilities), Wish).text == "a car"
+    assert model._seen == [(True, True), *[(False, True)] * 3]
+    assert "Obey." in model._prompts[0][0].text
+
+
+def test_a_server_error_must_go_away_twice_without_the_system_role() -> None:
+    fails = [True, False, True, False]
+    model = Server(refuses=lambda *_: refused(500, "Internal Server Error") if fails and fails.pop(0) else None)
+    capabilities = capabilities_of(model)
+    answer_in_form(model, Wish, SYSTEM, capabilities)
+    answer_in_form(model, Wish, SYSTEM, capabilities)
+    assert not capabilities.system_role
+    sound = Server(refuses=lambda *_: refused(500, "Internal Server Error") if not sound._seen[1:] else None)
+    for _ in range(3):
+        answer_in_form(sound, Wish, SYSTEM, capabilities_of(sound))
+    assert capabilities_of(sound).system_role, "it may have been chance"
+
+
+def test_neither_a_system_role_nor_tools_nor_a_reason() -> None:
+    model = Server(refuses=lambda messages, kw: refused(400, "") if has_system(messages) or kw.get("tools") else None)
+    capabilities = capabilities_of(model)
+    for _ in range(2):
+        assert read_form(answer_in_form(model, Wish, SYSTEM, capabilities), Wish).text == "a car"
+    assert model._seen == [(True, True), (False, True), (True, False), (False, False), (False, False)]
+    assert (capabilities.methods, capabilities.system_role) == (("text",), False)
+
+
+def test_a_refusal_for_another_reason_is_reported_and_costs_one_more_call_for_each_way() -> None:
+    words = iter(f"first {i}" if i == 1 else "request 5f3 is bad" for i in range(1, 99))
+    model = Server(refuses=lambda *_: refused(400, next(words)))
+    capabilities = capabilities_of(model)
+    with pytest.raises(BackendError, match="first 1"):
+        answer_in_form(model, Wish, SYSTEM, capabilities)
+    assert len(model._seen) == 4
+    for _ in range(3):
+        with pytest.raises(BackendError, match="5f3"):
+            answer_in_form(model, Wish, SYSTEM, capabilities)
+    assert len(model._seen) <= 4 + 1 + 3 * 2, "the other way is not tried again for each call"
+    assert capabilities.system_role
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "who are you?"),
+        (402, "pay"),
+        (429, "slow down"),
+        (503, "busy"),
+        (500, "the engine died"),
+        (500, "CUDA out of memory"),
+        (400, "This model's maximum context length is 8192 tokens"),
+        (400, "API key not valid. Please pass a valid API key."),
+        (400, "insufficient_quota"),
+        (400, "Your request was rejected by our content policy"),
+        (400, "The model `x` does not exist"),
+        (None, "no answer"),
+    ],
+)
+def test_an_error_with_a_cause_is_not_blamed_on_the_system_role(status: int | None, words: str) -> None:
+    model = Server(refuses=lambda *_: BackendError(words, status_code=status))
+    with pytest.raises(BackendError, match=re.escape(words)):
+        answer_in_form(model, Wish, SYSTEM, capabilities_of(model))
+    assert all(system for system, _ in model._seen)
+
+
+class WithLogprobs(Server):
+    """A model that can be asked for log-probabilities."""
+
+    logprobs: bool | None = None
+
+
+def test_neither_a_system_role_nor_log_probabilities_nor_a_reason() -> None:
+    model = WithLogprobs(refuses=lambda m, kw: refused(400, "") if has_system(m) or kw.get("logprobs") else None)
+    capabilities = capabilities_of(model, "text")
+    answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True)
+    assert (capabilities.system_role, capabilities.logprobs) == (False, False)
+    first = len(model._seen)
+    answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True)
+    assert (first, len(model._seen)) == (4, 5)
+
+
+def test_the_name_of_a_model_is_no_reason() -> None:
+    error = BackendError("tool-vision at host answers 400: Bad Request", status_code=400, reason="Bad Request")
+    model = Server(refuses=lambda messages, _: error if has_system(messages) else None)
+    capabilities = capabilities_of(model)
+    answer_in_form(model, Wish, SYSTEM, capabilities, blind=True)
+    assert (capabilities.system_role, capabilities.sees) == (False, True)
+
+
+def test_what_is_left_after_the_system_role_is_told() -> None:
+    model = Server(
+        refuses=lambda messages, _: refused(400, "no system role" if has_system(messages) else "context length is 8192")
+    )
+    with pytest.raises(BackendError, match="context length"):
+        answer_in_form(model, Wish, SYSTEM, capabilities_of(model))

@@ -69,7 +69,7 @@ GOOD = item("r2")
             (word, "unsure")
             for word in ("unsure", "Unsure.", "partially", "yes and no", "yes?", "!yes", "-1", "mostly")
         ],
-        *[(word, "unsure") for word in (None, 0.7, 2, [], ["yes"], {"yes": True}, "", "not yes", math.nan)],
+        *[(word, "unsure") for word in (None, 0.7, 2, [], ["yes", "no"], {"yes": True}, "", "not yes", math.nan)],
     ],
 )
 def test_an_answer_is_read_by_its_meaning(word: Any, answer: str) -> None:
@@ -163,7 +163,7 @@ BY_ID = {"r1": {"answer": "Yes", "confidence": "90%"}, "r2": "no"}
         {"verdicts": [{"r1": "yes"}, {"r2": {"answer": "no"}}]},
         f"{json.dumps(item())}\n{json.dumps(item('r2', 'no'))}",
         {"verdicts": {"Are there any cars in the image?": "yes", "Are there exactly two cars in the image?": "no"}},
-        {"verdicts": [item(), item("r2", "no"), None, 3, "?", {}, {"unasked": 1}, [[]]]},
+        {"verdicts": [item(), item("r2", "no"), None, 3, "?", {}, {"unasked": 1}, [[]], ["", False], item(" ", "x")]},
     ],
 )
 def test_a_list_in_another_shape_is_read(content: Any) -> None:
@@ -194,7 +194,7 @@ def test_a_call_for_each_answer_is_one_list() -> None:
     [
         {"verdicts": "none"},
         {"verdicts": None},
-        {"verdicts": [{"id": "r1", "verdict": "yes"}]},
+        {"verdicts": [{"id": "r1", "outlook": "yes"}]},
         {"verdicts": [{"id": "r1", "answer": None}]},
         {"error": "no image"},
         Verdicts.model_json_schema(),
@@ -231,7 +231,7 @@ def test_a_kind_is_one_that_exists_or_other(kind: Any, expected: str) -> None:
         {"requirements": {"r1": ASKED}},
         {"requirements": {"r1": "Is there a cat?"}},
         {"requirements": {"Is there a cat?": "object"}},
-        {"requirements": ["Is there a cat?", "a note"]},
+        {"requirements": ["Is there a cat?", "My notes:"]},
         {"requirements": json.dumps([ASKED])},
         {"Requirements": [ASKED]},
         {"output": {"requirements": [{"Question": "Is there a cat?", "Kind": "Object", "id": 1, "weight": None}]}},
@@ -247,9 +247,7 @@ def test_a_long_question_and_a_long_list_are_used() -> None:
     assert len(read_form(answer_of({"requirements": asked}), Requirements).requirements) == MAX_REQUIREMENTS
 
 
-@pytest.mark.parametrize(
-    "content", [{"requirements": []}, {"requirements": [{"kind": "count"}]}, ["a cat", "a dog"], {}]
-)
+@pytest.mark.parametrize("content", [{"requirements": []}, {"requirements": [{"kind": "count"}]}, ["r1", "?"], {}])
 def test_no_requirement_is_malformed(content: Any) -> None:
     with pytest.raises(MalformedAnswerError):
         read_form(answer_of(content), Requirements)
@@ -262,6 +260,7 @@ def test_no_requirement_is_malformed(content: Any) -> None:
         ({"experience": None, "strategy": "Rewrite", "prompt": "a cat"}, "", "rewrite", "a cat"),
         ({"strategy": "re-seed", "prompt": None, "experience": ["a", "b"]}, "a\nb", "reseed", ""),
         ({"prompt": "a cat"}, "", "rewrite", "a cat"),
+        ({"lesson": "x", "Action": "Reseed", "newPrompt": "a cat"}, "x", "reseed", "a cat"),
         ({"experience": "x", "strategy": "anything", "prompt": "a cat"}, "x", "rewrite", "a cat"),
         ({"refinement": {"Strategy": "RESTART", "Prompt": "a cat"}}, "", "restart", "a cat"),
     ],
@@ -276,7 +275,9 @@ def test_an_image_model_that_cannot_edit_is_never_asked_to() -> None:
     assert form.strategy == "rewrite"
 
 
-@pytest.mark.parametrize("content", [{"prompt": ["a cat", "a dog"]}, {"Plan": {"PROMPT": "a cat\na dog"}}])
+@pytest.mark.parametrize(
+    "content", [{"prompt": ["a cat", "a dog"]}, {"Final Prompt": "a cat\na dog"}, {"Plan": {"PROMPT": "a cat\na dog"}}]
+)
 def test_a_plan_is_read(content: Any) -> None:
     assert read_form(answer_of(content), Plan).prompt == "a cat\na dog"
 

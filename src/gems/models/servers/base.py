@@ -26,10 +26,10 @@ from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status
+from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
-from gems.models.servers.error_texts import error_message, is_refusal, is_spent
+from gems.models.servers.error_texts import error_message, is_refusal
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import acquire, pause
@@ -312,7 +312,9 @@ class RemoteGenerator(ABC):
         if 200 <= status < 300:
             return
         reason = self.reason(body)
-        if is_passing_status(status) and ("retry-after" in response.headers or not is_spent(body)):
+        if is_passing_status(status) and (
+            "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
+        ):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
             )

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from gems.errors import BackendError, is_passing_status
-from gems.models.lenient import without_half_characters
+from gems.errors import BackendError
+from gems.models.servers.completion_errors import error_of_choice, error_of_completion, finish_reason, server_error
+from gems.models.servers.completion_messages import raw_message, read_content, read_message
 from gems.models.servers.error_texts import error_message, json_body
-from gems.models.structured import is_unsupported
 from gems.secrets import one_line
 
-__all__ = ["read_completion", "server_error", "tidy_completion"]
+__all__ = ["read_completion", "tidy_completion"]
 
 
 def read_completion(body: bytes) -> object:
@@ -27,9 +24,9 @@ def read_completion(body: bytes) -> object:
     if answer is None and body.strip() != b"null":
         text = body.decode("utf-8", "replace")
         lines = [line for line in text.splitlines() if not line.startswith(":")]
-        data = [line.removeprefix("data:").strip() for line in lines if line.startswith("data:")]
+        data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
         events = [event for event in (json_body(part.encode()) for part in data) if isinstance(event, Mapping)]
-        answer = _joined(events) if events else json_body("\n".join(lines).encode()) or text
+        answer = json_body("\n".join(lines).encode()) or (_joined(events) if events else text)
     if isinstance(answer, str) and isinstance(inner := json_body(answer.encode("utf-8", "replace")), Mapping):
         return inner
     return answer
@@ -40,24 +37,25 @@ def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     joined: dict[str, Any] = {}
     message: dict[str, Any] = {}
     calls: dict[object, dict[str, Any]] = {}
-    finish_reason = None
+    reason = None
     for event in events:
         choices = _choices(event) or []
         choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
-        if event.get("error") or isinstance(choice.get("message"), Mapping):  # the whole answer, or why there is none
+        is_whole = "choices" in event and isinstance(choice.get("message"), Mapping)
+        if event.get("error") or is_whole:  # the whole answer, or why there is none
             return event
         joined |= {name: value for name, value in event.items() if value is not None}
-        finish_reason = choice.get("finish_reason") or finish_reason
-        delta = _raw_message(choice) or {}
-        for name in ("content", "reasoning_content", "reasoning", "refusal"):
-            if isinstance(piece := delta.get(name), str):
-                message[name] = message.get(name, "") + piece
+        reason = choice.get("finish_reason") or choice.get("done_reason") or reason
+        delta = raw_message(choice) or {}
+        for name in ("content", "reasoning_content", "reasoning", "thinking", "refusal"):
+            if piece := delta.get(name):
+                message[name] = message.get(name, "") + read_content(piece)
         pieces = delta.get("tool_calls")
         for piece in pieces if isinstance(pieces, list) else []:
             if isinstance(piece, Mapping):
                 _add_piece(calls.setdefault(piece.get("index"), {}), piece)
     message["tool_calls"] = list(calls.values())
-    return {**joined, "choices": [{"message": message, "finish_reason": finish_reason}]}
+    return {**joined, "choices": [{"message": message, "finish_reason": reason}]}
 
 
 def _add_piece(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
@@ -88,23 +86,26 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     if not isinstance(answer, Mapping):
         words = one_line(error_message(str(answer).encode())) or "a page or another kind of document"
         raise BackendError(f"{source} answers with no chat completion: {words}")
-    if error := answer.get("error"):
-        error = answer.get("message") or error if error is True else error
-        raise server_error(f"{source} answers with no chat completion", error, was_understood=False)
+    answer = _inner(answer)
     raw_choices = _choices(answer)
+    if error := error_of_completion(answer, has_choices=bool(raw_choices)):
+        raise server_error(f"{source} answers with no chat completion", error, was_understood=False)
     if raw_choices is None:
         keys = ", ".join(map(str, answer)) or "nothing"
-        words = error_message(json.dumps(answer).encode()) or f"it has {keys}"
-        raise BackendError(f"{source} answers with no chat completion: {one_line(words)}")
+        raise BackendError(f"{source} answers with no chat completion: it has {one_line(keys)}")
     choices = [choice for choice in raw_choices if isinstance(choice, Mapping)]
-    messages = [_message(choice) for choice in choices]
     tidy = [
-        {**choice, "message": message, "logprobs": _if_object(choice.get("logprobs"))}
-        for choice, message in zip(choices, messages, strict=True)
-        if message is not None and not _error_of(choice)
+        {
+            **choice,
+            "message": message,
+            "finish_reason": finish_reason(choice.get("finish_reason")),
+            "logprobs": _if_object(choice.get("logprobs")),
+        }
+        for choice in choices
+        if (message := read_message(choice)) is not None and not error_of_choice(choice)
     ]
     if not tidy:
-        if error := next(filter(None, map(_error_of, choices)), None):
+        if error := next(filter(None, map(error_of_choice, choices)), None):
             raise server_error(f"{source} stopped with an error", error, was_understood=True)
         raise BackendError(f"{source} answers with no choices: it may have refused the question")
     # GEMS asks for one choice. LangChain would count the tokens once for each of them.
@@ -117,148 +118,22 @@ _TEXTS: Final = ("id", "model", "object", "service_tier", "system_fingerprint")
 """The fields of a completion that are kept as they are."""
 
 
+def _inner(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The completion inside of a gateway's report on it; the answer itself if it is one."""
+    if _choices(answer) is not None:
+        return answer
+    reports = (answer.get(name) for name in ("data", "result", "output", "response"))
+    return next((inner for inner in reports if isinstance(inner, Mapping) and _choices(inner)), answer)
+
+
 def _choices(answer: Mapping[str, Any]) -> list[Any] | None:
     """The choices of a completion, which may also be a single one, or stand without a list; None if there are none."""
     choices = answer.get("choices")
     if isinstance(choices, Mapping):
-        return [choices] if _raw_message(choices) is not None else list(choices.values())
+        return [choices] if raw_message(choices) is not None else list(choices.values())
     if choices is None and isinstance(answer.get("message"), Mapping):  # as in Ollama's own protocol
         return [answer]
     return choices if isinstance(choices, list) else None
-
-
-# --- errors ---------------------------------------------------------------------------------------------------------
-
-_PASSING: Final = re.compile(
-    r"overload|rate.?limit|too many|time[d]?.?out|unavailable|busy|capacity|try again|internal|server.?error|upstream",
-    re.IGNORECASE,
-)
-"""What a server says of errors that may pass, if it gives no code."""
-
-
-def server_error(what: str, error: object, *, was_understood: bool) -> BackendError:
-    """The error in an answer with status 200, in the server's words.
-
-    Args:
-        what: What happened, for the message.
-        error: The error as the server writes it: a text, or an object with a message, and a code or type.
-        was_understood: Whether the server had begun to answer, so that another way of asking would be no better.
-    """
-    details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
-    words = details.get("message") or details.get("detail") or details.get("type") or details.get("code")
-    words = one_line(json.dumps(words) if isinstance(words, (Mapping, list)) else words or "no reason given")
-    status = _status(details)
-    if status is None and is_unsupported(words):
-        status = 501
-    kind = f"{details.get('type') or ''} {details.get('code') or ''} {words}"
-    is_passing = is_passing_status(status) if status else bool(_PASSING.search(kind))
-    return BackendError(f"{what}: {words}", retryable=is_passing, status_code=None if was_understood else status)
-
-
-def _status(details: Mapping[str, Any]) -> int | None:
-    for name in ("code", "status", "status_code"):
-        text = str(details.get(name))
-        if re.fullmatch("[45][0-9][0-9]", text):
-            return int(text)
-    return None
-
-
-def _error_of(choice: Mapping[str, Any]) -> object:
-    """The error inside a choice; None if there is none."""
-    message = choice.get("message")
-    inner = message.get("error") if isinstance(message, Mapping) else None
-    error: object = choice.get("error") or inner
-    if error or str(choice.get("finish_reason")).lower() != "error":
-        return error or None
-    native = choice.get("native_finish_reason")
-    return (_content(message.get("content")) if isinstance(message, Mapping) else "") or native or "no reason given"
-
-
-# --- messages -------------------------------------------------------------------------------------------------------
-
-
-def _raw_message(choice: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The message of a choice: as it should be, as of a stream's piece, or as of a completion without chat."""
-    message = next((m for name in ("message", "delta", "text") if (m := choice.get(name)) is not None), None)
-    if isinstance(message, str):
-        return {"content": message}
-    return message if isinstance(message, Mapping) else None
-
-
-def _message(choice: Mapping[str, Any]) -> dict[str, Any] | None:
-    message = _raw_message(choice)
-    if message is None:
-        return None
-    content, calls = _content(message.get("content")), []
-    raw_calls = message.get("tool_calls") or message.get("function_call") or []
-    for raw_call in raw_calls if isinstance(raw_calls, list) else [raw_calls]:
-        call = _tool_call(raw_call)
-        if call is not None:
-            calls.append(call)
-        elif not content and raw_call:  # it may hold the answer all the same
-            content = raw_call if isinstance(raw_call, str) else json.dumps(raw_call)
-    without_calls = {k: v for k, v in message.items() if k not in ("tool_calls", "function_call", "refusal")}
-    refusal = message.get("refusal")
-    return {
-        **without_calls,
-        "role": "assistant",
-        "content": content,
-        **({"tool_calls": calls} if calls else {}),
-        **({"refusal": refusal} if isinstance(refusal, str) else {}),
-    }
-
-
-def _content(content: object) -> str:
-    """The text of a message's content: of a text, of its parts, or of an answer that was parsed already."""
-    if content is None or isinstance(content, str):
-        return without_half_characters(content or "")
-    if isinstance(content, list) and all(isinstance(part, (str, Mapping)) for part in content):
-        texts = [part if isinstance(part, str) else part.get("text") for part in content]
-        if any(isinstance(text, str) for text in texts):
-            return without_half_characters("".join(text for text in texts if isinstance(text, str)))
-    return json.dumps(content)
-
-
-def _tool_call(raw: object) -> dict[str, Any] | None:
-    """A call with its arguments as text; None if it has no name, or arguments that are no object."""
-    if not isinstance(raw, Mapping):
-        return None
-    function = raw.get("function") if isinstance(raw.get("function"), Mapping) else raw
-    assert isinstance(function, Mapping)
-    name, arguments = function.get("name"), function.get("arguments", function.get("parameters"))
-    if not isinstance(name, str) or not name:
-        return None
-    text = _arguments(arguments)
-    if text is None:
-        return None
-    call_id = raw.get("id")
-    return {
-        "id": call_id if isinstance(call_id, str) and call_id else f"call_{uuid.uuid4().hex[:12]}",
-        "type": "function",
-        "function": {"name": name, "arguments": text},
-    }
-
-
-def _arguments(arguments: object) -> str | None:
-    """The arguments of a call as the text of an object; text that is not JSON stays as it is."""
-    for _ in range(4):  # JSON may be in a text that is in JSON
-        if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-            return "{}"
-        if isinstance(arguments, Mapping):
-            return json.dumps(arguments)
-        if isinstance(arguments, list) and len(arguments) == 1:
-            [arguments] = arguments
-            continue
-        if not isinstance(arguments, str):
-            return None
-        try:
-            parsed = json.loads(arguments, strict=False)
-        except (ValueError, RecursionError):
-            return arguments
-        if isinstance(parsed, Mapping):
-            return arguments
-        arguments = parsed
-    return None
 
 
 def _if_object(value: object) -> object:

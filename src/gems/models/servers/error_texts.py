@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "is_spent", "json_body", "words_of"]
+__all__ = ["error_message", "is_refusal", "json_body", "words_of"]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
+    *("error_msg", "errmsg", "status_msg", "base_resp"),
     *("detail", "details", "errors", "description", "reason", "failure_reason"),
 )
 """The names, in lower case, under which servers say what is wrong, in the order in which that reads well."""
@@ -28,14 +28,6 @@ _REFUSALS: Final = (
     *("content_filter", "contentfilter"),
 )
 """Phrases by which servers say that they refuse a prompt."""
-
-_MONEY_IS_SPENT: Final = re.compile(
-    r"insufficient[_ ](quota|credit|balance|fund)|billing[_ ](hard[_ ]limit|not[_ ]active)|payment[_ ]required"
-    r"|exceeded your current quota|(out of|not enough|no) (more )?credits?\b"
-    r"|(quota|credits?|balance)[^.]{0,20} (is |are |has been |have been )?(exhausted|used up|depleted|too low)",
-    re.IGNORECASE,
-)
-_WILL_PASS: Final = re.compile(r"per[_ ](second|minute|hour|min)|rate.?limit|again in|retry.?(in|after|delay)", re.I)
 
 
 def error_message(body: bytes) -> str:
@@ -91,12 +83,6 @@ def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
     text = body[:4000].decode("utf-8", "replace").lower()
     return any(phrase in text for phrase in _REFUSALS)
-
-
-def is_spent(body: bytes) -> bool:
-    """Whether an error says that money or a quota is used up, which no wait within a run changes."""
-    text = body[:4000].decode("utf-8", "replace")
-    return bool(_MONEY_IS_SPENT.search(text)) and not _WILL_PASS.search(text)
 
 
 def json_body(body: bytes) -> object:

@@ -13,12 +13,12 @@ import httpx
 from PIL import Image
 from pydantic_core import from_json
 
-from gems.errors import BackendError, ContentRefusedError, is_passing_status
+from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid
 from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
-from gems.models.servers.error_texts import error_message, is_refusal, is_spent, json_body, words_of
+from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.secrets import one_line
 
-__all__ = ["JsonImages", "decode_base64", "read_answer"]
+__all__ = ["JsonImages", "decode_base64", "mapping_in", "read_answer"]
 
 _ADDRESSES: Final = ("url", "image_url", "uri")
 _SOURCES: Final = (
@@ -80,13 +80,17 @@ class JsonImages(RemoteGenerator):
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        reason = one_line(error_message(body) if _mapping_in(answer) else "") or one_line(_faults_of_items(answer))
+        reason = one_line(error_message(body) if mapping_in(answer) else "") or one_line(_faults_of_items(answer))
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
-        details = _mapping_in(answer).get("error")
+        details = mapping_in(answer).get("error")
         code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
-        if code.isdecimal() and is_passing_status(int(code[:3])) and not is_spent(body):
+        if (
+            code.isdecimal()
+            and is_passing_status(int(code[:3]))
+            and not is_unpaid(body[:4000].decode("utf-8", "replace"))
+        ):
             return PassingError(message)
         return BackendError(message, retryable=False)
 
@@ -164,7 +168,7 @@ def _source_in(text: str, *, may_be_address: bool = True, is_named_address: bool
         yield _Source(text, is_address=True)
 
 
-def _mapping_in(answer: object) -> Mapping[str, Any]:
+def mapping_in(answer: object) -> Mapping[str, Any]:
     """The answer, or the first item of a list, as an object; an empty one if it is none."""
     first = answer[0] if isinstance(answer, list) and answer else answer
     return first if isinstance(first, Mapping) else {}
@@ -172,6 +176,6 @@ def _mapping_in(answer: object) -> Mapping[str, Any]:
 
 def _faults_of_items(answer: object) -> str:
     """What the items of an answer say that should be images."""
-    values = {str(name).lower(): value for name, value in _mapping_in(answer).items()}
+    values = {str(name).lower(): value for name, value in mapping_in(answer).items()}
     lists = [value for name in _SOURCES if isinstance(value := values.get(name), list)]
     return words_of([item for items in lists for item in items if isinstance(item, Mapping) and item])

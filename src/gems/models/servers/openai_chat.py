@@ -12,9 +12,9 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
-from gems.errors import BackendError, GemsError, is_passing_status
+from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
 from gems.models.servers.completions import read_completion, tidy_completion
-from gems.models.servers.error_texts import error_message, is_spent
+from gems.models.servers.error_texts import error_message
 from gems.models.structured import is_not_understood
 from gems.secrets import one_line
 
@@ -48,10 +48,11 @@ class OpenAIChat(ChatOpenAI):
             raise BackendError(f"{self._address}: no answer ({tries} tries)", retryable=False) from None
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
-            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}"
-            is_over = is_not_understood(error) or is_spent(error.response.content)
-            retryable = is_passing_status(error.status_code) and not is_over
-            raise BackendError(message, retryable=retryable, status_code=error.status_code) from None
+            unpaid = error.status_code == 402 or is_unpaid(f"{reason} {error.response.text}")
+            advice = "; waiting does not help: pay for more, or give another key" if unpaid else ""
+            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
+            retryable = is_passing_status(error.status_code) and not unpaid and not is_not_understood(error)
+            raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error
             while cause.__cause__ is not None:

@@ -30,7 +30,7 @@ from gems.models.servers.base import (
     read_body,
 )
 from gems.models.servers.error_texts import error_message, json_body
-from gems.models.servers.image_answers import JsonImages, decode_base64, read_answer
+from gems.models.servers.image_answers import JsonImages, decode_base64, mapping_in, read_answer
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -131,9 +131,15 @@ class OpenAIImages(JsonImages):
 
     def check(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
-        body, _ = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
+        body, kind = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
         answer = json_body(body)
-        if isinstance(answer, Mapping) and answer.get("error"):
+        if not isinstance(answer, (Mapping, list)):
+            raise BackendError(
+                f"{self.name}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
+                "it has no API with OpenAI's protocol at this base_url, which often ends in /v1",
+                retryable=False,
+            )
+        if mapping_in(answer).get("error"):
             raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
         listed = _list_of(answer, "data")
         models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]

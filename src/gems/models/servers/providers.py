@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
+import httpx
 from langchain_core.language_models import BaseChatModel
 
-from gems.errors import InputError
+from gems.errors import InputError, is_unpaid
 from gems.extras import how_to_install
 from gems.models.servers.base import checked_url
+from gems.models.servers.error_texts import error_message
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import pause
@@ -54,13 +56,22 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
     settings = _settings(options)
     # No redirects: they could take prompts and images to any host.
-    settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False)
+    hooks = {"response": [_do_not_retry_unpaid]}
+    settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
         settings["api_key"] = "none"  # many servers need no key, but the client does
     chat = OpenAIChat(model=model, **settings)
     _let_stops_end_waits(chat.root_client)
     return chat
+
+
+def _do_not_retry_unpaid(response: httpx.Response) -> None:
+    """Tell OpenAI's client, in the way in which its own server does, that another try is of no use."""
+    if response.is_error:
+        response.read()
+        if is_unpaid(f"{error_message(response.content)} {response.text}"):
+            response.headers["x-should-retry"] = "false"
 
 
 def _let_stops_end_waits(client: Any) -> None:

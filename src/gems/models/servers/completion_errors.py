@@ -1,0 +1,133 @@
+"""Errors that chat servers put into an answer with status 200."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gems.errors import BackendError, is_passing_status, is_unpaid
+from gems.models.servers.completion_messages import read_content, read_message, says_something
+from gems.models.servers.error_texts import error_message
+from gems.models.structured import is_unsupported
+from gems.secrets import one_line
+
+__all__ = ["error_of_choice", "error_of_completion", "finish_reason", "server_error"]
+
+_PASSING: Final = re.compile(
+    r"overload|rate.?limit|too many|time[d]?.?out|unavailable|busy|capacity|try again|internal|server.?error|upstream"
+    r"|abort|cancel|network|loading",
+    re.IGNORECASE,
+)
+"""What a server says of errors that may pass, if it gives no code."""
+
+_MINIMAX_STATUSES: Final = {
+    1000: 500,
+    1001: 504,
+    1002: 429,
+    1004: 401,
+    1008: 402,
+    1013: 500,
+    1024: 500,
+    1033: 500,
+    1039: 429,
+}
+"""What the codes in MiniMax's ``base_resp`` mean as a status of HTTP, as far as that is known."""
+
+
+def server_error(what: str, error: object, *, was_understood: bool) -> BackendError:
+    """The error in an answer with status 200, in the server's words.
+
+    Args:
+        what: What happened, for the message.
+        error: The error as the server writes it: a text, or an object with a message, and a code or type.
+        was_understood: Whether the server had begun to answer, so that another way of asking would be no better.
+    """
+    details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+    words = error_message(json.dumps(details).encode()) or details.get("type") or details.get("code")
+    words = one_line(words or "no reason given")
+    status = _status(details)
+    if status is None and is_unsupported(words):
+        status = 501
+    kind = f"{details.get('type') or ''} {details.get('code') or ''} {words}"
+    is_passing = is_passing_status(status) if status else bool(_PASSING.search(kind))
+    return BackendError(
+        f"{what}: {words}",
+        retryable=is_passing and not is_unpaid(kind),
+        status_code=None if was_understood else status,
+        reason=words,
+    )
+
+
+def _status(details: Mapping[str, Any]) -> int | None:
+    for name in ("code", "status", "status_code", "error_code", "errcode", "http_status"):
+        text = str(details.get(name))
+        if re.fullmatch("[45][0-9][0-9]", text):
+            return int(text)
+    return None
+
+
+def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> object:
+    """The error in an answer; None if there is none.
+
+    Args:
+        answer: The JSON that a server answered with status 200.
+        has_choices: Whether it has choices. Then a message beside them is no error.
+    """
+    error = answer.get("error")
+    if error is True:
+        return answer.get("message") or answer.get("detail") or "no reason given"
+    if _is_error(error):
+        return error
+    report = answer.get("base_resp")
+    if isinstance(report, Mapping) and str(report.get("status_code") or 0) != "0":
+        code = report["status_code"]
+        status = _MINIMAX_STATUSES.get(code) if isinstance(code, int) else None
+        return {"message": report.get("status_msg") or f"status {code}", "status": status, "type": str(code)}
+    return answer if not has_choices and error_message(json.dumps(answer).encode()) else None
+
+
+def _is_error(error: object) -> bool:
+    """Whether an error says anything; some servers put an empty one into each answer."""
+    if isinstance(error, Mapping):
+        return any(value not in (None, "", 0, "0", False, [], {}) for value in error.values())
+    return bool(error)
+
+
+def error_of_choice(choice: Mapping[str, Any]) -> object:
+    """The error inside a choice; None if there is none."""
+    message = choice.get("message")
+    inner = message.get("error") if isinstance(message, Mapping) else None
+    error: object = choice.get("error") or inner
+    reason = choice.get("finish_reason")
+    if error or not isinstance(reason, str):
+        return error or None
+    if reason.lower() != "error":
+        answer = read_message(choice)
+        is_normal = not reason or (finish_reason(reason) in _NORMAL and reason.lower() not in _ABORTED)
+        return None if is_normal or (answer and says_something(answer)) else f"it gave no answer ({reason})"
+    native = choice.get("native_finish_reason")
+    return (read_content(message.get("content")) if isinstance(message, Mapping) else "") or native or "no reason given"
+
+
+_ABORTED: Final = frozenset({"abort", "aborted", "cancel", "cancelled", "canceled"})
+_NORMAL: Final = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
+_FINISH_REASONS: Final = {
+    **dict.fromkeys(("eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed", "done"), "stop"),
+    **dict.fromkeys(("max_tokens", "max_length", "model_length", "max_output_tokens", "token_limit"), "length"),
+    **dict.fromkeys(
+        ("safety", "sensitive", "content_filtered", "recitation", "blocklist", "prohibited_content"), "content_filter"
+    ),
+    **dict.fromkeys(("tool_use", "tool_call"), "tool_calls"),
+    **dict.fromkeys(_ABORTED, "length"),
+}
+"""Names of other protocols; what was aborted is cut off."""
+
+
+def finish_reason(reason: object) -> str | None:
+    """Why an answer ended, in the words of OpenAI's protocol if it has one for that."""
+    if not isinstance(reason, str):
+        return None
+    word = reason.lower()
+    return word if word in _NORMAL else _FINISH_REASONS.get(word, reason)

@@ -1,0 +1,130 @@
+"""What chat and image servers answer over HTTP: how often they are asked, and what the user is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from langchain_core.messages import HumanMessage, SystemMessage
+
+from gems.authority import OPERATOR
+from gems.errors import BackendError
+from gems.models.registry import init_image_generator, init_mllm
+from gems.nodes.retry import retry_on
+from gems.options import ChatOptions, GeneratorOptions
+
+QUESTION = [SystemMessage("Obey."), HumanMessage("What do you wish?")]
+STREAM = b"".join(
+    f"data: {json.dumps({'model': 'm', 'choices': [{'index': 0, 'delta': {'content': piece}}]})}\n\n".encode()
+    for piece in ("a ", "car")
+)
+
+
+class Handler(BaseHTTPRequestHandler):
+    answer: tuple[int, str, bytes] = (200, "application/json", b"{}")
+    requests: int = 0
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_GET(self) -> None:
+        status, kind, body = type(self).answer
+        type(self).requests += 1
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[Handler]]]:
+    handler = type("OneHandler", (Handler,), {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1", handler
+        http.shutdown()
+
+
+def ask(address: str) -> str:
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    return str(model.invoke(QUESTION).text)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (429, {"message": "You exceeded your current quota, please check your plan", "code": "insufficient_quota"}),
+        (429, {"message": "billing hard limit has been reached", "type": "billing_error"}),
+        (402, {"message": "Insufficient credits"}),
+        (400, {"message": "Your credit balance is too low to access the API"}),
+        (403, {"message": "余额不足"}),
+        (500, {"message": "insufficient balance"}),
+    ],
+)
+def test_an_account_without_money_is_told_of_at_once(
+    server: tuple[str, type[Handler]], status: int, error: dict[str, str]
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", json.dumps({"error": error}).encode())
+    with pytest.raises(BackendError) as caught:
+        ask(address)
+    assert handler.requests == 1
+    assert not retry_on(caught.value)
+    assert error["message"] in str(caught.value)
+    assert "waiting does not help" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_busy_server_is_asked_again(server: tuple[str, type[Handler]]) -> None:
+    address, handler = server
+    words = "Rate limit reached for m: try again in 1 ms. Add a payment method: /account/billing"
+    handler.answer = (429, "application/json", json.dumps({"error": {"message": words}}).encode())
+    with pytest.raises(BackendError) as caught:
+        ask(address)
+    assert handler.requests > 1
+    assert retry_on(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["text/event-stream", "text/event-stream; charset=utf-8", "application/json"])
+def test_a_server_that_always_streams_is_understood(server: tuple[str, type[Handler]], kind: str) -> None:
+    address, handler = server
+    handler.answer = (200, kind, STREAM + b"data: [DONE]\n\n")
+    assert ask(address) == "a car"
+    assert handler.requests == 1
+
+
+def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler]]) -> None:
+    address, handler = server
+    options = GeneratorOptions(base_url=address, api_key="none")
+    generator: Any = init_image_generator("openai:m", options, OPERATOR)
+    for kind, body in (("text/html", b"<!doctype html><html>Hi</html>"), ("", b""), ("text/plain", b"ok")):
+        handler.answer = (200, kind, body)
+        with pytest.raises(BackendError, match="no API with OpenAI's protocol"):
+            generator.check()
+    handler.answer = (200, "application/json", b'{"data": []}')
+    assert "does not list its models" in generator.check()
+
+
+def test_an_image_server_without_money_is_asked_once(server: tuple[str, type[Handler]]) -> None:
+    from gems.models.generators import ImageRequest
+
+    address, handler = server
+    handler.answer = (
+        429,
+        "application/json",
+        b'{"error": {"code": "insufficient_quota", "message": "quota exceeded"}}',
+    )
+    options = GeneratorOptions(base_url=address, api_key="none", timeout=20)
+    [error] = init_image_generator("openai:m", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    assert isinstance(error, BackendError)
+    assert "quota exceeded" in str(error)
+    assert handler.requests == 1

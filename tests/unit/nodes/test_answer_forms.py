@@ -1,0 +1,440 @@
+"""The spellings in which chat models write verdicts and requirements: what is clearly meant is read, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from langchain_core.messages import AIMessage
+
+from gems.errors import MalformedAnswerError
+from gems.graph.state import Requirement
+from gems.models.structured import read_form
+from gems.nodes.decomposer import Requirements
+from gems.nodes.question_ids import questions_of
+from gems.nodes.verifier import Verdicts
+
+QUESTIONS = [
+    Requirement(id="r1", question="Are there any cars in the image?", kind="object"),
+    Requirement(id="r2", question="Are there exactly two cars in the image?", kind="count"),
+]
+
+
+def verdicts(content: Any) -> dict[str, set[str]]:
+    """The answers to each question, from a chat model's answer."""
+    form = read_form(AIMessage(content if isinstance(content, str) else json.dumps(content)), Verdicts)
+    questions = questions_of(list(dict.fromkeys(item.id for item in form.verdicts)), QUESTIONS)
+    answers: dict[str, set[str]] = {}
+    for item in form.verdicts:
+        if item.id in questions:
+            answers.setdefault(questions[item.id].id, set()).add(item.answer)
+    return answers
+
+
+def read_answer(answer: Any) -> str:
+    """What one answer is read as; "unsure" where it cannot be read."""
+    form = read_form(AIMessage(json.dumps({"verdicts": [{"id": "r1", "answer": answer}]})), Verdicts)
+    return form.verdicts[0].answer
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+YES = (
+    "yes, two red cars",
+    "Yes — two cars",
+    "Yes: two cars, both red",
+    "yes - two cars",
+    "Yes (two cars)",
+    "Yes (95%)",
+    "**Yes**, two cars",
+    "**Yes.** Two cars.",
+    "yes\nTwo cars are visible.",
+    "Yes!",
+    "Answer: yes",
+    "correct",
+    "Correct.",
+    "true",
+    "TRUE, two cars",
+    "pass",
+    "Passed",
+    "met",
+    "satisfied",
+    "fulfilled",
+    "✅",
+    "✓",
+    "✔️",
+    "☑",
+    "✅ yes",
+    "✅ two red cars",
+    "Yes ✅",
+    "是",
+    ["yes"],
+    [True],
+    {"value": "yes"},
+    {"answer": "Yes", "confidence": 0.9},
+    {"passed": True},
+)
+NO = (
+    "no, there are three",
+    "No. Three cars.",
+    "No — only one car",
+    "no: nothing red",
+    "❌",
+    "✗",
+    "✘ three cars",
+    "❌ No",
+    "fail",
+    "FAILED",
+    "incorrect",
+    "false, three cars",
+    "not present",
+    "Not met.",
+    "not satisfied",
+    "absent",
+    "否",
+    "Result: no",
+    ["no"],
+    {"verdict": "no"},
+    {"passed": False},
+)
+UNSURE = (
+    "yes, but only one is red",
+    "yes, however one is missing",
+    "Yes, although blurred",
+    "yes, partially",
+    "Yes, mostly",
+    "yes, almost",
+    "yes, except for the wheel",
+    "Yes - not exactly",
+    "yes, no",
+    "yes and no",
+    "yes/no",
+    "yes or no",
+    "yes|no",
+    "yes-ish",
+    "yes... ish",
+    "yes?",
+    "Yes? No.",
+    "Yes. No.",
+    "yes, maybe",
+    "yes, probably",
+    "yes, I think",
+    "Yes, it seems so",
+    "yes, hard to tell",
+    "yes, there aren't any",
+    "yes, there aren’t any",
+    "yes, I can't see any",
+    "yes, none",
+    "yes (10%)",
+    "yes (confidence 0.2)",
+    "yes if you squint",
+    "not yes",
+    "not no",
+    "not false",
+    "not incorrect",
+    "not sure",
+    "not visible",
+    "no idea",
+    "no problem",
+    "no text is visible",
+    "no, wait, yes",
+    "no... yes",
+    "no, it is correct",
+    "No, actually there are two",
+    "no, maybe",
+    "no - I cannot tell",
+    "partially correct",
+    "partly",
+    "true and false",
+    "pass/fail",
+    "✅❌",
+    "✅/❌",
+    "✅ no",
+    "❌ yes",
+    "✅ partially",
+    "right",
+    "left",
+    "present",
+    "correct?",
+    "1.5",
+    "0.5",
+    "0,7",
+    "1, 0",
+    "10",
+    "y, n",
+    "yes-no",
+    "unsure, yes",
+    "x",
+    "☒",
+    "Answer: yes or no",
+    "",
+    ["yes", "no"],
+    ["yes", "yes, but"],
+    [],
+    {"yes": True},
+    {"value": "maybe"},
+    {"answer": "yes", "passed": False},
+    {"value": {"value": {"value": "maybe"}}},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning"), [*((a, "yes") for a in YES), *((a, "no") for a in NO), *((a, "unsure") for a in UNSURE)]
+)
+def test_an_answer_is_read_only_if_its_meaning_is_clear(answer: Any, meaning: str) -> None:
+    try:
+        assert read_answer(answer) == meaning
+    except MalformedAnswerError:
+        assert meaning == "unsure"
+
+
+@pytest.mark.parametrize(
+    "hedge", ["but", "however", "though", "nearly", "perhaps", "unclear", "not", "never", "sort of"]
+)
+@pytest.mark.parametrize("word", ["yes", "Yes", "**Yes**", "correct", "true", "passed", "✅"])
+@pytest.mark.parametrize("joint", [", ", " - ", " — ", ": ", ". ", " (", "; "])
+def test_a_yes_with_a_hedge_is_none(word: str, joint: str, hedge: str) -> None:
+    assert read_answer(f"{word}{joint}two cars, {hedge} one is blue") == "unsure"
+
+
+# --- names of fields ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ID",
+        "question_id",
+        "questionId",
+        "Question ID",
+        "requirement_id",
+        "requirementId",
+        "qid",
+        "req",
+        "requirement",
+        "number",
+        "#",
+        "question",
+        "key",
+        "r_id",
+        "index",
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", ["verdict", "result", "Status", "passed", "is_met", "value", "response", "judgement"]
+)
+def test_fields_have_other_names(name: str, answer: str) -> None:
+    content = {"verdicts": [{name: "r1", answer: "yes"}, {name: "r2", answer: "no"}]}
+    if name == "r_id":
+        with pytest.raises(MalformedAnswerError):
+            verdicts(content)
+    else:
+        assert verdicts(content) == {"r1": {"yes"}, "r2": {"no"}}
+
+
+def test_the_right_name_takes_precedence_and_a_contradiction_is_unsure() -> None:
+    whole = {"id": "r1", "question": QUESTIONS[1].question, "answer": "no", "status": "done", "confidence": 0.7}
+    assert verdicts({"verdicts": [whole]}) == {"r1": {"no"}}
+    for other in ({"passed": False}, {"verdict": "no"}, {"result": "fail"}):
+        assert verdicts({"verdicts": [{"id": "r1", "answer": "yes", **other}]}) == {"r1": {"unsure"}}
+    assert verdicts({"verdicts": [{"id": "r1", "status": "done", "verdict": "yes"}]}) == {"r1": {"yes"}}
+    assert verdicts({"verdicts": [{"id": "r1", "verdict": ["a", "b"]}, {"id": "r2", "answer": "no"}]})["r1"] == {
+        "unsure"
+    }
+
+
+def test_a_reason_and_a_confidence_have_other_names() -> None:
+    content = {"verdicts": [{"qid": 1, "verdict": "yes", "certainty": "95 %", "explanation": "two cars"}]}
+    [item] = read_form(AIMessage(json.dumps(content)), Verdicts).verdicts
+    assert (item.confidence, item.reason) == (0.95, "two cars")
+
+
+# --- shapes of lists ------------------------------------------------------------------------------------------------
+
+BOTH = {"r1": {"yes"}, "r2": {"no"}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "r1: yes\nr2: no",
+        "1. yes\n2. no",
+        "1) Yes, a car.\n2) No, three cars.",
+        "**r1**: Yes — two cars\n**r2**: No — three cars",
+        "- r1: yes\n- r2: no",
+        "* **r1:** yes\n* **r2:** no",
+        "Here is what I see:\n\nr1 - yes\nr2 - no\n\nAnything else?",
+        "<think>r1: no\nr2: yes</think>\nr1: yes\nr2: no",
+        "r1 = yes\nr2 = no",
+        "r1 → ✅\nr2 → ❌",
+        "#1: yes\n#2: no",
+        "Q1: yes\nQ2: no",
+        "R 1: Yes.\nR 2: No.",
+        "(r1) yes\n(r2) no",
+        "[r1] yes\n[r2] no",
+        "r1,yes\nr2,no",
+        "r1\tyes\tseen\nr2\tno\tthree",
+        "r1: Are there any cars in the image? Yes\nr2: Are there exactly two cars in the image? No, three.",
+        "Are there any cars in the image? Yes.\nAre there exactly two cars in the image? No.",
+        "| ID | Answer | Reason |\n|----|:---:|---|\n| r1 | yes | two cars |\n| r2 | **No** | three |",
+        "| # | Question | Verdict |\n|---|---|---|\n| 1 | Are there any cars? | ✅ |\n| 2 | Exactly two? | ❌ |",
+        "```\nr1: yes\nr2: no\n```",
+        "| r1 | yes |\n| r2 | no |",
+        {"verdicts": ["r1 - yes", "r2 - no, three"]},
+        {"verdicts": ["r1: Yes, a car: red", "**r2** — No"]},
+        {"verdicts": "r1: yes\nr2: no"},
+        {"verdicts": "r1: yes, r2: no"},
+        {"verdicts": [[{"id": "r1", "answer": "yes"}], [{"id": "r2", "answer": "no"}]]},
+        [[{"id": "r1", "answer": "yes"}], [{"id": "r2", "answer": "no"}]],
+        {"verdicts": [["r1", "yes"], ["r2", "no", 0.9, "three"]]},
+        {"r1": "yes", "r2": "no"},
+        {"r1": True, "r2": False},
+        {"verdicts": [{"r1": "yes", "confidence": 0.9}, {"r2": "no", "reason": "three"}]},
+        "**Question r1:** Yes\n**Question r2:** No",
+        "r1: **Yes**\n   - Reason: two cars\n   - Confidence: 0.95\nr2: **No**",
+        {"r1": ["yes"], "r2": [{"answer": "no"}]},
+        {"R1": {"answer": "yes"}, "R2": {"verdict": "no"}},
+        {"r1": "yes", "r2": "no", "status": "ok"},
+        {"Q1": "yes", "#2": "no"},
+        {"results": {"r1": {"passed": True}, "r2": {"passed": False}}},
+        '{"id": "r1", "answer": "yes"}\n{"id": "r2", "answer": "no"}',
+        '{"r1": "yes"}\n{"r2": "no"}',
+        '{"verdicts": [{"id": "r1", "answer": "yes"}]}\n{"verdicts": [{"id": "r2", "answer": "no"}]}',
+        '```json\n{"verdicts": [{"id": "r1", "answer": "yes"}]}\n```\n```json\n{"verdicts": {"r2": "no"}}\n```',
+        {"verdicts": [{"question": "r1", "answer": "yes"}, {"question": "r2", "answer": "no"}]},
+        {"verdicts": [{"question": QUESTIONS[0].question, "answer": "yes"}, {"id": " R 2 ", "answer": "no"}]},
+    ],
+)
+def test_a_list_has_another_shape(content: Any) -> None:
+    assert verdicts(content) == BOTH
+
+
+def test_a_draft_is_not_joined_to_the_answer() -> None:
+    draft, final = (
+        {"verdicts": [{"id": "r1", "answer": word}, {"id": "r2", "answer": "no"}]} for word in ("no", "yes")
+    )
+    assert verdicts(f"{json.dumps(draft)}\n{json.dumps(final)}") == BOTH
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Yes, I can see the image.",
+        "1 car is visible.",
+        "I see 2 cars, yes.",
+        "Step 1: look at the image.",
+        "There are two. Yes.",
+        "r1, r2: yes",
+        "all but r1, r2: yes",
+        "r1: yes\n  but only in part",
+        "r1: yes\n\nHowever, it may be a bus.",
+        "The answer is yes.",
+        "r1: yes or no?",
+        "| A | B |\n|---|---|\n| r1 | yes |",
+        '{"verdicts": [{"id": "r1", "ans',
+        {"errors": ["r1 - missing"]},
+        {"verdicts": [{"id": "r1", "failed": True}]},
+        {"verdicts": [{"id": "r1", "present": True}]},
+    ],
+)
+def test_prose_is_no_yes(content: Any) -> None:
+    try:
+        answers = verdicts(content)
+    except MalformedAnswerError:
+        return
+    assert all("yes" not in words for words in answers.values()), answers
+
+
+@pytest.mark.parametrize("unit", ["-", "|", "| ", "[", "* ", "r1 ", "1", "?", "r1: ?", "a?", "yes, ", "|-", "| -\n"])
+def test_a_model_that_repeats_itself_costs_no_time(unit: str) -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(MalformedAnswerError):
+        verdicts(unit * (30_000 // len(unit)))
+    assert time.perf_counter() - start < 5
+
+
+def test_a_line_that_is_cut_off_is_not_read() -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage("r1: yes\nr2: no", response_metadata={"finish_reason": "length"}), Verdicts)
+
+
+@pytest.mark.parametrize(
+    ("stated", "confidence"),
+    [
+        *[
+            (text, 0.95)
+            for text in ("0.95 (very sure)", "95% sure", "about 95 %", "95 (very sure)", "Confidence: 0.95")
+        ],
+        *[(text, 0.95) for text in ([0.95], {"value": 0.95}, "0,95 - sicher", "95/100", "95 out of 100 points")],
+        *[(text, 0.9) for text in ("9/10", "high", "High confidence", "high (0.9)", "9 of 10", "９／１０")],
+        *[
+            (text, 0.5)
+            for text in ("0.8-0.9", "less than 0.9", "< 0.9", "-0.9", "not 0.9", "1 car", "2 of 1", "at most 90%")
+        ],
+        *[
+            (text, 0.5)
+            for text in ("sure", "no idea", [], [0.9, 0.1], {"a": 1}, "0.9 or 0.1", "high or low", "not high")
+        ],
+    ],
+)
+def test_a_confidence_is_read_in_words(stated: Any, confidence: float) -> None:
+    content = {"verdicts": [{"id": "r1", "answer": "yes", "confidence": stated}]}
+    [item] = read_form(AIMessage(json.dumps(content)), Verdicts).verdicts
+    assert item.confidence == pytest.approx(confidence)
+
+
+# --- requirements ---------------------------------------------------------------------------------------------------
+
+CAT = "Is there a cat?"
+SHOWS = "Does the image show this: two red cars?"
+
+
+@pytest.mark.parametrize(
+    ("content", "questions"),
+    [
+        ({"requirements": ["two red cars", "a dog"]}, [SHOWS, "Does the image show this: a dog?"]),
+        ({"requirements": [CAT, "two red cars."]}, [CAT, SHOWS]),
+        ({"requirements": ["Is there a cat", "Two red cars"]}, [CAT, "Does the image show this: Two red cars?"]),
+        ({"requirements": ["1. Is there a cat?", "- two red cars"]}, [CAT, SHOWS]),
+        (["two red cars"], [SHOWS]),
+        ({"questions": ["two red cars"]}, [SHOWS]),
+        ({"requirements": {"r1": "two red cars"}}, [SHOWS]),
+        ({"requirements": {"count": ["two red cars"], "object": [CAT]}}, [SHOWS, CAT]),
+        ({"requirements": [{"requirement": "two red cars", "type": "count"}]}, [SHOWS]),
+        ({"requirements": [{"question": "two red cars"}]}, [SHOWS]),
+        ({"requirements": [{"statement": CAT}, {"id": "r2", "criterion": "two red cars"}]}, [CAT, SHOWS]),
+        ({"requirements": [[CAT, "object"], [{"question": "two red cars"}]]}, [CAT, SHOWS]),
+        ({"requirements": "1. Is there a cat?\n2. two red cars"}, [CAT, SHOWS]),
+        ({"requirements": [CAT, "", "?", "r1", "Here they are:", "none", 7, None, {"x": 1}]}, [CAT]),
+        ({"requirements": ["猫がいますか？"]}, ["猫がいますか？"]),
+    ],
+)
+def test_a_statement_becomes_a_question(content: Any, questions: list[str]) -> None:
+    form = read_form(AIMessage(json.dumps(content)), Requirements)
+    assert [r.question for r in form.requirements] == questions
+
+
+def test_a_kind_is_kept() -> None:
+    content = {"requirements": {"count": ["two red cars"], "Object": CAT}}
+    assert [r.kind for r in read_form(AIMessage(json.dumps(content)), Requirements).requirements] == ["count", "object"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "What would you like me to do?",
+        "two red cars",
+        {"error": ["no image was sent"]},
+        {"errors": "none"},
+        {"requirements": "none"},
+        Requirements.model_json_schema(),
+        {"properties": {"names": ["Is", "there"]}},
+        {"requirements": ["", "?"]},
+    ],
+)
+def test_other_words_are_no_requirements(content: Any) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(content if isinstance(content, str) else json.dumps(content)), Requirements)
