@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 import tarfile
@@ -18,6 +17,7 @@ from gems.bulk.export_folder import check_target, publish
 from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, read_manifest, saved_jobs
 from gems.errors import InputError
 from gems.files import atomic_replacement
+from gems.json_text import strict_json
 from gems.memory.image_store import read_from, stores_beside
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _write_shard(path: Path, examples: Iterator[tuple[BatchRow, AttemptFields]],
     with tarfile.open(path, "w") as archive:
         while size < _SHARD_BYTES and (example := next(examples, None)):
             row, best = example
-            metadata = json.dumps(_metadata(row, best), ensure_ascii=False)
+            metadata = strict_json(_metadata(row, best), ensure_ascii=False)
             parts = {"png": images.read(best), "txt": row["prompt"].encode(), "json": metadata.encode()}
             for suffix, data in parts.items():
                 entry = tarfile.TarInfo(f"{row['index']:09d}.{suffix}")
@@ -294,7 +294,7 @@ def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice
             name = f"{row['index']:09d}.png"
             (train / name).write_bytes(images.read(best))
             metadata = {"file_name": name, **_metadata(row, best), "text": row["prompt"]}
-            file.write(json.dumps(metadata, ensure_ascii=False) + "\n")
+            file.write(strict_json(metadata, ensure_ascii=False) + "\n")
             n += 1
     return n, n
 

@@ -26,7 +26,7 @@ from gems.files import refuse_link, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.runs.record import ModelRecord
 
 __all__ = [
@@ -200,7 +200,7 @@ class ResultsFile:
 
     def add(self, row: BatchRow) -> None:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        line = (strict_json(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
             try:
                 with self.path.open("ab") as file:
@@ -290,7 +290,7 @@ class ResultsFile:
     def _row(self, offset: int) -> BatchRow:
         with self.path.open("rb") as file:
             file.seek(offset)
-            row: BatchRow = json.loads(file.readline())
+            row: BatchRow = parse_json(file.readline())
         return row
 
 
@@ -415,7 +415,7 @@ def claim(
     path = out / "batch.json"
     if not path.exists():
         content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
     content = read_manifest(out)
     if content["bound_to"] != digest:
         raise InputError(f"{out} holds a batch with {_difference(content, manifest)}; choose another folder with --out")
@@ -454,7 +454,7 @@ def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> N
     """Write jobs to a file in the form that ``read_jobs`` reads. Without a job, the file is removed."""
     path = out / name
     if jobs:
-        write_atomically(path, "".join(json.dumps(job.fields(), ensure_ascii=False) + "\n" for job in jobs).encode())
+        write_atomically(path, "".join(strict_json(job.fields(), ensure_ascii=False) + "\n" for job in jobs).encode())
     else:
         path.unlink(missing_ok=True)
 

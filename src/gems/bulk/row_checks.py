@@ -11,12 +11,11 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    ValidationError,
     model_validator,
 )
 
 from gems.graph.state import Outcome, Usage
-from gems.json_text import parse_json
+from gems.json_text import parse_json, parse_model
 from gems.seeds import MAX_SEED
 
 __all__ = ["check_row"]
@@ -101,12 +100,6 @@ def check_row(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
-    row = parse_json(line)
-    try:
-        _Row.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        location = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
-    assert isinstance(row, dict)
+    parse_model(_Row, line)
+    row: dict[str, Any] = parse_json(line)
     return row

@@ -6,7 +6,6 @@ their weights and calibration. The user's memory is not part of it, because no a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.graph.context import GemsContext
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.runs.record import model_records
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import digest_of
@@ -56,15 +55,15 @@ def bind_folder(out: Path, identity: Mapping[str, Any]) -> None:
     """
     path = out / "eval.json"
     if path.exists():
-        _check(out, _read(path), json.loads(json.dumps(identity)))
+        _check(out, _read(path), parse_json(strict_json(identity)))
     else:
-        write_atomically(path, json.dumps(identity, indent=1).encode())
+        write_atomically(path, strict_json(identity, indent=1).encode())
 
 
 def mark_as_mixed(out: Path, changes: str) -> None:
     """Note that results in the folder come from different skills: from now on, ``bind_folder`` refuses it."""
     path = out / "eval.json"
-    write_atomically(path, json.dumps({**_read(path), _MIXED: changes}, indent=1).encode())
+    write_atomically(path, strict_json({**_read(path), _MIXED: changes}, indent=1).encode())
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

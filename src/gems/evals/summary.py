@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.extras import how_to_install
 from gems.files import write_atomically
+from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, read_from, stores_beside
 
 __all__ = ["write_report"]
@@ -34,7 +34,7 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     Raises:
         InputError: matplotlib, which draws the plots, is not installed.
     """
-    write_atomically(out / "report.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(out / "report.json", (strict_json(report, indent=2, ensure_ascii=False) + "\n").encode())
     markdown = _templates().get_template("report.md.j2").render(report=report)
     write_atomically(out / "report.md", markdown.encode())
     plots = _plots(report)

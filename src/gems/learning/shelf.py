@@ -8,7 +8,6 @@ figures of all its trials in ``trials.jsonl``: a version that was refused stays 
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
 from gems.files import write_atomically
-from gems.json_text import parse_json
+from gems.json_text import parse_json, parse_model, strict_json
 from gems.paths import home, private_file, private_folder
 from gems.runs.record import ModelRecord
 from gems.skills.catalogue import suits
@@ -194,7 +193,7 @@ def _checked_figures(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError: They are none.
     """
-    _Figures.model_validate_json(text)
+    parse_model(_Figures, text)
     figures: dict[str, Any] = parse_json(text)
     return figures
 
@@ -249,8 +248,8 @@ def write_figures(skill: LearnedSkill, figures: dict[str, Any]) -> LearnedSkill:
     history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
     earlier = history.read_bytes() if history.exists() else b""
     history.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(history, earlier + json.dumps(figures).encode() + b"\n")
-    write_atomically(skill.folder / _FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomically(history, earlier + strict_json(figures).encode() + b"\n")
+    write_atomically(skill.folder / _FIGURES, (strict_json(figures, indent=1) + "\n").encode())
     return LearnedSkill(skill.skill, skill.state, figures)
 
 

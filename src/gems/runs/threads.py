@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState, Usage
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, private_folder
@@ -102,7 +101,7 @@ class Thread:
                 store.put(_THREADS, self.id, fields, index=False)
         try:
             private_folder(path.parent)
-            write_atomically(path, json.dumps(fields, indent=2).encode())
+            write_atomically(path, strict_json(fields, indent=2).encode())
         except OSError as error:
             raise InputError(
                 f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder with free space"
