@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gems.errors import InputError
+from gems.files import check_own_files
 from gems.json_text import parse_json, strict_json
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
@@ -78,6 +79,12 @@ _COLUMNS: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
 """The columns of a ``Row``."""
+_FILES: Final = (
+    *(f"records.sqlite{end}" for end in ("", "-wal", "-shm", "-journal")),
+    "reindexing.lock",
+    "index",
+)
+"""What a memory's folder holds."""
 MAX_TTL: Final = 4e9
 """Minutes to live from which on a record never expires: its date would be too far away to be written."""
 _PAGE: Final = 1000
@@ -439,6 +446,7 @@ def open_records(folder: Path) -> Records:
     Raises:
         InputError: The folder or the file cannot be used.
     """
+    check_own_files(folder, _FILES, depth=4)
     file = folder / "records.sqlite"
     try:
         make_file(file)

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gems.bulk.export_folder import check_target, publish
-from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, read_manifest, saved_jobs
+from gems.bulk.results import (
+    AttemptFields,
+    BatchRow,
+    ResultsFile,
+    best_attempt_of,
+    check_folder,
+    read_manifest,
+    saved_jobs,
+)
 from gems.errors import InputError
 from gems.files import atomic_replacement
 from gems.json_text import strict_json
@@ -188,6 +196,7 @@ def export(
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; choose from: {', '.join(FORMATS)}")
+    check_folder(source)
     check_target(target)
     jobs = saved_jobs(source)
     record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])

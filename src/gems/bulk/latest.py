@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gems.bulk.limits import Limits
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.state import Prices
 from gems.json_text import parse_model, strict_json
 
@@ -77,7 +77,7 @@ def read_latest(folder: Path) -> Latest:
     """
     path = folder / "latest.json"
     try:
-        return parse_model(Latest, path.read_bytes())
+        return parse_model(Latest, read_regular(path, within=folder))
     except FileNotFoundError:
         return Latest()
     except ValueError as error:

@@ -22,7 +22,7 @@ from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_beyond, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import refuse_link, write_atomically
+from gems.files import check_own_files, lines_of, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
@@ -37,6 +37,7 @@ __all__ = [
     "Tally",
     "UsageFields",
     "best_attempt_of",
+    "check_folder",
     "claim",
     "group_of",
     "is_final",
@@ -291,6 +292,9 @@ class ResultsFile:
         with self.path.open("rb") as file:
             file.seek(offset)
             row: BatchRow = parse_json(file.readline())
+        if "usage" in row or "outcome" in row:  # people edit the file; readers rely on all figures
+            row["usage"] = cast(UsageFields, usage_of(row).model_dump(mode="json"))
+            row.setdefault("seconds", 0.0)
         return row
 
 
@@ -300,11 +304,9 @@ def _outcome(row: BatchRow) -> str:
 
 def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
     """The results in a file, and the offsets at which each begins and ends."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        end = 0
-        for number, line in enumerate(file, start=1):
+    end = 0
+    try:
+        for number, line in enumerate(lines_of(path, within=path.parent), start=1):
             start, end = end, end + len(line)
             if not line.strip():
                 continue
@@ -318,13 +320,32 @@ def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
                     "its prompt drawn again"
                 ) from None
             yield cast(BatchRow, row), start, end
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
-_WRITTEN_IN_PLACE: Final = (
+_FILES: Final = (
+    ".lock",
+    "batch.json",
+    "prompts.jsonl",
+    "not_started.jsonl",
     "results.jsonl",
     "begun.jsonl",
-    *(f"checkpoints.sqlite{end}" for end in ("", "-wal", "-shm")),
+    "latest.json",
+    "index.parquet",
+    *(f"checkpoints.sqlite{end}" for end in ("", "-wal", "-shm", "-journal")),
+    "images",
+    "runs",
 )
+
+
+def check_folder(out: Path) -> None:
+    """Check a batch's folder, which may be somebody else's, before anything in it is read or written.
+
+    Raises:
+        InputError: A file or folder of the batch leads out of the folder, or is neither.
+    """
+    check_own_files(out, _FILES)
 
 
 @contextmanager
@@ -332,10 +353,9 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other processes of this machine from working on the batch in this folder.
 
     Raises:
-        InputError: Another process works on it, or a file that would be written in place is a link.
+        InputError: Another process works on it, or see ``check_folder``.
     """
-    for name in _WRITTEN_IN_PLACE:
-        refuse_link(out / name)
+    check_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
@@ -430,7 +450,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """
     path = out / "batch.json"
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_regular(path, within=out))
         is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
@@ -467,17 +487,19 @@ def saved_jobs(out: Path) -> list[Job]:
     """
     path = out / "prompts.jsonl"
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
+        if not path.exists():
+            raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'")
+        return [
+            _job_in(path, number, line) for number, line in enumerate(lines_of(path, within=out), 1) if line.strip()
+        ]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    jobs: list[Job] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            jobs += [job_of(parse_json(line))] if line.strip() else []
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
-            ) from None
-    return jobs
+
+
+def _job_in(path: Path, number: int, line: bytes) -> Job:
+    try:
+        return job_of(parse_json(line))
+    except ValueError as error:
+        raise InputError(
+            f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
+        ) from None

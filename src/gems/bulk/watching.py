@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal
 from gems.bulk.latest import Latest, read_latest
-from gems.bulk.results import ResultsFile, Tally, read_manifest, saved_jobs
+from gems.bulk.results import ResultsFile, Tally, check_folder, read_manifest, saved_jobs
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Prices, Usage
@@ -116,6 +116,7 @@ def read_progress(folder: Path) -> Progress:
     Raises:
         InputError: The folder holds no batch, or a file in it is damaged.
     """
+    check_folder(folder)
     jobs, manifest = saved_jobs(folder), read_manifest(folder)
     try:
         candidates = GemsContext.model_validate(manifest.get("settings")).candidates

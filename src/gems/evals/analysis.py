@@ -222,7 +222,7 @@ def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> d
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for j, i, attempt in verified:
         requirements = j.row.get("requirements", [])
-        if Counter(r["kind"] for r in requirements) != Counter(q.skill for q in j.prompt.questions):
+        if Counter(r.get("kind") for r in requirements) != Counter(q.skill for q in j.prompt.questions):
             continue  # the decomposer asked other questions than the benchmark, so they cannot be compared
         truth: dict[str, list[bool]] = defaultdict(list)
         for question, score in zip(j.prompt.questions, j.scores[i], strict=True):

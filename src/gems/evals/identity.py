@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.json_text import parse_json, strict_json
 from gems.runs.record import model_records
@@ -74,12 +74,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(path.read_bytes())
-    except ValueError:
+        content = parse_json(read_regular(path, within=path.parent))
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{path} cannot be read; choose another folder with --out")
     return content
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -92,7 +97,7 @@ def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None
     if not changed_parts:
         return
     if set(changed_parts) <= {"skills", "models"}:
-        details = "; ".join(f"{name}: {differences(earlier.get(name, {}), identity[name])}" for name in changed_parts)
+        details = "; ".join(f"{name}: {differences(_mapping(earlier, name), identity[name])}" for name in changed_parts)
         raise InputError(
             f"{out} holds an evaluation with other {' and '.join(changed_parts)} ({details}); {begin_another}"
         )

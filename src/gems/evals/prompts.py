@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from gems.errors import InputError
+from gems.files import write_atomically
 from gems.json_text import parse_json, strict_json
 from gems.models.pocket.captions import terse_caption
 from gems.models.pocket.scene import Group, SceneSpec, sample_spec
@@ -123,4 +124,4 @@ def _are_the(group: Group) -> str:
 
 def write_prompts(prompts: list[EvalPrompt], path: Path) -> None:
     """Write prompts as the benchmark's JSONL."""
-    path.write_text("".join(strict_json(p.row()) + "\n" for p in prompts), encoding="utf-8")
+    write_atomically(path, "".join(strict_json(p.row()) + "\n" for p in prompts).encode())

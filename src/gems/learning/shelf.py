@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.json_text import parse_json, parse_model, strict_json
 from gems.paths import home, private_file, private_folder
 from gems.runs.record import ModelRecord
@@ -165,7 +165,7 @@ def learned_skills(name: str | None = None) -> list[LearnedSkill]:
 
 def _read_figures(folder: Path) -> dict[str, Any]:
     try:
-        return _checked_figures((folder / _FIGURES).read_bytes())
+        return _checked_figures(read_regular(folder / _FIGURES, within=folder))
     except (OSError, ValueError):
         return {}
 
@@ -266,13 +266,15 @@ def past_trials(name: str | None = None) -> list[PastTrial]:
 
 def _trials_in(folder: Path, name: str, version: int) -> Iterator[PastTrial]:
     path = folder / _TRIALS
-    if not path.exists():
+    try:
+        lines = read_regular(path, within=folder).split(b"\n")
+    except OSError:
         return
     try:
         metadata = read_skill(folder, "learned")[0].metadata
     except UnusableError:
         return
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines:
         with suppress(ValueError):
             figures = _checked_figures(line)
             yield PastTrial(name, version, metadata.get("gems-kind", ""), metadata.get("gems-generator", ""), figures)

@@ -15,6 +15,7 @@ from gems.authority import without_login
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
+from gems.files import read_regular
 from gems.json_text import parse_json, strict_json
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
@@ -177,7 +178,7 @@ def load_record(path: Path) -> tuple[Path, RunRecord]:
     """
     path = path / "run.json" if path.is_dir() else path
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path, within=path.parent))
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror}); give a run's folder, such as gems-out/RUN, or its run.json"

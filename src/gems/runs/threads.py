@@ -20,7 +20,7 @@ from langgraph.types import Command, StateSnapshot
 
 from gems.database import database_pool, setup_lock, without_password
 from gems.errors import BackendError, InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
@@ -168,7 +168,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
     path = _thread_file(thread)
     try:
         fields = _thread_in_database(thread, database) if database and not path.exists() else None
-        fields = fields or parse_json(path.read_text(encoding="utf-8"))
+        fields = fields or parse_json(read_regular(path, within=path.parent))
         return Thread(
             thread,
             fields["prompt"],
