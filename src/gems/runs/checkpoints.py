@@ -16,6 +16,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
 from gems.paths import make_file
+from gems.runs.checkpoint_checks import CheckedSaver
 from gems.secrets import one_line
 
 __all__ = ["delete_threads_without", "open_checkpoints"]
@@ -60,17 +61,20 @@ class _OwnForms(JsonPlusSerializer):
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in _FORMS:
-            raise InputError(f"a checkpoint has the form {data[0]!r}, which GEMS does not write; move its file away")
+            raise InputError(f"it has the form {data[0]!r}, which GEMS does not write")
         try:
             return super().loads_typed(data)
         except Exception as error:  # whatever a damaged text leads to
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise InputError(f"a checkpoint is damaged ({reason}); move its file away") from error
+            raise InputError(f"it is damaged: {reason}") from error
 
 
 @contextmanager
 def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.postgres import PostgresSaver
+
+    class Saver(CheckedSaver, PostgresSaver):
+        pass
 
     with database_pool(database) as pool:
         import psycopg  # installed, or there would be no pool
@@ -78,9 +82,15 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
         try:
             with pool.connection() as connection, setup_lock(connection):
                 PostgresSaver(connection).setup()
-            yield PostgresSaver(pool, serde=_OwnForms())
+            yield Saver(pool, serde=_OwnForms())
         except psycopg.Error as error:
             raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
+
+
+class _SqliteSaver(CheckedSaver, SqliteSaver):
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        super().__init__(connection, serde=_OwnForms())
+        self.place = str(path)
 
 
 @contextmanager
@@ -91,7 +101,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.
         connection.execute("PRAGMA synchronous = NORMAL")
-        saver = SqliteSaver(connection, serde=_OwnForms())
+        saver = _SqliteSaver(connection, path)
         saver.setup()
     except sqlite3.OperationalError as error:
         raise _unwritable(path, error) from error

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint
 from PIL import Image
 
 from gems.authority import names_more_than_a_model
@@ -19,7 +24,8 @@ from gems.bulk.latest import read_latest
 from gems.bulk.results import ResultsFile, locked, read_manifest, saved_jobs
 from gems.bulk.watching import read_progress
 from gems.errors import InputError
-from gems.graph.state import ImageRef
+from gems.graph.builder import build_graph
+from gems.graph.state import ImageRef, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
 from gems.memory.records import open_records
@@ -75,6 +81,60 @@ def test_figures_that_are_none_count_as_no_trial(figures: str, tmp_path: Path, m
 def test_an_address_within_a_models_name_is_the_operators() -> None:
     assert names_more_than_a_model("litellm:huggingface/https://stranger.example")
     assert not names_more_than_a_model("openrouter:openai/gpt-5")
+
+
+ID = "1f0a2b3c-4d5e-6f70-8000-0123456789ab"
+FIELDS = {"v": 4, "id": ID, "ts": "2026-01-01", "channel_values": {}, "channel_versions": {}, "versions_seen": {}}
+
+
+def checkpoint(**values: object) -> dict[str, object]:
+    return FIELDS | {"channel_values": values}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        7,
+        None,
+        "text",
+        [],
+        {},
+        {"channel_values": {}},
+        FIELDS | {"id": "1"},
+        FIELDS | {"channel_values": []},
+        FIELDS | {"channel_versions": {"a": 1, "b": "2"}},
+        FIELDS | {"versions_seen": {"a": 1}},
+        checkpoint(usage={"images": 1}),
+        checkpoint(usage=7),
+        checkpoint(usage=Usage.model_construct(images=-5)),
+        checkpoint(attempts={}),
+        checkpoint(attempts=["x"]),
+        checkpoint(run_id=5),
+        checkpoint(errors="x"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_line_with_file_and_thread(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with open_checkpoints(path) as saver:
+        form, text = saver.serde.dumps_typed(content)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO checkpoints VALUES ('thread-1', '', '1', NULL, ?, ?, '{}')", (form, text))
+    with open_checkpoints(path) as saver:
+        graph = build_graph(checkpointer=saver)
+        config: RunnableConfig = {"configurable": {"thread_id": "thread-1"}}
+        for read in (lambda: graph.get_state(config), lambda: list(graph.get_state_history(config))):
+            with pytest.raises(InputError, match=r"c\.sqlite holds no usable checkpoint of 'thread-1' \(") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+def test_a_pending_write_that_is_none_is_told(tmp_path: Path) -> None:
+    with open_checkpoints(tmp_path / "c.sqlite") as saver:
+        config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+        config = saver.put(config, cast(Checkpoint, FIELDS), {}, {})
+        saver.put_writes(config, [("usage", "a lot")], "task")
+        with pytest.raises(InputError, match=r"holds no usable checkpoint of 't' \(usage: "):
+            saver.get_tuple(config)
 
 
 # --- folders of batches, evaluations, exports, runs and memories -----------------------------------------------------
