@@ -478,7 +478,17 @@ def _print_forecast(
 @app.command()
 @guarded
 def status(
-    folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")], *, as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")],
+    *,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The batch's postgresql://USER@HOST/DATABASE, if its half-finished prompts are there.",
+            show_default="a file in the folder",
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show how far a batch has come, from any shell, without disturbing it.
 
@@ -488,7 +498,7 @@ def status(
     """
     from gems.bulk.watching import read_progress
 
-    progress = read_progress(folder)
+    progress = read_progress(folder, checkpoints)
     if as_json:
         print_json(progress.figures())
     else:
@@ -508,6 +518,8 @@ def _print_status(progress: Progress) -> None:
     if figures["in_flight_at_a_kill_at_most"]:
         count = figures["in_flight_at_a_kill_at_most"]
         out.print(f"and up to {count:,} more images that were in flight at a kill", highlight=False)
+    if not figures["checkpoints_read"]:
+        out.print("without what half-finished prompts have spent: name their database with --checkpoints")
     if figures["other_results"]:
         out.print(f"{figures['other_results']:,} more results belong to no line of the file", highlight=False)
     if figures["limits"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from gems.paths import make_file
 from gems.runs.checkpoint_checks import CheckedSaver
 from gems.secrets import one_line
 
-__all__ = ["delete_threads_without", "open_checkpoints"]
+__all__ = ["delete_threads_without", "open_checkpoints", "read_checkpoints"]
 
 
 _FORMS: Final = ("null", "bytes", "bytearray", "msgpack")
@@ -40,6 +40,47 @@ def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
     """
     with _postgres(database) if database else _sqlite(path) as saver:
         yield saver
+
+
+@contextmanager
+def read_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCheckpointSaver[Any] | None]:
+    """Open a checkpointer that is only read: nothing is locked or written, also while another process writes.
+
+    Args:
+        path: A SQLite file. If it does not exist, there are no checkpoints. Unused if there is a database.
+        database: A PostgreSQL database.
+
+    Raises:
+        InputError: The file is not a database or is damaged, or the server refused the connection.
+        BackendError: The server cannot be reached.
+    """
+    if database:
+        with _postgres(database) as saver:
+            yield saver
+        return
+    if not path.exists():
+        yield None
+        return
+    wal = path.with_name(f"{path.name}-wal")
+    # After a clean end, the file holds everything, and may be on a file system without locks or room.
+    mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, check_same_thread=False)
+        with closing(connection):
+            reader = _SqliteSaver(connection, path)
+            reader.is_setup = True
+            yield reader if _has_tables(connection) else None
+    except sqlite3.Error as error:
+        raise InputError(f"the checkpoint file {path} cannot be read ({error})") from error
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether there can be checkpoints: the process that made the file may have been killed at once."""
+    try:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:  # a file system on which nothing can be opened that was not closed well
+        return False
+    return {"checkpoints", "writes"} <= names
 
 
 def delete_threads_without(saver: BaseCheckpointSaver[Any], threads_to_keep: AbstractSet[str]) -> None:
