@@ -170,6 +170,10 @@ class ImageStore:
         self._fs.rm_file(path)
         return True
 
+    def address(self, sha256: str) -> str:
+        """The address of the image with a hash, whether or not it is there."""
+        return str(self._fs.unstrip_protocol(f"{self._root}/{sha256[:2]}/{sha256}.png"))
+
     def flush(self, ref: ImageRef) -> None:
         """Make sure that a power failure cannot lose an image of this store; nothing for one that is not in it."""
         path = self._path(ref.sha256)

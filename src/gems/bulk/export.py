@@ -26,7 +26,7 @@ from gems.bulk.results import (
 from gems.errors import InputError
 from gems.files import atomic_replacement
 from gems.json_text import strict_json
-from gems.memory.image_store import read_from, stores_beside
+from gems.memory.image_store import ImageStore, read_from, stores_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,16 +95,19 @@ def _index_schema() -> pa.Schema:
             ("seconds", pa.float64()),
             ("at", pa.string()),
             ("error", pa.string()),
+            ("errors", pa.list_(pa.string())),
         ]
     )
 
 
-def write_index(out: Path, record: ResultsFile) -> Path:
+def write_index(out: Path, record: ResultsFile, images: str | None = None) -> Path:
     """Write ``index.parquet``: a row for each prompt that has a result, with all its attempts and verdicts.
 
     Args:
         out: The batch's folder.
         record: The batch's results.
+        images: The location of the batch's images. None: ``images`` in its folder. The rows name them there: an address
+            in the results is not handed on.
 
     Returns:
         The file.
@@ -112,6 +115,7 @@ def write_index(out: Path, record: ResultsFile) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    store = ImageStore(images or out / "images", create=False)
     rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
     with (
@@ -120,18 +124,21 @@ def write_index(out: Path, record: ResultsFile) -> Path:
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         for group in _groups(rows, _ROWS_PER_GROUP):
-            writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
+            writer.write_table(pa.Table.from_pylist([_index_row(row, store) for row in group], schema=schema))
     return path
 
 
-def _index_row(row: BatchRow) -> dict[str, Any]:
+def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
     best = best_attempt_of(row)
     return {
         **row,
         "solved": row.get("outcome") == "solved",
-        "image": best and best["image"],
+        "image": best and images.address(best["sha256"]),
         "sha256": best and best["sha256"],
-        "attempts": [{**attempt, "verdicts": _verdicts(row, attempt)} for attempt in row.get("attempts", [])],
+        "attempts": [
+            {**attempt, "image": images.address(attempt["sha256"]), "verdicts": _verdicts(row, attempt)}
+            for attempt in row.get("attempts", [])
+        ],
     }
 
 

@@ -165,6 +165,7 @@ class _Line:
     outcome: str
     group: Group
     run_id: str
+    has_errors: bool
 
 
 class ResultsFile:
@@ -235,7 +236,9 @@ class ResultsFile:
         if run_id and not final:
             self._open_runs[run_id] = usage
         if row.get("bound_to", self._bound_to) == self._bound_to:
-            self._lines[job_of(row).key] = _Line(offset, _outcome(row), group_of(row), run_id)
+            self._lines[job_of(row).key] = _Line(
+                offset, _outcome(row), group_of(row), run_id, bool(row.get("error") or row.get("errors"))
+            )
 
     def has(self, job: Job) -> bool:
         """Whether there is a result of exactly this job, final or not. The user may have edited the prompt since."""
@@ -282,6 +285,10 @@ class ResultsFile:
         for job in jobs:
             if line := self._lines.get(job.key):
                 yield {**self._row(line.offset), **row_of(job)}
+
+    def rows_with_errors(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
+        """The results of those jobs that have an error, as for ``rows``."""
+        return self.rows(job for job in jobs if (line := self._lines.get(job.key)) and line.has_errors)
 
     def latest_moments(self, most: int) -> list[datetime]:
         """When the latest results were written, in order; ``most`` of them at most."""

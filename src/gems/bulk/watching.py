@@ -12,6 +12,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from gems.bulk.jobs import Job
+from gems.bulk.faults import faults_of
 from gems.bulk.half_done import Killed, read_half_done
 from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.latest import Latest, read_latest
@@ -89,6 +90,7 @@ class Progress:
             **groups,
             "other_results": self.record.stray_count(self.jobs),
             "outcomes": dict(tally.outcomes),
+            "errors": faults_of(self.record.rows_with_errors(self.jobs)),
             "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
             "spent": {**self.usage.model_dump(mode="json"), "cost": round(self.prices.cost(self.usage), 4)},
             "checkpoints_read": self.has_checkpoints,

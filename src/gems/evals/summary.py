@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from gems.bulk.faults import in_words
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.extras import how_to_install
@@ -61,6 +62,7 @@ def _templates(*, html: bool = False) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    environment.filters["fault"] = in_words
     environment.filters["interval"] = lambda ci: f"{100 * ci[0]:.1f}–{100 * ci[1]:.1f}"
     environment.filters["points"] = lambda value: f"{value:+.1f}".replace("-", "−")
     return environment
