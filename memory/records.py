@@ -130,7 +130,7 @@ class Row(NamedTuple):
                 raise ValueError("it is no object")
         except (ValueError, TypeError) as error:
             raise InputError(
-                f"the record {self.key!r} in {self.namespace} cannot be read: {error}; delete it with the store's delete"
+                f"the record {self.key!r} in {self.namespace} cannot be read: {error}; delete it from the store"
             ) from None
         return content
 

@@ -69,7 +69,7 @@ def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> Non
         path, level = pending.pop()
         _check_own(path, root)
         if level < depth and path.is_dir() and not path.is_symlink():
-            pending += [(path / name, level + 1) for name in os.listdir(path)]
+            pending += [(entry, level + 1) for entry in path.iterdir()]
 
 
 def _check_own(path: Path, root: Path) -> None:

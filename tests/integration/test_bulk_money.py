@@ -222,7 +222,10 @@ def test_status_tells_failures_apart(painter: Painter, tmp_path: Path) -> None:
         ("generator", 2, 1),
         ("input", 1, 1),
     ]
-    assert "generator failed: 2 prompts, 1 of them failed: " in forked.gems("batch", "status", batch.out, home=batch.home).stdout
+    assert (
+        "generator failed: 2 prompts, 1 of them failed: "
+        in forked.gems("batch", "status", batch.out, home=batch.home).stdout
+    )
 
 
 # --- stops and kills -------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 
 from gems.bulk.account import Account, AccountStart
-from gems.bulk.jobs import Job
 from gems.bulk.half_done import HalfDone
-from gems.bulk.journal import Journal
+from gems.bulk.jobs import Job
+from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.limits import Limits, Share, most_of_a_run
 from gems.bulk.results import (
     AttemptFields,

@@ -33,7 +33,7 @@ class Fault(TypedDict):
 
 def faults_of(rows: Iterable[BatchRow]) -> list[Fault]:
     """The faults in results, the most frequent step first."""
-    prompts, failed = Counter[str](), Counter[str]()
+    prompts, failures = Counter[str](), Counter[str]()
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     examples: dict[tuple[str, str], str] = {}
     for row in rows:
@@ -41,13 +41,15 @@ def faults_of(rows: Iterable[BatchRow]) -> list[Fault]:
         steps = {step for step, _ in lines}
         prompts.update(steps)
         if row.get("error"):
-            failed.update({lines[-1][0]})
+            failures.update({lines[-1][0]})
         for step, kind in {(step, _VARIABLE.sub("#", line)) for step, line in lines}:
             kinds[step][kind] += 1
         for step, line in lines:
             examples.setdefault((step, _VARIABLE.sub("#", line)), line)
     return [
-        Fault(step=step, prompts=count, failed=failed[step], commonest=examples[step, kinds[step].most_common(1)[0][0]])
+        Fault(
+            step=step, prompts=count, failed=failures[step], commonest=examples[step, kinds[step].most_common(1)[0][0]]
+        )
         for step, count in prompts.most_common()
     ]
 

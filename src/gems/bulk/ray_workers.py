@@ -25,9 +25,9 @@ from gems.database import database_pool
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Usage
+from gems.json_text import parse_json, strict_json
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
-from gems.json_text import parse_json, strict_json
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
 from gems.runs.record import ModelRecord, model_records

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from gems.bulk.jobs import Job
 from gems.bulk.faults import faults_of
 from gems.bulk.half_done import Killed, read_half_done
+from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.latest import Latest, read_latest
 from gems.bulk.results import ResultsFile, Tally, check_folder, read_manifest, saved_jobs

@@ -169,9 +169,7 @@ def _add_time(path: Path, seconds: float, prompts: int) -> None:
     """Add the wall time of the prompts that were finished to that of earlier calls."""
     if prompts:
         earlier = _read_time(path) or _WallTime()
-        total = _WallTime(
-            wall_seconds=round(earlier.wall_seconds + seconds, 1), prompts=earlier.prompts + prompts
-        )
+        total = _WallTime(wall_seconds=round(earlier.wall_seconds + seconds, 1), prompts=earlier.prompts + prompts)
         write_atomically(path, strict_json(total.model_dump()).encode())
 
 

@@ -53,7 +53,7 @@ _MESSAGES: Final = frozenset({"planning", "messages"})
 
 
 class CheckedSaver(BaseCheckpointSaver[Any]):
-    """A mixin for a checkpointer: whatever is wrong with a checkpoint is one line that names the file and the thread."""
+    """A mixin for a checkpointer: a fault of a checkpoint is one line that names the file and the thread."""
 
     place: str = "the database of checkpoints"
 
@@ -110,10 +110,10 @@ def _check(saved: CheckpointTuple) -> None:
 def _check_state(values: Mapping[str, Any]) -> None:
     """Check the values of the state. LangGraph builds a model of ours from any fields, so these are checked again."""
     state = _state()
-    ours = {name: value for name, value in values.items() if name in GemsState.__annotations__}
-    if state.validate_python(ours, strict=True) != ours:  # pydantic makes a model of a mapping
+    channels = {name: value for name, value in values.items() if name in GemsState.__annotations__}
+    if state.validate_python(channels, strict=True) != channels:  # pydantic makes a model of a mapping
         raise TypeError("a value has another type")
-    plain = {name: value for name, value in ours.items() if name not in _MESSAGES}
+    plain = {name: value for name, value in channels.items() if name not in _MESSAGES}
     state.validate_python(state.dump_python(plain, warnings=False))
 
 

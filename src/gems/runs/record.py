@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gems import __version__
 from gems.authority import without_login
 from gems.errors import InputError
+from gems.files import read_regular
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
-from gems.files import read_regular
 from gems.json_text import parse_json, strict_json
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
