@@ -111,7 +111,7 @@ def export_lines(folder: Path) -> Iterator[str]:
 def _lines(records: Records) -> Iterator[str]:
     with closing(records):
         for row, fields, expires_at in records.everything():
-            line = {
+            line: dict[str, Any] = {
                 "namespace": row.namespace.split("."),
                 "key": row.key,
                 "value": row.content,

@@ -118,5 +118,5 @@ def _check_state(values: Mapping[str, Any]) -> None:
 
 
 @cache
-def _state() -> TypeAdapter[dict[str, Any]]:
+def _state() -> TypeAdapter[GemsState]:
     return TypeAdapter(GemsState)
