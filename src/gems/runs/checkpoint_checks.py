@@ -114,7 +114,7 @@ def _check_state(values: Mapping[str, Any]) -> None:
     if state.validate_python(channels, strict=True) != channels:  # pydantic makes a model of a mapping
         raise TypeError("a value has another type")
     plain = {name: value for name, value in channels.items() if name not in _MESSAGES}
-    state.validate_python(state.dump_python(plain, warnings=False))
+    state.validate_python(state.dump_python(cast(GemsState, plain), warnings=False))
 
 
 @cache
