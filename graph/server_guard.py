@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gems.errors import InputError
 from gems.graph.client_rules import ClientRules
+from gems.json_text import parse_json
 from gems.secrets import one_line
 
 __all__ = ["HOSTS", "ServerGuard"]
@@ -138,8 +139,8 @@ class ServerGuard:
 
     def _check(self, body: str | bytes) -> None:
         try:
-            content: Any = json.loads(body or b"null")
-        except (ValueError, RecursionError) as error:  # not passed on: the server's own parser may read it otherwise
+            content: Any = parse_json(body or b"null")
+        except ValueError as error:  # not passed on: the server's own parser may read it otherwise
             raise _RefusedError(422, f"the request is no JSON that this server reads: {one_line(error)}") from None
         try:
             self._rules.check(content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,10 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
+from gems.json_text import parse_model
 from gems.memory.experience import EXPERIENCES, Experience, remake
 from gems.memory.image_store import ImageStore, read_from
 from gems.memory.index import newest_index, remove
@@ -208,7 +206,7 @@ def _unlearn(
     remaining = {r.id: r.trajectory for r in runs if r.user == user and r.record not in forgotten_records}
     _unlearn_experiences(records, user, forgotten_ids, remaining)
     for row in list(records.inside(".".join(namespace(user, SOLVED)))):
-        if json.loads(row.value).get("run") not in remaining:
+        if row.content.get("run") not in remaining:
             records.drop(row.id)
 
 
@@ -314,8 +312,8 @@ def _images(run: RememberedRun) -> list[ImageRef]:
 def _run(row: Row) -> RememberedRun | None:
     """The run in a record; None if the record is not a run."""
     try:
-        trajectory = Trajectory.model_validate_json(row.value)
-    except ValidationError:
+        trajectory = parse_model(Trajectory, row.value)
+    except ValueError:
         return None
     return RememberedRun(row.key, _user(row), row.written_at, trajectory, row.id)
 
@@ -323,6 +321,6 @@ def _run(row: Row) -> RememberedRun | None:
 def _experience(row: Row) -> Experience | None:
     """The experience in a record; None if the record is not an experience."""
     try:
-        return Experience.model_validate_json(row.value)
-    except ValidationError:
+        return parse_model(Experience, row.value)
+    except ValueError:
         return None

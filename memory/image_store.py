@@ -6,6 +6,7 @@ image too, but they are data: an address is never opened. The hash finds the ima
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -23,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, PngImagePlugin
 
 from gems.errors import BackendError, InputError
+from gems.files import read_regular
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
 from gems.paths import home, make_file, make_folder
@@ -162,10 +164,15 @@ class ImageStore:
             return False
         uri = self._fs.unstrip_protocol(path)
         self._cache.drop(uri, ref.sha256)
-        if ref.uri != uri or not self._fs.exists(path):
+        is_elsewhere = isinstance(self._fs, LocalFileSystem) and not self._holds(path)
+        if ref.uri != uri or is_elsewhere or not self._fs.exists(path):
             return False
         self._fs.rm_file(path)
         return True
+
+    def address(self, sha256: str) -> str:
+        """The address of the image with a hash, whether or not it is there."""
+        return str(self._fs.unstrip_protocol(f"{self._root}/{sha256[:2]}/{sha256}.png"))
 
     def flush(self, ref: ImageRef) -> None:
         """Make sure that a power failure cannot lose an image of this store; nothing for one that is not in it."""
@@ -184,16 +191,22 @@ class ImageStore:
             self._fs.pipe_file(path, data)
             return
         folder = path.rpartition("/")[0]
+        if not self._holds(folder):
+            raise OSError(errno.ELOOP, "it is a link that leads out of the image store", folder)
         temporary = f"{folder}/.{uuid.uuid4().hex}"
         make_file(Path(temporary))
         self._fs.pipe_file(temporary, data)
         self._fs.mv(temporary, path)
 
+    def _holds(self, path: str) -> bool:
+        """Whether a path of a local store lies in it, and no link on the way leads elsewhere."""
+        return Path(path).resolve().is_relative_to(Path(self._root).resolve())
+
     def _read_verified(self, path: str, sha256: str, recorded_uri: str) -> bytes:
         uri = self._fs.unstrip_protocol(path)
         try:
             if isinstance(self._fs, LocalFileSystem):
-                data = _read_local(path, self._root)
+                data = read_regular(Path(path), within=Path(self._root), limit=_MAX_BYTES)
             else:
                 data = bytes(self._fs.cat_file(path, start=0, end=_MAX_BYTES + 1))
         except FileNotFoundError:
@@ -296,21 +309,6 @@ def _make_folder(fs: fsspec.AbstractFileSystem, root: str) -> None:
         fs.mkdir(f"{root.rstrip('/')}/images", create_parents=False)  # creates nothing, and fails without a bucket
     else:
         make_folder(Path(root)) if isinstance(fs, LocalFileSystem) else fs.makedirs(root, exist_ok=True)
-
-
-def _read_local(path: str, root: str) -> bytes:
-    """The bytes of a file in the store's folder. A link must not lead out of it, and a pipe would block its reader.
-
-    Raises:
-        OSError: It does not exist, is no file, is elsewhere, or cannot be read.
-    """
-    real = Path(path).resolve()
-    if not real.is_relative_to(Path(root).resolve()):
-        raise OSError("it is a link that leads out of the store")
-    if real.exists() and not real.is_file():
-        raise OSError("it is not a file")
-    with real.open("rb") as file:
-        return file.read() if os.fstat(file.fileno()).st_size <= _MAX_BYTES else file.read(_MAX_BYTES + 1)
 
 
 def _png_size(data: bytes) -> tuple[int, int]:

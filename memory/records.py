@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gems.errors import InputError
+from gems.files import check_own_files
+from gems.json_text import parse_json, strict_json
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
 from gems.paths import make_file
@@ -77,6 +79,12 @@ _COLUMNS: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
 """The columns of a ``Row``."""
+_FILES: Final = (
+    *(f"records.sqlite{end}" for end in ("", "-wal", "-shm", "-journal")),
+    "reindexing.lock",
+    "index",
+)
+"""What a memory's folder holds."""
 MAX_TTL: Final = 4e9
 """Minutes to live from which on a record never expires: its date would be too far away to be written."""
 _PAGE: Final = 1000
@@ -108,6 +116,23 @@ class Row(NamedTuple):
     updated_at: str
     ttl: float | None
     """Time to live in minutes, counted from the last write or read."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The value.
+
+        Raises:
+            InputError: It is not JSON: another program has written the file.
+        """
+        try:
+            content = parse_json(self.value)
+            if not isinstance(content, dict):
+                raise ValueError("it is no object")
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"the record {self.key!r} in {self.namespace} cannot be read: {error}; delete it from the store"
+            ) from None
+        return content
 
     @property
     def written_at(self) -> datetime:
@@ -231,7 +256,7 @@ class Records:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value,"
             " updated_at = excluded.updated_at, fields = excluded.fields, ttl = excluded.ttl,"
             " expires_at = excluded.expires_at RETURNING id",
-            (namespace, key, json.dumps(dict(value)), now, now, json.dumps(fields) if vectors else None, ttl, expires),
+            (namespace, key, strict_json(dict(value)), now, now, json.dumps(fields) if vectors else None, ttl, expires),
         ).fetchone()
         self.set_vectors(record, namespace, vectors)
 
@@ -250,7 +275,7 @@ class Records:
 
     def rewrite(self, record: int, value: Mapping[str, Any]) -> None:
         """Change the value of a record but not its vectors."""
-        self._db.execute("UPDATE records SET value = ? WHERE id = ?", (json.dumps(value), record))
+        self._db.execute("UPDATE records SET value = ? WHERE id = ?", (strict_json(value), record))
 
     def backdate(self, times: Times) -> None:
         """Set the times of a record."""
@@ -421,6 +446,7 @@ def open_records(folder: Path) -> Records:
     Raises:
         InputError: The folder or the file cannot be used.
     """
+    check_own_files(folder, _FILES, depth=4)
     file = folder / "records.sqlite"
     try:
         make_file(file)

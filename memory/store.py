@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -351,14 +350,14 @@ def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
 
 
 def _passes(row: Row, op: SearchOp) -> bool:
-    return not op.filter or matches(json.loads(row.value), op.filter)
+    return not op.filter or matches(row.content, op.filter)
 
 
 def _item(row: Row) -> dict[str, Any]:
     return {
         "namespace": tuple(row.namespace.split(".")),
         "key": row.key,
-        "value": json.loads(row.value),
+        "value": row.content,
         "created_at": aware_time(row.created_at),
         "updated_at": row.written_at,
     }

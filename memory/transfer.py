@@ -5,7 +5,6 @@ What is imported was written by somebody: each line is checked before it is stor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from langgraph.store.base import PutOp, validate_op_namespace
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from gems.errors import InputError
+from gems.json_text import first_fault, parse_json, strict_json
 from gems.memory.experience import EXPERIENCES, Experience
 from gems.memory.records import MAX_TTL, Records, Times, open_existing_records
 from gems.memory.store import FaissStore
@@ -96,8 +96,6 @@ class _Line(BaseModel):
                 raise ValueError("expires_at needs a ttl")
             if self.expires_at.tzinfo is None:
                 raise ValueError("expires_at has no time zone")
-        if self.fields:  # an embedder cannot read half a character
-            json.dumps(self.value, ensure_ascii=False).encode()
         return self
 
 
@@ -113,10 +111,10 @@ def export_lines(folder: Path) -> Iterator[str]:
 def _lines(records: Records) -> Iterator[str]:
     with closing(records):
         for row, fields, expires_at in records.everything():
-            line = {
+            line: dict[str, Any] = {
                 "namespace": row.namespace.split("."),
                 "key": row.key,
-                "value": json.loads(row.value),
+                "value": row.content,
                 "created_at": row.created_at,
                 "updated_at": row.updated_at,
             }
@@ -124,7 +122,7 @@ def _lines(records: Records) -> Iterator[str]:
                 line["fields"] = fields
             if row.ttl is not None and expires_at is not None:
                 line |= {"ttl": row.ttl, "expires_at": datetime.fromtimestamp(expires_at, UTC).isoformat()}
-            yield json.dumps(line)
+            yield strict_json(line)
 
 
 def read_lines(file: Path) -> Iterator[str]:
@@ -194,17 +192,12 @@ def _parse(number: int, text: str) -> _Line:
         InputError: There is none.
     """
     try:
-        line = _Line.model_validate(json.loads(text))
+        line = _Line.model_validate(parse_json(text))
         if model := _MODELS.get(tuple(line.namespace[:-1])):
             model.model_validate(line.value)
         return line
-    except RecursionError:
-        reason = "is nested too deeply"
     except ValidationError as error:
-        first = error.errors()[0]
-        field_path = ".".join(map(str, first["loc"]))
-        message = first["msg"].splitlines()[0].removeprefix("Value error, ")
-        reason = f"{field_path}: {message}" if field_path else message
+        reason = first_fault(error)
     except ValueError as error:
         reason = f"not JSON: {error}"
     raise InputError(f"line {number}: {reason}")

@@ -7,6 +7,7 @@ reason. A skill is text. Its scripts are never run, and nothing outside its fold
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, Final, get_args
 
 import yaml
 
+from gems.files import read_regular
 from gems.graph.state import Kind
 
 __all__ = [
@@ -132,17 +134,14 @@ def read_text(path: Path, *, within: Path, limit: int) -> str:
         UnusableError: It is not a regular file inside the folder, is too large, or is not UTF-8 text.
     """
     try:
-        if not path.resolve().is_relative_to(within.resolve()):
-            raise UnusableError(f"{path.name} lies outside the skill's folder")
-        if not path.is_file():  # reading a pipe would never end
-            raise UnusableError(f"{path.name} is not a file")
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a zero byte in a name
-        reason = getattr(error, "strerror", None) or error
-        raise UnusableError(f"{path.name} cannot be read ({reason})") from error
-    if len(content) > limit:
-        raise UnusableError(f"{path.name} is larger than {limit // 1024} KB")
+        content = read_regular(path, within=within, limit=limit)
+    except ValueError as error:  # a zero byte in a name
+        raise UnusableError(f"{path.name} cannot be read ({error})") from error
+    except OSError as error:
+        reasons = {errno.ELOOP: "lies outside the skill's folder", errno.EFBIG: f"is larger than {limit // 1024} KB"}
+        reasons[errno.EINVAL] = "is not a file"
+        reason = reasons.get(error.errno or 0, f"cannot be read ({error.strerror})")
+        raise UnusableError(f"{path.name} {reason}") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from gems.errors import InputError
 from gems.paths import is_in_home, private_file
 
-__all__ = ["atomic_replacement", "refuse_link", "write_atomically"]
+__all__ = [
+    "atomic_replacement",
+    "check_own_files",
+    "lines_of",
+    "open_regular",
+    "read_regular",
+    "write_atomically",
+]
+
+MOST_BYTES: Final = 64 * 2**20
+"""The most bytes of a file that is read whole, or of a line: no record has as many."""
 
 
 @contextmanager
@@ -38,11 +52,91 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def refuse_link(path: Path) -> None:
-    """Refuse a link in place of a file that is written in place: in somebody else's folder, it can lead anywhere.
+def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:
+    """Check files and folders in a folder that somebody else may have made: nothing in it may lead anywhere else.
+
+    Args:
+        folder: The folder. It may itself be a link, as its user wishes.
+        names: The names in it that are read or written; there need not be such files.
+        depth: To what depth the folders among them are searched too.
 
     Raises:
-        InputError: It is a link.
+        InputError: There is a link that leads out of the folder, or what is neither a file nor a folder.
     """
-    if path.is_symlink():
-        raise InputError(f"{path} is a link, and this file is written in place; put the file itself there")
+    root = folder.resolve()
+    pending = [(folder / name, 1) for name in names]
+    while pending:
+        path, level = pending.pop()
+        _check_own(path, root)
+        if level < depth and path.is_dir() and not path.is_symlink():
+            pending += [(entry, level + 1) for entry in path.iterdir()]
+
+
+def _check_own(path: Path, root: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            if not path.resolve().is_relative_to(root):
+                raise InputError(f"{path} is a link that leads out of its folder; put the file or folder itself there")
+            mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise InputError(f"{path} cannot be used ({getattr(error, 'strerror', error)}); move it away") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path} is neither a file nor a folder; move it away")
+
+
+def read_regular(path: Path, *, within: Path, limit: int = MOST_BYTES) -> bytes:
+    """The bytes of a file in a folder that somebody else may have made.
+
+    Raises:
+        OSError: It does not exist, is no regular file inside the folder, has more bytes than the limit, or cannot be
+            read. ``strerror`` says which.
+    """
+    with open_regular(path, within=within) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {_size(limit)}", str(path))
+    return content
+
+
+def open_regular(path: Path, *, within: Path) -> BinaryIO:
+    """A file in a folder that somebody else may have made, open for reading.
+
+    Raises:
+        OSError: As for ``read_regular``, apart from its size.
+    """
+    try:
+        is_inside = path.resolve().is_relative_to(within.resolve())
+    except (RuntimeError, ValueError):  # links in a circle; a zero byte in a name
+        is_inside = False
+    if not is_inside:
+        raise OSError(errno.ELOOP, "it is a link that leads out of its folder", str(path))
+    # Without O_NONBLOCK, the opening of a pipe would wait for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def lines_of(path: Path, *, within: Path, limit: int = MOST_BYTES) -> Iterator[bytes]:
+    """The lines of such a file, with their line feeds; none if it does not exist.
+
+    Raises:
+        OSError: As for ``read_regular``; the limit is that of a line.
+    """
+    try:
+        file = open_regular(path, within=within)
+    except FileNotFoundError:
+        return
+    with file:
+        while line := file.readline(limit + 1):
+            if len(line) > limit:
+                raise OSError(errno.EFBIG, f"it has a line of more than {_size(limit)}", str(path))
+            yield line
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MB" if limit >> 20 else f"{limit >> 10} KB"

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from gems.bulk.export import Choice, export
+from gems.bulk.export import Choice, export, write_index
 from gems.bulk.jobs import Job
-from gems.bulk.results import ResultsFile, claim, row_of, write_jobs
+from gems.bulk.results import ResultsFile, claim, read_manifest, row_of, write_jobs
 from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
 
@@ -235,3 +235,29 @@ def test_every_reader_tells_a_damaged_file_in_one_line(file: str, content: str, 
         assert result.returncode == 2
         assert says in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_index_hands_on_no_address_of_the_results(tmp_path: Path) -> None:
+    source = make_batch(tmp_path / "out")
+    path = source / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    addresses = [attempt["image"] for line in lines for attempt in line["attempts"]]
+    for line in lines:
+        for entry in line["attempts"]:
+            entry["image"] = "https://stranger.example/i.png"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = ResultsFile(path, bound_to=read_manifest(source)["bound_to"])
+    table = pq.read_table(write_index(source, record)).to_pylist()
+    assert [attempt["image"] for row in table for attempt in row["attempts"]] == addresses
+    assert all(row["image"] in addresses for row in table)
+
+
+def test_an_index_that_is_cut_off_leaves_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_batch(tmp_path / "out")
+    record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
+    before = write_index(source, record).read_bytes()
+    monkeypatch.setattr("gems.bulk.export._index_row", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_index(source, record)
+    assert (source / "index.parquet").read_bytes() == before
+    assert not [file for file in source.iterdir() if file.name.startswith(".index")]

@@ -6,6 +6,7 @@ Flat colours, which the image server draws, never pass, so every prompt draws as
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import time
@@ -217,6 +218,14 @@ def test_status_tells_failures_apart(painter: Painter, tmp_path: Path) -> None:
     status = batch.status()
     assert (status["to_retry"], status["failed"], status["finished"]) == (1, 1, 0)
     assert status["state"] == "failed; the same command tries again"
+    assert [(fault["step"], fault["prompts"], fault["failed"]) for fault in status["errors"]] == [
+        ("generator", 2, 1),
+        ("input", 1, 1),
+    ]
+    assert (
+        "generator failed: 2 prompts, 1 of them failed: "
+        in forked.gems("batch", "status", batch.out, home=batch.home).stdout
+    )
 
 
 # --- stops and kills -------------------------------------------------------------------------------------------------
@@ -290,6 +299,49 @@ def test_images_in_flight_at_a_kill_are_told_and_count_as_spent(painter: Painter
     assert summary["images"] <= len(painter.requests()) <= 20
     assert batch.status()["in_flight_at_a_kill_at_most"] == lost
     assert batch.summary()["images"] == 24
+
+
+def account(figures: dict[str, Any]) -> tuple[float, ...]:
+    """Images, images that may be lost, chat calls, tokens and money, as the status says."""
+    spent = figures["spent"]
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    return spent["images"], figures["in_flight_at_a_kill_at_most"], spent["chat_calls"], tokens, spent["cost"]
+
+
+def test_status_and_the_next_start_give_the_same_account_after_any_kill(painter: Painter, tmp_path: Path) -> None:
+    options = ("--max-rounds", 3, "--candidates", 2, "--concurrency", 4, "--price", "image=0.5")
+    batch = BatchFolder(tmp_path, painter, *options)
+    batch.write(PROMPTS[:8])
+    moments = random.Random(7)
+    for requests in sorted(moments.sample(range(1, 40), 4)):
+        with forked.gems_process(*batch.command(), home=batch.home) as process:
+            wait_until(lambda n=requests: len(painter.requests()) >= n, lambda: "nothing was asked for")
+            process.kill()
+        status, drawn = batch.status(), len(painter.requests())
+        images, lost, _, tokens, cost = account(status)
+        assert images <= drawn <= images + lost
+        assert cost == images * 0.5
+        summary = batch.summary("--total-images", 1, code=4)  # there is no room: it only counts
+        assert summary["images"] == images
+        assert summary.get("images_in_flight_at_a_kill_at_most", 0) == lost
+        assert (summary["tokens"], summary.get("cost", 0)) == (tokens, cost)
+        assert account(batch.status()) == account(status)
+        assert len(painter.requests()) == drawn
+    summary = batch.summary()
+    assert summary["images"] == account(batch.status())[0] == 48
+
+
+def test_half_finished_prompts_without_their_checkpoints_are_told(painter: Painter, tmp_path: Path) -> None:
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", 2, "--concurrency", 2, behaviour="slow")
+    batch.write(PROMPTS[:2])
+    with forked.gems_process(*batch.command(), home=batch.home) as process:
+        wait_until(lambda: len(painter.requests()) >= 1, lambda: "nothing was asked for")
+        process.kill()
+    for file in batch.out.glob("checkpoints.sqlite*"):
+        file.unlink()
+    assert batch.status()["checkpoints_read"] is False
+    text = forked.gems("batch", "status", batch.out, home=batch.home).stdout
+    assert "name their database with --checkpoints" in text
 
 
 WATCH = """

@@ -251,3 +251,78 @@ def test_a_small_probability_does_not_become_zero(data: Path) -> None:
     assert figures["soft_tifa_gm"] == pytest.approx(expected, rel=1e-14)
     assert figures["by_atoms"] == {"4": {"score": pytest.approx(expected, rel=1e-14), "n": 1}}
     assert figures["by_skill"]["count"]["score"] == pytest.approx(0.4 + 1e-9, rel=1e-14)
+
+
+# --- a folder that somebody has edited, or made ----------------------------------------------------------------------
+
+ARM = "arms/single"
+
+
+@pytest.fixture
+def edited(data: Path) -> Path:
+    """The folder of an evaluation that has finished."""
+    evaluate(data, *PAINT, "single")
+    return data.parent / "out"
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"wall_seconds": 1e400}', "[" * 10**5])
+@pytest.mark.parametrize("name", ["eval.json", f"{ARM}/time.json", f"{ARM}/batch.json", f"{ARM}/prompts.jsonl"])
+def test_a_file_of_the_wrong_form_is_told_in_one_line(name: str, content: str, edited: Path, data: Path) -> None:
+    (edited / name).write_text(content)
+    if name.endswith("prompts.jsonl"):
+        evaluate(data, *PAINT, "single")  # written anew at every start
+        return
+    message = evaluate(data, *PAINT, "single", code=2)
+    assert len(message.strip().splitlines()) == 1
+    assert name == "eval.json" or Path(name).name in message or "another version" in message
+
+
+@pytest.mark.parametrize("identity", [{"skills": 1}, {"models": [1]}, {"skills": None, "models": "x"}])
+def test_an_identity_of_the_wrong_form_is_another_one(identity: dict[str, Any], edited: Path, data: Path) -> None:
+    content = json.loads((edited / "eval.json").read_text())
+    (edited / "eval.json").write_text(json.dumps(content | identity))
+    assert "holds an evaluation with other" in evaluate(data, *PAINT, "single", code=2)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '["key"]', '["key", 1]', '["key", ["x"]]', '["key", [1e400]]', '["key", [-1]]', '{"a": 1}', "7"]
+)
+def test_a_line_that_holds_no_scores_is_named(line: str, edited: Path, data: Path) -> None:
+    path = edited / "scores-soft-tifa.jsonl"
+    path.write_text(f"{path.read_text()}{line}\n")
+    message = evaluate(data, *PAINT, "single", code=2)
+    assert "scores-soft-tifa.jsonl, line 4 holds no scores" in message
+    assert len(message.strip().splitlines()) == 1
+
+
+def test_scores_of_other_questions_are_scored_again(edited: Path, data: Path) -> None:
+    path = edited / "scores-soft-tifa.jsonl"
+    keys = [json.loads(line)[0] for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps([key, [1.0]]) + "\n" for key in keys) + '["torn')
+    assert evaluate(data, *PAINT, "single")["arms"]["single"]["soft_tifa_am"] == pytest.approx((0.5 + 0.85) / 2)
+
+
+def test_no_address_of_the_results_is_handed_on(edited: Path, data: Path) -> None:
+    """The hash finds the image in the folder; what is not there is black."""
+    path = edited / ARM / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, address in zip(lines, ["file:///etc/passwd", "https://stranger.example/i.png", "../../x"], strict=True):
+        line["attempts"][0]["image"] = address
+    lines[0]["attempts"][0]["sha256"] = "0" * 64
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    evaluate(data, *PAINT, "single")
+    paths = json.loads((edited / ARM / "image_paths.json").read_text())
+    assert all(Path(file).is_relative_to(edited) and Path(file).is_file() for file in paths.values())
+    assert [Path(file).name == "no-image.png" for file in paths.values()].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["arms", ARM, f"{ARM}/results.jsonl", f"{ARM}/order-2", "images", "images/ab", "scores-soft-tifa.jsonl"]
+)
+def test_nothing_in_an_evaluation_leads_elsewhere(name: str, data: Path) -> None:
+    elsewhere, link = data.parent / "elsewhere", data.parent / "out" / name
+    elsewhere.mkdir()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere)
+    assert "leads out of its folder" in evaluate(data, *PAINT, "single", code=2)
+    assert list(elsewhere.iterdir()) == []

@@ -29,8 +29,8 @@ from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
 
-PROMPTS = "24"
-"""Prompts of a gate: at least twenty, and enough for an interval that excludes zero."""
+PROMPTS = "40"
+"""Prompts of a gate: enough for an interval that excludes zero whichever half of the prompts is held out."""
 
 RELATED = "Use when the wish places things in relation to each other."
 

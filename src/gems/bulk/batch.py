@@ -18,9 +18,9 @@ from typing import Any, Final, Protocol, cast
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
-from langgraph.types import StateSnapshot
 
 from gems.bulk.account import Account, AccountStart
+from gems.bulk.half_done import HalfDone
 from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.limits import Limits, Share, most_of_a_run
@@ -179,18 +179,14 @@ class Worker:
     skills: Mapping[str, str] = field(default_factory=dict)
     """The contents of the skills that the batch is bound to, by name."""
 
-    def spent(self, key: str) -> PartialRun | None:
-        """What the run of the prompt with this key has spent so far, by its checkpoint; None if it has not begun."""
-        values = self._state(key).values
-        return PartialRun(key=key, run_id=values["run_id"], usage=values["usage"]) if values.get("run_id") else None
-
-    def draws(self, key: str) -> bool:
-        """Whether a killed run may have asked for images that are not in its checkpoint."""
-        return not {"generator", "editor"}.isdisjoint(self._state(key).next)
+    @property
+    def half_done(self) -> HalfDone:
+        """The checkpoints of the batch's prompts."""
+        return HalfDone(self.graph, self.claim.id, self.context.candidates)
 
     def reopen(self, job: Job) -> None:
         """Let a prompt go on from its checkpoint that a backend failure or a limit of the batch has ended."""
-        thread, values = self._thread(job.key), self._state(job.key).values
+        thread, values = self.half_done.thread(job.key), self.half_done.state(job.key).values
         if values.get("outcome") == "failed":
             reopen_failed(self.graph, thread)
         elif values.get("outcome") == "budget" and not _own_limit(self.context, values["usage"]):
@@ -207,7 +203,7 @@ class Worker:
             InputError: A skill was changed since the batch began.
         """
         check_skills(self.context, self.skills)
-        started, started_at, thread = time.perf_counter(), datetime.now(UTC), self._thread(job.key)
+        started, started_at, thread = time.perf_counter(), datetime.now(UTC), self.half_done.thread(job.key)
         context = self.context.model_copy(update={"seed": job.seed})
         share = share or Share()
         limited = context.model_copy(update={"budget": share.budget(context.budget)})
@@ -220,9 +216,8 @@ class Worker:
             # recorded, and the others continue.
             if isinstance(error, (OSError, sqlite3.Error)) and not is_backend_failure(error):
                 raise
-            return _with_times(
-                {**row, **_progress(cast(GemsState, self._state(job.key).values)), **_failure(error)}, started
-            )
+            values = cast(GemsState, self.half_done.state(job.key).values)
+            return _with_times({**row, **_progress(values), **_failure(error)}, started)
         if not values.get("outcome"):
             return None
         for attempt in values["attempts"]:
@@ -237,13 +232,7 @@ class Worker:
 
     def forget(self, job: Job) -> None:
         """Delete a prompt's checkpoints. Call this once its final result is on disk."""
-        self.saver.delete_thread(self._thread(job.key))
-
-    def _thread(self, key: str) -> str:
-        return f"{self.claim.id}-{key}"
-
-    def _state(self, key: str) -> StateSnapshot:
-        return self.graph.get_state({"configurable": {"thread_id": self._thread(key)}})
+        self.saver.delete_thread(self.half_done.thread(job.key))
 
 
 def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits, concurrency: int) -> AccountStart:
@@ -258,8 +247,8 @@ def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits
     """
     path, candidates = out / "begun.jsonl", worker.context.candidates
     before = Journal(path)
-    for key in list(before.open.elements()):
-        before.end(key, worker.spent(key), lost_images=candidates if worker.draws(key) else 0)
+    for prompt in worker.half_done.killed(before):
+        before.end(prompt.key, prompt.run, lost_images=prompt.lost_images)
     journal = Journal(path)
     unrecorded = [record.unrecorded(run) for run in journal.runs.values()]
     journal.compact(lambda run: record.unrecorded(run) == Usage())
@@ -288,13 +277,13 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
     row: BatchRow | None = None
     while True:
         worker.reopen(job)
-        run = worker.spent(job.key)
+        run = worker.half_done.spent(job.key)
         before = run.usage if run else Usage()
         share = account.wait_to_begin(job.key, before, lambda: worker.stop.is_requested)
         if share is None:
             return row
         row = worker.run(job, share)
-        account.finish(job.key, worker.spent(job.key), row)
+        account.finish(job.key, worker.half_done.spent(job.key), row)
         if row is None or "stopped_by_total" not in row:
             return row
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import random
 import shutil
 import tarfile
@@ -15,10 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gems.bulk.export_folder import check_target, publish
-from gems.bulk.results import AttemptFields, BatchRow, ResultsFile, best_attempt_of, read_manifest, saved_jobs
+from gems.bulk.results import (
+    AttemptFields,
+    BatchRow,
+    ResultsFile,
+    best_attempt_of,
+    check_folder,
+    read_manifest,
+    saved_jobs,
+)
 from gems.errors import InputError
 from gems.files import atomic_replacement
-from gems.memory.image_store import read_from, stores_beside
+from gems.json_text import strict_json
+from gems.memory.image_store import ImageStore, read_from, stores_beside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,16 +95,19 @@ def _index_schema() -> pa.Schema:
             ("seconds", pa.float64()),
             ("at", pa.string()),
             ("error", pa.string()),
+            ("errors", pa.list_(pa.string())),
         ]
     )
 
 
-def write_index(out: Path, record: ResultsFile) -> Path:
+def write_index(out: Path, record: ResultsFile, images: str | None = None) -> Path:
     """Write ``index.parquet``: a row for each prompt that has a result, with all its attempts and verdicts.
 
     Args:
         out: The batch's folder.
         record: The batch's results.
+        images: The location of the batch's images. None: ``images`` in its folder. The rows name them there: an address
+            in the results is not handed on.
 
     Returns:
         The file.
@@ -104,6 +115,7 @@ def write_index(out: Path, record: ResultsFile) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    store = ImageStore(images or out / "images", create=False)
     rows = record.rows(saved_jobs(out))
     schema, path = _index_schema(), out / "index.parquet"
     with (
@@ -112,18 +124,21 @@ def write_index(out: Path, record: ResultsFile) -> Path:
         pq.ParquetWriter(file, schema, compression="zstd") as writer,
     ):
         for group in _groups(rows, _ROWS_PER_GROUP):
-            writer.write_table(pa.Table.from_pylist([_index_row(row) for row in group], schema=schema))
+            writer.write_table(pa.Table.from_pylist([_index_row(row, store) for row in group], schema=schema))
     return path
 
 
-def _index_row(row: BatchRow) -> dict[str, Any]:
+def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
     best = best_attempt_of(row)
     return {
         **row,
         "solved": row.get("outcome") == "solved",
-        "image": best and best["image"],
+        "image": best and images.address(best["sha256"]),
         "sha256": best and best["sha256"],
-        "attempts": [{**attempt, "verdicts": _verdicts(row, attempt)} for attempt in row.get("attempts", [])],
+        "attempts": [
+            {**attempt, "image": images.address(attempt["sha256"]), "verdicts": _verdicts(row, attempt)}
+            for attempt in row.get("attempts", [])
+        ],
     }
 
 
@@ -188,6 +203,7 @@ def export(
     """
     if kind not in FORMATS:
         raise InputError(f"unknown format {kind!r}; choose from: {', '.join(FORMATS)}")
+    check_folder(source)
     check_target(target)
     jobs = saved_jobs(source)
     record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
@@ -274,7 +290,7 @@ def _write_shard(path: Path, examples: Iterator[tuple[BatchRow, AttemptFields]],
     with tarfile.open(path, "w") as archive:
         while size < _SHARD_BYTES and (example := next(examples, None)):
             row, best = example
-            metadata = json.dumps(_metadata(row, best), ensure_ascii=False)
+            metadata = strict_json(_metadata(row, best), ensure_ascii=False)
             parts = {"png": images.read(best), "txt": row["prompt"].encode(), "json": metadata.encode()}
             for suffix, data in parts.items():
                 entry = tarfile.TarInfo(f"{row['index']:09d}.{suffix}")
@@ -294,7 +310,7 @@ def _imagefolder(rows: Iterable[BatchRow], images: _Images, folder: Path, choice
             name = f"{row['index']:09d}.png"
             (train / name).write_bytes(images.read(best))
             metadata = {"file_name": name, **_metadata(row, best), "text": row["prompt"]}
-            file.write(json.dumps(metadata, ensure_ascii=False) + "\n")
+            file.write(strict_json(metadata, ensure_ascii=False) + "\n")
             n += 1
     return n, n
 

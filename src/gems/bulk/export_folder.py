@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
+from gems.json_text import parse_model, strict_json
 
 __all__ = ["check_target", "publish"]
 
@@ -57,7 +58,7 @@ def publish(draft: Path, target: Path, about: dict[str, Any]) -> None:
     files = {path.relative_to(draft).as_posix(): _digest(path) for path in draft.rglob("*") if path.is_file()}
     earlier = _read(target) if target.exists() else {}
     for name in files:
-        if name not in earlier and (target / name).exists():
+        if not _lies_inside(target.resolve(), name) or (name not in earlier and os.path.lexists(target / name)):
             raise InputError(f"{target / name} exists and is not the export's; choose another folder")
     target.mkdir(parents=True, exist_ok=True)
     # Until the end, the manifest lists the files of both: a crash leaves none that nobody made.
@@ -81,18 +82,18 @@ def _remove_empty_folders(target: Path, name: str) -> None:
 
 
 def _write(target: Path, about: dict[str, Any], files: dict[str, str]) -> None:
-    write_atomically(target / _MANIFEST, json.dumps({**about, "files": files}, indent=1).encode())
+    write_atomically(target / _MANIFEST, strict_json({**about, "files": files}, indent=1).encode())
 
 
 def _read(target: Path) -> dict[str, str]:
     """The files of an earlier export, by path. A manifest that names others is somebody's trap, or damaged."""
     path = target / _MANIFEST
     try:
-        files = _Manifest.model_validate_json(path.read_bytes()).files
+        files = parse_model(_Manifest, read_regular(path, within=target)).files
     except FileNotFoundError:
         return {}
-    except (ValidationError, OSError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error.strerror
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read ({reason}); choose another folder") from None
     root = target.resolve()
     for name in files:

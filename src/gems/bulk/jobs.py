@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from gems.errors import InputError
+from gems.json_text import parse_json
 from gems.seeds import MAX_SEED, seed_of_file_prompt
 
 __all__ = ["Job", "JobFields", "job_of", "read_jobs", "sample_of"]
@@ -145,9 +146,8 @@ def _parse_text(line: str, location: str) -> dict[str, Any] | None:
 
 def _parse_json(line: str, location: str) -> dict[str, Any] | None:
     try:
-        entry = json.loads(line)
-        json.dumps(entry, ensure_ascii=False).encode()  # half a surrogate pair could not be written to the results
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(line)
+    except ValueError as error:
         raise InputError(f"{location}: not usable JSON ({error})") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise InputError(f'{location}: not an object with a text "prompt"')

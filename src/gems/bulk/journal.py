@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import lines_of, write_atomically
 from gems.graph.state import Usage
+from gems.json_text import parse_model
 
 __all__ = ["Journal", "PartialRun"]
 
@@ -121,13 +122,12 @@ def _line(entry: _Entry) -> bytes:
 
 def _read(path: Path) -> Iterator[_Entry]:
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    *lines, _ = content.split(b"\n")  # a killed process may leave half a line at the end
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield _Entry.model_validate_json(line)
-        except ValidationError as error:
-            fault = error.errors(include_url=False, include_input=False)[0]["msg"]
-            raise InputError(f"{path}, line {number} cannot be read ({fault}); delete that line") from None
+        for number, line in enumerate(lines_of(path, within=path.parent), start=1):
+            if not line.endswith(b"\n"):
+                return  # a killed process may leave half a line at the end
+            try:
+                yield parse_model(_Entry, line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number} cannot be read ({error}); delete that line") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error

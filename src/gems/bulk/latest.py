@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gems.bulk.limits import Limits
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.state import Prices
+from gems.json_text import parse_model, strict_json
 
 __all__ = ["Latest", "note_end", "note_start", "read_latest"]
 
@@ -77,20 +77,17 @@ def read_latest(folder: Path) -> Latest:
     """
     path = folder / "latest.json"
     try:
-        return Latest.model_validate_json(path.read_bytes())
+        return parse_model(Latest, read_regular(path, within=folder))
     except FileNotFoundError:
         return Latest()
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        location = ".".join(map(str, first["loc"]))
-        fault = f"{location}: {first['msg']}" if location else first["msg"]
-        raise InputError(f"{path} is damaged ({fault}); delete it, or start the batch again") from None
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete it, or start the batch again") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
 def _write(folder: Path, latest: Latest) -> None:
-    write_atomically(folder / "latest.json", json.dumps(latest.model_dump(mode="json"), indent=1).encode())
+    write_atomically(folder / "latest.json", strict_json(latest.model_dump(mode="json"), indent=1).encode())
 
 
 def _process_started(pid: int) -> str:

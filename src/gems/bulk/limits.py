@@ -289,6 +289,7 @@ def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, pr
 
 
 def _hours(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int) -> Estimate:
+    rows = [row for row in rows if "at" in row and "seconds" in row]
     by_start = sorted(rows, key=lambda row: datetime.fromisoformat(row["at"]).timestamp() - row["seconds"])
     at_full_load = by_start[:-concurrency] if len(rows) - concurrency >= 5 else by_start
     seconds = estimate([row["seconds"] for row in at_full_load], total)

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -42,6 +41,7 @@ from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, is_final, loc
 from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
+from gems.json_text import parse_json, strict_json
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
 from gems.runs.folder import make_folder
@@ -184,7 +184,7 @@ def _results(
     _configure_ray_data()
     cpus = int(ray.cluster_resources().get("CPU", 1))
     workers, prompts_per_worker = _divide(concurrency, max_workers or max(1, cpus // 2))
-    items = [{"job": json.dumps(job.fields())} for job in jobs]
+    items = [{"job": strict_json(job.fields())} for job in jobs]
     results = ray.data.from_items(items, override_num_blocks=_block_count(len(jobs), concurrency)).map_batches(
         GraphWorker,
         fn_constructor_args=(task,),
@@ -204,7 +204,7 @@ def _results(
         for block in results.iter_batches(batch_size=None, prefetch_batches=0):
             for text in block["row"].tolist():
                 if text:
-                    yield json.loads(text)
+                    yield parse_json(text)
     except Exception as error:  # whatever a worker or Ray raised
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, GemsError | OSError):

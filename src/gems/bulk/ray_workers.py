@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -26,6 +25,7 @@ from gems.database import database_pool
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Usage
+from gems.json_text import parse_json, strict_json
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.generators import ImageGenerator, Local
@@ -131,8 +131,8 @@ class GraphWorker:
         Returns:
             The results as JSON, in the column "row"; an empty text for a prompt without a result.
         """
-        rows = [self._run(job_of(json.loads(text))) for text in block["job"].tolist()]
-        return {"row": [json.dumps(row) if row else "" for row in rows]}
+        rows = [self._run(job_of(parse_json(text))) for text in block["job"].tolist()]
+        return {"row": [strict_json(row) if row else "" for row in rows]}
 
     def _generator(self) -> ImageGenerator:
         import ray

@@ -22,11 +22,11 @@ from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_beyond, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import refuse_link, write_atomically
+from gems.files import check_own_files, lines_of, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.runs.record import ModelRecord
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Tally",
     "UsageFields",
     "best_attempt_of",
+    "check_folder",
     "claim",
     "group_of",
     "is_final",
@@ -164,6 +165,7 @@ class _Line:
     outcome: str
     group: Group
     run_id: str
+    has_errors: bool
 
 
 class ResultsFile:
@@ -200,7 +202,7 @@ class ResultsFile:
 
     def add(self, row: BatchRow) -> None:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        line = (strict_json(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
             try:
                 with self.path.open("ab") as file:
@@ -234,7 +236,9 @@ class ResultsFile:
         if run_id and not final:
             self._open_runs[run_id] = usage
         if row.get("bound_to", self._bound_to) == self._bound_to:
-            self._lines[job_of(row).key] = _Line(offset, _outcome(row), group_of(row), run_id)
+            self._lines[job_of(row).key] = _Line(
+                offset, _outcome(row), group_of(row), run_id, bool(row.get("error") or row.get("errors"))
+            )
 
     def has(self, job: Job) -> bool:
         """Whether there is a result of exactly this job, final or not. The user may have edited the prompt since."""
@@ -282,6 +286,10 @@ class ResultsFile:
             if line := self._lines.get(job.key):
                 yield {**self._row(line.offset), **row_of(job)}
 
+    def rows_with_errors(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
+        """The results of those jobs that have an error, as for ``rows``."""
+        return self.rows(job for job in jobs if (line := self._lines.get(job.key)) and line.has_errors)
+
     def latest_moments(self, most: int) -> list[datetime]:
         """When the latest results were written, in order; ``most`` of them at most."""
         offsets = sorted(line.offset for line in self._lines.values())[-most:]
@@ -290,7 +298,10 @@ class ResultsFile:
     def _row(self, offset: int) -> BatchRow:
         with self.path.open("rb") as file:
             file.seek(offset)
-            row: BatchRow = json.loads(file.readline())
+            row: BatchRow = parse_json(file.readline())
+        if "usage" in row or "outcome" in row:  # people edit the file; readers rely on all figures
+            row["usage"] = cast(UsageFields, usage_of(row).model_dump(mode="json"))
+            row.setdefault("seconds", 0.0)
         return row
 
 
@@ -300,11 +311,9 @@ def _outcome(row: BatchRow) -> str:
 
 def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
     """The results in a file, and the offsets at which each begins and ends."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        end = 0
-        for number, line in enumerate(file, start=1):
+    end = 0
+    try:
+        for number, line in enumerate(lines_of(path, within=path.parent), start=1):
             start, end = end, end + len(line)
             if not line.strip():
                 continue
@@ -318,13 +327,32 @@ def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
                     "its prompt drawn again"
                 ) from None
             yield cast(BatchRow, row), start, end
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
-_WRITTEN_IN_PLACE: Final = (
+_FILES: Final = (
+    ".lock",
+    "batch.json",
+    "prompts.jsonl",
+    "not_started.jsonl",
     "results.jsonl",
     "begun.jsonl",
-    *(f"checkpoints.sqlite{end}" for end in ("", "-wal", "-shm")),
+    "latest.json",
+    "index.parquet",
+    *(f"checkpoints.sqlite{end}" for end in ("", "-wal", "-shm", "-journal")),
+    "images",
+    "runs",
 )
+
+
+def check_folder(out: Path) -> None:
+    """Check a batch's folder, which may be somebody else's, before anything in it is read or written.
+
+    Raises:
+        InputError: A file or folder of the batch leads out of the folder, or is neither.
+    """
+    check_own_files(out, _FILES)
 
 
 @contextmanager
@@ -332,10 +360,9 @@ def locked(out: Path) -> Iterator[None]:
     """Keep other processes of this machine from working on the batch in this folder.
 
     Raises:
-        InputError: Another process works on it, or a file that would be written in place is a link.
+        InputError: Another process works on it, or see ``check_folder``.
     """
-    for name in _WRITTEN_IN_PLACE:
-        refuse_link(out / name)
+    check_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
             yield
@@ -415,7 +442,7 @@ def claim(
     path = out / "batch.json"
     if not path.exists():
         content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
     content = read_manifest(out)
     if content["bound_to"] != digest:
         raise InputError(f"{out} holds a batch with {_difference(content, manifest)}; choose another folder with --out")
@@ -430,7 +457,7 @@ def read_manifest(out: Path) -> dict[str, Any]:
     """
     path = out / "batch.json"
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_regular(path, within=out))
         is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
@@ -454,7 +481,7 @@ def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> N
     """Write jobs to a file in the form that ``read_jobs`` reads. Without a job, the file is removed."""
     path = out / name
     if jobs:
-        write_atomically(path, "".join(json.dumps(job.fields(), ensure_ascii=False) + "\n" for job in jobs).encode())
+        write_atomically(path, "".join(strict_json(job.fields(), ensure_ascii=False) + "\n" for job in jobs).encode())
     else:
         path.unlink(missing_ok=True)
 
@@ -467,17 +494,19 @@ def saved_jobs(out: Path) -> list[Job]:
     """
     path = out / "prompts.jsonl"
     try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
+        if not path.exists():
+            raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'")
+        return [
+            _job_in(path, number, line) for number, line in enumerate(lines_of(path, within=out), 1) if line.strip()
+        ]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    jobs: list[Job] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            jobs += [job_of(parse_json(line))] if line.strip() else []
-        except ValueError as error:
-            raise InputError(
-                f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
-            ) from None
-    return jobs
+
+
+def _job_in(path: Path, number: int, line: bytes) -> Job:
+    try:
+        return job_of(parse_json(line))
+    except ValueError as error:
+        raise InputError(
+            f"{path}, line {number} is damaged ({error}); start the batch again, which writes the file anew"
+        ) from None

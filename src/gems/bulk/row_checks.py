@@ -11,12 +11,11 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    ValidationError,
     model_validator,
 )
 
-from gems.graph.state import Outcome, Usage
-from gems.json_text import parse_json
+from gems.graph.state import Answer, Kind, Outcome, Usage
+from gems.json_text import parse_json, parse_model
 from gems.seeds import MAX_SEED
 
 __all__ = ["check_row"]
@@ -27,6 +26,7 @@ _Whole: TypeAlias = Annotated[NonNegativeInt, Field(le=MAX_SEED)]
 """A seed or a place."""
 
 
+_Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 _MAX_USAGE: Final = 2**53
 """A larger figure is no count: JSON's numbers are exact up to here, and sums must fit into a table's column."""
 
@@ -40,6 +40,7 @@ class _Checked(BaseModel):
 class _Requirement(_Checked):
     id: str
     question: str
+    kind: Kind = "other"
 
 
 class _Attempt(_Checked):
@@ -48,12 +49,13 @@ class _Attempt(_Checked):
     strategy: str
     prompt: str
     seed: _Whole
-    score: float
+    score: _Share
     passed: _Count
     total: _Count
-    verdicts: dict[str, tuple[str, float]]
+    verdicts: dict[str, tuple[Answer, _Share]]
     image: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    edited_from: str = ""
 
 
 class _Row(_Checked):
@@ -67,7 +69,7 @@ class _Row(_Checked):
     thread: str = ""
     run_id: str = ""
     outcome: Outcome | None = None
-    score: float = 0.0
+    score: _Share = 0.0
     rounds: _Count = 0
     requirements: list[_Requirement] = []
     attempts: list[_Attempt] = []
@@ -79,7 +81,7 @@ class _Row(_Checked):
     error: str = ""
     error_kind: Literal["input", "backend"] | None = None
     stopped_by_total: str = ""
-    seconds: NonNegativeFloat = 0.0
+    seconds: Annotated[NonNegativeFloat, Field(le=_MAX_USAGE)] = 0.0
     at: AwareDatetime | None = None
 
     @model_validator(mode="after")
@@ -101,12 +103,6 @@ def check_row(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: The line is not a whole result; the message says what is wrong with it.
     """
-    row = parse_json(line)
-    try:
-        _Row.model_validate_json(line)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        location = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{location}: {first['msg']}" if location else first["msg"]) from None
-    assert isinstance(row, dict)
+    parse_model(_Row, line)
+    row: dict[str, Any] = parse_json(line)
     return row

@@ -1,8 +1,9 @@
-"""How far a batch has come, read from its folder alone: nothing is locked or written."""
+"""How far a batch has come, read from its folder and its checkpoints: nothing is locked or written."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from gems.bulk.faults import faults_of
+from gems.bulk.half_done import Killed, read_half_done
 from gems.bulk.jobs import Job
-from gems.bulk.journal import Journal
+from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.latest import Latest, read_latest
-from gems.bulk.results import ResultsFile, Tally, read_manifest, saved_jobs
+from gems.bulk.results import ResultsFile, Tally, check_folder, read_manifest, saved_jobs
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Prices, Usage
@@ -32,6 +35,10 @@ class Progress:
     record: ResultsFile
     journal: Journal
     latest: Latest
+    half_done: Sequence[Killed]
+    """The prompts that have begun and not ended, by their checkpoints."""
+    has_checkpoints: bool
+    """Whether the checkpoints of the prompts could be read."""
     candidates: int
 
     @property
@@ -47,7 +54,12 @@ class Progress:
     @property
     def usage(self) -> Usage:
         """What all starts have spent, as far as it is on disk."""
-        return sum(map(self.record.unrecorded, self.journal.runs.values()), self.record.usage)
+        return sum(map(self.record.unrecorded, self._runs.values()), self.record.usage)
+
+    @property
+    def _runs(self) -> dict[str, PartialRun]:
+        """What the runs have spent that may have no result, by run id."""
+        return {**self.journal.runs, **{prompt.run.run_id: prompt.run for prompt in self.half_done if prompt.run}}
 
     @property
     def state(self) -> str:
@@ -78,8 +90,10 @@ class Progress:
             **groups,
             "other_results": self.record.stray_count(self.jobs),
             "outcomes": dict(tally.outcomes),
+            "errors": faults_of(self.record.rows_with_errors(self.jobs)),
             "solved_rate": round(tally.outcomes["solved"] / tally.done, 4) if tally.done else None,
             "spent": {**self.usage.model_dump(mode="json"), "cost": round(self.prices.cost(self.usage), 4)},
+            "checkpoints_read": self.has_checkpoints,
             "in_flight_at_a_kill_at_most": self._lost_images(is_running),
             "limits": latest.limits,
             "prompts_a_minute": rate and round(rate, 1),
@@ -91,16 +105,19 @@ class Progress:
 
     def _groups(self) -> dict[str, int]:
         """How many prompts are finished, failed for good, to be tried again, cut short, begun, and not begun."""
-        begun_keys = {*self.journal.open, *(run.key for run in self.journal.runs.values())}
+        begun_keys = {*self.journal.open, *(run.key for run in self._runs.values())}
         groups = Counter(
             self.record.group(job) or ("begun" if job.key in begun_keys else "not_begun") for job in self.jobs
         )
         return {name: groups[name] for name in ("finished", "failed", "to_retry", "cut_short", "begun", "not_begun")}
 
     def _lost_images(self, is_running: bool) -> int:
-        """The most images that were in flight when a process was killed; the next start finds out more exactly."""
-        unknown = 0 if is_running else self.journal.open.total()
-        return self.journal.lost_images + unknown * self.candidates
+        """The most images that were in flight when a process was killed, as the next start counts them."""
+        if is_running:
+            return self.journal.lost_images
+        if not self.has_checkpoints:
+            return self.journal.lost_images + self.journal.open.total() * self.candidates
+        return self.journal.lost_images + sum(prompt.lost_images for prompt in self.half_done)
 
     def _rate(self) -> float | None:
         """Prompts per minute over the latest results of the current start. None: there are too few to say."""
@@ -110,16 +127,29 @@ class Progress:
         return 60 * len(moments) / seconds if seconds > 0 else None
 
 
-def read_progress(folder: Path) -> Progress:
+def read_progress(folder: Path, checkpoints: str | None = None) -> Progress:
     """How far the batch in a folder has come.
 
+    Args:
+        folder: The batch's folder.
+        checkpoints: The PostgreSQL database that holds its checkpoints. None: they are in the folder.
+
     Raises:
-        InputError: The folder holds no batch, or a file in it is damaged.
+        InputError: The folder holds no batch, or a file in it is damaged; or the database refused the connection.
+        BackendError: The database cannot be reached.
     """
+    check_folder(folder)
     jobs, manifest = saved_jobs(folder), read_manifest(folder)
     try:
         candidates = GemsContext.model_validate(manifest.get("settings")).candidates
     except ValidationError as error:
         raise InputError(f"{folder / 'batch.json'} is damaged ({error.errors()[0]['msg']})") from None
+    journal, killed = Journal(folder / "begun.jsonl"), list[Killed]()
+    has_checkpoints = not journal.open
+    if journal.open:
+        with read_half_done(folder, manifest["id"], candidates, checkpoints) as half_done:
+            if half_done is not None:
+                killed, has_checkpoints = list(half_done.killed(journal)), True
+    # The results come last: a prompt that ends meanwhile is among them before it leaves the checkpoints.
     record = ResultsFile(folder / "results.jsonl", bound_to=manifest["bound_to"])
-    return Progress(jobs, record, Journal(folder / "begun.jsonl"), read_latest(folder), candidates)
+    return Progress(jobs, record, journal, read_latest(folder), killed, has_checkpoints, candidates)

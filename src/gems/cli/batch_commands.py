@@ -262,6 +262,7 @@ def run(
     Exit code 0: every prompt was run; 2: some cannot be drawn, the others are done; 3: a model or server failed, and
     the same command tries again; 4: a total was reached; 130: stopped.
     """
+    from gems.bulk.batch import images_location
     from gems.bulk.jobs import read_jobs, sample_of
 
     prices = context.budget.prices
@@ -283,18 +284,26 @@ def run(
         add_prompts=add_prompts,
         **({"workers": cluster.workers} if cluster.ray else {}),
     )
-    raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, as_json=as_json))
+    images = images_location(context, folder)
+    raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, images, as_json=as_json))
 
 
 def _conclude(
-    batch: Batch, sampled_jobs: Sequence[Job], folder: Path, concurrency: int, prices: Prices, *, as_json: bool
+    batch: Batch,
+    sampled_jobs: Sequence[Job],
+    folder: Path,
+    concurrency: int,
+    prices: Prices,
+    images: str,
+    *,
+    as_json: bool,
 ) -> int:
     """Write the index and what is left, and print the results. Returns the exit code."""
     from gems.bulk.export import write_index
     from gems.bulk.latest import note_end
     from gems.bulk.results import write_jobs
 
-    write_index(folder, batch.record)
+    write_index(folder, batch.record, images)
     write_jobs(folder, batch.unfinished_jobs if batch.reached_limit else [], "not_started.jsonl")
     unfinished = any(not batch.record.has(job) for job in sampled_jobs or batch.jobs)
     if sampled_jobs and not unfinished:
@@ -387,11 +396,15 @@ def _print_errors(batch: Batch, folder: Path) -> set[str]:
 
 
 def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool) -> None:
+    from gems.bulk.faults import in_words
+
     summary, results, index = _summary(batch, prices), folder / "results.jsonl", folder / "index.parquet"
     if as_json:
         print_json({**summary, "results": str(results), "index": str(index)})
         return
     table = Table(show_header=False, box=None)
+    faults = summary.pop("errors", [])
+    summary |= {f"{fault['step']} failed": in_words(fault) for fault in faults}
     for name, value in summary.items():
         table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else escape(str(value)))
     out.print(table)
@@ -401,6 +414,8 @@ def _print_summary(batch: Batch, folder: Path, prices: Prices, *, as_json: bool)
 
 def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     """The figures of a whole batch."""
+    from gems.bulk.faults import faults_of
+
     usage, tally = batch.usage, batch.record.tally(batch.jobs, retried=True)
     summary: dict[str, Any] = {
         "prompts": len(batch.jobs),
@@ -410,8 +425,11 @@ def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
     }
     if to_retry := batch.count("to_retry"):
         summary["to_retry"] = to_retry
-    if with_errors := sum(bool(row.get("errors")) for row in batch.record.rows(batch.jobs)):
+    rows = list(batch.record.rows_with_errors(batch.jobs))
+    if with_errors := sum(bool(row.get("errors")) for row in rows):
         summary["with_errors"] = with_errors  # they have a result all the same: a step failed, and the run went on
+    if faults := faults_of(rows):
+        summary["errors"] = faults
     summary |= {"images": usage.images, "tokens": usage.tokens}
     if batch.lost_images:
         summary["images_in_flight_at_a_kill_at_most"] = batch.lost_images
@@ -478,7 +496,17 @@ def _print_forecast(
 @app.command()
 @guarded
 def status(
-    folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")], *, as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="The batch's folder: --out of gems batch.")],
+    *,
+    checkpoints: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The batch's postgresql://USER@HOST/DATABASE, if its half-finished prompts are there.",
+            show_default="a file in the folder",
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show how far a batch has come, from any shell, without disturbing it.
 
@@ -488,7 +516,7 @@ def status(
     """
     from gems.bulk.watching import read_progress
 
-    progress = read_progress(folder)
+    progress = read_progress(folder, checkpoints)
     if as_json:
         print_json(progress.figures())
     else:
@@ -496,6 +524,8 @@ def status(
 
 
 def _print_status(progress: Progress) -> None:
+    from gems.bulk.faults import in_words
+
     figures = progress.figures()
     solved = "" if figures["solved_rate"] is None else f", {100 * figures['solved_rate']:.1f}% solved"
     count = f"{figures['done']:,} of {figures['prompts']:,} prompts done"
@@ -504,10 +534,14 @@ def _print_status(progress: Progress) -> None:
     out.print(f"prompts: {groups}", highlight=False)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in progress.tally.outcomes.most_common() if count)
     out.print(f"outcomes: {escape(outcomes) or 'none yet'}")
+    for fault in figures["errors"]:
+        out.print(f"{fault['step']} failed: {escape(in_words(fault))}", highlight=False, soft_wrap=True)
     out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False)
     if figures["in_flight_at_a_kill_at_most"]:
         count = figures["in_flight_at_a_kill_at_most"]
         out.print(f"and up to {count:,} more images that were in flight at a kill", highlight=False)
+    if not figures["checkpoints_read"]:
+        out.print("without what half-finished prompts have spent: name their database with --checkpoints")
     if figures["other_results"]:
         out.print(f"{figures['other_results']:,} more results belong to no line of the file", highlight=False)
     if figures["limits"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import io
-import json
 import os
 import signal
 import sqlite3
@@ -22,6 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
+from gems.json_text import strict_json
 from gems.printable import printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def replace_unprintable() -> None:
 
 def print_json(value: Any) -> None:
     """Print one line of JSON to standard output, for scripts."""
-    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.write(strict_json(value) + "\n")
 
 
 def yes_or_no(is_right: bool) -> str:

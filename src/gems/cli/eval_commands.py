@@ -137,6 +137,8 @@ def _evaluate(
 
 def _print_warnings(report: dict[str, Any]) -> None:
     """What a reader of the figures has to know."""
+    from gems.bulk.faults import in_words
+
     if report["judge_is_verifier"]:
         _warn(f"the judge is the verifier ({report['judge']}), so it judges its own choices; --judge names another one")
     for name, arm in report["arms"].items():
@@ -145,6 +147,9 @@ def _print_warnings(report: dict[str, Any]) -> None:
                 f"{name}: {arm['failed']} failed and count as wrong; the same command tries again those that a backend "
                 f"failed (the first: {arm['first_error']})"
             )
+        for fault in arm["errors"]:
+            if fault["failed"] < fault["prompts"]:
+                _warn(f"{name}: {fault['step']} failed: {in_words(fault)}")
 
 
 def _warn(text: str) -> None:

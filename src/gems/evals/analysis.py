@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gems.bulk.faults import faults_of
 from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
@@ -95,6 +96,7 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         "generator": arm.generator,
         "prompts": len(right),
         "failed": len(failures),
+        "errors": faults_of(j.row for j in judged),
         "first_error": failures[0]["error"] if failures else None,
         "all_correct": round(sum(right) / len(right), 4),
         "ci95": bootstrap_interval(right),
@@ -222,7 +224,7 @@ def _answers_by_kind(verified: Sequence[tuple[Judged, int, AttemptFields]]) -> d
     kinds: dict[str, Counter[str]] = defaultdict(Counter)
     for j, i, attempt in verified:
         requirements = j.row.get("requirements", [])
-        if Counter(r["kind"] for r in requirements) != Counter(q.skill for q in j.prompt.questions):
+        if Counter(r.get("kind") for r in requirements) != Counter(q.skill for q in j.prompt.questions):
             continue  # the decomposer asked other questions than the benchmark, so they cannot be compared
         truth: dict[str, list[bool]] = defaultdict(list)
         for question, score in zip(j.prompt.questions, j.scores[i], strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from langgraph.runtime import RunControl
+from pydantic import BaseModel, ConfigDict, Field
 
 from gems import __version__
 from gems.bulk.results import BatchRow, Tally
@@ -26,7 +26,8 @@ from gems.evals.identity import differences, mark_as_mixed, skill_digests
 from gems.evals.runner import ArmPass, EvaluationPlan, image_paths, prepare_folder, run_arm
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
+from gems.json_text import parse_model, strict_json
 from gems.secrets import one_line
 
 __all__ = ["evaluate"]
@@ -72,7 +73,7 @@ def evaluate(
 
 def _write(plan: EvaluationPlan, arm_pass: ArmPass, name: str, content: Any) -> None:
     path = plan.folder(arm_pass.arm, arm_pass.order) / name
-    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
 
 
 def _score_lists(plan: EvaluationPlan, results: Sequence[Judged]) -> list[list[float]]:
@@ -145,22 +146,38 @@ def _run(
     return rows
 
 
+class _WallTime(BaseModel):
+    """``time.json``."""
+
+    model_config = ConfigDict(strict=True)
+
+    wall_seconds: float = Field(default=0.0, ge=0, le=2**53)
+    prompts: int = Field(default=0, ge=0, le=2**53)
+
+
+def _read_time(path: Path) -> _WallTime | None:
+    try:
+        return parse_model(_WallTime, read_regular(path, within=path.parent))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path} cannot be read ({reason}); delete it, and the time begins again at 0") from None
+
+
 def _add_time(path: Path, seconds: float, prompts: int) -> None:
     """Add the wall time of the prompts that were finished to that of earlier calls."""
     if prompts:
-        earlier = json.loads(path.read_bytes()) if path.exists() else {"wall_seconds": 0.0, "prompts": 0}
-        total = {
-            "wall_seconds": round(earlier["wall_seconds"] + seconds, 1),
-            "prompts": earlier["prompts"] + prompts,
-        }
-        write_atomically(path, json.dumps(total).encode())
+        earlier = _read_time(path) or _WallTime()
+        total = _WallTime(wall_seconds=round(earlier.wall_seconds + seconds, 1), prompts=earlier.prompts + prompts)
+        write_atomically(path, strict_json(total.model_dump()).encode())
 
 
 def _figures(plan: EvaluationPlan, arm: Arm, judged: list[Judged], scorer: Scorer) -> dict[str, Any]:
     """An arm's figures, and its wall time for those prompts whose calls were not killed."""
-    path = plan.folder(arm) / "time.json"
-    wall_time = {"time": json.loads(path.read_bytes())} if path.exists() else {}
-    return analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer)) | wall_time
+    time_ = _read_time(plan.folder(arm) / "time.json")
+    figures = analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer))
+    return figures | {"time": time_.model_dump()} if time_ else figures
 
 
 def _scores_all(scorer: Scorer) -> bool:

@@ -6,16 +6,15 @@ their weights and calibration. The user's memory is not part of it, because no a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from gems.errors import InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.context import GemsContext
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.runs.record import model_records
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import digest_of
@@ -56,15 +55,15 @@ def bind_folder(out: Path, identity: Mapping[str, Any]) -> None:
     """
     path = out / "eval.json"
     if path.exists():
-        _check(out, _read(path), json.loads(json.dumps(identity)))
+        _check(out, _read(path), parse_json(strict_json(identity)))
     else:
-        write_atomically(path, json.dumps(identity, indent=1).encode())
+        write_atomically(path, strict_json(identity, indent=1).encode())
 
 
 def mark_as_mixed(out: Path, changes: str) -> None:
     """Note that results in the folder come from different skills: from now on, ``bind_folder`` refuses it."""
     path = out / "eval.json"
-    write_atomically(path, json.dumps({**_read(path), _MIXED: changes}, indent=1).encode())
+    write_atomically(path, strict_json({**_read(path), _MIXED: changes}, indent=1).encode())
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -75,12 +74,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(path.read_bytes())
-    except ValueError:
+        content = parse_json(read_regular(path, within=path.parent))
+    except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
         raise InputError(f"{path} cannot be read; choose another folder with --out")
     return content
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -93,7 +97,7 @@ def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None
     if not changed_parts:
         return
     if set(changed_parts) <= {"skills", "models"}:
-        details = "; ".join(f"{name}: {differences(earlier.get(name, {}), identity[name])}" for name in changed_parts)
+        details = "; ".join(f"{name}: {differences(_mapping(earlier, name), identity[name])}" for name in changed_parts)
         raise InputError(
             f"{out} holds an evaluation with other {' and '.join(changed_parts)} ({details}); {begin_another}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from gems.errors import InputError
-from gems.json_text import parse_json
+from gems.files import write_atomically
+from gems.json_text import parse_json, strict_json
 from gems.models.pocket.captions import terse_caption
 from gems.models.pocket.scene import Group, SceneSpec, sample_spec
 from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, VERBS
@@ -69,7 +69,7 @@ def read_geneval2(path: Path) -> list[EvalPrompt]:
             if not questions:
                 raise ValueError("vqa_list is empty")
             prompts.append(EvalPrompt(str(row["prompt"]), int(row["atom_count"]), questions))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             raise InputError(
                 f"{path}, line {number}: not a row of GenEval 2 (prompt, atom_count, vqa_list, skills): {error!r}"
             ) from error
@@ -124,4 +124,4 @@ def _are_the(group: Group) -> str:
 
 def write_prompts(prompts: list[EvalPrompt], path: Path) -> None:
     """Write prompts as the benchmark's JSONL."""
-    path.write_text("".join(json.dumps(p.row()) + "\n" for p in prompts), encoding="utf-8")
+    write_atomically(path, "".join(strict_json(p.row()) + "\n" for p in prompts).encode())

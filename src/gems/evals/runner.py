@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from langgraph.runtime import RunControl
@@ -25,7 +25,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.evals.arms import Arm
 from gems.evals.identity import bind_folder, model_identities, skill_digests
 from gems.evals.prompts import EvalPrompt, write_prompts
-from gems.files import write_atomically
+from gems.files import check_own_files, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
@@ -100,6 +100,18 @@ class EvaluationPlan:
         return self.context.model_copy(update=settings).as_operator()
 
 
+_FILES: Final = (
+    "arms",
+    "eval.json",
+    "images",
+    "no-image.png",
+    "prompts.jsonl",
+    "scores-oracle.jsonl",
+    "scores-soft-tifa.jsonl",
+)
+"""What is read, or written in place, in an evaluation's folder."""
+
+
 def prepare_folder(plan: EvaluationPlan) -> dict[str, str]:
     """Make the folder, or check that it holds the same evaluation; arms can be added to an evaluation later.
 
@@ -110,6 +122,7 @@ def prepare_folder(plan: EvaluationPlan) -> dict[str, str]:
         InputError: It holds another evaluation, or cannot be written to.
     """
     make_folder(plan.out)
+    check_own_files(plan.out, _FILES, depth=6)
     skills = skill_digests(plan.context)
     identity = {
         "benchmark": plan.benchmark,
@@ -253,10 +266,12 @@ def image_paths(plan: EvaluationPlan, rows: Iterable[BatchRow]) -> dict[str, str
     That scorer stops at a prompt without an image, so a prompt that has none gets a black one.
     """
     best_attempts = {row["prompt"]: best_attempt_of(row) for row in rows}
-    paths = {}
+    images, paths = ImageStore(plan.out / "images"), {}
     for prompt in plan.prompts:
         best = best_attempts.get(prompt.prompt)
-        paths[prompt.prompt] = best["image"].removeprefix("file://") if best else str(_black_image(plan.out))
+        # The results may be anybody's: the address in them is not handed on, and the hash finds the image.
+        ref = images.find(best["sha256"]) if best else None
+        paths[prompt.prompt] = ref.uri.removeprefix("file://") if ref else str(_black_image(plan.out))
     return paths
 
 

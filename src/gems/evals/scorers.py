@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, HumanMessage
 from PIL import Image
+from pydantic import BaseModel, Field, TypeAdapter
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gems.authority import NO_AUTHORITY, Authority
@@ -31,8 +32,8 @@ from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
-from gems.files import refuse_link
-from gems.json_text import parse_json
+from gems.files import lines_of
+from gems.json_text import parse_json, parse_model, strict_json
 from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
@@ -85,31 +86,52 @@ def geometric_mean(scores: Sequence[float]) -> float:
 
 
 class _ScoreFile:
-    """A JSONL file of scores by key. A torn last line, as a killed process leaves it, is ignored and scored again."""
+    """A JSONL file of scores by key. A torn last line, as a killed process leaves it, is ignored and scored again.
+
+    Args:
+        path: The file.
+
+    Raises:
+        InputError: It cannot be read, or another line holds no scores.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._scores: dict[str, list[float]] = {}
-        refuse_link(path)
-        content = path.read_bytes() if path.exists() else b""
-        for line in content.split(b"\n"):
-            try:
-                key, scores = parse_json(line)
-                self._scores[key] = scores
-            except (ValueError, TypeError):
-                continue
-        if content and not content.endswith(b"\n"):
-            with path.open("ab") as file:
-                file.write(b"\n")
+        end = 0
+        try:
+            for number, line in enumerate(lines_of(path, within=path.parent), start=1):
+                if not line.endswith(b"\n"):
+                    os.truncate(path, end)
+                    break
+                end += len(line)
+                self._note(number, line)
+        except OSError as error:
+            raise InputError(f"{path} cannot be used ({error.strerror}); choose another folder with --out") from error
 
-    def get(self, key: str) -> list[float] | None:
-        return self._scores.get(key)
+    def _note(self, number: int, line: bytes) -> None:
+        try:
+            parse_json(line)
+            key, scores = _SCORES.validate_json(line)
+        except ValueError:
+            raise InputError(
+                f"{self._path}, line {number} holds no scores; restore it, or delete it to have the image scored again"
+            ) from None
+        self._scores[key] = scores
+
+    def get(self, key: str, prompt: EvalPrompt) -> list[float] | None:
+        """The scores of one of the prompt's images, one per question; None if there are none."""
+        scores = self._scores.get(key)
+        return scores if scores is not None and len(scores) == len(prompt.questions) else None
 
     def put(self, key: str, scores: list[float]) -> list[float]:
         with self._lock, self._path.open("a") as file:
             self._scores[key] = scores
-            file.write(json.dumps([key, scores]) + "\n")
+            file.write(strict_json([key, scores]) + "\n")
         return scores
+
+
+_SCORES: Final = TypeAdapter(tuple[str, list[Annotated[float, Field(ge=0, le=1.01)]]])
 
 
 # --- the oracle -----------------------------------------------------------------------------------------------------
@@ -150,7 +172,7 @@ class Oracle:
             InputError: The prompt is not in the pocket vocabulary, or has a question that its spec does not answer.
         """
         key = f"{init_image_generator(generator).fingerprint[:12]} {attempt['sha256']} {prompt.prompt}"
-        earlier_scores = self._file.get(key)
+        earlier_scores = self._file.get(key, prompt)
         if earlier_scores is not None:
             return earlier_scores
         spec = _spec_of(prompt)
@@ -183,13 +205,29 @@ def _atoms_of(prompt: EvalPrompt, truth: Mapping[str, bool]) -> list[str]:
     return atoms
 
 
+class _Edit(BaseModel):
+    from_: str = Field(alias="from")
+    keep: list[Any]
+    fix: list[Any]
+
+
+class _EditMetadata(BaseModel):
+    """What an image file says about the edit that made it."""
+
+    edit: _Edit
+
+
 def _edit(attempt: AttemptFields, images: Sequence[ImageStore]) -> dict[str, Any]:
     """The pipeline's other arguments when it edited an image, from the image file's metadata."""
     if not attempt.get("edited_from"):
         return {}
-    edit = json.loads(read_metadata(read_from(images, attempt["sha256"], attempt["image"]))["gems"])["edit"]
-    base = Image.open(io.BytesIO(read_from(images, edit["from"], "")))
-    return {"image": base, "keep": edit["keep"], "fix": edit["fix"]}
+    metadata = read_metadata(read_from(images, attempt["sha256"], attempt["image"]))
+    try:
+        edit = parse_model(_EditMetadata, metadata.get("gems", "")).edit
+    except ValueError as error:
+        raise InputError(f"the image {attempt['sha256'][:12]} does not say how it was edited ({error})") from None
+    base = Image.open(io.BytesIO(read_from(images, edit.from_, "")))
+    return {"image": base, "keep": edit.keep, "fix": edit.fix}
 
 
 @cache
@@ -249,7 +287,7 @@ class SoftTifa:
             BackendError: The model gives no log-probabilities, or cannot be reached.
         """
         key = f"{self._identity} {attempt['sha256']} {prompt.prompt}"
-        earlier_scores = self._file.get(key)
+        earlier_scores = self._file.get(key, prompt)
         if earlier_scores is not None:
             return earlier_scores
         image = base64.b64encode(read_from(self._images, attempt["sha256"], attempt["image"])).decode()

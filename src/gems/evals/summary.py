@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any, Final, TypeAlias
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from gems.bulk.faults import in_words
 from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.extras import how_to_install
 from gems.files import write_atomically
+from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, read_from, stores_beside
 
 __all__ = ["write_report"]
@@ -34,7 +35,7 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     Raises:
         InputError: matplotlib, which draws the plots, is not installed.
     """
-    write_atomically(out / "report.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(out / "report.json", (strict_json(report, indent=2, ensure_ascii=False) + "\n").encode())
     markdown = _templates().get_template("report.md.j2").render(report=report)
     write_atomically(out / "report.md", markdown.encode())
     plots = _plots(report)
@@ -61,6 +62,7 @@ def _templates(*, html: bool = False) -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    environment.filters["fault"] = in_words
     environment.filters["interval"] = lambda ci: f"{100 * ci[0]:.1f}–{100 * ci[1]:.1f}"
     environment.filters["points"] = lambda value: f"{value:+.1f}".replace("-", "−")
     return environment

@@ -8,7 +8,6 @@ figures of all its trials in ``trials.jsonl``: a version that was refused stays 
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -22,8 +21,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
-from gems.files import write_atomically
-from gems.json_text import parse_json
+from gems.files import read_regular, write_atomically
+from gems.json_text import parse_json, parse_model, strict_json
 from gems.paths import home, private_file, private_folder
 from gems.runs.record import ModelRecord
 from gems.skills.catalogue import suits
@@ -166,7 +165,7 @@ def learned_skills(name: str | None = None) -> list[LearnedSkill]:
 
 def _read_figures(folder: Path) -> dict[str, Any]:
     try:
-        return _checked_figures((folder / _FIGURES).read_bytes())
+        return _checked_figures(read_regular(folder / _FIGURES, within=folder))
     except (OSError, ValueError):
         return {}
 
@@ -194,7 +193,7 @@ def _checked_figures(text: bytes) -> dict[str, Any]:
     Raises:
         ValueError: They are none.
     """
-    _Figures.model_validate_json(text)
+    parse_model(_Figures, text)
     figures: dict[str, Any] = parse_json(text)
     return figures
 
@@ -249,8 +248,8 @@ def write_figures(skill: LearnedSkill, figures: dict[str, Any]) -> LearnedSkill:
     history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
     earlier = history.read_bytes() if history.exists() else b""
     history.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(history, earlier + json.dumps(figures).encode() + b"\n")
-    write_atomically(skill.folder / _FIGURES, (json.dumps(figures, indent=1) + "\n").encode())
+    write_atomically(history, earlier + strict_json(figures).encode() + b"\n")
+    write_atomically(skill.folder / _FIGURES, (strict_json(figures, indent=1) + "\n").encode())
     return LearnedSkill(skill.skill, skill.state, figures)
 
 
@@ -267,13 +266,15 @@ def past_trials(name: str | None = None) -> list[PastTrial]:
 
 def _trials_in(folder: Path, name: str, version: int) -> Iterator[PastTrial]:
     path = folder / _TRIALS
-    if not path.exists():
+    try:
+        lines = read_regular(path, within=folder).split(b"\n")
+    except OSError:
         return
     try:
         metadata = read_skill(folder, "learned")[0].metadata
     except UnusableError:
         return
-    for line in path.read_bytes().split(b"\n"):
+    for line in lines:
         with suppress(ValueError):
             figures = _checked_figures(line)
             yield PastTrial(name, version, metadata.get("gems-kind", ""), metadata.get("gems-generator", ""), figures)

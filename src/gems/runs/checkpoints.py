@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
 from gems.paths import make_file
+from gems.runs.checkpoint_checks import CheckedSaver
 from gems.secrets import one_line
 
-__all__ = ["delete_threads_without", "open_checkpoints"]
+__all__ = ["delete_threads_without", "open_checkpoints", "read_checkpoints"]
 
 
 _FORMS: Final = ("null", "bytes", "bytearray", "msgpack")
@@ -41,6 +42,47 @@ def open_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
         yield saver
 
 
+@contextmanager
+def read_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCheckpointSaver[Any] | None]:
+    """Open a checkpointer that is only read: nothing is locked or written, also while another process writes.
+
+    Args:
+        path: A SQLite file. If it does not exist, there are no checkpoints. Unused if there is a database.
+        database: A PostgreSQL database.
+
+    Raises:
+        InputError: The file is not a database or is damaged, or the server refused the connection.
+        BackendError: The server cannot be reached.
+    """
+    if database:
+        with _postgres(database) as saver:
+            yield saver
+        return
+    if not path.exists():
+        yield None
+        return
+    wal = path.with_name(f"{path.name}-wal")
+    # After a clean end, the file holds everything, and may be on a file system without locks or room.
+    mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, check_same_thread=False)
+        with closing(connection):
+            reader = _SqliteSaver(connection, path)
+            reader.is_setup = True
+            yield reader if _has_tables(connection) else None
+    except sqlite3.Error as error:
+        raise InputError(f"the checkpoint file {path} cannot be read ({error})") from error
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    """Whether there can be checkpoints: the process that made the file may have been killed at once."""
+    try:
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.OperationalError:  # a file system on which nothing can be opened that was not closed well
+        return False
+    return {"checkpoints", "writes"} <= names
+
+
 def delete_threads_without(saver: BaseCheckpointSaver[Any], threads_to_keep: AbstractSet[str]) -> None:
     """Delete all threads of a SQLite file but some.
 
@@ -60,17 +102,20 @@ class _OwnForms(JsonPlusSerializer):
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in _FORMS:
-            raise InputError(f"a checkpoint has the form {data[0]!r}, which GEMS does not write; move its file away")
+            raise InputError(f"it has the form {data[0]!r}, which GEMS does not write")
         try:
             return super().loads_typed(data)
         except Exception as error:  # whatever a damaged text leads to
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise InputError(f"a checkpoint is damaged ({reason}); move its file away") from error
+            raise InputError(f"it is damaged: {reason}") from error
 
 
 @contextmanager
 def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
     from langgraph.checkpoint.postgres import PostgresSaver
+
+    class Saver(CheckedSaver, PostgresSaver):
+        pass
 
     with database_pool(database) as pool:
         import psycopg  # installed, or there would be no pool
@@ -78,9 +123,15 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
         try:
             with pool.connection() as connection, setup_lock(connection):
                 PostgresSaver(connection).setup()
-            yield PostgresSaver(pool, serde=_OwnForms())
+            yield Saver(pool, serde=_OwnForms())
         except psycopg.Error as error:
             raise BackendError(f"cannot write checkpoints to PostgreSQL: {one_line(error)}", retryable=False) from None
+
+
+class _SqliteSaver(CheckedSaver, SqliteSaver):
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        super().__init__(connection, serde=_OwnForms())
+        self.place = str(path)
 
 
 @contextmanager
@@ -91,7 +142,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.
         connection.execute("PRAGMA synchronous = NORMAL")
-        saver = SqliteSaver(connection, serde=_OwnForms())
+        saver = _SqliteSaver(connection, path)
         saver.setup()
     except sqlite3.OperationalError as error:
         raise _unwritable(path, error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gems import __version__
 from gems.authority import without_login
 from gems.errors import InputError
+from gems.files import read_regular
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
@@ -113,7 +113,7 @@ class RunRecord(BaseModel):
 
     def to_json(self) -> str:
         """The text of run.json."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        return strict_json(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
 def best_index(attempts: Sequence[Attempt]) -> int | None:
@@ -178,8 +178,7 @@ def load_record(path: Path) -> tuple[Path, RunRecord]:
     """
     path = path / "run.json" if path.is_dir() else path
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair could be neither drawn nor shown
+        content = parse_json(read_regular(path, within=path.parent))
     except OSError as error:
         raise InputError(
             f"cannot read {path} ({error.strerror}); give a run's folder, such as gems-out/RUN, or its run.json"

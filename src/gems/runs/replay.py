@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from gems.errors import InputError
+from gems.files import read_regular
 from gems.graph.context import GemsContext
 from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, is_reproducible
@@ -73,13 +74,20 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         _check_seeds(generator)  # a server may have refused the seed just now
         png = encode_png(result.image, image_metadata(result.request, generator, edited_from=attempt.edited_from))
         images[attempt.image.sha256] = result.image
-        path = folder / attempt.file
         yield ReplayedAttempt(
             attempt.file,
             attempt.seed,
             same_as_record=hashlib.sha256(png).hexdigest() == attempt.image.sha256,
-            same_as_file=path.is_file() and path.stat().st_size == len(png) and path.read_bytes() == png,
+            same_as_file=_file_bytes(folder, attempt.file) == png,
         )
+
+
+def _file_bytes(folder: Path, name: str) -> bytes | None:
+    """The bytes of an image's file; None if there is none: the folder may be anybody's."""
+    try:
+        return read_regular(folder / name, within=folder)
+    except OSError:
+        return None
 
 
 def _check_attempts(record: RunRecord) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +20,12 @@ from langgraph.types import Command, StateSnapshot
 
 from gems.database import database_pool, setup_lock, without_password
 from gems.errors import BackendError, InputError
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState, Usage
-from gems.json_text import parse_json
+from gems.json_text import parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, private_folder
@@ -102,7 +101,7 @@ class Thread:
                 store.put(_THREADS, self.id, fields, index=False)
         try:
             private_folder(path.parent)
-            write_atomically(path, json.dumps(fields, indent=2).encode())
+            write_atomically(path, strict_json(fields, indent=2).encode())
         except OSError as error:
             raise InputError(
                 f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder with free space"
@@ -169,7 +168,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
     path = _thread_file(thread)
     try:
         fields = _thread_in_database(thread, database) if database and not path.exists() else None
-        fields = fields or parse_json(path.read_text(encoding="utf-8"))
+        fields = fields or parse_json(read_regular(path, within=path.parent))
         return Thread(
             thread,
             fields["prompt"],

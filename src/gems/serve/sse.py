@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from gems.json_text import strict_json
 
 __all__ = ["KEEP_ALIVE", "server_sent"]
 
@@ -14,4 +15,4 @@ KEEP_ALIVE = ": still here\n\n"
 
 def server_sent(name: str, content: Mapping[str, Any]) -> str:
     """An event as text."""
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n"
+    return f"event: {name}\ndata: {strict_json(content)}\n\n"

@@ -222,7 +222,7 @@ ATTEMPT = {
         ({"attempts": [ATTEMPT | {"sha256": "../../etc"}]}, "attempts.0.sha256"),
         ({"attempts": [ATTEMPT | {"verdicts": {"r1": "yes"}}]}, "attempts.0.verdicts"),
         ({"requirements": [{"id": "r1"}]}, "requirements.0.question"),
-        ({"score": float("inf")}, "score"),
+        ({"score": float("inf")}, "Infinity"),
         ({"outcome": "won"}, "outcome"),
         ({"outcome": None}, "neither an outcome nor an error"),
         ({"error": "no server"}, "error_kind"),

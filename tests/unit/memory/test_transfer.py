@@ -41,7 +41,7 @@ def exported(folder: Path) -> list[dict[str, Any]]:
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 labels = text.map(lambda label: label.replace(".", "·").replace("\0", "0") or "x")
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=8,
 )
@@ -75,6 +75,23 @@ def test_an_export_is_imported_as_it_was(entries: list[Any]) -> None:
                 for store in (a, b)
             ]
             assert hits[0] == hits[1]
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_a_store_refuses_what_is_no_json(number: float, tmp_path: Path) -> None:
+    """As a store in PostgreSQL does: nothing could read an export of it."""
+    with opened(tmp_path) as store, pytest.raises(ValueError, match="not JSON compliant"):
+        store.put(("a",), "k", {"deep": [number]}, index=False)
+
+
+def test_a_record_that_is_no_json_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.put(("a",), "k", {}, index=False)
+    for content in ('{"weight": Infinity}', "{", "[]"):
+        with closing(sqlite3.connect(tmp_path / "records.sqlite")) as db, db:
+            db.execute("UPDATE records SET value = ?", (content,))
+        with pytest.raises(InputError, match="the record 'k' in a cannot be read"):
+            exported(tmp_path)
 
 
 def test_times_and_remaining_life_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +166,10 @@ def layer(name: tuple[str, ...], value: dict[str, Any], **change: Any) -> dict[s
 BAD: list[tuple[Any, str]] = [
     ("{", "not JSON"),
     ("[" * 100_000, "nested too deeply"),
+    (json.dumps(GOOD)[:-1] + ', "value": {"deep": [{"weight": 1e400}]}}', "too large"),
+    (json.dumps(GOOD)[:-1] + ', "value": {"weight": -1E999}}', "too large"),
+    (GOOD | {"value": {"deep": [float("-inf")]}}, "Infinity"),
+    (GOOD | {"value": {"text": "\udc00"}}, "surrogate"),
     ('{"a": ' + "9" * 5000 + "}", "not JSON"),
     ([], "dictionary"),
     (None, "dictionary"),
@@ -161,9 +182,9 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"key": 5}, "key"),
     (GOOD | {"key": None}, "key"),
     (GOOD | {"key": "x" * 10_001}, "key"),
-    (GOOD | {"key": "\ud800"}, "key"),
+    (GOOD | {"key": "\ud800"}, "surrogate"),
     (GOOD | {"value": "x"}, "value"),
-    (GOOD | {"value": {"text": "\ud800"}, "fields": ["text"]}, "surrogates"),
+    (GOOD | {"value": {"text": "\ud800"}, "fields": ["text"]}, "surrogate"),
     (GOOD | {"fields": "text"}, "fields"),
     (GOOD | {"fields": [1]}, "fields.0"),
     (GOOD | {"updated_at": "yesterday"}, "updated_at"),
@@ -174,18 +195,18 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"created_at": (datetime.now(UTC) + timedelta(hours=1)).isoformat()}, "created_at is later"),
     (GOOD | {"ttl": 0}, "ttl"),
     (GOOD | {"ttl": -1}, "ttl"),
-    (GOOD | {"ttl": float("nan")}, "ttl"),
-    (GOOD | {"ttl": float("inf")}, "ttl"),
+    (GOOD | {"ttl": float("nan")}, "NaN"),
+    (GOOD | {"ttl": float("inf")}, "Infinity"),
     (GOOD | {"ttl": "soon"}, "ttl"),
     (GOOD | {"expires_at": "2099-01-01T00:00:00+00:00"}, "expires_at needs a ttl"),
     (GOOD | {"ttl": 1, "expires_at": "2099-01-01T00:00:00"}, "no time zone"),
     (GOOD | {"namespace": ["gems", "trajectories", "adam"]}, "prompt"),
     (layer(("gems", "trajectories"), RUN, rounds=-1), "rounds"),
-    (layer(("gems", "trajectories"), RUN, rounds=10**400), "rounds"),
-    (layer(("gems", "trajectories"), RUN, score=float("nan")), "score"),
+    (layer(("gems", "trajectories"), RUN, rounds=10**400), "too large"),
+    (layer(("gems", "trajectories"), RUN, score=float("nan")), "NaN"),
     (layer(("gems", "trajectories"), RUN, attempts=[{"image": {"uri": "x", "sha256": "../../x"}}]), "attempts.0"),
-    (layer(EXPERIENCES, EXPERIENCE, count=10**400), "count"),
-    (layer(EXPERIENCES, EXPERIENCE, uses=[["run", float("inf")]]), "uses.0.1"),
+    (layer(EXPERIENCES, EXPERIENCE, count=10**400), "too large"),
+    (layer(EXPERIENCES, EXPERIENCE, uses=[["run", float("inf")]]), "Infinity"),
     (layer(EXPERIENCES, EXPERIENCE, lesson=["x"]), "lesson"),
     (layer(SOLVED, {"run": 5}), "run"),
     (layer(SOLVED, {}), "run"),

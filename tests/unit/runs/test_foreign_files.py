@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint
 from PIL import Image
 
 from gems.authority import names_more_than_a_model
+from gems.bulk.export import export
+from gems.bulk.export_folder import publish
+from gems.bulk.journal import Journal
+from gems.bulk.latest import read_latest
+from gems.bulk.results import ResultsFile, locked, read_manifest, saved_jobs
+from gems.bulk.watching import read_progress
 from gems.errors import InputError
-from gems.graph.state import ImageRef
+from gems.graph.builder import build_graph
+from gems.graph.state import ImageRef, Usage
 from gems.learning import shelf
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, encode_png
+from gems.memory.records import open_records
 from gems.runs.checkpoints import open_checkpoints
+from gems.runs.record import load_record
 
 
 @pytest.mark.parametrize(
@@ -65,3 +81,166 @@ def test_figures_that_are_none_count_as_no_trial(figures: str, tmp_path: Path, m
 def test_an_address_within_a_models_name_is_the_operators() -> None:
     assert names_more_than_a_model("litellm:huggingface/https://stranger.example")
     assert not names_more_than_a_model("openrouter:openai/gpt-5")
+
+
+ID = "1f0a2b3c-4d5e-6f70-8000-0123456789ab"
+FIELDS = {"v": 4, "id": ID, "ts": "2026-01-01", "channel_values": {}, "channel_versions": {}, "versions_seen": {}}
+
+
+def checkpoint(**values: object) -> dict[str, object]:
+    return FIELDS | {"channel_values": values}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        7,
+        None,
+        "text",
+        [],
+        {},
+        {"channel_values": {}},
+        FIELDS | {"id": "1"},
+        FIELDS | {"channel_values": []},
+        FIELDS | {"channel_versions": {"a": 1, "b": "2"}},
+        FIELDS | {"versions_seen": {"a": 1}},
+        checkpoint(usage={"images": 1}),
+        checkpoint(usage=7),
+        checkpoint(usage=Usage.model_construct(images=-5)),
+        checkpoint(attempts={}),
+        checkpoint(attempts=["x"]),
+        checkpoint(run_id=5),
+        checkpoint(errors="x"),
+    ],
+)
+def test_what_is_no_checkpoint_is_one_line_with_file_and_thread(content: object, tmp_path: Path) -> None:
+    path = tmp_path / "c.sqlite"
+    with open_checkpoints(path) as saver:
+        form, text = saver.serde.dumps_typed(content)
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("INSERT INTO checkpoints VALUES ('thread-1', '', '1', NULL, ?, ?, '{}')", (form, text))
+    with open_checkpoints(path) as saver:
+        graph = build_graph(checkpointer=saver)
+        config: RunnableConfig = {"configurable": {"thread_id": "thread-1"}}
+        for read in (lambda: graph.get_state(config), lambda: list(graph.get_state_history(config))):
+            with pytest.raises(InputError, match=r"c\.sqlite holds no usable checkpoint of 'thread-1' \(") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+def test_a_pending_write_that_is_none_is_told(tmp_path: Path) -> None:
+    with open_checkpoints(tmp_path / "c.sqlite") as saver:
+        config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+        config = saver.put(config, cast(Checkpoint, FIELDS), {}, {})
+        saver.put_writes(config, [("usage", "a lot")], "task")
+        with pytest.raises(InputError, match=r"holds no usable checkpoint of 't' \(usage: "):
+            saver.get_tuple(config)
+
+
+# --- folders of batches, evaluations, exports, runs and memories -----------------------------------------------------
+
+LEADS_OUT = "leads out of its folder"
+NO_FILE = "neither a file nor a folder"
+BATCH_NAMES = (
+    ".lock",
+    "batch.json",
+    "prompts.jsonl",
+    "results.jsonl",
+    "begun.jsonl",
+    "latest.json",
+    "index.parquet",
+    "not_started.jsonl",
+    "checkpoints.sqlite",
+    "checkpoints.sqlite-wal",
+    "images",
+    "images/ab",
+    "runs",
+    "runs/0123456789abcdef",
+)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder of the user's, which is the same after the test."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "file").write_text("mine")
+    yield folder
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"file": "mine"}
+
+
+def plant(path: Path, how: str, elsewhere: Path) -> None:
+    """Put something odd in the place of a file or folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if how == "pipe":
+        os.mkfifo(path)
+    elif how == "circle":
+        path.symlink_to(path)
+    else:
+        path.symlink_to({"folder": elsewhere, "file": elsewhere / "file", "new": elsewhere / "new"}[how])
+
+
+@pytest.mark.parametrize("how", ["folder", "file", "new", "pipe", "circle"])
+@pytest.mark.parametrize("name", BATCH_NAMES)
+def test_nothing_in_a_batch_folder_leads_elsewhere(name: str, how: str, elsewhere: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plant(out / name, how, elsewhere)
+    says = {"pipe": NO_FILE, "circle": "cannot be used|leads out"}.get(how, LEADS_OUT)
+    for read in (lambda: locked(out).__enter__(), lambda: read_progress(out), lambda: export(out, "webdataset", out)):
+        with pytest.raises(InputError, match=says) as caught:
+            read()
+        assert str(out / name) in str(caught.value)
+
+
+def test_links_within_a_folder_and_links_to_a_folder_are_the_users(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "pictures").mkdir(parents=True)
+    (tmp_path / "disk" / "images").symlink_to(tmp_path / "disk" / "pictures")
+    (tmp_path / "disk" / "notes").symlink_to(tmp_path)  # no file of a batch
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with locked(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize("how", ["folder", "file", "new", "pipe"])
+@pytest.mark.parametrize("name", ["records.sqlite", "records.sqlite-wal", "index", "index/lock", "reindexing.lock"])
+def test_nothing_in_a_memory_leads_elsewhere(name: str, how: str, elsewhere: Path, tmp_path: Path) -> None:
+    plant(tmp_path / "memory" / name, how, elsewhere)
+    with pytest.raises(InputError, match=NO_FILE if how == "pipe" else LEADS_OUT):
+        open_records(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("link", ["train", "data", "data/more", "a.tar"])
+def test_nothing_in_an_export_leads_elsewhere(link: str, elsewhere: Path, tmp_path: Path) -> None:
+    target, draft = tmp_path / "target", tmp_path / "draft"
+    file = draft / link / "x.png" if link != "a.tar" else draft / link
+    file.parent.mkdir(parents=True)
+    file.write_text("new")
+    plant(target / link, "folder", elsewhere)
+    with pytest.raises(InputError, match="is not the export's"):
+        publish(draft, target, {})
+
+
+def test_an_image_is_not_written_through_a_link(elsewhere: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    digest = hashlib.sha256(encode_png(picture, {})).hexdigest()
+    plant(tmp_path / "images" / digest[:2], "folder", elsewhere)
+    with pytest.raises(OSError, match="leads out of the image store"):
+        ImageStore(tmp_path / "images").put(picture, {})
+
+
+def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
+    """Sparse files of a terabyte, which cost their maker nothing."""
+    for name in ("batch.json", "results.jsonl", "begun.jsonl", "prompts.jsonl", "latest.json", "run.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(2**40)
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: read_manifest(tmp_path),
+        lambda: ResultsFile(tmp_path / "results.jsonl"),
+        lambda: Journal(tmp_path / "begun.jsonl"),
+        lambda: saved_jobs(tmp_path),
+        lambda: read_latest(tmp_path),
+        lambda: load_record(tmp_path),
+    )
+    for read in readers:
+        with pytest.raises(InputError, match="more than 64 MB"):
+            read()

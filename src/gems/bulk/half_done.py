@@ -1,0 +1,82 @@
+"""What prompts without a result have spent, by their checkpoints: for the next start, and for whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from langgraph.types import StateSnapshot
+
+from gems.bulk.journal import Journal, PartialRun
+from gems.graph.builder import GemsGraph, build_graph
+from gems.runs.checkpoints import read_checkpoints
+
+__all__ = ["HalfDone", "Killed", "read_half_done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """A prompt that has begun and not ended."""
+
+    key: str
+    run: PartialRun | None
+    """What the prompt's run has spent; None if it has no checkpoint."""
+    lost_images: int
+    """The most images that it may have asked for and that no checkpoint has."""
+
+
+@dataclass(frozen=True, slots=True)
+class HalfDone:
+    """The checkpoints of a batch."""
+
+    graph: GemsGraph
+    batch_id: str
+    candidates: int
+    """Images that a prompt asks for at a time."""
+
+    def thread(self, key: str) -> str:
+        """The name of the thread of the prompt with this key."""
+        return f"{self.batch_id}-{key}"
+
+    def state(self, key: str) -> StateSnapshot:
+        """The state of the prompt with this key."""
+        return self.graph.get_state({"configurable": {"thread_id": self.thread(key)}})
+
+    def spent(self, key: str) -> PartialRun | None:
+        """What the run of a prompt has spent so far; None if it has not begun.
+
+        Steps that have ended beside one that was killed count: they are not done again.
+        """
+        state = self.state(key)
+        if not state.values.get("run_id"):
+            return None
+        results = [task.result for task in state.tasks if isinstance(task.result, dict)]
+        usage = sum((result["usage"] for result in results if "usage" in result), state.values["usage"])
+        return PartialRun(key=key, run_id=state.values["run_id"], usage=usage)
+
+    def killed(self, journal: Journal) -> Iterator[Killed]:
+        """The prompts that have begun and not ended, for a batch that nobody works on."""
+        for key in list(journal.open.elements()):
+            yield Killed(key, self.spent(key), self.candidates if self._draws(key) else 0)
+
+    def _draws(self, key: str) -> bool:
+        """Whether a killed run may have asked for images that are not in its checkpoint."""
+        return any(task.name in ("generator", "editor") and task.result is None for task in self.state(key).tasks)
+
+
+@contextmanager
+def read_half_done(
+    folder: Path, batch_id: str, candidates: int, database: str | None = None
+) -> Iterator[HalfDone | None]:
+    """The checkpoints of a batch, without a lock and without a write. None: they are not there.
+
+    Args:
+        folder: The batch's folder.
+        batch_id: The batch's id.
+        candidates: Images that a prompt asks for at a time.
+        database: The PostgreSQL database that holds them. None: a file in the folder.
+    """
+    with read_checkpoints(folder / "checkpoints.sqlite", database) as saver:
+        yield HalfDone(build_graph(checkpointer=saver), batch_id, candidates) if saver else None

@@ -1,0 +1,122 @@
+"""What a checkpoint must be before LangGraph reads it: a database of checkpoints may be somebody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import cache
+from typing import Annotated, Any, Final, NotRequired, TypeAlias, cast
+from uuid import UUID
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
+from langgraph.types import Overwrite
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from gems.errors import InputError
+from gems.graph.state import GemsState
+from gems.json_text import first_fault
+from gems.secrets import one_line
+
+__all__ = ["CheckedSaver"]
+
+_Versions: TypeAlias = dict[str, str] | dict[str, int | float]
+
+
+def _uuid(text: str) -> str:
+    UUID(text)
+    return text
+
+
+class _Checkpoint(TypedDict):
+    """What LangGraph relies on."""
+
+    v: int
+    id: Annotated[str, AfterValidator(_uuid)]
+    ts: str
+    channel_values: dict[str, Any]
+    channel_versions: _Versions
+    versions_seen: dict[str, _Versions]
+    updated_channels: NotRequired[list[str] | None]
+
+
+class _Saved(TypedDict):
+    checkpoint: _Checkpoint
+    metadata: dict[str, Any]
+    pending_writes: list[tuple[str, str, Any]] | None
+
+
+_SAVED: Final = TypeAdapter(_Saved)
+_MESSAGES: Final = frozenset({"planning", "messages"})
+"""Channels whose values LangChain checks itself."""
+
+
+class CheckedSaver(BaseCheckpointSaver[Any]):
+    """A mixin for a checkpointer: a fault of a checkpoint is one line that names the file and the thread."""
+
+    place: str = "the database of checkpoints"
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """See ``BaseCheckpointSaver``.
+
+        Raises:
+            InputError: The thread has a checkpoint that this program did not write.
+        """
+        with self._faults_named(config):
+            saved = super().get_tuple(config)
+            if saved is not None:
+                _check(saved)
+        return saved
+
+    def list(self, config: RunnableConfig | None, **options: Any) -> Iterator[CheckpointTuple]:
+        """See ``BaseCheckpointSaver`` and ``get_tuple``."""
+        with closing(cast(Generator[CheckpointTuple, None, None], super().list(config, **options))) as tuples:
+            while True:
+                with self._faults_named(config):
+                    saved = next(tuples, None)
+                    if saved is not None:
+                        _check(saved)
+                if saved is None:
+                    return
+                yield saved
+
+    @contextmanager
+    def _faults_named(self, config: RunnableConfig | None) -> Iterator[None]:
+        try:
+            yield
+        except ValidationError as error:
+            reason = first_fault(error)
+        except InputError as error:
+            reason = str(error)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {one_line(error, 200)}"
+        else:
+            return
+        thread = ((config or {}).get("configurable") or {}).get("thread_id", "")
+        raise InputError(f"{self.place} holds no usable checkpoint of {thread!r} ({reason}); move the file away")
+
+
+def _check(saved: CheckpointTuple) -> None:
+    _SAVED.validate_python(
+        {"checkpoint": saved.checkpoint, "metadata": saved.metadata, "pending_writes": saved.pending_writes},
+        strict=True,
+    )
+    _check_state(saved.checkpoint["channel_values"])
+    for _, channel, value in saved.pending_writes or ():
+        _check_state({channel: value.value if isinstance(value, Overwrite) else value})
+
+
+def _check_state(values: Mapping[str, Any]) -> None:
+    """Check the values of the state. LangGraph builds a model of ours from any fields, so these are checked again."""
+    state = _state()
+    channels = {name: value for name, value in values.items() if name in GemsState.__annotations__}
+    if state.validate_python(channels, strict=True) != channels:  # pydantic makes a model of a mapping
+        raise TypeError("a value has another type")
+    plain = {name: value for name, value in channels.items() if name not in _MESSAGES}
+    state.validate_python(state.dump_python(cast(GemsState, plain), warnings=False))
+
+
+@cache
+def _state() -> TypeAdapter[GemsState]:
+    return TypeAdapter(GemsState)
