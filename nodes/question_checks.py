@@ -298,7 +298,8 @@ _OPTIONAL: Final = re.compile(
     r"|idéalement|peut-être|de préférence|si es posible|idealmente|quizás?|tal vez|preferiblemente|se possibile|magari"
     r"|se possível|talvez|indien mogelijk|misschien|bij voorkeur|jeśli można|może|eğer mümkünse|mümkünse|belki)\b"
     r"|если можно|желательно|возможно|по возможности|может быть|в идеале"
-    r"|最好|如果可以|可能的话|如果可能|可以的话|できれば|可能なら|もし可能|가능하면|가능하다면|되도록|إن أمكن|ان امكن|لو أمكن|ربما|يفضل|यदि संभव|अगर संभव|हो सके|शायद",
+    r"|最好|如果可以|可能的话|如果可能|可以的话|できれば|可能なら|もし可能"
+    r"|가능하면|가능하다면|되도록|إن أمكن|ان امكن|لو أمكن|ربما|يفضل|यदि संभव|अगर संभव|हो सके|शायद",
     re.IGNORECASE,
 )
 

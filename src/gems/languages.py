@@ -7,6 +7,7 @@ all words that begin so. A language that is not here is "xx": nothing is conclud
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -56,7 +57,18 @@ class Language:
         return frozenset(colour for table in tables for colour, words in table.items() if word in words)
 
 
-_LOOSE_MARKS: Final = (
+_LOOSE_MARKS: Final = re.compile("[\u0300-\u036f\u064b-\u065f\u0640]")
+"""Marks that are often left out: accents, Arabic vowels and the Arabic stroke that lengthens a word."""
+
+
+@lru_cache(maxsize=4096)
+def fold(text: str) -> str:
+    """The text for comparisons: in lower case, without accents and differences of width."""
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    return unicodedata.normalize("NFC", _LOOSE_MARKS.sub("", decomposed))
+
+
+_MARKS: Final = (
     "\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0670\u0900-\u0903\u093a-\u094f\u0951-\u0957"
     "\u0e31-\u0e3a\u0e47-\u0e4e\u200c\u200d"
 )

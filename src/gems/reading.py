@@ -307,7 +307,8 @@ _IRREGULAR: Final = {
     "people": "person", "persons": "person", "leaves": "leaf", "knives": "knife", "wolves": "wolf", "wives": "wife",
     "lives": "life", "shelves": "shelf", "loaves": "loaf", "calves": "calf", "dice": "die", "worn": "wear",
     "wearing": "wear", "lit": "light", "shot": "shoot", "held": "hold", "grey": "gray", "colour": "color",
-    "photograph": "photo", "cozy": "cosy", "watercolour": "watercolor", "armor": "armour", "photographic": "photo", "tshirt": "shirt",
+    "photograph": "photo", "cozy": "cosy", "watercolour": "watercolor", "armor": "armour",
+    "photographic": "photo", "tshirt": "shirt",
 }  # fmt: skip
 _SUFFIX: Final = re.compile(r"(?:ies|ied|ing|ers|est|ed|es|er|en|ly|s|y|e)$")
 
