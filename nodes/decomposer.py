@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
@@ -117,6 +117,16 @@ class Requirements(Form):
     ]
 
 
+class AddedRequirements(Requirements):
+    """What was missing, one atomic question each: the form of the repair, which may find that nothing is."""
+
+    model_config = ConfigDict(title="Requirements")
+
+    requirements: Annotated[
+        list[AtomicQuestion], Field(max_length=MAX_REQUIREMENTS), items_of(AtomicQuestion, MAX_REQUIREMENTS)
+    ]
+
+
 def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
@@ -147,7 +157,7 @@ def _requirements(
         repair = HumanMessage(MISSING.format(words=", ".join(missing)))
         conversation = [*messages, AIMessage(answer.model_dump_json(exclude_defaults=True)), repair]
         with contextlib.suppress(MalformedAnswerError):
-            more = _by_mapping(prompt, ask(meter, model, Requirements, conversation).form)
+            more = _by_mapping(prompt, ask(meter, model, AddedRequirements, conversation).form)
             questions |= {q: item for q, item in more.items() if q not in questions}
             sound += [q for q in sound_questions(list(more)) if q not in sound and stands_for(missing, q)]
     chosen = {" ".join(q.question.split()): (q, questions[q]) for q in reversed(sound or list(questions))}
