@@ -160,10 +160,10 @@ def _requirements(
             more = _by_mapping(prompt, ask(meter, model, AddedRequirements, conversation).form)
             questions |= {q: item for q, item in more.items() if q not in questions}
             sound += [q for q in sound_questions(list(more)) if q not in sound and stands_for(missing, q)]
-    chosen = {" ".join(q.question.split()): (q, questions[q]) for q in reversed(sound or list(questions))}
+    unique = {" ".join(q.question.split()): (q, questions[q]) for q in reversed(sound or list(questions))}
     return [
         _requirement(i, prompt, question, *pair)
-        for i, (question, pair) in enumerate(list(reversed(chosen.items()))[:MAX_REQUIREMENTS], start=1)
+        for i, (question, pair) in enumerate(list(reversed(unique.items()))[:MAX_REQUIREMENTS], start=1)
     ]
 
 

@@ -49,18 +49,16 @@ def locate(prompt: Reading, words: str) -> frozenset[int]:
 
     They may be inflected, in another order, and a few may be wrong.
     """
-    named = read(words, prompt.language)
-    if run := _run(prompt.words, named.words):
+    own = read(words, prompt.language)
+    if run := _run(prompt.words, own.words):
         return run
-    wanted = [named.words[i] for i in named.content] or named.words
-    matches = {word: [i for i, other in enumerate(prompt.words) if alike(word, other)] for word in wanted}
+    required = [own.words[i] for i in own.content] or own.words
+    matches = {word: [i for i, other in enumerate(prompt.words) if alike(word, other)] for word in required}
     hits = sum(bool(places) for places in matches.values())
-    if not wanted or hits * 3 < len(matches) * 2:
+    if not required or hits * 3 < len(matches) * 2:
         return frozenset()
     places = {i for indexes in matches.values() for i in indexes}
-    inside = {
-        i for i, word in enumerate(prompt.words) if word in named.words and min(places) - 3 <= i <= max(places) + 3
-    }
+    inside = {i for i, word in enumerate(prompt.words) if word in own.words and min(places) - 3 <= i <= max(places) + 3}
     return frozenset(places | inside)
 
 
@@ -138,17 +136,17 @@ def contradicts(words: Reading, text: Reading) -> bool:
 
 
 def _other_numbers(words: Reading, text: Reading) -> bool:
-    wanted = {n.value for n in words.numbers}
+    required = {n.value for n in words.numbers}
     stated = {n.value for n in text.numbers if n.value > 1}
-    if not wanted or not stated or wanted & stated or any(word in VAGUE for word in words.words):
+    if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
         return False
     sums = {sum(n.value for n in text.numbers), max(stated) * min(stated)}
-    return not wanted & sums and max(wanted | stated) > 1
+    return not required & sums and max(required | stated) > 1
 
 
 def _other_colours(words: Reading, text: Reading) -> bool:
-    wanted, stated = words.colours(shades=False), text.colours()
-    return bool(wanted and stated and not wanted & stated)
+    required, stated = words.colours(shades=False), text.colours()
+    return bool(required and stated and not required & stated)
 
 
 _EMPTY: Final = Words(
@@ -164,7 +162,7 @@ _EMPTY: Final = Words(
     "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
 )
 """English words with which a text says that something is absent."""
-_HAS: Final = re.compile(
+_AFFIRMS: Final = re.compile(
     r"^(?:is|are) there\b|^(?:does|do|can) .*\b(?:show|have|contain|include|wear|see|hold)\b"
     r"|\b(?:is|are) .*\b(?:visible|present|wearing|holding)\b"
     r"|\b(?:with|including|featuring|full of|surrounded by|crowded)\b",
@@ -191,7 +189,7 @@ def _opposite(words: Reading, text: Reading) -> bool:
     if same_language(words, text):
         heads = [words.words[group[-1]] for group in words.negated]
         return any(text.has(head) for head in heads)
-    return text.language.name == "en" and bool(_HAS.search(text.text))
+    return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
@@ -255,9 +253,9 @@ def _differs(prompt: Reading, index: int, value: int | None, text: Reading, plac
     if value is not None:
         stated = {n.value for n in text.numbers if n.position in before}
         return bool(stated) and value not in stated and value != 1
-    wanted = prompt.language.colours_of(prompt.words[index])
+    required = prompt.language.colours_of(prompt.words[index])
     colours = text.colours(before)
-    return bool(colours) and not colours & wanted
+    return bool(colours) and not colours & required
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

@@ -48,7 +48,9 @@ PROMPT_NAMES: Final = ("final_prompt", "new_prompt", "next_prompt", "image_promp
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
 """Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
-_LONG: Final[JsonDict] = {"maxLength": 4000}
+_LONGEST_DRAFT: Final = 4000
+"""Characters."""
+_LONG: Final[JsonDict] = {"maxLength": _LONGEST_DRAFT}
 _SHORT_PROMPT: Final = 500
 """Characters of a user's prompt up to which a draft of ``SHORT`` length has room for all of it."""
 _MOST_PARTS: Final = 40
@@ -91,7 +93,7 @@ class Plan(Form):
 
     prompt: Text = Field(
         min_length=1,
-        max_length=4000,
+        max_length=_LONGEST_DRAFT,
         description="The generation prompt, complete in itself.",
         json_schema_extra=SHORT,
     )
@@ -105,7 +107,7 @@ class LongPlan(Plan):
 
     prompt: Text = Field(
         min_length=1,
-        max_length=4000,
+        max_length=_LONGEST_DRAFT,
         description="The generation prompt, complete in itself.",
         json_schema_extra=_LONG,
     )
@@ -143,16 +145,16 @@ def drawable_prompt(
         room: Chat calls for which the budget must have room before the chat model is asked again.
     """
     draft = " ".join(draft.split())
-    objection, lost = objection_to(generator, draft), lost_words(prompt, draft, parts)
-    if (objection or lost) and not meter.exhausted(chat_calls=room):
-        fault = REFUSED.format(objection=objection) if objection else LOST.format(words=", ".join(lost))
+    objection, losses = objection_to(generator, draft), lost_words(prompt, draft, parts)
+    if (objection or losses) and not meter.exhausted(chat_calls=room):
+        fault = PROMPT_REFUSED.format(objection=objection) if objection else WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
         with contextlib.suppress(MalformedAnswerError):
             plan = ask(meter, model, plan_form(prompt), repair, blind=True).form
             other = " ".join(plan.prompt.split())
-            still_lost = lost_words(prompt, other, plan.parts)
-            if objection or len(still_lost) < len(lost):
-                draft, parts, lost = other, plan.parts, still_lost
+            still_missing = lost_words(prompt, other, plan.parts)
+            if objection or len(still_missing) < len(losses):
+                draft, parts, losses = other, plan.parts, still_missing
     if guide_of(generator):
         draft = _without_prompt(prompt, draft, parts)
     draft = with_prompt(prompt, draft, generator, parts)
@@ -174,13 +176,13 @@ def with_prompt(prompt: str, draft: str, generator: ImageGenerator, parts: Seque
     if not same_language(read(prompt), read(draft)) or not lost_words(prompt, draft, parts):
         return draft
     whole = f"{prompt.rstrip(' .')}: {draft}"
-    return draft if objection_to(generator, whole) else whole
+    return draft if objection_to(generator, whole) or len(whole) > _LONGEST_DRAFT else whole
 
 
-LOST: Final = (
+WORDS_LOST: Final = (
     "The prompt has lost: {words}. Write it again, with them. If it says them in other words, name those in parts."
 )
-REFUSED: Final = "{objection}. Write the prompt again, without them."
+PROMPT_REFUSED: Final = "{objection}. Write the prompt again, with that mended."
 
 
 # --- what a draft has lost ------------------------------------------------------------------------------------------
@@ -196,9 +198,9 @@ def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]
     quotations = [f'"{q}"' for q in wish.quotations if not quotation_in(q, text.text)]
     carriers = [(places, part) for part in parts if (places := _carried(wish, text, part))]
     carried = frozenset[int]().union(*(places for places, _ in carriers))
-    lost = {*_lost_numbers(wish, text, carried), *misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
-    lost |= set(_lost_content(wish, text, carriers, carried))
-    return [*quotations, *wish.spell(lost)]
+    losses = {*_lost_numbers(wish, text, carried), *misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
+    losses |= set(_lost_content(wish, text, carriers, carried))
+    return [*quotations, *wish.spell(losses)]
 
 
 def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:
@@ -267,19 +269,19 @@ def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried
     return [
         i
         for group in wish.negated
-        if _affirms(wish, group, text) or (unsaid and not carried & set(group))
+        if _affirms(wish, group, text) or (unsaid and not set(group) & set(carried))
         for i in group
     ]
 
 
 def _affirms(wish: Reading, group: Sequence[int], text: Reading) -> bool:
     """Whether a draft says that there is what the prompt negates."""
-    head, others = wish.words[group[-1]], [wish.words[i] for i in group[:-1] if not wish.words[i].endswith("ing")]
+    head, modifiers = wish.words[group[-1]], [wish.words[i] for i in group[:-1] if not wish.words[i].endswith("ing")]
     is_wanted_too = sum(alike(head, word) for word in wish.words) > sum(
         alike(head, wish.words[other[-1]]) for other in wish.negated
     )
     return not is_wanted_too and any(
-        not _is_negated_at(text, i) and all(any(alike(o, w) for w in text.words[max(0, i - 4) : i]) for o in others)
+        not _is_negated_at(text, i) and all(any(alike(o, w) for w in text.words[max(0, i - 4) : i]) for o in modifiers)
         for i, word in enumerate(text.words)
         if alike(head, word)
     )
@@ -303,7 +305,16 @@ def _lost_content(
         return [] if _is_detail(wish, missing) else missing
     if not same_language(wish, text):
         return [i for i in missing if wish.words[i].isascii() and not _has_latin_script(wish)]  # names in Latin letters
+    missing = [i for i in missing if not _is_action(wish, i)]
     return [] if _is_rich(wish, text, missing) else missing
+
+
+def _is_action(wish: Reading, index: int) -> bool:
+    """Whether a word relates two things: "chasing" in "a cat chasing a dog". A draft may say where they are.
+
+    A sparkling cat is none.
+    """
+    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content
 
 
 def _has_latin_script(reading: Reading) -> bool:
@@ -348,8 +359,8 @@ def _is_rich(wish: Reading, text: Reading, missing: Sequence[int]) -> bool:
     if any(wish.language.colours_of(wish.words[i]) for i in missing) or additions < 3 * len(missing):
         return False
     chunks = _chunks(wish)
-    gone = [chunk for chunk in chunks if set(chunk) <= set(missing)]
-    things = [chunk for chunk in gone if not (len(chunk) == 1 and wish.words[chunk[0]].endswith("ing"))]
+    absent_chunks = [chunk for chunk in chunks if set(chunk) <= set(missing)]
+    things = [chunk for chunk in absent_chunks if not (len(chunk) == 1 and wish.words[chunk[0]].endswith("ing"))]
     return not things or (len(things) * 3 <= len(chunks) and additions >= 8 * len(things))
 
 

@@ -54,22 +54,22 @@ def is_mapped(questions: Sequence[Mapped]) -> bool:
 def sound_questions(questions: Sequence[Mapped]) -> list[Mapped]:
     """The questions that are about the prompt, in order.
 
-    A question that says more than its words, or whose words are not in the prompt, is kept only if something that it
-    may stand for has no other question.
+    A question that says more than its words, or whose words are not in the prompt, is kept only if something that
+    it may stand for has no other question.
     """
     checked = [(q, _is_sound(q)) for q in questions]
-    known = {q.places for q, _ in checked if _is_plain(q)}
-    checked = [(q, None if is_sound and _adds(q, known) else is_sound) for q, is_sound in checked]
-    kept = [q for q, is_sound in checked if is_sound]
+    plain_places = {q.places for q, _ in checked if _is_plain(q)}
+    checked = [(q, None if is_sound and _adds(q, plain_places) else is_sound) for q, is_sound in checked]
+    kept_questions = [q for q, is_sound in checked if is_sound]
     for q, is_sound in checked:
-        if is_sound is None and _is_needed(q, kept):
-            kept.append(q)
-    return [q for q in questions if q in kept]
+        if is_sound is None and _is_needed(q, kept_questions):
+            kept_questions.append(q)
+    return [q for q in questions if q in kept_questions]
 
 
-def _is_needed(q: Mapped, others: Sequence[Mapped]) -> bool:
+def _is_needed(q: Mapped, rest: Sequence[Mapped]) -> bool:
     """Whether the other questions leave out something of the prompt that this one may stand for."""
-    missing = _uncovered(q.prompt, others)
+    missing = _uncovered(q.prompt, rest)
     return bool(q.places.intersection(missing) if q.places else missing)
 
 
@@ -78,10 +78,10 @@ def _is_plain(q: Mapped) -> bool:
     return len(_content(q.asks)) == 1 and sum(i in q.places for i in read(q.prompt).content) == 1
 
 
-def _adds(q: Mapped, known: Collection[frozenset[int]]) -> bool:
+def _adds(q: Mapped, plain_places: Collection[frozenset[int]]) -> bool:
     """Whether a question in another language says more of one word than that it is there, which is asked already."""
     wish = read(q.prompt)
-    return not same_language(wish, q.asks) and q.places in known and len(_content(q.asks)) > 1
+    return not same_language(wish, q.asks) and q.places in plain_places and len(_content(q.asks)) > 1
 
 
 def _is_sound(q: Mapped) -> bool | None:
@@ -247,8 +247,8 @@ _LOOSE_NUMBERS: Final = Words(
 def missing_parts(prompt: str, questions: Sequence[Mapped]) -> list[str]:
     """What the prompt asks for and no question stands for, in the prompt's words."""
     wish = read(prompt)
-    asked = [q.asks for q in questions]
-    quotations = [f'"{t}"' for t in wish.quotations if not any(quotation_in(t, asks.text) for asks in asked)]
+    readings = [q.asks for q in questions]
+    quotations = [f'"{t}"' for t in wish.quotations if not any(quotation_in(t, asks.text) for asks in readings)]
     return [*quotations, *wish.spell(_uncovered(prompt, questions))]
 
 

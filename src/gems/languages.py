@@ -175,7 +175,7 @@ _ENGLISH: Final = Language(
     ),
 )
 
-_OTHERS: Final = (
+_OTHER_LANGUAGES: Final = (
     Language(
         "de",
         Words(
@@ -538,7 +538,7 @@ _OTHERS: Final = (
     ),
 )
 
-LANGUAGES: Final = {language.name: language for language in (_ENGLISH, *_OTHERS)}
+LANGUAGES: Final = {language.name: language for language in (_ENGLISH, *_OTHER_LANGUAGES)}
 UNKNOWN: Final = Language("xx", Words(""))
 """A language without a table."""
 

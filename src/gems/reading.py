@@ -144,8 +144,8 @@ class Reading:
 
     def colours(self, indexes: Collection[int] | None = None, *, shades: bool = True) -> frozenset[str]:
         """The colours named, in the whole text or at these indexes."""
-        chosen = range(len(self.tokens)) if indexes is None else indexes
-        words = [self.tokens[i].word for i in chosen if not self.tokens[i].is_quoted]
+        positions = range(len(self.tokens)) if indexes is None else indexes
+        words = [self.tokens[i].word for i in positions if not self.tokens[i].is_quoted]
         if not self.language.spaced:
             words = list(_NO_COLOURS.sub("", "".join(words)))
         return frozenset(c for word in words for c in self.language.colours_of(word, shades=shades))
@@ -285,7 +285,7 @@ def _aside(reading: Reading, clause: list[int]) -> list[int]:
 
 
 _PURPOSES: Final = Words("fur pour para per для voor dla")
-_OURS: Final = Words(
+_OWNERS: Final = Words(
     "mein* unser* mon ma mes notre nos mi mis nuestr* mio mia nostr* meu minha noss* мо* наш* mijn onze "
     "ons moj* mojego nasz*"
 )
@@ -295,7 +295,7 @@ def _purpose(reading: Reading, clause: list[int]) -> list[int]:
     """What one clause of another language says the image is for: from "für meine" to its end."""
     words = [reading.words[i] for i in clause]
     starts = [
-        k for k, w in enumerate(words) if w in _PURPOSES and any(next_ in _OURS for next_ in words[k + 1 : k + 3])
+        k for k, w in enumerate(words) if w in _PURPOSES and any(next_ in _OWNERS for next_ in words[k + 1 : k + 3])
     ]
     return clause[starts[0] :] if starts else []
 

@@ -1,4 +1,4 @@
-"""The gates through the graph: what a chat model plans and asks is drawn and checked as it is, and mended if it errs."""
+"""The gates through the graph: good plans and questions are used as they are, bad ones are mended."""
 
 from __future__ import annotations
 
