@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final
 
@@ -249,15 +250,14 @@ def _stands_in(phrase: Reading, text: Reading) -> bool:
 
 
 def _lost_numbers(wish: Reading, text: Reading, carried: Collection[int]) -> list[int]:
-    return [
-        n.position
-        for n in wish.numbers
-        if n.value > 1
-        and not n.is_measure
-        and n.position not in carried
-        and n.value not in text.values
-        and sum(text.values) != n.value
-    ]
+    counts = [n for n in wish.numbers if n.value > 1 and not n.is_measure]
+    return [n.position for n in counts if n.position not in carried and not _has_value(text, n.value)]
+
+
+def _has_value(text: Reading, value: int) -> bool:
+    """Whether a draft has a number, or its numbers add up to it; "1920s" has the number 1920."""
+    with_ending = re.compile(rf"{value}\D+")
+    return value in text.values | {sum(text.values)} or any(with_ending.fullmatch(word) for word in text.words)
 
 
 def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried: Collection[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -58,8 +58,8 @@ def sound_questions(questions: Sequence[Mapped]) -> list[Mapped]:
     it may stand for has no other question.
     """
     checked = [(q, _is_sound(q)) for q in questions]
-    plain_places = {q.places for q, _ in checked if _is_plain(q)}
-    checked = [(q, None if is_sound and _adds(q, plain_places) else is_sound) for q, is_sound in checked]
+    plain = [q for q in questions if _is_plain(q)]
+    checked = [(q, None if is_sound and _adds(q, plain) else is_sound) for q, is_sound in checked]
     kept_questions = [q for q, is_sound in checked if is_sound]
     for q, is_sound in checked:
         if is_sound is None and _is_needed(q, kept_questions):
@@ -74,14 +74,24 @@ def _is_needed(q: Mapped, rest: Sequence[Mapped]) -> bool:
 
 
 def _is_plain(q: Mapped) -> bool:
-    """Whether a question only asks whether there is the one thing that its words name."""
-    return len(_content(q.asks)) == 1 and sum(i in q.places for i in read(q.prompt).content) == 1
+    """Whether a question only asks whether there is one thing."""
+    return bool(q.places) and bool(_EXISTENCE.match(q.question)) and len(_content(q.asks)) == 1
 
 
-def _adds(q: Mapped, plain_places: Collection[frozenset[int]]) -> bool:
-    """Whether a question in another language says more of one word than that it is there, which is asked already."""
-    wish = read(q.prompt)
-    return not same_language(wish, q.asks) and q.places in plain_places and len(_content(q.asks)) > 1
+def _adds(q: Mapped, plain: Sequence[Mapped]) -> bool:
+    """Whether a question says more of words than that there is what they name, which another one asks already.
+
+    What it adds has to be in the prompt. In another language that cannot be seen, except where there is only one word.
+    """
+    wish, asks, content = read(q.prompt), q.asks, _content(q.asks)
+    if same_language(wish, asks):
+        added = [i for i in unmatched(asks, content, wish) if asks.words[i] not in _HAVING]
+        return any(p is not q and p.places == q.places and unmatched(asks, added, p.asks) for p in plain)
+    is_word = sum(i in q.places for i in wish.content) == 1
+    return is_word and len(content) > 1 and any(p.places == q.places for p in plain)
+
+
+_EXISTENCE: Final = re.compile(r"(?:is|are) there\b", re.IGNORECASE)
 
 
 def _is_sound(q: Mapped) -> bool | None:
@@ -90,7 +100,9 @@ def _is_sound(q: Mapped) -> bool | None:
     words = read(q.words, wish.language) if q.places else wish
     if _misquotes(wish, words, asks):
         return False
-    if not (q.places and is_copied(wish, q.words)) and (misplaced(wish, asks) or other_colour(wish, asks)):
+    if "same" in asks.words and "same" not in wish.words and wish.language.name == "en":
+        return False  # a weak model compares what nobody compared
+    if not _repeats(words, asks, wish, q) and (misplaced(wish, asks) or other_colour(wish, asks)):
         return False
     if q.places:
         if contradicts(_at(wish, q.places), asks) or contradicts(words, asks) or _affirms(wish, asks):
@@ -103,6 +115,12 @@ def _is_sound(q: Mapped) -> bool | None:
     if not same_language(wish, asks):
         return None
     return _is_about(wish, asks)
+
+
+def _repeats(words: Reading, asks: Reading, wish: Reading, q: Mapped) -> bool:
+    """Whether the numbers and colours of a question are those of its words, which are in the prompt as they are."""
+    is_exact = bool(q.places) and is_copied(wish, q.words)
+    return is_exact and asks.values - {1} <= words.values and asks.colours(shades=False) <= words.colours()
 
 
 def _at(wish: Reading, places: frozenset[int]) -> Reading:
@@ -224,8 +242,6 @@ def is_grounded(question: str, prompt: str) -> bool:
 def _is_about(wish: Reading, asks: Reading) -> bool | None:
     """Whether more than half of a question's content is in the prompt; None if nothing of it is."""
     content = _content(asks)
-    if "same" in asks.words and "same" not in wish.words:
-        return False  # a weak model compares what nobody compared
     foreign = unmatched(asks, content, wish)
     if any(quotation_in(q, wish.text) for q in asks.quotations) or not content:
         return True

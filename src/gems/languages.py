@@ -142,7 +142,7 @@ _ENGLISH: Final = Language(
         "interesting fun perfect best well ideally maybe perhaps possibly possible preferably optionally probably "
         "actually basically kind sort bit lot lots way stuff thing things idea ideas help try use using based "
         "sure simply together set side total precisely altogether coloured colored looks look looking having along "
-        "um uh er hmm oh wow yeah think thinking know mind hoping hope wondering wonder able gonna wanna "
+        "pls plz thx um uh er hmm oh wow yeah think thinking know mind hoping hope wondering wonder able gonna wanna "
         "everyone else yet "
         "still even though "
         "because since until however again lol mess last first try tries same otherwise instead "

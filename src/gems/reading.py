@@ -310,6 +310,19 @@ _IRREGULAR: Final = {
     "photograph": "photo", "cozy": "cosy", "watercolour": "watercolor", "armor": "armour",
     "photographic": "photo", "tshirt": "shirt",
 }  # fmt: skip
+_SYNONYMS: Final = (
+    "tiny small little mini miniature", "big large huge giant enormous massive gigantic",
+    "old elderly aged ancient antique vintage", "light lighting glow illumination", "kid child toddler",
+    "happy cheerful joyful smiling", "sad melancholy gloomy", "forest wood woodland woods", "street road lane",
+    "sea ocean", "car automobile", "bike bicycle", "dawn daybreak sunrise", "dusk sunset sundown",
+    "sleep asleep nap doze", "glasses spectacles eyeglasses", "cop police policeman officer", "couch sofa",
+    "girl woman lady", "boy man guy", "empty desert vacant unoccupied", "bright luminous radiant",
+    "wood timber", "stone rock", "dog puppy pup hound terrier retriever collie corgi poodle",
+    "cat kitten tabby kitty", "shop store", "film movie", "cup mug", "jump leap", "run sprint", "watch observe",
+    "ship boat vessel", "picture image", "yard garden", "fast quick rapid", "rain shower drizzle",
+    "fog mist haze", "hill hillside", "mountain peak", "fall autumn", "ladybug ladybird",
+)  # fmt: skip
+"""English words that a draft uses for one another."""
 _SUFFIX: Final = re.compile(r"(?:ies|ied|ing|ers|est|ed|es|er|en|ly|s|y|e)$")
 
 
@@ -322,7 +335,7 @@ def alike(a: str, b: str) -> bool:
         return (a.startswith(b) or b.startswith(a)) and abs(len(a) - len(b)) <= 2
     if not (a.isalpha() and b.isalpha()) or min(len(a), len(b)) < 3:
         return _root(a) == _root(b) and min(len(a), len(b)) > 1
-    if _root(a) == _root(b):
+    if _root(a) == _root(b) or _synonyms().get(_root(a), frozenset()) & _synonyms().get(_root(b), frozenset()):
         return True
     if "\u0600" <= a[0] <= "\u06ff":
         a, b = without_particle(a), without_particle(b)
@@ -331,6 +344,16 @@ def alike(a: str, b: str) -> bool:
     inflected = common >= 4 and common >= 0.62 * len(long)
     compound = len(short) >= 4 and (long.startswith(short) or (len(short) > 4 and long.endswith(short)))
     return inflected or compound
+
+
+@lru_cache(maxsize=1)
+def _synonyms() -> dict[str, frozenset[int]]:
+    """The groups of ``_SYNONYMS`` that a root is in."""
+    groups: dict[str, frozenset[int]] = {}
+    for number, words in enumerate(_SYNONYMS):
+        for word in words.split():
+            groups[_root(word)] = groups.get(_root(word), frozenset()) | {number}
+    return groups
 
 
 @lru_cache(maxsize=8192)

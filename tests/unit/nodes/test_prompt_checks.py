@@ -41,7 +41,7 @@ class PickyGenerator(PaintGenerator):
         (PROMPT, "A DOG. Two cars, both Red, side by side", []),
         (PROMPT, "a red car and a dog", ["two"]),
         (PROMPT, "2 red cars and a dog", []),
-        (PROMPT, "two automobiles", ["red cars", "dog"]),
+        (PROMPT, "two automobiles", ["red", "dog"]),
         ("two cherries and a pony", "one cherry, ponies", ["two"]),
         ("a glass vase", "a glass", ["vase"]),
         ("a sparkling cat jumping", "a cat", ["sparkling"]),
