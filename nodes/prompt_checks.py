@@ -30,6 +30,7 @@ from gems.nodes.meter import Meter
 from gems.reading import Reading, alike, read
 
 __all__ = [
+    "FEW",
     "PARTS",
     "PROMPT_NAMES",
     "SHORT",
@@ -55,6 +56,8 @@ _LONG: Final[JsonDict] = {"maxLength": _LONGEST_DRAFT}
 _SHORT_PROMPT: Final = 500
 """Characters of a user's prompt up to which a draft of ``SHORT`` length has room for all of it."""
 _MOST_PARTS: Final = 40
+FEW: Final[JsonDict] = {"maxItems": 20}
+"""Parts that a server with enforced schemas allows."""
 
 
 class Part(Item):
@@ -98,7 +101,7 @@ class Plan(Form):
         description="The generation prompt, complete in itself.",
         json_schema_extra=SHORT,
     )
-    parts: Parts = Field(default=[], description=PARTS)
+    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=FEW)
 
 
 class LongPlan(Plan):

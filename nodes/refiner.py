@@ -19,7 +19,7 @@ from gems.models.lenient import Form, Note, Text, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import PARTS, PROMPT_NAMES, SHORT, Parts, drawable_prompt
+from gems.nodes.prompt_checks import FEW, PARTS, PROMPT_NAMES, SHORT, Parts, drawable_prompt
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -54,7 +54,7 @@ class Refinement(Form):
         json_schema_extra=SHORT,
         description="The next generation prompt; may be empty for reseed.",
     )
-    parts: Parts = Field(default=[], description=PARTS)
+    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=FEW)
 
 
 class RefinementWithoutEdit(Refinement):
