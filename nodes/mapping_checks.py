@@ -145,7 +145,9 @@ def _other_numbers(words: Reading, text: Reading) -> bool:
 
 
 def _other_colours(words: Reading, text: Reading) -> bool:
-    required, stated = words.colours(shades=False), text.colours()
+    negated = {i for group in words.negated for i in group}
+    required = words.colours([i for i in range(len(words.tokens)) if i not in negated], shades=False)
+    stated = text.colours()
     return bool(required and stated and not required & stated)
 
 
@@ -162,10 +164,14 @@ _EMPTY: Final = Words(
     "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
 )
 """English words with which a text says that something is absent."""
+_FULL_OF: Final = re.compile(
+    r"\b(?:with|including|featuring|full of|surrounded by|crowd\w*|packed|bustling|filled)\b", re.IGNORECASE
+)
+"""How an English phrase says that something is there besides."""
 _AFFIRMS: Final = re.compile(
     r"^(?:is|are) there\b|^(?:does|do|can) .*\b(?:show|have|contain|include|wear|see|hold)\b"
     r"|\b(?:is|are) .*\b(?:visible|present|wearing|holding)\b"
-    r"|\b(?:with|including|featuring|full of|surrounded by|crowded)\b",
+    rf"|{_FULL_OF.pattern}",
     re.IGNORECASE,
 )
 """How an English text says that something is there."""
@@ -188,7 +194,8 @@ def _opposite(words: Reading, text: Reading) -> bool:
         return False
     if same_language(words, text):
         heads = [words.words[group[-1]] for group in words.negated]
-        return any(text.has(head) for head in heads)
+        is_full = "?" not in text.text and bool(_FULL_OF.search(text.text))
+        return is_full or any(text.has(head) for head in heads)
     return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
 
 

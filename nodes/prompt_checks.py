@@ -204,7 +204,14 @@ def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]
     carried = frozenset[int]().union(*(places for places, _ in carriers))
     losses = {*_lost_numbers(wish, text, carried), *misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
     losses |= set(_lost_content(wish, text, carriers, carried))
+    losses |= {i for part in parts for i in _belied(wish, text, part) if i not in carried}
     return [*quotations, *wish.spell(losses)]
+
+
+def _belied(wish: Reading, text: Reading, part: Part) -> list[int]:
+    """Indexes of the prompt's words for which a part has another number or colour, or their opposite."""
+    places, words, phrase = locate(wish, part.words), read(part.words, wish.language), read(part.phrase, text.language)
+    return [i for i in wish.content if i in places] if phrase.tokens and contradicts(words, phrase) else []
 
 
 def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:
