@@ -23,7 +23,7 @@ from gems.models.structured import Capabilities, capabilities_of, invoke, is_not
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import Plan, drawable_prompt, plan_form
+from gems.nodes.prompt_checks import Plan, drawable_prompt, form_for
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.skills.format import QUOTED, Skill
@@ -57,7 +57,7 @@ def make_planner(resources: Resources) -> Node:
             capabilities = capabilities_of(model, meter.options.structured)
             # Where all skills have been read, their advice is still in the conversation.
             converses = capabilities.tools and bool(tools or planning)
-            form = plan_form(prompt)
+            form = form_for(Plan, prompt)
             answer = _converse(model, capabilities, tools, planning or task, form) if converses else None
             plan: Plan | None
             if answer is None:

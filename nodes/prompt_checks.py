@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final
+from copy import copy
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from pydantic import ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, create_model
 from pydantic.config import JsonDict
 
 from gems.errors import MalformedAnswerError
 from gems.models.generators import ImageGenerator, guide_of, objection_to
 from gems.models.lenient import Form, Item, Note, Text, items_of
+from gems.models.structured import form_name
 from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
     contradicts,
@@ -30,17 +33,16 @@ from gems.nodes.meter import Meter
 from gems.reading import Reading, alike, read
 
 __all__ = [
-    "FEW",
     "PARTS",
+    "PART_LIMIT",
     "PROMPT_NAMES",
     "SHORT",
-    "LongPlan",
     "Part",
     "Parts",
     "Plan",
     "drawable_prompt",
+    "form_for",
     "lost_words",
-    "plan_form",
     "with_prompt",
 ]
 
@@ -56,7 +58,7 @@ _LONG: Final[JsonDict] = {"maxLength": _LONGEST_DRAFT}
 _SHORT_PROMPT: Final = 500
 """Characters of a user's prompt up to which a draft of ``SHORT`` length has room for all of it."""
 _MOST_PARTS: Final = 40
-FEW: Final[JsonDict] = {"maxItems": 20}
+PART_LIMIT: Final[JsonDict] = {"maxItems": 20}
 """Parts that a server with enforced schemas allows."""
 
 
@@ -101,25 +103,22 @@ class Plan(Form):
         description="The generation prompt, complete in itself.",
         json_schema_extra=SHORT,
     )
-    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=FEW)
+    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=PART_LIMIT)
 
 
-class LongPlan(Plan):
-    """Hand in the finished prompt for the image generator: the form for long wishes."""
-
-    model_config = ConfigDict(title="Plan")
-
-    prompt: Text = Field(
-        min_length=1,
-        max_length=_LONGEST_DRAFT,
-        description="The generation prompt, complete in itself.",
-        json_schema_extra=_LONG,
-    )
+FormWithPrompt = TypeVar("FormWithPrompt", bound=Form)
 
 
-def plan_form(prompt: str) -> type[Plan]:
-    """The form of a plan that has room for all of the user's prompt."""
-    return Plan if len(prompt) <= _SHORT_PROMPT else LongPlan
+def form_for(form: type[FormWithPrompt], prompt: str) -> type[FormWithPrompt]:
+    """A form with a ``prompt``, such as ``Plan``, that has room for all of the user's prompt."""
+    return form if len(prompt) <= _SHORT_PROMPT else _with_room(form)
+
+
+@cache
+def _with_room(form: type[FormWithPrompt]) -> type[FormWithPrompt]:
+    field = copy(form.model_fields["prompt"])
+    field.json_schema_extra = _LONG
+    return create_model(form_name(form), __base__=form, __doc__=form.__doc__, prompt=(str, field))
 
 
 def drawable_prompt(
@@ -154,7 +153,7 @@ def drawable_prompt(
         fault = PROMPT_REFUSED.format(objection=objection) if objection else WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
         with contextlib.suppress(MalformedAnswerError):
-            plan = ask(meter, model, plan_form(prompt), repair, blind=True).form
+            plan = ask(meter, model, form_for(Plan, prompt), repair, blind=True).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
             if objection or len(still_missing) < len(losses):

@@ -19,7 +19,7 @@ from gems.models.lenient import Form, Note, Text, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import FEW, PARTS, PROMPT_NAMES, SHORT, Parts, drawable_prompt
+from gems.nodes.prompt_checks import PART_LIMIT, PARTS, PROMPT_NAMES, SHORT, Parts, drawable_prompt, form_for
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -54,7 +54,7 @@ class Refinement(Form):
         json_schema_extra=SHORT,
         description="The next generation prompt; may be empty for reseed.",
     )
-    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=FEW)
+    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=PART_LIMIT)
 
 
 class RefinementWithoutEdit(Refinement):
@@ -106,7 +106,7 @@ def make_refiner(resources: Resources) -> Node:
         conversation = _conversation(images, context, state, best, latest, generator=generator, edits=edits)
         with metered(state, "refiner", context) as meter:
             model = resources.chat(context, "refiner")
-            form = Refinement if edits else RefinementWithoutEdit
+            form = form_for(Refinement if edits else RefinementWithoutEdit, state["prompt"])
             # The report says in words what the verifier saw: a model that cannot see can work from that.
             answer = ask(meter, model, form, conversation, blind=True).form
             new_draft = " ".join(answer.prompt.split())

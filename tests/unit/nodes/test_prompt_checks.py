@@ -14,8 +14,9 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
 from gems.models.structured import read_form
 from gems.nodes.meter import Meter
-from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, lost_words, plan_form, with_prompt
+from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for, lost_words, with_prompt
 from gems.nodes.question_checks import is_grounded
+from gems.nodes.refiner import Refinement, RefinementWithoutEdit
 
 PROMPT = "two red cars behind a dog"
 
@@ -86,11 +87,16 @@ def test_a_mapping_counts_only_if_it_is_true(words: str, phrase: str, missing_wo
     assert lost_words("ein roter Fuchs im Schnee", "a red fox in the snow", parts) == missing_words
 
 
-def test_a_long_wish_has_room_in_the_form() -> None:
-    assert plan_form("a cat").model_json_schema()["properties"]["prompt"]["maxLength"] == 1000
-    assert plan_form("a cat " * 300).model_json_schema()["properties"]["prompt"]["maxLength"] == 4000
-    assert convert_to_openai_tool(plan_form("a cat " * 300))["function"]["name"] == "Plan"
-    assert len(read_form(AIMessage(json.dumps({"prompt": "x" * 4000})), Plan).prompt) == 4000
+@pytest.mark.parametrize("form", [Plan, Refinement, RefinementWithoutEdit])
+def test_a_long_wish_has_room_in_the_form(form: type[Plan]) -> None:
+    short, long = form_for(form, "a cat"), form_for(form, "a cat " * 300)
+    assert short.model_json_schema()["properties"]["prompt"]["maxLength"] == 1000
+    assert long.model_json_schema()["properties"]["prompt"]["maxLength"] == 4000
+    assert convert_to_openai_tool(long)["function"] | {"parameters": {}} == convert_to_openai_tool(short)[
+        "function"
+    ] | {"parameters": {}}
+    filled = read_form(AIMessage(json.dumps({"final_prompt": ["x" * 3999], "strategy": "Restart"})), long)
+    assert filled.prompt == "x" * 3999
 
 
 @pytest.mark.parametrize(
