@@ -76,15 +76,15 @@ class AtomicQuestion(Item):
 
 
 _MARK: Final = re.compile(r"[?？؟]")
-_ID: Final = re.compile(r"\W*[^\W\d_]{0,12}[\W_]*\d+\W*")
+_ID: Final = re.compile(r"\W*+[^\W\d_]{0,12}+[\W_]*+\d++\W*+")
 _NO_REQUIREMENT: Final = re.compile(
-    rf"{_ID.pattern}|.*[:：]\s*|\W*(?:none|null|n/a|nothing)\W*", re.IGNORECASE | re.DOTALL
+    rf"{_ID.pattern}|.*[:：]\s*+|\W*+(?:none|null|n/a|nothing)\W*+", re.IGNORECASE | re.DOTALL
 )
 """Matches an id alone, the words before a list, and words for an empty list."""
 _BEGINS_A_QUESTION: Final = re.compile(
     r"\W*(?:is|are|was|were|do|does|did|has|have|can|how|what|which|who|where|will)\b", re.IGNORECASE
 )
-_BULLET: Final = re.compile(r"\s*(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
+_BULLET: Final = re.compile(r"(?<!\s)\s*+(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
 
 
 class Requirements(Form):

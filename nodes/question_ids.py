@@ -11,7 +11,7 @@ from gems.graph.state import Requirement
 
 __all__ = ["question_of", "questions_of"]
 
-_ID: Final = re.compile(r"\W*(?P<prefix>[^\W\d_]*)[\W_]*0*(?P<number>\d+)(?P<rest>\W.*|)", re.DOTALL)
+_ID: Final = re.compile(r"\W*+(?P<prefix>[^\W\d_]*+)[\W_]*+(?:0(?=\d))*+(?P<number>\d++)(?P<rest>\W.*|)", re.DOTALL)
 _MEANINGLESS: Final = frozenset({"", "id", "q", "qid", "question", "req", "requirement", "no", "nr", "number", "item"})
 """Words in front of a number that do not say which series of questions it belongs to."""
 
@@ -61,4 +61,4 @@ def _means(name: str, requirement: Requirement) -> bool:
 
 def _plain(text: str) -> str:
     """The text in lower case and without the punctuation around it."""
-    return re.sub(r"^\W+|\W+$", "", unicodedata.normalize("NFKC", text).casefold())
+    return re.sub(r"^\W++|(?<!\W)\W++$", "", unicodedata.normalize("NFKC", text).casefold())

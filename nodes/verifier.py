@@ -113,7 +113,7 @@ class AnsweredQuestion(Item):
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
 
-_LIKE_AN_ID: Final = re.compile(r"\W*[^\W\d_]*[\W_]*\d+\W*|.+[?？]\W*", re.DOTALL)
+_LIKE_AN_ID: Final = re.compile(r"\W*+[^\W\d_]*+[\W_]*+\d++\W*+|.+[?？][^\w?？]*+", re.DOTALL)
 """Matches an id with a number, or a question."""
 
 

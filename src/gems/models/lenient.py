@@ -207,6 +207,8 @@ def _fault(error: ValueError) -> str:
 _OPENING: Final = re.compile(r"[{\[]")
 _CERTAIN_OPENING: Final = re.compile(r'{\s*"|\[\s*[{\["]')
 """How JSON begins; other brackets may belong to prose."""
+_MAX_FAILURES: Final = 10_000
+"""Brackets that begin no JSON, after which no more is looked for: each of them takes time in proportion to the text."""
 
 
 _LONGEST_NUMBER: Final = 300
@@ -246,7 +248,7 @@ class _Scan(NamedTuple):
 
 def _scan(text: str) -> _Scan:
     decoder, values = json.JSONDecoder(strict=False, parse_int=whole_number), list[Any]()
-    position, is_broken, prose, end = 0, False, list[str](), 0
+    position, is_broken, prose, end, failures = 0, False, list[str](), 0, 0
     while match := _OPENING.search(text, position):
         try:
             value, position = decoder.raw_decode(text, match.start())
@@ -254,7 +256,9 @@ def _scan(text: str) -> _Scan:
             return _Scan(values, True, text)
         except ValueError:
             is_broken = is_broken or bool(_CERTAIN_OPENING.match(text, match.start()))
-            position = match.end()
+            position, failures = match.end(), failures + 1
+            if failures > _MAX_FAILURES:
+                return _Scan(values, True, text)
             continue
         values.append(value)
         prose.append(text[end : match.start()])
@@ -321,8 +325,9 @@ UNSTATED: Final = 0.5
 
 _LEVELS: Final = {"certain": 1.0, "very high": 0.95, "high": 0.9, "medium": 0.7, "moderate": 0.7, "low": 0.5}
 _NUMBER: Final = re.compile(
-    r"(?<![\w.,-])(?P<value>\d*[.,]?\d+)\s*(?:(?P<percent>%|percent|pct)|(?:/|(?:out )?of)\s*(?P<whole>\d+))?"
-    r"(?!\w|[.,]\d|\s*[-–—]\s*\d)",
+    r"(?<![\w.,-])(?P<value>\d++(?:[.,]\d++)?|[.,]\d++) ?"
+    r"(?:(?P<percent>%|percent|pct)|(?:/|(?:out )?of) ?(?P<whole>\d++))?"
+    r"(?!\w|[.,]\d| ?[-–—] ?\d)",
     re.ASCII,
 )
 _IS_A_BOUND: Final = re.compile(
@@ -349,6 +354,7 @@ def _read_share(raw: Any) -> float:
 
 def _share_in(text: str) -> float:
     """The share that a text states: the only number in it, or a level in words."""
+    text = " ".join(text.split())
     matches = list(_NUMBER.finditer(text))
     if not matches:
         words = [word for word in re.findall(r"[^\W_]+", text) if word not in ("confidence", "certainty")]

@@ -53,7 +53,7 @@ _IS_NO_NO: Final = re.compile(
     r"\b(?:yes|yep|yeah|y|true|correct|pass\w*|met|satisf\w+|sorry|tell|idea|problems?|issues?|errors?|fine|good|ok"
     rf"|okay|ja|oui)\b|[?/{_YES_MARKS}]"
 )
-_SHARE: Final = re.compile(r"(?P<percentage>\d+(?:[.,]\d+)?)\s*%|(?<![\d.,])0?[.,](?P<decimals>\d+)")
+_SHARE: Final = re.compile(r"(?<!\d)(?P<percentage>\d++(?:[.,]\d++)?)\s*+%|(?<![\d.,])0?[.,](?P<decimals>\d+)")
 
 
 def yes_or_no(text: str) -> Answer:
