@@ -14,7 +14,7 @@ from pydantic import Field, field_validator
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
-from gems.models.lenient import Form, Item, Text, choice_of, items_of
+from gems.models.lenient import Form, Item, Prose, Text, choice_of, items_of
 from gems.nodes.ask import ask
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import is_grounded
@@ -33,8 +33,9 @@ _LONGEST_QUESTION: Final = 1000
 class AtomicQuestion(Item):
     """One thing to check."""
 
+    reads_prose: ClassVar[bool] = True
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
-        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text"),
+        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text", "text", "q"),
         "kind": ("type", "category"),
     }
 
@@ -74,7 +75,23 @@ class AtomicQuestion(Item):
         """See ``Item.from_text``: the question, or a statement of what the image must show."""
         return {"question": _BULLET.sub("", text, count=1)}
 
+    @classmethod
+    def items_in(cls, text: str) -> list[Any]:
+        """See ``Item.items_in``; of an answer without JSON, only the lines that are yes/no questions about an image."""
+        lines = super().items_in(text)
+        if not isinstance(text, Prose):
+            return lines
+        matches = [match for line in lines if (match := _QUESTION_LINE.fullmatch(line.strip()))]
+        if not matches:
+            raise ValueError("it has no questions")
+        return [{"question": match["question"], "kind": match["kind"] or match["after"]} for match in matches]
 
+
+_QUESTION_LINE: Final = re.compile(
+    r"(?:\W*(?P<kind>[^\W\d_]{4,12})\s*:)?\W*(?:[^\W\d_]?\d{1,2}\W+)?"
+    r"(?P<question>(?i:is|are|was|were|do|does|has|have)\b(?!.*\b(?i:you|me|i|we|us)\b).{3,400}[?？])\W*(?P<after>\w*)\W*"
+)
+"""Matches a line with a question about an image, with its kind before or after it."""
 _MARK: Final = re.compile(r"[?？؟]")
 _ID: Final = re.compile(r"\W*+[^\W\d_]{0,12}+[\W_]*+\d++\W*+")
 _NO_REQUIREMENT: Final = re.compile(

@@ -20,7 +20,11 @@ from gems.wording import STOP_WORDS, hyphenated_words, stem
 __all__ = ["PROMPT_NAMES", "SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
 
 
-PROMPT_NAMES: Final = ("final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "draft")
+PROMPT_NAMES: Final = (
+    "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
+    "refined_prompt", "revised_prompt", "improved_prompt", "rewritten_prompt", "updated_prompt", "enhanced_prompt",
+    "optimized_prompt", "positive_prompt", "prompt_text", "prompts", "draft"
+)  # fmt: skip
 """Other names that models give to a prompt."""
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
