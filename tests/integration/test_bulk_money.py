@@ -264,7 +264,7 @@ def test_a_stop_does_not_wait_for_a_chat_server_that_fails(painter: Painter, tmp
 
 
 def test_calls_that_a_stop_interrupts_are_in_every_total(tmp_path: Path) -> None:
-    """The chat server answers about one of two images, and then fails: the step is not done, but that answer is paid."""
+    """The chat server answers about one of two images, and then fails: the step is not done, the answer is paid."""
     with serving() as chat_server, serving("image_server.py") as address:
         chat = ChatEndpoint(chat_server, "verdict-then-down")
         options = ("--mllm", "openai:pocket", "--chat-option", f"base_url={chat.options.base_url}")

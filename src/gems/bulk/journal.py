@@ -28,7 +28,7 @@ class PartialRun(BaseModel):
     run_id: str
     usage: Usage
     interrupted: Usage = Usage()
-    """Chat calls of steps that a stop has interrupted: paid for, and not in ``usage``, since the steps are done again."""
+    """Chat calls of steps that a stop has interrupted: paid for, but not in ``usage``; the steps are done again."""
 
 
 class _Entry(BaseModel):
