@@ -184,8 +184,7 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
         yield from _source_in(answer.strip(), is_named_address=is_address)
     elif isinstance(answer, Mapping) and depth:
         values = {str(name).lower(): value for name, value in answer.items()}
-        reason = values.get("finish_reason") or values.get("finishreason")
-        if str(reason).lower() not in _NOT_DRAWN:
+        if _is_drawn(answer):
             for name in _SOURCES:
                 yield from _sources_of(values.get(name), depth - 1, is_address=name in _ADDRESSES)
     elif isinstance(answer, list) and depth:
@@ -195,7 +194,7 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
 
 def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Iterator[_Source]:
     """Images under names that are not known, where no other name says that they are something else."""
-    if isinstance(answer, Mapping) and depth and not answer.get("error"):
+    if isinstance(answer, Mapping) and depth and not answer.get("error") and _is_drawn(answer):
         for key, value in answer.items():
             if not _NAMES_OF_OTHERS.search(str(key)):
                 yield from _sources_elsewhere(value, depth - 1, name=str(key))
@@ -213,6 +212,11 @@ def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Ite
                 yield _Source(text, is_address=True)
             elif _is_encoded_image(text):
                 yield _Source(text, is_address=False)
+
+
+def _is_drawn(item: Mapping[str, Any]) -> bool:
+    values = {str(name).lower(): value for name, value in item.items()}
+    return str(values.get("finish_reason") or values.get("finishreason")).lower() not in _NOT_DRAWN
 
 
 def _is_encoded_image(text: str) -> bool:
