@@ -18,6 +18,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
 from gems.models.diffusers.families import call_parameters, edits_by_itself
+from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.local_weights import without_bars
 from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
@@ -250,6 +251,8 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     _refuse_pickles(source)
     remote = isinstance(source.index["_class_name"], list)
     kind: Any = diffusers.DiffusionPipeline if remote else source.pipeline_class
+    if kind.__name__ == "OmniGenPipeline":
+        complete_omnigen()
     try:
         bars = without_bars() if source.module != "diffusers" else nullcontext()
         with bars, replaced_processors(source.transformers_classes):
