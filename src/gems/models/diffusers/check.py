@@ -26,7 +26,7 @@ __all__ = ["describe", "weights_size"]
 
 _GB: Final = 10**9
 _SMALL: Final = re.compile("(Tokenizer(Fast)?|Processor(Fast|Pil)?|FeatureExtractor)$")
-"""Classes of components that are loaded in a check: they are small, and need packages that their classes do not name."""
+"""Classes of components that a check loads: they are small, and need packages that their classes do not name."""
 _MOST_READ: Final = 4 * _GB
 """Bytes of weights that are read in a check, which takes seconds."""
 _QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}

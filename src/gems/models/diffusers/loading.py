@@ -17,7 +17,7 @@ import huggingface_hub
 from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
-from gems.models.diffusers.families import call_parameters, edits_by_itself
+from gems.models.diffusers.families import call_parameters, family_of
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.local_weights import without_bars
 from gems.models.processors import replaced_processors
@@ -146,7 +146,7 @@ class PipelineSource:
         from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
 
         kind = self.pipeline_class
-        if kind in EDITING.values() or accepts(kind, "keep") or edits_by_itself(kind):
+        if kind in EDITING.values() or accepts(kind, "keep") or family_of(kind).edits:
             return kind
         family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
         sibling: type | None = EDITING.get(family)
