@@ -39,7 +39,7 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
     if not source.is_own and (reason := refusal(kind)):
         raise InputError(f"{name}: {reason}")
     family, set_options = family_of(kind), changed_options(options)
-    settings = call_defaults(kind.__name__, source.path) | family.switches
+    settings: dict[str, Any] = {**call_defaults(kind.__name__, source.path), **family.switches}
     settings |= {
         argument_of(kind, argument): set_options[option]
         for option, argument in ARGUMENTS.items()

@@ -206,7 +206,7 @@ def family_of(kind: type) -> Family:
 
 
 @cache
-def call_parameters(kind: type[Any]) -> Mapping[str, inspect.Parameter]:
+def call_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
     """The parameters of a pipeline class's call, by name."""
     return inspect.signature(kind.__call__).parameters
 

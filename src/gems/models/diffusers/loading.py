@@ -227,13 +227,13 @@ def number_type(source: PipelineSource, options: GeneratorOptions, device: str) 
     return pick_dtype("float32" if source.is_own else options.dtype, device)
 
 
-def default_of(kind: type[Any], argument: str) -> Any:
+def default_of(kind: type, argument: str) -> Any:
     """The default of an argument of a pipeline class's call; None if it has none, or there is no such argument."""
     parameter = call_parameters(kind).get(argument)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def accepts(kind: type[Any], argument: str) -> bool:
+def accepts(kind: type, argument: str) -> bool:
     """Whether the call of a pipeline class takes an argument of that name."""
     return argument in call_parameters(kind)
 

@@ -111,8 +111,8 @@ def _normalised(vae: Any, latents: Tensor) -> Tensor:
 def unpacked(vae: Any, latents: Tensor, aspect: float, channels: int) -> Tensor:
     """Latents as (batch, channels, height, width), from whatever layout a pipeline uses.
 
-    Pipelines pack the latents of P x P positions into one, in a row of tokens or in a grid. All of them keep a channel's
-    positions together.
+    Pipelines pack the latents of P x P positions into one, in a row of tokens or in a grid. All of them keep the
+    positions of a channel together.
 
     Args:
         vae: The autoencoder. That of Flux2 normalises packed latents with statistics of its own.
@@ -124,7 +124,7 @@ def unpacked(vae: Any, latents: Tensor, aspect: float, channels: int) -> Tensor:
 
     if latents.ndim == 3:
         height = round(math.sqrt(latents.shape[1] / aspect))
-        latents = latents.transpose(1, 2).unflatten(2, (height, -1))
+        latents = latents.transpose(1, 2).reshape(len(latents), latents.shape[2], height, -1)
     grid = latents.squeeze(2) if latents.ndim == 5 else latents
     norm = getattr(vae, "bn", None)
     if norm is not None and norm.num_features == grid.shape[1]:
