@@ -13,8 +13,8 @@ from family_checks import behaviour_of
 CLASSES = (
     # Of each kind, the ones that are quick: how prompts are taken, encoded and switched, what is called at each step,
     # what the output holds, and which parts need torchvision elsewhere.
+    "AuraFlowPipeline",
     "BriaFiboPipeline",
-    "ChromaPipeline",
     "DreamLitePipeline",
     "ErnieImagePipeline",
     "Flux2Pipeline",

@@ -233,28 +233,31 @@ class DiffusersGenerator:
         self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None
     ) -> list[Image.Image | BackendError]:
         """Draw a batch with one call of the pipeline. What is no image, such as NaN, is an error."""
-        batch = list(requests.values())
-        if batch[0].edit is None:
-            pipeline = replica.pipeline
-            arguments = drawing_arguments(self._source, self.settings, batch)
-        else:
-            pipeline = replica.editor
-            arguments = editing_arguments(self._source, self.settings, batch, self._options.strength)
-        reporter = None if on_step is None else self._reporter(replica, list(requests), arguments, on_step)
-        name = f"{self.name}: {type(pipeline).__name__}"
+        batch, reporter = list(requests.values()), None
+        is_edit = batch[0].edit is not None
+        kind = self._source.editing_class if is_edit else self._source.pipeline_class
+        assert kind is not None  # by the protocol, only generators that edit are given edits
+        name, pipeline = f"{self.name}: {kind.__name__}", replica.pipeline
         try:
+            if is_edit:
+                pipeline = replica.editor
+                arguments = editing_arguments(self._source, self.settings, batch, self._options.strength)
+            else:
+                arguments = drawing_arguments(self._source, self.settings, batch)
+            if on_step is not None:
+                reporter = self._reporter(replica, list(requests), arguments, on_step)
             with watch_pixels(pipeline) as watch, reporter.attached(pipeline, arguments) if reporter else nullcontext():
                 output = pipeline(**arguments)
         except Exception as error:
             if reporter and reporter.interruption:
                 raise reporter.interruption from None
-            if is_out_of_memory(error):
+            if isinstance(error, GemsError) or is_out_of_memory(error):
                 raise
             raise _failure(error, name) from error
         finally:
             # A call that was stopped, or an edit, leaves offloaded models on the device.
             replica.pipeline.maybe_free_model_hooks()
-        return watch.results_of(output, family_of(type(pipeline)).output, name)
+        return watch.results_of(output, family_of(kind).output, name)
 
     def _reporter(
         self, replica: Replica, indices: list[int], arguments: dict[str, Any], on_step: StepCallback

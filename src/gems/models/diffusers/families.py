@@ -127,9 +127,10 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "ErnieImagePipeline": Family(switches={"use_pe": False}),
-    "Flux2KleinKVPipeline": Family(references=10, edits=True),
-    "Flux2KleinPipeline": Family(references=10, edits=True),
-    "Flux2Pipeline": Family(references=10, edits=True),
+    # https://docs.bfl.ml/guides/prompting_editing_overview
+    "Flux2KleinKVPipeline": Family(references=4, edits=True),
+    "Flux2KleinPipeline": Family(references=4, edits=True),
+    "Flux2Pipeline": Family(references=6, edits=True),
     "FluxKontextPipeline": Family(references=1),
     # Its language model draws the first tokens of all prompts of a call from the first seed.
     "GlmImagePipeline": Family(is_batch_sound=False, references=1),
