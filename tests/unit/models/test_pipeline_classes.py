@@ -151,6 +151,21 @@ def test_what_a_call_raises_is_an_error_in_place(
     assert result.retryable == isinstance(error, OSError)
 
 
+def test_the_command_line_shows_it_in_one_line(z_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers.ZImagePipeline, "encode_prompt", raising(AttributeError("no such part")))
+    options = [
+        f"--generator-option={name}={value}" for name, value in {"width": SIZE, "height": SIZE, "steps": 2}.items()
+    ]
+    result = gems_here(
+        "generate", "two red cars", "--generator", f"diffusers:{z_image}", *options, "--no-memory", "--out", tmp_path,
+        home=tmp_path / "home",
+    )  # fmt: skip
+    assert result.returncode == 3
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "ZImagePipeline failed with AttributeError: no such part (pipeline_z_image.py, line" in said
+    assert "Traceback" not in said
+
+
 def raising(error: Exception) -> Any:
     def fail(*_: Any, **__: Any) -> None:
         raise error
