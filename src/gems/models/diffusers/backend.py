@@ -15,9 +15,11 @@ from PIL import Image
 
 from gems.errors import BackendError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
-from gems.models.diffusers.defaults import prompting
+from gems.models.diffusers.defaults import defaults_of, facts_of
+from gems.models.diffusers.guides import guide_for
 from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
+from gems.models.diffusers.prompt_length import excess_of_prompt
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
 from gems.models.diffusers.soundness import watch_pixels
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback, size_note
@@ -75,12 +77,16 @@ class DiffusersGenerator:
         """See ``Guided.guide``."""
         kind = self._source.pipeline_class
         own_guide: str | None = getattr(kind, "prompting", None)
-        return own_guide or prompting(kind.__name__)
+        return own_guide or guide_for(self._source, call_settings(self.name, self._source, self._options))
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``; only our own pipelines object."""
         check: Callable[[str], str] | None = getattr(self._source.pipeline_class, "objection", None)
         return check(prompt) if check else ""
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of_prompt(self._source, call_settings(self.name, self._source, self._options), prompt)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -127,8 +133,8 @@ class DiffusersGenerator:
         editor = self._source.editing_class
         edits = f"edits images with {editor.__name__}" if editor else "edits no images"
         settings = ", ".join(f"{name} {value!r}" for name, value in self.settings.items())
-        settings = settings or "the pipeline's own defaults"
-        return f"{describe(self._source, self._options)}; {settings}; {edits}"
+        parts = (describe(self._source, self._options), settings, str(defaults_of(facts_of(self._source))), edits)
+        return "; ".join(filter(None, parts))
 
     @property
     def replicas(self) -> Replicas:
@@ -206,7 +212,9 @@ class DiffusersGenerator:
         if isinstance(image, BackendError):
             return image
         size = size_note(self.name, (self._options.width, self._options.height), image)
-        return GeneratedImage(request, image, "; ".join(filter(None, (note, size))) or None)
+        excess = self.excess(request.prompt)
+        cut = f"{self.name}: {excess.partition(':')[0]}" if excess else None
+        return GeneratedImage(request, image, "; ".join(filter(None, (note, size, cut))) or None)
 
     def _failure(self, error: RuntimeError, batch: int) -> BackendError | None:
         """The error to report; None if a smaller batch may fit."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 from PIL import Image
 
 from gems.errors import InputError
-from gems.models.diffusers.defaults import call_defaults
+from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.loading import PipelineSource, accepts
 from gems.models.diffusers.option_checks import ARGUMENTS
 from gems.models.generators import Edit, ImageRequest, edit_instruction
@@ -38,7 +38,7 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
     if source.only_edits and accepts(kind, "strength"):
         raise InputError(f"{name}: {kind.__name__} only refines images; use a text-to-image pipeline")
     set_options = changed_options(options)
-    settings = call_defaults(kind.__name__, source.path)
+    settings = dict(defaults_of(facts_of(source)).arguments)
     settings |= {argument: set_options[option] for option, argument in ARGUMENTS.items() if option in set_options}
     if accepts(kind, "max_area") and "width" in settings and "height" in settings:
         settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales images to this area

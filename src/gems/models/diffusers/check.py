@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from gems.errors import BackendError
 from gems.models.devices import free_memory, pick_devices
-from gems.models.diffusers.loading import PipelineSource, check_packages, number_type
+from gems.models.diffusers.loading import PipelineSource, check_packages, missing_packages, number_type
 from gems.options import GeneratorOptions
 
 __all__ = ["describe", "weights_size"]
@@ -155,9 +155,7 @@ def _check_components(source: PipelineSource) -> None:
         if library not in ("diffusers", "transformers"):
             continue  # a repository may name any module: importing it would run its code
         component = getattr(importlib.import_module(library), kind, None)
-        # For a class whose packages are missing, diffusers and transformers have a dummy that names them.
-        packages = getattr(component, "_backends", None) if component and "dummy" in component.__module__ else None
-        if packages:
+        if packages := missing_packages(component):
             raise BackendError(
                 f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
                 f"pip install {' '.join(packages)}",

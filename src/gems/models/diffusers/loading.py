@@ -31,6 +31,7 @@ __all__ = [
     "default_of",
     "is_out_of_memory",
     "load_pipeline",
+    "missing_packages",
     "number_type",
 ]
 
@@ -38,6 +39,8 @@ _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of weights files that can run code when they are loaded."""
 _PACKAGES: Final = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
 """Quantizations, and the packages that they need."""
+_CONFIGS: Final = {"scheduler": "scheduler_config.json", "guider": "guider_config.json"}
+"""The configuration files of components that are no models, by component; a model has a config.json."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,14 @@ class PipelineSource:
     def folder(self) -> Path | None:
         """The local folder; None for a repository."""
         return Path(self.path) if Path(self.path).is_dir() else None
+
+    @property
+    def name(self) -> str:
+        """The last part of the repository's id or of the path; in the hub's cache, that of the repository's id."""
+        parts = [part for part in self.path.replace("\\", "/").split("/") if part]
+        if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+            return parts[-3].rpartition("--")[2]
+        return parts[-1] if parts else ""
 
     @cached_property
     def index_file(self) -> Path:
@@ -120,7 +131,7 @@ class PipelineSource:
 
         Raises:
             InputError: The class is code in the repository, which is not trusted.
-            BackendError: This version of diffusers does not have the class.
+            BackendError: This version of diffusers does not have the class, or a package that it needs is missing.
         """
         name = self.index["_class_name"]
         if isinstance(name, list):  # [file, class]: code in the repository
@@ -132,6 +143,11 @@ class PipelineSource:
             raise BackendError(
                 f"{self.path} is for the pipeline {name}, which diffusers {diffusers.__version__} does not have; "
                 "try 'pip install -U diffusers'",
+                retryable=False,
+            )
+        if packages := missing_packages(kind):
+            raise BackendError(
+                f"{self.path}: its pipeline {name} needs {' and '.join(packages)}: pip install {' '.join(packages)}",
                 retryable=False,
             )
         return kind
@@ -198,7 +214,7 @@ class PipelineSource:
         return component if inspect.isclass(component) else None
 
     def component_config(self, name: str | None) -> dict[str, Any]:
-        """A component's ``config.json``; empty if it cannot be had, or there is no such component."""
+        """A component's configuration file; empty if it cannot be had, or there is no such component."""
         if name not in self.components:
             return {}
         if name not in self._configs:
@@ -210,16 +226,22 @@ class PipelineSource:
         return {}
 
     def _read_config(self, component: str) -> dict[str, Any]:
+        name = _CONFIGS.get(component, "config.json")
         try:
-            file = Path(self.folder, component, "config.json") if self.folder else self._downloaded_config(component)
+            file = Path(self.folder, component, name) if self.folder else self._downloaded(f"{component}/{name}")
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # loading the weights will say what is wrong with the folder or the hub
             return {}
         return content if isinstance(content, dict) else {}
 
-    def _downloaded_config(self, component: str) -> Path:
-        file = f"{component}/config.json"
+    def _downloaded(self, file: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(self.path, file, revision=self.commit))
+
+
+def missing_packages(kind: type | None) -> list[str]:
+    """The packages that a class of diffusers or transformers needs and that are missing: a dummy stands for it then."""
+    packages = getattr(kind, "_backends", ()) if kind is not None and "dummy" in kind.__module__ else ()
+    return [name for name in packages if importlib.util.find_spec(name) is None] or list(packages)
 
 
 def number_type(source: PipelineSource, options: GeneratorOptions, device: str) -> torch.dtype:
