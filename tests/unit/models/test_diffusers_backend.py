@@ -274,7 +274,9 @@ def test_other_failures_are_errors_in_place(folder: Path, monkeypatch: pytest.Mo
     [error] = backend.generate(REQUESTS[:1])
     assert isinstance(error, BackendError)
     assert error.retryable
-    assert str(error) == "tiny: cuBLAS failed"
+    assert str(error).startswith(
+        "tiny: ZImagePipeline failed with RuntimeError: cuBLAS failed (pipeline_z_image.py, line "
+    )
 
 
 # --- steps, previews, edits ------------------------------------------------------------------------------------------

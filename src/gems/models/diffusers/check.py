@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import diffusers
 import huggingface_hub
@@ -16,12 +17,16 @@ from safetensors import safe_open
 
 from gems.errors import BackendError
 from gems.models.devices import free_memory, pick_devices
-from gems.models.diffusers.loading import PipelineSource, check_packages, missing_packages, number_type
+from gems.models.diffusers.loading import PipelineSource, check_packages, number_type
+from gems.models.processors import missing_backends, replaced_processors
 from gems.options import GeneratorOptions
+from gems.secrets import one_line
 
 __all__ = ["describe", "weights_size"]
 
 _GB: Final = 10**9
+_SMALL: Final = re.compile("(Tokenizer(Fast)?|Processor(Fast|Pil)?|FeatureExtractor)$")
+"""Classes of components that are loaded in a check: they are small, and need packages that their classes do not name."""
 _MOST_READ: Final = 4 * _GB
 """Bytes of weights that are read in a check, which takes seconds."""
 _QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
@@ -146,18 +151,31 @@ def _check_numbers(source: PipelineSource) -> None:
 
 
 def _check_components(source: PipelineSource) -> None:
-    """Make sure that the packages that the components need are installed.
+    """Make sure that the packages that the components need are installed, and that the small ones load.
 
     Raises:
-        BackendError: A package is missing.
+        BackendError: A package is missing, or a tokenizer or processor cannot be loaded.
     """
-    for name, (library, kind) in source.components.items():
-        if library not in ("diffusers", "transformers"):
-            continue  # a repository may name any module: importing it would run its code
-        component = getattr(importlib.import_module(library), kind, None)
-        if packages := missing_packages(component):
-            raise BackendError(
-                f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
-                f"pip install {' '.join(packages)}",
-                retryable=False,
-            )
+    with replaced_processors(source.transformers_classes):
+        for name, (library, kind) in source.components.items():
+            if library not in ("diffusers", "transformers"):
+                continue  # a repository may name any module: importing it would run its code
+            component = getattr(importlib.import_module(library), kind, None)
+            if packages := missing_backends(component):
+                raise BackendError(
+                    f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
+                    f"pip install {' '.join(packages)}",
+                    retryable=False,
+                )
+            if library == "transformers" and _SMALL.search(kind):
+                _load_small(source, name, component)
+
+
+def _load_small(source: PipelineSource, name: str, component: Any) -> None:
+    """Load a tokenizer or processor, which fails in more ways than its class shows."""
+    try:
+        component.from_pretrained(source.path, subfolder=name, revision=source.commit)
+    except Exception as error:  # each class has errors of its own
+        raise BackendError(
+            f"{source.path}: cannot load its {name}, a {component.__name__}: {one_line(error)}", retryable=False
+        ) from error

@@ -8,7 +8,7 @@ import inspect
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +17,9 @@ import huggingface_hub
 from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
+from gems.models.diffusers.families import call_parameters, edits_by_itself
 from gems.models.local_weights import without_bars
+from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -31,7 +33,6 @@ __all__ = [
     "default_of",
     "is_out_of_memory",
     "load_pipeline",
-    "missing_packages",
     "number_type",
 ]
 
@@ -131,7 +132,7 @@ class PipelineSource:
 
         Raises:
             InputError: The class is code in the repository, which is not trusted.
-            BackendError: This version of diffusers does not have the class, or a package that it needs is missing.
+            BackendError: This version of diffusers does not have the class.
         """
         name = self.index["_class_name"]
         if isinstance(name, list):  # [file, class]: code in the repository
@@ -145,11 +146,6 @@ class PipelineSource:
                 "try 'pip install -U diffusers'",
                 retryable=False,
             )
-        if packages := missing_packages(kind):
-            raise BackendError(
-                f"{self.path}: its pipeline {name} needs {' and '.join(packages)}: pip install {' '.join(packages)}",
-                retryable=False,
-            )
         return kind
 
     @cached_property
@@ -159,19 +155,11 @@ class PipelineSource:
         from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
 
         kind = self.pipeline_class
-        if kind in EDITING.values() or accepts(kind, "keep"):
+        if kind in EDITING.values() or accepts(kind, "keep") or edits_by_itself(kind):
             return kind
         family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
         sibling: type | None = EDITING.get(family)
         return sibling
-
-    @property
-    def only_edits(self) -> bool:
-        """Whether the pipeline cannot draw from text alone."""
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
-
-        kind = self.pipeline_class
-        return self.editing_class is kind and kind not in DRAWING.values() and not accepts(kind, "keep")
 
     def _remote_class(self, file: str, name: str) -> type:
         from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
@@ -201,6 +189,11 @@ class PipelineSource:
             for name, value in self.index.items()
             if isinstance(value, list) and not name.startswith("_") and value[0]
         }
+
+    @property
+    def transformers_classes(self) -> list[str]:
+        """The names of the classes of transformers that its components are of."""
+        return [kind for library, kind in self.components.values() if library == "transformers"]
 
     @property
     def is_own(self) -> bool:
@@ -238,12 +231,6 @@ class PipelineSource:
         return Path(huggingface_hub.hf_hub_download(self.path, file, revision=self.commit))
 
 
-def missing_packages(kind: type | None) -> list[str]:
-    """The packages that a class of diffusers or transformers needs and that are missing: a dummy stands for it then."""
-    packages = getattr(kind, "_backends", ()) if kind is not None and "dummy" in kind.__module__ else ()
-    return [name for name in packages if importlib.util.find_spec(name) is None] or list(packages)
-
-
 def number_type(source: PipelineSource, options: GeneratorOptions, device: str) -> torch.dtype:
     """The number type of the weights. Our own keep the one with which their reproducible images were made."""
     return pick_dtype("float32" if source.is_own else options.dtype, device)
@@ -251,14 +238,13 @@ def number_type(source: PipelineSource, options: GeneratorOptions, device: str) 
 
 def default_of(kind: type[Any], argument: str) -> Any:
     """The default of an argument of a pipeline class's call; None if it has none, or there is no such argument."""
-    parameter = inspect.signature(kind.__call__).parameters.get(argument)
+    parameter = call_parameters(kind).get(argument)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-@cache
 def accepts(kind: type[Any], argument: str) -> bool:
     """Whether the call of a pipeline class takes an argument of that name."""
-    return argument in inspect.signature(kind.__call__).parameters
+    return argument in call_parameters(kind)
 
 
 def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str, dtype: torch.dtype) -> Any:
@@ -269,14 +255,14 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
         BackendError: The weights are missing or damaged, or do not fit into memory.
     """
     import diffusers
-    from safetensors import SafetensorError
 
     check_packages(options)
     _refuse_pickles(source)
     remote = isinstance(source.index["_class_name"], list)
     kind: Any = diffusers.DiffusionPipeline if remote else source.pipeline_class
     try:
-        with without_bars() if source.module != "diffusers" else nullcontext():
+        bars = without_bars() if source.module != "diffusers" else nullcontext()
+        with bars, replaced_processors(source.transformers_classes):
             pipeline = kind.from_pretrained(
                 source.path,
                 revision=source.commit,
@@ -290,16 +276,7 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
         return _placed(pipeline, options, device)
     except GemsError:
         raise
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # each component's library reports what it cannot load with errors of its own
         if is_out_of_memory(error):
             raise BackendError(
                 f"{source.path} does not fit into the memory of {device}; try the options offload=model or "

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeAlias
 
 from gems.errors import InputError
 from gems.models.devices import pick_devices
+from gems.models.diffusers.families import argument_of, family_of
 from gems.models.diffusers.loading import PipelineSource, accepts, check_packages, default_of
 from gems.models.diffusers.replicas import LOADING_OPTIONS
 from gems.models.option_effects import changed_options
@@ -68,8 +69,10 @@ def _without_argument(source: PipelineSource, set_options: Mapping[str, Any]) ->
     for option in set_options:
         if option not in _KNOWN_OPTIONS:
             yield option, f"it runs in this process and has no use for the option {option}"
-        elif option in ARGUMENTS and not accepts(kind, ARGUMENTS[option]):
+        elif option in ARGUMENTS and not accepts(kind, argument_of(kind, ARGUMENTS[option])):
             yield option, f"{kind.__name__} takes no {option}; leave it out"
+    if set_options.get("batch_size", 1) != 1 and not family_of(kind).is_batch_sound:
+        yield "batch_size", f"{kind.__name__} draws one image at a time; leave batch_size out"
     if "strength" in set_options and not (editor and accepts(editor, "strength")):
         yield "strength", f"{kind.__name__} does not edit images by strength; leave it out"
 
@@ -115,13 +118,16 @@ def _true_guidance(source: PipelineSource, settings: Mapping[str, Any], set_opti
         yield "true_cfg_scale", f"{name} uses a true_cfg_scale only with a negative_prompt, which may be a space"
     if "true_cfg_scale" in set_options and 0 < true_scale < 1:
         yield "true_cfg_scale", f"true_cfg_scale {true_scale:g}: {name} guides only above 1; 1 turns guidance off"
-    has_input = source.component_config(source.denoiser).get("guidance_embeds") is not False
+    has_input = _has_guidance_input(source)
     if "guidance_scale" in set_options and not has_input and (set_options["guidance_scale"] > 0 or is_on):
         yield "guidance_scale", f"these weights have no input for the guidance_scale; {name} takes true_cfg_scale"
 
 
 def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
-    name, scale = source.pipeline_class.__name__, _value(source, settings, "guidance_scale")
+    name, argument = source.pipeline_class.__name__, argument_of(source.pipeline_class, "guidance_scale")
+    if "guidance_scale" in set_options and argument == "distilled_guidance_scale" and not _has_guidance_input(source):
+        yield "guidance_scale", f"these weights have no input for the guidance_scale: {name} guides by itself"
+    scale = _value(source, settings, argument)
     if scale is None or _guides(source, scale):
         return
     is_input = source.component_config(source.denoiser).get("time_cond_proj_dim") is not None
@@ -133,6 +139,10 @@ def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_o
         yield "negative_prompt", reason
     if "guidance_scale" in set_options and not is_input and scale not in (0, 1):
         yield "guidance_scale", f"guidance_scale {scale:g} has no effect: {name} guides {_when_it_guides(source)}"
+
+
+def _has_guidance_input(source: PipelineSource) -> bool:
+    return source.component_config(source.denoiser).get("guidance_embeds") is not False
 
 
 def _guides(source: PipelineSource, scale: float) -> bool:
@@ -241,7 +251,7 @@ def _by_parts(source: PipelineSource, settings: Mapping[str, Any], set_options: 
 
 def _previews(source: PipelineSource, settings: Mapping[str, Any], interval: int) -> _Reasons:
     kind, steps = source.pipeline_class, _value(source, settings, "num_inference_steps")
-    if source.component_class("vae") is None or not accepts(kind, "callback_on_step_end"):
+    if source.component_class("vae") is None:
         yield "previews", f"{kind.__name__} has no latents that a preview can be made from; leave previews out"
     elif steps and interval > steps:
         yield "previews", f"a preview every {interval} steps never comes in {steps} steps; give a smaller number"

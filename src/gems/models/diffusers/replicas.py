@@ -11,7 +11,7 @@ from queue import LifoQueue
 from typing import Any, Final
 
 from gems.models.devices import pick_devices
-from gems.models.diffusers.loading import PipelineSource, accepts, load_pipeline, number_type
+from gems.models.diffusers.loading import PipelineSource, load_pipeline, number_type
 from gems.models.diffusers.previews import Previews
 from gems.options import GeneratorOptions
 
@@ -54,7 +54,7 @@ class Replica:
         """The pipeline that edits images: the same one, or its image-to-image sibling on the same weights."""
         from diffusers import AutoPipelineForImage2Image
 
-        if accepts(self.pipeline.__class__, "keep"):
+        if self._source.editing_class is self._source.pipeline_class:
             return self.pipeline
         editor = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         editor.set_progress_bar_config(disable=True)
