@@ -13,7 +13,7 @@ from tiny_pipelines import save_tiny
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.defaults import _TABLE, defaults_of, facts_of
 from gems.models.diffusers.guides import _GUIDES
-from gems.models.diffusers.loading import PipelineSource, accepts
+from gems.models.diffusers.source import PipelineSource, accepts
 from gems.models.processors import missing_backends
 
 FLOW = "FlowMatchEulerDiscreteScheduler"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,16 +18,17 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
 from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of
+from gems.models.diffusers.fingerprints import fingerprint_of
 from gems.models.diffusers.guides import guide_for
-from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
+from gems.models.diffusers.loading import is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
 from gems.models.diffusers.prompt_length import excess_of_prompt
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
 from gems.models.diffusers.soundness import watch_pixels
+from gems.models.diffusers.source import PipelineSource, accepts, default_of
 from gems.models.diffusers.stepping import StepReporter
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, effects_of, require_honoured
-from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
 
 __all__ = ["DiffusersGenerator"]
@@ -45,7 +45,7 @@ class DiffusersGenerator:
     of other shapes are summed in another order. In batches of one, the default, they never differ.
 
     Args:
-        source: ``FOLDER_OR_REPO[@REVISION]``.
+        source: ``FOLDER_OR_REPO[@REVISION]``, or a file with the weights.
         name: The name of this backend in records.
         options: How images are drawn.
         module: The module that defines the pipeline's class, if it is not diffusers.
@@ -56,20 +56,16 @@ class DiffusersGenerator:
     ) -> None:
         self.name = name
         self._options = options
-        self._source = PipelineSource.parse(source, module=module, trust_remote_code=options.trust_remote_code)
+        self._source = PipelineSource.parse(
+            source, module=module, trust_remote_code=options.trust_remote_code, config=options.config
+        )
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of a folder's weights, or a repository's id and commit; with SHA-256 of the .gguf file, if any."""
-        folder = self._source.folder
-        weights = folder_fingerprint(folder) if folder else f"{self._source.path}@{self._source.commit}"
-        file = self._options.quantization
-        if file is None or not file.endswith(".gguf") or not Path(file).is_file():
-            return weights
-        with Path(file).open("rb") as stream:
-            return f"{weights}+{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        """See ``fingerprint_of``."""
+        return fingerprint_of(self._source, self._options)
 
     @property
     def edits(self) -> bool:

@@ -11,8 +11,8 @@ from PIL import Image
 from gems.errors import InputError
 from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of, refusal
-from gems.models.diffusers.loading import PipelineSource, accepts
 from gems.models.diffusers.option_checks import ARGUMENTS
+from gems.models.diffusers.source import PipelineSource, accepts
 from gems.models.generators import Edit, ImageRequest, edit_instruction
 from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions

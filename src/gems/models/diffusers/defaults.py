@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from gems.models.diffusers.loading import PipelineSource
+from gems.models.diffusers.source import PipelineSource
 
 __all__ = ["Defaults", "ModelFacts", "defaults_of", "facts_of"]
 
@@ -249,6 +249,8 @@ def facts_of(source: PipelineSource) -> ModelFacts:
     Raises:
         BackendError: The pipeline does not exist, or this version of diffusers does not have it.
     """
+    if source.file and not source.config:  # the small files are those of the base model, not of these weights
+        return ModelFacts(source.pipeline_class.__name__, source.name)
     scheduler, denoiser = source.component_config("scheduler"), source.component_config(source.denoiser)
     files = ((source.index, _INDEX), (scheduler, _SCHEDULER), (denoiser, _DENOISER))
     entries = {name: content[name] for content, names in files for name in names if content.get(name) is not None}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gems.models.diffusers.loading import PipelineSource, accepts, default_of
 from gems.models.diffusers.prompt_length import prompt_limit
+from gems.models.diffusers.source import PipelineSource, accepts, default_of
 
 __all__ = ["guide_for"]
 

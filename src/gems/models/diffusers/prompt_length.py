@@ -11,13 +11,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from gems.models.diffusers.loading import PipelineSource, default_of
+from gems.models.diffusers.source import PipelineSource, default_of
 
-__all__ = ["excess_of_prompt", "prompt_limit"]
+__all__ = ["MOST_TOKENS", "excess_of_prompt", "prompt_limit"]
 
 _CLIP_LIMIT: Final = 77
 _FIXED: Final = {"HunyuanImagePipeline": 1000, "LongCatImagePipeline": 512, "HunyuanDiTPipeline": 256}
 """Tokens that pipelines read whose call has no argument for it, from their code."""
+MOST_TOKENS: Final = {
+    "FluxPipeline": 512,
+    "FluxKontextPipeline": 512,
+    "StableDiffusion3Pipeline": 512,
+    "QwenImagePipeline": 1024,
+    "QwenImageEditPipeline": 1024,
+    "QwenImageEditPlusPipeline": 1024,
+    "Lumina2Pipeline": 512,
+    "ChromaPipeline": 512,
+    "OvisImagePipeline": 256,
+    "Kandinsky5T2IPipeline": 1024,
+}
+"""The largest ``max_sequence_length`` that the calls of these classes take."""
 _TEMPLATES: Final = {
     "Lumina2Pipeline": 34,
     "Flux2Pipeline": 64,
