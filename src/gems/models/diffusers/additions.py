@@ -62,10 +62,11 @@ def compatible_schedulers(own: type | None, config: Mapping[str, Any]) -> dict[s
     if own.__name__.startswith(_FLOW):
         names |= {name for name in dir(diffusers) if name.startswith(_FLOW)}
     kinds = {name: getattr(diffusers, name, None) for name in sorted(names)}
-    # Pipelines that match flows hand their scheduler sigmas of their own and a shift.
-    required = {"sigmas", "mu"} & _arguments(own, "set_timesteps")
-    integrates_flows = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
-    settings = {"use_flow_sigmas"} if integrates_flows else set()
+    is_told = config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction"
+    matches_flows = is_told or own.__name__.startswith(_FLOW)
+    # Such pipelines hand their scheduler sigmas of their own and a shift.
+    required = {"sigmas", "mu"} & _arguments(own, "set_timesteps") if matches_flows else set()
+    settings = {"use_flow_sigmas"} if is_told else set()
     return {
         name: kind
         for name, kind in kinds.items()
