@@ -33,7 +33,12 @@ SIZE: Final = 32
 def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
     """Build the tiny pipeline of this class, replace the given components, and save it."""
     torch.manual_seed(0)
-    pipeline = getattr(diffusers, kind)(**(_PARTS[kind]() | changes))
+    return save_parts(kind, _PARTS[kind]() | changes, folder)
+
+
+def save_parts(kind: str, parts: dict[str, Any], folder: Path) -> Path:
+    """Build the pipeline of this class from its parts, and save it."""
+    pipeline = getattr(diffusers, kind)(**parts)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -44,7 +49,7 @@ def save_tiny(kind: str, folder: Path, **changes: Any) -> Path:
 # --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def _byte_level(tokens: list[str]) -> Tokenizer:
+def byte_level(tokens: list[str]) -> Tokenizer:
     """The special tokens, then one token per byte, so any text can be encoded without merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*tokens, *alphabet])}, []))
@@ -58,7 +63,7 @@ _QWEN_TOKENS: Final = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 def _qwen_tokenizer() -> Qwen2TokenizerFast:
     tokenizer = Qwen2TokenizerFast(
-        tokenizer_object=_byte_level(_QWEN_TOKENS),
+        tokenizer_object=byte_level(_QWEN_TOKENS),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         additional_special_tokens=_QWEN_TOKENS[1:],
@@ -70,22 +75,22 @@ def _qwen_tokenizer() -> Qwen2TokenizerFast:
     return tokenizer
 
 
-def _clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(letter + "</w>" for letter in alphabet)]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
-def _t5_tokenizer() -> PreTrainedTokenizerFast:
+def t5_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=_byte_level(["<pad>", "</s>"]), pad_token="<pad>", eos_token="</s>", model_max_length=77
+        tokenizer_object=byte_level(["<pad>", "</s>"]), pad_token="<pad>", eos_token="</s>", model_max_length=77
     )
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _vae(channels: int, **changes: Any) -> diffusers.AutoencoderKL:
+def tiny_vae(channels: int, **changes: Any) -> diffusers.AutoencoderKL:
     settings = {
         "block_out_channels": (8, 16),
         "in_channels": 3,
@@ -102,8 +107,8 @@ def _vae(channels: int, **changes: Any) -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(**settings | changes)
 
 
-def _clip(kind: type = CLIPTextModel, width: int = 16) -> Any:
-    tokenizer = _clip_tokenizer()
+def clip_model(kind: type = CLIPTextModel, width: int = 16, length: int = 77) -> Any:
+    tokenizer = clip_tokenizer()
     return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -115,11 +120,12 @@ def _clip(kind: type = CLIPTextModel, width: int = 16) -> Any:
             num_hidden_layers=2,
             num_attention_heads=2,
             projection_dim=width,
+            max_position_embeddings=length,
         )
     )
 
 
-def _t5(width: int) -> T5EncoderModel:
+def t5_model(width: int) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=300, d_model=width, d_ff=16, d_kv=8, num_layers=1, num_heads=2, relative_attention_num_buckets=8
@@ -127,11 +133,11 @@ def _t5(width: int) -> T5EncoderModel:
     )
 
 
-def _z_image() -> dict[str, Any]:
+def z_image_parts() -> dict[str, Any]:
     tokenizer = _qwen_tokenizer()
     return {
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        "vae": _vae(4),
+        "vae": tiny_vae(4),
         "tokenizer": tokenizer,
         "text_encoder": Qwen3Model(
             Qwen3Config(
@@ -161,7 +167,7 @@ def _z_image() -> dict[str, Any]:
     }
 
 
-def _qwen_image() -> dict[str, Any]:
+def qwen_image_parts() -> dict[str, Any]:
     tokenizer = _qwen_tokenizer()
     config = Qwen2_5_VLConfig(
         text_config={
@@ -208,14 +214,14 @@ def _qwen_image() -> dict[str, Any]:
     }
 
 
-def _flux() -> dict[str, Any]:
+def flux_parts() -> dict[str, Any]:
     return {
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
-        "vae": _vae(4),
-        "tokenizer": _clip_tokenizer(),
-        "text_encoder": _clip(),
-        "tokenizer_2": _t5_tokenizer(),
-        "text_encoder_2": _t5(16),
+        "vae": tiny_vae(4),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": clip_model(),
+        "tokenizer_2": t5_tokenizer(),
+        "text_encoder_2": t5_model(16),
         "transformer": diffusers.FluxTransformer2DModel(
             patch_size=1,
             in_channels=16,
@@ -231,16 +237,16 @@ def _flux() -> dict[str, Any]:
     }
 
 
-def _stable_diffusion_3() -> dict[str, Any]:
+def sd3_parts() -> dict[str, Any]:
     return {
         "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(),
-        "vae": _vae(4),
-        "tokenizer": _clip_tokenizer(),
-        "text_encoder": _clip(CLIPTextModelWithProjection),
-        "tokenizer_2": _clip_tokenizer(),
-        "text_encoder_2": _clip(CLIPTextModelWithProjection),
-        "tokenizer_3": _t5_tokenizer(),
-        "text_encoder_3": _t5(32),
+        "vae": tiny_vae(4),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": clip_model(CLIPTextModelWithProjection),
+        "tokenizer_2": clip_tokenizer(),
+        "text_encoder_2": clip_model(CLIPTextModelWithProjection),
+        "tokenizer_3": t5_tokenizer(),
+        "text_encoder_3": t5_model(32),
         "transformer": diffusers.SD3Transformer2DModel(
             sample_size=SIZE,
             patch_size=1,
@@ -256,14 +262,14 @@ def _stable_diffusion_3() -> dict[str, Any]:
     }
 
 
-def _stable_diffusion_xl() -> dict[str, Any]:
+def sdxl_parts() -> dict[str, Any]:
     return {
         "scheduler": diffusers.EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, timestep_spacing="leading"),
-        "vae": _vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True, force_upcast=False),
-        "tokenizer": _clip_tokenizer(),
-        "text_encoder": _clip(),
-        "tokenizer_2": _clip_tokenizer(),
-        "text_encoder_2": _clip(CLIPTextModelWithProjection),
+        "vae": tiny_vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True, force_upcast=False),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": clip_model(),
+        "tokenizer_2": clip_tokenizer(),
+        "text_encoder_2": clip_model(CLIPTextModelWithProjection),
         "unet": diffusers.UNet2DConditionModel(
             block_out_channels=(16, 32),
             layers_per_block=1,
@@ -284,14 +290,14 @@ def _stable_diffusion_xl() -> dict[str, Any]:
     }
 
 
-def _stable_diffusion() -> dict[str, Any]:
+def sd_parts() -> dict[str, Any]:
     return {
         "scheduler": diffusers.DDIMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
         ),
-        "vae": _vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True),
-        "tokenizer": _clip_tokenizer(),
-        "text_encoder": _clip(),
+        "vae": tiny_vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": clip_model(),
         "unet": diffusers.UNet2DConditionModel(
             block_out_channels=(16, 32),
             layers_per_block=1,
@@ -311,14 +317,18 @@ def _stable_diffusion() -> dict[str, Any]:
 
 
 _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "ZImagePipeline": _z_image,
-    "QwenImagePipeline": _qwen_image,
-    "FluxPipeline": _flux,
-    "FluxKontextPipeline": _flux,
-    "StableDiffusion3Pipeline": _stable_diffusion_3,
-    "StableDiffusionPipeline": _stable_diffusion,
-    "StableDiffusionXLPipeline": _stable_diffusion_xl,
+    "ZImagePipeline": z_image_parts,
+    "QwenImagePipeline": qwen_image_parts,
+    "FluxPipeline": flux_parts,
+    "FluxKontextPipeline": flux_parts,
+    "StableDiffusion3Pipeline": sd3_parts,
+    "StableDiffusionPipeline": sd_parts,
+    "StableDiffusionXLPipeline": sdxl_parts,
 }
+
+
+CLASSES: Final = tuple(_PARTS)
+"""The names of the classes that ``save_tiny`` builds."""
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -47,7 +47,7 @@ def _replacement(kind: Any) -> Any:
     from transformers import ProcessorMixin
 
     if missing_backends(kind) == ["torchvision"] and kind.__name__.endswith("Processor"):
-        return _text_processor(kind.__name__)
+        return _text_processor(kind.__name__, kind.__module__)
     if isinstance(kind, type) and issubclass(kind, ProcessorMixin) and "video_processor" in kind.get_attributes():
         return without_video(kind)
     return kind
@@ -69,7 +69,7 @@ def without_video(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
 
-def _text_processor(name: str) -> Any:
+def _text_processor(name: str, module: str) -> Any:
     """A processor for a class whose module cannot be imported: its tokenizer and chat template, for text alone."""
     from transformers import ProcessorMixin
 
@@ -81,4 +81,4 @@ def _text_processor(name: str) -> Any:
             raise ImportError(f"{name} needs torchvision for images: pip install torchvision")
         return self.tokenizer(text, **{key: value for key, value in kwargs.items() if key != "videos"})
 
-    return type(name, (ProcessorMixin,), {"__init__": __init__, "__call__": __call__})
+    return type(name, (ProcessorMixin,), {"__init__": __init__, "__call__": __call__, "__module__": module})

@@ -58,6 +58,11 @@ def _ideogram_schedule(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"guidance_schedule": (7.0,) * (steps - last) + (3.0,) * last}
 
 
+def _sprint_timesteps(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The timestep between its two steps, which other numbers of steps have none of."""
+    return {"intermediate_timesteps": None} if settings.get("num_inference_steps", 2) != 2 else {}
+
+
 _PLAIN: Final = Family()
 
 DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
@@ -69,7 +74,6 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "BriaFiboPipeline",
         "ChromaPipeline",
         "CogView3PlusPipeline",
-        "CogView4Pipeline",
         "FluxPipeline",
         "HiDreamImagePipeline",
         "HunyuanDiTPAGPipeline",
@@ -94,13 +98,11 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "QwenImagePipeline",
         "SanaPAGPipeline",
         "SanaPipeline",
-        "SanaSprintPipeline",
         "SemanticStableDiffusionPipeline",
         "StableCascadeCombinedPipeline",
         "StableDiffusion3PAGPipeline",
         "StableDiffusion3Pipeline",
         "StableDiffusionPAGPipeline",
-        "StableDiffusionPanoramaPipeline",
         "StableDiffusionParadigmsPipeline",
         "StableDiffusionPipeline",
         "StableDiffusionPipelineSafe",
@@ -117,6 +119,8 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     _PLAIN,
 ) | {
     "BriaFibo2Pipeline": Family(is_batch_sound=False, references=1),
+    # It pads the prompts of a batch to the longest, without a mask.
+    "CogView4Pipeline": Family(is_batch_sound=False),
     "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail",)),
     "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1),
     "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1),
@@ -130,13 +134,16 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "Ideogram4Pipeline": Family(switches={"prompt_upsampling": False}, schedule=_ideogram_schedule),
     "Kandinsky5T2IPipeline": Family(output="image"),
     "LongCatImagePipeline": Family(switches={"enable_prompt_rewrite": False}),
-    "OmniGenPipeline": Family(references=3, reference_argument="input_images"),
+    "OmniGenPipeline": Family(is_batch_sound=False, references=3, reference_argument="input_images"),
     "PRXPipeline": Family(packages=("ftfy",)),
     "PRXPixelPipeline": Family(packages=("ftfy",)),
     "QwenImage21Pipeline": Family(references=10),
     "QwenImageEditPipeline": Family(is_batch_sound=False, references=1, canvas=True),
     "QwenImageEditPlusPipeline": Family(is_batch_sound=False, references=3, canvas=True),
+    # Its views of all prompts share one scheduler.
+    "StableDiffusionPanoramaPipeline": Family(is_batch_sound=False),
     "StableDiffusionLDM3DPipeline": Family(output="rgb"),
+    "SanaSprintPipeline": Family(schedule=_sprint_timesteps),
     "ZImageOmniPipeline": Family(is_batch_sound=False, references=3),
 }
 """Each pipeline class of diffusers that draws from text alone, by name."""

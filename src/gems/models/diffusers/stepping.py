@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 from PIL import Image
@@ -61,6 +62,7 @@ class StepReporter:
         """A scheduler's ``step`` that reports itself. Its result has the latents first, in a tuple or an output."""
         count = 0
 
+        @wraps(step)  # pipelines look into its signature before they give it their generators
         def watched(*arguments: Any, **options: Any) -> Any:
             nonlocal count
             result = step(*arguments, **options)
