@@ -21,7 +21,7 @@ from gems.models.diffusers.additions import compatible_schedulers, loras_of
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.prompt_length import MOST_TOKENS
 from gems.models.diffusers.weight_files import known_repository
-from gems.models.generators import ImageRequest
+from gems.models.generators import ImageRequest, Step
 from gems.options import GeneratorOptions
 
 SMALL = GeneratorOptions(width=SIZE, height=SIZE, steps=2)
@@ -308,4 +308,55 @@ def test_lora_weights_for_another_model_are_refused(folder: Path, tmp_path: Path
     save_file({"transformer.nowhere.lora_A.weight": torch.zeros(1, 4)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"lora: .*other.safetensors") as caught:
         generator(folder, lora=(str(tmp_path / "other.safetensors"),)).load()
+    assert "\n" not in str(caught.value)
+
+
+# --- modular repositories --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def modular(z_image: Path) -> Path:
+    """The same weights as a modular repository, which was written elsewhere."""
+    from diffusers.modular_pipelines.z_image import ZImageAutoBlocks
+
+    pipeline = ZImageAutoBlocks().init_pipeline()
+    pipeline.update_components(**diffusers.ZImagePipeline.from_pretrained(z_image).components)
+    elsewhere, folder = z_image.parent / "elsewhere", z_image.parent / "modular"
+    pipeline.save_pretrained(str(elsewhere), overwrite_modular_index=True)
+    elsewhere.rename(folder)
+    return folder
+
+
+def test_a_modular_repository_draws_as_its_pipeline_does(z_image: Path, modular: Path) -> None:
+    steps: list[Step] = []
+    backend = generator(modular, batch_size=2)
+    requests = [ImageRequest("a car", 1), ImageRequest("a dog", 2)]
+    results = [r for r in backend.generate(requests, on_step=steps.append) if not isinstance(r, BackendError)]
+    assert [pixels(r) for r in results] == [pixels(r) for r in images(generator(z_image, batch_size=2), requests)]
+    assert {(at.index, at.step) for at in steps} == {(index, step) for index in (0, 1) for step in (1, 2)}
+    line = backend.check()
+    assert "ZImagePipeline" in line
+    assert "edits no images" in line
+    assert "Chinese" in backend.guide
+
+
+def test_a_modular_repository_refuses_what_it_cannot_do(modular: Path) -> None:
+    with pytest.raises(InputError, match="takes no guidance_scale"):
+        generator(modular, guidance_scale=3.0).load()
+    with pytest.raises(InputError, match="lora: ZImagePipeline takes no LoRA weights"):
+        generator(modular, lora=("x.safetensors",)).load()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [("MyOwnBlocks", "of blocks .MyOwnBlocks. that diffusers"), ("WanBlocks", "no images from text")],
+)
+def test_other_modular_repositories_are_refused_in_one_line(
+    modular: Path, tmp_path: Path, blocks: str, words: str
+) -> None:
+    folder = Path(shutil.copytree(modular, tmp_path / "other"))
+    index = folder / "modular_model_index.json"
+    index.write_text(index.read_text().replace("ZImageAutoBlocks", blocks))
+    with pytest.raises(BackendError, match=words) as caught:
+        generator(folder).load()
     assert "\n" not in str(caught.value)

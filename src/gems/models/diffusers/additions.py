@@ -163,7 +163,7 @@ def add_to(pipeline: Any, source: PipelineSource, options: GeneratorOptions, dty
     if options.scheduler:
         config = pipeline.scheduler.config
         kind: Any = compatible_schedulers(type(pipeline.scheduler), config)[options.scheduler]
-        pipeline.scheduler = kind.from_config(config)
+        pipeline.register_modules(scheduler=kind.from_config(config))
     loras = loras_of(options)
     for index, lora in enumerate(loras):
         _add_lora(pipeline, lora, f"lora_{index}")

@@ -95,7 +95,8 @@ def _check_components(source: PipelineSource) -> None:
                     f"pip install {' '.join(packages)}",
                     retryable=False,
                 )
-            if library == "transformers" and _SMALL.search(kind):
+            # The parts of a modular repository can lie in other ones.
+            if library == "transformers" and _SMALL.search(kind) and not source.is_modular:
                 _load_small(source, name, component)
 
 

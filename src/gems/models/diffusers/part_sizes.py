@@ -38,6 +38,8 @@ def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: in
     if parameters is None:
         return None
     if source.denoiser and not parameters[source.denoiser]:
+        if source.is_modular:  # its parts can lie in other repositories
+            return None
         raise BackendError(
             f"{source.path} holds no weights for its {source.denoiser}: download it again", retryable=False
         )

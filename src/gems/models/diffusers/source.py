@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import huggingface_hub
+from huggingface_hub.errors import EntryNotFoundError
 
 from gems.errors import BackendError, InputError
 from gems.models.diffusers.families import call_parameters, edits_by_itself
+from gems.models.diffusers.modular import MODULAR_INDEX, modular_class
 from gems.models.diffusers.weight_files import known_repository
 from gems.secrets import one_line
 
@@ -21,6 +23,8 @@ __all__ = ["PipelineSource", "accepts", "default_of", "local_path"]
 
 _CONFIGS: Final = {"scheduler": "scheduler_config.json", "guider": "guider_config.json"}
 """The configuration files of components that are no models, by component; a model has a config.json."""
+_INDEXES: Final = ("model_index.json", MODULAR_INDEX)
+"""The files that say which pipeline a folder or repository holds; the first that is there counts."""
 
 
 def local_path(text: str) -> str:
@@ -99,7 +103,7 @@ class PipelineSource:
 
     @cached_property
     def index_file(self) -> Path:
-        """``model_index.json``, downloaded if it is in a repository.
+        """``model_index.json`` or, without one, the index of a modular pipeline; downloaded if it is in a repository.
 
         Raises:
             BackendError: The folder does not exist, or the download failed.
@@ -107,15 +111,21 @@ class PipelineSource:
         if self.file:
             return self._layout_index()
         if self.folder:
-            return self.folder / "model_index.json"
+            return next(filter(Path.is_file, map(self.folder.joinpath, _INDEXES)), self.folder / _INDEXES[0])
         if self.path.startswith((".", "/", "~")):
             raise BackendError(f"there is no folder or file {self.path}", retryable=False)
-        try:
-            return Path(huggingface_hub.hf_hub_download(self.path, "model_index.json", revision=self.revision))
-        except (OSError, ValueError) as error:
-            raise BackendError(
-                f"cannot load the image model {self.path}: {one_line(error)}", retryable=False
-            ) from error
+        failure: Exception | None = None
+        for name in _INDEXES:
+            try:
+                return Path(huggingface_hub.hf_hub_download(self.path, name, revision=self.revision))
+            except EntryNotFoundError as error:  # the other index may be there
+                failure = failure or error
+            except (OSError, ValueError) as error:
+                failure = error
+                break
+        raise BackendError(
+            f"cannot load the image model {self.path}: {one_line(failure or '')}", retryable=False
+        ) from failure
 
     def _layout_index(self) -> Path:
         try:
@@ -160,6 +170,8 @@ class PipelineSource:
             BackendError: This version of diffusers does not have the class.
         """
         name = self.index["_class_name"]
+        if self.is_modular:
+            return modular_class(self.index, self.path)
         if isinstance(name, list):  # [file, class]: code in the repository
             return self._remote_class(*name)
         kind = getattr(importlib.import_module(self.module), name, None)
@@ -173,6 +185,11 @@ class PipelineSource:
             )
         return kind
 
+    @property
+    def is_modular(self) -> bool:
+        """Whether it is a modular repository."""
+        return self.index_file.name == MODULAR_INDEX
+
     @cached_property
     def editing_class(self) -> type | None:
         """The class that edits images: the pipeline's own, or its image-to-image sibling; None if neither can."""
@@ -180,6 +197,8 @@ class PipelineSource:
         from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
 
         kind = self.pipeline_class
+        if self.is_modular:
+            return None
         if kind in EDITING.values() or accepts(kind, "keep") or edits_by_itself(kind):
             return kind
         family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
