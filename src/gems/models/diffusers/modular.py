@@ -120,11 +120,11 @@ def modular_class(index: Mapping[str, Any], path: str) -> type:
             "use one with a model_index.json, or a server that runs it",
             retryable=False,
         )
-    made = blocks()
-    inputs = {item.name for item in made.inputs}
-    if "prompt" not in inputs or "images" not in {item.name for item in made.outputs}:
+    assembled_blocks = blocks()
+    inputs = {item.name for item in assembled_blocks.inputs}
+    if "prompt" not in inputs or "images" not in {item.name for item in assembled_blocks.outputs}:
         raise BackendError(f"{path} is a modular repository that makes no images from text", retryable=False)
-    return _with_call(str(index["_class_name"]).replace("Modular", ""), made.inputs)
+    return _with_call(str(index["_class_name"]).replace("Modular", ""), assembled_blocks.inputs)
 
 
 def _with_call(name: str, inputs: list[Any]) -> type:
