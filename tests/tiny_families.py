@@ -5,6 +5,7 @@ The settings follow diffusers' own tests, made smaller. Each is built in well un
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from tiny_pipelines import (
     byte_level,
     clip_model,
     clip_tokenizer,
+    flux_parts,
     qwen_image_parts,
     save_parts,
     sd3_parts,
@@ -36,10 +38,11 @@ _EULER: Final = diffusers.FlowMatchEulerDiscreteScheduler
 _VISION_TOKENS: Final = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _TOKENS: Final = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *_VISION_TOKENS]
 _CHAT_TEMPLATE: Final = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}{{ message.content }}"
-    "{% else %}{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}<|image_pad|>"
-    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% else %}<|image_pad|>{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
@@ -49,7 +52,8 @@ def save_family(name: str, folder: Path) -> Path:
         return tiny_pipelines.save_tiny(name, folder)
     torch.manual_seed(0)
     complete_omnigen()
-    with replaced_processors(_PROCESSORS):
+    with replaced_processors(_PROCESSORS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # tiny models have parts without weights
         return save_parts(name, _PARTS[name](), folder)
 
 
@@ -392,6 +396,10 @@ def _bria_fibo() -> dict[str, Any]:
             axes_dims_rope=[0, 4, 4],
         ),
     }
+
+
+def _flux_kontext() -> dict[str, Any]:
+    return flux_parts() | {"vae": _deep_vae()}  # it scales images that it edits to a million pixels
 
 
 def _long_cat() -> dict[str, Any]:
@@ -982,6 +990,7 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "Flux2KleinKVPipeline": _flux2_klein,
     "Flux2KleinPipeline": _flux2_klein,
     "Flux2Pipeline": _flux2,
+    "FluxKontextPipeline": _flux_kontext,
     "HiDreamImagePipeline": _hi_dream,
     "HunyuanDiTPAGPipeline": _hunyuan_dit,
     "HunyuanDiTPipeline": _hunyuan_dit,

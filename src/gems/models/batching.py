@@ -26,6 +26,7 @@ from gems.models.generators import (
     excess_of,
     guide_of,
     objection_to,
+    redraws_edits,
 )
 from gems.models.local_weights import load_now
 
@@ -81,7 +82,7 @@ class BatchingGenerator:
 
     def __init__(self, inner: ImageGenerator, *, max_batch_size: int) -> None:
         self.name, self.fingerprint, self.edits = inner.name, inner.fingerprint, inner.edits
-        self.guide = guide_of(inner)
+        self.guide, self.redraws_edits = guide_of(inner), redraws_edits(inner)
         self.max_batch_size: Final = max_batch_size
         self._inner = inner
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()

@@ -28,6 +28,7 @@ __all__ = [
     "guide_of",
     "is_reproducible",
     "objection_to",
+    "redraws_edits",
     "size_note",
 ]
 
@@ -215,6 +216,14 @@ def is_reproducible(generator: ImageGenerator) -> bool:
     A generator whose ``reproducible`` is False takes no seed. One without the attribute honours seeds.
     """
     return bool(getattr(generator, "reproducible", True))
+
+
+def redraws_edits(generator: ImageGenerator) -> bool:
+    """Whether an edit draws the whole image again, with noise on it, instead of what is wrong in it.
+
+    A generator whose ``redraws_edits`` is True does, as image-to-image models do.
+    """
+    return bool(getattr(generator, "redraws_edits", False))
 
 
 def size_note(name: str, size: tuple[int | None, int | None], image: Image.Image) -> str | None:

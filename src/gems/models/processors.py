@@ -44,13 +44,11 @@ def replaced_processors(names: Iterable[str]) -> Iterator[None]:
 @cache
 def _replacement(kind: Any) -> Any:
     """The class to load in place of a processor's class; the class itself if there is no need."""
-    from transformers import ProcessorMixin
-
-    if missing_backends(kind) == ["torchvision"] and kind.__name__.endswith("Processor"):
+    missing = missing_backends(kind)
+    if missing == ["torchvision"] and kind.__name__.endswith("Processor"):
         return _text_processor(kind.__name__, kind.__module__)
-    if isinstance(kind, type) and issubclass(kind, ProcessorMixin) and "video_processor" in kind.get_attributes():
-        return without_video(kind)
-    return kind
+    parts = None if missing else getattr(kind, "get_attributes", None)  # of processors alone
+    return without_video(kind) if parts and "video_processor" in parts() else kind
 
 
 @cache

@@ -73,6 +73,12 @@ class DiffusersGenerator:
         return self._source.editing_class is not None
 
     @property
+    def redraws_edits(self) -> bool:
+        """See ``redraws_edits`` of `gems.models.generators`."""
+        kind = self._source.editing_class
+        return kind is not None and accepts(kind, "strength") and not accepts(kind, "keep")
+
+    @property
     def guide(self) -> str:
         """See ``Guided.guide``."""
         kind = self._source.pipeline_class

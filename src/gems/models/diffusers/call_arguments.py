@@ -41,7 +41,7 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
     family, set_options = family_of(kind), changed_options(options)
     # A modular pipeline of the same family may take fewer arguments.
     recommended = {**defaults_of(facts_of(source)).arguments, **family.switches}
-    settings = {argument: value for argument, value in recommended.items() if accepts(kind, argument)}
+    settings: dict[str, Any] = {argument: value for argument, value in recommended.items() if accepts(kind, argument)}
     settings |= {
         argument_of(kind, argument): set_options[option]
         for option, argument in ARGUMENTS.items()

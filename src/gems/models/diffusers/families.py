@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from gems.models.processors import missing_backends
 
-__all__ = ["DRAWING", "Family", "argument_of", "call_parameters", "edits_by_itself", "family_of", "refusal"]
+__all__ = ["DRAWING", "Family", "argument_of", "call_parameters", "family_of", "refusal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Family:
         switches: Arguments that leave the prompt as it is: enhancers rewrite it, at random, behind the run's back.
         references: The most images that one call takes to edit or to refer to; 0 for none.
         reference_argument: The argument that takes them.
+        edits: Whether GEMS edits images with it. Classes that only edit, and img2img siblings, are known to diffusers.
         canvas: Whether it needs an image in every call: to draw, it is given a white one.
         packages: Packages that it cannot run without, beyond what diffusers requires.
         schedule: Makes the arguments that depend on others of the call, from the settings.
@@ -42,6 +43,7 @@ class Family:
     switches: Mapping[str, Any] = field(default_factory=dict)
     references: int = 0
     reference_argument: str = "image"
+    edits: bool = False
     canvas: bool = False
     packages: tuple[str, ...] = ()
     schedule: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
@@ -122,12 +124,12 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     # It pads the prompts of a batch to the longest, without a mask.
     "CogView4Pipeline": Family(is_batch_sound=False),
     "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail",)),
-    "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1),
-    "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1),
+    "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
+    "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "ErnieImagePipeline": Family(switches={"use_pe": False}),
-    "Flux2KleinKVPipeline": Family(references=10),
-    "Flux2KleinPipeline": Family(references=10),
-    "Flux2Pipeline": Family(references=10),
+    "Flux2KleinKVPipeline": Family(references=10, edits=True),
+    "Flux2KleinPipeline": Family(references=10, edits=True),
+    "Flux2Pipeline": Family(references=10, edits=True),
     "FluxKontextPipeline": Family(references=1),
     # Its language model draws the first tokens of all prompts of a call from the first seed.
     "GlmImagePipeline": Family(is_batch_sound=False, references=1),
@@ -137,7 +139,7 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "OmniGenPipeline": Family(is_batch_sound=False, references=3, reference_argument="input_images"),
     "PRXPipeline": Family(packages=("ftfy",)),
     "PRXPixelPipeline": Family(packages=("ftfy",)),
-    "QwenImage21Pipeline": Family(references=10),
+    "QwenImage21Pipeline": Family(references=10, edits=True),
     "QwenImageEditPipeline": Family(is_batch_sound=False, references=1, canvas=True),
     "QwenImageEditPlusPipeline": Family(is_batch_sound=False, references=3, canvas=True),
     # Its views of all prompts share one scheduler.
@@ -203,14 +205,8 @@ def family_of(kind: type) -> Family:
     return DRAWING.get(kind.__name__, _PLAIN)
 
 
-def edits_by_itself(kind: type) -> bool:
-    """Whether the class that draws also edits an image that its call is given."""
-    family = family_of(kind)
-    return family.references > 0 and family.reference_argument == "image"
-
-
 @cache
-def call_parameters(kind: type[Any]) -> Mapping[str, inspect.Parameter]:
+def call_parameters(kind: type) -> Mapping[str, inspect.Parameter]:
     """The parameters of a pipeline class's call, by name."""
     return inspect.signature(kind.__call__).parameters
 

@@ -14,7 +14,7 @@ import huggingface_hub
 from huggingface_hub.errors import EntryNotFoundError
 
 from gems.errors import BackendError, InputError
-from gems.models.diffusers.families import call_parameters, edits_by_itself
+from gems.models.diffusers.families import call_parameters, family_of
 from gems.models.diffusers.modular import MODULAR_INDEX, modular_class
 from gems.models.diffusers.weight_files import known_repository
 from gems.secrets import one_line
@@ -199,7 +199,7 @@ class PipelineSource:
         kind = self.pipeline_class
         if self.is_modular:
             return None
-        if kind in EDITING.values() or accepts(kind, "keep") or edits_by_itself(kind):
+        if kind in EDITING.values() or accepts(kind, "keep") or family_of(kind).edits:
             return kind
         family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
         sibling: type | None = EDITING.get(family)
@@ -277,12 +277,12 @@ class PipelineSource:
         return Path(huggingface_hub.hf_hub_download(self.path, file, revision=self.commit))
 
 
-def default_of(kind: type[Any], argument: str) -> Any:
+def default_of(kind: type, argument: str) -> Any:
     """The default of an argument of a pipeline class's call; None if it has none, or there is no such argument."""
     parameter = call_parameters(kind).get(argument)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def accepts(kind: type[Any], argument: str) -> bool:
+def accepts(kind: type, argument: str) -> bool:
     """Whether the call of a pipeline class takes an argument of that name."""
     return argument in call_parameters(kind)

@@ -41,7 +41,7 @@ class StepReporter:
     @contextmanager
     def attached(self, pipeline: Any, arguments: dict[str, Any]) -> Iterator[None]:
         """Report the steps of a call with these arguments, which are completed, within the block."""
-        scheduler = getattr(pipeline, "scheduler", None)
+        scheduler: Any = getattr(pipeline, "scheduler", None)
         if "callback_on_step_end" in call_parameters(pipeline.__class__):
             arguments["callback_on_step_end"] = self._at_step_end
             yield
