@@ -120,7 +120,7 @@ def modular_class(index: Mapping[str, Any], path: str) -> type:
             "use one with a model_index.json, or a server that runs it",
             retryable=False,
         )
-    assembled_blocks = blocks()
+    assembled_blocks: Any = blocks()
     inputs = {item.name for item in assembled_blocks.inputs}
     if "prompt" not in inputs or "images" not in {item.name for item in assembled_blocks.outputs}:
         raise BackendError(f"{path} is a modular repository that makes no images from text", retryable=False)
