@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from gems.models.generators import ImageGenerator, guide_of, objection_to
+from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
 from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
@@ -80,6 +80,8 @@ def drawable_prompt(
 def _fault_of(draft: str, prompt: str, generator: ImageGenerator) -> str:
     if objection := objection_to(generator, draft):
         return f"{objection}. Write the prompt again, without them."
+    if excess := excess_of(generator, draft):
+        return f"{excess}. Write the prompt again."
     # An image model with a prompting style of its own cannot take the user's prompt in front of the draft.
     missing = lost_words(prompt, draft) if guide_of(generator) else []
     return f"The prompt has lost: {', '.join(missing)}. Write it again, with them." if missing else ""
@@ -95,10 +97,11 @@ def with_prompt(prompt: str, draft: str, generator: ImageGenerator) -> str:
     """The draft, with the prompt in front of it if the draft has lost a word of it.
 
     A weak model forgets things and a strong one paraphrases. The user's own words harm neither, unless the image model
-    cannot read them.
+    cannot read them, or reads no further.
     """
     whole = f"{prompt.rstrip(' .')}: {draft}"
-    return whole if lost_words(prompt, draft) and not objection_to(generator, whole) else draft
+    is_read = not objection_to(generator, whole) and not excess_of(generator, whole)
+    return whole if lost_words(prompt, draft) and is_read else draft
 
 
 def lost_words(prompt: str, draft: str) -> list[str]:

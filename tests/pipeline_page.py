@@ -13,7 +13,7 @@ import diffusers
 from tiny_families import TINY_CLASSES
 
 from gems.models.diffusers.families import DRAWING, call_parameters, refusal
-from gems.models.diffusers.loading import PipelineSource
+from gems.models.diffusers.source import PipelineSource
 
 __all__ = ["PAGE", "pipeline_classes", "with_tables"]
 

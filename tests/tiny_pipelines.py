@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import diffusers
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -289,12 +290,39 @@ def sdxl_parts() -> dict[str, Any]:
     }
 
 
+def sd_parts() -> dict[str, Any]:
+    return {
+        "scheduler": diffusers.DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False
+        ),
+        "vae": tiny_vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder": clip_model(),
+        "unet": diffusers.UNet2DConditionModel(
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            sample_size=SIZE // 2,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "requires_safety_checker": False,
+    }
+
+
 _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "ZImagePipeline": z_image_parts,
     "QwenImagePipeline": qwen_image_parts,
     "FluxPipeline": flux_parts,
     "FluxKontextPipeline": flux_parts,
     "StableDiffusion3Pipeline": sd3_parts,
+    "StableDiffusionPipeline": sd_parts,
     "StableDiffusionXLPipeline": sdxl_parts,
 }
 
@@ -312,3 +340,80 @@ def edit_index(folder: Path, **changes: Any) -> None:
     """Change entries of ``model_index.json``."""
     path = folder / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+# --- single files ----------------------------------------------------------------------------------------------------
+
+_RESNET: Final = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_UNET: Final = (
+    # (Names in diffusers, names in the original files), for the tiny U-Net above: one layer and two blocks.
+    ("time_embedding.linear_1", "time_embed.0"),
+    ("time_embedding.linear_2", "time_embed.2"),
+    ("conv_norm_out", "out.0"),
+    ("conv_out", "out.2"),
+    ("conv_in", "input_blocks.0.0"),
+    ("down_blocks.0.resnets.0", "input_blocks.1.0"),
+    ("down_blocks.0.downsamplers.0.conv", "input_blocks.2.0.op"),
+    ("down_blocks.1.resnets.0", "input_blocks.3.0"),
+    ("down_blocks.1.attentions.0", "input_blocks.3.1"),
+    ("mid_block.resnets.0", "middle_block.0"),
+    ("mid_block.attentions.0", "middle_block.1"),
+    ("mid_block.resnets.1", "middle_block.2"),
+    ("up_blocks.0.resnets.0", "output_blocks.0.0"),
+    ("up_blocks.0.attentions.0", "output_blocks.0.1"),
+    ("up_blocks.0.resnets.1", "output_blocks.1.0"),
+    ("up_blocks.0.attentions.1", "output_blocks.1.1"),
+    ("up_blocks.0.upsamplers.0.conv", "output_blocks.1.2.conv"),
+    ("up_blocks.1.resnets.0", "output_blocks.2.0"),
+    ("up_blocks.1.resnets.1", "output_blocks.3.0"),
+)
+_VAE: Final = (
+    ("mid_block.resnets.0", "mid.block_1"),
+    ("mid_block.resnets.1", "mid.block_2"),
+    ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+    ("mid_block.attentions.0.to_q", "mid.attn_1.q"),
+    ("mid_block.attentions.0.to_k", "mid.attn_1.k"),
+    ("mid_block.attentions.0.to_v", "mid.attn_1.v"),
+    ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
+    ("down_blocks.0.downsamplers.0.conv", "down.0.downsample.conv"),
+    ("up_blocks.0.upsamplers.0.conv", "up.1.upsample.conv"),
+    ("down_blocks.0.resnets", "down.0.block"),
+    ("down_blocks.1.resnets", "down.1.block"),
+    ("up_blocks.0.resnets", "up.1.block"),
+    ("up_blocks.1.resnets", "up.0.block"),
+    ("conv_norm_out", "norm_out"),
+    ("conv_shortcut", "nin_shortcut"),
+)
+
+
+def save_as_checkpoint(folder: Path, file: Path) -> Path:
+    """Save a tiny Stable Diffusion in one file, under the names of the original files, as they are passed around."""
+    tensors = {}
+    for name, tensor in _tensors(folder / "unet"):
+        for own, original in _UNET:
+            if name.startswith(f"{own}."):
+                is_resnet = ".resnets." in name
+                name = name.replace(own, original, 1)
+                for layer, original_layer in _RESNET.items() if is_resnet else ():
+                    name = name.replace(f".{layer}.", f".{original_layer}.")
+                break
+        tensors[f"model.diffusion_model.{name}"] = tensor
+    for name, tensor in _tensors(folder / "vae"):
+        for own, original in _VAE:
+            name = name.replace(own, original)
+        tensors[f"first_stage_model.{name}"] = tensor
+    prefix = "cond_stage_model.transformer.text_model."
+    tensors |= {prefix + name.removeprefix("text_model."): t for name, t in _tensors(folder / "text_encoder")}
+    save_file(tensors, file)
+    return file
+
+
+def _tensors(folder: Path) -> list[tuple[str, torch.Tensor]]:
+    return [item for file in folder.glob("*.safetensors") for item in load_file(file).items()]

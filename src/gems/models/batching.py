@@ -23,6 +23,7 @@ from gems.models.generators import (
     ImageRequest,
     Step,
     StepCallback,
+    excess_of,
     guide_of,
     objection_to,
     redraws_edits,
@@ -109,6 +110,10 @@ class BatchingGenerator:
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
         return objection_to(self._inner, prompt)
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of(self._inner, prompt)
 
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None, tenant: str = ""

@@ -19,10 +19,12 @@ __all__ = [
     "ImageGenerator",
     "ImageRequest",
     "Local",
+    "ReadsSoMuch",
     "Step",
     "StepCallback",
     "check_generator_options",
     "edit_instruction",
+    "excess_of",
     "guide_of",
     "is_reproducible",
     "objection_to",
@@ -128,6 +130,15 @@ class Guided(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsSoMuch(Protocol):
+    """What a backend may provide in addition if its model reads no more than so much of a prompt."""
+
+    def excess(self, prompt: str) -> str:
+        """What is not read of a prompt, read by chat models; empty if all is, or if it cannot be told."""
+        ...
+
+
 class Devices(Protocol):
     """Where copies of a model are."""
 
@@ -172,6 +183,14 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
     """Why a generator cannot draw a prompt; empty if it can, or if it cannot tell in advance."""
     try:
         return generator.objection(prompt) if isinstance(generator, Guided) else ""
+    except BackendError:
+        return ""
+
+
+def excess_of(generator: ImageGenerator, prompt: str) -> str:
+    """What a generator does not read of a prompt; empty if it reads all, or if it cannot tell in advance."""
+    try:
+        return generator.excess(prompt) if isinstance(generator, ReadsSoMuch) else ""
     except BackendError:
         return ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,16 +16,19 @@ from PIL import Image
 
 from gems.errors import BackendError, GemsError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
-from gems.models.diffusers.defaults import prompting
+from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of
-from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
+from gems.models.diffusers.fingerprints import fingerprint_of
+from gems.models.diffusers.guides import guide_for
+from gems.models.diffusers.loading import is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
+from gems.models.diffusers.prompt_length import excess_of_prompt
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
 from gems.models.diffusers.soundness import watch_pixels
+from gems.models.diffusers.source import PipelineSource, accepts, default_of
 from gems.models.diffusers.stepping import StepReporter
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, effects_of, require_honoured
-from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
 
 __all__ = ["DiffusersGenerator"]
@@ -43,7 +45,7 @@ class DiffusersGenerator:
     of other shapes are summed in another order. In batches of one, the default, they never differ.
 
     Args:
-        source: ``FOLDER_OR_REPO[@REVISION]``.
+        source: ``FOLDER_OR_REPO[@REVISION]``, or a file with the weights.
         name: The name of this backend in records.
         options: How images are drawn.
         module: The module that defines the pipeline's class, if it is not diffusers.
@@ -62,21 +64,19 @@ class DiffusersGenerator:
         self.name = name
         self._options = options
         self._source = PipelineSource.parse(
-            source, module=module, trust_remote_code=options.trust_remote_code, may_download=may_download
+            source,
+            module=module,
+            trust_remote_code=options.trust_remote_code,
+            config=options.config,
+            may_download=may_download,
         )
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of a folder's weights, or a repository's id and commit; with SHA-256 of the .gguf file, if any."""
-        folder = self._source.folder
-        weights = folder_fingerprint(folder) if folder else f"{self._source.path}@{self._source.commit}"
-        file = self._options.quantization
-        if file is None or not file.endswith(".gguf") or not Path(file).is_file():
-            return weights
-        with Path(file).open("rb") as stream:
-            return f"{weights}+{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        """See ``fingerprint_of``."""
+        return fingerprint_of(self._source, self._options)
 
     @property
     def edits(self) -> bool:
@@ -93,13 +93,17 @@ class DiffusersGenerator:
     def guide(self) -> str:
         """See ``Guided.guide``."""
         kind = self._source.pipeline_class
-        own_guide: str | None = getattr(kind, "prompting", None)
-        return own_guide or prompting(kind.__name__)
+        own_guide: str | None = getattr(kind, "prompting", None) if self._source.is_own else None
+        return own_guide or guide_for(self._source, call_settings(self.name, self._source, self._options))
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``; only our own pipelines object."""
         check: Callable[[str], str] | None = getattr(self._source.pipeline_class, "objection", None)
         return check(prompt) if check else ""
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of_prompt(self._source, call_settings(self.name, self._source, self._options), prompt)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -147,8 +151,8 @@ class DiffusersGenerator:
         editor = self._source.editing_class
         edits = f"edits images with {editor.__name__}" if editor else "edits no images"
         settings = ", ".join(f"{name} {value!r}" for name, value in self.settings.items())
-        settings = settings or "the pipeline's own defaults"
-        return f"{describe(self._source, self._options)}; {settings}; {edits}"
+        parts = (describe(self._source, self._options), settings, str(defaults_of(facts_of(self._source))), edits)
+        return "; ".join(filter(None, parts))
 
     @property
     def replicas(self) -> Replicas:
@@ -226,7 +230,9 @@ class DiffusersGenerator:
         if isinstance(image, BackendError):
             return image
         size = size_note(self.name, (self._options.width, self._options.height), image)
-        return GeneratedImage(request, image, "; ".join(filter(None, (note, size))) or None)
+        excess = self.excess(request.prompt)
+        cut = f"{self.name}: {excess.partition(':')[0]}" if excess else None
+        return GeneratedImage(request, image, "; ".join(filter(None, (note, size, cut))) or None)
 
     def _out_of_memory(self, batch: int) -> BackendError | None:
         """The error to report; None if a smaller batch may fit."""

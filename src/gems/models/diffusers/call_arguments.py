@@ -9,10 +9,10 @@ from typing import Any, Final
 from PIL import Image
 
 from gems.errors import InputError
-from gems.models.diffusers.defaults import call_defaults
+from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of, refusal
-from gems.models.diffusers.loading import PipelineSource, accepts
 from gems.models.diffusers.option_checks import ARGUMENTS
+from gems.models.diffusers.source import PipelineSource, accepts
 from gems.models.generators import Edit, ImageRequest, edit_instruction
 from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions
@@ -39,7 +39,9 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
     if not source.is_own and (reason := refusal(kind)):
         raise InputError(f"{name}: {reason}")
     family, set_options = family_of(kind), changed_options(options)
-    settings: dict[str, Any] = {**call_defaults(kind.__name__, source.path), **family.switches}
+    # A modular pipeline of the same family may take fewer arguments.
+    recommended = {**defaults_of(facts_of(source)).arguments, **family.switches}
+    settings: dict[str, Any] = {argument: value for argument, value in recommended.items() if accepts(kind, argument)}
     settings |= {
         argument_of(kind, argument): set_options[option]
         for option, argument in ARGUMENTS.items()
