@@ -17,7 +17,7 @@ from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
-from gems.models.lenient import Form, Item, Note, Text, choice_of, items_of
+from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter, metered
 from gems.nodes.question_checks import Mapped, is_mapped, missing_parts, says_optional, sound_questions, stands_for
@@ -41,8 +41,9 @@ def _is_required(raw: Any) -> bool:
 class AtomicQuestion(Item):
     """One thing to check."""
 
+    reads_prose: ClassVar[bool] = True
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
-        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text"),
+        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text", "text", "q"),
         "kind": ("type", "category"),
         "words": ("source", "quote", "phrase"),
         "must": ("required", "is_required"),
@@ -92,17 +93,33 @@ class AtomicQuestion(Item):
         """See ``Item.from_text``: the question, or a statement of what the image must show."""
         return {"question": _BULLET.sub("", text, count=1)}
 
+    @classmethod
+    def items_in(cls, text: str) -> list[Any]:
+        """See ``Item.items_in``; of an answer without JSON, only the lines that are yes/no questions about an image."""
+        lines = super().items_in(text)
+        if not isinstance(text, Prose):
+            return lines
+        matches = [match for line in lines if (match := _QUESTION_LINE.fullmatch(line.strip()))]
+        if not matches:
+            raise ValueError("it has no questions")
+        return [{"question": match["question"], "kind": match["kind"] or match["after"]} for match in matches]
 
+
+_QUESTION_LINE: Final = re.compile(
+    r"(?:\W*(?P<kind>[^\W\d_]{4,12})\s*:)?\W*(?:[^\W\d_]?\d{1,2}\W+)?"
+    r"(?P<question>(?i:is|are|was|were|do|does|has|have)\b(?!.*\b(?i:you|me|i|we|us)\b).{3,400}[?？])\W*(?P<after>\w*)\W*"
+)
+"""Matches a line with a question about an image, with its kind before or after it."""
 _MARK: Final = re.compile(r"[?？؟]")
-_ID: Final = re.compile(r"\W*[^\W\d_]{0,12}[\W_]*\d+\W*")
+_ID: Final = re.compile(r"\W*+[^\W\d_]{0,12}+[\W_]*+\d++\W*+")
 _NO_REQUIREMENT: Final = re.compile(
-    rf"{_ID.pattern}|.*[:：]\s*|\W*(?:none|null|n/a|nothing)\W*", re.IGNORECASE | re.DOTALL
+    rf"{_ID.pattern}|.*[:：]\s*+|\W*+(?:none|null|n/a|nothing)\W*+", re.IGNORECASE | re.DOTALL
 )
 """Matches an id alone, the words before a list, and words for an empty list."""
 _BEGINS_A_QUESTION: Final = re.compile(
     r"\W*(?:is|are|was|were|do|does|did|has|have|can|how|what|which|who|where|will)\b", re.IGNORECASE
 )
-_BULLET: Final = re.compile(r"\s*(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
+_BULLET: Final = re.compile(r"(?<!\s)\s*+(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
 
 
 class Requirements(Form):

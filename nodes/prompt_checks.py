@@ -15,7 +15,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, create_
 from pydantic.config import JsonDict
 
 from gems.errors import MalformedAnswerError
-from gems.models.generators import ImageGenerator, guide_of, objection_to
+from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
 from gems.models.lenient import Form, Item, Note, Text, items_of
 from gems.models.structured import form_name
 from gems.nodes.ask import ask
@@ -47,7 +47,11 @@ __all__ = [
 ]
 
 
-PROMPT_NAMES: Final = ("final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "draft")
+PROMPT_NAMES: Final = (
+    "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
+    "refined_prompt", "revised_prompt", "improved_prompt", "rewritten_prompt", "updated_prompt", "enhanced_prompt",
+    "optimized_prompt", "positive_prompt", "prompt_text", "prompts", "draft"
+)  # fmt: skip
 """Other names that models give to a prompt."""
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
@@ -148,20 +152,28 @@ def drawable_prompt(
         room: Chat calls for which the budget must have room before the chat model is asked again.
     """
     draft = " ".join(draft.split())
-    objection, losses = objection_to(generator, draft), lost_words(prompt, draft, parts)
-    if (objection or losses) and not meter.exhausted(chat_calls=room):
-        fault = PROMPT_REFUSED.format(objection=objection) if objection else WORDS_LOST.format(words=", ".join(losses))
+    unreadable, losses = _unreadable(draft, generator), lost_words(prompt, draft, parts)
+    if (unreadable or losses) and not meter.exhausted(chat_calls=room):
+        fault = unreadable or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
         with contextlib.suppress(MalformedAnswerError):
             plan = ask(meter, model, form_for(Plan, prompt), repair, blind=True).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
-            if objection or len(still_missing) < len(losses):
+            if unreadable or len(still_missing) < len(losses):
                 draft, parts, losses = other, plan.parts, still_missing
     if guide_of(generator):
         draft = _without_prompt(prompt, draft, parts)
     draft = with_prompt(prompt, draft, generator, parts)
     return "" if objection_to(generator, draft) else draft
+
+
+def _unreadable(draft: str, generator: ImageGenerator) -> str:
+    """What the image model cannot read of a draft, and what to do, in words for a chat model; empty if it reads all."""
+    if objection := objection_to(generator, draft):
+        return f"{objection}. Write the prompt again, without them."
+    excess = excess_of(generator, draft)
+    return f"{excess}. Write the prompt again." if excess else ""
 
 
 def _without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
@@ -173,19 +185,19 @@ def _without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
 def with_prompt(prompt: str, draft: str, generator: ImageGenerator, parts: Sequence[Part] = ()) -> str:
     """The draft, with the prompt in front of it if the draft has lost a word of it.
 
-    The user's own words bring back what a weak model forgets, unless the image model cannot read them: a draft in
-    another language was written in the one that the image model reads.
+    The user's own words bring back what a weak model forgets, unless the image model cannot read them or reads
+    no further. A draft in another language was written in the one that the image model reads.
     """
     if not same_language(read(prompt), read(draft)) or not lost_words(prompt, draft, parts):
         return draft
     whole = f"{prompt.rstrip(' .')}: {draft}"
-    return draft if objection_to(generator, whole) or len(whole) > _LONGEST_DRAFT else whole
+    is_read = not objection_to(generator, whole) and not excess_of(generator, whole)
+    return whole if is_read and len(whole) <= _LONGEST_DRAFT else draft
 
 
 WORDS_LOST: Final = (
     "The prompt has lost: {words}. Write it again, with them. If it says them in other words, name those in parts."
 )
-PROMPT_REFUSED: Final = "{objection}. Write the prompt again, with that mended."
 
 
 # --- what a draft has lost ------------------------------------------------------------------------------------------

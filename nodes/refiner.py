@@ -14,7 +14,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
 from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
-from gems.models.generators import ImageGenerator, guide_of, objection_to
+from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
 from gems.models.lenient import Form, Note, Text, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
@@ -154,7 +154,8 @@ def _conversation(
     content.append({"type": "text", "text": _report(state, attempts)})
     guide = guide_of(generator)
     advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
-    system = SystemMessage(REFINER.format(edit=EDIT if edits else "") + advice)
+    edit = REDRAWING_EDIT if redraws_edits(generator) else EDIT
+    system = SystemMessage(REFINER.format(edit=edit if edits else "") + advice)
     return [system, *EXAMPLE, HumanMessage(content)]
 
 
@@ -226,6 +227,10 @@ COMMENT = "A person has seen the latest image and says what is wrong with it. Me
 
 EDIT = """
 - edit: most of the best image is right; only what failed is drawn anew. Describe the whole image as it should be;"""
+
+REDRAWING_EDIT = """
+- edit: the layout of the best image is right; the whole image is drawn again on top of it, so that what passed may \
+change too. Describe the whole image as it should be;"""
 
 REFINER = """\
 You improve the prompt for a text-to-image model. Between tags you find the user's wish, one line for every attempt so \

@@ -86,16 +86,26 @@ def _skills_path(folders: Sequence[Path] | None) -> str | None:
     return os.pathsep.join(str(folder.absolute()) for folder in folders) if folders else None
 
 
-def _pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, str]:
-    """The values of a repeatable NAME=VALUE option."""
+def _pairs(
+    option: str, texts: Sequence[str] | None, example: str, lists: Sequence[str] = ()
+) -> dict[str, str | list[str]]:
+    """The values of a repeatable NAME=VALUE option.
+
+    Args:
+        option: The option.
+        texts: What was given.
+        example: An example of NAME=VALUE, for the error.
+        lists: Names that can be given several times.
+    """
     from gems.errors import InputError
 
-    pairs = {}
+    pairs: dict[str, str | list[str]] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"{option} {text}: write NAME=VALUE, such as {example}")
-        pairs[name.strip().replace("-", "_")] = value
+        name = name.strip().replace("-", "_")
+        pairs[name] = [*pairs.get(name, ()), value] if name in lists else value
     return pairs
 
 
@@ -143,7 +153,7 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
                 rich_help_panel=MODELS,
             ),
         ],
-        fields=lambda texts: {"generator_options": _pairs("--generator-option", texts, "steps=20")},
+        fields=lambda texts: {"generator_options": _pairs("--generator-option", texts, "steps=20", ("lora",))},
     ),
     "chat_option": Setting(
         Annotated[

@@ -35,6 +35,23 @@ class PickyGenerator(PaintGenerator):
         return f"the image model cannot read {', '.join(unknown_words)}" if unknown_words else ""
 
 
+class ShortGenerator(PaintGenerator):
+    """A guided image model that reads so many words of a prompt."""
+
+    guide = "Say it briefly."
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words = words
+
+    def objection(self, prompt: str) -> str:
+        return ""
+
+    def excess(self, prompt: str) -> str:
+        is_read = len(prompt.split()) <= self.words
+        return "" if is_read else f"The model reads no further: write at most {self.words} words"
+
+
 @pytest.mark.parametrize(
     ("user_prompt", "prompt", "missing_words"),
     [
@@ -130,6 +147,11 @@ def test_a_prompt_that_the_image_model_cannot_read_is_not_put_in_front() -> None
     assert with_prompt(PROMPT, "a dog and cars", PickyGenerator("red")) == "a dog and cars"
 
 
+def test_a_prompt_is_not_put_in_front_if_the_draft_would_not_be_read() -> None:
+    assert with_prompt(PROMPT, "a dog and cars", ShortGenerator(8)) == "a dog and cars"
+    assert with_prompt(PROMPT, "a dog and cars", ShortGenerator(10)) == f"{PROMPT}: a dog and cars"
+
+
 @pytest.mark.parametrize(
     ("question", "grounded"),
     [
@@ -164,6 +186,18 @@ def test_a_drawable_prompt_costs_no_call() -> None:
 
 def test_a_prompt_is_put_on_one_line() -> None:
     assert drawable("two red  cars,\n\ta dog", "unused", PaintGenerator())[0] == GOOD_DRAFT
+
+
+def test_a_prompt_that_is_not_read_to_its_end_is_shortened_once() -> None:
+    prompt, model = drawable(f"{GOOD_DRAFT}, a long evening by the sea", GOOD_DRAFT, ShortGenerator(6))
+    assert prompt == GOOD_DRAFT
+    [(_, messages, _)] = model.calls
+    assert messages[3].text == "The model reads no further: write at most 6 words. Write the prompt again."
+
+
+def test_a_prompt_that_stays_too_long_is_drawn_all_the_same() -> None:
+    long_draft = f"{GOOD_DRAFT}, a long evening by the sea"
+    assert drawable(long_draft, long_draft, ShortGenerator(6))[0] == long_draft
 
 
 def test_for_a_guided_image_model_lost_words_are_requested_once() -> None:

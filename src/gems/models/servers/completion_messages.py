@@ -11,7 +11,7 @@ from gems.models.lenient import without_half_characters
 
 __all__ = ["raw_message", "read_content", "read_message", "says_something"]
 
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+_REASONING: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
 _SAYING: Final = ("content", "text", "tool_calls", "function_call", "parsed", "refusal", *_REASONING)
 """The fields of a message that may hold its answer."""
 
