@@ -304,6 +304,7 @@ def _purpose(reading: Reading, clause: list[int]) -> list[int]:
 
 _IRREGULAR: Final = {
     "men": "man", "women": "woman", "mice": "mouse", "feet": "foot", "teeth": "tooth", "geese": "goose",
+    "children": "child",
     "people": "person", "persons": "person", "leaves": "leaf", "knives": "knife", "wolves": "wolf", "wives": "wife",
     "lives": "life", "shelves": "shelf", "loaves": "loaf", "calves": "calf", "dice": "die", "worn": "wear",
     "wearing": "wear", "lit": "light", "shot": "shoot", "held": "hold", "grey": "gray", "colour": "color",
