@@ -224,7 +224,7 @@ class RemoteGenerator(ABC):
 
         A passing fault is tried again here: ``make`` would have the image drawn, and paid, again.
         """
-        return self._fetch_again(lambda: self.fetch("GET", path, deadline, **arguments)[0], deadline)
+        return self._fetch_again(lambda: _fetch_file(self, path, deadline, **arguments)[0], deadline)
 
     def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
         """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
