@@ -90,8 +90,8 @@ class AnsweredQuestion(Item):
     @classmethod
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """See ``Form.by_field``; answers under several names must not contradict each other."""
-        others = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
-        answers = {answer for value in [*cls.values_of("answer", raw), *others] if (answer := _answer_in(value))}
+        corrections = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
+        answers = {answer for value in [*cls.values_of("answer", raw), *corrections] if (answer := _answer_in(value))}
         return super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
 
     @classmethod

@@ -33,7 +33,7 @@ _POLL_SECONDS: Final = 0.25
 
 
 class ComfyUIImages(RemoteGenerator):
-    """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for the first image to be read.
+    """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for its image.
 
     Raises:
         InputError: The workflow cannot be read, or does not have the node or input of a field.
