@@ -28,7 +28,19 @@ from gems.graph.state import (
 )
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
-from gems.models.lenient import ANSWER_NAMES, Form, Item, Note, Prose, Share, Text, YesNo, items_of, read_answer
+from gems.models.lenient import (
+    ANSWER_NAMES,
+    Form,
+    Item,
+    Note,
+    Prose,
+    Share,
+    Text,
+    YesNo,
+    field_name,
+    items_of,
+    read_answer,
+)
 from gems.models.logprobs import answer_probabilities
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
@@ -78,7 +90,8 @@ class AnsweredQuestion(Item):
     @classmethod
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """See ``Form.by_field``; answers under several names must not contradict each other."""
-        answers = {answer for value in cls.values_of("answer", raw) if (answer := _answer_in(value))}
+        corrections = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
+        answers = {answer for value in [*cls.values_of("answer", raw), *corrections] if (answer := _answer_in(value))}
         return super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
 
     @classmethod
@@ -137,6 +150,11 @@ class AnsweredQuestion(Item):
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
 
+_LIKE_AN_ANSWER: Final = re.compile(
+    r"(?:final|corrected|revised|updated|overall|second|my|the)_(?:answer|verdict|result|judge?ment|decision)"
+    r"|final|correction|revision|review|conclusion"
+)
+"""Matches the name of what may take an answer back."""
 _LIKE_AN_ID: Final = re.compile(r"\W*+[^\W\d_]*+[\W_]*+\d++\W*+|.+[?？][^\w?？]*+", re.DOTALL)
 """Matches an id with a number, or a question."""
 

@@ -435,6 +435,9 @@ def test_a_damaged_file_is_an_image_or_a_failure(kind: str, changes: list[tuple[
         ("success-message", "makes no image; it needs a SaveImage node"),
         ("dequeued", "the workflow was removed from the server's queue$"),
         ("interrupted", "the workflow failed: it was interrupted on the server"),
+        ("half-refused", r"makes no image; node 9 \(SaveImage\): Required input is missing: images$"),
+        ("only-its-input", "makes no image; it needs a SaveImage node"),
+        ("fails-before", r"the workflow failed: node 12 \(Upscale\): no memory$"),
         ("never", "was not done in time|no answer|too slowly"),  # whichever timeout fires first
     ],
 )
@@ -442,9 +445,19 @@ def test_a_workflow_that_fails(image_server: str, workflow: str, fault: str, say
     assert re.search(says, str(draw_one(comfyui(image_server, workflow, fault, timeout=2.0))))
 
 
-def test_the_first_file_in_a_history_with_nulls_is_the_image(image_server: str, workflow: str) -> None:
-    result = draw_one(comfyui(image_server, workflow, "odd-history"))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *("odd-history", "video-first", "gone-first", "no-type", "shows-its-input", "fails-later", "without-its-id"),
+        *("gifs", "history-missing"),
+    ],
+)
+def test_the_first_file_in_a_history_that_can_be_read_is_the_image(
+    image_server: str, workflow: str, fault: str
+) -> None:
+    result = draw_one(comfyui(image_server, workflow, f"{fault}~first", timeout=20.0))
     assert isinstance(result, GeneratedImage), result
+    assert len(requests_to(image_server, f"{fault}~first")) == 1
 
 
 @pytest.mark.parametrize(

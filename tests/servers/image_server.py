@@ -94,6 +94,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, png("a cat", "1")[:60], "image/png")
         if fault in ("url-always-torn", "view-always-torn") and rest.startswith(("files/", "view")):
             return self._answer(200, png("a cat", "1")[:60], "image/png")
+        if rest == "view" and query.get("type", "output") not in ("output", "temp"):
+            return self._answer(400, b"", "text/plain")
+        if rest == "view" and query["filename"] == "gone.png":
+            return self._answer(404, b"", "text/plain")
         if rest == "view":
             prompt, _, seed = bytes.fromhex(query["filename"]).decode().rpartition("|")
             return self._answer(200, png(prompt, seed), "image/png")
@@ -247,6 +251,12 @@ class Handler(BaseHTTPRequestHandler):
             return self._json(200 if fault.endswith("200") else 400, answer)
         if fault == "null-answer":
             return self._json(200, None)
+        if fault == "half-refused":
+            node = {
+                "errors": [{"message": "Required input is missing", "details": "images"}],
+                "class_type": "SaveImage",
+            }
+            return self._json(200, {"prompt_id": "half", "number": 1, "node_errors": {"9": node}})
         if fault == "refuses":
             return self._json(400, {"error": {"type": "invalid_prompt", "message": "Cannot execute: no outputs"}})
         nodes = request["prompt"]
@@ -260,6 +270,8 @@ class Handler(BaseHTTPRequestHandler):
             n = TRIES[run]
         if fault == "history-busy" and n <= 2:
             return self._json(503, {"detail": "no worker"}) if n == 1 else self._answer(200, b"<html>", "text/html")
+        if fault == "history-missing" and n <= 2:
+            return self._json(404, {"detail": "not found"})
         if fault in ("never", "dequeued") or n == 1:
             return self._json(200, {})
         if fault == "crashes":
@@ -422,6 +434,33 @@ ODD_HISTORIES: dict[str, Any] = {
     "null-details": lambda run: {
         run: {"status": {"status_str": "error", "messages": [["execution_error", {"exception_message": None}]]}}
     },
+}
+_DONE = {"status_str": "success", "completed": True}
+_OOM = ["execution_error", {"node_id": "12", "node_type": "Upscale", "exception_message": "no memory"}]
+
+
+def _history_of(run: str, *files: dict[str, Any], status: dict[str, Any] | None = None) -> dict[str, Any]:
+    outputs = {str(number): {"images": [file]} for number, file in enumerate(files)}
+    return {run: {"status": status or _DONE, "outputs": outputs}}
+
+
+ODD_HISTORIES |= {
+    "half-refused": _history_of,
+    "video-first": lambda run: _history_of(run, {"filename": "v.mp4", "type": "output"}, {"filename": run}),
+    "gone-first": lambda run: _history_of(run, {"filename": "gone.png", "type": "output"}, {"filename": run}),
+    "no-type": lambda run: _history_of(run, {"filename": run, "subfolder": None, "type": None}),
+    "shows-its-input": lambda run: _history_of(
+        run, {"filename": "x.png", "type": "input"}, {"filename": run, "type": "temp"}
+    ),
+    "only-its-input": lambda run: _history_of(run, {"filename": run, "type": "input"}),
+    "fails-later": lambda run: _history_of(
+        run, {"filename": run, "type": "output"}, status={"status_str": "error", "completed": False, "messages": [_OOM]}
+    ),
+    "fails-before": lambda run: _history_of(
+        run, {"filename": run, "type": "temp"}, status={"status_str": "error", "completed": False, "messages": [_OOM]}
+    ),
+    "without-its-id": lambda run: _history_of(run, {"filename": run, "type": "output"})[run],
+    "gifs": lambda run: {run: {"status": _DONE, "outputs": {"9": {"gifs": [{"filename": run, "type": "output"}]}}}},
 }
 """What ``/history/RUN`` answers."""
 

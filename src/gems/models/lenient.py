@@ -37,6 +37,7 @@ __all__ = [
     "Text",
     "YesNo",
     "choice_of",
+    "field_name",
     "is_all_json",
     "is_broken_json",
     "items_of",
@@ -71,7 +72,7 @@ class Form(BaseModel):
     @classmethod
     def values_of(cls, field: str, raw: Mapping[Any, Any]) -> list[Any]:
         """All values that an object has under the names of a field, the exact name first, without nulls."""
-        values = {_field_name(key): value for key, value in raw.items() if value is not None}
+        values = {field_name(key): value for key, value in raw.items() if value is not None}
         values |= {key: value for key, value in raw.items() if key in cls.model_fields and value is not None}
         return [values[name] for name in (field, *cls.other_names.get(field, ())) if name in values]
 
@@ -156,6 +157,7 @@ def _raw_items(kind: type[Item], raw: Any) -> list[Any]:
         raw = _json_or_text(raw)
     if isinstance(raw, str):
         return kind.items_in(raw)
+    raw = _out_of_frame(kind, raw)
     if isinstance(raw, Mapping):
         return (
             _rows(raw) if _is_item(kind, raw) else [{key: part} for key, value in raw.items() for part in _parts(value)]
@@ -185,18 +187,31 @@ def _fields(kind: type[Item], raw: Any) -> Any:
         [raw] = raw
     if isinstance(raw, str):
         return kind.from_text(raw)
+    raw = _out_of_frame(kind, raw)
     if isinstance(raw, Mapping) and len(raw) == 1:
-        [inner] = raw.values()
+        inner = _out_of_frame(kind, next(iter(raw.values())))
         raw = inner if isinstance(inner, Mapping) and _is_whole(kind, inner) and not _says_what(kind, raw) else raw
     if isinstance(raw, list) and len(raw) > 1 and isinstance(raw[0], str):  # the values of its fields, in their order
         return dict(zip(kind.model_fields, raw, strict=False))
     if isinstance(raw, Mapping) and not _is_item(kind, raw):
         names = {*kind.model_fields, *itertools.chain.from_iterable(kind.other_names.values())}
-        subjects = [key for key in raw if len(raw) == 1 or _field_name(key) not in names]
+        subjects = [key for key in raw if len(raw) == 1 or field_name(key) not in names]
         if len(subjects) == 1:  # what it is about is the name of its main value; others may be beside it
             beside = {key: value for key, value in raw.items() if key != subjects[0]}
             return {**beside, **kind.from_pair(str(subjects[0]), raw[subjects[0]])}
     return raw
+
+
+def _out_of_frame(kind: type[Item], raw: Any) -> Any:
+    """The item inside of an object, with what the object says beside it; anything else as it is."""
+    if not isinstance(raw, Mapping) or len(raw) < 2 or _is_item(kind, raw):
+        return raw
+    wholes = {key: inner for key, inner in raw.items() if isinstance(inner, Mapping) and _is_whole(kind, inner)}
+    subjects = {str(next(iter(kind.by_field(inner).values()))) for inner in wholes.values()}
+    beside = [(key, value) for key, value in raw.items() if key not in wholes]
+    if len(subjects) != 1 or subjects & {*map(str, raw)} or any(re.search(r"[\d?？]", str(key)) for key, _ in beside):
+        return raw
+    return joined_pairs([pair for inner in wholes.values() for pair in inner.items()] + beside)
 
 
 def _is_whole(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
@@ -208,7 +223,7 @@ def _is_whole(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
 def _says_what(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
     """Whether the only name in an object is no name of a field, so that it may be what the item is about."""
     names = {*kind.model_fields, *itertools.chain.from_iterable(kind.other_names.values()), "item", "entry"}
-    return not any(_field_name(key) in names for key in raw)
+    return not any(field_name(key) in names for key in raw)
 
 
 def _json_or_text(text: str) -> Any:
@@ -221,10 +236,14 @@ def _is_item(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
     """Whether an object is an item, rather than a list with the items by their names."""
     first = next(iter(kind.model_fields))
     names = {first, *kind.other_names.get(first, ())}
-    return any(_field_name(key) in names for key in raw)
+    return any(
+        field_name(key) in names and not (isinstance(value, Mapping) and _is_whole(kind, value))
+        for key, value in raw.items()
+    )
 
 
-def _field_name(key: object) -> str:
+def field_name(key: object) -> str:
+    """A name in an object as the names of fields are written."""
     words = re.sub(r"\s*\([^()]*\)\s*$", "", str(key))  # "answer (yes/no)"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words.strip(" \t\n*_`\"'"))
     return re.sub(r"[\s_-]+", "_", words.casefold())
@@ -369,7 +388,7 @@ def read_answer(raw: Any, depth: int = 3) -> Answer:
         return yes_or_no(raw)
     if depth and isinstance(raw, (list, Mapping)):
         names = ("answer", *ANSWER_NAMES)
-        inner = raw if isinstance(raw, list) else [value for key, value in raw.items() if _field_name(key) in names]
+        inner = raw if isinstance(raw, list) else [value for key, value in raw.items() if field_name(key) in names]
         answers = {read_answer(value, depth - 1) for value in inner if value is not None}
         if answers:
             return answers.pop() if len(answers) == 1 else "unsure"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gems.errors import is_unpaid
 from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
-from gems.models.servers.error_texts import error_message, words_of
+from gems.models.servers.error_texts import error_message, is_refusal, words_of
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,51 @@ def test_node_errors_in_any_shape(node_errors: Any, faults: list[str]) -> None:
         ({"status": {"status_str": "success"}, "outputs": {}}, "", True),
         ({"status": {"messages": ["execution_success"]}}, "", True),
         ({"status": None, "outputs": {}}, "", True),
+        ({"status": {"completed": False}, "outputs": {"8": {"images": [{"filename": "half.png"}]}}}, "", False),
+        ({"status": "running", "outputs": {"8": {"images": [{"filename": "half.png"}]}}}, "", False),
         ({"status": {}, "outputs": {"9": {"images": []}}}, "", True),
     ],
 )
 def test_what_is_over_is_told_from_what_goes_on(entry: Any, failure: str, complete: bool | None) -> None:
     assert failure_of(entry) == failure
     assert complete is None or is_complete(entry) is complete
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": {"code": "1301", "message": "\u7cfb\u7edf\u68c0\u6d4b\u5230\u654f\u611f\u5185\u5bb9"}},
+        {"error": {"code": 1301, "message": "no"}},
+        {"code": "DataInspectionFailed", "message": "Input data may contain inappropriate content."},
+        {"error": {"code": "data_inspection_failed", "message": "no"}},
+        {"base_resp": {"status_code": 1026, "status_msg": "input new_sensitive"}},
+        {"base_resp": {"status_code": 1027, "status_msg": ""}},
+        {"error": {"code": "InputTextSensitiveContentDetected", "message": "no"}},
+        {"Response": {"Error": {"Code": "OperationDenied.TextIllegalDetected"}}},
+        {"name": "content_moderation", "errors": ["Your request was flagged by our content moderation system"]},
+        {"status": "Request Moderated"},
+        {"error": "Generated image rejected by content moderation."},
+        {"success": False, "error": "Prompt failed the initial safety check."},
+        {"error": {"message": "The prompt contains words that violate Google's Responsible AI practices."}},
+        {"message": "This request has been blocked by our content filters."},
+        {"error": "NSFW content detected. Try running it again."},
+        {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}},
+    ],
+)
+def test_what_providers_say_of_prompts_that_they_do_not_draw(answer: Any) -> None:
+    assert is_refusal(json.dumps(answer).encode())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": {"message": "CUDA out of memory"}},
+        {"base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+        {"error": {"code": 13010, "message": "no such model"}},
+        {"error": {"message": "unknown parameter: safety_checker"}},
+        {"error": {"message": "prompt is too long"}},
+        {"error": {"message": "size must be 1024x1024", "request_id": "1301"}},
+    ],
+)
+def test_other_faults_are_no_refusals(answer: Any) -> None:
+    assert not is_refusal(json.dumps(answer).encode())

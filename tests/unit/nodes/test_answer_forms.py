@@ -236,6 +236,34 @@ def test_fields_have_other_names(name: str, answer: str) -> None:
         assert verdicts(content) == {"r1": {"yes"}, "r2": {"no"}}
 
 
+_FRAMED = {"item": {"id": "r1", "answer": "yes"}, "verdict": "no"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _FRAMED,
+        {"verdicts": [_FRAMED]},
+        {"verdicts": _FRAMED},
+        {"result": _FRAMED},
+        {"verdicts": [{"question": {"id": "r1", "answer": "yes"}, "verdict": "no"}]},
+        {"verdicts": [{"item": {"id": "r1", "answer": "yes"}, "final": {"verdict": "no"}}]},
+        {"verdicts": [{"draft": {"id": "r1", "answer": "yes"}, "final": {"id": "r1", "answer": "no"}}]},
+        {"verdicts": [{"id": "r1", "answer": "yes", "corrected_answer": "no"}]},
+        {"verdicts": [{"id": "r1", "answer": "yes", "review": {"answer": "no"}}]},
+    ],
+)
+def test_what_stands_around_an_answer_may_take_it_back(answer: Any) -> None:
+    form = read_form(AIMessage(json.dumps(answer)), Verdicts)
+    assert [(item.id, item.answer) for item in form.verdicts] == [("r1", "unsure")]
+
+
+def test_what_stands_around_an_answer_may_confirm_it() -> None:
+    answers = [_FRAMED | {"verdict": "yes"}, {"item": {"id": "r2", "answer": "no"}, "verdict": None}]
+    form = read_form(AIMessage(json.dumps(answers)), Verdicts)
+    assert [(item.id, item.answer) for item in form.verdicts] == [("r1", "yes"), ("r2", "no")]
+
+
 def test_the_right_name_takes_precedence_and_a_contradiction_is_unsure() -> None:
     whole = {"id": "r1", "question": QUESTIONS[1].question, "answer": "no", "status": "done", "confidence": 0.7}
     assert verdicts({"verdicts": [whole]}) == {"r1": {"no"}}

@@ -21,6 +21,7 @@ from contextvars import copy_context
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
+import httpcore
 import httpx
 from langgraph.errors import GraphDrained
 from PIL import Image
@@ -224,7 +225,7 @@ class RemoteGenerator(ABC):
 
         A passing fault is tried again here: ``make`` would have the image drawn, and paid, again.
         """
-        return self._fetch_again(lambda: self.fetch("GET", path, deadline, **arguments)[0], deadline)
+        return self._fetch_again(lambda: _fetch_file(self, path, deadline, **arguments)[0], deadline)
 
     def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
         """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
@@ -286,8 +287,14 @@ class RemoteGenerator(ABC):
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT))
         may_cost = False
+        extensions = {"trace": _limit_reads}
         try:
-            with self._client.stream(method, self._full(path), timeout=timeout, **arguments) as response:
+            with (
+                _until(time.monotonic() + seconds),
+                self._client.stream(
+                    method, self._full(path), timeout=timeout, extensions=extensions, **arguments
+                ) as response,
+            ):
                 may_cost = response.is_success
                 yield response
         except httpx.TimeoutException:
@@ -335,6 +342,40 @@ class RemoteGenerator(ABC):
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+_LIMIT: Final = threading.local()
+"""When the exchange of this thread has to be over, on the monotonic clock."""
+
+
+@contextmanager
+def _until(end: float) -> Iterator[None]:
+    _LIMIT.end = end
+    try:
+        yield
+    finally:
+        _LIMIT.end = math.inf
+
+
+def _limit_reads(event: str, details: Mapping[str, Any]) -> None:
+    """Let no read from a new connection last longer than its exchange.
+
+    httpx limits each read by itself, so that a server that sends one byte of a header at a time would never be too
+    slow. The hook is httpcore's "trace" extension.
+    """
+    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+        return
+    stream: Any = details.get("return_value")
+    read = stream.read
+
+    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
+        left = getattr(_LIMIT, "end", math.inf) - time.monotonic()
+        if left <= 0:
+            raise httpcore.ReadTimeout
+        data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
+        return data
+
+    stream.read = read_in_time
 
 
 def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:

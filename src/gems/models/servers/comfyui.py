@@ -19,7 +19,7 @@ from gems.errors import BackendError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step
 from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, explain_options
-from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
+from gems.models.servers.comfyui_faults import failure_of, has_saved, image_files, is_complete, node_faults
 from gems.models.servers.error_texts import error_message, json_body
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -33,7 +33,7 @@ _POLL_SECONDS: Final = 0.25
 
 
 class ComfyUIImages(RemoteGenerator):
-    """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for the first saved image.
+    """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for its image.
 
     Raises:
         InputError: The workflow cannot be read, or does not have the node or input of a field.
@@ -81,26 +81,40 @@ class ComfyUIImages(RemoteGenerator):
             raise BackendError(
                 f"{self.name}: the workflow was refused{self.reason(body) or ': no reason given'}", retryable=False
             )
-        image = self._first_image(self._wait(str(answer["prompt_id"]), deadline))
-        return self.fetch_image("/view", deadline, params=image)
+        entry = self._wait(str(answer["prompt_id"]), deadline)
+        files = image_files(entry)
+        if not files:
+            # The server draws what it can of a workflow with faults, and names them when it takes the workflow.
+            faults = one_line("; ".join(node_faults(answer.get("node_errors")))) or "it needs a SaveImage node"
+            raise BackendError(f"{self.name}: the workflow makes no image; {faults}", retryable=False)
+        error: BackendError | None = None
+        for file in files:
+            try:
+                return self.fetch_image("/view", deadline, params=file)
+            except BackendError as failure:
+                error = error or failure
+        assert error is not None
+        raise error
 
     def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
-        is_lost = False
+        has_left_queue = False
         while True:
             # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
             history = _mapping(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)))
-            entry = history.get(run)
+            entry = history if "outputs" in history else _mapping(history.get(run))
             if failure := failure_of(entry):
+                if has_saved(entry):  # what failed came after the image, which is paid
+                    return entry
                 raise BackendError(f"{self.name}: the workflow failed: {failure}", retryable=False)
-            if isinstance(entry, Mapping) and is_complete(entry):
+            if is_complete(entry) or (has_left_queue and image_files(entry)):
                 return entry
-            if is_lost and not entry:
+            if has_left_queue and not entry:
                 raise BackendError(f"{self.name}: the workflow was removed from the server's queue", retryable=False)
             if time.monotonic() + _POLL_SECONDS > deadline:
                 raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
-            is_lost = not entry and self._has_left_queue(run, deadline)
+            has_left_queue = self._has_left_queue(run, deadline)
             pause(_POLL_SECONDS)
 
     def _has_left_queue(self, run: str, deadline: float) -> bool:
@@ -111,17 +125,7 @@ class ComfyUIImages(RemoteGenerator):
             return False
         queue = _mapping(json_body(body))
         is_queue = all(isinstance(queue.get(name), list) for name in ("queue_running", "queue_pending"))
-        return is_queue and json.dumps(run) not in json.dumps(queue)
-
-    def _first_image(self, entry: Mapping[str, Any]) -> dict[str, str]:
-        """The file of the first saved image, or of the first preview ("temp") if none was saved."""
-        outputs = _mapping(entry.get("outputs")).values() or _items(entry.get("outputs"))
-        listed = [image for output in outputs for image in _items(_mapping(output).get("images"))]
-        images = [i for i in listed if _mapping(i).get("filename")]
-        saved = [i for i in images if str(i.get("type") or "output").lower() == "output"] or images
-        if not saved:
-            raise BackendError(f"{self.name}: the workflow makes no image; it needs a SaveImage node", retryable=False)
-        return {key: str(saved[0].get(key) or "") for key in ("filename", "subfolder", "type")}
+        return is_queue and json.dumps(run)[1:-1] not in json.dumps(queue)
 
     def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
         content = json_body(body)
@@ -168,10 +172,3 @@ def _input_of(workflow: Mapping[str, Any], field: str | None, option: str, examp
 def _mapping(value: object) -> Mapping[str, Any]:
     """A JSON object; an empty one in place of null and everything else."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _items(value: object) -> list[Any]:
-    """A list; a single object is one too, and everything else is empty."""
-    if isinstance(value, Mapping):
-        return [value]
-    return value if isinstance(value, list) else []

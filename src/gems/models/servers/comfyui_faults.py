@@ -1,14 +1,15 @@
-"""How a ComfyUI server says that a workflow is wrong, has failed or is done, also in other shapes than its own."""
+"""How a ComfyUI server says that a workflow is wrong, has failed or is done, and what it has saved, in any shape."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gems.models.servers.error_texts import words_of
 from gems.secrets import one_line
 
-__all__ = ["failure_of", "is_complete", "node_faults"]
+__all__ = ["failure_of", "has_saved", "image_files", "is_complete", "node_faults"]
 
 _FAILURE_WORDS: Final = frozenset({"error", "failed", "failure", "execution_error"})
 _STOP_WORDS: Final = frozenset(
@@ -17,6 +18,12 @@ _STOP_WORDS: Final = frozenset(
 _SUCCESS_WORDS: Final = frozenset(
     {"success", "succeeded", "completed", "complete", "done", "finished", "execution_success"}
 )
+_WAIT_WORDS: Final = frozenset({"running", "executing", "processing", "in_progress", "pending", "queued", "started"})
+_OTHER_FILE: Final = re.compile(
+    r"\.(?:mp4|m4v|webm|mkv|mov|avi|gif|flac|mp3|wav|ogg|opus|glb|gltf|obj|ply|stl|txt|json|csv|latent|safetensors|pt)$",
+    re.IGNORECASE,
+)
+"""Matches the name of a file that is no image that can be read."""
 _ABOUT_NODES: Final = frozenset(
     {"node_id", "node_type", "class_type", "dependent_outputs", "traceback", "current_inputs", "current_outputs"}
 )
@@ -57,9 +64,39 @@ def is_complete(entry: Mapping[str, Any]) -> bool:
     """Whether a workflow that did not fail has run. ComfyUI itself lists only those that have."""
     status = entry.get("status")
     word, completed = _word(status), _mapping(status).get("completed")
-    if entry.get("outputs") or str(completed).lower() == "true" or _SUCCESS_WORDS.intersection(_kinds(entry)):
+    if str(completed).lower() == "true" or _SUCCESS_WORDS.intersection(_kinds(entry)):
         return True
+    if entry.get("outputs"):  # maybe of the first nodes only
+        return str(completed).lower() != "false" and word not in _WAIT_WORDS
     return bool(entry) and not word and completed is None
+
+
+def image_files(entry: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The image files of a workflow as parameters of ``/view``: the saved ones, or the previews if there are none."""
+    outputs = [_mapping(output) for output in _values(entry.get("outputs"))]
+    lists = [output.get("images") for output in outputs]
+    lists += [files for output in outputs for name, files in output.items() if name != "images"]
+    files = [_mapping(file) for part in lists for file in (part if isinstance(part, list) else [part])]
+    images = [file for file in files if file.get("filename") and not _OTHER_FILE.search(str(file["filename"]))]
+    by_kind = {kind: [file for file in images if _kind_of_file(file) == kind] for kind in ("output", "temp")}
+    return [
+        {key: str(file[key]) for key in ("filename", "subfolder", "type") if file.get(key)}
+        for file in by_kind["output"] or by_kind["temp"]
+    ]
+
+
+def has_saved(entry: Mapping[str, Any]) -> bool:
+    """Whether a workflow has saved an image, and not only shown one on its way."""
+    return any(_kind_of_file(file) == "output" for file in image_files(entry))
+
+
+def _kind_of_file(file: Mapping[str, Any]) -> str:
+    """The folder that a file is in: "output", "temp", or "input" for what the workflow was given."""
+    return str(file.get("type") or "output").lower()
+
+
+def _values(value: object) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
 def _own_words(entry: object) -> Mapping[str, Any]:

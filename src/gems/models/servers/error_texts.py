@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -23,11 +24,18 @@ _NAMES: Final = ("exception_type", "type", "code", "finish_reason", "finishreaso
 _MAX_PARTS: Final = 3
 _DEPTH: Final = 6
 
-_REFUSALS: Final = (
-    *("content_policy", "moderation_blocked", "safety system", "content policy", "responsibleai"),
-    *("content_filter", "contentfilter"),
+_REFUSALS: Final = re.compile(
+    r"content.?polic|moderation_blocked|safety system|responsible.?ai|content.?filter"
+    # xAI, Stability, Black Forest Labs; Ideogram; Replicate
+    r"|(?:by|our) (?:content )?moderation|(?:request|content)_? ?moderat(?:ed|ion)"
+    r"|(?:failed|did not pass)[\w ]{0,24} safety check"
+    r"|nsfw (?:content|image)[\w ]{0,12} detected"
+    r"|(?:may|might) contain (?:inappropriate|sensitive)|prohibited_content|image_safety"
+    # DashScope, Volcengine, Tencent, MiniMax, Zhipu
+    r"|data_?inspection_?failed|sensitive_?content_?detected|illegal_?detected|(?:input|output) new_sensitive"
+    r"|[\"']?status_code[\"']?\s*:\s*102[67]\b|[\"']code[\"']\s*:\s*[\"']?1301\b|敏感内容|违规"
 )
-"""Phrases by which servers say that they refuse a prompt."""
+"""How servers say, in lower case, that they refuse a prompt."""
 
 
 def error_message(body: bytes) -> str:
@@ -82,8 +90,9 @@ def _shown(text: str) -> str:
 
 def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
-    text = body[:4000].decode("utf-8", "replace").lower()
-    return any(phrase in text for phrase in _REFUSALS)
+    content = json_body(body)  # which may spell its characters in escapes
+    text = (json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace"))[:4000]
+    return bool(_REFUSALS.search(text.lower()))
 
 
 def json_body(body: bytes) -> object:
