@@ -24,7 +24,7 @@ __all__ = ["run_counted", "with_interrupted"]
 
 _CHANNEL: Final = "gems_interrupted"
 """The name under which the cost by node stands among a checkpoint's pending writes. No task of the graph reads it."""
-_KEPT: Final = TypeAdapter(dict[str, Usage])
+_USAGE_BY_NODE: Final = TypeAdapter(dict[str, Usage])
 
 
 def run_counted(
@@ -61,7 +61,7 @@ def _values(graph: GemsGraph, thread: str) -> GemsState:
 def _keep(graph: GemsGraph, thread: str, usage_by_node: dict[str, Usage]) -> None:
     saved = _saver(graph).get_tuple({"configurable": {"thread_id": thread, "checkpoint_ns": ""}})
     if saved is not None and usage_by_node:
-        content = _KEPT.dump_python(usage_by_node, mode="json")
+        content = _USAGE_BY_NODE.dump_python(usage_by_node, mode="json")
         _saver(graph).put_writes(saved.config, [(_CHANNEL, content)], uuid.uuid4().hex)
 
 
@@ -77,9 +77,9 @@ def _kept(graph: GemsGraph, thread: str) -> dict[str, Usage]:
         if channel != _CHANNEL:
             continue
         try:
-            kept = _KEPT.validate_python(content)
+            usage_by_node = _USAGE_BY_NODE.validate_python(content)
         except ValidationError:
             raise InputError(f"the checkpoints of {thread!r} are damaged; start the run again") from None
-        for node, usage in kept.items():  # each stop has written the sum of all so far
+        for node, usage in usage_by_node.items():  # each stop has written the sum of all so far
             most[node] = max(most.get(node, Usage()), usage, key=lambda cost: (cost.chat_calls, cost.tokens))
     return most
