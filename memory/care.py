@@ -175,6 +175,7 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
         # Images first: if the deletion is interrupted, the runs still exist and can be forgotten again.
         image_count = _remove_images(images, runs, forgotten_runs) if images else 0
         with records.writing():
+            runs = list(_runs(records))  # also those that others have stored since: they are not forgotten
             for run in forgotten_runs:
                 records.drop(run.record)
             for user in {run.user for run in forgotten_runs} | ({selection.user} if selection.user else set()):
@@ -270,8 +271,13 @@ def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator
             unreadable = [row.key for row in _rows(records, layer) if read(row) is None]
             detail = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
             yield name, not unreadable, detail
-        yield "vectors", *check_vectors(records)
-        yield "index", *check_index(records, folder / "index")
+        for _ in range(2):  # an index that was published meanwhile is not that of this moment's records
+            with records.reading():  # others may write
+                vectors, index = check_vectors(records), check_index(records, folder / "index")
+            if index[0]:
+                break
+        yield "vectors", *vectors
+        yield "index", *index
         yield "images", *_check_images(records, images or [ImageStore(create=False)])
 
 

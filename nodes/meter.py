@@ -17,7 +17,7 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 
-__all__ = ["Meter", "Stopwatch", "metered", "settle", "settle_run"]
+__all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
 
 
 class Stopwatch:
@@ -83,6 +83,10 @@ class Meter(BaseCallbackHandler):
         """Continue from where a failed try stopped."""
         self._owed, self.done = earlier.usage, earlier.done
 
+    def start_from(self, usage: Usage) -> None:
+        """Count what another process has paid for this node."""
+        self._owed = usage
+
 
 _METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
 register_configure_hook(_METER, inheritable=True)
@@ -126,6 +130,20 @@ def settle_run(run_id: str) -> Usage:
     with _LOCK:
         meters = [_UNSETTLED.pop(key) for key in list(_UNSETTLED) if key[0] == run_id]
     return sum((meter.usage for meter in meters), Usage())
+
+
+def unsettled(run_id: str) -> dict[str, Usage]:
+    """What a run's failed or interrupted tries have cost that nothing has counted yet, by node."""
+    with _LOCK:
+        return {node: meter.usage for (run, node), meter in _UNSETTLED.items() if run == run_id}
+
+
+def owe(run_id: str, node: str, usage: Usage) -> None:
+    """Let a node's next try begin with what another process has paid for it, unless this process knows more."""
+    meter = Meter(Usage(), GemsContext())
+    meter.start_from(usage)
+    with _LOCK:
+        _UNSETTLED.setdefault((run_id, node), meter)
 
 
 def _cost(message: AIMessage) -> Usage:

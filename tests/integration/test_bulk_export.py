@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from gems.bulk.export import Choice, export, write_index
+from gems.bulk.export_folder import lock_draft
 from gems.bulk.jobs import Job
 from gems.bulk.results import ResultsFile, claim, read_manifest, row_of, write_jobs
 from gems.errors import BackendError, InputError
@@ -186,6 +188,23 @@ def test_an_export_that_fails_leaves_the_earlier_one(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="is damaged"):
         export(source, "imagefolder", target)
     assert files(target) == before
+
+
+def test_drafts_of_killed_exports_are_removed_and_those_of_others_stay(tmp_path: Path) -> None:
+    source, target = make_batch(tmp_path / "out"), tmp_path / "data"
+    drafts = {name: tmp_path / f".data.{name * 32}" for name in "abc"}
+    locks = [lock_draft(drafts["a"])]
+    for name in "bc":
+        os.close(lock_draft(drafts[name]))
+    other = tmp_path / ".data.old"
+    other.mkdir()
+    for folder in (drafts["a"], drafts["b"], other):
+        (folder / "shard.tar").write_bytes(b"half")
+        os.utime(folder, (1, 1))
+    export(source, "webdataset", target)
+    assert {name for name, path in drafts.items() if path.exists()} == {"a", "c"}  # locked; just made
+    assert other.exists()
+    os.close(locks[0])
 
 
 def test_a_row_does_not_say_what_is_read(tmp_path: Path) -> None:

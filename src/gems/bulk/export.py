@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 import tarfile
@@ -13,7 +14,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from gems.bulk.export_folder import check_target, publish
+from gems.bulk.export_folder import check_target, lock_draft, publish, remove_abandoned_drafts
 from gems.bulk.results import (
     AttemptFields,
     BatchRow,
@@ -218,15 +219,17 @@ def export(
 
     folder = target.resolve()  # a link to a folder is that folder
     folder.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned_drafts(folder)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    lock = lock_draft(draft)
     try:
-        draft.mkdir()
         examples, exported_prompts = FORMATS[kind](rows(), _Images(source, images), draft, choice or Choice())
         if not examples:
             raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}")
         publish(draft, folder, {"format": kind, "batch": str(source), "examples": examples})
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        os.close(lock)
     return Exported(target, examples, prompts - exported_prompts)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -14,9 +18,13 @@ from gems.errors import InputError
 from gems.files import read_regular, write_atomically
 from gems.json_text import parse_model, strict_json
 
-__all__ = ["check_target", "publish"]
+__all__ = ["check_target", "lock_draft", "publish", "remove_abandoned_drafts"]
 
 _MANIFEST: Final = ".gems-export.json"
+
+
+_DRAFT_SECONDS: Final = 60.0
+"""Age in seconds below which a draft is not taken for abandoned."""
 
 
 class _Manifest(BaseModel):
@@ -42,6 +50,31 @@ def check_target(target: Path) -> None:
         path = target / name
         if path.exists() and _digest(path) != digest:
             raise InputError(f"{path} was changed since it was exported; move it away, or choose another folder")
+
+
+def lock_draft(draft: Path) -> int:
+    """Make a folder for a new export, and lock it until this process ends, or the returned descriptor is closed."""
+    draft.mkdir()
+    descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def remove_abandoned_drafts(target: Path) -> None:
+    """Remove what exports to a folder have left that were killed: old drafts that no living process has locked."""
+    form = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{32}}")
+    for path in target.parent.iterdir():
+        if not form.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        with suppress(OSError):  # locked, or somebody else's
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime > _DRAFT_SECONDS:  # it may be about to be locked
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
 
 
 def publish(draft: Path, target: Path, about: dict[str, Any]) -> None:

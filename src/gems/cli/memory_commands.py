@@ -155,6 +155,7 @@ def export(
     folder: Folder = None,
 ) -> None:
     """Write every record, with its times, as a line of JSON. Vectors are left out: an import computes them again."""
+    from gems.files import atomic_replacement
     from gems.memory.transfer import export_lines
 
     lines = export_lines(_folder(folder))
@@ -162,10 +163,8 @@ def export(
         for line in lines:
             sys.stdout.write(line + "\n")
         return
-    part = file.with_name(file.name + ".part")
-    with part.open("w", encoding="utf-8") as target:
+    with atomic_replacement(file) as draft, draft.open("w", encoding="utf-8") as target:
         count = sum(target.write(line + "\n") > 0 for line in lines)
-    part.replace(file)
     err.print(f"{count} records in {escape(str(file))}", highlight=False, soft_wrap=True)
 
 

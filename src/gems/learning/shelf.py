@@ -46,6 +46,8 @@ State = Literal["quarantine", "promoted", "retired"]
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _FIGURES: Final = "gate.json"
 _TRIALS: Final = "trials.jsonl"
+_MOVING_TO: Final = "moving_to"
+"""Among the figures of a skill that is being moved: the state that it moves to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ def _versions(name: str) -> list[int]:
 def lock_shelf() -> Iterator[None]:
     """Lock all learned skills for the duration of the block: two programs that learn at once would try the same drafts.
 
+    A move that was killed half-way is completed first.
+
     Raises:
         InputError: Another program holds the lock.
     """
@@ -136,9 +140,19 @@ def lock_shelf() -> Iterator[None]:
     except Timeout:
         raise InputError("another gems is learning or moving skills; wait until it has finished") from None
     try:
+        _complete_moves()
         yield
     finally:
         lock.release()
+
+
+def _complete_moves() -> None:
+    """Do what ``move`` and ``_write_folder`` had begun when their process was killed."""
+    for skill in learned_skills():
+        if (state := skill.figures.get(_MOVING_TO)) in _STATES:
+            move(skill, state)
+    for draft in _root().glob(f"*/.{'[0-9a-f]' * 32}"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def learned_skills(name: str | None = None) -> list[LearnedSkill]:
@@ -243,14 +257,26 @@ def _replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_figures(skill: LearnedSkill, figures: dict[str, Any]) -> LearnedSkill:
-    """Save the figures of a skill's trial, beside the skill and in the history of its version."""
+def write_figures(skill: LearnedSkill, figures: dict[str, Any], state: State | None = None) -> LearnedSkill:
+    """Save the figures of a skill's trial, beside the skill and in the history of its version.
+
+    Args:
+        skill: The skill.
+        figures: The figures.
+        state: The state that the skill moves to by them. The move is made even if this process is killed in between.
+    """
     history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
     earlier = history.read_bytes() if history.exists() else b""
     history.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(history, earlier + strict_json(figures).encode() + b"\n")
-    write_atomically(skill.folder / _FIGURES, (strict_json(figures, indent=1) + "\n").encode())
-    return LearnedSkill(skill.skill, skill.state, figures)
+    moving = {} if state in (None, skill.state) else {_MOVING_TO: state}
+    _write_gate(skill.folder, {**figures, **moving})
+    skill = LearnedSkill(skill.skill, skill.state, figures)
+    return move(skill, state) if state and moving else skill
+
+
+def _write_gate(folder: Path, figures: dict[str, Any]) -> None:
+    write_atomically(folder / _FIGURES, (strict_json(figures, indent=1) + "\n").encode())
 
 
 def past_trials(name: str | None = None) -> list[PastTrial]:
@@ -283,7 +309,13 @@ def _trials_in(folder: Path, name: str, version: int) -> Iterator[PastTrial]:
 def move(skill: LearnedSkill, state: State) -> LearnedSkill:
     """Promote a skill, retire it, or put it back into quarantine. It replaces another version in that state."""
     folder = _root() / state / skill.name
-    _replace_folder(skill.folder, folder)
+    figures = {name: value for name, value in skill.figures.items() if name != _MOVING_TO}
+    if skill.state != state:
+        if figures:
+            _write_gate(skill.folder, {**figures, _MOVING_TO: state})
+        _replace_folder(skill.folder, folder)
+    if figures:
+        _write_gate(folder, figures)
     moved_skill, _ = read_skill(folder, "learned")
     return LearnedSkill(moved_skill, state, _read_figures(folder))
 

@@ -34,7 +34,7 @@ from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Kind
 from gems.learning.contrasts import is_held_out
-from gems.learning.shelf import LearnedSkill, learned_skills, move, past_trials, write_figures
+from gems.learning.shelf import LearnedSkill, learned_skills, past_trials, write_figures
 from gems.memory.image_store import ImageStore
 from gems.memory.trajectory import Trajectory
 from gems.runs.record import ModelRecord
@@ -375,14 +375,15 @@ def conclude_trial(
         "seed": settings.seed,
         "tried": sorted({*skill.figures.get("tried", []), *map(_mark_of, prompts)}),
     }
-    skill = write_figures(skill, details)
+    gains_nothing = figures["wishes"] >= _MIN_PROMPTS and figures["points"] <= 0
+    state = skill.state
+    if state == "promoted" and (figures["harm"] or gains_nothing):
+        state = "retired"
+    elif state == "quarantine" and figures["passed"] and promote:
+        state = "promoted"
+    skill = write_figures(skill, details, state)
     for folder in (skill.folder / "gate").glob("*"):
         shutil.rmtree(folder / "images", ignore_errors=True)
         for checkpoints in folder.glob("*/checkpoints.sqlite*"):
             checkpoints.unlink(missing_ok=True)
-    gains_nothing = figures["wishes"] >= _MIN_PROMPTS and figures["points"] <= 0
-    if skill.state == "promoted" and (figures["harm"] or gains_nothing):
-        return move(skill, "retired")
-    if skill.state == "quarantine" and figures["passed"] and promote:
-        return move(skill, "promoted")
     return skill

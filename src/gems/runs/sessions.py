@@ -17,6 +17,7 @@ from gems.memory.opening import database_of, memory_location
 from gems.paths import home
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder
+from gems.runs.interrupted import run_counted
 from gems.runs.operator_settings import adopt, check_complete, operator_settings
 from gems.runs.record import RunRecord, run_record
 from gems.runs.threads import (
@@ -30,7 +31,6 @@ from gems.runs.threads import (
     load_thread,
     location_mark,
     memory_mark,
-    run_thread,
 )
 
 __all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
@@ -118,7 +118,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
     with open_checkpoints(home() / "checkpoints.sqlite", database_of(thread.context)) as saver:
         graph = build_graph(checkpointer=saver, images=session.images)
         had_ended = not session.is_new and _check_resumed(graph, session)
-        values = run_thread(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
+        values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
         finished = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, finished)
     return Ending(record, had_ended)

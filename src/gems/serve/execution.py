@@ -17,8 +17,9 @@ from langgraph.runtime import RunControl
 from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph
 from gems.graph.state import GemsState, Usage
+from gems.runs.interrupted import run_counted, with_interrupted
 from gems.runs.record import ModelRecord, run_record
-from gems.runs.threads import pending_review, run_thread
+from gems.runs.threads import pending_review
 from gems.secrets import one_line
 from gems.serve.ledger import ErrorKind, Ledger, Run, Status
 from gems.serve.settings import ServiceSettings, context_of
@@ -77,7 +78,7 @@ class Executor:
     def _work(self, run: Run, control: RunControl, started: float) -> None:
         self.subscriptions.publish(run.id, BeginEvent(event="begin"))
         context = context_of(self.settings, run.user, run.settings)
-        values = run_thread(
+        values = run_counted(
             self.graph,
             run.id,
             run.prompt,
@@ -119,7 +120,8 @@ class Executor:
 
     def values(self, run: Run) -> GemsState:
         """The state of a run that has not ended."""
-        return cast(GemsState, self.graph.get_state({"configurable": {"thread_id": run.id}}).values)
+        values = cast(GemsState, self.graph.get_state({"configurable": {"thread_id": run.id}}).values)
+        return with_interrupted(self.graph, run.id, values)
 
     def postpone(self, name: str) -> None:
         """Tell the subscribers of a run that it continues only after the service is started again."""

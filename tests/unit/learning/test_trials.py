@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import eval_models
@@ -15,8 +16,17 @@ from remembering import past
 from gems.authority import NO_AUTHORITY
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
+from gems.learning import shelf
 from gems.learning.contrasts import is_held_out
-from gems.learning.shelf import LearnedSkill, add_draft, learned_skills, move, past_trials, write_figures
+from gems.learning.shelf import (
+    LearnedSkill,
+    add_draft,
+    learned_skills,
+    lock_shelf,
+    move,
+    past_trials,
+    write_figures,
+)
 from gems.learning.trials import (
     TrialSettings,
     attempt_of,
@@ -232,3 +242,37 @@ def test_a_trial_ends_when_the_backend_is_down_and_keeps_what_it_has(monkeypatch
         begin_trial(skill)
     monkeypatch.delenv("EVAL_FAILS")
     assert len(begin_trial(skill)) == 1
+
+
+@pytest.mark.parametrize("killed_after", [0, 1])
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_trial_decides_even_if_it_is_killed_while_it_moves_the_skill(
+    passes: bool, killed_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the first rename of a folder, or before the second, when no folder has the skill's new name."""
+    old = promoted()
+    skill = add_draft("lamps", "Use when there are lamps.", "2. Name it twice.", ABOUT, {}) if passes else old
+    results = HARMS_ITS_OWN_KIND[::-1] if passes else HARMS_ITS_OWN_KIND
+    figures = judge_trial("position", *results)
+    rename, renames = Path.rename, 0
+
+    def killed_rename(path: Path, target: Path) -> Path:
+        nonlocal renames
+        renames += 1
+        if renames > killed_after:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):  # a retired skill needs only one rename
+        patch.setattr(Path, "rename", killed_rename)
+        conclude_trial(skill, figures, ["two lamps"], TrialSettings())
+    with lock_shelf():
+        [concluded] = learned_skills()
+    assert (concluded.state, concluded.version) == (("promoted", 2) if passes else ("retired", 1))
+    assert concluded.figures["points"] == figures["points"]
+    assert "moving_to" not in concluded.figures
+    assert not list(shelf.promoted_folder().parent.glob("*/.*[0-9a-f]"))
+    with lock_shelf():
+        assert move(concluded, "quarantine").state == "quarantine"
+    with lock_shelf():
+        assert [skill.state for skill in learned_skills()] == ["quarantine"]
