@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_serializer
 
 from gems.authority import OperatorOnly, is_file
 
 __all__ = ["ChatOptions", "GeneratorOptions"]
+
+
+def _as_json(value: object) -> object:
+    """The text of a JSON object, so that options can be compared and hashed; a mapping is written as one."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if not isinstance(value, (str, Mapping)):
+        return value
+    try:
+        content = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        content = None
+    if not isinstance(content, Mapping):
+        raise ValueError('give a JSON object, such as {"name": "value"}')
+    return json.dumps(dict(content), sort_keys=True)
 
 
 class _Options(BaseModel):
@@ -168,7 +185,39 @@ class ChatOptions(_Options):
     max_tokens: int | None = Field(
         default=None, ge=16, title="Maximum tokens", description="Length limit of an answer. Default: the model's own."
     )
-    timeout: float = Field(default=120.0, gt=0, title="Timeout", description="Seconds for one call.")
+    timeout: float = Field(
+        default=120.0,
+        gt=0,
+        title="Timeout",
+        description="Seconds for one try. A call is ended after its client's tries, and a minute of waits between them.",
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None,
+        title="Reasoning effort",
+        description="How much a reasoning model thinks before it answers. Default: the model's own.",
+    )
+    thinking_budget: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        title="Thinking budget",
+        description="Tokens that a model may think for; 0: not at all. Default: the model's own.",
+    )
+    num_ctx: int | None = Field(
+        default=None, ge=512, title="Context length", description="Ollama: the tokens of a model's context."
+    )
+    extra_body: Annotated[str | None, BeforeValidator(_as_json), OperatorOnly("--chat-option extra_body=JSON")] = Field(
+        default=None,
+        exclude=True,
+        title="Extra body",
+        description="A JSON object with more parameters of each request, as the provider names them.",
+    )
+    headers: Annotated[SecretStr | None, BeforeValidator(_as_json), OperatorOnly("--chat-option headers=JSON")] = Field(
+        default=None,
+        exclude=True,
+        title="Headers",
+        description="A JSON object with more headers of each request. Never written down.",
+    )
     logprobs: bool = Field(
         default=True,
         title="Log-probabilities",
