@@ -28,7 +28,7 @@ from gems.authority import (
 )
 from gems.errors import InputError
 from gems.graph.state import Budget
-from gems.options import ChatOptions, GeneratorOptions
+from gems.options import ChatOptions, GeneratorOptions, RoleOptions
 from gems.seeds import MAX_SEED
 
 __all__ = [
@@ -109,6 +109,11 @@ class GemsContext(BaseModel):
     )
     chat_options: ChatOptions = Field(
         default_factory=ChatOptions, title="Chat options", description="How the chat models are called."
+    )
+    role_options: RoleOptions = Field(
+        default_factory=RoleOptions,
+        title="Options by role",
+        description="Chat options of single roles; all others are those above.",
     )
     generator_options: GeneratorOptions = Field(
         default_factory=GeneratorOptions, title="Generator options", description="How the image generator is run."
@@ -271,6 +276,10 @@ class GemsContext(BaseModel):
         """The name of a role's chat model."""
         name: str | None = getattr(self, role)
         return name or self.mllm
+
+    def options_of(self, role: str) -> ChatOptions:
+        """How a role's chat model is called; for a name that is no role, how all are."""
+        return self.role_options.of(role, self.chat_options) if role in ROLES else self.chat_options
 
     @classmethod
     def exactly(cls, settings: Mapping[str, Any]) -> GemsContext:

@@ -37,14 +37,14 @@ class Meter(BaseCallbackHandler):
 
     Attributes:
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
-        options: How the run's chat models are called.
+        options: How the chat model of the node is called.
     """
 
     raise_error = True
 
-    def __init__(self, before: Usage, context: GemsContext) -> None:
+    def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
-        self.options = context.chat_options
+        self.options = context.options_of(node)
         self._before, self._budget = before, context.budget
         self._owed, self._calls = Usage(), Usage()
         self._watch = Stopwatch()
@@ -99,7 +99,7 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
     The meter is one more callback; those of a parent run (a tracer, a stream) are not touched.
     ``with_structured_output(include_raw=True)`` would give the usage too, at five times the overhead.
     """
-    meter, key = Meter(state["usage"], context), (state["run_id"], node)
+    meter, key = Meter(state["usage"], context, node), (state["run_id"], node)
     with _LOCK:
         if key in _UNSETTLED:
             meter.take_over(_UNSETTLED.pop(key))

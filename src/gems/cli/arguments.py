@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
 import typer
 
@@ -99,6 +99,16 @@ def _pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, 
     return pairs
 
 
+def _by_role(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """Chat options, and those of single roles: ``verifier.timeout`` is an option of the verifier."""
+    common: dict[str, str] = {}
+    roles: dict[str, dict[str, str]] = {}
+    for name, value in pairs.items():
+        role, dot, option = name.partition(".")
+        (roles.setdefault(role, {}) if dot else common)[option if dot else name] = value
+    return {"chat_options": common} | ({"role_options": roles} if roles else {})
+
+
 def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
     return lambda value: {field: value}
 
@@ -150,11 +160,12 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="Option for the chat models: base_url, image_size, temperature, ... Repeatable.",
+                help="Option for the chat models: base_url, image_size, temperature, reasoning_effort, ...; "
+                "of one role: verifier.temperature=0. Repeatable.",
                 rich_help_panel=MODELS,
             ),
         ],
-        fields=lambda texts: {"chat_options": _pairs("--chat-option", texts, "temperature=0")},
+        fields=lambda texts: _by_role(_pairs("--chat-option", texts, "temperature=0")),
     ),
     "planner": Setting(
         Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
@@ -403,20 +414,26 @@ def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
     location = [str(part) for part in fault["loc"]]
     path = next((p for n in range(len(location), 0, -1) if (p := ".".join(location[:n])) in option_of), "")
     option = option_of.get(path, f"--{'-'.join(location).replace('_', '-')}")
-    reason = fault["msg"][:1].lower() + fault["msg"][1:]
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
     if not path or path == ".".join(location):
         return f"{option} {fault['input']}: {reason}"
     name = location[-1]  # of a NAME=VALUE
     if fault["type"] == "extra_forbidden":
-        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(path))}"
-    return f"{option} {name}: {reason}" if name == "api_key" else f"{option} {name}={fault['input']}: {reason}"
+        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(location[:-1]))}"
+    return (
+        f"{option} {name}: {reason}"
+        if name in ("api_key", "headers", "extra_body")
+        else f"{option} {name}={fault['input']}: {reason}"
+    )
 
 
-def _names_in(path: str) -> list[str]:
+def _names_in(path: Sequence[str]) -> list[str]:
     """The fields of a group of settings."""
     from gems.graph.context import GemsContext
 
     group: Any = GemsContext
-    for part in path.split("."):
-        group = group.model_fields[part].annotation
+    for part in path:
+        annotation = group.model_fields[part].annotation
+        group = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     return list(group.model_fields)

@@ -31,10 +31,10 @@ _STATUSES: Final = {
 
 _TRANSPORT_STATUSES: Final = {
     # openai, anthropic and httpx; then botocore, openrouter, google-auth, torch and Python itself.
-    **{"APITimeoutError": 408, "TimeoutException": 408, "APIConnectionError": 503, "TransportError": 503},
-    **{"HTTPClientError": 503, "NoResponseError": 503, "ConnectionError": 503, "TimeoutError": 408},
-    **{"NoCredentialsError": 401, "TokenRetrievalError": 401, "UnauthorizedSSOTokenError": 401, "GoogleAuthError": 401},
-    **{"ThrottlingException": 429, "OutOfMemoryError": 503},
+    **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError"), 408),
+    **dict.fromkeys(("APIConnectionError", "TransportError", "HTTPClientError", "NoResponseError"), 503),
+    **dict.fromkeys(("ConnectionError", "OutOfMemoryError"), 503),
+    **dict.fromkeys(("NoCredentialsError", "TokenRetrievalError", "GoogleAuthError"), 401),
 }
 """The same for exceptions that carry no status, since no server has answered."""
 
@@ -109,7 +109,8 @@ def _bodies(error: BaseException) -> Iterator[str]:
 
 
 _TOO_LONG: Final = re.compile(
-    r"context.{0,24}(?:length|window|size|limit)|maximum context|n_ctx|(?:prompt|input|request).{0,40}too (?:long|large)"
+    r"context.{0,24}(?:length|window|size|limit)|maximum context|n_ctx"
+    r"|(?:prompt|input|request).{0,40}too (?:long|large)"
     r"|too many (?:input )?tokens|tokens?.{0,40}(?:exceed|limit of|longer than)|exceed.{0,60}\btokens?\b",
     re.IGNORECASE,
 )

@@ -395,7 +395,7 @@ _OF_METHOD: Final = re.compile(r"response_format|schema|json|tool|function|gramm
 
 
 def _learn(trial: Capabilities, error: Exception, blind: bool, options: _RequestOptions) -> None:
-    """Note what an error says the model does not support. Where it does not say, log-probabilities are left out first."""
+    """Note what an error says the model does not support; if it does not say, log-probabilities are left out first."""
     text = reason_of(error)
     if "logprob" in text.lower() or (options.logprobs and not _OF_METHOD.search(text)):
         trial.logprobs = False
