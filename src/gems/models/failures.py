@@ -87,8 +87,8 @@ def reason_of(error: BaseException) -> str:
     """
     if isinstance(error, BackendError):
         return error.reason
-    said = (words for cause in _causes(error) for words in _bodies(cause) if words)
-    return one_line(next(said, "") or error, 500)
+    texts = (words for cause in _causes(error) for words in _bodies(cause) if words)
+    return one_line(next(texts, "") or error, 500)
 
 
 def _bodies(error: BaseException) -> Iterator[str]:

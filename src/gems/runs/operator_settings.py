@@ -38,10 +38,10 @@ def adopt(context: GemsContext, operator: GemsContext) -> GemsContext:
         name: getattr(context, name).model_copy(update=_operators_own(getattr(operator, name)))
         for name in ("chat_options", "generator_options")
     }
-    by_role = {
+    by_role: dict[str, Any] = {
         role: (getattr(context.role_options, role) or ChatOptions()).model_copy(update=own)
         for role in ROLES
-        if (given := getattr(operator.role_options, role)) and (own := _operators_own(given))
+        if (settings := getattr(operator.role_options, role)) and (own := _operators_own(settings))
     }
     options["role_options"] = context.role_options.model_copy(update=by_role)
     update = {**names, **options, **_operators_own(operator)}
