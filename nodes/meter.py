@@ -45,7 +45,7 @@ class Meter(BaseCallbackHandler):
     def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
         self.options = context.options_of(node)
-        self._before, self._budget = before, context.budget
+        self._before, self._budget, self._node = before, context.budget, node
         self._owed, self._calls = Usage(), Usage()
         self._watch = Stopwatch()
 
@@ -73,7 +73,8 @@ class Meter(BaseCallbackHandler):
         for generations in response.generations:
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    self._calls += _cost(generation.message)
+                    cost = _cost(generation.message)
+                    self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer. Its cost in tokens is unknown."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.state import Prices as Prices
     from gems.graph.state import Requirement as Requirement
     from gems.graph.state import Review as Review
+    from gems.graph.state import TokenPrices as TokenPrices
     from gems.graph.state import Turn as Turn
     from gems.graph.state import Usage as Usage
     from gems.graph.state import Verdict as Verdict
@@ -86,6 +87,7 @@ _MODULES: Final = {
         "Prices",
         "Requirement",
         "Review",
+        "TokenPrices",
         "Turn",
         "Usage",
         "Verdict",

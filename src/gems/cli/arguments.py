@@ -99,14 +99,24 @@ def _pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, 
     return pairs
 
 
-def _by_role(pairs: Mapping[str, str]) -> dict[str, Any]:
-    """Chat options, and those of single roles: ``verifier.timeout`` is an option of the verifier."""
+def _by_role(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The values of all roles, and those of single ones: ``verifier.timeout`` is a timeout of the verifier."""
     common: dict[str, str] = {}
     roles: dict[str, dict[str, str]] = {}
     for name, value in pairs.items():
         role, dot, option = name.partition(".")
         (roles.setdefault(role, {}) if dot else common)[option if dot else name] = value
+    return common, roles
+
+
+def _chat_options(pairs: Mapping[str, str]) -> dict[str, Any]:
+    common, roles = _by_role(pairs)
     return {"chat_options": common} | ({"role_options": roles} if roles else {})
+
+
+def _prices(pairs: Mapping[str, str]) -> dict[str, Any]:
+    common, roles = _by_role(pairs)
+    return {**common, **({"roles": roles} if roles else {})}
 
 
 def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
@@ -165,7 +175,7 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
                 rich_help_panel=MODELS,
             ),
         ],
-        fields=lambda texts: _by_role(_pairs("--chat-option", texts, "temperature=0")),
+        fields=lambda texts: _chat_options(_pairs("--chat-option", texts, "temperature=0")),
     ),
     "planner": Setting(
         Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
@@ -282,11 +292,11 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
             typer.Option(
                 metavar="NAME=VALUE",
                 help="Prices of models: image=0.04 per image; prompt=1.25 and completion=10 per million tokens. "
-                "Repeatable.",
+                "Of one role: verifier.prompt=5. Repeatable.",
                 rich_help_panel=LIMITS,
             ),
         ],
-        fields=lambda texts: {"budget.prices": _pairs("--price", texts, "image=0.04")},
+        fields=lambda texts: {"budget.prices": _prices(_pairs("--price", texts, "image=0.04"))},
     ),
 }
 """When a run ends."""
@@ -411,7 +421,7 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
 
 def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
     """One line about a value that cannot be used: the option, the value, and what is wrong with it."""
-    location = [str(part) for part in fault["loc"]]
+    location = [str(part) for part in fault["loc"] if part != "[key]"]
     path = next((p for n in range(len(location), 0, -1) if (p := ".".join(location[:n])) in option_of), "")
     option = option_of.get(path, f"--{'-'.join(location).replace('_', '-')}")
     reason = fault["msg"].removeprefix("Value error, ")
