@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,7 +17,7 @@ from PIL import Image
 from servers.provider_server import Endpoint, ProviderServer, serving_providers
 
 from gems.authority import OPERATOR
-from gems.errors import BackendError, MalformedAnswerError
+from gems.errors import BackendError, InputError, MalformedAnswerError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsInput
@@ -268,3 +269,9 @@ def test_options_of_reasoning_reach_the_server(server: ProviderServer, name: str
         assert any(text in str(entry["body"]) for text in SENT[option]), option
     if headers:
         assert {k.lower(): v for k, v in entry["headers"].items()}["x-team"] == "a secret team"
+
+
+def test_a_provider_whose_package_is_missing_is_told_with_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain_aws", None)
+    with pytest.raises(InputError, match=r"pip install langchain-aws$"):
+        init_mllm("bedrock:some.model", ChatOptions(timeout=7.5), OPERATOR)
