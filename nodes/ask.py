@@ -30,6 +30,7 @@ from gems.models.structured import (
     repeats_itself,
 )
 from gems.nodes.meter import Meter
+from gems.nodes.retry import is_backend_failure
 
 __all__ = ["ask", "image_block", "in_our_words"]
 
@@ -112,8 +113,18 @@ def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None
 
 
 def in_our_words(error: Exception, model: BaseChatModel) -> Exception:
-    """What a call of a chat model raised, in one line without keys; a stop of the run stays what it is."""
-    return error if isinstance(error, GraphBubbleUp) else as_backend_error(error, model_fingerprint(model))
+    """What a call of a chat model raised, in one line without keys; a stop of the run stays what it is.
+
+    Whatever a provider's package raises is a failure of the provider. A bug in a model of your own stays a bug.
+    """
+    if isinstance(error, GraphBubbleUp) or not (is_backend_failure(error) or _is_of_a_package(model)):
+        return error
+    return as_backend_error(error, model_fingerprint(model))
+
+
+def _is_of_a_package(model: BaseChatModel) -> bool:
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    return any(package.startswith("langchain_") for package in packages - {"langchain_core"})
 
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:

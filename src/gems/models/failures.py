@@ -141,8 +141,6 @@ def is_passing(error: BaseException) -> bool:
 def as_backend_error(error: Exception, model: str) -> Exception:
     """What a call raised, as a BackendError of one line, without keys or the provider's objects that hold them.
 
-    Whatever a model's package raises is a failure of the model: it must not cost a run the images that it has paid for.
-
     Args:
         error: The exception.
         model: The model's name, for the message.

@@ -172,3 +172,14 @@ def test_a_normal_end_is_neither(reason: str) -> None:
     message = AIMessage("", response_metadata={"finish_reason": reason, "prompt_feedback": {"block_reason": None}})
     assert not is_cut_off(message)
     assert not is_refused(message)
+
+
+@pytest.mark.parametrize(("module", "kind"), [("langchain_acme.chat", BackendError), ("my_models", KeyError)])
+def test_whatever_a_package_raises_is_told_in_one_line_and_a_bug_of_ones_own_stays_one(
+    module: str, kind: type[Exception]
+) -> None:
+    model = type("Chat", (Server,), {"__module__": module})(fault=lambda _: KeyError("choices"))
+    with pytest.raises(kind, match="choices") as caught:
+        fill(model, Wish, QUESTION)
+    assert caught.type is kind
+    assert "\n" not in str(caught.value)
