@@ -43,8 +43,8 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
             return _openai(model, options)
         return _by_provider(name, options)
     except ImportError as error:
-        named = re.search(r"pip install ([\w-]+)", str(error))  # by LangChain, which knows the provider's package
-        package = named[1] if named else f"langchain-{kind}"
+        match = re.search(r"pip install ([\w-]+)", str(error))  # by LangChain, which knows the provider's package
+        package = match[1] if match else f"langchain-{kind}"
         command = how_to_install("openai") if kind == "openai" else f"pip install {package}"
         raise InputError(f"the chat model {name!r} needs a package ({error}): {command}") from error
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
