@@ -1,6 +1,6 @@
 # make demo            sets everything up and draws "three blue cars to the left of a striped elephant"
 # make test            sets everything up, lints, type-checks and runs every test
-# make check           lints, type-checks and runs the quick tests: feedback in under a minute
+# make check           lints, type-checks and runs the quick tests: feedback in less than two minutes
 # make docs            builds the documentation into docs/_build/html, with warnings as errors
 # make golden          repeats sixty recorded runs and compares images, records, exit codes and schemas
 # make coverage        runs every test with coverage of lines and branches, and prints the figures

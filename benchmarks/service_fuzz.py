@@ -7,8 +7,10 @@ grammar of HTTP (targets, headers, encodings, framing, chunks, requests sent ahe
 JSON (null, depth, huge numbers, NaN, keys twice, half surrogate pairs, raw bytes). Most are sent with a key that may
 make no image, so that runs are refused at once; the others make one image.
 
-Counts statuses, faults (5xx) and tracebacks in the log, and follows the service's memory. Printed as JSON; the exit
-code is 1 if there was a fault or a traceback, or the service died.
+Counts statuses, faults (5xx) and tracebacks in the log, and follows the service's memory: when it is ready, and after
+each quarter of the requests. The first half is warm-up. Memory is "flat" if its median over the last eighth of the
+requests is at most 2% above its median over the eighth that follows the middle; otherwise it "grows". Printed as JSON;
+the exit code is 1 if there was a fault or a traceback, or the service died.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -42,6 +46,8 @@ _RUN: Final = re.compile(rb"run-[0-9a-f]{32}")
 _LINK: Final = re.compile(rb"/(?:artifacts|reports)/[A-Za-z0-9_.-]+")
 _PATIENCE: Final = 10.0
 """Seconds that an exchange may take."""
+_FLAT: Final = 0.02
+"""Growth of the second half up to which memory is called flat."""
 
 
 def main() -> None:
@@ -463,9 +469,6 @@ def summary(target: Target, tally: Tally, args: argparse.Namespace) -> dict[str,
     lines = target.log.read_text(errors="replace").splitlines()
     tracebacks = [line for line in lines if '"exception"' in line or line.startswith("Traceback")]
     errors = [line for line in lines if '"level": "error"' in line and line not in tracebacks]
-    memory = [
-        mib for requests_sent, mib in tally.memory if requests_sent > args.requests / 20
-    ]  # after caches are filled
     with suppress(httpx.HTTPError):
         alive = httpx.get(f"{target.url}/healthz", timeout=10).status_code == 200
         return {
@@ -478,15 +481,35 @@ def summary(target: Target, tally: Tally, args: argparse.Namespace) -> dict[str,
             "first_tracebacks": [line[:3000] for line in tracebacks[:3]],
             "other_errors_in_log": errors[:5],
             "cut_off_without_a_response": tally.unanswered,
-            "memory_mib": {
-                "begin": memory[0],
-                "middle": memory[len(memory) // 2],
-                "end": memory[-1],
-                "most": max(memory),
-            },
+            "memory_mib": memory_summary(tally.memory, args.requests),
             "alive": alive,
         }
     return {"faults": len(tally.faults), "tracebacks": len(tracebacks), "alive": False}
+
+
+def memory_summary(samples: Sequence[tuple[int, float]], count: int) -> dict[str, Any]:
+    """The memory when ready and after each quarter, and whether it is flat after warm-up.
+
+    Args:
+        samples: Requests sent, and MiB; in the order of time, and not empty.
+        count: The number of requests to send.
+    """
+
+    def median(begin: float, end: float) -> float:
+        """Of the samples between two shares of the requests; if there are none, the last sample before them."""
+        between = [mib for requests_sent, mib in samples if begin * count <= requests_sent <= end * count]
+        before = [mib for requests_sent, mib in samples if requests_sent <= end * count]
+        return statistics.median(between or before[-1:] or [samples[0][1]])
+
+    growth = median(7 / 8, math.inf) / median(1 / 2, 5 / 8) - 1
+    return {
+        "ready": samples[0][1],
+        **{f"after_{percent}%": median(percent / 100 - 0.01, percent / 100) for percent in (25, 50, 75)},
+        "end": samples[-1][1],
+        "most": max(mib for _, mib in samples),
+        "growth_of_second_half_percent": round(100 * growth, 2),
+        "verdict": "flat" if growth <= _FLAT else "grows",
+    }
 
 
 if __name__ == "__main__":

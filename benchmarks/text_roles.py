@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="openai:qwen", help="chat model of the text roles")
     parser.add_argument("--base-url", default="http://127.0.0.1:8765/v1", help="base URL of the model's server")
-    parser.add_argument("--max-tokens", type=int, default=400, help="maximum tokens of one answer")
+    parser.add_argument("--max-tokens", type=int, default=600, help="maximum tokens of one answer")
     parser.add_argument("--n", type=int, default=100, help="fresh prompts")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--images", type=int, default=3, help="maximum images for each prompt")

@@ -149,7 +149,7 @@ def _entries(content: object) -> Iterator[tuple[str, object]]:
 
 
 def _contexts(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every context in a request, which may hold several runs."""
+    """Every context in a request, which may hold several runs. A checkpoint becomes a part of the run's config."""
     pending = [content]
     while pending:
         part = pending.pop()
@@ -157,7 +157,7 @@ def _contexts(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
             pending += part
         elif isinstance(part, dict):
             for key, value in part.items():
-                if key in ("context", "configurable") and isinstance(value, dict):
+                if key in ("context", "configurable", "checkpoint") and isinstance(value, dict):
                     yield key, value
                 elif key not in _ELSEWHERE:
                     pending.append(value)

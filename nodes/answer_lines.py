@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any, Final
 
 from gems.models.yes_or_no import takes_back
 
-__all__ = ["ANSWER_LINE", "answers_in"]
+__all__ = ["ANSWER_LINE", "answer_line", "answers_in"]
 
 ANSWER_LINE: Final = re.compile(
-    r"[\s>|*•·#_(\[`-]*+(?i:(?:question|requirement|item)\s+)?(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
-    r"[\s*_`\"'|:=.,)\]>→–—-]+(?P<answer>(?<![-–—])\d.*|[^\d\s].*)",
+    r"[\s>|*•·#_(\[`-]*+(?i:(?:the\s+)?(?:answer\s+(?:to|for)|for)\s+)?"
+    r"(?i:(?:question|requirement|item)\s+)?(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
+    r"(?i:\s*\((?:object|count|attribute|colou?r|position|verb|action|text|style|other)\))?(?i:\s+is(?=\s))?"
+    r"[\s*_`\"'|:;=.,)\]>→–—-]+(?P<answer>(?<![-–—])\d.*|[^\d\s].*)",
     re.DOTALL,
 )
 """Matches an id, or a question, and its answer in words."""
-_NEXT_ANSWER: Final = re.compile(r"[,;]\s+(?=[^\W\d_]{1,12}\s?\d+\s*[:=])")
+_NEXT_ANSWER: Final = re.compile(
+    r"[,;]\s*(?=[^\W\d_]{1,12}\s?\d+\s*(?:[:=]|\s(?i:yes|no)\b))|(?<!\s)\s+(?=[^\W\d_]\d+\s*[:=]\s*\w)"
+)
+_ANSWER_FIRST: Final = re.compile(
+    r"(?P<bullet>[\s>*•·-]*+)\[?(?P<answer>[✅✓✔☑👍❌✗✘✖👎]|(?i:yes|no)(?=\W))\ufe0f?[\]*_]*[\s:–—-]+"
+    r"(?P<id>[*_(\[]*(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+[*_)\]]*(?![\w%])(?!\s+\w)|[^?？]{8,}[?？])(?P<rest>.*)",
+    re.DOTALL,
+)
+"""Matches an answer before the id that it belongs to."""
+_ID_ALONE: Final = re.compile(
+    r"[\s>|*•·#_(\[`-]*+(?i:(?:question_id|question|requirement|item|id|q)\s*[:=]?\s*)?"
+    r"(?P<id>[\"'*_]*[^\W\d_]{1,2}[_-]?\d+(?:\s*[:.]\s*[^?？\n]{8,}[?？])?|[^?？\n]{8,}[?？])[\s*_:.)\]`\"']*"
+)
+"""Matches a line with an id, or a question, whose answer follows in the next one."""
+_ELEMENT: Final = re.compile(
+    r"<(?P<name>[^\W\d]\w{0,20})(?:\s+id=[\"']?(?P<id>[\w-]{1,20})[\"']?)?\s*>(?P<answer>[^<>]*)</(?P=name)>"
+)
+_FRAME: Final = re.compile(r"\\boxed\{([^{}]*)\}")
 _RULE: Final = re.compile(r"(?=[^-]*-)[\s:|-]+")
 """Matches the line under the head of a table."""
 
@@ -27,10 +47,14 @@ def answers_in(text: str) -> list[Any]:
     """
     items: list[Any] = []
     head: list[str] = []
-    is_open = False
+    is_open, open_id = False, ""
+    text = _FRAME.sub(r"\1", unicodedata.normalize("NFKC", text).replace("\ufe0f", "").replace("\u20e3", ""))
+    text = _ELEMENT.sub(lambda element: f"\n{element['id'] or element['name']}: {element['answer']}\n", text)
     lines = [part for line in text.splitlines() for part in _answers_in_line(line)]
     for line, next_line in zip(lines, [*lines[1:], ""], strict=True):
-        words = line.strip()
+        words = answer_line(line.strip())
+        if open_id and words:
+            words, open_id = f"{open_id}: {words}" if not _ID_ALONE.fullmatch(words) else words, ""
         if not words or words.startswith("```"):
             head, is_open = [], False
         elif "|" in words and "|" in next_line and _RULE.fullmatch(next_line.strip()):
@@ -38,12 +62,23 @@ def answers_in(text: str) -> list[Any]:
         elif head:
             if not _RULE.fullmatch(words):
                 items.append(dict(zip(head, _cells(words), strict=False)))
+        elif (match := _ID_ALONE.fullmatch(words)) and not ANSWER_LINE.fullmatch(words):
+            open_id, is_open = match["id"].strip("\"'*_ "), False
         elif ANSWER_LINE.fullmatch(words):
             items.append(words)
             is_open = True
         elif items and isinstance(items[-1], str) and (is_open or takes_back(words)):
             items[-1] = f"{items[-1]}\n{words}"
     return items
+
+
+def answer_line(line: str) -> str:
+    """The line, with the id first if it has the answer first."""
+    line = unicodedata.normalize("NFKC", line)
+    if match := _ANSWER_FIRST.fullmatch(line):
+        rest = match["rest"].lstrip(" \t:*_)]–—-")
+        return f"{match['bullet']}{match['id'].strip('*_()[]')}: {match['answer']} {rest}".rstrip()
+    return line
 
 
 def _answers_in_line(line: str) -> list[str]:

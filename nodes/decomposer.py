@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, get_args
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
+from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
-from gems.models.lenient import Form, Item, Text, choice_of, items_of
+from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of
 from gems.nodes.ask import ask
-from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import is_grounded
+from gems.nodes.meter import Meter, metered
+from gems.nodes.question_checks import Mapped, is_mapped, missing_parts, says_optional, sound_questions, stands_for
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -30,12 +33,20 @@ _LONGEST_QUESTION: Final = 1000
 """Characters of a question that are accepted; models are asked for less."""
 
 
+def _is_required(raw: Any) -> bool:
+    """False for what says so; true for everything else, and for nothing."""
+    return not (raw is False or (isinstance(raw, str) and raw.strip().casefold() in ("false", "no", "optional")))
+
+
 class AtomicQuestion(Item):
     """One thing to check."""
 
+    reads_prose: ClassVar[bool] = True
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
-        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text"),
+        "question": ("requirement", "statement", "check", "criterion", "condition", "question_text", "text", "q"),
         "kind": ("type", "category"),
+        "words": ("source", "quote", "phrase"),
+        "must": ("required", "is_required"),
     }
 
     question: Text = Field(
@@ -45,6 +56,14 @@ class AtomicQuestion(Item):
         description="A yes/no question; yes means it is met.",
     )
     kind: Annotated[Kind, choice_of(get_args(Kind), "other")] = Field(description="What the question is about.")
+    words: Note = Field(
+        default="",
+        json_schema_extra={"maxLength": 120},
+        description="The words of the text that it stands for, copied.",
+    )
+    must: Annotated[bool, BeforeValidator(_is_required)] = Field(
+        default=True, description="false only for what the text says may be left out."
+    )
 
     @field_validator("question")
     @classmethod
@@ -74,17 +93,33 @@ class AtomicQuestion(Item):
         """See ``Item.from_text``: the question, or a statement of what the image must show."""
         return {"question": _BULLET.sub("", text, count=1)}
 
+    @classmethod
+    def items_in(cls, text: str) -> list[Any]:
+        """See ``Item.items_in``; of an answer without JSON, only the lines that are yes/no questions about an image."""
+        lines = super().items_in(text)
+        if not isinstance(text, Prose):
+            return lines
+        matches = [match for line in lines if (match := _QUESTION_LINE.fullmatch(line.strip()))]
+        if not matches:
+            raise ValueError("it has no questions")
+        return [{"question": match["question"], "kind": match["kind"] or match["after"]} for match in matches]
 
+
+_QUESTION_LINE: Final = re.compile(
+    r"(?:\W*(?P<kind>[^\W\d_]{4,12})\s*:)?\W*(?:[^\W\d_]?\d{1,2}\W+)?"
+    r"(?P<question>(?i:is|are|was|were|do|does|has|have)\b(?!.*\b(?i:you|me|i|we|us)\b).{3,400}[?？])\W*(?P<after>\w*)\W*"
+)
+"""Matches a line with a question about an image, with its kind before or after it."""
 _MARK: Final = re.compile(r"[?？؟]")
-_ID: Final = re.compile(r"\W*[^\W\d_]{0,12}[\W_]*\d+\W*")
+_ID: Final = re.compile(r"\W*+[^\W\d_]{0,12}+[\W_]*+\d++\W*+")
 _NO_REQUIREMENT: Final = re.compile(
-    rf"{_ID.pattern}|.*[:：]\s*|\W*(?:none|null|n/a|nothing)\W*", re.IGNORECASE | re.DOTALL
+    rf"{_ID.pattern}|.*[:：]\s*+|\W*+(?:none|null|n/a|nothing)\W*+", re.IGNORECASE | re.DOTALL
 )
 """Matches an id alone, the words before a list, and words for an empty list."""
 _BEGINS_A_QUESTION: Final = re.compile(
     r"\W*(?:is|are|was|were|do|does|did|has|have|can|how|what|which|who|where|will)\b", re.IGNORECASE
 )
-_BULLET: Final = re.compile(r"\s*(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
+_BULLET: Final = re.compile(r"(?<!\s)\s*+(?:[-*•·]\s+|\(?(?:[^\W\d_]\s?)?\d{1,2}[.):]\s*)+")
 
 
 class Requirements(Form):
@@ -99,6 +134,16 @@ class Requirements(Form):
     ]
 
 
+class AddedRequirements(Requirements):
+    """What was missing, one atomic question each: the form of the repair, which may find that nothing is."""
+
+    model_config = ConfigDict(title="Requirements")
+
+    requirements: Annotated[
+        list[AtomicQuestion], Field(max_length=MAX_REQUIREMENTS), items_of(AtomicQuestion, MAX_REQUIREMENTS)
+    ]
+
+
 def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
@@ -106,19 +151,57 @@ def make_decomposer(resources: Resources) -> Node:
         context = resources.context(runtime)
         messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", state["prompt"]))]
         with metered(state, "decomposer", context) as meter:
-            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, messages).form
-        grounded = [r for r in answer.requirements if is_grounded(r.question, state["prompt"])]
-        questions = {
-            " ".join(r.question.split()): r.kind for r in grounded or answer.requirements
-        }  # each question once
-        requirements = [
-            Requirement(id=f"r{i}", question=question, kind=kind)
-            for i, (question, kind) in enumerate(questions.items(), start=1)
-        ]
+            requirements = _requirements(meter, resources.chat(context, "decomposer"), messages, state["prompt"])
         runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})
         return GemsState(requirements=requirements, usage=meter.usage)
 
     return decomposer
+
+
+_ROOM_FOR_A_REPAIR: Final = 3
+"""Chat calls that must be left: this one, and two of the planner, which runs at the same time."""
+
+
+def _requirements(
+    meter: Meter, model: BaseChatModel, messages: Sequence[BaseMessage], prompt: str
+) -> list[Requirement]:
+    """The sound questions. A chat model that left something out is asked for it once."""
+    answer = ask(meter, model, Requirements, messages).form
+    questions = _by_mapping(prompt, answer)
+    sound = sound_questions(list(questions))
+    missing = missing_parts(prompt, sound) if is_mapped(list(questions)) else []
+    if missing and not meter.exhausted(chat_calls=_ROOM_FOR_A_REPAIR):
+        repair = HumanMessage(MISSING.format(words=", ".join(missing)))
+        conversation = [*messages, AIMessage(answer.model_dump_json(exclude_defaults=True)), repair]
+        with contextlib.suppress(MalformedAnswerError):
+            more = _by_mapping(prompt, ask(meter, model, AddedRequirements, conversation).form)
+            questions |= {q: item for q, item in more.items() if q not in questions}
+            sound += [q for q in sound_questions(list(more)) if q not in sound and stands_for(missing, q)]
+    unique = {" ".join(q.question.split()): (q, questions[q]) for q in reversed(sound or list(questions))}
+    return [
+        _requirement(i, prompt, question, *pair)
+        for i, (question, pair) in enumerate(list(reversed(unique.items()))[:MAX_REQUIREMENTS], start=1)
+    ]
+
+
+def _by_mapping(prompt: str, answer: Requirements) -> dict[Mapped, AtomicQuestion]:
+    return {Mapped(prompt, r.question, r.words): r for r in answer.requirements}
+
+
+def _requirement(number: int, prompt: str, question: str, mapped: Mapped, item: AtomicQuestion) -> Requirement:
+    is_optional = not item.must and says_optional(prompt)
+    return Requirement(
+        id=f"r{number}",
+        question=question,
+        kind=item.kind,
+        words=" ".join(item.words.split()) if mapped.places else "",
+        weight=_WEIGHT_OF_A_WISH if is_optional else 1.0,
+        must=not is_optional,
+    )
+
+
+_WEIGHT_OF_A_WISH: Final = 0.5
+"""The weight of what the user would like, beside 1 for what an image must show."""
 
 
 def without_requirements(state: GemsState, error: NodeError) -> Goto:
@@ -134,35 +217,40 @@ the order of the text:
 - count: is there exactly the number asked for? "a" is exactly one.
 - attribute: one question for each colour, material or pattern that is named for it.
 - position or verb: one question if its place or action in relation to another thing is named.
-Then text, style and other for all else. Invent nothing, leave nothing out, ask nothing twice."""
+- text: does the image show the text to be written, letter by letter as it was given?
+Then style and other for all else. Copy into words the words of the text that the question stands for, in the text's \
+language. What must not be there is asked so that "yes" means that it is absent. If the text names a thing by what is \
+known of it, ask for the thing. Invent nothing, leave nothing out, ask nothing twice."""
 
-_EXAMPLES: Final[tuple[tuple[str, tuple[tuple[Kind, str], ...]], ...]] = (
+MISSING: Final = "No question stands for: {words}. Add those that are missing, and hand in nothing else."
+
+_EXAMPLES: Final[tuple[tuple[str, tuple[tuple[Kind, str, str], ...]], ...]] = (
     (
         "four striped lamps chasing a boy, in the style of Monet",
         (
-            ("object", "Are there any lamps in the image?"),
-            ("count", "Are there exactly four lamps in the image?"),
-            ("attribute", "Are the lamps striped?"),
-            ("verb", "Are the lamps chasing the boy?"),
-            ("object", "Are there any boys in the image?"),
-            ("count", "Is there exactly one boy in the image?"),
-            ("style", "Is the image in the style of Monet?"),
+            ("object", "lamps", "Are there any lamps in the image?"),
+            ("count", "four lamps", "Are there exactly four lamps in the image?"),
+            ("attribute", "striped lamps", "Are the lamps striped?"),
+            ("verb", "lamps chasing a boy", "Are the lamps chasing the boy?"),
+            ("object", "boy", "Are there any boys in the image?"),
+            ("count", "a boy", "Is there exactly one boy in the image?"),
+            ("style", "in the style of Monet", "Is the image in the style of Monet?"),
         ),
     ),
     (
         "a kite, and a silver frog jumping over two tables behind a boat",
         (
-            ("object", "Are there any kites in the image?"),
-            ("count", "Is there exactly one kite in the image?"),
-            ("object", "Are there any frogs in the image?"),
-            ("count", "Is there exactly one frog in the image?"),
-            ("attribute", "Is the frog silver?"),
-            ("verb", "Is the frog jumping over the tables?"),
-            ("object", "Are there any tables in the image?"),
-            ("count", "Are there exactly two tables in the image?"),
-            ("position", "Are the tables behind the boat?"),
-            ("object", "Are there any boats in the image?"),
-            ("count", "Is there exactly one boat in the image?"),
+            ("object", "kite", "Are there any kites in the image?"),
+            ("count", "a kite", "Is there exactly one kite in the image?"),
+            ("object", "frog", "Are there any frogs in the image?"),
+            ("count", "a frog", "Is there exactly one frog in the image?"),
+            ("attribute", "silver frog", "Is the frog silver?"),
+            ("verb", "frog jumping over two tables", "Is the frog jumping over the tables?"),
+            ("object", "tables", "Are there any tables in the image?"),
+            ("count", "two tables", "Are there exactly two tables in the image?"),
+            ("position", "tables behind a boat", "Are the tables behind the boat?"),
+            ("object", "boat", "Are there any boats in the image?"),
+            ("count", "a boat", "Is there exactly one boat in the image?"),
         ),
     ),
 )
@@ -173,9 +261,11 @@ def _turns() -> Iterator[BaseMessage]:
     for prompt, questions in _EXAMPLES:
         yield HumanMessage(fence("user_prompt", prompt))
         answer = Requirements(
-            requirements=[AtomicQuestion(question=question, kind=kind) for kind, question in questions]
+            requirements=[
+                AtomicQuestion(question=question, kind=kind, words=words) for kind, words, question in questions
+            ]
         )
-        yield AIMessage(answer.model_dump_json())
+        yield AIMessage(answer.model_dump_json(exclude_defaults=True))
 
 
 EXAMPLES: Final = tuple(_turns())

@@ -17,7 +17,7 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 
-__all__ = ["Meter", "Stopwatch", "metered", "settle"]
+__all__ = ["Meter", "Stopwatch", "metered", "settle", "settle_run"]
 
 
 class Stopwatch:
@@ -120,6 +120,13 @@ def settle(state: GemsState, node: str) -> Usage:
     with _LOCK:
         meter = _UNSETTLED.pop((state.get("run_id", ""), node), None)
     return meter.usage if meter else Usage()
+
+
+def settle_run(run_id: str) -> Usage:
+    """The cost of a stopped run's nodes that were interrupted, and will be done again by another process."""
+    with _LOCK:
+        meters = [_UNSETTLED.pop(key) for key in list(_UNSETTLED) if key[0] == run_id]
+    return sum((meter.usage for meter in meters), Usage())
 
 
 def _cost(message: AIMessage) -> Usage:

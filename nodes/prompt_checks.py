@@ -1,30 +1,99 @@
-"""Checks a chat model's drafts in code instead of trusting its judgement."""
+"""Checks in code that a chat model's draft keeps what the user asked for, and that the image model can read it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from typing import ClassVar, Final
+import contextlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
-from pydantic import Field
+from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, create_model
 from pydantic.config import JsonDict
 
-from gems.models.generators import ImageGenerator, guide_of, objection_to
-from gems.models.lenient import Form, Text
+from gems.errors import MalformedAnswerError
+from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
+from gems.models.lenient import Form, Item, Note, Text, items_of
+from gems.models.structured import form_name
 from gems.nodes.ask import ask
+from gems.nodes.mapping_checks import (
+    contradicts,
+    is_free_of,
+    is_light,
+    locate,
+    misplaced,
+    quotation_in,
+    same_language,
+    unmatched,
+)
 from gems.nodes.meter import Meter
-from gems.wording import STOP_WORDS, hyphenated_words, stem
+from gems.reading import Reading, alike, read
 
-__all__ = ["PROMPT_NAMES", "SHORT", "Plan", "drawable_prompt", "is_grounded", "lost_words", "with_prompt"]
+__all__ = [
+    "PARTS",
+    "PART_LIMIT",
+    "PROMPT_NAMES",
+    "SHORT",
+    "Part",
+    "Parts",
+    "Plan",
+    "drawable_prompt",
+    "form_for",
+    "lost_words",
+    "with_prompt",
+]
 
 
-PROMPT_NAMES: Final = ("final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "draft")
+PROMPT_NAMES: Final = (
+    "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
+    "refined_prompt", "revised_prompt", "improved_prompt", "rewritten_prompt", "updated_prompt", "enhanced_prompt",
+    "optimized_prompt", "positive_prompt", "prompt_text", "prompts", "draft"
+)  # fmt: skip
 """Other names that models give to a prompt."""
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
 """Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
+_LONGEST_DRAFT: Final = 4000
+"""Characters."""
+_LONG: Final[JsonDict] = {"maxLength": _LONGEST_DRAFT}
+_SHORT_PROMPT: Final = 500
+"""Characters of a user's prompt up to which a draft of ``SHORT`` length has room for all of it."""
+_MOST_PARTS: Final = 40
+PART_LIMIT: Final[JsonDict] = {"maxItems": 20}
+"""Parts that a server with enforced schemas allows."""
+
+
+class Part(Item):
+    """Words of the wish that the prompt says in other words."""
+
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "words": ("wish", "source", "original"),
+        "phrase": ("as", "prompt", "prompt_words", "target"),
+    }
+
+    words: Note = Field(default="", json_schema_extra={"maxLength": 200}, description="The wish's words, copied.")
+    phrase: Note = Field(default="", json_schema_extra={"maxLength": 200}, description="The prompt's words for them.")
+
+    @classmethod
+    def from_pair(cls, key: str, value: Any) -> Any:
+        """See ``Item.from_pair``: words and their phrase."""
+        return {"words": key, "phrase": value}
+
+
+def _readable(raw: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """The parts that can be read; a prompt without any is as good."""
+    try:
+        return handler(raw)
+    except ValueError:
+        return []
+
+
+Parts = Annotated[list[Part], items_of(Part, _MOST_PARTS), WrapValidator(_readable)]
+"""What a draft says in other words than the user."""
+PARTS: Final = "Only words of the wish that the prompt says in other words or in another language."
 
 
 class Plan(Form):
@@ -34,10 +103,26 @@ class Plan(Form):
 
     prompt: Text = Field(
         min_length=1,
-        max_length=4000,
+        max_length=_LONGEST_DRAFT,
         description="The generation prompt, complete in itself.",
         json_schema_extra=SHORT,
     )
+    parts: Parts = Field(default=[], description=PARTS, json_schema_extra=PART_LIMIT)
+
+
+FormWithPrompt = TypeVar("FormWithPrompt", bound=Form)
+
+
+def form_for(form: type[FormWithPrompt], prompt: str) -> type[FormWithPrompt]:
+    """A form with a ``prompt``, such as ``Plan``, that has room for all of the user's prompt."""
+    return form if len(prompt) <= _SHORT_PROMPT else _with_room(form)
+
+
+@cache
+def _with_room(form: type[FormWithPrompt]) -> type[FormWithPrompt]:
+    field = copy(form.model_fields["prompt"])
+    field.json_schema_extra = _LONG
+    return create_model(form_name(form), __base__=form, __doc__=form.__doc__, prompt=(str, field))
 
 
 def drawable_prompt(
@@ -45,9 +130,11 @@ def drawable_prompt(
     model: BaseChatModel,
     conversation: Sequence[BaseMessage],
     draft: str,
+    parts: Sequence[Part] = (),
     *,
     prompt: str,
     generator: ImageGenerator,
+    room: int = 1,
 ) -> str:
     """A draft that keeps the prompt and that the image model can read; empty if the chat model cannot write one.
 
@@ -59,81 +146,251 @@ def drawable_prompt(
         model: The chat model that wrote the draft.
         conversation: The messages that it answered with the draft.
         draft: The draft that the chat model wrote.
+        parts: What the draft says in other words than the prompt, as the chat model says.
         prompt: The user's prompt; empty if nothing of it has to be kept.
         generator: The image model that the draft is for.
+        room: Chat calls for which the budget must have room before the chat model is asked again.
     """
     draft = " ".join(draft.split())
-    fault = _fault_of(draft, prompt, generator)
-    if fault and not meter.exhausted():
+    unreadable, losses = _unreadable(draft, generator), lost_words(prompt, draft, parts)
+    if (unreadable or losses) and not meter.exhausted(chat_calls=room):
+        fault = unreadable or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
-        draft = " ".join(ask(meter, model, Plan, repair, blind=True).form.prompt.split())
+        with contextlib.suppress(MalformedAnswerError):
+            plan = ask(meter, model, form_for(Plan, prompt), repair, blind=True).form
+            other = " ".join(plan.prompt.split())
+            still_missing = lost_words(prompt, other, plan.parts)
+            if unreadable or len(still_missing) < len(losses):
+                draft, parts, losses = other, plan.parts, still_missing
     if guide_of(generator):
-        draft = _without_prompt(prompt, draft)
-    draft = with_prompt(prompt, draft, generator)
+        draft = _without_prompt(prompt, draft, parts)
+    draft = with_prompt(prompt, draft, generator, parts)
     return "" if objection_to(generator, draft) else draft
 
 
-def _fault_of(draft: str, prompt: str, generator: ImageGenerator) -> str:
+def _unreadable(draft: str, generator: ImageGenerator) -> str:
+    """What the image model cannot read of a draft, and what to do, in words for a chat model; empty if it reads all."""
     if objection := objection_to(generator, draft):
         return f"{objection}. Write the prompt again, without them."
-    # An image model with a prompting style of its own cannot take the user's prompt in front of the draft.
-    missing = lost_words(prompt, draft) if guide_of(generator) else []
-    return f"The prompt has lost: {', '.join(missing)}. Write it again, with them." if missing else ""
+    excess = excess_of(generator, draft)
+    return f"{excess}. Write the prompt again." if excess else ""
 
 
-def _without_prompt(prompt: str, draft: str) -> str:
+def _without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
     """The draft without the prompt in front of it, if the remainder says it all: else things would be drawn twice."""
     remainder = draft.removeprefix(prompt.rstrip(" .")).lstrip(" .,:;")
-    return draft if lost_words(prompt, remainder) else remainder
+    return draft if remainder == draft or not remainder or lost_words(prompt, remainder, parts) else remainder
 
 
-def with_prompt(prompt: str, draft: str, generator: ImageGenerator) -> str:
+def with_prompt(prompt: str, draft: str, generator: ImageGenerator, parts: Sequence[Part] = ()) -> str:
     """The draft, with the prompt in front of it if the draft has lost a word of it.
 
-    A weak model forgets things and a strong one paraphrases. The user's own words harm neither, unless the image model
-    cannot read them.
+    The user's own words bring back what a weak model forgets, unless the image model cannot read them or reads
+    no further. A draft in another language was written in the one that the image model reads.
     """
+    if not same_language(read(prompt), read(draft)) or not lost_words(prompt, draft, parts):
+        return draft
     whole = f"{prompt.rstrip(' .')}: {draft}"
-    return whole if lost_words(prompt, draft) and not objection_to(generator, whole) else draft
+    is_read = not objection_to(generator, whole) and not excess_of(generator, whole)
+    return whole if is_read and len(whole) <= _LONGEST_DRAFT else draft
 
 
-def lost_words(prompt: str, draft: str) -> list[str]:
-    """The prompt's content words that the draft does not contain in any form.
-
-    Words that relate things (left of, behind, chasing) may be missing: a good draft says where things stand instead.
-    """
-    draft_stems = {stem(word) for word in hyphenated_words(draft)}
-    words = hyphenated_words(prompt)
-    content = [
-        word
-        for word, next_word in pairwise([*words, "a"])
-        if word not in STOP_WORDS and not _is_action(word, next_word)
-    ]
-    return [word for word in dict.fromkeys(content) if stem(word) not in draft_stems]
-
-
-def _is_action(word: str, next_word: str) -> bool:
-    """Whether a word ending in -ing relates two things: "chasing" in "a cat chasing a dog", not "a sparkling cat"."""
-    return word.endswith("ing") and (next_word in STOP_WORDS or next_word in _QUESTION_WORDS)
-
-
-def is_grounded(question: str, prompt: str) -> bool:
-    """Whether a question is about the prompt: more than half of its content words are in the prompt.
-
-    A weak model asks about things that nobody named: whether the cat is made of wood, as in its example, or whether
-    two things look the same.
-    """
-    prompt_stems = {stem(word) for word in hyphenated_words(prompt)}
-    question_words = set(hyphenated_words(question))
-    content = [w for w in question_words if w not in STOP_WORDS and w not in _QUESTION_WORDS]
-    compares = "same" in question_words and "same" not in prompt_stems
-    return not content or (sum(stem(w) in prompt_stems for w in content) > len(content) / 2 and not compares)
-
-
-_QUESTION_WORDS: Final = frozenset(
-    hyphenated_words(
-        "do does did has have was were can exactly many much number read reads text word words written say says style "
-        "two three four five six seven eight nine ten 1 2 3 4 5 6 7 8 9 10"
-    )
+WORDS_LOST: Final = (
+    "The prompt has lost: {words}. Write it again, with them. If it says them in other words, name those in parts."
 )
-"""Words that occur in questions about anything."""
+
+
+# --- what a draft has lost ------------------------------------------------------------------------------------------
+
+
+def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]:
+    """What the prompt asks for and a draft neither says in any form of the same words nor, by ``parts``, in others.
+
+    Numbers, quotations and what is negated are never given up. For a draft in another language only ``parts`` show what
+    became of the other words; without them, nothing is concluded.
+    """
+    wish, text = read(prompt), read(draft)
+    quotations = [f'"{q}"' for q in wish.quotations if not quotation_in(q, text.text)]
+    carriers = [(places, part) for part in parts if (places := _carried(wish, text, part))]
+    carried = frozenset[int]().union(*(places for places, _ in carriers))
+    losses = {*_lost_numbers(wish, text, carried), *misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
+    losses |= set(_lost_content(wish, text, carriers, carried))
+    losses |= {i for part in parts for i in _belied(wish, text, part) if i not in carried}
+    return [*quotations, *wish.spell(losses)]
+
+
+def _belied(wish: Reading, text: Reading, part: Part) -> list[int]:
+    """Indexes of the prompt's words for which a part has another number or colour, or their opposite."""
+    places, words, phrase = locate(wish, part.words), read(part.words, wish.language), read(part.phrase, text.language)
+    return [i for i in wish.content if i in places] if phrase.tokens and contradicts(words, phrase) else []
+
+
+def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:
+    """Indexes of the prompt's words that the draft carries by this part; empty if it is not true."""
+    places, words, phrase = locate(wish, part.words), read(part.words, wish.language), read(part.phrase, text.language)
+    if not places or not phrase.tokens or not _stands_in(phrase, text) or contradicts(words, phrase):
+        return frozenset()
+    content = [i for i in wish.content if i in places]
+    if same_language(wish, phrase):
+        missing = unmatched(wish, content, phrase)
+        if missing and not unmatched(phrase, phrase.content, words):
+            return places - set(missing)  # it only says less
+    if _weight(phrase) * _LEAST_SHARE < sum(_letters(wish, i) for i in content):
+        return frozenset()
+    numbers = {n.position for n in wish.numbers if n.position in places and n.value > 1 and not n.is_measure}
+    return places - {i for i in numbers if not _counts(wish.language.number(wish.words[i]), phrase, text)}
+
+
+_LEAST_SHARE: Final = 8
+"""A phrase that is this many times shorter than the words that it stands for says less than they do."""
+
+
+def _weight(reading: Reading) -> float:
+    return sum(_letters(reading, i) for i in reading.content) or len(reading.text)
+
+
+def _letters(reading: Reading, index: int) -> float:
+    return len(reading.words[index]) * (1 if reading.language.spaced else 2.5)
+
+
+def _counts(value: int | None, phrase: Reading, text: Reading) -> bool:
+    """Whether a phrase, or the draft around it, has the number, or names as many things one by one."""
+    articles = [i for i, word in enumerate(phrase.words) if word in ("a", "an", "one", "another")]
+    singles = sum(not any(n.position == i + 1 for n in phrase.numbers) for i in articles)
+    total = singles + sum(n.value for n in phrase.numbers if n.value > 1)
+    return value is None or value in phrase.values | text.values or total >= value > 1
+
+
+def _stands_in(phrase: Reading, text: Reading) -> bool:
+    """Whether a phrase is in the draft, perhaps with other words between or in another form."""
+    if " ".join(phrase.words) in " ".join(text.words):
+        return True
+    content = phrase.content or list(range(len(phrase.tokens)))
+    missing = unmatched(phrase, content, text)
+    return len(missing) * 5 <= len(content) and phrase.values - {1} <= text.values and not misplaced(phrase, text)
+
+
+def _lost_numbers(wish: Reading, text: Reading, carried: Collection[int]) -> list[int]:
+    counts = [n for n in wish.numbers if n.value > 1 and not n.is_measure]
+    return [n.position for n in counts if n.position not in carried and not _has_value(text, n.value)]
+
+
+def _has_value(text: Reading, value: int) -> bool:
+    """Whether a draft has a number, or its numbers add up to it; "1920s" has the number 1920."""
+    with_ending = re.compile(rf"{value}\D+")
+    return value in text.values | {sum(text.values)} or any(with_ending.fullmatch(word) for word in text.words)
+
+
+def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried: Collection[int]) -> list[int]:
+    """What is not to be there, and yet is drawn, or is left unsaid by a chat model that says what it says otherwise."""
+    if not same_language(wish, text):
+        return []
+    denials = sum(is_free_of(read(word)) for word in text.words)
+    unsaid = bool(parts) and denials < len(wish.negated)
+    return [
+        i
+        for group in wish.negated
+        if _affirms(wish, group, text) or (unsaid and not set(group) & set(carried))
+        for i in group
+    ]
+
+
+def _affirms(wish: Reading, group: Sequence[int], text: Reading) -> bool:
+    """Whether a draft says that there is what the prompt negates."""
+    head, modifiers = wish.words[group[-1]], [wish.words[i] for i in group[:-1] if not wish.words[i].endswith("ing")]
+    is_wanted_too = sum(alike(head, word) for word in wish.words) > sum(
+        alike(head, wish.words[other[-1]]) for other in wish.negated
+    )
+    return not is_wanted_too and any(
+        not _is_negated_at(text, i) and all(any(alike(o, w) for w in text.words[max(0, i - 4) : i]) for o in modifiers)
+        for i, word in enumerate(text.words)
+        if alike(head, word)
+    )
+
+
+def _is_negated_at(text: Reading, index: int) -> bool:
+    clause = text.tokens[index].clause
+    before = [i for i in text.negations if i < index and (clause == text.tokens[i].clause or index - i < 5)]
+    around = [i for i in range(max(0, index - 8), min(len(text.words), index + 3)) if text.tokens[i].clause == clause]
+    return bool(before) or is_free_of(read(" ".join(text.words[i] for i in around)))
+
+
+def _lost_content(
+    wish: Reading, text: Reading, carriers: Sequence[tuple[Collection[int], Part]], carried: Collection[int]
+) -> list[int]:
+    negated = {i for group in wish.negated for i in group} if same_language(wish, text) else set()
+    open_ = [i for i in wish.content if i not in carried and i not in negated and not is_light(wish, i)]
+    missing = unmatched(wish, open_, text)
+    if carriers:
+        missing = [i for i in missing if not _goes_with(wish, i, text, carriers)]
+        return [] if _is_detail(wish, missing) else missing
+    if not same_language(wish, text):
+        return [i for i in missing if wish.words[i].isascii() and not _has_latin_script(wish)]  # names in Latin letters
+    missing = [i for i in missing if not _is_action(wish, i)]
+    return [] if _is_rich(wish, text, missing) else missing
+
+
+def _is_action(wish: Reading, index: int) -> bool:
+    """Whether a word relates two things: "chasing" in "a cat chasing a dog". A draft may say where they are.
+
+    A sparkling cat is none.
+    """
+    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content
+
+
+def _has_latin_script(reading: Reading) -> bool:
+    return sum(word.isascii() for word in reading.words) * 2 > len(reading.words)
+
+
+def _goes_with(wish: Reading, index: int, text: Reading, carriers: Sequence[tuple[Collection[int], Part]]) -> bool:
+    """Whether a word stands beside words whose phrase says more than they do: the phrase may say it, too.
+
+    A colour or a name does not go with other words.
+    """
+    token = wish.tokens[index]
+    if wish.language.colours_of(token.word) or (token.is_name and index and wish.language.name != "de"):
+        return False
+    return any(
+        {index - 1, index + 1} & set(places) & set(wish.content)
+        and len(read(part.phrase, text.language).content)
+        > sum(i in places for i in wish.content) * (1 if wish.language.spaced else 0.5)
+        for places, part in carriers
+    )
+
+
+_LONG_WISH: Final = 25
+"""Content words from which a wish is long: one word in ten may go where the words around it stay."""
+
+
+def _is_detail(wish: Reading, missing: Sequence[int]) -> bool:
+    """Whether all that is missing are details of a long wish, each beside words of the same thing that are there."""
+    if not missing or len(wish.content) < _LONG_WISH or len(missing) * 10 > len(wish.content):
+        return False
+    is_strict = any(wish.language.colours_of(wish.words[i]) for i in missing)
+    return not is_strict and not any(set(chunk) <= set(missing) for chunk in _chunks(wish))
+
+
+def _is_rich(wish: Reading, text: Reading, missing: Sequence[int]) -> bool:
+    """Whether a draft without parts says so much of its own that it may say what is missing in other words.
+
+    A weak model forgets things and adds little; so a thing of which no word is left counts as lost, unless it is one of
+    many in a rich draft.
+    """
+    additions = len(unmatched(text, text.content, wish))
+    if any(wish.language.colours_of(wish.words[i]) for i in missing) or additions < 3 * len(missing):
+        return False
+    chunks = _chunks(wish)
+    absent_chunks = [chunk for chunk in chunks if set(chunk) <= set(missing)]
+    things = [chunk for chunk in absent_chunks if not (len(chunk) == 1 and wish.words[chunk[0]].endswith("ing"))]
+    return not things or (len(things) * 3 <= len(chunks) and additions >= 8 * len(things))
+
+
+def _chunks(wish: Reading) -> list[list[int]]:
+    """The content words, neighbours together."""
+    chunks: list[list[int]] = []
+    for i in wish.content:
+        if chunks and i == chunks[-1][-1] + 1 and wish.tokens[i].clause == wish.tokens[i - 1].clause:
+            chunks[-1].append(i)
+        else:
+            chunks.append([i])
+    return chunks

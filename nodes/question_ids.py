@@ -9,11 +9,21 @@ from typing import Final
 
 from gems.graph.state import Requirement
 
-__all__ = ["question_of", "questions_of"]
+__all__ = ["name_of_place", "question_of", "questions_of"]
 
-_ID: Final = re.compile(r"\W*(?P<prefix>[^\W\d_]*)[\W_]*0*(?P<number>\d+)(?P<rest>\W.*|)", re.DOTALL)
+_ID: Final = re.compile(
+    r"\W*+(?:(?:question|requirement|item|id|req|nr|no)[\W_]++(?=[^\W\d_]))?"
+    r"(?P<prefix>[^\W\d_]*+)[\W_]*+(?:0(?=\d))*+(?P<number>\d++)(?P<rest>\W.*|)",
+    re.DOTALL,
+)
+_PLACE: Final = re.compile(r"answer (?P<place>\d+) of (?P<count>\d+)")
 _MEANINGLESS: Final = frozenset({"", "id", "q", "qid", "question", "req", "requirement", "no", "nr", "number", "item"})
 """Words in front of a number that do not say which series of questions it belongs to."""
+
+
+def name_of_place(place: int, count: int) -> str:
+    """Stands for the id of an answer that has none: its place, from 1, among so many answers."""
+    return f"answer {place} of {count}"
 
 
 def questions_of(names: Sequence[str], requirements: Sequence[Requirement]) -> dict[str, Requirement]:
@@ -27,6 +37,10 @@ def questions_of(names: Sequence[str], requirements: Sequence[Requirement]) -> d
         names: The ids as a model wrote them, each once.
         requirements: What the model was asked about.
     """
+    places = [match for name in names if (match := _PLACE.fullmatch(name))]
+    if places:  # answers without ids are about the questions in their order, if each has one
+        is_all = len(places) == len(names) == len(requirements) == int(places[0]["count"])
+        return dict(zip(names, requirements, strict=True)) if is_all else {}
     questions_by_name = {name: question for name in names if (question := question_of(name, requirements))}
     numbers = [int(match["number"]) if (match := _ID.fullmatch(_plain(name))) else -1 for name in names]
     is_row = len(names) == len(requirements) and numbers in (list(range(len(names))), list(range(1, len(names) + 1)))
@@ -61,4 +75,4 @@ def _means(name: str, requirement: Requirement) -> bool:
 
 def _plain(text: str) -> str:
     """The text in lower case and without the punctuation around it."""
-    return re.sub(r"^\W+|\W+$", "", unicodedata.normalize("NFKC", text).casefold())
+    return re.sub(r"^\W++|(?<!\W)\W++$", "", unicodedata.normalize("NFKC", text).casefold())

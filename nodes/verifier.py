@@ -28,12 +28,13 @@ from gems.graph.state import (
 )
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
-from gems.models.lenient import ANSWER_NAMES, Form, Item, Note, Share, Text, YesNo, items_of, read_answer
+from gems.models.lenient import ANSWER_NAMES, Form, Item, Note, Prose, Share, Text, YesNo, items_of, read_answer
 from gems.models.logprobs import answer_probabilities
-from gems.nodes.answer_lines import ANSWER_LINE, answers_in
+from gems.models.yes_or_no import is_one_word, yes_or_no
+from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
-from gems.nodes.question_ids import questions_of
+from gems.nodes.question_ids import name_of_place, questions_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
@@ -84,13 +85,33 @@ class AnsweredQuestion(Item):
     def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
         """See ``Item.from_pair``: the key is the id, and the value is the answer with or without its other fields."""
         if not _LIKE_AN_ID.fullmatch(key):
-            raise ValueError(f"{key!r} is not the id of a question")
+            return cls._of_group(key, value)
         return {"id": key, **value} if isinstance(value, Mapping) else {"id": key, "answer": value}
+
+    @classmethod
+    def _of_group(cls, key: str, value: Any) -> dict[str, Any]:
+        """One of the questions that have the same answer, which is written once for all of them."""
+        answer = yes_or_no(key.replace("_", " "))
+        if answer != "unsure" or key.strip().casefold() in _UNSURE_GROUPS:
+            if isinstance(value, str) and _LIKE_AN_ID.fullmatch(value):
+                return {"id": value, "answer": answer}
+            if isinstance(value, Mapping) and value and cls.by_field(value).get("id") is not None:
+                return {**value, "answer": [answer, *cls.values_of("answer", value)]}
+        raise ValueError(f"{key!r} is not the id of a question")
+
+    @classmethod
+    def in_order(cls, raw_items: list[Any]) -> list[Any]:
+        """See ``Item.in_order``: answers without any ids."""
+        answers = [_bare_answer(item) for item in raw_items]
+        if not answers or None in answers or not {"yes", "no"}.intersection(map(_answer_in, answers)):
+            return raw_items
+        names = (name_of_place(place, len(answers)) for place in range(1, len(answers) + 1))
+        return [{"id": name, **(answer or {})} for name, answer in zip(names, answers, strict=True)]
 
     @classmethod
     def from_text(cls, text: str) -> dict[str, Any]:
         """See ``Item.from_text``: the id, and the answer with what was seen."""
-        match = ANSWER_LINE.fullmatch(text)
+        match = ANSWER_LINE.fullmatch(answer_line(text))
         if match is None:
             raise ValueError("an answer needs the id of its question")
         return {"id": match["id"], "answer": match["answer"], "reason": match["answer"]}
@@ -99,6 +120,9 @@ class AnsweredQuestion(Item):
     def items_in(cls, text: str) -> list[Any]:
         """See ``Item.items_in``: the lines of a list, or the rows of a table, if one of them has an answer."""
         items = answers_in(text)
+        lines = [line for line in text.splitlines() if line.strip()]
+        if isinstance(text, Prose) and not items and len(lines) < _MOST_BARE_ANSWERS and all(map(_bare_answer, lines)):
+            return lines
         if not any(_is_decisive(item) for item in items):
             raise ValueError("it has no answers")
         return items
@@ -113,8 +137,29 @@ class AnsweredQuestion(Item):
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
 
-_LIKE_AN_ID: Final = re.compile(r"\W*[^\W\d_]*[\W_]*\d+\W*|.+[?？]\W*", re.DOTALL)
+_LIKE_AN_ID: Final = re.compile(r"\W*+[^\W\d_]*+[\W_]*+\d++\W*+|.+[?？][^\w?？]*+", re.DOTALL)
 """Matches an id with a number, or a question."""
+
+
+_UNSURE_GROUPS: Final = frozenset(
+    {"unsure", "unclear", "unknown", "uncertain", "maybe", "partial", "partially", "mixed"}
+)
+_MOST_BARE_ANSWERS: Final = 100
+
+
+def _bare_answer(item: Any) -> dict[str, Any] | None:
+    """The fields of an answer that does not say what it is about; None if it does, or is none."""
+    if isinstance(item, (str, bool)):
+        is_bare = isinstance(item, bool) or is_one_word(item) or item.strip().casefold() in _UNSURE_GROUPS
+        return {"answer": item} if is_bare else None
+    if not isinstance(item, Mapping) or not item:
+        return None
+    names = {str(key).casefold() for key in item}
+    is_bare = "answer" in names and names <= _FIELDS_WITHOUT_ID
+    return dict(item) if is_bare else None
+
+
+_FIELDS_WITHOUT_ID: Final = frozenset({"answer", "confidence", "reason", "explanation", "reasoning"})
 
 
 def _answer_in(value: Any) -> Answer | None:

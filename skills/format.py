@@ -54,7 +54,7 @@ _DOCUMENT: Final = re.compile(
     r"\A\s*---[ \t]*\n(?P<head>.*?)^(?:---|\.\.\.)[ \t]*$\n?(?P<body>.*)\Z", re.DOTALL | re.MULTILINE
 )
 _OLDER: Final = re.compile(r"\A\s*# +Skill:[ \t]*(?P<name>[^\n]*)\n(?P<rest>.*)\Z", re.DOTALL | re.IGNORECASE)
-_SECTION: Final = re.compile(r"^## +(?P<title>[^\n]*?)[ \t]*$\n?(?P<text>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+_SECTION: Final = re.compile(r"^## +(?P<title>[^\n]*)$\n?(?P<text>.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 _PLAIN_LINE: Final = re.compile(r"(?P<key>[A-Za-z][\w-]*):[ \t]+(?P<value>[^\s|>\"'\[{&!#].*)")
 _CHECK: Final = re.compile(rf"(?P<kind>{'|'.join(get_args(Kind))}): *(?P<question>\S.{{3,290}}\?)")
 

@@ -79,6 +79,7 @@ class PaintGenerator:
 
     name = "paint"
     fingerprint = "0" * 64
+    redraws_edits = False
 
     def __init__(
         self,

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, SerializationInfo, field_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from gems.authority import OperatorOnly, is_file
 
@@ -57,6 +66,47 @@ class GeneratorOptions(_Options):
     )
 
     # For pipelines in this process.
+    max_sequence_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=8192,
+        title="Prompt length",
+        description="Tokens that are read of a prompt, as far as the model can. Default: the pipeline's own.",
+    )
+    scheduler: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z0-9]+$",
+        max_length=100,
+        title="Scheduler",
+        description="A scheduler of diffusers instead of the model's own, such as DPMSolverMultistepScheduler.",
+    )
+    variant: str | None = Field(
+        default=None,
+        pattern="^[A-Za-z0-9_-]+$",
+        max_length=40,
+        title="Variant",
+        description="Variant of the weights, such as fp16. Default: the plain ones, or else the only variant there is.",
+    )
+    lora: Annotated[tuple[str, ...], OperatorOnly("--generator-option lora=FILE[:SCALE]")] = Field(
+        default=(),
+        exclude=True,
+        max_length=16,
+        title="LoRA",
+        description="Files of LoRA weights that are added, each with a scale after a colon. Default of the scale: 1.",
+    )
+    vae: Annotated[str | None, OperatorOnly("--generator-option vae=FOLDER_OR_FILE")] = Field(
+        default=None,
+        exclude=True,
+        title="VAE",
+        description="Folder, repository or file of another autoencoder of the same class.",
+    )
+    config: Annotated[str | None, OperatorOnly("--generator-option config=FOLDER_OR_REPO")] = Field(
+        default=None,
+        exclude=True,
+        title="Configuration",
+        description="For weights in a single file: a folder or repository of the pipeline that they are for. Default: "
+        "the repository that diffusers knows for them.",
+    )
     true_cfg_scale: float | None = Field(
         default=None,
         ge=0,
@@ -145,6 +195,12 @@ class GeneratorOptions(_Options):
     seed_field: str | None = Field(
         default=None, title="Seed field", description='ComfyUI: the input for the seed, as NODE.INPUT ("3.seed").'
     )
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _several(cls, lora: object) -> object:
+        """One LoRA may be given without a list around it."""
+        return (lora,) if isinstance(lora, str) else lora
 
     @field_serializer("quantization")
     def _without_folder(self, quantization: str | None) -> str | None:

@@ -8,9 +8,11 @@ requests that a server gets.
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 from urllib.request import urlopen
@@ -22,6 +24,7 @@ from forked import gems_here
 from langchain_core.messages import HumanMessage
 from langgraph.runtime import RunControl
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_chat import save_tiny_chat
 from tiny_pipelines import SIZE, save_tiny
 
@@ -68,7 +71,15 @@ LOCAL_ONLY: Final = {
     "compile": True,
     "batch_size": 2,
     "trust_remote_code": True,
+    "max_sequence_length": 4,
+    "scheduler": "FlowMatchLCMScheduler",
+    "variant": "fp16",
+    "lora": "lora.safetensors",
+    "vae": "vae-2",
+    "config": "config",
 }
+PATHS: Final = ("workflow", "lora", "vae", "config")
+"""Options whose values are files and folders of the fixture."""
 SERVER_ONLY: Final = {"base_url": "http://127.0.0.1:9/v1", "api_key": "sk-x", "timeout": 0.2, "concurrency": 1}
 COMFYUI_ONLY: Final = {"workflow": "other.json", "prompt_field": "7.text", "seed_field": "3.noise"}
 DRAWING: Final = {"steps": 3, "guidance_scale": 2.0, "negative_prompt": "blur", "true_cfg_scale": 2.0}
@@ -77,8 +88,11 @@ SIDES: Final = {"width": 48, "height": 48}
 DIFFUSERS: Final = {
     **honoured(**SIDES, steps=3, strength=0.5, previews=1),
     **honoured(**{k: LOCAL_ONLY[k] for k in ("device", "dtype", "vae_tiling", "vae_slicing", "compile", "batch_size")}),
-    **honoured(trust_remote_code=True),
-    **refused(offload="model", quantization="bnb-4bit", edits=True, **SERVER_ONLY, **COMFYUI_ONLY),
+    **honoured(
+        **{k: LOCAL_ONLY[k] for k in ("trust_remote_code", "max_sequence_length", "scheduler", "variant", "vae")}
+    ),
+    "lora": ("lora.safetensors", HONOURED if find_spec("peft") else REFUSED),
+    **refused(offload="model", quantization="bnb-4bit", edits=True, config="config", **SERVER_ONLY, **COMFYUI_ONLY),
 }
 GENERATORS: Final[Table] = {
     "pocket": {
@@ -167,8 +181,27 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "x"}},
     }
     (folder / "workflow.json").write_text(json.dumps(workflow))
-    (folder / "other.json").write_text(json.dumps({**workflow, "8": {"class_type": "SaveImage", "inputs": {}}}))
+    (folder / "comfyui").mkdir()
+    other = {**workflow, "8": {"class_type": "SaveImage", "inputs": {}}}
+    (folder / "comfyui" / "other.json").write_text(json.dumps(other))
+    for kind, module in (("z-image", "layers.0.attention.to_q"), ("qwen-image", "transformer_blocks.0.attn.to_q")):
+        add_weights(folder / kind, module)
     return folder
+
+
+def add_weights(folder: Path, module: str) -> None:
+    """Weights that change the images of a tiny pipeline: a variant, another autoencoder, a LoRA for a module."""
+    [file] = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    save_file({name: tensor * 1.5 for name, tensor in tensors.items()}, file.with_suffix(".fp16.safetensors"))
+    [decoder] = (folder / "vae").glob("*.safetensors")
+    shutil.copytree(folder / "vae", folder / "vae-2")
+    halves = {name: tensor * 0.5 for name, tensor in load_file(decoder).items()}
+    save_file(halves, folder / "vae-2" / decoder.name, metadata={"format": "pt"})
+    rows, columns = tensors[f"{module}.weight"].shape
+    prefix = f"transformer.{module}"
+    lora = {f"{prefix}.lora_A.weight": torch.ones(1, columns), f"{prefix}.lora_B.weight": torch.ones(rows, 1)}
+    save_file(lora, folder / "lora.safetensors")
 
 
 @pytest.fixture(params=GENERATORS)
@@ -272,7 +305,8 @@ def test_a_generator_option_has_an_effect_or_is_refused(bench: Bench, folders: P
     """One test per backend and not one per option, so that the default is drawn only once."""
     default = observe(bench)
     for option, (value, expected) in GENERATORS[kind_of(bench)].items():
-        setting = str(folders / value) if option == "workflow" else value
+        setting = str(folders / kind_of(bench) / value) if option in PATHS else value
+        setting = (setting,) if option == "lora" else setting
         if expected == HONOURED:
             check_generator_options(bench.generator(**{option: setting}))
             assert observe(bench, **{option: setting}) != default, option

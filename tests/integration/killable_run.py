@@ -53,14 +53,14 @@ def answer(schema: str, messages: list[Any], index: int) -> Any:
     match schema:
         case "Plan":
             read = any(m.type == "tool" for m in messages)
-            return {"prompt": "the plan"} if read else [("counting", {})]
+            return {"prompt": "the plan of two things"} if read else [("counting", {})]
         case "Requirements":
             return {"requirements": [{"question": f"Is it {i}?", "kind": "other"} for i in "ab"]}
         case "Verdicts":
             ids = [line.split(":")[0] for line in text.splitlines() if line.startswith("r")]
             return {"verdicts": [{"id": i, "answer": "no", "confidence": 0.8, "reason": ""} for i in ids]}
     tries = text.count(" passed, failed ")
-    return {"experience": "e", "strategy": "rewrite", "prompt": f"the plan, better {tries}"}
+    return {"experience": "e", "strategy": "rewrite", "prompt": f"the plan of two things, better {tries}"}
 
 
 def paint(request: Any, call: int) -> None:

@@ -263,6 +263,29 @@ def test_a_stop_does_not_wait_for_a_chat_server_that_fails(painter: Painter, tmp
     assert process.returncode == 130, messages
 
 
+def test_calls_that_a_stop_interrupts_are_in_every_total(tmp_path: Path) -> None:
+    """The chat server answers about one of two images, and then fails: the step is not done, the answer is paid."""
+    with serving() as chat_server, serving("image_server.py") as address:
+        chat = ChatEndpoint(chat_server, "verdict-then-down")
+        options = ("--mllm", "openai:pocket", "--chat-option", f"base_url={chat.options.base_url}")
+        batch = BatchFolder(
+            tmp_path, Painter(address), *options, "--chat-option", "api_key=x", "--candidates", 2, "--max-rounds", 1
+        )
+        batch.write(PROMPTS[:1])
+
+        with forked.gems_process(*batch.command(), home=batch.home) as process:
+            wait_until(lambda: [e["form"] for e in chat.log].count("Verdicts") >= 2, lambda: "no verdict was asked for")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=25)
+        assert process.returncode == 130
+        spent = batch.status()["spent"]
+        # One call for the requirements, the one that was answered, and the one that was given up.
+        assert (spent["images"], spent["chat_calls"]) == (2, 3)
+        summary = batch.summary("--total-chat-calls", 4, code=4)
+        assert summary["limit_reached"] == "chat calls"
+        assert batch.status()["spent"] == spent
+
+
 def test_a_grace_period_bounds_a_stop(painter: Painter, tmp_path: Path) -> None:
     """The server hangs with the image, and nothing can be done but leave."""
     batch = BatchFolder(tmp_path, painter, "--max-rounds", 1, "--concurrency", 2, behaviour="hung")

@@ -93,6 +93,16 @@ def test_the_form_offers_only_what_the_generator_supports(tmp_path: Path, can_ed
     assert "editor" not in visited
 
 
+@pytest.mark.parametrize("redraws", [True, False])
+def test_the_refiner_is_told_what_an_edit_does(tmp_path: Path, redraws: bool) -> None:
+    model, generator = chat([{"experience": "e", "strategy": "reseed", "prompt": ""}] * 2), PaintGenerator(edits=True)
+    generator.redraws_edits = redraws
+    run(tmp_path, model, generator)
+    system = next(messages[0].text for schema, messages, _ in model.calls if schema == "Refinement")
+    assert ("the whole image is drawn again" in system) == redraws
+    assert ("only what failed is drawn anew" in system) == (not redraws)
+
+
 def test_an_edit_that_was_not_offered_is_not_made(tmp_path: Path) -> None:
     bad = {"experience": "e", "strategy": "edit", "prompt": "p"}
     good = {"experience": "e", "strategy": "rewrite", "prompt": "p"}

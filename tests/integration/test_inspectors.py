@@ -18,6 +18,7 @@ from gems.models.inspectors import Finding
 
 LAMPS = {"question": "Are there exactly two lamps?", "kind": "count"}
 QUESTIONS = [{"question": 'Does the sign read "OPEN"?', "kind": "text"}, LAMPS]
+PROMPT = 'a sign that says "OPEN", a board and two lamps'
 NOTHING_TO_READ = [{"question": "Is there a board?", "kind": "object"}, LAMPS]
 """Reading an image takes a second."""
 
@@ -61,14 +62,14 @@ def run(
             case "Requirements":
                 return {"requirements": questions}
             case "Plan":
-                return {"prompt": "a sign"}
+                return {"prompt": PROMPT}
             case "Refinement":
                 return {"experience": "try again", "strategy": "reseed", "prompt": ""}
         return {"verdicts": [{"id": i, "answer": a, "confidence": 0.8, "reason": "so"} for i, a in answers.items()]}
 
     model = ScriptedChatModel(script=script)
     settings = GemsContext(max_rounds=2, memory=False, skills=False)
-    output = build_graph(mllm=model, generator=SignPainter(), **graph).invoke({"prompt": "a sign"}, context=settings)
+    output = build_graph(mllm=model, generator=SignPainter(), **graph).invoke({"prompt": PROMPT}, context=settings)
     return output, model
 
 

@@ -14,7 +14,9 @@ from gems.graph.state import GemsOutput
 from gems.models.generators import ImageRequest
 
 
-def run(refuse: Any, *, passes: bool = True, **settings: Any) -> tuple[GemsOutput, ScriptedChatModel, PaintGenerator]:
+def run(
+    refuse: Any, *, passes: bool = True, refined: str = "a knight", **settings: Any
+) -> tuple[GemsOutput, ScriptedChatModel, PaintGenerator]:
     def script(schema: str, messages: Any, index: int) -> Any:
         match schema:
             case "Requirements":
@@ -22,7 +24,7 @@ def run(refuse: Any, *, passes: bool = True, **settings: Any) -> tuple[GemsOutpu
             case "Plan":
                 return {"prompt": "a bloody knight"}
             case "Refinement":
-                return {"experience": "milder words", "strategy": "rewrite", "prompt": f"a knight, {index}"}
+                return {"experience": "milder words", "strategy": "rewrite", "prompt": f"{refined}, {index}"}
         answer = "yes" if passes else "no"
         return {"verdicts": [{"id": "r1", "answer": answer, "confidence": 0.9}]}
 
@@ -63,7 +65,7 @@ def test_refusals_use_up_the_rounds(rounds: int) -> None:
 
 
 def test_images_drawn_before_a_refusal_are_kept() -> None:
-    output, _, _ = run(lambda prompt: "knight, " in prompt, passes=False)
+    output, _, _ = run(lambda prompt: "knight, " in prompt, passes=False, refined="a bloody knight")
     assert output["outcome"] == "rounds"
     [attempt] = output["attempts"]
     assert output["image"] == attempt.image

@@ -464,6 +464,8 @@ def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
         for path, _ in UNSAFE:
             for body in ODD_BODIES.values():
                 ann.post(path, content=body, headers=JSON)
+        for file in ("assets", "%2e", "index.html/x", "x" * 5000, "%2e%2e/%2e%2e/server.py"):
+            assert ann.get(f"/gems/playground/{file}").status_code == 404
     lines = keyed.served.log()
     assert [line for line in lines if "exception" in line or line["level"] == "error"] == []
     assert any(line["event"] == "stream_ended" and "dragon" in line["error"] for line in lines)

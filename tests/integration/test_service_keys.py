@@ -119,9 +119,10 @@ def test_a_day_costs_no_more_than_its_limit(shared: Shared) -> None:
 @needs("service_keys")
 @pytest.mark.parametrize("route", ["/gems/batch", "/v1/images/generations"])
 def test_several_runs_that_the_day_does_not_allow_leave_nothing_behind(shared: Shared, route: str) -> None:
-    """Each run may need five images, and the key has six a day."""
-    body = {"inputs": [{"prompt": f"{n} wooden koalas chasing a giraffe"} for n in ("two", "six", "seven")]}
-    body = body if route == "/gems/batch" else {"prompt": "six wooden koalas chasing a giraffe", "n": 3}
+    """Each run needs an image, and the key has six a day."""
+    numbers = ("one", "two", "three", "four", "five", "six", "seven")
+    body = {"inputs": [{"prompt": f"{n} wooden koalas chasing a giraffe"} for n in numbers]}
+    body = body if route == "/gems/batch" else {"prompt": "six wooden koalas chasing a giraffe", "n": 7}
     with shared.served.client(shared.keys["batch"]) as client:
         answer = client.post(route, json=body)
         assert answer.status_code == 429, answer.text

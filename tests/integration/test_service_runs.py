@@ -174,6 +174,18 @@ def test_a_daily_limit_of_tokens_holds_when_runs_are_sent_at_once(tmp_path: Path
         running.submit(ann, EASY, settings())
 
 
+def test_the_runs_of_one_request_share_the_last_images_of_the_day(tmp_path: Path) -> None:
+    """The first of them may draw all that is left by itself."""
+    ann = client(images=3)
+    with service(tmp_path) as running:
+        submissions = [Submission(HARD, settings(max_rounds=3, seed=n)) for n in range(2)]
+        runs = running.submit_all(ann, submissions)
+        images = [record.usage.images for run in runs if (record := ended(running, run).record)]
+        assert len(images) == 2
+        assert min(images) >= 1
+        assert running.ledger.used_today("ann").settled["images"] == sum(images) <= 3
+
+
 def test_a_daily_limit_of_money_holds_across_a_restart(tmp_path: Path) -> None:
     ann, budget = client(cost=0.25), Budget(prices=Prices(image=0.1))
     with service(tmp_path, budget=budget, concurrency=1) as running:
@@ -202,7 +214,7 @@ def test_a_request_cannot_lower_the_prices(tmp_path: Path) -> None:
 # --- whole requests ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("daily", "options"), [({"images": 8}, {}), ({}, {"queue": 1})])
+@pytest.mark.parametrize(("daily", "options"), [({"images": 2}, {}), ({}, {"queue": 1})])
 def test_a_request_for_several_runs_is_accepted_whole_or_not_at_all(
     tmp_path: Path, daily: dict[str, float], options: dict[str, Any]
 ) -> None:

@@ -256,6 +256,17 @@ def test_no_secret_is_stored(http: httpx.Client, studio: Studio, key: str) -> No
 
 
 @needs("studio")
+def test_no_secret_is_stored_by_way_of_a_checkpoint(http: httpx.Client, studio: Studio) -> None:
+    """The server puts what a checkpoint holds into the run's config, whatever it is called."""
+    thread = http.post("/threads", json={}).json()["thread_id"]
+    for secret in ({"openai_api_key": SECRET}, {"memory_url": f"postgresql://a:{SECRET}@h/d"}):
+        body = {"assistant_id": "gems", "input": INPUT, "checkpoint": {"checkpoint_ns": "", **secret}}
+        for path in ("/runs", "/runs/wait", "/runs/stream"):
+            assert "holds a secret" in refusal(http.post(f"/threads/{thread}{path}", json=body))
+    check_nothing_is_stored(http, studio)
+
+
+@needs("studio")
 def test_a_secret_of_any_name_and_in_any_writing_is_refused(http: httpx.Client, studio: Studio) -> None:
     for theirs in ({"openai_api_key": SECRET}, {"deep": [{"PASSWORD": [SECRET]}]}, {"db": f"mysql://a:{SECRET}@h/d"}):
         for response in places_of_a_context(http, theirs, key="configurable"):

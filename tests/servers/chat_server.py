@@ -136,6 +136,10 @@ class Handler(BaseHTTPRequestHandler):
             with LOCK:  # the first three only, as if somebody had paid then
                 is_unpaid = TRIES[f"{self.path.lstrip('/').partition('/')[0]} Verdicts"] <= 3
             return (402, _error("insufficient credits")) if is_unpaid else None
+        if fault == "verdict-then-down" and _schema_name(request) == "Verdicts":
+            with LOCK:
+                is_first = TRIES[f"{self.path.lstrip('/').partition('/')[0]} Verdicts"] <= 1
+            return None if is_first else (503, _error("no GPU left"))
         if fault == "busy" and n == 1:
             return 429, _error("slow down"), {"Retry-After": "0.2"}
         if fault == "busy-for-long":

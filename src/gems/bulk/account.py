@@ -103,7 +103,7 @@ class Account:
             row: Its result, if it has one.
         """
         is_over = row is None or "stopped_by_total" not in row
-        self._allowance.finish(key, run.usage if run else Usage(), is_over=is_over)
+        self._allowance.finish(key, run.usage + run.interrupted if run else Usage(), is_over=is_over)
         self._journal.end(key, run)
         with self._changed:
             self._changed.notify_all()

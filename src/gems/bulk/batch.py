@@ -49,6 +49,7 @@ from gems.memory.opening import database_of
 from gems.models.batching import BatchingGenerator
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import POCKET, init_image_generator
+from gems.nodes.meter import settle_run
 from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder, write_run
@@ -252,7 +253,7 @@ def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits
     journal = Journal(path)
     unrecorded = [record.unrecorded(run) for run in journal.runs.values()]
     journal.compact(lambda run: record.unrecorded(run) == Usage())
-    usage = sum(unrecorded, record.usage + Usage(images=journal.lost_images))
+    usage = sum(unrecorded, record.usage + journal.interrupted + Usage(images=journal.lost_images))
     most = most_of_a_run(worker.context)
     return AccountStart(path, limits, usage, record.max_usage, most, candidates, concurrency)
 
@@ -283,7 +284,10 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         if share is None:
             return row
         row = worker.run(job, share)
-        account.finish(job.key, worker.half_done.spent(job.key), row)
+        run = worker.half_done.spent(job.key)
+        if run is not None:
+            run = run.model_copy(update={"interrupted": settle_run(run.run_id)})
+        account.finish(job.key, run, row)
         if row is None or "stopped_by_total" not in row:
             return row
 

@@ -27,6 +27,8 @@ class PartialRun(BaseModel):
     key: str
     run_id: str
     usage: Usage
+    interrupted: Usage = Usage()
+    """Chat calls of steps that a stop has interrupted: paid for, but not in ``usage``; the steps are done again."""
 
 
 class _Entry(BaseModel):
@@ -42,6 +44,8 @@ class _Entry(BaseModel):
     """What it has spent."""
     lost_images: NonNegativeInt = 0
     """Images that may have been paid for, and are in no result: they were in flight when a process was killed."""
+    interrupted: Usage = Usage()
+    """See ``PartialRun.interrupted``."""
 
 
 @dataclass
@@ -59,6 +63,8 @@ class Journal:
     """What runs had spent when the file was opened, by run id."""
     lost_images: int = 0
     """The most images that were in flight when a process was killed, all kills together."""
+    interrupted: Usage = field(default_factory=Usage)
+    """Chat calls of steps that stops have interrupted, all stops together."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -79,7 +85,9 @@ class Journal:
             run: What it has spent.
             lost_images: Images that may have been paid for, and are in no result.
         """
-        self._write(_Entry(end=key, run=run, lost_images=lost_images))
+        interrupted = run.interrupted if run else Usage()
+        run = run and run.model_copy(update={"interrupted": Usage()})
+        self._write(_Entry(end=key, run=run, lost_images=lost_images, interrupted=interrupted))
 
     def compact(self, is_recorded: Callable[[PartialRun], bool]) -> None:
         """Rewrite the file without what the results say too. For the one process that writes, before it begins.
@@ -91,6 +99,8 @@ class Journal:
         entries = [_Entry(run=run) for run in self.runs.values()]
         if self.lost_images:
             entries.append(_Entry(lost_images=self.lost_images))
+        if self.interrupted != Usage():
+            entries.append(_Entry(interrupted=self.interrupted))
         entries += [_Entry(begin=key) for key in self.open.elements()]
         if entries:
             write_atomically(self.path, b"".join(map(_line, entries)))
@@ -114,6 +124,7 @@ class Journal:
             if self.open[entry.end] <= 0:
                 del self.open[entry.end]
         self.lost_images += entry.lost_images
+        self.interrupted += entry.interrupted
 
 
 def _line(entry: _Entry) -> bytes:

@@ -22,7 +22,7 @@ from langgraph.runtime import RunControl
 from gems.bulk.batch import open_generator
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
-from gems.models.generators import GeneratedImage, ImageRequest, StepCallback, guide_of, objection_to
+from gems.models.generators import GeneratedImage, ImageRequest, StepCallback, excess_of, guide_of, objection_to
 from gems.models.registry import init_image_generator
 from gems.secrets import one_line
 
@@ -245,6 +245,10 @@ class ClusterGenerator:
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
         return objection_to(self._description, prompt)
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of(self._description, prompt)
 
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None

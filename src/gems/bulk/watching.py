@@ -54,7 +54,7 @@ class Progress:
     @property
     def usage(self) -> Usage:
         """What all starts have spent, as far as it is on disk."""
-        return sum(map(self.record.unrecorded, self._runs.values()), self.record.usage)
+        return sum(map(self.record.unrecorded, self._runs.values()), self.record.usage + self.journal.interrupted)
 
     @property
     def _runs(self) -> dict[str, PartialRun]:

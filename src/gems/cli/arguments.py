@@ -86,35 +86,45 @@ def _skills_path(folders: Sequence[Path] | None) -> str | None:
     return os.pathsep.join(str(folder.absolute()) for folder in folders) if folders else None
 
 
-def _pairs(option: str, texts: Sequence[str] | None, example: str) -> dict[str, str]:
-    """The values of a repeatable NAME=VALUE option."""
+def _pairs(
+    option: str, texts: Sequence[str] | None, example: str, lists: Sequence[str] = ()
+) -> dict[str, str | list[str]]:
+    """The values of a repeatable NAME=VALUE option.
+
+    Args:
+        option: The option.
+        texts: What was given.
+        example: An example of NAME=VALUE, for the error.
+        lists: Names that can be given several times.
+    """
     from gems.errors import InputError
 
-    pairs = {}
+    pairs: dict[str, str | list[str]] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"{option} {text}: write NAME=VALUE, such as {example}")
-        pairs[name.strip().replace("-", "_")] = value
+        name = name.strip().replace("-", "_")
+        pairs[name] = [*pairs.get(name, ()), value] if name in lists else value
     return pairs
 
 
-def _by_role(pairs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def _by_role(pairs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The values of all roles, and those of single ones: ``verifier.timeout`` is a timeout of the verifier."""
-    common: dict[str, str] = {}
-    roles: dict[str, dict[str, str]] = {}
+    common: dict[str, Any] = {}
+    roles: dict[str, dict[str, Any]] = {}
     for name, value in pairs.items():
         role, dot, option = name.partition(".")
         (roles.setdefault(role, {}) if dot else common)[option if dot else name] = value
     return common, roles
 
 
-def _chat_options(pairs: Mapping[str, str]) -> dict[str, Any]:
+def _chat_options(pairs: Mapping[str, Any]) -> dict[str, Any]:
     common, roles = _by_role(pairs)
     return {"chat_options": common} | ({"role_options": roles} if roles else {})
 
 
-def _prices(pairs: Mapping[str, str]) -> dict[str, Any]:
+def _prices(pairs: Mapping[str, Any]) -> dict[str, Any]:
     common, roles = _by_role(pairs)
     return {**common, **({"roles": roles} if roles else {})}
 
@@ -163,7 +173,7 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
                 rich_help_panel=MODELS,
             ),
         ],
-        fields=lambda texts: {"generator_options": _pairs("--generator-option", texts, "steps=20")},
+        fields=lambda texts: {"generator_options": _pairs("--generator-option", texts, "steps=20", ("lora",))},
     ),
     "chat_option": Setting(
         Annotated[

@@ -23,8 +23,10 @@ from gems.models.generators import (
     ImageRequest,
     Step,
     StepCallback,
+    excess_of,
     guide_of,
     objection_to,
+    redraws_edits,
 )
 from gems.models.local_weights import load_now
 
@@ -80,7 +82,7 @@ class BatchingGenerator:
 
     def __init__(self, inner: ImageGenerator, *, max_batch_size: int) -> None:
         self.name, self.fingerprint, self.edits = inner.name, inner.fingerprint, inner.edits
-        self.guide = guide_of(inner)
+        self.guide, self.redraws_edits = guide_of(inner), redraws_edits(inner)
         self.max_batch_size: Final = max_batch_size
         self._inner = inner
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()
@@ -108,6 +110,10 @@ class BatchingGenerator:
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``."""
         return objection_to(self._inner, prompt)
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of(self._inner, prompt)
 
     def generate(
         self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None, tenant: str = ""

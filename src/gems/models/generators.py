@@ -19,13 +19,16 @@ __all__ = [
     "ImageGenerator",
     "ImageRequest",
     "Local",
+    "ReadsSoMuch",
     "Step",
     "StepCallback",
     "check_generator_options",
     "edit_instruction",
+    "excess_of",
     "guide_of",
     "is_reproducible",
     "objection_to",
+    "redraws_edits",
     "size_note",
 ]
 
@@ -127,6 +130,15 @@ class Guided(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsSoMuch(Protocol):
+    """What a backend may provide in addition if its model reads no more than so much of a prompt."""
+
+    def excess(self, prompt: str) -> str:
+        """What is not read of a prompt, read by chat models; empty if all is, or if it cannot be told."""
+        ...
+
+
 class Devices(Protocol):
     """Where copies of a model are."""
 
@@ -175,6 +187,14 @@ def objection_to(generator: ImageGenerator, prompt: str) -> str:
         return ""
 
 
+def excess_of(generator: ImageGenerator, prompt: str) -> str:
+    """What a generator does not read of a prompt; empty if it reads all, or if it cannot tell in advance."""
+    try:
+        return generator.excess(prompt) if isinstance(generator, ReadsSoMuch) else ""
+    except BackendError:
+        return ""
+
+
 def check_generator_options(generator: ImageGenerator, *, on_this_machine: bool = True) -> None:
     """Check that a generator honours each of its options, as far as it can tell before it draws.
 
@@ -196,6 +216,14 @@ def is_reproducible(generator: ImageGenerator) -> bool:
     A generator whose ``reproducible`` is False takes no seed. One without the attribute honours seeds.
     """
     return bool(getattr(generator, "reproducible", True))
+
+
+def redraws_edits(generator: ImageGenerator) -> bool:
+    """Whether an edit draws the whole image again, with noise on it, instead of what is wrong in it.
+
+    A generator whose ``redraws_edits`` is True does, as image-to-image models do.
+    """
+    return bool(getattr(generator, "redraws_edits", False))
 
 
 def size_note(name: str, size: tuple[int | None, int | None], image: Image.Image) -> str | None:

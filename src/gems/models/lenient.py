@@ -6,6 +6,7 @@ yes. One bad item of a list costs that item, not the list.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from pydantic import (
 )
 
 from gems.graph.state import Answer
+from gems.models.loose_json import begins_loosely, joined_pairs, read_loosely
 from gems.models.yes_or_no import plain_words, yes_or_no
 
 __all__ = [
@@ -91,6 +93,11 @@ class Item(Form):
         raise ValueError("an item must be an object")
 
     @classmethod
+    def in_order(cls, raw_items: list[Any]) -> list[Any]:
+        """The items of a list; with what they are about, where only their order says it."""
+        return raw_items
+
+    @classmethod
     def items_in(cls, text: str) -> list[Any]:
         """The items in a text that stands in the place of the list: its lines."""
         return [line for line in text.splitlines() if line.strip()]
@@ -122,7 +129,7 @@ def items_of(kind: type[Item], most: int | None = None) -> WrapValidator:
     """
 
     def read(raw: Any, handler: ValidatorFunctionWrapHandler) -> list[Item]:
-        raw_items = _raw_items(kind, raw)
+        raw_items = kind.in_order(_raw_items(kind, raw))
         if not raw_items:
             return list(handler([]))
         items, faults = list[Item](), list[str]()
@@ -150,10 +157,20 @@ def _raw_items(kind: type[Item], raw: Any) -> list[Any]:
     if isinstance(raw, str):
         return kind.items_in(raw)
     if isinstance(raw, Mapping):
-        return [raw] if _is_item(kind, raw) else [{key: part} for key, value in raw.items() for part in _parts(value)]
+        return (
+            _rows(raw) if _is_item(kind, raw) else [{key: part} for key, value in raw.items() for part in _parts(value)]
+        )
     if not isinstance(raw, Sequence):
         raise ValueError("it must be a list")
     return list(raw)
+
+
+def _rows(raw: Mapping[Any, Any]) -> list[Any]:
+    """An item, or the items of a table that is written by its columns."""
+    lengths = {len(value) if isinstance(value, list) else 0 for value in raw.values()}
+    if len(lengths) > 1 or lengths <= {0, 1}:
+        return [raw]
+    return [dict(zip(raw, row, strict=True)) for row in zip(*raw.values(), strict=True)]
 
 
 def _parts(value: Any) -> list[Any]:
@@ -168,6 +185,9 @@ def _fields(kind: type[Item], raw: Any) -> Any:
         [raw] = raw
     if isinstance(raw, str):
         return kind.from_text(raw)
+    if isinstance(raw, Mapping) and len(raw) == 1:
+        [inner] = raw.values()
+        raw = inner if isinstance(inner, Mapping) and _is_whole(kind, inner) and not _says_what(kind, raw) else raw
     if isinstance(raw, list) and len(raw) > 1 and isinstance(raw[0], str):  # the values of its fields, in their order
         return dict(zip(kind.model_fields, raw, strict=False))
     if isinstance(raw, Mapping) and not _is_item(kind, raw):
@@ -177,6 +197,18 @@ def _fields(kind: type[Item], raw: Any) -> Any:
             beside = {key: value for key, value in raw.items() if key != subjects[0]}
             return {**beside, **kind.from_pair(str(subjects[0]), raw[subjects[0]])}
     return raw
+
+
+def _is_whole(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
+    """Whether an object has what an item is about, and the field after that."""
+    fields = list(kind.by_field(raw).values())
+    return all(value is not None for value in fields[:2])
+
+
+def _says_what(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
+    """Whether the only name in an object is no name of a field, so that it may be what the item is about."""
+    names = {*kind.model_fields, *itertools.chain.from_iterable(kind.other_names.values()), "item", "entry"}
+    return not any(_field_name(key) in names for key in raw)
 
 
 def _json_or_text(text: str) -> Any:
@@ -193,7 +225,8 @@ def _is_item(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
 
 
 def _field_name(key: object) -> str:
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key).strip(" \t\n*_`\"'"))
+    words = re.sub(r"\s*\([^()]*\)\s*$", "", str(key))  # "answer (yes/no)"
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words.strip(" \t\n*_`\"'"))
     return re.sub(r"[\s_-]+", "_", words.casefold())
 
 
@@ -207,9 +240,13 @@ def _fault(error: ValueError) -> str:
 _OPENING: Final = re.compile(r"[{\[]")
 _CERTAIN_OPENING: Final = re.compile(r'{\s*"|\[\s*[{\["]')
 """How JSON begins; other brackets may belong to prose."""
+_MAX_FAILURES: Final = 10_000
+"""Brackets that begin no JSON, after which no more is looked for: each of them takes time in proportion to the text."""
 
 
 _LONGEST_NUMBER: Final = 300
+_LOOSE_TRIES: Final = 6
+"""Brackets in a text from which JSON with faults is read."""
 
 
 def whole_number(digits: str) -> int | float:
@@ -245,17 +282,33 @@ class _Scan(NamedTuple):
 
 
 def _scan(text: str) -> _Scan:
-    decoder, values = json.JSONDecoder(strict=False, parse_int=whole_number), list[Any]()
-    position, is_broken, prose, end = 0, False, list[str](), 0
+    whole = text.strip()
+    if whole.startswith(('"', '{\\"', "{\\n", '[{\\"')):  # JSON in a text that is in JSON
+        with contextlib.suppress(ValueError):
+            inner = json.loads(whole if whole.startswith('"') else f'"{whole}"', strict=False)
+            text = inner if isinstance(inner, str) and _OPENING.search(inner) else text
+    decoder = json.JSONDecoder(strict=False, parse_int=whole_number, object_pairs_hook=joined_pairs)
+    values, loose_tries = list[Any](), _LOOSE_TRIES
+    position, is_broken, prose, end, failures = 0, False, list[str](), 0, 0
     while match := _OPENING.search(text, position):
+        value = None
         try:
             value, position = decoder.raw_decode(text, match.start())
         except RecursionError:  # thousands of brackets, from a model that repeats itself
             return _Scan(values, True, text)
         except ValueError:
-            is_broken = is_broken or bool(_CERTAIN_OPENING.match(text, match.start()))
-            position = match.end()
-            continue
+            if loose_tries and begins_loosely(text, match.start()):
+                loose_tries -= 1
+                try:
+                    value, position = read_loosely(text, match.start())
+                except ValueError:
+                    value = None
+            if value is None:
+                is_broken = is_broken or bool(_CERTAIN_OPENING.match(text, match.start()))
+                position, failures = match.end(), failures + 1
+                if failures > _MAX_FAILURES:
+                    return _Scan(values, True, text)
+                continue
         values.append(value)
         prose.append(text[end : match.start()])
         end = position
@@ -276,7 +329,13 @@ def _read_text(raw: Any) -> Any:
         return str(int(raw) if _as_float(raw).is_integer() else raw)
     if isinstance(raw, Sequence):
         return "\n".join(filter(None, map(_read_text, raw)))
+    if isinstance(raw, Mapping) and (inner := next(filter(None, map(raw.get, _TEXT_NAMES)), None)) is not None:
+        return _read_text(inner)
     raise ValueError("it must be a text")
+
+
+_TEXT_NAMES: Final = ("text", "value", "content", "positive")
+"""Names of a text inside of an object in its place."""
 
 
 def _read_note(raw: Any) -> str:
@@ -288,7 +347,8 @@ def _read_note(raw: Any) -> str:
 
 ANSWER_NAMES: Final = (
     "verdict", "result", "passed", "pass", "is_met", "met", "is_satisfied", "satisfied", "fulfilled", "is_correct",
-    "correct", "judgment", "judgement", "decision", "assessment", "response", "value", "outcome", "status"
+    "correct", "judgment", "judgement", "decision", "assessment", "response", "value", "outcome", "status", "yes_no",
+    "yes/no", "label", "ok"
 )  # fmt: skip
 """Names that models give to an answer, most certain first."""
 
@@ -321,8 +381,9 @@ UNSTATED: Final = 0.5
 
 _LEVELS: Final = {"certain": 1.0, "very high": 0.95, "high": 0.9, "medium": 0.7, "moderate": 0.7, "low": 0.5}
 _NUMBER: Final = re.compile(
-    r"(?<![\w.,-])(?P<value>\d*[.,]?\d+)\s*(?:(?P<percent>%|percent|pct)|(?:/|(?:out )?of)\s*(?P<whole>\d+))?"
-    r"(?!\w|[.,]\d|\s*[-–—]\s*\d)",
+    r"(?<![\w.,-])(?P<value>\d++(?:[.,]\d++)?|[.,]\d++) ?"
+    r"(?:(?P<percent>%|percent|pct)|(?:/|(?:out )?of) ?(?P<whole>\d++))?"
+    r"(?!\w|[.,]\d| ?[-–—] ?\d)",
     re.ASCII,
 )
 _IS_A_BOUND: Final = re.compile(
@@ -349,6 +410,7 @@ def _read_share(raw: Any) -> float:
 
 def _share_in(text: str) -> float:
     """The share that a text states: the only number in it, or a level in words."""
+    text = " ".join(text.split())
     matches = list(_NUMBER.finditer(text))
     if not matches:
         words = [word for word in re.findall(r"[^\W_]+", text) if word not in ("confidence", "certainty")]

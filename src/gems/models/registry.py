@@ -25,8 +25,8 @@ CHAT_FORMS: Final = (
 """The names that ``init_mllm`` understands."""
 
 FORMS: Final = (
-    "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, http:URL, comfyui:URL or "
-    "python:MODULE:FACTORY"
+    "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], diffusers:FILE.safetensors, openai:MODEL, http:URL, "
+    "comfyui:URL or python:MODULE:FACTORY"
 )
 """The names that ``init_image_generator`` understands."""
 

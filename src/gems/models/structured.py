@@ -578,7 +578,7 @@ def _why_empty(message: AIMessage) -> str:
 def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) -> Iterator[Any]:
     """Everything in an answer that may be the form, most likely first."""
     names = {form_name(schema).casefold(), schema.__name__.casefold()}
-    calls = [call["args"] for call in message.tool_calls if call["name"].casefold() in names]
+    calls = [call["args"] for call in message.tool_calls if _plain_name(call["name"]) in names]
     yield from _one_list(calls, schema)
     yield from _forms_in(calls, schema, items=True)
     # JSON in the reasoning is a draft, and used only if there is no other.
@@ -591,6 +591,11 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
         if is_whole and is_all_json(text):
             yield from _joined(values, schema)
         yield from _forms_in(values, schema, items=pieces or is_whole)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a called tool without what servers put around it: "functions.Verdicts:0"."""
+    return re.sub(r"^(?:functions?|tools?)\W|\W\d+$", "", name.strip().casefold()).strip(" _")
 
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
@@ -663,8 +668,10 @@ def _unwrapped(value: Any, list_field: str | None, depth: int = _DEPTH) -> Itera
     is_json = isinstance(value, str) and inner_values
     if list_field and value and (isinstance(value, dict) or is_list or is_json):
         yield {list_field: value}
+    # One of several objects is not the whole list: to take it for that would lose the others.
+    is_one_of_many = isinstance(value, list) and sum(isinstance(item, dict) for item in value) > 1
     for inner in inner_values:  # a tool call in words, or an echo of the schema
-        yield from _unwrapped(inner, list_field, depth - 1)
+        yield from _unwrapped(inner, None if is_one_of_many else list_field, depth - 1)
 
 
 def _inner_values(value: Any) -> list[Any]:

@@ -20,6 +20,8 @@ from gems.runs.record import RunRecord
 
 __all__ = ["Change", "render_report", "word_changes"]
 
+_MAX_WORDS: Final = 300
+"""Words of a prompt whose changes are found one by one: that can take time in proportion to their number cubed."""
 _THUMBNAIL: Final = 360
 """Pixels of the longer side of the attempts' pictures. The best image is shown at its own size."""
 
@@ -52,6 +54,8 @@ class _Card:
 def word_changes(before: str, after: str) -> list[Change]:
     """The word-level difference of two prompts, in reading order."""
     a, b = before.split(), after.split()
+    if max(len(a), len(b)) > _MAX_WORDS:
+        return _outer_changes(a, b)
     changes = []
     for operation, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
         if operation == "equal":
@@ -62,6 +66,20 @@ def word_changes(before: str, after: str) -> list[Change]:
         if b1 > b0:
             changes.append(Change("added", " ".join(b[b0:b1])))
     return changes
+
+
+def _outer_changes(a: Sequence[str], b: Sequence[str]) -> list[Change]:
+    """What stands between the words that two long prompts begin and end with, as one change."""
+    shorter = min(len(a), len(b))
+    start = next((i for i in range(shorter) if a[i] != b[i]), shorter)
+    end = next((i for i in range(shorter - start) if a[-1 - i] != b[-1 - i]), shorter - start)
+    pieces: tuple[tuple[Literal["same", "added", "removed"], Sequence[str]], ...] = (
+        ("same", a[:start]),
+        ("removed", a[start : len(a) - end]),
+        ("added", b[start : len(b) - end]),
+        ("same", a[len(a) - end :]),
+    )
+    return [Change(kind, " ".join(words)) for kind, words in pieces if words]
 
 
 def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:

@@ -17,7 +17,7 @@ from gems.serve.keys import Client
 from gems.serve.ledger import DayUsage, Ledger, NewRun, Run
 from gems.serve.metrics import Metrics
 from gems.serve.quotas import reserve
-from gems.serve.refusals import ConflictError, RefusedError, StoppingError
+from gems.serve.refusals import ConflictError, RefusedError, SpentError, StoppingError
 from gems.serve.settings import AcceptedSettings, RunSettings, ServiceSettings, context_of
 from gems.serve.workers import WorkerPool
 from gems.wording import check_prompt
@@ -135,11 +135,22 @@ class Admission:
                 raise ConflictError(f"thread {thread} has a run that has not ended: {latest.id}")
 
     def _reserve(self, client: Client, submissions: Sequence[Submission]) -> list[NewRun]:
-        usage, entries = self.ledger.used_today(client.name), list[NewRun]()
+        usage = self.ledger.used_today(client.name)
+        try:
+            return self._entries(client, submissions, usage)
+        except SpentError:
+            if len(submissions) == 1:
+                raise
+            return self._entries(client, submissions, usage, even=True)
+
+    def _entries(
+        self, client: Client, submissions: Sequence[Submission], usage: DayUsage, *, even: bool = False
+    ) -> list[NewRun]:
+        entries = list[NewRun]()
         for position, entry in enumerate(submissions):
             accepted = AcceptedSettings(requested=entry.settings)
             context = context_of(self.settings, client.name, accepted)
-            budget, reserved = reserve(context, client, usage, share=len(submissions) - position)
+            budget, reserved = reserve(context, client, usage, share=len(submissions) - position, even=even)
             accepted = accepted.model_copy(update={"budget": budget})
             entries.append(NewRun(client.name, entry.prompt, accepted, reserved, entry.thread))
             sums = {name: usage.reserved[name] + reserved.get(name, 0) for name in usage.reserved}

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 from fastapi import Depends, FastAPI
@@ -21,7 +23,7 @@ from starlette.requests import Request
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
 from gems.serve.admission import Submission
-from gems.serve.http_errors import as_http
+from gems.serve.http_errors import RequestError, as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
@@ -172,6 +174,7 @@ async def _check_call(request: Request) -> None:
     """Check a call before LangServe reads it, and give its inputs the thread that the config names."""
     config_hash = request.path_params.get("config_hash")
     configs = [_checked(_Config, _config_from_hash(config_hash), "config")] if config_hash else []
+    _check_page_file(request.path_params.get("file_path", ""))
     if request.method != "POST":
         return
     try:
@@ -185,6 +188,15 @@ async def _check_call(request: Request) -> None:
     for fields, own in zip(inputs, own_configs, strict=False):  # LangServe itself refuses another number of configs
         for config in (*configs, own):
             _put_thread(fields, config.configurable.thread_id)
+
+
+def _check_page_file(name: str) -> None:
+    """Check that the playground has a file, which LangServe opens without asking."""
+    import langserve
+
+    folder = Path(langserve.__file__).parent / "playground" / "dist"
+    if name and not os.path.isfile(folder / name):  # noqa: PTH113 - pathlib raises an error for too long a name
+        raise RequestError(404, "the playground has no such file")
 
 
 def _config_from_hash(config_hash: str) -> Any:

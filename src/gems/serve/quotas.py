@@ -21,7 +21,7 @@ _SECONDS_TO_RETRY: Final = 30
 
 
 def reserve(
-    context: GemsContext, client: Client, usage: DayUsage, *, share: int = 1
+    context: GemsContext, client: Client, usage: DayUsage, *, share: int = 1, even: bool = False
 ) -> tuple[Budget, dict[str, float]]:
     """Reserve for a run what it may use of the client's day, and lower the run's budget to that.
 
@@ -32,6 +32,7 @@ def reserve(
         client: The client, with its limits of the day.
         usage: What the client has used and reserved today.
         share: Number of runs of the request, this one included, that have no reservation yet.
+        even: Let no run take more than its share, for a request whose runs do not all fit otherwise.
 
     Returns:
         The run's budget, and what is reserved.
@@ -45,7 +46,7 @@ def reserve(
         bound = max_usage(context.model_copy(update={"budget": budget}))[name]
         if limit is not None and bound != 0:  # 0: nothing that the run uses has a price
             left = limit - usage.settled[name] - usage.reserved[name]
-            amount = left / share if bound is None else min(left, bound)
+            amount = left / share if bound is None else min(left / share if even else left, bound)
             least = _least(name, budget)
             if left <= 0 or amount < least:
                 raise _spent(name, limit, usage, least)
@@ -83,8 +84,14 @@ def _least(name: str, budget: Budget) -> float:
 
 def _spent(name: str, limit: float, usage: DayUsage, least: float) -> SpentError:
     what = "units of cost" if name == "cost" else name.replace("_", " ")
-    if limit - usage.settled[name] < least or not usage.unfinished:
+    left = limit - usage.settled[name]
+    if left < least:
         return SpentError(f"this key has used its {limit:,} {what} of the day", _until_midnight())
+    if not usage.unfinished:
+        return SpentError(
+            f"{left:,g} of this key's {limit:,} {what} of the day are left, too few for all runs of this request",
+            _until_midnight(),
+        )
     return SpentError(
         f"runs that have not ended ({usage.unfinished}) reserve the rest of this key's {limit:,} {what} of the day; "
         "wait for them, or give each run a smaller budget",

@@ -16,6 +16,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 from gems.secrets import conceal
 from gems.serve.connections import BoundedConnection, Deadlines
+from gems.serve.process_memory import leave_to_collector_what_comes, return_freed_blocks
 from gems.serve.service import Service
 from gems.serve.settings import ServiceSettings
 from gems.serve.web_app import make_app
@@ -119,6 +120,7 @@ def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lamb
     Raises:
         InputError: A setting cannot be used.
     """
+    return_freed_blocks()
     app = make_app(settings)
     config = uvicorn.Config(
         app,
@@ -134,4 +136,9 @@ def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lamb
         timeout_graceful_shutdown=5,
         lifespan="on",
     )
-    _Server(config, app.state.service, settings.grace, on_ready=on_ready).run()
+
+    def listens(address: str) -> None:
+        leave_to_collector_what_comes()
+        on_ready(address)
+
+    _Server(config, app.state.service, settings.grace, on_ready=listens).run()

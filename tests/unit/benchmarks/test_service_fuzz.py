@@ -6,11 +6,12 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Callable
 
 import forked
 import pytest
 import service_fuzz
-from service_fuzz import Exchange, Grammar, Tally, count
+from service_fuzz import Exchange, Grammar, Tally, count, memory_summary
 
 
 @pytest.mark.slow
@@ -43,3 +44,19 @@ def test_faults_are_counted_with_what_caused_them() -> None:
     assert tally.unanswered == 1
     [fault] = tally.faults
     assert "GET / HTTP/1.1" in fault["sent"]
+
+
+@pytest.mark.parametrize(
+    ("second_half", "verdict"),
+    [(lambda _: 640.0, "flat"), (lambda share: 640 + 10 * share, "flat"), (lambda share: 640 + 60 * share, "grows")],
+)
+def test_memory_is_judged_after_warm_up(second_half: Callable[[float], float], verdict: str) -> None:
+    first_half = [(sent, 500 + sent / 4) for sent in range(500)]
+    samples = [*first_half, *((sent, second_half(sent / 500 - 1)) for sent in range(500, 1001))]
+    report = memory_summary(samples, 1000)
+    assert (report["ready"], report["after_25%"], report["verdict"]) == (500, pytest.approx(561.25, abs=2), verdict)
+
+
+def test_memory_of_few_requests_is_told_too() -> None:
+    report = memory_summary([(0, 500.0), (3, 505.0)], 3)
+    assert (report["ready"], report["end"], report["verdict"]) == (500, 505, "flat")

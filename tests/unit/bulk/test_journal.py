@@ -50,3 +50,19 @@ def test_a_worker_that_dies_costs_the_images_that_it_had_asked_for(tmp_path: Pat
     assert isinstance(account.begin("b", Usage()), Share)
     assert account.begin("c", Usage()) == "wait"
     assert Journal(tmp_path / "begun.jsonl").open == {"b": 1}
+
+
+def test_what_stops_have_interrupted_is_paid_and_adds_up(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    start = AccountStart(path, Limits(Budget(tokens=900)), Usage(), Usage(), {}, 1, concurrency=1)
+    spent, interrupted = Usage(chat_calls=1, prompt_tokens=100), Usage(chat_calls=2, prompt_tokens=200)
+    for stops in (1, 2):
+        account = start.open()
+        assert isinstance(account.begin("a", Usage()), Share)
+        account.finish("a", PartialRun(key="a", run_id="r", usage=spent, interrupted=interrupted), None)
+        assert (account.usage.chat_calls, account.usage.tokens) == (3, 300)
+        again = Journal(path)
+        assert again.interrupted.chat_calls == 2 * stops
+        assert again.runs == {"r": PartialRun(key="a", run_id="r", usage=spent)}
+        again.compact(lambda _: True)
+        assert Journal(path).interrupted.tokens == 200 * stops

@@ -38,6 +38,12 @@ def test_options_set_the_fields_that_they_are_about() -> None:
     assert context.chat_options.image_size == 256
 
 
+def test_one_generator_option_can_be_given_several_times() -> None:
+    context = make_context({"generator_option": ["lora=a.safetensors:0.5", "steps=3", "steps=4", "lora=b.safetensors"]})
+    assert context.generator_options.lora == ("a.safetensors:0.5", "b.safetensors")
+    assert context.generator_options.steps == 4
+
+
 def test_locations_come_from_the_environment_unless_memory_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMS_MEMORY", "/mine")
     with_memory, without_memory = (make_context({"memory": None, "no_memory": off}) for off in (False, True))

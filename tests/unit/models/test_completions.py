@@ -53,6 +53,11 @@ BODY = json.dumps(ANSWER).encode()
         json.dumps(ANSWER).encode("utf-16"),
         json.dumps(json.dumps(ANSWER)).encode(),
         b"[" + BODY + b"]",
+        b"[" + BODY + b", " + BODY + b"]",
+        json.dumps({"code": 0, "data": [ANSWER]}).encode(),
+        json.dumps({"code": 0, "data": json.dumps(ANSWER)}).encode(),
+        json.dumps({"data": {"result": ANSWER}}).encode(),
+        json.dumps({"statusCode": 200, "body": json.dumps(ANSWER)}).encode(),
         BODY[:-1] + b', "created": ' + b"9" * 5000 + b"}",
         BODY[:-1] + b', "service_tier": {}, "system_fingerprint": [1]}',
         json.dumps(ANSWER | {"choices": ANSWER["choices"][0]}).encode(),
@@ -195,6 +200,8 @@ def test_an_error_inside_a_success_is_told_and_classed(
         {"error": None},
         {"error": {}},
         {"error": {"code": 0, "message": ""}},
+        {"error": {"code": 0, "message": "success"}},
+        {"error": "None"},
         {"error": {"code": None, "message": None, "type": ""}},
         {"status": "completed", "detail": None},
     ],
@@ -316,6 +323,36 @@ def test_an_answer_in_the_reasoning_alone_is_kept(name: str, value: object) -> N
     [tidy] = tidy_completion({"choices": [{"message": {"content": "", name: value}}]}, "m")["choices"]
     thought = {"reasoning_content": tidy["message"]["reasoning_content"]}
     assert read_form(AIMessage("", additional_kwargs=thought), Plan).prompt == "a red car"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"generated_text": FORM},
+        [{"generated_text": FORM}],
+        {"response": FORM, "done": True},
+        {"result": {"response": FORM}, "success": True, "errors": []},
+        {"output": {"text": FORM, "finish_reason": "stop"}},
+        {"output_text": FORM},
+        {"type": "message", "content": [{"type": "text", "text": FORM}], "stop_reason": "end_turn"},
+        {"content": FORM, "stop": True},
+    ],
+)
+def test_the_text_of_another_protocol_is_read(answer: Any) -> None:
+    [tidy] = tidy_completion(answer, "m")["choices"]
+    assert read_form(AIMessage(tidy["message"]["content"]), Plan).prompt == "a red car"
+
+
+def test_an_event_that_tells_of_an_error_is_one() -> None:
+    body = b'event: error\ndata: {"type": "overloaded_error", "message": "too much to do"}\n\n'
+    with pytest.raises(BackendError, match="too much to do"):
+        tidy_completion(read_completion(body), "m")
+
+
+@pytest.mark.parametrize("name", ["functions.Plan", "functions.Plan:0", " Plan ", "tools.plan"])
+def test_a_form_is_known_by_its_name_with_what_servers_put_around_it(name: str) -> None:
+    message = AIMessage("", tool_calls=[{"name": name, "args": {"prompt": "a red car"}, "id": "c"}])
+    assert read_form(message, Plan).prompt == "a red car"
 
 
 def test_lines_of_json_are_a_stream() -> None:

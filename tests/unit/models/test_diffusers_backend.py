@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import pytest
 import torch
@@ -23,8 +25,8 @@ from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models import devices
 from gems.models.diffusers import check as diffusers_check
 from gems.models.diffusers.backend import DiffusersGenerator
-from gems.models.diffusers.defaults import call_defaults
-from gems.models.diffusers.loading import PipelineSource
+from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of, weights_size
+from gems.models.diffusers.source import PipelineSource
 from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
@@ -65,37 +67,6 @@ def generator(folder: Path | str, options: GeneratorOptions = SMALL, **changes: 
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "source", "expected"),
-    [
-        ("ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo", {"num_inference_steps": 9, "guidance_scale": 0.0}),
-        ("ZImagePipeline", "Tongyi-MAI/Z-Image", {"num_inference_steps": 50, "guidance_scale": 4.0}),
-        ("QwenImagePipeline", "Qwen/Qwen-Image-2512", {"true_cfg_scale": 4.0, "negative_prompt": " ", "width": 1328}),
-        ("FluxPipeline", "black-forest-labs/FLUX.1-schnell", {"num_inference_steps": 4, "guidance_scale": 0.0}),
-        ("FluxPipeline", "black-forest-labs/FLUX.1-dev", {"num_inference_steps": 50, "guidance_scale": 3.5}),
-        ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-large", {"guidance_scale": 3.5}),
-        ("StableDiffusion3Pipeline", "stabilityai/stable-diffusion-3.5-large-turbo", {"num_inference_steps": 4}),
-        ("StableDiffusionXLPipeline", "stabilityai/sdxl-turbo", {"num_inference_steps": 1, "width": 512}),
-    ],
-)
-def test_known_models_have_the_defaults_of_their_cards(kind: str, source: str, expected: dict[str, Any]) -> None:
-    assert call_defaults(kind, source).items() >= expected.items()
-
-
-def test_defaults_are_arguments_of_their_pipelines() -> None:
-    import diffusers
-
-    from gems.models.diffusers.defaults import _TABLE
-    from gems.models.diffusers.loading import accepts
-
-    for kind, _, arguments in _TABLE:
-        assert all(accepts(getattr(diffusers, kind), argument) for argument in arguments), kind
-
-
-def test_an_unknown_pipeline_has_no_defaults() -> None:
-    assert call_defaults("KandinskyPipeline", "anything") == {}
 
 
 def test_options_override_the_defaults(saved: Path) -> None:
@@ -307,7 +278,9 @@ def test_other_failures_are_errors_in_place(folder: Path, monkeypatch: pytest.Mo
     [error] = backend.generate(REQUESTS[:1])
     assert isinstance(error, BackendError)
     assert error.retryable
-    assert str(error) == "tiny: cuBLAS failed"
+    assert str(error).startswith(
+        "tiny: ZImagePipeline failed with RuntimeError: cuBLAS failed (pipeline_z_image.py, line "
+    )
 
 
 # --- steps, previews, edits ------------------------------------------------------------------------------------------
@@ -455,7 +428,7 @@ def test_a_repository_is_pinned_to_the_commit_that_is_named(
     assert backend.fingerprint == "owner/repo@c0ffee"
     with pytest.raises(BackendError, match="cannot load the image model owner/repo: no network"):
         backend.load()
-    assert repository == ["v1", "c0ffee", "c0ffee", "c0ffee"]  # two small configuration files, then the weights
+    assert repository == ["v1", *["c0ffee"] * 4]  # three small configuration files, then the weights
 
 
 @pytest.mark.usefixtures("repository")
@@ -492,7 +465,7 @@ def test_a_repository_that_cannot_be_reached_is_an_error_of_one_line() -> None:
 
 
 def test_a_missing_folder_is_named() -> None:
-    with pytest.raises(BackendError, match=r"there is no folder \./nowhere"):
+    with pytest.raises(BackendError, match=r"there is no folder or file \./nowhere"):
         generator("./nowhere").load()
 
 
@@ -626,15 +599,142 @@ def test_check_describes_the_pipeline(folder: Path) -> None:
 
 
 def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
-    sizes = diffusers_check.weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
+    sizes = weights_size(PipelineSource(str(folder)), DEFAULTS, 2)
     assert sizes is not None
     assert set(sizes) == {"transformer", "text_encoder", "vae"}
     with generator(folder).replicas.borrow() as replica:
         assert sizes["transformer"] == 2 * sum(p.numel() for p in replica.pipeline.transformer.parameters())
-    quantized = diffusers_check.weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
+    quantized = weights_size(PipelineSource(str(folder)), GeneratorOptions(quantization="bnb-4bit"), 2)
     assert quantized is not None
     assert quantized["transformer"] == sizes["transformer"] // 4
     assert quantized["vae"] == sizes["vae"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "expected"),
+    [
+        # Billions of parameters, from the pipelines' own documentation.
+        (
+            "Kandinsky5T2IPipeline",
+            {"transformer": 6.0, "text_encoder": 7.6, "text_encoder_2": 0.12, "vae": 0.1},
+            {"transformer", "text_encoder"},
+        ),
+        (
+            "HunyuanImagePipeline",
+            {"transformer": 17.0, "text_encoder": 7.6, "text_encoder_2": 0.2, "vae": 0.4},
+            {"transformer", "text_encoder"},
+        ),
+        (
+            "Ideogram4Pipeline",
+            {"transformer": 9.3, "unconditional_transformer": 9.3, "text_encoder": 8.0, "vae": 0.1},
+            {"transformer", "unconditional_transformer", "text_encoder"},
+        ),
+        (
+            "FluxPipeline",
+            {"transformer": 12.0, "text_encoder": 0.12, "text_encoder_2": 4.7, "vae": 0.1},
+            {"transformer", "text_encoder_2"},
+        ),
+        ("StableDiffusionXLPipeline", {"unet": 2.6, "text_encoder": 0.12, "vae": 3.0}, {"unet"}),
+    ],
+)
+def test_the_large_parts_are_quantized(tmp_path: Path, kind: str, sizes: dict[str, float], expected: set[str]) -> None:
+    """The files hold a header and no weights: a million parameters for each billion."""
+    index = {"_class_name": kind}
+    for name, billions in sizes.items():
+        (tmp_path / name).mkdir()
+        index[name] = ["diffusers", "Model"]  # type: ignore[assignment]
+        tensor = {"weight": {"dtype": "I8", "shape": [int(billions * 1e6)], "data_offsets": [0, 0]}}
+        header = json.dumps(tensor).encode()
+        (tmp_path / name / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    source, options = PipelineSource.parse(str(tmp_path)), GeneratorOptions(quantization="bnb-4bit")
+    parameters = parameters_of(source, options)
+    assert set(quantized_parts(source, parameters)) == expected
+    plain, estimated = weights_size(source, DEFAULTS, 2), weights_size(source, options, 2)
+    assert plain is not None
+    assert estimated is not None
+    assert {name for name in plain if estimated[name] < plain[name]} == expected
+
+
+def test_a_quantization_is_asked_for_the_large_parts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU nothing is quantized: what diffusers is asked for is looked at."""
+    asked: list[dict[str, Any]] = []
+
+    def from_pretrained(path: str, **arguments: Any) -> Any:
+        asked.append(arguments)
+        raise OSError("far enough")
+
+    from gems.models.diffusers import loading as diffusers_loading
+
+    monkeypatch.setattr(diffusers.ZImagePipeline, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(diffusers_loading, "check_packages", lambda options: None)
+    monkeypatch.setattr(diffusers_loading, "_config", lambda *_: diffusers.BitsAndBytesConfig(load_in_8bit=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = GeneratorOptions(quantization="bnb-8bit")
+    with pytest.raises(BackendError, match="far enough"):
+        diffusers_loading.load_pipeline(PipelineSource.parse(str(folder)), options, "cpu", torch.float32)
+    expected = set(
+        quantized_parts(PipelineSource.parse(str(folder)), parameters_of(PipelineSource.parse(str(folder)), options))
+    )
+    assert asked[0]["quantization_config"].quant_mapping.keys() == expected
+
+
+# --- variants --------------------------------------------------------------------------------------------------------
+
+
+def as_variant(folder: Path, variant: str, *parts: str) -> None:
+    """Rename the weights of these parts to those of a variant."""
+    for part in parts:
+        for file in (folder / part).glob("*.safetensors"):
+            file.rename(file.with_suffix(f".{variant}.safetensors"))
+
+
+def test_weights_that_exist_in_one_variant_only_are_loaded(saved: Path, folder: Path) -> None:
+    plain = [pixels(r) for r in images(generator(saved), REQUESTS[:1])]
+    as_variant(folder, "fp16", "transformer", "text_encoder", "vae")
+    assert variant_of(PipelineSource.parse(str(folder)), DEFAULTS) == "fp16"
+    backend = generator(folder)
+    assert "weights 0.00 GB" in backend.check()
+    assert [pixels(r) for r in images(backend, REQUESTS[:1])] == plain
+
+
+def test_a_variant_can_be_asked_for(folder: Path) -> None:
+    shutil.copytree(folder / "transformer", folder / "copy")
+    as_variant(folder, "fp16", "transformer")
+    for file in (folder / "copy").glob("*.safetensors"):
+        tensors = {name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}
+        save_file(tensors, folder / "transformer" / file.name)
+    shutil.rmtree(folder / "copy")
+    [plain] = images(generator(folder), REQUESTS[:1])
+    [variant] = images(generator(folder, variant="fp16"), REQUESTS[:1])
+    assert pixels(plain) != pixels(variant)
+
+
+def test_a_variant_that_is_not_there_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"no weights of the variant bf16 \(it has: none\)"):
+        generator(folder, variant="bf16").load()
+
+
+def test_several_variants_without_plain_weights_have_to_be_chosen_from(folder: Path) -> None:
+    as_variant(folder, "fp16", "transformer")
+    for file in list((folder / "transformer").glob("*.safetensors")):
+        shutil.copy(file, file.with_name(file.name.replace("fp16", "bf16")))
+    with pytest.raises(InputError, match="give --generator-option variant=bf16 or variant=fp16"):
+        generator(folder).load()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["transformer/model.fp16.safetensors", "transformer/model.safetensors"], None),
+        (["transformer/model-00001-of-00002.safetensors"], None),
+        (["transformer/model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["transformer/model-00001-of-00002.fp16.safetensors"], "fp16"),
+        (["vae/model.fp16.safetensors", "transformer/model.safetensors"], None),
+    ],
+)
+def test_a_variant_is_recognised_in_the_names_of_files(folder: Path, files: list[str], expected: str | None) -> None:
+    assert variant_of(PipelineSource.parse(str(folder)), DEFAULTS, files) == expected
 
 
 def test_check_warns_of_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -669,7 +769,7 @@ def test_check_asks_the_hub_for_the_size_of_a_repository(monkeypatch: pytest.Mon
     files = ["model_index.json", "z.safetensors", "transformer/m.safetensors", "transformer/m.fp16.safetensors"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *a, **k: files)
     monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", Metadata)
-    sizes = diffusers_check.weights_size(PipelineSource("owner/repo"), DEFAULTS, 2)
+    sizes = weights_size(PipelineSource("owner/repo"), DEFAULTS, 2)
     assert sizes == {"transformer": 6_000_000_002}
 
 

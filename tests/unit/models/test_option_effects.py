@@ -15,8 +15,8 @@ from gems.cli.doctor import diagnose
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.models.diffusers.backend import DiffusersGenerator
-from gems.models.diffusers.loading import PipelineSource
 from gems.models.diffusers.option_checks import size_multiple
+from gems.models.diffusers.source import PipelineSource
 from gems.models.generators import ImageRequest, check_generator_options, is_reproducible
 from gems.models.option_effects import OptionEffect
 from gems.models.public_names import public_fingerprint, public_name

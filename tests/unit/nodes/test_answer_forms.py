@@ -15,6 +15,7 @@ from gems.graph.state import Requirement
 from gems.models.structured import read_form
 from gems.nodes.decomposer import Requirements
 from gems.nodes.question_ids import questions_of
+from gems.nodes.refiner import Refinement
 from gems.nodes.verifier import Verdicts
 
 QUESTIONS = [
@@ -304,12 +305,62 @@ BOTH = {"r1": {"yes"}, "r2": {"no"}}
         '{"r1": "yes"}\n{"r2": "no"}',
         '{"verdicts": [{"id": "r1", "answer": "yes"}]}\n{"verdicts": [{"id": "r2", "answer": "no"}]}',
         '```json\n{"verdicts": [{"id": "r1", "answer": "yes"}]}\n```\n```json\n{"verdicts": {"r2": "no"}}\n```',
+        {"yes": ["r1"], "no": ["r2"]},
+        {"verdicts": {"Yes": ["R1"], "No": ["R2"], "Unsure": []}},
+        {"met": "r1", "not_met": "r2"},
+        {"pass": [{"id": "r1", "reason": "cars"}], "fail": [{"id": "r2", "reason": "three"}]},
+        {"id": ["r1", "r2"], "answer": ["yes", "no"], "confidence": [0.9, 0.8]},
+        {"verdicts": [{"verdict": {"id": "r1", "answer": "yes"}}, {"verdict": {"id": "r2", "answer": "no"}}]},
+        {"verdicts": [{"id": "question r1", "answer": "yes"}, {"id": "ID r2", "Answer (yes/no)": "no"}]},
+        {"verdicts": ["yes", "no"]},
+        {"verdicts": [{"answer": "yes"}, {"answer": "no"}]},
+        [True, False],
+        "yes\nno",
+        "yes: r1\nno: r2",
+        "✅ r1: two cars\n❌ r2: three",
+        "- [✓] r1\n- [✗] r2",
+        f"✅ {QUESTIONS[0].question}\n❌ {QUESTIONS[1].question}",
+        "**Yes** r1\n**No** r2",
+        "r1 yes, r2 no",
+        "r1: yes r2: no",
+        "r1 is yes\nr2 is no",
+        "Answer to r1: yes\nThe answer to r2 is no.",
+        "r1 (object): yes\nr2 (count): no",
+        "### r1\nYes\n\n### r2\nNo",
+        "r1:\nyes\n\nr2:\nno",
+        "- id: r1\n  answer: yes\n- id: r2\n  answer: no",
+        f"Q: {QUESTIONS[0].question}\nA: yes\n\nQ: {QUESTIONS[1].question}\nA: no",
+        '<verdict id="r1">yes</verdict>\n<verdict id="r2">no</verdict>',
+        "<r1>yes</r1><r2>no</r2>",
+        "r1：是\nr2：否",
+        "r1: はい\nr2: いいえ",
+        "r1: sim\nr2: não",
+        "r1；是的\nr2；不是",
+        "① yes\n② no",
+        "r1;yes;0.9\nr2;no;0.8",
+        "\\boxed{r1: yes, r2: no}",
+        "{'verdicts': [{'id': 'r1', 'answer': 'yes'}, {'id': 'r2', 'answer': 'no'}]}",
+        "{'r1': True, 'r2': False}",
+        '{"verdicts": [{"id": "r1", "answer": "yes",}, {"id": "r2", "answer": "no",},]}',
+        '{\n // cars\n "r1": "yes", /* two */\n "r2": "no" # three\n}',
+        '{verdicts: [{id: "r1", answer: yes}, {id: "r2", answer: no}]}',
+        "{“verdicts”: [{“id”: “r1”, “answer”: “yes”}, {“id”: “r2”, “answer”: “no”}]}",
+        '{"verdicts": [{"id": "r1", "answer": "yes"}\n{"id": "r2", "answer": "no", "reason": "a "third" car"}]}',
+        '{\\"r1\\": \\"yes\\", \\"r2\\": \\"no\\"}',
+        json.dumps(json.dumps({"r1": "yes", "r2": "no"})),
         {"verdicts": [{"question": "r1", "answer": "yes"}, {"question": "r2", "answer": "no"}]},
         {"verdicts": [{"question": QUESTIONS[0].question, "answer": "yes"}, {"id": " R 2 ", "answer": "no"}]},
     ],
 )
 def test_a_list_has_another_shape(content: Any) -> None:
     assert verdicts(content) == BOTH
+
+
+@pytest.mark.parametrize(("content", "answer"), [("Yes", "yes"), ("**No.**", "no"), ("是", "yes"), ("nein", "no")])
+def test_one_word_answers_a_single_question(content: str, answer: str) -> None:
+    form = read_form(AIMessage(content), Verdicts)
+    assert questions_of([form.verdicts[0].id], QUESTIONS[1:])[form.verdicts[0].id].id == "r2"
+    assert form.verdicts[0].answer == answer
 
 
 def test_a_draft_is_not_joined_to_the_answer() -> None:
@@ -335,6 +386,37 @@ def test_a_draft_is_not_joined_to_the_answer() -> None:
         "r1: yes or no?",
         "| A | B |\n|---|---|\n| r1 | yes |",
         '{"verdicts": [{"id": "r1", "ans',
+        {"yes": ["r1"], "no": ["r1"]},
+        {"yes": ["r1"], "unsure": ["r1"]},
+        {"yes": [{"id": "r1", "answer": "no"}]},
+        {"yes": 2, "no": 1},
+        {"almost_passed": ["r1"]},
+        ["yes"],
+        ["yes", "no", "yes"],
+        ["yes", None],
+        {"verdicts": [{"answer": "yes"}, {"id": "r2", "answer": "no"}]},
+        {"id": ["r1", "r2"], "answer": "yes"},
+        "yes",
+        "Yes no",
+        "✅ r1: no cars",
+        "✅ r1 ❌",
+        "✅ r1\n  but only in part",
+        "Yes: r1 and r2 fail",
+        "Yes - 1 car is visible",
+        "yes: 2 cars",
+        "✅ 100%",
+        "r1\nr2\nyes or no?",
+        "r1\nyes\nbut only in part",
+        "r1 is not yes",
+        "r1: yes r1: no",
+        "<r1>yes</r1><r1>no</r1>",
+        "r1: Ja, fast",
+        "r1: 是，但是",
+        '{"r1": "no", "r1": "yes"}',
+        '{"r1": "yes" or "no"}',
+        '{"r1": yes, but only half}',
+        "{r1: yes/no}",
+        '{"verdicts": [{"id": "r1", "answer": "no", "answer": "yes"}]}',
         {"errors": ["r1 - missing"]},
         {"verdicts": [{"id": "r1", "failed": True}]},
         {"verdicts": [{"id": "r1", "present": True}]},
@@ -345,7 +427,7 @@ def test_prose_is_no_yes(content: Any) -> None:
         answers = verdicts(content)
     except MalformedAnswerError:
         return
-    assert all("yes" not in words for words in answers.values()), answers
+    assert all(words != {"yes"} for words in answers.values()), answers  # two different answers are unsure
 
 
 @pytest.mark.parametrize("unit", ["-", "|", "| ", "[", "* ", "r1 ", "1", "?", "r1: ?", "a?", "yes, ", "|-", "| -\n"])
@@ -438,3 +520,48 @@ def test_a_kind_is_kept() -> None:
 def test_other_words_are_no_requirements(content: Any) -> None:
     with pytest.raises(MalformedAnswerError):
         read_form(AIMessage(content if isinstance(content, str) else json.dumps(content)), Requirements)
+
+
+ASKED = ["Are there any cars in the image?", "Is the dog brown?"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"requirements": [{"id": 1, "text": question} for question in ASKED]},
+        {"requirements": [{"question": {"text": question}} for question in ASKED]},
+        {"requirements": [{"q": question} for question in ASKED]},
+        str({"requirements": ASKED}),
+        "\n".join(ASKED),
+        "1. {}\n2. {}".format(*ASKED),
+        "Here they are:\n\n- {}\n- {}\n\nDo you want more?".format(*ASKED),
+        "Object: {}\nAttribute: {}".format(*ASKED),
+        "| # | Question |\n|---|---|\n| 1 | {} |\n| 2 | {} |".format(*ASKED),
+        "requirements:\n- question: {}\n- question: {}".format(*ASKED),
+    ],
+)
+def test_no_question_is_lost(content: Any) -> None:
+    form = read_form(AIMessage(content if isinstance(content, str) else json.dumps(content)), Requirements)
+    assert [item.question for item in form.requirements] == ASKED
+
+
+def test_one_of_several_objects_is_not_taken_for_the_list() -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(
+            AIMessage(json.dumps({"requirements": [{"aspect": question, "note": "x"} for question in ASKED]})),
+            Requirements,
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["Which dog do you mean?", "Do you want me to go on?", "I cannot do that. Is that all?"]
+)
+def test_a_question_to_the_user_is_no_requirement(text: str) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(text), Requirements)
+
+
+@pytest.mark.parametrize("name", ["refined_prompt", "Improved Prompt", "revisedPrompt", "positive_prompt"])
+def test_a_prompt_has_other_names(name: str) -> None:
+    form = read_form(AIMessage(json.dumps({"strategy": "rewrite", name: "a red car"})), Refinement)
+    assert form.prompt == "a red car"

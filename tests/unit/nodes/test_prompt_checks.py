@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
+from gems.models.structured import read_form
 from gems.nodes.meter import Meter
-from gems.nodes.prompt_checks import drawable_prompt, is_grounded, lost_words, with_prompt
+from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for, lost_words, with_prompt
+from gems.nodes.question_checks import is_grounded
+from gems.nodes.refiner import Refinement, RefinementWithoutEdit
 
 PROMPT = "two red cars behind a dog"
 
@@ -30,28 +35,103 @@ class PickyGenerator(PaintGenerator):
         return f"the image model cannot read {', '.join(unknown_words)}" if unknown_words else ""
 
 
+class ShortGenerator(PaintGenerator):
+    """A guided image model that reads so many words of a prompt."""
+
+    guide = "Say it briefly."
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.words = words
+
+    def objection(self, prompt: str) -> str:
+        return ""
+
+    def excess(self, prompt: str) -> str:
+        is_read = len(prompt.split()) <= self.words
+        return "" if is_read else f"The model reads no further: write at most {self.words} words"
+
+
 @pytest.mark.parametrize(
     ("user_prompt", "prompt", "missing_words"),
     [
         (PROMPT, "a dog in front; two red cars in the back", []),
         (PROMPT, "A DOG. Two cars, both Red, side by side", []),
         (PROMPT, "a red car and a dog", ["two"]),
-        (PROMPT, "two automobiles", ["red", "cars", "dog"]),
+        (PROMPT, "2 red cars and a dog", []),
+        (PROMPT, "two automobiles", ["red", "dog"]),
         ("two cherries and a pony", "one cherry, ponies", ["two"]),
         ("a glass vase", "a glass", ["vase"]),
-        ("three cats chasing a mouse", "three cats, a mouse", []),
-        ("three cats chasing two mice playing", "three cats, two mice", []),
         ("a sparkling cat jumping", "a cat", ["sparkling"]),
         ("a monkey, boxes and a cherry", "monkeys, a box, cherries", []),
         ("please draw me a picture of a cat", "a cat", []),
         ("", "anything", []),
         ("ein grünes Haus", "ein grünes Haus am See", []),
         ("ein grünes Haus", "ein Haus", ["grünes"]),
-        ("a T-shirt, a T-shirt", "a shirt", ["t-shirt"]),
+        ("a T-shirt, a T-shirt", "a shirt", []),
+        ("a wooden pier in the rain", "a pier made of wood on a rainy day", []),
+        ("a sunflower, a sea shore", "a sun flower by the seashore", []),
+        ('a sign that says "Bean There"', 'a sign reading "Been There"', ['"Bean There"']),
+        ('a sign that says "Bean There"', "a sign reading «bean there»", []),
+        ("a beach with no people", "a deserted beach", []),
+        ("a beach with no people", "a beach without any people", []),
+        ("a beach with no people", "a beach with many people", ["people"]),
+        ("a red cube and a blue sphere", "a blue cube and a red sphere", ["red", "blue"]),
+        ("two cats and three dogs", "three cats and two dogs", ["two", "three"]),
+        ("Could you draw a fox for my shop? I love foxes.", "a fox", []),
+        ("ein roter Fuchs mit 3 Hunden", "a red fox with three dogs", []),
+        ("ein roter Fuchs mit 3 Hunden", "a red fox with four dogs", ["3"]),
+        ("一只穿Nike鞋的猫", "a cat in sneakers", ["Nike"]),
     ],
 )
-def test_content_words_that_a_prompt_lost(user_prompt: str, prompt: str, missing_words: list[str]) -> None:
+def test_what_a_prompt_lost_without_a_mapping(user_prompt: str, prompt: str, missing_words: list[str]) -> None:
     assert lost_words(user_prompt, prompt) == missing_words
+
+
+@pytest.mark.parametrize(
+    ("words", "phrase", "missing_words"),
+    [
+        ("ein roter Fuchs", "a red fox", []),
+        ("EIN ROTEN FUCHS", "Red Fox", []),
+        ("ein roter Fuchs", "a blue fox", ["roter Fuchs"]),
+        ("ein roter Fuchs", "a red wolf", ["roter Fuchs"]),
+        ("ein Dachs", "a red fox", ["roter Fuchs"]),
+        ("", "", ["roter Fuchs"]),
+    ],
+)
+def test_a_mapping_counts_only_if_it_is_true(words: str, phrase: str, missing_words: list[str]) -> None:
+    parts = [Part(words=words, phrase=phrase), Part(words="im Schnee", phrase="in the snow")]
+    assert lost_words("ein roter Fuchs im Schnee", "a red fox in the snow", parts) == missing_words
+
+
+@pytest.mark.parametrize("form", [Plan, Refinement, RefinementWithoutEdit])
+def test_a_long_wish_has_room_in_the_form(form: type[Plan]) -> None:
+    short, long = form_for(form, "a cat"), form_for(form, "a cat " * 300)
+    assert short.model_json_schema()["properties"]["prompt"]["maxLength"] == 1000
+    assert long.model_json_schema()["properties"]["prompt"]["maxLength"] == 4000
+    assert convert_to_openai_tool(long)["function"] | {"parameters": {}} == convert_to_openai_tool(short)[
+        "function"
+    ] | {"parameters": {}}
+    filled = read_form(AIMessage(json.dumps({"final_prompt": ["x" * 3999], "strategy": "Restart"})), long)
+    assert filled.prompt == "x" * 3999
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"words": "a dog", "phrase": "a terrier"}],
+        [{"words": "a dog", "as": "a terrier"}, 7, None],
+        {"a dog": "a terrier"},
+    ],
+)
+def test_parts_are_read_in_several_forms(parts: Any) -> None:
+    plan = read_form(AIMessage(json.dumps({"prompt": "a terrier", "parts": parts})), Plan)
+    assert [(part.words, part.phrase) for part in plan.parts][:1] == [("a dog", "a terrier")]
+
+
+@pytest.mark.parametrize("parts", [None, "none", [], [[]], 3, {"x": {"y": 1}}])
+def test_a_plan_without_readable_parts_is_still_a_plan(parts: Any) -> None:
+    assert read_form(AIMessage(json.dumps({"prompt": "a terrier", "parts": parts})), Plan).prompt == "a terrier"
 
 
 def test_a_complete_prompt_is_not_changed() -> None:
@@ -65,6 +145,11 @@ def test_a_prompt_that_lost_a_word_gets_the_users_prompt_in_front() -> None:
 
 def test_a_prompt_that_the_image_model_cannot_read_is_not_put_in_front() -> None:
     assert with_prompt(PROMPT, "a dog and cars", PickyGenerator("red")) == "a dog and cars"
+
+
+def test_a_prompt_is_not_put_in_front_if_the_draft_would_not_be_read() -> None:
+    assert with_prompt(PROMPT, "a dog and cars", ShortGenerator(8)) == "a dog and cars"
+    assert with_prompt(PROMPT, "a dog and cars", ShortGenerator(10)) == f"{PROMPT}: a dog and cars"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +188,18 @@ def test_a_prompt_is_put_on_one_line() -> None:
     assert drawable("two red  cars,\n\ta dog", "unused", PaintGenerator())[0] == GOOD_DRAFT
 
 
+def test_a_prompt_that_is_not_read_to_its_end_is_shortened_once() -> None:
+    prompt, model = drawable(f"{GOOD_DRAFT}, a long evening by the sea", GOOD_DRAFT, ShortGenerator(6))
+    assert prompt == GOOD_DRAFT
+    [(_, messages, _)] = model.calls
+    assert messages[3].text == "The model reads no further: write at most 6 words. Write the prompt again."
+
+
+def test_a_prompt_that_stays_too_long_is_drawn_all_the_same() -> None:
+    long_draft = f"{GOOD_DRAFT}, a long evening by the sea"
+    assert drawable(long_draft, long_draft, ShortGenerator(6))[0] == long_draft
+
+
 def test_for_a_guided_image_model_lost_words_are_requested_once() -> None:
     prompt, model = drawable("two cars; a dog", GOOD_DRAFT, PickyGenerator("zeppelin"))
     assert prompt == GOOD_DRAFT
@@ -112,14 +209,30 @@ def test_for_a_guided_image_model_lost_words_are_requested_once() -> None:
 
 def test_words_that_stay_lost_are_restored() -> None:
     prompt, model = drawable("two cars; a dog", "cars; a dog", PickyGenerator("zeppelin"))
-    assert prompt == f"{PROMPT}: cars; a dog"
+    assert prompt == f"{PROMPT}: two cars; a dog", "the draft that lost less"
     assert len(model.calls) == 1
 
 
-def test_for_other_image_models_lost_words_are_restored_without_a_call() -> None:
+def test_an_image_model_without_a_guide_gets_the_same_repair() -> None:
     prompt, model = drawable("two cars; a dog", GOOD_DRAFT, PaintGenerator())
+    assert prompt == GOOD_DRAFT
+    assert len(model.calls) == 1
+
+
+def test_a_repair_that_loses_more_is_not_used() -> None:
+    prompt, _ = drawable("two cars; a dog", "a car", PaintGenerator())
     assert prompt == f"{PROMPT}: two cars; a dog"
-    assert model.calls == []
+
+
+def test_a_repair_that_cannot_be_read_leaves_the_first_draft() -> None:
+    prompt, _ = drawable("two cars; a dog", "", PaintGenerator())
+    assert prompt == f"{PROMPT}: two cars; a dog"
+
+
+def test_a_wish_in_another_language_is_never_put_in_front() -> None:
+    wish, draft = "ein roter Fuchs mit 3 Hunden", "a red fox"
+    assert lost_words(wish, draft) == ["3"]
+    assert with_prompt(wish, draft, PaintGenerator()) == draft
 
 
 def test_a_repeated_prompt_is_not_drawn_twice() -> None:

@@ -108,3 +108,15 @@ def test_word_changes_are_in_order() -> None:
     ]
     assert word_changes("", "a") == [Change("added", "a")]
     assert word_changes("a", "a") == [Change("same", "a")]
+
+
+def test_long_prompts_are_compared_in_a_moment() -> None:
+    """Word by word, these two take more than a minute."""
+    changes = word_changes("red " + "a b c " * 660 + "car", "red " + "c b a " * 660 + "car")
+
+    assert [change.kind for change in changes] == ["same", "removed", "added", "same"]
+    assert changes[0] == Change("same", "red")
+    assert changes[-1].text == "car"
+    same = " ".join(map(str, range(400)))
+    assert word_changes(same, same) == [Change("same", same)]
+    assert word_changes(same, f"{same} more") == [Change("same", same), Change("added", "more")]

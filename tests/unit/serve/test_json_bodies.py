@@ -73,3 +73,10 @@ def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
     except ValueError:
         return
     json.loads(cleaned)
+
+
+def test_one_key_twice_among_thousands_is_found_in_a_moment() -> None:
+    names = [f"{number:x}" for number in range(200_000)]
+    fields = ",".join(f'"{name}":1' for name in [*names, names[-1]])
+    with pytest.raises(ValueError, match=f"the key '{names[-1]}' twice"):
+        clean_json(f"{{{fields}}}".encode())

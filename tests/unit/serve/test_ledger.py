@@ -230,6 +230,13 @@ def test_runs_of_one_request_share_what_the_day_leaves() -> None:
     assert reserved["tokens"] == 250
 
 
+def test_a_request_with_too_little_left_for_all_its_runs_is_told_how_much_is_left() -> None:
+    with pytest.raises(
+        SpentError, match=r"^2 of this key's 20 images of the day are left, too few for all runs of this"
+    ):
+        reserve(GemsContext(), client(images=20), day({"images": 18}), share=3, even=True)
+
+
 @pytest.mark.parametrize(
     ("budget", "cost"),
     [

@@ -159,3 +159,9 @@ def test_scripts_are_never_run(tmp_path: Path) -> None:
     [tool] = skill_tools(library.skills.values())
     assert "scripts cannot be run here" in tool.invoke({})
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_heading_of_blanks_is_read_in_a_moment(tmp_path: Path) -> None:
+    head = "# Skill: wide\n## Description\nUse it.\n## Instructions\nBe good.\n"
+    skill, _ = read_skill(add(tmp_path / "wide", f"{head}## x{' ' * 60_000}x\n"))
+    assert (skill.name, skill.body) == ("wide", "Be good.")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from functools import cached_property
 from pathlib import Path
@@ -13,16 +14,21 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, GemsError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
-from gems.models.diffusers.defaults import prompting
-from gems.models.diffusers.loading import PipelineSource, accepts, default_of, is_out_of_memory
+from gems.models.diffusers.defaults import defaults_of, facts_of
+from gems.models.diffusers.families import argument_of, family_of
+from gems.models.diffusers.fingerprints import fingerprint_of
+from gems.models.diffusers.guides import guide_for
+from gems.models.diffusers.loading import is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
+from gems.models.diffusers.prompt_length import excess_of_prompt
 from gems.models.diffusers.replicas import Replica, Replicas, replicas_of
 from gems.models.diffusers.soundness import watch_pixels
-from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.diffusers.source import PipelineSource, accepts, default_of
+from gems.models.diffusers.stepping import StepReporter
+from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, effects_of, require_honoured
-from gems.models.pocket.weights import folder_fingerprint
 from gems.options import GeneratorOptions
 
 __all__ = ["DiffusersGenerator"]
@@ -39,7 +45,7 @@ class DiffusersGenerator:
     of other shapes are summed in another order. In batches of one, the default, they never differ.
 
     Args:
-        source: ``FOLDER_OR_REPO[@REVISION]``.
+        source: ``FOLDER_OR_REPO[@REVISION]``, or a file with the weights.
         name: The name of this backend in records.
         options: How images are drawn.
         module: The module that defines the pipeline's class, if it is not diffusers.
@@ -58,21 +64,19 @@ class DiffusersGenerator:
         self.name = name
         self._options = options
         self._source = PipelineSource.parse(
-            source, module=module, trust_remote_code=options.trust_remote_code, may_download=may_download
+            source,
+            module=module,
+            trust_remote_code=options.trust_remote_code,
+            config=options.config,
+            may_download=may_download,
         )
 
     # --- what it is ---------------------------------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of a folder's weights, or a repository's id and commit; with SHA-256 of the .gguf file, if any."""
-        folder = self._source.folder
-        weights = folder_fingerprint(folder) if folder else f"{self._source.path}@{self._source.commit}"
-        file = self._options.quantization
-        if file is None or not file.endswith(".gguf") or not Path(file).is_file():
-            return weights
-        with Path(file).open("rb") as stream:
-            return f"{weights}+{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+        """See ``fingerprint_of``."""
+        return fingerprint_of(self._source, self._options)
 
     @property
     def edits(self) -> bool:
@@ -80,16 +84,26 @@ class DiffusersGenerator:
         return self._source.editing_class is not None
 
     @property
+    def redraws_edits(self) -> bool:
+        """See ``redraws_edits`` of `gems.models.generators`."""
+        kind = self._source.editing_class
+        return kind is not None and accepts(kind, "strength") and not accepts(kind, "keep")
+
+    @property
     def guide(self) -> str:
         """See ``Guided.guide``."""
         kind = self._source.pipeline_class
-        own_guide: str | None = getattr(kind, "prompting", None)
-        return own_guide or prompting(kind.__name__)
+        own_guide: str | None = getattr(kind, "prompting", None) if self._source.is_own else None
+        return own_guide or guide_for(self._source, call_settings(self.name, self._source, self._options))
 
     def objection(self, prompt: str) -> str:
         """See ``Guided.objection``; only our own pipelines object."""
         check: Callable[[str], str] | None = getattr(self._source.pipeline_class, "objection", None)
         return check(prompt) if check else ""
+
+    def excess(self, prompt: str) -> str:
+        """See ``ReadsSoMuch.excess``."""
+        return excess_of_prompt(self._source, call_settings(self.name, self._source, self._options), prompt)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -105,10 +119,11 @@ class DiffusersGenerator:
 
     def option_effects(self, *, on_this_machine: bool = True) -> tuple[OptionEffect, ...]:
         """See ``ExplainsOptions.option_effects``."""
-        arguments = call_settings(self.name, self._source, self._options)
+        kind, arguments = self._source.pipeline_class, call_settings(self.name, self._source, self._options)
         defaults = {
-            option: arguments.get(argument, default_of(self._source.pipeline_class, argument))
+            option: arguments.get(name, default_of(kind, name))
             for option, argument in ARGUMENTS.items()
+            for name in [argument_of(kind, argument)]
         }
         reasons = refusals(self._source, self._options, arguments, on_this_machine=on_this_machine)
         return effects_of(self._options, reasons, {name: v for name, v in defaults.items() if v is not None})
@@ -136,8 +151,8 @@ class DiffusersGenerator:
         editor = self._source.editing_class
         edits = f"edits images with {editor.__name__}" if editor else "edits no images"
         settings = ", ".join(f"{name} {value!r}" for name, value in self.settings.items())
-        settings = settings or "the pipeline's own defaults"
-        return f"{describe(self._source, self._options)}; {settings}; {edits}"
+        parts = (describe(self._source, self._options), settings, str(defaults_of(facts_of(self._source))), edits)
+        return "; ".join(filter(None, parts))
 
     @property
     def replicas(self) -> Replicas:
@@ -147,7 +162,7 @@ class DiffusersGenerator:
     @property
     def batch_size(self) -> int:
         """The most images in one call of the pipeline."""
-        if self._source.is_own:
+        if self._source.is_own or not family_of(self._source.pipeline_class).is_batch_sound:
             return 1  # our own pipelines gain nothing from batches, and without them their images are reproducible
         return self._options.batch_size or 1
 
@@ -193,7 +208,7 @@ class DiffusersGenerator:
             try:
                 images = self._call(replica, {index: requests[index] for index in batch}, on_step)
             except RuntimeError as error:
-                failure = error if isinstance(error, BackendError) else self._failure(error, len(batch))
+                failure = error if isinstance(error, BackendError) else self._out_of_memory(len(batch))
             else:
                 for index, image in zip(batch, images, strict=True):
                     results[index] = self._result(requests[index], image, note)
@@ -215,12 +230,12 @@ class DiffusersGenerator:
         if isinstance(image, BackendError):
             return image
         size = size_note(self.name, (self._options.width, self._options.height), image)
-        return GeneratedImage(request, image, "; ".join(filter(None, (note, size))) or None)
+        excess = self.excess(request.prompt)
+        cut = f"{self.name}: {excess.partition(':')[0]}" if excess else None
+        return GeneratedImage(request, image, "; ".join(filter(None, (note, size, cut))) or None)
 
-    def _failure(self, error: RuntimeError, batch: int) -> BackendError | None:
+    def _out_of_memory(self, batch: int) -> BackendError | None:
         """The error to report; None if a smaller batch may fit."""
-        if not is_out_of_memory(error):
-            return BackendError(f"{self.name}: {_on_one_line(error)}")
         if batch > 1:
             return None
         return BackendError(
@@ -233,46 +248,56 @@ class DiffusersGenerator:
         self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None
     ) -> list[Image.Image | BackendError]:
         """Draw a batch with one call of the pipeline. What is no image, such as NaN, is an error."""
-        batch = list(requests.values())
-        if batch[0].edit is None:
-            pipeline = replica.pipeline
-            arguments = drawing_arguments(self._source, self.settings, batch)
-        else:
-            pipeline = replica.editor
-            arguments = editing_arguments(self._source, self.settings, batch, self._options.strength)
-        if on_step is not None and accepts(pipeline.__class__, "callback_on_step_end"):
-            arguments["callback_on_step_end"] = self._reporter(replica, list(requests), arguments, on_step)
+        batch, reporter = list(requests.values()), None
+        is_edit = batch[0].edit is not None
+        kind = self._source.editing_class if is_edit else self._source.pipeline_class
+        assert kind is not None  # by the protocol, only generators that edit are given edits
+        name, pipeline = f"{self.name}: {kind.__name__}", replica.pipeline
         try:
-            with watch_pixels(pipeline) as watch:
+            if is_edit:
+                pipeline = replica.editor
+                arguments = editing_arguments(self._source, self.settings, batch, self._options.strength)
+            else:
+                arguments = drawing_arguments(self._source, self.settings, batch)
+            if on_step is not None:
+                reporter = self._reporter(replica, list(requests), arguments, on_step)
+            with watch_pixels(pipeline) as watch, reporter.attached(pipeline, arguments) if reporter else nullcontext():
                 output = pipeline(**arguments)
-        except ValueError as error:  # diffusers raises it for inputs that a pipeline cannot take
-            raise InputError(f"{self.name}: {_on_one_line(error)}") from error
+        except Exception as error:
+            if reporter and reporter.interruption:
+                raise reporter.interruption from None
+            if isinstance(error, GemsError) or is_out_of_memory(error):
+                raise
+            raise _failure(error, name) from error
         finally:
             # A call that was stopped, or an edit, leaves offloaded models on the device.
             replica.pipeline.maybe_free_model_hooks()
-        images: list[Image.Image] = output.images
-        return [watch.fault_of(index, output, self.name) or image for index, image in enumerate(images)]
+        return watch.results_of(output, family_of(kind).output, name)
 
     def _reporter(
         self, replica: Replica, indices: list[int], arguments: dict[str, Any], on_step: StepCallback
-    ) -> Callable[..., dict[str, Any]]:
-        """A callback for the pipeline that reports each step, with previews if the options ask for them."""
+    ) -> StepReporter:
+        """Reports each step of a call, with previews if the options ask for them."""
         interval = self._options.previews
-        previews = replica.previews if interval else None
         aspect = arguments.get("width", 1) / arguments.get("height", 1)
-
-        def report(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            # In an edit, the scheduler holds more steps than the pipeline takes.
-            steps = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
-            pictures: list[Image.Image | None] = [None] * len(indices)
-            if previews and (step + 1) % interval == 0 and "latents" in tensors:
-                pictures = previews.draw(pipeline, tensors["latents"], aspect)
-            for index, picture in zip(indices, pictures, strict=True):
-                on_step(Step(index, step + 1, steps, picture))
-            return tensors
-
-        return report
+        return StepReporter(on_step, indices, replica.previews if interval else None, interval, aspect)
 
 
-def _on_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+def _failure(error: Exception, name: str) -> GemsError:
+    """The error to report for what a pipeline's call raised, with the line of its code that did.
+
+    Args:
+        error: What it raised.
+        name: The names of the generator and the pipeline.
+    """
+    message = " ".join(str(error).split())[:500]
+    if isinstance(error, ValueError):  # diffusers raises it for inputs that a pipeline cannot take
+        return InputError(f"{name}: {message}")
+    import diffusers
+
+    library, frames = str(Path(diffusers.__file__).parent), traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if frame.filename.startswith(library)), frames[-1])
+    place = f"{Path(frame.filename).name}, line {frame.lineno}"
+    # What the machine raises may pass; what the code raises comes again with the same prompt.
+    is_passing = isinstance(error, (RuntimeError, OSError)) and not isinstance(error, NotImplementedError)
+    return BackendError(f"{name} failed with {type(error).__name__}: {message} ({place})", retryable=is_passing)

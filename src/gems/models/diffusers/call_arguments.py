@@ -9,9 +9,10 @@ from typing import Any, Final
 from PIL import Image
 
 from gems.errors import InputError
-from gems.models.diffusers.defaults import call_defaults
-from gems.models.diffusers.loading import PipelineSource, accepts
+from gems.models.diffusers.defaults import defaults_of, facts_of
+from gems.models.diffusers.families import argument_of, family_of, refusal
 from gems.models.diffusers.option_checks import ARGUMENTS
+from gems.models.diffusers.source import PipelineSource, accepts
 from gems.models.generators import Edit, ImageRequest, edit_instruction
 from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions
@@ -35,11 +36,19 @@ def call_settings(name: str, source: PipelineSource, options: GeneratorOptions) 
         BackendError: The pipeline does not exist, or this version of diffusers does not have it.
     """
     kind = source.pipeline_class
-    if source.only_edits and accepts(kind, "strength"):
-        raise InputError(f"{name}: {kind.__name__} only refines images; use a text-to-image pipeline")
-    set_options = changed_options(options)
-    settings = call_defaults(kind.__name__, source.path)
-    settings |= {argument: set_options[option] for option, argument in ARGUMENTS.items() if option in set_options}
+    if not source.is_own and (reason := refusal(kind)):
+        raise InputError(f"{name}: {reason}")
+    family, set_options = family_of(kind), changed_options(options)
+    # A modular pipeline of the same family may take fewer arguments.
+    recommended = {**defaults_of(facts_of(source)).arguments, **family.switches}
+    settings: dict[str, Any] = {argument: value for argument, value in recommended.items() if accepts(kind, argument)}
+    settings |= {
+        argument_of(kind, argument): set_options[option]
+        for option, argument in ARGUMENTS.items()
+        if option in set_options
+    }
+    if family.schedule:
+        settings |= family.schedule(settings)
     if accepts(kind, "max_area") and "width" in settings and "height" in settings:
         settings["max_area"] = settings["width"] * settings["height"]  # Kontext scales images to this area
     return settings
@@ -50,10 +59,10 @@ def drawing_arguments(
 ) -> dict[str, Any]:
     """The arguments of a call that draws these requests from text."""
     arguments = _request_arguments(requests) | _batched(settings, len(requests))
-    if source.only_edits:  # such a pipeline needs an image to edit: a white one
+    if family_of(source.pipeline_class).canvas:
         size = (settings.get("width", 1024), settings.get("height", 1024))
         arguments["image"] = [Image.new("RGB", size, "white")]
-    return arguments
+    return _as_taken(source.pipeline_class, arguments)
 
 
 def editing_arguments(
@@ -82,7 +91,16 @@ def editing_arguments(
         # Strength skips the first steps; at least one must remain.
         minimum = math.ceil(1 / arguments["strength"])
         arguments["num_inference_steps"] = max(arguments["num_inference_steps"], minimum)
-    return _request_arguments(requests) | {name: v for name, v in arguments.items() if accepts(kind, name)}
+    arguments = _request_arguments(requests) | {name: v for name, v in arguments.items() if accepts(kind, name)}
+    return _as_taken(kind, arguments)
+
+
+def _as_taken(kind: type, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call; for a class that takes one text, the only item of each list of a batch of one."""
+    if family_of(kind).prompts == "list":
+        return arguments
+    lists = arguments.keys() & {"prompt", "negative_prompt", "generator", "image"}
+    return arguments | {name: arguments[name][0] for name in lists}
 
 
 def _image_arguments(arguments: dict[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import importlib
-import json
-import math
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Final
+import re
+from typing import Any, Final
 
 import diffusers
-import huggingface_hub
 from safetensors import safe_open
 
 from gems.errors import BackendError
 from gems.models.devices import free_memory, pick_devices
-from gems.models.diffusers.loading import PipelineSource, check_packages, number_type
+from gems.models.diffusers.loading import check_packages, number_type
+from gems.models.diffusers.part_sizes import cached_folder, weights_size
+from gems.models.diffusers.source import PipelineSource
+from gems.models.processors import missing_backends, replaced_processors
 from gems.options import GeneratorOptions
+from gems.secrets import one_line
 
-__all__ = ["describe", "weights_size"]
+__all__ = ["describe"]
 
 _GB: Final = 10**9
+_SMALL: Final = re.compile("(Tokenizer(Fast)?|Processor(Fast|Pil)?|FeatureExtractor)$")
+"""Classes of components that a check loads: they are small, and need packages that their classes do not name."""
 _MOST_READ: Final = 4 * _GB
 """Bytes of weights that are read in a check, which takes seconds."""
-_QUANTIZED: Final = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
-"""Bytes per parameter, by quantization."""
 
 
 def describe(source: PipelineSource, options: GeneratorOptions) -> str:
@@ -37,7 +36,7 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     """
     kind = source.pipeline_class
     check_packages(options)
-    _check_components(source)
+    _check_components(source.layout)
     devices = pick_devices(options.device)
     dtype = number_type(source, options, devices[0])
     parts = [f"{kind.__name__} of diffusers {diffusers.__version__}", f"{', '.join(devices)} with {str(dtype)[6:]}"]
@@ -57,83 +56,15 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     return "; ".join([*parts, f"weights {total / _GB:.2f} GB, {free / _GB:.1f} GB free"])
 
 
-def weights_size(source: PipelineSource, options: GeneratorOptions, itemsize: int) -> dict[str, int] | None:
-    """Bytes of each component's weights in memory, from their headers; None if the hub does not answer or is not asked.
-
-    Raises:
-        BackendError: The denoiser has no weights.
-    """
-    folder = source.folder or _cached(source)
-    if not (folder or source.may_download):
-        return None
-    try:
-        counters = _local_files(folder) if folder else _remote_files(source)
-        parameters = {
-            name: sum(count() for file, count in counters.items() if _is_weights_of(name, file))
-            for name in source.components
-        }
-    except Exception:  # no network, no such model, or one of many faults of a server
-        if folder:
-            raise
-        return None
-    if source.denoiser and not parameters[source.denoiser]:
-        raise BackendError(
-            f"{source.path} holds no weights for its {source.denoiser}: download it again", retryable=False
-        )
-    encoders = sorted(name for name in source.components if name.startswith("text_encoder"))
-    bytes_each = dict.fromkeys(parameters, float(itemsize))
-    if options.quantization in _QUANTIZED:
-        bytes_each |= dict.fromkeys(
-            [*filter(None, [source.denoiser]), *encoders[-1:]], _QUANTIZED[options.quantization]
-        )
-    sizes = {name: int(count * bytes_each[name]) for name, count in parameters.items() if count}
-    if options.quantization and options.quantization.endswith(".gguf") and source.denoiser:
-        sizes[source.denoiser] = Path(options.quantization).stat().st_size
-    return sizes
-
-
-def _is_weights_of(component: str, file: str) -> bool:
-    """Whether a file is loaded for a component; files in other number types (model.fp16.safetensors) are not."""
-    folder, _, name = file.partition("/")
-    return folder == component and name.endswith(".safetensors") and name.count(".") == 1
-
-
-def _cached(source: PipelineSource) -> Path | None:
-    """The folder of an earlier download of the whole pipeline; None if there is none."""
-    folder = source.index_file.parent
-    return folder if source.denoiser and any((folder / source.denoiser).glob("*.safetensors")) else None
-
-
-def _local_files(folder: Path) -> dict[str, Callable[[], int]]:
-    """The weights files in a folder, each with a function that counts its parameters."""
-    return {f"{path.parent.name}/{path.name}": partial(_parameters, path) for path in folder.glob("*/*.safetensors")}
-
-
-def _remote_files(source: PipelineSource) -> dict[str, Callable[[], int]]:
-    """All files of a repository, each with a function that counts its parameters."""
-    hub, revision = huggingface_hub.HfApi(), source.commit
-
-    def count(file: str) -> int:
-        return sum(hub.parse_safetensors_file_metadata(source.path, file, revision=revision).parameter_count.values())
-
-    return {file: partial(count, file) for file in hub.list_repo_files(source.path, revision=revision)}
-
-
-def _parameters(file: Path) -> int:
-    """The number of parameters in a safetensors file (https://github.com/huggingface/safetensors#format)."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-
-
 def _check_numbers(source: PipelineSource) -> None:
     """Look for weights that are not numbers, with which every image would be black; large folders are not read.
 
     Raises:
         BackendError: There are some.
     """
-    folder = source.folder or _cached(source)
+    folder = cached_folder(source)
     files = [file for file in folder.glob("*/*.safetensors") if file.parent.name in source.components] if folder else []
+    files += [source.file] if source.file else []
     if sum(file.stat().st_size for file in files) > _MOST_READ:
         return
     for file in files:
@@ -148,20 +79,34 @@ def _check_numbers(source: PipelineSource) -> None:
 
 
 def _check_components(source: PipelineSource) -> None:
-    """Make sure that the packages that the components need are installed.
+    """Make sure that the packages that the components need are installed, and that the small ones load.
 
     Raises:
-        BackendError: A package is missing.
+        BackendError: A package is missing, or a tokenizer or processor cannot be loaded.
     """
-    for name, (library, kind) in source.components.items():
-        if library not in ("diffusers", "transformers"):
-            continue  # a repository may name any module: importing it would run its code
-        component = getattr(importlib.import_module(library), kind, None)
-        # For a class whose packages are missing, diffusers and transformers have a dummy that names them.
-        packages = getattr(component, "_backends", None) if component and "dummy" in component.__module__ else None
-        if packages:
-            raise BackendError(
-                f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
-                f"pip install {' '.join(packages)}",
-                retryable=False,
-            )
+    with replaced_processors(source.transformers_classes):
+        for name, (library, kind) in source.components.items():
+            if library not in ("diffusers", "transformers"):
+                continue  # a repository may name any module: importing it would run its code
+            component = getattr(importlib.import_module(library), kind, None)
+            if packages := missing_backends(component):
+                raise BackendError(
+                    f"{source.path}: its {name}, a {kind}, needs {' and '.join(packages)}: "
+                    f"pip install {' '.join(packages)}",
+                    retryable=False,
+                )
+            # The parts of a modular repository can lie in other ones.
+            if library == "transformers" and _SMALL.search(kind) and not source.is_modular:
+                _load_small(source, name, component)
+
+
+def _load_small(source: PipelineSource, name: str, component: Any) -> None:
+    """Load a tokenizer or processor, which fails in more ways than its class shows."""
+    try:
+        component.from_pretrained(
+            source.path, subfolder=name, revision=source.commit, local_files_only=not source.may_download
+        )
+    except Exception as error:  # each class has errors of its own
+        raise BackendError(
+            f"{source.path}: cannot load its {name}, a {component.__name__}: {one_line(error)}", retryable=False
+        ) from error

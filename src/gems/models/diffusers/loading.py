@@ -1,38 +1,30 @@
-"""Finding and loading diffusers pipelines: what a folder or repository holds, and loading its weights."""
+"""Loading diffusers pipelines: their weights, quantized or not, onto a device."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-import json
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import huggingface_hub
 
 from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
+from gems.models.diffusers.additions import add_to
+from gems.models.diffusers.omnigen import complete_omnigen
+from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
+from gems.models.diffusers.source import PipelineSource, local_path
+from gems.models.diffusers.weight_files import holds_all_parts
 from gems.models.local_weights import without_bars
+from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "PipelineSource",
-    "accepts",
-    "check_packages",
-    "default_of",
-    "is_out_of_memory",
-    "load_pipeline",
-    "number_type",
-]
+__all__ = ["check_packages", "is_out_of_memory", "load_pipeline", "number_type"]
 
 _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of weights files that can run code when they are loaded."""
@@ -40,213 +32,9 @@ _PACKAGES: Final = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "tor
 """Quantizations, and the packages that they need."""
 
 
-@dataclass(frozen=True)
-class PipelineSource:
-    """Where a pipeline comes from. Nothing here loads weights; a repository's ``model_index.json`` is downloaded.
-
-    Attributes:
-        path: A local folder, or the id of a repository.
-        revision: A branch, tag or commit of the repository; None is its main branch.
-        module: The module that defines the pipeline's class, if it is not diffusers.
-        trust_remote_code: Whether code in the repository may run.
-        may_download: Whether files may be downloaded; otherwise only copies that this machine has are used.
-    """
-
-    path: str
-    revision: str | None = None
-    module: str = "diffusers"
-    trust_remote_code: bool = False
-    may_download: bool = True
-
-    @classmethod
-    def parse(
-        cls, text: str, *, module: str = "diffusers", trust_remote_code: bool = False, may_download: bool = True
-    ) -> PipelineSource:
-        """Parse ``FOLDER_OR_REPO[@REVISION]``; the name of a folder may contain an @.
-
-        Raises:
-            InputError: A local folder is given with a revision.
-        """
-        path, _, revision = text.rpartition("@")
-        if not path or Path(text).is_dir():
-            path, revision = text, ""
-        if revision and Path(path).is_dir():
-            raise InputError(f"{path} is a local folder, which has no revisions: leave @{revision} out")
-        return cls(path, revision or None, module, trust_remote_code, may_download)
-
-    @property
-    def folder(self) -> Path | None:
-        """The local folder; None for a repository."""
-        return Path(self.path) if Path(self.path).is_dir() else None
-
-    @cached_property
-    def index_file(self) -> Path:
-        """``model_index.json``, downloaded if it is in a repository.
-
-        Raises:
-            BackendError: The folder does not exist, or the download failed.
-        """
-        if self.folder:
-            return self.folder / "model_index.json"
-        if self.path.startswith((".", "/", "~")):
-            raise BackendError(f"there is no folder {self.path}", retryable=False)
-        try:
-            return self._download("model_index.json", self.revision)
-        except (OSError, ValueError) as error:
-            raise BackendError(
-                f"cannot load the image model {self.path}: {_message(error)}", retryable=False
-            ) from error
-
-    @cached_property
-    def index(self) -> dict[str, Any]:
-        """The content of ``model_index.json``.
-
-        Raises:
-            BackendError: The file is missing or damaged.
-        """
-        try:
-            index: dict[str, Any] = json.loads(self.index_file.read_text(encoding="utf-8"))
-            _ = index["_class_name"]
-        except FileNotFoundError as error:
-            raise BackendError(f"{self.path} has no model_index.json: it is not a pipeline", retryable=False) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(f"{self.path}: model_index.json is damaged", retryable=False) from error
-        return index
-
-    @property
-    def commit(self) -> str | None:
-        """The commit that the revision refers to; None for a local folder."""
-        return None if self.folder else self.index_file.parent.name  # downloads are in snapshots/COMMIT
-
-    @cached_property
-    def pipeline_class(self) -> type:
-        """The pipeline's class.
-
-        Raises:
-            InputError: The class is code in the repository, which is not trusted.
-            BackendError: This version of diffusers does not have the class.
-        """
-        name = self.index["_class_name"]
-        if isinstance(name, list):  # [file, class]: code in the repository
-            return self._remote_class(*name)
-        kind = getattr(importlib.import_module(self.module), name, None)
-        if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained"):
-            import diffusers
-
-            raise BackendError(
-                f"{self.path} is for the pipeline {name}, which diffusers {diffusers.__version__} does not have; "
-                "try 'pip install -U diffusers'",
-                retryable=False,
-            )
-        return kind
-
-    @cached_property
-    def editing_class(self) -> type | None:
-        """The class that edits images: the pipeline's own, or its image-to-image sibling; None if neither can."""
-        from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as EDITING
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
-
-        kind = self.pipeline_class
-        if kind in EDITING.values() or accepts(kind, "keep"):
-            return kind
-        family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
-        sibling: type | None = EDITING.get(family)
-        return sibling
-
-    @property
-    def only_edits(self) -> bool:
-        """Whether the pipeline cannot draw from text alone."""
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
-
-        kind = self.pipeline_class
-        return self.editing_class is kind and kind not in DRAWING.values() and not accepts(kind, "keep")
-
-    def _remote_class(self, file: str, name: str) -> type:
-        from diffusers.utils.dynamic_modules_utils import get_class_from_dynamic_module
-
-        if not self.trust_remote_code:
-            raise InputError(
-                f"{self.path} contains code of its own ({file}.py); read it, and if you trust it, set trust_remote_code"
-            )
-        try:
-            kind: type = get_class_from_dynamic_module(
-                self.path,
-                module_file=f"{file}.py",
-                class_name=name,
-                revision=self.commit,
-                trust_remote_code=True,
-                local_files_only=not self.may_download,
-            )
-        except (OSError, ValueError, AttributeError, ImportError) as error:
-            raise BackendError(f"cannot load the code of {self.path}: {_message(error)}", retryable=False) from error
-        return kind
-
-    @property
-    def denoiser(self) -> str | None:
-        """The name of the component that runs in each step: the transformer or U-Net."""
-        return next((name for name in ("transformer", "unet") if self.components.get(name)), None)
-
-    @property
-    def components(self) -> dict[str, tuple[str, str]]:
-        """The library and class of each component that the pipeline has."""
-        return {
-            name: (value[0], value[1])
-            for name, value in self.index.items()
-            if isinstance(value, list) and not name.startswith("_") and value[0]
-        }
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it is a pipeline of this package, whose images are the same on every machine."""
-        return self.module != "diffusers"
-
-    def component_class(self, name: str) -> type | None:
-        """The class of a component of diffusers; None if there is no such component, or it is of another library."""
-        library, kind = self.components.get(name, ("", ""))
-        component = getattr(importlib.import_module("diffusers"), kind, None) if library == "diffusers" else None
-        return component if inspect.isclass(component) else None
-
-    def component_config(self, name: str | None) -> dict[str, Any]:
-        """A component's ``config.json``; empty if it cannot be had, or there is no such component."""
-        if name not in self.components:
-            return {}
-        if name not in self._configs:
-            self._configs[name] = self._read_config(name)
-        return self._configs[name]
-
-    @cached_property
-    def _configs(self) -> dict[str, dict[str, Any]]:
-        return {}
-
-    def _read_config(self, component: str) -> dict[str, Any]:
-        try:
-            name = f"{component}/config.json"
-            file = self.folder / name if self.folder else self._download(name, self.commit)
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # loading the weights will say what is wrong with the folder or the hub
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    def _download(self, file: str, revision: str | None) -> Path:
-        only_local = not self.may_download
-        return Path(huggingface_hub.hf_hub_download(self.path, file, revision=revision, local_files_only=only_local))
-
-
 def number_type(source: PipelineSource, options: GeneratorOptions, device: str) -> torch.dtype:
     """The number type of the weights. Our own keep the one with which their reproducible images were made."""
     return pick_dtype("float32" if source.is_own else options.dtype, device)
-
-
-def default_of(kind: type[Any], argument: str) -> Any:
-    """The default of an argument of a pipeline class's call; None if it has none, or there is no such argument."""
-    parameter = inspect.signature(kind.__call__).parameters.get(argument)
-    return None if parameter is None or parameter.default is parameter.empty else parameter.default
-
-
-@cache
-def accepts(kind: type[Any], argument: str) -> bool:
-    """Whether the call of a pipeline class takes an argument of that name."""
-    return argument in inspect.signature(kind.__call__).parameters
 
 
 def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str, dtype: torch.dtype) -> Any:
@@ -256,39 +44,21 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
         InputError: The pipeline or this machine cannot honour an option.
         BackendError: The weights are missing or damaged, or do not fit into memory.
     """
-    import diffusers
-    from safetensors import SafetensorError
-
     check_packages(options)
-    _refuse_pickles(source)
-    remote = isinstance(source.index["_class_name"], list)
-    kind: Any = diffusers.DiffusionPipeline if remote else source.pipeline_class
+    _refuse_pickles(source.layout)
+    if source.pipeline_class.__name__ == "OmniGenPipeline":
+        complete_omnigen()
     try:
-        with without_bars() if source.module != "diffusers" else nullcontext():
-            pipeline = kind.from_pretrained(
-                source.path,
-                revision=source.commit,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=source.trust_remote_code,
-                local_files_only=not source.may_download,
-                **_quantized(source, options, dtype),
-            )
+        bars = without_bars() if source.module != "diffusers" else nullcontext()
+        with bars, replaced_processors(source.transformers_classes):
+            pipeline = _unplaced(source, options, dtype)
         pipeline.set_progress_bar_config(disable=True)
+        add_to(pipeline, source, options, dtype)
         _set_up(pipeline, source, options)
         return _placed(pipeline, options, device)
     except GemsError:
         raise
-    except (
-        OSError,
-        ValueError,
-        AttributeError,
-        ImportError,
-        TypeError,
-        KeyError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
+    except Exception as error:  # each component's library reports what it cannot load with errors of its own
         if is_out_of_memory(error):
             raise BackendError(
                 f"{source.path} does not fit into the memory of {device}; try the options offload=model or "
@@ -296,6 +66,42 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
                 retryable=False,
             ) from error
         raise BackendError(f"cannot load the image model {source.path}: {_message(error)}", retryable=False) from error
+
+
+def _unplaced(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> Any:
+    """A pipeline in main memory, from a folder or repository, or from a file of weights and what belongs to it."""
+    import diffusers
+
+    layout = source.layout
+    if source.file and holds_all_parts(source.file):
+        if options.quantization:
+            raise InputError("quantization: a single file with all parts is not quantized; use the model's folder")
+        return _whole_file(source, layout, dtype)
+    remote = isinstance(layout.index["_class_name"], list)
+    kind: Any = diffusers.DiffusionPipeline if remote else layout.pipeline_class
+    return kind.from_pretrained(
+        layout.path,
+        revision=layout.commit,
+        dtype=dtype,
+        use_safetensors=True,
+        variant=variant_of(source, options),
+        trust_remote_code=source.trust_remote_code,
+        local_files_only=not source.may_download,
+        **_quantized(source, options, dtype),
+    )
+
+
+def _whole_file(source: PipelineSource, layout: PipelineSource, dtype: torch.dtype) -> Any:
+    kind: Any = layout.pipeline_class
+    if not hasattr(kind, "from_single_file"):
+        raise InputError(f"diffusers cannot load a {kind.__name__} from a single file; use the model's folder")
+    return kind.from_single_file(
+        source.path,
+        config=str(layout.index_file.parent) if layout.folder else layout.path,
+        revision=layout.commit,
+        dtype=dtype,
+        local_files_only=not source.may_download,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -318,7 +124,7 @@ def check_packages(options: GeneratorOptions) -> None:
     if quantization is None:
         return
     if quantization.endswith(".gguf"):
-        if not Path(quantization).is_file():
+        if not Path(local_path(quantization)).is_file():
             raise InputError(f"quantization: there is no file {quantization}")
         package = "gguf"
     elif quantization in _PACKAGES:
@@ -346,23 +152,30 @@ def _refuse_pickles(source: PipelineSource) -> None:
 
 
 def _quantized(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that quantize the denoiser and the largest text encoder."""
+    """Arguments of ``from_pretrained``: the denoiser, if a file holds it, and how the large parts are quantized."""
     quantization, denoiser = options.quantization, source.denoiser
-    if quantization is None:
+    if quantization is None and source.file is None:
         return {}
     if denoiser is None:
         raise InputError(f"quantization: {source.pipeline_class.__name__} has no transformer to quantize; leave it out")
-    if quantization.endswith(".gguf"):
-        return {denoiser: _from_gguf(source, denoiser, quantization, dtype)}
+    if quantization is None:
+        return {denoiser: _denoiser_of_file(source, denoiser, source.path, dtype)}
     import diffusers
     import torch
 
+    if quantization.endswith(".gguf"):
+        gguf = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+        return {denoiser: _denoiser_of_file(source, denoiser, local_path(quantization), dtype, gguf)}
     if quantization.startswith("bnb") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
         raise InputError(f"quantization {quantization} needs a GPU; torchao-int8 and .gguf files work without one")
-    # Text encoders are numbered by size: the T5 of Flux and Stable Diffusion 3 comes last.
-    encoders = sorted(name for name in source.components if name.startswith("text_encoder"))
-    mapping = {name: _config(quantization, source.components[name][0], dtype) for name in [denoiser, *encoders[-1:]]}
-    return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping=mapping)}
+    parts = quantized_parts(source, parameters_of(source, options))
+    mapping = {name: _config(quantization, source.components[name][0], dtype) for name in parts}
+    arguments: dict[str, Any] = {}
+    if source.file and denoiser in mapping:
+        arguments = {denoiser: _denoiser_of_file(source, denoiser, source.path, dtype, mapping.pop(denoiser))}
+    if mapping:
+        arguments["quantization_config"] = diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
+    return arguments
 
 
 def _config(quantization: str, library: str, dtype: torch.dtype) -> Any:
@@ -377,20 +190,22 @@ def _config(quantization: str, library: str, dtype: torch.dtype) -> Any:
     return configs.TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def _from_gguf(source: PipelineSource, denoiser: str, file: str, dtype: torch.dtype) -> Any:
+def _denoiser_of_file(
+    source: PipelineSource, denoiser: str, file: str, dtype: torch.dtype, quantization: Any = None
+) -> Any:
     import diffusers
 
     kind = getattr(diffusers, source.components[denoiser][1])
     if not hasattr(kind, "from_single_file"):
-        raise InputError(f"diffusers cannot load a {kind.__name__} from a .gguf file")
+        raise InputError(f"diffusers cannot load a {kind.__name__} from a single file")
     return kind.from_single_file(
         file,
-        quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
         dtype=dtype,
-        config=source.path,
+        config=source.layout.path,
         subfolder=denoiser,
-        config_revision=source.commit,
+        config_revision=source.layout.commit,
         local_files_only=not source.may_download,
+        **({"quantization_config": quantization} if quantization else {}),
     )
 
 

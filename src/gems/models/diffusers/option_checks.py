@@ -14,8 +14,15 @@ from typing import Any, Final, TypeAlias
 
 from gems.errors import InputError
 from gems.models.devices import pick_devices
-from gems.models.diffusers.loading import PipelineSource, accepts, check_packages, default_of
+from gems.models.diffusers.additions import refused_additions
+from gems.models.diffusers.defaults import defaults_of, facts_of
+from gems.models.diffusers.families import argument_of, family_of
+from gems.models.diffusers.loading import check_packages
+from gems.models.diffusers.part_sizes import variant_of
+from gems.models.diffusers.prompt_length import MOST_TOKENS
 from gems.models.diffusers.replicas import LOADING_OPTIONS
+from gems.models.diffusers.source import PipelineSource, accepts, default_of
+from gems.models.diffusers.weight_files import holds_all_parts
 from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions
 
@@ -28,10 +35,13 @@ ARGUMENTS: Final = {
     "guidance_scale": "guidance_scale",
     "true_cfg_scale": "true_cfg_scale",
     "negative_prompt": "negative_prompt",
+    "max_sequence_length": "max_sequence_length",
 }
 """Options, and the arguments of a pipeline's call that they set."""
 
 _KNOWN_OPTIONS: Final = LOADING_OPTIONS | ARGUMENTS.keys() | {"strength", "batch_size", "previews"}
+_EXCHANGES: Final = frozenset({"scheduler", "variant", "lora", "vae", "config"})
+"""Options that exchange parts of a pipeline, or add to them."""
 _UNET_MULTIPLE: Final = 8
 """Pipelines with a U-Net refuse other sizes whatever their autoencoder's factor is."""
 
@@ -57,7 +67,8 @@ def refusals(
     reasons = dict(_without_argument(source, set_options))
     by_model = _fixed_in_own(set_options) if source.is_own else _by_model(source, options, settings, set_options)
     by_machine = _by_machine(options) if on_this_machine else ()
-    for option, reason in chain(by_model, _by_parts(source, settings, set_options), by_machine):
+    by_weights = _by_weights(source, options)
+    for option, reason in chain(by_model, _by_parts(source, settings, set_options), by_weights, by_machine):
         reasons.setdefault(option, reason)
     return reasons
 
@@ -68,8 +79,10 @@ def _without_argument(source: PipelineSource, set_options: Mapping[str, Any]) ->
     for option in set_options:
         if option not in _KNOWN_OPTIONS:
             yield option, f"it runs in this process and has no use for the option {option}"
-        elif option in ARGUMENTS and not accepts(kind, ARGUMENTS[option]):
+        elif option in ARGUMENTS and not accepts(kind, argument_of(kind, ARGUMENTS[option])):
             yield option, f"{kind.__name__} takes no {option}; leave it out"
+    if set_options.get("batch_size", 1) != 1 and not family_of(kind).is_batch_sound:
+        yield "batch_size", f"{kind.__name__} draws one image at a time; leave batch_size out"
     if "strength" in set_options and not (editor and accepts(editor, "strength")):
         yield "strength", f"{kind.__name__} does not edit images by strength; leave it out"
 
@@ -78,6 +91,7 @@ def _by_model(
     source: PipelineSource, options: GeneratorOptions, settings: Mapping[str, Any], set_options: Mapping[str, Any]
 ) -> _Reasons:
     yield from _sizes(source, set_options)
+    yield from _prompt_length(source, set_options)
     yield from _strength(source, options, settings)
     yield from _guidance(source, settings, set_options)
 
@@ -90,6 +104,8 @@ def _fixed_in_own(set_options: Mapping[str, Any]) -> _Reasons:
         yield "batch_size", "it always draws one image at a time; leave batch_size out"
     if "quantization" in set_options:
         yield "quantization", "its weights are small and stay in float32; leave quantization out"
+    for option in _EXCHANGES & set_options.keys():
+        yield option, f"{option}: its weights and scheduler come with this package; leave it out"
     if "trust_remote_code" in set_options:
         yield "trust_remote_code", "it comes with this package and has no remote code; leave trust_remote_code out"
 
@@ -115,13 +131,16 @@ def _true_guidance(source: PipelineSource, settings: Mapping[str, Any], set_opti
         yield "true_cfg_scale", f"{name} uses a true_cfg_scale only with a negative_prompt, which may be a space"
     if "true_cfg_scale" in set_options and 0 < true_scale < 1:
         yield "true_cfg_scale", f"true_cfg_scale {true_scale:g}: {name} guides only above 1; 1 turns guidance off"
-    has_input = source.component_config(source.denoiser).get("guidance_embeds") is not False
+    has_input = _has_guidance_input(source)
     if "guidance_scale" in set_options and not has_input and (set_options["guidance_scale"] > 0 or is_on):
         yield "guidance_scale", f"these weights have no input for the guidance_scale; {name} takes true_cfg_scale"
 
 
 def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_options: Mapping[str, Any]) -> _Reasons:
-    name, scale = source.pipeline_class.__name__, _value(source, settings, "guidance_scale")
+    name, argument = source.pipeline_class.__name__, argument_of(source.pipeline_class, "guidance_scale")
+    if "guidance_scale" in set_options and argument == "distilled_guidance_scale" and not _has_guidance_input(source):
+        yield "guidance_scale", f"these weights have no input for the guidance_scale: {name} guides by itself"
+    scale = _value(source, settings, argument)
     if scale is None or _guides(source, scale):
         return
     is_input = source.component_config(source.denoiser).get("time_cond_proj_dim") is not None
@@ -133,6 +152,10 @@ def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_o
         yield "negative_prompt", reason
     if "guidance_scale" in set_options and not is_input and scale not in (0, 1):
         yield "guidance_scale", f"guidance_scale {scale:g} has no effect: {name} guides {_when_it_guides(source)}"
+
+
+def _has_guidance_input(source: PipelineSource) -> bool:
+    return source.component_config(source.denoiser).get("guidance_embeds") is not False
 
 
 def _guides(source: PipelineSource, scale: float) -> bool:
@@ -223,6 +246,14 @@ def _strength(source: PipelineSource, options: GeneratorOptions, settings: Mappi
         yield "strength", f"strength {strength:g} of {steps} steps leaves none to draw; give steps={min_steps} or more"
 
 
+def _prompt_length(source: PipelineSource, set_options: Mapping[str, Any]) -> _Reasons:
+    """A prompt length beyond what the class takes, or what the weights were made for."""
+    kind, length = source.pipeline_class, set_options.get("max_sequence_length", 0)
+    recommended = defaults_of(facts_of(source)).arguments.get("max_sequence_length")
+    if (most := recommended or MOST_TOKENS.get(kind.__name__)) and length > most:
+        yield "max_sequence_length", f"max_sequence_length {length}: {kind.__name__} reads at most {most} tokens here"
+
+
 # --- parts and machine -----------------------------------------------------------------------------------------------
 
 
@@ -241,10 +272,24 @@ def _by_parts(source: PipelineSource, settings: Mapping[str, Any], set_options: 
 
 def _previews(source: PipelineSource, settings: Mapping[str, Any], interval: int) -> _Reasons:
     kind, steps = source.pipeline_class, _value(source, settings, "num_inference_steps")
-    if source.component_class("vae") is None or not accepts(kind, "callback_on_step_end"):
+    if source.component_class("vae") is None:
         yield "previews", f"{kind.__name__} has no latents that a preview can be made from; leave previews out"
     elif steps and interval > steps:
         yield "previews", f"a preview every {interval} steps never comes in {steps} steps; give a smaller number"
+
+
+def _by_weights(source: PipelineSource, options: GeneratorOptions) -> _Reasons:
+    """Options for weights that are not there, or that the pipeline cannot take."""
+    yield from refused_additions(source, options)
+    is_whole = source.file is not None and holds_all_parts(source.file)
+    for option in ("variant", "quantization"):
+        if is_whole and getattr(options, option) is not None:
+            yield option, f"{option}: a single file with all parts has no other weights; use the model's folder"
+    if options.variant is not None and not is_whole:
+        try:
+            variant_of(source, options)
+        except InputError as error:
+            yield "variant", str(error)
 
 
 def _by_machine(options: GeneratorOptions) -> _Reasons:

@@ -17,7 +17,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Previews"]
+__all__ = ["Previews", "unpacked"]
 
 _MAX_SIDE: Final = 128
 """The longer side of a preview, in pixels."""
@@ -51,8 +51,8 @@ class Previews:
         if self._fit is None:
             return [None] * len(latents)
         try:
-            grid = _unpacked(pipeline, latents, aspect).float().cpu()
             slopes, offsets = self._fit
+            grid = unpacked(pipeline.vae, latents, aspect, channels=len(slopes)).float().cpu()
             colours = grid.movedim(1, -1) @ slopes + offsets
             pixels = (colours.clamp(0, 1) * 255).round().byte().numpy()
         except Exception as error:
@@ -67,20 +67,33 @@ def _fit(pipeline: Any) -> tuple[Tensor, Tensor]:
 
     vae, scale = pipeline.vae, pipeline.vae_scale_factor
     chart = torch.rand((1, 3, _CELLS, _CELLS), generator=torch.Generator().manual_seed(0))
-    target = chart.repeat_interleave(_REPEAT, 2).repeat_interleave(_REPEAT, 3)
-    image = target.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    image = (2 * image - 1).to(pipeline._execution_device, vae.dtype)
-    video = hasattr(vae.config, "temperal_downsample")
-    with torch.no_grad():
-        latents = vae.encode(image.unsqueeze(2) if video else image).latent_dist.mode()
-    latents = _normalised(vae, latents.squeeze(2) if video else latents).float().cpu()
+    side = _CELLS * _REPEAT * scale
+    image = torch.nn.functional.interpolate(chart, (side, side), mode="nearest")
+    latents = _normalised(vae, _encoded(vae, (2 * image - 1).to(pipeline._execution_device, vae.dtype))).float().cpu()
     if not latents.isfinite().all():
         raise ValueError("the autoencoder overflows in this number type")
+    target = torch.nn.functional.interpolate(chart, latents.shape[2:], mode="nearest")
     inputs, colours = (x.movedim(1, -1).reshape(-1, x.shape[1]) for x in (latents, target))
     centre = inputs.mean(0)
     # gelsd gives no weight to channels that are the same for all colours, such as those for texture.
     slopes: Tensor = torch.linalg.lstsq(inputs - centre, colours - colours.mean(0), driver="gelsd").solution
     return slopes, colours.mean(0) - centre @ slopes
+
+
+def _encoded(vae: Any, image: Tensor) -> Tensor:
+    """Latents (1, channels, height, width) of an image, by any of diffusers' autoencoders."""
+    import torch
+
+    video = hasattr(vae.config, "temperal_downsample")
+    if vae.config.get("in_channels") == 4:
+        image = torch.cat([image, torch.ones_like(image[:, :1])], 1)  # opaque
+    with torch.no_grad():
+        output = vae.encode(image.unsqueeze(2) if video else image)
+    if hasattr(output, "latent_dist"):
+        latents: Tensor = output.latent_dist.mode()
+    else:
+        latents = output[0]
+    return latents.squeeze(2) if video else latents
 
 
 def _normalised(vae: Any, latents: Tensor) -> Tensor:
@@ -91,17 +104,33 @@ def _normalised(vae: Any, latents: Tensor) -> Tensor:
     if mean is not None and std is not None:
         shape = (1, -1, 1, 1)
         return (latents - torch.tensor(mean).to(latents).view(shape)) / torch.tensor(std).to(latents).view(shape)
-    shift, scale = getattr(vae.config, "shift_factor", None) or 0.0, float(vae.config.scaling_factor)
-    return (latents - shift) * scale
+    shift, scale = (getattr(vae.config, name, None) for name in ("shift_factor", "scaling_factor"))
+    return (latents - (shift or 0.0)) * float(scale or 1.0)
 
 
-def _unpacked(pipeline: Any, latents: Tensor, aspect: float) -> Tensor:
-    """Latents as (batch, channels, height, width), from whatever layout the pipeline uses."""
-    if latents.ndim == 3:  # packed: one row for 2 x 2 positions
+def unpacked(vae: Any, latents: Tensor, aspect: float, channels: int) -> Tensor:
+    """Latents as (batch, channels, height, width), from whatever layout a pipeline uses.
+
+    Pipelines pack the latents of P x P positions into one, in a row of tokens or in a grid. All of them keep the
+    positions of a channel together.
+
+    Args:
+        vae: The autoencoder. That of Flux2 normalises packed latents with statistics of its own.
+        latents: The denoiser's latents: a row of tokens, a grid, or a grid with one frame.
+        aspect: Width divided by height of the images.
+        channels: The channels of the autoencoder's latents.
+    """
+    import torch
+
+    if latents.ndim == 3:
         height = round(math.sqrt(latents.shape[1] / aspect))
-        width, side = latents.shape[1] // height, 2 * pipeline.vae_scale_factor
-        latents = pipeline._unpack_latents(latents, height * side, width * side, pipeline.vae_scale_factor)
-    return latents.squeeze(2) if latents.ndim == 5 else latents
+        latents = latents.transpose(1, 2).reshape(len(latents), latents.shape[2], height, -1)
+    grid = latents.squeeze(2) if latents.ndim == 5 else latents
+    norm = getattr(vae, "bn", None)
+    if norm is not None and norm.num_features == grid.shape[1]:
+        scale = (norm.running_var + norm.eps).sqrt()
+        grid = grid * scale.to(grid).view(1, -1, 1, 1) + norm.running_mean.to(grid).view(1, -1, 1, 1)
+    return torch.nn.functional.pixel_shuffle(grid, math.isqrt(grid.shape[1] // channels))
 
 
 def _sized(image: Image.Image) -> Image.Image:

@@ -11,8 +11,9 @@ from queue import LifoQueue
 from typing import Any, Final
 
 from gems.models.devices import pick_devices
-from gems.models.diffusers.loading import PipelineSource, accepts, load_pipeline, number_type
+from gems.models.diffusers.loading import load_pipeline, number_type
 from gems.models.diffusers.previews import Previews
+from gems.models.diffusers.source import PipelineSource
 from gems.options import GeneratorOptions
 
 __all__ = ["LOADING_OPTIONS", "Replica", "Replicas", "replicas_of"]
@@ -27,6 +28,11 @@ LOADING_OPTIONS: Final = frozenset(
         "vae_slicing",
         "compile",
         "trust_remote_code",
+        "variant",
+        "lora",
+        "vae",
+        "scheduler",
+        "config",
     }
 )
 """Options that decide what is loaded; generators with the same values share their weights."""
@@ -54,7 +60,7 @@ class Replica:
         """The pipeline that edits images: the same one, or its image-to-image sibling on the same weights."""
         from diffusers import AutoPipelineForImage2Image
 
-        if accepts(self.pipeline.__class__, "keep"):
+        if self._source.editing_class is self._source.pipeline_class:
             return self.pipeline
         editor = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         editor.set_progress_bar_config(disable=True)

@@ -34,23 +34,34 @@ class PixelWatch:
         self.has_invalid_casts = False
         """Whether NaN was cast to an integer somewhere."""
 
-    def fault_of(self, index: int, output: Any, name: str) -> BackendError | None:
-        """Why an image of the pipeline's output is none; None if it is one.
+    def results_of(self, output: Any, field: str, name: str) -> list[Image.Image | BackendError]:
+        """The images of a pipeline's output, each without transparency, or the reason why it is none.
 
         Args:
-            index: The index of the image.
             output: What the pipeline returned.
-            name: The generator's name, for the message.
+            field: The field of the output that holds the images.
+            name: The names of the generator and the pipeline, for messages.
+
+        Raises:
+            BackendError: The output holds no images.
         """
+        images = getattr(output, field, None)
+        if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+            raise BackendError(f"{name} returned a {type(output).__name__} without images", retryable=False)
         flags = getattr(output, "nsfw_content_detected", None)
-        if isinstance(flags, Sequence) and index < len(flags) and flags[index]:
-            return ContentRefusedError(f"{name}: {REFUSED}")
-        images: Sequence[Image.Image] = output.images
+        refused = flags if isinstance(flags, Sequence) and len(flags) == len(images) else [False] * len(images)
+        return [
+            ContentRefusedError(f"{name}: {REFUSED}") if flag else self._sound(index, images, name)
+            for index, flag in enumerate(refused)
+        ]
+
+    def _sound(self, index: int, images: Sequence[Image.Image], name: str) -> Image.Image | BackendError:
+        image = images[index]
         if len(self.are_finite) == len(images):
             is_image = self.are_finite[index]
         else:
-            is_image = not (self.has_invalid_casts and _is_black(images[index]))
-        return None if is_image else BackendError(f"{name}: {NOT_FINITE}", retryable=False)
+            is_image = not (self.has_invalid_casts and _is_black(image))
+        return _on_white(image) if is_image else BackendError(f"{name}: {NOT_FINITE}", retryable=False)
 
 
 @contextmanager
@@ -80,3 +91,11 @@ def watch_pixels(pipeline: Any) -> Iterator[PixelWatch]:
 
 def _is_black(image: Image.Image) -> bool:
     return image.convert("RGB").getbbox() is None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The image without transparency: chat models, JPEG and most viewers each make another background of it."""
+    if not image.has_transparency_data:
+        return image
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

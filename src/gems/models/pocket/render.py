@@ -114,9 +114,12 @@ _PALETTES: Final = (
 )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=2)
 def _background(style: int, size: int) -> Image.Image:
-    """Sky, a pale sun and three soft hills cut from paper. The image is cached: copy it before drawing on it."""
+    """Sky, a pale sun and three soft hills cut from paper. The image is cached: copy it before drawing on it.
+
+    Only a seed that is drawn again soon has the same style again, and an image has a mebibyte.
+    """
     palette = _PALETTES[style % len(_PALETTES)]
     rng = np.random.default_rng(style)
     top, horizon = (np.array(c, dtype=np.float32) for c in palette.sky)

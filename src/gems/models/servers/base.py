@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,9 @@ _MAX_TORN: Final = 5
 _MAX_PAID_TRIES: Final = 3
 """Answers without a usable image, with a status that says that the image was drawn, after which no other is asked for:
 each of them may cost as much as an image."""
+_MAX_REDIRECTS: Final = 4
+_NOT_THERE_YET: Final = (202, 404)
+"""What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
 
@@ -226,7 +230,7 @@ class RemoteGenerator(ABC):
         """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
 
         def fetch() -> Image.Image:
-            data, kind = self.fetch("GET", path, deadline, **arguments)
+            data, kind = _fetch_file(self, path, deadline, **arguments)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
@@ -333,6 +337,23 @@ class RemoteGenerator(ABC):
         return f": {text}" if text else ""
 
 
+def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
+    """A drawn image's file, also where the server says that it stands elsewhere on the server, or not yet there."""
+    host = server.url.netloc.decode("ascii")
+    for _ in range(_MAX_REDIRECTS):
+        with server.exchange("GET", path, deadline, **arguments) as response:
+            body = read_body(response, deadline)
+            target = response.next_request.url if response.next_request else None
+            if target is None or (target.scheme, target.netloc) != (server.url.scheme, server.url.netloc):
+                if response.status_code in _NOT_THERE_YET:
+                    fault = f"{server.name}: {host} answers {response.status_code}{server.reason(body)}"
+                    raise PassingError(fault, may_cost=True)
+                server.check_status(response, body)
+                return body, response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        path, arguments = str(target), {}
+    raise BackendError(f"{server.name}: {host} redirects without end", retryable=False)
+
+
 def _unless_stopped(
     results: Sequence[GeneratedImage | BackendError | GraphDrained],
 ) -> list[GeneratedImage | BackendError]:
@@ -371,13 +392,30 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise PassingError(f"{response.url.host} sends its answer too slowly", may_cost=response.is_success)
         parts.append(part)
-    return b"".join(parts)
+    return _unpacked(b"".join(parts))
 
 
 def is_image_file(data: bytes) -> bool:
     """Whether a file begins like an image; some servers send images with the type of a text."""
     is_webp, is_avif = data.startswith(b"RIFF") and data[8:12] == b"WEBP", data[4:8] == b"ftyp"
-    return data.startswith((b"\x89PNG", b"\xff\xd8\xff")) or is_webp or is_avif
+    is_bmp = data.startswith(b"BM") and data[6:10] == bytes(4)
+    return data.startswith((b"\x89PNG", b"\xff\xd8\xff", *_OTHER_FORMATS)) or is_webp or is_avif or is_bmp
+
+
+_OTHER_FORMATS: Final = (b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x0a", b"\xff\x4f\xff\x51", b"8BPS")
+"""How images of formats begin that are not decoded: to ask for another one would cost as much, and be no better."""
+
+
+def _unpacked(body: bytes) -> bytes:
+    """The body without a compression that its header does not tell; as it is if that is damaged or too large."""
+    if not body.startswith(b"\x1f\x8b"):
+        return body
+    reader = zlib.decompressobj(wbits=31)
+    try:
+        content = reader.decompress(body, MAX_BYTES)
+    except zlib.error:
+        return body
+    return content if reader.eof else body
 
 
 def decode_image(data: bytes, source: str) -> Image.Image:

@@ -92,8 +92,17 @@ def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> obje
 def _is_error(error: object) -> bool:
     """Whether an error says anything; some servers put an empty one into each answer."""
     if isinstance(error, Mapping):
-        return any(value not in (None, "", 0, "0", False, [], {}) for value in error.values())
-    return bool(error)
+        values = [value for value in error.values() if value not in (None, "", 0, "0", False, [], {})]
+        return any(not _is_success(value) for value in values)
+    return bool(error) and not _is_success(error)
+
+
+def _is_success(word: object) -> bool:
+    return word in (200, "200") or (isinstance(word, str) and word.strip(" .").lower() in _SUCCESS)
+
+
+_SUCCESS: Final = frozenset({"none", "null", "ok", "success", "succeeded", "no error", "no_error", "false"})
+"""What servers write where an error would stand."""
 
 
 def error_of_choice(choice: Mapping[str, Any]) -> object:

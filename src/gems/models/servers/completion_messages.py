@@ -11,7 +11,7 @@ from gems.models.lenient import without_half_characters
 
 __all__ = ["REASONING_FIELD", "THOUGHT_FIELDS", "raw_message", "read_content", "read_message", "says_something"]
 
-THOUGHT_FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text")
+THOUGHT_FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
 """Names of the field in which servers write what a model thought."""
 REASONING_FIELD: Final = "reasoning_field"
 """The field of a tidy message that holds the name which its server uses."""
@@ -67,7 +67,8 @@ def read_message(choice: Mapping[str, Any]) -> dict[str, Any] | None:
         "content": content,
         **({"tool_calls": calls} if calls else {}),
         **({"refusal": refusal} if isinstance(refusal, str) else {}),
-        **({"reasoning_content": thought, REASONING_FIELD: field} if thought else {}),
+        **({"reasoning_content": thought} if thought else {}),
+        **({REASONING_FIELD: field} if isinstance(message.get(field), str) else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -39,6 +40,8 @@ def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     message: dict[str, Any] = {}
     calls: dict[object, dict[str, Any]] = {}
     reason = None
+    if not any(_choices(event) is not None for event in events):  # an event that tells of an error
+        return next((event for event in events if error_message(json.dumps(event).encode())), events[-1])
     for event in events:
         choices = _choices(event) or []
         choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
@@ -82,7 +85,7 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     Raises:
         BackendError: The answer is an error, or contains no message.
     """
-    if isinstance(answer, list) and len(answer) == 1:  # Gemini's OpenAI endpoint puts an error into a list
+    if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # as errors of Gemini's endpoint
         answer = answer[0]
     if not isinstance(answer, Mapping):
         words = one_line(error_message(str(answer).encode())) or "a page or another kind of document"
@@ -119,17 +122,35 @@ _TEXTS: Final = ("id", "model", "object", "service_tier", "system_fingerprint")
 """The fields of a completion that are kept as they are."""
 
 
-def _inner(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+def _inner(answer: Mapping[str, Any], depth: int = 2) -> Mapping[str, Any]:
     """The completion inside of a gateway's report on it; the answer itself if it is one."""
     if _choices(answer) is not None:
         return answer
-    reports = (answer.get(name) for name in ("data", "result", "output", "response"))
-    return next((inner for inner in reports if isinstance(inner, Mapping) and _choices(inner)), answer)
+    for name in ("data", "result", "output", "response", "body", "completion"):
+        report = answer.get(name)
+        report = json_body(report.encode("utf-8", "replace")) if isinstance(report, str) else report
+        report = report[0] if isinstance(report, list) and report else report
+        if depth and isinstance(report, Mapping) and _choices(inner := _inner(report, depth - 1)):
+            return inner
+    return _in_other_words(answer) or answer
+
+
+def _in_other_words(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The completion in an answer of another protocol: its text with the reason why it ended. None if it has none."""
+    if answer.get("error") or answer.get("errors"):
+        return None
+    for place in (answer, *(answer.get(name) for name in ("result", "output"))):
+        fields = place if isinstance(place, Mapping) else {}
+        texts = (fields.get(name) for name in ("generated_text", "response", "output_text", "text", "content"))
+        if content := next(filter(None, texts), None):
+            reason = next(filter(None, map(fields.get, ("finish_reason", "stop_reason", "done_reason"))), None)
+            return {**answer, "choices": [{"message": {"content": content}, "finish_reason": reason}]}
+    return None
 
 
 def _choices(answer: Mapping[str, Any]) -> list[Any] | None:
     """The choices of a completion, which may also be a single one, or stand without a list; None if there are none."""
-    choices = answer.get("choices")
+    choices = answer.get("choices") or answer.get("Choices", answer.get("choices"))
     if isinstance(choices, Mapping):
         return [choices] if raw_message(choices) is not None else list(choices.values())
     if choices is None and isinstance(answer.get("message"), Mapping):  # as in Ollama's own protocol

@@ -75,8 +75,9 @@ def _distinct(parts: Iterable[str]) -> list[str]:
 
 
 def _shown(text: str) -> str:
-    """A text, if it is no page."""
-    return "" if "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
+    """A text, if it is neither a page nor a file."""
+    is_file = "\0" in text or text.count("\ufffd") > max(2, len(text) // 20)
+    return "" if is_file or "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
 
 
 def is_refusal(body: bytes) -> bool:

@@ -7,13 +7,14 @@ import binascii
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import httpx
 from PIL import Image
 from pydantic_core import from_json
 
 from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid
+from gems.models.lenient import is_broken_json, json_values
 from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.secrets import one_line
@@ -36,7 +37,25 @@ _ADDRESS: Final = re.compile(
 """Matches an address at the beginning; a slash may also begin the base64 of a JPEG."""
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=%-]{40}")
 """Matches the beginning of base64 that can be an image, and not of a sentence."""
+_DATA_URL: Final = re.compile(r"data:(?:image/|[\w/+.;=-]{0,80};base64,)")
+_QUOTED: Final = re.compile(r"\A(?:b'|[\"'])(?P<text>(?=[A-Za-z0-9+/_-]{40}|data:))")
 _MAX_ADDRESS: Final = 4096
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
+"""Names that a server on this machine gives itself."""
+
+_EMBEDDED: Final = re.compile(
+    r"(?P<data>data:[\w/+.;=-]{0,80};base64,[A-Za-z0-9+/_=%-]{40,})|!\[[^\]]{0,200}\]\((?P<address>(?!data:)[^)\s]{1,4096})\)"
+)
+"""Matches an image inside of a text: a data URL, or the address in Markdown."""
+_NAMES_OF_IMAGES: Final = re.compile(
+    r"image|img|b64|base64|content|data|url|uri|file|link|src|sample|output|result", re.I
+)
+_NAMES_OF_OTHERS: Final = re.compile(
+    r"thumb|preview|partial|logo|icon|avatar|input|init|mask|reference|request|prompt|source_|error|doc|help|web|status"
+    r"|cancel|callback|get|control|blur",
+    re.I,
+)
+_IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?", re.I)
 
 
 class _Source(NamedTuple):
@@ -58,12 +77,12 @@ class JsonImages(RemoteGenerator):
             ContentRefusedError: The server refuses to draw the prompt.
             BackendError: There is no image, in the server's words.
         """
-        if is_image_file(body):  # the image itself
-            return body
+        if is_image_file(body.lstrip(b"\r\n")):  # the image itself
+            return body.lstrip(b"\r\n")
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
-        sources = list(_sources_of(answer))
+        sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
         if len(sources) == 1 and not sources[0].is_address:
             return decode_base64(sources[0].text, self.name)
         error: BackendError | None = None
@@ -100,6 +119,8 @@ class JsonImages(RemoteGenerator):
             url = self._full(self.answers_at).join(address)
         except (httpx.InvalidURL, ValueError):
             raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
+        if url.host in _THIS_MACHINE and self.url.host in _THIS_MACHINE:
+            url = url.copy_with(host=self.url.host)
         if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
             raise BackendError(
                 f"{self.name}: the server sends an image from another host ({url.host}), which is not fetched; "
@@ -116,9 +137,13 @@ def decode_base64(encoded: str, source: str) -> bytes:
         PassingError: It is torn.
     """
     marker = "base64,"  # the end of a data URL's header
+    if encoded.startswith("data:") and marker not in encoded[:200]:
+        return unquote_to_bytes(encoded.partition(",")[2])
     encoded = unquote(encoded) if "%" in encoded else encoded
     start = encoded.find(marker, 0, 200)
-    text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).split()).rstrip("=")
+    text = "".join((encoded[start + len(marker) :] if start >= 0 else encoded).replace("\\n", "").split()).rstrip(
+        "='\""
+    )
     try:
         return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -138,8 +163,17 @@ def read_answer(body: bytes) -> Any:
     data = [line[5:] for line in body.splitlines() if line.startswith(b"data:")]
     if events := [event for event in map(json_body, data) if isinstance(event, Mapping)]:
         return events[::-1]
-    text = body.decode("ascii", "replace").strip()
-    return text if any(_source_in(text, may_be_address=False)) else None
+    text = body.decode("utf-8", "replace").strip()
+    if any(_source_in(text, may_be_address=False)) or _IMAGE_FILE.fullmatch(text[:_MAX_ADDRESS]):
+        return text
+    # What is around the JSON, or wrong with it, does not matter: the image is paid, and another one would be too.
+    values = [] if "<html" in text[:4000].lower() else [v for v in json_values(text)[::-1] if _has_objects(v)]
+    has_image = any(True for _ in (*_sources_of(values), *_sources_elsewhere(values)))
+    return values if values and (has_image or not is_broken_json(text)) else None
+
+
+def _has_objects(value: object) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value))
 
 
 def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> Iterator[_Source]:
@@ -150,8 +184,7 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
         yield from _source_in(answer.strip(), is_named_address=is_address)
     elif isinstance(answer, Mapping) and depth:
         values = {str(name).lower(): value for name, value in answer.items()}
-        reason = values.get("finish_reason") or values.get("finishreason")
-        if str(reason).lower() not in _NOT_DRAWN:
+        if _is_drawn(answer):
             for name in _SOURCES:
                 yield from _sources_of(values.get(name), depth - 1, is_address=name in _ADDRESSES)
     elif isinstance(answer, list) and depth:
@@ -159,9 +192,45 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
             yield from _sources_of(item, depth - 1, is_address=is_address)
 
 
+def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Iterator[_Source]:
+    """Images under names that are not known, where no other name says that they are something else."""
+    if isinstance(answer, Mapping) and depth and not answer.get("error") and _is_drawn(answer):
+        for key, value in answer.items():
+            if not _NAMES_OF_OTHERS.search(str(key)):
+                yield from _sources_elsewhere(value, depth - 1, name=str(key))
+    elif isinstance(answer, list) and depth:
+        for item in answer:
+            yield from _sources_elsewhere(item, depth - 1, name=name)
+    elif isinstance(answer, str):
+        for match in _EMBEDDED.finditer(answer):
+            yield _Source(match["data"] or match["address"], is_address=not match["data"])
+        text = answer.strip().strip("'\"")
+        if not _EMBEDDED.search(answer) and _NAMES_OF_IMAGES.search(name):
+            if _IMAGE_FILE.fullmatch(text[:_MAX_ADDRESS]) or (
+                name.lower().endswith(("url", "urls")) and _ADDRESS.match(text)
+            ):
+                yield _Source(text, is_address=True)
+            elif _is_encoded_image(text):
+                yield _Source(text, is_address=False)
+
+
+def _is_drawn(item: Mapping[str, Any]) -> bool:
+    values = {str(name).lower(): value for name, value in item.items()}
+    return str(values.get("finish_reason") or values.get("finishreason")).lower() not in _NOT_DRAWN
+
+
+def _is_encoded_image(text: str) -> bool:
+    """Whether a text begins like the base64 of an image."""
+    try:
+        return is_image_file(decode_base64(text[:400][: len(text[:400]) // 4 * 4], ""))
+    except PassingError:
+        return False
+
+
 def _source_in(text: str, *, may_be_address: bool = True, is_named_address: bool = False) -> Iterator[_Source]:
     """The image that a text stands for; nothing if it is a sentence."""
-    if text.startswith("data:image/") or _BASE64.match("".join(text[:80].split("\n")).replace("\r", "")):
+    text = _QUOTED.sub(r"\g<text>", text[:_MAX_ADDRESS]) + text[_MAX_ADDRESS:]
+    if _DATA_URL.match(text) or _BASE64.match("".join(text[:80].split("\n")).replace("\r", "")):
         is_address = is_named_address and not text.startswith("data:") and len(text) < _MAX_ADDRESS
         yield _Source(text, is_address or bool(may_be_address and _ADDRESS.match(text[:_MAX_ADDRESS])))
     elif may_be_address and text and " " not in text and (is_named_address or _ADDRESS.match(text)):

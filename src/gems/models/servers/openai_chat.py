@@ -59,7 +59,10 @@ class OpenAIChat(ChatOpenAI):
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
             unpaid = error.status_code == 402 or is_unpaid(f"{reason} {error.response.text}")
-            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice_for(error)}"
+            advice = advice_for(error)
+            if 300 <= error.status_code < 400:
+                advice = "; it redirects: give the final address as base_url"
+            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
             retryable = is_passing_status(error.status_code) and not unpaid and not is_not_understood(error)
             raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:

@@ -250,6 +250,7 @@ class PlainImages(JsonImages):
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
+        body = body.lstrip(b"\r\n")
         answer = None if is_image_file(body) else read_answer(body)
         if answer is not None or body.strip() == b"null":
             return self.image_in(body, deadline)

@@ -23,7 +23,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field, PrivateAttr
 
 from gems.errors import BackendError, GemsError
-from gems.models.diffusers.loading import PipelineSource, is_out_of_memory
+from gems.models.diffusers.loading import is_out_of_memory
+from gems.models.diffusers.source import PipelineSource
 from gems.models.pocket.weights import folder_fingerprint
 from gems.models.transformers.answers import write_answer
 from gems.models.transformers.constrained import Form

@@ -16,6 +16,7 @@ from gems.errors import BackendError, InputError
 from gems.models.devices import free_memory, pick_devices, pick_dtype
 from gems.models.diffusers.loading import check_packages
 from gems.models.local_weights import without_bars
+from gems.models.processors import without_video
 from gems.models.transformers.constrained import can_constrain
 from gems.options import ChatOptions, GeneratorOptions
 from gems.secrets import one_line
@@ -96,7 +97,7 @@ class ChatSource:
         auto: Any = AutoProcessor
         if type(self.config) in PROCESSOR_MAPPING and not is_torchvision_available():
             processor_class: Any = PROCESSOR_MAPPING[type(self.config)]
-            auto = _without_video(processor_class) if "video_processor" in processor_class.get_attributes() else auto
+            auto = without_video(processor_class) if "video_processor" in processor_class.get_attributes() else auto
         try:
             processor = auto.from_pretrained(self.path, **self.origin)
         except Exception as error:  # every tokenizer has errors of its own
@@ -139,21 +140,6 @@ def _weights(folder: Path) -> list[Path]:
 def _parameters(file: Path) -> int:
     with safe_open(file, "pt") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-
-
-def _without_video(kind: Any) -> Any:
-    """A subclass of a processor's class that takes no video processor.
-
-    Video processors need torchvision. The processors of Qwen's models require one although images never use it. A
-    processor's parts are the arguments of its ``__init__``, so removing that argument removes the requirement.
-    """
-
-    def __init__(  # noqa: N807
-        self: Any, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any
-    ) -> None:
-        kind.__init__(self, image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template, **kwargs)
-
-    return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
 
 def describe(source: ChatSource, options: ChatOptions) -> str:

@@ -1,0 +1,283 @@
+"""Compares what a chat model says that words of the prompt became with the words themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from gems.languages import Words, fold
+from gems.reading import Reading, alike, negation_in, read
+
+__all__ = [
+    "VAGUE",
+    "contradicts",
+    "is_copied",
+    "is_free_of",
+    "is_light",
+    "locate",
+    "misplaced",
+    "other_colour",
+    "quotation_in",
+    "same_language",
+    "unmatched",
+]
+
+
+_LIGHT: Final = Words(
+    "stand* sit sits sitting seated lie lies lying laid hang hangs hanging rest* perch* run runs lean* "
+    "shot shoot* thrown place* "
+    "position* word words letter* text title style format overall feel feeling mood different drawn art "
+    "artwork design* look* "
+    "concept content element* version type kind kinds detail* quality background foreground view serve* "
+    "appear* show* visible "
+    "come comes coming fall falls falling go goes going take takes taking wait* see seen hold* wear* "
+    "remain* color colour everything use uses using big small little large inscription "
+    "running fly* flies lettering caption* label* reading reads saying says written writing wide high"
+)
+"""English words that a draft or a question may leave out: what they say is said by the words around them."""
+
+
+def is_light(reading: Reading, index: int) -> bool:
+    """Whether a word can be left out without a loss, where the words around it are there."""
+    word = reading.words[index]
+    return reading.language.name == "en" and (word in _LIGHT or (len(word) > 5 and word.endswith("ly")))
+
+
+def locate(prompt: Reading, words: str) -> frozenset[int]:
+    """The indexes of the prompt's words that a chat model's ``words`` name; empty if they name none.
+
+    They may be inflected, in another order, and a few may be wrong.
+    """
+    own = read(words, prompt.language)
+    if run := _run(prompt.words, own.words):
+        return run
+    required = [own.words[i] for i in own.content] or own.words
+    matches = {word: [i for i, other in enumerate(prompt.words) if alike(word, other)] for word in required}
+    hits = sum(bool(places) for places in matches.values())
+    if not required or hits * 3 < len(matches) * 2:
+        return frozenset()
+    places = {i for indexes in matches.values() for i in indexes}
+    inside = {i for i, word in enumerate(prompt.words) if word in own.words and min(places) - 3 <= i <= max(places) + 3}
+    return frozenset(places | inside)
+
+
+def _run(words: list[str], part: list[str]) -> frozenset[int]:
+    if not part:
+        return frozenset()
+    starts = [
+        i
+        for i in range(len(words) - len(part) + 1)
+        if words[i : i + len(part) - 1] == part[:-1] and _ends_alike(words[i + len(part) - 1], part[-1])
+    ]
+    return frozenset(i for start in starts for i in range(start, start + len(part)))
+
+
+def _ends_alike(word: str, other: str) -> bool:
+    """Whether the last words of two runs are the same; in some languages particles are written together with it."""
+    return word == other or (
+        not word.isascii() and len(other) > 1 and word.startswith(other) and len(word) - len(other) < 3
+    )
+
+
+def is_copied(prompt: Reading, words: str) -> bool:
+    """Whether words stand in the prompt as they are."""
+    return bool(_run(prompt.words, read(words, prompt.language).words))
+
+
+def same_language(a: Reading, b: Reading) -> bool:
+    """Whether words of two texts can be compared by their letters."""
+    return a.language.name == b.language.name
+
+
+def unmatched(reading: Reading, indexes: Iterable[int], other: Reading) -> list[int]:
+    """Those of a text's words that another text has in no form."""
+    return [i for i in indexes if not _has(reading, i, other)]
+
+
+def _has(reading: Reading, index: int, other: Reading) -> bool:
+    word, joint = reading.words[index], "".join(other.words)
+    if not reading.language.spaced:
+        return word in joint
+    compounds = ["".join(reading.words[i : i + 2]) for i in (index - 1, index) if 0 <= i < len(reading.words) - 1]
+    return (
+        other.has(word)
+        or (len(word) > 4 and word in joint)
+        or any(compound in other.words for compound in compounds)  # "sea shore", "seashore"
+    )
+
+
+def quotation_in(quotation: str, text: str) -> bool:
+    """Whether a quotation stands in a text, in whatever case and spacing."""
+    return _letters(quotation) in _letters(text)
+
+
+def _letters(text: str) -> str:
+    return " ".join(re.sub(r"[\"“”„«»‘’'`]", "'", text).casefold().split())
+
+
+# --- contradictions -------------------------------------------------------------------------------------------------
+
+VAGUE: Final = Words(
+    "several few some many multiple various numerous group crowd flock bunch row lots dozens hundreds "
+    "thousands family herd "
+    "mehrere einige viele paar gruppe plusieurs quelques beaucoup groupe varios varias muchos muchas "
+    "grupo несколько много "
+    "группа vari diversi molti gruppo vários várias muitos कई कुछ عدة بعض كثير 여러 몇 几 幾 些 许 許 多 "
+    "群 数 複 team band class pile "
+    "at least"
+)
+"""Words after which any number is right."""
+
+
+def contradicts(words: Reading, text: Reading) -> bool:
+    """Whether a text says another number or colour than the words that it stands for, or their opposite."""
+    return _other_numbers(words, text) or _other_colours(words, text) or _opposite(words, text)
+
+
+def _other_numbers(words: Reading, text: Reading) -> bool:
+    required = {n.value for n in words.numbers}
+    stated = {n.value for n in text.numbers if n.value > 1}
+    if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
+        return False
+    sums = {sum(n.value for n in text.numbers), max(stated) * min(stated)}
+    return not required & sums and max(required | stated) > 1
+
+
+def _other_colours(words: Reading, text: Reading) -> bool:
+    negated = {i for group in words.negated for i in group}
+    required = words.colours([i for i in range(len(words.tokens)) if i not in negated], shades=False)
+    stated = text.colours()
+    return bool(required and stated and not required & stated)
+
+
+_EMPTY: Final = Words(
+    "no not without none never nobody nothing free empty desert* absent absence lack* missing devoid "
+    "clear only just solely "
+    "exclusively bare* bald* clean* plain* blank unoccupied uninhabited abandoned pristine untouched "
+    "alone lone* solitary "
+    "solo single pure* simple silent closed off instead minus zero un-peopled unpeopled vacant undisturbed unadorned "
+    "unmarked unbranded wordless textless cloudless leafless treeless sleeveless beardless strapless "
+    "faceless shirtless "
+    "hatless shoeless barefoot nude removed omitted avoid* exclud* omit* except smooth entirely "
+    "undecorated unlit dry "
+    "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
+)
+"""English words with which a text says that something is absent."""
+_FULL_OF: Final = re.compile(
+    r"\b(?:with|including|featuring|full of|surrounded by|crowd\w*|packed|bustling|filled)\b", re.IGNORECASE
+)
+"""How an English phrase says that something is there besides."""
+_AFFIRMS: Final = re.compile(
+    r"^(?:is|are) there\b|^(?:does|do|can) .*\b(?:show|have|contain|include|wear|see|hold)\b"
+    r"|\b(?:is|are) .*\b(?:visible|present|wearing|holding)\b"
+    rf"|{_FULL_OF.pattern}",
+    re.IGNORECASE,
+)
+"""How an English text says that something is there."""
+
+
+def is_free_of(text: Reading) -> bool:
+    """Whether an English text says of anything that it is absent."""
+    return negation_in(text) or any(word in _EMPTY or _ABSENT.fullmatch(word) for word in text.words)
+
+
+_ABSENT: Final = re.compile(r".{3,}(?:less|free)|un(?!der|it|iv|iq|if|ic|til|ion)\w{4,}")
+"""Words that say by their form that something is absent: cloudless, unbranded."""
+
+
+def _opposite(words: Reading, text: Reading) -> bool:
+    """Whether the words negate something that the text affirms."""
+    if not words.is_negated or text.is_negated:
+        return False
+    if text.language.name == "en" and is_free_of(text):
+        return False
+    if same_language(words, text):
+        heads = [words.words[group[-1]] for group in words.negated]
+        is_full = "?" not in text.text and bool(_FULL_OF.search(text.text))
+        return is_full or any(text.has(head) for head in heads)
+    return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
+
+
+def misplaced(prompt: Reading, text: Reading) -> list[int]:
+    """Indexes of numbers and colours of the prompt that the text gives to another thing, or of which it has another.
+
+    In "a red cube and two balls", red is about the cube, and two about the balls. Only for English texts.
+    """
+    if prompt.language.name != "en" or text.language.name != "en":
+        return []
+    return [i for i, noun in _pairs(prompt) if _has_another(prompt, i, noun, text)]
+
+
+def _pairs(reading: Reading) -> list[tuple[int, int]]:
+    """Numbers and colours, each with the thing that it is about: the last content word of the run that follows."""
+    counts = {n.position for n in reading.numbers if not n.is_measure}
+    return [
+        (i, noun)
+        for i, token in enumerate(reading.tokens)
+        if not token.is_quoted and (i in counts or reading.language.colours_of(token.word))
+        for noun in [_noun_after(reading, i)]
+        if noun is not None
+    ]
+
+
+def _noun_after(reading: Reading, index: int) -> int | None:
+    """The thing that a number or colour is about; "black and white cat" has two colours of one thing."""
+    run, content = index + 1, set(reading.content)
+    while run < len(reading.words) and (
+        reading.words[run] in ("and", "or") or reading.language.colours_of(reading.words[run])
+    ):
+        run += 1
+    while run in content and reading.tokens[run].clause == reading.tokens[index].clause:
+        if _is_noun_like(reading, run):
+            return run
+        run += 1
+    return None
+
+
+def _is_noun_like(reading: Reading, index: int) -> bool:
+    word = reading.words[index]
+    return not reading.language.colours_of(word) and (
+        index + 1 not in reading.content or word.endswith("s") or reading.words[index + 1].endswith("ing")
+    )
+
+
+def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
+    """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
+    places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
+    value = prompt.language.number(prompt.words[index])
+    verdicts = [_differs(prompt, index, value, text, place) for place in places]
+    return bool(verdicts) and all(verdicts)
+
+
+def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
+    before = [
+        i
+        for i in range(max(0, place - 4), place)
+        if text.tokens[i].clause == text.tokens[place].clause
+        and not any(_is_other_thing(text, k) for k in range(i + 1, place))
+    ]
+    if value is not None:
+        stated = {n.value for n in text.numbers if n.position in before}
+        return bool(stated) and value not in stated and value != 1
+    required = prompt.language.colours_of(prompt.words[index])
+    colours = text.colours(before)
+    return bool(colours) and not colours & required
+
+
+def _is_other_thing(text: Reading, index: int) -> bool:
+    """Whether a word ends the description of what follows: a preposition or an article begins another one."""
+    return fold(text.words[index]) in _BREAKS
+
+
+_BREAKS: Final = Words("and or with on in at by of under over behind beside near a an the to from is are next")
+
+
+def other_colour(prompt: Reading, text: Reading) -> bool:
+    """Whether a short English text about one thing gives it a colour that the prompt gives to another, or to none."""
+    if prompt.language.name != "en" or text.language.name != "en":
+        return False
+    colours, bound = text.colours(shades=False), [(prompt.colours([i]), noun) for i, noun in _pairs(prompt)]
+    present = [(own, noun) for own, noun in bound if own and text.has(prompt.words[noun])]
+    has_own = any(own & colours for own, _ in present)
+    return bool(colours and present) and not has_own

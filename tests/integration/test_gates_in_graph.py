@@ -1,0 +1,164 @@
+"""The gates through the graph: good plans and questions are used as they are, bad ones are mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import PaintGenerator, ScriptedChatModel
+
+from gems.graph.builder import build_graph
+from gems.graph.context import GemsContext
+from gems.graph.state import Budget, GemsOutput
+
+DATA = Path(__file__).parents[1] / "unit" / "nodes" / "wishes.jsonl"
+WISHES = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
+ONE_ROUND = GemsContext(memory=False, skills=False, seed=1, max_rounds=1)
+
+
+class GuidedPainter(PaintGenerator):
+    """An image model with a guide."""
+
+    guide = "Write one sentence."
+
+    def objection(self, prompt: str) -> str:
+        return ""
+
+
+def run(
+    wish: str,
+    plan: Callable[[int], dict[str, Any]],
+    requirements: Callable[[int], list[dict[str, Any]]],
+    context: GemsContext = ONE_ROUND,
+    generator: PaintGenerator | None = None,
+) -> tuple[GemsOutput, ScriptedChatModel]:
+    """One round, with a chat model that plans and asks as told, and answers every question with yes."""
+
+    def script(schema: str, messages: list[Any], index: int) -> Any:
+        match schema:
+            case "Plan":
+                return plan(index)
+            case "Requirements":
+                return {"requirements": requirements(index)}
+        ids = [line.split(":")[0] for line in messages[-1].text.splitlines() if line.startswith("r") and ":" in line]
+        return {"verdicts": [{"id": i, "answer": "yes", "confidence": 0.9} for i in ids]}
+
+    model = ScriptedChatModel(script=script)
+    graph = build_graph(mllm=model, generator=generator or GuidedPainter())
+    return graph.invoke({"prompt": wish}, context=context), model  # type: ignore[return-value]
+
+
+def asked(items: list[dict[str, str]]) -> list[dict[str, Any]]:
+    return [{**item, "kind": "object"} for item in items]
+
+
+def questions_of(output: GemsOutput) -> list[str]:
+    return [r.question for r in output["requirements"]]
+
+
+@pytest.mark.parametrize("row", WISHES[::6], ids=lambda row: f"{row['kind']}: {row['wish'][:30]}")
+@pytest.mark.parametrize("generator", [GuidedPainter, PaintGenerator])
+def test_a_good_plan_is_drawn_as_it_is_and_every_question_is_checked(row: dict[str, Any], generator: Any) -> None:
+    plan = {"prompt": row["prompt"], "parts": row["parts"]}
+    output, model = run(row["wish"], lambda _: plan, lambda _: asked(row["questions"]), generator=generator())
+    assert [a.prompt for a in output["attempts"]] == [row["prompt"]]
+    assert model.count("Plan") == 1
+    assert questions_of(output) == [item["question"] for item in row["questions"]]
+    assert output["outcome"] == "solved"
+    assert all(r.words and r.must and r.weight == 1 for r in output["requirements"])
+
+
+WISH = "zwei schwarze Katzen auf einem roten Sofa, keine Menschen"
+PARTS = [
+    {"words": "zwei schwarze Katzen", "phrase": "two black cats"},
+    {"words": "auf einem roten Sofa", "phrase": "on a red sofa"},
+    {"words": "keine Menschen", "phrase": "in an empty room"},
+]
+GOOD = {"prompt": "two black cats on a red sofa in an empty room", "parts": PARTS}
+QUESTIONS = [
+    {"question": "Are there exactly two cats?", "kind": "count", "words": "zwei Katzen"},
+    {"question": "Are the cats black?", "kind": "attribute", "words": "schwarze Katzen"},
+    {"question": "Are the cats on a sofa?", "kind": "position", "words": "auf einem Sofa"},
+    {"question": "Is the sofa red?", "kind": "attribute", "words": "roten Sofa"},
+    {"question": "Is nobody in the image?", "kind": "object", "words": "keine Menschen"},
+]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("three black cats on a red sofa in an empty room", "zwei"),
+        ("two white cats on a red sofa in an empty room", "schwarze"),
+        ("two black cats in an empty room", "roten Sofa"),
+        ("two black cats on a red sofa with people all around", "Menschen"),
+    ],
+)
+def test_a_bad_plan_is_mended_by_one_call_that_names_what_is_lost(prompt: str, named: str) -> None:
+    bad = {"prompt": prompt, "parts": [*PARTS[:2], {"words": "keine Menschen", "phrase": prompt.split("sofa ")[-1]}]}
+    output, model = run(WISH, lambda index: GOOD if index else bad, lambda _: QUESTIONS)
+    assert output["attempts"][0].prompt == GOOD["prompt"]
+    [_, repair] = [messages for schema, messages, _ in model.calls if schema == "Plan"]
+    assert named in repair[-1].text
+
+
+def test_a_wish_in_another_language_is_not_put_in_front_of_a_plan_that_stays_bad() -> None:
+    bad = {"prompt": "three black cats", "parts": PARTS}
+    output, model = run(WISH, lambda _: bad, lambda _: QUESTIONS)
+    assert output["attempts"][0].prompt == "three black cats"
+    assert model.count("Plan") == 2
+
+
+def test_what_no_question_stands_for_is_asked_for_once() -> None:
+    output, model = run(WISH, lambda _: GOOD, lambda index: QUESTIONS[3:] if index else QUESTIONS[:3])
+    assert questions_of(output) == [item["question"] for item in QUESTIONS]
+    [_, repair] = [messages for schema, messages, _ in model.calls if schema == "Requirements"]
+    assert "roten" in repair[-1].text
+    assert "Menschen" in repair[-1].text
+
+
+def test_a_repair_that_brings_nothing_is_not_repeated() -> None:
+    output, model = run(WISH, lambda _: GOOD, lambda _: QUESTIONS[:3])
+    assert questions_of(output) == [item["question"] for item in QUESTIONS[:3]]
+    assert model.count("Requirements") == 2
+
+
+def test_a_repair_may_say_that_nothing_is_missing() -> None:
+    output, model = run(WISH, lambda _: GOOD, lambda index: [] if index else QUESTIONS[:3])
+    assert questions_of(output) == [item["question"] for item in QUESTIONS[:3]]
+    assert model.count("Requirements") == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"question": "Are there exactly five cats?", "words": "zwei schwarze Katzen"},
+        {"question": "Is the sofa green?", "words": "roten Sofa"},
+        {"question": "Are there any people?", "words": "keine Menschen"},
+        {"question": "Is there a lamp?", "words": "eine Lampe"},
+    ],
+)
+def test_a_bad_question_is_not_checked(bad: dict[str, str]) -> None:
+    output, _ = run(WISH, lambda _: GOOD, lambda _: [*QUESTIONS, {**bad, "kind": "object"}])
+    assert questions_of(output) == [item["question"] for item in QUESTIONS]
+
+
+def test_repairs_stay_within_the_budget() -> None:
+    bad = {"prompt": "three black cats", "parts": PARTS}
+    for limit in range(2, 7):
+        context = ONE_ROUND.model_copy(update={"budget": Budget(chat_calls=limit)})
+        _, model = run(WISH, lambda _: bad, lambda _: QUESTIONS[:3], context)
+        assert len(model.calls) <= limit
+
+
+@pytest.mark.parametrize(("wish", "must"), [("a cat, ideally with a bell", False), ("a cat with a bell", True)])
+def test_what_the_user_would_like_weighs_less(wish: str, must: bool) -> None:
+    items = [
+        {"question": "Is there a cat?", "kind": "object", "words": "a cat"},
+        {"question": "Does the cat have a bell?", "kind": "attribute", "words": "with a bell", "must": False},
+    ]
+    output, _ = run(wish, lambda _: {"prompt": "a cat with a bell"}, lambda _: items)
+    assert [(r.must, r.weight) for r in output["requirements"]] == [(True, 1.0), (must, 1.0 if must else 0.5)]
+    assert output["outcome"] == "solved"

@@ -1,0 +1,169 @@
+"""Images that a server has drawn, in answers that are odd: they are read, or asked for once, since each is paid."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+from PIL import Image
+
+from gems.authority import OPERATOR
+from gems.errors import BackendError
+from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.registry import init_image_generator
+from gems.options import GeneratorOptions
+
+
+def _file(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 24)).convert("RGB").save(buffer, kind)
+    return buffer.getvalue()
+
+
+PNG = _file("PNG")
+ENCODED = base64.b64encode(PNG).decode()
+DATA_URL = f"data:image/png;base64,{ENCODED}"
+GOOD = json.dumps({"data": [{"b64_json": ENCODED}]}).encode()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    body: ClassVar[bytes] = b""
+    drawn: ClassVar[int] = 0
+    asked: ClassVar[int] = 0
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        """The answer of the test."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        type(self).drawn += 1
+        port = str(self.server.server_address[1]).encode()
+        self._send(200, self.body.replace(b"@PORT@", port) if len(self.body) < 500 else self.body)
+
+    def do_GET(self) -> None:
+        """The image; at other places than its own, after a while or elsewhere."""
+        type(self).asked += 1
+        if self.path.endswith("/moved.png"):
+            self._send(302, b"", Location="/a.png")
+        elif self.path.endswith("/late.png") and self.asked < 3:
+            self._send(404, PNG)
+        elif self.path.endswith("/elsewhere.png"):
+            self._send(302, b"", Location="http://images.example.com/a.png")
+        else:
+            self._send(200, gzip.compress(PNG) if self.path.endswith("/packed.png") else PNG)
+
+    def _send(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    _Handler.drawn = _Handler.asked = 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError:
+    _Handler.body = body
+    options = GeneratorOptions(
+        timeout=10.0, **({} if kind == "http" else {"base_url": f"{address}/v1", "api_key": "x"})
+    )
+    name = f"http:{address}/draw" if kind == "http" else "openai:m"
+    [result] = init_image_generator(name, options, OPERATOR).generate([ImageRequest("a car", 1)])
+    return result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\r\n" + PNG,
+        gzip.compress(GOOD),
+        GOOD + b"\nOK",
+        b'{"status": "ok"}\n' + GOOD,
+        b'{"progress": 50}\n' + GOOD + b"\n",
+        GOOD[:-2] + b",]}",
+        str({"data": [{"b64_json": ENCODED}]}).encode(),
+        b'{"note": "a\nb", ' + GOOD[1:],
+        b'{"note": "\xe9", ' + GOOD[1:],
+        b"/a.png",
+        *(
+            json.dumps(answer).encode()
+            for answer in (
+                {"data": {"image_urls": ["/a.png"]}},
+                {"data": [{"url": "http://localhost:@PORT@/a.png"}]},
+                {"data": [{"url": "http://0.0.0.0:@PORT@/a.png"}]},
+                {"data": [{"url": "/moved.png"}]},
+                {"data": [{"url": "/late.png"}]},
+                {"data": [{"url": "/packed.png"}]},
+                {"download_url": "/a.png"},
+                {"result": {"sample": "/a.png"}},
+                {"img_b64": ENCODED},
+                {"data": [{"b64_image": ENCODED}]},
+                {"generatedImages": [{"image": {"imageBytes": ENCODED}}]},
+                {"candidates": [{"content": {"parts": [{"text": "here"}, {"inlineData": {"data": ENCODED}}]}}]},
+                {"choices": [{"message": {"images": [{"image_url": {"url": DATA_URL}}]}}]},
+                {"choices": [{"message": {"content": f"![a car]({DATA_URL})"}}]},
+                {"choices": [{"message": {"content": "Here: ![a car](/a.png)"}}]},
+                {"data": [{"b64_json": f"data:;base64,{ENCODED}"}]},
+                {"data": [{"b64_json": f"b'{ENCODED}'"}]},
+                {"data": [{"b64_json": "\\n".join([ENCODED[:76], ENCODED[76:]])}]},
+                {"data": [{"b64_json": "data:image/png," + "".join(f"%{byte:02x}" for byte in PNG)}]},
+            )
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_a_drawn_image_is_read_at_the_first_try(address: str, body: bytes, kind: str) -> None:
+    result = _draw(address, body, kind)
+    assert isinstance(result, GeneratedImage), result
+    assert result.image.size == (32, 24)
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
+def test_an_image_of_another_format_is_paid_once(address: str, kind: str) -> None:
+    result = _draw(address, _file(kind), "openai")
+    assert str(result) == "openai:m did not send a PNG, JPEG, WEBP, AVIF image"
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"status": "queued", "status_url": "/a.png"},
+        {"error": {"message": "no", "help_url": "/a.png"}, "logo": "/a.png"},
+        {"input_image": ENCODED},
+        {"thumbnail_url": "/a.png"},
+        {"data": [{"url": "/elsewhere.png"}]},
+        {"data": [{"url": "http://images.example.com/a.png"}]},
+    ],
+)
+def test_what_is_not_the_image_is_not_taken_for_it(address: str, answer: Any) -> None:
+    result = _draw(address, json.dumps(answer).encode(), "openai")
+    assert isinstance(result, BackendError)
+    assert "\n" not in str(result)
+    assert _Handler.drawn == 1
+
+
+def test_a_torn_answer_is_asked_for_again(address: str) -> None:
+    result = _draw(address, b'{"usage": {"images": 1}, ' + GOOD[1:-20], "openai")
+    assert isinstance(result, BackendError)
+    assert _Handler.drawn == 3

@@ -1,0 +1,37 @@
+"""Answers of a model that repeats itself to its limit, or of a hostile server, are read in a moment."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from gems.graph.state import Requirement
+from gems.models.lenient import json_values
+from gems.models.yes_or_no import yes_or_no
+from gems.nodes.decomposer import Requirements
+from gems.nodes.question_ids import question_of
+from gems.nodes.verifier import AnsweredQuestion
+
+CARS = Requirement(id="r1", question="Are there any cars in the image?", kind="object")
+LENGTH = 60_000
+REPEATED = ["1", " ", "-", ".", '"', "\n", "?", "[", "{", "`", "0", "_", "1.", "- ", "1) ", "? ", ": ", "a ", "|", '{"']
+
+
+@pytest.mark.parametrize("pump", REPEATED)
+@pytest.mark.parametrize("end", ["", "x"])
+def test_what_is_repeated_endlessly_is_read_in_a_moment(pump: str, end: str) -> None:
+    """With a pattern that backtracks, each of these takes minutes, in which no other thread runs."""
+    text = pump * (LENGTH // len(pump)) + end
+    assert yes_or_no(f"yes, {text}") in ("yes", "unsure")
+    assert question_of(f"r1{text}", [CARS]) in (None, CARS)
+    assert question_of(f"{text}r1", [CARS]) in (None, CARS)
+    json_values(text)
+    fields = {"id": "r1", "answer": "yes", "confidence": f"1{text}"}
+    assert AnsweredQuestion.model_validate(fields).answer == "yes"
+    for key in (text, f"r1{text}"):
+        with suppress(ValueError):
+            AnsweredQuestion.from_pair(key, "yes")
+    for statement in (text, f"a{text}", f"1{text}"):
+        with suppress(ValueError):
+            Requirements.model_validate({"requirements": [statement]})
