@@ -28,7 +28,7 @@ from gems.authority import (
 )
 from gems.errors import InputError
 from gems.graph.state import Budget
-from gems.options import ChatOptions, GeneratorOptions
+from gems.options import ChatOptions, GeneratorOptions, RoleOptions
 from gems.seeds import MAX_SEED
 
 __all__ = [
@@ -109,6 +109,9 @@ class GemsContext(BaseModel):
     )
     chat_options: ChatOptions = Field(
         default_factory=ChatOptions, title="Chat options", description="How the chat models are called."
+    )
+    role_options: RoleOptions = Field(
+        default_factory=RoleOptions, title="Options by role", description="Chat options of single roles."
     )
     generator_options: GeneratorOptions = Field(
         default_factory=GeneratorOptions, title="Generator options", description="How the image generator is run."
@@ -251,7 +254,7 @@ class GemsContext(BaseModel):
         """Check that the operator gave what only the operator may give.
 
         Args:
-            unused: Settings that are not used, because an object takes their place.
+            unused: Settings in whose place an object is used.
 
         Raises:
             InputError: The operator did not give one of the values.
@@ -269,8 +272,11 @@ class GemsContext(BaseModel):
 
     def chat_model(self, role: Role) -> str:
         """The name of a role's chat model."""
-        name: str | None = getattr(self, role)
-        return name or self.mllm
+        return str(getattr(self, role) or self.mllm)
+
+    def options_of(self, role: str) -> ChatOptions:
+        """How a role's chat model is called; for a name that is no role, how all are."""
+        return self.role_options.of(role, self.chat_options) if role in ROLES else self.chat_options
 
     @classmethod
     def exactly(cls, settings: Mapping[str, Any]) -> GemsContext:
@@ -293,17 +299,14 @@ class GemsContext(BaseModel):
         """The settings in the context of a parent graph or a server.
 
         ``None`` gives the defaults. A mapping or an object of another class gives the fields that it shares with this
-        class, so a parent's own context object can carry our settings; all its other fields are its own, whatever
-        their names resemble. A parent whose names collide puts ours under ``gems``; then nothing else is read, and a
-        mapping there holds nothing but settings.
+        class, so a parent's own context object can carry our settings; all others are its own, whatever their names
+        resemble. A parent whose names collide puts ours, and nothing else, under ``gems``; then only that is read.
 
         Raises:
             InputError: A value is of the wrong type or out of bounds, or a name under ``gems`` is unknown.
         """
-        if isinstance(context, cls):
-            return context
-        if context is None:
-            return cls()
+        if context is None or isinstance(context, cls):
+            return cls() if context is None else context
         values = _fields_in(context)
         if "gems" in values:
             own = values["gems"]

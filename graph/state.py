@@ -38,6 +38,7 @@ __all__ = [
     "Requirement",
     "Review",
     "Strategy",
+    "TokenPrices",
     "Turn",
     "Usage",
     "Verdict",
@@ -197,14 +198,35 @@ class Usage(_Frozen):
     completion_tokens: NonNegativeInt = 0
     images: NonNegativeInt = 0
     seconds: NonNegativeFloat = 0.0
+    extra_cost: float = Field(
+        default=0.0,
+        exclude_if=lambda cost: cost == 0,
+        description="What tokens of roles with prices of their own cost beyond the common prices; it may be negative.",
+    )
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
+
+    def since(self, earlier: Usage) -> Usage:
+        """What was spent after an earlier state of the same count; nothing where less is counted now."""
+        more = {name: max(0, getattr(self, name) - getattr(earlier, name)) for name in Usage.model_fields}
+        return Usage(**more | {"extra_cost": self.extra_cost - earlier.extra_cost})
 
     @property
     def tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
+
+
+class TokenPrices(_Frozen):
+    """Prices of a million tokens of one role's chat model; what is empty costs as for all roles."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    prompt: NonNegativeFloat | None = Field(default=None, title="Prompt tokens", description="Tokens that it reads.")
+    completion: NonNegativeFloat | None = Field(
+        default=None, title="Completion tokens", description="Tokens that it writes."
+    )
 
 
 class Prices(_Frozen):
@@ -220,10 +242,35 @@ class Prices(_Frozen):
         default=0.0, title="Completion tokens", description="Price of a million tokens that chat models write."
     )
 
+    roles: dict[Literal["planner", "decomposer", "verifier", "refiner"], TokenPrices] = Field(
+        default_factory=dict,
+        exclude_if=lambda roles: not roles,
+        title="Prices by role",
+        description="Prices of tokens of single roles, whose models may be others.",
+    )
+
     def cost(self, usage: Usage) -> float:
         """The cost of this usage, in the currency of the prices."""
-        tokens = usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion
-        return usage.images * self.image + tokens / 1e6
+        return usage.images * self.image + self._of_tokens(usage, self.prompt, self.completion) + usage.extra_cost
+
+    def extra_cost(self, role: str, usage: Usage) -> float:
+        """What a role's tokens cost beyond the common prices; they are counted with it in a ``Usage``."""
+        own = next((prices for name, prices in self.roles.items() if name == role), None)
+        if own is None:
+            return 0.0
+        prompt = self.prompt if own.prompt is None else own.prompt
+        completion = self.completion if own.completion is None else own.completion
+        return self._of_tokens(usage, prompt - self.prompt, completion - self.completion)
+
+    @property
+    def dearest_token(self) -> float:
+        """The highest price of a million tokens, of whatever kind and role."""
+        own = (price for prices in self.roles.values() for price in (prices.prompt, prices.completion))
+        return max(self.prompt, self.completion, *filter(None, own))
+
+    @staticmethod
+    def _of_tokens(usage: Usage, prompt: float, completion: float) -> float:
+        return (usage.prompt_tokens * prompt + usage.completion_tokens * completion) / 1e6
 
 
 class Budget(_Frozen):

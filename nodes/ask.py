@@ -11,24 +11,26 @@ from typing import Any, Final, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langgraph.errors import GraphBubbleUp
 from PIL import Image
 from pydantic import BaseModel
 
-from gems.errors import BackendError, GemsError, MalformedAnswerError
+from gems.errors import BackendError, MalformedAnswerError
+from gems.models.endings import is_cut_off, is_refused
+from gems.models.failures import as_backend_error
+from gems.models.registry import model_fingerprint
 from gems.models.structured import (
     Answer,
     answer_in_form,
     capabilities_of,
+    content_key,
     form_name,
-    is_cut_off,
-    is_refused,
     read_form,
     read_whole_part,
     repeats_itself,
 )
 from gems.nodes.meter import Meter
-from gems.nodes.retry import is_backend_failure, retry_on
-from gems.secrets import one_line
+from gems.nodes.retry import is_backend_failure
 
 __all__ = ["ask", "image_block", "in_our_words"]
 
@@ -71,12 +73,13 @@ def ask(
         try:
             message = answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
         except Exception as error:
-            raise in_our_words(error) from None
+            raise in_our_words(error, model) from None
         try:
             answer = Answer(read_form(message, schema), message)
         except MalformedAnswerError as error:
             fault = str(error)
         else:
+            capabilities.conclude(content_key(schema, messages))
             _note(schema, tries)
             return answer
         is_last = tries == 2 or meter.exhausted()
@@ -89,8 +92,8 @@ def ask(
             break
         reply = str(message.text)[:2000].strip() or "(nothing that can be read)"
         conversation = [*messages, AIMessage(reply), HumanMessage(REPAIR.format(fault=fault))]
-    if not is_cut_off(message):  # a truncated answer does not show that the method failed
-        capabilities.drop_first_method()
+    if not (is_cut_off(message) or is_refused(message)):  # such an answer does not show that the method failed
+        capabilities.doubt(content_key(schema, messages))
     _note(schema, 0)
     reason = f"the chat model gave no valid {schema.__name__}: {fault}"
     raise MalformedAnswerError(reason, retryable=not is_refused(message))
@@ -109,12 +112,19 @@ def _note(schema: type[BaseModel], tries: int, *, in_part: bool = False) -> None
     _LOG.debug("%s: %s", name, text, extra={"form": name, "tries": tries, "in_part": in_part})
 
 
-def in_our_words(error: Exception) -> Exception:
-    """A provider's error as a BackendError of one line, without keys or the provider's objects that hold them."""
-    if isinstance(error, GemsError) or not is_backend_failure(error):
+def in_our_words(error: Exception, model: BaseChatModel) -> Exception:
+    """What a call of a chat model raised, in one line without keys; a stop of the run stays what it is.
+
+    Whatever a provider's package raises is a failure of the provider. A bug in a model of your own stays a bug.
+    """
+    if isinstance(error, GraphBubbleUp) or not (is_backend_failure(error) or _is_of_a_package(model)):
         return error
-    text = one_line(error, 500) or type(error).__name__
-    return BackendError(text, retryable=retry_on(error), status_code=getattr(error, "status_code", None))
+    return as_backend_error(error, model_fingerprint(model))
+
+
+def _is_of_a_package(model: BaseChatModel) -> bool:
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    return any(package.startswith("langchain_") for package in packages - {"langchain_core"})
 
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:

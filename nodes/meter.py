@@ -37,15 +37,15 @@ class Meter(BaseCallbackHandler):
 
     Attributes:
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
-        options: How the run's chat models are called.
+        options: How the chat model of the node is called.
     """
 
     raise_error = True
 
-    def __init__(self, before: Usage, context: GemsContext) -> None:
+    def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
-        self.options = context.chat_options
-        self._before, self._budget = before, context.budget
+        self.options = context.options_of(node)
+        self._before, self._budget, self._node = before, context.budget, node
         self._owed, self._calls = Usage(), Usage()
         self._watch = Stopwatch()
 
@@ -73,7 +73,8 @@ class Meter(BaseCallbackHandler):
         for generations in response.generations:
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
-                    self._calls += _cost(generation.message)
+                    cost = _cost(generation.message)
+                    self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer. Its cost in tokens is unknown."""
@@ -103,7 +104,7 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
     The meter is one more callback; those of a parent run (a tracer, a stream) are not touched.
     ``with_structured_output(include_raw=True)`` would give the usage too, at five times the overhead.
     """
-    meter, key = Meter(state["usage"], context), (state["run_id"], node)
+    meter, key = Meter(state["usage"], context, node), (state["run_id"], node)
     with _LOCK:
         if key in _UNSETTLED:
             meter.take_over(_UNSETTLED.pop(key))

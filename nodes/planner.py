@@ -17,6 +17,7 @@ from langgraph.runtime import Runtime
 from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
+from gems.models.failures import is_moderated, is_too_long
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
 from gems.models.structured import Capabilities, capabilities_of, invoke, is_not_understood, read_form, written_calls
@@ -58,10 +59,13 @@ def make_planner(resources: Resources) -> Node:
             # Where all skills have been read, their advice is still in the conversation.
             converses = capabilities.tools and bool(tools or planning)
             form = form_for(Plan, prompt)
-            answer = _converse(model, capabilities, tools, planning or task, form) if converses else None
+            talk = planning or task
+            answer, refusal = _converse(model, capabilities, tools, talk, form) if converses else (None, None)
             plan: Plan | None
             if answer is None:
                 update, plan = GemsState(), ask(meter, model, form, task).form
+                if refusal and is_not_understood(refusal) and not planning:
+                    capabilities.tools = False  # the same task without tools was understood
             else:
                 update = GemsState(planning=[answer] if planning else [*task, answer])
                 plan = _final_plan(answer)
@@ -143,25 +147,28 @@ def _converse(
     tools: Sequence[BaseTool],
     conversation: Sequence[BaseMessage],
     form: type[Plan],
-) -> AIMessage | None:
-    """One turn: the model calls skills, hands in a Plan, or writes the draft as text; None if it does none of these."""
+) -> tuple[AIMessage | None, Exception | None]:
+    """One turn: the model calls skills, hands in a Plan, or writes the draft as text; None if it does none of these.
+
+    The exception is the model's refusal of such a turn, which may work without tools.
+    """
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
-        answer = invoke(model.bind_tools([*offered, form]).invoke, conversation, capabilities, "skills")
+        answer = invoke(model.bind_tools([*offered, form]).invoke, conversation, capabilities, "skills", model)
     except Exception as error:
-        if is_not_understood(error):
-            capabilities.tools = False  # and it is not asked with tools again
-            return None
-        raise in_our_words(error) from None
+        # Without tools the turn is shorter, and without what the skills say, which a moderation may not like.
+        if is_not_understood(error) or is_too_long(error) or is_moderated(error):
+            return None, error
+        raise in_our_words(error, model) from None
     names = {tool.name for tool in offered}
     if not answer.tool_calls and (calls := written_calls(answer, names)):
         answer = answer.model_copy(update={"tool_calls": calls, "content": ""})
     skill_calls = _offered_calls(answer.tool_calls, names)
     if skill_calls:
         # A plan beside a call for skills was written without reading them: it is dropped until they have been read.
-        return _keep_calls(answer, skill_calls)
-    return answer if _final_plan(answer) else None
+        return _keep_calls(answer, skill_calls), None
+    return (answer if _final_plan(answer) else None), None
 
 
 def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:

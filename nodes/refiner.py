@@ -149,7 +149,7 @@ def _conversation(
     """
     attempts = [attempt for attempt in (best, latest if latest != best else None) if attempt is not None]
     content: list[str | dict[str, Any]] = [
-        image_block(images.read(attempt.image), context.chat_options.image_size) for attempt in attempts
+        image_block(images.read(attempt.image), context.options_of("refiner").image_size) for attempt in attempts
     ]
     content.append({"type": "text", "text": _report(state, attempts)})
     guide = guide_of(generator)

@@ -24,7 +24,7 @@ from gems.models.chat_options import check_chat_options
 from gems.models.generators import ImageGenerator, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import init_image_generator, init_inspector, init_mllm
-from gems.options import ChatOptions
+from gems.options import ChatOptions, RoleOptions
 from gems.skills.catalogue import offer, suits
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
@@ -76,7 +76,9 @@ class Resources:
         """The settings in whose place an object is used."""
         replaced = {
             "generator generator_options": self.image_generator,
-            " ".join(("mllm", "chat_options", *ROLES)): None if any(map(self._has_fixed_name, ROLES)) else self.mllm,
+            " ".join(("mllm", "chat_options", "role_options", *ROLES)): None
+            if any(map(self._has_fixed_name, ROLES))
+            else self.mllm,
             "embedder": self.embedder,
             "memory_url": self.store,
             "images_url": self.image_store,
@@ -89,7 +91,7 @@ class Resources:
         model = self.role_models.get(role)
         if model is None and not self._has_fixed_name(role):
             model = self.mllm
-        return model or init_mllm(context.chat_model(role), context.chat_options, context.authority)
+        return model or init_mllm(context.chat_model(role), context.options_of(role), context.authority)
 
     def _has_fixed_name(self, role: Role) -> bool:
         """Whether the graph's own settings name a model for this role."""
@@ -177,10 +179,15 @@ def check_options(context: GemsContext, *, on_this_machine: bool = True) -> None
 
 
 def _check_chat_options(context: GemsContext, *, on_this_machine: bool) -> None:
-    if context.chat_options == ChatOptions():
+    if (context.chat_options, context.role_options) == (ChatOptions(), RoleOptions()):
         return
-    names = dict.fromkeys(context.chat_model(role) for role in ROLES)
-    models = {name: init_mllm(name, context.chat_options, context.authority) for name in names}
+    models: dict[str, BaseChatModel] = {}
+    for role in ROLES:
+        name = context.chat_model(role)
+        model = init_mllm(name, context.options_of(role), context.authority)
+        models.setdefault(name, model)
+        if own := getattr(context.role_options, role):
+            check_chat_options({name: model}, own, on_this_machine=on_this_machine)
     check_chat_options(models, context.chat_options, on_this_machine=on_this_machine)
 
 

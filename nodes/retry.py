@@ -8,8 +8,9 @@ from typing import Any, Final, Literal, TypeAlias
 from langgraph.errors import NodeError
 from langgraph.types import Command, RetryPolicy
 
-from gems.errors import BackendError, InputError, is_passing_status, is_unpaid
+from gems.errors import BackendError, InputError
 from gems.graph.state import GemsState
+from gems.models.failures import is_passing, status_of
 from gems.nodes.meter import settle
 from gems.secrets import one_line
 
@@ -18,14 +19,6 @@ __all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", 
 Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
 
-_TRANSPORT_ERRORS: Final = frozenset({"APIConnectionError", "APITimeoutError", "TransportError", "OutOfMemoryError"})
-"""Class names, since the packages that define them (openai, anthropic, httpx, torch) may not be installed."""
-
-
-def _status(error: BaseException) -> int | None:
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) else None
-
 
 def retry_on(error: Exception) -> bool:
     """Whether another try may help. It may after temporary backend failures, never after bad input or a bug."""
@@ -33,19 +26,14 @@ def retry_on(error: Exception) -> bool:
         return False
     if isinstance(error, BackendError):
         return error.retryable
-    status = _status(error)
-    if status is not None:
-        return is_passing_status(status) and not is_unpaid(str(error))
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
-    return any(base.__name__ in _TRANSPORT_ERRORS for base in type(error).__mro__)
+    return is_passing(error)
 
 
 def is_backend_failure(error: BaseException) -> bool:
     """Whether a model or server failed, rather than the user's input or this program."""
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return False
-    return isinstance(error, BackendError) or _status(error) is not None or retry_on(error)
+    return isinstance(error, BackendError) or status_of(error) is not None
 
 
 RETRY: Final = RetryPolicy(

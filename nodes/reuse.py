@@ -89,7 +89,8 @@ def _key(resources: Resources, context: GemsContext, prompt: str) -> str:
         sorted((skill.name, skill.description, skill.body) for skill in resources.skills(context).skills.values()),
         [inspector.name for inspector in resources.own_inspectors],
         find_spec("rapidocr") is not None,
-        context.chat_options.base_url or os.environ.get("OPENAI_BASE_URL"),
+        [context.options_of(role).base_url or os.environ.get("OPENAI_BASE_URL") for role in ROLES],
+        [context.options_of(role).extra_body for role in ROLES],
     ]
     identity = [prompt, generator.name, generator.fingerprint, *models, settings, surroundings]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

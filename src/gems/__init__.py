@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.state import Prices as Prices
     from gems.graph.state import Requirement as Requirement
     from gems.graph.state import Review as Review
+    from gems.graph.state import TokenPrices as TokenPrices
     from gems.graph.state import Turn as Turn
     from gems.graph.state import Usage as Usage
     from gems.graph.state import Verdict as Verdict
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.models.registry import init_mllm as init_mllm
     from gems.options import ChatOptions as ChatOptions
     from gems.options import GeneratorOptions as GeneratorOptions
+    from gems.options import RoleOptions as RoleOptions
 
 __version__ = "0.1.0"  # the only place; pyproject.toml reads it here
 
@@ -70,7 +72,7 @@ _MODULES: Final = {
     "gems.graph.node": ("as_node",),
     # What goes in and what comes out.
     "gems.graph.context": ("GemsContext",),
-    "gems.options": ("ChatOptions", "GeneratorOptions"),
+    "gems.options": ("ChatOptions", "GeneratorOptions", "RoleOptions"),
     "gems.graph.state": (
         "About",
         "Attempt",
@@ -85,6 +87,7 @@ _MODULES: Final = {
         "Prices",
         "Requirement",
         "Review",
+        "TokenPrices",
         "Turn",
         "Usage",
         "Verdict",

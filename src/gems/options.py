@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_serializer, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    SerializationInfo,
+    field_serializer,
+    field_validator,
+)
 
 from gems.authority import OperatorOnly, is_file
 
-__all__ = ["ChatOptions", "GeneratorOptions"]
+__all__ = ["ChatOptions", "GeneratorOptions", "RoleOptions"]
+
+
+def _as_json(value: object) -> object:
+    """The text of a JSON object, so that options can be compared and hashed; a mapping is written as one."""
+    if isinstance(value, SecretStr):
+        value = value.get_secret_value()
+    if not isinstance(value, (str, Mapping)):
+        return value
+    try:
+        content = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        content = None
+    if not isinstance(content, Mapping):
+        raise ValueError('give a JSON object, such as {"name": "value"}')
+    return json.dumps(dict(content), sort_keys=True)
 
 
 class _Options(BaseModel):
@@ -183,19 +209,23 @@ class GeneratorOptions(_Options):
 
 
 class ChatOptions(_Options):
-    """Options of the chat models, the same for all roles."""
+    """Options of the chat models. ``RoleOptions`` has those of single roles."""
 
-    base_url: Annotated[str | None, OperatorOnly("--chat-option base_url=ADDRESS")] = Field(
-        default=None,
-        exclude=True,
-        title="Base URL",
-        description="Address of a server with OpenAI's protocol. Default: the provider's environment variable.",
+    base_url: Annotated[str | None, OperatorOnly("--chat-option base_url=ADDRESS", kind="chat_options.base_url")] = (
+        Field(
+            default=None,
+            exclude=True,
+            title="Base URL",
+            description="Address of a server with OpenAI's protocol. Default: the provider's environment variable.",
+        )
     )
-    api_key: Annotated[SecretStr | None, OperatorOnly("--chat-option api_key=KEY")] = Field(
-        default=None,
-        exclude=True,
-        title="API key",
-        description="The provider's key. Default: the provider's environment variable. Never written down.",
+    api_key: Annotated[SecretStr | None, OperatorOnly("--chat-option api_key=KEY", kind="chat_options.api_key")] = (
+        Field(
+            default=None,
+            exclude=True,
+            title="API key",
+            description="The provider's key. Default: the provider's environment variable. Never written down.",
+        )
     )
     structured: Literal["auto", "json_schema", "tool", "json_mode", "text"] = Field(
         default="auto",
@@ -215,7 +245,47 @@ class ChatOptions(_Options):
     max_tokens: int | None = Field(
         default=None, ge=16, title="Maximum tokens", description="Length limit of an answer. Default: the model's own."
     )
-    timeout: float = Field(default=120.0, gt=0, title="Timeout", description="Seconds for one call.")
+    timeout: float = Field(
+        default=120.0,
+        gt=0,
+        title="Timeout",
+        description="Seconds for one try. A call ends after its client's tries, and a minute of waits between them.",
+    )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None,
+        title="Reasoning effort",
+        description="How much a reasoning model thinks before it answers. Default: the model's own.",
+    )
+    thinking_budget: int | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        title="Thinking budget",
+        description="Tokens that a model may think for; 0: not at all. Default: the model's own.",
+    )
+    num_ctx: int | None = Field(
+        default=None, ge=512, title="Context length", description="Ollama: the tokens of a model's context."
+    )
+    extra_body: Annotated[
+        str | None,
+        BeforeValidator(_as_json),
+        OperatorOnly("--chat-option extra_body=JSON", kind="chat_options.extra_body"),
+    ] = Field(
+        default=None,
+        exclude=True,
+        title="Extra body",
+        description="A JSON object with more parameters of each request, as the provider names them.",
+    )
+    headers: Annotated[
+        SecretStr | None,
+        BeforeValidator(_as_json),
+        OperatorOnly("--chat-option headers=JSON", kind="chat_options.headers"),
+    ] = Field(
+        default=None,
+        exclude=True,
+        title="Headers",
+        description="A JSON object with more headers of each request. Never written down.",
+    )
     logprobs: bool = Field(
         default=True,
         title="Log-probabilities",
@@ -230,3 +300,29 @@ class ChatOptions(_Options):
     quantization: Literal["bnb-8bit", "bnb-4bit"] | None = Field(
         default=None, title="Quantization", description='Quantization of "transformers:" models.'
     )
+
+
+class RoleOptions(_Options):
+    """Chat options of single roles. What is not given for a role is as in ``ChatOptions`` for all of them."""
+
+    planner: ChatOptions | None = Field(default=None, title="Planner", description="Chat options of the planner.")
+    decomposer: ChatOptions | None = Field(
+        default=None, title="Decomposer", description="Chat options of the decomposer."
+    )
+    verifier: ChatOptions | None = Field(default=None, title="Verifier", description="Chat options of the verifier.")
+    refiner: ChatOptions | None = Field(default=None, title="Refiner", description="Chat options of the refiner.")
+
+    @field_serializer("planner", "decomposer", "verifier", "refiner")
+    def _only_what_was_given(self, options: ChatOptions | None, info: SerializationInfo) -> dict[str, Any] | None:
+        """A record keeps only what was given for a role, so that the rest stays as for all roles when it is read."""
+        if options is None:
+            return None
+        dumped = options.model_dump(mode=info.mode, exclude_unset=True)
+        return dumped or None
+
+    def of(self, role: str, common: ChatOptions) -> ChatOptions:
+        """The options of a role, from its own and those that all roles have in common."""
+        own: ChatOptions | None = getattr(self, role)
+        if own is None:
+            return common
+        return common.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})

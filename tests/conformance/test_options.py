@@ -119,21 +119,25 @@ GENERATORS: Final[Table] = {
         **refused(strength=0.5, previews=1, edits=True),
     },
 }
+OF_REASONING: Final = {"reasoning_effort": "low", "thinking_budget": 100}
 CHAT: Final[Table] = {
     "pocket": {
         **honoured(image_size=64, logprobs=False),
         **refused(base_url="http://127.0.0.1:9/v1", api_key="sk-x", temperature=0.5, max_tokens=64, timeout=5.0),
         **refused(structured="json_schema", device="cpu", dtype="bfloat16", quantization="bnb-4bit"),
+        **refused(**OF_REASONING, extra_body='{"top_k": 3}', headers='{"X-Team": "ours"}', num_ctx=4096),
     },
     "transformers": {
         **honoured(image_size=64, logprobs=False, temperature=1.5, max_tokens=16, timeout=0.001, dtype="bfloat16"),
         **honoured(structured="text", device="cpu"),
         **refused(base_url="http://127.0.0.1:9/v1", api_key="sk-x", quantization="bnb-4bit"),
+        **refused(**OF_REASONING, extra_body='{"top_k": 3}', headers='{"X-Team": "ours"}', num_ctx=4096),
     },
     "openai": {
         **honoured(image_size=64, logprobs=False, temperature=0.5, max_tokens=64, structured="tool"),
         **honoured(base_url="http://127.0.0.1:9/v1", api_key="sk-x", timeout=0.1),
-        **refused(device="cpu", dtype="bfloat16", quantization="bnb-4bit"),
+        **honoured(reasoning_effort="low", extra_body='{"top_k": 3}', headers='{"X-Team": "ours"}'),
+        **refused(device="cpu", dtype="bfloat16", quantization="bnb-4bit", num_ctx=4096, thinking_budget=100),
     },
 }
 

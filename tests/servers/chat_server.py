@@ -62,6 +62,7 @@ class Handler(BaseHTTPRequestHandler):
         with LOCK:
             REQUEST_LOG.append(
                 {"name": name, "path": rest, "key": key, "way": way_of(request), "form": schema, "request": request}
+                | {"team": self.headers.get("X-Team")}
             )
             TRIES[name] += 1
             TRIES[f"{name} {schema}"] += 1
@@ -157,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _complete(self, fault: str, request: dict[str, Any], schema: str, n: int) -> None:
-        answer = _think(request, schema)
+        answer = think(request, schema)
         form = answer.tool_calls[0]["args"] if answer.tool_calls else None
         message: dict[str, Any] = {"role": "assistant", "content": str(answer.text)}
         if form is not None:
@@ -355,7 +356,7 @@ def _schema_name(request: dict[str, Any]) -> str:
     return ""
 
 
-def _think(request: dict[str, Any], schema: str) -> AIMessage:
+def think(request: dict[str, Any], schema: str) -> AIMessage:
     messages = [_message(message) for message in request["messages"]]
     offered = request.get("tools") or [{"type": "function", "function": {"name": schema}}]
     answer = BRAIN.bind(tools=offered).invoke(messages)

@@ -52,6 +52,8 @@ FOREIGN: dict[str, Callable[[str, Path], dict[str, Any]]] = {
     "generator_options.config": lambda _, folder: {"generator_options": {"config": str(folder)}},
     "chat_options.base_url": lambda url, _: {"mllm": "openai:x", "chat_options": {"base_url": f"{url}/v1"}},
     "chat_options.api_key": lambda *_: {"mllm": "openai:x", "chat_options": {"api_key": SECRET}},
+    "chat_options.extra_body": lambda *_: {"mllm": "openai:x", "chat_options": {"extra_body": {"model": "dear"}}},
+    "chat_options.headers": lambda *_: {"mllm": "openai:x", "chat_options": {"headers": {"X-Key": SECRET}}},
     "memory_url": lambda _, folder: {"memory": True, "memory_url": str(folder / "memory")},
     "memory_limit": lambda *_: {"memory": True, "memory_limit": 7654},
     "memory_days": lambda *_: {"memory": True, "memory_days": 1e-9},

@@ -24,7 +24,6 @@ __all__ = [
     "forecast",
     "larger_usage",
     "most_of_a_run",
-    "usage_beyond",
     "usage_of",
 ]
 
@@ -83,7 +82,7 @@ def most_of_a_run(context: GemsContext) -> dict[str, float]:
     for name in ("chat_calls", "tokens", "cost"):
         if (limit := getattr(budget, name)) is not None:
             most[name] = limit
-    price = max(prices.prompt, prices.completion) / 1e6
+    price = prices.dearest_token / 1e6
     if not price or "tokens" in most:
         cost = images * prices.image + (most["tokens"] * price if price else 0)
         most["cost"] = min(cost, most.get("cost", math.inf))
@@ -176,7 +175,7 @@ class Allowance:
                 self._finished[key] = usage
             else:
                 self._cut_short[key] = share.more
-            self.usage += usage_beyond(usage, share.before)
+            self.usage += usage.since(share.before)
             self._max_usage = larger_usage(self._max_usage, usage)
 
     def lose(self, images: int) -> None:
@@ -211,11 +210,6 @@ class Allowance:
 def larger_usage(a: Usage, b: Usage) -> Usage:
     """The larger of each figure."""
     return Usage(**{name: max(getattr(a, name), getattr(b, name)) for name in Usage.model_fields})
-
-
-def usage_beyond(usage: Usage, before: Usage) -> Usage:
-    """What has been used since ``before``."""
-    return Usage(**{name: max(0, getattr(usage, name) - getattr(before, name)) for name in Usage.model_fields})
 
 
 def usage_of(row: Mapping[str, Any]) -> Usage:

@@ -13,13 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, cast
 
 from filelock import FileLock, Timeout
 
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
-from gems.bulk.limits import larger_usage, usage_beyond, usage_of
+from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
 from gems.files import check_own_files, lines_of, read_regular, write_atomically
@@ -63,6 +63,7 @@ class UsageFields(TypedDict):
     completion_tokens: int
     images: int
     seconds: float
+    extra_cost: NotRequired[float]
 
 
 class AttemptFields(TypedDict):
@@ -231,7 +232,7 @@ class ResultsFile:
 
     def _note(self, row: BatchRow, offset: int) -> None:
         usage, run_id, final = usage_of(row), row.get("run_id", ""), is_final(row)
-        self.usage += usage_beyond(usage, self._open_runs.pop(run_id, Usage()))
+        self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
         self.max_usage = larger_usage(self.max_usage, usage)
         if run_id and not final:
             self._open_runs[run_id] = usage
@@ -259,7 +260,7 @@ class ResultsFile:
         if line is None or line.run_id != run.run_id:
             return run.usage
         recorded = self._open_runs.get(run.run_id)
-        return Usage() if recorded is None else usage_beyond(run.usage, recorded)
+        return Usage() if recorded is None else run.usage.since(recorded)
 
     def recorded(self, key: str) -> Usage:
         """What the results say that the unfinished run of the job with this key has spent."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
 import typer
 
@@ -109,6 +109,26 @@ def _pairs(
     return pairs
 
 
+def _by_role(pairs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The values of all roles, and those of single ones: ``verifier.timeout`` is a timeout of the verifier."""
+    common: dict[str, Any] = {}
+    roles: dict[str, dict[str, Any]] = {}
+    for name, value in pairs.items():
+        role, dot, option = name.partition(".")
+        (roles.setdefault(role, {}) if dot else common)[option if dot else name] = value
+    return common, roles
+
+
+def _chat_options(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    common, roles = _by_role(pairs)
+    return {"chat_options": common} | ({"role_options": roles} if roles else {})
+
+
+def _prices(pairs: Mapping[str, Any]) -> dict[str, Any]:
+    common, roles = _by_role(pairs)
+    return {**common, **({"roles": roles} if roles else {})}
+
+
 def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:
     return lambda value: {field: value}
 
@@ -160,11 +180,12 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
             list[str] | None,
             typer.Option(
                 metavar="NAME=VALUE",
-                help="Option for the chat models: base_url, image_size, temperature, ... Repeatable.",
+                help="Option for the chat models: base_url, image_size, temperature, reasoning_effort, ...; "
+                "of one role: verifier.temperature=0. Repeatable.",
                 rich_help_panel=MODELS,
             ),
         ],
-        fields=lambda texts: {"chat_options": _pairs("--chat-option", texts, "temperature=0")},
+        fields=lambda texts: _chat_options(_pairs("--chat-option", texts, "temperature=0")),
     ),
     "planner": Setting(
         Annotated[str | None, typer.Option(help="Another chat model for the planner.", rich_help_panel=MODELS)]
@@ -281,11 +302,11 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
             typer.Option(
                 metavar="NAME=VALUE",
                 help="Prices of models: image=0.04 per image; prompt=1.25 and completion=10 per million tokens. "
-                "Repeatable.",
+                "Of one role: verifier.prompt=5. Repeatable.",
                 rich_help_panel=LIMITS,
             ),
         ],
-        fields=lambda texts: {"budget.prices": _pairs("--price", texts, "image=0.04")},
+        fields=lambda texts: {"budget.prices": _prices(_pairs("--price", texts, "image=0.04"))},
     ),
 }
 """When a run ends."""
@@ -410,23 +431,29 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
 
 def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
     """One line about a value that cannot be used: the option, the value, and what is wrong with it."""
-    location = [str(part) for part in fault["loc"]]
+    location = [str(part) for part in fault["loc"] if part != "[key]"]
     path = next((p for n in range(len(location), 0, -1) if (p := ".".join(location[:n])) in option_of), "")
     option = option_of.get(path, f"--{'-'.join(location).replace('_', '-')}")
-    reason = fault["msg"][:1].lower() + fault["msg"][1:]
+    reason = fault["msg"].removeprefix("Value error, ")
+    reason = reason[:1].lower() + reason[1:]
     if not path or path == ".".join(location):
         return f"{option} {fault['input']}: {reason}"
     name = location[-1]  # of a NAME=VALUE
     if fault["type"] == "extra_forbidden":
-        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(path))}"
-    return f"{option} {name}: {reason}" if name == "api_key" else f"{option} {name}={fault['input']}: {reason}"
+        return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(location[:-1]))}"
+    return (
+        f"{option} {name}: {reason}"
+        if name in ("api_key", "headers", "extra_body")
+        else f"{option} {name}={fault['input']}: {reason}"
+    )
 
 
-def _names_in(path: str) -> list[str]:
+def _names_in(path: Sequence[str]) -> list[str]:
     """The fields of a group of settings."""
     from gems.graph.context import GemsContext
 
     group: Any = GemsContext
-    for part in path.split("."):
-        group = group.model_fields[part].annotation
+    for part in path:
+        annotation = group.model_fields[part].annotation
+        group = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
     return list(group.model_fields)

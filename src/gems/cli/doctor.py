@@ -195,10 +195,12 @@ def _chat_options(setup: _Setup) -> Iterator[Check]:
 
     context = setup.context
     tables: dict[str, tuple[OptionEffect, ...]] = {}
-    for name in _chat_names(setup):
+    for role in ROLES:
+        name, options = context.chat_model(role), context.options_of(role)
         with suppress(Exception):  # the check of the model itself reports it
-            model = init_mllm(name, context.chat_options, context.authority)
-            tables[name] = chat_option_effects(name, model, context.chat_options)
+            model = init_mllm(name, options, context.authority)
+            tables.setdefault(name, ())
+            tables[name] = tuple(dict.fromkeys((*tables[name], *chat_option_effects(name, model, options))))
     honoured = {effect.option for table in tables.values() for effect in table if effect.status == "honoured"}
     for name, effects in tables.items():
         if effects:

@@ -124,13 +124,25 @@ def _check_resume(prompt: str | None, options: set[str], context: GemsContext) -
     if prompt is not None:
         raise InputError("--resume keeps a run's own prompt: leave the prompt out, or start a new run")
     operators = {value.path for value in operator_values(context)}
-    groups = {"generator_option": context.generator_options, "chat_option": context.chat_options}
+    by_role = {f"{role}.": options for role, options in context.role_options if options}
+    groups = {
+        "generator_option": {"": ("generator_options.", context.generator_options)},
+        "chat_option": {
+            "": ("chat_options.", context.chat_options),
+            **{role: (f"role_options.{role}", options) for role, options in by_role.items()},
+        },
+    }
     for name in sorted(options - _WITH_RESUME - operators):
         group = groups.get(name)
         paths = (
             [""]
             if group is None
-            else [field for field in group.model_fields_set if f"{name}s.{field}" not in operators]
+            else [
+                f"{label}{field}"
+                for label, (prefix, settings) in group.items()
+                for field in settings.model_fields_set
+                if f"{prefix}{field}" not in operators
+            ]
         )
         for field in sorted(paths):
             option = f"--{name.replace('_', '-')} {field}".rstrip()
@@ -141,13 +153,17 @@ def _resume_command(thread: Thread) -> str:
     """The command that resumes a run, with everything that no record keeps, apart from keys and passwords."""
     from gems.authority import operator_values
 
-    values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith("api_key")}
+    values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith(_SECRETS)}
     options = [option for value in values.values() for option in _as_options(value)]
     if thread.context.user != "default":
         options.append(f"--user {shlex.quote(thread.context.user)}")
     is_in_default_folder = thread.out.absolute() == Path("gems-out").absolute()
     run = thread.id if is_in_default_folder else shlex.quote(str(thread.out / thread.id))
     return " ".join(["gems generate --resume", run, *options])
+
+
+_SECRETS: Final = (".api_key", ".headers")
+"""Ends of the paths of settings that hold secrets."""
 
 
 def _as_options(value: OperatorValue) -> list[str]:

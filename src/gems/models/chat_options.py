@@ -15,6 +15,7 @@ from pydantic import AliasChoices, SecretStr
 from gems.authority import is_code
 from gems.errors import InputError
 from gems.models.option_effects import OptionEffect, RefusedOptionsError, changed_options, effects_of
+from gems.models.servers.provider_settings import honours, provider_of
 from gems.options import ChatOptions
 
 __all__ = ["chat_option_effects", "check_chat_options"]
@@ -22,7 +23,11 @@ __all__ = ["chat_option_effects", "check_chat_options"]
 _BY_GEMS: Final = frozenset({"image_size", "logprobs"})
 """Options that GEMS itself honours, whatever the model: how large images are, and whether log-probabilities count."""
 _OF_LOCAL_MODELS: Final = frozenset({"device", "dtype", "quantization"})
-_OF_SERVERS: Final = frozenset({"base_url", "api_key"})
+_OF_SERVERS: Final = frozenset(
+    {"base_url", "api_key", "headers", "extra_body", "num_ctx", "reasoning_effort", "thinking_budget"}
+)
+_MAY_BE_DROPPED: Final = frozenset({"temperature"})
+"""Options that a package drops in silence for some of its models."""
 
 
 def check_chat_options(
@@ -83,7 +88,11 @@ def _refusal(name: str, model: BaseChatModel, option: str, value: Any) -> str:
         return f"{option} is for servers, and {name} runs in this process" if option in _OF_SERVERS else ""
     if option in _OF_LOCAL_MODELS:
         return f"{option} is for transformers: models; the server of {name} decides it"
-    return "" if _has(model, option, value) else f"{name} does not take {option}={_shown(value)}; leave it out"
+    # With a base URL, a name without a provider is a model of a server with OpenAI's protocol.
+    honoured = honours("openai" if model._llm_type == "openai-chat" else provider_of(name), option)
+    if honoured is None or option in _MAY_BE_DROPPED:
+        honoured = _has(model, option, value)
+    return "" if honoured else f"{name} does not take {option}={_shown(value)}; leave it out"
 
 
 def _on_this_machine(options: ChatOptions) -> dict[str, str]:

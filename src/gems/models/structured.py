@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -25,7 +26,10 @@ from langchain_core.runnables import Runnable
 from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
-from gems.errors import BackendError, GemsError, MalformedAnswerError, is_unpaid
+from gems.errors import GemsError, MalformedAnswerError, is_unpaid
+from gems.models.deadlines import deadline_of, within_deadline
+from gems.models.endings import is_cut_off, refusal_of
+from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
 from gems.secrets import one_line
 
@@ -34,11 +38,10 @@ __all__ = [
     "Capabilities",
     "answer_in_form",
     "capabilities_of",
+    "content_key",
     "form_name",
     "invoke",
-    "is_cut_off",
     "is_not_understood",
-    "is_refused",
     "is_unsupported",
     "read_form",
     "read_whole_part",
@@ -53,8 +56,6 @@ Method = Literal["json_schema", "tool", "json_mode", "text"]
 
 _TOP_LOGPROBS: Final = 10
 """Alternatives to each token that are requested with the log-probabilities."""
-_TRIES_PER_METHOD: Final = 3
-"""Calls by one method: the first one, one without log-probabilities, and one without images."""
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
 """HTTP statuses of a server that does not understand a request."""
 _UNSUPPORTED_TEXT: Final = re.compile(
@@ -78,9 +79,11 @@ class Answer(Generic[Schema]):
 
 @dataclass
 class Capabilities:
-    """What is known about one chat model.
+    """What is known about one chat model at one server.
 
-    It is not locked: if two threads learn the same thing at the same time, both write the same value.
+    A model's refusal of one way of asking, or an answer in it that cannot be read, teaches something only once another
+    way has succeeded on the same content. It is not locked: if two threads learn the same thing at the same time, both
+    write the same value.
     """
 
     methods: tuple[Method, ...]
@@ -95,14 +98,37 @@ class Capabilities:
     """Whether to send the instructions as a system message, rather than in the user's first message."""
     refusals: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
+    unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
+    """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
 
-    def confirm(self, method: Method) -> None:
-        """Note that a method works, and that the methods tried before it do not."""
-        self.methods = self.methods[self.methods.index(method) :] if method in self.methods else self.methods
+    def give_up(self, methods: Collection[Method]) -> None:
+        """Note that another method has worked where these did not."""
+        self.methods = tuple(method for method in self.methods if method not in methods) or self.methods
 
-    def drop_first_method(self) -> None:
-        """Stop using the first method, whose answers could not be parsed twice, unless it is the only one."""
-        self.methods = self.methods[1:] or self.methods
+    def methods_for(self, content: int) -> tuple[Method, ...]:
+        """The methods to try on a content, best first; those whose answers to it could not be read come last."""
+        unread = self.unread.get(content, ())
+        return (*(method for method in self.methods if method not in unread), *unread)
+
+    def doubt(self, content: int) -> None:
+        """Try another method on this content next time: answers by the one in use could not be read twice."""
+        method = self.methods_for(content)[0]
+        self.unread[content] = (*(m for m in self.unread.get(content, ()) if m != method), method)
+        while len(self.unread) > _MOST_CONTENTS:
+            self.unread.pop(next(iter(self.unread)), None)
+
+    def conclude(self, content: int) -> None:
+        """Note that an answer to this content could be read: methods whose answers to it could not are given up."""
+        self.give_up(self.unread.pop(content, ()))
+
+
+_MOST_CONTENTS: Final = 64
+"""Contents whose unread answers are remembered."""
+
+
+def content_key(schema: type[BaseModel], messages: Sequence[BaseMessage]) -> int:
+    """Identifies a form and the conversation that asks for it, within this process."""
+    return hash((form_name(schema), *(str(message.content) for message in messages)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +147,24 @@ class _ByIdentity:
 def capabilities_of(model: BaseChatModel, structured: Method | Literal["auto"] = "auto") -> Capabilities:
     """What is known about a model; at first, what its class and its LangChain profile say.
 
+    It is forgotten every hour (``_FORGET_SECONDS``), since servers and models change.
+
     Args:
         model: Any chat model.
         structured: The only method to use, or "auto".
     """
-    return _capabilities(_ByIdentity(model), structured)
+    return _capabilities(_ByIdentity(model), structured, int(_now() // _FORGET_SECONDS))
+
+
+_FORGET_SECONDS: Final = 3600.0
+_now = time.monotonic
 
 
 @lru_cache(maxsize=64)
-def _capabilities(key: _ByIdentity, structured: Method | Literal["auto"]) -> Capabilities:
+def _capabilities(key: _ByIdentity, structured: Method | Literal["auto"], age: int) -> Capabilities:
     kind, profile = type(key.model), getattr(key.model, "profile", None) or {}
-    logprobs = "logprobs" in kind.model_fields
+    # The Responses API has them only for plain text, and its client refuses the parameter.
+    logprobs = "logprobs" in kind.model_fields and getattr(key.model, "use_responses_api", None) is not True
     if structured != "auto":
         return Capabilities((structured,), logprobs)
     methods: list[Method] = []
@@ -167,37 +200,27 @@ def answer_in_form(
     Raises:
         Exception: The model's error. If the model does not support any method, its first error.
     """
-    first_error: Exception | None = None
-    for method in capabilities.methods:
-        for _ in range(_TRIES_PER_METHOD):
-            options = _request_options(capabilities, method, logprobs)
-            prompt = [_without_images(m) for m in messages] if blind and not options.images else messages
-            try:
-                runnable = _runnable(_ByIdentity(model), schema, method, options.logprobs)
-            except (NotImplementedError, TypeError, ValueError) as error:  # the model's package does not support it
-                first_error = first_error or error
-                break
-            try:
-                answer = invoke(
-                    runnable.invoke, _with_schema(prompt, schema, method), capabilities, f"{method} {options}"
-                )
-            except Exception as error:
-                if not is_not_understood(error):
-                    raise
-                first_error = first_error or error
-                _learn(capabilities, error, blind)
-                if _request_options(capabilities, method, logprobs) == options:
-                    break  # the next call by this method would be the same
-                continue
-            capabilities.confirm(method)
-            message = answer["raw"] if isinstance(answer, dict) else answer
-            assert isinstance(message, AIMessage)
-            return message
+    content, first_error = content_key(schema, messages), None
+    # What this call finds out is kept once it has succeeded: another reason may have been behind a refusal.
+    trial, refused = replace(capabilities), list[Method]()
+    for method in capabilities.methods_for(content):
+        try:
+            message = _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
+        except Exception as error:
+            if not is_not_understood(error):
+                raise
+            first_error = first_error or error
+            refused.append(method)
+            continue
+        capabilities.logprobs, capabilities.sees = trial.logprobs, trial.sees
+        capabilities.system_role = trial.system_role
+        capabilities.give_up(refused)
+        return message
     assert first_error is not None
-    less = _with_less(capabilities, logprobs=logprobs, blind=blind)
-    if less is None or not is_not_understood(first_error) or _OF_IMAGES.search(_reason(first_error)):
+    if not (blind and trial.sees) or _OF_IMAGES.search(reason_of(first_error)):
         raise first_error
-    try:
+    try:  # the reason may be the images, although no refusal says so
+        less = replace(capabilities, sees=False)
         message = answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
     except Exception:
         raise first_error from None
@@ -206,11 +229,41 @@ def answer_in_form(
     return message
 
 
-def _with_less(capabilities: Capabilities, *, logprobs: bool, blind: bool) -> Capabilities | None:
-    """What to try with a model that refused every method without saying why; None if nothing is left to leave out."""
-    if logprobs and capabilities.logprobs:
-        return replace(capabilities, logprobs=False)
-    return replace(capabilities, sees=False) if blind and capabilities.sees else None
+def _ask_by(
+    model: BaseChatModel,
+    schema: type[BaseModel],
+    method: Method,
+    messages: Sequence[BaseMessage],
+    trial: Capabilities,
+    *,
+    logprobs: bool,
+    blind: bool,
+) -> AIMessage:
+    """One answer by one method. What the model refuses is left out; ``trial`` notes it if that was the reason.
+
+    Raises:
+        Exception: The model's error at the first call by this method.
+    """
+    first_error: Exception | None = None
+    before = trial.logprobs
+    while True:
+        options = _request_options(trial, method, logprobs)
+        prompt = [_without_images(m) for m in messages] if blind and not options.images else messages
+        try:
+            runnable = _runnable(_ByIdentity(model), schema, method, options.logprobs)
+            answer = invoke(runnable.invoke, _with_schema(prompt, schema, method), trial, f"{method} {options}", model)
+        except Exception as error:
+            first_error = first_error or error
+            if not is_not_understood(error):
+                raise
+            _learn(trial, error, blind, options)
+            if _request_options(trial, method, logprobs) == options:
+                trial.logprobs = before
+                raise first_error from None
+            continue
+        message = answer["raw"] if isinstance(answer, dict) else answer
+        assert isinstance(message, AIMessage)
+        return message
 
 
 def is_unsupported(text: str) -> bool:
@@ -219,7 +272,11 @@ def is_unsupported(text: str) -> bool:
 
 
 def invoke(
-    call: Callable[[list[BaseMessage]], T], messages: Sequence[BaseMessage], capabilities: Capabilities, way: str
+    request: Callable[[list[BaseMessage]], T],
+    messages: Sequence[BaseMessage],
+    capabilities: Capabilities,
+    way: str,
+    model: BaseChatModel,
 ) -> T:
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
@@ -227,20 +284,25 @@ def invoke(
     followed by such a call once for each way of asking, and not again if that was of no use.
 
     Args:
-        call: Calls the model with messages.
+        request: Calls the model with messages.
         messages: The conversation.
         capabilities: The model's capabilities as far as they are known; the call may update them.
         way: How the model is asked, such as "tool".
+        model: The model, whose calls may take a limited time.
 
     Raises:
         Exception: The model's error; of two, the first, unless only that one was about the system message.
     """
+
+    def call(conversation: list[BaseMessage]) -> T:
+        return within_deadline(lambda: request(conversation), deadline_of(model))
+
     if not capabilities.system_role:
         return call(_without_system_role(messages))
     try:
         return call(list(messages))
     except Exception as error:
-        names_role, kind = _refuses_system_role(error), (way, str(getattr(error, "status_code", "")))
+        names_role, kind = _refuses_system_role(error), (way, str(status_of(error)))
         may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
         if not may_mean_role or not any(m.type == "system" for m in messages):
             raise
@@ -254,7 +316,7 @@ def invoke(
         raise first_error from None
     capabilities.refusals[kind] += 1
     # A server that failed may be well again by chance.
-    is_certain = names_role or getattr(first_error, "status_code", 500) < 500
+    is_certain = names_role or (status_of(first_error) or 500) < 500
     if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
         capabilities.system_role = False
     return answer
@@ -293,8 +355,8 @@ roles is a reason to try without; that costs one call, and nothing is concluded 
 
 
 def _refuses_system_role(error: Exception) -> bool:
-    is_refusal = isinstance(error, GemsError) or isinstance(getattr(error, "status_code", None), int)
-    return is_refusal and bool(_NO_SYSTEM_ROLE.search(_reason(error)))
+    is_refusal = isinstance(error, GemsError) or status_of(error) is not None
+    return is_refusal and bool(_NO_SYSTEM_ROLE.search(reason_of(error)))
 
 
 _OTHER_REASONS: Final = re.compile(
@@ -311,7 +373,7 @@ _OTHER_REASONS: Final = re.compile(
 
 def _gives_no_reason(error: Exception) -> bool:
     """Whether a request was refused for a reason that its text does not tell, in any words that are known."""
-    return getattr(error, "status_code", None) in (400, 422, 500) and not _OTHER_REASONS.search(_reason(error))
+    return status_of(error) in (400, 422, 500) and not _OTHER_REASONS.search(reason_of(error))
 
 
 class _RequestOptions(NamedTuple):
@@ -328,28 +390,41 @@ _OF_IMAGES: Final = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECAS
 """How servers say that a model does not see."""
 
 
-def _reason(error: Exception) -> str:
-    """What a server said. Our own words around it name the model, and "x-vision" is no complaint about images."""
-    return error.reason if isinstance(error, BackendError) else str(error)
+_OF_METHOD: Final = re.compile(r"response_format|schema|json|tool|function|grammar", re.IGNORECASE)
+"""How servers say that they do not know a method."""
 
 
-def _learn(capabilities: Capabilities, error: Exception, blind: bool) -> None:
-    """Note what an error says the model does not support."""
-    text = _reason(error).lower()
-    if "logprob" in text:
-        capabilities.logprobs = False
-    if blind and _OF_IMAGES.search(text):
-        capabilities.sees = False
+def _learn(trial: Capabilities, error: Exception, blind: bool, options: _RequestOptions) -> None:
+    """Note what an error says the model does not support; if it does not say, log-probabilities are left out first."""
+    text = reason_of(error)
+    if "logprob" in text.lower() or (options.logprobs and not _OF_METHOD.search(text)):
+        trial.logprobs = False
+    elif blind and _OF_IMAGES.search(text):
+        trial.sees = False
 
 
 def is_not_understood(error: Exception) -> bool:
-    """Whether an error means that the model does not support the request, rather than that it cannot be reached."""
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
-        if status in _UNSUPPORTED_STATUSES:
-            return not is_unpaid(_reason(error))
-        return (status in (403, 404) or status >= 500) and bool(_UNSUPPORTED_TEXT.search(_reason(error)))
-    return isinstance(error, NotImplementedError)
+    """Whether an error means that the model does not support the request, rather than that it cannot be reached.
+
+    A question that is too long, or that moderation refuses, is understood: another way of asking is no better.
+    """
+    status = status_of(error)
+    if status is None:  # the model's package does not support it, and says so before any request
+        unsupported = isinstance(error, (TypeError, ValueError)) and not isinstance(error, GemsError)
+        return isinstance(error, NotImplementedError) or (unsupported and bool(_NO_ARGUMENT.search(str(error))))
+    if is_too_long(error) or is_moderated(error):
+        return False
+    if status in _UNSUPPORTED_STATUSES:
+        return not is_unpaid(reason_of(error))
+    return (status in (403, 404) or status >= 500) and is_unsupported(reason_of(error))
+
+
+_NO_ARGUMENT: Final = re.compile(
+    r"unexpected keyword|(?:unsupported|unrecognized|unknown|invalid) .{0,40}(?:argument|method|parameter|schema)"
+    r"|not (?:\w+ )?support|must be|tool_choice",
+    re.IGNORECASE,
+)
+"""How packages say that they do not know a parameter or a method."""
 
 
 @lru_cache(maxsize=256)
@@ -469,12 +544,6 @@ def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
         return None
 
 
-def is_cut_off(message: AIMessage) -> bool:
-    """Whether a length limit ended an answer, rather than the model."""
-    metadata = message.response_metadata
-    return (metadata.get("finish_reason") or metadata.get("stop_reason")) in ("length", "max_tokens")
-
-
 def repeats_itself(message: AIMessage) -> bool:
     """Whether an answer that was cut off contains an object twice, so that a longer answer would say no more."""
     objects = [json.dumps(value) for value in json_values(_unfinished_json(message))]  # the complete, inner ones
@@ -497,18 +566,10 @@ def _complete_part(cut: Any) -> Any:
     return dict(before) if inner is None else {**dict(before), key: inner}
 
 
-def is_refused(message: AIMessage) -> bool:
-    """Whether the model or its provider will not answer, so that asking again in the same words is of no use."""
-    filtered = message.response_metadata.get("finish_reason") == "content_filter"
-    return filtered or bool(message.additional_kwargs.get("refusal"))
-
-
 def _why_empty(message: AIMessage) -> str:
     """Why an answer contains nothing that can be parsed."""
-    if refusal := message.additional_kwargs.get("refusal"):
-        return f'it is a refusal: "{one_line(refusal, 200)}"'
-    if message.response_metadata.get("finish_reason") == "content_filter":
-        return "the provider's content filter stopped it"
+    if refusal := refusal_of(message):
+        return refusal
     if is_cut_off(message):
         return "it was cut off before its end (the chat option max_tokens, or the model's own limit)"
     return "it holds no structured answer"

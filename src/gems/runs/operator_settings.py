@@ -38,6 +38,12 @@ def adopt(context: GemsContext, operator: GemsContext) -> GemsContext:
         name: getattr(context, name).model_copy(update=_operators_own(getattr(operator, name)))
         for name in ("chat_options", "generator_options")
     }
+    by_role: dict[str, Any] = {
+        role: (getattr(context.role_options, role) or ChatOptions()).model_copy(update=own)
+        for role in ROLES
+        if (settings := getattr(operator.role_options, role)) and (own := _operators_own(settings))
+    }
+    options["role_options"] = context.role_options.model_copy(update=by_role)
     update = {**names, **options, **_operators_own(operator)}
     return context.model_copy(update=update).with_authority(operator.authority)
 
@@ -66,6 +72,7 @@ def _option_of(path: str) -> str:
         "": GemsContext,
         "chat_options": ChatOptions,
         "generator_options": GeneratorOptions,
+        **{f"role_options.{role}": ChatOptions for role in ROLES},
     }
     mark = operator_marks(models[group]).get(name) if group in models else None
     return mark.option if mark else path  # the record may name what does not exist

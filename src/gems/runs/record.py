@@ -210,7 +210,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     loadable: list[object] = []
     chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
     for role, name in chat_models.items():
-        model = init_mllm(name, context.chat_options, context.authority)
+        model = init_mllm(name, context.options_of(role), context.authority)
         records[role] = ModelRecord(without_login(name), model_fingerprint(model))
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)

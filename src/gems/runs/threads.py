@@ -24,7 +24,7 @@ from gems.files import read_regular, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
-from gems.graph.state import GemsInput, GemsState, Usage
+from gems.graph.state import GemsInput, GemsState
 from gems.json_text import parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
@@ -306,7 +306,7 @@ def reopen_failed(graph: GemsGraph, thread: str) -> None:
     if before is None:
         return
     usage, earlier = final.values["usage"], before.values["usage"]
-    more = Usage(**{name: max(0, getattr(usage, name) - getattr(earlier, name)) for name in Usage.model_fields})
+    more = usage.since(earlier)
     graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
 
 

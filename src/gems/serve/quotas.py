@@ -70,7 +70,7 @@ def max_usage(context: GemsContext) -> dict[str, float | None]:
 
 def _max_cost(budget: Budget, images: int) -> float | None:
     prices = budget.prices
-    token_price = max(prices.prompt, prices.completion)
+    token_price = prices.dearest_token
     if token_price and budget.tokens is None:
         return budget.cost
     cost = images * prices.image + (budget.tokens or 0) * token_price / 1e6

@@ -222,7 +222,7 @@ def test_the_ways_to_try_follow_from_the_class_and_its_profile() -> None:
 
 def test_capabilities_belong_to_one_model_object() -> None:
     model, other = Tools(), Tools()
-    capabilities_of(model).confirm("text")
+    capabilities_of(model).give_up(["tool"])
     assert capabilities_of(model).methods == ("text",)
     assert capabilities_of(other).methods == ("tool", "text")
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gems.errors import BackendError, is_passing_status, is_unpaid
+from gems.models.endings import ABORTED, NORMAL, finish_reason
 from gems.models.servers.completion_messages import read_content, read_message, says_something
 from gems.models.servers.error_texts import error_message
 from gems.models.structured import is_unsupported
 from gems.secrets import one_line
 
-__all__ = ["error_of_choice", "error_of_completion", "finish_reason", "server_error"]
+__all__ = ["error_of_choice", "error_of_completion", "server_error"]
 
 _PASSING: Final = re.compile(
     r"overload|rate.?limit|too many|time[d]?.?out|unavailable|busy|capacity|try again|internal|server.?error|upstream"
@@ -114,29 +115,7 @@ def error_of_choice(choice: Mapping[str, Any]) -> object:
         return error or None
     if reason.lower() != "error":
         answer = read_message(choice)
-        is_normal = not reason or (finish_reason(reason) in _NORMAL and reason.lower() not in _ABORTED)
+        is_normal = not reason or (finish_reason(reason) in NORMAL and reason.lower() not in ABORTED)
         return None if is_normal or (answer and says_something(answer)) else f"it gave no answer ({reason})"
     native = choice.get("native_finish_reason")
     return (read_content(message.get("content")) if isinstance(message, Mapping) else "") or native or "no reason given"
-
-
-_ABORTED: Final = frozenset({"abort", "aborted", "cancel", "cancelled", "canceled"})
-_NORMAL: Final = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
-_FINISH_REASONS: Final = {
-    **dict.fromkeys(("eos", "eos_token", "end", "end_turn", "stop_sequence", "complete", "completed", "done"), "stop"),
-    **dict.fromkeys(("max_tokens", "max_length", "model_length", "max_output_tokens", "token_limit"), "length"),
-    **dict.fromkeys(
-        ("safety", "sensitive", "content_filtered", "recitation", "blocklist", "prohibited_content"), "content_filter"
-    ),
-    **dict.fromkeys(("tool_use", "tool_call"), "tool_calls"),
-    **dict.fromkeys(_ABORTED, "length"),
-}
-"""Names of other protocols; what was aborted is cut off."""
-
-
-def finish_reason(reason: object) -> str | None:
-    """Why an answer ended, in the words of OpenAI's protocol if it has one for that."""
-    if not isinstance(reason, str):
-        return None
-    word = reason.lower()
-    return word if word in _NORMAL else _FINISH_REASONS.get(word, reason)

@@ -9,10 +9,13 @@ from typing import Any, Final
 
 from gems.models.lenient import without_half_characters
 
-__all__ = ["raw_message", "read_content", "read_message", "says_something"]
+__all__ = ["REASONING_FIELD", "THOUGHT_FIELDS", "raw_message", "read_content", "read_message", "says_something"]
 
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
-_SAYING: Final = ("content", "text", "tool_calls", "function_call", "parsed", "refusal", *_REASONING)
+THOUGHT_FIELDS: Final = ("reasoning_content", "reasoning", "thinking", "reasoning_text", "reasoning_details")
+"""Names of the field in which servers write what a model thought."""
+REASONING_FIELD: Final = "reasoning_field"
+"""The field of a tidy message that holds the name which its server uses."""
+_SAYING: Final = ("content", "text", "tool_calls", "function_call", "parsed", "refusal", *THOUGHT_FIELDS)
 """The fields of a message that may hold its answer."""
 
 
@@ -53,9 +56,11 @@ def read_message(choice: Mapping[str, Any]) -> dict[str, Any] | None:
             calls.append(call)
         elif not content and raw_call:  # it may hold the answer all the same
             content = raw_call if isinstance(raw_call, str) else json.dumps(raw_call)
-    rest = {k: v for k, v in message.items() if k not in ("tool_calls", "function_call", "refusal", *_REASONING)}
+    rest = {k: v for k, v in message.items() if k not in ("tool_calls", "function_call", "refusal", *THOUGHT_FIELDS)}
     refusal = message.get("refusal")
-    thought = next(filter(None, (_reasoning(message.get(name)) for name in _REASONING)), "")
+    field, thought = next(
+        ((name, text) for name in THOUGHT_FIELDS if (text := _reasoning(message.get(name)))), ("", "")
+    )
     return {
         **rest,
         "role": "assistant",
@@ -63,6 +68,7 @@ def read_message(choice: Mapping[str, Any]) -> dict[str, Any] | None:
         **({"tool_calls": calls} if calls else {}),
         **({"refusal": refusal} if isinstance(refusal, str) else {}),
         **({"reasoning_content": thought} if thought else {}),
+        **({REASONING_FIELD: field} if isinstance(message.get(field), str) else {}),
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gems.errors import BackendError
-from gems.models.servers.completion_errors import error_of_choice, error_of_completion, finish_reason, server_error
+from gems.models.endings import finish_reason
+from gems.models.servers.completion_errors import error_of_choice, error_of_completion, server_error
 from gems.models.servers.completion_messages import raw_message, read_content, read_message
 from gems.models.servers.error_texts import error_message, json_body
 from gems.secrets import one_line

@@ -8,11 +8,14 @@ from typing import Any, Final
 import httpx
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
+from gems.models.failures import advice_for
+from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
 from gems.models.structured import is_not_understood
@@ -22,6 +25,13 @@ __all__ = ["OpenAIChat"]
 
 _THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>.*?)</think>\s*", re.DOTALL)
 """Matches reasoning that a server leaves in the answer; some chat templates contain the opening tag."""
+
+_FIELD: Final = "reasoning_field"
+"""The name, in a message's ``additional_kwargs``, of the field in which its server writes what it thought."""
+
+
+def _without_thoughts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: v for name, v in turn.items() if name not in THOUGHT_FIELDS} for turn in turns]
 
 
 class OpenAIChat(ChatOpenAI):
@@ -49,7 +59,7 @@ class OpenAIChat(ChatOpenAI):
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
             unpaid = error.status_code == 402 or is_unpaid(f"{reason} {error.response.text}")
-            advice = "; waiting does not help: pay for more, or give another key" if unpaid else ""
+            advice = advice_for(error)
             if 300 <= error.status_code < 400:
                 advice = "; it redirects: give the final address as base_url"
             message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
@@ -75,12 +85,37 @@ class OpenAIChat(ChatOpenAI):
         **kwargs: Any,
     ) -> ChatResult:
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
-        if self._use_responses_api(payload) or not isinstance(payload.get("response_format", {}), dict):
+        if self._use_responses_api(payload):  # it has no log-probabilities of a form, and its client fails on these
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("logprobs", "top_logprobs")}
+            return super()._generate(messages, stop, run_manager, **kwargs)
+        if not isinstance(payload.get("response_format", {}), dict):
             return super()._generate(messages, stop, run_manager, **kwargs)
         # The body as it came: OpenAI's own types fail on answers that other servers write in another way.
-        body: bytes = self.client.with_raw_response.create(**payload).content
+        try:
+            body: bytes = self.client.with_raw_response.create(**payload).content
+        except openai.BadRequestError as error:
+            plain = _without_thoughts(payload["messages"])
+            if plain == payload["messages"] or "reasoning" not in error.response.text:
+                raise
+            body = self.client.with_raw_response.create(**{**payload, "messages": plain}).content
         answer: Any = read_completion(body)
         return self._create_chat_result(answer)
+
+    def _get_request_payload(
+        self, input_: LanguageModelInput, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The request; what was thought before a call of tools goes back to servers that tell it apart.
+
+        Kimi and DeepSeek refuse the next turn without it.
+        """
+        payload: dict[str, Any] = super()._get_request_payload(input_, stop=stop, **kwargs)
+        turns = payload.get("messages")
+        if isinstance(turns, list):
+            for turn, message in zip(turns, self._convert_input(input_).to_messages(), strict=False):
+                field = message.additional_kwargs.get(_FIELD)
+                if field and turn.get("tool_calls"):
+                    turn[field] = message.additional_kwargs["reasoning_content"]
+        return payload
 
     def _create_chat_result(
         self, response: dict[str, Any] | openai.BaseModel, generation_info: dict[str, Any] | None = None
@@ -92,6 +127,8 @@ class OpenAIChat(ChatOpenAI):
             message = generation.message
             # vLLM, SGLang, DeepSeek and llama.cpp use one name or the other.
             reasoning = choice["message"].get("reasoning_content") or choice["message"].get("reasoning")
+            if isinstance(field := choice["message"].get(REASONING_FIELD), str):
+                message.additional_kwargs[_FIELD] = field
             if isinstance(message.content, str) and (match := _THOUGHT.match(message.content)):
                 message.content = message.content[match.end() :]
                 reasoning = reasoning or match["thought"].strip()

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+import re
+from typing import Any
 
 import httpx
 from langchain_core.language_models import BaseChatModel
+from pydantic import SecretStr
 
 from gems.errors import InputError, is_unpaid
 from gems.extras import how_to_install
 from gems.models.servers.base import checked_url
 from gems.models.servers.error_texts import error_message
+from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import pause
 
 __all__ = ["init_provider_chat"]
-
-_RETRIES: Final = 2
-"""Retries by a provider's client, which waits as long as a busy server asks it to."""
 
 
 def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatModel:
@@ -33,7 +33,8 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
     Raises:
         InputError: The provider is unknown, or its package or key is missing.
     """
-    remember_secret(options.api_key)
+    for secret in (options.api_key, *map(SecretStr, headers_of(options).values())):
+        remember_secret(secret)
     if options.base_url is not None:
         checked_url(options.base_url)
     kind, _, model = name.partition(":")
@@ -42,7 +43,9 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
             return _openai(model, options)
         return _by_provider(name, options)
     except ImportError as error:
-        command = how_to_install("openai") if kind == "openai" else f"pip install langchain-{kind}"
+        match = re.search(r"pip install ([\w-]+)", str(error))  # by LangChain, which knows the provider's package
+        package = match[1] if match else f"langchain-{kind}"
+        command = how_to_install("openai") if kind == "openai" else f"pip install {package}"
         raise InputError(f"the chat model {name!r} needs a package ({error}): {command}") from error
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = one_line(error)
@@ -54,7 +57,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
     from gems.models.servers.openai_chat import OpenAIChat
 
-    settings = _settings(options)
+    settings = settings_for("openai", options)
     # No redirects: they could take prompts and images to any host.
     hooks = {"response": [_do_not_retry_unpaid]}
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
@@ -95,7 +98,7 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
     from langchain.chat_models import init_chat_model
 
     try:
-        model = init_chat_model(name, **_settings(options))
+        model = init_chat_model(name, **settings_for(provider_of(name), options))
     except ValueError:
         # A model of the server, whose name may contain a colon.
         if options.base_url is None:
@@ -104,16 +107,3 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
     return model
-
-
-def _settings(options: ChatOptions) -> dict[str, Any]:
-    """The options as parameters that all of LangChain's chat models have."""
-    optional = {name: getattr(options, name) for name in ("base_url", "api_key", "temperature", "max_tokens")}
-    return {
-        "timeout": options.timeout,
-        "max_retries": _RETRIES,
-        # Otherwise the models would stream in a graph that streams messages, as in Studio. A form is of no use before
-        # it is complete, and streams have no log-probabilities, no reasoning, and errors of their own.
-        "disable_streaming": True,
-        **{name: value for name, value in optional.items() if value is not None},
-    }

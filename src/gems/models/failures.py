@@ -1,0 +1,173 @@
+"""Failures of chat models in terms of HTTP, whatever exception the provider's package raises.
+
+The packages may not be installed, so their exceptions are known by the names of their classes, and by what they carry.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
+from gems.models.servers.error_texts import error_message, words_of
+from gems.secrets import one_line
+
+__all__ = ["advice_for", "as_backend_error", "is_moderated", "is_passing", "is_too_long", "reason_of", "status_of"]
+
+_STATUSES: Final = {
+    # langchain-core's own, which most providers' packages inherit from.
+    "ContextOverflowError": 413,
+    "ModelAuthenticationError": 401,
+    "ModelPermissionDeniedError": 403,
+    "ModelInvalidRequestError": 400,
+    "ModelNotFoundError": 404,
+    "ModelRateLimitError": 429,
+    "ModelTimeoutError": 408,
+    "ModelConnectionError": 503,
+    "ModelAPIError": 500,
+}
+"""What the names of exceptions mean as a status of HTTP. A name further up in this table counts more."""
+
+_TRANSPORT_STATUSES: Final = {
+    # openai, anthropic and httpx; then botocore, openrouter, google-auth, torch and Python itself.
+    **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError"), 408),
+    **dict.fromkeys(("APIConnectionError", "TransportError", "HTTPClientError", "NoResponseError"), 503),
+    **dict.fromkeys(("ConnectionError", "OutOfMemoryError"), 503),
+    **dict.fromkeys(("NoCredentialsError", "TokenRetrievalError", "GoogleAuthError"), 401),
+}
+"""The same for exceptions that carry no status, since no server has answered."""
+
+_DEPTH: Final = 6
+"""How many causes of an exception are looked at."""
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of HTTP that a failure stands for; None if it is no failure of a server.
+
+    First by langchain-core's classes, then by what the exception carries, then by its class; then by its causes.
+    """
+    if isinstance(error, BackendError):
+        return error.status_code
+    causes = list(_causes(error))
+    readers = (lambda e: _by_class(e, _STATUSES), _carried_status, lambda e: _by_class(e, _TRANSPORT_STATUSES))
+    return next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    cause: BaseException | None = error
+    for _ in range(_DEPTH):
+        if cause is None:
+            return
+        yield cause
+        cause = cause.__cause__
+
+
+def _by_class(error: BaseException, statuses: Mapping[str, int]) -> int | None:
+    names = {base.__name__ for base in type(error).__mro__}
+    return next((status for name, status in statuses.items() if name in names), None)
+
+
+def _carried_status(error: BaseException) -> int | None:
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata") if isinstance(response, Mapping) else None  # of botocore
+    carried = (
+        getattr(error, "code", None),  # of Google; a word elsewhere
+        getattr(error, "status_code", None),
+        getattr(response, "status_code", None),
+        metadata.get("HTTPStatusCode") if isinstance(metadata, Mapping) else None,
+    )
+    return next((value for value in carried if type(value) is int and 400 <= value < 600), None)
+
+
+def reason_of(error: BaseException) -> str:
+    """What a server said on one line, without our words, or those of the package, around it.
+
+    Our own words name the model, and "x-vision" is no complaint about images.
+    """
+    if isinstance(error, BackendError):
+        return error.reason
+    texts = (words for cause in _causes(error) for words in _bodies(cause) if words)
+    return one_line(next(texts, "") or error, 500)
+
+
+def _bodies(error: BaseException) -> Iterator[str]:
+    """The words in what an exception carries of a server's error; an answer that is none is no reason."""
+    if _carried_status(error) is None:
+        return
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):  # of botocore
+        yield words_of(response.get("Error"))
+    for name in ("body", "details"):
+        carried = getattr(error, name, None)
+        yield words_of(carried) if isinstance(carried, (str, Mapping)) else ""
+    try:
+        content = getattr(response, "content", None)
+    except Exception:  # httpx: the answer was streamed, and nobody has read it
+        content = None
+    yield error_message(content) if isinstance(content, bytes) else ""
+
+
+_TOO_LONG: Final = re.compile(
+    r"context.{0,24}(?:length|window|size|limit)|maximum context|n_ctx"
+    r"|(?:prompt|input|request).{0,40}too (?:long|large)"
+    r"|too many (?:input )?tokens|tokens?.{0,40}(?:exceed|limit of|longer than)|exceed.{0,60}\btokens?\b",
+    re.IGNORECASE,
+)
+_MODERATED: Final = re.compile(
+    r"content.?(?:policy|filter|management)|moderat|flagged|guardrail|prohibited.?content|data.?inspection"
+    r"|inappropriate|responsible.?ai|safety (?:system|reason|polic)|usage polic|sensitive|敏感",
+    re.IGNORECASE,
+)
+
+
+def is_too_long(error: BaseException) -> bool:
+    """Whether a request was longer than the model's context, which says nothing about the way in which it asked."""
+    status = status_of(error)
+    return status == 413 or (status in (400, 422, 500) and bool(_TOO_LONG.search(reason_of(error))))
+
+
+def is_moderated(error: BaseException) -> bool:
+    """Whether a provider's moderation refused a request, which says nothing about the way in which it asked."""
+    return status_of(error) in (400, 403, 422, 451) and bool(_MODERATED.search(reason_of(error)))
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure is transient, so that another try may help."""
+    status = status_of(error)
+    return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
+
+
+def as_backend_error(error: Exception, model: str) -> Exception:
+    """What a call raised, as a BackendError of one line, without keys or the provider's objects that hold them.
+
+    Args:
+        error: The exception.
+        model: The model's name, for the message.
+    """
+    if isinstance(error, GemsError):
+        return error
+    status, reason = status_of(error), reason_of(error)
+    kind = type(error).__name__
+    if status is None:
+        words = f"{kind}: {reason}" if reason else kind
+    else:
+        words = f"answers {status}{reason and f': {reason}'}" if _has_answered(error) else f"{reason or kind}"
+    return BackendError(
+        f"{model}: {words}{advice_for(error)}", retryable=is_passing(error), status_code=status, reason=reason
+    )
+
+
+def _has_answered(error: BaseException) -> bool:
+    return any(_carried_status(cause) is not None for cause in _causes(error))
+
+
+def advice_for(error: BaseException) -> str:
+    """What to do about a failure, to be put after its message; empty if the message says it."""
+    if is_too_long(error):
+        return "; it was asked more than fits into its context: give one with a larger context (Ollama: num_ctx)"
+    if is_moderated(error):
+        return "; its provider's moderation refuses the words or the image"
+    if status_of(error) == 402 or is_unpaid(f"{reason_of(error)} {error}"):
+        return "; waiting does not help: pay for more, or give another key"
+    return ""
