@@ -298,9 +298,8 @@ class RemoteGenerator(ABC):
                 may_cost = response.is_success
                 yield response
         except httpx.TimeoutException:
-            raise PassingError(
-                f"{self.name}: no answer from {self._host} in {seconds:.0f} s", may_cost=may_cost
-            ) from None
+            fault = "{} sends its answer too slowly" if may_cost else "no answer from {} in " + f"{seconds:.0f} s"
+            raise PassingError(f"{self.name}: {fault.format(self._host)}", may_cost=may_cost) from None
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             reason = one_line(error) or type(error).__name__
             what = "the answer of {} is damaged" if may_cost else "cannot reach {}"
