@@ -9,8 +9,6 @@ from gems.serve.ledger_file import LedgerFile
 
 __all__ = ["DeletedRuns"]
 
-_MARK = "UPDATE runs SET deleted_at = ?, idempotency_key = NULL"
-
 
 class DeletedRuns:
     """Marks runs as deleted, and drops them in the end. Every method is one transaction, and is safe for threads.
@@ -23,23 +21,29 @@ class DeletedRuns:
         self._file = file
 
     def mark(self, run: str) -> None:
-        """Mark a run that has ended. From now on, nobody sees it, and its idempotency key is free."""
-        with self._file.transaction() as db:
-            keys = db.execute("SELECT user, idempotency_key FROM runs WHERE id = ?", (run,)).fetchall()
-            db.execute(f"{_MARK} WHERE id = ? AND ended_at IS NOT NULL AND deleted_at IS NULL", (time.time(), run))
-            for user, key in keys:
-                if key is not None:  # a request's runs share its key: half of them are no answer to a second request
-                    first, _, _ = key.partition("\n")
-                    db.execute(
-                        "UPDATE runs SET idempotency_key = NULL WHERE user = ? AND "
-                        "(idempotency_key = ? OR (idempotency_key > ? AND idempotency_key < ?))",
-                        (user, first, f"{first}\n", f"{first}\x0b"),
-                    )
+        """Mark a run that has ended. From now on, nobody sees it, and the idempotency key of its request is free."""
+        self._mark("id = ?", run)
 
     def mark_older(self, ended_before: float) -> None:
-        """Mark all runs that ended before a time, in seconds since 1970."""
+        """Mark all runs that ended before a time, in seconds since 1970, as ``mark`` does."""
+        self._mark("ended_at < ?", ended_before)
+
+    def _mark(self, condition: str, value: str | float) -> None:
+        """Mark the runs that meet a condition and have ended."""
+        which = f"{condition} AND ended_at IS NOT NULL AND deleted_at IS NULL"
         with self._file.transaction() as db:
-            db.execute(f"{_MARK} WHERE ended_at < ? AND deleted_at IS NULL", (time.time(), ended_before))
+            keys = db.execute(
+                f"SELECT user, idempotency_key FROM runs WHERE {which} AND idempotency_key IS NOT NULL",  # noqa: S608
+                (value,),
+            ).fetchall()
+            db.execute(f"UPDATE runs SET deleted_at = ? WHERE {which}", (time.time(), value))  # noqa: S608
+            # A request's runs share its key: some of them are no answer to a second request.
+            for user, first in {(user, key.partition("\n")[0]) for user, key in keys}:
+                db.execute(
+                    "UPDATE runs SET idempotency_key = NULL WHERE user = ? AND "
+                    "(idempotency_key = ? OR (idempotency_key > ? AND idempotency_key < ?))",
+                    (user, first, f"{first}\n", f"{first}\x0b"),
+                )
 
     def marked(self) -> list[tuple[str, str]]:
         """The user and the id of each marked run."""

@@ -181,6 +181,18 @@ def test_only_runs_that_ended_long_ago_expire(ledger: Ledger) -> None:
     assert runs.unfinished_of("ann") == [current.id]
 
 
+@pytest.mark.parametrize("ended", [0, 1])
+def test_a_request_of_which_a_run_has_expired_is_no_answer_to_a_second_one(ledger: Ledger, ended: int) -> None:
+    new = NewRun("ann", "a cat", AcceptedSettings(), {})
+    runs = ledger.accept([new] * 3, idempotency_key="k", request="hash")
+    other = ledger.accept([new], idempotency_key="kk", request="hash")
+    end(ledger, runs[ended])
+    DeletedRuns(ledger.file).mark_older(time.time() + 60)
+    assert ledger.by_key("ann", "k") == [], "not a part of its runs"
+    assert len(ledger.accept([new] * 3, idempotency_key="k", request="hash")) == 3
+    assert ledger.by_key("ann", "kk") == other
+
+
 # --- daily limits -----------------------------------------------------------------------------------------------------
 
 
