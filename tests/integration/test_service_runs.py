@@ -285,6 +285,18 @@ def test_a_deleted_run_takes_its_images_with_it_unless_another_run_has_them(tmp_
         assert again.id != other.id, "the key is free"
 
 
+def test_a_deleted_run_takes_its_images_with_it_after_the_home_folder_has_moved(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    with service(old) as running:
+        run = ended(running, running.submit(client(), EASY, settings()))
+    assert image_files(old)
+    old.rename(new)
+    with service(new) as running:
+        running.delete(running.ledger.run(run.id))
+    assert image_files(new) == []
+
+
 def test_a_run_that_has_not_ended_is_not_deleted(tmp_path: Path) -> None:
     with service(tmp_path, concurrency=1) as running:
         runs = [running.submit(client(), HARD, settings(max_rounds=9, patience=9, seed=n)) for n in range(2)]

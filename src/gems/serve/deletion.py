@@ -105,9 +105,10 @@ class Deletion:
         return is_complete
 
     def _remove_images(self, user: str, refs: Sequence[ImageRef]) -> None:
+        """Remove images from the user's store by their hashes: it may have moved since their addresses were recorded."""
         store = self._images(user)
         for ref in refs:
-            store.remove(ref)
+            store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}))
 
     def _unfinished_hashes(self, user: str) -> set[str]:
         """The images of a user's runs that have not ended."""
