@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -295,6 +296,23 @@ def test_a_deleted_run_takes_its_images_with_it_after_the_home_folder_has_moved(
     with service(new) as running:
         running.delete(running.ledger.run(run.id))
     assert image_files(new) == []
+
+
+def test_whoever_waits_for_a_run_that_is_deleted_is_told(tmp_path: Path) -> None:
+    with service(tmp_path, concurrency=1) as running:
+        busy = running.submit(client(), HARD, settings(max_rounds=9, patience=9))
+        first, second = running.submit_all(client(), [Submission(EASY, settings(seed=n)) for n in range(2)])
+        running.cancel(running.ledger.run(second.id))
+        running.delete(ended(running, second))
+        running.cancel(running.ledger.run(busy.id))
+
+        async def follow() -> list[Any]:
+            return [event async for event in running.follow(second.id)]
+
+        assert asyncio.run(follow()) == []
+        with pytest.raises(ConflictError, match=f"{second.id} was deleted"):
+            asyncio.run(running.wait(second.id))
+        assert ended(running, first).status == "done"
 
 
 def test_a_run_that_has_not_ended_is_not_deleted(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Deletion:
         return is_complete
 
     def _remove_images(self, user: str, refs: Sequence[ImageRef]) -> None:
-        """Remove images from the user's store by their hashes: it may have moved since their addresses were recorded."""
+        """Remove images by their hashes: the store may have moved since their addresses were recorded."""
         store = self._images(user)
         for ref in refs:
             store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}))

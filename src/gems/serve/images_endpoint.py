@@ -16,7 +16,7 @@ from gems.runs.record import AttemptRecord, RunRecord
 from gems.seeds import seed_of_request_image
 from gems.serve.admission import Submission
 from gems.serve.converting import convert, fitted_size, read_png, size_of
-from gems.serve.http_errors import ERRORS, RequestError
+from gems.serve.http_errors import ERRORS, RequestError, as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
@@ -29,6 +29,7 @@ from gems.serve.openai_forms import (
     ModelList,
     RunSummary,
 )
+from gems.serve.refusals import ConflictError
 from gems.serve.run_routes import IdempotencyKey
 from gems.serve.service import Service
 from gems.serve.settings import RunSettings
@@ -126,7 +127,8 @@ class _ImagesRoutes:
                 latest = event["sha256"]
         try:
             result = _result_of(await run_in_threadpool(self.service.ledger.run, run.id))
-        except RequestError as error:
+        except (RequestError, ConflictError) as caught:
+            error = caught if isinstance(caught, RequestError) else as_http(caught)
             fault = {"message": error.detail, "type": "server_error", "code": error.code, "param": None}
             yield server_sent("error", {"type": "error", "error": fault})
             return

@@ -265,7 +265,10 @@ class _Agent:
         run = fields if isinstance(fields, Run) else (await self.begin_all([fields]))[0]
         async for event in self.service.follow(run.id):
             yield dict(event)
-        run = await asyncio.to_thread(self.service.ledger.run, run.id)
+        try:
+            run = await asyncio.to_thread(self.service.ledger.run, run.id)
+        except ConflictError as error:
+            raise as_http(error) from error
         if run.status == "failed" and run.record is None:
             kind = InputError if run.error_kind == "input" else BackendError
             raise as_http(kind(without_options(run.error or "the run failed")))

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args
 from gems.graph.state import ImageRef, Outcome, Usage
 from gems.runs.record import RunRecord
 from gems.serve.ledger_file import LedgerFile
+from gems.serve.refusals import ConflictError
 from gems.serve.settings import AcceptedSettings
 
 __all__ = ["DayUsage", "ErrorKind", "Ledger", "NewRun", "Run", "Status"]
@@ -157,8 +158,15 @@ class Ledger:
         return self._find("user = ? AND id = ? AND deleted_at IS NULL", (user, run))
 
     def run(self, run: str) -> Run:
-        """A run of any user."""
-        return _run(self.file.query(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE id = ?", (run,))[0])  # noqa: S608
+        """A run of any user.
+
+        Raises:
+            ConflictError: It was deleted.
+        """
+        rows = self.file.query(f"SELECT {', '.join(_COLUMNS)} FROM runs WHERE id = ?", (run,))  # noqa: S608
+        if not rows:
+            raise ConflictError(f"{run} was deleted")
+        return _run(rows[0])
 
     def by_key(self, user: str, idempotency_key: str) -> list[Run]:
         """The runs that a user's request with this key created, in order."""

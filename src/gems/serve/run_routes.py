@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Final
@@ -111,9 +112,11 @@ class _RunRoutes:
         has_state = run.started_at is not None and not run.has_ended
         return run_view(run, self.links, self.service.values(run) if has_state else None)
 
-    async def _run_event(self, run: str) -> str:
-        view = await run_in_threadpool(self._view, await self._find(run))
-        return server_sent("run", view.model_dump(mode="json"))
+    async def _run_events(self, run: str) -> AsyncIterator[str]:
+        """The run as it stands; nothing if it was deleted, which is too late for an error's status."""
+        with suppress(RequestError):
+            view = await run_in_threadpool(self._view, await self._find(run))
+            yield server_sent("run", view.model_dump(mode="json"))
 
     async def _stream(self, run: Run) -> AsyncIterator[str]:
         events: asyncio.Queue[RunEvent | None] = asyncio.Queue()
@@ -127,7 +130,8 @@ class _RunRoutes:
         listener = asyncio.create_task(listen())
         try:
             await asyncio.sleep(0)
-            yield await self._run_event(run.id)
+            async for text in self._run_events(run.id):
+                yield text
             while True:
                 try:
                     event = await asyncio.wait_for(events.get(), _KEEP_ALIVE_SECONDS)
@@ -140,6 +144,7 @@ class _RunRoutes:
                     yield server_sent("image", {**event, "url": self.links.image(run.user, event["sha256"])})
                 else:
                     yield server_sent(event["event"], event)
-            yield await self._run_event(run.id)
+            async for text in self._run_events(run.id):
+                yield text
         finally:
             listener.cancel()

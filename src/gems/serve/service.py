@@ -208,7 +208,11 @@ class Service:
             # No event is coming if the run has ended, waits, or will not begin.
             if self._workers.will_not_run(run):
                 return
-            if (await asyncio.to_thread(self.ledger.run, run)).status not in ("queued", "running"):
+            try:
+                status = (await asyncio.to_thread(self.ledger.run, run)).status
+            except ConflictError:  # deleted
+                return
+            if status not in ("queued", "running"):
                 return
             while True:
                 event = await events.get()
@@ -217,7 +221,11 @@ class Service:
                     return
 
     async def wait(self, run: str) -> Run:
-        """The run once it has ended, waits for a review, or was postponed by a stop."""
+        """The run once it has ended, waits for a review, or was postponed by a stop.
+
+        Raises:
+            ConflictError: It was deleted in the meantime.
+        """
         async for _ in self.follow(run, last_only=True):
             continue
         return await asyncio.to_thread(self.ledger.run, run)
