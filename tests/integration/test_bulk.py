@@ -171,7 +171,8 @@ def test_status_works_while_a_batch_runs_and_no_second_process_may_run_it(painte
         assert status["state"] == "running"
         assert status["pid"] == process.pid
         assert 3 <= status["done"] < 90
-        assert status["spent"]["images"] == status["done"]
+        in_flight = status["spent"]["images"] - status["done"]
+        assert 0 <= in_flight <= 2, "each of the two prompts in flight may have drawn its image"
         assert status["prompts_a_minute"] > 0
         assert status["seconds_left"] > 0
         assert "another process works on" in refusal_of(*command, home=home)
