@@ -190,6 +190,15 @@ def test_a_permanent_fault_gives_a_one_line_error(image_server: str, fault: str,
     assert KEY not in str(error) + repr(error)
 
 
+def test_the_query_of_an_address_is_sent_with_every_request(image_server: str, workflow: str) -> None:
+    settings = GeneratorOptions(base_url=f"{image_server}/fine~query/v1?api-version=7", api_key=KEY, timeout=20.0)
+    assert isinstance(draw_one(init_image_generator("openai:painter", settings, OPERATOR)), GeneratedImage)
+    name = f"comfyui:{image_server}/fine~query?api-version=7"
+    settings = GeneratorOptions(timeout=20.0, workflow=workflow, prompt_field="6.text", seed_field="3.seed")
+    assert isinstance(draw_one(init_image_generator(name, settings, OPERATOR)), GeneratedImage)
+    assert [request["api-version"] for request in requests_to(image_server, "fine~query")] == ["7", "7"]
+
+
 def test_a_page_instead_of_an_image(image_server: str) -> None:
     assert "text/html" in str(draw_one(plain(image_server, "page")))
     assert "not JSON" in str(draw_one(openai(image_server, "page", timeout=0.5)))

@@ -310,7 +310,11 @@ class RemoteGenerator(ABC):
             return httpx.URL(path)
         if not path:
             return self.url
-        return self.url.copy_with(raw_path=self.url.raw_path.partition(b"?")[0].rstrip(b"/") + path.encode("ascii"))
+        own_path, _, query = self.url.raw_path.partition(b"?")
+        full_path = own_path.rstrip(b"/") + path.encode("ascii")
+        if query:  # such as an API's version, which every request needs
+            full_path += (b"&" if b"?" in full_path else b"?") + query
+        return self.url.copy_with(raw_path=full_path)
 
     @property
     def _host(self) -> str:
