@@ -13,8 +13,8 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
-from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
-from gems.models.failures import advice_for
+from gems.errors import BackendError, GemsError
+from gems.models.failures import advice_for, is_passing
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
@@ -58,12 +58,11 @@ class OpenAIChat(ChatOpenAI):
             raise BackendError(f"{self._address}: no answer ({tries} tries)", retryable=False) from None
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
-            unpaid = error.status_code == 402 or is_unpaid(f"{reason} {error.response.text}")
             advice = advice_for(error)
             if 300 <= error.status_code < 400:
                 advice = "; it redirects: give the final address as base_url"
             message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
-            retryable = is_passing_status(error.status_code) and not unpaid and not is_not_understood(error)
+            retryable = is_passing(error) and not is_not_understood(error)
             raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error
