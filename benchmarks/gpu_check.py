@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -121,7 +122,7 @@ PRESETS: Final = {
             prompts=2,
             cancels=1,
             few_steps=2,
-            stop_steps=60,
+            stop_steps=40,
             compiles=False,
         ),
     ),
@@ -269,6 +270,9 @@ def check_model(checker: Checker, name: str, preset: Preset, device: str, checks
                 raise SkippedError("the model could not be made")
             return models[0]
 
+        def run_check(check: Check, figures: dict[str, Any]) -> None:
+            check.run(model_of(), preset.run, figures)
+
         def build(figures: dict[str, Any]) -> None:
             dtype = pick_dtype(None, device)
             model = stack.enter_context(random_model(name, SIZES[name][preset.sizes], folder, options, dtype))
@@ -277,7 +281,7 @@ def check_model(checker: Checker, name: str, preset: Preset, device: str, checks
 
         checker.run("build", name, build)
         for check in checks:
-            checker.run(check.name, name, lambda figures, check=check: check.run(model_of(), preset.run, figures))
+            checker.run(check.name, name, partial(run_check, check))
 
 
 def main(arguments: list[str] | None = None, started: float | None = None) -> int:

@@ -283,8 +283,8 @@ def check_in_flight(model: RandomModel, run: Run, figures: dict[str, Any]) -> No
             "prompts_per_second": round(run.prompts / seconds, 3),
             "equal_to_one_at_a_time": f"{equal} of {run.prompts}",
         }
-    first, *others = (figures[way]["prompts_per_second"] for way in ways)
-    figures["speedups"] = [round(rate / first, 3) for rate in others]
+    base_rate, *rates = (figures[way]["prompts_per_second"] for way in ways)
+    figures["speedups"] = [round(rate / base_rate, 3) for rate in rates]
     assert all(len(images) == run.prompts for images in hashes.values()), "a prompt has no image"
     assert hashes["in_flight"] == hashes["one_at_a_time"], "images depend on how many prompts are in flight"
 
@@ -443,14 +443,14 @@ def _digest(image: Image.Image) -> str:
     return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
-def _equal(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> int:
+def _equal(images: Sequence[Image.Image], references: Sequence[Image.Image]) -> int:
     """How many images have the same pixels as the one at their place."""
-    return sum(_digest(image) == _digest(other) for image, other in zip(images, others, strict=False))
+    return sum(_digest(image) == _digest(other) for image, other in zip(images, references, strict=False))
 
 
-def _difference(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> int:
+def _difference(images: Sequence[Image.Image], references: Sequence[Image.Image]) -> int:
     """The largest difference of a pixel, of 255."""
-    pairs = zip(images, others, strict=False)
+    pairs = zip(images, references, strict=False)
     return max(int(abs(np.asarray(image, np.int16) - np.asarray(other, np.int16)).max()) for image, other in pairs)
 
 
