@@ -133,6 +133,15 @@ class Attempt(_Frozen):
     verdicts: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the user's requirements.")
     checks: tuple[Verdict, ...] = Field(default=(), description="Verdicts on the checks that skills add.")
     score: float = Field(default=0.0, ge=0, le=1, description="See score_verdicts.")
+    quality: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        exclude_if=lambda quality: quality == 0.5,
+        description="How free it is of faults that no requirement is about: artefacts, anatomy, illegible letters; "
+        "in [0, 1], one half where that is unknown. It decides only among attempts that passed.",
+    )
+    flaws: str = Field(default="", exclude_if=lambda flaws: not flaws, description="Such faults, in a few words.")
     judged: Literal["", "accepted", "rejected"] = Field(
         default="", description="A person's decision, if one was asked."
     )
@@ -320,12 +329,20 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> float:
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     """The attempt to return: one that passed if there is one, then the highest score, then the earliest.
 
-    A person's decision comes first. Skill checks decide only among attempts that passed.
+    A person's decision comes first. Skill checks, and then quality, decide only among attempts that passed.
     """
     decision = {"accepted": 1, "": 0, "rejected": -1}
     return max(
         attempts,
-        key=lambda a: (decision[a.judged], a.passed, a.flawless, a.score, -a.round, -a.candidate),
+        key=lambda a: (
+            decision[a.judged],
+            a.passed,
+            a.flawless,
+            a.passed and a.quality,
+            a.score,
+            -a.round,
+            -a.candidate,
+        ),
         default=None,
     )
 

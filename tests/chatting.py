@@ -116,7 +116,7 @@ def look(model: BaseChatModel, options: ChatOptions | None = None) -> tuple[list
     """Have the model inspect an image of two red cars; return its verdicts and their usage."""
     state = GemsState(usage=Usage(), run_id=uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
-        verdicts = inspect_image(meter, model, REQUIREMENTS, picture())
+        verdicts = inspect_image(meter, model, REQUIREMENTS, picture()).verdicts
     return verdicts, meter.usage
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -305,6 +305,44 @@ def test_once_a_candidate_passes_the_others_are_not_looked_at(tmp_path: Path) ->
     assert run.mllm.count("Verdicts") == 2
     assert out["outcome"] == "solved"
     assert out["image"] == out["attempts"][1].image
+
+
+@pytest.mark.parametrize(
+    ("makings", "returned", "calls"),
+    [
+        (({"quality": 0.3, "flaws": "six fingers"}, {"quality": 0.95, "flaws": "none"}), 1, 2),
+        (({"quality": "30%", "flaws": "six fingers"}, {"quality": 0.2, "flaws": "two heads"}, {"quality": 0.6}), 2, 3),
+        (({"quality": 0.9},), 0, 1),
+        (({},), 0, 1),
+        (({"quality": "fine I think"},), 0, 1),
+        (({"quality": 0.3}, {}, {}), 1, 2),
+    ],
+)
+def test_quality_decides_among_images_that_pass(
+    tmp_path: Path, makings: Sequence[dict[str, Any]], returned: int, calls: int
+) -> None:
+    run = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=lambda m, i: verdicts(m, "yes") | makings[i])))
+    out = run(NO_MEMORY.model_copy(update={"candidates": 3, "max_rounds": 1}))
+    assert out["image"] == out["attempts"][returned].image
+    assert run.mllm.count("Verdicts") == calls
+    assert [a.flaws for a in out["attempts"] if a.verified] == [
+        m.get("flaws", "").replace("none", "") for m in makings[:calls]
+    ]
+    assert (out["outcome"], out["usage"].images) == ("solved", 3)
+
+
+def test_an_image_that_fails_is_never_better_for_its_quality(tmp_path: Path) -> None:
+    answers = [{"answer": "yes", "quality": 0.1}, {"answer": "no", "quality": 1.0}, {"answer": "no", "quality": 0.9}]
+
+    def inspect(messages: list[Any], index: int) -> Any:
+        return verdicts(messages, answers[index]["answer"]) | {"quality": answers[index]["quality"]}
+
+    out = Run(tmp_path, ScriptedChatModel(script=script(Verdicts=inspect)))(
+        NO_MEMORY.model_copy(update={"candidates": 3, "max_rounds": 3})
+    )
+    assert out["image"] == out["attempts"][0].image
+    assert out["outcome"] == "solved"
+    assert len(out["attempts"]) == 3, "a badly made image that passes ends the run all the same"
 
 
 def test_the_refiner_sees_the_best_of_the_latest_round(tmp_path: Path) -> None:

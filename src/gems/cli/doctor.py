@@ -262,7 +262,7 @@ def _verify(setup: _Setup) -> str:
         return own_report
     # Without an image from the generator, a white one will do: this only tries whether the model can look at images.
     image = setup.image or Image.new("RGB", (256, 256), "white")
-    [verdict] = inspect_image(Meter(Usage(), setup.context), model, [_TRIAL_QUESTION], encode_png(image, {}))
+    [verdict] = inspect_image(Meter(Usage(), setup.context), model, [_TRIAL_QUESTION], encode_png(image, {})).verdicts
     answer = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
     return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
 

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, get_origin
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
@@ -600,16 +600,22 @@ def _plain_name(name: str) -> str:
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
     """The form's only list as an answer without JSON, for items that can be read from such."""
-    text = str(message.text).rpartition("</think>")[2]
-    is_prose = len(schema.model_fields) == 1 and "{" not in text and not is_cut_off(message)
-    return {next(iter(schema.model_fields)): Prose(text)} if is_prose else None
+    text, field = str(message.text).rpartition("</think>")[2], _only_list(schema)
+    return {field: Prose(text)} if field and "{" not in text and not is_cut_off(message) else None
+
+
+def _only_list(schema: type[BaseModel]) -> str | None:
+    """The name of the list that a form is about, whatever else it may say; None if it is about other things."""
+    required = [(name, field) for name, field in schema.model_fields.items() if field.is_required()]
+    is_list = len(required) == 1 and get_origin(required[0][1].annotation) is list
+    return required[0][0] if is_list else None
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
     """The items of a form with one list, if the model made a call for each of them."""
-    field = next(iter(schema.model_fields))
-    lists = [call[field] for call in calls if isinstance(call.get(field), list)]
-    if len(schema.model_fields) == 1 and len(lists) > 1:
+    field = _only_list(schema)
+    lists = [call[field] for call in calls if isinstance(call.get(field), list)] if field else []
+    if len(lists) > 1:
         yield {field: list(itertools.chain.from_iterable(lists))}
 
 
@@ -618,9 +624,9 @@ def _joined(forms: Sequence[Any], schema: type[BaseModel]) -> Iterator[Any]:
 
     Forms that have an item in common are drafts of the last one.
     """
-    field = next(iter(schema.model_fields))
+    field = _only_list(schema)
     lists = [form[field] for form in forms if isinstance(form, dict) and isinstance(form.get(field), (list, dict))]
-    if len(schema.model_fields) > 1 or len(lists) < 2 or len(lists) < len(forms):
+    if not field or len(lists) < 2 or len(lists) < len(forms):
         return
     items = [item for part in lists for item in (part if isinstance(part, list) else [{k: v} for k, v in part.items()])]
     subjects = [_subject(item) for item in items]
@@ -643,11 +649,12 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
         schema: The form.
         items: Whether they may also be the items of the form's only list, without the form around them.
     """
-    fields = schema.model_fields
+    list_field = _only_list(schema)
+    names = {list_field} if list_field else schema.model_fields.keys()
     objects = [value for value in values if isinstance(value, dict)]
-    forms = [value for value in objects if not fields.keys().isdisjoint(value)]
+    forms = [value for value in objects if not names.isdisjoint(value)]
     yield from reversed(forms)  # a model that thinks aloud writes its drafts first
-    list_field = next(iter(fields)) if items and len(fields) == 1 else None
+    list_field = list_field if items else None
     if list_field and len(objects) > 1 and not forms:
         yield {list_field: objects}
     for value in values:

@@ -44,7 +44,7 @@ def inspected(content: Any, questions: list[Requirement] = QUESTIONS) -> list[Ve
 
     model = ScriptedChatModel(script=lambda schema, messages, index: answer_of(content))
     png = encode_png(Image.new("RGB", (8, 8)), {})
-    return inspect_image(Meter(Usage(), GemsContext()), model, questions, png)
+    return inspect_image(Meter(Usage(), GemsContext()), model, questions, png).verdicts
 
 
 def item(name: Any = "r1", answer: Any = "yes", confidence: Any = 0.9, reason: Any = "seen") -> dict[str, Any]:
