@@ -12,7 +12,6 @@ import io
 import os
 import re
 import struct
-import uuid
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,10 +23,10 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, PngImagePlugin
 
 from gems.errors import BackendError, InputError
-from gems.files import read_regular
+from gems.files import read_regular, write_atomically
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.paths import home, make_file, make_folder
+from gems.paths import home, make_folder
 from gems.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
@@ -193,10 +192,8 @@ class ImageStore:
         folder = path.rpartition("/")[0]
         if not self._holds(folder):
             raise OSError(errno.ELOOP, "it is a link that leads out of the image store", folder)
-        temporary = f"{folder}/.{uuid.uuid4().hex}"
-        make_file(Path(temporary))
-        self._fs.pipe_file(temporary, data)
-        self._fs.mv(temporary, path)
+        make_folder(Path(folder))
+        write_atomically(Path(path), data)
 
     def _holds(self, path: str) -> bool:
         """Whether a path of a local store lies in it, and no link on the way leads elsewhere."""
