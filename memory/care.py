@@ -169,7 +169,7 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(open_existing_records(folder)) as records:
+    with closing(open_existing_records(folder, read_only=False)) as records:
         runs = list(_runs(records))
         forgotten_runs = [run for run in runs if selection.includes(run)]
         # Images first: if the deletion is interrupted, the runs still exist and can be forgotten again.
@@ -264,7 +264,7 @@ def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(open_existing_records(folder)) as records:
+    with closing(open_existing_records(folder, with_expired=True)) as records:
         report = records.integrity()
         yield "records", report == "ok", report if report != "ok" else f"{records.count()} records"
         for name, layer, read in (("runs", TRAJECTORIES, _run), ("experiences", EXPERIENCES, _experience)):

@@ -26,7 +26,7 @@ from gems.errors import BackendError, InputError
 from gems.files import read_regular, write_atomically
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.paths import home, make_folder
+from gems.paths import home, home_folder, make_folder
 from gems.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
@@ -70,7 +70,7 @@ class ImageStore:
     """
 
     def __init__(self, url: str | Path | None = None, *, cache: ImageCache | None = None, create: bool = True) -> None:
-        location = _location(url)
+        location = _location(url, create=create)
         if "@" in location.partition("://")[2].partition("/")[0]:  # records hold the addresses of images
             raise InputError("the address of the images holds a login: put it into the environment variables instead")
         try:
@@ -271,7 +271,7 @@ def open_images(url: str | Path | None = None) -> ImageStore:
     Raises:
         InputError: As for ``ImageStore``.
     """
-    location = _location(url)
+    location = _location(url, create=True)
     return _shared_store(location, "" if _URL.match(location) else str(Path.cwd()))
 
 
@@ -281,8 +281,8 @@ def _shared_store(location: str, _working_folder: str) -> ImageStore:
     return ImageStore(location, cache=_SHARED_CACHE)
 
 
-def _location(url: str | Path | None) -> str:
-    return str(url or os.environ.get("GEMS_IMAGES") or home() / "images")
+def _location(url: str | Path | None, *, create: bool) -> str:
+    return str(url or os.environ.get("GEMS_IMAGES") or (home() if create else home_folder()) / "images")
 
 
 def _file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:

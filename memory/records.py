@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 import time
 import uuid
@@ -10,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -69,6 +72,11 @@ CREATE TRIGGER vector_removed AFTER DELETE ON vectors
     BEGIN INSERT INTO removed (vector) VALUES (old.id); END;
 """
 
+_HIDE_EXPIRED: Final = """
+CREATE TEMP VIEW records AS SELECT * FROM main.records WHERE expires_at IS NULL OR expires_at > {now!r};
+CREATE TEMP VIEW vectors AS SELECT * FROM main.vectors WHERE record IN (SELECT id FROM records);
+"""
+"""What stands for the tables in a connection that only reads."""
 _INSIDE: Final = (
     "({column} >= :prefix AND {column} < :prefix || '/'"
     " AND ({column} = :prefix OR substr({column}, length(:prefix) + 1, 1) = '.'))"
@@ -154,20 +162,23 @@ class Records:
     """One connection to the file. Not thread-safe: its store locks.
 
     Args:
-        file: Created if it does not exist.
+        file: Created if it does not exist, unless it is only read.
+        read_only: Change nothing in the file's folder. Every write is refused, and renews no time to live.
 
     Raises:
         sqlite3.Error: The file cannot be used, or is not a SQLite file of ours.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._db = connect(file)
+    def __init__(self, file: Path, *, read_only: bool = False) -> None:
+        self.file, self.read_only = file, read_only
+        self._db = connect_to_read(file) if read_only else connect(file)
         self.vectors: Final = VectorTable(self._db)
         try:
             version = self._scalar("PRAGMA user_version")
             if version > _VERSION:
                 raise sqlite3.DatabaseError("a newer version of GEMS wrote it")
+            if version < _VERSION and read_only:
+                raise sqlite3.DatabaseError("it holds no records yet")
             if version < _VERSION:
                 self._create_tables()
         except BaseException:
@@ -188,7 +199,13 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A transaction that writes: committed to disk at its end, or rolled back as a whole."""
+        """A transaction that writes: committed to disk at its end, or rolled back as a whole.
+
+        Raises:
+            InputError: The records are open for reading only.
+        """
+        if self.read_only:
+            raise InputError(f"{self.file} is open for reading only")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -294,6 +311,17 @@ class Records:
         row = self._db.execute(query, (namespace, key)).fetchone()
         return Row._make(row) if row else None
 
+    def embedded(self, namespace: str, key: str) -> tuple[dict[str, Any], list[str], list[bytes]] | None:
+        """A record's value, the JSON paths of its embedded texts, and their vectors; None if it has none."""
+        query = "SELECT id, fields FROM records WHERE namespace = ? AND key = ? AND fields IS NOT NULL"
+        row, record = self._db.execute(query, (namespace, key)).fetchone(), self.get(namespace, key)
+        if row is None or record is None:
+            return None
+        try:
+            return record.content, json.loads(row[1]), self.vectors.of(row[0])
+        except (InputError, ValueError):  # another program has written the file
+            return None
+
     def inside(self, prefix: str, *, unindexed: bool = False) -> Iterator[Row]:
         """The records of a namespace and of those below it, by namespace and age; all, or those without a vector."""
         condition = " AND NOT EXISTS (SELECT 1 FROM vectors WHERE record = records.id)" if unindexed else ""
@@ -334,25 +362,31 @@ class Records:
         return [number for (number,) in rows]
 
     def expire(self) -> None:
-        """Delete the records whose time to live is over."""
+        """Delete the records whose time to live is over, or hide them if the file is only read."""
         now = time.time()
-        if self._scalar("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
-            with self.writing():
-                self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
+        if not self._scalar("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
+            return
+        if self.read_only:
+            _execute_all(self._db, _HIDE_EXPIRED.format(now=now))
+            return
+        with self.writing():
+            self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
 
     def touch(self, records: Iterable[int]) -> None:
-        """Restart the time to live of these records."""
+        """Restart the time to live of these records, unless the file is only read."""
+        if self.read_only:
+            return
         now = time.time()
         with self.writing():
             self._db.executemany(
                 "UPDATE records SET expires_at = ? + ttl * 60 WHERE id = ?", [(now, record) for record in records]
             )
 
-    def indexed(self, after: int) -> list[tuple[int, str, dict[str, Any], list[str]]]:
+    def indexed(self, after: int, limit: int = _PAGE) -> list[tuple[int, str, dict[str, Any], list[str]]]:
         """The next page of records with vectors after an id: id, namespace, value, JSON paths of embedded texts."""
         rows = self._db.execute(
             "SELECT id, namespace, value, fields FROM records WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
-            (after, _PAGE),
+            (after, limit),
         )
         return [(i, namespace, json.loads(value), json.loads(fields)) for i, namespace, value, fields in rows]
 
@@ -429,19 +463,25 @@ def existing_memory(folder: Path) -> Path:
     return folder
 
 
-def open_existing_records(folder: Path) -> Records:
-    """The records in a memory's folder, without those whose time to live is over.
+def open_existing_records(folder: Path, *, read_only: bool = True, with_expired: bool = False) -> Records:
+    """The records in a memory's folder.
+
+    Args:
+        folder: The memory's folder.
+        read_only: Change nothing in the folder.
+        with_expired: Leave the records whose time to live is over.
 
     Raises:
         InputError: The folder holds no memory, or cannot be used.
     """
-    records = open_records(existing_memory(folder))
-    records.expire()
+    records = open_records(existing_memory(folder), read_only=read_only)
+    if not with_expired:
+        records.expire()
     return records
 
 
-def open_records(folder: Path) -> Records:
-    """The records in a store's folder; both are created if they do not exist.
+def open_records(folder: Path, *, read_only: bool = False) -> Records:
+    """The records in a store's folder; both are created if they do not exist, unless they are only read.
 
     Raises:
         InputError: The folder or the file cannot be used.
@@ -449,12 +489,53 @@ def open_records(folder: Path) -> Records:
     check_own_files(folder, _FILES, depth=4)
     file = folder / "records.sqlite"
     try:
-        make_file(file)
-        return Records(file)
+        if not read_only:
+            make_file(file)
+        return Records(file, read_only=read_only)
     except (OSError, sqlite3.Error) as error:
         raise InputError(
             f"cannot use {file} as a memory store ({error}); move it away or choose another folder"
         ) from error
+
+
+@retry(
+    retry=retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError)),
+    stop=stop_after_delay(2),
+    wait=wait_random_exponential(0.02, max=1),
+    reraise=True,
+)
+def connect_to_read(file: Path) -> sqlite3.Connection:
+    """A connection that changes no byte of the file and of those beside it, whether or not others write it."""
+    parts = [file, *(file.with_name(f"{file.name}{end}") for end in ("-wal", "-journal"))]
+    if file.with_name(f"{file.name}-shm").exists():  # others have it open, or were killed
+        return _checked(file, "mode=ro&readonly_shm=1")
+    if any(part.exists() and part.stat().st_size for part in parts[1:]):
+        return _checked_copy(parts)
+    if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
+        return _checked(file, "mode=rw")  # others may begin to write: it locks, and leaves nothing beside the file
+    return _checked(file, "mode=ro&immutable=1")
+
+
+def _checked(file: Path, how: str) -> sqlite3.Connection:
+    """A connection that only reads, and has read once: some errors only show then."""
+    uri = f"{file.absolute().as_uri()}?{how}"
+    db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _checked_copy(parts: Iterable[Path]) -> sqlite3.Connection:
+    """A connection to a copy of a file that was not closed: its last changes are beside it, to be written into it."""
+    with TemporaryDirectory() as folder:
+        first, *_ = [Path(shutil.copy(part, folder)) for part in parts if part.exists()]
+        db = _checked(first, "mode=rw")
+        db.execute("PRAGMA journal_mode = DELETE")  # now it is one file, which goes with the connection
+        return db
 
 
 @retry(

@@ -41,6 +41,10 @@ class VectorTable:
             [(space, vector, record) for vector in vectors],
         )
 
+    def of(self, record: int) -> list[bytes]:
+        """The vectors of a record, in the order of its texts."""
+        return [v for (v,) in self._db.execute("SELECT vector FROM vectors WHERE record = ? ORDER BY id", (record,))]
+
     def added(self, after: int) -> Iterator[Chunk]:
         """The vectors with ids greater than ``after``, in the order of their ids."""
         rows = self._db.execute("SELECT id, vector, space FROM vectors WHERE id > ? ORDER BY id", (after,))

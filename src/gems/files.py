@@ -50,12 +50,16 @@ def atomic_replacement(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """
     _remove_abandoned(path.parent.absolute())
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.gems-draft")
-    with _locked_draft(draft):
-        try:
+    try:
+        with _locked_draft(draft):
             yield draft
             draft.replace(path) if overwrite else os.link(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename == str(draft):  # nobody knows the draft's name
+            error.filename = str(path)
+        raise
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
