@@ -12,7 +12,8 @@ import io
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -156,8 +157,27 @@ class ImageStore:
             return None
         return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=sha256, width=width, height=height)
 
-    def remove(self, ref: ImageRef) -> bool:
-        """Delete an image; False if the reference names another store, or the file does not exist."""
+    def keep(self, ref: ImageRef) -> bool:
+        """Write an image again that another process has deleted since it was last used here; False if it is gone.
+
+        Call it once there is a record of the image that others see: who deletes an image looks at the records after it.
+        """
+        path = self._path(ref.sha256)
+        if path is None or self._exists(path):
+            return path is not None
+        png = self._cache.get(self._fs.unstrip_protocol(path), ref.sha256)
+        if png is not None:
+            self._write(path, png)
+        return png is not None
+
+    def remove(self, ref: ImageRef, is_needed: Callable[[], bool] = lambda: False) -> bool:
+        """Delete an image; False if the reference names another store, or the file does not exist.
+
+        Args:
+            ref: The image.
+            is_needed: Asked once the file is gone, since somebody may have begun to refer to it; if so, it is written
+                again, and False is returned.
+        """
         path = self._path(ref.sha256)
         if path is None:
             return False
@@ -166,8 +186,15 @@ class ImageStore:
         is_elsewhere = isinstance(self._fs, LocalFileSystem) and not self._holds(path)
         if ref.uri != uri or is_elsewhere or not self._fs.exists(path):
             return False
+        with suppress(BackendError):  # a damaged file need not come back
+            self.read(ref)
+        png = self._cache.get(uri, ref.sha256)
+        self._cache.drop(uri, ref.sha256)
         self._fs.rm_file(path)
-        return True
+        if png is None or not is_needed():
+            return True
+        self._write(path, png)
+        return False
 
     def address(self, sha256: str) -> str:
         """The address of the image with a hash, whether or not it is there."""

@@ -251,6 +251,10 @@ class Records:
         self.set_meta("store", uuid.uuid4().hex)
         self.set_meta("index", None)
 
+    def version(self) -> int:
+        """A number that changes whenever another connection has changed the records."""
+        return int(self._scalar("PRAGMA data_version"))
+
     # --- records ----------------------------------------------------------------------------------------------------
 
     def put(
