@@ -497,9 +497,9 @@ def open_records(folder: Path, *, read_only: bool = False) -> Records:
             make_file(file)
         return Records(file, read_only=read_only)
     except (OSError, sqlite3.Error) as error:
-        raise InputError(
-            f"cannot use {file} as a memory store ({error}); move it away or choose another folder"
-        ) from error
+        is_full = any(text in str(error) for text in ("disk is full", "disk I/O error"))
+        advice = "free some space" if is_full else "move it away or choose another folder"
+        raise InputError(f"cannot use {file} as a memory store ({error}); {advice}") from error
 
 
 @retry(

@@ -24,8 +24,8 @@ def test_a_failure_is_noted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.M
     def refuse(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
+    monkeypatch.setattr("gems.bulk.latest.write_atomically", refuse)
     with pytest.raises(OSError, match="No space"), noting_failure(tmp_path):
-        monkeypatch.setattr("gems.bulk.latest.write_atomically", refuse)
         raise _FULL
     latest = read_latest(tmp_path)
     assert latest == started.model_copy(update={"ended": "failed: No space left on device", "is_over": True})
@@ -40,8 +40,8 @@ def test_a_failure_is_noted_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_every_end_has_a_reason(error: BaseException, reason: str, tmp_path: Path) -> None:
+    note_start(tmp_path, Limits(), 2, None)
     with pytest.raises(type(error)), noting_failure(tmp_path):
-        note_start(tmp_path, Limits(), 2, None)
         raise error
     assert read_latest(tmp_path).ended == reason
 
