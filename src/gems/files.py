@@ -18,6 +18,7 @@ from gems.errors import InputError
 from gems.paths import is_in_home, private_folder
 
 __all__ = [
+    "append_whole",
     "atomic_replacement",
     "check_own_files",
     "lines_of",
@@ -103,6 +104,31 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that no reader sees half of it, and no crash leaves half of it."""
     with atomic_replacement(path) as draft:
         draft.write_bytes(data)
+
+
+def append_whole(path: Path, data: bytes, *, flush: bool = False) -> None:
+    """Append to a file, all of it or nothing. For one thread of one process at a time.
+
+    Args:
+        path: The file, which is created if it does not exist.
+        data: What is appended.
+        flush: Return once a crash of the machine does not lose it.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
+    """
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            pending = memoryview(data)
+            while pending:
+                pending = pending[file.write(pending) :]
+            if flush:
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                file.truncate(end)  # what is written next must not follow half a line
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import resource
 import subprocess
 import sys
 import threading
@@ -11,13 +12,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gems.files import atomic_replacement, write_atomically
+from gems.files import append_whole, atomic_replacement, write_atomically
 from gems.memory.image_store import ImageStore
 
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gems.files import atomic_replacement
+from gems.files import append_whole, atomic_replacement
 with atomic_replacement(Path(sys.argv[1])) as draft:
     draft.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -90,6 +91,20 @@ def test_a_file_is_not_overwritten_unless_it_may_be(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), atomic_replacement(tmp_path / "file", overwrite=False) as draft:
         draft.write_text("yours")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_line_is_appended_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_whole(path, b"first\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large.*lines.jsonl"):
+            append_whole(path, b"x" * 30 + b"\n", flush=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    append_whole(path, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
 
 
 def test_the_drafts_of_images_go_too(tmp_path: Path) -> None:
