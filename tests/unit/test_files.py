@@ -99,7 +99,7 @@ def test_a_line_is_appended_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
     try:
-        with pytest.raises(OSError, match="File too large.*lines.jsonl"):
+        with pytest.raises(OSError, match=r"File too large.*lines\.jsonl"):
             append_whole(path, b"x" * 30 + b"\n", flush=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
