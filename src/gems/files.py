@@ -56,7 +56,7 @@ def atomic_replacement(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             yield draft
             draft.replace(path) if overwrite else os.link(draft, path)
     except OSError as error:
-        if error.filename == str(draft):  # nobody knows the draft's name
+        if error.errno and error.filename in (None, str(draft)):  # nobody knows the draft's name
             error.filename = str(path)
         raise
     finally:
