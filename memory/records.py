@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gems.errors import InputError
@@ -95,8 +96,16 @@ _FILES: Final = (
 """What a memory's folder holds."""
 MAX_TTL: Final = 4e9
 """Minutes to live from which on a record never expires: its date would be too far away to be written."""
+_MAX_DIGITS: Final = 19
+"""Digits that no number of SQLite's has."""
 _PAGE: Final = 1000
 """Rows read, or ids named, in one statement."""
+
+
+_PATHS: Final = TypeAdapter(list[str])
+_MAX_TIME: Final = 253_000_000_000
+"""Seconds from 1970 to the year 9987."""
+_UNREADABLE: Final = "the record {key!r} in {namespace} has {what} that cannot be read; delete it from the store"
 
 
 class Times(NamedTuple):
@@ -148,6 +157,25 @@ class Row(NamedTuple):
         return aware_time(self.updated_at)
 
 
+def _paths(namespace: str, key: str, fields: Any) -> list[str]:
+    """The JSON paths of a record's embedded texts.
+
+    Raises:
+        InputError: They are none: another program has written the file.
+    """
+    try:
+        return _PATHS.validate_json(fields, strict=True)
+    except ValueError:
+        raise InputError(_UNREADABLE.format(key=key, namespace=namespace, what="fields")) from None
+
+
+def _time(row: Row, seconds: Any) -> float | None:
+    """A POSIX time that a date can be made of; errors as for ``_paths``."""
+    if seconds is None or (isinstance(seconds, int | float) and 0 <= seconds < _MAX_TIME):
+        return seconds
+    raise InputError(_UNREADABLE.format(key=row.key, namespace=row.namespace, what="expires_at"))
+
+
 def aware_time(text: str) -> datetime:
     """A stored time. Earlier versions imported times without a zone."""
     when = datetime.fromisoformat(text)
@@ -158,7 +186,51 @@ def _inside(prefix: str, column: str = "records.namespace") -> str:
     return _INSIDE.format(column=column) if prefix else ":prefix = ''"
 
 
-class Records:
+class _Notes:
+    """Notes about a store itself, in its file."""
+
+    def __init__(self, file: Path, db: sqlite3.Connection) -> None:
+        self.file: Final = file
+        self._db: Final = db
+
+    def meta(self, name: str) -> str | None:
+        """A note about the store itself; None if there is none of that name."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def set_meta(self, name: str, value: str | None) -> None:
+        """Write a note about the store; None deletes it."""
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def dims(self) -> int:
+        """Dimensions of the vectors; 0 before the first one is written."""
+        return self.number("dims")
+
+    def number(self, name: str) -> int:
+        """A note that is a number; 0 if there is none of that name.
+
+        Raises:
+            InputError: It is no number: another program has written the file.
+        """
+        text = self.meta(name) or "0"
+        if not (text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS):
+            raise InputError(f"{self.file} is damaged: its {name!r} is no number; restore it from a copy or an export")
+        return int(text)
+
+    def identity(self) -> dict[str, str]:
+        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
+        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
+
+    def renew_identity(self) -> None:
+        """Give the store a new id, so that indexes made from its former content are no longer used."""
+        self.set_meta("store", uuid.uuid4().hex)
+        self.set_meta("index", None)
+
+
+class Records(_Notes):
     """One connection to the file. Not thread-safe: its store locks.
 
     Args:
@@ -170,8 +242,8 @@ class Records:
     """
 
     def __init__(self, file: Path, *, read_only: bool = False) -> None:
-        self.file, self.read_only = file, read_only
-        self._db = connect_to_read(file) if read_only else connect(file)
+        super().__init__(file, connect_to_read(file) if read_only else connect(file))
+        self.read_only: Final = read_only
         self.vectors: Final = VectorTable(self._db)
         try:
             version = self._scalar("PRAGMA user_version")
@@ -223,33 +295,6 @@ class Records:
             yield
         finally:
             self._db.execute("COMMIT")
-
-    # --- notes about the store --------------------------------------------------------------------------------------
-
-    def meta(self, name: str) -> str | None:
-        """A note about the store itself; None if there is none of that name."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else None
-
-    def set_meta(self, name: str, value: str | None) -> None:
-        """Write a note about the store; None deletes it."""
-        if value is None:
-            self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
-        else:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def dims(self) -> int:
-        """Dimensions of the vectors; 0 before the first one is written."""
-        return int(self.meta("dims") or 0)
-
-    def identity(self) -> dict[str, str]:
-        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
-        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
-
-    def renew_identity(self) -> None:
-        """Give the store a new id, so that indexes made from its former content are no longer used."""
-        self.set_meta("store", uuid.uuid4().hex)
-        self.set_meta("index", None)
 
     def version(self) -> int:
         """A number that changes whenever another connection has changed the records."""
@@ -322,8 +367,8 @@ class Records:
         if row is None or record is None:
             return None
         try:
-            return record.content, json.loads(row[1]), self.vectors.of(row[0])
-        except (InputError, ValueError):  # another program has written the file
+            return record.content, _paths(namespace, key, row[1]), self.vectors.of(row[0])
+        except InputError:  # another program has written the file
             return None
 
     def inside(self, prefix: str, *, unindexed: bool = False) -> Iterator[Row]:
@@ -353,7 +398,8 @@ class Records:
         """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
         query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
         for *columns, fields, expires_at in self._db.execute(query):
-            yield Row._make(columns), json.loads(fields) if fields else None, expires_at
+            row = Row._make(columns)
+            yield row, _paths(row.namespace, row.key, fields) if fields else None, _time(row, expires_at)
 
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
@@ -389,10 +435,12 @@ class Records:
     def indexed(self, after: int, limit: int = _PAGE) -> list[tuple[int, str, dict[str, Any], list[str]]]:
         """The next page of records with vectors after an id: id, namespace, value, JSON paths of embedded texts."""
         rows = self._db.execute(
-            "SELECT id, namespace, value, fields FROM records WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
+            f"SELECT {_COLUMNS}, fields FROM records"  # noqa: S608 - constants only
+            " WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
             (after, limit),
         )
-        return [(i, namespace, json.loads(value), json.loads(fields)) for i, namespace, value, fields in rows]
+        pairs = [(Row._make(columns), fields) for *columns, fields in rows]
+        return [(row.id, row.namespace, row.content, _paths(row.namespace, row.key, fields)) for row, fields in pairs]
 
     # --- the file ---------------------------------------------------------------------------------------------------
 

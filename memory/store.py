@@ -164,7 +164,7 @@ class FaissStore(BaseStore):
         texts_per_put = [_texts(op.value, self._paths(op)) if op.value is not None else [] for op in puts]
         with self._lock:
             self._embedder.check(self._records)
-            stored = [self._stored_vectors(op, texts) for op, texts in zip(puts, texts_per_put, strict=True)]
+            stored = [_stored_vectors(self._records, op, texts) for op, texts in zip(puts, texts_per_put, strict=True)]
         new_texts = [
             text for texts, vectors in zip(texts_per_put, stored, strict=True) for text in texts if text not in vectors
         ]
@@ -173,15 +173,6 @@ class FaissStore(BaseStore):
             [vectors[text] if text in vectors else next(rows).tobytes() for text in texts]
             for texts, vectors in zip(texts_per_put, stored, strict=True)
         ]
-
-    def _stored_vectors(self, op: PutOp, texts: Sequence[str]) -> dict[str, bytes]:
-        """The vectors of texts that the record which a put replaces holds, by text."""
-        replaced = self._records.embedded(".".join(op.namespace), op.key) if texts else None
-        if replaced is None:
-            return {}
-        value, paths, vectors = replaced
-        stored_texts = _texts(value, paths)
-        return dict(zip(stored_texts, vectors, strict=True)) if len(stored_texts) == len(vectors) else {}
 
     def _paths(self, op: PutOp) -> list[str]:
         if op.index is False:
@@ -335,7 +326,7 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         with records.writing():
             records.set_meta("reindexing", fingerprint)
             records.set_meta("probe", probe)
-        total, count, last = records.count(), 0, int(records.meta("reindexed") or 0)
+        total, count, last = records.count(), 0, records.number("reindexed")
         while page := records.indexed(last, _EMBEDDED_AT_ONCE):
             last = _embed_page(records, page, embedder)
             count += len(page)
@@ -376,6 +367,16 @@ def _reindexing_lock(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise InputError(f"another process is reindexing {folder}; wait for it to finish") from None
+
+
+def _stored_vectors(records: Records, op: PutOp, texts: Sequence[str]) -> dict[str, bytes]:
+    """The vectors of texts that the record which a put replaces holds, by text."""
+    replaced = records.embedded(".".join(op.namespace), op.key) if texts else None
+    if replaced is None:
+        return {}
+    value, paths, vectors = replaced
+    stored_texts = _texts(value, paths)
+    return dict(zip(stored_texts, vectors, strict=True)) if len(stored_texts) == len(vectors) else {}
 
 
 def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:

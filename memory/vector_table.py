@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.errors import InputError
 from gems.memory.index import Chunk
 
 __all__ = ["VectorTable"]
@@ -116,4 +117,7 @@ class VectorTable:
 
 
 def _matrix(blobs: Sequence[bytes]) -> NDArray[np.float32]:
-    return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
+    try:
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
+    except (ValueError, TypeError):  # another program has written the file
+        raise InputError("the memory holds damaged vectors; gems memory reindex makes them again") from None

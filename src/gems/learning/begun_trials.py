@@ -41,13 +41,13 @@ def begin_trial(skill: LearnedSkill, runs: Runs, settings: TrialSettings) -> Beg
     Raises:
         InputError: The file is damaged.
     """
-    begun = _read(skill)
-    if begun is not None and (begun.most_prompts, begun.images, begun.seed) == (
+    last_trial = _read(skill)
+    if last_trial is not None and (last_trial.most_prompts, last_trial.images, last_trial.seed) == (
         settings.prompts,
         settings.images,
         settings.seed,
     ):
-        return begun
+        return last_trial
     trial = BegunTrial(
         version=skill.version,
         earlier=_end_of_last(skill),
@@ -76,13 +76,13 @@ def _read(skill: LearnedSkill) -> BegunTrial | None:
     check_own_files(skill.folder, [_FOLDER], depth=6)
     path = _path(skill)
     try:
-        begun = parse_model(BegunTrial, read_regular(path, within=skill.folder))
+        trial = parse_model(BegunTrial, read_regular(path, within=skill.folder))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path} cannot be read ({reason}); delete it, and the trial begins again") from None
-    return begun if (begun.version, begun.earlier) == (skill.version, _end_of_last(skill)) else None
+    return trial if (trial.version, trial.earlier) == (skill.version, _end_of_last(skill)) else None
 
 
 def _end_of_last(skill: LearnedSkill) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +16,7 @@ from remembering import past
 from gems.errors import InputError
 from gems.memory import care
 from gems.memory.experience import recall, remember
-from gems.memory.store import FaissStore
+from gems.memory.store import FaissStore, reindex
 from gems.memory.transfer import export_lines
 
 
@@ -94,3 +95,33 @@ def test_an_empty_file_is_no_memory(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it holds no records yet"):
         care.stats(tmp_path)
     assert (tmp_path / "records.sqlite").stat().st_size == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE records SET fields = '['",
+        "UPDATE records SET fields = '7'",
+        "UPDATE records SET expires_at = 'soon'",
+        "UPDATE records SET expires_at = 1e300",
+        "UPDATE records SET value = x'ff00'",
+        "UPDATE vectors SET vector = x'00'",
+        "UPDATE meta SET value = 'many' WHERE name = 'dims'",
+        "INSERT INTO meta VALUES ('reindexed', '9' || hex(zeroblob(30)))",
+    ],
+)
+def test_what_another_program_wrote_is_told_in_one_line(change: str, memory: Path) -> None:
+    with closing(sqlite3.connect(memory / "records.sqlite")) as db, db:
+        db.execute(change)
+    errors = []
+    for command in (
+        lambda: list(export_lines(memory)),
+        lambda: list(care.verify(memory, [])),
+        lambda: reindex(memory, PointEmbeddings(8, "other")),
+    ):
+        try:
+            command()
+        except InputError as error:
+            errors.append(str(error))
+    assert errors or "vectors" in change  # which reindexing has made again
+    assert not any("\n" in error for error in errors)
