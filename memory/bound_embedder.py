@@ -46,7 +46,7 @@ class BoundEmbedder:
             InputError: As for ``check``.
         """
         self.check(records)
-        if records.meta("embedder") is None:
+        if records.meta("embedder") is None and not records.read_only:
             with records.writing():
                 self.check(records)
                 records.set_meta("embedder", self.fingerprint)

@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from gems.errors import BackendError, InputError
@@ -169,11 +170,11 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(open_existing_records(folder)) as records:
+    with closing(open_existing_records(folder, read_only=False)) as records:
         runs = list(_runs(records))
         forgotten_runs = [run for run in runs if selection.includes(run)]
         # Images first: if the deletion is interrupted, the runs still exist and can be forgotten again.
-        image_count = _remove_images(images, runs, forgotten_runs) if images else 0
+        image_count = _remove_images(images, records, forgotten_runs) if images else 0
         with records.writing():
             runs = list(_runs(records))  # also those that others have stored since: they are not forgotten
             for run in forgotten_runs:
@@ -190,12 +191,32 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
         return ForgetResult(forgotten_runs, len(orphans), image_count, records.clean())
 
 
-def _remove_images(images: ImageStore, runs: Sequence[RememberedRun], forgotten_runs: Sequence[RememberedRun]) -> int:
+def _remove_images(images: ImageStore, records: Records, forgotten_runs: Sequence[RememberedRun]) -> int:
     """Delete the images of forgotten runs that no other run refers to; returns their number."""
-    forgotten_records = {run.record for run in forgotten_runs}
-    needed_hashes = {ref.sha256 for run in runs if run.record not in forgotten_records for ref in _images(run)}
-    refs = {ref.sha256: ref for run in forgotten_runs for ref in _images(run) if ref.sha256 not in needed_hashes}
-    return sum(images.remove(ref) for ref in refs.values())
+    needed_images = _NeededImages(records, {run.record for run in forgotten_runs})
+    refs = {ref.sha256: ref for run in forgotten_runs for ref in _images(run)}
+    return sum(
+        images.remove(ref, partial(needed_images.include, ref))
+        for ref in refs.values()
+        if not needed_images.include(ref)
+    )
+
+
+class _NeededImages:
+    """The images that runs refer to, some runs aside, whatever other processes store meanwhile."""
+
+    def __init__(self, records: Records, forgotten_records: AbstractSet[int]) -> None:
+        self._records, self._forgotten_records = records, forgotten_records
+        self._version, self._hashes = -1, set[str]()
+
+    def include(self, ref: ImageRef) -> bool:
+        """Whether a run refers to an image now."""
+        version = self._records.version()
+        if version != self._version:
+            runs = (run for run in _runs(self._records) if run.record not in self._forgotten_records)
+            self._hashes = {image.sha256 for run in runs for image in _images(run)}
+            self._version = version
+        return ref.sha256 in self._hashes
 
 
 def _unlearn(
@@ -264,7 +285,7 @@ def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator
     Raises:
         InputError: The folder holds no memory.
     """
-    with closing(open_existing_records(folder)) as records:
+    with closing(open_existing_records(folder, with_expired=True)) as records:
         report = records.integrity()
         yield "records", report == "ok", report if report != "ok" else f"{records.count()} records"
         for name, layer, read in (("runs", TRAJECTORIES, _run), ("experiences", EXPERIENCES, _experience)):

@@ -12,8 +12,8 @@ import io
 import os
 import re
 import struct
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -24,10 +24,10 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image, PngImagePlugin
 
 from gems.errors import BackendError, InputError
-from gems.files import read_regular
+from gems.files import read_regular, write_atomically
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.paths import home, make_file, make_folder
+from gems.paths import home, home_folder, make_folder
 from gems.secrets import one_line
 
 __all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
@@ -71,7 +71,7 @@ class ImageStore:
     """
 
     def __init__(self, url: str | Path | None = None, *, cache: ImageCache | None = None, create: bool = True) -> None:
-        location = _location(url)
+        location = _location(url, create=create)
         if "@" in location.partition("://")[2].partition("/")[0]:  # records hold the addresses of images
             raise InputError("the address of the images holds a login: put it into the environment variables instead")
         try:
@@ -157,8 +157,27 @@ class ImageStore:
             return None
         return ImageRef(uri=self._fs.unstrip_protocol(path), sha256=sha256, width=width, height=height)
 
-    def remove(self, ref: ImageRef) -> bool:
-        """Delete an image; False if the reference names another store, or the file does not exist."""
+    def keep(self, ref: ImageRef) -> bool:
+        """Write an image again that another process has deleted since it was last used here; False if it is gone.
+
+        Call it once there is a record of the image that others see: who deletes an image looks at the records after it.
+        """
+        path = self._path(ref.sha256)
+        if path is None or self._exists(path):
+            return path is not None
+        png = self._cache.get(self._fs.unstrip_protocol(path), ref.sha256)
+        if png is not None:
+            self._write(path, png)
+        return png is not None
+
+    def remove(self, ref: ImageRef, is_needed: Callable[[], bool] = lambda: False) -> bool:
+        """Delete an image; False if the reference names another store, or the file does not exist.
+
+        Args:
+            ref: The image.
+            is_needed: Asked once the file is gone, since somebody may have begun to refer to it; if so, it is written
+                again, and False is returned.
+        """
         path = self._path(ref.sha256)
         if path is None:
             return False
@@ -167,8 +186,15 @@ class ImageStore:
         is_elsewhere = isinstance(self._fs, LocalFileSystem) and not self._holds(path)
         if ref.uri != uri or is_elsewhere or not self._fs.exists(path):
             return False
+        with suppress(BackendError):  # a damaged file need not come back
+            self.read(ref)
+        png = self._cache.get(uri, ref.sha256)
+        self._cache.drop(uri, ref.sha256)
         self._fs.rm_file(path)
-        return True
+        if png is None or not is_needed():
+            return True
+        self._write(path, png)
+        return False
 
     def address(self, sha256: str) -> str:
         """The address of the image with a hash, whether or not it is there."""
@@ -193,10 +219,8 @@ class ImageStore:
         folder = path.rpartition("/")[0]
         if not self._holds(folder):
             raise OSError(errno.ELOOP, "it is a link that leads out of the image store", folder)
-        temporary = f"{folder}/.{uuid.uuid4().hex}"
-        make_file(Path(temporary))
-        self._fs.pipe_file(temporary, data)
-        self._fs.mv(temporary, path)
+        make_folder(Path(folder))
+        write_atomically(Path(path), data)
 
     def _holds(self, path: str) -> bool:
         """Whether a path of a local store lies in it, and no link on the way leads elsewhere."""
@@ -274,7 +298,7 @@ def open_images(url: str | Path | None = None) -> ImageStore:
     Raises:
         InputError: As for ``ImageStore``.
     """
-    location = _location(url)
+    location = _location(url, create=True)
     return _shared_store(location, "" if _URL.match(location) else str(Path.cwd()))
 
 
@@ -284,8 +308,8 @@ def _shared_store(location: str, _working_folder: str) -> ImageStore:
     return ImageStore(location, cache=_SHARED_CACHE)
 
 
-def _location(url: str | Path | None) -> str:
-    return str(url or os.environ.get("GEMS_IMAGES") or home() / "images")
+def _location(url: str | Path | None, *, create: bool) -> str:
+    return str(url or os.environ.get("GEMS_IMAGES") or (home() if create else home_folder()) / "images")
 
 
 def _file_system(location: str) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -74,13 +74,14 @@ class LiveIndex:
     def open(self) -> VectorIndex | None:
         """The index as of the last ``catch_up``; None while the store holds no vectors.
 
-        If no file can be used although there are too many vectors for an exact search, a file is made first.
+        If no file can be used although there are too many vectors for an exact search, a file is made first, unless
+        the records are only read.
         """
         if self._index and not self._index.manifest and self._index.dead > EXACT_UP_TO:
             self._index = None  # it is loaded again without its removed vectors
         if self._index is None and (dims := self._records.dims()):
             index = self._load()
-            if index is None and self._records.count("vectors") > EXACT_UP_TO:
+            if index is None and not self._records.read_only and self._records.count("vectors") > EXACT_UP_TO:
                 _LOG.info("rebuilding %s: the index is missing, damaged, or of other records", self._folder)
                 try:
                     self._save(wait=True)
@@ -104,7 +105,7 @@ class LiveIndex:
 
     def save_if_due(self) -> None:
         """If many vectors are missing from our file, load a newer one or start saving one in the background."""
-        if self.is_saving:
+        if self.is_saving or self._records.read_only:
             return
         self._note_finished_save()
         self.trim_log(_MAX_LOG)
@@ -142,6 +143,8 @@ class LiveIndex:
     def trim_log(self, limit: int = 0) -> None:
         """Keep only so many of the last removals in the log, if there is no file that has to follow them."""
         vectors = self._records.vectors
+        if self._records.read_only:
+            return
         if vectors.logged_removals() > 2 * limit and self._records.meta("index") is None:
             with self._records.writing():
                 vectors.forget_removals(vectors.last_removal() - limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sqlite3
 import time
 import uuid
@@ -10,10 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from gems.errors import InputError
@@ -69,6 +73,11 @@ CREATE TRIGGER vector_removed AFTER DELETE ON vectors
     BEGIN INSERT INTO removed (vector) VALUES (old.id); END;
 """
 
+_HIDE_EXPIRED: Final = """
+CREATE TEMP VIEW records AS SELECT * FROM main.records WHERE expires_at IS NULL OR expires_at > {now!r};
+CREATE TEMP VIEW vectors AS SELECT * FROM main.vectors WHERE record IN (SELECT id FROM records);
+"""
+"""What stands for the tables in a connection that only reads."""
 _INSIDE: Final = (
     "({column} >= :prefix AND {column} < :prefix || '/'"
     " AND ({column} = :prefix OR substr({column}, length(:prefix) + 1, 1) = '.'))"
@@ -87,8 +96,16 @@ _FILES: Final = (
 """What a memory's folder holds."""
 MAX_TTL: Final = 4e9
 """Minutes to live from which on a record never expires: its date would be too far away to be written."""
+_MAX_DIGITS: Final = 19
+"""Digits that no number of SQLite's has."""
 _PAGE: Final = 1000
 """Rows read, or ids named, in one statement."""
+
+
+_PATHS: Final = TypeAdapter(list[str])
+_MAX_TIME: Final = 253_000_000_000
+"""Seconds from 1970 to the year 9987."""
+_UNREADABLE: Final = "the record {key!r} in {namespace} has {what} that cannot be read; delete it from the store"
 
 
 class Times(NamedTuple):
@@ -140,6 +157,25 @@ class Row(NamedTuple):
         return aware_time(self.updated_at)
 
 
+def _paths(namespace: str, key: str, fields: Any) -> list[str]:
+    """The JSON paths of a record's embedded texts.
+
+    Raises:
+        InputError: They are none: another program has written the file.
+    """
+    try:
+        return _PATHS.validate_json(fields, strict=True)
+    except ValueError:
+        raise InputError(_UNREADABLE.format(key=key, namespace=namespace, what="fields")) from None
+
+
+def _time(row: Row, seconds: Any) -> float | None:
+    """A POSIX time that a date can be made of; errors as for ``_paths``."""
+    if seconds is None or (isinstance(seconds, int | float) and 0 <= seconds < _MAX_TIME):
+        return seconds
+    raise InputError(_UNREADABLE.format(key=row.key, namespace=row.namespace, what="expires_at"))
+
+
 def aware_time(text: str) -> datetime:
     """A stored time. Earlier versions imported times without a zone."""
     when = datetime.fromisoformat(text)
@@ -150,24 +186,71 @@ def _inside(prefix: str, column: str = "records.namespace") -> str:
     return _INSIDE.format(column=column) if prefix else ":prefix = ''"
 
 
-class Records:
+class _Notes:
+    """Notes about a store itself, in its file."""
+
+    def __init__(self, file: Path, db: sqlite3.Connection) -> None:
+        self.file: Final = file
+        self._db: Final = db
+
+    def meta(self, name: str) -> str | None:
+        """A note about the store itself; None if there is none of that name."""
+        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def set_meta(self, name: str, value: str | None) -> None:
+        """Write a note about the store; None deletes it."""
+        if value is None:
+            self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def dims(self) -> int:
+        """Dimensions of the vectors; 0 before the first one is written."""
+        return self.number("dims")
+
+    def number(self, name: str) -> int:
+        """A note that is a number; 0 if there is none of that name.
+
+        Raises:
+            InputError: It is no number: another program has written the file.
+        """
+        text = self.meta(name) or "0"
+        if not (text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS):
+            raise InputError(f"{self.file} is damaged: its {name!r} is no number; restore it from a copy or an export")
+        return int(text)
+
+    def identity(self) -> dict[str, str]:
+        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
+        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
+
+    def renew_identity(self) -> None:
+        """Give the store a new id, so that indexes made from its former content are no longer used."""
+        self.set_meta("store", uuid.uuid4().hex)
+        self.set_meta("index", None)
+
+
+class Records(_Notes):
     """One connection to the file. Not thread-safe: its store locks.
 
     Args:
-        file: Created if it does not exist.
+        file: Created if it does not exist, unless it is only read.
+        read_only: Change nothing in the file's folder. Every write is refused, and renews no time to live.
 
     Raises:
         sqlite3.Error: The file cannot be used, or is not a SQLite file of ours.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._db = connect(file)
+    def __init__(self, file: Path, *, read_only: bool = False) -> None:
+        super().__init__(file, connect_to_read(file) if read_only else connect(file))
+        self.read_only: Final = read_only
         self.vectors: Final = VectorTable(self._db)
         try:
             version = self._scalar("PRAGMA user_version")
             if version > _VERSION:
                 raise sqlite3.DatabaseError("a newer version of GEMS wrote it")
+            if version < _VERSION and read_only:
+                raise sqlite3.DatabaseError("it holds no records yet")
             if version < _VERSION:
                 self._create_tables()
         except BaseException:
@@ -188,7 +271,13 @@ class Records:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A transaction that writes: committed to disk at its end, or rolled back as a whole."""
+        """A transaction that writes: committed to disk at its end, or rolled back as a whole.
+
+        Raises:
+            InputError: The records are open for reading only.
+        """
+        if self.read_only:
+            raise InputError(f"{self.file} is open for reading only")
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -207,32 +296,9 @@ class Records:
         finally:
             self._db.execute("COMMIT")
 
-    # --- notes about the store --------------------------------------------------------------------------------------
-
-    def meta(self, name: str) -> str | None:
-        """A note about the store itself; None if there is none of that name."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else None
-
-    def set_meta(self, name: str, value: str | None) -> None:
-        """Write a note about the store; None deletes it."""
-        if value is None:
-            self._db.execute("DELETE FROM meta WHERE name = ?", (name,))
-        else:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
-
-    def dims(self) -> int:
-        """Dimensions of the vectors; 0 before the first one is written."""
-        return int(self.meta("dims") or 0)
-
-    def identity(self) -> dict[str, str]:
-        """The ids of the store and of its saved index, and its embedder's fingerprint: no other index is used."""
-        return {name: self.meta(name) or "" for name in ("store", "embedder", "index")}
-
-    def renew_identity(self) -> None:
-        """Give the store a new id, so that indexes made from its former content are no longer used."""
-        self.set_meta("store", uuid.uuid4().hex)
-        self.set_meta("index", None)
+    def version(self) -> int:
+        """A number that changes whenever another connection has changed the records."""
+        return int(self._scalar("PRAGMA data_version"))
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -294,6 +360,17 @@ class Records:
         row = self._db.execute(query, (namespace, key)).fetchone()
         return Row._make(row) if row else None
 
+    def embedded(self, namespace: str, key: str) -> tuple[dict[str, Any], list[str], list[bytes]] | None:
+        """A record's value, the JSON paths of its embedded texts, and their vectors; None if it has none."""
+        query = "SELECT id, fields FROM records WHERE namespace = ? AND key = ? AND fields IS NOT NULL"
+        row, record = self._db.execute(query, (namespace, key)).fetchone(), self.get(namespace, key)
+        if row is None or record is None:
+            return None
+        try:
+            return record.content, _paths(namespace, key, row[1]), self.vectors.of(row[0])
+        except InputError:  # another program has written the file
+            return None
+
     def inside(self, prefix: str, *, unindexed: bool = False) -> Iterator[Row]:
         """The records of a namespace and of those below it, by namespace and age; all, or those without a vector."""
         condition = " AND NOT EXISTS (SELECT 1 FROM vectors WHERE record = records.id)" if unindexed else ""
@@ -321,7 +398,8 @@ class Records:
         """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
         query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
         for *columns, fields, expires_at in self._db.execute(query):
-            yield Row._make(columns), json.loads(fields) if fields else None, expires_at
+            row = Row._make(columns)
+            yield row, _paths(row.namespace, row.key, fields) if fields else None, _time(row, expires_at)
 
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
@@ -334,27 +412,35 @@ class Records:
         return [number for (number,) in rows]
 
     def expire(self) -> None:
-        """Delete the records whose time to live is over."""
+        """Delete the records whose time to live is over, or hide them if the file is only read."""
         now = time.time()
-        if self._scalar("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
-            with self.writing():
-                self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
+        if not self._scalar("SELECT EXISTS (SELECT 1 FROM records WHERE expires_at <= ?)", now):
+            return
+        if self.read_only:
+            _execute_all(self._db, _HIDE_EXPIRED.format(now=now))
+            return
+        with self.writing():
+            self._db.execute("DELETE FROM records WHERE expires_at <= ?", (now,))
 
     def touch(self, records: Iterable[int]) -> None:
-        """Restart the time to live of these records."""
+        """Restart the time to live of these records, unless the file is only read."""
+        if self.read_only:
+            return
         now = time.time()
         with self.writing():
             self._db.executemany(
                 "UPDATE records SET expires_at = ? + ttl * 60 WHERE id = ?", [(now, record) for record in records]
             )
 
-    def indexed(self, after: int) -> list[tuple[int, str, dict[str, Any], list[str]]]:
+    def indexed(self, after: int, limit: int = _PAGE) -> list[tuple[int, str, dict[str, Any], list[str]]]:
         """The next page of records with vectors after an id: id, namespace, value, JSON paths of embedded texts."""
         rows = self._db.execute(
-            "SELECT id, namespace, value, fields FROM records WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
-            (after, _PAGE),
+            f"SELECT {_COLUMNS}, fields FROM records"  # noqa: S608 - constants only
+            " WHERE id > ? AND fields IS NOT NULL ORDER BY id LIMIT ?",
+            (after, limit),
         )
-        return [(i, namespace, json.loads(value), json.loads(fields)) for i, namespace, value, fields in rows]
+        pairs = [(Row._make(columns), fields) for *columns, fields in rows]
+        return [(row.id, row.namespace, row.content, _paths(row.namespace, row.key, fields)) for row, fields in pairs]
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
@@ -429,19 +515,25 @@ def existing_memory(folder: Path) -> Path:
     return folder
 
 
-def open_existing_records(folder: Path) -> Records:
-    """The records in a memory's folder, without those whose time to live is over.
+def open_existing_records(folder: Path, *, read_only: bool = True, with_expired: bool = False) -> Records:
+    """The records in a memory's folder.
+
+    Args:
+        folder: The memory's folder.
+        read_only: Change nothing in the folder.
+        with_expired: Leave the records whose time to live is over.
 
     Raises:
         InputError: The folder holds no memory, or cannot be used.
     """
-    records = open_records(existing_memory(folder))
-    records.expire()
+    records = open_records(existing_memory(folder), read_only=read_only)
+    if not with_expired:
+        records.expire()
     return records
 
 
-def open_records(folder: Path) -> Records:
-    """The records in a store's folder; both are created if they do not exist.
+def open_records(folder: Path, *, read_only: bool = False) -> Records:
+    """The records in a store's folder; both are created if they do not exist, unless they are only read.
 
     Raises:
         InputError: The folder or the file cannot be used.
@@ -449,12 +541,53 @@ def open_records(folder: Path) -> Records:
     check_own_files(folder, _FILES, depth=4)
     file = folder / "records.sqlite"
     try:
-        make_file(file)
-        return Records(file)
+        if not read_only:
+            make_file(file)
+        return Records(file, read_only=read_only)
     except (OSError, sqlite3.Error) as error:
-        raise InputError(
-            f"cannot use {file} as a memory store ({error}); move it away or choose another folder"
-        ) from error
+        is_full = any(text in str(error) for text in ("disk is full", "disk I/O error"))
+        advice = "free some space" if is_full else "move it away or choose another folder"
+        raise InputError(f"cannot use {file} as a memory store ({error}); {advice}") from error
+
+
+@retry(
+    retry=retry_if_exception(lambda error: isinstance(error, sqlite3.OperationalError)),
+    stop=stop_after_delay(2),
+    wait=wait_random_exponential(0.02, max=1),
+    reraise=True,
+)
+def connect_to_read(file: Path) -> sqlite3.Connection:
+    """A connection that changes no byte of the file and of those beside it, whether or not others write it."""
+    parts = [file, *(file.with_name(f"{file.name}{end}") for end in ("-wal", "-journal"))]
+    if file.with_name(f"{file.name}-shm").exists():  # others have it open, or were killed
+        return _checked(file, "mode=ro&readonly_shm=1")
+    if any(part.exists() and part.stat().st_size for part in parts[1:]):
+        return _checked_copy(parts)
+    if os.access(file, os.W_OK) and os.access(file.parent, os.W_OK):
+        return _checked(file, "mode=rw")  # others may begin to write: it locks, and leaves nothing beside the file
+    return _checked(file, "mode=ro&immutable=1")
+
+
+def _checked(file: Path, how: str) -> sqlite3.Connection:
+    """A connection that only reads, and has read once: some errors only show then."""
+    uri = f"{file.absolute().as_uri()}?{how}"
+    db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _checked_copy(parts: Iterable[Path]) -> sqlite3.Connection:
+    """A connection to a copy of a file that was not closed: its last changes are beside it, to be written into it."""
+    with TemporaryDirectory() as folder:
+        first, *_ = [Path(shutil.copy(part, folder)) for part in parts if part.exists()]
+        db = _checked(first, "mode=rw")
+        db.execute("PRAGMA journal_mode = DELETE")  # now it is one file, which goes with the connection
+        return db
 
 
 @retry(

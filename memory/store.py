@@ -46,6 +46,10 @@ _MIN_CANDIDATES: Final = 32
 """Fewest vectors that a search takes from the index, whose order is approximate, to rank them exactly."""
 
 
+_EMBEDDED_AT_ONCE: Final = 64
+"""Records that reindexing embeds before it writes their vectors: a kill loses what was paid for so many at most."""
+
+
 class FaissStore(BaseStore):
     """A durable store with semantic search, for any LangGraph graph.
 
@@ -61,6 +65,8 @@ class FaissStore(BaseStore):
             recognises it by its ``fingerprint``, or else by its name and the vectors of a few texts.
         fields: JSON paths of the texts to embed if a put does not name any, as in LangGraph's ``IndexConfig``.
         ttl: Default time to live, and whether reading renews it, as in LangGraph. There is no sweeper to start.
+        read_only: Change nothing in the folder, which must hold a store: puts are refused, reading renews no time to
+            live, and no index is saved.
 
     Raises:
         InputError: The folder cannot be used, its file is not a store, or another embedder wrote it.
@@ -75,13 +81,14 @@ class FaissStore(BaseStore):
         embedder: Embeddings | None = None,
         fields: Sequence[str] = ("$",),
         ttl: TTLConfig | None = None,
+        read_only: bool = False,
     ) -> None:
         self._embedder = BoundEmbedder(embedder or init_embedder())
         self._fields = list(fields)
         self.ttl_config = ttl
         self._folder = Path(path)
         self._lock = threading.RLock()
-        self._records = open_records(self._folder)
+        self._records = open_records(self._folder, read_only=read_only)
         try:
             self._embedder.bind(self._records)
         except BaseException:
@@ -102,14 +109,23 @@ class FaissStore(BaseStore):
             self._records.clean()
 
     def backdate(self, times: Iterable[Times | tuple[tuple[str, ...], str, datetime]]) -> None:
-        """Set the times of records that come from elsewhere: namespace, key and last write of each, or ``Times``."""
+        """Set the times of stored records: namespace, key and last write of each, or ``Times``."""
         with self._lock, self._records.writing():
             for entry in times:
                 self._records.backdate(Times(*entry))
 
+    def restore(self, puts: Iterable[PutOp], times: Iterable[Times]) -> None:
+        """Put records that come from elsewhere, with their times: all of them or none."""
+        self._run(list(puts), list(times))
+
     def batch(self, ops: Iterable[Op]) -> list[Result]:
-        """Run operations together: reads see the state before the writes; of two puts to a key, the last one wins."""
-        ops = list(ops)
+        """Run operations together: reads see the state before the writes; of two puts to a key, the last one wins.
+
+        A text whose vector is in the record already is not embedded again.
+        """
+        return self._run(list(ops))
+
+    def _run(self, ops: Sequence[Op], times: Sequence[Times] = ()) -> list[Result]:
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         for op in ops:  # callers of `batch` skip the checks of `put`, `get` and `search`
             validate_op_namespace(op)
@@ -130,6 +146,8 @@ class FaissStore(BaseStore):
                     self._embedder.check(self._records)
                     for op, op_vectors in zip(puts.values(), vectors, strict=True):
                         self._write(op, op_vectors)
+                    for entry in times:
+                        self._records.backdate(entry)
                     if any(vectors):
                         self._embedder.leave_probe(self._records)
                 self._index.save_if_due()
@@ -144,11 +162,17 @@ class FaissStore(BaseStore):
     def _embed_puts(self, puts: Sequence[PutOp]) -> list[list[bytes]]:
         """Per put, the unit vectors of its texts as float32 bytes."""
         texts_per_put = [_texts(op.value, self._paths(op)) if op.value is not None else [] for op in puts]
-        texts = [text for put_texts in texts_per_put for text in put_texts]
-        if not texts:
-            return [[] for _ in puts]
-        rows = iter(self._checked(self._embedder.documents(texts)))
-        return [[next(rows).tobytes() for _ in put_texts] for put_texts in texts_per_put]
+        with self._lock:
+            self._embedder.check(self._records)
+            stored = [_stored_vectors(self._records, op, texts) for op, texts in zip(puts, texts_per_put, strict=True)]
+        new_texts = [
+            text for texts, vectors in zip(texts_per_put, stored, strict=True) for text in texts if text not in vectors
+        ]
+        rows = iter(self._checked(self._embedder.documents(new_texts)) if new_texts else ())
+        return [
+            [vectors[text] if text in vectors else next(rows).tobytes() for text in texts]
+            for texts, vectors in zip(texts_per_put, stored, strict=True)
+        ]
 
     def _paths(self, op: PutOp) -> list[str]:
         if op.index is False:
@@ -302,8 +326,8 @@ def reindex(path: str | Path, embedder: Embeddings, on_progress: Callable[[int, 
         with records.writing():
             records.set_meta("reindexing", fingerprint)
             records.set_meta("probe", probe)
-        total, count, last = records.count(), 0, int(records.meta("reindexed") or 0)
-        while page := records.indexed(last):
+        total, count, last = records.count(), 0, records.number("reindexed")
+        while page := records.indexed(last, _EMBEDDED_AT_ONCE):
             last = _embed_page(records, page, embedder)
             count += len(page)
             if on_progress:
@@ -343,6 +367,16 @@ def _reindexing_lock(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise InputError(f"another process is reindexing {folder}; wait for it to finish") from None
+
+
+def _stored_vectors(records: Records, op: PutOp, texts: Sequence[str]) -> dict[str, bytes]:
+    """The vectors of texts that the record which a put replaces holds, by text."""
+    replaced = records.embedded(".".join(op.namespace), op.key) if texts else None
+    if replaced is None:
+        return {}
+    value, paths, vectors = replaced
+    stored_texts = _texts(value, paths)
+    return dict(zip(stored_texts, vectors, strict=True)) if len(stored_texts) == len(vectors) else {}
 
 
 def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:

@@ -23,8 +23,8 @@ from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory
 
 __all__ = ["export_lines", "import_lines", "read_lines"]
 
-_PAGE: Final = 256
-"""Records imported in one transaction."""
+_PAGE: Final = 64
+"""Records embedded and imported in one transaction: a kill loses what was paid for so many at most."""
 _MAX_LINE: Final = 16 * 2**20
 """Bytes of a line. A run of a hundred images takes less than one MB."""
 _CLOCK_SKEW: Final = timedelta(days=1)
@@ -161,8 +161,7 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
     """
     count = 0
     for page in _pages(lines):
-        store.batch([line.put for line in page])
-        store.backdate([line.times for line in page])
+        store.restore([line.put for line in page], [line.times for line in page])
         count += len(page)
         if on_done:
             on_done(count)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.errors import InputError
 from gems.memory.index import Chunk
 
 __all__ = ["VectorTable"]
@@ -40,6 +41,10 @@ class VectorTable:
             "INSERT INTO vectors (record, space, vector) SELECT id, ?, ? FROM records WHERE id = ?",
             [(space, vector, record) for vector in vectors],
         )
+
+    def of(self, record: int) -> list[bytes]:
+        """The vectors of a record, in the order of its texts."""
+        return [v for (v,) in self._db.execute("SELECT vector FROM vectors WHERE record = ? ORDER BY id", (record,))]
 
     def added(self, after: int) -> Iterator[Chunk]:
         """The vectors with ids greater than ``after``, in the order of their ids."""
@@ -112,4 +117,7 @@ class VectorTable:
 
 
 def _matrix(blobs: Sequence[bytes]) -> NDArray[np.float32]:
-    return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
+    try:
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(len(blobs), -1)
+    except (ValueError, TypeError):  # another program has written the file
+        raise InputError("the memory holds damaged vectors; gems memory reindex makes them again") from None

@@ -43,6 +43,9 @@ def make_store_memory(resources: Resources) -> Node:
                 note_solved(store, resources, context, state["prompt"], run_id)
             if _is_due(run_id, context.memory_limit):
                 prune(store, context.user, limit=context.memory_limit, days=context.memory_days)
+        if store is not None:
+            for attempt in state["attempts"]:  # another process may have forgotten a run with the same image
+                resources.images(context).keep(attempt.image)
         return GemsState(usage=Usage(seconds=watch.seconds))
 
     return store_memory

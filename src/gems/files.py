@@ -1,21 +1,24 @@
-"""Files and folders that appear complete or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
-import shutil
+import re
 import stat
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from gems.errors import InputError
-from gems.paths import is_in_home, private_file
+from gems.paths import is_in_home, private_folder
 
 __all__ = [
+    "append_whole",
     "atomic_replacement",
     "check_own_files",
     "lines_of",
@@ -28,28 +31,104 @@ MOST_BYTES: Final = 64 * 2**20
 """The most bytes of a file that is read whole, or of a line: no record has as many."""
 
 
+_DRAFT: Final = re.compile(r"\..+\.[0-9a-f]{32}\.gems-draft")
+"""Matches the names of drafts, which nobody else gives to a file."""
+
+
 @contextmanager
-def atomic_replacement(path: Path) -> Iterator[Path]:
-    """A path for a temporary file or folder, which replaces ``path`` after the block, or is deleted on an error."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def atomic_replacement(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """A draft, which replaces the file ``path`` after the block, or is deleted on an error.
+
+    In the home folder, the file is for its owner alone, and so are folders that it needs. What killed processes have
+    left in its folder is removed.
+
+    Args:
+        path: The file.
+        overwrite: Whether the draft may replace a file.
+
+    Raises:
+        FileExistsError: There is a file, and it may not be replaced.
+    """
+    _remove_abandoned(path.parent.absolute())
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.gems-draft")
     try:
-        yield temporary
-        temporary.replace(path)
+        with _locked_draft(draft):
+            yield draft
+            draft.replace(path) if overwrite else os.link(draft, path)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(draft)):  # nobody knows the draft's name
+            error.filename = str(path)
+        raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked_draft(draft: Path) -> Iterator[None]:
+    """Make a draft, and lock it as long as this process lives and writes it."""
+    while True:
+        if is_in_home(draft):
+            private_folder(draft.parent)
+        mode = 0o600 if is_in_home(draft) else 0o666
+        descriptor = os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+        try:
+            with suppress(OSError):  # a file system without locks: nobody can lock it to remove it either
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if draft.exists():  # else another process has taken it for abandoned before it was locked
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+@lru_cache(maxsize=256)
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the drafts in a folder that no living process has locked; once per process and folder."""
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                with suppress(OSError):  # locked, or somebody else's
+                    _remove_unlocked(Path(entry.path))
+
+
+def _remove_unlocked(draft: Path) -> None:
+    descriptor = os.open(draft, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        draft.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that no reader sees half of it, and no crash leaves half of it.
+    """Write a file so that no reader sees half of it, and no crash leaves half of it."""
+    with atomic_replacement(path) as draft:
+        draft.write_bytes(data)
 
-    In the home folder, the file is for its owner alone, and so are folders that it needs.
+
+def append_whole(path: Path, data: bytes, *, flush: bool = False) -> None:
+    """Append to a file, all of it or nothing. For one thread of one process at a time.
+
+    Args:
+        path: The file, which is created if it does not exist.
+        data: What is appended.
+        flush: Return once a crash of the machine does not lose it.
+
+    Raises:
+        OSError: It cannot be written, as on a full disk.
     """
-    with atomic_replacement(path) as temporary:
-        if is_in_home(path):
-            private_file(temporary)
-        temporary.write_bytes(data)
+    with path.open("ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            pending = memoryview(data)
+            while pending:
+                pending = pending[file.write(pending) :]
+            if flush:
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                file.truncate(end)  # what is written next must not follow half a line
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

@@ -317,7 +317,17 @@ def test_no_address_of_the_results_is_handed_on(edited: Path, data: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["arms", ARM, f"{ARM}/results.jsonl", f"{ARM}/order-2", "images", "images/ab", "scores-soft-tifa.jsonl"]
+    "name",
+    [
+        "arms",
+        ARM,
+        f"{ARM}/results.jsonl",
+        f"{ARM}/order-2",
+        "images",
+        "images/ab",
+        "scores-soft-tifa.jsonl",
+        "answers-soft-tifa.jsonl",
+    ],
 )
 def test_nothing_in_an_evaluation_leads_elsewhere(name: str, data: Path) -> None:
     elsewhere, link = data.parent / "elsewhere", data.parent / "out" / name

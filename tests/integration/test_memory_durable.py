@@ -590,7 +590,7 @@ def test_reindexing_can_be_interrupted_and_continued(small_lists: None, folder: 
             FaissStore(folder, embedder=embedder)
     with pytest.raises(InputError, match="half-way to the embedder newer"):
         reindex(folder, PointEmbeddings(8, "third"))
-    assert reindex(folder, new) == 100
+    assert reindex(folder, new) == 1100 - 64  # a kill loses one page
     assert new.texts == 1100
     store = FaissStore(folder, embedder=new)
     assert agree_with(store, new, names) > 0.9

@@ -248,6 +248,7 @@ def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits
     """
     path, candidates = out / "begun.jsonl", worker.context.candidates
     before = Journal(path)
+    before.compact(lambda run: False)  # nothing may follow half a line, which a kill can leave
     for prompt in worker.half_done.killed(before):
         before.end(prompt.key, prompt.run, lost_images=prompt.lost_images)
     journal = Journal(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from gems.errors import InputError
-from gems.files import lines_of, write_atomically
+from gems.files import append_whole, lines_of, write_atomically
 from gems.graph.state import Usage
 from gems.json_text import parse_model
 
@@ -109,11 +108,7 @@ class Journal:
 
     def _write(self, entry: _Entry, *, flush: bool = False) -> None:
         with self._lock:
-            with self.path.open("ab") as file:
-                file.write(_line(entry))
-                if flush:
-                    file.flush()
-                    os.fsync(file.fileno())
+            append_whole(self.path, _line(entry), flush=flush)
             self._note(entry)
 
     def _note(self, entry: _Entry) -> None:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from gems.bulk.limits import Limits
-from gems.errors import InputError
-from gems.files import read_regular, write_atomically
+from gems.errors import GemsError, InputError
+from gems.files import check_own_files, read_regular, write_atomically
 from gems.graph.state import Prices
 from gems.json_text import parse_model, strict_json
+from gems.secrets import one_line
 
-__all__ = ["Latest", "note_end", "note_start", "read_latest"]
+__all__ = ["Latest", "note_end", "note_start", "noting_failure", "read_latest"]
+
+
+_SIZE: Final = 4096
+"""Bytes of the file, spaces at its end included: the end of a start needs no more room than its beginning."""
 
 
 class Latest(BaseModel):
@@ -69,6 +76,25 @@ def note_end(folder: Path, reason: str | None) -> None:
     _write(folder, read_latest(folder).model_copy(update={"ended": reason, "is_over": True}))
 
 
+@contextmanager
+def noting_failure(folder: Path) -> Iterator[None]:
+    """Write down why this process's start has ended, if an error ends it in the block."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError, GemsError):  # the folder may be gone; the error is told whatever happens here
+            latest = read_latest(folder)
+            is_ours = (latest.host, latest.pid) == (socket.gethostname(), os.getpid())
+            if is_ours and latest.process_started == _process_started(os.getpid()) and not latest.is_over:
+                note_end(folder, "stopped" if isinstance(error, KeyboardInterrupt) else f"failed: {_in_words(error)}")
+        raise
+
+
+def _in_words(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return one_line(text, 500) or type(error).__name__
+
+
 def read_latest(folder: Path) -> Latest:
     """The batch's current or last start.
 
@@ -87,7 +113,16 @@ def read_latest(folder: Path) -> Latest:
 
 
 def _write(folder: Path, latest: Latest) -> None:
-    write_atomically(folder / "latest.json", strict_json(latest.model_dump(mode="json"), indent=1).encode())
+    path = folder / "latest.json"
+    content = strict_json(latest.model_dump(mode="json"), indent=1).encode().ljust(_SIZE)
+    try:
+        write_atomically(path, content)
+    except OSError:  # a full disk has no room for a new file, but the old one can be overwritten
+        if not latest.is_over or path.stat().st_size < len(content):
+            raise
+        check_own_files(folder, [path.name])
+        with path.open("r+b") as file:
+            file.write(content)
 
 
 def _process_started(pid: int) -> str:

@@ -75,7 +75,7 @@ class Progress:
             return self.latest.ended
         if self.latest.is_over:
             return "failed; the same command tries again" if groups["to_retry"] else "not finished"
-        return "killed" if self.latest.pid else "not running"
+        return "killed, or its folder could not be written to" if self.latest.pid else "not running"
 
     def figures(self) -> dict[str, Any]:
         """Everything as JSON."""

@@ -264,28 +264,31 @@ def run(
     """
     from gems.bulk.batch import images_location
     from gems.bulk.jobs import read_jobs, sample_of
+    from gems.bulk.latest import noting_failure
 
     prices = context.budget.prices
     limits, jobs = totals.limits(prices), read_jobs(file, context.seed or 0)
     # A smaller sample would leave most seats empty towards its end, and say little about hours.
     sampled_jobs = sample_of(jobs, max(sample, 3 * concurrency), context.seed or 0) if dry_run else []
-    batch = _work(
-        jobs,
-        folder,
-        context,
-        limits,
-        ray=cluster.ray,
-        quiet=quiet,
-        concurrency=concurrency,
-        evidence=evidence,
-        sample=sampled_jobs,
-        checkpoints=checkpoints,
-        grace=grace,
-        add_prompts=add_prompts,
-        **({"workers": cluster.workers} if cluster.ray else {}),
-    )
-    images = images_location(context, folder)
-    raise typer.Exit(_conclude(batch, sampled_jobs, folder, concurrency, prices, images, as_json=as_json))
+    with noting_failure(folder):
+        batch = _work(
+            jobs,
+            folder,
+            context,
+            limits,
+            ray=cluster.ray,
+            quiet=quiet,
+            concurrency=concurrency,
+            evidence=evidence,
+            sample=sampled_jobs,
+            checkpoints=checkpoints,
+            grace=grace,
+            add_prompts=add_prompts,
+            **({"workers": cluster.workers} if cluster.ray else {}),
+        )
+        images = images_location(context, folder)
+        exit_code = _conclude(batch, sampled_jobs, folder, concurrency, prices, images, as_json=as_json)
+    raise typer.Exit(exit_code)
 
 
 def _conclude(

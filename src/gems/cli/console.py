@@ -106,17 +106,22 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
 def _message_of(error: Exception) -> str:
     """What happened and, where this program does not say it itself, what to do about a disk or a folder."""
+    if isinstance(error, sqlite3.Error) and any(text in str(error) for text in _DISK_FAULTS):
+        return f"{error}{_ADVICE[errno.ENOSPC]}"
     if not isinstance(error, OSError) or error.errno is None or not error.strerror:
         return str(error)
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror}{_ADVICE.get(error.errno, '')}"
 
 
+_DISK_FAULTS: Final = ("disk is full", "disk I/O error")
+"""What SQLite says if a file cannot grow."""
 _ADVICE: Final = {
     **dict.fromkeys(
         (errno.ENOSPC, errno.EDQUOT),
         "; free some space, and run the same command again: nothing that was finished is lost",
     ),
+    errno.EFBIG: "; the file system, or a limit such as that of ulimit -f, allows no larger file",
     errno.EROFS: "; choose a folder that can be written to",
     errno.EACCES: "; check who may read and write there, or choose another folder",
 }

@@ -89,7 +89,8 @@ def search(
     from gems.memory.records import existing_memory
     from gems.memory.store import FaissStore
 
-    with closing(FaissStore(existing_memory(_folder(folder)), embedder=init_embedder(context.embedder))) as store:
+    path, embedder = existing_memory(_folder(folder)), init_embedder(context.embedder)
+    with closing(FaissStore(path, embedder=embedder, read_only=True)) as store:
         memories = recall(store, context.user, text, limit, generator=context.generator)
     if as_json:
         print_json([memory.model_dump(mode="json") for memory in memories])
@@ -319,9 +320,9 @@ def _folder(option: Path | None) -> Path:
     """
     from gems.database import is_database
     from gems.errors import InputError
-    from gems.paths import home
+    from gems.paths import home_folder
 
-    location = str(option or os.environ.get("GEMS_MEMORY") or home() / "memory")
+    location = str(option or os.environ.get("GEMS_MEMORY") or home_folder() / "memory")
     if is_database(location) or ":/" in location:
         raise InputError("gems memory looks after folders, not databases: give a folder with --folder")
     return Path(location).expanduser()

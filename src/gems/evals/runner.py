@@ -101,6 +101,7 @@ class EvaluationPlan:
 
 
 _FILES: Final = (
+    "answers-soft-tifa.jsonl",
     "arms",
     "eval.json",
     "images",

@@ -32,7 +32,7 @@ from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
-from gems.files import lines_of
+from gems.files import append_whole, lines_of
 from gems.json_text import parse_json, parse_model, strict_json
 from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
@@ -119,16 +119,20 @@ class _ScoreFile:
             ) from None
         self._scores[key] = scores
 
-    def get(self, key: str, prompt: EvalPrompt) -> list[float] | None:
-        """The scores of one of the prompt's images, one per question; None if there are none."""
+    def get(self, key: str, count: int) -> list[float] | None:
+        """So many scores by a key; None if there are none, or of another number."""
         scores = self._scores.get(key)
-        return scores if scores is not None and len(scores) == len(prompt.questions) else None
+        return scores if scores is not None and len(scores) == count else None
 
     def put(self, key: str, scores: list[float]) -> list[float]:
-        with self._lock, self._path.open("a") as file:
+        with self._lock:
+            append_whole(self._path, (strict_json([key, scores]) + "\n").encode())
             self._scores[key] = scores
-            file.write(strict_json([key, scores]) + "\n")
         return scores
+
+    def knows(self, beginning: str) -> bool:
+        """Whether there are scores whose key begins so."""
+        return any(key.startswith(beginning) for key in self._scores)
 
 
 _SCORES: Final = TypeAdapter(tuple[str, list[Annotated[float, Field(ge=0, le=1.01)]]])
@@ -172,7 +176,7 @@ class Oracle:
             InputError: The prompt is not in the pocket vocabulary, or has a question that its spec does not answer.
         """
         key = f"{init_image_generator(generator).fingerprint[:12]} {attempt['sha256']} {prompt.prompt}"
-        earlier_scores = self._file.get(key, prompt)
+        earlier_scores = self._file.get(key, len(prompt.questions))
         if earlier_scores is not None:
             return earlier_scores
         spec = _spec_of(prompt)
@@ -270,11 +274,14 @@ class SoftTifa:
         self.judge = name
         self._identity = f"{name} {model_fingerprint(model)}"
         self._file = _ScoreFile(folder / "scores-soft-tifa.jsonl")
+        self._answers = _ScoreFile(folder / "answers-soft-tifa.jsonl")
         self._images = stores_beside(folder)
         self._concurrency = concurrency
 
     def check(self, prompts: Sequence[EvalPrompt]) -> None:
-        """Ask the judge one question about a black image. See ``Scorer``."""
+        """Ask the judge one question about a black image, unless it has judged before. See ``Scorer``."""
+        if self._answers.knows(f"{self._identity} "):
+            return
         buffer = io.BytesIO()
         Image.new("RGB", (256, 256)).save(buffer, "PNG")
         if not _alternatives(self._answer(base64.b64encode(buffer.getvalue()).decode(), prompts[0].questions[0])):
@@ -287,13 +294,20 @@ class SoftTifa:
             BackendError: The model gives no log-probabilities, or cannot be reached.
         """
         key = f"{self._identity} {attempt['sha256']} {prompt.prompt}"
-        earlier_scores = self._file.get(key, prompt)
+        earlier_scores = self._file.get(key, len(prompt.questions))
         if earlier_scores is not None:
             return earlier_scores
         image = base64.b64encode(read_from(self._images, attempt["sha256"], attempt["image"])).decode()
         with ThreadPoolExecutor(self._concurrency) as pool:
-            scores = list(pool.map(lambda q: _probability(self._answer(image, q), q), prompt.questions))
-        return self._file.put(key, scores)
+            futures = [pool.submit(self._score_one, key, image, question) for question in prompt.questions]
+        return self._file.put(key, [future.result() for future in futures])
+
+    def _score_one(self, key: str, image: str, question: Vqa) -> float:
+        """The score of one question, which was paid for, even if another one of the image fails."""
+        own_key = f"{key} | {question.question} | {question.answer}"
+        earlier_scores = self._answers.get(own_key, 1)
+        [score] = earlier_scores or self._answers.put(own_key, [_probability(self._answer(image, question), question)])
+        return score
 
     def _answer(self, image: str, question: Vqa) -> AIMessage:
         block = {"type": "image", "base64": image, "mime_type": "image/png"}

@@ -11,6 +11,7 @@ from langgraph.runtime import RunControl
 from gems.bulk.results import BatchRow
 from gems.errors import InputError, MalformedAnswerError
 from gems.graph.context import GemsContext
+from gems.learning.begun_trials import begin_trial, has_begun
 from gems.learning.contrasts import Lesson
 from gems.learning.drafts import draft_skill, new_lessons
 from gems.learning.shelf import LearnedSkill, learned_skills
@@ -21,8 +22,6 @@ from gems.learning.trials import (
     attempt_of,
     awaits_trial,
     conclude_trial,
-    count_held_out,
-    held_out_prompts,
     is_due,
     judge_trial,
     level_of,
@@ -98,13 +97,18 @@ def remembered_runs(context: GemsContext) -> Runs:
 
 
 def plan_learning(runs: Runs, context: GemsContext, settings: TrialSettings) -> LearningPlan:
-    """What these runs teach that no skill was drafted from yet, and which skills are to be tried."""
+    """What these runs teach that no skill was drafted from yet, and which skills are to be tried.
+
+    A draft whose trial has begun is not replaced before the trial is over.
+    """
     model = init_image_generator(context.generator, context.generator_options, context.authority)
     generator = ModelRecord(model.name, model.fingerprint)
-    lessons = new_lessons(runs, generator)
     skills = learned_skills()
     waiting = [skill for skill in skills if awaits_trial(skill, generator)]
-    to_repeat = [skill for skill in skills if is_due(skill, runs, generator, settings)]
+    in_trial = {skill.kind for skill in waiting if has_begun(skill)}
+    lessons = [lesson for lesson in new_lessons(runs, generator) if lesson.kind not in in_trial]
+    in_use = [skill for skill in skills if skill.state == "promoted" and skill.suits(generator)]
+    to_repeat = [skill for skill in in_use if has_begun(skill) or is_due(skill, runs, generator, settings)]
     return LearningPlan(runs, lessons, waiting, to_repeat, generator)
 
 
@@ -142,12 +146,12 @@ def learn(
     skills = [*(skill for skill in plan.waiting if skill.name not in redrafted), *drafts, *plan.to_repeat]
     results: list[LearnedSkill] = []
     for skill in skills:
-        prompts = held_out_prompts(plan.runs, skill.kind, settings.prompts, earlier=skill.figures)
-        rows = run_trial(skill, prompts, context, settings, control, bar)
+        trial = begin_trial(skill, plan.runs, settings)
+        rows = run_trial(skill, trial.prompts, context, settings, control, bar)
         if rows is None:
             return None
-        figures = {**_judge(skill, rows), "known": count_held_out(plan.runs, skill.kind)}
-        results.append(conclude_trial(skill, figures, prompts, settings, promote=promote))
+        figures = {**_judge(skill, rows), "known": trial.known}
+        results.append(conclude_trial(skill, figures, trial.prompts, settings, promote=promote))
         on_step(Tried(results[-1]))
     return results
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -12,7 +10,8 @@ from typing import Final, Literal, get_args
 from itsdangerous import BadData, URLSafeTimedSerializer
 
 from gems.errors import InputError
-from gems.paths import private_file, private_folder
+from gems.files import atomic_replacement
+from gems.paths import private_folder
 from gems.serve.converting import ImageFormat
 
 __all__ = ["Links"]
@@ -73,13 +72,8 @@ def _read_or_create(file: Path) -> str:
     """The secret in a file. Of processes that start at once, all get the same one, and none sees half of it."""
     if not file.exists():
         private_folder(file.parent)
-        draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-        try:
-            private_file(draft)
+        with suppress(FileExistsError), atomic_replacement(file, overwrite=False) as draft:  # another one was faster
+            draft.chmod(0o600)
             draft.write_text(secrets.token_hex(32), encoding="ascii")
-            with suppress(FileExistsError):  # another process was faster
-                os.link(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
     file.chmod(0o600)
     return file.read_text(encoding="utf-8").strip()

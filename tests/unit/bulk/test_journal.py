@@ -39,6 +39,16 @@ def test_half_a_line_at_the_end_is_no_entry_and_half_a_line_elsewhere_is_named(t
         Journal(path)
 
 
+def test_nothing_is_written_behind_half_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    Journal(path).begin("a")
+    path.write_bytes(path.read_bytes() + b'{"beg')
+    journal = Journal(path)
+    journal.compact(lambda _: False)
+    journal.end("a", lost_images=1)
+    assert (Journal(path).open, Journal(path).lost_images) == ({}, 1)
+
+
 def test_a_worker_that_dies_costs_the_images_that_it_had_asked_for(tmp_path: Path) -> None:
     limits = Limits(Budget(images=10))
     start = AccountStart(tmp_path / "begun.jsonl", limits, Usage(), Usage(), {"images": 4}, 2, concurrency=2)

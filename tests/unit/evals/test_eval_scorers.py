@@ -135,6 +135,19 @@ def test_a_transient_fault_of_the_judge_is_retried(tmp_path: Path, cats: dict[st
     assert len(judge.questions) == 2
 
 
+def test_an_answer_of_the_judge_is_paid_for_once(tmp_path: Path, cats: dict[str, Any]) -> None:
+    """The judge fails at one question of an image, for good; the others are not asked again."""
+    chances = {q.question: {"2": 0.25, "Yes": 0.25} for q in TWO_CATS.questions}
+    judge = Judge(chances={**chances, TWO_CATS.questions[0].question: {}})
+    with pytest.raises(BackendError, match="no log-probabilities"):
+        SoftTifa(judge, "judge", tmp_path).score(TWO_CATS, "pocket", cats)
+    again = Judge(chances=chances)
+    scorer = SoftTifa(again, "judge", tmp_path)
+    scorer.check([TWO_CATS])
+    assert scorer.score(TWO_CATS, "pocket", cats) == [0.25, 0.25]
+    assert again.questions == [f"{TWO_CATS.questions[0].question} Answer in one word."]
+
+
 def test_a_judge_without_log_probabilities_is_refused(tmp_path: Path, cats: dict[str, Any]) -> None:
     judge = Judge(chances={q.question: {} for q in TWO_CATS.questions})
     with pytest.raises(BackendError, match="no log-probabilities"):

@@ -14,10 +14,12 @@ from langgraph.runtime import RunControl
 from remembering import past
 
 from gems.authority import NO_AUTHORITY
-from gems.errors import BackendError
+from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
-from gems.learning import shelf
-from gems.learning.contrasts import is_held_out
+from gems.learning import begun_trials, shelf
+from gems.learning.begun_trials import has_begun
+from gems.learning.contrasts import Lesson, is_held_out
+from gems.learning.learn import plan_learning
 from gems.learning.shelf import (
     LearnedSkill,
     add_draft,
@@ -232,6 +234,48 @@ def test_a_trial_continues_with_the_same_skills_only() -> None:
     assert begin_trial(skill) == first
     promoted("shades")
     assert len(begin_trial(skill)) == 2, "with another skill in use, it is another trial"
+
+
+def test_the_prompts_of_a_trial_are_those_that_it_began_with() -> None:
+    skill = add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", {**ABOUT, "gems-kind": "count"}, {})
+    runs, settings = held_out_runs(70), TrialSettings(prompts=30)
+    assert not has_begun(skill)
+    trial = begun_trials.begin_trial(skill, runs[:40], settings)
+    assert has_begun(skill)
+    assert begun_trials.begin_trial(skill, runs, settings) == trial
+    assert (len(trial.prompts), trial.known) == (30, 40)
+    other = begun_trials.begin_trial(skill, runs, TrialSettings(prompts=20))
+    assert (len(other.prompts), other.known) == (20, 70)
+    figures = {**judge_trial("count", [], []), "known": other.known}
+    skill = conclude_trial(skill, figures, other.prompts, TrialSettings(prompts=20))
+    assert not has_begun(skill), "the next trial is another one"
+    assert not set(begun_trials.begin_trial(skill, runs, settings).prompts) & set(other.prompts)
+
+
+def test_a_draft_is_not_replaced_while_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = Lesson("position", ("left",), (), 9)
+    monkeypatch.setattr("gems.learning.learn.new_lessons", lambda runs, generator: [lesson])
+    context, settings = GemsContext(generator="pocket", mllm="pocket"), TrialSettings()
+    generator = plan_learning([], context, settings).generator
+    about = {**ABOUT, "gems-generator-fingerprint": generator.fingerprint}
+    skill = add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", about, {})
+    assert plan_learning([], context, settings).lessons == [lesson]
+    begun_trials.begin_trial(skill, [], settings)
+    plan = plan_learning([], context, settings)
+    assert (plan.lessons, [waiting.name for waiting in plan.waiting]) == ([], ["lamps"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": "1"}', '{"prompts": [1]}', None])
+def test_a_damaged_trial_is_told(content: str | None, tmp_path: Path) -> None:
+    skill = add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", ABOUT, {})
+    if content is None:
+        (skill.folder / "gate").symlink_to(tmp_path)
+    else:
+        (skill.folder / "gate").mkdir()
+        (skill.folder / "gate" / "begun.json").write_text(content)
+    with pytest.raises(InputError, match="link that leads out" if content is None else "begun.json cannot be read"):
+        begun_trials.begin_trial(skill, held_out_runs(3), TrialSettings())
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_a_trial_ends_when_the_backend_is_down_and_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from embedding import PointEmbeddings
+from PIL import Image
 from remembering import IMAGE, past
 
+from gems.errors import BackendError
 from gems.graph.state import ImageRef
 from gems.memory import care
+from gems.memory.image_store import ImageStore
 from gems.memory.records import Records
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, namespace
@@ -20,11 +23,10 @@ from gems.memory.trajectory import SOLVED, TRAJECTORIES, namespace
 RUNS, NOTES = namespace("default", TRAJECTORIES), namespace("default", SOLVED)
 
 
-def remember(store: FaissStore, run: str, sha256: str = IMAGE.sha256) -> None:
+def remember(store: FaissStore, run: str, image: str | ImageRef = IMAGE) -> None:
     trajectory = past("three cats")
-    trajectory.attempts[0] = trajectory.attempts[0].model_copy(
-        update={"image": IMAGE.model_copy(update={"sha256": sha256})}
-    )
+    ref = IMAGE.model_copy(update={"sha256": image}) if isinstance(image, str) else image
+    trajectory.attempts[0] = trajectory.attempts[0].model_copy(update={"image": ref})
     store.put(RUNS, run, trajectory.model_dump(mode="json"), index=["prompt"])
     store.put(NOTES, run, {"run": run}, index=False)
 
@@ -41,7 +43,7 @@ def test_what_is_remembered_while_others_are_forgotten_stays(store: FaissStore, 
     removed_hashes = []
 
     class Images:
-        def remove(self, ref: ImageRef) -> bool:
+        def remove(self, ref: ImageRef, is_needed: Callable[[], bool]) -> bool:
             """A run ends meanwhile."""
             remember(store, "new", "3" * 64)
             removed_hashes.append(ref.sha256)
@@ -68,3 +70,39 @@ def test_a_memory_is_verified_as_of_one_moment(
     monkeypatch.setattr(Records, "indexed", indexed)
     checks = care.verify(tmp_path / "memory", [])
     assert [(name, detail) for name, ok, detail in checks if not ok and name != "images"] == []
+
+
+class SlowImages(ImageStore):
+    """A store of images that somebody else works with while an image is being deleted."""
+
+    meanwhile: Callable[[], None]
+
+    def remove(self, ref: ImageRef, is_needed: Callable[[], bool] = lambda: False) -> bool:
+        self.meanwhile()
+        return super().remove(ref, is_needed)
+
+
+def test_an_image_that_is_remembered_while_it_is_forgotten_stays(store: FaissStore, tmp_path: Path) -> None:
+    images = SlowImages(tmp_path / "images")
+    ref = images.put(Image.new("RGB", (8, 8)), {})
+    remember(store, "old", ref)
+    images.meanwhile = lambda: remember(store, "new", ref)
+
+    result = care.forget(tmp_path / "memory", care.Selection(("old",)), images)
+
+    assert (len(result.runs), result.images) == (1, 0)
+    assert ImageStore(tmp_path / "images").read(ref)
+    images.meanwhile = lambda: None
+    assert care.forget(tmp_path / "memory", care.Selection(("new",)), images).images == 1
+    with pytest.raises(BackendError, match="does not exist"):
+        ImageStore(tmp_path / "images").read(ref)
+
+
+def test_an_image_that_was_forgotten_while_a_run_used_it_comes_back(tmp_path: Path) -> None:
+    images = ImageStore(tmp_path)
+    ref = images.put(Image.new("RGB", (8, 8)), {})
+    images.read(ref)
+    assert ImageStore(tmp_path).remove(ref)
+    assert not ImageStore(tmp_path).keep(ref)
+    assert images.keep(ref)
+    assert ImageStore(tmp_path).read(ref)

@@ -237,3 +237,41 @@ def test_a_file_that_is_no_export_is_refused(tmp_path: Path, content: bytes, rea
     with opened(tmp_path / "memory") as store, pytest.raises(InputError, match=reason):
         import_lines(store, read_lines(tmp_path / "file"))
     assert [line["key"] for line in exported(tmp_path / "memory")] == ["k"]
+
+
+def test_an_import_embeds_nothing_twice(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(
+            {"namespace": ["a"], "key": f"k{i}", "value": {"t": f"text {i}"}, "fields": ["t"], "updated_at": NOW}
+        )
+        for i in range(20)
+    ]
+    with opened(tmp_path) as store:
+        import_lines(store, lines[:15])  # killed here
+    embedder = PointEmbeddings()
+    with closing(FaissStore(tmp_path, embedder=embedder)) as store:
+        assert import_lines(store, lines) == 20
+        assert embedder.texts == 5
+        changed = json.loads(lines[0]) | {"value": {"t": "text 0", "other": 1}}
+        again = json.loads(lines[1]) | {"value": {"t": "text 1", "u": "new"}, "fields": ["u", "t"]}
+        import_lines(store, [json.dumps(changed), json.dumps(again)])
+        assert embedder.texts == 6
+        first = store.search(("a",), query="text 1", limit=1)[0]
+        assert (first.key, round(first.score or 0, 4)) == ("k1", 1.0)
+    assert next(line for line in exported(tmp_path) if line["key"] == "k0")["value"] == changed["value"]
+
+
+def test_records_are_imported_with_their_times_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = {"namespace": ["a"], "key": "k", "value": {}, "updated_at": "2025-01-02T00:00:00+00:00"}
+
+    class KilledError(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise KilledError
+
+    with opened(tmp_path) as store, monkeypatch.context() as patch:
+        patch.setattr("gems.memory.records.Records.backdate", kill)
+        with pytest.raises(KilledError):
+            import_lines(store, [json.dumps(line)])
+    assert exported(tmp_path) == []
