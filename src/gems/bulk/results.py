@@ -28,6 +28,7 @@ from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
 from gems.json_text import parse_json, strict_json
 from gems.runs.record import ModelRecord
+from gems.runs.same_settings import changed_settings, identifying
 
 __all__ = [
     "AttemptFields",
@@ -371,14 +372,6 @@ def locked(out: Path) -> Iterator[None]:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
 
 
-def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that identify a batch, which do not contain locations. Unused prices are excluded."""
-    budget = dict(settings["budget"])
-    if budget["cost"] is None:
-        del budget["prices"]
-    return settings | {"budget": budget}
-
-
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:
     """Open a batch's results for writing, and save its jobs.
 
@@ -414,6 +407,8 @@ class Claim:
 
 _LAYOUT: Final = 2
 """The version of a batch's folder. The first one bound results to the lines of the file of prompts."""
+_MANIFEST: Final = {"layout": int, "id": str, "bound_to": str, "settings": dict, "models": dict, "skills": dict}
+"""What ``batch.json`` holds."""
 
 
 def claim(
@@ -438,16 +433,21 @@ def claim(
         "models": {role: asdict(model) for role, model in models.items()},
         "skills": dict(sorted((skills or {}).items())),
     }
-    identity = {**manifest, "settings": _identifying(manifest["settings"])}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if not path.exists():
-        content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
+        content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": _digest(manifest), **manifest}
         write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
     content = read_manifest(out)
-    if content["bound_to"] != digest:
-        raise InputError(f"{out} holds a batch with {_difference(content, manifest)}; choose another folder with --out")
-    return Claim(str(content["id"]), digest)
+    if difference := _difference(content, manifest, context):
+        raise InputError(f"{out} holds a batch with {difference}; choose another folder with --out")
+    return Claim(content["id"], content["bound_to"])
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """A digest of what a manifest says that decides a result."""
+    identity = {name: manifest[name] for name in ("settings", "models", "skills")}
+    identity["settings"] = identifying(manifest["settings"])
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -459,23 +459,28 @@ def read_manifest(out: Path) -> dict[str, Any]:
     path = out / "batch.json"
     try:
         content = parse_json(read_regular(path, within=out))
-        is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
+        is_whole = all(isinstance(content.get(name), type_) for name, type_ in _MANIFEST.items())
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
-    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+    except (ValueError, AttributeError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
     if content.get("layout") != _LAYOUT or not is_whole:
         raise InputError(f"{out} was made by another version of GEMS; choose another folder with --out")
+    if content["bound_to"] != _digest(content):
+        raise InputError(f"{path} was changed since the batch began: restore it, or choose another folder with --out")
     return cast(dict[str, Any], content)
 
 
-def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of a batch's identity has changed since it began."""
-    before, after = then.get("skills"), now["skills"]
-    if isinstance(before, dict) and before != after:
-        names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any], context: GemsContext) -> str:
+    """What of a batch's identity has changed since it began; empty if nothing has."""
+    if names := _changed(then["skills"], now["skills"]):
         return f"other skills, or other contents of them ({', '.join(names[:5])})"
-    return "other settings or models"
+    names = [*changed_settings(then["settings"], context), *_changed(then["models"], now["models"])]
+    return f"other settings or models ({', '.join(names[:5])})" if names else ""
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> None:
