@@ -335,6 +335,7 @@ def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
 
 _FILES: Final = (
     ".lock",
+    ".leases",
     "batch.json",
     "prompts.jsonl",
     "not_started.jsonl",

@@ -272,7 +272,7 @@ def test_places_and_seeds_of_saved_prompts_have_bounds(tmp_path: Path) -> None:
         saved_jobs(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "begun.jsonl", "checkpoints.sqlite"])
+@pytest.mark.parametrize("name", ["results.jsonl", "begun.jsonl", "checkpoints.sqlite", ".leases"])
 def test_a_strangers_folder_cannot_have_another_file_written(name: str, tmp_path: Path) -> None:
     own, folder = tmp_path / "own.txt", tmp_path / "batch"
     own.write_text("mine, without a line feed")
