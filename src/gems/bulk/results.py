@@ -147,6 +147,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     """Prompts by outcome; "failed" for those with an error."""
     usage: Usage = field(default_factory=Usage)
+    open_runs: dict[str, Usage] = field(default_factory=dict)
+    """What unfinished runs have spent of that, by run id: a result says again what its run had spent before."""
 
     @property
     def done(self) -> int:
@@ -156,7 +158,7 @@ class Tally:
     def add(self, row: BatchRow) -> None:
         """Count a new result."""
         self.outcomes[_outcome(row)] += 1
-        self.usage += usage_of(row)
+        self.usage += usage_of(row).since(self.open_runs.pop(row.get("run_id", ""), Usage()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,8 @@ class ResultsFile:
             retried: Count also those that the next start will continue.
         """
         counts = self.has if retried else self.is_done
-        return Tally(Counter(self._lines[job.key].outcome for job in jobs if counts(job)), self.usage)
+        outcomes = Counter(self._lines[job.key].outcome for job in jobs if counts(job))
+        return Tally(outcomes, self.usage, dict(self._open_runs))
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
         """The results of these jobs, in the jobs' order and with their places, with one in memory at a time."""

@@ -536,7 +536,7 @@ def _print_status(progress: Progress) -> None:
     out.print(f"outcomes: {escape(outcomes) or 'none yet'}")
     for fault in figures["errors"]:
         out.print(f"{fault['step']} failed: {escape(in_words(fault))}", highlight=False, soft_wrap=True)
-    out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False)
+    out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False, soft_wrap=True)
     if figures["in_flight_at_a_kill_at_most"]:
         count = figures["in_flight_at_a_kill_at_most"]
         out.print(f"and up to {count:,} more images that were in flight at a kill", highlight=False)

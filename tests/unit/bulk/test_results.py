@@ -120,6 +120,18 @@ def test_a_run_that_goes_on_counts_once(tmp_path: Path) -> None:
         assert (results.usage.images, results.unrecorded(run).images) == (6, 0)
 
 
+def test_a_tally_counts_a_run_that_goes_on_once(tmp_path: Path) -> None:
+    """The progress bar counts on from there: what it says is what the record says."""
+    record = ResultsFile(tmp_path / "r.jsonl")
+    record.add(result(JOBS[0], images=3, run_id="a", error="no server", error_kind="backend"))
+    tally = record.tally(JOBS)
+    for row in (result(JOBS[0], images=5, run_id="a"), result(JOBS[1], images=1, run_id="b")):
+        record.add(row)
+        tally.add(row)
+        assert (tally.usage, tally.outcomes) == (record.usage, record.tally(JOBS).outcomes)
+    assert tally.usage.images == 6
+
+
 def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0]))
