@@ -8,7 +8,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -16,6 +16,7 @@ from gems.errors import InputError
 from gems.paths import is_in_home, private_file
 
 __all__ = [
+    "append_whole",
     "atomic_replacement",
     "check_own_files",
     "lines_of",
@@ -50,6 +51,29 @@ def write_atomically(path: Path, data: bytes) -> None:
         if is_in_home(path):
             private_file(temporary)
         temporary.write_bytes(data)
+
+
+def append_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
+    """Append to a file, or leave it as it was: after a full disk, for example, nothing may follow half of a line.
+
+    Args:
+        path: The file, to which no other process writes. It is created if it does not exist.
+        data: What is appended.
+        flush: Whether a crash of the machine may not lose it either, once this returns.
+    """
+    end = None
+    try:
+        with path.open("ab") as file:
+            end = file.tell()
+            file.write(data)
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+    except OSError as error:
+        with suppress(OSError):  # after the file is closed, which writes what its buffer still holds
+            if end is not None:
+                os.truncate(path, end)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

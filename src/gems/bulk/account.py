@@ -71,12 +71,16 @@ class Account:
         return self._allowance.limit_reached
 
     def begin(self, key: str, before: Usage) -> Share | Literal["wait", "stop"]:
-        """See ``Allowance.begin``. A prompt that begins is written down."""
+        """See ``Allowance.begin``. A prompt that begins is written down.
+
+        A prompt in flight that begins again has lost its worker, and with it the images that it had asked for: it gets
+        a new share of what is left without them, or else the limit would be exceeded by them.
+        """
+        if self._allowance.restart(key, before):
+            self._allowance.lose(self._images_per_step)
+            self._journal.lose(self._images_per_step)
         share = self._allowance.begin(key, before)
-        if isinstance(share, Share):
-            if self._journal.open[key]:  # its worker has died
-                self._allowance.lose(self._images_per_step)
-                self._journal.end(key, lost_images=self._images_per_step)
+        if isinstance(share, Share) and not self._journal.open[key]:
             self._journal.begin(key)
         return share
 

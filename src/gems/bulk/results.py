@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import check_own_files, lines_of, read_regular, write_atomically
+from gems.files import append_whole, check_own_files, lines_of, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
@@ -208,15 +208,7 @@ class ResultsFile:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
         line = (strict_json(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
-            try:
-                with self.path.open("ab") as file:
-                    file.write(line)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                with suppress(OSError):  # a full disk, for example: the next result must not follow half a line
-                    os.truncate(self.path, self._end)
-                raise OSError(error.errno, error.strerror, str(self.path)) from error
+            append_whole(self.path, line)
             self._note(row, self._end)
             self._end += len(line)
 
@@ -298,7 +290,7 @@ class ResultsFile:
     def latest_moments(self, most: int) -> list[datetime]:
         """When the latest results were written, in order; ``most`` of them at most."""
         offsets = sorted(line.offset for line in self._lines.values())[-most:]
-        return sorted(datetime.fromisoformat(row["at"]) for o in offsets if "at" in (row := self._row(o)))
+        return sorted(datetime.fromisoformat(at) for o in offsets if (at := self._row(o).get("at")))
 
     def _row(self, offset: int) -> BatchRow:
         with self.path.open("rb") as file:

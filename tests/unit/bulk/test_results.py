@@ -132,6 +132,13 @@ def test_a_tally_counts_a_run_that_goes_on_once(tmp_path: Path) -> None:
     assert tally.usage.images == 6
 
 
+def test_a_result_without_its_moment_is_a_result(tmp_path: Path) -> None:
+    record = ResultsFile(tmp_path / "r.jsonl")
+    record.add(result(JOBS[0], at=None))
+    record.add(result(JOBS[1]))
+    assert [moment.second for moment in ResultsFile(tmp_path / "r.jsonl").latest_moments(9)] == [1]
+
+
 def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0]))
@@ -241,6 +248,8 @@ ATTEMPT = {
         ({"error": "no server", "error_kind": "server"}, "error_kind"),
         ({"seconds": "long"}, "seconds"),
         ({"at": "yesterday"}, "at"),
+        ({"at": "2026-01-01T00:00:00z"}, "at"),
+        ({"at": "2026-01-01T00:00:00"}, "at: it has no time zone"),
         ({"index": "0"}, "index"),
         ({"seed": None}, "seed"),
         ({"id": 7}, "id"),
