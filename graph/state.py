@@ -245,9 +245,7 @@ class TokenPrices(_Frozen):
     model_config = ConfigDict(allow_inf_nan=False)
 
     prompt: _Price | None = Field(default=None, title="Prompt tokens", description="Tokens that it reads.")
-    completion: _Price | None = Field(
-        default=None, title="Completion tokens", description="Tokens that it writes."
-    )
+    completion: _Price | None = Field(default=None, title="Completion tokens", description="Tokens that it writes.")
 
 
 class Prices(_Frozen):

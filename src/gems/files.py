@@ -53,17 +53,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
-def append_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
+def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:
     """Append to a file, or leave it as it was: after a full disk, for example, nothing may follow half of a line.
 
     Args:
         path: The file, to which no other process writes. It is created if it does not exist.
         data: What is appended.
         flush: Whether a crash of the machine may not lose it either, once this returns.
+
+    Returns:
+        The offset in the file at which it begins.
     """
     end = None
     try:
-        with path.open("ab") as file:
+        with open(path, "ab", opener=_without_waiting) as file:  # noqa: PTH123  Path.open takes no opener
             end = file.tell()
             file.write(data)
             file.flush()
@@ -74,6 +77,12 @@ def append_whole(path: Path, data: bytes, *, flush: bool = True) -> None:
             if end is not None:
                 os.truncate(path, end)
         raise OSError(error.errno, error.strerror, str(path)) from error
+    return end
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that somebody has put in its place is an error, where it would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

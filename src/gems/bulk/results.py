@@ -22,7 +22,7 @@ from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import append_whole, check_own_files, lines_of, read_regular, write_atomically
+from gems.files import append_whole, check_own_files, lines_of, open_regular, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
@@ -208,9 +208,7 @@ class ResultsFile:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
         line = (strict_json(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
-            append_whole(self.path, line)
-            self._note(row, self._end)
-            self._end += len(line)
+            self._note(row, append_whole(self.path, line))
 
     def _repair(self) -> None:
         """Leave whole lines only: the prompt of half a line is run again, and an editor may drop the last line feed."""
@@ -293,9 +291,13 @@ class ResultsFile:
         return sorted(datetime.fromisoformat(at) for o in offsets if (at := self._row(o).get("at")))
 
     def _row(self, offset: int) -> BatchRow:
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            row: BatchRow = parse_json(file.readline())
+        try:
+            with open_regular(self.path, within=self.path.parent) as file:
+                file.seek(offset)
+                row = cast(BatchRow, check_row(file.readline()))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path} was changed while it was in use ({reason}); restore it") from None
         if "usage" in row or "outcome" in row:  # people edit the file; readers rely on all figures
             row["usage"] = cast(UsageFields, usage_of(row).model_dump(mode="json"))
             row.setdefault("seconds", 0.0)

@@ -294,11 +294,8 @@ def _leave(batch: Batch, sampled_jobs: Sequence[Job], folder: Path, images: str)
 
     write_index(folder, batch.record, images)
     write_jobs(folder, batch.unfinished_jobs if batch.reached_limit else [], "not_started.jsonl")
-    if batch.reached_limit:
-        reason = f"limit of {batch.reached_limit} reached"
-    else:
-        reason = "given up" if batch.failure_message else "stopped" if batch.lacks(sampled_jobs) else None
-    note_end(folder, reason)
+    reason = "given up" if batch.failure_message else "stopped" if batch.lacks(sampled_jobs) else None
+    note_end(folder, f"limit of {batch.reached_limit} reached" if batch.reached_limit else reason)
 
 
 def _conclude(

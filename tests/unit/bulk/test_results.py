@@ -132,6 +132,33 @@ def test_a_tally_counts_a_run_that_goes_on_once(tmp_path: Path) -> None:
     assert tally.usage.images == 6
 
 
+@pytest.mark.parametrize("change", ["cut off", "other lines", "gone", "pipe", "link"])
+def test_a_file_that_is_changed_while_it_is_in_use_is_told(change: str, tmp_path: Path) -> None:
+    folder = tmp_path / "batch"
+    folder.mkdir()
+    path = folder / "r.jsonl"
+    record = ResultsFile(path)
+    for job in JOBS[:3]:
+        record.add(result(job))
+    content = path.read_bytes()
+    path.unlink()
+    match change:
+        case "cut off":
+            path.write_bytes(content[:-40])
+        case "other lines":
+            path.write_bytes(b"[]\n" * len(content))
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            (tmp_path / "own").write_bytes(content)
+            path.symlink_to(tmp_path / "own")
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        list(record.rows(JOBS))
+    if change == "pipe":
+        with pytest.raises(OSError, match=r"No such device|pipe"):
+            record.add(result(JOBS[4]))
+
+
 def test_a_result_without_its_moment_is_a_result(tmp_path: Path) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0], at=None))
