@@ -66,7 +66,7 @@ def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:
     """
     end = None
     try:
-        with open(path, "ab", opener=_without_waiting) as file:  # noqa: PTH123  Path.open takes no opener
+        with open(path, "ab", opener=_without_waiting) as file:  # Path.open takes no opener
             end = file.tell()
             file.write(data)
             file.flush()

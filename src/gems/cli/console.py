@@ -255,7 +255,7 @@ class _BatchBar:
 
 
 def spending(usage: Usage, prices: Prices) -> str:
-    """What was spent, in words and to the unit: images, calls and tokens if there were any, money if there are prices."""
+    """What was spent, to the unit: images, calls and tokens if there were any, money if there are prices."""
     parts = [f"{usage.images:,} images"]
     parts += [f"{usage.chat_calls:,} chat calls"] * (usage.chat_calls > 0)
     parts += [f"{usage.tokens:,} tokens"] * (usage.tokens > 0)
