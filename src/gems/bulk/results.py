@@ -193,6 +193,7 @@ class ResultsFile:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
         self._open_runs: dict[str, Usage] = {}
+        self._closed_runs: set[str] = set()
         self.usage = Usage()
         """The sum over all runs."""
         self.max_usage = Usage()
@@ -225,9 +226,12 @@ class ResultsFile:
 
     def _note(self, row: BatchRow, offset: int) -> None:
         usage, run_id, final = usage_of(row), row.get("run_id", ""), is_final(row)
-        self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
+        if run_id not in self._closed_runs:  # or else somebody has copied a line
+            self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
         self.max_usage = larger_usage(self.max_usage, usage)
-        if run_id and not final:
+        if run_id and final:
+            self._closed_runs.add(run_id)
+        elif run_id and run_id not in self._closed_runs:
             self._open_runs[run_id] = usage
         if row.get("bound_to", self._bound_to) == self._bound_to:
             self._lines[job_of(row).key] = _Line(
@@ -500,11 +504,14 @@ def saved_jobs(out: Path) -> list[Job]:
     try:
         if not path.exists():
             raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'")
-        return [
+        jobs = [
             _job_in(path, number, line) for number, line in enumerate(lines_of(path, within=out), 1) if line.strip()
         ]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if len({job.index for job in jobs}) < len(jobs) or len({job.key for job in jobs}) < len(jobs):
+        raise InputError(f"{path} has a line twice; start the batch again, which writes the file anew")
+    return jobs
 
 
 def _job_in(path: Path, number: int, line: bytes) -> Job:

@@ -159,6 +159,23 @@ def test_a_file_that_is_changed_while_it_is_in_use_is_told(change: str, tmp_path
             record.add(result(JOBS[4]))
 
 
+def test_lines_that_somebody_has_copied_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    record = ResultsFile(path)
+    record.add(result(JOBS[0], images=3, run_id="a", error="no server", error_kind="backend"))
+    record.add(result(JOBS[0], images=5, run_id="a"))
+    record.add(result(JOBS[1], images=1, run_id="b"))
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    for copies in ([first, *others, *others], [first, *others, first, *others], [first, first, *others]):
+        path.write_bytes(b"".join(copies))
+        assert ResultsFile(path).usage.images == 6
+    write_jobs(tmp_path, JOBS[:2])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(prompts.read_bytes() * 2)
+    with pytest.raises(InputError, match="has a line twice"):
+        saved_jobs(tmp_path)
+
+
 def test_a_result_without_its_moment_is_a_result(tmp_path: Path) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0], at=None))
