@@ -102,7 +102,9 @@ def test_a_limit_holds_with_what_was_lost_with_a_worker(tmp_path: Path) -> None:
     assert account.begin("a", Usage(images=1)) == "wait"
     assert account.begin("a", Usage(images=1)) == "wait"
     assert (account.usage.images, account.lost_images) == (1, 1)
+    # If it does not begin again, the next start counts it, as one that was killed.
     assert Journal(tmp_path / "begun.jsonl").open == {"a": 1, "b": 1}
+    assert Journal(tmp_path / "begun.jsonl").lost_images == 0
     account.finish("b", PartialRun(key="b", run_id="s", usage=Usage(images=3)), None)
     share = account.begin("a", Usage(images=1))
     assert isinstance(share, Share)
@@ -111,6 +113,7 @@ def test_a_limit_holds_with_what_was_lost_with_a_worker(tmp_path: Path) -> None:
     assert (account.usage.images, account.lost_images) == (5, 1)
     assert account.begin("c", Usage()) == "stop"
     assert Journal(tmp_path / "begun.jsonl").open == {}
+    assert Journal(tmp_path / "begun.jsonl").lost_images == 1
 
 
 def test_what_stops_have_interrupted_is_paid_and_adds_up(tmp_path: Path) -> None:
