@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
+from gems.bulk.leases import all_returned
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
@@ -350,6 +351,10 @@ _FILES: Final = (
 )
 
 
+_ORPHAN_SECONDS: Final = 60.0
+"""Seconds in which the workers of a cluster end whose driver was killed: until then they draw, and are paid."""
+
+
 def check_folder(out: Path) -> None:
     """Check a batch's folder, which may be somebody else's, before anything in it is read or written.
 
@@ -369,6 +374,8 @@ def locked(out: Path) -> Iterator[None]:
     check_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
+            if not all_returned(out / ".leases", _ORPHAN_SECONDS):
+                raise InputError(f"workers of an earlier start still work on {out}; wait for them, or end them")
             yield
     except Timeout:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None

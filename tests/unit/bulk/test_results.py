@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -201,6 +204,22 @@ def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(InputError, match="another process"), locked(tmp_path):
         pass
+
+
+def test_a_start_waits_for_the_workers_of_one_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 77); print(); "
+    code += "sys.stdout.flush(); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".leases")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        monkeypatch.setattr("gems.bulk.results._ORPHAN_SECONDS", 0.0)
+        with pytest.raises(InputError, match="workers of an earlier start"), locked(tmp_path):
+            pass
+        monkeypatch.undo()
+        threading.Timer(0.1, worker.kill).start()
+        with locked(tmp_path):
+            assert worker.wait(10) != 0
 
 
 def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
