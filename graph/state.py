@@ -13,7 +13,15 @@ from typing import Annotated, Any, Final, Literal, NotRequired, Self, TypeAlias,
 
 from langchain_core.messages import BaseMessage
 from langgraph.graph.message import add_messages
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    model_validator,
+)
 from typing_extensions import TypedDict, get_type_hints
 
 from gems.errors import InputError
@@ -227,15 +235,26 @@ class Usage(_Frozen):
         return self.prompt_tokens + self.completion_tokens
 
 
+_MAX_PRICE: Final = 1e12
+"""No model costs as much, in any currency; and whatever was spent has a cost that is a number."""
+
+
+def _is_a_price(price: float) -> float:
+    if price > _MAX_PRICE:
+        raise ValueError(f"no model costs more than {_MAX_PRICE:g}")
+    return price
+
+
+_Price: TypeAlias = Annotated[NonNegativeFloat, AfterValidator(_is_a_price)]
+
+
 class TokenPrices(_Frozen):
     """Prices of a million tokens of one role's chat model; what is empty costs as for all roles."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    prompt: NonNegativeFloat | None = Field(default=None, title="Prompt tokens", description="Tokens that it reads.")
-    completion: NonNegativeFloat | None = Field(
-        default=None, title="Completion tokens", description="Tokens that it writes."
-    )
+    prompt: _Price | None = Field(default=None, title="Prompt tokens", description="Tokens that it reads.")
+    completion: _Price | None = Field(default=None, title="Completion tokens", description="Tokens that it writes.")
 
 
 class Prices(_Frozen):
@@ -243,11 +262,11 @@ class Prices(_Frozen):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    image: NonNegativeFloat = Field(default=0.0, title="Image", description="Price of one image.")
-    prompt: NonNegativeFloat = Field(
+    image: _Price = Field(default=0.0, title="Image", description="Price of one image.")
+    prompt: _Price = Field(
         default=0.0, title="Prompt tokens", description="Price of a million tokens that chat models read."
     )
-    completion: NonNegativeFloat = Field(
+    completion: _Price = Field(
         default=0.0, title="Completion tokens", description="Price of a million tokens that chat models write."
     )
 

@@ -106,29 +106,36 @@ def write_atomically(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
 
 
-def append_whole(path: Path, data: bytes, *, flush: bool = False) -> None:
-    """Append to a file, all of it or nothing. For one thread of one process at a time.
+def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:
+    """Append to a file, or leave it as it was: after a full disk, for example, nothing may follow half of a line.
 
     Args:
-        path: The file, which is created if it does not exist.
+        path: The file, to which no other process writes. It is created if it does not exist.
         data: What is appended.
-        flush: Return once a crash of the machine does not lose it.
+        flush: Whether a crash of the machine may not lose it either, once this returns.
 
-    Raises:
-        OSError: It cannot be written, as on a full disk.
+    Returns:
+        The offset in the file at which it begins.
     """
-    with path.open("ab", buffering=0) as file:
-        end = file.seek(0, os.SEEK_END)
-        try:
-            pending = memoryview(data)
-            while pending:
-                pending = pending[file.write(pending) :]
+    end = None
+    try:
+        with open(path, "ab", opener=_without_waiting) as file:  # Path.open takes no opener
+            end = file.tell()
+            file.write(data)
+            file.flush()
             if flush:
                 os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                file.truncate(end)  # what is written next must not follow half a line
-            raise OSError(error.errno, error.strerror, str(path)) from error
+    except OSError as error:
+        with suppress(OSError):  # after the file is closed, which writes what its buffer still holds
+            if end is not None:
+                os.truncate(path, end)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    return end
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe that somebody has put in its place is an error, where it would wait for ever."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

@@ -16,6 +16,9 @@ import pytest
 from chatting import ChatEndpoint, serving
 from servers.waiting import wait_until
 
+from gems.bulk import export, latest, results, watching
+from gems.errors import InputError
+
 pytestmark = pytest.mark.slow
 
 PROMPTS = ["a cat", "two dogs", "three red cars", "four green birds"]
@@ -147,3 +150,34 @@ def test_the_ids_of_an_export_are_text(finished: Path, tmp_path: Path) -> None:
         files = [archive.extractfile(member) for member in archive if member.name.endswith(".json")]
         ids = [json.load(file)["id"] for file in files if file]
     assert sorted(ids) == ["2.5", "7", "a"]
+
+
+def test_a_start_ends_before_another_one_may_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index, what is left and how the start ended are written while the folder is its own: none of a later start is
+    overwritten."""
+    out, refusals = tmp_path / "out", list[str]()
+    real_index, real_end = export.write_index, latest.note_end
+
+    def try_to_begin() -> None:
+        with pytest.raises(InputError) as error, results.locked(out):
+            pass
+        refusals.append(str(error.value))
+
+    def write_index(*arguments: Any) -> Path:
+        try_to_begin()
+        return real_index(*arguments)
+
+    def note_end(*arguments: Any) -> None:
+        try_to_begin()
+        real_end(*arguments)
+
+    monkeypatch.setattr(export, "write_index", write_index)
+    monkeypatch.setattr(latest, "note_end", note_end)
+    file = write(tmp_path / "p.jsonl", [{"prompt": f"a cat {i}"} for i in range(6)])
+    command = ("batch", file, "--out", out, "--no-plan", "--max-rounds", 1, "--quiet")
+    result = forked.gems_here(*command, "--dry-run", "--sample", 5, "--concurrency", 1, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    assert len(refusals) == 2
+    assert all("another process works on" in refusal for refusal in refusals)
+    # A dry run has ended, too: nothing was killed.
+    assert watching.read_progress(out).state == "not finished"

@@ -53,6 +53,8 @@ class Account:
     def __init__(self, allowance: Allowance, journal: Journal, images_per_step: int) -> None:
         self._allowance, self._journal, self._images_per_step = allowance, journal, images_per_step
         self._changed = threading.Condition()
+        self._died: set[str] = set()
+        """Prompts whose worker has died and that have not begun again: in the journal, they are open."""
 
     @property
     def usage(self) -> Usage:
@@ -63,7 +65,7 @@ class Account:
     @property
     def lost_images(self) -> int:
         """The most images that were in flight when a process was killed, and may have been paid for."""
-        return self._journal.lost_images
+        return self._journal.lost_images + len(self._died) * self._images_per_step
 
     @property
     def limit_reached(self) -> str | None:
@@ -71,13 +73,21 @@ class Account:
         return self._allowance.limit_reached
 
     def begin(self, key: str, before: Usage) -> Share | Literal["wait", "stop"]:
-        """See ``Allowance.begin``. A prompt that begins is written down."""
+        """See ``Allowance.begin``. A prompt that begins is written down.
+
+        A prompt in flight that begins again has lost its worker, and with it the images that it had asked for: it gets
+        a new share of what is left without them, or else the limit would be exceeded by them.
+        """
+        if self._allowance.restart(key, before):
+            self._allowance.lose(self._images_per_step)
+            self._died.add(key)
         share = self._allowance.begin(key, before)
         if isinstance(share, Share):
-            if self._journal.open[key]:  # its worker has died
-                self._allowance.lose(self._images_per_step)
-                self._journal.end(key, lost_images=self._images_per_step)
-            self._journal.begin(key)
+            if key in self._died:
+                self._died.remove(key)
+                self._journal.lose(self._images_per_step)
+            elif not self._journal.open[key]:
+                self._journal.begin(key)
         return share
 
     def wait_to_begin(self, key: str, before: Usage, is_stopped: Callable[[], bool]) -> Share | None:

@@ -156,6 +156,10 @@ class Batch:
         """The jobs that have no result yet."""
         return [job for job in self.jobs if not self.record.has(job)]
 
+    def lacks(self, jobs: Sequence[Job]) -> bool:
+        """Whether one of these jobs has no result; without any, one of all."""
+        return any(not self.record.has(job) for job in jobs or self.jobs)
+
     def count(self, group: Group) -> int:
         """How many of the jobs have become this."""
         return sum(self.record.group(job) == group for job in self.jobs)
@@ -491,6 +495,7 @@ def run_batch(
     store: BaseStore | None = None,
     images: ImageStore | None = None,
     add_prompts: bool = False,
+    on_end: Callable[[Batch], None] = lambda batch: None,
 ) -> Batch:
     """Run every job that has no result yet through the graph.
 
@@ -509,6 +514,7 @@ def run_batch(
         store: A memory to use instead of the one in the settings.
         images: An image store to use instead of the one in the settings.
         add_prompts: Whether the folder may hold results of other prompts alone.
+        on_end: Called at the end, while no other process can begin on the folder.
 
     Raises:
         InputError: The folder holds another batch or cannot be written to, another process works on it, or a setting
@@ -536,7 +542,7 @@ def run_batch(
             images=images,
         ) as worker:
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
-            return _run_jobs(
+            result = _run_jobs(
                 jobs,
                 record,
                 partial(run_within, account, worker),
@@ -548,6 +554,8 @@ def run_batch(
                 on_done=on_done,
                 on_final=worker.forget,
             )
+        on_end(result)
+        return result
 
 
 def run_jobs(

@@ -47,14 +47,12 @@ class HalfDone:
     def spent(self, key: str) -> PartialRun | None:
         """What the run of a prompt has spent so far; None if it has not begun.
 
-        Steps that have ended beside one that was killed count: they are not done again.
+        The state has what steps have spent that ended beside one that was killed: they are not done again.
         """
-        state = self.state(key)
-        if not state.values.get("run_id"):
+        values = self.state(key).values
+        if not values.get("run_id"):
             return None
-        results = [task.result for task in state.tasks if isinstance(task.result, dict)]
-        usage = sum((result["usage"] for result in results if "usage" in result), state.values["usage"])
-        return PartialRun(key=key, run_id=state.values["run_id"], usage=usage)
+        return PartialRun(key=key, run_id=values["run_id"], usage=values["usage"])
 
     def killed(self, journal: Journal) -> Iterator[Killed]:
         """The prompts that have begun and not ended, for a batch that nobody works on."""

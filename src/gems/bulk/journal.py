@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
+from gems.bulk.row_checks import MAX_USAGE, BoundedUsage
 from gems.errors import InputError
 from gems.files import append_whole, lines_of, write_atomically
 from gems.graph.state import Usage
@@ -25,8 +27,8 @@ class PartialRun(BaseModel):
 
     key: str
     run_id: str
-    usage: Usage
-    interrupted: Usage = Usage()
+    usage: BoundedUsage
+    interrupted: BoundedUsage = Usage()
     """Chat calls of steps that a stop has interrupted: paid for, but not in ``usage``; the steps are done again."""
 
 
@@ -41,9 +43,9 @@ class _Entry(BaseModel):
     """The key of a prompt that has ended, for now or for good."""
     run: PartialRun | None = None
     """What it has spent."""
-    lost_images: NonNegativeInt = 0
+    lost_images: Annotated[NonNegativeInt, Field(le=MAX_USAGE)] = 0
     """Images that may have been paid for, and are in no result: they were in flight when a process was killed."""
-    interrupted: Usage = Usage()
+    interrupted: BoundedUsage = Usage()
     """See ``PartialRun.interrupted``."""
 
 
@@ -87,6 +89,10 @@ class Journal:
         interrupted = run.interrupted if run else Usage()
         run = run and run.model_copy(update={"interrupted": Usage()})
         self._write(_Entry(end=key, run=run, lost_images=lost_images, interrupted=interrupted))
+
+    def lose(self, images: int) -> None:
+        """Note images that may have been paid for when the worker of a prompt died that goes on."""
+        self._write(_Entry(lost_images=images))
 
     def compact(self, is_recorded: Callable[[PartialRun], bool]) -> None:
         """Rewrite the file without what the results say too. For the one process that writes, before it begins.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["DatabaseLeases", "FileLeases", "Leases", "hold_lease"]
+__all__ = ["DatabaseLeases", "FileLeases", "Leases", "all_returned", "hold_lease"]
 
 _RETRY_SECONDS: Final = 1.0
 """Seconds between two attempts to acquire a lease that another process holds."""
@@ -76,6 +76,25 @@ class FileLeases:
     def release(self, name: str) -> None:
         """See ``Leases.release``."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
+
+
+def all_returned(path: Path, seconds: float) -> bool:
+    """Wait until no other process holds any lease in a file. Returns whether it came to that in time."""
+    if not path.exists():
+        return True
+    deadline, descriptor = time.monotonic() + seconds, os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # all bytes
+            except (BlockingIOError, PermissionError):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(_RETRY_SECONDS / 10)
+            else:
+                return True
+    finally:
+        os.close(descriptor)
 
 
 class DatabaseLeases:

@@ -178,6 +178,24 @@ class Allowance:
             self.usage += usage.since(share.before)
             self._max_usage = larger_usage(self._max_usage, usage)
 
+    def restart(self, key: str, usage: Usage) -> bool:
+        """Count what a prompt in flight has used whose worker has died, and take its share back: it begins again.
+
+        Args:
+            key: The prompt's.
+            usage: What its run has used, by its checkpoint.
+
+        Returns:
+            Whether it was in flight.
+        """
+        with self._lock:
+            share = self._shares.pop(key, None)
+            if share is None:
+                return False
+            self.usage += usage.since(share.before)
+            self._max_usage = larger_usage(self._max_usage, usage)
+            return True
+
     def lose(self, images: int) -> None:
         """Count images that may have been paid for when a process died."""
         with self._lock:
@@ -283,7 +301,7 @@ def forecast(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int, pr
 
 
 def _hours(rows: Sequence[Mapping[str, Any]], total: int, concurrency: int) -> Estimate:
-    rows = [row for row in rows if "at" in row and "seconds" in row]
+    rows = [row for row in rows if row.get("at") and "seconds" in row]
     by_start = sorted(rows, key=lambda row: datetime.fromisoformat(row["at"]).timestamp() - row["seconds"])
     at_full_load = by_start[:-concurrency] if len(rows) - concurrency >= 5 else by_start
     seconds = estimate([row["seconds"] for row in at_full_load], total)

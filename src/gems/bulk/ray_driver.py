@@ -80,6 +80,7 @@ def run_on_ray(
     sample: Sequence[Job] = (),
     checkpoints: str | None = None,
     add_prompts: bool = False,
+    on_end: Callable[[Batch], None] = lambda batch: None,
 ) -> Batch:
     """Run every job that has no result yet on a Ray cluster. Otherwise it is like ``run_batch``.
 
@@ -99,6 +100,7 @@ def run_on_ray(
         sample: Run only these jobs.
         checkpoints: A PostgreSQL database for checkpoints. None: the memory's database, or else a file in ``out``.
         add_prompts: Whether the folder may hold results of other prompts alone.
+        on_end: Called at the end, while no other process can begin on the folder.
 
     Raises:
         InputError: Ray is not installed, or a setting cannot be used on a cluster of several machines.
@@ -120,19 +122,20 @@ def run_on_ray(
             start = account_start(out, record, local_worker, limits or Limits(), concurrency)
             on_start(record.tally(jobs))
             unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]
-            if not unfinished_jobs:
-                return Batch(jobs, record, account=start.open())
-            coordinator = _start_coordinator(ray, start)
-            images, host = images_location(context, out), socket.gethostname()
-            task = BatchTask(out, context, batch, host, models, skills, checkpoints, images, evidence, coordinator)
-            streak = FailureStreak(stop, concurrency)
-            with _supervised(ray, task, generator, stop):
-                rows = _results(ray, task, unfinished_jobs, concurrency, workers)
-                _record_results(rows, record, streak, local_worker, on_done)
-            limit = ray.get(coordinator.limit_reached.remote())
-            # The coordinator has written the journal; a account that is opened again says what all starts have spent.
+            streak, limit = FailureStreak(stop, concurrency), None
+            if unfinished_jobs:
+                coordinator = _start_coordinator(ray, start)
+                images, host = images_location(context, out), socket.gethostname()
+                task = BatchTask(out, context, batch, host, models, skills, checkpoints, images, evidence, coordinator)
+                with _supervised(ray, task, generator, stop):
+                    rows = _results(ray, task, unfinished_jobs, concurrency, workers)
+                    _record_results(rows, record, streak, local_worker, on_done)
+                limit = ray.get(coordinator.limit_reached.remote())
+            # The coordinator has written the journal; an account that is opened again says what all starts have spent.
             account = account_start(out, record, local_worker, limits or Limits(), concurrency).open()
-        return Batch(jobs, record, limit, streak.reason, account)
+        result = Batch(jobs, record, limit, streak.reason, account)
+        on_end(result)
+        return result
 
 
 def _refuse_local_chat_models(context: GemsContext) -> None:

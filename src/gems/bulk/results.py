@@ -19,15 +19,17 @@ from filelock import FileLock, Timeout
 
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
+from gems.bulk.leases import all_returned
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import append_whole, check_own_files, lines_of, read_regular, write_atomically
+from gems.files import append_whole, check_own_files, lines_of, open_regular, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
 from gems.json_text import parse_json, strict_json
 from gems.runs.record import ModelRecord
+from gems.runs.same_settings import changed_settings, identifying
 
 __all__ = [
     "AttemptFields",
@@ -146,6 +148,8 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     """Prompts by outcome; "failed" for those with an error."""
     usage: Usage = field(default_factory=Usage)
+    open_runs: dict[str, Usage] = field(default_factory=dict)
+    """What unfinished runs have spent of that, by run id: a result says again what its run had spent before."""
 
     @property
     def done(self) -> int:
@@ -155,7 +159,7 @@ class Tally:
     def add(self, row: BatchRow) -> None:
         """Count a new result."""
         self.outcomes[_outcome(row)] += 1
-        self.usage += usage_of(row)
+        self.usage += usage_of(row).since(self.open_runs.pop(row.get("run_id", ""), Usage()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +194,7 @@ class ResultsFile:
         self._lock = threading.Lock()
         self._lines: dict[str, _Line] = {}
         self._open_runs: dict[str, Usage] = {}
+        self._closed_runs: set[str] = set()
         self.usage = Usage()
         """The sum over all runs."""
         self.max_usage = Usage()
@@ -205,9 +210,7 @@ class ResultsFile:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
         line = (strict_json(row, ensure_ascii=False) + "\n").encode()
         with self._lock:
-            append_whole(self.path, line, flush=True)
-            self._note(row, self._end)
-            self._end += len(line)
+            self._note(row, append_whole(self.path, line))
 
     def _repair(self) -> None:
         """Leave whole lines only: the prompt of half a line is run again, and an editor may drop the last line feed."""
@@ -224,9 +227,12 @@ class ResultsFile:
 
     def _note(self, row: BatchRow, offset: int) -> None:
         usage, run_id, final = usage_of(row), row.get("run_id", ""), is_final(row)
-        self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
+        if run_id not in self._closed_runs:  # or else somebody has copied a line
+            self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
         self.max_usage = larger_usage(self.max_usage, usage)
-        if run_id and not final:
+        if run_id and final:
+            self._closed_runs.add(run_id)
+        elif run_id and run_id not in self._closed_runs:
             self._open_runs[run_id] = usage
         if row.get("bound_to", self._bound_to) == self._bound_to:
             self._lines[job_of(row).key] = _Line(
@@ -271,7 +277,8 @@ class ResultsFile:
             retried: Count also those that the next start will continue.
         """
         counts = self.has if retried else self.is_done
-        return Tally(Counter(self._lines[job.key].outcome for job in jobs if counts(job)), self.usage)
+        outcomes = Counter(self._lines[job.key].outcome for job in jobs if counts(job))
+        return Tally(outcomes, self.usage, dict(self._open_runs))
 
     def rows(self, jobs: Iterable[Job]) -> Iterator[BatchRow]:
         """The results of these jobs, in the jobs' order and with their places, with one in memory at a time."""
@@ -286,12 +293,16 @@ class ResultsFile:
     def latest_moments(self, most: int) -> list[datetime]:
         """When the latest results were written, in order; ``most`` of them at most."""
         offsets = sorted(line.offset for line in self._lines.values())[-most:]
-        return sorted(datetime.fromisoformat(row["at"]) for o in offsets if "at" in (row := self._row(o)))
+        return sorted(datetime.fromisoformat(at) for o in offsets if (at := self._row(o).get("at")))
 
     def _row(self, offset: int) -> BatchRow:
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            row: BatchRow = parse_json(file.readline())
+        try:
+            with open_regular(self.path, within=self.path.parent) as file:
+                file.seek(offset)
+                row = cast(BatchRow, check_row(file.readline()))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{self.path} was changed while it was in use ({reason}); restore it") from None
         if "usage" in row or "outcome" in row:  # people edit the file; readers rely on all figures
             row["usage"] = cast(UsageFields, usage_of(row).model_dump(mode="json"))
             row.setdefault("seconds", 0.0)
@@ -326,6 +337,7 @@ def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
 
 _FILES: Final = (
     ".lock",
+    ".leases",
     "batch.json",
     "prompts.jsonl",
     "not_started.jsonl",
@@ -337,6 +349,10 @@ _FILES: Final = (
     "images",
     "runs",
 )
+
+
+_ORPHAN_SECONDS: Final = 60.0
+"""Seconds in which the workers of a cluster end whose driver was killed: until then they draw, and are paid."""
 
 
 def check_folder(out: Path) -> None:
@@ -358,17 +374,11 @@ def locked(out: Path) -> Iterator[None]:
     check_folder(out)
     try:
         with FileLock(out / ".lock", timeout=0):
+            if not all_returned(out / ".leases", _ORPHAN_SECONDS):
+                raise InputError(f"workers of an earlier start still work on {out}; wait for them, or end them")
             yield
     except Timeout:
         raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
-
-
-def _identifying(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that identify a batch, which do not contain locations. Unused prices are excluded."""
-    budget = dict(settings["budget"])
-    if budget["cost"] is None:
-        del budget["prices"]
-    return settings | {"budget": budget}
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:
@@ -406,6 +416,8 @@ class Claim:
 
 _LAYOUT: Final = 2
 """The version of a batch's folder. The first one bound results to the lines of the file of prompts."""
+_MANIFEST: Final = {"layout": int, "id": str, "bound_to": str, "settings": dict, "models": dict, "skills": dict}
+"""What ``batch.json`` holds."""
 
 
 def claim(
@@ -430,16 +442,21 @@ def claim(
         "models": {role: asdict(model) for role, model in models.items()},
         "skills": dict(sorted((skills or {}).items())),
     }
-    identity = {**manifest, "settings": _identifying(manifest["settings"])}
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     path = out / "batch.json"
     if not path.exists():
-        content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": digest, **manifest}
+        content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": _digest(manifest), **manifest}
         write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
     content = read_manifest(out)
-    if content["bound_to"] != digest:
-        raise InputError(f"{out} holds a batch with {_difference(content, manifest)}; choose another folder with --out")
-    return Claim(str(content["id"]), digest)
+    if difference := _difference(content, manifest, context):
+        raise InputError(f"{out} holds a batch with {difference}; choose another folder with --out")
+    return Claim(content["id"], content["bound_to"])
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """A digest of what a manifest says that decides a result."""
+    identity = {name: manifest[name] for name in ("settings", "models", "skills")}
+    identity["settings"] = identifying(manifest["settings"])
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_manifest(out: Path) -> dict[str, Any]:
@@ -451,23 +468,28 @@ def read_manifest(out: Path) -> dict[str, Any]:
     path = out / "batch.json"
     try:
         content = parse_json(read_regular(path, within=out))
-        is_whole = all(isinstance(content[name], str) for name in ("id", "bound_to"))
+        is_whole = all(isinstance(content.get(name), type_) for name, type_ in _MANIFEST.items())
     except FileNotFoundError:
         raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'") from None
-    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+    except (ValueError, AttributeError, OSError) as error:
         raise InputError(f"{path} cannot be read ({error!r}); choose another folder with --out") from error
     if content.get("layout") != _LAYOUT or not is_whole:
         raise InputError(f"{out} was made by another version of GEMS; choose another folder with --out")
+    if content["bound_to"] != _digest(content):
+        raise InputError(f"{path} was changed since the batch began: restore it, or choose another folder with --out")
     return cast(dict[str, Any], content)
 
 
-def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What of a batch's identity has changed since it began."""
-    before, after = then.get("skills"), now["skills"]
-    if isinstance(before, dict) and before != after:
-        names = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any], context: GemsContext) -> str:
+    """What of a batch's identity has changed since it began; empty if nothing has."""
+    if names := _changed(then["skills"], now["skills"]):
         return f"other skills, or other contents of them ({', '.join(names[:5])})"
-    return "other settings or models"
+    names = [*changed_settings(then["settings"], context), *_changed(then["models"], now["models"])]
+    return f"other settings or models ({', '.join(names[:5])})" if names else ""
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
 
 
 def write_jobs(out: Path, jobs: Sequence[Job], name: str = "prompts.jsonl") -> None:
@@ -489,11 +511,14 @@ def saved_jobs(out: Path) -> list[Job]:
     try:
         if not path.exists():
             raise InputError(f"{out} holds no batch; give the folder that was --out of 'gems batch'")
-        return [
+        jobs = [
             _job_in(path, number, line) for number, line in enumerate(lines_of(path, within=out), 1) if line.strip()
         ]
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    if len({job.index for job in jobs}) < len(jobs) or len({job.key for job in jobs}) < len(jobs):
+        raise InputError(f"{path} has a line twice; start the batch again, which writes the file anew")
+    return jobs
 
 
 def _job_in(path: Path, number: int, line: bytes) -> Job:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
 from pydantic import (
-    AwareDatetime,
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,7 +19,7 @@ from gems.graph.state import Answer, Kind, Outcome, Usage
 from gems.json_text import parse_json, parse_model
 from gems.seeds import MAX_SEED
 
-__all__ = ["check_row"]
+__all__ = ["MAX_USAGE", "BoundedUsage", "check_row"]
 
 _Count: TypeAlias = Annotated[NonNegativeInt, Field(le=2**31 - 1)]
 """A number of rounds or attempts, as the index holds it."""
@@ -27,8 +28,28 @@ _Whole: TypeAlias = Annotated[NonNegativeInt, Field(le=MAX_SEED)]
 
 
 _Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
-_MAX_USAGE: Final = 2**53
+MAX_USAGE: Final = 2**53
 """A larger figure is no count: JSON's numbers are exact up to here, and sums must fit into a table's column."""
+
+
+def _bounded(usage: Usage) -> Usage:
+    if max(map(abs, usage.model_dump().values())) > MAX_USAGE:
+        raise ValueError(f"usage has a number beyond {MAX_USAGE}")
+    return usage
+
+
+BoundedUsage: TypeAlias = Annotated[Usage, AfterValidator(_bounded)]
+"""What was spent, as far as anybody can have spent it."""
+
+
+def _with_time_zone(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("it has no time zone")
+    return text
+
+
+_Moment: TypeAlias = Annotated[str, AfterValidator(_with_time_zone)]
+"""A moment as ISO 8601 has it."""
 
 
 class _Checked(BaseModel):
@@ -76,13 +97,13 @@ class _Row(_Checked):
     best: _Count | None = None
     skills: list[str] = []
     memories: list[str] = []
-    usage: Usage = Usage()
+    usage: BoundedUsage = Usage()
     errors: list[str] = []
     error: str = ""
     error_kind: Literal["input", "backend"] | None = None
     stopped_by_total: str = ""
-    seconds: Annotated[NonNegativeFloat, Field(le=_MAX_USAGE)] = 0.0
-    at: AwareDatetime | None = None
+    seconds: Annotated[NonNegativeFloat, Field(le=MAX_USAGE)] = 0.0
+    at: _Moment | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -92,8 +113,6 @@ class _Row(_Checked):
             raise ValueError("there is neither an outcome nor an error")
         if self.error and self.error_kind is None:
             raise ValueError("there is an error, but no error_kind")
-        if max(self.usage.model_dump().values()) > _MAX_USAGE:
-            raise ValueError(f"usage has a number beyond {_MAX_USAGE}")
         return self
 
 

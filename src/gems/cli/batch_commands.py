@@ -262,7 +262,6 @@ def run(
     Exit code 0: every prompt was run; 2: some cannot be drawn, the others are done; 3: a model or server failed, and
     the same command tries again; 4: a total was reached; 130: stopped.
     """
-    from gems.bulk.batch import images_location
     from gems.bulk.jobs import read_jobs, sample_of
     from gems.bulk.latest import noting_failure
 
@@ -286,36 +285,32 @@ def run(
             add_prompts=add_prompts,
             **({"workers": cluster.workers} if cluster.ray else {}),
         )
-        images = images_location(context, folder)
-        exit_code = _conclude(batch, sampled_jobs, folder, concurrency, prices, images, as_json=as_json)
+        exit_code = _conclude(batch, sampled_jobs, folder, concurrency, prices, as_json=as_json)
     raise typer.Exit(exit_code)
 
 
-def _conclude(
-    batch: Batch,
-    sampled_jobs: Sequence[Job],
-    folder: Path,
-    concurrency: int,
-    prices: Prices,
-    images: str,
-    *,
-    as_json: bool,
-) -> int:
-    """Write the index and what is left, and print the results. Returns the exit code."""
+def _leave(batch: Batch, sampled_jobs: Sequence[Job], folder: Path, images: str) -> None:
+    """Write the index, what is left, and that this start has ended, while the folder is still this process's own."""
     from gems.bulk.export import write_index
     from gems.bulk.latest import note_end
     from gems.bulk.results import write_jobs
 
     write_index(folder, batch.record, images)
     write_jobs(folder, batch.unfinished_jobs if batch.reached_limit else [], "not_started.jsonl")
-    unfinished = any(not batch.record.has(job) for job in sampled_jobs or batch.jobs)
+    reason = "given up" if batch.failure_message else "stopped" if batch.lacks(sampled_jobs) else None
+    note_end(folder, f"limit of {batch.reached_limit} reached" if batch.reached_limit else reason)
+
+
+def _conclude(
+    batch: Batch, sampled_jobs: Sequence[Job], folder: Path, concurrency: int, prices: Prices, *, as_json: bool
+) -> int:
+    """Print the results. Returns the exit code."""
+    unfinished = batch.lacks(sampled_jobs)
     if sampled_jobs and not unfinished:
         _print_forecast(batch, sampled_jobs, concurrency, prices, as_json=as_json)
         return 0
-    interrupted = unfinished and not (batch.reached_limit or batch.failure_message)
-    reason = "stopped" if interrupted else "given up" if batch.failure_message else None
-    note_end(folder, f"limit of {batch.reached_limit} reached" if batch.reached_limit else reason)
     _print_summary(batch, folder, prices, as_json=as_json)
+    interrupted = unfinished and not (batch.reached_limit or batch.failure_message)
     return _report_end(batch, folder, interrupted=interrupted)
 
 
@@ -333,6 +328,7 @@ def _work(
     **options: Any,
 ) -> Batch:
     """Run a batch, or a sample of it, on this machine or on a Ray cluster, with a progress bar."""
+    from gems.bulk.batch import images_location
     from gems.bulk.latest import note_start
 
     prices = context.budget.prices
@@ -352,6 +348,7 @@ def _work(
             "stop": stop,
             "on_start": begin,
             "on_done": on_done,
+            "on_end": lambda batch: _leave(batch, sample, folder, images_location(context, folder)),
         }
         if ray is None:
             from gems.bulk.batch import run_batch
@@ -539,7 +536,7 @@ def _print_status(progress: Progress) -> None:
     out.print(f"outcomes: {escape(outcomes) or 'none yet'}")
     for fault in figures["errors"]:
         out.print(f"{fault['step']} failed: {escape(in_words(fault))}", highlight=False, soft_wrap=True)
-    out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False)
+    out.print(f"spent: {spending(progress.usage, progress.prices)}", highlight=False, soft_wrap=True)
     if figures["in_flight_at_a_kill_at_most"]:
         count = figures["in_flight_at_a_kill_at_most"]
         out.print(f"and up to {count:,} more images that were in flight at a kill", highlight=False)

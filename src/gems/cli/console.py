@@ -238,7 +238,7 @@ class _BatchBar:
         """Take over what earlier starts have done."""
         from gems.bulk.results import Tally
 
-        self._tally = Tally(Counter(before.outcomes), before.usage)
+        self._tally = Tally(Counter(before.outcomes), before.usage, dict(before.open_runs))
         self._progress.update(self._task, completed=before.done, spending=self._spending())
         if before.done and not self._quiet:
             err.print(f"{escape(self._prefix)}{before.done} of {self._total} prompts were done before", highlight=False)
@@ -260,18 +260,10 @@ class _BatchBar:
 
 
 def spending(usage: Usage, prices: Prices) -> str:
-    """What was spent, in words: images, tokens if there were any, money if there are prices."""
+    """What was spent, to the unit: images, calls and tokens if there were any, money if there are prices."""
     parts = [f"{usage.images:,} images"]
-    if usage.tokens:
-        parts.append(f"{_short(usage.tokens)} tokens")
-    if cost := prices.cost(usage):
-        parts.append(f"cost {cost:,.2f}")
+    parts += [f"{usage.chat_calls:,} chat calls"] * (usage.chat_calls > 0)
+    parts += [f"{usage.tokens:,} tokens"] * (usage.tokens > 0)
+    if cost := round(prices.cost(usage), 4):
+        parts.append(f"cost {cost:,}")
     return ", ".join(parts)
-
-
-def _short(number: float) -> str:
-    """A large number to three digits: 1234567 is 1.23M."""
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:.0f}"

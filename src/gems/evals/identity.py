@@ -16,6 +16,7 @@ from gems.files import read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.json_text import parse_json, strict_json
 from gems.runs.record import model_records
+from gems.runs.same_settings import changed_settings
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import digest_of
 
@@ -47,15 +48,20 @@ def model_identities(context: GemsContext) -> dict[str, dict[str, str]]:
     return {role: asdict(model) for role, model in model_records(context, load=False).items()}
 
 
-def bind_folder(out: Path, identity: Mapping[str, Any]) -> None:
+def bind_folder(out: Path, identity: Mapping[str, Any], context: GemsContext) -> None:
     """Bind a folder to one evaluation, or check that it is bound to this one.
+
+    Args:
+        out: The folder.
+        identity: What decides a result.
+        context: The settings, which are in the identity as JSON.
 
     Raises:
         InputError: It holds another evaluation, or results that are mixed.
     """
     path = out / "eval.json"
     if path.exists():
-        _check(out, _read(path), parse_json(strict_json(identity)))
+        _check(out, _read(path), parse_json(strict_json(identity)), context)
     else:
         write_atomically(path, strict_json(identity, indent=1).encode())
 
@@ -87,13 +93,15 @@ def _mapping(content: Mapping[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any]) -> None:
+def _check(out: Path, earlier: dict[str, Any], identity: dict[str, Any], context: GemsContext) -> None:
     begin_another = "choose another folder with --out"
     if _MIXED in earlier:
         raise InputError(
             f"{out} holds results from before and after its skills changed ({earlier[_MIXED]}); {begin_another}"
         )
     changed_parts = [name for name, value in identity.items() if earlier.get(name) != value]
+    if "settings" in changed_parts and not changed_settings(earlier.get("settings"), context):
+        changed_parts.remove("settings")
     if not changed_parts:
         return
     if set(changed_parts) <= {"skills", "models"}:

@@ -134,7 +134,7 @@ def prepare_folder(plan: EvaluationPlan) -> dict[str, str]:
         "models": model_identities(plan.context),
         "prompts": [p.row() for p in plan.prompts],
     }
-    bind_folder(plan.out, identity)
+    bind_folder(plan.out, identity, plan.context)
     write_prompts(list(plan.prompts), plan.out / "prompts.jsonl")
     return skills
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +52,40 @@ def test_nothing_is_written_behind_half_a_line(tmp_path: Path) -> None:
     assert (Journal(path).open, Journal(path).lost_images) == ({}, 1)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"run": {"key": "a", "run_id": "r", "usage": {"prompt_tokens": 10**300}}},
+        {"run": {"key": "a", "run_id": "r", "usage": {"extra_cost": -1e300}}},
+        {"interrupted": {"chat_calls": 2**60}},
+        {"lost_images": 10**300},
+        {"lost_images": -1},
+    ],
+)
+def test_figures_that_nobody_can_have_spent_are_named(entry: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    path.write_text(json.dumps(entry) + "\n")
+    with pytest.raises(InputError, match=r"begun\.jsonl, line 1 cannot be read"):
+        Journal(path)
+
+
+def test_a_full_disk_leaves_no_half_of_a_line(tmp_path: Path) -> None:
+    """Prompts that end after the disk was full for a moment are written down behind a whole line."""
+    path = tmp_path / "begun.jsonl"
+    journal = Journal(path)
+    journal.begin("a")
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            journal.begin("b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.end("a", lost_images=2)
+    assert (Journal(path).open, Journal(path).lost_images) == ({}, 2)
+
+
 def test_a_worker_that_dies_costs_the_images_that_it_had_asked_for(tmp_path: Path) -> None:
     limits = Limits(Budget(images=10))
     start = AccountStart(tmp_path / "begun.jsonl", limits, Usage(), Usage(), {"images": 4}, 2, concurrency=2)
@@ -60,6 +97,33 @@ def test_a_worker_that_dies_costs_the_images_that_it_had_asked_for(tmp_path: Pat
     assert isinstance(account.begin("b", Usage()), Share)
     assert account.begin("c", Usage()) == "wait"
     assert Journal(tmp_path / "begun.jsonl").open == {"b": 1}
+
+
+def test_a_limit_holds_with_what_was_lost_with_a_worker(tmp_path: Path) -> None:
+    """Two prompts share out all that is left; what one has lost with its worker comes out of its own share."""
+    limits = Limits(Budget(images=6))
+    start = AccountStart(tmp_path / "begun.jsonl", limits, Usage(), Usage(), {"images": 3}, 1, concurrency=2)
+    account = start.open()
+    for key in ("a", "b"):
+        share = account.begin(key, Usage())
+        assert isinstance(share, Share)
+        assert share.more["images"] == 3
+    # The first image is in its checkpoint, the second one was asked for when the worker died.
+    assert account.begin("a", Usage(images=1)) == "wait"
+    assert account.begin("a", Usage(images=1)) == "wait"
+    assert (account.usage.images, account.lost_images) == (1, 1)
+    # If it does not begin again, the next start counts it, as one that was killed.
+    assert Journal(tmp_path / "begun.jsonl").open == {"a": 1, "b": 1}
+    assert Journal(tmp_path / "begun.jsonl").lost_images == 0
+    account.finish("b", PartialRun(key="b", run_id="s", usage=Usage(images=3)), None)
+    share = account.begin("a", Usage(images=1))
+    assert isinstance(share, Share)
+    assert (share.before.images, share.more["images"]) == (1, 1)
+    account.finish("a", PartialRun(key="a", run_id="r", usage=Usage(images=2)), None)
+    assert (account.usage.images, account.lost_images) == (5, 1)
+    assert account.begin("c", Usage()) == "stop"
+    assert Journal(tmp_path / "begun.jsonl").open == {}
+    assert Journal(tmp_path / "begun.jsonl").lost_images == 1
 
 
 def test_what_stops_have_interrupted_is_paid_and_adds_up(tmp_path: Path) -> None:

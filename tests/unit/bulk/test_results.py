@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -120,6 +123,69 @@ def test_a_run_that_goes_on_counts_once(tmp_path: Path) -> None:
         assert (results.usage.images, results.unrecorded(run).images) == (6, 0)
 
 
+def test_a_tally_counts_a_run_that_goes_on_once(tmp_path: Path) -> None:
+    """The progress bar counts on from there: what it says is what the record says."""
+    record = ResultsFile(tmp_path / "r.jsonl")
+    record.add(result(JOBS[0], images=3, run_id="a", error="no server", error_kind="backend"))
+    tally = record.tally(JOBS)
+    for row in (result(JOBS[0], images=5, run_id="a"), result(JOBS[1], images=1, run_id="b")):
+        record.add(row)
+        tally.add(row)
+        assert (tally.usage, tally.outcomes) == (record.usage, record.tally(JOBS).outcomes)
+    assert tally.usage.images == 6
+
+
+@pytest.mark.parametrize("change", ["cut off", "other lines", "gone", "pipe", "link"])
+def test_a_file_that_is_changed_while_it_is_in_use_is_told(change: str, tmp_path: Path) -> None:
+    folder = tmp_path / "batch"
+    folder.mkdir()
+    path = folder / "r.jsonl"
+    record = ResultsFile(path)
+    for job in JOBS[:3]:
+        record.add(result(job))
+    content = path.read_bytes()
+    path.unlink()
+    match change:
+        case "cut off":
+            path.write_bytes(content[:-40])
+        case "other lines":
+            path.write_bytes(b"[]\n" * len(content))
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            (tmp_path / "own").write_bytes(content)
+            path.symlink_to(tmp_path / "own")
+    with pytest.raises(InputError, match="was changed while it was in use"):
+        list(record.rows(JOBS))
+    if change == "pipe":
+        with pytest.raises(OSError, match=r"No such device|pipe"):
+            record.add(result(JOBS[4]))
+
+
+def test_lines_that_somebody_has_copied_count_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    record = ResultsFile(path)
+    record.add(result(JOBS[0], images=3, run_id="a", error="no server", error_kind="backend"))
+    record.add(result(JOBS[0], images=5, run_id="a"))
+    record.add(result(JOBS[1], images=1, run_id="b"))
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    for copies in ([first, *others, *others], [first, *others, first, *others], [first, first, *others]):
+        path.write_bytes(b"".join(copies))
+        assert ResultsFile(path).usage.images == 6
+    write_jobs(tmp_path, JOBS[:2])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(prompts.read_bytes() * 2)
+    with pytest.raises(InputError, match="has a line twice"):
+        saved_jobs(tmp_path)
+
+
+def test_a_result_without_its_moment_is_a_result(tmp_path: Path) -> None:
+    record = ResultsFile(tmp_path / "r.jsonl")
+    record.add(result(JOBS[0], at=None))
+    record.add(result(JOBS[1]))
+    assert [moment.second for moment in ResultsFile(tmp_path / "r.jsonl").latest_moments(9)] == [1]
+
+
 def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = ResultsFile(tmp_path / "r.jsonl")
     record.add(result(JOBS[0]))
@@ -138,6 +204,22 @@ def test_a_full_disk_costs_no_later_result(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_is_locked_by_one_process(tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(InputError, match="another process"), locked(tmp_path):
         pass
+
+
+def test_a_start_waits_for_the_workers_of_one_that_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX, 1, 77); print(); "
+    code += "sys.stdout.flush(); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / ".leases")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        monkeypatch.setattr("gems.bulk.results._ORPHAN_SECONDS", 0.0)
+        with pytest.raises(InputError, match="workers of an earlier start"), locked(tmp_path):
+            pass
+        monkeypatch.undo()
+        threading.Timer(0.1, worker.kill).start()
+        with locked(tmp_path):
+            assert worker.wait(10) != 0
 
 
 def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
@@ -229,6 +311,8 @@ ATTEMPT = {
         ({"error": "no server", "error_kind": "server"}, "error_kind"),
         ({"seconds": "long"}, "seconds"),
         ({"at": "yesterday"}, "at"),
+        ({"at": "2026-01-01T00:00:00z"}, "at"),
+        ({"at": "2026-01-01T00:00:00"}, "at: it has no time zone"),
         ({"index": "0"}, "index"),
         ({"seed": None}, "seed"),
         ({"id": 7}, "id"),
@@ -272,7 +356,7 @@ def test_places_and_seeds_of_saved_prompts_have_bounds(tmp_path: Path) -> None:
         saved_jobs(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["results.jsonl", "begun.jsonl", "checkpoints.sqlite"])
+@pytest.mark.parametrize("name", ["results.jsonl", "begun.jsonl", "checkpoints.sqlite", ".leases"])
 def test_a_strangers_folder_cannot_have_another_file_written(name: str, tmp_path: Path) -> None:
     own, folder = tmp_path / "own.txt", tmp_path / "batch"
     own.write_text("mine, without a line feed")

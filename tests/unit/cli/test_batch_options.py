@@ -17,6 +17,8 @@ from gems.bulk.results import ResultsFile
     [
         (("--price", "image=inf"), "--price image=inf: input should be a finite number"),
         (("--price", "image=nan"), "--price image=nan"),
+        (("--price", "image=1e308"), "--price image=1e308: no model costs more than"),
+        (("--price", "verifier.prompt=1e308"), "prompt=1e308: no model costs more than"),
         (("--price", "image=-1"), "--price image=-1"),
         (("--price", "prompt=1e999"), "--price prompt=1e999"),
         (("--price", "picture=1"), "--price picture: unknown option; choose from: image, prompt, completion"),

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gems.cli.console import err, guarded, out
+from gems.cli.console import err, guarded, out, spending
 from gems.cli.live import LiveRun
 from gems.errors import BackendError
 from gems.graph.events import Event
+from gems.graph.state import Prices, Usage
 from gems.printable import printable
 from gems.secrets import one_line
 
@@ -91,3 +92,10 @@ def test_errors_that_are_written_down_have_no_control_characters() -> None:
     assert one_line(HOSTILE) == SHOWN
     assert printable("a\tb\nc é 漢字 \U0001f468\u200d\U0001f469") == "a\tb\nc é 漢字 \U0001f468\u200d\U0001f469"
     assert printable("a\ud800b\u2028c") == "ab c"
+
+
+def test_spending_is_told_to_the_unit_as_in_json() -> None:
+    usage = Usage(images=20, chat_calls=1035, prompt_tokens=9_400_000, completion_tokens=97)
+    assert spending(usage, Prices()) == "20 images, 1,035 chat calls, 9,400,097 tokens"
+    assert spending(usage, Prices(prompt=2)) == "20 images, 1,035 chat calls, 9,400,097 tokens, cost 18.8"
+    assert spending(Usage(images=1), Prices(image=1234.0001)) == "1 images, cost 1,234.0001"
