@@ -7,9 +7,8 @@ context schema holds the same settings once more for the graph.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext, fault_of, open_settings, refuse_unknown
 from gems.graph.context_schemas import TrustedContext, client_schema
 from gems.json_text import parse_json
-from gems.secrets import is_secret_name
+from gems.secrets import holds_secret, is_secret_name, one_line
 
 __all__ = ["SETTINGS", "TRUST", "ClientRules", "rules_from_environment"]
 
@@ -31,14 +30,29 @@ SETTINGS: Final = "GEMS_SETTINGS"
 TRUST: Final = "GEMS_TRUST_CLIENTS"
 """The environment variable that lets clients set everything: 1, true or yes."""
 
-_LOGIN: Final = re.compile(r"://[^/?#\s]*@")
-"""Matches the login in an address."""
 _STORED: Final = (
     "{name} holds a secret, and this server stores what it is sent; whoever runs it sets keys and passwords in the "
     "server's environment"
 )
 _ELSEWHERE: Final = frozenset({"filter", "input", "metadata", "resume", "value", "values"})
 """Keys of a request whose content is no context, whatever its keys are called."""
+_OF_A_CONFIG: Final = frozenset({"configurable", "recursion_limit", "run_id", "run_name", "tags"})
+"""Keys of a config that the server checks itself."""
+_TYPES: Final[Mapping[str, type]] = {
+    "checkpoint_id": str,
+    "checkpoint_map": dict,
+    "checkpoint_ns": str,
+    "max_concurrency": int,
+    "metadata": dict,
+    "thread_id": str,
+    # What a RemoteGraph within a parent graph passes on.
+    "__event_streaming_v2": bool,
+    "__pregel_durability": str,
+    "__pregel_resume_map": dict,
+    "__pregel_resuming": bool,
+    "__pregel_stream_messages_v2": bool,
+}
+"""Names of LangGraph's own that a client may give in a run's config, and their types."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +83,17 @@ class ClientRules:
 
         Raises:
             InputError: It holds a secret, a setting that only the operator gives or that is unknown, a value out of
-                bounds, or an address that the server would call.
+                bounds, a name that LangGraph keeps for itself, or an address that the server would call.
         """
-        for key, value in _entries(request):
-            if key == "api_key" and value:
-                raise InputError(_STORED.format(name=key))
+        # An item of the store, and an experience that a run recalls, have a key that is none.
+        _refuse_secrets(request, lambda name: name.lower() != "key" and is_secret_name(name))
+        for key, value in _entries(request, "webhook".__eq__):
             if key == "webhook" and value and not self.trusts_clients:
                 raise InputError("webhook is an address that this server would call; only its operator names addresses")
         for key, values in _contexts(request):
-            for name, value in _entries(values):
-                if isinstance(value, str) and value and (is_secret_name(name) or _LOGIN.search(value)):
-                    raise InputError(_STORED.format(name=name))
+            _refuse_secrets(values, is_secret_name)
+            for name, value in values.items():
+                _check_internal(name, value)
             self._check_context(values, is_ours=key == "context")
 
     def _check_context(self, values: Mapping[str, Any], *, is_ours: bool) -> None:
@@ -135,13 +149,32 @@ def _content_of(path: Path) -> Any:
         raise InputError(f"is no {'JSON' if path.suffix == '.json' else 'TOML'} ({error})") from error
 
 
-def _entries(content: object) -> Iterator[tuple[str, object]]:
-    """Every value at any depth, with the key that it stands under."""
+def _refuse_secrets(content: object, is_secret: Callable[[str], bool]) -> None:
+    for name, value in _entries(content, is_secret):
+        is_given = isinstance(value, str | int | float) and not isinstance(value, bool) and value != ""
+        if (is_given and is_secret(name)) or holds_secret(value):
+            raise InputError(_STORED.format(name=one_line(name, 60)))
+
+
+def _check_internal(name: str, value: object) -> None:
+    """Check a name that LangGraph's own settings have: with another's value, it ends every run with a traceback."""
+    if value is None:
+        return
+    if name in _TYPES:
+        if not isinstance(value, _TYPES[name]):
+            raise InputError(f"{name} has another type than LangGraph gives it; leave it out")
+    elif name == "callbacks" or name.startswith("__pregel_"):
+        raise InputError(f"{one_line(name, 60)} is LangGraph's own, and no client gives it; leave it out")
+
+
+def _entries(content: object, inherits: Callable[[str], bool]) -> Iterator[tuple[str, object]]:
+    """Every key and value at any depth, with the key that it stands under, or the key above that one that inherits."""
     pending = [("", content)]
     while pending:
         key, part = pending.pop()
         if isinstance(part, dict):
-            pending += part.items()
+            pending += [(key if inherits(key) else name, value) for name, value in part.items()]
+            pending += [("a name", name) for name in part]
         elif isinstance(part, list):
             pending += [(key, element) for element in part]
         else:
@@ -149,7 +182,10 @@ def _entries(content: object) -> Iterator[tuple[str, object]]:
 
 
 def _contexts(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every context in a request, which may hold several runs. A checkpoint becomes a part of the run's config."""
+    """Every context in a request, which may hold several runs.
+
+    A checkpoint becomes a part of the run's config, and what LangGraph does not know in a config is ``configurable``.
+    """
     pending = [content]
     while pending:
         part = pending.pop()
@@ -160,4 +196,6 @@ def _contexts(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
                 if key in ("context", "configurable", "checkpoint") and isinstance(value, dict):
                     yield key, value
                 elif key not in _ELSEWHERE:
+                    if key == "config" and isinstance(value, dict):
+                        yield key, {name: own for name, own in value.items() if name not in _OF_A_CONFIG}
                     pending.append(value)

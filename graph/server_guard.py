@@ -31,6 +31,8 @@ _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 _SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _IN_PROCESS: Final = "/noauth"
 """The root path of requests that the server sends to itself. No request from outside has one."""
+_TRACING: Final = (b"baggage", b"langsmith-trace")
+"""Headers whose content the server puts into a run's config and stores, whatever langgraph.json says."""
 
 
 class _RefusedError(Exception):
@@ -75,7 +77,8 @@ class ServerGuard:
         except _RefusedError as error:
             await _refuse(error, scope, receive, send)
         else:
-            await self._app(scope, checked, send)
+            headers = [header for header in scope["headers"] if header[0] not in _TRACING]
+            await self._app({**scope, "headers": headers}, checked, send)
 
     def _check_sender(self, scope: Scope) -> None:
         """Check the host that a request names, and the page that sends it."""

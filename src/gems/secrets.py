@@ -10,10 +10,24 @@ from pydantic import SecretStr
 
 from gems.printable import printable
 
-__all__ = ["conceal", "is_secret_name", "one_line", "remember_secret"]
+__all__ = ["conceal", "holds_secret", "is_secret_name", "one_line", "remember_secret"]
 
-_IS_SECRET: Final = re.compile(r"(_|^)(API_?KEY|KEY|TOKEN|SECRET|(PG)?PASSWORD)$", re.IGNORECASE)
-"""Names of environment variables that hold secrets."""
+_IS_SECRET: Final = re.compile(
+    r"((^|_)(key|token|auth|authorization|bearer|cookie|credentials?|pwd)|(api_?key|pass_?w(or)?d|pass_?phrase|secret)s?)"
+    r"(_?\d+)?$"
+)
+"""Matches the ends of names that hold secrets, in snake case."""
+_IS_PUBLIC: Final = re.compile(
+    r"(^|_)((cache|content|foreign|idempotency|primary|public|sort)_key|(bos|eos|max|page|pad|progress|stop)_token)$"
+)
+"""Matches the names among them that hold none."""
+_NEW_WORD: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
+_LOGIN: Final = re.compile(r"://[^/?#\s]*@")
+"""Matches the login in an address."""
+_QUERY: Final = re.compile(r"[?&;#]([^\s=?&;#]{1,100})=[^\s&;#]")
+"""Matches a parameter of an address."""
+_NOT_HIDDEN: Final = frozenset({"PWD", "GOOGLE_APPLICATION_CREDENTIALS"})
+"""Environment variables that hold paths."""
 
 _MIN_LENGTH: Final = 6
 """Characters. A shorter value may be part of ordinary words, and protects nothing."""
@@ -22,8 +36,16 @@ _from_options: set[str] = set()
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or a field with this name holds a secret."""
-    return bool(_IS_SECRET.search(name))
+    """Whether a variable, field or header with this name holds a secret, in whatever style the name is written."""
+    words = _NEW_WORD.sub("_", name).lower()
+    return bool(_IS_SECRET.search(words)) and not _IS_PUBLIC.search(words)
+
+
+def holds_secret(value: object) -> bool:
+    """Whether a value is an address with a login, or with a parameter whose name is that of a secret."""
+    if not isinstance(value, str) or "://" not in value:
+        return False
+    return bool(_LOGIN.search(value)) or any(map(is_secret_name, _QUERY.findall(value)))
 
 
 def remember_secret(secret: SecretStr | None) -> None:
@@ -35,7 +57,8 @@ def remember_secret(secret: SecretStr | None) -> None:
 def conceal(text: str) -> str:
     """The text with every secret replaced by ``[key]``, since servers repeat secrets in their error messages."""
     # Stripped, because a line break that was copied along with a key is printed in other ways than the key.
-    from_environment = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}
+    names = (name for name in os.environ.keys() - _NOT_HIDDEN if is_secret_name(name))
+    from_environment = {os.environ[name].strip() for name in names}
     secrets = [secret for secret in from_environment | _from_options if len(secret) >= _MIN_LENGTH]
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "[key]")

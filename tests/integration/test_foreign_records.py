@@ -255,7 +255,10 @@ def test_weights_are_compared_before_any_are_loaded(tmp_path: Path) -> None:
     (weights / "model_index.json").write_text(json.dumps({"_class_name": ["own", "Own"]}))
     (weights / "own.py").write_text(f"open({str(tmp_path / 'it-ran')!r}, 'w')\n")
     context = {"generator": f"diffusers:{weights}"}
-    models = {"generator": {"name": f"diffusers:{weights}", "fingerprint": "e" * 64}}
+    models = {
+        "generator": {"name": f"diffusers:{weights}", "fingerprint": "e" * 64},
+        "mllm": {"name": "pocket", "fingerprint": "e" * 64},
+    }
     run = thread_file(
         tmp_path / "home",
         tmp_path,

@@ -200,6 +200,45 @@ def test_null_is_left_out_and_names_of_other_graphs_are_not_ours(http: httpx.Cli
 
 
 @needs("studio")
+@pytest.mark.parametrize("key", ["context", "configurable"])
+def test_names_that_langgraph_keeps_for_itself_are_refused(http: httpx.Client, key: str) -> None:
+    for internal in ({"__pregel_checkpointer": "x"}, {"callbacks": ["x"]}, {"__pregel_runtime": {"store": {}}}):
+        [name] = internal
+        for response in places_of_a_context(http, internal, key=key):
+            assert name in refusal(response), response.request.url
+
+
+@needs("studio")
+def test_a_state_and_a_checkpoint_take_no_internal_names_either(http: httpx.Client) -> None:
+    thread = http.post("/threads", json={}).json()["thread_id"]
+    checkpoint = {"checkpoint": {"checkpoint_ns": "", "__pregel_replay_state": 1}}
+    for path, body in (
+        ("state", {"values": {"prompt": "a dog"}, **checkpoint}),
+        ("state/checkpoint", checkpoint),
+        ("history", checkpoint),
+        ("runs/wait", {"assistant_id": "gems", "input": INPUT, **checkpoint}),
+        # What LangGraph does not know in a config, it reads as configurable.
+        ("runs/wait", {"assistant_id": "gems", "input": INPUT, "config": {"__pregel_replay_state": 1}}),
+    ):
+        assert "__pregel_replay_state is LangGraph's own" in refusal(http.post(f"/threads/{thread}/{path}", json=body))
+
+
+@needs("studio")
+def test_no_header_becomes_a_setting_of_a_run(http: httpx.Client, studio: Studio) -> None:
+    thread = http.post("/threads", json={}).json()["thread_id"]
+    headers = {
+        "langsmith-trace": SECRET,
+        "baggage": f"langsmith-metadata=%7B%22max_rounds%22%3A%22{SECRET}%22%7D,langsmith-project={SECRET}",
+        **dict.fromkeys(("x-seed", "seed", "user-agent", "authorization", "x-api-key", "cookie"), SECRET),
+    }
+    body = {"assistant_id": "gems", "input": INPUT, "context": {"seed": 3, "max_rounds": 1, "memory": False}}
+    out = http.post(f"/threads/{thread}/runs/wait", json=body, headers=headers).json()
+    assert out["attempts"][0]["seed"] == 3
+    http.post(f"/threads/{thread}/state", json={"values": {}}, headers=headers)
+    check_nothing_is_stored(http, studio)
+
+
+@needs("studio")
 def test_no_address_for_the_server_to_call_is_taken(http: httpx.Client) -> None:
     body = {"assistant_id": "gems", "input": INPUT, "webhook": "http://169.254.169.254/"}
     assert "webhook" in refusal(http.post("/runs", json=body))
@@ -284,8 +323,51 @@ def test_a_secret_of_any_name_and_in_any_writing_is_refused(http: httpx.Client, 
         for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
             response = http.post("/runs", content=writing, headers={"content-type": kind})
             assert SECRET not in response.text
-    http.put("/store/items", json={"namespace": ["n"], "key": "k", "value": {"context": {"api_key": SECRET}}})
     check_nothing_is_stored(http, studio)
+
+
+@needs("studio")
+def test_no_secret_is_stored_by_way_of_what_is_no_context(http: httpx.Client, studio: Studio) -> None:
+    thread = http.post("/threads", json={}).json()["thread_id"]
+    [assistant] = http.post("/assistants/search", json={"graph_id": "gems", "limit": 1}).json()
+    run = {"assistant_id": "gems", "input": INPUT}
+    for theirs in (
+        {"openaiApiKey": SECRET},
+        {"notes": [{"Authorization": f"Bearer {SECRET}"}]},
+        {"client-secret": {"text": [SECRET]}},
+        {"db": f"mysql://a:{SECRET}@h/d"},
+        {"endpoint": f"https://llm.example/v1?api-key={SECRET}"},
+        {f"mysql://a:{SECRET}@h/d": {}},
+    ):
+        for method, path, body in (
+            ("PUT", "/store/items", {"namespace": ["n"], "key": "k", "value": theirs}),
+            ("POST", "/threads", {"metadata": theirs}),
+            ("PATCH", f"/threads/{thread}", {"metadata": theirs}),
+            ("POST", f"/threads/{thread}/state", {"values": {"prompt": "a dog", **theirs}}),
+            ("POST", "/assistants", {"graph_id": "gems", "metadata": theirs}),
+            ("PATCH", f"/assistants/{assistant['assistant_id']}", {"metadata": theirs}),
+            ("POST", "/runs", {**run, "metadata": theirs}),
+            ("POST", "/runs", {**run, "config": {"metadata": theirs}}),
+            ("POST", "/runs", {**run, "input": {**INPUT, **theirs}}),
+            ("POST", f"/threads/{thread}/runs", {"assistant_id": "gems", "command": {"resume": theirs}}),
+            ("POST", "/runs/crons", {**run, "schedule": "0 0 1 1 *", "metadata": theirs}),
+        ):
+            response = http.request(method, path, json=body)
+            assert "holds a secret" in refusal(response), (path, theirs)
+            assert SECRET not in response.text
+    check_nothing_is_stored(http, studio)
+    harmless = {
+        "key": "a",
+        "tokens": 5,
+        "max_token": 5,
+        "keyboard": "qwerty",
+        "token": None,
+        "api_key": "",
+        "auth": True,
+    }
+    item = {"namespace": ["n"], "key": "k", "value": harmless}
+    assert http.put("/store/items", json=item).status_code == 204
+    assert http.post("/threads", json={"metadata": harmless}).status_code == 200
 
 
 @needs("studio")

@@ -7,10 +7,12 @@ from pydantic import SecretStr
 
 from gems.errors import InputError
 from gems.models.servers.base import checked_url
-from gems.secrets import conceal, remember_secret
+from gems.secrets import conceal, is_secret_name, remember_secret
 
 
-@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "GEMS_IMAGE_API_KEY", "HF_TOKEN", "X_APIKEY", "db_password", "KEY"])
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "GEMS_IMAGE_API_KEY", "HF_TOKEN", "X_APIKEY", "db_password", "KEY", "DB_PWD"]
+)
 def test_keys_in_the_environment_are_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = "wrong key canary-11aa: Bearer canary-11aa"
     assert conceal(message) == message
@@ -18,10 +20,26 @@ def test_keys_in_the_environment_are_hidden(name: str, monkeypatch: pytest.Monke
     assert conceal(message) == "wrong key [key]: Bearer [key]"
 
 
-@pytest.mark.parametrize("name", ["MONKEY", "KEYBOARD_LAYOUT", "TOKENIZERS_PARALLELISM"])
+@pytest.mark.parametrize("name", ["MONKEY", "KEYBOARD_LAYOUT", "TOKENIZERS_PARALLELISM", "PWD"])
 def test_other_variables_are_not_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary-22bb")
     assert conceal("say canary-22bb") == "say canary-22bb"
+
+
+SECRET_NAMES = (
+    "apiKey openai-api-key Authorization X-Auth-Token clientSecret AWSSecretAccessKey api_key_2 passwd userpassword "
+    "passPhrase credentials api.key Set-Cookie SECRETS privateKey"
+)
+
+
+@pytest.mark.parametrize("name", SECRET_NAMES.split())
+def test_a_secret_is_known_by_its_name_in_any_style(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", ["tokens", "max_tokens", "progressToken", "pageToken", "feedback_keys", "primary-key"])
+def test_what_is_called_alike_is_no_secret(name: str) -> None:
+    assert not is_secret_name(name)
 
 
 def test_a_key_that_starts_with_another_key_is_hidden_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
 from langgraph.types import Command, StateSnapshot
+from pydantic import TypeAdapter
 
 from gems.database import database_pool, setup_lock, without_password
 from gems.errors import BackendError, InputError
@@ -57,6 +58,7 @@ __all__ = [
 Listener: TypeAlias = Callable[[Event], None]
 """Called with each custom event of the graph."""
 
+_MODELS: Final = TypeAdapter(dict[str, ModelRecord])
 _THREADS: Final = ("gems", "threads")
 """The namespace of threads in a database."""
 
@@ -175,7 +177,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
             GemsContext.model_validate(fields["context"]),
             Path("gems-out"),
             datetime.fromisoformat(fields["started"]),
-            {role: ModelRecord(**model) for role, model in fields["models"].items()},
+            _models(fields["models"]),
             tuple(map(str, fields.get("operator_settings", ()))),
             str(fields.get("memory_mark", "")),
             str(fields.get("out_mark", "")),
@@ -184,6 +186,13 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
         raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({one_line(error)}); the run cannot be resumed") from error
+
+
+def _models(content: object) -> dict[str, ModelRecord]:
+    models = _MODELS.validate_python(content)
+    if missing_roles := {"generator", "mllm"} - models.keys():
+        raise ValueError(f"models has no {min(missing_roles)}")
+    return models
 
 
 def _thread_in_database(thread: str, database: str) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ def thread(**changes: object) -> Thread:
         "context": GemsContext(seed=3),
         "out": Path("gems-out"),
         "started": datetime(2026, 1, 1, 12, 30, 15, 250, tzinfo=UTC),
-        "models": {"generator": ModelRecord("pocket", "f" * 64)},
+        "models": {role: ModelRecord("pocket", "f" * 64) for role in ("generator", "mllm")},
     }
     return Thread(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -44,7 +44,11 @@ def test_a_thread_that_does_not_exist_or_is_damaged_is_named(own_home: Path) -> 
     thread().save()
     [path] = (own_home / "threads").iterdir()
     fields = json.loads(path.read_text())
-    for content in ("{", "[]", json.dumps({**fields, "context": {"max_rounds": 0}}), json.dumps({"prompt": "x"})):
+    model = fields["models"]["mllm"]
+    bad_models = [{}, {"mllm": model}, {"generator": model}, *({"generator": model, "mllm": m} for m in (None, {}, 5))]
+    bad_models += [{"generator": model, "mllm": {**model, "fingerprint": odd}} for odd in (None, True, 5, {"a": 1})]
+    bad_fields = [{"context": {"max_rounds": 0}}, *({"models": models} for models in bad_models)]
+    for content in ("{", "[]", json.dumps({"prompt": "x"}), *(json.dumps({**fields, **bad}) for bad in bad_fields)):
         path.write_text(content)
         with pytest.raises(InputError, match=r"two-cats-1a2b3c.json is damaged") as caught:
             load_thread("two-cats-1a2b3c")
