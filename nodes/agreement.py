@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gems.languages import UNKNOWN, Words
-from gems.nodes.mapping_checks import is_free_of, quotation_in, same_language, unmatched
+from gems.nodes.mapping_checks import is_free_of, locate, misplaced, quotation_in, same_language, unmatched
 from gems.nodes.prompt_checks import Part, carried_by
 from gems.nodes.question_checks import Mapped, content_of, uncovered
 from gems.reading import Reading, read
@@ -23,7 +23,7 @@ __all__ = ["forgotten", "is_invented", "left_out"]
 # --- invented -------------------------------------------------------------------------------------------------------
 
 
-def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str) -> bool:
+def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Sequence[Part] = ()) -> bool:
     """Whether a question asks for something of which neither the prompt nor the draft nor another question speaks.
 
     A question may say in its own words what the draft says in others. So it is only doubted if the other questions
@@ -33,13 +33,17 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str) -> bool:
         q: The question.
         questions: The other questions about the same prompt.
         draft: The prompt for the image model.
+        parts: What became of the prompt in the draft, as the chat model says that wrote it.
     """
     asks, wish, text = q.asks, read(q.prompt), read(draft)
     if not all(_is_quoted_in(t, wish.text) or _is_quoted_in(t, text.text) for t in asks.quotations):
         return True
     mapped = frozenset[int]().union(*(other.places for other in questions))
-    if not _claim(q, wish) <= mapped or _is_denial(asks):
+    if not _claim(q, wish, _asides(wish, parts)) <= mapped or _is_denial(asks):
         return False
+    is_backed = (asks.values - {1}) & wish.values or asks.colours() & wish.colours()
+    if misplaced(text, asks) and not is_backed:
+        return True
     witnesses = [r for r in (wish, text) if same_language(asks, r)]
     witnesses += [other.asks for other in questions if other.asks.text != asks.text]
     if asks.values - {1} - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
@@ -60,9 +64,14 @@ def _is_quoted_in(quotation: str, text: str) -> bool:
     return bool(re.search(rf"\b{re.escape(quotation)}\b", text))
 
 
-def _claim(q: Mapped, wish: Reading) -> frozenset[int]:
+def _asides(wish: Reading, parts: Sequence[Part]) -> frozenset[int]:
+    """What is said to the chat model and not of the image, by the form of the words or by the chat model's account."""
+    return wish.asides.union(*(locate(wish, part.words) for part in parts if not part.phrase))
+
+
+def _claim(q: Mapped, wish: Reading, asides: frozenset[int]) -> frozenset[int]:
     """The words of the prompt that a question stands for, without those that only join others or are no part of it."""
-    places = q.places - wish.asides
+    places = q.places - asides
     content = places.intersection(wish.content)
     return content if content and wish.language is not UNKNOWN else places
 
@@ -130,9 +139,11 @@ def _is_about_one_thing(wish: Reading, places: frozenset[int]) -> bool:
 
 
 def _has_other_number(asks: Reading, text: Reading) -> bool:
-    """Whether a question counts, and the draft has nowhere that number."""
+    """Whether a question counts, and the draft has another number of the thing, or nowhere that number."""
     values = {n.value for n in asks.numbers if n.value > 1 and not n.is_measure}
-    return bool(values) and "exactly" in asks.words and not values & (text.values | _sums(text))
+    if not values or "exactly" not in asks.words:
+        return False
+    return bool(misplaced(asks, text)) or not values & (text.values | _sums(text))
 
 
 _NEAR: Final = 8
@@ -147,9 +158,9 @@ def _sums(text: Reading) -> set[int]:
 
 
 def _has_other_colour(asks: Reading, wish: Reading, places: frozenset[int], text: Reading) -> bool:
-    """Whether a question is about a colour that the prompt names, and the draft has nowhere that colour."""
+    """Whether a question is about a colour, and the draft gives the thing another one, or nowhere has that colour."""
     colours = asks.colours(shades=False) & wish.colours(places)
-    return bool(colours) and not colours & text.colours()
+    return bool((colours and not colours & text.colours()) or (not asks.numbers and misplaced(asks, text)))
 
 
 # --- left out -------------------------------------------------------------------------------------------------------

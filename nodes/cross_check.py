@@ -10,13 +10,14 @@ from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Requirement, Usage
+from gems.models.generators import guide_of
 from gems.nodes.agreement import forgotten, is_invented, left_out
 from gems.nodes.ask import ask
 from gems.nodes.decomposer import AddedRequirements, answer_of, decomposition, mapped, numbered, requirements_of
 from gems.nodes.meter import Meter, metered
 from gems.nodes.planner import planning_task
-from gems.nodes.prompt_checks import Part, Plan, form_for, in_front, lost_words, unreadable
-from gems.nodes.question_checks import is_mapped, stands_for
+from gems.nodes.prompt_checks import Part, Plan, form_for, in_front, lost_words, unreadable, without_prompt
+from gems.nodes.question_checks import Mapped, is_mapped, stands_for
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import describe, is_backend_failure
 
@@ -87,7 +88,7 @@ def _agreed_requirements(
     prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
     by_question = {mapped(prompt, requirement): requirement for requirement in state["requirements"]}
     questions = list(by_question)
-    sound = [q for q in questions if not is_invented(q, [other for other in questions if other is not q], draft)]
+    sound = [q for q in questions if not is_invented(q, [other for other in questions if other is not q], draft, parts)]
     sound = sound or questions
     requirements = numbered([by_question[q] for q in sound])
     missing = left_out(prompt, draft, parts, sound) if is_mapped(questions) else []
@@ -101,7 +102,7 @@ def _agreed_requirements(
         return [
             added
             for added in requirements_of(prompt, answer)
-            if stands_for(missing, q := mapped(prompt, added)) and not is_invented(q, sound, draft)
+            if stands_for(missing, q := mapped(prompt, added)) and not is_invented(q, sound, draft, parts)
         ]
 
     additions = repairs.make("decomposer", ask_for_more, list[Requirement]())
@@ -115,27 +116,33 @@ def _agreed_draft(
     requirements: Sequence[Requirement],
     repairs: _Repairs,
 ) -> str:
-    """The draft, written again if it says nothing of a requirement; if that fails, with the prompt in front of it."""
+    """The draft, written again if it has lost something; if that does not help, with the prompt in front of it."""
     prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
-    questions = [mapped(prompt, requirement) for requirement in requirements]
-    losses = forgotten(prompt, draft, parts, questions) if draft != prompt else []
-    if not losses:
+    if draft == prompt:
         return draft
-    generator = resources.generator(context)
+    questions = [mapped(prompt, requirement) for requirement in requirements]
+    generator, losses = resources.generator(context), _losses(prompt, draft, parts, questions)
 
     def write_again(meter: Meter) -> tuple[str, list[Part]]:
-        request = HumanMessage(FORGOTTEN.format(questions="\n".join(f"- {q.question}" for q in losses)))
-        conversation = [*planning_task(state, generator), AIMessage(draft), request]
+        conversation = [*planning_task(state, generator), AIMessage(draft), HumanMessage(LOST.format(losses=losses))]
         model = resources.chat(context, "planner")
         plan = ask(meter, model, form_for(Plan, prompt), conversation, blind=True).form
         return " ".join(plan.prompt.split()), plan.parts
 
-    other, other_parts = repairs.make("planner", write_again, (draft, parts))
-    still_lost = forgotten(prompt, other, other_parts, questions)
-    is_better = len(still_lost) < len(losses) and not unreadable(other, generator)
-    if is_better and len(lost_words(prompt, other, other_parts)) <= len(lost_words(prompt, draft, parts)):
-        draft, losses = other, still_lost
+    if losses:
+        other, other_parts = repairs.make("planner", write_again, (draft, parts))
+        still_lost = _losses(prompt, other, other_parts, questions)
+        if still_lost.count("\n") < losses.count("\n") and not unreadable(other, generator):
+            draft, parts, losses = other, other_parts, still_lost
+    if guide_of(generator):
+        draft = without_prompt(prompt, draft, parts)
     return in_front(prompt, draft, generator) if losses else draft
+
+
+def _losses(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> str:
+    """What a draft has lost, in words for a chat model, a line for each thing; empty if nothing."""
+    lines = [*lost_words(prompt, draft, parts), *(q.question for q in forgotten(prompt, draft, parts, questions))]
+    return "".join(f"- {line}\n" for line in lines)
 
 
 def _parts(state: GemsState) -> list[Part]:
@@ -143,7 +150,7 @@ def _parts(state: GemsState) -> list[Part]:
 
 
 MISSING: Final = "No question stands for: {words}. Add those that are missing, and hand in nothing else."
-FORGOTTEN: Final = """\
-The prompt says nothing of what these questions ask:
-{questions}
-Write it again, so that the answer to each is yes. If it says so in other words, name those in parts."""
+LOST: Final = """\
+The prompt has lost these words of the wish, or says nothing of what these questions ask:
+{losses}
+Write it again, with all of that. If it says so in other words, name those in parts."""

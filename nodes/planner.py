@@ -79,15 +79,9 @@ def make_planner(resources: Resources) -> Node:
                 update = GemsState(planning=[answer] if planning else [*task, answer])
                 plan = _final_plan(answer)
             if plan is not None:
+                # What the draft may have lost is seen when it is compared with the requirements.
                 drawable, parts = drawable_prompt(
-                    meter,
-                    model,
-                    task,
-                    plan.prompt,
-                    plan.parts,
-                    prompt=prompt,
-                    generator=generator,
-                    room=_ROOM_FOR_A_REPAIR,
+                    meter, model, task, plan.prompt, plan.parts, generator=generator, room=_ROOM_FOR_A_REPAIR
                 )
                 update |= _hand_in(drawable or prompt, runtime, parts if drawable else ())
             return update | GemsState(offered=offered, usage=meter.usage)

@@ -47,6 +47,7 @@ __all__ = [
     "lost_words",
     "unreadable",
     "with_prompt",
+    "without_prompt",
 ]
 
 
@@ -145,7 +146,7 @@ def drawable_prompt(
     draft: str,
     parts: Sequence[Part] = (),
     *,
-    prompt: str,
+    prompt: str = "",
     generator: ImageGenerator,
     room: int = 1,
 ) -> tuple[str, Sequence[Part]]:
@@ -170,13 +171,13 @@ def drawable_prompt(
         request = fault or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(request)]
         with contextlib.suppress(MalformedAnswerError):
-            plan = ask(meter, model, form_for(Plan, prompt), repair, blind=True).form
+            plan = ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
             if fault or len(still_missing) < len(losses):
                 draft, parts, losses = other, plan.parts, still_missing
     if guide_of(generator):
-        draft = _without_prompt(prompt, draft, parts)
+        draft = without_prompt(prompt, draft, parts)
     draft = with_prompt(prompt, draft, generator, parts)
     return ("" if objection_to(generator, draft) else draft), parts
 
@@ -189,7 +190,7 @@ def unreadable(draft: str, generator: ImageGenerator) -> str:
     return f"{excess}. Write the prompt again." if excess else ""
 
 
-def _without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
+def without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
     """The draft without the prompt in front of it, if the remainder says it all: else things would be drawn twice."""
     remainder = draft.removeprefix(prompt.rstrip(" .")).lstrip(" .,:;")
     return draft if remainder == draft or not remainder or lost_words(prompt, remainder, parts) else remainder
