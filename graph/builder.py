@@ -32,6 +32,7 @@ from gems.graph.state import GemsInput, GemsOutput, GemsState, check_schema
 from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
+from gems.nodes.cross_check import make_cross_check
 from gems.nodes.decomposer import make_decomposer, without_requirements
 from gems.nodes.generator import make_editor, make_generator, without_image
 from gems.nodes.intake import make_intake
@@ -52,6 +53,7 @@ PURPOSES: Final = {
     "planner": "Reads the skills that fit, and writes the first draft.",
     "skills": "Gives the planner the texts of the skills that it calls.",
     "decomposer": "Turns the prompt into yes/no requirements.",
+    "cross_check": "Compares the draft with the requirements, and has each mended by the other.",
     "generator": "Draws the round's images from noise.",
     "editor": "Changes what is wrong in the best image.",
     "verifier": "Looks at each image and answers every requirement.",
@@ -159,8 +161,8 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
         metadata = {"description": PURPOSES[name]}
         graph.add_node(name, _reading(node), defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
 
-    def add(name: str, node: Node) -> None:
-        graph.add_node(name, _reading(node), metadata={"description": PURPOSES[name]})
+    def add(name: str, node: Node, *, defer: bool = False) -> None:
+        graph.add_node(name, _reading(node), defer=defer, metadata={"description": PURPOSES[name]})
 
     add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
@@ -168,8 +170,9 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add("skills", make_skills(resources))
     add_with_handler("decomposer", make_decomposer(resources), without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
+    add("cross_check", make_cross_check(resources), defer=True)
+    # Deferred as well: LangGraph plays a graph through to draw it, and would draw arrows that do not exist.
     add_with_handler("generator", make_generator(resources), without_image, defer=True)
-    # Deferred like the generator: LangGraph plays a graph through to draw it, and would draw arrows that do not exist.
     add_with_handler("editor", make_editor(resources), without_image, defer=True)
     add_with_handler("verifier", make_verifier(resources), without_verdicts)
     add("review", make_review(resources))
@@ -194,7 +197,8 @@ def _add_edges(graph: _Graph) -> None:
     graph.add_edge("retrieve_memory", "planner")
     graph.add_conditional_edges("planner", after_planner)
     graph.add_edge("skills", "planner")
-    graph.add_edge("decomposer", "generator")
+    graph.add_edge("decomposer", "cross_check")
+    graph.add_edge("cross_check", "generator")
     graph.add_conditional_edges("generator", after_generator)
     graph.add_conditional_edges("verifier", after_verifier)
     graph.add_conditional_edges("review", after_review)

@@ -55,11 +55,11 @@ def after_intake(state: GemsState) -> Sequence[Literal["retrieve_memory", "decom
     return ["store_memory"] if state.get("outcome") else ["retrieve_memory", "decomposer"]
 
 
-def after_planner(state: GemsState) -> Literal["skills", "generator"]:
-    """To the skills while the planner calls them; to the generator once there is a draft."""
+def after_planner(state: GemsState) -> Literal["skills", "cross_check"]:
+    """To the skills while the planner calls them; to the comparison with the requirements once there is a draft."""
     planning = state.get("planning") or []
     last = planning[-1] if planning else None
-    return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "generator"
+    return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "cross_check"
 
 
 def after_generator(state: GemsState) -> Literal["verifier", "refiner", "store_memory"]:

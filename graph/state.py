@@ -472,6 +472,8 @@ class GemsState(GemsOutput, total=False):
     """Names of the skills that the planner used, in order."""
     draft: str
     """The generation prompt for the next image."""
+    parts: list[tuple[str, str]]
+    """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft."""
     refused: list[str]
     """Drafts that the image model's provider refused to draw, in order."""
     strategy: Strategy

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, get_args
 
-from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
-from gems.errors import MalformedAnswerError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
 from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of
 from gems.nodes.ask import ask
-from gems.nodes.meter import Meter, metered
-from gems.nodes.question_checks import Mapped, is_mapped, missing_parts, says_optional, sound_questions, stands_for
+from gems.nodes.meter import metered
+from gems.nodes.question_checks import Mapped, is_contradicted, says_optional
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
-__all__ = ["MAX_REQUIREMENTS", "Requirements", "make_decomposer", "without_requirements"]
+__all__ = [
+    "MAX_REQUIREMENTS",
+    "AddedRequirements",
+    "Requirements",
+    "answer_of",
+    "decomposition",
+    "make_decomposer",
+    "mapped",
+    "numbered",
+    "requirements_of",
+    "without_requirements",
+]
 
 MAX_REQUIREMENTS: Final = 40
 
@@ -148,56 +156,58 @@ def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        context = resources.context(runtime)
-        messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", state["prompt"]))]
+        context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "decomposer", context) as meter:
-            requirements = _requirements(meter, resources.chat(context, "decomposer"), messages, state["prompt"])
+            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, decomposition(prompt)).form
+        requirements = numbered(requirements_of(prompt, answer))
         runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})
         return GemsState(requirements=requirements, usage=meter.usage)
 
     return decomposer
 
 
-_ROOM_FOR_A_REPAIR: Final = 3
-"""Chat calls that must be left: this one, and two of the planner, which runs at the same time."""
+def decomposition(prompt: str) -> list[BaseMessage]:
+    """The task of breaking down a prompt, as messages for a chat model."""
+    return [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", prompt))]
 
 
-def _requirements(
-    meter: Meter, model: BaseChatModel, messages: Sequence[BaseMessage], prompt: str
-) -> list[Requirement]:
-    """The sound questions. A chat model that left something out is asked for it once."""
-    answer = ask(meter, model, Requirements, messages).form
-    questions = _by_mapping(prompt, answer)
-    sound = sound_questions(list(questions))
-    missing = missing_parts(prompt, sound) if is_mapped(list(questions)) else []
-    if missing and not meter.exhausted(chat_calls=_ROOM_FOR_A_REPAIR):
-        repair = HumanMessage(MISSING.format(words=", ".join(missing)))
-        conversation = [*messages, AIMessage(answer.model_dump_json(exclude_defaults=True)), repair]
-        with contextlib.suppress(MalformedAnswerError):
-            more = _by_mapping(prompt, ask(meter, model, AddedRequirements, conversation).form)
-            questions |= {q: item for q, item in more.items() if q not in questions}
-            sound += [q for q in sound_questions(list(more)) if q not in sound and stands_for(missing, q)]
-    unique = {" ".join(q.question.split()): (q, questions[q]) for q in reversed(sound or list(questions))}
-    return [
-        _requirement(i, prompt, question, *pair)
-        for i, (question, pair) in enumerate(list(reversed(unique.items()))[:MAX_REQUIREMENTS], start=1)
-    ]
+def requirements_of(prompt: str, answer: Requirements) -> list[Requirement]:
+    """The questions of an answer, each once, without those that contradict the prompt, if others are left."""
+    items = {" ".join(item.question.split()): item for item in answer.requirements}
+    requirements = [_requirement(prompt, question, item) for question, item in items.items()]
+    sound = [requirement for requirement in requirements if not is_contradicted(mapped(prompt, requirement))]
+    return (sound or requirements)[:MAX_REQUIREMENTS]
 
 
-def _by_mapping(prompt: str, answer: Requirements) -> dict[Mapped, AtomicQuestion]:
-    return {Mapped(prompt, r.question, r.words): r for r in answer.requirements}
-
-
-def _requirement(number: int, prompt: str, question: str, mapped: Mapped, item: AtomicQuestion) -> Requirement:
+def _requirement(prompt: str, question: str, item: AtomicQuestion) -> Requirement:
     is_optional = not item.must and says_optional(prompt)
+    words = " ".join(item.words.split())
     return Requirement(
-        id=f"r{number}",
+        id="r",
         question=question,
         kind=item.kind,
-        words=" ".join(item.words.split()) if mapped.places else "",
+        words=words if Mapped(prompt, question, words).places else "",
         weight=_WEIGHT_OF_A_WISH if is_optional else 1.0,
         must=not is_optional,
     )
+
+
+def mapped(prompt: str, requirement: Requirement) -> Mapped:
+    """A requirement's question, beside the words of the prompt that it stands for."""
+    return Mapped(prompt, requirement.question, requirement.words)
+
+
+def numbered(requirements: Sequence[Requirement]) -> list[Requirement]:
+    """The requirements with ids in their order: r1, r2, ...; each question once."""
+    unique = {requirement.question: requirement for requirement in reversed(requirements)}
+    in_order = list(reversed(unique.values()))[:MAX_REQUIREMENTS]
+    return [requirement.model_copy(update={"id": f"r{i}"}) for i, requirement in enumerate(in_order, start=1)]
+
+
+def answer_of(requirements: Sequence[Requirement]) -> str:
+    """The requirements as a chat model would hand them in."""
+    items = [AtomicQuestion(question=r.question, kind=r.kind, words=r.words, must=r.must) for r in requirements]
+    return Requirements(requirements=items).model_dump_json(exclude_defaults=True)
 
 
 _WEIGHT_OF_A_WISH: Final = 0.5
@@ -206,7 +216,7 @@ _WEIGHT_OF_A_WISH: Final = 0.5
 
 def without_requirements(state: GemsState, error: NodeError) -> Goto:
     """End the run before it draws: without requirements, nothing can be checked."""
-    return report_failure(state, error, "generator", outcome="failed")
+    return report_failure(state, error, "cross_check", outcome="failed")
 
 
 DECOMPOSER = """\
@@ -221,8 +231,6 @@ the order of the text:
 Then style and other for all else. Copy into words the words of the text that the question stands for, in the text's \
 language. What must not be there is asked so that "yes" means that it is absent. If the text names a thing by what is \
 known of it, ask for the thing. Invent nothing, leave nothing out, ask nothing twice."""
-
-MISSING: Final = "No question stands for: {words}. Add those that are missing, and hand in nothing else."
 
 _EXAMPLES: Final[tuple[tuple[str, tuple[tuple[Kind, str, str], ...]], ...]] = (
     (

@@ -76,6 +76,7 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         requirements=[],
         checks=[],
         draft="",
+        parts=[],
         refused=[],
         strategy="plan",
         in_review=False,

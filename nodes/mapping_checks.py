@@ -125,7 +125,7 @@ VAGUE: Final = Words(
     "grupo несколько много "
     "группа vari diversi molti gruppo vários várias muitos कई कुछ عدة بعض كثير 여러 몇 几 幾 些 许 許 多 "
     "群 数 複 team band class pile "
-    "at least"
+    "at least each every per both"
 )
 """Words after which any number is right."""
 
@@ -137,7 +137,7 @@ def contradicts(words: Reading, text: Reading) -> bool:
 
 def _other_numbers(words: Reading, text: Reading) -> bool:
     required = {n.value for n in words.numbers}
-    stated = {n.value for n in text.numbers if n.value > 1}
+    stated = {n.value for n in text.numbers if n.value > 1 and text.words[n.position] != "both"}
     if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
         return False
     sums = {sum(n.value for n in text.numbers), max(stated) * min(stated)}
@@ -146,9 +146,9 @@ def _other_numbers(words: Reading, text: Reading) -> bool:
 
 def _other_colours(words: Reading, text: Reading) -> bool:
     negated = {i for group in words.negated for i in group}
-    required = words.colours([i for i in range(len(words.tokens)) if i not in negated], shades=False)
-    stated = text.colours()
-    return bool(required and stated and not required & stated)
+    affirmed = [i for i in range(len(words.tokens)) if i not in negated]
+    required, stated = words.colours(affirmed, shades=False), text.colours(shades=False)
+    return bool(required and stated and not required & text.colours() and not stated & words.colours(affirmed))
 
 
 _EMPTY: Final = Words(
@@ -160,7 +160,7 @@ _EMPTY: Final = Words(
     "unmarked unbranded wordless textless cloudless leafless treeless sleeveless beardless strapless "
     "faceless shirtless "
     "hatless shoeless barefoot nude removed omitted avoid* exclud* omit* except smooth entirely "
-    "undecorated unlit dry "
+    "undecorated unlit dry hidden cropped out "
     "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
 )
 """English words with which a text says that something is absent."""
@@ -193,9 +193,7 @@ def _opposite(words: Reading, text: Reading) -> bool:
     if text.language.name == "en" and is_free_of(text):
         return False
     if same_language(words, text):
-        heads = [words.words[group[-1]] for group in words.negated]
-        is_full = "?" not in text.text and bool(_FULL_OF.search(text.text))
-        return is_full or any(text.has(head) for head in heads)
+        return any(not unmatched(words, group, text) for group in words.negated)
     return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
 
 
@@ -266,8 +264,12 @@ def _differs(prompt: Reading, index: int, value: int | None, text: Reading, plac
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:
-    """Whether a word ends the description of what follows: a preposition or an article begins another one."""
-    return fold(text.words[index]) in _BREAKS
+    """Whether a word ends the description of what follows: a preposition or an article begins another one.
+
+    In "blue and white", the "and" does not.
+    """
+    is_between_colours = bool(text.colours([index - 1]) and index + 1 < len(text.words) and text.colours([index + 1]))
+    return fold(text.words[index]) in _BREAKS and not is_between_colours
 
 
 _BREAKS: Final = Words("and or with on in at by of under over behind beside near a an the to from is are next")

@@ -40,10 +40,14 @@ __all__ = [
     "Part",
     "Parts",
     "Plan",
+    "carried_by",
     "drawable_prompt",
     "form_for",
+    "in_front",
     "lost_words",
+    "unreadable",
     "with_prompt",
+    "without_prompt",
 ]
 
 
@@ -61,21 +65,29 @@ _LONGEST_DRAFT: Final = 4000
 _LONG: Final[JsonDict] = {"maxLength": _LONGEST_DRAFT}
 _SHORT_PROMPT: Final = 500
 """Characters of a user's prompt up to which a draft of ``SHORT`` length has room for all of it."""
-_MOST_PARTS: Final = 40
-PART_LIMIT: Final[JsonDict] = {"maxItems": 20}
+_MOST_PARTS: Final = 60
+PART_LIMIT: Final[JsonDict] = {"maxItems": 40}
 """Parts that a server with enforced schemas allows."""
 
 
 class Part(Item):
-    """Words of the wish that the prompt says in other words."""
+    """A piece of the wish, and what became of it in the prompt."""
 
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "words": ("wish", "source", "original"),
         "phrase": ("as", "prompt", "prompt_words", "target"),
     }
 
-    words: Note = Field(default="", json_schema_extra={"maxLength": 200}, description="The wish's words, copied.")
-    phrase: Note = Field(default="", json_schema_extra={"maxLength": 200}, description="The prompt's words for them.")
+    words: Note = Field(
+        default="",
+        json_schema_extra={"maxLength": 200},
+        description="A few words of the wish, copied: one thing and what is said of it.",
+    )
+    phrase: Note = Field(
+        default="",
+        json_schema_extra={"maxLength": 200},
+        description="The prompt's words that say it, copied; empty for what is said to you and not of the image.",
+    )
 
     @classmethod
     def from_pair(cls, key: str, value: Any) -> Any:
@@ -92,8 +104,10 @@ def _readable(raw: Any, handler: ValidatorFunctionWrapHandler) -> Any:
 
 
 Parts = Annotated[list[Part], items_of(Part, _MOST_PARTS), WrapValidator(_readable)]
-"""What a draft says in other words than the user."""
-PARTS: Final = "Only words of the wish that the prompt says in other words or in another language."
+"""What became of each piece of the wish."""
+PARTS: Final = (
+    "The whole wish, piece by piece from its first word to its last, and for each the prompt's words that say it."
+)
 
 
 class Plan(Form):
@@ -132,11 +146,11 @@ def drawable_prompt(
     draft: str,
     parts: Sequence[Part] = (),
     *,
-    prompt: str,
+    prompt: str = "",
     generator: ImageGenerator,
     room: int = 1,
-) -> str:
-    """A draft that keeps the prompt and that the image model can read; empty if the chat model cannot write one.
+) -> tuple[str, Sequence[Part]]:
+    """A draft that keeps the prompt and that the image model can read, and its parts; empty if there is none.
 
     The chat model is told once what is wrong with its draft. If words of the prompt are still lost, the prompt is put
     in front of the draft.
@@ -152,23 +166,23 @@ def drawable_prompt(
         room: Chat calls for which the budget must have room before the chat model is asked again.
     """
     draft = " ".join(draft.split())
-    unreadable, losses = _unreadable(draft, generator), lost_words(prompt, draft, parts)
-    if (unreadable or losses) and not meter.exhausted(chat_calls=room):
-        fault = unreadable or WORDS_LOST.format(words=", ".join(losses))
-        repair = [*conversation, AIMessage(draft), HumanMessage(fault)]
+    fault, losses = unreadable(draft, generator), lost_words(prompt, draft, parts)
+    if (fault or losses) and not meter.exhausted(chat_calls=room):
+        request = fault or WORDS_LOST.format(words=", ".join(losses))
+        repair = [*conversation, AIMessage(draft), HumanMessage(request)]
         with contextlib.suppress(MalformedAnswerError):
-            plan = ask(meter, model, form_for(Plan, prompt), repair, blind=True).form
+            plan = ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
-            if unreadable or len(still_missing) < len(losses):
+            if fault or len(still_missing) < len(losses):
                 draft, parts, losses = other, plan.parts, still_missing
     if guide_of(generator):
-        draft = _without_prompt(prompt, draft, parts)
+        draft = without_prompt(prompt, draft, parts)
     draft = with_prompt(prompt, draft, generator, parts)
-    return "" if objection_to(generator, draft) else draft
+    return ("" if objection_to(generator, draft) else draft), parts
 
 
-def _unreadable(draft: str, generator: ImageGenerator) -> str:
+def unreadable(draft: str, generator: ImageGenerator) -> str:
     """What the image model cannot read of a draft, and what to do, in words for a chat model; empty if it reads all."""
     if objection := objection_to(generator, draft):
         return f"{objection}. Write the prompt again, without them."
@@ -176,7 +190,7 @@ def _unreadable(draft: str, generator: ImageGenerator) -> str:
     return f"{excess}. Write the prompt again." if excess else ""
 
 
-def _without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
+def without_prompt(prompt: str, draft: str, parts: Sequence[Part]) -> str:
     """The draft without the prompt in front of it, if the remainder says it all: else things would be drawn twice."""
     remainder = draft.removeprefix(prompt.rstrip(" .")).lstrip(" .,:;")
     return draft if remainder == draft or not remainder or lost_words(prompt, remainder, parts) else remainder
@@ -188,11 +202,15 @@ def with_prompt(prompt: str, draft: str, generator: ImageGenerator, parts: Seque
     The user's own words bring back what a weak model forgets, unless the image model cannot read them or reads
     no further. A draft in another language was written in the one that the image model reads.
     """
-    if not same_language(read(prompt), read(draft)) or not lost_words(prompt, draft, parts):
-        return draft
+    return in_front(prompt, draft, generator) if lost_words(prompt, draft, parts) else draft
+
+
+def in_front(prompt: str, draft: str, generator: ImageGenerator) -> str:
+    """The draft with the prompt in front of it, if the image model reads both, and in the same language."""
     whole = f"{prompt.rstrip(' .')}: {draft}"
     is_read = not objection_to(generator, whole) and not excess_of(generator, whole)
-    return whole if is_read and len(whole) <= _LONGEST_DRAFT else draft
+    is_one_language = same_language(read(prompt), read(draft))
+    return whole if is_read and is_one_language and len(whole) <= _LONGEST_DRAFT else draft
 
 
 WORDS_LOST: Final = (
@@ -211,12 +229,29 @@ def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]
     """
     wish, text = read(prompt), read(draft)
     quotations = [f'"{q}"' for q in wish.quotations if not quotation_in(q, text.text)]
-    carriers = [(places, part) for part in parts if (places := _carried(wish, text, part))]
+    carriers = carried_by(wish, text, parts)
     carried = frozenset[int]().union(*(places for places, _ in carriers))
-    losses = {*_lost_numbers(wish, text, carried), *misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
-    losses |= set(_lost_content(wish, text, carriers, carried))
+    losses = {*misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
     losses |= {i for part in parts for i in _belied(wish, text, part) if i not in carried}
+    if not _is_account(wish, text, carried):
+        losses |= {*_lost_numbers(wish, text, carried), *_lost_content(wish, text, carriers, carried)}
     return [*quotations, *wish.spell(losses)]
+
+
+def _is_account(wish: Reading, text: Reading, carried: frozenset[int]) -> bool:
+    """Whether the parts account for most of the prompt, or of what the draft does not say in its words.
+
+    What such an account says nothing of is mostly said to the chat model, or said in passing. Whether a thing was
+    forgotten shows when the draft is compared with the requirements.
+    """
+    in_other_words = unmatched(wish, wish.content, text) if same_language(wish, text) else wish.content
+    accounted = [sum(i in carried for i in indexes) * 2 >= len(indexes) for indexes in (wish.content, in_other_words)]
+    return bool(carried) and any(accounted)
+
+
+def carried_by(wish: Reading, text: Reading, parts: Sequence[Part]) -> list[tuple[frozenset[int], Part]]:
+    """The parts that are true, each with the indexes of the prompt's words that the draft carries by it."""
+    return [(places, part) for part in parts if (places := _carried(wish, text, part))]
 
 
 def _belied(wish: Reading, text: Reading, part: Part) -> list[int]:
@@ -271,7 +306,7 @@ def _stands_in(phrase: Reading, text: Reading) -> bool:
 
 
 def _lost_numbers(wish: Reading, text: Reading, carried: Collection[int]) -> list[int]:
-    counts = [n for n in wish.numbers if n.value > 1 and not n.is_measure]
+    counts = [n for n in wish.numbers if n.value > 1 and not n.is_measure and n.position not in wish.asides]
     return [n.position for n in counts if n.position not in carried and not _has_value(text, n.value)]
 
 

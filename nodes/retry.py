@@ -14,9 +14,9 @@ from gems.models.failures import is_passing, status_of
 from gems.nodes.meter import settle
 from gems.secrets import one_line
 
-__all__ = ["RETRY", "Goto", "is_backend_failure", "report_failure", "retry_on", "work_without"]
+__all__ = ["RETRY", "Goto", "describe", "is_backend_failure", "report_failure", "retry_on", "work_without"]
 
-Goto: TypeAlias = Command[Literal["planner", "generator", "store_memory", "__end__"]]
+Goto: TypeAlias = Command[Literal["planner", "cross_check", "generator", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
 
 

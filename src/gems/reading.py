@@ -82,17 +82,17 @@ class Reading:
     @cached_property
     def content(self) -> list[int]:
         """Indexes of the words that ask for something: no function words, numbers or negations, nothing quoted."""
-        skipped = {number.position for number in self.numbers} | self._asides
+        skipped = {number.position for number in self.numbers} | self.asides
         return [i for i in range(len(self.tokens)) if i not in skipped and self._is_content(i)]
 
     @cached_property
-    def _asides(self) -> set[int]:
+    def asides(self) -> frozenset[int]:
         """Indexes of what a text says about its writer, and of what the image is for."""
         by_clause: dict[int, list[int]] = {}
         for i, token in enumerate(self.tokens):
             by_clause.setdefault(token.clause, []).append(i)
         find = _aside if self.language.name == "en" else _purpose
-        return {i for clause in by_clause.values() for i in find(self, clause)}
+        return frozenset(i for clause in by_clause.values() for i in find(self, clause))
 
     def _is_content(self, index: int) -> bool:
         token, language = self.tokens[index], self.language
@@ -178,7 +178,7 @@ _SHORTEST: Final = {"en": 2, "ar": 2, "hi": 2, "ko": 1, "zh": 1, "ja": 1, "xx": 
 _HIRAGANA: Final = re.compile("[\u3040-\u309f\u30fc]")
 _NO_COLOURS: Final = re.compile(
     "白天|白昼|黄昏|黑夜|黑暗|空白|青[年春蛙]|粉[丝末]|黑板|黄河|红绿灯|白领|茶(?!色)|桃(?!色)|橙(?!色)|"
-    "橘(?!色)|紫禁城|面白|灰皿|赤ちゃん"
+    "橘(?![色猫])|紫禁城|面白|灰皿|赤ちゃん"
 )
 _JOINING: Final = Words("or and nor oder und noch ou et ni o y e и или ни و أو और या")
 _ENDING: Final = Words(

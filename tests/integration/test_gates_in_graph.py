@@ -90,9 +90,9 @@ QUESTIONS = [
 @pytest.mark.parametrize(
     ("prompt", "named"),
     [
-        ("three black cats on a red sofa in an empty room", "zwei"),
-        ("two white cats on a red sofa in an empty room", "schwarze"),
-        ("two black cats in an empty room", "roten Sofa"),
+        ("three black cats on a red sofa in an empty room", "exactly two"),
+        ("two white cats on a red sofa in an empty room", "black"),
+        ("two black cats in an empty room", "Is the sofa red"),
         ("two black cats on a red sofa with people all around", "Menschen"),
     ],
 )

@@ -15,7 +15,8 @@ from gems.graph.state import Budget, Usage
 from gems.models.structured import read_form
 from gems.nodes.meter import Meter
 from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for, lost_words, with_prompt
-from gems.nodes.question_checks import is_grounded
+from gems.nodes.agreement import is_invented
+from gems.nodes.question_checks import Mapped, is_contradicted
 from gems.nodes.refiner import Refinement, RefinementWithoutEdit
 
 PROMPT = "two red cars behind a dog"
@@ -153,7 +154,7 @@ def test_a_prompt_is_not_put_in_front_if_the_draft_would_not_be_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "grounded"),
+    ("question", "is_about"),
     [
         ("Are there any dogs in the image?", True),
         ("Are there exactly two cars?", True),
@@ -164,15 +165,17 @@ def test_a_prompt_is_not_put_in_front_if_the_draft_would_not_be_read() -> None:
         ("Is it there?", True),
     ],
 )
-def test_questions_about_things_outside_the_prompt_are_not_grounded(question: str, grounded: bool) -> None:
-    assert is_grounded(question, PROMPT) is grounded
+def test_a_question_without_words_is_about_the_prompt_if_it_has_its_words(question: str, is_about: bool) -> None:
+    """A weak model names no words, and asks about what is in its example."""
+    q = Mapped(PROMPT, question)
+    assert not (is_contradicted(q) or is_invented(q, [Mapped(PROMPT, "Are there cars?")], PROMPT)) is is_about
 
 
 def drawable(prompt: str, rewritten: str, generator: PaintGenerator, **budget: Any) -> tuple[str, ScriptedChatModel]:
     model = ScriptedChatModel(script=lambda schema, messages, index: {"prompt": rewritten})
     meter = Meter(Usage(chat_calls=1), GemsContext(budget=Budget(**budget)))
     messages = [SystemMessage("Write."), HumanMessage("a prompt")]
-    return drawable_prompt(meter, model, messages, prompt, prompt=PROMPT, generator=generator), model
+    return drawable_prompt(meter, model, messages, prompt, prompt=PROMPT, generator=generator)[0], model
 
 
 GOOD_DRAFT = "two red cars, a dog"

@@ -1,0 +1,223 @@
+"""Compares a draft with the questions about its image: two accounts of one prompt, written apart from each other.
+
+What one of them says, and neither the other nor the prompt does, was invented there or forgotten here. Both are mostly
+in English, so that this works for prompts in any language.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from gems.languages import UNKNOWN, Words
+from gems.nodes.mapping_checks import is_free_of, locate, misplaced, quotation_in, same_language, unmatched
+from gems.nodes.prompt_checks import Part, carried_by
+from gems.nodes.question_checks import Mapped, content_of, uncovered
+from gems.reading import Reading, read
+
+__all__ = ["forgotten", "is_invented", "left_out"]
+
+
+# --- invented -------------------------------------------------------------------------------------------------------
+
+
+def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Sequence[Part] = ()) -> bool:
+    """Whether a question asks for something of which neither the prompt nor the draft nor another question speaks.
+
+    A question may say in its own words what the draft says in others. So it is only doubted if the other questions
+    stand for all of the prompt's words that it stands for.
+
+    Args:
+        q: The question.
+        questions: The other questions about the same prompt.
+        draft: The prompt for the image model.
+        parts: What became of the prompt in the draft, as the chat model says that wrote it.
+    """
+    asks, wish, text = q.asks, read(q.prompt), read(draft)
+    if not all(_is_quoted_in(t, wish.text) or _is_quoted_in(t, text.text) for t in asks.quotations):
+        return True
+    mapped = frozenset[int]().union(*(other.places for other in questions))
+    if not _claim(q, wish, _asides(wish, parts)) <= mapped or _is_denial(asks):
+        return False
+    is_backed = (asks.values - {1}) & wish.values or asks.colours() & wish.colours()
+    if misplaced(text, asks) and not is_backed:
+        return True
+    witnesses = [r for r in (wish, text) if same_language(asks, r)]
+    witnesses += [other.asks for other in questions if other.asks.text != asks.text]
+    if asks.values - {1} - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
+        return True
+    thing = _existing_thing(asks)
+    if thing and any(not unmatched(asks, thing[-1:], r) for r in witnesses):
+        return False  # "a lucha libre mask", where the draft has a mask
+    new, colours = content_of(asks), wish.colours() | text.colours()
+    for r in witnesses:
+        new = [i for i in unmatched(asks, new, r) if not any(_begin_alike(asks.words[i], word) for word in r.words)]
+    return any(asks.words[i] not in _COMMON and not asks.colours([i]) & colours for i in new)
+
+
+def _is_quoted_in(quotation: str, text: str) -> bool:
+    """Whether a quotation stands in a text; one or two letters, as a word."""
+    if len(quotation) > 2 or not quotation.isascii():
+        return quotation_in(quotation, text)
+    return bool(re.search(rf"\b{re.escape(quotation)}\b", text))
+
+
+def _asides(wish: Reading, parts: Sequence[Part]) -> frozenset[int]:
+    """What is said to the chat model and not of the image, by the form of the words or by the chat model's account."""
+    return wish.asides.union(*(locate(wish, part.words) for part in parts if not part.phrase))
+
+
+def _claim(q: Mapped, wish: Reading, asides: frozenset[int]) -> frozenset[int]:
+    """The words of the prompt that a question stands for, without those that only join others or are no part of it."""
+    places = q.places - asides
+    content = places.intersection(wish.content)
+    return content if content and wish.language is not UNKNOWN else places
+
+
+def _begin_alike(word: str, other: str) -> bool:
+    """Whether two words begin with the same four letters or more, such as bookshop and bookstore."""
+    shorter = min(len(word), len(other))
+    return word[:4] == other[:4] and shorter >= 4 and word[: shorter // 2] == other[: shorter // 2]
+
+
+_COMMON: Final = Words(
+    "man men woman women person people human humans boy girl child children kid kids animal animals creature bird "
+    "plant building vehicle machine clothing clothes garment food fruit fish flower flowers place room area space "
+    "surface ground floor sky head face hand hands body hair light eyes top viewer camera "
+    "wear* worn hold* held carry* carrie* surround* cover* fill* form* us* lit stand* sit sits sitting lying lie lies "
+    "laid rest* hang* float* stretch* perch* ride rides riding use* using walk* travel* face* facing fly* flying "
+    "mount* attach* hover* span* lean* situat* running run going coming move* moving measure* "
+    "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
+    "strongly different various model version"
+)
+"""Words in which a question names what the prompt names otherwise: kinds of things, sizes, and ways to be somewhere."""
+
+
+# --- forgotten ------------------------------------------------------------------------------------------------------
+
+
+def forgotten(prompt: str, draft: str, parts: Sequence[Part], questions: Iterable[Mapped]) -> list[Mapped]:
+    """The questions about things, numbers and colours of the prompt that the draft has in no form.
+
+    Args:
+        prompt: The user's prompt.
+        draft: The prompt for the image model.
+        parts: What became of the prompt in the draft, as the chat model says that wrote it.
+        questions: The questions about the image.
+    """
+    wish, text = read(prompt), read(draft)
+    carriers = [places for places, _ in carried_by(wish, text, parts)]
+    return [q for q in questions if not _is_denial(q.asks) and _is_forgotten(q, wish, text, carriers)]
+
+
+def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]) -> bool:
+    asks, own = q.asks, q.places.intersection(wish.content)
+    if _has_other_number(asks, text) or _has_other_colour(asks, wish, q.places, text):
+        return True
+    thing = _existing_thing(asks) or _held_thing(asks)
+    if not thing:
+        return False
+    if same_language(asks, text):
+        missing = unmatched(asks, thing, text)
+        if thing[-1] not in missing or len(missing) * 2 < len(thing) or asks.words[thing[-1]] in _COMMON:
+            return False
+    elif not own or not same_language(wish, text) or len(unmatched(wish, own, text)) < len(own):
+        return False
+    return not any(own and own <= places and _is_about_one_thing(wish, places) for places in carriers)
+
+
+_WORDS_OF_A_THING: Final = 4
+"""Content words up to which a part is about one thing, so that its phrase is about that thing too."""
+
+
+def _is_about_one_thing(wish: Reading, places: frozenset[int]) -> bool:
+    if not wish.language.spaced:
+        return len(places) <= 2 * _WORDS_OF_A_THING
+    return sum(i in places for i in wish.content) <= _WORDS_OF_A_THING
+
+
+def _has_other_number(asks: Reading, text: Reading) -> bool:
+    """Whether a question counts, and the draft has another number of the thing, or nowhere that number."""
+    values = {n.value for n in asks.numbers if n.value > 1 and not n.is_measure}
+    if not values or "exactly" not in asks.words:
+        return False
+    return bool(misplaced(asks, text)) or not values & (text.values | _sums(text))
+
+
+_NEAR: Final = 8
+"""Words between two numbers that may be of the same things: "a grey kitten and a pair of white ones" are three."""
+
+
+def _sums(text: Reading) -> set[int]:
+    counts = [(n.position, n.value) for n in text.numbers]
+    counts += [(i, 1) for i, word in enumerate(text.words) if word in ("a", "an", "another")]
+    neighbours = itertools.pairwise(sorted(dict(counts).items()))
+    return {value + other for (place, value), (other_place, other) in neighbours if other_place - place <= _NEAR}
+
+
+def _has_other_colour(asks: Reading, wish: Reading, places: frozenset[int], text: Reading) -> bool:
+    """Whether a question is about a colour, and the draft gives the thing another one, or nowhere has that colour."""
+    colours = asks.colours(shades=False) & wish.colours(places)
+    return bool((colours and not colours & text.colours()) or (not asks.numbers and misplaced(asks, text)))
+
+
+# --- left out -------------------------------------------------------------------------------------------------------
+
+
+def left_out(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> list[str]:
+    """Words of the prompt that the draft keeps, and that no question stands for.
+
+    Numbers, quotations and what is negated are named even if the draft does not keep them.
+    """
+    wish, text = read(prompt), read(draft)
+    quotations = [f'"{t}"' for t in wish.quotations if not any(quotation_in(t, q.asks.text) for q in questions)]
+    if wish.language is UNKNOWN:  # nothing tells which of its words only join others
+        return quotations
+    carried = frozenset[int]().union(*(places for places, _ in carried_by(wish, text, parts)))
+    mapped = frozenset[int]().union(*(q.places for q in questions))
+    strict = {n.position for n in wish.numbers} - mapped | {i for group in wish.negated for i in group}
+    missing = [i for i in uncovered(prompt, questions) if i not in wish.asides]
+    literal = set(missing) - set(unmatched(wish, missing, text)) if same_language(wish, text) else set()
+    return [*quotations, *wish.spell([i for i in missing if i in carried - mapped | literal | strict])]
+
+
+# --- English questions ----------------------------------------------------------------------------------------------
+
+
+def _is_denial(asks: Reading) -> bool:
+    """Whether a question asks for something to be absent."""
+    return asks.is_negated or is_free_of(asks)
+
+
+_EXISTENCE: Final = re.compile(r"(?:is|are) there\b", re.IGNORECASE)
+_HOLDING: Final = Words("wear wears wearing have has having hold holds holding carry carries carrying contain contains")
+
+
+def _existing_thing(asks: Reading) -> list[int]:
+    """Indexes of the words for what a question asks the existence of: "red cup" in "Is there a red cup on it?"."""
+    return _thing_from(asks, 2) if _EXISTENCE.match(asks.text) else []
+
+
+def _held_thing(asks: Reading) -> list[int]:
+    """Indexes of the words for what something has or wears: "hat" in "Does the man wear a hat?"."""
+    verbs = [i for i, word in enumerate(asks.words) if word in _HOLDING and i > 0]
+    return _thing_from(asks, verbs[0] + 1) if verbs else []
+
+
+def _thing_from(asks: Reading, start: int) -> list[int]:
+    """The content words from there to the next preposition or participle."""
+    content, thing = set(content_of(asks)), list[int]()
+    for i in range(start, len(asks.words)):
+        if thing and (asks.words[i] in _AFTER_A_THING or asks.words[i].endswith("ing")):
+            break
+        if i in content:
+            thing.append(i)
+    return thing
+
+
+_AFTER_A_THING: Final = Words(
+    "in on at with of under over behind beside near from through across against into onto above below to for that "
+    "which who whose while and or between around inside outside next front top"
+)

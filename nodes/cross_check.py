@@ -1,0 +1,156 @@
+"""Compares the draft with the requirements before anything is drawn: two accounts of one prompt, from two calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from langchain_core.messages import AIMessage, HumanMessage
+from langgraph.runtime import Runtime
+
+from gems.graph.context import GemsContext, Role
+from gems.graph.state import GemsState, Requirement, Usage
+from gems.models.generators import guide_of
+from gems.nodes.agreement import forgotten, is_invented, left_out
+from gems.nodes.ask import ask
+from gems.nodes.decomposer import AddedRequirements, answer_of, decomposition, mapped, numbered, requirements_of
+from gems.nodes.meter import Meter, metered
+from gems.nodes.planner import planning_task
+from gems.nodes.prompt_checks import Part, Plan, form_for, in_front, lost_words, unreadable, without_prompt
+from gems.nodes.question_checks import Mapped, is_mapped, stands_for
+from gems.nodes.resources import Node, Resources
+from gems.nodes.retry import describe, is_backend_failure
+
+__all__ = ["make_cross_check"]
+
+T = TypeVar("T")
+
+_ROOM: Final = 2
+"""Chat calls for which the budget must have room before a repair: itself, and the first look at an image."""
+
+
+def make_cross_check(resources: Resources) -> Node:
+    """The node between planning and drawing.
+
+    A requirement of which neither the prompt nor the draft speaks is dropped. The decomposer is asked once for what the
+    draft keeps of the prompt and no requirement asks for; the planner, for what a requirement asks for and the draft
+    says nothing of.
+    """
+
+    def cross_check(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        if state.get("outcome"):  # a branch before this one gave up
+            return GemsState()
+        context, before = resources.context(runtime), state["requirements"]
+        repairs = _Repairs(state, context)
+        requirements = _agreed_requirements(resources, context, state, repairs)
+        draft = _agreed_draft(resources, context, state, requirements, repairs)
+        if requirements != before:
+            rows = [requirement.model_dump() for requirement in requirements]
+            runtime.stream_writer({"event": "requirements", "requirements": rows})
+        if draft != state["draft"]:
+            runtime.stream_writer({"event": "prompt", "round": 1, "strategy": state["strategy"], "prompt": draft})
+        return GemsState(requirements=requirements, draft=draft, usage=repairs.usage, errors=repairs.errors)
+
+    return cross_check
+
+
+class _Repairs:
+    """Makes calls that a run can do without.
+
+    Attributes:
+        usage: What they have cost.
+        errors: Those that failed, one line each.
+    """
+
+    def __init__(self, state: GemsState, context: GemsContext) -> None:
+        self.usage, self.errors = Usage(), list[str]()
+        self._state, self._context = state, context
+
+    def make(self, role: Role, call: Callable[[Meter], T], otherwise: T) -> T:
+        """What the call returns; ``otherwise`` if the budget has no room for it, or it fails."""
+        so_far = GemsState(run_id=self._state["run_id"], usage=self._state["usage"] + self.usage)
+        with metered(so_far, role, self._context) as meter:
+            try:
+                return otherwise if meter.exhausted(chat_calls=_ROOM) else call(meter)
+            except Exception as error:
+                if not is_backend_failure(error):
+                    raise
+                self.errors.append(describe(error, "cross_check"))
+                return otherwise
+            finally:
+                self.usage += meter.usage
+
+
+def _agreed_requirements(
+    resources: Resources, context: GemsContext, state: GemsState, repairs: _Repairs
+) -> list[Requirement]:
+    """The requirements without what was invented, and with what was left out."""
+    prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
+    by_question = {mapped(prompt, requirement): requirement for requirement in state["requirements"]}
+    questions = list(by_question)
+    sound = [q for q in questions if not is_invented(q, [other for other in questions if other is not q], draft, parts)]
+    sound = sound or questions
+    requirements = numbered([by_question[q] for q in sound])
+    missing = left_out(prompt, draft, parts, sound) if is_mapped(questions) else []
+    if not missing:
+        return requirements
+
+    def ask_for_more(meter: Meter) -> list[Requirement]:
+        request = HumanMessage(MISSING.format(words=", ".join(missing)))
+        conversation = [*decomposition(prompt), AIMessage(answer_of(requirements)), request]
+        answer = ask(meter, resources.chat(context, "decomposer"), AddedRequirements, conversation).form
+        return [
+            added
+            for added in requirements_of(prompt, answer)
+            if stands_for(missing, q := mapped(prompt, added)) and not is_invented(q, sound, draft, parts)
+        ]
+
+    additions = repairs.make("decomposer", ask_for_more, list[Requirement]())
+    return numbered([*requirements, *additions])
+
+
+def _agreed_draft(
+    resources: Resources,
+    context: GemsContext,
+    state: GemsState,
+    requirements: Sequence[Requirement],
+    repairs: _Repairs,
+) -> str:
+    """The draft, written again if it has lost something; if that does not help, with the prompt in front of it."""
+    prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
+    if draft == prompt:
+        return draft
+    questions = [mapped(prompt, requirement) for requirement in requirements]
+    generator, losses = resources.generator(context), _losses(prompt, draft, parts, questions)
+
+    def write_again(meter: Meter) -> tuple[str, list[Part]]:
+        conversation = [*planning_task(state, generator), AIMessage(draft), HumanMessage(LOST.format(losses=losses))]
+        model = resources.chat(context, "planner")
+        plan = ask(meter, model, form_for(Plan, prompt), conversation, blind=True).form
+        return " ".join(plan.prompt.split()), plan.parts
+
+    if losses:
+        other, other_parts = repairs.make("planner", write_again, (draft, parts))
+        still_lost = _losses(prompt, other, other_parts, questions)
+        if still_lost.count("\n") < losses.count("\n") and not unreadable(other, generator):
+            draft, parts, losses = other, other_parts, still_lost
+    if guide_of(generator):
+        draft = without_prompt(prompt, draft, parts)
+    return in_front(prompt, draft, generator) if losses else draft
+
+
+def _losses(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> str:
+    """What a draft has lost, in words for a chat model, a line for each thing; empty if nothing."""
+    lines = [*lost_words(prompt, draft, parts), *(q.question for q in forgotten(prompt, draft, parts, questions))]
+    return "".join(f"- {line}\n" for line in lines)
+
+
+def _parts(state: GemsState) -> list[Part]:
+    return [Part(words=words, phrase=phrase) for words, phrase in state.get("parts") or []]
+
+
+MISSING: Final = "No question stands for: {words}. Add those that are missing, and hand in nothing else."
+LOST: Final = """\
+The prompt has lost these words of the wish, or says nothing of what these questions ask:
+{losses}
+Write it again, with all of that. If it says so in other words, name those in parts."""
