@@ -124,7 +124,11 @@ def _agreed_draft(
     generator, losses = resources.generator(context), _losses(prompt, draft, parts, questions)
 
     def write_again(meter: Meter) -> tuple[str, list[Part]]:
-        conversation = [*planning_task(state, generator), AIMessage(draft), HumanMessage(LOST.format(losses=losses))]
+        conversation = [
+            *planning_task(state, generator),
+            AIMessage(draft),
+            HumanMessage(WRITE_AGAIN.format(losses=losses)),
+        ]
         model = resources.chat(context, "planner")
         plan = ask(meter, model, form_for(Plan, prompt), conversation, blind=True).form
         return " ".join(plan.prompt.split()), plan.parts
@@ -150,7 +154,7 @@ def _parts(state: GemsState) -> list[Part]:
 
 
 MISSING: Final = "No question stands for: {words}. Add those that are missing, and hand in nothing else."
-LOST: Final = """\
+WRITE_AGAIN: Final = """\
 The prompt has lost these words of the wish, or says nothing of what these questions ask:
 {losses}
 Write it again, with all of that. If it says so in other words, name those in parts."""

@@ -1,7 +1,7 @@
 """The checks of what a strong chat model writes, and of the mistakes that any may make.
 
 ``wishes.jsonl`` has wishes in twenty languages, each with a plan and questions as a strong model writes them: in other
-words, in another order, with accounts that are not always exact; some also with mistakes as a careless model makes them.
+words, in another order, with accounts that are not always exact; some also with mistakes of a careless model.
 ``bad_answers.jsonl`` has mistakes made by hand; others are made here from the good answers.
 """
 
