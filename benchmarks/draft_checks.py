@@ -1,6 +1,6 @@
 """How often the comparison of drafts and questions is right, without any chat model: from answers written beforehand.
 
-    python benchmarks/cross_check.py tests/unit/nodes/wishes.jsonl
+    python benchmarks/draft_checks.py tests/unit/nodes/wishes.jsonl
 
 Each line of the file is an object: ``wish``; ``prompt`` and ``parts``, a good plan; ``questions``, all of them valid;
 and ``bad``, mistakes: ``{"type": "plan", "prompt": ..., "parts": ...}`` or ``{"type": "question", "question": ...,
@@ -43,11 +43,11 @@ def judgements(row: Mapping[str, Any]) -> Iterable[tuple[str, bool, str]]:
     """What is judged, whether that was wrong, and the answer in words."""
     wish, questions = row["wish"], _questions(row)
     parts = _parts(row)
-    yield "good plans", bool(lost := _losses(row, row, questions)), f"{lost} {wish} -> {row['prompt']}"
+    yield "good plans", bool(losses := _losses(row, row, questions)), f"{losses} {wish} -> {row['prompt']}"
     for q in questions:
         yield "valid questions", _is_dropped(q, questions, row), f"{q.question} [{q.words}] {wish}"
-    named = left_out(wish, row["prompt"], parts, questions)
-    yield "complete lists of questions", bool(named), f"{named} {wish}"
+    missing = left_out(wish, row["prompt"], parts, questions)
+    yield "complete lists of questions", bool(missing), f"{missing} {wish}"
     for bad in row.get("bad", []):
         name = f"bad {bad['type']}s, {bad['fault']}"
         if bad["type"] == "plan":
@@ -72,8 +72,8 @@ def _losses(row: Mapping[str, Any], plan: Mapping[str, Any], questions: list[Map
 
 
 def _is_dropped(q: Mapped, questions: list[Mapped], row: Mapping[str, Any]) -> bool:
-    others = [other for other in questions if other is not q]
-    return is_contradicted(q) or is_invented(q, others, row["prompt"], _parts(row))
+    rest = [other for other in questions if other is not q]
+    return is_contradicted(q) or is_invented(q, rest, row["prompt"], _parts(row))
 
 
 if __name__ == "__main__":
