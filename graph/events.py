@@ -68,7 +68,7 @@ class MemoriesEvent(TypedDict):
 
 
 class RequirementsEvent(TypedDict):
-    """The decomposer is done."""
+    """The requirements, from the decomposer; a second list, from ``cross_check``, takes the place of the first."""
 
     event: Literal["requirements"]
     requirements: list[RequirementFields]
@@ -84,7 +84,7 @@ class SkillsEvent(TypedDict):
 
 
 class PromptEvent(TypedDict):
-    """There is a prompt to draw in this round."""
+    """There is a prompt to draw in this round; a second one, from ``cross_check``, takes the place of the first."""
 
     event: Literal["prompt"]
     round: int
