@@ -13,6 +13,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.retry import retry_on
 from gems.options import ChatOptions, GeneratorOptions
@@ -35,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         status, kind, body = type(self).answer
         type(self).requests += 1
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not status:  # it hangs up
+            return
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -57,6 +60,13 @@ def server() -> Iterator[tuple[str, type[Handler]]]:
 def ask(address: str) -> str:
     model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
     return str(model.invoke(QUESTION).text)
+
+
+def draw(address: str, name: str, timeout: float = 20.0) -> Any:
+    base = {} if name.startswith("http:") else {"base_url": address}
+    options = GeneratorOptions(**base, api_key="none", timeout=timeout)
+    [result] = init_image_generator(name, options, OPERATOR).generate([ImageRequest("a car", 1)])
+    return result
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,46 @@ def test_a_server_that_always_streams_is_understood(server: tuple[str, type[Hand
     assert handler.requests == 1
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waits between the tries of clients."""
+    monkeypatch.setattr("gems.models.servers.providers.pause", lambda _: None)
+    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [0, 408, 409, 500, 502, 504, 524])
+def test_what_may_have_been_charged_is_asked_for_three_times(server: tuple[str, type[Handler]], status: int) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b"{}")
+    with pytest.raises(BackendError, match="up to 3 tries, each of which may have been charged") as caught:
+        ask(address)
+    assert handler.requests == 3
+    assert not retry_on(caught.value)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        error = draw(address, name)
+        assert "3 tries in 20 s, 3 of them may have been charged" in str(error)
+        assert handler.requests == 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [425, 429, 503, 529])
+def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
+    server: tuple[str, type[Handler]], status: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b"{}")
+    if status != 425:  # OpenAI's client does not know it
+        with pytest.raises(BackendError) as caught:
+            ask(address)
+        assert retry_on(caught.value)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        assert "charged" not in str(draw(address, name, timeout=0.2))
+        assert handler.requests > 3
+
+
 def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler]]) -> None:
     address, handler = server
     options = GeneratorOptions(base_url=address, api_key="none")
@@ -115,16 +165,13 @@ def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler
 
 
 def test_an_image_server_without_money_is_asked_once(server: tuple[str, type[Handler]]) -> None:
-    from gems.models.generators import ImageRequest
-
     address, handler = server
     handler.answer = (
         429,
         "application/json",
         b'{"error": {"code": "insufficient_quota", "message": "quota exceeded"}}',
     )
-    options = GeneratorOptions(base_url=address, api_key="none", timeout=20)
-    [error] = init_image_generator("openai:m", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    error = draw(address, "openai:m")
     assert isinstance(error, BackendError)
     assert "quota exceeded" in str(error)
     assert handler.requests == 1

@@ -21,14 +21,14 @@ from contextvars import copy_context
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
-import httpcore
 import httpx
 from langgraph.errors import GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid
+from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid, may_cost
+from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.error_texts import error_message, is_refusal
@@ -69,8 +69,13 @@ _FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF")
 _MAX_TORN: Final = 5
 """Torn copies of an image that was drawn, after which no other copy is fetched."""
 _MAX_PAID_TRIES: Final = 3
-"""Answers without a usable image, with a status that says that the image was drawn, after which no other is asked for:
-each of them may cost as much as an image."""
+"""Requests that a server took and that ended without a usable image, after which no other is sent: each of them may
+cost as much as an image."""
+_NOT_SENT: Final = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
+    *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
+)
+"""What went wrong before a request was complete, so that no server has begun with it."""
 _MAX_REDIRECTS: Final = 4
 _NOT_THERE_YET: Final = (202, 404)
 """What storage answers about an image that was drawn a moment ago."""
@@ -86,7 +91,8 @@ class PassingError(BackendError):
 
     Attributes:
         after: Seconds that the server asks to wait before the retry.
-        may_cost: Whether the server may have drawn an image for the failed try.
+        may_cost: Whether the server may have drawn an image for the failed try; of a file that is fetched, whether it
+            is torn.
     """
 
     def __init__(self, message: str, *, after: float = 0.0, may_cost: bool = False) -> None:
@@ -217,8 +223,13 @@ class RemoteGenerator(ABC):
             return retrying(attempt)
         except PassingError as error:
             tries = retrying.statistics.get("attempt_number", 1)
-            message = f"{error} ({tries} tries in {self.options.timeout:g} s)" if tries > 1 else str(error)
-            raise BackendError(message, retryable=False) from None
+            notes = [f"{tries} tries in {self.options.timeout:g} s"] if tries > 1 else []
+            notes += (
+                [f"{paid_tries} of them may have been charged" if tries > 1 else "it may have been charged"]
+                if paid_tries
+                else []
+            )
+            raise BackendError(f"{error} ({', '.join(notes)})" if notes else str(error), retryable=False) from None
 
     def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
         """The body of an answer about an image that is being drawn.
@@ -286,8 +297,8 @@ class RemoteGenerator(ABC):
         """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT))
-        may_cost = False
-        extensions = {"trace": _limit_reads}
+        has_begun = False
+        extensions = {"trace": limit_reads}
         try:
             with (
                 _until(time.monotonic() + seconds),
@@ -295,15 +306,12 @@ class RemoteGenerator(ABC):
                     method, self._full(path), timeout=timeout, extensions=extensions, **arguments
                 ) as response,
             ):
-                may_cost = response.is_success
+                has_begun = response.is_success
                 yield response
-        except httpx.TimeoutException:
-            fault = "{} sends its answer too slowly" if may_cost else "no answer from {} in " + f"{seconds:.0f} s"
-            raise PassingError(f"{self.name}: {fault.format(self._host)}", may_cost=may_cost) from None
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            reason = one_line(error) or type(error).__name__
-            what = "the answer of {} is damaged" if may_cost else "cannot reach {}"
-            raise PassingError(f"{self.name}: {what.format(self._host)} ({reason})", may_cost=may_cost) from None
+            is_sent = has_begun or not isinstance(error, _NOT_SENT)
+            fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
+            raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
@@ -330,7 +338,9 @@ class RemoteGenerator(ABC):
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
-                f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
+                f"{self.name}: {self._host} answers {status}{reason}",
+                after=_retry_after(response.headers),
+                may_cost=response.request.method == "POST" and may_cost(status),
             )
         if 300 <= status < 400:
             raise BackendError(
@@ -347,38 +357,22 @@ class RemoteGenerator(ABC):
         return f": {text}" if text else ""
 
 
-_LIMIT: Final = threading.local()
-"""When the exchange of this thread has to be over, on the monotonic clock."""
+def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
+    reason = one_line(error) or type(error).__name__
+    if has_begun:
+        return f"the answer of {host} is damaged ({reason})"
+    return f"{'the connection was lost to' if is_sent else 'cannot reach'} {host} ({reason})"
 
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
-    _LIMIT.end = end
+    end_reads_at(end)
     try:
         yield
     finally:
-        _LIMIT.end = math.inf
-
-
-def _limit_reads(event: str, details: Mapping[str, Any]) -> None:
-    """Let no read from a new connection last longer than its exchange.
-
-    httpx limits each read by itself, so that a server that sends one byte of a header at a time would never be too
-    slow. The hook is httpcore's "trace" extension.
-    """
-    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
-        return
-    stream: Any = details.get("return_value")
-    read = stream.read
-
-    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
-        left = getattr(_LIMIT, "end", math.inf) - time.monotonic()
-        if left <= 0:
-            raise httpcore.ReadTimeout
-        data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
-        return data
-
-    stream.read = read_in_time
+        end_reads_at(math.inf)
 
 
 def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:

@@ -213,7 +213,7 @@ class OpenAIImages(JsonImages):
                     continue  # such as the final [DONE]
                 kind = str(content.get("type") or event.event)
                 if kind.endswith("error"):
-                    raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}")
+                    raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
                 encoded = content.get("b64_json")
                 if not isinstance(encoded, str) or not encoded:
                     continue
