@@ -76,6 +76,11 @@ class Form(BaseModel):
         values |= {key: value for key, value in raw.items() if key in cls.model_fields and value is not None}
         return [values[name] for name in (field, *cls.other_names.get(field, ())) if name in values]
 
+    @classmethod
+    def from_prose(cls, text: str) -> Any:
+        """The fields in an answer without JSON; None if there are none. The only list is read by its items."""
+        return {next(iter(cls.model_fields)): Prose(text)} if len(cls.model_fields) == 1 else None
+
 
 class Item(Form):
     """One item of a list in a form. Its first field says what it is about."""

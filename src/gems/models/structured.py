@@ -30,7 +30,7 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
+from gems.models.lenient import Form, is_all_json, is_broken_json, json_values
 from gems.secrets import one_line
 
 __all__ = [
@@ -599,10 +599,10 @@ def _plain_name(name: str) -> str:
 
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
-    """The form's only list as an answer without JSON, for items that can be read from such."""
+    """What a form reads from an answer without JSON."""
     text = str(message.text).rpartition("</think>")[2]
-    is_prose = len(schema.model_fields) == 1 and "{" not in text and not is_cut_off(message)
-    return {next(iter(schema.model_fields)): Prose(text)} if is_prose else None
+    is_prose = issubclass(schema, Form) and "{" not in text and not is_cut_off(message)
+    return schema.from_prose(text) if is_prose else None
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
