@@ -77,8 +77,8 @@ def end_reads_at(end: float) -> None:
 def limit_reads(event: str, details: Mapping[str, Any]) -> None:
     """Let no read from a new connection last longer than ``end_reads_at`` says.
 
-    httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook is
-    httpcore's "trace" extension.
+    httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook
+    is httpcore's "trace" extension.
     """
     if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
         return
