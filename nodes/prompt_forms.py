@@ -26,7 +26,8 @@ _WORD: Final = (
 )
 _SAYS_PROMPT: Final = (
     rf"(?:{_WORD}[ _-])*(?:prompt|提示词|提示詞|プロンプト|프롬프트)"
-    r"(?:[ _-](?:text|for (?:the|your|an?) [\w -]{1,40}|in english|is|could be|would be|as follows))?(?: ?\([^()\n]{1,40}\))?"
+    r"(?:[ _-](?:text|for (?:the|your|an?) [\w -]{1,40}|in english|is|could be|would be|as follows))?"
+    r"(?: ?\([^()\n]{1,40}\))?"
 )
 _HERE: Final = r"here(?: is|['’]s|[ ]are)[ ]"
 _LABEL: Final = re.compile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,7 +41,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -150,6 +152,37 @@ def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
         handler.requests = 0
         assert "charged" not in str(draw(address, name, timeout=0.2))
         assert handler.requests > 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("status", "body", "says", "requests"),
+    [
+        (202, b'{"status": "busy"}', "without an image: busy", 4),
+        (200, b'{"error": "Model x/y is currently loading", "estimated_time": 20}', "is currently loading", 4),
+        (200, b"All workers are busy, try again later", "All workers are busy", 4),
+        (200, b'{"status": "busy", "task_id": "7"}', "busy", 1),
+        (200, b'{"error": "could not draw a busy street"}', "a busy street", 1),
+        (200, b'{"error": "busy streets are not drawn, pay the billing"}', "billing", 1),
+        (202, b'{"id": "7", "status": "queued"}', "queued .it draws in the background", 1),
+        (200, b'{"task_id": "7"}', "in the background", 1),
+        (202, b"", "answers 202, without an image or a reason", 1),
+        (204, b"", "answers 204, without an image or a reason", 1),
+        (205, b"", "answers 205, without an image or a reason", 1),
+        (200, b"", "answer is empty .3 tries in 0.5 s, 3 of them may have been charged", 3),
+        (200, b'"sorry, no"', "without an image: sorry, no", 1),
+        (200, b'{"error": {"code": 504, "message": "too late"}}', "too late .3 tries in 0.5 s, 3 of", 3),
+    ],
+)
+def test_a_success_without_an_image_is_told_and_repeated_only_if_nothing_was_drawn(
+    server: tuple[str, type[Handler]], status: int, body: bytes, says: str, requests: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json" if body[:1] in (b"{", b'"') else "text/plain", body)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        assert re.search(says, str(error := draw(address, name, timeout=0.5))), error
+        assert min(handler.requests, 4) == requests
 
 
 def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler]]) -> None:

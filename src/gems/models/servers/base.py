@@ -77,7 +77,7 @@ _NOT_SENT: Final = (
 )
 """What went wrong before a request was complete, so that no server has begun with it."""
 _MAX_REDIRECTS: Final = 4
-_NOT_THERE_YET: Final = (202, 404)
+_NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
@@ -331,6 +331,9 @@ class RemoteGenerator(ABC):
     def check_status(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error that a status other than 2xx stands for; see ``fetch``."""
         status = response.status_code
+        if status in (204, 205) or (status == 202 and not body.strip()):
+            fault = f"{self._host} answers {status}, without an image or a reason"
+            raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
         if 200 <= status < 300:
             return
         reason = self.reason(body)
