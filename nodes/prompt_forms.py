@@ -29,9 +29,10 @@ _SAYS_PROMPT: Final = (
     r"(?:[ _-](?:text|for (?:the|your|an?) [\w -]{1,40}|in english|is|could be|would be|as follows))?"
     r"(?: ?\([^()\n]{1,40}\))?"
 )
-_HERE: Final = r"here(?: is|['’]s|[ ]are)[ ]"
+_PREFACE: Final = r"here(?: is|['’]s|[ ]are)[ ]"
 _LABEL: Final = re.compile(
-    rf"(?:^[ \t>#*_`-]*+(?:\d{{1,2}}[.)][ ][*_`]*+)?(?:{_HERE})?|(?<=[.!,])[ ]{_HERE}){_SAYS_PROMPT}[*_` ]*[:：=][*_`]*"
+    rf"(?:^[ \t>#*_`-]*+(?:\d{{1,2}}[.)][ ][*_`]*+)?(?:{_PREFACE})?|(?<=[.!,])[ ]{_PREFACE})"
+    rf"{_SAYS_PROMPT}[*_` ]*[:：=][*_`]*"
     rf"|^[ \t]*(?:\#+[ ]*|\*\*|__){_SAYS_PROMPT}[*_]*[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
 )

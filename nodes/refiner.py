@@ -61,9 +61,9 @@ class Refinement(DraftForm):
     def from_prose(cls, text: str) -> Any:
         """See ``Form.from_prose``: the prompt, and what lines with the other fields' names say."""
         names = ("experience", "strategy")
-        others = {name: labelled_text(text, (name, *cls.other_names[name])) for name in names}
+        lines = {name: labelled_text(text, (name, *cls.other_names[name])) for name in names}
         prompt = prompt_in(text)
-        return {**others, "prompt": prompt} if prompt or others["strategy"] else None
+        return {**lines, "prompt": prompt} if prompt or lines["strategy"] else None
 
 
 class RefinementWithoutEdit(Refinement):

@@ -147,7 +147,7 @@ def is_passing(error: BaseException) -> bool:
     return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
 
 
-_LOST: Final = frozenset(
+_LOST_ANSWERS: Final = frozenset(
     {"ReadError", "ReadTimeout", "RemoteProtocolError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead"}
 )
 """Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
@@ -156,7 +156,7 @@ _LOST: Final = frozenset(
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
     status = status_of(error)
-    is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST for cause in _causes(error))
+    is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in _causes(error))
     return is_lost or (status is not None and may_cost(status))
 
 

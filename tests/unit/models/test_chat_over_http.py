@@ -26,6 +26,10 @@ STREAM = b"".join(
 )
 
 
+MANY = 9
+"""Requests, as long as there is time."""
+
+
 class Handler(BaseHTTPRequestHandler):
     answer: tuple[int, str, bytes] = (200, "application/json", b"{}")
     requests: int = 0
@@ -150,17 +154,17 @@ def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
         assert retry_on(caught.value)
     for name in ("openai:m", f"http:{address}"):
         handler.requests = 0
-        assert "charged" not in str(draw(address, name, timeout=0.2))
-        assert handler.requests > 3
+        assert "charged" not in str(draw(address, name, timeout=0.5))
+        assert handler.requests > 1
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("status", "body", "says", "requests"),
     [
-        (202, b'{"status": "busy"}', "without an image: busy", 4),
-        (200, b'{"error": "Model x/y is currently loading", "estimated_time": 20}', "is currently loading", 4),
-        (200, b"All workers are busy, try again later", "All workers are busy", 4),
+        (202, b'{"status": "busy"}', "without an image: busy", MANY),
+        (200, b'{"error": "Model x/y is currently loading", "estimated_time": 20}', "is currently loading", MANY),
+        (200, b"All workers are busy, try again later", "All workers are busy", MANY),
         (200, b'{"status": "busy", "task_id": "7"}', "busy", 1),
         (200, b'{"error": "could not draw a busy street"}', "a busy street", 1),
         (200, b'{"error": "busy streets are not drawn, pay the billing"}', "billing", 1),
@@ -169,9 +173,9 @@ def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
         (202, b"", "answers 202, without an image or a reason", 1),
         (204, b"", "answers 204, without an image or a reason", 1),
         (205, b"", "answers 205, without an image or a reason", 1),
-        (200, b"", "answer is empty .3 tries in 0.5 s, 3 of them may have been charged", 3),
+        (200, b"", "answer is empty .3 tries in 20 s, 3 of them may have been charged", 3),
         (200, b'"sorry, no"', "without an image: sorry, no", 1),
-        (200, b'{"error": {"code": 504, "message": "too late"}}', "too late .3 tries in 0.5 s, 3 of", 3),
+        (200, b'{"error": {"code": 504, "message": "too late"}}', "too late .3 tries in 20 s, 3 of", 3),
     ],
 )
 def test_a_success_without_an_image_is_told_and_repeated_only_if_nothing_was_drawn(
@@ -181,8 +185,8 @@ def test_a_success_without_an_image_is_told_and_repeated_only_if_nothing_was_dra
     handler.answer = (status, "application/json" if body[:1] in (b"{", b'"') else "text/plain", body)
     for name in ("openai:m", f"http:{address}"):
         handler.requests = 0
-        assert re.search(says, str(error := draw(address, name, timeout=0.5))), error
-        assert min(handler.requests, 4) == requests
+        assert re.search(says, str(error := draw(address, name, timeout=0.5 if requests == MANY else 20.0))), error
+        assert handler.requests > 1 if requests == MANY else handler.requests == requests
 
 
 def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler]]) -> None:

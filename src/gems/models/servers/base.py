@@ -93,12 +93,45 @@ class PassingError(BackendError):
         after: Seconds that the server asks to wait before the retry.
         may_cost: Whether the server may have drawn an image for the failed try; of a file that is fetched, whether it
             is torn.
+        tries: How often it was tried in all.
+        costly_tries: How many of these tries may have cost an image.
     """
 
     def __init__(self, message: str, *, after: float = 0.0, may_cost: bool = False) -> None:
         super().__init__(message, retryable=True)
         self.after = after
         self.may_cost = may_cost
+        self.tries = 1
+        self.costly_tries = int(may_cost)
+
+
+def _try_until(deadline: Callable[[], float], attempt: Callable[[], _T], most_costly: int) -> _T:
+    """Try again after passing faults, until the deadline or a number of faults that may cost.
+
+    Raises:
+        PassingError: The last one, with its number of tries.
+    """
+    costly_tries = 0
+
+    def counted() -> _T:
+        nonlocal costly_tries
+        try:
+            return attempt()
+        except PassingError as error:
+            costly_tries += error.may_cost
+            raise
+
+    def is_over(state: RetryCallState) -> bool:
+        return costly_tries >= most_costly or time.monotonic() + state.upcoming_sleep >= deadline()
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+    )
+    try:
+        return retrying(counted)
+    except PassingError as error:
+        error.tries, error.costly_tries = retrying.statistics.get("attempt_number", 1), costly_tries
+        raise
 
 
 class RemoteGenerator(ABC):
@@ -200,35 +233,21 @@ class RemoteGenerator(ABC):
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
         deadline = math.inf  # set by the first try: waiting for a slot does not count
-        paid_tries = 0
 
         def attempt() -> Image.Image:
-            nonlocal deadline, paid_tries
-            try:
-                with acquire(self._slots):
-                    deadline = min(deadline, time.monotonic() + self.options.timeout)
-                    image = self.make(request, deadline, on_preview)
-                return decode_image(image, self.name) if isinstance(image, bytes) else image
-            except PassingError as error:
-                paid_tries += error.may_cost
-                raise
+            nonlocal deadline
+            with acquire(self._slots):
+                deadline = min(deadline, time.monotonic() + self.options.timeout)
+                image = self.make(request, deadline, on_preview)
+            return decode_image(image, self.name) if isinstance(image, bytes) else image
 
-        def is_over(state: RetryCallState) -> bool:
-            return paid_tries >= _MAX_PAID_TRIES or time.monotonic() + state.upcoming_sleep >= deadline
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
-        )
         try:
-            return retrying(attempt)
+            return _try_until(lambda: deadline, attempt, _MAX_PAID_TRIES)
         except PassingError as error:
-            tries = retrying.statistics.get("attempt_number", 1)
-            notes = [f"{tries} tries in {self.options.timeout:g} s"] if tries > 1 else []
-            notes += (
-                [f"{paid_tries} of them may have been charged" if tries > 1 else "it may have been charged"]
-                if paid_tries
-                else []
-            )
+            notes = [f"{error.tries} tries in {self.options.timeout:g} s"] if error.tries > 1 else []
+            if error.costly_tries:
+                number = "it" if error.tries == 1 else f"{error.costly_tries} of them"
+                notes.append(f"{number} may have been charged")
             raise BackendError(f"{error} ({', '.join(notes)})" if notes else str(error), retryable=False) from None
 
     def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
@@ -250,24 +269,8 @@ class RemoteGenerator(ABC):
         return self._fetch_again(fetch, deadline)
 
     def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
-        torn = 0
-
-        def attempt() -> _T:
-            nonlocal torn
-            try:
-                return fetch()
-            except PassingError as error:
-                torn += error.may_cost
-                raise
-
-        def is_over(state: RetryCallState) -> bool:
-            return torn >= _MAX_TORN or time.monotonic() + state.upcoming_sleep >= deadline
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
-        )
         try:
-            return retrying(attempt)
+            return _try_until(lambda: deadline, fetch, _MAX_TORN)
         except PassingError as error:
             raise BackendError(str(error), retryable=False) from None
 
