@@ -37,7 +37,10 @@ _LABEL: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """Matches what says that the words after it are the prompt."""
-_FENCE: Final = re.compile(r"```[^\S\n]*[\w-]*[^\S\n]*\n(?P<text>.*?)\n?[^\S\n]*```", re.DOTALL)
+_FENCE: Final = re.compile(
+    r"```[^\S\n]*(?:text|txt|prompt|plain(?:text)?|markdown|md)?[^\S\n]*\n(?!\s*\w+\()(?P<text>.*?)\n?[^\S\n]*```",
+    re.DOTALL,
+)
 _ELEMENT: Final = re.compile(rf"<(?P<name>{_SAYS_PROMPT})>(?P<text>[^<>]+)</(?P=name)>", re.IGNORECASE)
 _OTHER_LABEL: Final = re.compile(
     r"\n[ \t>#*_`-]*+(?:\d{1,2}[.)] [*_`]*+)?(?:negative[ _]prompt|parts|experience|strategy"

@@ -31,6 +31,7 @@ from gems.models.deadlines import deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Form, is_all_json, is_broken_json, json_values
+from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
 __all__ = [
@@ -517,6 +518,10 @@ def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
             args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
+    by_name = {name.casefold().replace("-", "_"): name for name in names}
+    for name, arguments in calls_in_words(text, {*by_name, *map(str.casefold, names)}):
+        tool = by_name[name.casefold().replace("-", "_")]
+        calls.append(ToolCall(name=tool, args=arguments, id=f"written_{uuid.uuid4().hex[:12]}"))
     return calls
 
 
@@ -590,6 +595,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
         is_whole = not (is_cut_off(message) or is_broken_json(text))
         if is_whole and is_all_json(text):
             yield from _joined(values, schema)
+        yield from (arguments for _, arguments in calls_in_words(text, names) if not is_cut_off(message))
         yield from _forms_in(values, schema, items=pieces or is_whole)
 
 
