@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 
 from gems.models.lenient import Form, Text, field_name
 
-__all__ = ["DraftForm", "Prompt", "bare_prompt", "labelled_text", "prompt_in"]
+__all__ = ["DraftForm", "Prompt", "bare_prompt", "labelled_text", "prompt_in", "speaks"]
 
 _NAMES: Final = (
     "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
@@ -50,6 +50,15 @@ _OTHER_LABEL: Final = re.compile(
 """Matches where the prompt after a label ends."""
 _QUOTES: Final = ('""', "“”", "``", "''", "「」", "«»")
 
+_SPEECH: Final = re.compile(
+    r"[\s*_#>]*(?:i(?:['’](?:m|ll|d|ve)\b|\s+(?:am|can|cannot|will|won['’]t|do|have|would|need|could|apologi[sz]e)\b)"
+    r"|sorry\b[,.!]|we (?:can|are)|as an? (?:ai|language)\b|unfortunately\b|my apologies"
+    r"|(?:sure|certainly|of course|okay|ok|absolutely|great|hello|hi)\b\s*[!,.:—-]"
+    r"|抱歉|对不起|很抱歉|我(?:无法|不能)|lo siento|es tut mir leid|désolé|je (?:ne|suis)\b|ich (?:kann|darf)\b)",
+    re.IGNORECASE,
+)
+"""Matches how words to the user begin."""
+
 _OF_NEXT: Final = re.compile(r"next|new|final|improved|refined|revised|rewritten|updated|better|output|result|answer")
 _OF_OTHERS: Final = re.compile(
     r"history|previous|prior|last|latest|best|old|current|original|user|wish|attempt|fail|example|before|negative"
@@ -85,6 +94,11 @@ def bare_prompt(text: str) -> str:
     return text
 
 
+def speaks(text: str) -> bool:
+    """Whether a text is words to the user, such as a refusal or a question, rather than a prompt."""
+    return bool(_SPEECH.match(text)) or text.rstrip().endswith(("?", "？"))
+
+
 def labelled_text(text: str, names: Sequence[str]) -> str | None:
     """What a line says after one of these names as its label; None if there is no such line."""
     words = "|".join(re.escape(name).replace("_", "[ _]") for name in names)
@@ -106,7 +120,11 @@ def _without_quotes(text: str) -> str:
 def _read_prompt(raw: Any) -> Any:
     if isinstance(raw, Mapping):
         raw = next((value for key, value in raw.items() if field_name(key) in ("prompt", *_NAMES) and value), raw)
-    return bare_prompt(raw) if isinstance(raw, str) else raw
+    if isinstance(raw, str):
+        raw = bare_prompt(raw)
+        if _SPEECH.match(raw):
+            raise ValueError("it is words to the user, and no prompt")
+    return raw
 
 
 Prompt = Annotated[Text, BeforeValidator(_read_prompt)]

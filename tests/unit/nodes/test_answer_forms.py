@@ -677,3 +677,30 @@ def test_a_plan_in_words_keeps_no_label_and_no_fence(text: str) -> None:
 def test_words_that_only_look_like_a_label_stay_in_the_prompt() -> None:
     for prompt in ("a poster: a red car", 'a sign that says "Prompt: go"', '"HELLO"', "a command prompt: a car"):
         assert read_form(AIMessage(json.dumps({"prompt": prompt})), Plan).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot draw this.",
+        "As an AI, I have no eyes.",
+        "Sure! I will do that.",
+        "抱歉，我无法帮助。",
+        "How many cars would you like?",
+        "",
+    ],
+)
+def test_words_to_the_user_are_no_plan(text: str) -> None:
+    assert _final_plan(AIMessage(text)) is None
+    if not text.endswith("?"):
+        for form in (Plan, Refinement):
+            with contextlib.suppress(MalformedAnswerError):
+                assert not read_form(AIMessage(json.dumps({"experience": "e", "prompt": text})), form).prompt
+
+
+@pytest.mark.parametrize("text", ["an icon of a red car", "I-beams", '"Sorry" on a card', "Great Wall, at dusk", "ice"])
+def test_words_of_a_prompt_are_a_plan(text: str) -> None:
+    plan = _final_plan(AIMessage(text))
+    assert plan is not None
+    assert plan.prompt == text == read_form(AIMessage(json.dumps({"prompt": text})), Plan).prompt
