@@ -607,8 +607,9 @@ def _plain_name(name: str) -> str:
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
     """What a form reads from an answer without JSON."""
     text = str(message.text).rpartition("</think>")[2]
-    is_prose = issubclass(schema, Form) and "{" not in text and not is_cut_off(message)
-    return schema.from_prose(text) if is_prose else None
+    if not issubclass(schema, Form) or "{" in text or is_cut_off(message):
+        return None
+    return schema.from_prose(text)
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:

@@ -116,10 +116,10 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     raw_choices = _choices(answer)
     if error := error_of_completion(answer, has_choices=bool(raw_choices)):
         raise server_error(f"{source} answers with no chat completion", error, was_understood=False)
-    if raw_choices is None and "choices" not in answer:
+    if raw_choices is None:
         keys = ", ".join(map(str, answer)) or "nothing"
         raise BackendError(f"{source} answers with no chat completion: it has {one_line(keys)}")
-    choices = [choice for choice in raw_choices or () if isinstance(choice, Mapping)]
+    choices = [choice for choice in raw_choices if isinstance(choice, Mapping)]
     tidy = [
         {
             **choice,

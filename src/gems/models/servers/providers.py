@@ -62,7 +62,10 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
     settings = settings_for("openai", options)
     # No redirects: they could take prompts and images to any host.
-    hooks = {"request": [_end_in(options.timeout)], "response": [_do_not_retry_unpaid]}
+    hooks: dict[str, list[Callable[..., Any]]] = {
+        "request": [_end_in(options.timeout)],
+        "response": [_do_not_retry_unpaid],
+    }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
