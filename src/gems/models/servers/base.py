@@ -112,13 +112,16 @@ def _try_until(deadline: Callable[[], float], attempt: Callable[[], _T], most_co
         PassingError: The last one, with its number of tries.
     """
     costly_tries = 0
+    reason: PassingError | None = None
 
     def counted() -> _T:
-        nonlocal costly_tries
+        nonlocal costly_tries, reason
         try:
             return attempt()
         except PassingError as error:
             costly_tries += error.may_cost
+            # A try that the deadline cut short says less than the one before it.
+            reason = error if reason is None or time.monotonic() < deadline() else reason
             raise
 
     def is_over(state: RetryCallState) -> bool:
@@ -130,8 +133,9 @@ def _try_until(deadline: Callable[[], float], attempt: Callable[[], _T], most_co
     try:
         return retrying(counted)
     except PassingError as error:
-        error.tries, error.costly_tries = retrying.statistics.get("attempt_number", 1), costly_tries
-        raise
+        fault = reason or error
+        fault.tries, fault.costly_tries = retrying.statistics.get("attempt_number", 1), costly_tries
+        raise fault from None
 
 
 class RemoteGenerator(ABC):
