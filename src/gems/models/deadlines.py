@@ -7,6 +7,7 @@ knows no timeout, it would wait without end.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -84,11 +85,14 @@ def limit_reads(event: str, details: Mapping[str, Any]) -> None:
         return
     stream: Any = details.get("return_value")
     read = stream.read
+    # OpenAI's client may use httpx2, whose httpcore2 turns no other package's errors into a timeout of its client.
+    package = sys.modules.get(type(stream).__module__.partition(".")[0])
+    too_late: type[Exception] = getattr(package, "ReadTimeout", httpcore.ReadTimeout)
 
     def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
         left = getattr(_READS, "end", math.inf) - time.monotonic()
         if left <= 0:
-            raise httpcore.ReadTimeout
+            raise too_late
         data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
         return data
 

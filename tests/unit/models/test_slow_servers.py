@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.options import ChatOptions, GeneratorOptions
@@ -97,3 +99,16 @@ def test_each_try_of_a_chat_server_ends_in_time(head: bytes, piece: bytes, monke
         options = ChatOptions(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=0.15)
         with pytest.raises(BackendError, match="no answer"):
             init_mllm("openai:m", options, OPERATOR).invoke("What do you wish?")
+
+
+@pytest.mark.parametrize("package", ["httpcore", "httpcore2"])
+def test_a_read_that_is_too_late_is_a_timeout_of_its_own_package(package: str) -> None:
+    module = pytest.importorskip(package)
+    stream = module.MockStream([b"a"])
+    limit_reads("connection.connect_tcp.complete", {"return_value": stream})
+    end_reads_at(-math.inf)
+    try:
+        with pytest.raises(module.ReadTimeout):
+            stream.read(1)
+    finally:
+        end_reads_at(math.inf)
