@@ -16,7 +16,7 @@ _NAMES: Final = (
     "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
     "refined_prompt", "revised_prompt", "improved_prompt", "rewritten_prompt", "updated_prompt", "enhanced_prompt",
     "optimized_prompt", "positive_prompt", "prompt_text", "prompts", "draft",
-    "new_draft", "next_draft"
+    "new_draft", "next_draft", "next_try", "next_attempt"
 )  # fmt: skip
 """Other names that models give to a prompt."""
 

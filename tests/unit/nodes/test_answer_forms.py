@@ -598,6 +598,7 @@ def test_a_prompt_has_other_names(name: str) -> None:
 
 IN_OBJECTS = (
     {"experience": "e", "next_try": {"prompt": "a red car"}},
+    {"experience": "e", "next_try": "a red car"},
     {"experience": "e", "next": {"generation": {"prompt": "a red car"}}},
     {"experience": "e", "history": [{"prompt": "a car"}], "next": {"final_prompt": "a red car"}},
     {"experience": "e", "previous_try": {"prompt": "a car"}, "try": {"prompt": "a red car"}},
