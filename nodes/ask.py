@@ -119,7 +119,7 @@ def in_our_words(error: Exception, model: BaseChatModel) -> Exception:
     """
     if isinstance(error, GraphBubbleUp) or not (is_backend_failure(error) or _is_of_a_package(model)):
         return error
-    return as_backend_error(error, model_fingerprint(model))
+    return as_backend_error(error, model_fingerprint(model), has_retried=hasattr(model, "max_retries"))
 
 
 def _is_of_a_package(model: BaseChatModel) -> bool:

@@ -25,6 +25,7 @@ from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for
+from gems.nodes.prompt_forms import bare_prompt, speaks
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.skills.format import QUOTED, Skill
@@ -203,8 +204,8 @@ def _final_plan(answer: AIMessage) -> Plan | None:
     try:
         return read_form(answer, Plan)
     except MalformedAnswerError:
-        text = answer.text.strip()
-        is_text = text and not (answer.tool_calls or answer.invalid_tool_calls or set("{}") & set(text))
+        text = bare_prompt(answer.text)
+        is_text = text and not (answer.tool_calls or answer.invalid_tool_calls or set("{}") & set(text) or speaks(text))
         return Plan.model_construct(prompt=text, parts=[]) if is_text else None
 
 

@@ -16,7 +16,7 @@ from pydantic.config import JsonDict
 
 from gems.errors import MalformedAnswerError
 from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
-from gems.models.lenient import Form, Item, Note, Text, items_of
+from gems.models.lenient import Form, Item, Note, items_of
 from gems.models.structured import form_name
 from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
@@ -30,12 +30,12 @@ from gems.nodes.mapping_checks import (
     unmatched,
 )
 from gems.nodes.meter import Meter
+from gems.nodes.prompt_forms import DraftForm, Prompt
 from gems.reading import Reading, alike, read
 
 __all__ = [
     "PARTS",
     "PART_LIMIT",
-    "PROMPT_NAMES",
     "SHORT",
     "Part",
     "Parts",
@@ -50,13 +50,6 @@ __all__ = [
     "without_prompt",
 ]
 
-
-PROMPT_NAMES: Final = (
-    "final_prompt", "new_prompt", "next_prompt", "image_prompt", "generation_prompt", "image_generation_prompt",
-    "refined_prompt", "revised_prompt", "improved_prompt", "rewritten_prompt", "updated_prompt", "enhanced_prompt",
-    "optimized_prompt", "positive_prompt", "prompt_text", "prompts", "draft"
-)  # fmt: skip
-"""Other names that models give to a prompt."""
 
 SHORT: Final[JsonDict] = {"maxLength": 1000}
 """Characters that a server with enforced schemas allows for a draft: a weak model that repeats itself never stops."""
@@ -110,12 +103,10 @@ PARTS: Final = (
 )
 
 
-class Plan(Form):
+class Plan(DraftForm):
     """Hand in the finished prompt for the image generator."""
 
-    other_names: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": PROMPT_NAMES}
-
-    prompt: Text = Field(
+    prompt: Prompt = Field(
         min_length=1,
         max_length=_LONGEST_DRAFT,
         description="The generation prompt, complete in itself.",
@@ -136,7 +127,7 @@ def form_for(form: type[FormWithPrompt], prompt: str) -> type[FormWithPrompt]:
 def _with_room(form: type[FormWithPrompt]) -> type[FormWithPrompt]:
     field = copy(form.model_fields["prompt"])
     field.json_schema_extra = _LONG
-    return create_model(form_name(form), __base__=form, __doc__=form.__doc__, prompt=(str, field))
+    return create_model(form_name(form), __base__=form, __doc__=form.__doc__, prompt=(Prompt, field))
 
 
 def drawable_prompt(

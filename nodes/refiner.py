@@ -15,11 +15,12 @@ from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_aske
 from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
-from gems.models.lenient import Form, Note, Text, choice_of
+from gems.models.lenient import Note, choice_of
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import PART_LIMIT, PARTS, PROMPT_NAMES, SHORT, Parts, drawable_prompt, form_for
+from gems.nodes.prompt_checks import PART_LIMIT, PARTS, SHORT, Parts, drawable_prompt, form_for
+from gems.nodes.prompt_forms import DraftForm, Prompt, labelled_text, prompt_in
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -28,13 +29,13 @@ __all__ = ["MAX_EXPERIENCE_WORDS", "Refinement", "make_refiner", "without_refine
 MAX_EXPERIENCE_WORDS: Final = 100
 
 
-class Refinement(Form):
+class Refinement(DraftForm):
     """What was learned, and the next try."""
 
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "experience": ("lesson", "lessons", "learned"),
         "strategy": ("action", "decision"),
-        "prompt": PROMPT_NAMES,
+        **DraftForm.other_names,
     }
 
     experience: Note = Field(
@@ -48,13 +49,21 @@ class Refinement(Form):
         description="rewrite: better words. reseed: the best prompt was right, try other noise. "
         "edit: keep the best image and change only what failed. restart: begin anew."
     )
-    prompt: Text = Field(
+    prompt: Prompt = Field(
         default="",
         max_length=4000,
         json_schema_extra=SHORT,
         description="The next generation prompt; may be empty for reseed.",
     )
     parts: Parts = Field(default=[], description=PARTS, json_schema_extra=PART_LIMIT)
+
+    @classmethod
+    def from_prose(cls, text: str) -> Any:
+        """See ``Form.from_prose``: the prompt, and what lines with the other fields' names say."""
+        names = ("experience", "strategy")
+        lines = {name: labelled_text(text, (name, *cls.other_names[name])) for name in names}
+        prompt = prompt_in(text)
+        return {**lines, "prompt": prompt} if prompt or lines["strategy"] else None
 
 
 class RefinementWithoutEdit(Refinement):

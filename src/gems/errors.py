@@ -13,6 +13,7 @@ __all__ = [
     "MalformedAnswerError",
     "is_passing_status",
     "is_unpaid",
+    "may_cost",
 ]
 
 
@@ -56,6 +57,18 @@ class MalformedAnswerError(BackendError):
 def is_passing_status(status: int) -> bool:
     """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error."""
     return status in (408, 409, 425, 429) or status >= 500
+
+
+_NOTHING_ACCEPTED: Final = frozenset({425, 429, 503, 521, 523, 529})
+"""Statuses of a server that is busy, overloaded or out of reach, so that it has done nothing of what it was asked."""
+
+
+def may_cost(status: int) -> bool:
+    """Whether what failed with a transient HTTP status may have been done, and charged.
+
+    A gateway that waited too long (504), for example, does not know what the server behind it did.
+    """
+    return is_passing_status(status) and status not in _NOTHING_ACCEPTED
 
 
 _UNPAID: Final = re.compile(

@@ -143,7 +143,7 @@ def test_transient_faults_cost_only_time(chat_server: str, behaviour: str) -> No
     ("behaviour", "says"),
     [
         ("broken", "answers 503: no GPU left at all"),
-        ("page", "answers 502$"),
+        ("page", r"answers 502 \(up to 3 tries"),
         ("invalid", "answers 422: body.model: no such model"),
         ("wrong-type", "no chat completion"),
         ("error-body", "no chat completion: the engine died"),

@@ -298,7 +298,7 @@ def test_an_image_in_another_shape_is_read(image_server: str, shape: str) -> Non
 def test_answers_that_may_have_cost_an_image_are_few(image_server: str, fault: str) -> None:
     error = draw_one(openai(image_server, fault, timeout=60.0))
     assert isinstance(error, BackendError)
-    assert "(3 tries in 60 s)" in str(error)
+    assert "(3 tries in 60 s, 3 of them may have been charged)" in str(error)
     assert len(requests_to(image_server, fault)) == 3
 
 

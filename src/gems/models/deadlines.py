@@ -1,22 +1,26 @@
 """The end of a call that outlives its timeout.
 
-A provider's client bounds each silence of the server, not the whole call: one that keeps sending a byte, or a client
-that knows no timeout, would wait without end.
+A client bounds each silence of the server, not the whole call: for one that keeps sending a byte, or with a client that
+knows no timeout, it would wait without end.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
+import httpcore
 from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 
-__all__ = ["DEADLINE", "deadline_of", "within_deadline"]
+__all__ = ["DEADLINE", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
 
 T = TypeVar("T")
 
@@ -60,3 +64,36 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
         raise BackendError(
             f"the chat model gave no whole answer in {seconds:g} s (the chat option timeout)", retryable=False
         ) from None
+
+
+_READS: Final = threading.local()
+"""When the reads of this thread have to end, on the monotonic clock."""
+
+
+def end_reads_at(end: float) -> None:
+    """Let this thread's reads from connections with ``limit_reads`` end at this time of the monotonic clock."""
+    _READS.end = end
+
+
+def limit_reads(event: str, details: Mapping[str, Any]) -> None:
+    """Let no read from a new connection last longer than ``end_reads_at`` says.
+
+    httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook
+    is httpcore's "trace" extension.
+    """
+    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+        return
+    stream: Any = details.get("return_value")
+    read = stream.read
+    # OpenAI's client may use httpx2, whose httpcore2 turns no other package's errors into a timeout of its client.
+    package = sys.modules.get(type(stream).__module__.partition(".")[0])
+    too_late: type[Exception] = getattr(package, "ReadTimeout", httpcore.ReadTimeout)
+
+    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
+        left = getattr(_READS, "end", math.inf) - time.monotonic()
+        if left <= 0:
+            raise too_late
+        data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
+        return data
+
+    stream.read = read_in_time

@@ -9,11 +9,20 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid
+from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost
 from gems.models.servers.error_texts import error_message, words_of
 from gems.secrets import one_line
 
-__all__ = ["advice_for", "as_backend_error", "is_moderated", "is_passing", "is_too_long", "reason_of", "status_of"]
+__all__ = [
+    "advice_for",
+    "as_backend_error",
+    "is_moderated",
+    "is_passing",
+    "is_too_long",
+    "may_be_charged",
+    "reason_of",
+    "status_of",
+]
 
 _STATUSES: Final = {
     # langchain-core's own, which most providers' packages inherit from.
@@ -138,12 +147,26 @@ def is_passing(error: BaseException) -> bool:
     return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
 
 
-def as_backend_error(error: Exception, model: str) -> Exception:
+_LOST_ANSWERS: Final = frozenset(
+    {"ReadError", "ReadTimeout", "RemoteProtocolError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead"}
+)
+"""Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
+
+
+def may_be_charged(error: BaseException) -> bool:
+    """Whether a server may have answered, and charged for it, although there is no answer."""
+    status = status_of(error)
+    is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in _causes(error))
+    return is_lost or (status is not None and may_cost(status))
+
+
+def as_backend_error(error: Exception, model: str, *, has_retried: bool = False) -> Exception:
     """What a call raised, as a BackendError of one line, without keys or the provider's objects that hold them.
 
     Args:
         error: The exception.
         model: The model's name, for the message.
+        has_retried: Whether the provider's client has tried again already. What may have been charged is enough then.
     """
     if isinstance(error, GemsError):
         return error
@@ -153,9 +176,8 @@ def as_backend_error(error: Exception, model: str) -> Exception:
         words = f"{kind}: {reason}" if reason else kind
     else:
         words = f"answers {status}{reason and f': {reason}'}" if _has_answered(error) else f"{reason or kind}"
-    return BackendError(
-        f"{model}: {words}{advice_for(error)}", retryable=is_passing(error), status_code=status, reason=reason
-    )
+    retryable = is_passing(error) and not (has_retried and may_be_charged(error))
+    return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
 
 
 def _has_answered(error: BaseException) -> bool:

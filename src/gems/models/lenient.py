@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self, get_origin
 
 from pydantic import (
     BaseModel,
@@ -42,6 +42,7 @@ __all__ = [
     "is_broken_json",
     "items_of",
     "json_values",
+    "only_list",
     "read_answer",
     "whole_number",
     "without_half_characters",
@@ -75,6 +76,19 @@ class Form(BaseModel):
         values = {field_name(key): value for key, value in raw.items() if value is not None}
         values |= {key: value for key, value in raw.items() if key in cls.model_fields and value is not None}
         return [values[name] for name in (field, *cls.other_names.get(field, ())) if name in values]
+
+    @classmethod
+    def from_prose(cls, text: str) -> Any:
+        """The fields in an answer without JSON; None if there are none. The only list is read by its items."""
+        field = only_list(cls)
+        return {field: Prose(text)} if field else None
+
+
+def only_list(schema: type[BaseModel]) -> str | None:
+    """The name of the list that a form is about, whatever else it may say; None if it is about other things."""
+    required = [(name, field) for name, field in schema.model_fields.items() if field.is_required()]
+    is_list = len(required) == 1 and get_origin(required[0][1].annotation) is list
+    return required[0][0] if is_list else None
 
 
 class Item(Form):

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, get_origin
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolCall
@@ -30,7 +30,8 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Prose, is_all_json, is_broken_json, json_values
+from gems.models.lenient import Form, is_all_json, is_broken_json, json_values, only_list
+from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
 __all__ = [
@@ -517,6 +518,10 @@ def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
             args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
             args = args if isinstance(args, dict) else {}
             calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
+    by_name = {name.casefold().replace("-", "_"): name for name in names}
+    for name, arguments in calls_in_words(text, {*by_name, *map(str.casefold, names)}):
+        tool = by_name[name.casefold().replace("-", "_")]
+        calls.append(ToolCall(name=tool, args=arguments, id=f"written_{uuid.uuid4().hex[:12]}"))
     return calls
 
 
@@ -590,6 +595,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
         is_whole = not (is_cut_off(message) or is_broken_json(text))
         if is_whole and is_all_json(text):
             yield from _joined(values, schema)
+        yield from (arguments for _, arguments in calls_in_words(text, names) if not is_cut_off(message))
         yield from _forms_in(values, schema, items=pieces or is_whole)
 
 
@@ -599,21 +605,16 @@ def _plain_name(name: str) -> str:
 
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
-    """The form's only list as an answer without JSON, for items that can be read from such."""
-    text, field = str(message.text).rpartition("</think>")[2], _only_list(schema)
-    return {field: Prose(text)} if field and "{" not in text and not is_cut_off(message) else None
-
-
-def _only_list(schema: type[BaseModel]) -> str | None:
-    """The name of the list that a form is about, whatever else it may say; None if it is about other things."""
-    required = [(name, field) for name, field in schema.model_fields.items() if field.is_required()]
-    is_list = len(required) == 1 and get_origin(required[0][1].annotation) is list
-    return required[0][0] if is_list else None
+    """What a form reads from an answer without JSON."""
+    text = str(message.text).rpartition("</think>")[2]
+    if not issubclass(schema, Form) or "{" in text or is_cut_off(message):
+        return None
+    return schema.from_prose(text)
 
 
 def _one_list(calls: Sequence[dict[str, Any]], schema: type[BaseModel]) -> Iterator[Any]:
     """The items of a form with one list, if the model made a call for each of them."""
-    field = _only_list(schema)
+    field = only_list(schema)
     lists = [call[field] for call in calls if isinstance(call.get(field), list)] if field else []
     if len(lists) > 1:
         yield {field: list(itertools.chain.from_iterable(lists))}
@@ -624,7 +625,7 @@ def _joined(forms: Sequence[Any], schema: type[BaseModel]) -> Iterator[Any]:
 
     Forms that have an item in common are drafts of the last one.
     """
-    field = _only_list(schema)
+    field = only_list(schema)
     lists = [form[field] for form in forms if isinstance(form, dict) and isinstance(form.get(field), (list, dict))]
     if not field or len(lists) < 2 or len(lists) < len(forms):
         return
@@ -649,7 +650,7 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
         schema: The form.
         items: Whether they may also be the items of the form's only list, without the form around them.
     """
-    list_field = _only_list(schema)
+    list_field = only_list(schema)
     names = {list_field} if list_field else schema.model_fields.keys()
     objects = [value for value in values if isinstance(value, dict)]
     forms = [value for value in objects if not names.isdisjoint(value)]

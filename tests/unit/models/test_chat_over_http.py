@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.retry import retry_on
 from gems.options import ChatOptions, GeneratorOptions
@@ -22,6 +24,10 @@ STREAM = b"".join(
     f"data: {json.dumps({'model': 'm', 'choices': [{'index': 0, 'delta': {'content': piece}}]})}\n\n".encode()
     for piece in ("a ", "car")
 )
+
+
+MANY = 9
+"""Requests, as long as there is time."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -35,9 +41,12 @@ class Handler(BaseHTTPRequestHandler):
         status, kind, body = type(self).answer
         type(self).requests += 1
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not status:  # it hangs up
+            return
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -57,6 +66,13 @@ def server() -> Iterator[tuple[str, type[Handler]]]:
 def ask(address: str) -> str:
     model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
     return str(model.invoke(QUESTION).text)
+
+
+def draw(address: str, name: str, timeout: float = 20.0) -> Any:
+    base = {} if name.startswith("http:") else {"base_url": address}
+    options = GeneratorOptions(**base, api_key="none", timeout=timeout)
+    [result] = init_image_generator(name, options, OPERATOR).generate([ImageRequest("a car", 1)])
+    return result
 
 
 @pytest.mark.parametrize(
@@ -102,6 +118,77 @@ def test_a_server_that_always_streams_is_understood(server: tuple[str, type[Hand
     assert handler.requests == 1
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waits between the tries of clients."""
+    monkeypatch.setattr("gems.models.servers.providers.pause", lambda _: None)
+    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.02)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [0, 408, 409, 500, 502, 504, 524])
+def test_what_may_have_been_charged_is_asked_for_three_times(server: tuple[str, type[Handler]], status: int) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b"{}")
+    with pytest.raises(BackendError, match="up to 3 tries, each of which may have been charged") as caught:
+        ask(address)
+    assert handler.requests == 3
+    assert not retry_on(caught.value)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        error = draw(address, name)
+        assert "3 tries in 20 s, 3 of them may have been charged" in str(error)
+        assert handler.requests == 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [425, 429, 503, 529])
+def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
+    server: tuple[str, type[Handler]], status: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b"{}")
+    if status != 425:  # OpenAI's client does not know it
+        with pytest.raises(BackendError) as caught:
+            ask(address)
+        assert retry_on(caught.value)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        assert "charged" not in str(draw(address, name, timeout=0.5))
+        assert handler.requests > 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("status", "body", "says", "requests"),
+    [
+        (202, b'{"status": "busy"}', "without an image: busy", MANY),
+        (200, b'{"error": "Model x/y is currently loading", "estimated_time": 20}', "is currently loading", MANY),
+        (200, b"All workers are busy, try again later", "All workers are busy", MANY),
+        (200, b'{"status": "busy", "task_id": "7"}', "busy", 1),
+        (200, b'{"error": "could not draw a busy street"}', "a busy street", 1),
+        (200, b'{"error": "busy streets are not drawn, pay the billing"}', "billing", 1),
+        (202, b'{"id": "7", "status": "queued"}', "queued .it draws in the background", 1),
+        (200, b'{"task_id": "7"}', "in the background", 1),
+        (202, b"", "answers 202, without an image or a reason", 1),
+        (204, b"", "answers 204, without an image or a reason", 1),
+        (205, b"", "answers 205, without an image or a reason", 1),
+        (200, b"", "answer is empty .3 tries in 20 s, 3 of them may have been charged", 3),
+        (200, b'"sorry, no"', "without an image: sorry, no", 1),
+        (200, b'{"error": {"code": 504, "message": "too late"}}', "too late .3 tries in 20 s, 3 of", 3),
+    ],
+)
+def test_a_success_without_an_image_is_told_and_repeated_only_if_nothing_was_drawn(
+    server: tuple[str, type[Handler]], status: int, body: bytes, says: str, requests: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json" if body[:1] in (b"{", b'"') else "text/plain", body)
+    for name in ("openai:m", f"http:{address}"):
+        handler.requests = 0
+        assert re.search(says, str(error := draw(address, name, timeout=0.5 if requests == MANY else 20.0))), error
+        assert handler.requests > 1 if requests == MANY else handler.requests == requests
+
+
 def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler]]) -> None:
     address, handler = server
     options = GeneratorOptions(base_url=address, api_key="none")
@@ -115,16 +202,13 @@ def test_a_page_in_place_of_the_models_is_no_api(server: tuple[str, type[Handler
 
 
 def test_an_image_server_without_money_is_asked_once(server: tuple[str, type[Handler]]) -> None:
-    from gems.models.generators import ImageRequest
-
     address, handler = server
     handler.answer = (
         429,
         "application/json",
         b'{"error": {"code": "insufficient_quota", "message": "quota exceeded"}}',
     )
-    options = GeneratorOptions(base_url=address, api_key="none", timeout=20)
-    [error] = init_image_generator("openai:m", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    error = draw(address, "openai:m")
     assert isinstance(error, BackendError)
     assert "quota exceeded" in str(error)
     assert handler.requests == 1

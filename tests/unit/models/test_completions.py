@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -362,3 +363,43 @@ def test_lines_of_json_are_a_stream() -> None:
     )
     [choice] = tidy_completion(read_completion(body), "m")["choices"]
     assert choice["message"]["content"] == "a red car"
+
+
+FORM = '{"prompt": "a red car"}'
+
+
+def _events(pieces: Sequence[str], name: str = "delta", last: str = "delta") -> bytes:
+    choices = [{name: {"content": piece}, "finish_reason": None} for piece in pieces]
+    choices[-1] = {last: {"content": pieces[-1]}, "finish_reason": "stop"}
+    return b"".join(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in choices)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        (["a ", "car"], "a car"),
+        (["a red", "a red car", "a red car at night"], "a red car at night"),
+        (["{", '{"prompt": ', FORM], FORM),
+        (["{", FORM], FORM),
+        ([FORM[:9], FORM[9:], FORM], FORM),
+        ([FORM, FORM], FORM),
+        (["ha", "ha"], "haha"),
+        (["1", "12"], "112"),
+        (["a red car", "a red bus"], "a red cara red bus"),
+        (["", "a ", "", "car"], "a car"),
+    ],
+)
+@pytest.mark.parametrize("names", [("delta", "delta"), ("message", "message"), ("delta", "message")])
+def test_a_stream_may_repeat_the_text_so_far(pieces: list[str], text: str, names: tuple[str, str]) -> None:
+    completion = tidy_completion(read_completion(_events(pieces, *names)), "m")
+    is_whole = names == ("delta", "message")  # the last event has the message itself
+    assert completion["choices"][0]["message"]["content"] == (pieces[-1] if is_whole else text)
+
+
+def test_streamed_arguments_may_repeat_what_came_before() -> None:
+    for pieces in ([FORM[:9], FORM[9:]], [FORM[:9], FORM], [None, FORM], [FORM, ""], [json.loads(FORM), None]):
+        calls = [[{"index": 0, "id": "c", "function": {"name": "Plan", "arguments": piece}}] for piece in pieces]
+        events = [json.dumps({"choices": [{"delta": {"tool_calls": call}}]}).encode() for call in calls]
+        completion = tidy_completion(read_completion(b"".join(b"data: " + event + b"\n\n" for event in events)), "m")
+        [call] = completion["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == json.loads(FORM)

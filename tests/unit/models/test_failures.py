@@ -92,3 +92,22 @@ def test_what_says_nothing_about_the_way_of_asking(words: str, too_long: bool, m
     error = raised("BadRequestError", message=words, status_code=400)
     assert is_too_long(error) is too_long
     assert is_moderated(error) is moderated
+
+
+@pytest.mark.parametrize(
+    ("error", "is_free"),
+    [
+        (raised("Any", core("ModelRateLimitError")), True),
+        (raised("ServerError", code=503), True),
+        (raised("APIConnectionError", cause=raised("ConnectError")), True),
+        (raised("APIConnectionError", cause=raised("ReadError")), False),
+        (raised("APIConnectionError", cause=raised("RemoteProtocolError")), False),
+        (raised("ServerError", code=504), False),
+        (raised("Any", core("ModelTimeoutError")), False),
+    ],
+)
+def test_what_a_client_has_tried_again_is_tried_no_more_if_it_may_be_charged(error: Exception, is_free: bool) -> None:
+    for has_retried in (False, True):
+        told = as_backend_error(error, "m", has_retried=has_retried)
+        assert isinstance(told, BackendError)
+        assert told.retryable is (is_free or not has_retried)

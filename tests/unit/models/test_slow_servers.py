@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -12,16 +13,24 @@ import pytest
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import ImageRequest
-from gems.models.registry import init_image_generator
-from gems.options import GeneratorOptions
+from gems.models.registry import init_image_generator, init_mllm
+from gems.options import ChatOptions, GeneratorOptions
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
 
 
+_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9000\r\n\r\n"
+_DRAWN = b'{"data": [{"url": "/a.png"}]}'
+
+
 @contextmanager
 def server(head: bytes, piece: bytes) -> Iterator[int]:
-    """A server that sends a head and then the same piece again and again, until its client leaves."""
+    """A server that sends a head and then the same piece again and again, until its client leaves.
+
+    If the head is for a file, the request before it is answered at once, with the file's address.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
@@ -29,7 +38,10 @@ def server(head: bytes, piece: bytes) -> Iterator[int]:
             while True:
                 connection, _ = listener.accept()
                 with connection, suppress(OSError):
-                    connection.recv(65536)
+                    if b"POST" in connection.recv(65536) and head == _HEAD:
+                        start = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(_DRAWN)
+                        connection.sendall(start + _DRAWN)
+                        continue
                     connection.sendall(head)
                     while True:
                         time.sleep(0.05)
@@ -61,3 +73,42 @@ def test_a_server_that_never_ends_its_answer_is_given_up(head: bytes, piece: byt
         [result] = generator.generate([ImageRequest(prompt="a cat", seed=1)])
     assert isinstance(result, BackendError)
     assert "no answer" in str(result) or "too slowly" in str(result)
+
+
+@pytest.mark.parametrize("head", [_JSON, _HEAD])
+def test_json_and_files_that_never_end_are_given_up(head: bytes) -> None:
+    with server(head, b" " if head == _JSON else b"X-Slow: a\r\n") as port:
+        options = GeneratorOptions(base_url=f"http://127.0.0.1:{port}/v1", api_key="x", timeout=0.3)
+        [result] = init_image_generator("openai:m", options, OPERATOR).generate([ImageRequest(prompt="a cat", seed=1)])
+    assert isinstance(result, BackendError)
+    assert "no answer" in str(result) or "too slowly" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (_JSON, b" "),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b": wait\n\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),
+        (b"HTTP/1.1 500 No\r\nContent-Length: 9000\r\n\r\n", b" "),
+    ],
+)
+def test_each_try_of_a_chat_server_ends_in_time(head: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gems.models.servers.providers.pause", lambda _: None)
+    with server(head, piece) as port:
+        options = ChatOptions(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=0.15)
+        with pytest.raises(BackendError, match="no answer"):
+            init_mllm("openai:m", options, OPERATOR).invoke("What do you wish?")
+
+
+@pytest.mark.parametrize("package", ["httpcore", "httpcore2"])
+def test_a_read_that_is_too_late_is_a_timeout_of_its_own_package(package: str) -> None:
+    module = pytest.importorskip(package)
+    stream = module.MockStream([b"a"])
+    limit_reads("connection.connect_tcp.complete", {"return_value": stream})
+    end_reads_at(-math.inf)
+    try:
+        with pytest.raises(module.ReadTimeout):
+            stream.read(1)
+    finally:
+        end_reads_at(math.inf)

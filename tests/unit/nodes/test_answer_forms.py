@@ -14,6 +14,7 @@ from gems.errors import MalformedAnswerError
 from gems.graph.state import Requirement
 from gems.models.structured import read_form
 from gems.nodes.decomposer import Requirements
+from gems.nodes.planner import Plan, _final_plan
 from gems.nodes.question_ids import questions_of
 from gems.nodes.refiner import Refinement
 from gems.nodes.verifier import Verdicts
@@ -593,3 +594,114 @@ def test_a_question_to_the_user_is_no_requirement(text: str) -> None:
 def test_a_prompt_has_other_names(name: str) -> None:
     form = read_form(AIMessage(json.dumps({"strategy": "rewrite", name: "a red car"})), Refinement)
     assert form.prompt == "a red car"
+
+
+IN_OBJECTS = (
+    {"experience": "e", "next_try": {"prompt": "a red car"}},
+    {"experience": "e", "next_try": "a red car"},
+    {"experience": "e", "next": {"generation": {"prompt": "a red car"}}},
+    {"experience": "e", "history": [{"prompt": "a car"}], "next": {"final_prompt": "a red car"}},
+    {"experience": "e", "previous_try": {"prompt": "a car"}, "try": {"prompt": "a red car"}},
+    {"experience": "e", "best": {"prompt": "a car"}, "next_attempts": [{"prompt": "a red car"}]},
+    {"experience": "e", "strategy": {"name": "rewrite", "prompt": "a red car"}},
+    {"experience": "e", "prompt": {"prompt": "a red car"}},
+    {"experience": "e", "prompt": {"text": "a red car"}},
+    {"experience": "e", "prompt": "Prompt: a red car"},
+    {"experience": "e", "prompt": '**Improved prompt:** "a red car"'},
+    {"experience": "e", "prompt": "```\na red car\n```"},
+)
+IN_WORDS = (
+    "Prompt: a red car",
+    "**Prompt:** a red car",
+    "**Prompt: a red car**",
+    "**Prompt**\na red car",
+    "## Prompt\n\na red car",
+    "- **Improved Prompt**: a red car",
+    "1. Prompt: a red car\n2. Parts: none",
+    "Prompt:\n> a red car",
+    'prompt = "a red car"',
+    "<prompt>a red car</prompt>",
+    "Here is the improved prompt: a red car",
+    "Here is the improved prompt:\n\na red car\n\nIt names the colour.",
+    "Sure! Here's the prompt: “a red car”",
+    "Here's your refined prompt for the image model:\n```\na red car\n```\nIt names the colour.",
+    "The colour was lost.\n\n```text\na red car\n```",
+    "Original prompt: a car\nImproved prompt: a red car",
+    "Draft prompt: a car\nFinal prompt: a red car\nNegative prompt: blue",
+    "Experience: the colour was lost\nStrategy: rewrite\nPrompt: a red car",
+    "提示词：a red car",
+    "<think>Prompt: a blue car</think>Prompt: a red car",
+)
+
+
+@pytest.mark.parametrize("content", [*IN_OBJECTS, *IN_WORDS])
+@pytest.mark.parametrize("form", [Plan, Refinement])
+def test_the_prompt_is_read_wherever_an_answer_says_that_it_is(content: Any, form: Any) -> None:
+    message = AIMessage(content if isinstance(content, str) else json.dumps(content))
+    answer = read_form(message, form)
+    assert answer.prompt == "a red car"
+    assert getattr(answer, "strategy", "rewrite") == "rewrite"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "I cannot do that.",
+        "a red car",
+        "A terminal with a command prompt: go",
+        "Original prompt: a car",
+        "```\na car\n```\nor\n```\na red car\n```",
+        {"experience": "e", "history": [{"prompt": "a car"}]},
+        {"experience": "e", "first": {"prompt": "a car"}, "second": {"prompt": "a red car"}},
+    ],
+)
+def test_what_may_be_another_prompt_is_not_read_as_the_next_one(content: Any) -> None:
+    message = AIMessage(content if isinstance(content, str) else json.dumps(content))
+    with contextlib.suppress(MalformedAnswerError):
+        assert read_form(message, Refinement).prompt == ""
+
+
+def test_a_refinement_in_words_may_need_no_prompt() -> None:
+    answer = read_form(AIMessage("**Experience:** bad luck\n**Strategy:** reseed"), Refinement)
+    assert (answer.experience, answer.strategy, answer.prompt) == ("bad luck", "reseed", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["**Prompt:** a red car", "```\na red car\n```", "a red car", "Prompt: a red car\n\nDone."]
+)
+def test_a_plan_in_words_keeps_no_label_and_no_fence(text: str) -> None:
+    plan = _final_plan(AIMessage(text))
+    assert plan is not None
+    assert plan.prompt == "a red car"
+
+
+def test_words_that_only_look_like_a_label_stay_in_the_prompt() -> None:
+    for prompt in ("a poster: a red car", 'a sign that says "Prompt: go"', '"HELLO"', "a command prompt: a car"):
+        assert read_form(AIMessage(json.dumps({"prompt": prompt})), Plan).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot draw this.",
+        "As an AI, I have no eyes.",
+        "Sure! I will do that.",
+        "抱歉，我无法帮助。",
+        "How many cars would you like?",
+        "",
+    ],
+)
+def test_words_to_the_user_are_no_plan(text: str) -> None:
+    assert _final_plan(AIMessage(text)) is None
+    if not text.endswith("?"):
+        for form in (Plan, Refinement):
+            with contextlib.suppress(MalformedAnswerError):
+                assert not read_form(AIMessage(json.dumps({"experience": "e", "prompt": text})), form).prompt
+
+
+@pytest.mark.parametrize("text", ["an icon of a red car", "I-beams", '"Sorry" on a card', "Great Wall, at dusk", "ice"])
+def test_words_of_a_prompt_are_a_plan(text: str) -> None:
+    plan = _final_plan(AIMessage(text))
+    assert plan is not None
+    assert plan.prompt == text == read_form(AIMessage(json.dumps({"prompt": text})), Plan).prompt

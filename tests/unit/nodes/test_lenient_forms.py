@@ -401,3 +401,37 @@ def test_every_readable_requirement_survives(
     content = _wrapped(data.draw, "requirements", data.draw(st.permutations([*items, *junk])))
     form = read_form(answer_of(content), Requirements)
     assert {question for question, _ in asked} <= {r.question for r in form.requirements}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Plan(prompt="two (red) cars")',
+        "```python\nPlan(prompt='two (red) cars', parts=[])\n```",
+        '[Plan(prompt="two (red) cars")]<|eot_id|>',
+        'print(default_api.Plan(prompt="two (red) cars"))',
+        "<tool_call>\n<function=Plan>\n<parameter=prompt>\ntwo (red) cars\n</parameter>\n</function>\n</tool_call>",
+        '<invoke name="Plan"><parameter name="prompt">two (red) cars</parameter></invoke>',
+    ],
+)
+def test_a_form_that_is_written_as_a_call_is_read(text: str) -> None:
+    assert read_form(AIMessage(text), Plan).prompt == "two (red) cars"
+    calls = written_calls(AIMessage(text.replace("Plan", "counting")), {"counting"})
+    assert [(call["name"], call["args"]["prompt"]) for call in calls] == [("counting", "two (red) cars")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Plan("two red cars")',
+        "Plan(prompt=name)",
+        "Plan(prompt=open('/etc/passwd').read())",
+        'Plan(prompt="two red',
+        'MyPlan(prompt="two red cars")',
+        "<function=Other><parameter=prompt>two red cars</parameter></function>",
+        "```python\ncars = 2\n```",
+    ],
+)
+def test_words_that_are_no_whole_call_are_no_form(text: str) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(text), Plan)

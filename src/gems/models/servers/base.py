@@ -21,14 +21,14 @@ from contextvars import copy_context
 from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 
-import httpcore
 import httpx
 from langgraph.errors import GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid
+from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid, may_cost
+from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.error_texts import error_message, is_refusal
@@ -69,10 +69,15 @@ _FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF")
 _MAX_TORN: Final = 5
 """Torn copies of an image that was drawn, after which no other copy is fetched."""
 _MAX_PAID_TRIES: Final = 3
-"""Answers without a usable image, with a status that says that the image was drawn, after which no other is asked for:
-each of them may cost as much as an image."""
+"""Requests that a server took and that ended without a usable image, after which no other is sent: each of them may
+cost as much as an image."""
+_NOT_SENT: Final = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
+    *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
+)
+"""What went wrong before a request was complete, so that no server has begun with it."""
 _MAX_REDIRECTS: Final = 4
-_NOT_THERE_YET: Final = (202, 404)
+_NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
@@ -86,13 +91,51 @@ class PassingError(BackendError):
 
     Attributes:
         after: Seconds that the server asks to wait before the retry.
-        may_cost: Whether the server may have drawn an image for the failed try.
+        may_cost: Whether the server may have drawn an image for the failed try; of a file that is fetched, whether it
+            is torn.
+        tries: How often it was tried in all.
+        costly_tries: How many of these tries may have cost an image.
     """
 
     def __init__(self, message: str, *, after: float = 0.0, may_cost: bool = False) -> None:
         super().__init__(message, retryable=True)
         self.after = after
         self.may_cost = may_cost
+        self.tries = 1
+        self.costly_tries = int(may_cost)
+
+
+def _try_until(deadline: Callable[[], float], attempt: Callable[[], _T], most_costly: int) -> _T:
+    """Try again after passing faults, until the deadline or a number of faults that may cost.
+
+    Raises:
+        PassingError: The last one, with its number of tries.
+    """
+    costly_tries = 0
+    reason: PassingError | None = None
+
+    def counted() -> _T:
+        nonlocal costly_tries, reason
+        try:
+            return attempt()
+        except PassingError as error:
+            costly_tries += error.may_cost
+            # A try that the deadline cut short says less than the one before it.
+            reason = error if reason is None or time.monotonic() < deadline() else reason
+            raise
+
+    def is_over(state: RetryCallState) -> bool:
+        return costly_tries >= most_costly or time.monotonic() + state.upcoming_sleep >= deadline()
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
+    )
+    try:
+        return retrying(counted)
+    except PassingError as error:
+        fault = reason or error
+        fault.tries, fault.costly_tries = retrying.statistics.get("attempt_number", 1), costly_tries
+        raise fault from None
 
 
 class RemoteGenerator(ABC):
@@ -194,31 +237,22 @@ class RemoteGenerator(ABC):
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
         deadline = math.inf  # set by the first try: waiting for a slot does not count
-        paid_tries = 0
 
         def attempt() -> Image.Image:
-            nonlocal deadline, paid_tries
-            try:
-                with acquire(self._slots):
-                    deadline = min(deadline, time.monotonic() + self.options.timeout)
-                    image = self.make(request, deadline, on_preview)
-                return decode_image(image, self.name) if isinstance(image, bytes) else image
-            except PassingError as error:
-                paid_tries += error.may_cost
-                raise
+            nonlocal deadline
+            with acquire(self._slots):
+                deadline = min(deadline, time.monotonic() + self.options.timeout)
+                image = self.make(request, deadline, on_preview)
+            return decode_image(image, self.name) if isinstance(image, bytes) else image
 
-        def is_over(state: RetryCallState) -> bool:
-            return paid_tries >= _MAX_PAID_TRIES or time.monotonic() + state.upcoming_sleep >= deadline
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
-        )
         try:
-            return retrying(attempt)
+            return _try_until(lambda: deadline, attempt, _MAX_PAID_TRIES)
         except PassingError as error:
-            tries = retrying.statistics.get("attempt_number", 1)
-            message = f"{error} ({tries} tries in {self.options.timeout:g} s)" if tries > 1 else str(error)
-            raise BackendError(message, retryable=False) from None
+            notes = [f"{error.tries} tries in {self.options.timeout:g} s"] if error.tries > 1 else []
+            if error.costly_tries:
+                number = "it" if error.tries == 1 else f"{error.costly_tries} of them"
+                notes.append(f"{number} may have been charged")
+            raise BackendError(f"{error} ({', '.join(notes)})" if notes else str(error), retryable=False) from None
 
     def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
         """The body of an answer about an image that is being drawn.
@@ -239,24 +273,8 @@ class RemoteGenerator(ABC):
         return self._fetch_again(fetch, deadline)
 
     def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
-        torn = 0
-
-        def attempt() -> _T:
-            nonlocal torn
-            try:
-                return fetch()
-            except PassingError as error:
-                torn += error.may_cost
-                raise
-
-        def is_over(state: RetryCallState) -> bool:
-            return torn >= _MAX_TORN or time.monotonic() + state.upcoming_sleep >= deadline
-
-        retrying = Retrying(
-            retry=retry_if_exception_type(PassingError), stop=is_over, wait=_pause, sleep=pause, reraise=True
-        )
         try:
-            return retrying(attempt)
+            return _try_until(lambda: deadline, fetch, _MAX_TORN)
         except PassingError as error:
             raise BackendError(str(error), retryable=False) from None
 
@@ -286,8 +304,8 @@ class RemoteGenerator(ABC):
         """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
         timeout = httpx.Timeout(seconds, connect=min(seconds, _CONNECT_TIMEOUT))
-        may_cost = False
-        extensions = {"trace": _limit_reads}
+        has_begun = False
+        extensions = {"trace": limit_reads}
         try:
             with (
                 _until(time.monotonic() + seconds),
@@ -295,15 +313,12 @@ class RemoteGenerator(ABC):
                     method, self._full(path), timeout=timeout, extensions=extensions, **arguments
                 ) as response,
             ):
-                may_cost = response.is_success
+                has_begun = response.is_success
                 yield response
-        except httpx.TimeoutException:
-            fault = "{} sends its answer too slowly" if may_cost else "no answer from {} in " + f"{seconds:.0f} s"
-            raise PassingError(f"{self.name}: {fault.format(self._host)}", may_cost=may_cost) from None
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            reason = one_line(error) or type(error).__name__
-            what = "the answer of {} is damaged" if may_cost else "cannot reach {}"
-            raise PassingError(f"{self.name}: {what.format(self._host)} ({reason})", may_cost=may_cost) from None
+            is_sent = has_begun or not isinstance(error, _NOT_SENT)
+            fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
+            raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
@@ -323,6 +338,9 @@ class RemoteGenerator(ABC):
     def check_status(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error that a status other than 2xx stands for; see ``fetch``."""
         status = response.status_code
+        if status in (204, 205) or (status == 202 and not body.strip()):
+            fault = f"{self._host} answers {status}, without an image or a reason"
+            raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
         if 200 <= status < 300:
             return
         reason = self.reason(body)
@@ -330,7 +348,9 @@ class RemoteGenerator(ABC):
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
-                f"{self.name}: {self._host} answers {status}{reason}", after=_retry_after(response.headers)
+                f"{self.name}: {self._host} answers {status}{reason}",
+                after=_retry_after(response.headers),
+                may_cost=response.request.method == "POST" and may_cost(status),
             )
         if 300 <= status < 400:
             raise BackendError(
@@ -347,38 +367,22 @@ class RemoteGenerator(ABC):
         return f": {text}" if text else ""
 
 
-_LIMIT: Final = threading.local()
-"""When the exchange of this thread has to be over, on the monotonic clock."""
+def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
+    reason = one_line(error) or type(error).__name__
+    if has_begun:
+        return f"the answer of {host} is damaged ({reason})"
+    return f"{'the connection was lost to' if is_sent else 'cannot reach'} {host} ({reason})"
 
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
-    _LIMIT.end = end
+    end_reads_at(end)
     try:
         yield
     finally:
-        _LIMIT.end = math.inf
-
-
-def _limit_reads(event: str, details: Mapping[str, Any]) -> None:
-    """Let no read from a new connection last longer than its exchange.
-
-    httpx limits each read by itself, so that a server that sends one byte of a header at a time would never be too
-    slow. The hook is httpcore's "trace" extension.
-    """
-    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
-        return
-    stream: Any = details.get("return_value")
-    read = stream.read
-
-    def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
-        left = getattr(_LIMIT, "end", math.inf) - time.monotonic()
-        if left <= 0:
-            raise httpcore.ReadTimeout
-        data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
-        return data
-
-    stream.read = read_in_time
+        end_reads_at(math.inf)
 
 
 def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:

@@ -18,7 +18,7 @@ __all__ = ["error_of_choice", "error_of_completion", "server_error"]
 
 _PASSING: Final = re.compile(
     r"overload|rate.?limit|too many|time[d]?.?out|unavailable|busy|capacity|try again|internal|server.?error|upstream"
-    r"|abort|cancel|network|loading",
+    r"|abort|cancel|network|loading|resource",
     re.IGNORECASE,
 )
 """What a server says of errors that may pass, if it gives no code."""

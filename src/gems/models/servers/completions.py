@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -37,29 +39,53 @@ def read_completion(body: bytes) -> object:
 def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The completion that the events of a stream are the pieces of."""
     joined: dict[str, Any] = {}
-    message: dict[str, Any] = {}
+    texts = defaultdict[str, list[str]](list)
     calls: dict[object, dict[str, Any]] = {}
     reason = None
     if not any(_choices(event) is not None for event in events):  # an event that tells of an error
         return next((event for event in events if error_message(json.dumps(event).encode())), events[-1])
+    whole = [event for event in events if "choices" in event and isinstance(_choice(event).get("message"), Mapping)]
     for event in events:
-        choices = _choices(event) or []
-        choice = choices[0] if choices and isinstance(choices[0], Mapping) else {}
-        is_whole = "choices" in event and isinstance(choice.get("message"), Mapping)
-        if event.get("error") or is_whole:  # the whole answer, or why there is none
+        choice = _choice(event)
+        if event.get("error") or [event] == whole:  # the whole answer, or why there is none
             return event
         joined |= {name: value for name, value in event.items() if value is not None}
         reason = choice.get("finish_reason") or choice.get("done_reason") or reason
         delta = raw_message(choice) or {}
         for name in ("content", "reasoning_content", "reasoning", "thinking", "refusal"):
             if piece := delta.get(name):
-                message[name] = message.get(name, "") + read_content(piece)
+                texts[name].append(read_content(piece))
         pieces = delta.get("tool_calls")
         for piece in pieces if isinstance(pieces, list) else []:
             if isinstance(piece, Mapping):
                 _add_piece(calls.setdefault(piece.get("index"), {}), piece)
-    message["tool_calls"] = list(calls.values())
-    return {**joined, "choices": [{"message": message, "finish_reason": reason}]}
+    message = {name: _whole_text(pieces) for name, pieces in texts.items()}
+    whole_calls = [{**call, "arguments": _whole_text(call["arguments"])} for call in calls.values()]
+    return {**joined, "choices": [{"message": {**message, "tool_calls": whole_calls}, "finish_reason": reason}]}
+
+
+def _choice(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = _choices(event)
+    return choices[0] if choices and isinstance(choices[0], Mapping) else {}
+
+
+_REPEATED: Final = 8
+"""Characters at the beginning of a piece that are no chance repetition of what came before it."""
+
+
+def _whole_text(pieces: Sequence[Any]) -> Any:
+    """The text that a stream's pieces make up. Some servers repeat the whole text so far in each piece, or in the last.
+
+    What is no text, such as arguments that are an object, is whole by itself.
+    """
+    if objects := [piece for piece in pieces if piece is not None and not isinstance(piece, str)]:
+        return objects[-1]
+    *before, last = list(filter(None, pieces)) or [""]
+    grows = all(text.startswith(shorter) for shorter, text in itertools.pairwise([*before, last]))
+    repeated = "".join(before) if grows or "".join(before) == last else ""
+    is_readable = isinstance(json_body(last.encode("utf-8", "replace")), (Mapping, list))
+    is_repetition = len(repeated) >= _REPEATED or (bool(repeated) and is_readable)
+    return last if is_repetition else "".join([*before, last])
 
 
 def _add_piece(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
@@ -68,11 +94,7 @@ def _add_piece(call: dict[str, Any], piece: Mapping[str, Any]) -> None:
     function = piece.get("function")
     part: Mapping[str, Any] = function if isinstance(function, Mapping) else {}
     call["name"] = call.get("name") or part.get("name")
-    arguments, before = part.get("arguments"), call.get("arguments")
-    if isinstance(arguments, str) and isinstance(before, str):
-        call["arguments"] = before + arguments
-    elif arguments is not None:
-        call["arguments"] = arguments
+    call.setdefault("arguments", []).append(part.get("arguments"))
 
 
 def tidy_completion(answer: object, source: str) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import httpx
 from PIL import Image
 from pydantic_core import from_json
 
-from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid
-from gems.models.lenient import is_broken_json, json_values
+from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
+from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.secrets import one_line
@@ -58,6 +58,23 @@ _NAMES_OF_OTHERS: Final = re.compile(
 _IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?", re.I)
 
 
+_BUSY: Final = re.compile(
+    r"\W*(?:(?:error|the|all|our|this|servers?|service|model(?: \S{1,80}(?= is ))?|queue|system|gpus?|engine|workers?"
+    r"|backend|endpoint|is|are|currently|too|temporarily|still)\W+)*(?:busy|overloaded|loading|unavailable|full"
+    r"|warming up|at capacity|too many requests|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
+    re.I,
+)
+_IN_BACKGROUND: Final = re.compile(
+    r"queued|pending|processing|in[ _-]?(?:progress|queue)|accepted|starting|started|running|submitted|created"
+    r"|waiting",
+    re.I,
+)
+_JOB_NAMES: Final = frozenset(
+    {"id", "task_id", "job_id", "prompt_id", "status_url", "polling_url", "fetch_result", "eta"}
+)
+"""Names in an answer about an image that is drawn later."""
+
+
 class _Source(NamedTuple):
     text: str
     is_address: bool
@@ -81,7 +98,11 @@ class JsonImages(RemoteGenerator):
             return body.lstrip(b"\r\n")
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
-            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
+            words = one_line(error_message(body))
+            if is_busy(words):
+                raise PassingError(f"{self.name}: the server answers without an image: {words}")
+            fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
+            raise PassingError(f"{self.name}: the server's answer {fault}", may_cost=True)
         sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
         if len(sources) == 1 and not sources[0].is_address:
             return decode_base64(sources[0].text, self.name)
@@ -99,10 +120,17 @@ class JsonImages(RemoteGenerator):
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        reason = one_line(error_message(body) if mapping_in(answer) else "") or one_line(_faults_of_items(answer))
+        reason = one_line(error_message(body) if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
+            _faults_of_items(answer)
+        )
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
+        names = {field_name(name) for name in mapping_in(answer)}
+        if is_busy(reason) and not names & _JOB_NAMES:
+            return PassingError(message)
+        if _IN_BACKGROUND.fullmatch(reason) or (names & _JOB_NAMES and not reason):
+            message += " (it draws in the background: give an address that answers with the image)"
         details = mapping_in(answer).get("error")
         code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
         if (
@@ -110,7 +138,7 @@ class JsonImages(RemoteGenerator):
             and is_passing_status(int(code[:3]))
             and not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
-            return PassingError(message)
+            return PassingError(message, may_cost=may_cost(int(code[:3])))
         return BackendError(message, retryable=False)
 
     def _download(self, address: str, deadline: float) -> Image.Image:
@@ -128,6 +156,14 @@ class JsonImages(RemoteGenerator):
                 retryable=False,
             )
         return self.fetch_image(str(url), deadline)
+
+
+def is_busy(words: str) -> bool:
+    """Whether a server says that it has no time for a request, so that it has drawn nothing for it.
+
+    Only from how the words begin: what follows may be about the prompt.
+    """
+    return bool(_BUSY.match(words)) and not is_unpaid(words)
 
 
 def decode_base64(encoded: str, source: str) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-import httpx
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
@@ -14,7 +13,7 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
-from gems.models.failures import advice_for, is_passing
+from gems.models.failures import advice_for, is_passing, may_be_charged
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
@@ -54,25 +53,28 @@ class OpenAIChat(ChatOpenAI):
             raise
         except openai.APITimeoutError:
             # Not retryable: the client has retried already, and a hanging server would be waited for nine times.
-            tries = 1 + (self.max_retries or 0)
-            raise BackendError(f"{self._address}: no answer ({tries} tries)", retryable=False) from None
+            raise BackendError(f"{self._address}: no answer{self._tries_made}", retryable=False) from None
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
             advice = advice_for(error)
             if 300 <= error.status_code < 400:
                 advice = "; it redirects: give the final address as base_url"
-            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{advice}"
-            retryable = is_passing(error) and not is_not_understood(error)
+            passes = is_passing(error) and not is_not_understood(error)
+            # The client has retried already: each try may have been charged, unless the server says that it is busy.
+            retryable = passes and not may_be_charged(error)
+            tries = self._tries_made if passes and not retryable else ""
+            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{tries}{advice}"
             raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = f" ({one_line(cause)})" if cause is not error else ""
-            # The client has retried already. An answer that was lost on its way may be paid for, so it is not asked for
-            # nine times; a server that cannot be reached costs nothing.
-            retryable = isinstance(cause, httpx.NetworkError)
-            raise BackendError(f"{self._address}: {one_line(error)}{reason}", retryable=retryable) from None
+            # A server that cannot be reached costs nothing; an answer that was lost on its way may be paid.
+            is_lost = may_be_charged(error)
+            tries = self._tries_made if is_lost else ""
+            retryable = is_passing(error) and not is_lost
+            raise BackendError(f"{self._address}: {one_line(error)}{reason}{tries}", retryable=retryable) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # status 200 without a chat completion
             raise BackendError(f"{self._address} answers with no chat completion: {one_line(error)}") from None
 
@@ -136,6 +138,10 @@ class OpenAIChat(ChatOpenAI):
             if refusal := choice["message"].get("refusal"):
                 message.additional_kwargs["refusal"] = refusal
         return result
+
+    @property
+    def _tries_made(self) -> str:
+        return f" (up to {1 + self.root_client.max_retries} tries, each of which may have been charged)"
 
     @property
     def _address(self) -> str:

@@ -30,7 +30,7 @@ from gems.models.servers.base import (
     read_body,
 )
 from gems.models.servers.error_texts import error_message, json_body
-from gems.models.servers.image_answers import JsonImages, decode_base64, mapping_in, read_answer
+from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -213,7 +213,7 @@ class OpenAIImages(JsonImages):
                     continue  # such as the final [DONE]
                 kind = str(content.get("type") or event.event)
                 if kind.endswith("error"):
-                    raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}")
+                    raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
                 encoded = content.get("b64_json")
                 if not isinstance(encoded, str) or not encoded:
                     continue
@@ -252,7 +252,7 @@ class PlainImages(JsonImages):
         body, kind = self.fetch("POST", "", deadline, params=parameters)
         body = body.lstrip(b"\r\n")
         answer = None if is_image_file(body) else read_answer(body)
-        if answer is not None or body.strip() == b"null":
+        if answer is not None or body.strip() in (b"", b"null") or is_busy(error_message(body)):
             return self.image_in(body, deadline)
         if is_image_file(body) or not kind or kind.startswith("image/") or kind == "application/octet-stream":
             return body

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from pydantic import SecretStr
 
 from gems.errors import InputError, is_unpaid
 from gems.extras import how_to_install
+from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.servers.base import checked_url
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
@@ -59,7 +62,10 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
     settings = settings_for("openai", options)
     # No redirects: they could take prompts and images to any host.
-    hooks = {"response": [_do_not_retry_unpaid]}
+    hooks: dict[str, list[Callable[..., Any]]] = {
+        "request": [_end_in(options.timeout)],
+        "response": [_do_not_retry_unpaid],
+    }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
     if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
@@ -67,6 +73,16 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     chat = OpenAIChat(model=model, **settings)
     _let_stops_end_waits(chat.root_client)
     return chat
+
+
+def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
+    """Let each try end in time, whatever the server sends meanwhile."""
+
+    def limit(request: httpx.Request) -> None:
+        request.extensions = {**request.extensions, "trace": limit_reads}
+        end_reads_at(time.monotonic() + seconds)
+
+    return limit
 
 
 def _do_not_retry_unpaid(response: httpx.Response) -> None:

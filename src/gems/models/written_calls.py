@@ -1,0 +1,56 @@
+"""Calls of tools that a chat model writes into its text, in the forms that models are trained on."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Collection, Iterator
+from typing import Any, Final
+
+__all__ = ["calls_in_words"]
+
+_ELEMENT: Final = re.compile(
+    r"<(?:function|invoke)(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>(?P<body>.*?)</(?:function|invoke)>",
+    re.DOTALL,
+)
+_PARAMETER: Final = re.compile(
+    r"<parameter(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>\n?(?P<value>.*?)\n?</parameter>", re.DOTALL
+)
+_LONGEST: Final = 20_000
+"""Characters of a call."""
+
+
+def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and arguments of each call of one of these tools: ``Plan(prompt="a car")``, or in elements as of XML.
+
+    Args:
+        text: The text of an answer.
+        names: The names of the tools, in lower case.
+    """
+    for element in _ELEMENT.finditer(text):
+        if element["name"].casefold() in names:
+            yield element["name"], {match["name"]: match["value"] for match in _PARAMETER.finditer(element["body"])}
+    if not names:
+        return
+    for call in re.finditer(
+        rf"(?<!\w)(?P<name>{'|'.join(map(re.escape, names))})\((?=\s*\w+\s*=)", text, re.IGNORECASE
+    ):
+        end = text.rfind(")", call.end(), call.end() + _LONGEST) + 1
+        if end and (arguments := _arguments(text[call.start("name") : end])) is not None:
+            yield call["name"], arguments
+
+
+def _arguments(call: str) -> dict[str, Any] | None:
+    """The arguments of a call in Python's words, all of them by name; None if it is no such call alone."""
+    for end in [match.end() for match in re.finditer(r"\)", call)][:_MOST_ENDS]:
+        try:
+            tree = ast.parse(call[:end], mode="eval").body
+            if isinstance(tree, ast.Call) and not tree.args:
+                return {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords if word.arg}
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+_MOST_ENDS: Final = 20
+"""Closing brackets that are tried as the end of a call."""
