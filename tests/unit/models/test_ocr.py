@@ -55,9 +55,7 @@ def test_it_is_found_by_name_and_follows_the_protocol() -> None:
         ("REOPENED", {'Does the sign read "OPEN"?': False}),
     ],
 )
-def test_it_reports_whether_the_words_are_there(
-    ocr: OcrInspector, sign_text: str, verdicts: dict[str, bool]
-) -> None:
+def test_it_reports_whether_the_words_are_there(ocr: OcrInspector, sign_text: str, verdicts: dict[str, bool]) -> None:
     asked = [requirement(question, f"r{n}") for n, question in enumerate(verdicts)]
     *findings, undecided = ocr.inspect(sign(sign_text), [*asked, requirement("Is there writing on the sign?", "r9")])
     assert [finding.requirement_id for finding in findings] == [r.id for r in asked]
