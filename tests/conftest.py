@@ -22,7 +22,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-from forked import start_server
+from forked import start_server  # noqa: E402
 
 FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 """The slowest groups of tests (``pytest.mark.xdist_group``), slowest first. They run before all other tests."""

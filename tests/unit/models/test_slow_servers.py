@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator
+from gems.models.servers.openai_images import PlainImages
 from gems.options import GeneratorOptions
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -61,3 +63,11 @@ def test_a_server_that_never_ends_its_answer_is_given_up(head: bytes, piece: byt
         [result] = generator.generate([ImageRequest(prompt="a cat", seed=1)])
     assert isinstance(result, BackendError)
     assert "no answer" in str(result) or "too slowly" in str(result)
+
+
+def test_a_generator_that_is_gone_leaves_no_connection_open() -> None:
+    generator = PlainImages("http://127.0.0.1:9/draw", name="http:draw", options=GeneratorOptions())
+    client = generator._client
+    del generator
+    gc.collect()
+    assert client.is_closed
