@@ -406,7 +406,7 @@ def test_a_black_image_and_one_with_16_bits_are_images() -> None:
     assert decode_image(_file(Image.new("I;16", (4, 4), 0x8000)), "x").getpixel((0, 0)) == (128, 128, 128)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from(["PNG", "JPEG", "WEBP"]), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=9)
 )

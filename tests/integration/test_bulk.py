@@ -93,14 +93,14 @@ def wait_for(out: Path, lines: int, process: forked.Process) -> None:
 
 @SLOW
 def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
-    file, out = prompts(tmp_path / "p.jsonl", 12), tmp_path / "out"
-    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--price", "image=0.25", "--json")
-    command += ("--concurrency", 4)
+    file, out = prompts(tmp_path / "p.jsonl", 8), tmp_path / "out"
+    command = ("batch", file, "--out", out, *QUICK, "--max-rounds", 2, "--price", "image=0.5", "--json")
+    command += ("--concurrency", 3)
     result = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     summary = json.loads(result.stdout)
     assert summary["limit_reached"] == "cost"
     assert summary["cost"] == 2
-    assert summary["finished"] + summary["cut_short"] + summary["not_started"] == 12
+    assert summary["finished"] + summary["cut_short"] + summary["not_started"] == 8
     assert f"{summary['not_started']} prompts were not started" in result.stderr
     left = [json.loads(line) for line in (out / "not_started.jsonl").read_text().splitlines()]
     assert len(left) == summary["not_started"]
@@ -119,9 +119,9 @@ def test_a_total_ends_the_run_and_the_rest_is_listed(tmp_path: Path) -> None:
     again = run(*command, "--total-cost", 2, home=tmp_path / "home", ok=(4,))
     assert json.loads(again.stdout)["images"] == summary["images"]
     finished = run(*command, home=tmp_path / "home")
-    assert json.loads(finished.stdout)["finished"] == 12
+    assert json.loads(finished.stdout)["finished"] == 8
     assert not (out / "not_started.jsonl").exists()
-    assert sorted(row["index"] for row in index(out)) == list(range(12))
+    assert sorted(row["index"] for row in index(out)) == list(range(8))
 
 
 def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
@@ -132,15 +132,15 @@ def test_a_price_limit_without_prices_is_refused(tmp_path: Path) -> None:
 
 @SLOW
 def test_the_estimate_of_a_dry_run_covers_the_actual_cost(tmp_path: Path) -> None:
-    file, out = prompts(tmp_path / "p.jsonl", 24), tmp_path / "out"
+    file, out = prompts(tmp_path / "p.jsonl", 14), tmp_path / "out"
     command = ("batch", file, "--out", out, "--max-rounds", 2, *QUICK, "--price", "image=0.1", "--json")
     command += ("--concurrency", 3)
     dry = json.loads(run(*command, "--dry-run", "--sample", 9, home=tmp_path / "home").stdout)
-    assert (dry["sample"], dry["prompts"]) == (9, 24)
+    assert (dry["sample"], dry["prompts"]) == (9, 14)
     sample = (out / "results.jsonl").read_bytes()
     assert sample.count(b"\n") == 9
     status = run("batch", "status", out, home=tmp_path / "home").stdout
-    assert "9 of 24 prompts done" in status
+    assert "9 of 14 prompts done" in status
     actual = json.loads(run(*command, home=tmp_path / "home").stdout)
     assert (out / "results.jsonl").read_bytes().startswith(sample)
     for name in ("images", "tokens", "cost"):
@@ -245,7 +245,7 @@ def test_after_random_kills_every_prompt_has_one_result(painter: str, tmp_path: 
 # --- results and exports ---------------------------------------------------------------------------------------------
 
 
-FINISHED = 18
+FINISHED = 12
 
 
 @pytest.fixture(scope="module")

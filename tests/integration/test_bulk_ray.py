@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
 import pytest
-from forked import Process, gems, gems_process
+from forked import Process, gems, gems_here, gems_process
 from light_models import OPTIONS
 
 from gems.evals.prompts import fresh_prompts
@@ -143,13 +143,18 @@ def wait_for(out: Path, n: int, process: Process) -> None:
 
 
 def test_unsupported_uses_of_ray_give_a_one_line_error(batch: Start, tmp_path: Path) -> None:
-    file = prompts(tmp_path / "p.jsonl", 2, 1)
-    message = finish(batch(file, tmp_path / "o", "--ray", "ray://127.0.0.1:10001"), 2)
-    assert "--ray auto" in message
-    message = finish(batch(file, tmp_path / "o", "--ray", "127.0.0.1:1"), 3)
+    file, out = prompts(tmp_path / "p.jsonl", 2, 1), tmp_path / "o"
+
+    def refusal(*options: str) -> str:
+        result = gems_here("batch", file, "--out", out, *SMALL, *options, home=tmp_path / "home")
+        assert result.returncode == 2, result.stderr
+        return result.stderr
+
+    assert "--ray auto" in refusal("--ray", "ray://127.0.0.1:10001")
+    assert "HOST:PORT" in refusal("--ray", "nowhere")
+    assert "serve it" in refusal("--ray", "local", "--verifier", "transformers:x/y")
+    message = finish(batch(file, out, "--ray", "127.0.0.1:1"), 3)
     assert "cannot work on the Ray cluster 127.0.0.1:1" in message
-    assert "HOST:PORT" in finish(batch(file, tmp_path / "o", "--ray", "nowhere"), 2)
-    assert "serve it" in finish(batch(file, tmp_path / "o", "--ray", "local", "--verifier", "transformers:x/y"), 2)
     assert len(message.strip().splitlines()) == 1
 
 

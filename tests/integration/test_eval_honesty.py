@@ -20,6 +20,13 @@ ANY = Vqa("Are there any cats in the image?", "Yes", "object")
 TWO = Vqa("How many cats are in the image?", "two", "count")
 
 
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no plots, which take most of an evaluation's time: ``test_eval.py`` looks at them."""
+    plots = dict.fromkeys(("rates", "atoms", "curve"), "<svg/>")
+    monkeypatch.setattr("gems.evals.summary._plots", lambda report: plots)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A benchmark's file of three prompts."""

@@ -173,7 +173,7 @@ def test_the_service_follows_its_own_schema(service: ServiceProcess, tmp_path: P
         *(str(Path(sys.executable).with_name("schemathesis")), "run", f"{service.url}/openapi.json"),
         *("--include-path-regex", r"^/(v1|healthz|readyz|metrics|artifacts|reports)"),
         *("--checks", ",".join(checks), "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", "10", "--generation-database", "none", "--seed", "1", "--no-color"),
+        *("--max-examples", "3", "--generation-database", "none", "--seed", "1", "--no-color"),
     ]
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}

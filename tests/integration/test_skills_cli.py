@@ -29,8 +29,8 @@ from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
 
-PROMPTS = "40"
-"""Prompts of a gate: enough for an interval that excludes zero whichever half of the prompts is held out."""
+PROMPTS, MANY_PROMPTS = "24", "40"
+"""Prompts of a gate: enough for an interval that excludes zero, and for one that excludes it from below."""
 
 RELATED = "Use when the wish places things in relation to each other."
 
@@ -212,11 +212,13 @@ def test_the_gate_refuses_useless_and_harmful_skills(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
     add_draft("good", RELATED, good, about, {})
-    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
+    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", MANY_PROMPTS)["learned"]
     assert learned_row["state"] == "promoted"
     add_draft("useless", RELATED, "Draw with love.", about, {})
     add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
-    rows_by_name = {row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]}
+    rows_by_name = {
+        row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", MANY_PROMPTS)["learned"]
+    }
     assert {row["state"] for row in rows_by_name.values()} == {"quarantine"}
     assert rows_by_name["useless"]["gate"]["reason"] == "its gain cannot be distinguished from zero"
     assert rows_by_name["harmful"]["gate"]["reason"] == "it does harm"

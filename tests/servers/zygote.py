@@ -2,7 +2,7 @@
 
 A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
 has imported them spends less than one, and still has its own pid, signals, streams and exit code. The server imports
-only libraries, never ``gems``, so that every command imports the package afresh.
+the modules of ``gems`` that most commands use, too: they read no settings when they are imported.
 
 usage: zygote.py SOCKET        The server ends when its standard input is closed.
 
@@ -86,6 +86,23 @@ LIBRARIES = (
     "prometheus_client",
 )
 """Libraries that commands import. If one is missing from this list, commands that need it only become slower."""
+
+MODULES = (
+    "gems.cli.main",
+    "gems.cli.arguments",
+    "gems.bulk.batch",
+    "gems.graph.builder",
+    "gems.memory.opening",
+    "gems.memory.embedder",
+    "gems.models.diffusers.backend",
+    "gems.models.pocket.chat",
+    "gems.models.pocket.pipeline",
+    "gems.runs.folder",
+    "gems.runs.report",
+    "gems.runs.sessions",
+    "gems.skills.loader",
+)
+"""Modules of the package that most commands import, likewise."""
 
 
 class Server:
@@ -231,7 +248,7 @@ def run_to_the_end(request: dict[str, Any]) -> NoReturn:
 
 
 def import_libraries() -> None:
-    for library in LIBRARIES:
+    for library in (*LIBRARIES, *MODULES):
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
     with contextlib.suppress(ImportError):
@@ -240,17 +257,9 @@ def import_libraries() -> None:
         get_checkpoint_conversion_mapping("bert")  # compiles a thousand regular expressions, once
 
 
-def keep_bytecode(folder: Path) -> None:
-    """If Python may not write bytecode beside modules, cache it in a folder that all commands share."""
-    if sys.dont_write_bytecode:
-        sys.dont_write_bytecode = False
-        sys.pycache_prefix = str(folder)
-
-
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
-    keep_bytecode(address.parent / "bytecode")
     server = Server(str(address))
     gc.collect()
     gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page

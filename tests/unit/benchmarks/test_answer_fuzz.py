@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.slow
 def test_nothing_that_can_be_read_is_lost_and_nothing_is_made_up() -> None:
-    report = answer_fuzz.measure(100, seed=3)
+    report = answer_fuzz.measure(30, seed=3)
     assert report["is_sound"], report
-    assert report["chat_answers"] >= 100
-    assert report["image_answers"] >= 100
+    assert report["chat_answers"] >= 30
+    assert report["image_answers"] >= 30

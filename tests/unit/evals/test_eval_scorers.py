@@ -159,7 +159,7 @@ def test_the_pocket_judge_agrees_with_the_oracle_on_clear_images(tmp_path: Path)
     generator, images = init_image_generator("pocket"), ImageStore()
     oracle, judge = Oracle(tmp_path), SoftTifa(PocketChatModel(), "pocket", tmp_path)
     agreed = total = 0
-    for seed, prompt in enumerate(fresh_prompts(16, seed=12)):
+    for seed, prompt in enumerate(fresh_prompts(6, seed=12)):
         [generated] = generator.generate([ImageRequest(prompt.prompt, seed)])
         assert isinstance(generated, GeneratedImage)
         ref = images.put(generated.image, {})

@@ -54,7 +54,7 @@ records = st.tuples(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(records, max_size=6))
 def test_an_export_is_imported_as_it_was(entries: list[Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:

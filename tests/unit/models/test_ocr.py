@@ -18,15 +18,15 @@ pytestmark = pytest.mark.slow
 
 
 def sign(text: str) -> Image.Image:
-    image = Image.new("RGB", (480, 240), "white")
+    image = Image.new("RGB", (320, 240), "white")  # the reader enlarges it: a wide one takes longer
     draw = ImageDraw.Draw(image)
-    draw.rectangle((30, 30, 450, 210), outline="black", width=6)
-    draw.multiline_text((240, 120), text, "black", ImageFont.load_default(64), anchor="mm", align="center")
+    draw.rectangle((20, 30, 300, 210), outline="black", width=6)
+    draw.multiline_text((160, 120), text, "black", ImageFont.load_default(40), anchor="mm", align="center")
     return image
 
 
-def requirement(question: str) -> Requirement:
-    return Requirement(id="r1", question=question, kind="text")
+def requirement(question: str, name: str = "r1") -> Requirement:
+    return Requirement(id=name, question=question, kind="text")
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +41,30 @@ def test_it_is_found_by_name_and_follows_the_protocol() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sign_text", "question", "verdict"),
+    ("sign_text", "verdicts"),
     [
-        ("OPEN", 'Does the sign read "OPEN"?', True),
-        ("OPEN", "Does the sign read “open”?", True),
-        ("FRESH\nBREAD", "Does the sign say 'Fresh bread'?", True),
-        ("CLOSED", 'Does the sign read "OPEN"?', False),
-        ("REOPENED", 'Does the sign read "OPEN"?', False),
-        ("OPEN", 'Does it read "OPEN" and, below, "SUNDAY"?', False),
+        (
+            "OPEN",
+            {
+                'Does the sign read "OPEN"?': True,
+                "Does the sign read “open”?": True,
+                'Does it read "OPEN" and, below, "SUNDAY"?': False,
+            },
+        ),
+        ("FRESH\nBREAD", {"Does the sign say 'Fresh bread'?": True, 'Does the sign read "OPEN"?': False}),
+        ("REOPENED", {'Does the sign read "OPEN"?': False}),
     ],
 )
-def test_it_reports_whether_the_words_are_there(
-    ocr: OcrInspector, sign_text: str, question: str, verdict: bool
-) -> None:
-    [finding] = ocr.inspect(sign(sign_text), [requirement(question)])
-    assert finding.requirement_id == "r1"
-    assert sign_text.split()[0] in finding.evidence
-    assert finding.probability is not None
-    assert (finding.probability > 0.9) if verdict else (finding.probability < 0.1)
+def test_it_reports_whether_the_words_are_there(ocr: OcrInspector, sign_text: str, verdicts: dict[str, bool]) -> None:
+    asked = [requirement(question, f"r{n}") for n, question in enumerate(verdicts)]
+    *findings, undecided = ocr.inspect(sign(sign_text), [*asked, requirement("Is there writing on the sign?", "r9")])
+    assert [finding.requirement_id for finding in findings] == [r.id for r in asked]
+    for finding, verdict in zip(findings, verdicts.values(), strict=True):
+        assert sign_text.split()[0] in finding.evidence
+        assert finding.probability is not None
+        assert (finding.probability > 0.9) if verdict else (finding.probability < 0.1)
+    # Without a quotation, it only reports what it reads.
+    assert undecided == type(undecided)("r9", f'reads "{" ".join(sign_text.split())}"', None)
 
 
 def test_one_or_two_wrong_letters_may_be_reading_errors(ocr: OcrInspector) -> None:
@@ -73,15 +79,10 @@ def test_nothing_read_does_not_mean_nothing_written(ocr: OcrInspector) -> None:
     assert finding.probability == pytest.approx(0.25)
 
 
-def test_without_a_quotation_it_only_reports_what_it_reads(ocr: OcrInspector) -> None:
-    [finding] = ocr.inspect(sign("OPEN"), [requirement("Is there writing on the sign?")])
-    assert finding == type(finding)("r1", 'reads "OPEN"', None)
-
-
 def test_threads_may_share_it(ocr: OcrInspector) -> None:
     with ThreadPoolExecutor(3) as pool:
-        read = list(pool.map(lambda word: ocr.read(sign(word))[0], ["ONE", "TWO", "SIX"] * 2))
-    assert read == [["ONE"], ["TWO"], ["SIX"]] * 2
+        read = list(pool.map(lambda word: ocr.read(sign(word))[0], ["ONE", "TWO", "SIX"]))
+    assert read == [["ONE"], ["TWO"], ["SIX"]]
 
 
 @pytest.mark.parametrize(

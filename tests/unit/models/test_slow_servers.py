@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import socket
 import threading
@@ -16,6 +17,7 @@ from gems.errors import BackendError
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
+from gems.models.servers.openai_images import PlainImages
 from gems.options import ChatOptions, GeneratorOptions
 
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -112,3 +114,11 @@ def test_a_read_that_is_too_late_is_a_timeout_of_its_own_package(package: str) -
             stream.read(1)
     finally:
         end_reads_at(math.inf)
+
+
+def test_a_generator_that_is_gone_leaves_no_connection_open() -> None:
+    generator = PlainImages("http://127.0.0.1:9/draw", name="http:draw", options=GeneratorOptions())
+    client = generator._client
+    del generator
+    gc.collect()
+    assert client.is_closed

@@ -358,7 +358,7 @@ THREE = [Requirement(id=f"r{i}", question=f"Is there thing {i}?", kind="object")
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(verdict_answers())
 def test_every_readable_answer_survives_and_no_other_becomes_a_yes(case: tuple[list[str], Any]) -> None:
     meanings, content = case
@@ -372,7 +372,7 @@ def test_every_readable_answer_survives_and_no_other_becomes_a_yes(case: tuple[l
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(JUNK, max_size=4), st.sampled_from([Verdicts, Requirements, Refinement, Plan, SkillDraft]), st.data())
 def test_junk_is_malformed_or_harmless(junk: list[Any], form: Any, data: st.DataObject) -> None:
     names = list(form.model_fields)
@@ -385,7 +385,7 @@ def test_junk_is_malformed_or_harmless(junk: list[Any], form: Any, data: st.Data
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["Is there a cat?", "Are there two?", "Is it red?"]), JUNK), min_size=1, max_size=4

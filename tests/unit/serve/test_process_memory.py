@@ -21,7 +21,7 @@ from gems.serve.keys import new_key
 from gems.serve.settings import ServiceSettings
 from gems.serve.web_app import make_app
 
-_ROUNDS = 40
+_ROUNDS = 16
 _REFUSED = "daily = { images = 0 }\n"
 
 
@@ -71,7 +71,7 @@ def test_requests_with_names_of_their_own_leave_nothing_behind(tmp_path: Path) -
     (tmp_path / "keys.toml").write_text("".join(entry + _REFUSED for entry in entries))
     app = make_app(ServiceSettings(home=tmp_path, keys=tmp_path / "keys.toml"))
     with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
-        _send_distinct(client, list(keys), 40)
+        _send_distinct(client, list(keys), _ROUNDS)
         metrics, growths = app.state.service.metrics.text().count(b"\n"), []
         for _ in range(4):
             before = _objects()
@@ -89,7 +89,7 @@ def test_drawing_in_many_styles_keeps_few_images() -> None:
 
     draw_scene([], style=0, size=64)
     before = images()
-    for style in range(1, 30):
+    for style in range(1, 12):
         draw_scene([], style=style, size=64)
     assert images() - before <= 2
 

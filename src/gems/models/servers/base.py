@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+import weakref
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -149,14 +150,14 @@ class RemoteGenerator(ABC):
     """
 
     def __init__(self, name: str, base_url: str, options: GeneratorOptions, key: SecretStr | None = None) -> None:
-        self.name = name
-        self.options = options
+        self.name, self.options = name, options
         self.url = checked_url(base_url)
         remember_secret(key)
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
         # No redirects: they could take the key, and the request, to any host.
         self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
+        weakref.finalize(self, self._client.close)  # at the end of the process, too: generators are cached
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
     @property
