@@ -39,7 +39,7 @@ def make_cross_check(resources: Resources) -> Node:
 
     def cross_check(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         if state.get("outcome"):  # a branch before this one gave up
-            return GemsState()
+            return GemsState(compared=True)
         context, before = resources.context(runtime), state["requirements"]
         repairs = _Repairs(state, context)
         requirements = _agreed_requirements(resources, context, state, repairs)
@@ -49,7 +49,9 @@ def make_cross_check(resources: Resources) -> Node:
             runtime.stream_writer({"event": "requirements", "requirements": rows})
         if draft != state["draft"]:
             runtime.stream_writer({"event": "prompt", "round": 1, "strategy": state["strategy"], "prompt": draft})
-        return GemsState(requirements=requirements, draft=draft, usage=repairs.usage, errors=repairs.errors)
+        return GemsState(
+            requirements=requirements, draft=draft, compared=True, usage=repairs.usage, errors=repairs.errors
+        )
 
     return cross_check
 
