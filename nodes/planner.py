@@ -141,8 +141,8 @@ def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[Ba
 def _hand_in(draft: str, runtime: Runtime[GemsContext], parts: Sequence[Part] = ()) -> GemsState:
     draft = " ".join(draft.split())
     runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
-    named = [(part.words, part.phrase) for part in parts]
-    return GemsState(draft=draft, parts=named, strategy="plan", compared=False)
+    pairs = [(part.words, part.phrase) for part in parts]
+    return GemsState(draft=draft, parts=pairs, strategy="plan", compared=False)
 
 
 def _converse(
