@@ -18,6 +18,7 @@ __all__ = [
     "after_review",
     "after_verifier",
     "asks_person",
+    "awaits_comparison",
     "limit_of",
     "outcome_of",
 ]
@@ -62,11 +63,18 @@ def after_planner(state: GemsState) -> Literal["skills", "cross_check"]:
     return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "cross_check"
 
 
-def after_generator(state: GemsState) -> Literal["verifier", "refiner", "store_memory"]:
+def awaits_comparison(state: GemsState) -> bool:
+    """Whether the draft is still compared with the requirements, and the comparison will send the run on."""
+    return state.get("compared") is False
+
+
+def after_generator(state: GemsState) -> Sequence[Literal["verifier", "refiner", "store_memory"]]:
     """To the verifier with new images, to the refiner if the draft was refused, to the end if the run is over."""
+    if awaits_comparison(state):
+        return []
     if state.get("outcome"):
-        return "store_memory"
-    return "refiner" if state["draft"] in state["refused"] else "verifier"
+        return ["store_memory"]
+    return ["refiner"] if state["draft"] in state["refused"] else ["verifier"]
 
 
 def after_refiner(state: GemsState) -> Literal["generator", "editor"]:

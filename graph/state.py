@@ -474,6 +474,10 @@ class GemsState(GemsOutput, total=False):
     """The generation prompt for the next image."""
     parts: list[tuple[str, str]]
     """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft."""
+    compared: bool
+    """Whether the draft was compared with the requirements; missing in checkpoints from before there was a comparison.
+
+    Such a thread may have sent its decomposer straight to the generator, which then waits for the comparison."""
     refused: list[str]
     """Drafts that the image model's provider refused to draw, in order."""
     strategy: Strategy

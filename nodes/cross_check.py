@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext, Role
-from gems.graph.state import GemsState, Requirement, Usage
+from gems.graph.state import GemsState, Requirement
 from gems.models.generators import guide_of
 from gems.nodes.agreement import forgotten, is_invented, left_out
 from gems.nodes.ask import ask
@@ -39,17 +39,20 @@ def make_cross_check(resources: Resources) -> Node:
 
     def cross_check(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         if state.get("outcome"):  # a branch before this one gave up
-            return GemsState()
+            return GemsState(compared=True)
         context, before = resources.context(runtime), state["requirements"]
-        repairs = _Repairs(state, context)
-        requirements = _agreed_requirements(resources, context, state, repairs)
-        draft = _agreed_draft(resources, context, state, requirements, repairs)
+        with metered(state, "cross_check", context) as meter:  # one for both repairs: a stop may come between them
+            repairs = _Repairs(meter)
+            requirements = _agreed_requirements(resources, context, state, repairs)
+            draft = _agreed_draft(resources, context, state, requirements, repairs)
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
             runtime.stream_writer({"event": "requirements", "requirements": rows})
         if draft != state["draft"]:
             runtime.stream_writer({"event": "prompt", "round": 1, "strategy": state["strategy"], "prompt": draft})
-        return GemsState(requirements=requirements, draft=draft, usage=repairs.usage, errors=repairs.errors)
+        return GemsState(
+            requirements=requirements, draft=draft, compared=True, usage=meter.usage, errors=repairs.errors
+        )
 
     return cross_check
 
@@ -58,27 +61,31 @@ class _Repairs:
     """Makes calls that a run can do without.
 
     Attributes:
-        usage: What they have cost.
         errors: Those that failed, one line each.
     """
 
-    def __init__(self, state: GemsState, context: GemsContext) -> None:
-        self.usage, self.errors = Usage(), list[str]()
-        self._state, self._context = state, context
+    def __init__(self, meter: Meter) -> None:
+        self.errors, self._meter = list[str](), meter
 
     def make(self, role: Role, call: Callable[[Meter], T], otherwise: T) -> T:
-        """What the call returns; ``otherwise`` if the budget has no room for it, or it fails."""
-        so_far = GemsState(run_id=self._state["run_id"], usage=self._state["usage"] + self.usage)
-        with metered(so_far, role, self._context) as meter:
-            try:
-                return otherwise if meter.exhausted(chat_calls=_ROOM) else call(meter)
-            except Exception as error:
-                if not is_backend_failure(error):
-                    raise
-                self.errors.append(describe(error, "cross_check"))
-                return otherwise
-            finally:
-                self.usage += meter.usage
+        """What the call returns; ``otherwise`` if the budget has no room for it, or it fails.
+
+        What an interrupted try of the node has paid for is not asked for again.
+        """
+        meter = self._meter
+        if role in meter.done:
+            return cast(T, meter.done[role])
+        if meter.exhausted(chat_calls=_ROOM):
+            return otherwise
+        meter.play(role)
+        try:
+            meter.done[role] = result = call(meter)
+        except Exception as error:
+            if not is_backend_failure(error):
+                raise
+            self.errors.append(describe(error, "cross_check"))
+            return otherwise
+        return result
 
 
 def _agreed_requirements(

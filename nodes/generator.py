@@ -13,6 +13,7 @@ from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
+from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
 from gems.memory.image_store import ImageStore
 from gems.models.generators import (
@@ -63,7 +64,7 @@ def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.
 
 def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext], base: Attempt | None) -> GemsState:
     """Draw the round's images, from noise or from the image of ``base``, and file them."""
-    if state.get("outcome"):  # a branch before this one gave up
+    if state.get("outcome") or awaits_comparison(state):  # a branch before this one gave up, or is not done
         return GemsState()
     watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]

@@ -44,10 +44,14 @@ class Meter(BaseCallbackHandler):
 
     def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
-        self.options = context.options_of(node)
-        self._before, self._budget, self._node = before, context.budget, node
+        self._before, self._budget, self._context = before, context.budget, context
+        self.play(node)
         self._owed, self._calls = Usage(), Usage()
         self._watch = Stopwatch()
+
+    def play(self, role: str) -> None:
+        """Count the next calls as those of a role: by its prices, and with its options."""
+        self.options, self._node = self._context.options_of(role), role
 
     @property
     def usage(self) -> Usage:

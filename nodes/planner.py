@@ -129,7 +129,7 @@ def checks_of(skills: Sequence[Skill], prompt: str) -> list[Requirement]:
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
     """Continue with the user's prompt as the draft if the planner cannot be reached."""
-    return report_failure(state, error, "cross_check", draft=state["prompt"], strategy="plan")
+    return report_failure(state, error, "cross_check", draft=state["prompt"], strategy="plan", compared=False)
 
 
 def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[BaseTool]:
@@ -142,7 +142,8 @@ def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[Ba
 def _hand_in(draft: str, runtime: Runtime[GemsContext], parts: Sequence[Part] = ()) -> GemsState:
     draft = " ".join(draft.split())
     runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
-    return GemsState(draft=draft, parts=[(part.words, part.phrase) for part in parts], strategy="plan")
+    pairs = [(part.words, part.phrase) for part in parts]
+    return GemsState(draft=draft, parts=pairs, strategy="plan", compared=False)
 
 
 def _converse(

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphDrained
 
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget, GemsOutput
+from gems.graph.state import Budget, GemsOutput, Prices, TokenPrices
+from gems.nodes.meter import unsettled
 
 DATA = Path(__file__).parents[1] / "unit" / "nodes" / "wishes.jsonl"
 WISHES = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]
@@ -143,6 +146,36 @@ def test_a_repair_may_say_that_nothing_is_missing() -> None:
 def test_a_bad_question_is_not_checked(bad: dict[str, str]) -> None:
     output, _ = run(WISH, lambda _: GOOD, lambda _: [*QUESTIONS, {**bad, "kind": "object"}])
     assert questions_of(output) == [item["question"] for item in QUESTIONS]
+
+
+def test_a_repair_that_is_paid_counts_where_a_stop_interrupts_the_next_one() -> None:
+    def plan(index: int) -> dict[str, Any]:
+        if index == 1:
+            raise GraphDrained("stopped while waiting for a server")
+        return {"prompt": "three black cats", "parts": PARTS} if index == 0 else GOOD
+
+    def script(schema: str, messages: list[Any], index: int) -> Any:
+        if schema == "Plan":
+            return plan(index)
+        if schema == "Requirements":
+            return {"requirements": QUESTIONS[3:] if index else QUESTIONS[:3]}
+        ids = [line.split(":")[0] for line in messages[-1].text.splitlines() if line.startswith("r") and ":" in line]
+        return {"verdicts": [{"id": i, "answer": "yes", "confidence": 0.9} for i in ids]}
+
+    prices = Prices(roles={"decomposer": TokenPrices(prompt=1e5), "planner": TokenPrices(prompt=1e6)})
+    context = ONE_ROUND.model_copy(update={"budget": Budget(prices=prices)})
+    model, config = ScriptedChatModel(script=script), {"configurable": {"thread_id": "t"}}
+    graph = build_graph(mllm=model, generator=GuidedPainter(), checkpointer=InMemorySaver())
+    with pytest.raises(GraphDrained):
+        graph.invoke({"prompt": WISH}, config, context=context)  # type: ignore[call-overload]
+    values = graph.get_state(config).values  # type: ignore[arg-type]
+    assert len(model.calls) == 4
+    spent = sum(unsettled(values["run_id"]).values(), values["usage"])
+    assert (spent.chat_calls, spent.tokens) == (4, 3 * 15)
+    usage = graph.invoke(None, config, context=context)["usage"]  # type: ignore[call-overload]
+    assert usage.chat_calls == len(model.calls)
+    assert model.count("Requirements") == 2
+    assert (usage.tokens, usage.extra_cost) == (15 * (len(model.calls) - 1), 10 * (2 * 0.1 + 2 * 1.0))
 
 
 def test_repairs_stay_within_the_budget() -> None:

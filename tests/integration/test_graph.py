@@ -18,6 +18,7 @@ from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
 from gems.errors import BackendError, InputError
+from gems.graph import builder
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput
@@ -584,3 +585,54 @@ def test_a_stored_state_comes_back_with_its_types(tmp_path: Path) -> None:
         assert values[key] == out[key]
     assert values["planning"][0].type == "system"
     saver.conn.close()
+
+
+# --- threads that began before the draft was compared with the requirements ------------------------------------------
+
+
+def begin_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch, saver: InMemorySaver) -> None:
+    """Run a thread as the graph did then, from the decomposer to the generator, up to the planner."""
+    add_edges = builder._add_edges
+
+    def old_edges(graph: Any) -> None:
+        add_edges(graph)
+        graph.edges.discard(("decomposer", "cross_check"))
+        graph.add_edge("decomposer", "generator")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "_add_edges", old_edges)
+        run = Run(folder, checkpointer=saver)
+    config = {"configurable": {"thread_id": "t"}}
+    run.graph.invoke({"prompt": PROMPT}, config, context=NO_MEMORY, interrupt_before=["planner"])  # type: ignore[call-overload]
+    assert run.graph.get_state(config).next == ("planner",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("strategy", ["edit", "rewrite"])
+def test_each_round_is_drawn_once_and_after_the_comparison(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = InMemorySaver()
+    begin_as_before(tmp_path, monkeypatch, saver)
+    refinement = {"experience": "x", "strategy": strategy, "prompt": f"{PROMPT}, refined"}
+    answers = script(
+        Plan=lambda m, i: {"prompt": "three blue cars to the left of an animal"}, Refinement=lambda m, i: refinement
+    )
+    run = Run(tmp_path, ScriptedChatModel(script=answers), PaintGenerator(edits=True), checkpointer=saver)
+    config = {"configurable": {"thread_id": "t"}}
+    context = NO_MEMORY.model_copy(update={"max_rounds": 3})
+    nodes = [n for u in run.graph.stream(None, config, context=context, stream_mode="updates") for n in u]  # type: ignore[arg-type]
+    state = run.graph.get_state(config).values  # type: ignore[arg-type]
+    assert [a.round for a in state["attempts"]] == [1, 2, 3]
+    assert (len(run.generator.requests), state["usage"].images) == (3, 3)
+    assert "striped elephant" in state["attempts"][0].prompt
+    assert nodes.count("store_memory") == 1
+
+
+def test_a_solved_run_ends_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = InMemorySaver()
+    begin_as_before(tmp_path, monkeypatch, saver)
+    solves = ScriptedChatModel(script=script(Verdicts=lambda m, i: verdicts(m, "yes")))
+    run = Run(tmp_path, solves, checkpointer=saver)
+    config = {"configurable": {"thread_id": "t"}}
+    nodes = [n for u in run.graph.stream(None, config, context=NO_MEMORY, stream_mode="updates") for n in u]  # type: ignore[arg-type]
+    assert (nodes.count("store_memory"), len(run.generator.requests)) == (1, 1)
