@@ -118,7 +118,7 @@ def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[fr
         return True
     thing = _existing_thing(asks) or _held_thing(asks)
     if not thing:
-        return False
+        return _is_unaccounted(asks, own, wish, text, carriers)
     if same_language(asks, text):
         missing = unmatched(asks, thing, text)
         if thing[-1] not in missing or len(missing) * 2 < len(thing) or asks.words[thing[-1]] in _COMMON:
@@ -126,6 +126,18 @@ def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[fr
     elif not own or not same_language(wish, text) or len(unmatched(wish, own, text)) < len(own):
         return False
     return not any(own and own <= places and _is_about_one_thing(wish, places) for places in carriers)
+
+
+def _is_unaccounted(
+    asks: Reading, own: frozenset[int], wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]
+) -> bool:
+    """Whether neither a question nor the words that it stands for are in the draft or its account."""
+    if not own or not carriers or own & frozenset[int]().union(*carriers) or not same_language(asks, text):
+        return False
+    if same_language(wish, text) and len(unmatched(wish, own, text)) < len(own):
+        return False
+    content = content_of(asks)
+    return len(unmatched(asks, content, text)) * 2 >= len(content) > 0
 
 
 _WORDS_OF_A_THING: Final = 4

@@ -223,7 +223,7 @@ def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]
     carriers = carried_by(wish, text, parts)
     carried = frozenset[int]().union(*(places for places, _ in carriers))
     losses = {*misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
-    losses |= {i for part in parts for i in _belied(wish, text, part) if i not in carried}
+    losses |= {i for part in parts for i in (*_belied(wish, text, part), *_gone(wish, text, part)) if i not in carried}
     if not _is_account(wish, text, carried):
         losses |= {*_lost_numbers(wish, text, carried), *_lost_content(wish, text, carriers, carried)}
     return [*quotations, *wish.spell(losses)]
@@ -249,6 +249,16 @@ def _belied(wish: Reading, text: Reading, part: Part) -> list[int]:
     """Indexes of the prompt's words for which a part has another number or colour, or their opposite."""
     places, words, phrase = locate(wish, part.words), read(part.words, wish.language), read(part.phrase, text.language)
     return [i for i in wish.content if i in places] if phrase.tokens and contradicts(words, phrase) else []
+
+
+def _gone(wish: Reading, text: Reading, part: Part) -> list[int]:
+    """Indexes of the prompt's words that are to be said by a phrase of which the draft does not have half."""
+    phrase = read(part.phrase, text.language)
+    if not phrase.content or len(unmatched(phrase, phrase.content, text)) * 2 < len(phrase.content):
+        return []
+    places = locate(wish, part.words)
+    own = [i for i in wish.content if i in places and not is_light(wish, i)]
+    return unmatched(wish, own, text) if same_language(wish, text) else own
 
 
 def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:

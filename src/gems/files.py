@@ -73,7 +73,7 @@ def _locked_draft(draft: Path) -> Iterator[None]:
         descriptor = os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         try:
             with suppress(OSError):  # a file system without locks: nobody can lock it to remove it either
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # at once, or as soon as another process has removed it
             if draft.exists():  # else another process has taken it for abandoned before it was locked
                 yield
                 return

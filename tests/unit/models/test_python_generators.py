@@ -354,20 +354,19 @@ def interrupted_run(canary: Canary, folder: Path) -> str:
 
 
 def test_a_batch_folder_may_not_name_code(canary: Canary, tmp_path: Path) -> None:
-    """The command line decides what runs; a folder with other settings belongs to another batch."""
+    """The command line decides what runs; a folder whose settings were edited is refused."""
     (tmp_path / "p.txt").write_text("two red cars\n")
     light = ("--generator", "python:light_models:make_generator", "--mllm", "python:light_models:make_chat")
     flags = ("--no-skills", "--no-plan", "--max-rounds", 1, "--quiet", "--out", tmp_path / "out")
     gems("batch", tmp_path / "p.txt", *light, *flags)
+    message = gems("batch", tmp_path / "p.txt", "--generator", canary.name, *light[2:], *flags, code=2).stderr
+    assert "other settings or models" in message
     path = tmp_path / "out" / "batch.json"
     path.write_text(path.read_text().replace("python:light_models:make_generator", canary.name))
     (tmp_path / "out" / "results.jsonl").unlink()
-    gems(
-        "batch", tmp_path / "p.txt", *light, *flags
-    )  # only the hash of the settings counts; the rest of the file is ignored
+    message = gems("batch", tmp_path / "p.txt", *light, *flags, code=2).stderr
+    assert "batch.json was changed since the batch began" in message
     assert not canary.sang
-    message = gems("batch", tmp_path / "p.txt", "--generator", canary.name, *light[2:], *flags, code=2).stderr
-    assert "other settings or models" in message
 
 
 # --- invalid names ---------------------------------------------------------------------------------------------------
