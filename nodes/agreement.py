@@ -171,8 +171,10 @@ def _sums(text: Reading) -> set[int]:
 
 def _has_other_colour(asks: Reading, wish: Reading, places: frozenset[int], text: Reading) -> bool:
     """Whether a question is about a colour, and the draft gives the thing another one, or nowhere has that colour."""
-    colours = asks.colours(shades=False) & wish.colours(places)
-    return bool((colours and not colours & text.colours()) or (not asks.numbers and misplaced(asks, text)))
+    colours = asks.colours(shades=False)
+    if wish.language is not UNKNOWN:  # of which the colours are known
+        colours &= wish.colours(places)
+    return not colours <= text.colours() or bool(not asks.numbers and misplaced(asks, text))
 
 
 # --- left out -------------------------------------------------------------------------------------------------------

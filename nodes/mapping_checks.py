@@ -140,7 +140,8 @@ def _other_numbers(words: Reading, text: Reading) -> bool:
     stated = {n.value for n in text.numbers if n.value > 1 and text.words[n.position] != "both"}
     if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
         return False
-    sums = {sum(n.value for n in text.numbers), max(stated) * min(stated)}
+    total = sum(n.value for n in text.numbers)
+    sums = {total, max(stated) * min(stated)} | ({total + 1} if "and" in text.words else set())  # "a grey one and two"
     return not required & sums and max(required | stated) > 1
 
 

@@ -14,8 +14,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("killable_run.py")
-STEPS = 16
-"""Number of steps of an undisturbed run: intake, memory, planner, skills, planner, three rounds, the end."""
+STEPS = 17
+"""Number of steps of an undisturbed run: intake, memory, planner, skills, planner, comparison, three rounds, the end."""
 
 
 def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:

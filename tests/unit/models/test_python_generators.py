@@ -359,14 +359,15 @@ def test_a_batch_folder_may_not_name_code(canary: Canary, tmp_path: Path) -> Non
     light = ("--generator", "python:light_models:make_generator", "--mllm", "python:light_models:make_chat")
     flags = ("--no-skills", "--no-plan", "--max-rounds", 1, "--quiet", "--out", tmp_path / "out")
     gems("batch", tmp_path / "p.txt", *light, *flags)
-    message = gems("batch", tmp_path / "p.txt", "--generator", canary.name, *light[2:], *flags, code=2).stderr
-    assert "other settings or models" in message
     path = tmp_path / "out" / "batch.json"
-    path.write_text(path.read_text().replace("python:light_models:make_generator", canary.name))
-    (tmp_path / "out" / "results.jsonl").unlink()
+    settings = path.read_text()
+    path.write_text(settings.replace("python:light_models:make_generator", canary.name))
     message = gems("batch", tmp_path / "p.txt", *light, *flags, code=2).stderr
     assert "batch.json was changed since the batch began" in message
     assert not canary.sang
+    path.write_text(settings)
+    message = gems("batch", tmp_path / "p.txt", "--generator", canary.name, *light[2:], *flags, code=2).stderr
+    assert "other settings or models" in message
 
 
 # --- invalid names ---------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_every_skill_has_labelled_prompts_for_measurements() -> None:
 
 def test_the_later_folder_wins_with_a_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    places = [promoted_folder(), tmp_path / "config" / "gems" / "skills", tmp_path / "skills"]
+    places = [promoted_folder(), Path(os.environ["XDG_CONFIG_HOME"]) / "gems" / "skills", tmp_path / "skills"]
     for place in places:
         add(
             place, "counting", GOOD.format(name="counting").replace("Be good", f"From {place.name} {place.parent.name}")
