@@ -596,6 +596,45 @@ def test_a_prompt_has_other_names(name: str) -> None:
     assert form.prompt == "a red car"
 
 
+@pytest.mark.parametrize("form", [Plan, Refinement])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"best_attempt": {"prompt": "a car"}},
+        {"history": [{"prompt": "a car"}]},
+        {"previous": '{"prompt": "a car"}'},
+        {"report": {"latest_attempt": {"prompt": "a car"}}},
+        [{"original": {"final_prompt": "a car"}}],
+    ],
+)
+def test_the_prompt_of_an_earlier_try_is_not_the_prompt(form: type[Plan | Refinement], answer: Any) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps(answer)), form)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"next_try": "reseed"},
+        {"next_try": "**Reseed.**"},
+        {"next_try": "reseed the best prompt"},
+        {"next_attempt": ["reseed"]},
+        {"next_try": {"strategy": "reseed"}},
+        {"next_try": {"action": "reseed", "prompt": "reseed"}},
+        {"experience": "e", "prompt": "strategy: reseed"},
+        {"strategy": "reseed", "prompt": "rewrite"},
+    ],
+)
+def test_the_word_of_a_strategy_is_not_the_prompt(answer: Any) -> None:
+    form = read_form(AIMessage(json.dumps(answer)), Refinement)
+    assert (form.prompt, form.strategy) == ("", "reseed")
+
+
+@pytest.mark.parametrize("prompt", ["a restart button", "Edit, a neon sign", "reseeding a lawn", "rewrite in graffiti"])
+def test_a_prompt_with_the_word_of_a_strategy_is_one(prompt: str) -> None:
+    assert read_form(AIMessage(json.dumps({"next_try": prompt})), Refinement).prompt == prompt
+
+
 IN_OBJECTS = (
     {"experience": "e", "next_try": {"prompt": "a red car"}},
     {"experience": "e", "next_try": "a red car"},
