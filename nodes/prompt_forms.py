@@ -62,9 +62,9 @@ _SPEECH: Final = re.compile(
 _OF_NEXT: Final = re.compile(r"next|new|final|improved|refined|revised|rewritten|updated|better|output|result|answer")
 _OF_OTHERS: Final = re.compile(
     r"history|previous|prior|last|latest|best|old|current|original|user|wish|attempt|fail|example|before|negative"
-    r"|wrong|bad"
+    r"|wrong|bad|^parts?$|^pieces?$"
 )
-"""Names of objects whose prompt is another one than the next."""
+"""Names of objects whose prompt is another one than the next, or a piece of it."""
 _DEPTH: Final = 3
 
 
