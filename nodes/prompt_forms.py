@@ -62,9 +62,9 @@ _SPEECH: Final = re.compile(
 _OF_NEXT: Final = re.compile(r"next|new|final|improved|refined|revised|rewritten|updated|better|output|result|answer")
 _OF_OTHERS: Final = re.compile(
     r"history|previous|prior|last|latest|best|old|current|original|user|wish|attempt|fail|example|before|negative"
-    r"|wrong|bad"
+    r"|wrong|bad|^parts?$|^pieces?$"
 )
-"""Names of objects whose prompt is another one than the next."""
+"""Names of objects whose prompt is another one than the next, or a piece of it."""
 _DEPTH: Final = 3
 
 
@@ -137,13 +137,18 @@ class DraftForm(Form):
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": _NAMES}
 
     @classmethod
+    def enters(cls, name: str) -> bool:
+        """See ``Form.enters``. The prompt of an earlier try is not the prompt."""
+        return bool(_OF_NEXT.search(name)) or not _OF_OTHERS.search(name)
+
+    @classmethod
     def from_prose(cls, text: str) -> Any:
         """See ``Form.from_prose``."""
         return {"prompt": prompt} if (prompt := prompt_in(text)) else None
 
     @classmethod
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
-        """See ``Form.by_field``. The prompt of an earlier try is not the prompt."""
+        """See ``Form.by_field``; the prompt may stand in an object inside."""
         fields = super().by_field(raw)
         if fields["prompt"] and not isinstance(fields["prompt"], (Mapping, list)):
             return fields
@@ -163,9 +168,9 @@ class DraftForm(Form):
             raw = {"": raw[0]}
         for key, value in raw.items() if depth and isinstance(raw, Mapping) else ():
             name = field_name(key)
-            says_next = is_next or bool(_OF_NEXT.search(name))
-            if not says_next and _OF_OTHERS.search(name):
+            if not is_next and not cls.enters(name):
                 continue
+            says_next = is_next or bool(_OF_NEXT.search(name))
             inner = super().by_field(value) if isinstance(value, Mapping) else {}
             if isinstance(inner.get("prompt"), str) and inner["prompt"]:
                 yield says_next, inner

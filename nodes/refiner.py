@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -15,7 +16,7 @@ from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_aske
 from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
-from gems.models.lenient import Note, choice_of
+from gems.models.lenient import Note, choice_of, field_name
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -29,12 +30,32 @@ __all__ = ["MAX_EXPERIENCE_WORDS", "Refinement", "make_refiner", "without_refine
 MAX_EXPERIENCE_WORDS: Final = 100
 
 
+_STRATEGIES: Final = ("rewrite", "reseed", "edit", "restart")
+_STRATEGY_NAMES: Final = ("strategy", "action", "decision")
+_A_STRATEGY: Final = re.compile(
+    rf"\W*+(?:(?:{'|'.join(_STRATEGY_NAMES)})[^\w:=]*+[:=]\W*+)?(?P<word>{'|'.join(_STRATEGIES)})\b"
+    r"(?:\W*+|(?<=reseed)\W.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Matches a strategy alone, or the word reseed, which is in no prompt, with more words."""
+
+
+def _strategy_in(text: Any) -> str:
+    """The strategy that stands in the place of a prompt; empty if it is a prompt."""
+    while isinstance(text, list) and len(text) == 1:
+        [text] = text
+    if isinstance(text, Mapping):
+        text = next((value for key, value in text.items() if field_name(key) in _STRATEGY_NAMES), None)
+    match = _A_STRATEGY.fullmatch(text) if isinstance(text, str) else None
+    return match["word"].casefold() if match else ""
+
+
 class Refinement(DraftForm):
     """What was learned, and the next try."""
 
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "experience": ("lesson", "lessons", "learned"),
-        "strategy": ("action", "decision"),
+        "strategy": _STRATEGY_NAMES[1:],
         **DraftForm.other_names,
     }
 
@@ -44,7 +65,7 @@ class Refinement(DraftForm):
     )
     strategy: Annotated[
         Literal["rewrite", "reseed", "edit", "restart"],
-        choice_of(("rewrite", "reseed", "edit", "restart"), "rewrite"),
+        choice_of(_STRATEGIES, "rewrite"),
     ] = Field(
         description="rewrite: better words. reseed: the best prompt was right, try other noise. "
         "edit: keep the best image and change only what failed. restart: begin anew."
@@ -56,6 +77,13 @@ class Refinement(DraftForm):
         description="The next generation prompt; may be empty for reseed.",
     )
     parts: Parts = Field(default=[], description=PARTS, json_schema_extra=PART_LIMIT)
+
+    @classmethod
+    def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
+        """See ``Form.by_field``. The word of a strategy in the place of the prompt is no prompt."""
+        fields = super().by_field(raw)
+        word = _strategy_in(fields["prompt"])
+        return {**fields, "prompt": "", "strategy": fields["strategy"] or word} if word else fields
 
     @classmethod
     def from_prose(cls, text: str) -> Any:

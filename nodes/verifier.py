@@ -198,7 +198,11 @@ def _is_decisive(item: Any) -> bool:
 class Verdicts(Form):
     """The answers to all questions."""
 
-    other_names: ClassVar[Mapping[str, Sequence[str]]] = {"verdicts": ("answers", "results")}
+    other_names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "verdicts": ("answers", "results"),
+        "quality": ("image_quality", "overall_quality", "quality_score"),
+        "flaws": ("flaw", "defects"),
+    }
 
     verdicts: Annotated[list[AnsweredQuestion], items_of(AnsweredQuestion)]
     quality: Share = Field(
@@ -207,6 +211,32 @@ class Verdicts(Form):
         description="How well the image is made: 1 without artefacts, with sound anatomy and legible letters.",
     )
     flaws: Note = Field(default="", description="What is badly made, in at most ten words.")
+
+    @field_validator("flaws")
+    @classmethod
+    def _real(cls, flaws: str) -> str:
+        return "" if _NO_FLAWS.fullmatch(flaws) else flaws
+
+    @classmethod
+    def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
+        """See ``Form.by_field``. What is said of the whole image may stand among the answers, once or in each."""
+        fields = super().by_field(raw)
+        verdicts = fields["verdicts"]
+        items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
+        for name in ("quality", "flaws"):
+            values = [v for item in items if isinstance(item, Mapping) for v in cls.values_of(name, item)[:1]]
+            if fields[name] is None and values and all(value == values[0] for value in values):
+                fields[name] = values[0]
+        return fields
+
+
+_NO_FLAWS: Final = re.compile(
+    r"\W*(?:(?:none|nothing|null|no|n/?a|无|無|keine?|aucune?|ninguno)\W*)?"
+    r"(?:(?:(?<=\W)(?:visible|obvious|notable|major|significant)\W+)?"
+    r"(?:(?<=\W)(?:flaws?|artefacts?|artifacts?|defects?|issues?|problems?))?\W*(?:seen|found|visible)?)?\W*",
+    re.IGNORECASE,
+)
+"""Matches words that say of flaws that there are none."""
 
 
 class Inspection(NamedTuple):

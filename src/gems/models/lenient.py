@@ -78,6 +78,11 @@ class Form(BaseModel):
         return [values[name] for name in (field, *cls.other_names.get(field, ())) if name in values]
 
     @classmethod
+    def enters(cls, name: str) -> bool:
+        """Whether the form may stand in an object of this name, which is written as names of fields are."""
+        return True
+
+    @classmethod
     def from_prose(cls, text: str) -> Any:
         """The fields in an answer without JSON; None if there are none. The only list is read by its items."""
         field = only_list(cls)

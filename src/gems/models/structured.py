@@ -30,7 +30,7 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Form, is_all_json, is_broken_json, json_values, only_list
+from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
@@ -99,6 +99,8 @@ class Capabilities:
     """Whether to send the instructions as a system message, rather than in the user's first message."""
     refusals: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
+    doubts: set[str] = field(default_factory=set)
+    """What the next call does without, to find out whether the server's last error was about that."""
     unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
     """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
 
@@ -282,7 +284,8 @@ def invoke(
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
     That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
-    followed by such a call once for each way of asking, and not again if that was of no use.
+    followed by such a call once for each way of asking, and not again if that was of no use. After a server's error
+    without a reason, which may have been charged, the next call does without them instead.
 
     Args:
         request: Calls the model with messages.
@@ -300,12 +303,19 @@ def invoke(
 
     if not capabilities.system_role:
         return call(_without_system_role(messages))
+    has_system = any(m.type == "system" for m in messages)
+    if has_system and _SYSTEM_ROLE in capabilities.doubts:
+        return _doubtful_call(call, messages, capabilities, model)
     try:
         return call(list(messages))
     except Exception as error:
         names_role, kind = _refuses_system_role(error), (way, str(status_of(error)))
         may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
-        if not may_mean_role or not any(m.type == "system" for m in messages):
+        if not may_mean_role or not has_system:
+            raise
+        if not names_role and (status_of(error) or 0) >= 500:
+            if capabilities.refusals[_SYSTEM_ROLE,] < _MOST_GUESSES:
+                capabilities.doubts.add(_SYSTEM_ROLE)
             raise
         first_error = error
     try:
@@ -315,10 +325,32 @@ def invoke(
             raise
         capabilities.refusals[kind] = _MOST_GUESSES
         raise first_error from None
-    capabilities.refusals[kind] += 1
-    # A server that failed may be well again by chance.
-    is_certain = names_role or (status_of(first_error) or 500) < 500
-    if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
+    capabilities.system_role = False
+    return answer
+
+
+_SYSTEM_ROLE: Final = "system role"
+
+
+def _doubtful_call(
+    call: Callable[[list[BaseMessage]], T],
+    messages: Sequence[BaseMessage],
+    capabilities: Capabilities,
+    model: BaseChatModel,
+) -> T:
+    """The call after a server's error without a reason: without system messages, if the error was about them."""
+    try:
+        answer = call(_without_system_role(messages))
+    except Exception as error:
+        if not is_not_understood(error):
+            capabilities.doubts.discard(_SYSTEM_ROLE)
+            capabilities.refusals[_SYSTEM_ROLE,] = _MOST_GUESSES
+        raise
+    capabilities.doubts.discard(_SYSTEM_ROLE)
+    capabilities.refusals[_SYSTEM_ROLE,] += 1
+    # A server that failed once may be well again by chance; clients that try again by themselves have seen it thrice.
+    has_retried = getattr(model, "max_retries", 0) != 0
+    if has_retried or capabilities.refusals[_SYSTEM_ROLE,] == _MOST_GUESSES:
         capabilities.system_role = False
     return answer
 
@@ -659,18 +691,18 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
     if list_field and len(objects) > 1 and not forms:
         yield {list_field: objects}
     for value in values:
-        yield from _unwrapped(value, list_field)
+        yield from _unwrapped(value, list_field, schema.enters if issubclass(schema, Form) else lambda _: True)
 
 
 _DEPTH: Final = 3
 """How deep a form may be inside of a JSON value."""
 
 
-def _unwrapped(value: Any, list_field: str | None, depth: int = _DEPTH) -> Iterator[Any]:
-    """A JSON value, and what is inside it, as far as it may be the form."""
+def _unwrapped(value: Any, list_field: str | None, enters: Callable[[str], bool], depth: int = _DEPTH) -> Iterator[Any]:
+    """A JSON value, and what is inside it, as far as it may be the form, see ``Form.enters``."""
     if isinstance(value, dict):
         yield value
-    inner_values = _inner_values(value) if depth else []
+    inner_values = _inner_values(value, enters) if depth else []
     # An empty list may be anything, a text without JSON the name of a tool, and a list of texts a part of a schema.
     is_list = isinstance(value, list) and (depth == _DEPTH or not all(isinstance(item, str) for item in value))
     is_json = isinstance(value, str) and inner_values
@@ -679,13 +711,15 @@ def _unwrapped(value: Any, list_field: str | None, depth: int = _DEPTH) -> Itera
     # One of several objects is not the whole list: to take it for that would lose the others.
     is_one_of_many = isinstance(value, list) and sum(isinstance(item, dict) for item in value) > 1
     for inner in inner_values:  # a tool call in words, or an echo of the schema
-        yield from _unwrapped(inner, None if is_one_of_many else list_field, depth - 1)
+        yield from _unwrapped(inner, None if is_one_of_many else list_field, enters, depth - 1)
 
 
-def _inner_values(value: Any) -> list[Any]:
+def _inner_values(value: Any, enters: Callable[[str], bool]) -> list[Any]:
     if isinstance(value, str):
         return json_values(value)
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        return [inner for key, inner in value.items() if enters(field_name(key))]
+    return value if isinstance(value, list) else []
 
 
 IN_WORDS = """\

@@ -35,6 +35,7 @@ GOOD = json.dumps({"data": [{"b64_json": ENCODED}]}).encode()
 
 class _Handler(BaseHTTPRequestHandler):
     body: ClassVar[bytes] = b""
+    headers_sent: ClassVar[dict[str, str]] = {}
     drawn: ClassVar[int] = 0
     asked: ClassVar[int] = 0
 
@@ -46,7 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
         type(self).drawn += 1
         port = str(self.server.server_address[1]).encode()
-        self._send(200, self.body.replace(b"@PORT@", port) if len(self.body) < 500 else self.body)
+        body = self.body.replace(b"@PORT@", port) if len(self.body) < 500 else self.body
+        self._send(200, body, **self.headers_sent)
 
     def do_GET(self) -> None:
         """The image; at other places than its own, after a while or elsewhere."""
@@ -64,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        if not {"Content-Length", "Transfer-Encoding"} & headers.keys():
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
@@ -72,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def address() -> Iterator[str]:
     _Handler.drawn = _Handler.asked = 0
+    _Handler.headers_sent, _Handler.protocol_version = {}, "HTTP/1.0"
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -104,9 +108,21 @@ def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError
         b'{"note": "a\nb", ' + GOOD[1:],
         b'{"note": "\xe9", ' + GOOD[1:],
         b"/a.png",
+        gzip.compress(GOOD[:50]) + gzip.compress(GOOD[50:]),
         *(
             json.dumps(answer).encode()
             for answer in (
+                *(
+                    {"data": [{name: prefix + ENCODED}]}
+                    for name in ("b64_json", "url")
+                    for prefix in (
+                        *("DATA:IMAGE/PNG;BASE64,", "image/png;base64,", "base64,", "base64:", "\ufeff"),
+                        *("data:image/png;base64:", "data:image/png;name=a b.png;base64,"),
+                    )
+                    if (name, prefix) != ("url", "\ufeff")
+                ),
+                {"data": [{"b64_json": list(PNG)}]},
+                {"image": {"type": "Buffer", "data": list(PNG)}},
                 {"data": {"image_urls": ["/a.png"]}},
                 {"data": [{"url": "http://localhost:@PORT@/a.png"}]},
                 {"data": [{"url": "http://0.0.0.0:@PORT@/a.png"}]},
@@ -167,3 +183,43 @@ def test_a_torn_answer_is_asked_for_again(address: str) -> None:
     result = _draw(address, b'{"usage": {"images": 1}, ' + GOOD[1:-20], "openai")
     assert isinstance(result, BackendError)
     assert _Handler.drawn == 3
+
+
+@pytest.mark.parametrize("kind", ["openai", "http"])
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Encoding": "gzip"}, GOOD),
+        ({"Content-Encoding": "br"}, GOOD),
+        ({"Content-Encoding": "deflate"}, PNG),
+        ({"Content-Encoding": "gzip"}, gzip.compress(GOOD[:50]) + gzip.compress(GOOD[50:])),
+        ({"Content-Length": str(len(GOOD) + 50)}, GOOD),
+        ({"Content-Length": str(len(PNG) + 50)}, PNG),
+        ({"Transfer-Encoding": "chunked"}, b"%x\r\n%b\r\n" % (len(GOOD), GOOD)),
+    ],
+)
+def test_a_whole_answer_whose_headers_lie_is_read_at_the_first_try(
+    address: str, headers: dict[str, str], body: bytes, kind: str
+) -> None:
+    _Handler.headers_sent, _Handler.protocol_version = {**headers, "Connection": "close"}, "HTTP/1.1"
+    result = _draw(address, body, kind)
+    assert isinstance(result, GeneratedImage), result
+    assert (result.image.size, _Handler.drawn) == ((32, 24), 1)
+
+
+@pytest.mark.parametrize("body", [GOOD[:-2], PNG[:-20]])
+def test_an_answer_that_is_cut_off_is_not_taken_for_a_whole_one(address: str, body: bytes) -> None:
+    _Handler.headers_sent, _Handler.protocol_version = {"Content-Length": "9999", "Connection": "close"}, "HTTP/1.1"
+    assert isinstance(_draw(address, body, "openai"), BackendError)
+    assert _Handler.drawn == 3
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8, 77])
+def test_an_image_is_turned_as_its_file_says(address: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((32, 24)).convert("RGB").save(buffer, "JPEG", exif=exif)
+    result = _draw(address, buffer.getvalue(), "http")
+    assert isinstance(result, GeneratedImage), result
+    assert result.image.size == ((24, 32) if orientation in (6, 8) else (32, 24))

@@ -596,6 +596,51 @@ def test_a_prompt_has_other_names(name: str) -> None:
     assert form.prompt == "a red car"
 
 
+@pytest.mark.parametrize("form", [Plan, Refinement])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"best_attempt": {"prompt": "a car"}},
+        {"history": [{"prompt": "a car"}]},
+        {"previous": '{"prompt": "a car"}'},
+        {"report": {"latest_attempt": {"prompt": "a car"}}},
+        [{"original": {"final_prompt": "a car"}}],
+    ],
+)
+def test_the_prompt_of_an_earlier_try_is_not_the_prompt(form: type[Plan | Refinement], answer: Any) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps(answer)), form)
+
+
+@pytest.mark.parametrize("parts", [[{"words": "a car", "prompt": "a car"}], {"prompt": "a car"}])
+def test_a_piece_of_the_prompt_is_not_the_prompt(parts: Any) -> None:
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps({"parts": parts})), Plan)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"next_try": "reseed"},
+        {"next_try": "**Reseed.**"},
+        {"next_try": "reseed the best prompt"},
+        {"next_attempt": ["reseed"]},
+        {"next_try": {"strategy": "reseed"}},
+        {"next_try": {"action": "reseed", "prompt": "reseed"}},
+        {"experience": "e", "prompt": "strategy: reseed"},
+        {"strategy": "reseed", "prompt": "rewrite"},
+    ],
+)
+def test_the_word_of_a_strategy_is_not_the_prompt(answer: Any) -> None:
+    form = read_form(AIMessage(json.dumps(answer)), Refinement)
+    assert (form.prompt, form.strategy) == ("", "reseed")
+
+
+@pytest.mark.parametrize("prompt", ["a restart button", "Edit, a neon sign", "reseeding a lawn", "rewrite in graffiti"])
+def test_a_prompt_with_the_word_of_a_strategy_is_one(prompt: str) -> None:
+    assert read_form(AIMessage(json.dumps({"next_try": prompt})), Refinement).prompt == prompt
+
+
 IN_OBJECTS = (
     {"experience": "e", "next_try": {"prompt": "a red car"}},
     {"experience": "e", "next_try": "a red car"},
@@ -705,3 +750,40 @@ def test_words_of_a_prompt_are_a_plan(text: str) -> None:
     plan = _final_plan(AIMessage(text))
     assert plan is not None
     assert plan.prompt == text == read_form(AIMessage(json.dumps({"prompt": text})), Plan).prompt
+
+
+ITEMS = [{"id": "r1", "answer": "yes"}, {"id": "r2", "answer": "no"}]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"verdicts": ITEMS, "quality": 0.4, "flaws": "six fingers"},
+        {"verdicts": ITEMS, "overall_quality": "4/10", "Flaws": ["six fingers"]},
+        {"verdicts": [*ITEMS, {"quality": 0.4, "flaws": "six fingers"}]},
+        {"verdicts": [*ITEMS, {"quality": "40%"}, {"flaws": "six fingers"}]},
+        {"verdicts": [{**item, "quality": 0.4, "flaws": "six fingers"} for item in ITEMS]},
+        {"verdicts": {"r1": "yes", "r2": "no", "quality": 0.4, "flaws": "six fingers"}},
+        {"r1": "yes", "r2": "no", "quality": 0.4, "flaws": "six fingers"},
+        [*ITEMS, {"quality": 0.4, "flaws": "six fingers"}],
+    ],
+)
+def test_quality_may_stand_among_the_answers(answer: Any) -> None:
+    form = read_form(AIMessage(json.dumps(answer)), Verdicts)
+    assert verdicts(answer) == {"r1": {"yes"}, "r2": {"no"}}
+    assert (form.quality, form.flaws) == (0.4, "six fingers")
+
+
+def test_of_several_qualities_none_is_that_of_the_image() -> None:
+    items = [{**item, "quality": quality} for item, quality in zip(ITEMS, (0.4, 0.9), strict=True)]
+    assert read_form(AIMessage(json.dumps({"verdicts": items})), Verdicts).quality == 0.5
+
+
+@pytest.mark.parametrize("flaws", ["none", "None.", "no flaws", "No visible artifacts", "N/A", "-", "[]", "无"])
+def test_words_for_no_flaws_are_none(flaws: str) -> None:
+    assert read_form(AIMessage(json.dumps({"verdicts": ITEMS, "flaws": flaws})), Verdicts).flaws == ""
+
+
+@pytest.mark.parametrize("flaws", ["no face", "none of the hands is right", "artifacts", "no legible letters"])
+def test_words_that_only_begin_like_none_are_flaws(flaws: str) -> None:
+    assert read_form(AIMessage(json.dumps({"verdicts": ITEMS, "flaws": flaws})), Verdicts).flaws == flaws

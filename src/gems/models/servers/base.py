@@ -24,8 +24,9 @@ from typing import Any, Final, TypeVar
 
 import httpx
 from langgraph.errors import GraphDrained
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import SecretStr
+from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid, may_cost
@@ -433,15 +434,54 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
         BackendError: It is longer than ``MAX_BYTES``.
         PassingError: It does not arrive before the deadline.
     """
-    parts, size = [], 0
-    for part in response.iter_bytes():
-        size += len(part)
-        if size > MAX_BYTES:
-            raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
-        if time.monotonic() > deadline:
-            raise PassingError(f"{response.url.host} sends its answer too slowly", may_cost=response.is_success)
-        parts.append(part)
-    return _unpacked(b"".join(parts))
+    parts, size = list[bytes](), 0
+    # Damage to the transfer does not matter if the answer is whole: it is paid, and another one would be too.
+    try:
+        for part in response.iter_raw():
+            size += len(part)
+            _limit(response, size)
+            if time.monotonic() > deadline:
+                raise PassingError(f"{response.url.host} sends its answer too slowly", may_cost=response.is_success)
+            parts.append(part)
+    except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
+        body = _unpacked(b"".join(parts))
+        if not _is_whole(body):
+            raise
+        return body
+    return _decoded(response, b"".join(parts))
+
+
+def _limit(response: httpx.Response, size: int) -> None:
+    if size > MAX_BYTES:
+        raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+
+
+def _decoded(response: httpx.Response, raw: bytes) -> bytes:
+    """A body without its compression, which its header may tell wrongly."""
+    packed = httpx.Response(200, headers=response.headers, stream=httpx.ByteStream(raw), request=response.request)
+    parts, size = list[bytes](), 0
+    try:
+        for part in packed.iter_bytes():
+            size += len(part)
+            _limit(response, size)
+            parts.append(part)
+    except httpx.DecodingError:
+        if not _is_whole(raw):
+            raise
+        return raw
+    # The client's decoder reads the first of several parts of a file.
+    whole = _unpacked(raw)
+    return whole if whole is not raw else _unpacked(b"".join(parts))
+
+
+def _is_whole(body: bytes) -> bool:
+    """Whether an answer is JSON, or an image, to its end."""
+    if body.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        return body.endswith((b"IEND\xaeB`\x82", b"\xff\xd9"))
+    try:
+        return isinstance(from_json(body), (dict, list))
+    except ValueError:
+        return False
 
 
 def is_image_file(data: bytes) -> bool:
@@ -459,12 +499,17 @@ def _unpacked(body: bytes) -> bytes:
     """The body without a compression that its header does not tell; as it is if that is damaged or too large."""
     if not body.startswith(b"\x1f\x8b"):
         return body
-    reader = zlib.decompressobj(wbits=31)
-    try:
-        content = reader.decompress(body, MAX_BYTES)
-    except zlib.error:
-        return body
-    return content if reader.eof else body
+    content, rest = b"", body
+    while rest.startswith(b"\x1f\x8b"):  # a file may have several parts
+        reader = zlib.decompressobj(wbits=31)
+        try:
+            content += reader.decompress(rest, MAX_BYTES)
+        except zlib.error:
+            return body
+        if not reader.eof or len(content) > MAX_BYTES:
+            return body
+        rest = reader.unused_data
+    return content
 
 
 def decode_image(data: bytes, source: str) -> Image.Image:
@@ -491,11 +536,19 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         raise BackendError(f"{source} sent an image without pixels", retryable=False)
     try:
         image.load()
-        return _visible(image, source)
+        return _visible(_upright(image), source)
     except BackendError:
         raise
     except Exception:  # the decoders raise whatever a damaged file leads them to
         raise PassingError(f"{source} sent a torn image", may_cost=True) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image as viewers show it, which turn it as its EXIF data say."""
+    try:
+        return ImageOps.exif_transpose(image) if "exif" in image.info else image
+    except Exception:  # of damaged EXIF data, which say nothing about the image
+        return image
 
 
 def _visible(image: Image.Image, source: str) -> Image.Image:

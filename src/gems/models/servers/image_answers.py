@@ -37,7 +37,9 @@ _ADDRESS: Final = re.compile(
 """Matches an address at the beginning; a slash may also begin the base64 of a JPEG."""
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=%-]{40}")
 """Matches the beginning of base64 that can be an image, and not of a sentence."""
-_DATA_URL: Final = re.compile(r"data:(?:image/|[\w/+.;=-]{0,80};base64,)")
+_DATA_URL: Final = re.compile(r"data:(?:image/|[\w/+.;=-]{0,80};base64,)", re.I)
+_PREFIX: Final = re.compile(r"\ufeff?\s*(?:(?:data:)?[\w/+.-]{0,60}[^,:]{0,60};)?base64[,:]\s*|\ufeff", re.I)
+"""Matches what is written before base64: the beginning of a data URL, or a part of it."""
 _QUOTED: Final = re.compile(r"\A(?:b'|[\"'])(?P<text>(?=[A-Za-z0-9+/_-]{40}|data:))")
 _MAX_ADDRESS: Final = 4096
 _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
@@ -173,7 +175,7 @@ def decode_base64(encoded: str, source: str) -> bytes:
         PassingError: It is torn.
     """
     marker = "base64,"  # the end of a data URL's header
-    if encoded.startswith("data:") and marker not in encoded[:200]:
+    if encoded[:5].lower() == "data:" and marker not in encoded[:200]:
         return unquote_to_bytes(encoded.partition(",")[2])
     encoded = unquote(encoded) if "%" in encoded else encoded
     start = encoded.find(marker, 0, 200)
@@ -224,8 +226,22 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
             for name in _SOURCES:
                 yield from _sources_of(values.get(name), depth - 1, is_address=name in _ADDRESSES)
     elif isinstance(answer, list) and depth:
+        if encoded := _of_numbers(answer):
+            yield _Source(encoded, is_address=False)
+            return
         for item in answer:
             yield from _sources_of(item, depth - 1, is_address=is_address)
+
+
+def _of_numbers(items: list[Any]) -> str:
+    """The base64 of an image file that is written as a list of its bytes; empty for any other list."""
+    if len(items) < _LEAST_BYTES or not all(type(item) is int and 0 <= item < 256 for item in items):
+        return ""
+    data = bytes(items)
+    return base64.b64encode(data).decode("ascii") if is_image_file(data) else ""
+
+
+_LEAST_BYTES: Final = 32
 
 
 def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Iterator[_Source]:
@@ -266,8 +282,11 @@ def _is_encoded_image(text: str) -> bool:
 def _source_in(text: str, *, may_be_address: bool = True, is_named_address: bool = False) -> Iterator[_Source]:
     """The image that a text stands for; nothing if it is a sentence."""
     text = _QUOTED.sub(r"\g<text>", text[:_MAX_ADDRESS]) + text[_MAX_ADDRESS:]
+    if (prefix := _PREFIX.match(text)) and _BASE64.match(text, prefix.end()):
+        yield _Source(text[prefix.end() :], is_address=False)
+        return
     if _DATA_URL.match(text) or _BASE64.match("".join(text[:80].split("\n")).replace("\r", "")):
-        is_address = is_named_address and not text.startswith("data:") and len(text) < _MAX_ADDRESS
+        is_address = is_named_address and text[:5].lower() != "data:" and len(text) < _MAX_ADDRESS
         yield _Source(text, is_address or bool(may_be_address and _ADDRESS.match(text[:_MAX_ADDRESS])))
     elif may_be_address and text and " " not in text and (is_named_address or _ADDRESS.match(text)):
         yield _Source(text, is_address=True)
