@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("killable_run.py")
 STEPS = 17
-"""Number of steps of an undisturbed run: intake, memory, planner, skills, planner, comparison, three rounds, the end."""
+"""Number of steps of an undisturbed run: intake, memory, planner, skills, planner, comparison, 3 rounds, the end."""
 
 
 def run(folder: Path, moment: str) -> subprocess.CompletedProcess[str]:

@@ -99,8 +99,6 @@ class Capabilities:
     """Whether to send the instructions as a system message, rather than in the user's first message."""
     refusals: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
-    doubts: set[str] = field(default_factory=set)
-    """What the next call does without, to find out whether the server's last error was about that."""
     unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
     """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
 
@@ -284,8 +282,7 @@ def invoke(
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
     That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
-    followed by such a call once for each way of asking, and not again if that was of no use. After a server's error
-    without a reason, which may have been charged, the next call does without them instead.
+    followed by such a call once for each way of asking, and not again if that was of no use.
 
     Args:
         request: Calls the model with messages.
@@ -303,19 +300,12 @@ def invoke(
 
     if not capabilities.system_role:
         return call(_without_system_role(messages))
-    has_system = any(m.type == "system" for m in messages)
-    if has_system and _SYSTEM_ROLE in capabilities.doubts:
-        return _doubtful_call(call, messages, capabilities, model)
     try:
         return call(list(messages))
     except Exception as error:
         names_role, kind = _refuses_system_role(error), (way, str(status_of(error)))
         may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
-        if not may_mean_role or not has_system:
-            raise
-        if not names_role and (status_of(error) or 0) >= 500:
-            if capabilities.refusals[_SYSTEM_ROLE,] < _MOST_GUESSES:
-                capabilities.doubts.add(_SYSTEM_ROLE)
+        if not may_mean_role or not any(m.type == "system" for m in messages):
             raise
         first_error = error
     try:
@@ -325,32 +315,10 @@ def invoke(
             raise
         capabilities.refusals[kind] = _MOST_GUESSES
         raise first_error from None
-    capabilities.system_role = False
-    return answer
-
-
-_SYSTEM_ROLE: Final = "system role"
-
-
-def _doubtful_call(
-    call: Callable[[list[BaseMessage]], T],
-    messages: Sequence[BaseMessage],
-    capabilities: Capabilities,
-    model: BaseChatModel,
-) -> T:
-    """The call after a server's error without a reason: without system messages, if the error was about them."""
-    try:
-        answer = call(_without_system_role(messages))
-    except Exception as error:
-        if not is_not_understood(error):
-            capabilities.doubts.discard(_SYSTEM_ROLE)
-            capabilities.refusals[_SYSTEM_ROLE,] = _MOST_GUESSES
-        raise
-    capabilities.doubts.discard(_SYSTEM_ROLE)
-    capabilities.refusals[_SYSTEM_ROLE,] += 1
-    # A server that failed once may be well again by chance; clients that try again by themselves have seen it thrice.
-    has_retried = getattr(model, "max_retries", 0) != 0
-    if has_retried or capabilities.refusals[_SYSTEM_ROLE,] == _MOST_GUESSES:
+    capabilities.refusals[kind] += 1
+    # A server that failed may be well again by chance.
+    is_certain = names_role or (status_of(first_error) or 500) < 500
+    if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
         capabilities.system_role = False
     return answer
 
