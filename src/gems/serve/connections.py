@@ -14,6 +14,7 @@ from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gems.serve.http_errors import add_safe_headers, error_response
+from gems.serve.plain_parser import PlainParser
 
 __all__ = ["BoundedConnection", "Deadlines"]
 
@@ -45,6 +46,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.parser = PlainParser(self)
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None  # checked here, not per request
         self._phase: Literal["idle", "head", "body", "response"] = "idle"
         self._since = self._last_progress = self.loop.time()

@@ -25,18 +25,20 @@ POST = b"POST / HTTP/1.1\r\nhost: localhost\r\n"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body, then answers: /stream with events for ever, /large with 8 MB, /early without reading."""
+    """Reads the body, then answers: /stream with events for ever, /large with 8 MB, /early without reading, /echo."""
     assert scope["type"] == "http"
-    if scope["path"] != "/early":
-        while (message := await receive())["type"] == "http.request" and message["more_body"]:
-            pass
+    body, more = b"", scope["path"] != "/early"
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if scope["path"] == "/stream":
         for _ in range(10):
             await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
             await asyncio.sleep(0.1)
     size = 8_000_000 if scope["path"] == "/large" else 2
-    await send({"type": "http.response.body", "body": b"k" * size, "more_body": False})
+    body = body if scope["path"] == "/echo" else b"k" * size
+    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 @contextmanager
@@ -185,6 +187,34 @@ def test_a_body_after_a_refusal_ends_too() -> None:
             return False
 
         wait_until(pour, lambda: "the connection is still open", seconds=10)
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"h2c, foo/1"])
+@pytest.mark.parametrize(
+    "framed",
+    [
+        b"content-length: 27\r\n\r\nGET /inner HTTP/1.1\r\na: b\r\n",
+        b"transfer-encoding: chunked\r\n\r\n1b\r\nGET /inner HTTP/1.1\r\na: b\r\n\r\n0\r\n\r\n",
+        b"\r\n",
+    ],
+)
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_an_upgrade_is_ignored_and_its_body_is_no_other_request(protocol: bytes, framed: bytes, step: int) -> None:
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nupgrade: " + protocol
+    sent = head + b"\r\n" + framed + b"GET /last HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+    with listening() as (_, connect), closing(connect()) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(sent), step):
+            connection.sendall(sent[start : start + step])
+        answer = read_all(connection)
+    assert answer.count(b"HTTP/1.1 200") == 2  # one for each request
+    assert answer.count(b"GET /inner") == framed.count(b"GET /inner")
+
+
+def test_a_tunnel_is_refused() -> None:
+    with listening() as (_, connect), closing(connect()) as connection:
+        connection.sendall(b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert error_of(read_all(connection)) == (400, "invalid_http")
 
 
 def test_streams_live_longer_than_every_deadline() -> None:
