@@ -46,7 +46,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.parser = PlainParser(self)
+        self.parser = PlainParser(self)  # type: ignore[assignment] # has what uvicorn calls of httptools' own
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None  # checked here, not per request
         self._phase: Literal["idle", "head", "body", "response"] = "idle"
         self._since = self._last_progress = self.loop.time()
