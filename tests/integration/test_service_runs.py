@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from servers.waiting import wait_until
 
-from gems.errors import BackendError
+from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Prices
 from gems.serve.admission import Submission
@@ -33,6 +33,17 @@ def service(home: Path, *, memory: bool = False, budget: Budget | None = None, *
     context = GemsContext(memory=memory, memory_url=str(home / "memory"), budget=budget or Budget())
     with Service(ServiceSettings(home=home, context=context, **options)) as running:
         yield running
+
+
+def test_two_services_never_work_on_the_same_runs(tmp_path: Path) -> None:
+    """Each of them would draw and pay for all: a second one is refused as long as the first one lives."""
+    with service(tmp_path):
+        with pytest.raises(InputError, match="another service works in"), service(tmp_path):
+            pass
+        with service(tmp_path / "other"):
+            pass
+    with service(tmp_path) as again:
+        assert ended(again, again.submit(client(), EASY, settings())).status == "done"
 
 
 def client(name: str = "ann", **daily: float) -> Client:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Final, Self
 
 import structlog
+from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.state import GemsState, Review, Usage
 from gems.memory.image_store import ImageStore, open_images
+from gems.paths import private_folder
 from gems.runs.checkpoints import delete_threads_without, open_checkpoints
 from gems.runs.record import ModelRecord, model_records
 from gems.serve.admission import Admission, Submission
@@ -32,6 +36,27 @@ __all__ = ["Service"]
 LOG: Final = structlog.get_logger("gems.serve")
 
 
+@contextmanager
+def _alone_in(home: Path) -> Iterator[None]:
+    """Keep other services of this machine from the same runs: each of them would draw and pay for all.
+
+    Raises:
+        InputError: Another process has the folder.
+    """
+    private_folder(home)
+    lock = FileLock(home / ".lock", timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another service works in {home}: stop it first, or set GEMS_HOME to another folder for this one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Service:
     """Accepts runs, executes them in ``concurrency`` threads, and publishes their events.
 
@@ -42,7 +67,7 @@ class Service:
         settings: The settings of the service.
 
     Raises:
-        InputError: A setting cannot be used.
+        InputError: A setting cannot be used, or another process serves from the same home folder.
         BackendError: A model cannot be loaded.
     """
 
@@ -63,6 +88,7 @@ class Service:
 
     def __enter__(self) -> Self:
         home = self.settings.home
+        self._resources.enter_context(_alone_in(home))
         self.ledger = Ledger(home / "runs.sqlite")
         self._resources.callback(self.ledger.close)
         saver = self._resources.enter_context(open_checkpoints(home / "checkpoints.sqlite"))
