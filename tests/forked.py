@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import select
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Literal
@@ -186,6 +189,21 @@ def gems_process(*arguments: object, home: Path | None = None, cwd: Path | None 
     )
 
 
+@contextmanager
+def _own_logs() -> Iterator[None]:
+    """Forget how a command logs: its streams are closed after it."""
+    import structlog
+
+    root, hook = logging.getLogger(), threading.excepthook
+    handlers, level = root.handlers, root.level
+    root.handlers = []  # a command closes those that it finds
+    try:
+        yield
+    finally:
+        root.handlers, root.level, threading.excepthook = handlers, level, hook
+        structlog.reset_defaults()
+
+
 def gems_here(*arguments: object, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run ``gems ARGUMENTS`` in this process; capture its output and exit code. Raises exceptions that are no exit."""
     from typer.testing import CliRunner
@@ -193,7 +211,8 @@ def gems_here(*arguments: object, home: Path, **variables: str) -> subprocess.Co
     from gems.cli.main import app
 
     words = list(map(str, arguments))
-    result = CliRunner().invoke(app, words, prog_name="gems", env=environment(home, **variables))
+    with _own_logs():
+        result = CliRunner().invoke(app, words, prog_name="gems", env=environment(home, **variables))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return subprocess.CompletedProcess(["gems", *words], result.exit_code, result.stdout, result.stderr)
