@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from filelock import FileLock, Timeout
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import (
     BaseStore,
@@ -32,6 +31,7 @@ from langgraph.store.base import (
 from numpy.typing import NDArray
 
 from gems.errors import InputError
+from gems.files import held_alone
 from gems.memory.bound_embedder import BoundEmbedder, needs_probe, probe_of, same_embedder, unit_vectors
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import check_filter, fits, matches
@@ -361,12 +361,9 @@ def _embed_page(
 
 @contextmanager
 def _reindexing_lock(folder: Path) -> Iterator[None]:
-    try:
-        make_file(folder / "reindexing.lock")
-        with FileLock(folder / "reindexing.lock", timeout=0):
-            yield
-    except Timeout:
-        raise InputError(f"another process is reindexing {folder}; wait for it to finish") from None
+    make_file(folder / "reindexing.lock")
+    with held_alone(folder / "reindexing.lock", f"another process is reindexing {folder}; wait for it to finish"):
+        yield
 
 
 def _stored_vectors(records: Records, op: PutOp, texts: Sequence[str]) -> dict[str, bytes]:

@@ -134,7 +134,7 @@ def _agreed_draft(
         conversation = [
             *planning_task(state, generator),
             AIMessage(draft),
-            HumanMessage(WRITE_AGAIN.format(losses=losses)),
+            HumanMessage(WRITE_AGAIN.format(losses="\n".join(f"- {line}" for line in losses))),
         ]
         model = resources.chat(context, "planner")
         plan = ask(meter, model, form_for(Plan, prompt), conversation, blind=True).form
@@ -143,17 +143,16 @@ def _agreed_draft(
     if losses:
         other, other_parts = repairs.make("planner", write_again, (draft, parts))
         still_lost = _losses(prompt, other, other_parts, questions)
-        if still_lost.count("\n") < losses.count("\n") and not unreadable(other, generator):
+        if len(still_lost) < len(losses) and not unreadable(other, generator):
             draft, parts, losses = other, other_parts, still_lost
     if guide_of(generator):
         draft = without_prompt(prompt, draft, parts)
     return in_front(prompt, draft, generator) if losses else draft
 
 
-def _losses(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> str:
-    """What a draft has lost, in words for a chat model, a line for each thing; empty if nothing."""
-    lines = [*lost_words(prompt, draft, parts), *(q.question for q in forgotten(prompt, draft, parts, questions))]
-    return "".join(f"- {line}\n" for line in lines)
+def _losses(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> list[str]:
+    """What a draft has lost: words of the prompt, and questions."""
+    return [*lost_words(prompt, draft, parts), *(q.question for q in forgotten(prompt, draft, parts, questions))]
 
 
 def _parts(state: GemsState) -> list[Part]:
@@ -164,4 +163,5 @@ MISSING: Final = "No question stands for: {words}. Add those that are missing, a
 WRITE_AGAIN: Final = """\
 The prompt has lost these words of the wish, or says nothing of what these questions ask:
 {losses}
+
 Write it again, with all of that. If it says so in other words, name those in parts."""

@@ -21,6 +21,7 @@ __all__ = [
     "append_whole",
     "atomic_replacement",
     "check_own_files",
+    "held_alone",
     "lines_of",
     "open_regular",
     "read_regular",
@@ -136,6 +137,30 @@ def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:
 def _without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe that somebody has put in its place is an error, where it would wait for ever."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
+@contextmanager
+def held_alone(lock: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file for the duration of the block. The system releases it if the process is killed.
+
+    Args:
+        lock: The file, in a folder that exists.
+        refusal: What is said if another process of this machine holds it.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout  # imports asyncio, and most commands lock nothing
+
+    own_lock = FileLock(lock)
+    try:
+        own_lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(refusal) from None
+    try:
+        yield
+    finally:
+        own_lock.release()
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

@@ -15,15 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, cast
 
-from filelock import FileLock, Timeout
-
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
 from gems.bulk.leases import all_returned
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
-from gems.files import append_whole, check_own_files, lines_of, open_regular, read_regular, write_atomically
+from gems.files import append_whole, check_own_files, held_alone, lines_of, open_regular, read_regular, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
@@ -372,13 +370,10 @@ def locked(out: Path) -> Iterator[None]:
         InputError: Another process works on it, or see ``check_folder``.
     """
     check_folder(out)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            if not all_returned(out / ".leases", _ORPHAN_SECONDS):
-                raise InputError(f"workers of an earlier start still work on {out}; wait for them, or end them")
-            yield
-    except Timeout:
-        raise InputError(f"another process works on {out}; see 'gems batch status {out}'") from None
+    with held_alone(out / ".lock", f"another process works on {out}; see 'gems batch status {out}'"):
+        if not all_returned(out / ".leases", _ORPHAN_SECONDS):
+            raise InputError(f"workers of an earlier start still work on {out}; wait for them, or end them")
+        yield
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 import yaml
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict
 
 from gems.errors import InputError
-from gems.files import read_regular, write_atomically
+from gems.files import held_alone, read_regular, write_atomically
 from gems.json_text import parse_json, parse_model, strict_json
 from gems.paths import home, private_file, private_folder
 from gems.runs.record import ModelRecord
@@ -134,16 +133,9 @@ def lock_shelf() -> Iterator[None]:
     """
     home()
     private_file(_root() / ".lock")
-    lock = FileLock(_root() / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError("another gems is learning or moving skills; wait until it has finished") from None
-    try:
+    with held_alone(_root() / ".lock", "another gems is learning or moving skills; wait until it has finished"):
         _complete_moves()
         yield
-    finally:
-        lock.release()
 
 
 def _complete_moves() -> None:

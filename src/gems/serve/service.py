@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from typing import Final, Self
 
 import structlog
-from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from gems.errors import InputError
+from gems.files import held_alone
 from gems.graph.builder import build_graph
 from gems.graph.state import GemsState, Review, Usage
 from gems.memory.image_store import ImageStore, open_images
-from gems.paths import private_folder
+from gems.paths import private_file
 from gems.runs.checkpoints import delete_threads_without, open_checkpoints
 from gems.runs.record import ModelRecord, model_records
 from gems.serve.admission import Admission, Submission
@@ -34,27 +32,6 @@ from gems.serve.workers import WorkerPool
 __all__ = ["Service"]
 
 LOG: Final = structlog.get_logger("gems.serve")
-
-
-@contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
-    """Keep other services of this machine from the same runs: each of them would draw and pay for all.
-
-    Raises:
-        InputError: Another process has the folder.
-    """
-    private_folder(home)
-    lock = FileLock(home / ".lock", timeout=0, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"another service works in {home}: stop it first, or set GEMS_HOME to another folder for this one"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class Service:
@@ -88,7 +65,10 @@ class Service:
 
     def __enter__(self) -> Self:
         home = self.settings.home
-        self._resources.enter_context(_alone_in(home))
+        # Two services would each draw, and pay for, all of the runs.
+        private_file(home / ".lock")
+        refusal = f"another service works in {home}: stop it first, or set GEMS_HOME to another folder for this one"
+        self._resources.enter_context(held_alone(home / ".lock", refusal))
         self.ledger = Ledger(home / "runs.sqlite")
         self._resources.callback(self.ledger.close)
         saver = self._resources.enter_context(open_checkpoints(home / "checkpoints.sqlite"))
