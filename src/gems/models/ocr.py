@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import unicodedata
 from collections.abc import Sequence
@@ -40,7 +41,10 @@ class OcrInspector:
 
     @cached_property
     def _reader(self) -> Any:
-        return RapidOCR(params={"Global.log_level": "error"})
+        # ONNX Runtime does not read the variable that limits the threads of other libraries.
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        limit = {"EngineConfig.onnxruntime.intra_op_num_threads": int(threads)} if threads.isdecimal() else {}
+        return RapidOCR(params={"Global.log_level": "error", **limit})
 
     def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
         """Read the image once, and compare it with the quoted text of each requirement."""
