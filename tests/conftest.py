@@ -35,6 +35,8 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the fork server once for all workers, unless only quick tests run, which hardly need it."""
+    if hasattr(config, "workerinput"):
+        gc.disable()  # until all tests are collected: what is imported stays
     if getattr(config.option, "numprocesses", None) and "not slow" not in config.option.markexpr:
         start_server()
 
@@ -55,6 +57,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if hasattr(session.config, "workerinput"):
         gc.collect()
         gc.freeze()
+        gc.enable()
 
 
 _test_numbers = count()
@@ -70,6 +73,19 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     monkeypatch.setenv("GEMS_HOME", str(folder / "gems-home"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     return folder / "gems-home"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short waits between the tries of clients, for tests of what a server answers rather than when."""
+    from tenacity import wait_random_exponential
+
+    from gems.models.servers import providers
+    from gems.stopping import pause
+
+    monkeypatch.setattr(providers, "pause", lambda seconds: pause(seconds / 100))
+    monkeypatch.setattr("gems.models.servers.base._WAIT", wait_random_exponential(multiplier=0.02, max=20))
+    monkeypatch.setattr("gems.models.servers.comfyui._POLL_SECONDS", 0.02)
 
 
 # --- servers shared by the whole session ----------------------------------------------------------------------------

@@ -25,7 +25,10 @@ from gems.nodes.refiner import Refinement
 from gems.nodes.retry import RETRY
 from gems.options import ChatOptions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
+
+SOON = RETRY._replace(initial_interval=0.01)
+"""The usual tries of each node, sooner after another."""
 
 
 def draw(chat: ChatEndpoint, tmp_path: Path, **settings: Any) -> dict[str, Any]:
@@ -266,7 +269,9 @@ def test_an_error_in_an_answer_is_told_and_classed(
 
 def test_an_error_that_does_not_pass_is_paid_once_by_each_role(chat_server: str, tmp_path: Path) -> None:
     chat = ChatEndpoint(chat_server, "choice-error")
-    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=chat.context())
+    output = build_graph(images=ImageStore(tmp_path), retry=SOON).invoke(
+        GemsInput(prompt=PROMPT), context=chat.context()
+    )
     assert output["outcome"] == "failed"
     assert "filter stopped this" in output["errors"][0]
     assert len(chat.log) == 2, "the planner and the decomposer"
@@ -313,7 +318,7 @@ def test_an_image_is_returned_when_the_verifier_fails(chat_server: str, tmp_path
     healthy, down = ChatEndpoint(chat_server), ChatEndpoint(chat_server, "broken")
     settings = healthy.context(max_rounds=2).model_dump() | {"mllm": "pocket", "verifier": "openai:pocket"}
     context = GemsContext.model_validate(settings | {"chat_options": down.options}).as_operator()
-    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
+    output = build_graph(images=ImageStore(tmp_path), retry=SOON).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "failed"
     assert output["image"] is not None
     assert any(error.startswith("verifier: ") and "no GPU left" in error for error in output["errors"])
@@ -323,7 +328,7 @@ def test_roles_can_have_models_of_their_own(chat_server: str, tmp_path: Path) ->
     chat = ChatEndpoint(chat_server)
     settings = chat.context().model_dump() | {"mllm": "pocket", "planner": "openai:pocket", "decomposer": "openai:x"}
     context = GemsContext.model_validate(settings | {"chat_options": chat.options}).as_operator()
-    output = build_graph(images=ImageStore(tmp_path)).invoke(GemsInput(prompt=PROMPT), context=context)
+    output = build_graph(images=ImageStore(tmp_path), retry=SOON).invoke(GemsInput(prompt=PROMPT), context=context)
     assert output["outcome"] == "solved"
     assert {(entry["form"], entry["request"]["model"]) for entry in chat.log} == {
         ("Plan", "pocket"),

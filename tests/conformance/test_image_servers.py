@@ -26,7 +26,7 @@ from gems.models.servers import openai_images
 from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
 
 KEY = "sk-canary-5f3a"
 WORKFLOW = {

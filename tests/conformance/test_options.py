@@ -43,6 +43,7 @@ from gems.runs.record import ModelRecord
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("impatient"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="judges options on a machine without a GPU"),
 ]
 

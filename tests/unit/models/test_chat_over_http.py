@@ -118,13 +118,6 @@ def test_a_server_that_always_streams_is_understood(server: tuple[str, type[Hand
     assert handler.requests == 1
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No waits between the tries of clients."""
-    monkeypatch.setattr("gems.models.servers.providers.pause", lambda _: None)
-    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.02)
-
-
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("status", [0, 408, 409, 500, 502, 504, 524])
 def test_what_may_have_been_charged_is_asked_for_three_times(server: tuple[str, type[Handler]], status: int) -> None:
