@@ -84,6 +84,13 @@ LIBRARIES = (
     "langserve",
     "structlog",
     "prometheus_client",
+    "itsdangerous",
+    "httptools",
+    "uvicorn.protocols.http.httptools_impl",
+    "ray",
+    "ray.data",
+    "ray.exceptions",
+    "ray.util.scheduling_strategies",
 )
 """Libraries that commands import. If one is missing from this list, commands that need it only become slower."""
 
@@ -91,15 +98,23 @@ MODULES = (
     "gems.cli.main",
     "gems.cli.arguments",
     "gems.bulk.batch",
+    "gems.bulk.export",
+    "gems.bulk.latest",
+    "gems.bulk.ray_driver",
+    "gems.cli.live",
     "gems.graph.builder",
     "gems.memory.opening",
     "gems.memory.embedder",
+    "gems.memory.live_index",
+    "gems.memory.store",
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
     "gems.models.pocket.pipeline",
     "gems.runs.folder",
     "gems.runs.report",
     "gems.runs.sessions",
+    "gems.serve.server",
+    "gems.serve.web_app",
     "gems.skills.loader",
 )
 """Modules of the package that most commands import, likewise."""
