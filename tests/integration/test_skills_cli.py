@@ -29,7 +29,7 @@ from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
 
-PROMPTS, MANY_PROMPTS = "24", "40"
+PROMPTS, MANY_PROMPTS = "24", "28"
 """Prompts of a gate: enough for an interval that excludes zero, and for one that excludes it from below."""
 
 RELATED = "Use when the wish places things in relation to each other."
@@ -212,7 +212,7 @@ def test_the_gate_refuses_useless_and_harmful_skills(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
     add_draft("good", RELATED, good, about, {})
-    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", MANY_PROMPTS)["learned"]
+    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
     assert learned_row["state"] == "promoted"
     add_draft("useless", RELATED, "Draw with love.", about, {})
     add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
