@@ -53,8 +53,13 @@ class Language:
 
     def colours_of(self, word: str, *, shades: bool = False) -> frozenset[str]:
         """The colours that a word means; with ``shades``, those that it may mean."""
-        tables = (self.colours, self.shades) if shades else (self.colours,)
-        return frozenset(colour for table in tables for colour, words in table.items() if word in words)
+        return _colours_of(self, word, shades)
+
+
+@lru_cache(maxsize=4096)  # checks ask for each word of a text again and again
+def _colours_of(language: Language, word: str, shades: bool) -> frozenset[str]:
+    tables = (language.colours, language.shades) if shades else (language.colours,)
+    return frozenset(colour for table in tables for colour, words in table.items() if word in words)
 
 
 _LOOSE_MARKS: Final = re.compile("[\u0300-\u036f\u064b-\u065f\u0640]")
