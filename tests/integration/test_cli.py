@@ -293,9 +293,8 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
 ) -> None:
     _, _, record = finished
     home = tmp_path / "home"
-    command = forked.command_line("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", "--json")
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=forked.environment(home), **streams) as process:
+    command = ("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", "--json")
+    with forked.gems_process(*command, home=home) as process:
         assert process.stderr is not None
         thread = process.stderr.readline().split()[-1]
         assert any("skills" in line for line in process.stderr)
