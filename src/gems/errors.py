@@ -51,7 +51,10 @@ class ContentRefusedError(BackendError):
 
 
 class MalformedAnswerError(BackendError):
-    """A chat model answered, but not in the requested form."""
+    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=False)
 
 
 def is_passing_status(status: int) -> bool:

@@ -35,6 +35,7 @@ from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
 __all__ = [
+    "MOST_TRIES",
     "Answer",
     "Capabilities",
     "answer_in_form",
@@ -101,27 +102,54 @@ class Capabilities:
     """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
     unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
     """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
+    orders: dict[str, tuple[Method, ...]] = field(default_factory=dict)
+    """By form, the methods in another order, since answers by the best one could not be read, and no other was tried."""
+    hopeless: set[str] = field(default_factory=set)
+    """The forms that no answer to the last question could be read in."""
+    unread_turns: int = 0
+    """How many turns with skills in a row could not be read, where the same task without them could."""
 
     def give_up(self, methods: Collection[Method]) -> None:
         """Note that another method has worked where these did not."""
         self.methods = tuple(method for method in self.methods if method not in methods) or self.methods
 
-    def methods_for(self, content: int) -> tuple[Method, ...]:
+    def methods_for(self, content: int, form: str) -> tuple[Method, ...]:
         """The methods to try on a content, best first; those whose answers to it could not be read come last."""
-        unread = self.unread.get(content, ())
-        return (*(method for method in self.methods if method not in unread), *unread)
+        unread = [method for method in self.unread.get(content, ()) if method in self.methods]
+        others = sorted(self.methods, key=self.orders.get(form, self.methods).index)
+        return (*(method for method in others if method not in unread), *unread)
 
-    def doubt(self, content: int) -> None:
-        """Try another method on this content next time: answers by the one in use could not be read twice."""
-        method = self.methods_for(content)[0]
+    def tries_for(self, form: str) -> int:
+        """How many answers to one question may be paid for until one can be read."""
+        return 1 if form in self.hopeless else MOST_TRIES
+
+    def doubt(self, content: int, form: str) -> None:
+        """Try another method on this content next time: answers by the one in use could not be read."""
+        method = self.methods_for(content, form)[0]
         self.unread[content] = (*(m for m in self.unread.get(content, ()) if m != method), method)
         while len(self.unread) > _MOST_CONTENTS:
             self.unread.pop(next(iter(self.unread)), None)
 
-    def conclude(self, content: int) -> None:
+    def despair(self, content: int, form: str) -> None:
+        """Note that no answer to this content could be read: the next question gets one try, by another method."""
+        self.doubt(content, form)
+        self.orders[form] = self.methods_for(content, form)
+        self.hopeless.add(form)
+
+    def note_turn(self, *, was_read: bool) -> None:
+        """Note whether a turn with skills could be read; if two could not, skills are no longer offered."""
+        self.unread_turns = 0 if was_read else self.unread_turns + 1
+        self.tools = self.tools and self.unread_turns < 2
+
+    def conclude(self, content: int, form: str) -> None:
         """Note that an answer to this content could be read: methods whose answers to it could not are given up."""
         self.give_up(self.unread.pop(content, ()))
+        self.hopeless.discard(form)
 
+
+MOST_TRIES: Final = 3
+"""Answers to one question that are paid for until one can be read: the first, the one after it was sent back, and one
+by another method."""
 
 _MOST_CONTENTS: Final = 64
 """Contents whose unread answers are remembered."""
@@ -204,7 +232,7 @@ def answer_in_form(
     content, first_error = content_key(schema, messages), None
     # What this call finds out is kept once it has succeeded: another reason may have been behind a refusal.
     trial, refused = replace(capabilities), list[Method]()
-    for method in capabilities.methods_for(content):
+    for method in capabilities.methods_for(content, form_name(schema)):
         try:
             message = _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
         except Exception as error:
