@@ -17,6 +17,7 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
+from gems.models.structured import REQUESTS
 
 __all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
 
@@ -107,8 +108,8 @@ class Meter(BaseCallbackHandler):
                     self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """Count a call without an answer. Its cost in tokens is unknown."""
-        self._calls += Usage(chat_calls=1)
+        """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
+        self._calls += Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1)
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""
@@ -181,7 +182,7 @@ def _cost(message: AIMessage) -> Usage:
     """The cost of one answer, as its provider counts it."""
     tokens = message.usage_metadata
     return Usage(
-        chat_calls=1,
+        chat_calls=message.response_metadata.get(REQUESTS, 1),
         prompt_tokens=tokens["input_tokens"] if tokens else 0,
         completion_tokens=tokens["output_tokens"] if tokens else 0,
     )

@@ -27,7 +27,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import GemsError, MalformedAnswerError, is_unpaid
-from gems.models.deadlines import deadline_of, within_deadline
+from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
@@ -36,6 +36,7 @@ from gems.secrets import one_line
 
 __all__ = [
     "MOST_TRIES",
+    "REQUESTS",
     "Answer",
     "Capabilities",
     "answer_in_form",
@@ -56,6 +57,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 T = TypeVar("T")
 Method = Literal["json_schema", "tool", "json_mode", "text"]
 
+REQUESTS: Final = "gems_requests"
+"""The key in an answer's ``response_metadata`` of the requests that it took, where that is known."""
 _TOP_LOGPROBS: Final = 10
 """Alternatives to each token that are requested with the log-probabilities."""
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
@@ -310,7 +313,8 @@ def invoke(
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
     That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
-    followed by such a call once for each way of asking, and not again if that was of no use.
+    followed by such a call once for each way of asking, an error of the server by a single request in all, and not again
+    if that was of no use.
 
     Args:
         request: Calls the model with messages.
@@ -331,11 +335,14 @@ def invoke(
     try:
         return call(list(messages))
     except Exception as error:
-        names_role, kind = _refuses_system_role(error), (way, str(status_of(error)))
-        may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
+        names_role, status = _refuses_system_role(error), status_of(error) or 500
+        kind = (way if status < 500 else "", str(status))
+        may_guess = _gives_no_reason(error) and (status < 500 or _is_asked_once(model))
+        may_mean_role = names_role or (may_guess and capabilities.refusals[kind] < _MOST_GUESSES)
         if not may_mean_role or not any(m.type == "system" for m in messages):
             raise
         first_error = error
+    is_guess = IN_ONE_TRY.set(status >= 500 and not names_role)
     try:
         answer = call(_without_system_role(messages))
     except Exception as error:
@@ -343,12 +350,18 @@ def invoke(
             raise
         capabilities.refusals[kind] = _MOST_GUESSES
         raise first_error from None
+    finally:
+        IN_ONE_TRY.reset(is_guess)
     capabilities.refusals[kind] += 1
     # A server that failed may be well again by chance.
-    is_certain = names_role or (status_of(first_error) or 500) < 500
-    if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
+    if names_role or status < 500 or capabilities.refusals[kind] == _MOST_GUESSES:
         capabilities.system_role = False
     return answer
+
+
+def _is_asked_once(model: BaseChatModel) -> bool:
+    """Whether a call of a model can be a single request, without further ones by its client."""
+    return not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
 
 
 _MOST_GUESSES: Final = 2
