@@ -9,7 +9,7 @@ from typing import Final
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "words_of"]
+__all__ = ["error_message", "is_refusal", "json_body", "says_refusal", "words_of"]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -25,17 +25,21 @@ _MAX_PARTS: Final = 3
 _DEPTH: Final = 6
 
 _REFUSALS: Final = re.compile(
-    r"content.?polic|moderation_blocked|safety system|responsible.?ai|content.?filter"
-    # xAI, Stability, Black Forest Labs; Ideogram; Replicate
-    r"|(?:by|our) (?:content )?moderation|(?:request|content)_? ?moderat(?:ed|ion)"
-    r"|(?:failed|did not pass)[\w ]{0,24} safety check"
-    r"|nsfw (?:content|image)[\w ]{0,12} detected"
-    r"|(?:may|might) contain (?:inappropriate|sensitive)|prohibited_content|image_safety"
+    r"content.?(?:polic|filter|management)|moderation|moderated|flagged|guardrail|prohibited.?content|image_safety"
+    r"|inappropriate|responsible.?ai|usage polic|safety (?:system|reason|polic)"
+    r"|(?:failed|did not pass)[\w ]{0,24} safety check|nsfw (?:content|image)[\w ]{0,12} detected"
+    r"|(?<!case)(?<!case.)sensitive"
     # DashScope, Volcengine, Tencent, MiniMax, Zhipu
-    r"|data_?inspection_?failed|sensitive_?content_?detected|illegal_?detected|(?:input|output) new_sensitive"
-    r"|[\"']?status_code[\"']?\s*:\s*102[67]\b|[\"']code[\"']\s*:\s*[\"']?1301\b|敏感内容|违规"
+    r"|data.?inspection|illegal_?detected|[\"']?status_code[\"']?\s*:\s*102[67]\b|[\"']code[\"']\s*:\s*[\"']?1301\b"
+    r"|敏感|违规",
+    re.IGNORECASE,
 )
-"""How servers say, in lower case, that they refuse a prompt."""
+"""How providers say that their moderation refuses words or an image."""
+
+
+def says_refusal(text: str) -> bool:
+    """Whether a server's words say that its provider refuses what was asked, in whatever way it is asked."""
+    return bool(_REFUSALS.search(text))
 
 
 def error_message(body: bytes) -> str:
@@ -91,8 +95,8 @@ def _shown(text: str) -> str:
 def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
     content = json_body(body)  # which may spell its characters in escapes
-    text = (json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace"))[:4000]
-    return bool(_REFUSALS.search(text.lower()))
+    text = json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace")
+    return says_refusal(text[:4000])
 
 
 def json_body(body: bytes) -> object:
