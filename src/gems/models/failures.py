@@ -144,6 +144,7 @@ def is_passing(error: BaseException) -> bool:
 
 _LOST_ANSWERS: Final = frozenset(
     {"ReadError", "ReadTimeout", "RemoteProtocolError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead"}
+    | {"DecodingError"}
 )
 """Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -37,6 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     answer: tuple[int, str, bytes] = (200, "application/json", b"{}")
     requests: int = 0
     script: ClassVar[list[tuple[int, str, bytes]]] = []
+    lies: ClassVar[dict[str, str]] = {}
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -49,7 +51,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        if status != 204:
+        for name, value in self.lies.items():
+            self.send_header(name, value)
+        if status != 204 and not self.lies.keys() & {"Content-Length", "Transfer-Encoding"}:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -248,3 +252,33 @@ def test_every_request_that_may_be_charged_is_counted(
     answer, usage = fill(model, Plan)
     assert answer.form.prompt == "a car"
     assert (handler.requests, usage.chat_calls) == (len(faults) + 1, calls)
+
+
+WHOLE = json.dumps({"model": "m", "choices": [{"message": {"content": '{"prompt": "ein süßes Auto"}'}}]}, ensure_ascii=False)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("lies", "body"),
+    [
+        ({}, WHOLE.encode("utf-16")),
+        ({"Content-Type": "application/json; charset=latin-1"}, WHOLE.encode("latin-1")),
+        ({}, b"\xef\xbb\xbf" + WHOLE.encode()),
+        ({}, gzip.compress(WHOLE.encode())),
+        ({"Content-Encoding": "gzip"}, WHOLE.encode()),
+        ({"Content-Encoding": "deflate"}, WHOLE.encode()),
+        ({"Content-Length": "9999"}, WHOLE.encode()),
+        ({"Transfer-Encoding": "chunked"}, b"%x\r\n%b\r\n" % (len(WHOLE.encode()), WHOLE.encode())),
+        ({"Transfer-Encoding": "chunked"}, b"%x\r\n%b\r\nzz\r\n" % (len(WHOLE.encode()), WHOLE.encode())),
+    ],
+)
+def test_a_whole_answer_whose_headers_lie_is_paid_once(
+    server: tuple[str, type[Handler]], lies: dict[str, str], body: bytes
+) -> None:
+    address, handler = server
+    handler.answer, handler.protocol_version = (200, "application/json", body), "HTTP/1.1"
+    handler.lies = {**lies, "Connection": "close"}
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    answer, usage = fill(model, Plan)
+    assert answer.form.prompt == "ein süßes Auto"
+    assert (handler.requests, usage.chat_calls) == (1, 1)

@@ -49,6 +49,7 @@ __all__ = [
     "decode_image",
     "explain_options",
     "is_image_file",
+    "keep_whole",
     "read_body",
 ]
 
@@ -470,6 +471,31 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
             raise
         return body
     return _decoded(response, b"".join(parts))
+
+
+def keep_whole(response: Any) -> None:
+    """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
+
+    Args:
+        response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
+    """
+    parts, stream = list[bytes](), response.stream
+    try:
+        parts.extend(stream)
+    except Exception:  # of the transfer
+        if not _is_whole(_unpacked(b"".join(parts))):
+            raise
+    finally:
+        stream.close()
+    raw = b"".join(parts)
+    try:
+        body = type(response)(200, headers=response.headers, content=raw).content
+    except Exception:  # of the compression that the headers tell
+        if not _is_whole(raw):
+            raise
+        body = raw
+    response.headers.pop("content-encoding", None)
+    response.stream = type(response)(200, content=_unpacked(body)).stream
 
 
 def _limit(response: httpx.Response, size: int) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "says_refusal", "words_of"]
+__all__ = ["error_message", "is_refusal", "json_body", "says_refusal", "text_of", "words_of"]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -49,7 +49,7 @@ def error_message(body: bytes) -> str:
         return words_of(content) if _known_names(content) else ""
     if isinstance(content, list | str):
         return words_of(content)
-    text = _shown(body[:300].decode("utf-8", "replace"))
+    text = _shown(text_of(body[:300]))
     return "" if text == "null" else text
 
 
@@ -97,6 +97,16 @@ def is_refusal(body: bytes) -> bool:
     content = json_body(body)  # which may spell its characters in escapes
     text = json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace")
     return says_refusal(text[:4000])
+
+
+def text_of(body: bytes) -> str:
+    """The text of a body in UTF-8, or else in Windows' encoding of Western languages."""
+    text = body.decode("utf-8", "replace")
+    # A single bad character may also be one that was cut, or UTF-8 that a server has damaged.
+    return body.decode("cp1252", "replace") if "\ufffd" in text and not _UTF_8.search(body) else text
+
+
+_UTF_8: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 
 
 def json_body(body: bytes) -> object:

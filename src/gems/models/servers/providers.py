@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from gems.errors import InputError, is_unpaid
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
-from gems.models.servers.base import checked_url
+from gems.models.servers.base import checked_url, keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import leave_out_busy, watch
@@ -65,7 +65,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     # No redirects: they could take prompts and images to any host.
     hooks: dict[str, list[Callable[..., Any]]] = {
         "request": [_end_in(options.timeout)],
-        "response": [leave_out_busy, _do_not_retry_in_vain],
+        "response": [keep_whole, leave_out_busy, _do_not_retry_in_vain],
     }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
