@@ -549,7 +549,7 @@ def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False)
 
 def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
-    text = str(message.text).rpartition("</think>")[2]
+    text = _without_thoughts(str(message.text))
     items = [item for value in json_values(text) for item in (value if isinstance(value, list) else [value])]
     calls: list[ToolCall] = []
     for item in items:
@@ -628,7 +628,9 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     yield from _one_list(calls, schema)
     yield from _forms_in(calls, schema, items=True)
     # JSON in the reasoning is a draft, and used only if there is no other.
-    thought, _, answer = str(message.text).rpartition("</think>")
+    text = str(message.text)
+    answer = _without_thoughts(text)
+    thought = text if answer != text else ""
     # Some servers that split off the reasoning split off the answer with it.
     drafts = (thought, reasoning_of(message))
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
@@ -640,6 +642,14 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
         yield from _forms_in(values, schema, items=pieces or is_whole)
 
 
+def _without_thoughts(text: str) -> str:
+    """A text without what was thought, before it or after it; chat templates may contain the opening tag."""
+    return _THOUGHTS.sub("", text).rpartition("</think>")[2]
+
+
+_THOUGHTS: Final = re.compile(r"<think>(?:(?!<think>).)*?(?:</think>|\Z)", re.DOTALL)
+
+
 def _plain_name(name: str) -> str:
     """The name of a called tool without what servers put around it: "functions.Verdicts:0"."""
     return re.sub(r"^(?:functions?|tools?)\W|\W\d+$", "", name.strip().casefold()).strip(" _")
@@ -647,7 +657,7 @@ def _plain_name(name: str) -> str:
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
     """What a form reads from an answer without JSON."""
-    text = str(message.text).rpartition("</think>")[2]
+    text = _without_thoughts(str(message.text))
     if not issubclass(schema, Form) or "{" in text or is_cut_off(message):
         return None
     return schema.from_prose(text)

@@ -23,7 +23,7 @@ from gems.secrets import one_line
 
 __all__ = ["OpenAIChat"]
 
-_THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>.*?)</think>\s*", re.DOTALL)
+_THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>(?:(?!<think>).)*?)</think>\s*", re.DOTALL)
 """Matches reasoning that a server leaves in the answer; some chat templates contain the opening tag."""
 
 _FIELD: Final = "reasoning_field"
