@@ -51,8 +51,9 @@ def ask(
 ) -> Answer[Schema]:
     """Make one structured call. An answer that cannot be read is sent back once, then asked for by another method.
 
-    That is done as far as the budget allows it, and only once if no answer to the last question could be read. If an
-    answer is cut off or broken, its complete part is used where the answer repeats itself or was sent back in vain.
+    That is done as far as the budget allows it, and only once if no answer to the last question could be read. What a
+    run can do without is sent back at most. If an answer is cut off or broken, its complete part is used where the
+    answer repeats itself or was sent back in vain.
 
     Args:
         meter: Counts the calls.
@@ -88,7 +89,7 @@ def ask(
             _note(schema, tries)
             return answer
         # An answer that was cut off or refused does not show that the method failed.
-        is_of_method = not (is_cut_off(message) or is_refused(message))
+        is_of_method = not (is_cut_off(message) or is_refused(message) or meter.is_optional)
         may_change_method = has_other_method and is_of_method
         is_last = tries == most or meter.must_stop() or (was_sent_back and not may_change_method)
         if (part := _part_of(message, schema, is_final=is_last or was_sent_back)) is not None:

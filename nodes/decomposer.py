@@ -41,7 +41,7 @@ _LONGEST_QUESTION: Final = 1000
 """Characters of a question that are accepted; models are asked for less."""
 
 _CALLS_AFTER: Final = 2
-"""Chat calls that a second try must leave: the planner's, which runs at the same time, and the first look at an image."""
+"""Chat calls that a second try must leave: the planner's, which runs at the same time, and a look at an image."""
 
 
 def _is_required(raw: Any) -> bool:

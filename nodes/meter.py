@@ -40,6 +40,7 @@ class Meter(BaseCallbackHandler):
     Attributes:
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
         options: How the chat model of the node is called.
+        is_optional: Whether the run can do without the call that is made.
         reserved: Chat calls that must be left for what comes after. No answer is asked for again in their place.
     """
 
@@ -51,7 +52,7 @@ class Meter(BaseCallbackHandler):
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
         self._owed, self._calls = Usage(), Usage()
-        self._is_optional = False
+        self.is_optional = False
         self._watch = Stopwatch()
 
     def play(self, role: str) -> None:
@@ -84,11 +85,11 @@ class Meter(BaseCallbackHandler):
     @contextmanager
     def optional(self, chat_calls: int) -> Iterator[None]:
         """Make calls that a run can do without, as long as so many others are left for what it cannot do without."""
-        before, self.reserved, self._is_optional = self.reserved, chat_calls, True
+        before, self.reserved, self.is_optional = self.reserved, chat_calls, True
         try:
             yield
         finally:
-            self.reserved, self._is_optional = before, False
+            self.reserved, self.is_optional = before, False
 
     def on_chat_model_start(self, *_: Any, **__: Any) -> None:
         """Refuse an optional call that would take what is reserved, such as one after a refusal of the first way.
@@ -96,7 +97,7 @@ class Meter(BaseCallbackHandler):
         Raises:
             BackendError: It would.
         """
-        if self._is_optional and self.must_stop():
+        if self.is_optional and self.must_stop():
             raise BackendError("the budget leaves no further call for this", retryable=False)
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:

@@ -57,7 +57,7 @@ MAX_SKILL_CALLS: Final = 3
 MAX_SKILL_CHECKS: Final = 6
 """Maximum number of requirements that all skills together add to the user's requirements."""
 _CALLS_AFTER: Final = MOST_TRIES + 1
-"""Chat calls that a second try must leave: those of the decomposer, which runs at the same time, and the first look at an
+"""Chat calls that a second try must leave: those of the decomposer, which runs at the same time, and a look at an
 image."""
 
 

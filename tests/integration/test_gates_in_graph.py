@@ -16,6 +16,7 @@ from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput, Prices, TokenPrices
+from gems.models.structured import capabilities_of
 from gems.nodes.meter import unsettled
 
 DATA = Path(__file__).parents[1] / "unit" / "nodes" / "wishes.jsonl"
@@ -34,7 +35,7 @@ class GuidedPainter(PaintGenerator):
 
 def run(
     wish: str,
-    plan: Callable[[int], dict[str, Any]],
+    plan: Callable[[int], Any],
     requirements: Callable[[int], list[dict[str, Any]]],
     context: GemsContext = ONE_ROUND,
     generator: PaintGenerator | None = None,
@@ -234,7 +235,9 @@ def test_a_repair_always_leaves_a_call_for_the_first_look(limit: int, form: str,
             return odd
         return {
             "Plan": {"prompt": "a black cat"},
-            "Requirements": {"requirements": [{"question": "Is there a cat?", "kind": "object", "words": "a black cat"}]},
+            "Requirements": {
+                "requirements": [{"question": "Is there a cat?", "kind": "object", "words": "a black cat"}]
+            },
             "Verdicts": {"verdicts": [{"id": "r1", "answer": "yes", "confidence": 0.9}]},
         }[schema]
 
@@ -246,3 +249,12 @@ def test_a_repair_always_leaves_a_call_for_the_first_look(limit: int, form: str,
     )
     assert model.count("Verdicts") >= 1
     assert len(model.calls) == output["usage"].chat_calls <= limit
+
+
+def test_a_repair_that_cannot_be_read_is_sent_back_once_and_spoils_no_later_plan() -> None:
+    plans = iter([{"prompt": "a black cat"}, "?", "?"])
+    output, model = run("a black cat on two red sofas", lambda _: next(plans), lambda _: QUESTIONS[:1])
+    assert model.count("Plan") == 3
+    assert output["outcome"] == "solved"
+    assert "no valid Plan" in output["errors"][-1]
+    assert capabilities_of(model).tries_for("Plan") == 3

@@ -69,7 +69,7 @@ def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
         if not word.startswith(before) or len(candidates) != 1:
             continue
         # OpenAI returns -9999 for a probability of almost 0.
-        if type(logprob) not in (int, float) or not logprob <= _ROUNDING:
+        if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
             return {}
         mass[candidates[0]] += math.exp(logprob)
     total = sum(mass.values())

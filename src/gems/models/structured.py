@@ -106,7 +106,7 @@ class Capabilities:
     unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
     """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
     orders: dict[str, tuple[Method, ...]] = field(default_factory=dict)
-    """By form, the methods in another order, since answers by the best one could not be read, and no other was tried."""
+    """By form, the methods in another order, since answers by the best one could not be read."""
     hopeless: set[str] = field(default_factory=set)
     """The forms that no answer to the last question could be read in."""
     unread_turns: int = 0
@@ -119,8 +119,8 @@ class Capabilities:
     def methods_for(self, content: int, form: str) -> tuple[Method, ...]:
         """The methods to try on a content, best first; those whose answers to it could not be read come last."""
         unread = [method for method in self.unread.get(content, ()) if method in self.methods]
-        others = sorted(self.methods, key=self.orders.get(form, self.methods).index)
-        return (*(method for method in others if method not in unread), *unread)
+        in_order = sorted(self.methods, key=self.orders.get(form, self.methods).index)
+        return (*(method for method in in_order if method not in unread), *unread)
 
     def tries_for(self, form: str) -> int:
         """How many answers to one question may be paid for until one can be read."""
@@ -233,6 +233,7 @@ def answer_in_form(
         Exception: The model's error. If the model does not support any method, its first error.
     """
     content, first_error = content_key(schema, messages), None
+    blind = blind and any(isinstance(message.content, list) for message in messages)
     # What this call finds out is kept once it has succeeded: another reason may have been behind a refusal.
     trial, refused = replace(capabilities), list[Method]()
     for method in capabilities.methods_for(content, form_name(schema)):
@@ -313,8 +314,8 @@ def invoke(
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
     That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
-    followed by such a call once for each way of asking, an error of the server by a single request in all, and not again
-    if that was of no use.
+    followed by such a call once for each way of asking, an error of the server by a single request in all, and not
+    again if that was of no use.
 
     Args:
         request: Calls the model with messages.

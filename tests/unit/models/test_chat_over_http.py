@@ -254,7 +254,9 @@ def test_every_request_that_may_be_charged_is_counted(
     assert (handler.requests, usage.chat_calls) == (len(faults) + 1, calls)
 
 
-WHOLE = json.dumps({"model": "m", "choices": [{"message": {"content": '{"prompt": "ein süßes Auto"}'}}]}, ensure_ascii=False)
+WHOLE = json.dumps(
+    {"model": "m", "choices": [{"message": {"content": '{"prompt": "ein süßes Auto"}'}}]}, ensure_ascii=False
+)
 
 
 @pytest.mark.usefixtures("impatient")

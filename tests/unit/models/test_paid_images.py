@@ -265,7 +265,10 @@ def test_a_jpeg_without_its_last_bytes_is_an_image_if_its_rows_are_there(
 ) -> None:
     """Whether all rows are there cannot be told of small and of progressive ones."""
     if lying:
-        _Handler.headers_sent, _Handler.protocol_version = {"Content-Length": "99999", "Connection": "close"}, "HTTP/1.1"
+        _Handler.headers_sent, _Handler.protocol_version = (
+            {"Content-Length": "99999", "Connection": "close"},
+            "HTTP/1.1",
+        )
     for kind in ("openai", "http"):
         _Handler.drawn = 0
         result = _draw(address, file[:-lost], kind)

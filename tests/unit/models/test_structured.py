@@ -105,11 +105,11 @@ def test_a_tool_call_takes_precedence_over_text_and_other_tools_are_ignored() ->
 @pytest.mark.parametrize(
     "text",
     [
-        '{car}<think>was it {draft}?</think>',
-        '{car}<think>or {draft}',
-        '<think>{draft}</think>{car}<think>or {draft}</think>',
-        '{draft}</think>{car}',
-        '<think>{draft}',
+        "{car}<think>was it {draft}?</think>",
+        "{car}<think>or {draft}",
+        "<think>{draft}</think>{car}<think>or {draft}</think>",
+        "{draft}</think>{car}",
+        "<think>{draft}",
     ],
 )
 def test_what_is_thought_is_read_only_if_there_is_nothing_else(text: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar, cast
 
 import httpx
 from langgraph.errors import GraphDrained
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from pydantic import SecretStr
 from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -595,7 +595,7 @@ _LOST_ROWS: Final = 18
 """Rows that are not decoded if anything is missing from the last row of a JPEG's blocks, which are 16 pixels high."""
 
 
-def _completed(data: bytes, torn: Image.Image) -> Image.Image | None:
+def _completed(data: bytes, torn: ImageFile.ImageFile) -> Image.Image | None:
     """A JPEG that lacks its last bytes, its missing blocks in the colour of the one before them.
 
     None if more may be missing than the end of its last row of blocks. Of a progressive one, that cannot be told.
