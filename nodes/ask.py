@@ -47,10 +47,13 @@ def ask(
     *,
     logprobs: bool = False,
     blind: bool = False,
+    earlier: int = 0,
 ) -> Answer[Schema]:
-    """Make one structured call. An answer that does not fit the schema is sent back once, if the budget allows it.
+    """Make one structured call. An answer that cannot be read is sent back once, then asked for by another method.
 
-    If an answer is cut off or broken, its complete part is used where the answer repeats itself or cannot be sent back.
+    That is done as far as the budget allows it, and only once if no answer to the last question could be read. What a
+    run can do without is sent back at most. If an answer is cut off or broken, its complete part is used where the
+    answer repeats itself or was sent back in vain.
 
     Args:
         meter: Counts the calls.
@@ -59,17 +62,20 @@ def ask(
         messages: The conversation.
         logprobs: Request the answer's log-probabilities, if the model gives them.
         blind: A model that cannot see may be called without the images.
+        earlier: How many answers to the same question were paid for already, and could not be read.
 
     Raises:
-        MalformedAnswerError: The second answer does not fit either, or there was no second one.
+        MalformedAnswerError: No answer could be read.
         BackendError: The model could not be reached or refused, or failed tries have used up the budget.
     """
     if meter.is_retry and meter.exhausted():
         raise BackendError("the budget was used up by calls that failed", retryable=False)
     capabilities = capabilities_of(model, meter.options.structured)
     logprobs = logprobs and meter.options.logprobs
-    conversation, fault = list(messages), ""
-    for tries in (1, 2):
+    content, form = content_key(schema, messages), form_name(schema)
+    most, has_other_method = max(1, capabilities.tries_for(form) - earlier), len(capabilities.methods) > 1
+    conversation, fault, was_sent_back = list(messages), "", False
+    for tries in range(1, most + 1):
         try:
             message = answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
         except Exception as error:
@@ -79,24 +85,35 @@ def ask(
         except MalformedAnswerError as error:
             fault = str(error)
         else:
-            capabilities.conclude(content_key(schema, messages))
+            capabilities.conclude(content, form)
             _note(schema, tries)
             return answer
-        is_last = tries == 2 or meter.exhausted()
-        part = read_whole_part(message, schema) if is_last or repeats_itself(message) else None
-        part = _pieces(message, schema) if part is None and is_last else part
-        if part is not None:
+        # An answer that was cut off or refused does not show that the method failed.
+        is_of_method = not (is_cut_off(message) or is_refused(message) or meter.is_optional)
+        may_change_method = has_other_method and is_of_method
+        is_last = tries == most or meter.must_stop() or (was_sent_back and not may_change_method)
+        if (part := _part_of(message, schema, is_final=is_last or was_sent_back)) is not None:
             _note(schema, tries, in_part=True)
             return Answer(part, message)
         if is_last:
             break
-        reply = str(message.text)[:2000].strip() or "(nothing that can be read)"
-        conversation = [*messages, AIMessage(reply), HumanMessage(REPAIR.format(fault=fault))]
-    if not (is_cut_off(message) or is_refused(message)):  # such an answer does not show that the method failed
-        capabilities.doubt(content_key(schema, messages))
+        if may_change_method and (was_sent_back or earlier):
+            capabilities.doubt(content, form)
+            conversation, was_sent_back = list(messages), False
+        else:
+            reply = str(message.text)[:2000].strip() or "(nothing that can be read)"
+            conversation = [*messages, AIMessage(reply), HumanMessage(REPAIR.format(fault=fault))]
+            was_sent_back = True
+    if is_of_method:
+        capabilities.despair(content, form)
     _note(schema, 0)
-    reason = f"the chat model gave no valid {schema.__name__}: {fault}"
-    raise MalformedAnswerError(reason, retryable=not is_refused(message))
+    raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
+
+
+def _part_of(message: AIMessage, schema: type[Schema], *, is_final: bool) -> Schema | None:
+    """What is whole in an answer that cannot be read as a whole; None if it is to be asked for again first."""
+    part = read_whole_part(message, schema) if is_final or repeats_itself(message) else None
+    return _pieces(message, schema) if part is None and is_final else part
 
 
 def _pieces(message: AIMessage, schema: type[Schema]) -> Schema | None:

@@ -25,8 +25,8 @@ __all__ = ["make_cross_check"]
 
 T = TypeVar("T")
 
-_ROOM: Final = 2
-"""Chat calls for which the budget must have room before a repair: itself, and the first look at an image."""
+_CALLS_AFTER: Final = 1
+"""Chat calls that repairs must leave: the first look at an image."""
 
 
 def make_cross_check(resources: Resources) -> Node:
@@ -75,11 +75,12 @@ class _Repairs:
         meter = self._meter
         if role in meter.done:
             return cast(T, meter.done[role])
-        if meter.exhausted(chat_calls=_ROOM):
-            return otherwise
         meter.play(role)
         try:
-            meter.done[role] = result = call(meter)
+            with meter.optional(_CALLS_AFTER):
+                if meter.must_stop():
+                    return otherwise
+                meter.done[role] = result = call(meter)
         except Exception as error:
             if not is_backend_failure(error):
                 raise

@@ -40,6 +40,9 @@ MAX_REQUIREMENTS: Final = 40
 _LONGEST_QUESTION: Final = 1000
 """Characters of a question that are accepted; models are asked for less."""
 
+_CALLS_AFTER: Final = 2
+"""Chat calls that a second try must leave: the planner's, which runs at the same time, and a look at an image."""
+
 
 def _is_required(raw: Any) -> bool:
     """False for what says so; true for everything else, and for nothing."""
@@ -158,6 +161,7 @@ def make_decomposer(resources: Resources) -> Node:
     def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "decomposer", context) as meter:
+            meter.reserved = _CALLS_AFTER
             answer = ask(meter, resources.chat(context, "decomposer"), Requirements, decomposition(prompt)).form
         requirements = numbered(requirements_of(prompt, answer))
         runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})

@@ -14,8 +14,10 @@ from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
+from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
+from gems.models.structured import REQUESTS
 
 __all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
 
@@ -38,15 +40,19 @@ class Meter(BaseCallbackHandler):
     Attributes:
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
         options: How the chat model of the node is called.
+        is_optional: Whether the run can do without the call that is made.
+        reserved: Chat calls that must be left for what comes after. No answer is asked for again in their place.
     """
 
     raise_error = True
 
     def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
+        self.reserved = 0
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
         self._owed, self._calls = Usage(), Usage()
+        self.is_optional = False
         self._watch = Stopwatch()
 
     def play(self, role: str) -> None:
@@ -72,6 +78,28 @@ class Meter(BaseCallbackHandler):
         """Whether the run's budget has no room for this many more calls."""
         return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None
 
+    def must_stop(self) -> bool:
+        """Whether another call for the same answer would exceed the budget, or take what is reserved."""
+        return self.exhausted(chat_calls=1 + self.reserved)
+
+    @contextmanager
+    def optional(self, chat_calls: int) -> Iterator[None]:
+        """Make calls that a run can do without, as long as so many others are left for what it cannot do without."""
+        before, self.reserved, self.is_optional = self.reserved, chat_calls, True
+        try:
+            yield
+        finally:
+            self.reserved, self.is_optional = before, False
+
+    def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+        """Refuse an optional call that would take what is reserved, such as one after a refusal of the first way.
+
+        Raises:
+            BackendError: It would.
+        """
+        if self.is_optional and self.must_stop():
+            raise BackendError("the budget leaves no further call for this", retryable=False)
+
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         """Count an answer."""
         for generations in response.generations:
@@ -81,8 +109,8 @@ class Meter(BaseCallbackHandler):
                     self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """Count a call without an answer. Its cost in tokens is unknown."""
-        self._calls += Usage(chat_calls=1)
+        """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
+        self._calls += Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1)
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""
@@ -155,7 +183,7 @@ def _cost(message: AIMessage) -> Usage:
     """The cost of one answer, as its provider counts it."""
     tokens = message.usage_metadata
     return Usage(
-        chat_calls=1,
+        chat_calls=message.response_metadata.get(REQUESTS, 1),
         prompt_tokens=tokens["input_tokens"] if tokens else 0,
         completion_tokens=tokens["output_tokens"] if tokens else 0,
     )

@@ -20,7 +20,16 @@ from gems.graph.state import GemsState, Requirement
 from gems.models.failures import is_moderated, is_too_long
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import Capabilities, capabilities_of, invoke, is_not_understood, read_form, written_calls
+from gems.models.structured import (
+    MOST_TRIES,
+    Capabilities,
+    capabilities_of,
+    form_name,
+    invoke,
+    is_not_understood,
+    read_form,
+    written_calls,
+)
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
@@ -47,8 +56,9 @@ MAX_SKILL_CALLS: Final = 3
 """Maximum number of turns in which the planner calls skills, any number of them in each turn."""
 MAX_SKILL_CHECKS: Final = 6
 """Maximum number of requirements that all skills together add to the user's requirements."""
-_ROOM_FOR_A_REPAIR: Final = 3
-"""Chat calls that must be left: this one, and two of the decomposer, which runs at the same time."""
+_CALLS_AFTER: Final = MOST_TRIES + 1
+"""Chat calls that a second try must leave: those of the decomposer, which runs at the same time, and a look at an
+image."""
 
 
 def make_planner(resources: Resources) -> Node:
@@ -65,24 +75,30 @@ def make_planner(resources: Resources) -> Node:
             offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)
             tools = _tools(resources.offered_skills(context, offered), state["skills"])
             task = planning[:2] or planning_task(state, generator)
-            capabilities = capabilities_of(model, meter.options.structured)
+            capabilities, meter.reserved = capabilities_of(model, meter.options.structured), _CALLS_AFTER
             # Where all skills have been read, their advice is still in the conversation.
-            converses = capabilities.tools and bool(tools or planning)
             form = form_for(Plan, prompt)
+            is_read = capabilities.tries_for(form_name(form)) > 1  # else each turn might be one more that is not
+            converses = capabilities.tools and bool(planning or (tools and is_read))
             talk = planning or task
             answer, refusal = _converse(model, capabilities, tools, talk, form) if converses else (None, None)
             plan: Plan | None
             if answer is None:
-                update, plan = GemsState(), ask(meter, model, form, task).form
+                if converses and meter.must_stop():
+                    return _hand_in(prompt, runtime) | GemsState(usage=meter.usage)
+                earlier = int(converses and refusal is None)
+                update, plan = GemsState(), ask(meter, model, form, task, earlier=earlier).form
+                capabilities.note_turn(was_read=not earlier)
                 if refusal and is_not_understood(refusal) and not planning:
                     capabilities.tools = False  # the same task without tools was understood
             else:
+                capabilities.note_turn(was_read=True)
                 update = GemsState(planning=[answer] if planning else [*task, answer])
                 plan = _final_plan(answer)
             if plan is not None:
                 # What the draft may have lost is seen when it is compared with the requirements.
                 drawable, parts = drawable_prompt(
-                    meter, model, task, plan.prompt, plan.parts, generator=generator, room=_ROOM_FOR_A_REPAIR
+                    meter, model, task, plan.prompt, plan.parts, generator=generator, calls_after=_CALLS_AFTER
                 )
                 update |= _hand_in(drawable or prompt, runtime, parts if drawable else ())
             return update | GemsState(offered=offered, usage=meter.usage)

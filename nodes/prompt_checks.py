@@ -14,7 +14,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, create_model
 from pydantic.config import JsonDict
 
-from gems.errors import MalformedAnswerError
+from gems.errors import BackendError
 from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
 from gems.models.lenient import Form, Item, Note, items_of
 from gems.models.structured import form_name
@@ -139,7 +139,7 @@ def drawable_prompt(
     *,
     prompt: str = "",
     generator: ImageGenerator,
-    room: int = 1,
+    calls_after: int = 0,
 ) -> tuple[str, Sequence[Part]]:
     """A draft that keeps the prompt and that the image model can read, and its parts; empty if there is none.
 
@@ -154,14 +154,14 @@ def drawable_prompt(
         parts: What the draft says in other words than the prompt, as the chat model says.
         prompt: The user's prompt; empty if nothing of it has to be kept.
         generator: The image model that the draft is for.
-        room: Chat calls for which the budget must have room before the chat model is asked again.
+        calls_after: Chat calls that must be left when the chat model has been asked again.
     """
     draft = " ".join(draft.split())
     fault, losses = unreadable(draft, generator), lost_words(prompt, draft, parts)
-    if (fault or losses) and not meter.exhausted(chat_calls=room):
+    if (fault or losses) and not meter.exhausted(chat_calls=1 + calls_after):
         request = fault or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(request)]
-        with contextlib.suppress(MalformedAnswerError):
+        with contextlib.suppress(BackendError), meter.optional(calls_after):  # the draft is paid for, and of use
             plan = ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)

@@ -128,6 +128,9 @@ EXAMPLE: Final = (
 )
 """A report and its answer, shown as a turn of the conversation. Without it, a weak model repeats the best draft."""
 
+_CALLS_AFTER: Final = 1
+"""Chat calls that a second try must leave: the look at the next image."""
+
 
 def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
@@ -142,7 +145,7 @@ def make_refiner(resources: Resources) -> Node:
         images = resources.images(context)
         conversation = _conversation(images, context, state, best, latest, generator=generator, edits=edits)
         with metered(state, "refiner", context) as meter:
-            model = resources.chat(context, "refiner")
+            model, meter.reserved = resources.chat(context, "refiner"), _CALLS_AFTER
             form = form_for(Refinement if edits else RefinementWithoutEdit, state["prompt"])
             # The report says in words what the verifier saw: a model that cannot see can work from that.
             answer = ask(meter, model, form, conversation, blind=True).form
@@ -151,7 +154,14 @@ def make_refiner(resources: Resources) -> Node:
                 # A prompt that the provider refuses is not put in front again.
                 prompt = "" if state["refused"] else state["prompt"]
                 new_draft, _ = drawable_prompt(
-                    meter, model, conversation, new_draft, answer.parts, prompt=prompt, generator=generator
+                    meter,
+                    model,
+                    conversation,
+                    new_draft,
+                    answer.parts,
+                    prompt=prompt,
+                    generator=generator,
+                    calls_after=_CALLS_AFTER,
                 )
 
         draft, strategy = _next_draft(state, new_draft, answer.strategy, generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ class ScriptedChatModel(BaseChatModel):
     def _generate(
         self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, *, tools: Any = (), **kwargs: Any
     ) -> ChatResult:
-        names = [t["function"]["name"] for t in tools]
+        names = [t["function"]["name"] for t in tools] or [json.loads(messages[-1].text.rpartition("\n")[2])["title"]]
         schema = "Plan" if "Plan" in names else names[0]
         self._schemas |= {t["function"]["name"]: t["function"]["parameters"] for t in tools}
         with self._lock:
@@ -62,6 +63,8 @@ class ScriptedChatModel(BaseChatModel):
             raise answer
         if isinstance(answer, AIMessage):
             return ChatResult(generations=[ChatGeneration(message=answer)])
+        if isinstance(answer, dict) and not tools:  # asked for in words
+            answer = json.dumps(answer)
         calls = [(schema, answer)] if isinstance(answer, dict) else answer if isinstance(answer, list) else []
         message = AIMessage(
             content=answer if isinstance(answer, str) else "",

@@ -32,6 +32,7 @@ class BackendError(GemsError, RuntimeError):
         retryable: Whether a retry may help.
         status_code: The HTTP status of a server's answer, if the error came from one.
         reason: What the server said, without our words around it; the whole message if nobody else said anything.
+        requests: How many requests of one call have failed, each of which may have been charged.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class BackendError(GemsError, RuntimeError):
         self.retryable = retryable
         self.status_code = status_code
         self.reason = message if reason is None else reason
+        self.requests = 1
 
 
 class ContentRefusedError(BackendError):
@@ -51,7 +53,10 @@ class ContentRefusedError(BackendError):
 
 
 class MalformedAnswerError(BackendError):
-    """A chat model answered, but not in the requested form."""
+    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retryable=False)
 
 
 def is_passing_status(status: int) -> bool:

@@ -12,9 +12,11 @@ from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 
+from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput, Prices, TokenPrices
+from gems.models.structured import capabilities_of
 from gems.nodes.meter import unsettled
 
 DATA = Path(__file__).parents[1] / "unit" / "nodes" / "wishes.jsonl"
@@ -33,7 +35,7 @@ class GuidedPainter(PaintGenerator):
 
 def run(
     wish: str,
-    plan: Callable[[int], dict[str, Any]],
+    plan: Callable[[int], Any],
     requirements: Callable[[int], list[dict[str, Any]]],
     context: GemsContext = ONE_ROUND,
     generator: PaintGenerator | None = None,
@@ -196,3 +198,63 @@ def test_what_the_user_would_like_weighs_less(wish: str, must: bool) -> None:
     output, _ = run(wish, lambda _: {"prompt": "a cat with a bell"}, lambda _: items)
     assert [(r.must, r.weight) for r in output["requirements"]] == [(True, 1.0), (must, 1.0 if must else 0.5)]
     assert output["outcome"] == "solved"
+
+
+@pytest.mark.parametrize(("form", "first", "then"), [("Plan", 3, 1), ("Requirements", 3, 1), ("Verdicts", 4, 2)])
+def test_a_form_that_can_never_be_read_is_paid_three_times_and_then_once(form: str, first: int, then: int) -> None:
+    """Of two candidates, the second one's verdicts are asked for once."""
+
+    def script(schema: str, messages: list[Any], index: int) -> Any:
+        if schema == form:
+            return "what do you mean?"
+        return {
+            "Plan": {"prompt": "a cat"},
+            "Requirements": {"requirements": [{"question": "Is there a cat?"}]},
+            "Verdicts": {"verdicts": [{"id": "r1", "answer": "yes"}]},
+        }[schema]
+
+    model = ScriptedChatModel(script=script)
+    graph = build_graph(mllm=model, generator=PaintGenerator())
+    context = GemsContext(memory=False, seed=1, max_rounds=2, candidates=2)
+    counts = []
+    for _ in range(3):
+        output: Any = graph.invoke({"prompt": "a cat"}, context=context)  # type: ignore[call-overload]
+        counts.append(model.count(form))
+        assert output["usage"].chat_calls <= 3 + first
+    assert counts == [first, first + then, first + 2 * then]
+
+
+@pytest.mark.parametrize("limit", range(3, 9))
+@pytest.mark.parametrize("form", ["Plan", "Requirements"])
+@pytest.mark.parametrize("odd", ["?", BackendError("tools are not supported", status_code=400)])
+def test_a_repair_always_leaves_a_call_for_the_first_look(limit: int, form: str, odd: Any) -> None:
+    """The first answers can be read and have lost something; what mends them cannot, or is refused."""
+
+    def script(schema: str, messages: list[Any], index: int) -> Any:
+        if schema == form and index:
+            return odd
+        return {
+            "Plan": {"prompt": "a black cat"},
+            "Requirements": {
+                "requirements": [{"question": "Is there a cat?", "kind": "object", "words": "a black cat"}]
+            },
+            "Verdicts": {"verdicts": [{"id": "r1", "answer": "yes", "confidence": 0.9}]},
+        }[schema]
+
+    model = ScriptedChatModel(script=script)
+    context = ONE_ROUND.model_copy(update={"budget": Budget(chat_calls=limit)})
+    output: Any = build_graph(mllm=model, generator=GuidedPainter()).invoke(
+        {"prompt": "a black cat on two red sofas"},
+        context=context,  # type: ignore[call-overload]
+    )
+    assert model.count("Verdicts") >= 1
+    assert len(model.calls) == output["usage"].chat_calls <= limit
+
+
+def test_a_repair_that_cannot_be_read_is_sent_back_once_and_spoils_no_later_plan() -> None:
+    plans = iter([{"prompt": "a black cat"}, "?", "?"])
+    output, model = run("a black cat on two red sofas", lambda _: next(plans), lambda _: QUESTIONS[:1])
+    assert model.count("Plan") == 3
+    assert output["outcome"] == "solved"
+    assert "no valid Plan" in output["errors"][-1]
+    assert capabilities_of(model).tries_for("Plan") == 3

@@ -296,7 +296,8 @@ def test_failed_calls_use_up_the_budget_too(tmp_path: Path) -> None:
     run = Run(tmp_path, ScriptedChatModel(script=always_malformed))
     out = run(NO_MEMORY.model_copy(update={"budget": Budget(chat_calls=4)}))
     assert len(run.mllm.calls) == out["usage"].chat_calls == 4
-    assert out["outcome"] == "budget"
+    assert out["outcome"] == "failed"
+    assert "no valid Verdicts" in out["errors"][0]
     assert out["image"] is not None
 
 

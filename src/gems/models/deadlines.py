@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeVar
 
 import httpcore
@@ -20,12 +20,15 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 
-__all__ = ["DEADLINE", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
+__all__ = ["DEADLINE", "IN_ONE_TRY", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
 
 T = TypeVar("T")
 
 DEADLINE: Final = "gems_deadline_seconds"
 """The key in a chat model's ``metadata`` of the seconds that one call may take, with all its client's retries."""
+
+IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
+"""Whether a client is not to send a request again after an error of the server."""
 
 
 def deadline_of(model: BaseChatModel) -> float | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost
-from gems.models.servers.error_texts import error_message, words_of
+from gems.models.servers.error_texts import error_message, says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
@@ -123,11 +123,6 @@ _TOO_LONG: Final = re.compile(
     r"|too many (?:input )?tokens|tokens?.{0,40}(?:exceed|limit of|longer than)|exceed.{0,60}\btokens?\b",
     re.IGNORECASE,
 )
-_MODERATED: Final = re.compile(
-    r"content.?(?:policy|filter|management)|moderat|flagged|guardrail|prohibited.?content|data.?inspection"
-    r"|inappropriate|responsible.?ai|safety (?:system|reason|polic)|usage polic|sensitive|敏感",
-    re.IGNORECASE,
-)
 
 
 def is_too_long(error: BaseException) -> bool:
@@ -138,7 +133,7 @@ def is_too_long(error: BaseException) -> bool:
 
 def is_moderated(error: BaseException) -> bool:
     """Whether a provider's moderation refused a request, which says nothing about the way in which it asked."""
-    return status_of(error) in (400, 403, 422, 451) and bool(_MODERATED.search(reason_of(error)))
+    return status_of(error) in (400, 403, 422, 451) and says_refusal(reason_of(error))
 
 
 def is_passing(error: BaseException) -> bool:
@@ -149,6 +144,7 @@ def is_passing(error: BaseException) -> bool:
 
 _LOST_ANSWERS: Final = frozenset(
     {"ReadError", "ReadTimeout", "RemoteProtocolError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead"}
+    | {"DecodingError"}
 )
 """Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
 

@@ -62,14 +62,15 @@ def _shares(token: Mapping[str, Any], before: str) -> dict[Answer, float]:
     listed = token.get("top_logprobs")
     alternatives = [a for a in listed if isinstance(a, Mapping)] if isinstance(listed, Sequence) else []
     mass = dict.fromkeys(_WORDS, 0.0)
-    for alternative in alternatives or [token]:
+    for alternative in alternatives:
         word, logprob = str(alternative.get("token", "")), alternative.get("logprob")
-        # Skip values that are not logarithms of probabilities. OpenAI returns -9999 for a probability of almost 0.
-        if not word.startswith(before) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
-            continue
         start = _LETTERS.match(word[len(before) :].lstrip('"').lower())[0]  # type: ignore[index]
         candidates = [w for w in _WORDS if start and w.startswith(start)]
-        if len(candidates) == 1:
-            mass[candidates[0]] += math.exp(logprob)
+        if not word.startswith(before) or len(candidates) != 1:
+            continue
+        # OpenAI returns -9999 for a probability of almost 0.
+        if isinstance(logprob, bool) or not isinstance(logprob, (int, float)) or not logprob <= _ROUNDING:
+            return {}
+        mass[candidates[0]] += math.exp(logprob)
     total = sum(mass.values())
-    return {word: m / total for word, m in mass.items()} if total > 0 else {}
+    return {word: m / total for word, m in mass.items()} if total > 0 and len(alternatives) > 1 else {}

@@ -27,7 +27,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import GemsError, MalformedAnswerError, is_unpaid
-from gems.models.deadlines import deadline_of, within_deadline
+from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
@@ -35,6 +35,8 @@ from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
 __all__ = [
+    "MOST_TRIES",
+    "REQUESTS",
     "Answer",
     "Capabilities",
     "answer_in_form",
@@ -55,6 +57,8 @@ Schema = TypeVar("Schema", bound=BaseModel)
 T = TypeVar("T")
 Method = Literal["json_schema", "tool", "json_mode", "text"]
 
+REQUESTS: Final = "gems_requests"
+"""The key in an answer's ``response_metadata`` of the requests that it took, where that is known."""
 _TOP_LOGPROBS: Final = 10
 """Alternatives to each token that are requested with the log-probabilities."""
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
@@ -101,27 +105,54 @@ class Capabilities:
     """How often another place for the instructions was tried after a kind of refusal that does not name its reason."""
     unread: dict[int, tuple[Method, ...]] = field(default_factory=dict)
     """By content (``content_key``), the methods whose answers could not be read, while no other has been read."""
+    orders: dict[str, tuple[Method, ...]] = field(default_factory=dict)
+    """By form, the methods in another order, since answers by the best one could not be read."""
+    hopeless: set[str] = field(default_factory=set)
+    """The forms that no answer to the last question could be read in."""
+    unread_turns: int = 0
+    """How many turns with skills in a row could not be read, where the same task without them could."""
 
     def give_up(self, methods: Collection[Method]) -> None:
         """Note that another method has worked where these did not."""
         self.methods = tuple(method for method in self.methods if method not in methods) or self.methods
 
-    def methods_for(self, content: int) -> tuple[Method, ...]:
+    def methods_for(self, content: int, form: str) -> tuple[Method, ...]:
         """The methods to try on a content, best first; those whose answers to it could not be read come last."""
-        unread = self.unread.get(content, ())
-        return (*(method for method in self.methods if method not in unread), *unread)
+        unread = [method for method in self.unread.get(content, ()) if method in self.methods]
+        in_order = sorted(self.methods, key=self.orders.get(form, self.methods).index)
+        return (*(method for method in in_order if method not in unread), *unread)
 
-    def doubt(self, content: int) -> None:
-        """Try another method on this content next time: answers by the one in use could not be read twice."""
-        method = self.methods_for(content)[0]
+    def tries_for(self, form: str) -> int:
+        """How many answers to one question may be paid for until one can be read."""
+        return 1 if form in self.hopeless else MOST_TRIES
+
+    def doubt(self, content: int, form: str) -> None:
+        """Try another method on this content next time: answers by the one in use could not be read."""
+        method = self.methods_for(content, form)[0]
         self.unread[content] = (*(m for m in self.unread.get(content, ()) if m != method), method)
         while len(self.unread) > _MOST_CONTENTS:
             self.unread.pop(next(iter(self.unread)), None)
 
-    def conclude(self, content: int) -> None:
+    def despair(self, content: int, form: str) -> None:
+        """Note that no answer to this content could be read: the next question gets one try, by another method."""
+        self.doubt(content, form)
+        self.orders[form] = self.methods_for(content, form)
+        self.hopeless.add(form)
+
+    def note_turn(self, *, was_read: bool) -> None:
+        """Note whether a turn with skills could be read; if two could not, skills are no longer offered."""
+        self.unread_turns = 0 if was_read else self.unread_turns + 1
+        self.tools = self.tools and self.unread_turns < 2
+
+    def conclude(self, content: int, form: str) -> None:
         """Note that an answer to this content could be read: methods whose answers to it could not are given up."""
         self.give_up(self.unread.pop(content, ()))
+        self.hopeless.discard(form)
 
+
+MOST_TRIES: Final = 3
+"""Answers to one question that are paid for until one can be read: the first, the one after it was sent back, and one
+by another method."""
 
 _MOST_CONTENTS: Final = 64
 """Contents whose unread answers are remembered."""
@@ -202,9 +233,10 @@ def answer_in_form(
         Exception: The model's error. If the model does not support any method, its first error.
     """
     content, first_error = content_key(schema, messages), None
+    blind = blind and any(isinstance(message.content, list) for message in messages)
     # What this call finds out is kept once it has succeeded: another reason may have been behind a refusal.
     trial, refused = replace(capabilities), list[Method]()
-    for method in capabilities.methods_for(content):
+    for method in capabilities.methods_for(content, form_name(schema)):
         try:
             message = _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
         except Exception as error:
@@ -282,7 +314,8 @@ def invoke(
     """Call a chat model. If it may refuse system messages, they become part of the user's first message.
 
     That it refuses them is remembered once the call without them has succeeded. A refusal that gives no reason is
-    followed by such a call once for each way of asking, and not again if that was of no use.
+    followed by such a call once for each way of asking, an error of the server by a single request in all, and not
+    again if that was of no use.
 
     Args:
         request: Calls the model with messages.
@@ -303,11 +336,14 @@ def invoke(
     try:
         return call(list(messages))
     except Exception as error:
-        names_role, kind = _refuses_system_role(error), (way, str(status_of(error)))
-        may_mean_role = names_role or (_gives_no_reason(error) and capabilities.refusals[kind] < _MOST_GUESSES)
+        names_role, status = _refuses_system_role(error), status_of(error) or 500
+        kind = (way if status < 500 else "", str(status))
+        may_guess = _gives_no_reason(error) and (status < 500 or _is_asked_once(model))
+        may_mean_role = names_role or (may_guess and capabilities.refusals[kind] < _MOST_GUESSES)
         if not may_mean_role or not any(m.type == "system" for m in messages):
             raise
         first_error = error
+    is_guess = IN_ONE_TRY.set(status >= 500 and not names_role)
     try:
         answer = call(_without_system_role(messages))
     except Exception as error:
@@ -315,12 +351,18 @@ def invoke(
             raise
         capabilities.refusals[kind] = _MOST_GUESSES
         raise first_error from None
+    finally:
+        IN_ONE_TRY.reset(is_guess)
     capabilities.refusals[kind] += 1
     # A server that failed may be well again by chance.
-    is_certain = names_role or (status_of(first_error) or 500) < 500
-    if is_certain or capabilities.refusals[kind] == _MOST_GUESSES:
+    if names_role or status < 500 or capabilities.refusals[kind] == _MOST_GUESSES:
         capabilities.system_role = False
     return answer
+
+
+def _is_asked_once(model: BaseChatModel) -> bool:
+    """Whether a call of a model can be a single request, without further ones by its client."""
+    return not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
 
 
 _MOST_GUESSES: Final = 2
@@ -508,7 +550,7 @@ def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False)
 
 def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
     """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
-    text = str(message.text).rpartition("</think>")[2]
+    text = _without_thoughts(str(message.text))
     items = [item for value in json_values(text) for item in (value if isinstance(value, list) else [value])]
     calls: list[ToolCall] = []
     for item in items:
@@ -587,7 +629,9 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     yield from _one_list(calls, schema)
     yield from _forms_in(calls, schema, items=True)
     # JSON in the reasoning is a draft, and used only if there is no other.
-    thought, _, answer = str(message.text).rpartition("</think>")
+    text = str(message.text)
+    answer = _without_thoughts(text)
+    thought = text if answer != text else ""
     # Some servers that split off the reasoning split off the answer with it.
     drafts = (thought, reasoning_of(message))
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
@@ -599,6 +643,14 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
         yield from _forms_in(values, schema, items=pieces or is_whole)
 
 
+def _without_thoughts(text: str) -> str:
+    """A text without what was thought, before it or after it; chat templates may contain the opening tag."""
+    return _THOUGHTS.sub("", text).rpartition("</think>")[2]
+
+
+_THOUGHTS: Final = re.compile(r"<think>(?:(?!<think>).)*?(?:</think>|\Z)", re.DOTALL)
+
+
 def _plain_name(name: str) -> str:
     """The name of a called tool without what servers put around it: "functions.Verdicts:0"."""
     return re.sub(r"^(?:functions?|tools?)\W|\W\d+$", "", name.strip().casefold()).strip(" _")
@@ -606,7 +658,7 @@ def _plain_name(name: str) -> str:
 
 def _prose(message: AIMessage, schema: type[BaseModel]) -> Any:
     """What a form reads from an answer without JSON."""
-    text = str(message.text).rpartition("</think>")[2]
+    text = _without_thoughts(str(message.text))
     if not issubclass(schema, Form) or "{" in text or is_cut_off(message):
         return None
     return schema.from_prose(text)

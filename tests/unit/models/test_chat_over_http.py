@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from chatting import fill
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
+from gems.nodes.decomposer import Requirements
+from gems.nodes.prompt_checks import Plan
 from gems.nodes.retry import retry_on
 from gems.options import ChatOptions, GeneratorOptions
 
@@ -33,19 +37,23 @@ MANY = 9
 class Handler(BaseHTTPRequestHandler):
     answer: tuple[int, str, bytes] = (200, "application/json", b"{}")
     requests: int = 0
+    script: ClassVar[list[tuple[int, str, bytes]]] = []
+    lies: ClassVar[dict[str, str]] = {}
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
 
     def do_GET(self) -> None:
-        status, kind, body = type(self).answer
+        status, kind, body = self.script.pop(0) if self.script else type(self).answer
         type(self).requests += 1
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if not status:  # it hangs up
             return
         self.send_response(status)
         self.send_header("Content-Type", kind)
-        if status != 204:
+        for name, value in self.lies.items():
+            self.send_header(name, value)
+        if status != 204 and not self.lies.keys() & {"Content-Length", "Transfer-Encoding"}:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -205,3 +213,67 @@ def test_an_image_server_without_money_is_asked_once(server: tuple[str, type[Han
     assert isinstance(error, BackendError)
     assert "quota exceeded" in str(error)
     assert handler.requests == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_error_without_a_reason_brings_four_requests_and_the_next_one_three(
+    server: tuple[str, type[Handler]],
+) -> None:
+    address, handler = server
+    handler.answer = (500, "text/plain", b"Internal Server Error")
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    for requests, form in ((4, Plan), (7, Requirements), (10, Plan)):
+        with pytest.raises(BackendError, match="answers 500") as caught:
+            fill(model, form)
+        assert not retry_on(caught.value)
+        assert handler.requests == requests
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("faults", "calls"), [([500, 502], 3), ([429, 503], 1), ([0, 500], 3), ([400], 2), ([429, 500], 2), ([], 1)]
+)
+def test_every_request_that_may_be_charged_is_counted(
+    server: tuple[str, type[Handler]], faults: list[int], calls: int
+) -> None:
+    """Also those that the client sends again by itself; busy servers have done nothing."""
+    address, handler = server
+    content = json.dumps({"prompt": "a car"})
+    whole = json.dumps({"model": "m", "choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
+    handler.script = [*((status, "application/json", b"{}") for status in faults), (200, "application/json", whole)]
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    answer, usage = fill(model, Plan)
+    assert answer.form.prompt == "a car"
+    assert (handler.requests, usage.chat_calls) == (len(faults) + 1, calls)
+
+
+WHOLE = json.dumps(
+    {"model": "m", "choices": [{"message": {"content": '{"prompt": "ein süßes Auto"}'}}]}, ensure_ascii=False
+)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("lies", "body"),
+    [
+        ({}, WHOLE.encode("utf-16")),
+        ({"Content-Type": "application/json; charset=latin-1"}, WHOLE.encode("latin-1")),
+        ({}, b"\xef\xbb\xbf" + WHOLE.encode()),
+        ({}, gzip.compress(WHOLE.encode())),
+        ({"Content-Encoding": "gzip"}, WHOLE.encode()),
+        ({"Content-Encoding": "deflate"}, WHOLE.encode()),
+        ({"Content-Length": "9999"}, WHOLE.encode()),
+        ({"Transfer-Encoding": "chunked"}, b"%x\r\n%b\r\n" % (len(WHOLE.encode()), WHOLE.encode())),
+        ({"Transfer-Encoding": "chunked"}, b"%x\r\n%b\r\nzz\r\n" % (len(WHOLE.encode()), WHOLE.encode())),
+    ],
+)
+def test_a_whole_answer_whose_headers_lie_is_paid_once(
+    server: tuple[str, type[Handler]], lies: dict[str, str], body: bytes
+) -> None:
+    address, handler = server
+    handler.answer, handler.protocol_version = (200, "application/json", body), "HTTP/1.1"
+    handler.lies = {**lies, "Connection": "close"}
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    answer, usage = fill(model, Plan)
+    assert answer.form.prompt == "ein süßes Auto"
+    assert (handler.requests, usage.chat_calls) == (1, 1)

@@ -193,6 +193,8 @@ def test_what_providers_say_of_prompts_that_they_do_not_draw(answer: Any) -> Non
         {"error": {"message": "unknown parameter: safety_checker"}},
         {"error": {"message": "prompt is too long"}},
         {"error": {"message": "size must be 1024x1024", "request_id": "1301"}},
+        {"error": {"message": "names of models are case-sensitive"}},
+        {"error": {"message": "guidance must be moderate"}},
     ],
 )
 def test_other_faults_are_no_refusals(answer: Any) -> None:

@@ -84,6 +84,8 @@ def test_bad_input_stays_bad_input() -> None:
         ("the request exceeds the available context size, try increasing it", True, False),
         ("The response was filtered due to the prompt triggering Azure's content management policy", False, True),
         ("Your input was flagged", False, True),
+        ("names of models are case-sensitive", False, False),
+        ("Prompt failed the initial safety check.", False, True),
         ("unknown field logprobs", False, False),
         ("Invalid parameter: response_format", False, False),
     ],

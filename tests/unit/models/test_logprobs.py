@@ -71,16 +71,19 @@ def test_each_question_has_its_own_probabilities_and_a_repeated_one_has_none() -
     assert probabilities("[", *tokens) == {"r1": CHANCES, "r3": CHANCES}
 
 
-def test_without_alternatives_only_the_token_counts() -> None:
-    assert probabilities(*answered("r1", {"token": "no", "logprob": -3.0}))["r1"]["no"] == pytest.approx(1.0)
+@pytest.mark.parametrize("alternatives", [None, [], "no", {"no": -3.0}, [{"token": "no", "logprob": -3.0}]])
+def test_without_alternatives_nothing_is_measured(alternatives: Any) -> None:
+    """A share of the token alone would always be one."""
+    assert probabilities(*answered("r1", {"token": "no", "logprob": -3.0, "top_logprobs": alternatives})) == {}
 
 
-@pytest.mark.parametrize("logprob", [None, "high", math.nan, 800.0])
-def test_invalid_log_probabilities_are_ignored(logprob: Any) -> None:
+@pytest.mark.parametrize("logprob", [None, "high", "-0.5", math.nan, math.inf, 800.0, True])
+def test_invalid_log_probabilities_of_an_answer_measure_nothing(logprob: Any) -> None:
     odd = {"token": "yes", "logprob": logprob}
-    sound = {"token": "no", "logprob": -0.5}
+    sound, other = {"token": "no", "logprob": -0.5}, {"token": "?", "logprob": logprob}
     assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd]})) == {}
-    assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd, sound, {}]}))["r1"]["no"] == pytest.approx(1.0)
+    assert probabilities(*answered("r1", {**odd, "top_logprobs": [odd, sound, {}]})) == {}
+    assert probabilities(*answered("r1", {**sound, "top_logprobs": [sound, other]}))["r1"]["no"] == pytest.approx(1.0)
 
 
 def test_a_nearly_impossible_alternative_has_no_share() -> None:

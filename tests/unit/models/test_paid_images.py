@@ -85,6 +85,12 @@ def address() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waits between tries."""
+    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.01)
+
+
 def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError:
     _Handler.body = body
     options = GeneratorOptions(
@@ -108,6 +114,9 @@ def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError
         b'{"note": "a\nb", ' + GOOD[1:],
         b'{"note": "\xe9", ' + GOOD[1:],
         b"/a.png",
+        PNG.hex().encode(),
+        base64.encodebytes(PNG),
+        " ".join(ENCODED[i : i + 60] for i in range(0, len(ENCODED), 60)).encode(),
         gzip.compress(GOOD[:50]) + gzip.compress(GOOD[50:]),
         *(
             json.dumps(answer).encode()
@@ -141,6 +150,15 @@ def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError
                 {"data": [{"b64_json": f"data:;base64,{ENCODED}"}]},
                 {"data": [{"b64_json": f"b'{ENCODED}'"}]},
                 {"data": [{"b64_json": "\\n".join([ENCODED[:76], ENCODED[76:]])}]},
+                {"data": [{"b64_json": " ".join([ENCODED[i : i + 8] for i in range(0, len(ENCODED), 8)])}]},
+                {"data": [{"b64_json": "\r\n\t".join([ENCODED[i : i + 5] for i in range(0, len(ENCODED), 5)])}]},
+                {"data": [{"b64_json": ENCODED.replace("+", "-").replace("/", "_").rstrip("=")}]},
+                {"data": [{"b64_json": PNG.hex()}]},
+                {"image": "0x" + PNG.hex().upper()},
+                {"image": "\\x" + PNG.hex()},
+                {"data": [{"b64_json": base64.b64encode(ENCODED.encode()).decode()}]},
+                {"data": [{"b64_json": base64.b64encode(DATA_URL.encode()).decode()}]},
+                {"output": [base64.b64encode(PNG.hex().encode()).decode()]},
                 {"data": [{"b64_json": "data:image/png," + "".join(f"%{byte:02x}" for byte in PNG)}]},
             )
         ),
@@ -223,3 +241,46 @@ def test_an_image_is_turned_as_its_file_says(address: str, orientation: int) -> 
     result = _draw(address, buffer.getvalue(), "http")
     assert isinstance(result, GeneratedImage), result
     assert result.image.size == ((24, 32) if orientation in (6, 8) else (32, 24))
+
+
+def _jpeg(height: int, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_mandelbrot((256, height), (-3, -2.5, 2, 2.5), 100).convert("RGB").save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("lying", [False, True])
+@pytest.mark.parametrize(
+    ("file", "lost", "drawn"),
+    [
+        (_jpeg(256), 2, 1),
+        (_jpeg(256), 20, 1),
+        (_jpeg(256), len(_jpeg(256)) // 2, 3),
+        (_jpeg(128), 2, 3),
+        (_jpeg(256, progressive=True), 20, 3),
+    ],
+)
+def test_a_jpeg_without_its_last_bytes_is_an_image_if_its_rows_are_there(
+    address: str, file: bytes, lost: int, drawn: int, lying: bool
+) -> None:
+    """Whether all rows are there cannot be told of small and of progressive ones."""
+    if lying:
+        _Handler.headers_sent, _Handler.protocol_version = (
+            {"Content-Length": "99999", "Connection": "close"},
+            "HTTP/1.1",
+        )
+    for kind in ("openai", "http"):
+        _Handler.drawn = 0
+        result = _draw(address, file[:-lost], kind)
+        assert _Handler.drawn == drawn
+        assert isinstance(result, BackendError) is (drawn > 1)
+        if isinstance(result, GeneratedImage):
+            whole = Image.open(io.BytesIO(file)).convert("RGB")
+            assert result.image.crop((0, 0, 256, 236)).tobytes() == whole.crop((0, 0, 256, 236)).tobytes()
+
+
+def test_an_answer_that_is_no_http_is_paid_once(address: str) -> None:
+    _Handler.headers_sent = {"broken header\r\nX": "y"}
+    result = _draw(address, GOOD, "openai")
+    assert "its answer is no valid HTTP (illegal header line" in str(result)
+    assert _Handler.drawn == 1

@@ -102,6 +102,22 @@ def test_a_tool_call_takes_precedence_over_text_and_other_tools_are_ignored() ->
     assert read_form(AIMessage(CAR_JSON, tool_calls=calls[:1]), Wish).text == "a car"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{car}<think>was it {draft}?</think>",
+        "{car}<think>or {draft}",
+        "<think>{draft}</think>{car}<think>or {draft}</think>",
+        "{draft}</think>{car}",
+        "<think>{draft}",
+    ],
+)
+def test_what_is_thought_is_read_only_if_there_is_nothing_else(text: str) -> None:
+    draft = '{"text": "a draft"}'
+    form = read_form(AIMessage(text.replace("{car}", CAR_JSON).replace("{draft}", draft)), Wish)
+    assert form.text == ("a car" if "{car}" in text else "a draft")
+
+
 def test_a_broken_tool_call_is_read_as_text() -> None:
     assert read_form(AIMessage("", invalid_tool_calls=[broken("Wish", CAR_JSON + '"}')]), Wish).text == "a car"
 

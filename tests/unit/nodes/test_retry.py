@@ -26,7 +26,7 @@ class APIConnectionError(Exception):
         (InputError("bad"), False, False),
         (BackendError("busy"), True, True),
         (BackendError("no weights", retryable=False), False, True),
-        (MalformedAnswerError("what?"), True, True),
+        (MalformedAnswerError("asked three times"), False, True),
         (StatusError(429), True, True),
         (StatusError(503), True, True),
         (StatusError(401), False, True),

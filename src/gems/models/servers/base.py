@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import os
+import re
 import threading
 import time
 import weakref
@@ -20,11 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import httpx
 from langgraph.errors import GraphDrained
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from pydantic import SecretStr
 from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
@@ -48,6 +49,7 @@ __all__ = [
     "decode_image",
     "explain_options",
     "is_image_file",
+    "keep_whole",
     "read_body",
 ]
 
@@ -68,6 +70,7 @@ _MIN_TIMEOUT: Final = 0.05
 _DECODERS: Final = os.cpu_count() or 1
 """Threads, in addition to those that wait for servers, that decode images."""
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF")
+_JPEG: Final = b"\xff\xd8\xff"
 _MAX_TORN: Final = 5
 """Torn copies of an image that was drawn, after which no other copy is fetched."""
 _MAX_PAID_TRIES: Final = 3
@@ -78,6 +81,8 @@ _NOT_SENT: Final = (
     *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
 )
 """What went wrong before a request was complete, so that no server has begun with it."""
+_BROKEN_HTTP: Final = re.compile("illegal |malformed ")
+"""How the client says that the lines before an answer's body have faults, which another try would not mend."""
 _MAX_REDIRECTS: Final = 4
 _NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
@@ -97,10 +102,14 @@ class PassingError(BackendError):
             is torn.
         tries: How often it was tried in all.
         costly_tries: How many of these tries may have cost an image.
+        rest: The image in a torn file, if no more than the end of its last rows is missing.
     """
 
-    def __init__(self, message: str, *, after: float = 0.0, may_cost: bool = False) -> None:
+    def __init__(
+        self, message: str, *, after: float = 0.0, may_cost: bool = False, rest: Image.Image | None = None
+    ) -> None:
         super().__init__(message, retryable=True)
+        self.rest = rest
         self.after = after
         self.may_cost = may_cost
         self.tries = 1
@@ -247,8 +256,16 @@ class RemoteGenerator(ABC):
                 image = self.make(request, deadline, on_preview)
             return decode_image(image, self.name) if isinstance(image, bytes) else image
 
+        def paid() -> Image.Image:
+            try:
+                return attempt()
+            except PassingError as error:  # another image would cost as much
+                if error.rest is None:
+                    raise
+                return error.rest
+
         try:
-            return _try_until(lambda: deadline, attempt, _MAX_PAID_TRIES)
+            return _try_until(lambda: deadline, paid, _MAX_PAID_TRIES)
         except PassingError as error:
             notes = [f"{error.tries} tries in {self.options.timeout:g} s"] if error.tries > 1 else []
             if error.costly_tries:
@@ -278,6 +295,8 @@ class RemoteGenerator(ABC):
         try:
             return _try_until(lambda: deadline, fetch, _MAX_TORN)
         except PassingError as error:
+            if isinstance(error.rest, Image.Image):  # no other copy is better
+                return cast(_T, error.rest)
             raise BackendError(str(error), retryable=False) from None
 
     # --- talking to the server ----------------------------------------------------------------------------------------
@@ -318,6 +337,9 @@ class RemoteGenerator(ABC):
                 has_begun = response.is_success
                 yield response
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
+            if isinstance(error, httpx.RemoteProtocolError) and _BROKEN_HTTP.match(str(error)):
+                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
+                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
@@ -445,10 +467,35 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
             parts.append(part)
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
         body = _unpacked(b"".join(parts))
-        if not _is_whole(body):
+        if not (_is_whole(body) or body.startswith(_JPEG)):  # how much of a JPEG is missing is seen when it is decoded
             raise
         return body
     return _decoded(response, b"".join(parts))
+
+
+def keep_whole(response: Any) -> None:
+    """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
+
+    Args:
+        response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
+    """
+    parts, stream = list[bytes](), response.stream
+    try:
+        parts.extend(stream)
+    except Exception:  # of the transfer
+        if not _is_whole(_unpacked(b"".join(parts))):
+            raise
+    finally:
+        stream.close()
+    raw = b"".join(parts)
+    try:
+        body = type(response)(200, headers=response.headers, content=raw).content
+    except Exception:  # of the compression that the headers tell
+        if not _is_whole(raw):
+            raise
+        body = raw
+    response.headers.pop("content-encoding", None)
+    response.stream = type(response)(200, content=_unpacked(body)).stream
 
 
 def _limit(response: httpx.Response, size: int) -> None:
@@ -476,7 +523,7 @@ def _decoded(response: httpx.Response, raw: bytes) -> bytes:
 
 def _is_whole(body: bytes) -> bool:
     """Whether an answer is JSON, or an image, to its end."""
-    if body.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+    if body.startswith((b"\x89PNG", _JPEG)):
         return body.endswith((b"IEND\xaeB`\x82", b"\xff\xd9"))
     try:
         return isinstance(from_json(body), (dict, list))
@@ -540,7 +587,33 @@ def decode_image(data: bytes, source: str) -> Image.Image:
     except BackendError:
         raise
     except Exception:  # the decoders raise whatever a damaged file leads them to
-        raise PassingError(f"{source} sent a torn image", may_cost=True) from None
+        rest = _visible(_upright(whole), source) if (whole := _completed(data, image)) else None
+        raise PassingError(f"{source} sent a torn image", may_cost=True, rest=rest) from None
+
+
+_LOST_ROWS: Final = 18
+"""Rows that are not decoded if anything is missing from the last row of a JPEG's blocks, which are 16 pixels high."""
+
+
+def _completed(data: bytes, torn: ImageFile.ImageFile) -> Image.Image | None:
+    """A JPEG that lacks its last bytes, its missing blocks in the colour of the one before them.
+
+    None if more may be missing than the end of its last row of blocks. Of a progressive one, that cannot be told.
+
+    Args:
+        data: The file.
+        torn: The image as far as it was decoded.
+    """
+    if not data.startswith(_JPEG) or "progression" in torn.info or torn.height < 10 * _LOST_ROWS:
+        return None
+    try:
+        torn.tile = []
+        box = torn.getbbox()  # rows that were not decoded are black
+        image = Image.open(io.BytesIO(data + b"\xff\xd9"), formats=("JPEG",))
+        image.load()
+    except Exception:
+        return None
+    return image if box and box[3] >= torn.height - _LOST_ROWS else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

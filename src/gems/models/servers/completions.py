@@ -12,7 +12,7 @@ from gems.errors import BackendError
 from gems.models.endings import finish_reason
 from gems.models.servers.completion_errors import error_of_choice, error_of_completion, server_error
 from gems.models.servers.completion_messages import raw_message, read_content, read_message
-from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.error_texts import error_message, json_body, text_of
 from gems.secrets import one_line
 
 __all__ = ["read_completion", "tidy_completion"]
@@ -26,7 +26,7 @@ def read_completion(body: bytes) -> object:
     """
     answer = json_body(body)
     if answer is None and body.strip() != b"null":
-        text = body.decode("utf-8", "replace")
+        text = text_of(body)
         lines = [line for line in text.splitlines() if not line.startswith(":")]
         data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
         events = [event for event in (json_body(part.encode()) for part in data) if isinstance(event, Mapping)]
@@ -110,7 +110,9 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # as errors of Gemini's endpoint
         answer = answer[0]
     if not isinstance(answer, Mapping):
-        words = one_line(error_message(str(answer).encode())) or "a page or another kind of document"
+        words = one_line(error_message(str(answer).encode())) or (
+            "a page or another kind of document" if answer else "it is empty"
+        )
         raise BackendError(f"{source} answers with no chat completion: {words}")
     answer = _inner(answer)
     raw_choices = _choices(answer)

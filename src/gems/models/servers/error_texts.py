@@ -9,7 +9,7 @@ from typing import Final
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "words_of"]
+__all__ = ["error_message", "is_refusal", "json_body", "says_refusal", "text_of", "words_of"]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -25,17 +25,21 @@ _MAX_PARTS: Final = 3
 _DEPTH: Final = 6
 
 _REFUSALS: Final = re.compile(
-    r"content.?polic|moderation_blocked|safety system|responsible.?ai|content.?filter"
-    # xAI, Stability, Black Forest Labs; Ideogram; Replicate
-    r"|(?:by|our) (?:content )?moderation|(?:request|content)_? ?moderat(?:ed|ion)"
-    r"|(?:failed|did not pass)[\w ]{0,24} safety check"
-    r"|nsfw (?:content|image)[\w ]{0,12} detected"
-    r"|(?:may|might) contain (?:inappropriate|sensitive)|prohibited_content|image_safety"
+    r"content.?(?:polic|filter|management)|moderation|moderated|flagged|guardrail|prohibited.?content|image_safety"
+    r"|inappropriate|responsible.?ai|usage polic|safety (?:system|reason|polic)"
+    r"|(?:failed|did not pass)[\w ]{0,24} safety check|nsfw (?:content|image)[\w ]{0,12} detected"
+    r"|(?<!case)(?<!case.)sensitive"
     # DashScope, Volcengine, Tencent, MiniMax, Zhipu
-    r"|data_?inspection_?failed|sensitive_?content_?detected|illegal_?detected|(?:input|output) new_sensitive"
-    r"|[\"']?status_code[\"']?\s*:\s*102[67]\b|[\"']code[\"']\s*:\s*[\"']?1301\b|敏感内容|违规"
+    r"|data.?inspection|illegal_?detected|[\"']?status_code[\"']?\s*:\s*102[67]\b|[\"']code[\"']\s*:\s*[\"']?1301\b"
+    r"|敏感|违规",
+    re.IGNORECASE,
 )
-"""How servers say, in lower case, that they refuse a prompt."""
+"""How providers say that their moderation refuses words or an image."""
+
+
+def says_refusal(text: str) -> bool:
+    """Whether a server's words say that its provider refuses what was asked, in whatever way it is asked."""
+    return bool(_REFUSALS.search(text))
 
 
 def error_message(body: bytes) -> str:
@@ -45,7 +49,7 @@ def error_message(body: bytes) -> str:
         return words_of(content) if _known_names(content) else ""
     if isinstance(content, list | str):
         return words_of(content)
-    text = _shown(body[:300].decode("utf-8", "replace"))
+    text = _shown(text_of(body[:300]))
     return "" if text == "null" else text
 
 
@@ -91,8 +95,18 @@ def _shown(text: str) -> str:
 def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
     content = json_body(body)  # which may spell its characters in escapes
-    text = (json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace"))[:4000]
-    return bool(_REFUSALS.search(text.lower()))
+    text = json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace")
+    return says_refusal(text[:4000])
+
+
+def text_of(body: bytes) -> str:
+    """The text of a body in UTF-8, or else in Windows' encoding of Western languages."""
+    text = body.decode("utf-8", "replace")
+    # A single bad character may also be one that was cut, or UTF-8 that a server has damaged.
+    return body.decode("cp1252", "replace") if "\ufffd" in text and not _UTF_8.search(body) else text
+
+
+_UTF_8: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 
 
 def json_body(body: bytes) -> object:

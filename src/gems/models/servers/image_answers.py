@@ -169,7 +169,7 @@ def is_busy(words: str) -> bool:
 
 
 def decode_base64(encoded: str, source: str) -> bytes:
-    """Decode base64 or a data URL, in either alphabet, with line breaks and without padding.
+    """Decode base64 or a data URL, in either alphabet, with line breaks and without padding; also twice, or in hex.
 
     Raises:
         PassingError: It is torn.
@@ -183,9 +183,18 @@ def decode_base64(encoded: str, source: str) -> bytes:
         "='\""
     )
     try:
-        return base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
+        if hexadecimal := _HEX.match(text):
+            return bytes.fromhex(text[hexadecimal.end() :])
+        data = base64.b64decode(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise PassingError(f"{source}: the server sent torn base64", may_cost=True) from None
+    return decode_base64(data.decode("ascii", "replace"), source) if _ENCODED_TWICE.match(data) else data
+
+
+_HEX: Final = re.compile(r"(?:0x|\\?\\x)?(?=89504e47|ffd8ff|52494646)", re.I)
+"""Matches what is before an image file in hexadecimal digits."""
+_ENCODED_TWICE: Final = re.compile(rb"data:image/|iVBORw0KGgo|/9j/|UklGR|89504e47|ffd8ff", re.I)
+"""Matches how an image file begins in base64 or hexadecimal digits."""
 
 
 def read_answer(body: bytes) -> Any:
@@ -273,8 +282,9 @@ def _is_drawn(item: Mapping[str, Any]) -> bool:
 
 def _is_encoded_image(text: str) -> bool:
     """Whether a text begins like the base64 of an image."""
+    beginning = "".join(text[:400].split())
     try:
-        return is_image_file(decode_base64(text[:400][: len(text[:400]) // 4 * 4], ""))
+        return is_image_file(decode_base64(beginning[: len(beginning) // 4 * 4], ""))
     except PassingError:
         return False
 
@@ -285,7 +295,7 @@ def _source_in(text: str, *, may_be_address: bool = True, is_named_address: bool
     if (prefix := _PREFIX.match(text)) and _BASE64.match(text, prefix.end()):
         yield _Source(text[prefix.end() :], is_address=False)
         return
-    if _DATA_URL.match(text) or _BASE64.match("".join(text[:80].split("\n")).replace("\r", "")):
+    if _DATA_URL.match(text) or _BASE64.match("".join(text[:80].splitlines())) or _is_encoded_image(text):
         is_address = is_named_address and text[:5].lower() != "data:" and len(text) < _MAX_ADDRESS
         yield _Source(text, is_address or bool(may_be_address and _ADDRESS.match(text[:_MAX_ADDRESS])))
     elif may_be_address and text and " " not in text and (is_named_address or _ADDRESS.match(text)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import openai
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -17,12 +17,13 @@ from gems.models.failures import advice_for, is_passing, may_be_charged
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
-from gems.models.structured import is_not_understood
+from gems.models.servers.sent_requests import begin_count, requests_sent
+from gems.models.structured import REQUESTS, is_not_understood
 from gems.secrets import one_line
 
 __all__ = ["OpenAIChat"]
 
-_THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>.*?)</think>\s*", re.DOTALL)
+_THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>(?:(?!<think>).)*?)</think>\s*", re.DOTALL)
 """Matches reasoning that a server leaves in the answer; some chat templates contain the opening tag."""
 
 _FIELD: Final = "reasoning_field"
@@ -40,11 +41,30 @@ class OpenAIChat(ChatOpenAI):
     ``status_code`` is the HTTP status.
     """
 
+    heeds_one_try: ClassVar[bool] = True
+    """Whether ``IN_ONE_TRY`` keeps the client from sending a request again."""
+
     def _generate(
         self,
         messages: list[BaseMessage],
         stop: list[str] | None = None,
         run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        begin_count()
+        try:
+            result = self._answer_or_error(messages, stop, run_manager, **kwargs)
+        except BackendError as error:
+            error.requests = requests_sent()
+            raise
+        result.generations[0].message.response_metadata[REQUESTS] = requests_sent()
+        return result
+
+    def _answer_or_error(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
         **kwargs: Any,
     ) -> ChatResult:
         try:

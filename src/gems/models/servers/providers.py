@@ -14,10 +14,11 @@ from pydantic import SecretStr
 
 from gems.errors import InputError, is_unpaid
 from gems.extras import how_to_install
-from gems.models.deadlines import end_reads_at, limit_reads
-from gems.models.servers.base import checked_url
+from gems.models.deadlines import IN_ONE_TRY, end_reads_at
+from gems.models.servers.base import checked_url, keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
+from gems.models.servers.sent_requests import leave_out_busy, watch
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import pause
@@ -64,7 +65,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     # No redirects: they could take prompts and images to any host.
     hooks: dict[str, list[Callable[..., Any]]] = {
         "request": [_end_in(options.timeout)],
-        "response": [_do_not_retry_unpaid],
+        "response": [keep_whole, leave_out_busy, _do_not_retry_in_vain],
     }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
@@ -79,17 +80,17 @@ def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
     """Let each try end in time, whatever the server sends meanwhile."""
 
     def limit(request: httpx.Request) -> None:
-        request.extensions = {**request.extensions, "trace": limit_reads}
+        request.extensions = {**request.extensions, "trace": watch}
         end_reads_at(time.monotonic() + seconds)
 
     return limit
 
 
-def _do_not_retry_unpaid(response: httpx.Response) -> None:
+def _do_not_retry_in_vain(response: httpx.Response) -> None:
     """Tell OpenAI's client, in the way in which its own server does, that another try is of no use."""
     if response.is_error:
         response.read()
-        if is_unpaid(f"{error_message(response.content)} {response.text}"):
+        if IN_ONE_TRY.get() or is_unpaid(f"{error_message(response.content)} {response.text}"):
             response.headers["x-should-retry"] = "false"
 
 

@@ -1,0 +1,39 @@
+"""Counts the requests that a client sends in one call: it may try again by itself, and each try may be charged."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+
+from gems.errors import is_passing_status, may_cost
+from gems.models.deadlines import limit_reads
+
+__all__ = ["begin_count", "leave_out_busy", "requests_sent", "watch"]
+
+_REQUESTS: Final = threading.local()
+
+
+def begin_count() -> None:
+    """Begin to count the requests of this thread."""
+    _REQUESTS.count = 0
+
+
+def requests_sent() -> int:
+    """How many requests this thread has sent since then, without those that a busy server has refused; at least 1."""
+    return max(1, getattr(_REQUESTS, "count", 0))
+
+
+def watch(event: str, details: Mapping[str, Any]) -> None:
+    """The "trace" extension of a request: counts it once it is sent, and limits its reads, see ``limit_reads``."""
+    if event.endswith("send_request_body.complete"):
+        _REQUESTS.count = getattr(_REQUESTS, "count", 0) + 1
+    limit_reads(event, details)
+
+
+def leave_out_busy(response: httpx.Response) -> None:
+    """Do not count the request of an answer that says that nothing was done."""
+    if is_passing_status(response.status_code) and not may_cost(response.status_code):
+        _REQUESTS.count = getattr(_REQUESTS, "count", 0) - 1
