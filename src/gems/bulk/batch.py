@@ -351,6 +351,7 @@ def _ending(values: GemsState, context: GemsContext) -> BatchRow:
 
 def brief(attempt: Attempt) -> AttemptFields:
     """An attempt as it is written in a result. Verdicts are {requirement id: [answer, confidence]}."""
+    looks = attempt.model_dump(mode="json", include={"quality", "flaws"})  # nothing where the verifier said nothing
     return {
         "round": attempt.round,
         "candidate": attempt.candidate,
@@ -364,6 +365,7 @@ def brief(attempt: Attempt) -> AttemptFields:
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
         "edited_from": attempt.edited_from,
+        **cast(AttemptFields, looks),
     }
 
 

@@ -83,6 +83,10 @@ class AttemptFields(TypedDict):
     """The image's address."""
     sha256: str
     edited_from: str
+    quality: NotRequired[float]
+    """How free it is of faults that no requirement is about; left out where that is unknown."""
+    flaws: NotRequired[str]
+    """Such faults, in a few words."""
 
 
 class BatchRow(JobFields, total=False):

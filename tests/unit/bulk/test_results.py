@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from gems.bulk.batch import brief
 from gems.bulk.jobs import Job
 from gems.bulk.journal import PartialRun
 from gems.bulk.results import (
@@ -27,9 +28,10 @@ from gems.bulk.results import (
     saved_jobs,
     write_jobs,
 )
+from gems.bulk.row_checks import check_row
 from gems.errors import InputError
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget, Prices, Usage
+from gems.graph.state import Attempt, Budget, ImageRef, Prices, Usage
 from gems.runs.record import ModelRecord
 
 JOBS = [Job(i, f"prompt {i}", 100 + i, id=f"id{i}", line=i + 1) for i in range(6)]
@@ -365,6 +367,15 @@ def test_a_strangers_folder_cannot_have_another_file_written(name: str, tmp_path
     with pytest.raises(InputError, match=f"{name} is a link"), locked(folder):
         ResultsFile(folder / name, repair=True)
     assert own.read_text() == "mine, without a line feed"
+
+
+def test_a_result_says_how_well_each_image_is_made() -> None:
+    image = ImageRef(uri="file:///x.png", sha256="0" * 64, width=8, height=8)
+    attempt = Attempt(round=1, candidate=0, prompt="p", seed=1, image=image, quality=0.25, flaws="three hands")
+    line = {**result(JOBS[0]), "attempts": [brief(attempt)], "best": 0}
+    assert check_row(json.dumps(line).encode())["attempts"][0]["flaws"] == "three hands"
+    assert brief(attempt).get("quality") == 0.25
+    assert "quality" not in brief(attempt.model_copy(update={"quality": 0.5}))
 
 
 def test_the_best_attempt_of_a_result() -> None:
