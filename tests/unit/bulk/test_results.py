@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from gems.bulk.batch import brief
+from gems.bulk.batch import brief, places_of
 from gems.bulk.jobs import Job
 from gems.bulk.journal import PartialRun
 from gems.bulk.results import (
@@ -248,6 +248,25 @@ def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
     (tmp_path / "a" / "batch.json").write_text('{"id": "1", "bound_to": "2"}')
     with pytest.raises(InputError, match="another version"):
         claim(tmp_path / "a", context, MODELS)
+
+
+def test_a_batch_stays_where_its_images_and_checkpoints_are(tmp_path: Path) -> None:
+    context = GemsContext(memory=False)
+
+    def begin(database: str | None = None, **images: str) -> None:
+        settings = context.model_copy(update=images)
+        claim(tmp_path, settings, MODELS, {}, places_of(settings, tmp_path, database))
+
+    begin("postgresql://me:secret@db/gems")
+    begin("postgresql://me:other@db/gems", images_url=f"{tmp_path}/images")
+    assert "secret" not in (tmp_path / "batch.json").read_text()
+    for database, images in (("postgresql://me@db/gems", {"images_url": f"{tmp_path}/more"}), (None, {})):
+        with pytest.raises(InputError, match="begun with another --"):
+            begin(database, **images)
+    content = json.loads((tmp_path / "batch.json").read_text())
+    del content["places"]  # as earlier versions wrote it
+    (tmp_path / "batch.json").write_text(json.dumps(content))
+    begin()
 
 
 def test_a_folder_keeps_its_prompts(tmp_path: Path) -> None:
