@@ -155,7 +155,12 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
         **(_looks(best) if best else {}),
         "usage": {"extra_cost": 0.0, **row["usage"]} if "usage" in row else None,
         "attempts": [
-            {**attempt, **_looks(attempt), "image": images.address(attempt["sha256"]), "verdicts": _verdicts(row, attempt)}
+            {
+                **attempt,
+                **_looks(attempt),
+                "image": images.address(attempt["sha256"]),
+                "verdicts": _verdicts(row, attempt),
+            }
             for attempt in row.get("attempts", [])
         ],
     }

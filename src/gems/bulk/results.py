@@ -458,8 +458,8 @@ def claim(
     earlier_places = content.get("places")  # earlier versions did not note them
     if isinstance(earlier_places, dict) and places is not None and (names := _changed(earlier_places, places)):
         raise InputError(
-            f"{out} holds a batch that was begun with another {names[0]}, where a part of its work is: give the same, or "
-            "choose another folder with --out"
+            f"{out} holds a batch that was begun with another {names[0]}, where a part of its work is: give the same, "
+            "or choose another folder with --out"
         )
     return Claim(content["id"], content["bound_to"])
 

@@ -249,8 +249,9 @@ def check_models(thread: Thread) -> None:
         if role not in current or current[role] != original:
             fingerprint = _in_short(current[role].fingerprint) if role in current else "not in its settings"
             raise InputError(
-                f"run {thread.id} was started with the {role} {original.name} {_in_short(original.fingerprint)}, which is "
-                f"now {fingerprint}: other weights would make another run, and so would another extra_body; start a new one"
+                f"run {thread.id} was started with the {role} {original.name} {_in_short(original.fingerprint)}, which "
+                f"is now {fingerprint}: other weights would make another run, and so would another extra_body; start a "
+                "new one"
             )
     model_records(thread.context)
 

@@ -15,8 +15,8 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, Verdict
 from gems.memory.image_store import ImageStore
-from gems.runs.folder import write_run
 from gems.options import ChatOptions, RoleOptions
+from gems.runs.folder import write_run
 from gems.runs.record import ModelRecord, RunRecord, load_record, model_records, run_record
 
 MODELS = {role: ModelRecord("pocket", "f" * 64) for role in ("mllm", "generator")}
