@@ -34,6 +34,8 @@ class PastAttempt(BaseModel):
     failed_questions: list[str] = Field(alias="failed", description="Questions that the image did not pass.")
     image: ImageRef
     verdicts: list[Verdict] = Field(default=[], description="The verifier's answers to all requirements.")
+    quality: float = Field(default=0.5, ge=0, le=1, exclude_if=lambda quality: quality == 0.5)
+    flaws: str = Field(default="", exclude_if=lambda flaws: not flaws)
 
 
 class Trajectory(BaseModel):
@@ -56,6 +58,7 @@ class Trajectory(BaseModel):
     mllm: str
     generator: str
     attempts: list[PastAttempt] = Field(default=[], description="All attempts, in order.")
+    best: int | None = Field(default=None, ge=0, description="Index of the attempt that the run returned.")
     requirements: list[Requirement] = Field(default=[], description="What the user asked for, as questions.")
     recalled: list[str] = Field(default=[], description="Keys of the experiences that the run recalled.")
 
@@ -78,7 +81,7 @@ class Trajectory(BaseModel):
         requirements = {r.id: r for r in state["requirements"]}
         return cls(
             prompt=state["prompt"],
-            solved=best.passed,
+            solved=best.passed and best.judged != "rejected",
             outcome=state.get("outcome") or "failed",
             score=best.score,
             best_prompt=best.prompt,
@@ -99,9 +102,12 @@ class Trajectory(BaseModel):
                     failed_questions=_failed_questions(attempt, requirements),
                     image=attempt.image,
                     verdicts=list(attempt.verdicts),
+                    quality=attempt.quality,
+                    flaws=attempt.flaws,
                 )
                 for attempt in attempts
             ],
+            best=attempts.index(best),
             requirements=state["requirements"],
             recalled=[memory.key for memory in state.get("memories") or []],
         )

@@ -68,7 +68,7 @@ def ask(
         MalformedAnswerError: No answer could be read.
         BackendError: The model could not be reached or refused, or failed tries have used up the budget.
     """
-    if meter.is_retry and meter.exhausted():
+    if meter.total.chat_calls and meter.exhausted():  # those of an earlier start of the run, too
         raise BackendError("the budget was used up by calls that failed", retryable=False)
     capabilities = capabilities_of(model, meter.options.structured)
     logprobs = logprobs and meter.options.logprobs

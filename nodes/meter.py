@@ -69,11 +69,6 @@ class Meter(BaseCallbackHandler):
         """What the run has spent so far."""
         return self._before + self.usage
 
-    @property
-    def is_retry(self) -> bool:
-        """Whether an earlier try has cost something."""
-        return self._owed.chat_calls > 0
-
     def exhausted(self, *, chat_calls: int = 1) -> bool:
         """Whether the run's budget has no room for this many more calls."""
         return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None

@@ -97,8 +97,9 @@ def _key(resources: Resources, context: GemsContext, prompt: str) -> str:
 
 
 def _passed_attempt(trajectory: Trajectory) -> Attempt | None:
-    """The attempt that passed every requirement, as the first one of a new run."""
-    for attempt in trajectory.attempts:
+    """The attempt that the run returned, if it passed every requirement, as the first one of a new run."""
+    attempts, best = trajectory.attempts, trajectory.best
+    for attempt in attempts if best is None else attempts[best : best + 1]:  # older records do not name it
         if attempt.verdicts and all(verdict.answer == "yes" for verdict in attempt.verdicts):
             return Attempt(
                 round=1,
@@ -109,5 +110,7 @@ def _passed_attempt(trajectory: Trajectory) -> Attempt | None:
                 image=attempt.image,
                 verdicts=tuple(attempt.verdicts),
                 score=attempt.score,
+                quality=attempt.quality,
+                flaws=attempt.flaws,
             )
     return None

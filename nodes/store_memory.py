@@ -38,8 +38,9 @@ def make_store_memory(resources: Resources) -> Node:
         if store is not None and best is not None and best.verified and best.strategy != "reuse":
             run_id, generator = state["run_id"], resources.generator(context).name
             mllm = context.mllm if resources.mllm is None else type(resources.mllm).__name__
-            remember(store, context.user, run_id, Trajectory.from_state(state, generator=generator, mllm=mllm))
-            if best.passed:
+            trajectory = Trajectory.from_state(state, generator=generator, mllm=mllm)
+            remember(store, context.user, run_id, trajectory)
+            if trajectory.solved:
                 note_solved(store, resources, context, state["prompt"], run_id)
             if _is_due(run_id, context.memory_limit):
                 prune(store, context.user, limit=context.memory_limit, days=context.memory_days)

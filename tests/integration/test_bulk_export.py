@@ -19,9 +19,10 @@ from PIL import Image
 from gems.bulk.export import Choice, export, write_index
 from gems.bulk.export_folder import lock_draft
 from gems.bulk.jobs import Job
-from gems.bulk.results import ResultsFile, claim, read_manifest, row_of, write_jobs
+from gems.bulk.results import ResultsFile, claim, read_manifest, row_of, saved_jobs, write_jobs
 from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
+from gems.graph.state import Usage
 
 ODD_NAMES = ["my results", "100%", "50%20off", "a#b", "what?", "brüche 図", "[x]*", "a&b;c"]
 FORMATS = ["webdataset", "imagefolder", "preferences"]
@@ -214,6 +215,26 @@ def test_a_row_does_not_say_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="name the store that holds it with --images"):
         export(source, "webdataset", tmp_path / "w")
     assert export(source, "webdataset", tmp_path / "w", images=str(store)).examples == 3
+
+
+def test_rows_and_exports_say_all_about_the_image_that_was_returned(tmp_path: Path) -> None:
+    source, spent = make_batch(tmp_path / "out", ids=("a",)), Usage(images=2, prompt_tokens=9, extra_cost=0.5)
+    record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
+    [row] = record.rows(saved_jobs(source))
+    more: Any = {"usage": spent.model_dump(mode="json"), "run_id": "r", "error_kind": "input", "skills": ["counting"]}
+    row["attempts"][1].update(quality=0.25, flaws="three hands")
+    record.add({**row, **more})
+    looks = {"quality": 0.25, "flaws": "three hands"}
+    write_index(source, record)
+    [line] = pq.read_table(source / "index.parquet").to_pylist()
+    assert looks.items() <= line.items()
+    assert [attempt["quality"] for attempt in line["attempts"]] == [0.5, 0.25]
+    assert {**more, "line": 1, "copy": 0, "bound_to": row["bound_to"]}.items() <= line.items()
+    export(source, "imagefolder", tmp_path / "i")
+    assert looks.items() <= json.loads((tmp_path / "i" / "train" / "metadata.jsonl").read_text()).items()
+    export(source, "preferences", tmp_path / "p")
+    [pair] = pq.read_table(tmp_path / "p" / "data" / "train-00000.parquet").to_pylist()
+    assert {pair["flaws_0"], pair["flaws_1"]} == {"", "three hands"}
 
 
 def test_unsolved_prompts_and_rows_without_an_image_are_skipped(tmp_path: Path) -> None:

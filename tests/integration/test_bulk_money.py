@@ -211,6 +211,23 @@ def test_a_failure_after_the_image_keeps_the_image(painter: Painter, tmp_path: P
     assert sum(row["usage"]["chat_calls"] for row in last.values()) == calls
 
 
+@pytest.mark.parametrize("option", ["--images", "GEMS_IMAGES"])
+def test_images_in_another_place_are_not_paid_for_again(option: str, painter: Painter, tmp_path: Path) -> None:
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", 2)
+    batch.write(PROMPTS[:2])
+    assert batch.summary("--total-images", 3, code=4)["cut_short"] == 1
+    elsewhere = tmp_path / "elsewhere"
+    if option == "--images":
+        result = batch.run(option, elsewhere, code=2)
+    else:
+        result = forked.gems(*batch.command(), home=batch.home, **{option: str(elsewhere)})
+        assert result.returncode == 2
+    assert "begun with another --images" in result.stderr
+    assert not elsewhere.exists()
+    assert batch.summary("--images", batch.out / "images")["finished"] == 2
+    painter.assert_drew(4)
+
+
 def test_status_tells_failures_apart(painter: Painter, tmp_path: Path) -> None:
     batch = BatchFolder(tmp_path, painter, "--max-rounds", 1, behaviour="locked")
     batch.write(["a cat", "a blue dragon"])

@@ -25,6 +25,7 @@ from gems.graph.state import Budget, GemsOutput
 from gems.memory.embedder import MiniLM
 from gems.memory.image_store import ImageStore
 from gems.nodes.retry import RETRY
+from gems.runs.threads import reopen_failed, run_thread
 
 PROMPT = "three blue cars to the left of a striped elephant"
 QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
@@ -299,6 +300,21 @@ def test_failed_calls_use_up_the_budget_too(tmp_path: Path) -> None:
     assert out["outcome"] == "failed"
     assert "no valid Verdicts" in out["errors"][0]
     assert out["image"] is not None
+
+
+def test_a_run_whose_budget_failed_calls_used_up_makes_none_when_it_goes_on(tmp_path: Path) -> None:
+    def fail(messages: Any, n: int) -> Any:
+        raise BackendError("no server", retryable=False)
+
+    model = ScriptedChatModel(script=script(Requirements=fail))
+    graph = build_graph(
+        mllm=model, generator=PaintGenerator(), images=ImageStore(tmp_path / "images"), checkpointer=InMemorySaver()
+    )
+    context = NO_MEMORY.model_copy(update={"plan": False, "budget": Budget(chat_calls=1)})
+    for _ in range(2):
+        values = run_thread(graph, "t", "a blue car", context)
+        assert (values["outcome"], values["usage"].chat_calls, len(model.calls)) == ("failed", 1, 1)
+        reopen_failed(graph, "t")
 
 
 def test_once_a_candidate_passes_the_others_are_not_looked_at(tmp_path: Path) -> None:

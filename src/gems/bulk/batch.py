@@ -39,6 +39,7 @@ from gems.bulk.results import (
     row_of,
     write_jobs,
 )
+from gems.database import without_password
 from gems.errors import GemsError, InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import ROLES, GemsContext
@@ -54,7 +55,7 @@ from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder, write_run
 from gems.runs.record import ModelRecord, best_index, model_records, run_record
-from gems.runs.threads import reopen_failed, reopen_limited, run_thread
+from gems.runs.threads import location_mark, reopen_failed, reopen_limited, run_thread
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import contents_of
@@ -71,6 +72,7 @@ __all__ = [
     "images_location",
     "open_generator",
     "open_worker",
+    "places_of",
     "run_batch",
     "run_jobs",
     "run_within",
@@ -351,6 +353,7 @@ def _ending(values: GemsState, context: GemsContext) -> BatchRow:
 
 def brief(attempt: Attempt) -> AttemptFields:
     """An attempt as it is written in a result. Verdicts are {requirement id: [answer, confidence]}."""
+    looks = attempt.model_dump(mode="json", include={"quality", "flaws"})  # nothing where the verifier said nothing
     return {
         "round": attempt.round,
         "candidate": attempt.candidate,
@@ -364,6 +367,7 @@ def brief(attempt: Attempt) -> AttemptFields:
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
         "edited_from": attempt.edited_from,
+        **cast(AttemptFields, looks),
     }
 
 
@@ -373,6 +377,19 @@ def brief(attempt: Attempt) -> AttemptFields:
 def images_location(context: GemsContext, out: Path) -> str:
     """Where a batch's images are stored: as its settings or the environment say, or else in its folder."""
     return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
+
+
+def places_of(
+    context: GemsContext, out: Path, checkpoints: str | None, images: ImageStore | None = None
+) -> dict[str, str]:
+    """Marks of the places outside its folder where a batch's work is, by the option that names them; see ``claim``."""
+    store = images or ImageStore(images_location(context, out), create=False)
+    places: dict[str, str] = {}
+    if store.url != ImageStore(out.absolute() / "images", create=False).url:
+        places["--images"] = location_mark(store.url)
+    if checkpoints:
+        places["--checkpoints"] = location_mark(without_password(checkpoints))
+    return places
 
 
 def skills_of(context: GemsContext) -> dict[str, str]:
@@ -526,14 +543,15 @@ def run_batch(
     # What would fail every prompt fails here, before it is recorded as each prompt's own failure.
     models, skills = model_records(context), skills_of(context)
     with locked(out), _one_torch_thread(context, concurrency), open_generator(context) as generator:
-        batch = claim(out, context, models, skills)
+        database = checkpoints or (None if store else database_of(context))
+        batch = claim(out, context, models, skills, places_of(context, out, database, images))
         record = open_record(out, jobs, batch, add_prompts=add_prompts)
         with open_worker(
             out,
             context,
             batch,
             models,
-            checkpoints=checkpoints,
+            checkpoints=database,
             generator=generator,
             stop=stop,
             skills=skills,

@@ -63,6 +63,7 @@ def _index_schema() -> pa.Schema:
             ("completion_tokens", pa.int64()),
             ("images", pa.int64()),
             ("seconds", pa.float64()),
+            ("extra_cost", pa.float64()),
         ]
     )
     attempt = pa.struct(
@@ -76,6 +77,9 @@ def _index_schema() -> pa.Schema:
             ("image", pa.string()),
             ("sha256", pa.string()),
             ("verdicts", _verdicts_type()),
+            ("edited_from", pa.string()),
+            ("quality", pa.float64()),
+            ("flaws", pa.string()),
         ]
     )
     return pa.schema(
@@ -90,6 +94,8 @@ def _index_schema() -> pa.Schema:
             ("rounds", pa.int32()),
             ("image", pa.string()),
             ("sha256", pa.string()),
+            ("quality", pa.float64()),
+            ("flaws", pa.string()),
             ("best", pa.int32()),
             ("attempts", pa.list_(attempt)),
             ("usage", usage),
@@ -97,6 +103,16 @@ def _index_schema() -> pa.Schema:
             ("at", pa.string()),
             ("error", pa.string()),
             ("errors", pa.list_(pa.string())),
+            ("error_kind", pa.string()),
+            ("stopped_by_total", pa.string()),
+            ("line", pa.int64()),
+            ("copy", pa.int64()),
+            ("run_id", pa.string()),
+            ("thread", pa.string()),
+            ("bound_to", pa.string()),
+            ("folder", pa.string()),
+            ("skills", pa.list_(pa.string())),
+            ("memories", pa.list_(pa.string())),
         ]
     )
 
@@ -136,11 +152,23 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
         "solved": row.get("outcome") == "solved",
         "image": best and images.address(best["sha256"]),
         "sha256": best and best["sha256"],
+        **(_looks(best) if best else {}),
+        "usage": {"extra_cost": 0.0, **row["usage"]} if "usage" in row else None,
         "attempts": [
-            {**attempt, "image": images.address(attempt["sha256"]), "verdicts": _verdicts(row, attempt)}
+            {
+                **attempt,
+                **_looks(attempt),
+                "image": images.address(attempt["sha256"]),
+                "verdicts": _verdicts(row, attempt),
+            }
             for attempt in row.get("attempts", [])
         ],
     }
+
+
+def _looks(attempt: AttemptFields) -> dict[str, Any]:
+    """An attempt's quality, one half where it is unknown, and its flaws."""
+    return {"quality": attempt.get("quality", 0.5), "flaws": attempt.get("flaws", "")}
 
 
 def _verdicts(row: BatchRow, attempt: AttemptFields) -> list[dict[str, Any]]:
@@ -260,6 +288,7 @@ def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
         "solved": row.get("outcome") == "solved",
         "sha256": attempt["sha256"],
         "verdicts": _verdicts(row, attempt),
+        **_looks(attempt),
     }
 
 
@@ -348,6 +377,8 @@ def _pair_schema() -> pa.Schema:
         "score": pa.float64(),
         "drawn_prompt": pa.string(),
         "verdicts": _verdicts_type(),
+        "quality": pa.float64(),
+        "flaws": pa.string(),
     }
     sides = [(f"{name}_{side}", type_) for side in (0, 1) for name, type_ in types.items()]
     return pa.schema([("caption", pa.string()), ("index", pa.int64()), ("id", pa.string()), *sides])
@@ -366,6 +397,7 @@ def _pair_rows(rows: Iterable[BatchRow], images: _Images, choice: Choice) -> Ite
                     f"score_{side}": attempt["score"],
                     f"drawn_prompt_{side}": attempt["prompt"],
                     f"verdicts_{side}": _verdicts(row, attempt),
+                    **{f"{name}_{side}": value for name, value in _looks(attempt).items()},
                 }
             yield columns
 

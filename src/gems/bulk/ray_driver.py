@@ -31,6 +31,7 @@ from gems.bulk.batch import (
     account_start,
     images_location,
     open_worker,
+    places_of,
     skills_of,
 )
 from gems.bulk.jobs import Job, job_of
@@ -42,6 +43,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
 from gems.json_text import parse_json, strict_json
+from gems.memory.opening import database_of
 from gems.models.generators import ImageGenerator, Local
 from gems.models.registry import init_image_generator
 from gems.runs.folder import make_folder
@@ -111,7 +113,8 @@ def run_on_ray(
     _refuse_local_chat_models(context)
     models, skills = model_records(context, load=False), skills_of(context)
     with locked(out), _cluster(address) as ray:
-        batch = claim(out, context, models, skills)
+        checkpoints = checkpoints or database_of(context)
+        batch = claim(out, context, models, skills, places_of(context, out, checkpoints))
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         check_shared_storage(hosts, context, checkpoints, evidence=evidence)
         record = open_record(out, jobs, batch, add_prompts=add_prompts)

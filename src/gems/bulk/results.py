@@ -83,6 +83,10 @@ class AttemptFields(TypedDict):
     """The image's address."""
     sha256: str
     edited_from: str
+    quality: NotRequired[float]
+    """How free it is of faults that no requirement is about; left out where that is unknown."""
+    flaws: NotRequired[str]
+    """Such faults, in a few words."""
 
 
 class BatchRow(JobFields, total=False):
@@ -416,7 +420,11 @@ _MANIFEST: Final = {"layout": int, "id": str, "bound_to": str, "settings": dict,
 
 
 def claim(
-    out: Path, context: GemsContext, models: dict[str, ModelRecord], skills: Mapping[str, str] | None = None
+    out: Path,
+    context: GemsContext,
+    models: dict[str, ModelRecord],
+    skills: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
 ) -> Claim:
     """Reserve a folder for one batch, or check that it belongs to this batch.
 
@@ -428,9 +436,11 @@ def claim(
         context: The settings of every run.
         models: The models of every run, by role.
         skills: A digest of each skill that the planner may read, by name.
+        places: Marks of the places outside the folder where a part of its work is, by the option that names them. In
+            other places a batch would miss its images and its half-finished prompts, and pay for them again.
 
     Raises:
-        InputError: The folder holds a batch with other settings, weights or skills.
+        InputError: The folder holds a batch with other settings, weights or skills, or one that is kept elsewhere.
     """
     manifest: dict[str, Any] = {
         "settings": context.model_dump(mode="json"),
@@ -440,10 +450,17 @@ def claim(
     path = out / "batch.json"
     if not path.exists():
         content = {"layout": _LAYOUT, "id": uuid.uuid4().hex[:12], "bound_to": _digest(manifest), **manifest}
+        content["places"] = dict(places or {})
         write_atomically(path, strict_json(content, indent=1, ensure_ascii=False).encode())
     content = read_manifest(out)
     if difference := _difference(content, manifest, context):
         raise InputError(f"{out} holds a batch with {difference}; choose another folder with --out")
+    earlier_places = content.get("places")  # earlier versions did not note them
+    if isinstance(earlier_places, dict) and places is not None and (names := _changed(earlier_places, places)):
+        raise InputError(
+            f"{out} holds a batch that was begun with another {names[0]}, where a part of its work is: give the same, "
+            "or choose another folder with --out"
+        )
     return Claim(content["id"], content["bound_to"])
 
 

@@ -77,6 +77,8 @@ class _Attempt(_Checked):
     image: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     edited_from: str = ""
+    quality: _Share = 0.5
+    flaws: str = ""
 
 
 class _Row(_Checked):

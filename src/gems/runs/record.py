@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
 from gems.nodes.resources import check_options
+from gems.options import ChatOptions
 from gems.runs.operator_settings import operator_settings
 
 __all__ = [
@@ -195,6 +197,14 @@ def load_record(path: Path) -> tuple[Path, RunRecord]:
         raise InputError(f"{path} is damaged ({location + ': ' if location else ''}{first['msg']})") from error
 
 
+def _body_mark(options: ChatOptions) -> str:
+    """A hash of the parameters that every request to a chat model has besides: they decide its answers.
+
+    No record holds them themselves, since there may be a secret among them.
+    """
+    return f"+{hashlib.sha256(options.extra_body.encode()).hexdigest()[:16]}" if options.extra_body else ""
+
+
 def model_records(context: GemsContext, *, load: bool = True) -> dict[str, ModelRecord]:
     """The models of these settings by role, for a run's record.
 
@@ -209,9 +219,13 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     records: dict[str, ModelRecord] = {}
     loadable: list[object] = []
     chat_models = {"mllm": context.mllm} | {role: name for role in ROLES if (name := getattr(context, role))}
+    for role in ROLES:
+        if context.options_of(role).extra_body != context.chat_options.extra_body:
+            chat_models[role] = context.chat_model(role)
     for role, name in chat_models.items():
-        model = init_mllm(name, context.options_of(role), context.authority)
-        records[role] = ModelRecord(without_login(name), model_fingerprint(model))
+        options = context.options_of(role)
+        model = init_mllm(name, options, context.authority)
+        records[role] = ModelRecord(without_login(name), f"{model_fingerprint(model)}{_body_mark(options)}")
         loadable.append(model)
     generator = init_image_generator(context.generator, context.generator_options, context.authority)
     if load:

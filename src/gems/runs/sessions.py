@@ -134,4 +134,10 @@ def _check_resumed(graph: GemsGraph, session: Session) -> bool:
     if has_ended(graph, thread.id):
         return True
     check_models(thread)
+    for attempt in graph.get_state({"configurable": {"thread_id": thread.id}}).values.get("attempts", ()):
+        if session.images.find(attempt.image.sha256) is None:  # the step that needs it would end the run
+            raise InputError(
+                f"run {thread.id} has drawn an image that is not in {session.images.url}: give the --images that it "
+                "was begun with, or start a new run"
+            )
     return False

@@ -247,12 +247,19 @@ def check_models(thread: Thread) -> None:
     current = model_records(thread.context, load=False)
     for role, original in thread.models.items():
         if role not in current or current[role] != original:
-            fingerprint = current[role].fingerprint[:12] if role in current else "not in its settings"
+            fingerprint = _in_short(current[role].fingerprint) if role in current else "not in its settings"
             raise InputError(
-                f"run {thread.id} was started with the {role} {original.name} {original.fingerprint[:12]}, which is "
-                f"now {fingerprint}: other weights would make another run; start a new one"
+                f"run {thread.id} was started with the {role} {original.name} {_in_short(original.fingerprint)}, which "
+                f"is now {fingerprint}: other weights would make another run, and so would another extra_body; start a "
+                "new one"
             )
     model_records(thread.context)
+
+
+def _in_short(fingerprint: str) -> str:
+    """The beginning of a fingerprint, and of the hash of what every request has besides."""
+    weights, plus, more = fingerprint.partition("+")
+    return f"{weights[:12]}{plus}{more[:12]}"
 
 
 def finished_at(graph: GemsGraph, thread: str) -> datetime:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 
+from gems.bulk.batch import brief, places_of
 from gems.bulk.jobs import Job
 from gems.bulk.journal import PartialRun
 from gems.bulk.results import (
@@ -27,9 +28,10 @@ from gems.bulk.results import (
     saved_jobs,
     write_jobs,
 )
+from gems.bulk.row_checks import check_row
 from gems.errors import InputError
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget, Prices, Usage
+from gems.graph.state import Attempt, Budget, ImageRef, Prices, Usage
 from gems.runs.record import ModelRecord
 
 JOBS = [Job(i, f"prompt {i}", 100 + i, id=f"id{i}", line=i + 1) for i in range(6)]
@@ -248,6 +250,25 @@ def test_a_batch_has_a_unique_id_and_keeps_its_settings(tmp_path: Path) -> None:
         claim(tmp_path / "a", context, MODELS)
 
 
+def test_a_batch_stays_where_its_images_and_checkpoints_are(tmp_path: Path) -> None:
+    context = GemsContext(memory=False)
+
+    def begin(database: str | None = None, **images: str) -> None:
+        settings = context.model_copy(update=images)
+        claim(tmp_path, settings, MODELS, {}, places_of(settings, tmp_path, database))
+
+    begin("postgresql://me:secret@db/gems")
+    begin("postgresql://me:other@db/gems", images_url=f"{tmp_path}/images")
+    assert "secret" not in (tmp_path / "batch.json").read_text()
+    for database, images in (("postgresql://me@db/gems", {"images_url": f"{tmp_path}/more"}), (None, {})):
+        with pytest.raises(InputError, match="begun with another --"):
+            begin(database, **images)
+    content = json.loads((tmp_path / "batch.json").read_text())
+    del content["places"]  # as earlier versions wrote it
+    (tmp_path / "batch.json").write_text(json.dumps(content))
+    begin()
+
+
 def test_a_folder_keeps_its_prompts(tmp_path: Path) -> None:
     write_jobs(tmp_path, JOBS)
     assert saved_jobs(tmp_path) == JOBS
@@ -365,6 +386,15 @@ def test_a_strangers_folder_cannot_have_another_file_written(name: str, tmp_path
     with pytest.raises(InputError, match=f"{name} is a link"), locked(folder):
         ResultsFile(folder / name, repair=True)
     assert own.read_text() == "mine, without a line feed"
+
+
+def test_a_result_says_how_well_each_image_is_made() -> None:
+    image = ImageRef(uri="file:///x.png", sha256="0" * 64, width=8, height=8)
+    attempt = Attempt(round=1, candidate=0, prompt="p", seed=1, image=image, quality=0.25, flaws="three hands")
+    line = {**result(JOBS[0]), "attempts": [brief(attempt)], "best": 0}
+    assert check_row(json.dumps(line).encode())["attempts"][0]["flaws"] == "three hands"
+    assert brief(attempt).get("quality") == 0.25
+    assert "quality" not in brief(attempt.model_copy(update={"quality": 0.5}))
 
 
 def test_the_best_attempt_of_a_result() -> None:

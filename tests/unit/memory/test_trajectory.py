@@ -6,6 +6,7 @@ import pytest
 
 from gems.graph.state import Attempt, GemsState, ImageRef, Requirement, Usage, Verdict
 from gems.memory.trajectory import Trajectory
+from gems.nodes.reuse import _passed_attempt
 
 
 def state(prompt: str, answers: str) -> GemsState:
@@ -41,6 +42,23 @@ def test_a_trajectory_keeps_facts_and_experience() -> None:
     assert past.failed_questions == ["Question 1?"]
     assert past.experience == "say exactly"
     assert Trajectory.model_validate(past.model_dump(mode="json")) == past
+
+
+@pytest.mark.parametrize("other", [{"judged": "rejected"}, {"quality": 0.2, "flaws": "three hands"}])
+def test_what_is_reused_is_the_image_that_the_run_returned(other: dict[str, Any]) -> None:
+    run = state("two cats", "yy")
+    [best] = run["attempts"]
+    run["attempts"] = [best.model_copy(update=other), best.model_copy(update={"round": 2, "prompt": "the best"})]
+    past = Trajectory.model_validate(Trajectory.from_state(run, mllm="m", generator="g").model_dump(mode="json"))
+    attempt = _passed_attempt(past)
+    assert attempt is not None
+    assert (past.solved, attempt.prompt, attempt.quality, attempt.flaws) == (True, "the best", 0.5, "")
+
+
+def test_an_image_that_a_person_has_rejected_solves_nothing() -> None:
+    run = state("two cats", "yy")
+    run["attempts"] = [attempt.model_copy(update={"judged": "rejected"}) for attempt in run["attempts"]]
+    assert not Trajectory.from_state(run, mllm="m", generator="g").solved
 
 
 def test_a_run_without_an_image_is_no_trajectory() -> None:

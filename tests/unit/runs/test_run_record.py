@@ -15,8 +15,9 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, Verdict
 from gems.memory.image_store import ImageStore
+from gems.options import ChatOptions, RoleOptions
 from gems.runs.folder import write_run
-from gems.runs.record import ModelRecord, RunRecord, load_record, run_record
+from gems.runs.record import ModelRecord, RunRecord, load_record, model_records, run_record
 
 MODELS = {role: ModelRecord("pocket", "f" * 64) for role in ("mllm", "generator")}
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -54,6 +55,24 @@ def record(images: ImageStore) -> RunRecord:
     )
     context = GemsContext(memory_url="postgresql://ann:secret@host/gems")
     return run_record(values, context, MODELS, "a-cat-1", STARTED, STARTED)
+
+
+def test_other_parameters_of_requests_make_another_model_and_are_not_written_down() -> None:
+    def records(own: ChatOptions | None = None, **more: str) -> dict[str, ModelRecord]:
+        options = ChatOptions.model_validate({"api_key": "x", "base_url": "http://localhost:1", **more})
+        roles = RoleOptions(verifier=own)
+        context = GemsContext(mllm="openai:m", chat_options=options, role_options=roles, memory=False).as_operator()
+        return model_records(context, load=False)
+
+    plain, common = records(), records(extra_body='{"secret": 5}')
+    assert "verifier" not in plain
+    assert plain["mllm"].fingerprint == "m"
+    marks = {plain["mllm"], common["mllm"], records(extra_body='{"secret": 6}')["mllm"]}
+    assert len(marks) == 3
+    assert "secret" not in str(marks)
+    verifier = records(ChatOptions.model_validate({"extra_body": {"secret": 5}}))
+    assert verifier["mllm"] == plain["mllm"]
+    assert verifier["verifier"] == common["mllm"]
 
 
 def test_the_layout_of_run_json(record: RunRecord) -> None:

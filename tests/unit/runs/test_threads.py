@@ -12,6 +12,7 @@ import pytest
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.runs.record import ModelRecord
+from gems.runs.sessions import begin_run, resume_run, run_to_end
 from gems.runs.threads import Thread, begin_thread, check_models, load_thread
 
 
@@ -72,6 +73,16 @@ def test_what_cannot_run_is_refused_before_a_model_is_loaded(
     with pytest.raises(InputError, match=message):
         begin_thread(prompt, context, tmp_path / "out")
     assert not (own_home / "threads").exists()
+
+
+def test_a_run_goes_on_with_its_images_only(tmp_path: Path, own_home: Path) -> None:
+    context = GemsContext(memory=False, plan=False, review="end", max_rounds=1)
+    session = begin_run("a blue car", context, tmp_path / "out")
+    run_to_end(session)  # as far as the review
+    other = resume_run(session.thread.id, GemsContext(images_url=str(tmp_path / "other")).as_operator(), out=tmp_path)
+    with pytest.raises(InputError, match="give the --images that it was begun with"):
+        run_to_end(other)
+    assert not run_to_end(resume_run(session.thread.id, GemsContext().as_operator(), out=tmp_path)).had_ended
 
 
 def test_a_prompt_is_normalised_and_names_the_thread(tmp_path: Path) -> None:
