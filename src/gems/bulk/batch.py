@@ -67,6 +67,7 @@ __all__ = [
     "Worker",
     "account_start",
     "brief",
+    "check_place_of_images",
     "check_skills",
     "images_location",
     "open_generator",
@@ -375,6 +376,24 @@ def images_location(context: GemsContext, out: Path) -> str:
     return context.images_url or os.environ.get("GEMS_IMAGES") or str(out / "images")
 
 
+def check_place_of_images(record: ResultsFile, jobs: Iterable[Job], images: ImageStore) -> None:
+    """Check that a batch goes on where its earlier images are: one index names one place, and runs need their images.
+
+    The addresses in the results are compared, not opened. A folder that has moved with its images is the same place.
+
+    Raises:
+        InputError: They were stored elsewhere, and are not in this store.
+    """
+    attempts = (attempt for row in record.rows(jobs) for attempt in row.get("attempts", [])[:1])
+    first = next(attempts, None)
+    if first and first["image"] != images.address(first["sha256"]) and images.find(first["sha256"]) is None:
+        place = one_line(first["image"].removesuffix(f"/{first['sha256'][:2]}/{first['sha256']}.png"))
+        raise InputError(
+            f"earlier images of this batch were stored in {place}, and are not in {images.url}: give the same place with "
+            "--images or GEMS_IMAGES, or move the images there first"
+        )
+
+
 def skills_of(context: GemsContext) -> dict[str, str]:
     """The contents of the skills that a run's planner may read, as a digest of each by its name.
 
@@ -541,6 +560,7 @@ def run_batch(
             store=store,
             images=images,
         ) as worker:
+            check_place_of_images(record, jobs, worker.images)
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             result = _run_jobs(
                 jobs,

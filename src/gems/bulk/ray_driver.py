@@ -29,6 +29,7 @@ from gems.bulk.batch import (
     Stop,
     Worker,
     account_start,
+    check_place_of_images,
     images_location,
     open_worker,
     skills_of,
@@ -119,6 +120,7 @@ def run_on_ray(
         with open_worker(
             out, context, batch, models, checkpoints=checkpoints, generator=generator, stop=stop, skills=skills
         ) as local_worker:
+            check_place_of_images(record, jobs, local_worker.images)
             start = account_start(out, record, local_worker, limits or Limits(), concurrency)
             on_start(record.tally(jobs))
             unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]
