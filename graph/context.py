@@ -71,7 +71,19 @@ def _model(option: str) -> OperatorOnly:
 _LIMIT: Final = OperatorOnly("memory_limit to build_graph(settings=...)", applies=lambda limit: limit != MEMORY_LIMIT)
 
 
-class GemsContext(BaseModel):
+class _Spelled(BaseModel):
+    """Refuses a misspelt setting that a program gives to ``GemsContext(...)``."""
+
+    if not TYPE_CHECKING:  # type checkers know the fields, and the types of their values
+
+        def __new__(cls, *_: object, **values: Any) -> Self:
+            # Not __init__, which pydantic calls for a parent's own fields too.
+            if cls is GemsContext:
+                refuse_misspelt(values)
+            return super().__new__(cls)
+
+
+class GemsContext(_Spelled):
     """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
 
     Addresses, keys, folders and code count on the command line, in ``build_graph(settings=...)`` and in a context made
@@ -236,14 +248,6 @@ class GemsContext(BaseModel):
 
     _authority: Authority = PrivateAttr(default=NO_AUTHORITY)
 
-    if not TYPE_CHECKING:  # type checkers know the fields, and the types of their values
-
-        def __new__(cls, *_: object, **values: Any) -> Self:
-            # Not __init__, which pydantic calls for a parent's own fields too.
-            if cls is GemsContext:
-                refuse_misspelt(values)
-            return super().__new__(cls)
-
     @property
     def authority(self) -> Authority:
         """What the operator allows: no setting, never written down, never read from data."""
@@ -341,7 +345,7 @@ def open_settings() -> list[str]:
 
 def similar_setting(name: object, names: Collection[str]) -> str | None:
     """The setting that an unknown name resembles, as a misspelling or another style (``maxRounds``) does."""
-    plain_names = {_plain(known): known for known in names}
+    plain_names = {_plain(setting): setting for setting in names}
     matches = difflib.get_close_matches(_plain(name), plain_names, n=1, cutoff=0.85)
     return plain_names[matches[0]] if matches else None
 

@@ -125,7 +125,7 @@ def test_a_lock_that_cannot_be_held_is_told_in_one_line(tmp_path: Path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")  # some network file systems
 
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="cannot lock .*link"), held_alone(tmp_path / "link", "another process"):
+    with pytest.raises(InputError, match=r"cannot lock .*link"), held_alone(tmp_path / "link", "another process"):
         pass
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(InputError, match="No locks available"), held_alone(tmp_path / "lock", "another process"):

@@ -389,8 +389,8 @@ def check_place_of_images(record: ResultsFile, jobs: Iterable[Job], images: Imag
     if first and first["image"] != images.address(first["sha256"]) and images.find(first["sha256"]) is None:
         place = one_line(first["image"].removesuffix(f"/{first['sha256'][:2]}/{first['sha256']}.png"))
         raise InputError(
-            f"earlier images of this batch were stored in {place}, and are not in {images.url}: give the same place with "
-            "--images or GEMS_IMAGES, or move the images there first"
+            f"earlier images of this batch were stored in {place}, and are not in {images.url}: give the same place "
+            "with --images or GEMS_IMAGES, or move the images there first"
         )
 
 

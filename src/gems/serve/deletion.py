@@ -109,8 +109,8 @@ class Deletion:
         """Remove images by their hashes: the store may have moved since their addresses were recorded."""
         store = self._images(user)
         for ref in refs:
-            needed = partial(self._is_needed, user, ref.sha256)
-            store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}), needed)
+            is_needed = partial(self._is_needed, user, ref.sha256)
+            store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}), is_needed)
 
     def _is_needed(self, user: str, sha256: str) -> bool:
         """Whether a user's runs or memory have begun to refer to an image."""
