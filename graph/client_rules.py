@@ -17,9 +17,10 @@ from typing import Any, Final
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import InputError
-from gems.graph.context import GemsContext, fault_of, open_settings, refuse_unknown
+from gems.graph.context import GemsContext, fault_of, open_settings, refuse_unknown, similar_setting
 from gems.graph.context_schemas import TrustedContext, client_schema
 from gems.json_text import parse_json
+from gems.nodes.resources import check_names
 from gems.secrets import holds_secret, is_secret_name, one_line
 
 __all__ = ["SETTINGS", "TRUST", "ClientRules", "rules_from_environment"]
@@ -106,7 +107,7 @@ class ClientRules:
         for name in settings:
             if name in GemsContext.model_fields and name not in self.names:
                 raise InputError(self._refusal(name))
-            if is_ours:
+            if is_ours or (name not in self.names and similar_setting(name, self.names)):
                 refuse_unknown(name, self.names)
         try:
             self.schema(**{name: value for name, value in settings.items() if name in self.names})
@@ -131,6 +132,7 @@ def rules_from_environment() -> ClientRules:
     location = os.environ.get(SETTINGS, "")
     try:
         settings = GemsContext.exactly(_content_of(Path(location).expanduser()) if location else {})
+        check_names(settings)
     except InputError as error:
         raise InputError(f"{SETTINGS}={location}: {error}") from None
     trust = os.environ.get(TRUST, "").strip().lower()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -38,6 +38,7 @@ __all__ = [
     "Role",
     "fault_of",
     "open_settings",
+    "refuse_misspelt",
     "refuse_unknown",
     "similar_setting",
 ]
@@ -70,7 +71,19 @@ def _model(option: str) -> OperatorOnly:
 _LIMIT: Final = OperatorOnly("memory_limit to build_graph(settings=...)", applies=lambda limit: limit != MEMORY_LIMIT)
 
 
-class GemsContext(BaseModel):
+class _Spelled(BaseModel):
+    """Refuses a misspelt setting that a program gives to ``GemsContext(...)``."""
+
+    if not TYPE_CHECKING:  # type checkers know the fields, and the types of their values
+
+        def __new__(cls, *_: object, **values: Any) -> Self:
+            # Not __init__, which pydantic calls for a parent's own fields too.
+            if cls is GemsContext:
+                refuse_misspelt(values)
+            return super().__new__(cls)
+
+
+class GemsContext(_Spelled):
     """The settings of one run. Models are given by name; ``build_graph`` takes live objects instead.
 
     Addresses, keys, folders and code count on the command line, in ``build_graph(settings=...)`` and in a context made
@@ -331,8 +344,15 @@ def open_settings() -> list[str]:
 
 
 def similar_setting(name: object, names: Collection[str]) -> str | None:
-    """The setting that an unknown name resembles, as a misspelling does."""
-    return next(iter(difflib.get_close_matches(str(name), names, n=1, cutoff=0.85)), None)
+    """The setting that an unknown name resembles, as a misspelling or another style (``maxRounds``) does."""
+    plain_names = {_plain(setting): setting for setting in names}
+    matches = difflib.get_close_matches(_plain(name), plain_names, n=1, cutoff=0.85)
+    return plain_names[matches[0]] if matches else None
+
+
+def _plain(name: object) -> str:
+    """A name without the differences between styles of writing."""
+    return "".join(character for character in str(name).lower() if character.isalnum())
 
 
 def refuse_unknown(name: object, names: Collection[str]) -> None:
@@ -345,6 +365,17 @@ def refuse_unknown(name: object, names: Collection[str]) -> None:
         similar = similar_setting(name, names)
         advice = f"did you mean {similar!r}?" if similar else f"choose from: {', '.join(names)}"
         raise InputError(f"unknown setting {name!r}: {advice}")
+
+
+def refuse_misspelt(names: Iterable[object]) -> None:
+    """Refuse names that resemble a setting. Others may belong to other parts of a program.
+
+    Raises:
+        InputError: A name is no setting, and resembles one.
+    """
+    for name in names:
+        if name not in GemsContext.model_fields and similar_setting(name, GemsContext.model_fields):
+            refuse_unknown(name, GemsContext.model_fields)
 
 
 def fault_of(error: ValidationError) -> str:

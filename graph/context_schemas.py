@@ -13,7 +13,7 @@ from langchain_core.runnables.config import var_child_runnable_config
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from gems.errors import InputError
-from gems.graph.context import GemsContext, fault_of, refuse_unknown, similar_setting
+from gems.graph.context import GemsContext, fault_of, refuse_misspelt
 
 __all__ = ["RunContext", "TrustedContext", "client_schema"]
 
@@ -27,11 +27,13 @@ class RunContext(GemsContext):
     model_config = ConfigDict(title="GemsContext")
 
     def __init__(self, **values: Any) -> None:
-        fields = GemsContext.model_fields
-        for name in () if _in_a_node() else values:
-            # Only what resembles a setting: a program may share its context with other graphs.
-            if name not in fields and similar_setting(name, fields):
-                refuse_unknown(name, fields)
+        if "gems" in values:
+            own = GemsContext.resolve(values)
+            super().__init__(**{name: getattr(own, name) for name in own.model_fields_set})
+            self._authority = own.authority
+            return
+        if not _in_a_node():
+            refuse_misspelt(values)
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -14,7 +14,7 @@ from langgraph.store.base import BaseStore
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
 from gems.memory.image_store import ImageStore
-from gems.nodes.resources import Resources
+from gems.nodes.resources import Resources, check_names
 
 __all__ = ["check_checkpointer", "resources_of"]
 
@@ -133,6 +133,7 @@ def _fixed_settings(
     if names:
         fields = {name: getattr(context, name) for name in context.model_fields_set}
         context = GemsContext.exactly({**fields, **names}).with_authority(context.authority)
+    check_names(context)
     return context.as_operator()
 
 

@@ -19,7 +19,7 @@ from langchain_core.embeddings import Embeddings
 from gems.errors import BackendError, InputError
 from gems.models.local_weights import load_now, without_bars
 
-__all__ = ["CachedEmbedder", "MiniLM", "embedder_fingerprint", "init_embedder"]
+__all__ = ["CachedEmbedder", "MiniLM", "check_embedder_name", "embedder_fingerprint", "init_embedder"]
 
 _MINILM_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MAX_TOKENS: Final = 256
@@ -28,6 +28,20 @@ _BATCH: Final = 32
 """Texts that MiniLM embeds at a time."""
 _CACHE_SIZE: Final = 2048
 """Texts whose vectors are kept: 6 MB with MiniLM, 50 MB with the longest common vectors (3,072 numbers)."""
+
+
+_FORMS: Final = 'use "minilm" or PROVIDER:MODEL, such as openai:text-embedding-3-small'
+
+
+def check_embedder_name(name: str) -> None:
+    """Check the form of an embedder's name. Nothing is loaded or contacted.
+
+    Raises:
+        InputError: No embedder can have this name.
+    """
+    provider, _, model = name.partition(":")
+    if name != "minilm" and not (provider and model):
+        raise InputError(f"unknown embedder {name!r}; {_FORMS}")
 
 
 @cache
@@ -47,10 +61,7 @@ def init_embedder(name: str = "minilm") -> Embeddings:
         return CachedEmbedder(init_embeddings(name))
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f'cannot use the embedder {name!r}: {reason}; use "minilm" or PROVIDER:MODEL, such as '
-            "openai:text-embedding-3-small"
-        ) from error
+        raise InputError(f"cannot use the embedder {name!r}: {reason}; {_FORMS}") from error
 
 
 def embedder_fingerprint(embedder: Embeddings) -> str:

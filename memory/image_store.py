@@ -350,12 +350,15 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def encode_png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
-    """An image as a PNG with one text chunk per entry. Equal arguments give equal bytes."""
+    """An image as a PNG with one text chunk per entry. Equal arguments give equal bytes.
+
+    Nothing else of what came with the image is kept: a colour profile can hold anything.
+    """
     chunks = PngImagePlugin.PngInfo()
     for key, text in metadata.items():
         chunks.add_itxt(key, text) if not text.isascii() else chunks.add_text(key, text)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=chunks, **_COMPRESSION)
+    image.save(buffer, "PNG", pnginfo=chunks, icc_profile=None, **_COMPRESSION)
     return buffer.getvalue()
 
 

@@ -17,20 +17,27 @@ from langgraph.store.base import BaseStore
 from gems.errors import BackendError
 from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import GemsState, Kind
-from gems.memory.embedder import init_embedder
+from gems.memory.embedder import check_embedder_name, init_embedder
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import memory_location, open_store
 from gems.models.chat_options import check_chat_options
 from gems.models.generators import ImageGenerator, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
-from gems.models.registry import init_image_generator, init_inspector, init_mllm
+from gems.models.registry import (
+    check_chat_name,
+    check_generator_name,
+    check_inspector_name,
+    init_image_generator,
+    init_inspector,
+    init_mllm,
+)
 from gems.options import ChatOptions, RoleOptions
 from gems.skills.catalogue import offer, suits
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
 from gems.skills.snapshots import skills_in, take_snapshot
 
-__all__ = ["Node", "Resources", "check_options", "user_store"]
+__all__ = ["Node", "Resources", "check_names", "check_options", "user_store"]
 
 
 class Node(Protocol):
@@ -161,6 +168,24 @@ class Resources:
     def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:
         """The skills of a run's snapshot, by name."""
         return skills_in(snapshot, lambda: self.skills(context).skills)
+
+
+def check_names(settings: GemsContext) -> None:
+    """Check the names of models that these settings give, without loading or contacting anything.
+
+    Raises:
+        InputError: No model can have one of the names.
+    """
+    names = {name: getattr(settings, name) for name in settings.model_fields_set}
+    for role in ("mllm", *ROLES):
+        if names.get(role):
+            check_chat_name(names[role], settings.options_of(role))
+    if "generator" in names:
+        check_generator_name(settings.generator)
+    if "embedder" in names:
+        check_embedder_name(settings.embedder)
+    for inspector in names.get("inspectors", ()):
+        check_inspector_name(inspector)
 
 
 def check_options(context: GemsContext, *, on_this_machine: bool = True) -> None:

@@ -148,7 +148,7 @@ def held_alone(lock: Path, refusal: str) -> Iterator[None]:
         refusal: What is said if another process of this machine holds it.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or the file system has no locks.
     """
     from filelock import FileLock, Timeout  # imports asyncio, and most commands lock nothing
 
@@ -157,6 +157,11 @@ def held_alone(lock: Path, refusal: str) -> Iterator[None]:
         own_lock.acquire(timeout=0)
     except Timeout:
         raise InputError(refusal) from None
+    except OSError as error:
+        raise InputError(
+            f"cannot lock {lock} ({error.strerror}): without a lock, two processes could do the same work twice; use a "
+            "folder on a file system that has locks, such as this machine's own disk"
+        ) from error
     try:
         yield
     finally:

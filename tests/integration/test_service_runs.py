@@ -19,6 +19,7 @@ from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Prices
 from gems.serve.admission import Submission
+from gems.serve.deletion import Deletion
 from gems.serve.keys import Client, DayLimits
 from gems.serve.ledger import Run
 from gems.serve.refusals import BusyError, ConflictError, RefusedError, SpentError
@@ -344,6 +345,26 @@ def test_images_that_memory_refers_to_stay(tmp_path: Path) -> None:
         running.delete(run)
         assert len(image_files(tmp_path)) == count > 0
         assert running.ledger.page("ann", before=None, limit=9) == []
+
+
+def test_an_image_that_memory_begins_to_refer_to_during_a_deletion_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[set[str]] = []
+    with service(tmp_path) as running:
+        run = ended(running, running.submit(client(), EASY, settings()))
+        assert run.record is not None
+        images = {attempt.image.sha256 for attempt in run.record.attempts}
+
+        def remembered(deletion: Deletion, user: str) -> set[str]:
+            """The first look finds nothing; then another process, such as an import, stores a memory."""
+            looks.append(images if looks else set())
+            return looks[-1]
+
+        monkeypatch.setattr(Deletion, "_remembered_hashes", remembered)
+        running.delete(run)
+        assert len(looks) == 1 + len(images)
+        assert {path.stem for path in image_files(tmp_path)} == images
 
 
 def test_images_of_a_run_that_waits_stay(tmp_path: Path) -> None:

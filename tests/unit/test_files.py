@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import resource
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gems.files import append_whole, atomic_replacement, write_atomically
+from gems.errors import InputError
+from gems.files import append_whole, atomic_replacement, held_alone, write_atomically
 from gems.memory.image_store import ImageStore
 
 _KILLED = """
@@ -116,3 +118,15 @@ def test_the_drafts_of_images_go_too(tmp_path: Path) -> None:
     ImageStore(tmp_path / "images").put(image, {})
     assert path.exists()
     assert not draft.exists()
+
+
+def test_a_lock_that_cannot_be_held_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")  # some network file systems
+
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"cannot lock .*link"), held_alone(tmp_path / "link", "another process"):
+        pass
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(InputError, match="No locks available"), held_alone(tmp_path / "lock", "another process"):
+        pass

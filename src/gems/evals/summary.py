@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -51,11 +52,17 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     write_atomically(out / "report.html", page.encode())
 
 
+def _as_markdown(value: object) -> object:
+    """A value whose text opens no column, link, image or tag: errors come from servers, skills from files."""
+    return re.sub(r"[|\[<&]", lambda special: f"&#{ord(special[0])};", value) if isinstance(value, str) else value
+
+
 @cache
 def _templates(*, html: bool = False) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=html,  # noqa: S701  # Markdown cannot run scripts; the page is escaped
+        autoescape=html,  # noqa: S701  # Markdown has other special characters
+        finalize=None if html else _as_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

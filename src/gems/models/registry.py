@@ -17,7 +17,18 @@ from gems.models.generators import ImageGenerator
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.options import ChatOptions, GeneratorOptions
 
-__all__ = ["CHAT_FORMS", "FORMS", "POCKET", "init_image_generator", "init_inspector", "init_mllm", "model_fingerprint"]
+__all__ = [
+    "CHAT_FORMS",
+    "FORMS",
+    "POCKET",
+    "check_chat_name",
+    "check_generator_name",
+    "check_inspector_name",
+    "init_image_generator",
+    "init_inspector",
+    "init_mllm",
+    "model_fingerprint",
+]
 
 CHAT_FORMS: Final = (
     "pocket, transformers:FOLDER_OR_REPO[@REVISION], python:MODULE:FACTORY, or PROVIDER:MODEL such as openai:gpt-5"
@@ -36,8 +47,50 @@ POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
 _GENERATOR_MEMBERS: Final = ("name", "fingerprint", "edits", "generate")
 """The members of ``ImageGenerator``."""
 
+_SERVERS: Final = ("openai", "http", "https", "comfyui")
+"""Kinds of image generators behind HTTP."""
+
 _CHAT_DEFAULTS: Final = ChatOptions()
 _GENERATOR_DEFAULTS: Final = GeneratorOptions()
+
+
+def check_chat_name(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> None:
+    """Check the form of a chat model's name. Nothing is imported for it, loaded or contacted.
+
+    Raises:
+        InputError: No chat model can have this name.
+    """
+    kind, _, model = name.partition(":")
+    if name == "pocket" or is_code(name) or (kind in ("transformers", "openai") and model) or options.base_url:
+        return
+    from gems.models.servers.providers import is_of_provider
+
+    if not is_of_provider(name):
+        raise InputError(
+            f"unknown chat model {name!r}; give {CHAT_FORMS}; for a model of a server of your own, openai:MODEL with "
+            "base_url in the chat options"
+        )
+
+
+def check_generator_name(name: str) -> None:
+    """Check the form of an image generator's name, as ``check_chat_name`` does.
+
+    Raises:
+        InputError: No image generator can have this name.
+    """
+    kind, _, where = name.partition(":")
+    if name not in POCKET and not is_code(name) and not (kind in ("diffusers", *_SERVERS) and where):
+        raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+
+
+def check_inspector_name(name: str) -> None:
+    """Check an inspector's name.
+
+    Raises:
+        InputError: The name is unknown.
+    """
+    if name not in INSPECTORS:
+        raise InputError(f"unknown inspector {name!r}; choose from: {', '.join(INSPECTORS)}")
 
 
 def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Authority = NO_AUTHORITY) -> BaseChatModel:
@@ -114,6 +167,7 @@ def init_image_generator(
 
 @cache
 def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -> ImageGenerator:
+    check_generator_name(name)
     kind, _, where = name.partition(":")
     if name in POCKET:
         from gems.models.diffusers.backend import DiffusersGenerator
@@ -121,25 +175,23 @@ def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -
 
         folder = weights_folder(POCKET[name])
         return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
-    if kind == "diffusers" and where:
+    if kind == "diffusers":
         from gems.models.diffusers.backend import DiffusersGenerator
 
         return DiffusersGenerator(where, name=name, options=options, may_download=may_download)
-    if kind == "openai" and where:
+    if kind == "openai":
         from gems.models.servers.openai_images import OpenAIImages
 
         return OpenAIImages(where, name=name, options=options)
-    if kind in ("http", "https") and where:
+    if kind in ("http", "https"):
         from gems.models.servers.openai_images import PlainImages
 
         return PlainImages(where if "://" in where else name, name=name, options=options)
-    if kind == "comfyui" and where:
+    if kind == "comfyui":
         from gems.models.servers.comfyui import ComfyUIImages
 
         return ComfyUIImages(where, name=name, options=options)
-    if is_code(name):
-        return _own_generator(name, options)
-    raise InputError(f"unknown image generator {name!r}; give {FORMS}")
+    return _own_generator(name, options)
 
 
 def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
@@ -158,8 +210,7 @@ def init_inspector(name: str) -> Inspector | None:
     Raises:
         InputError: The name is unknown.
     """
-    if name not in INSPECTORS:
-        raise InputError(f"unknown inspector {name!r}; choose from: {', '.join(INSPECTORS)}")
+    check_inspector_name(name)
     try:
         from gems.models.ocr import OcrInspector
     except ImportError:

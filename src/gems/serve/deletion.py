@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -108,7 +109,13 @@ class Deletion:
         """Remove images by their hashes: the store may have moved since their addresses were recorded."""
         store = self._images(user)
         for ref in refs:
-            store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}))
+            is_needed = partial(self._is_needed, user, ref.sha256)
+            store.remove(ref.model_copy(update={"uri": store.address(ref.sha256)}), is_needed)
+
+    def _is_needed(self, user: str, sha256: str) -> bool:
+        """Whether a user's runs or memory have begun to refer to an image."""
+        # In this order: a run that ends meanwhile is in the one or in the other.
+        return sha256 in self._unfinished_hashes(user) or sha256 in self._remembered_hashes(user)
 
     def _unfinished_hashes(self, user: str) -> set[str]:
         """The images of a user's runs that have not ended."""

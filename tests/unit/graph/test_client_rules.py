@@ -39,6 +39,7 @@ def test_the_operator_fixes_settings_in_a_file(
     [
         ("max_round = 2", "unknown setting 'max_round': did you mean 'max_rounds'"),
         ("max_rounds = 0", "the setting max_rounds is 0"),
+        ('mllm = "nope"', "unknown chat model 'nope'"),
         ("max_rounds", "is no TOML"),
         (None, "cannot be read"),
     ],
@@ -82,3 +83,12 @@ def test_the_graph_itself_takes_nothing_else(tmp_path: Path) -> None:
 def test_requests_without_settings_pass() -> None:
     for request in (None, [], "x", 3, {"input": {"context": {"mllm": "x"}}}, {"context": None}, {"context": "x"}):
         ClientRules(GemsContext()).check(request)
+
+
+@pytest.mark.parametrize("place", ["context", "configurable"])
+@pytest.mark.parametrize("slip", ["Seed", "max_round", "maxRounds"])
+def test_a_misspelt_setting_of_a_client_is_refused_wherever_it_stands(place: str, slip: str) -> None:
+    rules = ClientRules(GemsContext())
+    with pytest.raises(InputError, match=f"unknown setting '{slip}': did you mean"):
+        rules.check({place: {slip: 3}})
+    rules.check({"configurable": {"thread_id": "t", "user_id": "u", "assistant_id": "a", "tenant": "x"}})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, make_dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ def test_one_missing_requirement_drags_the_score_down() -> None:
     assert score_verdicts([sure, sure, sure, verdict("no", 1.0)]) < 0.2
 
 
-SLIPS = ["max_round", "candidate", "generater"]
+SLIPS = ["max_round", "candidate", "generater", "Seed", "maxRounds", "MAX_ROUNDS"]
 NEAR_NAMES = ["users", "seeds", "image_url", "images_urls", "plans", "budgets", "skill", "reviews", "memorys", "Seed"]
 
 
@@ -60,9 +61,21 @@ def test_a_misspelt_setting_is_refused_where_all_names_are_ours(slip: str) -> No
     with pytest.raises(InputError, match=expected):
         GemsContext.exactly({slip: 1})
     with pytest.raises(InputError, match=expected):
-        GemsContext.resolve({"gems": {slip: 1}})
+        GemsContext(**{slip: 1})  # type: ignore[arg-type]
     with pytest.raises(InputError, match=expected):
-        build_graph().invoke({"prompt": "two red cars"}, context={slip: 1})  # type: ignore[arg-type]
+        GemsContext.resolve({"gems": {slip: 1}})
+    for context in ({slip: 1}, {"gems": {slip: 1}}):
+        with pytest.raises(InputError, match=expected):
+            build_graph().invoke({"prompt": "two red cars"}, context=context)  # type: ignore[arg-type]
+
+
+def test_settings_under_gems_count_in_a_run_of_its_own(tmp_path: Path) -> None:
+    own = GemsContext(seed=3, images_url=str(tmp_path)).as_operator()
+    settings: Any = {"memory": False, "plan": False, "skills": False, "budget": {"images": 1}}
+    result = build_graph(settings=settings).invoke({"prompt": "two red cars"}, context={"seed": "mine", "gems": own})  # type: ignore[arg-type]
+    assert result["attempts"][0].seed == 3
+    assert result["image"]
+    assert result["image"].uri.startswith(tmp_path.as_uri())
 
 
 @dataclass(slots=True)

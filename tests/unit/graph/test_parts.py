@@ -91,6 +91,13 @@ def test_a_named_role_is_not_called_at_an_address_of_the_context(own_models: Mod
         ({"settings": {"nonsense": 1}}, "unknown setting 'nonsense': choose from"),
         ({"checkpointer": "runs.sqlite"}, "checkpointer is of type str; give a LangGraph checkpointer"),
         ({"mllm": ""}, "the setting mllm: String should have at least 1 character"),
+        ({"mllm": "nope"}, "unknown chat model 'nope'; give pocket, "),
+        ({"verifier": "nope:gpt-5"}, "unknown chat model 'nope:gpt-5'"),
+        ({"settings": {"refiner": "transformers:"}}, "unknown chat model 'transformers:'"),
+        ({"generator": "nope"}, "unknown image generator 'nope'; give pocket, "),
+        ({"generator": "diffusers:"}, "unknown image generator 'diffusers:'"),
+        ({"embedder": "nope"}, "unknown embedder 'nope'; use"),
+        ({"inspectors": "nope"}, "unknown inspector 'nope'; choose from: ocr"),
         ({"mllm": "pocket", "settings": {"mllm": "pocket"}}, "mllm is given twice"),
         ({"store": InMemoryStore(), "settings": {"memory_url": "m"}}, "memory_url is given twice"),
         ({"generator": PaintGenerator(), "settings": GemsContext(generator="pocket")}, "generator is given twice"),
@@ -101,6 +108,12 @@ def test_what_cannot_be_used_is_refused_when_the_graph_is_built(arguments: Any, 
         build_graph(**arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gpt-5", "anthropic:claude-x", "openai:any", "transformers:a/b", "python:own:chat"])
+def test_a_name_that_some_model_has_is_taken_without_loading_it(name: str) -> None:
+    build_graph(mllm=name)
+    build_graph(mllm="a-servers/model", settings={"chat_options": {"base_url": "http://127.0.0.1:9/v1"}})
 
 
 def test_a_tool_is_made_of_a_graph(own_models: ModuleType) -> None:

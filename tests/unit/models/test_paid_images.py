@@ -13,11 +13,14 @@ from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.registry import init_image_generator
+from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
 
 
@@ -284,3 +287,32 @@ def test_an_answer_that_is_no_http_is_paid_once(address: str) -> None:
     result = _draw(address, GOOD, "openai")
     assert "its answer is no valid HTTP (illegal header line" in str(result)
     assert _Handler.drawn == 1
+
+
+def _file(kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (9, 99, 200)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_nothing_but_the_pixels_of_a_servers_file_is_kept(kind: str) -> None:
+    text, exif = PngInfo(), Image.Exif()
+    text.add_text("parameters", "somebody's words", zip=True)
+    exif[0x010E] = "somebody's words"
+    extra: dict[str, Any] = {"PNG": {"pnginfo": text, "transparency": (9, 99, 200)}, "JPEG": {"comment": b"words"}}
+    data = _file(kind, exif=exif, icc_profile=b"somebody's words", **extra.get(kind, {}))
+    if kind == "PNG":  # the only colour of the picture stands for nothing
+        with pytest.raises(BackendError, match="transparent everywhere"):
+            decode_image(data, "a server")
+        data = _file(kind, exif=exif, icc_profile=b"somebody's words", pnginfo=text, transparency=(1, 2, 3))
+    stored = encode_png(decode_image(data, "a server"), {"ours": "kept"})
+    assert chunk_names(stored) == [b"IHDR", b"tEXt", b"IDAT", b"IEND"]
+
+
+def chunk_names(png: bytes) -> list[bytes]:
+    names, start = [], 8
+    while start < len(png):
+        names.append(png[start + 4 : start + 8])
+        start += 12 + int.from_bytes(png[start : start + 4])
+    return names

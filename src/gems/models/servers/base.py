@@ -626,10 +626,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _visible(image: Image.Image, source: str) -> Image.Image:
     """The image in RGB, if there is anything to see."""
-    if image.mode == "RGB":  # `convert` would copy it
-        return image
     if "transparency" in image.info:  # one colour of a palette, or a grey or a colour, that stands for nothing
         image = image.convert("RGBA")
+    if image.mode == "RGB":  # `convert` would copy it
+        return image
     if "A" in image.mode and image.getchannel("A").getextrema() == (0, 0):
         raise BackendError(f"{source} sent an image that is transparent everywhere", retryable=False)
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255

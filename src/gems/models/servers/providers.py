@@ -23,7 +23,7 @@ from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import pause
 
-__all__ = ["init_provider_chat"]
+__all__ = ["init_provider_chat", "is_of_provider"]
 
 
 def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatModel:
@@ -54,6 +54,20 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = one_line(error)
         raise InputError(f"cannot use the chat model {name!r}: {reason}; give {forms}") from error
+
+
+def is_of_provider(name: str) -> bool:
+    """Whether LangChain knows a provider for a chat model's name.
+
+    It asks a function of LangChain that is not public; with a version that has none, every name passes.
+    """
+    from langchain.chat_models import base
+
+    try:
+        getattr(base, "_parse_model", lambda *_: None)(name, None)
+    except ValueError:
+        return False
+    return True
 
 
 def _openai(model: str, options: ChatOptions) -> BaseChatModel:
