@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gems.languages import Words, fold
@@ -11,6 +11,7 @@ from gems.reading import Reading, alike, negation_in, read
 
 __all__ = [
     "VAGUE",
+    "affirms",
     "contradicts",
     "is_copied",
     "is_free_of",
@@ -152,19 +153,20 @@ def _other_colours(words: Reading, text: Reading) -> bool:
     return bool(required and stated and not required & text.colours() and not stated & words.colours(affirmed))
 
 
-_EMPTY: Final = Words(
+_ABSENT: Final = Words(
     "no not without none never nobody nothing free empty desert* absent absence lack* missing devoid "
-    "clear only just solely "
-    "exclusively bare* bald* clean* plain* blank unoccupied uninhabited abandoned pristine untouched "
-    "alone lone* solitary "
-    "solo single pure* simple silent closed off instead minus zero un-peopled unpeopled vacant undisturbed unadorned "
-    "unmarked unbranded wordless textless cloudless leafless treeless sleeveless beardless strapless "
-    "faceless shirtless "
-    "hatless shoeless barefoot nude removed omitted avoid* exclud* omit* except smooth entirely "
-    "undecorated unlit dry hidden cropped out "
-    "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
+    "clear bare* bald* blank unoccupied uninhabited abandoned instead minus zero un-peopled unpeopled "
+    "vacant undisturbed unadorned unmarked unbranded wordless textless cloudless leafless treeless "
+    "sleeveless beardless strapless faceless shirtless hatless shoeless barefoot nude removed omitted "
+    "avoid* exclud* omit* except undecorated unlit untitled unlabeled unlabelled neither nor anywhere "
+    "uncovered"
 )
-"""English words with which a text says that something is absent."""
+"""English words that say that something is absent."""
+_ALONE: Final = Words(
+    "only just solely exclusively clean* plain* alone lone* solitary solo single pure* simple silent "
+    "smooth entirely minimal* dry pristine untouched uncluttered closed off hidden cropped out"
+)
+"""English words after which nothing else is there, or from which it follows that something is absent."""
 _FULL_OF: Final = re.compile(
     r"\b(?:with|including|featuring|full of|surrounded by|crowd\w*|packed|bustling|filled)\b", re.IGNORECASE
 )
@@ -180,10 +182,14 @@ _AFFIRMS: Final = re.compile(
 
 def is_free_of(text: Reading) -> bool:
     """Whether an English text says of anything that it is absent."""
-    return negation_in(text) or any(word in _EMPTY or _ABSENT.fullmatch(word) for word in text.words)
+    return negation_in(text) or any(word in _ALONE or _says_absent(word) for word in text.words)
 
 
-_ABSENT: Final = re.compile(r".{3,}(?:less|free)|un(?!der|it|iv|iq|if|ic|til|ion)\w{4,}")
+def _says_absent(word: str) -> bool:
+    return word in _ABSENT or bool(_ABSENT_BY_FORM.fullmatch(word))
+
+
+_ABSENT_BY_FORM: Final = re.compile(r".{3,}(?:less|free)|un(?!der|it|iv|iq|if|ic|til|ion)\w{4,}")
 """Words that say by their form that something is absent: cloudless, unbranded."""
 
 
@@ -196,6 +202,31 @@ def _opposite(words: Reading, text: Reading) -> bool:
     if same_language(words, text):
         return any(not unmatched(words, group, text) for group in words.negated)
     return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
+
+
+def affirms(text: Reading, thing: Sequence[str]) -> bool:
+    """Whether a text says that there is a thing; its last word names it, those before it say more of it."""
+    *more, name = thing
+    described = [word for word in more if not word.endswith("ing")]
+    return any(
+        not _is_negated_at(text, i) and all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described)
+        for i, word in enumerate(text.words)
+        if alike(name, word)
+    )
+
+
+_LONGEST_ENTRY: Final = 4
+"""Words up to which a clause may be an entry of a list: "free of cars, modern buildings and advertising"."""
+
+
+def _is_negated_at(text: Reading, index: int) -> bool:
+    clause = first = text.tokens[index].clause
+    while first and sum(token.clause == first for token in text.tokens) <= _LONGEST_ENTRY:
+        first -= 1
+    before = [i for i in text.negations if i < index and (first <= text.tokens[i].clause <= clause or index - i < 5)]
+    around = range(max(0, index - 8), min(len(text.words), index + 3))
+    near = [text.words[i] for i in around if first <= text.tokens[i].clause <= clause]
+    return bool(before) or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:

@@ -322,6 +322,7 @@ _SYNONYMS: Final = (
     "cat kitten tabby kitty", "shop store", "film movie", "cup mug", "jump leap", "run sprint", "watch observe",
     "ship boat vessel", "picture image", "yard garden", "fast quick rapid", "rain shower drizzle",
     "fog mist haze", "hill hillside", "mountain peak", "fall autumn", "ladybug ladybird",
+    "text lettering writing inscription caption wording",
 )  # fmt: skip
 """English words that a draft uses for one another."""
 _SUFFIX: Final = re.compile(r"(?:ies|ied|ing|ers|est|ed|es|er|en|ly|s|y|e)$")
