@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Final
 
+from gems.graph.state import Requirement
 from gems.languages import Words
 from gems.nodes.mapping_checks import affirms, is_free_of
 from gems.nodes.question_checks import Mapped
 from gems.reading import Reading, alike, read
 
-__all__ = ["absent_things", "is_denial", "is_drawn_though_absent", "is_ruled_out"]
+__all__ = ["absent_things", "is_denial", "is_drawn_though_absent", "is_ruled_out", "negative_prompt_for"]
+
+
+def negative_prompt_for(requirements: Iterable[Requirement]) -> str:
+    """What requirements ask to be absent, as image models read it: "people, price tags"; empty if they ask for none."""
+    things = [" ".join(thing) for r in requirements for thing in absent_things(Mapped("", r.question).asks)]
+    return ", ".join(dict.fromkeys(things))
 
 
 def is_denial(q: Mapped) -> bool:
