@@ -21,6 +21,7 @@ __all__ = [
     "other_colour",
     "quotation_in",
     "same_language",
+    "says_absent",
     "unmatched",
 ]
 
@@ -138,8 +139,9 @@ def contradicts(words: Reading, text: Reading) -> bool:
 
 def _other_numbers(words: Reading, text: Reading) -> bool:
     required = {n.value for n in words.numbers}
-    stated = {n.value for n in text.numbers if n.value > 1 and text.words[n.position] != "both"}
-    if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
+    counts = [n for n in text.numbers if not text.tokens[n.position].is_joined]
+    stated = {n.value for n in counts if n.value > 1 and text.words[n.position] != "both"}
+    if not required or not stated or required & text.values or any(word in VAGUE for word in words.words):
         return False
     total = sum(n.value for n in text.numbers)
     sums = {total, max(stated) * min(stated)} | ({total + 1} if "and" in text.words else set())  # "a grey one and two"
@@ -182,7 +184,12 @@ _AFFIRMS: Final = re.compile(
 
 def is_free_of(text: Reading) -> bool:
     """Whether an English text says of anything that it is absent."""
-    return negation_in(text) or any(word in _ALONE or _says_absent(word) for word in text.words)
+    return says_absent(text) or any(word in _ALONE for word in text.words)
+
+
+def says_absent(text: Reading) -> bool:
+    """Whether an English text says so in words that mean nothing else."""
+    return negation_in(text) or any(map(_says_absent, text.words))
 
 
 def _says_absent(word: str) -> bool:
@@ -215,6 +222,8 @@ def affirms(text: Reading, thing: Sequence[str]) -> bool:
     )
 
 
+_ABSENT_BEFORE: Final = Words("absent missing removed omitted gone none nowhere lacking excluded unworn")
+"""English words that say of what stands before them that it is absent."""
 _LONGEST_ENTRY: Final = 4
 """Words up to which a clause may be an entry of a list: "free of cars, modern buildings and advertising"."""
 
@@ -224,9 +233,10 @@ def _is_negated_at(text: Reading, index: int) -> bool:
     while first and sum(token.clause == first for token in text.tokens) <= _LONGEST_ENTRY:
         first -= 1
     before = [i for i in text.negations if i < index and (first <= text.tokens[i].clause <= clause or index - i < 5)]
-    around = range(max(0, index - 8), min(len(text.words), index + 3))
-    near = [text.words[i] for i in around if first <= text.tokens[i].clause <= clause]
-    return bool(before) or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
+    near = [text.words[i] for i in range(max(0, index - 8), index + 1) if first <= text.tokens[i].clause <= clause]
+    after = [text.words[i] for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
+    is_gone = any(word in _ABSENT_BEFORE for word in after) or after[1:2] == ["free"]
+    return bool(before) or is_gone or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
@@ -253,6 +263,8 @@ def _pairs(reading: Reading) -> list[tuple[int, int]]:
 
 def _noun_after(reading: Reading, index: int) -> int | None:
     """The thing that a number or colour is about; "black and white cat" has two colours of one thing."""
+    if reading.tokens[index].is_joined:
+        return index + 1  # "a six-panel comic"
     run, content = index + 1, set(reading.content)
     while run < len(reading.words) and (
         reading.words[run] in ("and", "or") or reading.language.colours_of(reading.words[run])
@@ -275,9 +287,15 @@ def _is_noun_like(reading: Reading, index: int) -> bool:
 def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
     """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
     places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
+    places = [i for i in places if not _is_modifier(text, i)] or places
     value = prompt.language.number(prompt.words[index])
     verdicts = [_differs(prompt, index, value, text, place) for place in places]
     return bool(verdicts) and all(verdicts)
+
+
+def _is_modifier(text: Reading, index: int) -> bool:
+    """Whether a word may only say what kind the next thing is of, as in "chili oil"."""
+    return index + 1 in text.content and not text.words[index].endswith("s")
 
 
 def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
@@ -288,11 +306,18 @@ def _differs(prompt: Reading, index: int, value: int | None, text: Reading, plac
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
     if value is not None:
-        stated = {n.value for n in text.numbers if n.position in before}
+        numbers = [n for n in text.numbers if n.position in before]
+        stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
+        stated -= {1} if _may_pick_one(text) else set()
         return bool(stated) and value not in stated and value != 1
     required = prompt.language.colours_of(prompt.words[index])
     colours = text.colours(before)
     return bool(colours) and not colours & required
+
+
+def _may_pick_one(text: Reading) -> bool:
+    """Whether "one" in a question may be one of several: "Does one man stand on the ladder?"."""
+    return text.text.endswith("?") and "exactly" not in text.words
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

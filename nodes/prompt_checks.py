@@ -336,7 +336,7 @@ def _is_drawn(wish: Reading, group: Sequence[int], text: Reading) -> bool:
     """Whether a draft has what the prompt negates, and nowhere wants."""
     name = wish.words[group[-1]]
     denials = sum(alike(name, wish.words[other[-1]]) for other in wish.negated)
-    is_wanted_too = sum(alike(name, word) for word in wish.words) > denials
+    is_wanted_too = sum(alike(name, word) for word in wish.words) > denials or "other" in wish.words[: group[0]][-2:]
     return not is_wanted_too and affirms(text, [wish.words[i] for i in group])
 
 

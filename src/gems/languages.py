@@ -53,6 +53,8 @@ class Language:
 
     def colours_of(self, word: str, *, shades: bool = False) -> frozenset[str]:
         """The colours that a word means; with ``shades``, those that it may mean."""
+        if self.name == "ar":
+            word = without_particle(word)
         tables = (self.colours, self.shades) if shades else (self.colours,)
         return frozenset(colour for table in tables for colour, words in table.items() if word in words)
 
