@@ -134,6 +134,11 @@ class Attempt(_Frozen):
     candidate: int = Field(ge=0, description="Index among the images of the same round.")
     strategy: Strategy = "plan"
     prompt: str
+    negative_prompt: str = Field(
+        default="",
+        exclude_if=lambda prompt: not prompt,
+        description="What the image model was told must not be there, if it takes that.",
+    )
     seed: int
     image: ImageRef
     edited_from: str = Field(default="", description="SHA-256 of the image that this one is an edit of, if it is one.")

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gems.languages import UNKNOWN, Words
-from gems.nodes.mapping_checks import is_free_of, locate, misplaced, quotation_in, same_language, unmatched
+from gems.nodes.absence import is_denial, is_drawn_though_absent, is_ruled_out
+from gems.nodes.mapping_checks import is_free_of, is_light, locate, misplaced, quotation_in, same_language, unmatched
 from gems.nodes.prompt_checks import Part, carried_by
 from gems.nodes.question_checks import Mapped, content_of, uncovered
 from gems.reading import Reading, read
@@ -38,8 +39,10 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
     asks, wish, text = q.asks, read(q.prompt), read(draft)
     if not all(_is_quoted_in(t, wish.text) or _is_quoted_in(t, text.text) for t in asks.quotations):
         return True
+    if is_ruled_out(q, questions):
+        return True
     mapped = frozenset[int]().union(*(other.places for other in questions))
-    if not _claim(q, wish, _asides(wish, parts)) <= mapped or _is_denial(asks):
+    if not _claim(q, wish, _asides(wish, parts)) <= mapped or is_denial(q) or is_free_of(asks):
         return False
     is_backed = (asks.values - {1}) & wish.values or asks.colours() & wish.colours()
     if misplaced(text, asks) and not is_backed:
@@ -109,7 +112,12 @@ def forgotten(prompt: str, draft: str, parts: Sequence[Part], questions: Iterabl
     """
     wish, text = read(prompt), read(draft)
     carriers = [places for places, _ in carried_by(wish, text, parts)]
-    return [q for q in questions if not _is_denial(q.asks) and _is_forgotten(q, wish, text, carriers)]
+    questions = list(questions)
+    return [
+        q
+        for q in questions
+        if (is_drawn_though_absent(q, questions, draft) if is_denial(q) else _is_forgotten(q, wish, text, carriers))
+    ]
 
 
 def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]) -> bool:
@@ -132,9 +140,11 @@ def _is_unaccounted(
     asks: Reading, own: frozenset[int], wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]
 ) -> bool:
     """Whether neither a question nor the words that it stands for are in the draft or its account."""
-    if not own or not carriers or own & frozenset[int]().union(*carriers) or not same_language(asks, text):
+    carried = frozenset[int]().union(*carriers)
+    open_ = [i for i in own if i not in carried and not is_light(wish, i)]
+    if not open_ or not carriers or not same_language(asks, text):
         return False
-    if same_language(wish, text) and len(unmatched(wish, own, text)) < len(own):
+    if same_language(wish, text) and len(unmatched(wish, open_, text)) < len(open_):
         return False
     content = content_of(asks)
     return len(unmatched(asks, content, text)) * 2 >= len(content) > 0
@@ -174,6 +184,9 @@ def _has_other_colour(asks: Reading, wish: Reading, places: frozenset[int], text
     colours = asks.colours(shades=False)
     if wish.language is not UNKNOWN:  # of which the colours are known
         colours &= wish.colours(places)
+    shades = asks.colours(unmatched(asks, asks.content, text))
+    if shades and wish.colours(places) and not shades & text.colours():
+        return True
     return not colours <= text.colours() or bool(not asks.numbers and misplaced(asks, text))
 
 
@@ -198,11 +211,6 @@ def left_out(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence
 
 
 # --- English questions ----------------------------------------------------------------------------------------------
-
-
-def _is_denial(asks: Reading) -> bool:
-    """Whether a question asks for something to be absent."""
-    return asks.is_negated or is_free_of(asks)
 
 
 _EXISTENCE: Final = re.compile(r"(?:is|are) there\b", re.IGNORECASE)
@@ -233,5 +241,5 @@ def _thing_from(asks: Reading, start: int) -> list[int]:
 
 _AFTER_A_THING: Final = Words(
     "in on at with of under over behind beside near from through across against into onto above below to for that "
-    "which who whose while and or between around inside outside next front top"
+    "which who whose while and or nor between around inside outside next front top"
 )

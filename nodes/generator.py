@@ -24,8 +24,10 @@ from gems.models.generators import (
     Step,
     StepCallback,
     is_reproducible,
+    takes_negative_prompts,
 )
 from gems.models.public_names import public_fingerprint, public_name
+from gems.nodes.absence import negative_prompt_for
 from gems.nodes.meter import Stopwatch
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -74,11 +76,11 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     if base is not None:
         png = images.read(base.image)
         edit = edit_of(base, all_asked(state), Image.open(io.BytesIO(png)))
-    requests = _requests(state, context, round_, edit)
+    backend = resources.generator(context)
+    requests = _requests(state, context, backend, round_, edit)
     if not requests:
         return GemsState(outcome="budget")
 
-    backend = resources.generator(context)
     results = backend.generate(requests, on_step=_step_reporter(runtime, round_))
     errors = [result for result in results if isinstance(result, BackendError)]
     if len(errors) == len(results):
@@ -109,7 +111,9 @@ def _notes(backend: ImageGenerator, results: Sequence[GeneratedImage | BackendEr
     return [line for line in lines if line not in state.get("errors", ())]
 
 
-def _requests(state: GemsState, context: GemsContext, round_: int, edit: Edit | None) -> list[ImageRequest]:
+def _requests(
+    state: GemsState, context: GemsContext, backend: ImageGenerator, round_: int, edit: Edit | None
+) -> list[ImageRequest]:
     """The round's images, as many of them as the budget still allows."""
     sizes = range(context.candidates, 0, -1)
     count = next((n for n in sizes if not context.budget.exhausted(state["usage"], images=n)), 0)
@@ -117,7 +121,8 @@ def _requests(state: GemsState, context: GemsContext, round_: int, edit: Edit | 
         seed_of_attempt(state["seed"], round_=round_, candidates=context.candidates, candidate=candidate)
         for candidate in range(count)
     ]
-    return [ImageRequest(state["draft"], seed, edit) for seed in seeds]
+    absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(backend) else ""
+    return [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
 
 
 def _step_reporter(runtime: Runtime[GemsContext], round_: int) -> StepCallback:
@@ -165,6 +170,7 @@ def _file_image(
         candidate=candidate,
         strategy=state["strategy"],
         prompt=result.request.prompt,
+        negative_prompt=result.request.negative_prompt,
         seed=seed,
         image=ref,
         edited_from=base_hash,
@@ -193,10 +199,14 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
         "model": model,
         "model_hash": model_hash,
     }
+    negative = ""
+    if request.negative_prompt:
+        record["negative_prompt"] = request.negative_prompt
+        negative = f"\nNegative prompt: {request.negative_prompt}"
     if request.edit is not None:
         record["edit"] = {"from": edited_from, "keep": request.edit.keep, "fix": request.edit.fix}
     return {
-        "parameters": f"{request.prompt}\nSeed: {request.seed}, Model: {model}, "
+        "parameters": f"{request.prompt}{negative}\nSeed: {request.seed}, Model: {model}, "
         f"Model hash: {model_hash[:10]}, Version: GEMS",
         "gems": json.dumps(record, sort_keys=True),
     }

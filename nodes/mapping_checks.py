@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gems.languages import Words, fold
@@ -11,6 +11,7 @@ from gems.reading import Reading, alike, negation_in, read
 
 __all__ = [
     "VAGUE",
+    "affirms",
     "contradicts",
     "is_copied",
     "is_free_of",
@@ -20,6 +21,7 @@ __all__ = [
     "other_colour",
     "quotation_in",
     "same_language",
+    "says_absent",
     "unmatched",
 ]
 
@@ -137,8 +139,9 @@ def contradicts(words: Reading, text: Reading) -> bool:
 
 def _other_numbers(words: Reading, text: Reading) -> bool:
     required = {n.value for n in words.numbers}
-    stated = {n.value for n in text.numbers if n.value > 1 and text.words[n.position] != "both"}
-    if not required or not stated or required & stated or any(word in VAGUE for word in words.words):
+    counts = [n for n in text.numbers if not text.tokens[n.position].is_joined]
+    stated = {n.value for n in counts if n.value > 1 and text.words[n.position] != "both"}
+    if not required or not stated or required & text.values or any(word in VAGUE for word in words.words):
         return False
     total = sum(n.value for n in text.numbers)
     sums = {total, max(stated) * min(stated)} | ({total + 1} if "and" in text.words else set())  # "a grey one and two"
@@ -152,19 +155,20 @@ def _other_colours(words: Reading, text: Reading) -> bool:
     return bool(required and stated and not required & text.colours() and not stated & words.colours(affirmed))
 
 
-_EMPTY: Final = Words(
+_ABSENT: Final = Words(
     "no not without none never nobody nothing free empty desert* absent absence lack* missing devoid "
-    "clear only just solely "
-    "exclusively bare* bald* clean* plain* blank unoccupied uninhabited abandoned pristine untouched "
-    "alone lone* solitary "
-    "solo single pure* simple silent closed off instead minus zero un-peopled unpeopled vacant undisturbed unadorned "
-    "unmarked unbranded wordless textless cloudless leafless treeless sleeveless beardless strapless "
-    "faceless shirtless "
-    "hatless shoeless barefoot nude removed omitted avoid* exclud* omit* except smooth entirely "
-    "undecorated unlit dry hidden cropped out "
-    "uncluttered minimal* untitled unlabeled unlabelled neither nor anywhere uncovered"
+    "clear bare* bald* blank unoccupied uninhabited abandoned instead minus zero un-peopled unpeopled "
+    "vacant undisturbed unadorned unmarked unbranded wordless textless cloudless leafless treeless "
+    "sleeveless beardless strapless faceless shirtless hatless shoeless barefoot nude removed omitted "
+    "avoid* exclud* omit* except undecorated unlit untitled unlabeled unlabelled neither nor anywhere "
+    "uncovered"
 )
-"""English words with which a text says that something is absent."""
+"""English words that say that something is absent."""
+_ALONE: Final = Words(
+    "only just solely exclusively clean* plain* alone lone* solitary solo single pure* simple silent "
+    "smooth entirely minimal* dry pristine untouched uncluttered closed off hidden cropped out"
+)
+"""English words after which nothing else is there, or from which it follows that something is absent."""
 _FULL_OF: Final = re.compile(
     r"\b(?:with|including|featuring|full of|surrounded by|crowd\w*|packed|bustling|filled)\b", re.IGNORECASE
 )
@@ -180,10 +184,19 @@ _AFFIRMS: Final = re.compile(
 
 def is_free_of(text: Reading) -> bool:
     """Whether an English text says of anything that it is absent."""
-    return negation_in(text) or any(word in _EMPTY or _ABSENT.fullmatch(word) for word in text.words)
+    return says_absent(text) or any(word in _ALONE for word in text.words)
 
 
-_ABSENT: Final = re.compile(r".{3,}(?:less|free)|un(?!der|it|iv|iq|if|ic|til|ion)\w{4,}")
+def says_absent(text: Reading) -> bool:
+    """Whether an English text says so in words that mean nothing else."""
+    return negation_in(text) or any(map(_says_absent, text.words))
+
+
+def _says_absent(word: str) -> bool:
+    return word in _ABSENT or bool(_ABSENT_BY_FORM.fullmatch(word))
+
+
+_ABSENT_BY_FORM: Final = re.compile(r".{3,}(?:less|free)|un(?!der|it|iv|iq|if|ic|til|ion)\w{4,}")
 """Words that say by their form that something is absent: cloudless, unbranded."""
 
 
@@ -196,6 +209,34 @@ def _opposite(words: Reading, text: Reading) -> bool:
     if same_language(words, text):
         return any(not unmatched(words, group, text) for group in words.negated)
     return text.language.name == "en" and bool(_AFFIRMS.search(text.text))
+
+
+def affirms(text: Reading, thing: Sequence[str]) -> bool:
+    """Whether a text says that there is a thing; its last word names it, those before it say more of it."""
+    *more, name = thing
+    described = [word for word in more if not word.endswith("ing")]
+    return any(
+        not _is_negated_at(text, i) and all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described)
+        for i, word in enumerate(text.words)
+        if alike(name, word)
+    )
+
+
+_ABSENT_BEFORE: Final = Words("absent missing removed omitted gone none nowhere lacking excluded unworn")
+"""English words that say of what stands before them that it is absent."""
+_LONGEST_ENTRY: Final = 4
+"""Words up to which a clause may be an entry of a list: "free of cars, modern buildings and advertising"."""
+
+
+def _is_negated_at(text: Reading, index: int) -> bool:
+    clause = first = text.tokens[index].clause
+    while first and sum(token.clause == first for token in text.tokens) <= _LONGEST_ENTRY:
+        first -= 1
+    before = [i for i in text.negations if i < index and (first <= text.tokens[i].clause <= clause or index - i < 5)]
+    near = [text.words[i] for i in range(max(0, index - 8), index + 1) if first <= text.tokens[i].clause <= clause]
+    after = [text.words[i] for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
+    is_gone = any(word in _ABSENT_BEFORE for word in after) or after[1:2] == ["free"]
+    return bool(before) or is_gone or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
@@ -222,6 +263,8 @@ def _pairs(reading: Reading) -> list[tuple[int, int]]:
 
 def _noun_after(reading: Reading, index: int) -> int | None:
     """The thing that a number or colour is about; "black and white cat" has two colours of one thing."""
+    if reading.tokens[index].is_joined:
+        return index + 1  # "a six-panel comic"
     run, content = index + 1, set(reading.content)
     while run < len(reading.words) and (
         reading.words[run] in ("and", "or") or reading.language.colours_of(reading.words[run])
@@ -244,9 +287,15 @@ def _is_noun_like(reading: Reading, index: int) -> bool:
 def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
     """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
     places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
+    places = [i for i in places if not _is_modifier(text, i)] or places
     value = prompt.language.number(prompt.words[index])
     verdicts = [_differs(prompt, index, value, text, place) for place in places]
     return bool(verdicts) and all(verdicts)
+
+
+def _is_modifier(text: Reading, index: int) -> bool:
+    """Whether a word may only say what kind the next thing is of, as in "chili oil"."""
+    return index + 1 in text.content and not text.words[index].endswith("s")
 
 
 def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
@@ -257,11 +306,18 @@ def _differs(prompt: Reading, index: int, value: int | None, text: Reading, plac
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
     if value is not None:
-        stated = {n.value for n in text.numbers if n.position in before}
+        numbers = [n for n in text.numbers if n.position in before]
+        stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
+        stated -= {1} if _may_pick_one(text) else set()
         return bool(stated) and value not in stated and value != 1
     required = prompt.language.colours_of(prompt.words[index])
     colours = text.colours(before)
     return bool(colours) and not colours & required
+
+
+def _may_pick_one(text: Reading) -> bool:
+    """Whether "one" in a question may be one of several: "Does one man stand on the ladder?"."""
+    return text.text.endswith("?") and "exactly" not in text.words
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

@@ -20,6 +20,7 @@ from gems.models.lenient import Form, Item, Note, items_of
 from gems.models.structured import form_name
 from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
+    affirms,
     contradicts,
     is_free_of,
     is_light,
@@ -326,29 +327,17 @@ def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried
     return [
         i
         for group in wish.negated
-        if _affirms(wish, group, text) or (unsaid and not set(group) & set(carried))
+        if _is_drawn(wish, group, text) or (unsaid and not set(group) & set(carried))
         for i in group
     ]
 
 
-def _affirms(wish: Reading, group: Sequence[int], text: Reading) -> bool:
-    """Whether a draft says that there is what the prompt negates."""
-    head, modifiers = wish.words[group[-1]], [wish.words[i] for i in group[:-1] if not wish.words[i].endswith("ing")]
-    is_wanted_too = sum(alike(head, word) for word in wish.words) > sum(
-        alike(head, wish.words[other[-1]]) for other in wish.negated
-    )
-    return not is_wanted_too and any(
-        not _is_negated_at(text, i) and all(any(alike(o, w) for w in text.words[max(0, i - 4) : i]) for o in modifiers)
-        for i, word in enumerate(text.words)
-        if alike(head, word)
-    )
-
-
-def _is_negated_at(text: Reading, index: int) -> bool:
-    clause = text.tokens[index].clause
-    before = [i for i in text.negations if i < index and (clause == text.tokens[i].clause or index - i < 5)]
-    around = [i for i in range(max(0, index - 8), min(len(text.words), index + 3)) if text.tokens[i].clause == clause]
-    return bool(before) or is_free_of(read(" ".join(text.words[i] for i in around)))
+def _is_drawn(wish: Reading, group: Sequence[int], text: Reading) -> bool:
+    """Whether a draft has what the prompt negates, and nowhere wants."""
+    name = wish.words[group[-1]]
+    denials = sum(alike(name, wish.words[other[-1]]) for other in wish.negated)
+    is_wanted_too = sum(alike(name, word) for word in wish.words) > denials or "other" in wish.words[: group[0]][-2:]
+    return not is_wanted_too and affirms(text, [wish.words[i] for i in group])
 
 
 def _lost_content(

@@ -90,8 +90,9 @@ class PaintGenerator:
         seconds: float = 0,
         *,
         edits: bool = False,
+        takes_negative_prompts: bool = False,
     ) -> None:
-        self.edits = edits
+        self.edits, self.takes_negative_prompts = edits, takes_negative_prompts
         self.requests: list[ImageRequest] = []
         self._fail = fail
         self._seconds = seconds

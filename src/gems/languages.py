@@ -58,6 +58,8 @@ class Language:
 
 @lru_cache(maxsize=4096)  # checks ask for each word of a text again and again
 def _colours_of(language: Language, word: str, shades: bool) -> frozenset[str]:
+    if language.name == "ar":
+        word = without_particle(word)
     tables = (language.colours, language.shades) if shades else (language.colours,)
     return frozenset(colour for table in tables for colour, words in table.items() if word in words)
 

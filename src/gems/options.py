@@ -192,6 +192,12 @@ class GeneratorOptions(_Options):
     prompt_field: str | None = Field(
         default=None, title="Prompt field", description='ComfyUI: the input for the prompt, as NODE.INPUT ("6.text").'
     )
+    negative_field: str | None = Field(
+        default=None,
+        exclude_if=lambda field: field is None,
+        title="Negative field",
+        description='ComfyUI: the input for the negative prompt, as NODE.INPUT ("7.text"); its text stays in front.',
+    )
     seed_field: str | None = Field(
         default=None, title="Seed field", description='ComfyUI: the input for the seed, as NODE.INPUT ("3.seed").'
     )

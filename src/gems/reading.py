@@ -26,6 +26,8 @@ class Token:
     clause: int
     """Counts the clauses: punctuation ends one."""
     is_quoted: bool
+    is_joined: bool = False
+    """Whether a hyphen joins it with the next one."""
 
     @property
     def is_name(self) -> bool:
@@ -207,7 +209,8 @@ def _tokens(text: str, quotations: Sequence[str]) -> Iterator[Token]:
         start = piece.start()
         clause += bool(_CLAUSE_END.search(text[position:start]))
         position = piece.end()
-        yield Token(fold(piece.group()), piece.group(), clause, any(a <= start < b for a, b in quoted_ranges))
+        is_quoted, is_joined = any(a <= start < b for a, b in quoted_ranges), text[position : position + 1] == "-"
+        yield Token(fold(piece.group()), piece.group(), clause, is_quoted, is_joined)
 
 
 def _spaced_numbers(reading: Reading) -> Iterator[Number]:
@@ -222,7 +225,13 @@ def _spaced_numbers(reading: Reading) -> Iterator[Number]:
         following = reading.words[i + 1] if i + 1 < len(reading.words) else ""
         if reading.language.name == "ko" and not token.word.isdecimal() and not following:
             continue
-        yield Number(value, i, is_measure=following in _UNITS)
+        yield Number(value, i, is_measure=following in _UNITS or _names_a_kind(reading, i))
+
+
+def _names_a_kind(reading: Reading, index: int) -> bool:
+    """Whether a number is part of an English adjective: "a two-storey house"; "twenty-three" is a number."""
+    is_joined = reading.tokens[index].is_joined and reading.language.name == "en"
+    return is_joined and reading.language.number(reading.words[index + 1]) is None
 
 
 _FOREIGN: Final = LANGUAGES["en"].numbers
@@ -322,6 +331,7 @@ _SYNONYMS: Final = (
     "cat kitten tabby kitty", "shop store", "film movie", "cup mug", "jump leap", "run sprint", "watch observe",
     "ship boat vessel", "picture image", "yard garden", "fast quick rapid", "rain shower drizzle",
     "fog mist haze", "hill hillside", "mountain peak", "fall autumn", "ladybug ladybird",
+    "text lettering writing inscription caption wording",
 )  # fmt: skip
 """English words that a draft uses for one another."""
 _SUFFIX: Final = re.compile(r"(?:ies|ied|ing|ers|est|ed|es|er|en|ly|s|y|e)$")
@@ -343,7 +353,8 @@ def alike(a: str, b: str) -> bool:
     short, long = sorted((a, b), key=len)
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(short))
     inflected = common >= 4 and common >= 0.62 * len(long)
-    compound = len(short) >= 4 and (long.startswith(short) or (len(short) > 4 and long.endswith(short)))
+    beginning = _root(short) if len(_root(short)) > 4 else short
+    compound = len(short) >= 4 and (long.startswith(beginning) or (len(short) > 4 and long.endswith(short)))
     return inflected or compound
 
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -19,7 +20,15 @@ from PIL import Image
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError, InputError
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, is_reproducible
+from gems.models.generators import (
+    Edit,
+    GeneratedImage,
+    ImageGenerator,
+    ImageRequest,
+    Step,
+    is_reproducible,
+    takes_negative_prompts,
+)
 from gems.models.registry import init_image_generator
 from gems.models.servers import base as server_base
 from gems.models.servers import openai_images
@@ -104,6 +113,37 @@ def test_a_server_of_the_images_api_gets_the_seed_and_the_options(image_server: 
             "response_format": "b64_json",
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [({"guidance_scale": 4.0}, "dogs"), ({"guidance_scale": 4.0, "negative_prompt": "blur"}, "blur, dogs")],
+)
+@pytest.mark.parametrize("make", [openai, plain])
+def test_what_must_not_be_there_is_sent_where_the_model_has_guidance(
+    image_server: str, make: Callable[..., ImageGenerator], options: dict[str, Any], sent: str
+) -> None:
+    name = f"negative-{make.__name__}-{len(options)}"
+    assert not takes_negative_prompts(make(image_server, name))
+    generator = make(image_server, name, **options)
+    assert takes_negative_prompts(generator)
+    generator.generate([ImageRequest("a cat", 1, negative_prompt="dogs")])
+    assert [request["negative_prompt"] for request in requests_to(image_server, name)] == [sent]
+
+
+def test_a_workflow_says_where_the_negative_prompt_goes(image_server: str, workflow: str, tmp_path: Path) -> None:
+    assert not takes_negative_prompts(comfyui(image_server, workflow))
+    path, nodes = tmp_path / "workflow.json", json.loads(Path(workflow).read_text())
+    nodes["7"] = {"class_type": "CLIPTextEncode", "inputs": {"text": "blur", "clip": ["4", 1]}}
+    path.write_text(json.dumps(nodes))
+    generator = comfyui(image_server, str(path), "negative", negative_field="7.text")
+    assert takes_negative_prompts(generator)
+    generator.generate([ImageRequest("a cat", 1, negative_prompt="dogs"), ImageRequest("a cat", 2)])
+    texts = [request["prompt"]["7"]["inputs"]["text"] for request in requests_to(image_server, "negative")]
+    assert sorted(texts) == ["blur", "blur, dogs"]
+    for field, words in (("7.clip", "holds .* which is not a negative prompt"), ("6.text", "not a negative prompt")):
+        with pytest.raises(InputError, match=words):
+            comfyui(image_server, str(path), negative_field=field)
 
 
 def test_a_plain_endpoint_gets_prompt_and_seed(image_server: str) -> None:

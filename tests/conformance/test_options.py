@@ -34,7 +34,15 @@ from gems.errors import GemsError, InputError
 from gems.learning.learn import LearningPlan, learn
 from gems.learning.trials import TrialSettings
 from gems.models.chat_options import chat_option_effects, check_chat_options
-from gems.models.generators import Edit, GeneratedImage, ImageGenerator, ImageRequest, Step, check_generator_options
+from gems.models.generators import (
+    Edit,
+    GeneratedImage,
+    ImageGenerator,
+    ImageRequest,
+    Step,
+    check_generator_options,
+    takes_negative_prompts,
+)
 from gems.models.option_effects import RefusedOptionsError
 from gems.models.registry import init_image_generator, init_mllm
 from gems.models.transformers.chat import init_transformers_chat
@@ -82,7 +90,12 @@ LOCAL_ONLY: Final = {
 PATHS: Final = ("workflow", "lora", "vae", "config")
 """Options whose values are files and folders of the fixture."""
 SERVER_ONLY: Final = {"base_url": "http://127.0.0.1:9/v1", "api_key": "sk-x", "timeout": 0.2, "concurrency": 1}
-COMFYUI_ONLY: Final = {"workflow": "other.json", "prompt_field": "7.text", "seed_field": "3.noise"}
+COMFYUI_ONLY: Final = {
+    "workflow": "other.json",
+    "prompt_field": "7.text",
+    "negative_field": "7.text",
+    "seed_field": "3.noise",
+}
 DRAWING: Final = {"steps": 3, "guidance_scale": 2.0, "negative_prompt": "blur", "true_cfg_scale": 2.0}
 SIDES: Final = {"width": 48, "height": 48}
 
@@ -275,7 +288,10 @@ def observe_server(server: str, generator: Any) -> dict[str, Any]:
     with urlopen(f"{server}/log") as answer:
         before = len([entry for entry in json.load(answer)["seen"] if entry["name"] == name])
     token = uuid.uuid4().hex  # the server remembers prompts: each observation has its own
-    results = generator.generate([ImageRequest(f"two cars {token}", 1), ImageRequest(f"a cat {token}", 2)])
+    absent = "dogs" if takes_negative_prompts(generator) else ""
+    results = generator.generate(
+        [ImageRequest(f"two cars {token}", 1, negative_prompt=absent), ImageRequest(f"a cat {token}", 2)]
+    )
     with urlopen(f"{server}/log") as answer:
         entries = [entry["request"] for entry in json.load(answer)["seen"] if entry["name"] == name][before:]
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput
 from gems.memory.embedder import MiniLM
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, read_metadata
 from gems.nodes.retry import RETRY
 from gems.runs.threads import reopen_failed, run_thread
 
@@ -115,6 +116,20 @@ def test_a_passing_first_image_is_not_refined(tmp_path: Path) -> None:
     assert out["outcome"] == "solved"
     assert len(out["attempts"]) == 1
     assert run.mllm.count("Refinement") == 0
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_what_must_be_absent_goes_into_the_negative_prompt(tmp_path: Path, takes: bool) -> None:
+    asked = ["Is there a beach?", "Is the beach free of people and dogs?", "Is nobody wearing a red hat?"]
+    requirements = [{"question": question, "kind": "object"} for question in asked]
+    answers = script(Requirements=lambda m, i: {"requirements": requirements})
+    run = Run(tmp_path, ScriptedChatModel(script=answers), PaintGenerator(takes_negative_prompts=takes))
+    attempt, *_ = run(prompt="ein Strand ohne Menschen und Hunde, niemand mit rotem Hut")["attempts"]
+    absent = "people, dogs, red hat" if takes else ""
+    assert (attempt.negative_prompt, run.generator.requests[0].negative_prompt) == (absent, absent)
+    metadata = read_metadata(ImageStore(tmp_path / "images").read(attempt.image))
+    assert (f"Negative prompt: {absent}\nSeed: 5" in metadata["parameters"]) == takes
+    assert ("negative_prompt" in json.loads(metadata["gems"])) == takes
 
 
 def test_rounds_run_out_and_the_best_attempt_is_returned(tmp_path: Path) -> None:

@@ -22,7 +22,15 @@ from langgraph.runtime import RunControl
 from gems.bulk.batch import open_generator
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
-from gems.models.generators import GeneratedImage, ImageRequest, StepCallback, excess_of, guide_of, objection_to
+from gems.models.generators import (
+    GeneratedImage,
+    ImageRequest,
+    StepCallback,
+    excess_of,
+    guide_of,
+    objection_to,
+    takes_negative_prompts,
+)
 from gems.models.registry import init_image_generator
 from gems.secrets import one_line
 
@@ -240,6 +248,7 @@ class ClusterGenerator:
         self._description = init_image_generator(context.generator, context.generator_options, context.authority)
         self.name, self.fingerprint = self._description.name, self._description.fingerprint
         self.edits, self.guide = self._description.edits, guide_of(self._description)
+        self.takes_negative_prompts = takes_negative_prompts(self._description)
         self._router = router
 
     def objection(self, prompt: str) -> str:

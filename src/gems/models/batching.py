@@ -27,6 +27,7 @@ from gems.models.generators import (
     guide_of,
     objection_to,
     redraws_edits,
+    takes_negative_prompts,
 )
 from gems.models.local_weights import load_now
 
@@ -83,6 +84,7 @@ class BatchingGenerator:
     def __init__(self, inner: ImageGenerator, *, max_batch_size: int) -> None:
         self.name, self.fingerprint, self.edits = inner.name, inner.fingerprint, inner.edits
         self.guide, self.redraws_edits = guide_of(inner), redraws_edits(inner)
+        self.takes_negative_prompts: Final = takes_negative_prompts(inner)
         self.max_batch_size: Final = max_batch_size
         self._inner = inner
         self._queues: OrderedDict[str, deque[_Item]] = OrderedDict()

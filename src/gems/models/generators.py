@@ -27,9 +27,11 @@ __all__ = [
     "excess_of",
     "guide_of",
     "is_reproducible",
+    "joint_negative_prompt",
     "objection_to",
     "redraws_edits",
     "size_note",
+    "takes_negative_prompts",
 ]
 
 DEFAULTS: Final = GeneratorOptions()
@@ -61,6 +63,8 @@ class ImageRequest:
     seed: int
     edit: Edit | None = None
     """Only a generator that ``edits`` is given one."""
+    negative_prompt: str = ""
+    """What must not be there; only a generator of which ``takes_negative_prompts`` is true is given one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,23 @@ def redraws_edits(generator: ImageGenerator) -> bool:
     A generator whose ``redraws_edits`` is True does, as image-to-image models do.
     """
     return bool(getattr(generator, "redraws_edits", False))
+
+
+def takes_negative_prompts(generator: ImageGenerator) -> bool:
+    """Whether the model reads ``ImageRequest.negative_prompt`` as its options are: mostly a matter of guidance.
+
+    A generator without the attribute ``takes_negative_prompts`` does not.
+    """
+    try:
+        return bool(getattr(generator, "takes_negative_prompts", False))
+    except BackendError:  # the model cannot be found
+        return False
+
+
+def joint_negative_prompt(of_all: str | None, request: ImageRequest) -> str | None:
+    """The negative prompt of all images, with what must not be in this one; None if there is neither."""
+    parts = [part for part in (of_all, request.negative_prompt) if part and part.strip()]
+    return ", ".join(parts) or of_all
 
 
 def size_note(name: str, size: tuple[int | None, int | None], image: Image.Image) -> str | None:

@@ -68,7 +68,7 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         if attempt.edited_from:
             source = next(a for a in record.attempts if a.image.sha256 == attempt.edited_from)
             edit = edit_of(source, record.all_requirements, images[attempt.edited_from])
-        [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit)])
+        [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit, attempt.negative_prompt)])
         if not isinstance(result, GeneratedImage):
             raise result
         _check_seeds(generator)  # a server may have refused the seed just now

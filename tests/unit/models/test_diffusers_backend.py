@@ -27,7 +27,7 @@ from gems.models.diffusers import check as diffusers_check
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of, weights_size
 from gems.models.diffusers.source import PipelineSource
-from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step
+from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step, takes_negative_prompts
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
@@ -105,6 +105,28 @@ def test_options_that_cannot_be_honoured_are_refused(saved: Path, options: dict[
     with pytest.raises(InputError, match=words) as caught:
         generator(saved, **options).load()
     assert "\n" not in str(caught.value)
+
+
+def test_what_must_not_be_there_joins_the_negative_prompt_of_its_own_image(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = REQUESTS[0], ImageRequest(REQUESTS[1].prompt, REQUESTS[1].seed, negative_prompt="dogs")
+    backend = generator(saved, guidance_scale=3.0, negative_prompt="blur", batch_size=2)
+    assert takes_negative_prompts(backend)
+    assert not takes_negative_prompts(generator(saved))  # without guidance, the pipeline reads none
+    assert not takes_negative_prompts(generator("nowhere/at-all"))
+    told: list[Any] = []
+    with backend.replicas.borrow() as replica:
+        encode = replica.pipeline.encode_prompt
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            told.append([*kwargs["negative_prompt"]])  # the pipeline puts its template around them, in place
+            return encode(*args, **kwargs)
+
+        monkeypatch.setattr(replica.pipeline, "encode_prompt", noting)
+    alone = images(backend, [one])
+    assert pixels(images(backend, [one, other])[0]) == pixels(alone[0])
+    assert told == [["blur"], ["blur"], ["blur, dogs"]]
 
 
 def test_a_pipeline_without_a_sibling_takes_no_strength() -> None:

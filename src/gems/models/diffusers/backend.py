@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from gems.models.diffusers.call_arguments import call_settings, drawing_argument
 from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of
 from gems.models.diffusers.fingerprints import fingerprint_of
-from gems.models.diffusers.guides import guide_for
+from gems.models.diffusers.guides import guide_for, has_negative_prompt
 from gems.models.diffusers.loading import is_out_of_memory
 from gems.models.diffusers.option_checks import ARGUMENTS, refusals
 from gems.models.diffusers.prompt_length import excess_of_prompt
@@ -88,6 +89,12 @@ class DiffusersGenerator:
         """See ``redraws_edits`` of `gems.models.generators`."""
         kind = self._source.editing_class
         return kind is not None and accepts(kind, "strength") and not accepts(kind, "keep")
+
+    @property
+    def takes_negative_prompts(self) -> bool:
+        """See ``takes_negative_prompts`` of `gems.models.generators`."""
+        kind = self._source.pipeline_class
+        return has_negative_prompt(kind, call_settings(self.name, self._source, self._options))
 
     @property
     def guide(self) -> str:
@@ -191,9 +198,14 @@ class DiffusersGenerator:
         return [results[index] for index in range(len(requests))]
 
     def _batches(self, requests: Sequence[ImageRequest], devices: int) -> Iterator[list[int]]:
-        """Batches of requests, by index: edits apart from the others, spread evenly over the devices."""
-        for edits in (False, True):
-            indices = [index for index, request in enumerate(requests) if (request.edit is not None) == edits]
+        """Batches of requests, by index, spread evenly over the devices.
+
+        Edits are apart from the others; so are requests with a negative prompt, since an empty one is not the same as
+        none to every pipeline.
+        """
+        for edits, negated in itertools.product((False, True), repeat=2):
+            kind = (edits, negated)
+            indices = [i for i, r in enumerate(requests) if (r.edit is not None, bool(r.negative_prompt)) == kind]
             # An editor that reads instructions would take several images for several references of one edit.
             is_alone = edits and not accepts(self._source.editing_class or object, "strength")
             size = max(1, min(1 if is_alone else self.batch_size, math.ceil(len(indices) / devices)))

@@ -13,7 +13,7 @@ from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of, refusal
 from gems.models.diffusers.option_checks import ARGUMENTS
 from gems.models.diffusers.source import PipelineSource, accepts
-from gems.models.generators import Edit, ImageRequest, edit_instruction
+from gems.models.generators import Edit, ImageRequest, edit_instruction, joint_negative_prompt
 from gems.models.option_effects import changed_options
 from gems.options import GeneratorOptions
 
@@ -58,7 +58,7 @@ def drawing_arguments(
     source: PipelineSource, settings: dict[str, Any], requests: Sequence[ImageRequest]
 ) -> dict[str, Any]:
     """The arguments of a call that draws these requests from text."""
-    arguments = _request_arguments(requests) | _batched(settings, len(requests))
+    arguments = _request_arguments(requests) | _with_negative_prompts(settings, requests)
     if family_of(source.pipeline_class).canvas:
         size = (settings.get("width", 1024), settings.get("height", 1024))
         arguments["image"] = [Image.new("RGB", size, "white")]
@@ -79,7 +79,7 @@ def editing_arguments(
     kind = source.editing_class
     assert kind is not None  # by the protocol, only generators that edit are given edits
     edits = [request.edit for request in requests if request.edit is not None]
-    arguments = _batched(settings, len(requests))
+    arguments = _with_negative_prompts(settings, requests)
     if accepts(kind, "keep"):  # our own pipelines know what to keep and what to change
         [edit] = edits
         return _request_arguments(requests) | arguments | {"image": edit.image, "keep": edit.keep, "fix": edit.fix}
@@ -121,8 +121,7 @@ def _request_arguments(requests: Sequence[ImageRequest]) -> dict[str, Any]:
     }
 
 
-def _batched(settings: dict[str, Any], count: int) -> dict[str, Any]:
-    """The settings for a batch, which needs one negative prompt per image."""
-    if "negative_prompt" not in settings:
-        return dict(settings)
-    return settings | {"negative_prompt": [settings["negative_prompt"]] * count}
+def _with_negative_prompts(settings: dict[str, Any], requests: Sequence[ImageRequest]) -> dict[str, Any]:
+    """The settings, with the negative prompt of each image if there is any."""
+    negative = [joint_negative_prompt(settings.get("negative_prompt"), request) for request in requests]
+    return settings | ({} if None in negative else {"negative_prompt": negative})

@@ -12,7 +12,7 @@ from typing import Any, Final
 from gems.models.diffusers.prompt_length import prompt_limit
 from gems.models.diffusers.source import PipelineSource, accepts, default_of
 
-__all__ = ["guide_for"]
+__all__ = ["guide_for", "has_negative_prompt"]
 
 _CLIP: Final = "It reads keywords and short phrases in English; what matters most comes first."
 _SENTENCES: Final = "It reads whole sentences in plain English, not lists of keywords."
@@ -113,12 +113,12 @@ def guide_for(source: PipelineSource, settings: Mapping[str, Any]) -> str:
     if limit is not None and limit <= _SHORT:
         words = int(limit * _WORDS) // 10 * 10
         advice += f" It reads {limit} tokens, about {words} words, and nothing after them: be short."
-    if advice and not _has_negative_prompt(source.pipeline_class, settings):
+    if advice and not has_negative_prompt(source.pipeline_class, settings):
         advice += " It has no negative prompt: say what is there, not what is missing."
     return advice.strip()
 
 
-def _has_negative_prompt(kind: type, settings: Mapping[str, Any]) -> bool:
+def has_negative_prompt(kind: type, settings: Mapping[str, Any]) -> bool:
     """Whether the pipeline reads a negative prompt, which takes guidance by comparison."""
     if not accepts(kind, "negative_prompt"):
         return False

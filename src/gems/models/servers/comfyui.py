@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from gems.errors import BackendError, InputError
 from gems.json_text import parse_json
-from gems.models.generators import ImageRequest, Step
+from gems.models.generators import ImageRequest, Step, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, explain_options
 from gems.models.servers.comfyui_faults import failure_of, has_saved, image_files, is_complete, node_faults
 from gems.models.servers.error_texts import error_message, json_body
@@ -27,7 +27,9 @@ from gems.stopping import pause
 
 __all__ = ["ComfyUIImages"]
 
-_SUPPORTED_OPTIONS: Final = frozenset({"api_key", "timeout", "concurrency", "workflow", "prompt_field", "seed_field"})
+_SUPPORTED_OPTIONS: Final = frozenset(
+    {"api_key", "timeout", "concurrency", "workflow", "prompt_field", "negative_field", "seed_field"}
+)
 _POLL_SECONDS: Final = 0.25
 """Pause between two requests for the history, in seconds."""
 
@@ -52,11 +54,28 @@ class ComfyUIImages(RemoteGenerator):
         seed = self._workflow[self._seed[0]]["inputs"][self._seed[1]]
         if isinstance(seed, str | bool) or not isinstance(seed, int | list):  # a list is a link to another node
             raise InputError(f"{name}: seed_field {options.seed_field} holds {seed!r}, which is not a seed")
+        self._negative = self._negative_input()
+
+    @property
+    def takes_negative_prompts(self) -> bool:
+        """Whether the options say where a negative prompt goes."""
+        return self._negative is not None
+
+    def _negative_input(self) -> tuple[str, str] | None:
+        """The node and the input of the negative prompt, if the options name them."""
+        field = self.options.negative_field
+        if field is None:
+            return None
+        node, name = _input_of(self._workflow, field, "negative_field", "7.text")
+        if not isinstance(text := self._workflow[node]["inputs"][name], str) or (node, name) == self._prompt:
+            raise InputError(f"{self.name}: negative_field {field} holds {text!r}, which is not a negative prompt")
+        return node, name
 
     @property
     def fingerprint(self) -> str:
         """The server and the workflow, which decides what is drawn."""
-        workflow = json.dumps([self._workflow, self._prompt, self._seed], sort_keys=True)
+        fields = [self._prompt, self._seed, *([self._negative] if self._negative else [])]
+        workflow = json.dumps([self._workflow, *fields], sort_keys=True)
         return f"{super().fingerprint}+{hashlib.sha256(workflow.encode()).hexdigest()[:16]}"
 
     def check(self) -> str:
@@ -75,6 +94,10 @@ class ComfyUIImages(RemoteGenerator):
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
             workflow[node]["inputs"][field] = value
+        if self._negative:
+            node, field = self._negative
+            text = joint_negative_prompt(workflow[node]["inputs"][field], request)
+            workflow[node]["inputs"][field] = text
         body, kind = self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
         answer = self._json(body, kind)
         if not answer.get("prompt_id"):

@@ -19,7 +19,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import BackendError, ContentRefusedError
-from gems.models.generators import ImageRequest, Step, edit_instruction
+from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import (
     CHECK_TIMEOUT,
     MAX_BYTES,
@@ -93,6 +93,11 @@ class OpenAIImages(JsonImages):
         if self.options.edits is not None:
             return self.options.edits
         return self.is_openai and self.model.startswith("gpt-image")
+
+    @property
+    def takes_negative_prompts(self) -> bool:
+        """Whether the options turn guidance on; a server tells nothing of its models."""
+        return not self.is_openai and _has_guidance(self.options)
 
     @property
     def reproducible(self) -> bool:
@@ -189,6 +194,7 @@ class OpenAIImages(JsonImages):
         if not self.is_openai:
             fields["seed"] = request.seed
             extensions = {field: getattr(options, option) for option, field in _EXTENSIONS.items()}
+            extensions["negative_prompt"] = joint_negative_prompt(options.negative_prompt, request)
             fields |= {name: value for name, value in extensions.items() if value is not None}
         if not (self.is_openai and self.model.startswith("gpt-image")):  # those models always answer in base64
             fields["response_format"] = "b64_json"
@@ -239,6 +245,11 @@ class PlainImages(JsonImages):
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
         explain_options(name, options, supported, _guidance_refusals(options))
 
+    @property
+    def takes_negative_prompts(self) -> bool:
+        """Whether the options turn guidance on."""
+        return _has_guidance(self.options)
+
     def check(self) -> str:
         """Check that a server answers at the address, with whatever status."""
         with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
@@ -248,6 +259,8 @@ class PlainImages(JsonImages):
         """See ``RemoteGenerator.make``."""
         names = ("width", "height", "steps", "guidance_scale", "negative_prompt")
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
+        if negative_prompt := joint_negative_prompt(self.options.negative_prompt, request):
+            options["negative_prompt"] = negative_prompt
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
         body = body.lstrip(b"\r\n")
@@ -271,14 +284,16 @@ def _list_of(answer: object, name: str) -> list[Any]:
 def _guidance_refusals(options: GeneratorOptions) -> dict[str, str]:
     """Why a negative prompt is refused: models use it only with guidance, and the options turn that off."""
     scales = (options.guidance_scale, options.true_cfg_scale)
-    if options.negative_prompt is None or not any(scale is not None for scale in scales):
-        return {}
-    if any(scale is not None and scale > 1 for scale in scales):
+    if options.negative_prompt is None or scales == (None, None) or _has_guidance(options):
         return {}
     return {
         "negative_prompt": "models use a negative_prompt only with guidance, which the options turn off; set a "
         "guidance_scale above 1, or leave the negative_prompt out"
     }
+
+
+def _has_guidance(options: GeneratorOptions) -> bool:
+    return any(scale is not None and scale > 1 for scale in (options.guidance_scale, options.true_cfg_scale))
 
 
 def _from_environment(name: str) -> str:

@@ -1,0 +1,132 @@
+"""What questions ask to be absent, and whether a draft or another question has it all the same.
+
+A prompt may negate in any language; the questions about it are in English, and say plainly what must not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Final
+
+from gems.graph.state import Requirement
+from gems.languages import Words
+from gems.nodes.mapping_checks import affirms, says_absent
+from gems.nodes.question_checks import Mapped
+from gems.reading import Reading, alike, read
+
+__all__ = ["absent_things", "is_denial", "is_drawn_though_absent", "is_ruled_out", "negative_prompt_for"]
+
+
+def negative_prompt_for(requirements: Iterable[Requirement]) -> str:
+    """What requirements ask to be absent, as image models read it: "people, price tags"; empty if they ask for none."""
+    things = [" ".join(thing) for r in requirements for thing, _ in absent_things(Mapped("", r.question).asks)]
+    return ", ".join(dict.fromkeys(things))
+
+
+def is_denial(q: Mapped) -> bool:
+    """Whether a question asks for something to be absent."""
+    return q.asks.is_negated or says_absent(q.asks)
+
+
+def is_ruled_out(q: Mapped, questions: Iterable[Mapped]) -> bool:
+    """Whether a question asks for a thing that another one asks to be absent, and that no third one asks for."""
+    return not is_denial(q) and any(
+        _has(q.asks, [*thing, *place])
+        for other in questions
+        for thing, place in absent_things(other.asks)
+        if not _is_wanted(thing, questions)
+    )
+
+
+def is_drawn_though_absent(q: Mapped, questions: Iterable[Mapped], draft: str) -> bool:
+    """Whether an English draft has a thing that a question asks to be absent, and that no other one asks for."""
+    text = read(draft)
+    return text.language.name == "en" and any(
+        _affirms(text, thing) for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)
+    )
+
+
+def _is_wanted(thing: Sequence[str], questions: Iterable[Mapped]) -> bool:
+    return any(
+        _has(q.asks, thing) or (thing[-1] in _WRITING and q.asks.quotations) for q in questions if not is_denial(q)
+    )
+
+
+def _affirms(text: Reading, thing: Sequence[str]) -> bool:
+    return affirms(text, thing) or (thing[-1] in _WRITING and bool(text.quotations))
+
+
+def _has(asks: Reading, thing: Sequence[str]) -> bool:
+    """Whether a question has all words of a thing; a table is no tablecloth, and a tablecloth is a cloth."""
+    return all(any(alike(word, other) and len(other) + 3 > len(word) for other in asks.words) for word in thing)
+
+
+_EXCEPTING: Final = Words("except besides apart but than only otherwise")
+"""Words after which a thing may be there in spite of a negation."""
+_OTHER: Final = Words("other others else more further additional extra")
+"""Words after which things are to be absent beside those that are there."""
+_ABSENT_AFTER: Final = Words("no without lack lacks lacking nobody")
+_ABSENT_AFTER_OF: Final = Words("free devoid clear empty")
+_ABSENT_BEFORE: Final = Words("absent")
+_WORN_AFTER: Final = Words("wear wearing")
+_WRITING: Final = Words("text texts writing lettering letters word words inscription* caption*")
+_NAMING: Final = Words(
+    "text writing lettering letters words top bottom left right upper lower front back middle centre"
+)
+"""Words that name a thing or a place here, though they ask for nothing by themselves elsewhere."""
+_IN_AN_IMAGE: Final = Words("visible visibly seen shown present anywhere image picture scene photo any all completely")
+_AFTER_A_THING: Final = Words(
+    "in on at with of under over behind beside near from through across against into onto above below to for that and "
+    "or nor as"
+)
+
+
+def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
+    """The things that an English question asks to be absent, and where.
+
+    A thing is in words of which the last names it. The place is every other word: none, if it is the whole image. What
+    somebody does not do, or how something is not, is no thing.
+    """
+    words = asks.words
+    if any(word in _EXCEPTING for word in words):
+        return []
+    content = [i for i, word in enumerate(words) if (i in asks.content or word in _NAMING) and _says_more(word)]
+    things = [thing for start in _starts(words) for thing in _listed(asks, start, content)]
+    gone = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
+    if gone is not None:
+        things.append([i for i in content if i < gone])
+    named = {i for thing in things for i in thing}
+    place = [words[i] for i in content if i not in named and words[i] not in _ABSENT_BEFORE]
+    return [
+        ([words[i] for i in thing], place)
+        for thing in things
+        if thing and not any(word in _OTHER for word in words[max(0, thing[0] - 2) : thing[-1]])
+    ]
+
+
+def _says_more(word: str) -> bool:
+    return not any(word in words for words in (_IN_AN_IMAGE, _ABSENT_AFTER_OF, _ABSENT_AFTER))
+
+
+def _starts(words: Sequence[str]) -> Iterator[int]:
+    """Where things begin that are to be absent."""
+    for i, word in enumerate(words):
+        is_free = word == "of" and words[i - 1] in _ABSENT_AFTER_OF
+        if word in _ABSENT_AFTER or is_free or (word in _WORN_AFTER and "not" in words[:i]):
+            yield i + 1
+
+
+def _listed(asks: Reading, start: int, content: Collection[int]) -> Iterator[list[int]]:
+    """The things named from there on: those that "and" or "or" joins, and no place where they might be."""
+    thing: list[int] = []
+    for i in range(start, len(asks.words)):
+        word = asks.words[i]
+        is_next_clause = asks.tokens[i].clause != asks.tokens[start].clause
+        if thing and (word in _AFTER_A_THING or is_next_clause):
+            yield thing
+            thing = []
+            if is_next_clause or word not in ("and", "or", "nor"):
+                return
+        if i in content and not (word in _WORN_AFTER and not thing):
+            thing.append(i)
+    yield thing
