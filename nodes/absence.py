@@ -92,11 +92,11 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
         return []
     content = [i for i, word in enumerate(words) if (i in asks.content or word in _NAMING) and _says_more(word)]
     things = [thing for start in _starts(words) for thing in _listed(asks, start, content)]
-    gone = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
-    if gone is not None:
-        things.append([i for i in content if i < gone])
-    named = {i for thing in things for i in thing}
-    place = [words[i] for i in content if i not in named and words[i] not in _ABSENT_BEFORE]
+    end = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
+    if end is not None:
+        things.append([i for i in content if i < end])
+    in_things = {i for thing in things for i in thing}
+    place = [words[i] for i in content if i not in in_things and words[i] not in _ABSENT_BEFORE]
     return [
         ([words[i] for i in thing], place)
         for thing in things

@@ -181,7 +181,9 @@ class DiffusersGenerator:
         """See ``ImageGenerator.generate``. With several devices, ``on_step`` is called from several threads."""
         _ = self.settings
         replicas = self.replicas
-        batches = list(self._batches(requests, len(replicas.devices)))
+        # An editor that reads instructions would take several images for several references of one edit.
+        is_alone = not accepts(self._source.editing_class or object, "strength")
+        batches = list(_batches(requests, len(replicas.devices), self.batch_size, 1 if is_alone else self.batch_size))
 
         def draw(batch: list[int]) -> Results:
             with replicas.borrow() as replica:
@@ -196,20 +198,6 @@ class DiffusersGenerator:
                 parts = [future.result() for future in futures]
         results = {index: result for part in parts for index, result in part.items()}
         return [results[index] for index in range(len(requests))]
-
-    def _batches(self, requests: Sequence[ImageRequest], devices: int) -> Iterator[list[int]]:
-        """Batches of requests, by index, spread evenly over the devices.
-
-        Edits are apart from the others; so are requests with a negative prompt, since an empty one is not the same as
-        none to every pipeline.
-        """
-        for edits, negated in itertools.product((False, True), repeat=2):
-            kind = (edits, negated)
-            indices = [i for i, r in enumerate(requests) if (r.edit is not None, bool(r.negative_prompt)) == kind]
-            # An editor that reads instructions would take several images for several references of one edit.
-            is_alone = edits and not accepts(self._source.editing_class or object, "strength")
-            size = max(1, min(1 if is_alone else self.batch_size, math.ceil(len(indices) / devices)))
-            yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
     def _draw(self, replica: Replica, requests: dict[int, ImageRequest], on_step: StepCallback | None) -> Results:
         """Draw images in one batch, or in several smaller ones if memory runs out."""
@@ -293,6 +281,18 @@ class DiffusersGenerator:
         interval = self._options.previews
         aspect = arguments.get("width", 1) / arguments.get("height", 1)
         return StepReporter(on_step, indices, replica.previews if interval else None, interval, aspect)
+
+
+def _batches(requests: Sequence[ImageRequest], devices: int, most: int, most_edits: int) -> Iterator[list[int]]:
+    """Batches of requests, by index, spread evenly over the devices, with at most so many requests or edits in each.
+
+    Edits are apart from the others; so are requests with a negative prompt, since an empty one is not the same as none
+    to every pipeline.
+    """
+    for kind in itertools.product((False, True), repeat=2):
+        indices = [i for i, r in enumerate(requests) if (r.edit is not None, bool(r.negative_prompt)) == kind]
+        size = max(1, min(most_edits if kind[0] else most, math.ceil(len(indices) / devices)))
+        yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 
 def _failure(error: Exception, name: str) -> GemsError:
