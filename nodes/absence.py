@@ -18,9 +18,13 @@ __all__ = ["absent_things", "is_denial", "is_drawn_though_absent", "is_ruled_out
 
 
 def negative_prompt_for(requirements: Iterable[Requirement]) -> str:
-    """What requirements ask to be absent, as image models read it: "people, price tags"; empty if they ask for none."""
-    things = [" ".join(thing) for r in requirements for thing, _ in absent_things(Mapped("", r.question).asks)]
-    return ", ".join(dict.fromkeys(things))
+    """What requirements ask to be absent, as image models read it: "people, price tags"; empty if they ask for none.
+
+    What is to be absent in one place and there in another is left out.
+    """
+    questions = [Mapped("", requirement.question) for requirement in requirements]
+    things = [thing for q in questions for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)]
+    return ", ".join(dict.fromkeys(" ".join(thing) for thing in things))
 
 
 def is_denial(q: Mapped) -> bool:

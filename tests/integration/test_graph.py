@@ -121,6 +121,7 @@ def test_a_passing_first_image_is_not_refined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("takes", [True, False])
 def test_what_must_be_absent_goes_into_the_negative_prompt(tmp_path: Path, takes: bool) -> None:
     asked = ["Is there a beach?", "Is the beach free of people and dogs?", "Is nobody wearing a red hat?"]
+    asked += ["Is there a boat?", "Is the water clear of boats?", "Are there no other birds?", "Is she not smiling?"]
     requirements = [{"question": question, "kind": "object"} for question in asked]
     answers = script(Requirements=lambda m, i: {"requirements": requirements})
     run = Run(tmp_path, ScriptedChatModel(script=answers), PaintGenerator(takes_negative_prompts=takes))
