@@ -93,7 +93,7 @@ _COMMON: Final = Words(
     "laid rest* hang* float* stretch* perch* ride rides riding use* using walk* travel* face* facing fly* flying "
     "mount* attach* hover* span* lean* situat* running run going coming move* moving measure* "
     "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
-    "strongly different various model version"
+    "strongly different various model version blur* focus*"
 )
 """Words in which a question names what the prompt names otherwise: kinds of things, sizes, and ways to be somewhere."""
 
@@ -111,13 +111,19 @@ def forgotten(prompt: str, draft: str, parts: Sequence[Part], questions: Iterabl
         questions: The questions about the image.
     """
     wish, text = read(prompt), read(draft)
-    carriers = [places for places, _ in carried_by(wish, text, parts)]
+    carriers = [places | _reworded(wish, part) for places, part in carried_by(wish, text, parts)]
     questions = list(questions)
     return [
         q
         for q in questions
         if (is_drawn_though_absent(q, questions, draft) if is_denial(q) else _is_forgotten(q, wish, text, carriers))
     ]
+
+
+def _reworded(wish: Reading, part: Part) -> frozenset[int]:
+    """The words of a part whose phrase says more than they do, and so perhaps what it leaves out of them."""
+    words, phrase = read(part.words, wish.language), read(part.phrase)
+    return locate(wish, part.words) if unmatched(phrase, phrase.content, words) else frozenset()
 
 
 def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]) -> bool:

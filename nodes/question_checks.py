@@ -117,7 +117,7 @@ _FRAME: Final = Words(
     "detail* object item thing figure character typical actual entirely completely fully portray* "
     "illustrat* give* being "
     "do does did has have had was were can come* fall* cast shin* suit* kinds name* label* side half "
-    "free nearest closest "
+    "free nearest closest pattern texture "
     "carried sort print* amount"
 )
 """Words that occur in questions about anything."""

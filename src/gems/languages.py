@@ -579,6 +579,22 @@ def language_of(text: str) -> Language:
     return _latin_language(text)
 
 
+_OTHER_LATIN: Final = (
+    Words(
+        "di dan yang dengan ke dari untuk pada atas bawah ini itu ada satu dua tiga empat lima enam tidak jangan nya"
+    ),
+    Words("och en ett det som inte med pa av under over den de ar tva tre fyra fem utan ska bakom bredvid nagon"),
+    Words("og en et det som ikke med pa af av under over den de er to tre fire fem uden uten skal bag ved siden"),
+    Words("a se na je s v do za pod nad dva dve tri ctyri pet bez neni ktery ktera jeden jedna jsou kolem u"),
+    Words("la si cu pe in din un o doi doua trei patru cinci fara nu care este sunt langa sub de pentru"),
+    Words("es egy a az nem van vannak ket harom negy ot nelkul alatt felett mellett hogy amely"),
+    Words("ja on ei kaksi kolme nelja viisi ilman alla paalla vieressa joka ovat eika mutta"),
+    Words("mot va cua tren duoi ben canh khong co hai ba bon nam voi trong nguoi cho cai con mau dang"),
+)
+"""Function words and numbers of Indonesian, Swedish, Danish and Norwegian, Czech and Slovak, Romanian, Hungarian,
+Finnish, and Vietnamese, without accents: such a text is at least not taken for English."""
+
+
 def _latin_language(text: str) -> Language:
     words = tokens_of(text)
     scores = {
@@ -587,6 +603,8 @@ def _latin_language(text: str) -> Language:
         if language.spaced and language.name not in ("ru", "ar", "hi", "ko")
     }
     best = max(scores, key=lambda name: scores[name])  # English comes first where several are equal
+    if any(sum(word in others for word in words) > max(scores[best], len(words) / 8) for others in _OTHER_LATIN):
+        return UNKNOWN
     if scores[best] * 8 >= len(words) and (best == "en" or scores[best] > scores["en"]):
         return LANGUAGES[best]
     return UNKNOWN if re.search("[\u00c0-\u024f\u1e00-\u1eff]", text) and not scores["en"] else LANGUAGES["en"]

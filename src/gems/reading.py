@@ -133,7 +133,9 @@ class Reading:
         for i in range(start + 1, min(len(self.tokens), start + 9)):
             token = self.tokens[i]
             joins = token.word in _JOINING
-            ends = token.clause != self.tokens[start].clause or token.word in _ENDING or i in self.negations
+            is_new = joins and self.words[i + 1 : i + 2] == ["the"]  # "no phones, and the walls are bare"
+            is_outside = token.clause != self.tokens[start].clause
+            ends = is_outside or is_new or token.word in _ENDING or i in self.negations
             if (joins or ends) and group:
                 yield tuple(group)
                 group = []
@@ -185,7 +187,7 @@ _NO_COLOURS: Final = re.compile(
 _JOINING: Final = Words("or and nor oder und noch ou et ni o y e и или ни و أو और या")
 _ENDING: Final = Words(
     "in on at with by under over behind beside near from but around during while in im am auf mit bei "
-    "unter uber dans "
+    "unter uber dans only just instead "
     "sur avec en con sobre mais pero aber ma no na в на с под но is are except apart ausser кроме"
 )
 
@@ -319,6 +321,7 @@ _IRREGULAR: Final = {
     "wearing": "wear", "lit": "light", "shot": "shoot", "held": "hold", "grey": "gray", "colour": "color",
     "photograph": "photo", "cozy": "cosy", "watercolour": "watercolor", "armor": "armour",
     "photographic": "photo", "tshirt": "shirt",
+    "carry": "carri", "carries": "carri", "carried": "carri", "carrying": "carri",
 }  # fmt: skip
 _SYNONYMS: Final = (
     "tiny small little mini miniature", "big large huge giant enormous massive gigantic",
