@@ -477,8 +477,10 @@ class GemsState(GemsOutput, total=False):
     """Names of the skills that the planner used, in order."""
     draft: str
     """The generation prompt for the next image."""
-    parts: list[tuple[str, str]]
-    """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft."""
+    parts: list[list[str]]
+    """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft.
+
+    Lists of two, since checkpoints keep no tuples."""
     compared: bool
     """Whether the draft was compared with the requirements; missing in checkpoints from before there was a comparison.
 

@@ -158,7 +158,7 @@ def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[Ba
 def _hand_in(draft: str, runtime: Runtime[GemsContext], parts: Sequence[Part] = ()) -> GemsState:
     draft = " ".join(draft.split())
     runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
-    pairs = [(part.words, part.phrase) for part in parts]
+    pairs = [[part.words, part.phrase] for part in parts]
     return GemsState(draft=draft, parts=pairs, strategy="plan", compared=False)
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import forked
 import light_models
 import pytest
+import strong_models
 from forked import gems, gems_here
 from servers.waiting import wait_until
 
@@ -45,6 +46,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     assert result.returncode in (0, 1), result.stderr
     record = json.loads(result.stdout)
     return base / "home", Path(record["paths"]["folder"]), record
+
+
+@SLOW
+def test_a_run_in_which_the_chat_model_fills_every_field(tmp_path: Path) -> None:
+    """From the first call to the report and replay, in processes of their own."""
+    home, path = tmp_path / "home", {"PYTHONPATH": str(Path(strong_models.__file__).parent)}
+    options = ("--seed", 4, "--no-memory", "--out", tmp_path / "out", *strong_models.OPTIONS)
+    result = gems("generate", strong_models.PROMPT, *options, "--json", home=home, **path)
+    assert (result.returncode, result.stderr.count("error")) == (0, 0), result.stderr
+    record = json.loads(result.stdout)
+    assert [a["prompt"] for a in record["attempts"]] == [
+        "A quiet empty beach under a cloudy sky with two boats",
+        "A quiet empty beach under a cloudy sky, two boats far apart",
+    ]
+    assert {a["negative_prompt"] for a in record["attempts"]} == {"people"}
+    assert {a["flaws"] for a in record["attempts"]} == {strong_models.FLAWS}
+    assert [r["question"] for r in record["requirements"]][-1] == "Is the sky cloudy?"
+    folder = Path(record["paths"]["folder"])
+    assert strong_models.FLAWS in (folder / "report.html").read_text()
+    replayed = gems("replay", folder, *strong_models.OPTIONS[2:], home=home, **path)
+    assert replayed.returncode == 0, replayed.stderr
 
 
 @uses_finished_run
