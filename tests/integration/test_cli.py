@@ -64,7 +64,9 @@ def test_a_run_in_which_the_chat_model_fills_every_field(tmp_path: Path) -> None
     assert {a["flaws"] for a in record["attempts"]} == {strong_models.FLAWS}
     assert [r["question"] for r in record["requirements"]][-1] == "Is the sky cloudy?"
     folder = Path(record["paths"]["folder"])
-    assert strong_models.FLAWS in (folder / "report.html").read_text()
+    report = (folder / "report.html").read_text()
+    assert f"Flaws: {strong_models.FLAWS}" in report
+    assert "<dt>Negative prompt</dt><dd>people</dd>" in report
     replayed = gems("replay", folder, *strong_models.OPTIONS[2:], home=home, **path)
     assert replayed.returncode == 0, replayed.stderr
 
