@@ -1,7 +1,7 @@
 """A memory as lines of JSON, for another machine or a backup: every record with its times, without its vectors.
 
-What is imported was written by somebody: each line is checked before it is stored, and no address in it is opened. Which
-prompts are solved is taken over only from a file that is the operator's own: nobody else may say so.
+What is imported was written by somebody: each line is checked before it is stored, and no address in it is opened.
+Which prompts are solved is taken over only from a file that is the operator's own: nobody else may say so.
 """
 
 from __future__ import annotations

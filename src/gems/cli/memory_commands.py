@@ -196,7 +196,7 @@ def import_(
 
     with closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store, _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        count = import_lines(store, read_lines(file), lambda done: bar.update(task, completed=done), own=own)
+        count = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
     err.print(f"{count} records imported", highlight=False)
 
 
