@@ -592,7 +592,7 @@ def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
 
 
 def _until_fault(text: str) -> str:
-    """A text that begins with JSON, up to its end or first fault: behind that, a partial parser tries each character."""
+    """A text that begins with JSON, up to its end or first fault: behind that, the partial parser tries each one."""
     try:
         _, end = json.JSONDecoder(strict=False, parse_int=str).raw_decode(text)
     except json.JSONDecodeError as error:
