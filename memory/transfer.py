@@ -1,6 +1,7 @@
 """A memory as lines of JSON, for another machine or a backup: every record with its times, without its vectors.
 
 What is imported was written by somebody: each line is checked before it is stored, and no address in it is opened.
+Which prompts are solved is taken over only from a file that is the operator's own: nobody else may say so.
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ class _Line(BaseModel):
         return Times(tuple(self.namespace), self.key, self.updated_at, self.created_at, expires)
 
     @property
+    def says_solved(self) -> bool:
+        """Whether the record notes that a prompt is solved."""
+        return tuple(self.namespace[: len(SOLVED)]) == SOLVED
+
+    @property
     def has_expired(self) -> bool:
         """Whether the record's time to live is over."""
         return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
@@ -145,13 +151,17 @@ def read_lines(file: Path) -> Iterator[str]:
                 ) from None
 
 
-def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None) -> int:
+def import_lines(
+    store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None, *, own: bool = False
+) -> int:
     """Put exported records into a store, replacing records with the same keys. Records that have expired are left out.
 
     Args:
         store: The store to write to.
         lines: Lines from ``export_lines``; blank ones are skipped.
         on_done: Called with the number of records imported so far.
+        own: Whether the operator's own runs wrote the records. If not, the notes of solved prompts are left out, by
+            which a run returns the image of an earlier one without looking at it.
 
     Returns:
         The number of imported records.
@@ -160,7 +170,7 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
         InputError: A line is not a record. The message gives its number; the lines before it have been imported.
     """
     count = 0
-    for page in _pages(lines):
+    for page in _pages(lines, own=own):
         store.restore([line.put for line in page], [line.times for line in page])
         count += len(page)
         if on_done:
@@ -168,13 +178,15 @@ def import_lines(store: FaissStore, lines: Iterable[str], on_done: Callable[[int
     return count
 
 
-def _pages(lines: Iterable[str]) -> Iterator[list[_Line]]:
+def _pages(lines: Iterable[str], *, own: bool) -> Iterator[list[_Line]]:
     """The records in pages of one transaction each. If a line is none, the records before it come first."""
     page: list[_Line] = []
     try:
         for number, text in enumerate(lines, start=1):
-            if text.strip() and not (line := _parse(number, text)).has_expired:
-                page.append(line)
+            if text.strip():
+                line = _parse(number, text)
+                if not line.has_expired and (own or not line.says_solved):
+                    page.append(line)
             if len(page) >= _PAGE:
                 yield page
                 page = []

@@ -11,8 +11,8 @@ from gems.models.yes_or_no import takes_back
 __all__ = ["ANSWER_LINE", "answer_line", "answers_in"]
 
 ANSWER_LINE: Final = re.compile(
-    r"[\s>|*•·#_(\[`-]*+(?i:(?:the\s+)?(?:answer\s+(?:to|for)|for)\s+)?"
-    r"(?i:(?:question|requirement|item)\s+)?(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
+    r"[\s>|*•·#_(\[`-]*+(?i:(?:the\s++)?(?:answer\s++(?:to|for)|for)\s++)?"
+    r"(?i:(?:question|requirement|item)\s++)?(?P<id>.+[?？]|(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+)"
     r"(?i:\s*\((?:object|count|attribute|colou?r|position|verb|action|text|style|other)\))?(?i:\s+is(?=\s))?"
     r"[\s*_`\"'|:;=.,)\]>→–—-]+(?P<answer>(?<![-–—])\d.*|[^\d\s].*)",
     re.DOTALL,
@@ -22,14 +22,14 @@ _NEXT_ANSWER: Final = re.compile(
     r"[,;]\s*(?=[^\W\d_]{1,12}\s?\d+\s*(?:[:=]|\s(?i:yes|no)\b))|(?<!\s)\s+(?=[^\W\d_]\d+\s*[:=]\s*\w)"
 )
 _ANSWER_FIRST: Final = re.compile(
-    r"(?P<bullet>[\s>*•·-]*+)\[?(?P<answer>[✅✓✔☑👍❌✗✘✖👎]|(?i:yes|no)(?=\W))\ufe0f?[\]*_]*[\s:–—-]+"
+    r"(?P<bullet>[\s>*•·-]*+)\[?(?P<answer>[✅✓✔☑👍❌✗✘✖👎]|(?i:yes|no)(?=\W))\ufe0f?[\]*_]*[\s:–—-]++"
     r"(?P<id>[*_(\[]*(?:[^\W\d_]{1,12}[\s_#.-]?)?\d+[*_)\]]*(?![\w%])(?!\s+\w)|[^?？]{8,}[?？])(?P<rest>.*)",
     re.DOTALL,
 )
 """Matches an answer before the id that it belongs to."""
 _ID_ALONE: Final = re.compile(
-    r"[\s>|*•·#_(\[`-]*+(?i:(?:question_id|question|requirement|item|id|q)\s*[:=]?\s*)?"
-    r"(?P<id>[\"'*_]*[^\W\d_]{1,2}[_-]?\d+(?:\s*[:.]\s*[^?？\n]{8,}[?？])?|[^?？\n]{8,}[?？])[\s*_:.)\]`\"']*"
+    r"[\s>|*•·#_(\[`-]*+(?i:(?:question_id|question|requirement|item|id|q)\s*+[:=]?\s*+)?"
+    r"(?P<id>[\"'*_]*[^\W\d_]{1,2}[_-]?\d+(?:\s*+[:.]\s*+[^?？\n]{8,}[?？])?|[^?？\n]{8,}[?？])[\s*_:.)\]`\"']*"
 )
 """Matches a line with an id, or a question, whose answer follows in the next one."""
 _ELEMENT: Final = re.compile(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, Item
@@ -70,13 +71,21 @@ def _find_run(resources: Resources, context: GemsContext, runtime: Runtime[GemsC
     if store is None:
         return None
     note = store.get(namespace(context.user, SOLVED), _key(resources, context, prompt))
-    return store.get(namespace(context.user), note.value["run"]) if note else None
+    run = store.get(namespace(context.user), note.value["run"]) if note else None
+    # An import may have put another run in its place.
+    return run if note and run and note.value.get("sha256") == _digest(run.value) else None
 
 
-def note_solved(store: BaseStore, resources: Resources, context: GemsContext, prompt: str, run_id: str) -> None:
-    """Note that this run has solved a prompt."""
-    key = _key(resources, context, prompt)
-    store.put(namespace(context.user, SOLVED), key, {"run": run_id}, index=False)
+def note_solved(
+    store: BaseStore, resources: Resources, context: GemsContext, prompt: str, run_id: str, trajectory: Trajectory
+) -> None:
+    """Note that this run has solved a prompt, and what was remembered of it."""
+    note = {"run": run_id, "sha256": _digest(trajectory.model_dump(mode="json"))}
+    store.put(namespace(context.user, SOLVED), _key(resources, context, prompt), note, index=False)
+
+
+def _digest(run: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def _key(resources: Resources, context: GemsContext, prompt: str) -> str:

@@ -41,7 +41,7 @@ def make_store_memory(resources: Resources) -> Node:
             trajectory = Trajectory.from_state(state, generator=generator, mllm=mllm)
             remember(store, context.user, run_id, trajectory)
             if trajectory.solved:
-                note_solved(store, resources, context, state["prompt"], run_id)
+                note_solved(store, resources, context, state["prompt"], run_id, trajectory)
             if _is_due(run_id, context.memory_limit):
                 prune(store, context.user, limit=context.memory_limit, days=context.memory_days)
         if store is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from gems.memory.experience import EXPERIENCES, Experience, remember
 from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import namespace
+from gems.memory.transfer import export_lines, import_lines
 from gems.nodes import store_memory
 
 WISH = "three blue cars"
@@ -196,6 +198,46 @@ def test_a_missing_image_is_drawn_again(tmp_path: Path, store: FaissStore) -> No
     first = graph.invoke({"prompt": "a blue car"}, context=REUSE)
     assert ImageStore(tmp_path / "images").remove(first["image"])
     assert graph.invoke({"prompt": "a blue car"}, context=REUSE)["attempts"][0].strategy == "plan"
+
+
+def _forged_export(tmp_path: Path) -> list[str]:
+    """A memory in which the run that solved "a blue car" ends with the image of another run."""
+    theirs = FaissStore(tmp_path / "theirs", embedder=init_embedder())
+    graph = pocket(tmp_path, theirs)
+    graph.invoke({"prompt": "a blue car"}, context=REUSE)
+    other = graph.invoke({"prompt": "a red dog"}, context=REUSE)
+    theirs.close()
+    lines = [json.loads(line) for line in export_lines(tmp_path / "theirs")]
+    for value in (line["value"] for line in lines):
+        if value.get("prompt") == "a blue car" and value.get("attempts"):
+            value["attempts"][value["best"]]["image"] = other["image"].model_dump(mode="json")
+    return [json.dumps(line) for line in lines]
+
+
+def test_no_imported_memory_says_that_a_prompt_is_solved(tmp_path: Path, store: FaissStore) -> None:
+    import_lines(store, _forged_export(tmp_path))
+    out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    assert out["attempts"][0].strategy == "plan"
+
+
+def test_a_run_that_an_import_has_replaced_is_not_reused(tmp_path: Path, store: FaissStore) -> None:
+    """Whoever has seen a run's record knows its id, and can give a run of an export the same one."""
+    pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    [run] = store.search(namespace("adam"))
+    forged = [json.loads(line) for line in _forged_export(tmp_path)]
+    replaced = [line | {"key": run.key} for line in forged if line["namespace"][1] == "trajectories"]
+    import_lines(store, [json.dumps(line) for line in replaced if line["value"]["prompt"] == "a blue car"])
+    out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    assert out["attempts"][0].strategy == "plan"
+
+
+def test_an_own_memory_is_reused_after_a_move(tmp_path: Path, store: FaissStore) -> None:
+    first = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    moved = FaissStore(tmp_path / "moved", embedder=init_embedder())
+    import_lines(moved, export_lines(tmp_path / "memory"), own=True)
+    out = pocket(tmp_path, moved).invoke({"prompt": "a blue car"}, context=REUSE)
+    moved.close()
+    assert (out["attempts"][0].strategy, out["image"]) == ("reuse", first["image"])
 
 
 def test_a_run_continues_without_a_broken_memory(tmp_path: Path) -> None:

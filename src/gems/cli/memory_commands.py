@@ -175,6 +175,14 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="A file that gems memory export wrote.", exists=True, dir_okay=False)],
     *,
+    own: Annotated[
+        bool,
+        typer.Option(
+            "--own",
+            help="The file is from your own runs: also take over which prompts are solved, so that --reuse returns "
+            "their images.",
+        ),
+    ] = False,
     folder: Folder = None,
     context: GemsContext,
 ) -> None:
@@ -188,7 +196,7 @@ def import_(
 
     with closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store, _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        count = import_lines(store, read_lines(file), lambda completed: bar.update(task, completed=completed))
+        count = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
     err.print(f"{count} records imported", highlight=False)
 
 

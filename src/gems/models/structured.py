@@ -586,9 +586,18 @@ def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     if not is_cut_off(message) or start is None:
         return None
     try:
-        return schema.model_validate(_complete_part(parse_partial_json(text[start.start() :])))
+        return schema.model_validate(_complete_part(parse_partial_json(_until_fault(text[start.start() :]))))
     except (ValueError, RecursionError):  # a ValidationError is a ValueError
         return None
+
+
+def _until_fault(text: str) -> str:
+    """A text that begins with JSON, up to its end or first fault: behind that, the partial parser tries each one."""
+    try:
+        _, end = json.JSONDecoder(strict=False, parse_int=str).raw_decode(text)
+    except json.JSONDecodeError as error:
+        return text if error.msg.startswith("Unterminated string") else text[: error.pos + 1]
+    return text[:end]
 
 
 def repeats_itself(message: AIMessage) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final
@@ -10,14 +11,19 @@ from typing import Any, Final
 __all__ = ["calls_in_words"]
 
 _ELEMENT: Final = re.compile(
-    r"<(?:function|invoke)(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>(?P<body>.*?)</(?:function|invoke)>",
+    r"<(?:function|invoke)(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>"
+    r"(?P<body>(?:(?!<(?:function|invoke)(?:=| name=)).)*?)</(?:function|invoke)>",
     re.DOTALL,
 )
 _PARAMETER: Final = re.compile(
-    r"<parameter(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>\n?(?P<value>.*?)\n?</parameter>", re.DOTALL
+    r"<parameter(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>"
+    r"\n?(?P<value>(?:(?!<parameter(?:=| name=)).)*?)\n?</parameter>",
+    re.DOTALL,
 )
 _LONGEST: Final = 20_000
 """Characters of a call."""
+_MOST_CALLS: Final = 50
+"""Beginnings of calls that are tried: a model that repeats itself writes thousands."""
 
 
 def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -32,9 +38,10 @@ def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dic
             yield element["name"], {match["name"]: match["value"] for match in _PARAMETER.finditer(element["body"])}
     if not names:
         return
-    for call in re.finditer(
+    beginnings = re.finditer(
         rf"(?<!\w)(?P<name>{'|'.join(map(re.escape, names))})\((?=\s*\w+\s*=)", text, re.IGNORECASE
-    ):
+    )
+    for call in itertools.islice(beginnings, _MOST_CALLS):
         end = text.rfind(")", call.end(), call.end() + _LONGEST) + 1
         if end and (arguments := _arguments(text[call.start("name") : end])) is not None:
             yield call["name"], arguments
@@ -42,7 +49,8 @@ def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dic
 
 def _arguments(call: str) -> dict[str, Any] | None:
     """The arguments of a call in Python's words, all of them by name; None if it is no such call alone."""
-    for end in [match.end() for match in re.finditer(r"\)", call)][:_MOST_ENDS]:
+    for bracket in itertools.islice(re.finditer(r"\)", call), _MOST_ENDS):
+        end = bracket.end()
         try:
             tree = ast.parse(call[:end], mode="eval").body
             if isinstance(tree, ast.Call) and not tree.args:
