@@ -17,17 +17,17 @@ from chatting import serving
 from servers.waiting import wait_until
 from shared_servers import marks, needs
 
-from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
 from gems.bulk.ray_workers import check_shared_storage
 from gems.database import database_pool
 from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
+from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from gems.bulk.leases import DatabaseLeases, FileLeases, hold_lease
+from gems.leases import DatabaseLeases, FileLeases, hold_lease
 from gems.memory.opening import database_pool
 where = sys.argv[1]
 if where.startswith("postgresql://"):

@@ -14,6 +14,7 @@ from forked import gems, gems_here
 from servers.waiting import wait_until
 
 from gems.evals.prompts import fresh_prompts, write_prompts
+from gems.files import held_alone
 
 SLOW = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "text_roles.py"
@@ -144,6 +145,15 @@ def test_bad_input_is_one_line(tmp_path: Path, args: list[str], says: str) -> No
     assert result.returncode == 2
     assert says in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """Whatever the first one does: between two arms and while it scores, no arm is locked."""
+    with held_alone(tmp_path / ".lock", ""):
+        result = gems("eval", "grammar", "--n", 1, "--arms", "single", "--out", tmp_path, home=tmp_path / "home")
+    assert result.returncode == 2
+    assert "another process works on the evaluation" in result.stderr
+    assert not (tmp_path / "arms").exists()
 
 
 @uses_finished_evaluation

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.request import urlopen
 
 import forked
 import pytest
+from chatting import serving
 from embedding import PointEmbeddings
 from servers.postgres import PASSWORD, serving_postgres
 from servers.waiting import wait_until
-from shared_servers import needs
+from shared_servers import marks, needs
 
 from gems.database import database_pool, without_password
 from gems.errors import BackendError, GemsError, InputError
@@ -178,3 +180,30 @@ def test_an_image_location_with_a_login_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         ImageStore(f"ftp://u:{SECRET}@127.0.0.1/images")
     assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["file", pytest.param("database", marks=marks("postgres"))])
+def test_two_processes_do_not_draw_the_same_run(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    memory = tmp_path / "memory" if place == "file" else request.getfixturevalue("database")
+    own = tmp_path / "own"
+    other = own if place == "file" else tmp_path / "other"  # the home folder of another machine
+    with serving("image_server.py") as painter:
+        places = ("--memory", memory, "--images", tmp_path / "images", "--out", tmp_path / "out")
+        options = (*places, "--generator", f"{painter}/busy-for-long/draw", "--quiet")
+        command = ("generate", "a cat", *options, "--no-plan", "--no-skills", "--max-rounds", 1)
+
+        def drawn() -> int:
+            with urlopen(f"{painter}/log") as answer:
+                return len(json.load(answer)["seen"])
+
+        with forked.gems_process(*command, home=own) as process:
+            wait_until(drawn, lambda: "nothing was asked for")
+            run = next((own / "threads").glob("*.json")).stem
+            refused = gems(other, "generate", "--resume", run, *options)
+            process.kill()
+        assert refused.returncode == 2
+        assert f"another process works on the run {run}" in refused.stderr
+        assert drawn() == 1
+        with forked.gems_process("generate", "--resume", run, *options, home=other) as process:
+            wait_until(lambda: drawn() == 2, lambda: "a killed process has kept its run")
+            process.kill()

@@ -17,7 +17,6 @@ from gems.bulk.account import AccountStart
 from gems.bulk.batch import Stop, check_skills, open_worker, run_within
 from gems.bulk.jobs import Job, job_of
 from gems.bulk.journal import PartialRun
-from gems.bulk.leases import DatabaseLeases, FileLeases, Leases, hold_lease
 from gems.bulk.limits import Share
 from gems.bulk.ray_generators import POLL_SECONDS, ClusterGenerator, GeneratorRouter
 from gems.bulk.results import BatchRow, Claim
@@ -26,6 +25,7 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Usage
 from gems.json_text import parse_json, strict_json
+from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.generators import ImageGenerator, Local

@@ -17,7 +17,6 @@ from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, cast
 
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
-from gems.bulk.leases import all_returned
 from gems.bulk.limits import larger_usage, usage_of
 from gems.bulk.row_checks import check_row
 from gems.errors import InputError
@@ -26,6 +25,7 @@ from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
 from gems.json_text import parse_json, strict_json
+from gems.leases import all_returned
 from gems.runs.record import ModelRecord
 from gems.runs.same_settings import changed_settings, identifying
 

@@ -23,7 +23,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
 from gems.evals.identity import differences, mark_as_mixed, skill_digests
-from gems.evals.runner import ArmPass, EvaluationPlan, image_paths, prepare_folder, run_arm
+from gems.evals.runner import ArmPass, EvaluationPlan, image_paths, locked_folder, prepare_folder, run_arm
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
 from gems.files import read_regular, write_atomically
@@ -46,10 +46,17 @@ def evaluate(
     """Run, score and report. Returns the report, or None if it was stopped; the same call resumes.
 
     Raises:
-        InputError: The folder holds another evaluation, or a setting cannot be used.
+        InputError: The folder holds another evaluation, another process works on it, or a setting cannot be used.
         BackendError: Weights, the judge or the disk failed.
     """
     scorer.check(plan.prompts)
+    with locked_folder(plan):
+        return _evaluate(plan, scorer, concurrency, control, bar, command)
+
+
+def _evaluate(
+    plan: EvaluationPlan, scorer: Scorer, concurrency: int, control: RunControl, bar: ProgressBar, command: str
+) -> dict[str, Any] | None:
     skills = prepare_folder(plan)
     rows: dict[ArmPass, list[BatchRow]] = {}
     for number, arm_pass in enumerate(plan.passes, start=1):

@@ -25,7 +25,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.evals.arms import Arm
 from gems.evals.identity import bind_folder, model_identities, skill_digests
 from gems.evals.prompts import EvalPrompt, write_prompts
-from gems.files import check_own_files, write_atomically
+from gems.files import check_own_files, held_alone, write_atomically
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
@@ -40,7 +40,7 @@ from gems.runs.record import ModelRecord
 from gems.secrets import one_line
 from gems.seeds import seed_of_batch_prompt
 
-__all__ = ["ArmPass", "EvaluationPlan", "image_paths", "prepare_folder", "run_arm"]
+__all__ = ["ArmPass", "EvaluationPlan", "image_paths", "locked_folder", "prepare_folder", "run_arm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,7 @@ class EvaluationPlan:
 
 
 _FILES: Final = (
+    ".lock",
     "answers-soft-tifa.jsonl",
     "arms",
     "eval.json",
@@ -111,6 +112,21 @@ _FILES: Final = (
     "scores-soft-tifa.jsonl",
 )
 """What is read, or written in place, in an evaluation's folder."""
+
+
+@contextmanager
+def locked_folder(plan: EvaluationPlan) -> Iterator[None]:
+    """Make the folder, and keep other processes of this machine from working on the evaluation in it.
+
+    Each arm has a lock of its own; without this one, two processes would pay the judge for the same images.
+
+    Raises:
+        InputError: Another process works on it, or it cannot be written to.
+    """
+    make_folder(plan.out)
+    check_own_files(plan.out, _FILES, depth=6)
+    with held_alone(plan.out / ".lock", f"another process works on the evaluation in {plan.out}"):
+        yield
 
 
 def prepare_folder(plan: EvaluationPlan) -> dict[str, str]:

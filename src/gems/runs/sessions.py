@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from langgraph.runtime import RunControl
 
 from gems.authority import MODEL
-from gems.database import is_database
-from gems.errors import InputError
+from gems.database import database_pool, is_database
+from gems.errors import BackendError, InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
+from gems.leases import DatabaseLeases, FileLeases, Leases
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import database_of, memory_location
-from gems.paths import home
+from gems.paths import home, make_file
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder
 from gems.runs.interrupted import run_counted
@@ -32,6 +35,7 @@ from gems.runs.threads import (
     location_mark,
     memory_mark,
 )
+from gems.secrets import one_line
 
 __all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
 
@@ -111,17 +115,58 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
         control: Asks for a stop.
 
     Raises:
-        InputError: The run cannot be resumed with this memory or with these models.
+        InputError: Another process works on the run, or it cannot be resumed with this memory or with these models.
         BackendError: The disk or a database failed.
     """
     thread = session.thread
-    with open_checkpoints(home() / "checkpoints.sqlite", database_of(thread.context)) as saver:
+    database = database_of(thread.context)
+    with _alone(thread.id, database), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=session.images)
         had_ended = not session.is_new and _check_resumed(graph, session)
         values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
         finished = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, finished)
     return Ending(record, had_ended)
+
+
+@contextmanager
+def _alone(thread: str, database: str | None) -> Iterator[None]:
+    """Keep other processes from working on a run: they would draw the same images, and pay for them again.
+
+    Raises:
+        InputError: Another process works on it, or the file system has no locks.
+        BackendError: The database cannot be reached.
+    """
+    if database is not None:
+        with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
+            import psycopg  # installed, or there would be no pool
+
+            try:
+                _acquire(leases, thread)
+            except psycopg.Error as error:
+                raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
+            yield
+        return
+    path = home() / "threads" / ".leases"
+    try:
+        make_file(path)
+        file_leases = FileLeases(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder") from error
+    with closing(file_leases):
+        try:
+            _acquire(file_leases, thread)
+        except OSError as error:
+            raise InputError(
+                f"cannot lock {path} ({error.strerror}): without a lock, two processes could do the same work twice; "
+                "set GEMS_HOME to a folder on a file system that has locks, such as this machine's own disk"
+            ) from error
+        yield
+
+
+def _acquire(leases: Leases, thread: str) -> None:
+    if not leases.acquire(thread):
+        raise InputError(f"another process works on the run {thread}: wait until it has ended, or end it")
 
 
 def _check_resumed(graph: GemsGraph, session: Session) -> bool:

@@ -1,4 +1,4 @@
-"""Leases: one process at a time works on a prompt, even if a cluster has replaced a worker that is still alive."""
+"""Leases: one process at a time works on a run, even if a cluster has replaced a worker that is still alive."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Leases(Protocol):
-    """Leases on the prompts of batches. A lease ends with the process that holds it, however the process ends."""
+    """Leases on runs. A lease ends with the process that holds it, however the process ends."""
 
     def acquire(self, name: str) -> bool:
-        """Try to acquire a prompt's lease. Returns whether this process holds it now.
+        """Try to acquire a run's lease. Returns whether this process holds it now.
 
         Args:
-            name: Names the prompt's run, among those of all batches.
+            name: Names the run, among those of all batches.
         """
         ...
 
     def release(self, name: str) -> None:
-        """Release a prompt's lease."""
+        """Release a run's lease."""
+        ...
+
+    def close(self) -> None:
+        """Release all leases."""
         ...
 
 
 @contextmanager
 def hold_lease(leases: Leases, name: str, is_stopped: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Hold a prompt's lease for the block, after waiting until no other process holds it.
+    """Hold a run's lease for the block, after waiting until no other process holds it.
 
     Yields:
         Whether the lease is held; False if ``is_stopped`` ended the wait.
@@ -56,7 +60,7 @@ def hold_lease(leases: Leases, name: str, is_stopped: Callable[[], bool] = lambd
 
 
 class FileLeases:
-    """Leases for the processes of one machine: locks on the bytes of a file, one byte for each prompt.
+    """Leases for the processes of one machine: locks on the bytes of a file, one byte for each run.
 
     Args:
         path: The file. It is created if it does not exist.
@@ -76,6 +80,10 @@ class FileLeases:
     def release(self, name: str) -> None:
         """See ``Leases.release``."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _number(name))
+
+    def close(self) -> None:
+        """See ``Leases.close``."""
+        os.close(self._file)
 
 
 def all_returned(path: Path, seconds: float) -> bool:
@@ -117,6 +125,13 @@ class DatabaseLeases:
     def release(self, name: str) -> None:
         """See ``Leases.release``."""
         self._query("SELECT pg_advisory_unlock(%s) AS ours", name)
+
+    def close(self) -> None:
+        """See ``Leases.close``."""
+        if self._connection is not None:
+            self._connection.close()
+            self._pool.putconn(self._connection)
+            self._connection = None
 
     def _query(self, statement: str, name: str) -> bool:
         import psycopg
