@@ -603,7 +603,7 @@ def _latin_language(text: str) -> Language:
         if language.spaced and language.name not in ("ru", "ar", "hi", "ko")
     }
     best = max(scores, key=lambda name: scores[name])  # English comes first where several are equal
-    if any(sum(word in others for word in words) > max(scores[best], len(words) / 8) for others in _OTHER_LATIN):
+    if any(sum(word in language for word in words) > max(scores[best], len(words) / 8) for language in _OTHER_LATIN):
         return UNKNOWN
     if scores[best] * 8 >= len(words) and (best == "en" or scores[best] > scores["en"]):
         return LANGUAGES[best]
