@@ -49,7 +49,7 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
         return True
     witnesses = [r for r in (wish, text) if same_language(asks, r)]
     witnesses += [other.asks for other in questions if other.asks.text != asks.text]
-    if asks.values - {1} - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
+    if _counts_of(asks) - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
         return True
     thing = _existing_thing(asks)
     if thing and any(not unmatched(asks, thing[-1:], r) for r in witnesses):
@@ -58,6 +58,11 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
     for r in witnesses:
         new = [i for i in unmatched(asks, new, r) if not any(_begin_alike(asks.words[i], word) for word in r.words)]
     return any(asks.words[i] not in _COMMON and not asks.colours([i]) & colours for i in new)
+
+
+def _counts_of(asks: Reading) -> set[int]:
+    """The numbers of a question, without those of what was named before: "the other two"."""
+    return {n.value for n in asks.numbers if n.value > 1 and asks.words[n.position - 1] not in ("the", "other")}
 
 
 def _is_quoted_in(quotation: str, text: str) -> bool:
@@ -93,7 +98,7 @@ _COMMON: Final = Words(
     "laid rest* hang* float* stretch* perch* ride rides riding use* using walk* travel* face* facing fly* flying "
     "mount* attach* hover* span* lean* situat* running run going coming move* moving measure* "
     "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
-    "strongly different various model version blur* focus*"
+    "strongly different various model version blur* focus* consist*"
 )
 """Words in which a question names what the prompt names otherwise: kinds of things, sizes, and ways to be somewhere."""
 
@@ -123,11 +128,12 @@ def forgotten(prompt: str, draft: str, parts: Sequence[Part], questions: Iterabl
 def _reworded(wish: Reading, part: Part) -> frozenset[int]:
     """The words of a part whose phrase says more than they do, and so perhaps what it leaves out of them."""
     words, phrase = read(part.words, wish.language), read(part.phrase)
-    return locate(wish, part.words) if unmatched(phrase, phrase.content, words) else frozenset()
+    is_new = any(word not in words.words and word not in phrase.language.function for word in phrase.words)
+    return locate(wish, part.words) if is_new else frozenset()
 
 
 def _is_forgotten(q: Mapped, wish: Reading, text: Reading, carriers: Sequence[frozenset[int]]) -> bool:
-    asks, own = q.asks, q.places.intersection(wish.content)
+    asks, own = q.asks, q.places.intersection(wish.content) or q.places
     if _has_other_number(asks, text) or _has_other_colour(asks, wish, q.places, text):
         return True
     thing = _existing_thing(asks) or _held_thing(asks)
@@ -156,13 +162,15 @@ def _is_unaccounted(
     return len(unmatched(asks, content, text)) * 2 >= len(content) > 0
 
 
-_WORDS_OF_A_THING: Final = 4
+_WORDS_OF_A_THING: Final = 5
 """Content words up to which a part is about one thing, so that its phrase is about that thing too."""
+_LETTERS_OF_A_THING: Final = 10
+"""The same in characters, for languages without spaces."""
 
 
 def _is_about_one_thing(wish: Reading, places: frozenset[int]) -> bool:
     if not wish.language.spaced:
-        return len(places) <= 2 * _WORDS_OF_A_THING
+        return len(places) <= _LETTERS_OF_A_THING
     return sum(i in places for i in wish.content) <= _WORDS_OF_A_THING
 
 
@@ -247,5 +255,5 @@ def _thing_from(asks: Reading, start: int) -> list[int]:
 
 _AFTER_A_THING: Final = Words(
     "in on at with of under over behind beside near from through across against into onto above below to for that "
-    "which who whose while and or nor between around inside outside next front top"
+    "which who whose while cut and or nor between around inside outside next front top"
 )

@@ -287,7 +287,7 @@ def _is_noun_like(reading: Reading, index: int) -> bool:
 def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
     """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
     places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
-    places = [i for i in places if not _is_modifier(text, i)] or places
+    places = [i for i in places if text.tokens[i - 1].is_joined or not _is_modifier(text, i)] or places
     value = prompt.language.number(prompt.words[index])
     verdicts = [_differs(prompt, index, value, text, place) for place in places]
     return bool(verdicts) and all(verdicts)

@@ -58,6 +58,7 @@ _NEGATED_BY: Final = re.compile(
     r"|\b(?:lacking|lacks|avoid\w*|exclud\w*|omit\w*)\b",
     re.IGNORECASE,
 )
+_DIGITS: Final = re.compile(r"(?a:\d){1,9}")
 _CONTRACTION: Final = re.compile(r"n['’]t\b", re.IGNORECASE)
 
 
@@ -79,7 +80,8 @@ class Reading:
     @cached_property
     def values(self) -> frozenset[int]:
         """The numbers in it."""
-        return frozenset(number.value for number in self.numbers)
+        in_words = (_DIGITS.findall(token.word) for token in self.tokens if not token.is_quoted)  # "30x20", "1920s"
+        return frozenset([*(n.value for n in self.numbers), *(int(digits) for found in in_words for digits in found)])
 
     @cached_property
     def content(self) -> list[int]:
