@@ -35,17 +35,17 @@ _ID_ALONE: Final = re.compile(
 _ELEMENT: Final = re.compile(
     r"<(?P<name>[^\W\d]\w{0,20})(?:\s+id=[\"']?(?P<id>[\w-]{1,20})[\"']?)?\s*>(?P<answer>[^<>]*)</(?P=name)>"
 )
-_CELL_ENDS: Final = re.compile(r"\s*</t[dh]>\s*<t[dh]\b[^<>]*>\s*", re.IGNORECASE)
+_CELL_ENDS: Final = re.compile(r"</t[dh]>\s*+<t[dh]\b[^<>]*>\s*", re.IGNORECASE)
 _HTML: Final = re.compile(r"</?(?:table|thead|tbody|t[rdh]|[ou]l|li|p|div|br|html|body)\b[^<>]*>", re.IGNORECASE)
 _TAG: Final = re.compile(r"</?[^\W\d][\w-]{0,20}/?>")
 _ID_LIST: Final = r"[^\W\d_]{0,2}\d+(?:(?:\s*[,;/&]\s*(?:and\s+)?|\s+and\s+)[^\W\d_]{0,2}\d+)+"
 _GROUP: Final = re.compile(
-    rf"[\s>*•·_-]*(?P<answer>[^\W\d][\w ]{{0,15}})[\s*_]*[:—–-]+[\s*_]*"
-    rf"(?P<ids>{_ID_LIST}|[^\W\d_]{{1,2}}\d+)[\s.*_]*"
+    rf"[\s>*•·_-]*+(?P<answer>[^\W\d_](?:[^\W_]| (?=[^\W_])){{0,15}}+)[\s*_]*+[:—–-]++[\s*_]*+"
+    rf"(?P<ids>{_ID_LIST}|[^\W\d_]{{1,2}}\d+)[\s.*_]*+"
 )
 """Matches one answer to several questions."""
 _OF_IMAGE: Final = re.compile(
-    r"[\W_]*(?:(?:image|overall)[\s_])?(?:quality|flaws?|defects?)\b[\W_]*[:=].*", re.IGNORECASE
+    r"[\W_]*+(?:(?:image|overall)[\s_])?(?:quality|flaws?|defects?)\b[\W_]*[:=].*", re.IGNORECASE
 )
 """Matches what is said of the whole image, which belongs to no answer."""
 _OTHER_ID: Final = re.compile(r"\W*[^\W\d_]{1,2}[_-]?\d+\W*")

@@ -38,8 +38,8 @@ def questions_of(names: Sequence[str], requirements: Sequence[Requirement]) -> d
 
     Some models number the questions anew, from 0 or 1. If there are as many ids as questions, with numbers in a row of
     which one is no question's, then the order of the ids counts: by their numbers, answers would be about other
-    questions. Where an answer repeats its question, the question counts, and if it is another one than the id's, ids say
-    nothing.
+    questions. Where an answer repeats its question, the question counts; if it is another one than the id's,
+    ids say nothing.
 
     Args:
         names: The ids as a model wrote them, each once.

@@ -62,7 +62,8 @@ __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
 _ID_NAMES: Final = (
     "question_id", "requirement_id", "qid", "req_id", "req", "requirement", "number", "nr", "#", "index", "key",
-    "question"
+    "question", "nummer", "frage", "numéro", "número", "pregunta", "pergunta", "domanda", "номер", "вопрос", "编号",
+    "题号", "序号", "问题", "番号", "質問", "번호", "질문"
 )  # fmt: skip
 
 
@@ -73,7 +74,16 @@ class AnsweredQuestion(Item):
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "id": _ID_NAMES,
         "answer": ANSWER_NAMES,
-        "confidence": ("certainty", "confidence_score", "confidence_level"),
+        "confidence": (
+            "certainty",
+            "confidence_score",
+            "confidence_level",
+            "sicherheit",
+            "confiance",
+            "confianza",
+            "置信度",
+            "信頼度",
+        ),
         "reason": ("reasoning", "explanation", "rationale", "justification", "evidence", "observation", "comment"),
     }
 
@@ -180,11 +190,11 @@ def _bare_answer(item: Any) -> dict[str, Any] | None:
     if not isinstance(item, Mapping) or not item:
         return None
     fields = {name: AnsweredQuestion.values_of(name, item) for name in AnsweredQuestion.model_fields}
-    known = {"id", *AnsweredQuestion.model_fields, *itertools.chain(*AnsweredQuestion.other_names.values())}
-    is_plain = known.issuperset(map(field_name, item)) and not any(
+    known_names = {"id", *AnsweredQuestion.model_fields, *itertools.chain(*AnsweredQuestion.other_names.values())}
+    is_plain = known_names.issuperset(map(field_name, item)) and not any(
         isinstance(v, (Mapping, list)) for v in item.values()
     )
-    is_bare = fields["answer"] and not any(str(name).strip() for name in fields["id"])
+    is_bare = bool(fields["answer"]) and not any(str(name).strip() for name in fields["id"])
     return dict(item) if is_plain and is_bare else None
 
 

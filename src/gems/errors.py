@@ -79,7 +79,8 @@ def may_cost(status: int) -> bool:
 _UNPAID: Final = re.compile(
     r"insufficient.?(?:quota|balance|credits?|funds)|(?:exceeded|used up|out of|no) .{0,24}(?:quota|credits?)"
     r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
-    r"|budget.{0,24}exceeded|exceeded.?budget|over budget|not enough (?:balance|credit)|arrears|余额不足|欠费",
+    r"|budget (?:has been )?exceeded|budget_exceeded|exceeded.?budget|over budget"
+    r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
     re.IGNORECASE,
 )
 _PASSES_SOON: Final = re.compile(

@@ -403,7 +403,8 @@ def _refuses_system_role(error: Exception) -> bool:
 
 
 _OTHER_REASONS: Final = re.compile(
-    r"api.?key|auth|credential|permission|quota|billing|balance|credit|payment|rate.?limit|too (?:many|long|large)"
+    r"api.?key|auth|credential|permission|quota|budget|billing|balance|credit|payment"
+    r"|rate.?limit|too (?:many|long|large)"
     r"|context|tokens?\b|policy|moderat|safety|filter|flagged|inappropriate|sensitive|model.{0,80}(?:exist|found|known)"
     r"|(?:no such|unknown|invalid) model|response_format|schema|json_object|json mode|tools?\b|tool_|function|grammar"
     r"|logprob|image|vision|multi-?modal|mmproj|param|field|max_|temperature"

@@ -346,12 +346,13 @@ BOTH = {"r1": {"yes"}, "r2": {"no"}}
         [{"id": 1, "question": "Any cars?", "answer": "yes"}, {"id": 2, "question": "Exactly two?", "answer": "no"}],
         "verdicts:\n- id: r1\n  answer: yes\n- id: r2\n  answer: no\nquality: 0.9\nflaws: none",
         "verdicts:\n- id: r2\n  answer: no\n- id: r1\n  answer: yes\nquality: 0.9\nflaws: none",
-        "### r1: Are there any cars in the image?\n\n**Answer:** Yes\n\n"
-        "### r2: Are there exactly two cars in the image?\n\n**Answer:** No",
-        "<verdicts><verdict><id>r1</id><answer>yes</answer></verdict>"
-        "<verdict><id>r2</id><answer>no</answer></verdict></verdicts>",
+        "### r1: Are there any cars in the image?\n\n**Answer:** Yes\n\n### r2: Exactly two?\n\nr2: No",
+        "<all><verdict><id>r1</id><answer>yes</answer></verdict><verdict><id>r2</id><answer>no</answer></verdict></all>",
         "<table><tr><th>id</th><th>answer</th></tr><tr><td>r1</td><td>yes</td></tr><tr><td>r2</td><td>no</td></tr></table>",
         "**Met:** r1\n**Not met:** r2",
+        {"verdicts": [{"id": "r1", "antwort": "ja"}, {"id": "r2", "antwort": "nein"}]},
+        "| 编号 | 答案 | 置信度 |\n|---|---|---|\n| r1 | 是 | 95% |\n| r2 | 否 | 90% |",
+        "| Frage | Antwort |\n|---|---|\n| r1 | Ja |\n| r2 | Nein |",
         {"r1": "yes", "r2": "no", "status": "ok"},
         {"Q1": "yes", "#2": "no"},
         {"results": {"r1": {"passed": True}, "r2": {"passed": False}}},
