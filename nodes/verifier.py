@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -47,7 +48,7 @@ from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
 from gems.nodes.meter import Meter, metered
-from gems.nodes.question_ids import name_of_place, questions_of
+from gems.nodes.question_ids import name_of_place, name_with_question, questions_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
 
@@ -61,7 +62,8 @@ __all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
 
 _ID_NAMES: Final = (
     "question_id", "requirement_id", "qid", "req_id", "req", "requirement", "number", "nr", "#", "index", "key",
-    "question"
+    "question", "nummer", "frage", "numéro", "número", "pregunta", "pergunta", "domanda", "номер", "вопрос", "编号",
+    "题号", "序号", "问题", "番号", "質問", "번호", "질문"
 )  # fmt: skip
 
 
@@ -72,7 +74,16 @@ class AnsweredQuestion(Item):
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "id": _ID_NAMES,
         "answer": ANSWER_NAMES,
-        "confidence": ("certainty", "confidence_score", "confidence_level"),
+        "confidence": (
+            "certainty",
+            "confidence_score",
+            "confidence_level",
+            "sicherheit",
+            "confiance",
+            "confianza",
+            "置信度",
+            "信頼度",
+        ),
         "reason": ("reasoning", "explanation", "rationale", "justification", "evidence", "observation", "comment"),
     }
 
@@ -93,7 +104,11 @@ class AnsweredQuestion(Item):
         """See ``Form.by_field``; answers under several names must not contradict each other."""
         corrections = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
         answers = {answer for value in [*cls.values_of("answer", raw), *corrections] if (answer := _answer_in(value))}
-        return super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
+        fields = super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
+        text = next((v for key, v in raw.items() if field_name(key) in _QUESTION_NAMES and isinstance(v, str)), "")
+        if isinstance(fields["id"], (str, int)) and text.strip() and text != fields["id"]:
+            fields["id"] = name_with_question(str(fields["id"]), text)
+        return fields
 
     @classmethod
     def from_pair(cls, key: str, value: Any) -> dict[str, Any]:
@@ -120,7 +135,7 @@ class AnsweredQuestion(Item):
         if not answers or None in answers or not {"yes", "no"}.intersection(map(_answer_in, answers)):
             return raw_items
         names = (name_of_place(place, len(answers)) for place in range(1, len(answers) + 1))
-        return [{"id": name, **(answer or {})} for name, answer in zip(names, answers, strict=True)]
+        return [{**(answer or {}), "id": name} for name, answer in zip(names, answers, strict=True)]
 
     @classmethod
     def from_text(cls, text: str) -> dict[str, Any]:
@@ -151,6 +166,7 @@ class AnsweredQuestion(Item):
         return cls(id=str(name), answer="unsure", confidence=0.0, reason="the answer cannot be read")
 
 
+_QUESTION_NAMES: Final = ("question", "question_text", "requirement")
 _LIKE_AN_ANSWER: Final = re.compile(
     r"(?:final|corrected|revised|updated|overall|second|my|the)_(?:answer|verdict|result|judge?ment|decision)"
     r"|final|correction|revision|review|conclusion"
@@ -173,12 +189,13 @@ def _bare_answer(item: Any) -> dict[str, Any] | None:
         return {"answer": item} if is_bare else None
     if not isinstance(item, Mapping) or not item:
         return None
-    names = {str(key).casefold() for key in item}
-    is_bare = "answer" in names and names <= _FIELDS_WITHOUT_ID
-    return dict(item) if is_bare else None
-
-
-_FIELDS_WITHOUT_ID: Final = frozenset({"answer", "confidence", "reason", "explanation", "reasoning"})
+    fields = {name: AnsweredQuestion.values_of(name, item) for name in AnsweredQuestion.model_fields}
+    known_names = {"id", *AnsweredQuestion.model_fields, *itertools.chain(*AnsweredQuestion.other_names.values())}
+    is_plain = known_names.issuperset(map(field_name, item)) and not any(
+        isinstance(v, (Mapping, list)) for v in item.values()
+    )
+    is_bare = bool(fields["answer"]) and not any(str(name).strip() for name in fields["id"])
+    return dict(item) if is_plain and is_bare else None
 
 
 def _answer_in(value: Any) -> Answer | None:

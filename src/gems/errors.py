@@ -79,11 +79,12 @@ def may_cost(status: int) -> bool:
 _UNPAID: Final = re.compile(
     r"insufficient.?(?:quota|balance|credits?|funds)|(?:exceeded|used up|out of|no) .{0,24}(?:quota|credits?)"
     r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
+    r"|budget (?:has been )?exceeded|budget_exceeded|exceeded.?budget|over budget"
     r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
     re.IGNORECASE,
 )
 _PASSES_SOON: Final = re.compile(
-    r"rate.?limit|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
+    r"rate.?limit(?!.?error)|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
 )
 """What servers say of limits that they lift by themselves; some speak of plans and billing in the same breath."""
 

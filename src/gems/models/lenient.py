@@ -386,7 +386,8 @@ def _read_note(raw: Any) -> str:
 ANSWER_NAMES: Final = (
     "verdict", "result", "passed", "pass", "is_met", "met", "is_satisfied", "satisfied", "fulfilled", "is_correct",
     "correct", "judgment", "judgement", "decision", "assessment", "response", "value", "outcome", "status", "yes_no",
-    "yes/no", "label", "ok"
+    "yes/no", "label", "ok", "antwort", "réponse", "reponse", "respuesta", "resposta", "risposta", "ответ", "答案",
+    "回答", "答え", "답변", "답"
 )  # fmt: skip
 """Names that models give to an answer, most certain first."""
 

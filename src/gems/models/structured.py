@@ -403,7 +403,8 @@ def _refuses_system_role(error: Exception) -> bool:
 
 
 _OTHER_REASONS: Final = re.compile(
-    r"api.?key|auth|credential|permission|quota|billing|balance|credit|payment|rate.?limit|too (?:many|long|large)"
+    r"api.?key|auth|credential|permission|quota|budget|billing|balance|credit|payment"
+    r"|rate.?limit|too (?:many|long|large)"
     r"|context|tokens?\b|policy|moderat|safety|filter|flagged|inappropriate|sensitive|model.{0,80}(?:exist|found|known)"
     r"|(?:no such|unknown|invalid) model|response_format|schema|json_object|json mode|tools?\b|tool_|function|grammar"
     r"|logprob|image|vision|multi-?modal|mmproj|param|field|max_|temperature"
@@ -654,10 +655,23 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
 
 def _without_thoughts(text: str) -> str:
     """A text without what was thought, before it or after it; chat templates may contain the opening tag."""
+    text = _ANALYSIS.sub("", _BEFORE_FINAL.sub("", text))
+    text = _THOUGHT_ENDS.sub("</think>", _THOUGHT_BEGINS.sub("<think>", text))
     return _THOUGHTS.sub("", text).rpartition("</think>")[2]
 
 
 _THOUGHTS: Final = re.compile(r"<think>(?:(?!<think>).)*?(?:</think>|\Z)", re.DOTALL)
+_THOUGHT_TAG: Final = r"(?:ant)?(?:thinking|thoughts?|reasoning|reflection|analysis|scratchpad)|seed:think|think"
+_THOUGHT_BEGINS: Final = re.compile(
+    rf"<(?:{_THOUGHT_TAG})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|START_THINKING\|>", re.IGNORECASE
+)
+_THOUGHT_ENDS: Final = re.compile(
+    rf"</(?:{_THOUGHT_TAG})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|END_THINKING\|>", re.IGNORECASE
+)
+"""How chat models mark what they think, where their server does not split it off."""
+_BEFORE_FINAL: Final = re.compile(r"\A.*<\|channel\|>final\b[^<]*<\|message\|>", re.DOTALL)
+_ANALYSIS: Final = re.compile(r"<\|channel\|>analysis\b[^<]*<\|message\|>.*?(?:<\|end\|>|\Z)", re.DOTALL)
+"""The same in the channels of gpt-oss."""
 
 
 def _plain_name(name: str) -> str:

@@ -403,3 +403,34 @@ def test_streamed_arguments_may_repeat_what_came_before() -> None:
         completion = tidy_completion(read_completion(b"".join(b"data: " + event + b"\n\n" for event in events)), "m")
         [call] = completion["choices"][0]["message"]["tool_calls"]
         assert json.loads(call["function"]["arguments"]) == json.loads(FORM)
+
+
+_VERDICTS = '{"verdicts": [{"id": "r1", "answer": "yes"}]}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": [{"message": {"content": _VERDICTS}, "finish_reason": "error", "error": {"message": "lost"}}]},
+        {"choices": [{"message": {"content": _VERDICTS}, "error": {"code": 502, "message": "the stream died"}}]},
+        {"results": [{"text": _VERDICTS, "finish_reason": "stop"}]},
+    ],
+)
+def test_an_error_after_a_whole_answer_does_not_undo_it(answer: dict[str, Any]) -> None:
+    [choice] = tidy_completion(answer, "m")["choices"]
+    assert choice["message"]["content"] == _VERDICTS
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3, 20])
+def test_a_torn_completion_with_a_whole_answer_is_read(lost: int) -> None:
+    answer = {"choices": [{"message": {"role": "assistant", "content": _VERDICTS}, "finish_reason": "stop"}]}
+    body = json.dumps(answer).encode()[:-lost]
+    [choice] = tidy_completion(read_completion(body), "m")["choices"]
+    assert choice["message"]["content"] == _VERDICTS
+
+
+def test_a_torn_answer_says_so_and_nothing_of_roles() -> None:
+    answer = {"choices": [{"message": {"role": "assistant", "content": _VERDICTS}, "finish_reason": "stop"}]}
+    with pytest.raises(BackendError, match="torn") as caught:
+        tidy_completion(read_completion(json.dumps(answer).encode()[:70]), "m")
+    assert "role" not in caught.value.reason

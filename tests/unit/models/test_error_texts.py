@@ -72,6 +72,9 @@ def test_no_shape_of_an_error_is_a_fault_of_ours(answer: Any) -> None:
     ("text", "spent"),
     [
         ("insufficient_quota", True),
+        ("litellm.RateLimitError: Budget has been exceeded! Current cost: 10, Max budget: 5", True),
+        ("RateLimitError: OpenAIException - You exceeded your current quota, please check your plan", True),
+        ("the thinking budget of 64000 tokens is exceeded", False),
         ("You exceeded your current quota, please check your plan and billing details.", True),
         ("billing_hard_limit_reached", True),
         ("Insufficient credits. Add more", True),

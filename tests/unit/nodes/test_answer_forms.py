@@ -266,7 +266,7 @@ def test_what_stands_around_an_answer_may_confirm_it() -> None:
 
 
 def test_the_right_name_takes_precedence_and_a_contradiction_is_unsure() -> None:
-    whole = {"id": "r1", "question": QUESTIONS[1].question, "answer": "no", "status": "done", "confidence": 0.7}
+    whole = {"id": "r1", "question": "Is there a car?", "answer": "no", "status": "done", "confidence": 0.7}
     assert verdicts({"verdicts": [whole]}) == {"r1": {"no"}}
     for other in ({"passed": False}, {"verdict": "no"}, {"result": "fail"}):
         assert verdicts({"verdicts": [{"id": "r1", "answer": "yes", **other}]}) == {"r1": {"unsure"}}
@@ -327,6 +327,32 @@ BOTH = {"r1": {"yes"}, "r2": {"no"}}
         "r1: **Yes**\n   - Reason: two cars\n   - Confidence: 0.95\nr2: **No**",
         {"r1": ["yes"], "r2": [{"answer": "no"}]},
         {"R1": {"answer": "yes"}, "R2": {"verdict": "no"}},
+        "[THINK]r1: no\nr2: yes[/THINK]r1: yes\nr2: no",
+        "<thinking>\nr1: no\nr2: yes\n</thinking>\n\nr1: yes\nr2: no",
+        "<Reasoning>r1: no</Reasoning><reflection>r2: yes</reflection>r1: yes\nr2: no",
+        "◁think▷r1: no◁/think▷r1: yes\nr2: no",
+        "<|channel|>analysis<|message|>r1: no<|end|><|start|>assistant<|channel|>final<|message|>r1: yes\nr2: no",
+        "<|channel|>analysis<|message|>r1: no<|end|>r1: yes\nr2: no",
+        {"verdicts": [{"id": None, "verdict": "yes", "certainty": 0.9}, {"id": "", "verdict": "no"}]},
+        {"verdicts": [{"result": "yes", "evidence": "a car"}, {"result": "no", "evidence": "three"}]},
+        [
+            {"id": "r2", "question": QUESTIONS[0].question, "answer": "yes"},
+            {"id": "r1", "question": QUESTIONS[1].question, "answer": "no"},
+        ],
+        [
+            {"id": 0, "question": QUESTIONS[1].question, "answer": "no"},
+            {"id": 1, "question": QUESTIONS[0].question, "answer": "yes"},
+        ],
+        [{"id": 1, "question": "Any cars?", "answer": "yes"}, {"id": 2, "question": "Exactly two?", "answer": "no"}],
+        "verdicts:\n- id: r1\n  answer: yes\n- id: r2\n  answer: no\nquality: 0.9\nflaws: none",
+        "verdicts:\n- id: r2\n  answer: no\n- id: r1\n  answer: yes\nquality: 0.9\nflaws: none",
+        "### r1: Are there any cars in the image?\n\n**Answer:** Yes\n\n### r2: Exactly two?\n\nr2: No",
+        "<all><verdict><id>r1</id><answer>yes</answer></verdict><verdict><id>r2</id><answer>no</answer></verdict></all>",
+        "<table><tr><th>id</th><th>answer</th></tr><tr><td>r1</td><td>yes</td></tr><tr><td>r2</td><td>no</td></tr></table>",
+        "**Met:** r1\n**Not met:** r2",
+        {"verdicts": [{"id": "r1", "antwort": "ja"}, {"id": "r2", "antwort": "nein"}]},
+        "| 编号 | 答案 | 置信度 |\n|---|---|---|\n| r1 | 是 | 95% |\n| r2 | 否 | 90% |",
+        "| Frage | Antwort |\n|---|---|\n| r1 | Ja |\n| r2 | Nein |",
         {"r1": "yes", "r2": "no", "status": "ok"},
         {"Q1": "yes", "#2": "no"},
         {"results": {"r1": {"passed": True}, "r2": {"passed": False}}},

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from pydantic_core import from_json
+
 from gems.errors import BackendError
 from gems.models.endings import finish_reason
 from gems.models.servers.completion_errors import error_of_choice, error_of_completion, server_error
@@ -30,10 +32,26 @@ def read_completion(body: bytes) -> object:
         lines = [line for line in text.splitlines() if not line.startswith(":")]
         data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
         events = [event for event in (json_body(part.encode()) for part in data) if isinstance(event, Mapping)]
-        answer = json_body("\n".join(lines).encode()) or (_joined(events) if events else text)
+        answer = json_body("\n".join(lines).encode()) or (_joined(events) if events else _whole_in(text) or text)
     if isinstance(answer, str) and isinstance(inner := json_body(answer.encode("utf-8", "replace")), Mapping):
         return inner
     return answer
+
+
+_TORN: Final = "it is torn: its JSON has no end"
+
+
+def _whole_in(text: str) -> Mapping[str, Any] | None:
+    """What came of a torn completion, if its message is there from its beginning to its end; else None."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        torn = from_json(text, allow_partial=True)
+    except ValueError:
+        return None
+    choices = (_choices(torn) if isinstance(torn, Mapping) else None) or []
+    messages = (read_message(choice) for choice in choices if isinstance(choice, Mapping))
+    return torn if any(map(_is_whole, messages)) else None
 
 
 def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -110,9 +128,9 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # as errors of Gemini's endpoint
         answer = answer[0]
     if not isinstance(answer, Mapping):
-        words = one_line(error_message(str(answer).encode())) or (
-            "a page or another kind of document" if answer else "it is empty"
-        )
+        is_torn = isinstance(answer, str) and answer.lstrip().startswith(("{", "["))
+        kind = "a page or another kind of document" if answer else "it is empty"
+        words = _TORN if is_torn else one_line(error_message(str(answer).encode())) or kind
         raise BackendError(f"{source} answers with no chat completion: {words}")
     answer = _inner(answer)
     raw_choices = _choices(answer)
@@ -132,6 +150,8 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
         for choice in choices
         if (message := read_message(choice)) is not None and not error_of_choice(choice)
     ]
+    # An error at the very end, or a connection that was lost there, does not undo an answer that is whole.
+    tidy = tidy or [{"message": m, "finish_reason": "stop"} for c in choices if _is_whole(m := read_message(c))]
     if not tidy:
         if error := next(filter(None, map(error_of_choice, choices)), None):
             raise server_error(f"{source} stopped with an error", error, was_understood=True)
@@ -142,6 +162,12 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     return {**texts, "choices": [best], "usage": _usage(answer.get("usage"))}
 
 
+def _is_whole(message: Mapping[str, Any] | None) -> bool:
+    """Whether a message is one JSON object, from its beginning to its end, that is no error."""
+    value = json_body(str((message or {}).get("content") or "").encode("utf-8", "replace"))
+    return isinstance(value, Mapping) and bool(value) and not error_message(json.dumps(value).encode())
+
+
 _TEXTS: Final = ("id", "model", "object", "service_tier", "system_fingerprint")
 """The fields of a completion that are kept as they are."""
 
@@ -150,7 +176,7 @@ def _inner(answer: Mapping[str, Any], depth: int = 2) -> Mapping[str, Any]:
     """The completion inside of a gateway's report on it; the answer itself if it is one."""
     if _choices(answer) is not None:
         return answer
-    for name in ("data", "result", "output", "response", "body", "completion"):
+    for name in ("data", "result", "results", "output", "outputs", "response", "body", "completion"):
         report = answer.get(name)
         report = json_body(report.encode("utf-8", "replace")) if isinstance(report, str) else report
         report = report[0] if isinstance(report, list) and report else report
