@@ -81,7 +81,9 @@ class Reading:
     def values(self) -> frozenset[int]:
         """The numbers in it."""
         in_words = (_DIGITS.findall(token.word) for token in self.tokens if not token.is_quoted)  # "30x20", "1920s"
-        return frozenset([*(n.value for n in self.numbers), *(int(digits) for found in in_words for digits in found)])
+        return frozenset(
+            [*(n.value for n in self.numbers), *(int(digits) for numerals in in_words for digits in numerals)]
+        )
 
     @cached_property
     def content(self) -> list[int]:
