@@ -29,8 +29,8 @@ FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores: tests often wait for a process, a server or a deadline."""
-    return (os.cpu_count() or 1) + 1
+    """Two workers more than there are cores: tests often wait for a process, a server or a deadline."""
+    return (os.cpu_count() or 1) + 2
 
 
 def pytest_configure(config: pytest.Config) -> None:

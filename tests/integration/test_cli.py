@@ -339,7 +339,7 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
 def test_a_run_with_bad_input_can_be_corrected_and_resumed(tmp_path: Path) -> None:
     again = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
     assert again.returncode == 2
-    [thread] = [path.stem for path in (tmp_path / "home" / "threads").iterdir()]
+    [thread] = [path.stem for path in (tmp_path / "home" / "threads").glob("*.json")]
     still = gems("generate", "--resume", tmp_path / "out" / thread, home=tmp_path / "home")
     assert (still.returncode, "unknown word 'dinosaur'" in still.stderr) == (2, True), still.stderr
     path = tmp_path / "home" / "threads" / f"{thread}.json"

@@ -228,7 +228,7 @@ class GemsAndUsers(GemsContext):
 NEAR = {"users": ["ann"], "seeds": [1], "image_url": "https://example.com", "plans": {"basic": 1}}
 
 
-@pytest.mark.parametrize("schema", [dict, None, GemsContext, GemsAndUsers])
+@pytest.mark.parametrize("schema", [dict, None, GemsAndUsers])
 def test_a_parents_context_may_have_names_that_resemble_ours(schema: Any) -> None:
     gems = build_graph(generator=PaintGenerator())
     quick = {**QUICK, "max_rounds": 1}
@@ -247,6 +247,14 @@ def test_a_parents_context_may_have_names_that_resemble_ours(schema: Any) -> Non
         parent.add_edge(START, "draw")
         out = parent.compile().invoke(given, context={**quick, **NEAR})
         assert out.get("image") or out.get("pictures")
+
+
+def test_a_parent_whose_context_is_ours_cannot_misspell_it() -> None:
+    parent: Any = StateGraph(Shared, context_schema=GemsContext)
+    parent.add_node("draw", build_graph(generator=PaintGenerator()))
+    parent.add_edge(START, "draw")
+    with pytest.raises(InputError, match="unknown setting 'seeds': did you mean 'seed'"):
+        parent.compile().invoke({"prompt": "two red cars"}, context={**QUICK, "seeds": [1]})
 
 
 @dataclass
