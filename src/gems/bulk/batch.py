@@ -353,7 +353,8 @@ def _ending(values: GemsState, context: GemsContext) -> BatchRow:
 
 def brief(attempt: Attempt) -> AttemptFields:
     """An attempt as it is written in a result. Verdicts are {requirement id: [answer, confidence]}."""
-    looks = attempt.model_dump(mode="json", include={"quality", "flaws"})  # nothing where the verifier said nothing
+    # Nothing where the verifier said nothing, or the model reads no negative prompt.
+    optional = attempt.model_dump(mode="json", include={"quality", "flaws", "negative_prompt"})
     return {
         "round": attempt.round,
         "candidate": attempt.candidate,
@@ -367,7 +368,7 @@ def brief(attempt: Attempt) -> AttemptFields:
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
         "edited_from": attempt.edited_from,
-        **cast(AttemptFields, looks),
+        **cast(AttemptFields, optional),
     }
 
 

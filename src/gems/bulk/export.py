@@ -72,6 +72,7 @@ def _index_schema() -> pa.Schema:
             ("candidate", pa.int32()),
             ("strategy", pa.string()),
             ("prompt", pa.string()),
+            ("negative_prompt", pa.string()),
             ("seed", pa.int64()),
             ("score", pa.float64()),
             ("image", pa.string()),
@@ -158,6 +159,7 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
             {
                 **attempt,
                 **_looks(attempt),
+                "negative_prompt": attempt.get("negative_prompt", ""),
                 "image": images.address(attempt["sha256"]),
                 "verdicts": _verdicts(row, attempt),
             }

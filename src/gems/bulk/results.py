@@ -73,6 +73,8 @@ class AttemptFields(TypedDict):
     candidate: int
     strategy: Strategy
     prompt: str
+    negative_prompt: NotRequired[str]
+    """What the image model was told must not be there, if anything."""
     seed: int
     score: float
     passed: int
