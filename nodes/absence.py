@@ -6,6 +6,7 @@ A prompt may negate in any language; the questions about it are in English, and 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from gems.graph.state import Requirement
@@ -17,14 +18,23 @@ from gems.reading import Reading, alike, read
 __all__ = ["absent_things", "is_denial", "is_drawn_though_absent", "is_ruled_out", "negative_prompt_for"]
 
 
+_LONGEST_NEGATIVE_PROMPT: Final = 1000
+"""Characters of a negative prompt: image models read fewer, and each image, record and report repeats it."""
+
+
 def negative_prompt_for(requirements: Iterable[Requirement]) -> str:
     """What requirements ask to be absent, as image models read it: "people, price tags"; empty if they ask for none.
 
-    What is to be absent in one place and there in another is left out.
+    What is to be absent in one place and there in another is left out, and so is what would make it too long.
     """
     questions = [Mapped("", requirement.question) for requirement in requirements]
-    things = [thing for q in questions for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)]
-    return ", ".join(dict.fromkeys(" ".join(thing) for thing in things))
+    things = {" ".join(thing): thing for q in questions for thing, _ in absent_things(q.asks)}
+    text = ""
+    for name, thing in things.items():
+        longer = f"{text}, {name}" if text else name
+        if len(longer) <= _LONGEST_NEGATIVE_PROMPT and not _is_wanted(thing, questions):
+            text = longer
+    return text
 
 
 def is_denial(q: Mapped) -> bool:
@@ -94,11 +104,13 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     words = asks.words
     if any(word in _EXCEPTING for word in words):
         return []
-    content = [i for i, word in enumerate(words) if (i in asks.content or word in _NAMING) and _says_more(word)]
-    things = [thing for start in _starts(words) for thing in _listed(asks, start, content)]
-    end = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
-    if end is not None:
-        things.append([i for i in content if i < end])
+    content_places = set(asks.content)
+    content = [i for i, word in enumerate(words) if (i in content_places or word in _NAMING) and _says_more(word)]
+    places, bounds = set(content), [*_starts(words), len(words)]
+    things = [thing for start, end in pairwise(bounds) for thing in _listed(asks, start, end, places)]
+    last = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
+    if last is not None:
+        things.append([i for i in content if i < last])
     in_things = {i for thing in things for i in thing}
     place = [words[i] for i in content if i not in in_things and words[i] not in _ABSENT_BEFORE]
     return [
@@ -120,10 +132,10 @@ def _starts(words: Sequence[str]) -> Iterator[int]:
             yield i + 1
 
 
-def _listed(asks: Reading, start: int, content: Collection[int]) -> Iterator[list[int]]:
-    """The things named from there on: those that "and" or "or" joins, and no place where they might be."""
+def _listed(asks: Reading, start: int, end: int, content: Collection[int]) -> Iterator[list[int]]:
+    """The things named from there up to the next negation: those that "and" or "or" joins, and no place."""
     thing: list[int] = []
-    for i in range(start, len(asks.words)):
+    for i in range(start, end):
         word = asks.words[i]
         is_next_clause = asks.tokens[i].clause != asks.tokens[start].clause
         if thing and (word in _AFTER_A_THING or is_next_clause):
