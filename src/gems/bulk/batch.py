@@ -34,6 +34,7 @@ from gems.bulk.results import (
     UsageFields,
     claim,
     is_final,
+    leased,
     locked,
     open_record,
     row_of,
@@ -353,7 +354,8 @@ def _ending(values: GemsState, context: GemsContext) -> BatchRow:
 
 def brief(attempt: Attempt) -> AttemptFields:
     """An attempt as it is written in a result. Verdicts are {requirement id: [answer, confidence]}."""
-    looks = attempt.model_dump(mode="json", include={"quality", "flaws"})  # nothing where the verifier said nothing
+    # Each is left out where nothing was said.
+    unusual = attempt.model_dump(mode="json", include={"negative_prompt", "quality", "flaws"})
     return {
         "round": attempt.round,
         "candidate": attempt.candidate,
@@ -367,7 +369,7 @@ def brief(attempt: Attempt) -> AttemptFields:
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,
         "edited_from": attempt.edited_from,
-        **cast(AttemptFields, looks),
+        **cast(AttemptFields, unusual),
     }
 
 
@@ -545,8 +547,7 @@ def run_batch(
     with locked(out), _one_torch_thread(context, concurrency), open_generator(context) as generator:
         database = checkpoints or (None if store else database_of(context))
         batch = claim(out, context, models, skills, places_of(context, out, database, images))
-        record = open_record(out, jobs, batch, add_prompts=add_prompts)
-        with open_worker(
+        worker_opening = open_worker(
             out,
             context,
             batch,
@@ -558,7 +559,9 @@ def run_batch(
             evidence=evidence,
             store=store,
             images=images,
-        ) as worker:
+        )
+        with leased(out, batch, database), worker_opening as worker:
+            record = open_record(out, jobs, batch, add_prompts=add_prompts)
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             result = _run_jobs(
                 jobs,

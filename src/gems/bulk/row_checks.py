@@ -69,6 +69,7 @@ class _Attempt(_Checked):
     candidate: _Count
     strategy: str
     prompt: str
+    negative_prompt: str = ""
     seed: _Whole
     score: _Share
     passed: _Count

@@ -395,6 +395,7 @@ def test_a_result_says_how_well_each_image_is_made() -> None:
     assert check_row(json.dumps(line).encode())["attempts"][0]["flaws"] == "three hands"
     assert brief(attempt).get("quality") == 0.25
     assert "quality" not in brief(attempt.model_copy(update={"quality": 0.5}))
+    assert brief(attempt.model_copy(update={"negative_prompt": "people"})).get("negative_prompt") == "people"
 
 
 def test_the_best_attempt_of_a_result() -> None:
