@@ -28,11 +28,17 @@ class PastAttempt(BaseModel):
     model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     prompt: str
+    negative_prompt: str = Field(default="", exclude_if=lambda prompt: not prompt)
     seed: int
     strategy: Strategy
     score: float = Field(ge=0, le=1)
     failed_questions: list[str] = Field(alias="failed", description="Questions that the image did not pass.")
     image: ImageRef
+    edited_from: str = Field(
+        default="",
+        exclude_if=lambda sha256: not sha256,
+        description="SHA-256 of the image that this one is an edit of, if it is one.",
+    )
     verdicts: list[Verdict] = Field(default=[], description="The verifier's answers to all requirements.")
     quality: float = Field(default=0.5, ge=0, le=1, exclude_if=lambda quality: quality == 0.5)
     flaws: str = Field(default="", exclude_if=lambda flaws: not flaws)
@@ -96,11 +102,13 @@ class Trajectory(BaseModel):
             attempts=[
                 PastAttempt(
                     prompt=attempt.prompt,
+                    negative_prompt=attempt.negative_prompt,
                     seed=attempt.seed,
                     strategy=attempt.strategy,
                     score=attempt.score,
                     failed_questions=_failed_questions(attempt, requirements),
                     image=attempt.image,
+                    edited_from=attempt.edited_from,
                     verdicts=list(attempt.verdicts),
                     quality=attempt.quality,
                     flaws=attempt.flaws,

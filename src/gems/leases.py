@@ -8,16 +8,20 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+
+from gems.database import database_pool
+from gems.errors import BackendError, InputError
+from gems.secrets import one_line
 
 if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
 
-__all__ = ["DatabaseLeases", "FileLeases", "Leases", "all_returned", "hold_lease"]
+__all__ = ["DatabaseLeases", "FileLeases", "Leases", "all_returned", "hold_lease", "leased_in_database"]
 
 _RETRY_SECONDS: Final = 1.0
 """Seconds between two attempts to acquire a lease that another process holds."""
@@ -156,6 +160,31 @@ class DatabaseLeases:
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "3")):  # seconds, seconds, times
             connection.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{setting}", value))
         return connection
+
+
+@contextmanager
+def leased_in_database(database: str, name: str, refusal: str) -> Iterator[None]:
+    """Hold a lease in a PostgreSQL database for the duration of the block.
+
+    Args:
+        database: The database's address.
+        name: Names what is worked on.
+        refusal: What is said if another process, of any machine, holds the lease.
+
+    Raises:
+        InputError: Another process holds it.
+        BackendError: The database cannot be reached.
+    """
+    with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
+        import psycopg  # installed, or there would be no pool
+
+        try:
+            is_held = leases.acquire(name)
+        except psycopg.Error as error:
+            raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
+        if not is_held:
+            raise InputError(refusal)
+        yield
 
 
 def _number(name: str) -> int:

@@ -131,6 +131,21 @@ def test_what_must_not_be_there_is_sent_where_the_model_has_guidance(
     assert [request["negative_prompt"] for request in requests_to(image_server, name)] == [sent]
 
 
+@pytest.mark.parametrize("make", [openai, plain])
+def test_a_negative_prompt_that_nobody_has_asked_for_is_left_out_where_the_server_refuses_it(
+    image_server: str, make: Callable[..., ImageGenerator]
+) -> None:
+    name = f"no-negatives~{make.__name__}"
+    generator = make(image_server, name, guidance_scale=4.0)
+    [drawn] = generator.generate([ImageRequest("a cat", 1, negative_prompt="dogs")])
+    assert isinstance(drawn, GeneratedImage), drawn
+    assert drawn.request == ImageRequest("a cat", 1)
+    assert not takes_negative_prompts(generator)
+    assert ["negative_prompt" in request for request in requests_to(image_server, name)] == [True, False]
+    user_prompt = make(image_server, f"{name}-of-the-user", guidance_scale=4.0, negative_prompt="blur")
+    assert isinstance(draw_one(user_prompt), BackendError)
+
+
 def test_a_workflow_says_where_the_negative_prompt_goes(image_server: str, workflow: str, tmp_path: Path) -> None:
     assert not takes_negative_prompts(comfyui(image_server, workflow))
     path, nodes = tmp_path / "workflow.json", json.loads(Path(workflow).read_text())

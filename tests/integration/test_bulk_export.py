@@ -222,19 +222,22 @@ def test_rows_and_exports_say_all_about_the_image_that_was_returned(tmp_path: Pa
     record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
     [row] = record.rows(saved_jobs(source))
     more: Any = {"usage": spent.model_dump(mode="json"), "run_id": "r", "error_kind": "input", "skills": ["counting"]}
-    row["attempts"][1].update(quality=0.25, flaws="three hands")
+    row["attempts"][1].update(quality=0.25, flaws="three hands", negative_prompt="people")
     record.add({**row, **more})
     looks = {"quality": 0.25, "flaws": "three hands"}
     write_index(source, record)
     [line] = pq.read_table(source / "index.parquet").to_pylist()
     assert looks.items() <= line.items()
     assert [attempt["quality"] for attempt in line["attempts"]] == [0.5, 0.25]
+    assert [attempt["negative_prompt"] for attempt in line["attempts"]] == ["", "people"]
     assert {**more, "line": 1, "copy": 0, "bound_to": row["bound_to"]}.items() <= line.items()
     export(source, "imagefolder", tmp_path / "i")
-    assert looks.items() <= json.loads((tmp_path / "i" / "train" / "metadata.jsonl").read_text()).items()
+    example = json.loads((tmp_path / "i" / "train" / "metadata.jsonl").read_text())
+    assert {**looks, "negative_prompt": "people"}.items() <= example.items()
     export(source, "preferences", tmp_path / "p")
     [pair] = pq.read_table(tmp_path / "p" / "data" / "train-00000.parquet").to_pylist()
     assert {pair["flaws_0"], pair["flaws_1"]} == {"", "three hands"}
+    assert {pair["negative_prompt_0"], pair["negative_prompt_1"]} == {"", "people"}
 
 
 def test_unsolved_prompts_and_rows_without_an_image_are_skipped(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -105,6 +106,24 @@ def test_another_machine_continues_a_batch_from_checkpoints_in_a_database(databa
     images = sum(row["usage"]["images"] for row in rows)
     assert images == len(set(requests)) == 24  # flat colours never pass
     assert len(requests) - images <= 4  # images that were in flight when it was killed
+
+
+@needs("postgres")
+def test_two_machines_do_not_draw_a_batch_at_once_from_copies_of_its_folder(database: str, tmp_path: Path) -> None:
+    file, out, other = tmp_path / "p.jsonl", tmp_path / "out", tmp_path / "other"
+    file.write_text("".join(json.dumps({"prompt": p.prompt}) + "\n" for p in fresh_prompts(4, 9)))
+    with serving("image_server.py") as address:
+        options = ["--max-rounds", "1", "--no-plan", "--no-skills", "--concurrency", "2", "--images", str(tmp_path)]
+        places = ["--checkpoints", database, "--generator", f"{address}/slow/draw"]
+        first = forked.command_line("batch", file, *options, *places, "--out", str(out))
+        with forked.Process(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            wait_until(lambda: _requested_images(address), lambda: "nothing was asked for")
+            shutil.copytree(out, other)
+            second = forked.command_line("batch", file, *options, *places, "--out", str(other))
+            refused = forked.run(second, timeout=60)
+            assert process.wait(60) == 0
+        assert (refused.returncode, "another process works on this batch" in refused.stderr) == (2, True), refused
+        assert len(_requested_images(address)) == 4
 
 
 def _requested_images(address: str) -> list[str]:

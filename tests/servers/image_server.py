@@ -210,6 +210,10 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json(
                     422, {"detail": [{"loc": ["body", refused], "msg": "Extra inputs are not permitted"}]}
                 )
+            case "no-negatives" if "negative_prompt" in request:
+                return self._json(
+                    422, {"detail": [{"loc": ["body", "negative_prompt"], "msg": "Extra inputs are not permitted"}]}
+                )
             case "in-a-list":
                 return self._json(400, [{"error": {"code": 400, "message": "key not valid"}}])
             case "seedless" if "seed" in request:

@@ -34,6 +34,7 @@ from gems.bulk.results import (
     UsageFields,
     claim,
     is_final,
+    leased,
     locked,
     open_record,
     row_of,
@@ -546,8 +547,7 @@ def run_batch(
     with locked(out), _one_torch_thread(context, concurrency), open_generator(context) as generator:
         database = checkpoints or (None if store else database_of(context))
         batch = claim(out, context, models, skills, places_of(context, out, database, images))
-        record = open_record(out, jobs, batch, add_prompts=add_prompts)
-        with open_worker(
+        worker_opening = open_worker(
             out,
             context,
             batch,
@@ -559,7 +559,9 @@ def run_batch(
             evidence=evidence,
             store=store,
             images=images,
-        ) as worker:
+        )
+        with leased(out, batch, database), worker_opening as worker:
+            record = open_record(out, jobs, batch, add_prompts=add_prompts)
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             result = _run_jobs(
                 jobs,

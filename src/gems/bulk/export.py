@@ -157,6 +157,7 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
         "usage": {"extra_cost": 0.0, **row["usage"]} if "usage" in row else None,
         "attempts": [
             {
+                "negative_prompt": "",
                 **attempt,
                 **_looks(attempt),
                 "negative_prompt": attempt.get("negative_prompt", ""),
@@ -285,6 +286,7 @@ def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
         "id": row.get("id"),
         "prompt": row["prompt"],
         "drawn_prompt": attempt["prompt"],
+        "negative_prompt": attempt.get("negative_prompt", ""),
         "seed": attempt["seed"],
         "score": attempt["score"],
         "solved": row.get("outcome") == "solved",
@@ -378,6 +380,7 @@ def _pair_schema() -> pa.Schema:
         "sha256": pa.string(),
         "score": pa.float64(),
         "drawn_prompt": pa.string(),
+        "negative_prompt": pa.string(),
         "verdicts": _verdicts_type(),
         "quality": pa.float64(),
         "flaws": pa.string(),
@@ -398,6 +401,7 @@ def _pair_rows(rows: Iterable[BatchRow], images: _Images, choice: Choice) -> Ite
                     f"sha256_{side}": attempt["sha256"],
                     f"score_{side}": attempt["score"],
                     f"drawn_prompt_{side}": attempt["prompt"],
+                    f"negative_prompt_{side}": attempt.get("negative_prompt", ""),
                     f"verdicts_{side}": _verdicts(row, attempt),
                     **{f"{name}_{side}": value for name, value in _looks(attempt).items()},
                 }

@@ -38,7 +38,7 @@ from gems.bulk.jobs import Job, job_of
 from gems.bulk.limits import Limits
 from gems.bulk.ray_generators import NAMESPACE, POLL_SECONDS, REFRESH_SECONDS, GeneratorPool
 from gems.bulk.ray_workers import BatchTask, Coordinator, GraphWorker, check_shared_storage
-from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, is_final, locked, open_record
+from gems.bulk.results import BatchRow, ResultsFile, Tally, claim, is_final, leased, locked, open_record
 from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.graph.context import ROLES, GemsContext
@@ -117,11 +117,12 @@ def run_on_ray(
         batch = claim(out, context, models, skills, places_of(context, out, checkpoints))
         hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
         check_shared_storage(hosts, context, checkpoints, evidence=evidence)
-        record = open_record(out, jobs, batch, add_prompts=add_prompts)
         generator = init_image_generator(context.generator, context.generator_options, context.authority)
-        with open_worker(
+        worker_opening = open_worker(
             out, context, batch, models, checkpoints=checkpoints, generator=generator, stop=stop, skills=skills
-        ) as local_worker:
+        )
+        with leased(out, batch, checkpoints), worker_opening as local_worker:
+            record = open_record(out, jobs, batch, add_prompts=add_prompts)
             start = account_start(out, record, local_worker, limits or Limits(), concurrency)
             on_start(record.tally(jobs))
             unfinished_jobs = [job for job in sample or jobs if not record.is_done(job)]

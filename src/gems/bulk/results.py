@@ -9,7 +9,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
 from gems.json_text import parse_json, strict_json
-from gems.leases import all_returned
+from gems.leases import all_returned, leased_in_database
 from gems.runs.record import ModelRecord
 from gems.runs.same_settings import changed_settings, identifying
 
@@ -41,6 +41,7 @@ __all__ = [
     "claim",
     "group_of",
     "is_final",
+    "leased",
     "locked",
     "open_record",
     "read_manifest",
@@ -87,6 +88,8 @@ class AttemptFields(TypedDict):
     edited_from: str
     quality: NotRequired[float]
     """How free it is of faults that no requirement is about; left out where that is unknown."""
+    negative_prompt: NotRequired[str]
+    """What the image model was told must not be there; left out where it was told nothing."""
     flaws: NotRequired[str]
     """Such faults, in a few words."""
 
@@ -380,6 +383,22 @@ def locked(out: Path) -> Iterator[None]:
         if not all_returned(out / ".leases", _ORPHAN_SECONDS):
             raise InputError(f"workers of an earlier start still work on {out}; wait for them, or end them")
         yield
+
+
+def leased(out: Path, claim: Claim, database: str | None) -> AbstractContextManager[None]:
+    """Keep processes of other machines, which have copies of the folder, from working on the batch.
+
+    They would draw its prompts a second time, in the same checkpoints.
+
+    Args:
+        out: The batch's folder.
+        claim: What identifies the batch.
+        database: The database of its checkpoints. Without one, a copy of the folder has checkpoints of its own.
+    """
+    if database is None:
+        return nullcontext()
+    refusal = f"another process works on this batch, in a copy of {out}: wait until it has ended, or end it"
+    return leased_in_database(database, claim.id, refusal)
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:

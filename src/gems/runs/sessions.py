@@ -10,11 +10,11 @@ from pathlib import Path
 from langgraph.runtime import RunControl
 
 from gems.authority import MODEL
-from gems.database import database_pool, is_database
-from gems.errors import BackendError, InputError
+from gems.database import is_database
+from gems.errors import InputError
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
-from gems.leases import DatabaseLeases, FileLeases, Leases
+from gems.leases import FileLeases, leased_in_database
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, make_file
@@ -35,7 +35,6 @@ from gems.runs.threads import (
     location_mark,
     memory_mark,
 )
-from gems.secrets import one_line
 
 __all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
 
@@ -137,14 +136,9 @@ def _alone(thread: str, database: str | None) -> Iterator[None]:
         InputError: Another process works on it, or the file system has no locks.
         BackendError: The database cannot be reached.
     """
+    refusal = f"another process works on the run {thread}: wait until it has ended, or end it"
     if database is not None:
-        with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
-            import psycopg  # installed, or there would be no pool
-
-            try:
-                _acquire(leases, thread)
-            except psycopg.Error as error:
-                raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
+        with leased_in_database(database, thread, refusal):
             yield
         return
     path = home() / "threads" / ".leases"
@@ -155,18 +149,15 @@ def _alone(thread: str, database: str | None) -> Iterator[None]:
         raise InputError(f"cannot write {path} ({error.strerror}); set GEMS_HOME to a writable folder") from error
     with closing(file_leases):
         try:
-            _acquire(file_leases, thread)
+            is_held = file_leases.acquire(thread)
         except OSError as error:
             raise InputError(
                 f"cannot lock {path} ({error.strerror}): without a lock, two processes could do the same work twice; "
                 "set GEMS_HOME to a folder on a file system that has locks, such as this machine's own disk"
             ) from error
+        if not is_held:
+            raise InputError(refusal)
         yield
-
-
-def _acquire(leases: Leases, thread: str) -> None:
-    if not leases.acquire(thread):
-        raise InputError(f"another process works on the run {thread}: wait until it has ended, or end it")
 
 
 def _check_resumed(graph: GemsGraph, session: Session) -> bool:

@@ -55,6 +55,16 @@ def test_what_is_reused_is_the_image_that_the_run_returned(other: dict[str, Any]
     assert (past.solved, attempt.prompt, attempt.quality, attempt.flaws) == (True, "the best", 0.5, "")
 
 
+def test_what_is_reused_says_how_it_was_drawn() -> None:
+    run = state("two cats", "yy")
+    drawn = {"negative_prompt": "people", "edited_from": "1" * 64, "seed": 7}
+    run["attempts"] = [attempt.model_copy(update=drawn) for attempt in run["attempts"]]
+    past = Trajectory.model_validate(Trajectory.from_state(run, mllm="m", generator="g").model_dump(mode="json"))
+    attempt = _passed_attempt(past)
+    assert attempt is not None
+    assert attempt.model_dump(include=set(drawn)) == drawn
+
+
 def test_an_image_that_a_person_has_rejected_solves_nothing() -> None:
     run = state("two cats", "yy")
     run["attempts"] = [attempt.model_copy(update={"judged": "rejected"}) for attempt in run["attempts"]]

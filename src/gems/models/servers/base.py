@@ -235,7 +235,8 @@ class RemoteGenerator(ABC):
             except (BackendError, GraphDrained) as error:
                 return error
             report(Step(index, 1, 1))
-            return GeneratedImage(requests[index], image, size_note(self.name, self.requested_size, image))
+            request = self.as_drawn(requests[index])
+            return GeneratedImage(request, image, size_note(self.name, self.requested_size, image))
 
         if len(requests) == 1:
             return _unless_stopped([draw(0)])
@@ -244,6 +245,10 @@ class RemoteGenerator(ABC):
             # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
             futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
             return _unless_stopped([future.result() for future in futures])
+
+    def as_drawn(self, request: ImageRequest) -> ImageRequest:
+        """A request as the server has drawn it, without what it refuses."""
+        return request
 
     def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""

@@ -11,7 +11,8 @@ import io
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any, Final, TypeVar
 
 import httpx
 from httpx_sse import EventSource
@@ -35,6 +36,8 @@ from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
 __all__ = ["OpenAIImages", "PlainImages"]
+
+_T = TypeVar("_T")
 
 _OPENAI: Final = "https://api.openai.com/v1"
 _COMMON_OPTIONS: Final = frozenset({"base_url", "api_key", "timeout", "concurrency", "width", "height"})
@@ -85,7 +88,7 @@ class OpenAIImages(JsonImages):
         self.is_openai = self.url.host == httpx.URL(_OPENAI).host
         extensions = frozenset() if self.is_openai else frozenset(_EXTENSIONS)
         explain_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
-        self._refused_fields: set[str] = set()
+        self._refused = _RefusedFields(_OPTIONAL_FIELDS, options)
 
     @property
     def edits(self) -> bool:
@@ -96,13 +99,17 @@ class OpenAIImages(JsonImages):
 
     @property
     def takes_negative_prompts(self) -> bool:
-        """Whether the options turn guidance on; a server tells nothing of its models."""
-        return not self.is_openai and _has_guidance(self.options)
+        """Whether the options turn guidance on, as long as the server refuses none: it tells nothing of its models."""
+        return not self.is_openai and _has_guidance(self.options) and "negative_prompt" not in self._refused.names
+
+    def as_drawn(self, request: ImageRequest) -> ImageRequest:
+        """See ``RemoteGenerator.as_drawn``."""
+        return self._refused.without(request)
 
     @property
     def reproducible(self) -> bool:
         """False for OpenAI's own API, and once a server has refused a seed."""
-        return not self.is_openai and "seed" not in self._refused_fields
+        return not self.is_openai and "seed" not in self._refused.names
 
     @property
     def _streams(self) -> bool:
@@ -156,18 +163,7 @@ class OpenAIImages(JsonImages):
 
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``. A field that the server refuses is left out, and from then on if that helps."""
-        without = set(self._refused_fields)
-        while True:
-            try:
-                data = self._ask(request, deadline, on_preview, without)
-            except BackendError as error:
-                refused = {field for field in _OPTIONAL_FIELDS if field in str(error)} - without
-                if error.retryable or isinstance(error, ContentRefusedError) or not refused:
-                    raise
-                without |= refused
-            else:
-                self._refused_fields |= without
-                return data
+        return self._refused.ask(lambda without: self._ask(request, deadline, on_preview, without))
 
     def _ask(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None], without: Collection[str]
@@ -244,11 +240,16 @@ class PlainImages(JsonImages):
         super().__init__(name, url, options, key)
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
         explain_options(name, options, supported, _guidance_refusals(options))
+        self._refused = _RefusedFields((), options)
 
     @property
     def takes_negative_prompts(self) -> bool:
-        """Whether the options turn guidance on."""
-        return _has_guidance(self.options)
+        """Whether the options turn guidance on, until the server refuses one."""
+        return _has_guidance(self.options) and "negative_prompt" not in self._refused.names
+
+    def as_drawn(self, request: ImageRequest) -> ImageRequest:
+        """See ``RemoteGenerator.as_drawn``."""
+        return self._refused.without(request)
 
     def check(self) -> str:
         """Check that a server answers at the address, with whatever status."""
@@ -256,11 +257,15 @@ class PlainImages(JsonImages):
             return f"{self.name} answers ({response.status_code} to HEAD)"
 
     def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
-        """See ``RemoteGenerator.make``."""
+        """See ``RemoteGenerator.make``. A negative prompt of ours that the server refuses is left out."""
+        return self._refused.ask(lambda without: self._ask(request, deadline, without))
+
+    def _ask(self, request: ImageRequest, deadline: float, without: Collection[str]) -> bytes | Image.Image:
         names = ("width", "height", "steps", "guidance_scale", "negative_prompt")
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
         if negative_prompt := joint_negative_prompt(self.options.negative_prompt, request):
             options["negative_prompt"] = negative_prompt
+        options = {name: value for name, value in options.items() if name not in without}
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
         body, kind = self.fetch("POST", "", deadline, params=parameters)
         body = body.lstrip(b"\r\n")
@@ -271,6 +276,39 @@ class PlainImages(JsonImages):
             return body
         reason = one_line(error_message(body)) or kind
         raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
+
+
+class _RefusedFields:
+    """Fields that a server refuses, and that an image can be asked for without.
+
+    Args:
+        optional: Fields that may be left out.
+        options: The user's options. Without a negative prompt of the user's own, it may be left out too.
+    """
+
+    def __init__(self, optional: Collection[str], options: GeneratorOptions) -> None:
+        self._optional = {*optional} if options.negative_prompt else {*optional, "negative_prompt"}
+        self.names: frozenset[str] = frozenset()
+        """Fields that the server has refused, and has drawn without."""
+
+    def ask(self, draw: Callable[[Collection[str]], _T]) -> _T:
+        """Draw without the refused fields, which are an argument of ``draw``."""
+        without = set(self.names)
+        while True:
+            try:
+                result = draw(without)
+            except BackendError as error:
+                refused = {field for field in self._optional if field in str(error)} - without
+                if error.retryable or isinstance(error, ContentRefusedError) or not refused:
+                    raise
+                without |= refused
+            else:
+                self.names |= without
+                return result
+
+    def without(self, request: ImageRequest) -> ImageRequest:
+        """A request as it was drawn."""
+        return replace(request, negative_prompt="") if "negative_prompt" in self.names else request
 
 
 def _list_of(answer: object, name: str) -> list[Any]:
