@@ -157,7 +157,6 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
         "usage": {"extra_cost": 0.0, **row["usage"]} if "usage" in row else None,
         "attempts": [
             {
-                "negative_prompt": "",
                 **attempt,
                 **_looks(attempt),
                 "negative_prompt": attempt.get("negative_prompt", ""),

@@ -88,8 +88,6 @@ class AttemptFields(TypedDict):
     edited_from: str
     quality: NotRequired[float]
     """How free it is of faults that no requirement is about; left out where that is unknown."""
-    negative_prompt: NotRequired[str]
-    """What the image model was told must not be there; left out where it was told nothing."""
     flaws: NotRequired[str]
     """Such faults, in a few words."""
 
