@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
-from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of
+from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of, json_values
 from gems.nodes.ask import ask
 from gems.nodes.meter import metered
 from gems.nodes.question_checks import Mapped, is_contradicted, says_optional
@@ -80,7 +80,7 @@ class AtomicQuestion(Item):
     @classmethod
     def _asked(cls, text: str) -> str:
         """The question; a statement becomes one."""
-        if not re.search(r"[^\W\d_]", text) or _NO_REQUIREMENT.fullmatch(text):
+        if not re.search(r"[^\W\d_]", text) or _NO_REQUIREMENT.fullmatch(text) or _holds_json(text):
             raise ValueError(f"{text[:40]!r} is not a requirement")
         if _MARK.search(text):
             return text
@@ -110,14 +110,32 @@ class AtomicQuestion(Item):
         lines = super().items_in(text)
         if not isinstance(text, Prose):
             return lines
+        lines = super().items_in(_without_tags(text))
         matches = [match for line in lines if (match := _QUESTION_LINE.fullmatch(line.strip()))]
         if not matches:
             raise ValueError("it has no questions")
         return [{"question": match["question"], "kind": match["kind"] or match["after"]} for match in matches]
 
 
+def _holds_json(text: str) -> bool:
+    """Whether a text is JSON, such as the arguments of a call, in which there may be questions."""
+    return text.lstrip().startswith(("{", "[")) and any(json_values(text))
+
+
+def _without_tags(text: str) -> str:
+    """The text of elements with a question and its kind, in either order, each on its line."""
+    first = _FIRST_TAG.search(text)
+    is_kind_first = first is not None and first["name"].casefold() != "question"
+    joint = _KIND_THEN_QUESTION if is_kind_first else _QUESTION_THEN_KIND
+    return _TAG.sub("\n", joint.sub(": " if is_kind_first else " ", text))
+
+
+_FIRST_TAG: Final = re.compile(r"<(?P<name>question|kind|type|category)>", re.IGNORECASE)
+_KIND_THEN_QUESTION: Final = re.compile(r"</(?:kind|type|category)>\s*<question>", re.IGNORECASE)
+_QUESTION_THEN_KIND: Final = re.compile(r"</question>\s*<(?:kind|type|category)>", re.IGNORECASE)
+_TAG: Final = re.compile(r"</?\w[\w:-]{0,30}>")
 _QUESTION_LINE: Final = re.compile(
-    r"(?:\W*(?P<kind>[^\W\d_]{4,12})\s*:)?\W*(?:[^\W\d_]?\d{1,2}\W+)?"
+    r"(?:\W*(?P<kind>[^\W\d_]{4,12})\s*[:=])?\W*(?:[^\W\d_]?\d{1,2}\W+)?"
     r"(?P<question>(?i:is|are|was|were|do|does|has|have)\b(?!.*\b(?i:you|me|i|we|us)\b).{3,400}[?？])\W*(?P<after>\w*)\W*"
 )
 """Matches a line with a question about an image, with its kind before or after it."""

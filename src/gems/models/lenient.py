@@ -7,6 +7,7 @@ yes. One bad item of a list costs that item, not the list.
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import json
 import math
@@ -312,6 +313,26 @@ def is_all_json(text: str) -> bool:
     return not re.search(r"\w", re.sub(r"```\s*\w*", "", _scan(text).prose))
 
 
+def _mended(text: str) -> str:
+    """The text with the quotation marks that a page's markup has replaced, and the brace that a server has cut off.
+
+    A server that is told how an answer begins may leave that beginning out.
+    """
+    if "&quot;" in text and '"' not in text:
+        text = html.unescape(text)
+    whole = text.strip()
+    if _MEMBER.match(whole):
+        for end in ("", "}"):
+            with contextlib.suppress(ValueError, RecursionError):
+                if isinstance(json.loads(f"{{{whole}{end}", strict=False, parse_int=str), dict):
+                    return f"{{{whole}{end}"
+    return text
+
+
+_MEMBER: Final = re.compile(r'"\w+"\s*:')
+"""How the members of a JSON object begin."""
+
+
 class _Scan(NamedTuple):
     values: list[Any]
     is_broken: bool
@@ -320,6 +341,7 @@ class _Scan(NamedTuple):
 
 
 def _scan(text: str) -> _Scan:
+    text = _mended(text)
     whole = text.strip()
     if whole.startswith(('"', '{\\"', "{\\n", '[{\\"')):  # JSON in a text that is in JSON
         with contextlib.suppress(ValueError):
@@ -481,7 +503,7 @@ def choice_of(choices: Sequence[str], otherwise: str) -> BeforeValidator:
     by_letters = {_letters(choice): choice for choice in choices}
 
     def read(raw: Any) -> str:
-        letters = _letters(raw) if isinstance(raw, str) else ""
+        letters = "" if isinstance(raw, list) else _letters(_read_note(raw))
         return by_letters.get(letters) or by_letters.get(letters.removesuffix("s")) or otherwise
 
     return BeforeValidator(read)

@@ -579,15 +579,20 @@ def reasoning_of(message: AIMessage) -> str:
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     """The form in the complete part of an answer that was cut off; None if that part is too small.
 
+    An answer that only lacks the brace at its end is complete, whether or not its server says that it was cut off.
+
     The value in which the answer was cut is left out, and repeated items of a list are dropped, since weak models may
     repeat themselves without end.
     """
     text = _unfinished_json(message)
     start = re.search(r"[{\[]", text)
-    if not is_cut_off(message) or start is None:
+    if start is None:
         return None
     try:
-        return schema.model_validate(_complete_part(parse_partial_json(_until_fault(text[start.start() :]))))
+        if is_cut_off(message):
+            return schema.model_validate(_complete_part(parse_partial_json(_until_fault(text[start.start() :]))))
+        text = re.sub(r"\s*```\s*\Z", "", text[start.start() :]).rstrip()
+        return schema.model_validate(json.loads(f"{text}}}", strict=False))
     except (ValueError, RecursionError):  # a ValidationError is a ValueError
         return None
 

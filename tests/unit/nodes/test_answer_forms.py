@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage
 
 from gems.errors import MalformedAnswerError
 from gems.graph.state import Requirement
-from gems.models.structured import read_form
+from gems.models.structured import read_form, read_whole_part
 from gems.nodes.decomposer import Requirements
 from gems.nodes.planner import Plan, _final_plan
 from gems.nodes.question_ids import questions_of
@@ -598,6 +598,46 @@ ASKED = ["Are there any cars in the image?", "Is the dog brown?"]
 def test_no_question_is_lost(content: Any) -> None:
     form = read_form(AIMessage(content if isinstance(content, str) else json.dumps(content)), Requirements)
     assert [item.question for item in form.requirements] == ASKED
+
+
+_ASKED = [("Are there any cars?", "object"), ("Are there exactly two cars?", "count")]
+_FORM = json.dumps({"requirements": [{"question": question, "kind": kind} for question, kind in _ASKED]})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"name": "Requirements", "arguments": _FORM}),
+        json.dumps({"answer": _FORM}),
+        _FORM.replace('"', "&quot;"),
+        _FORM[1:],
+        _FORM[1:-1],
+        "".join(f"<question>{question}</question><kind>{kind}</kind>" for question, kind in _ASKED),
+        "".join(f"<r><kind>{kind}</kind>\n<question>{question}</question></r>" for question, kind in _ASKED),
+    ],
+)
+def test_requirements_are_read_in_a_text_and_without_all_their_marks(content: str) -> None:
+    form = read_form(AIMessage(content), Requirements)
+    assert [(item.question, item.kind) for item in form.requirements] == _ASKED
+
+
+def test_questions_are_read_from_a_table_of_assignments() -> None:
+    text = "\n".join(f'[[requirements]]\nquestion = "{question}"\nkind = "{kind}"' for question, kind in _ASKED)
+    assert [item.question for item in read_form(AIMessage(text), Requirements).requirements] == [q for q, _ in _ASKED]
+
+
+@pytest.mark.parametrize("end", ["", "\n```"])
+@pytest.mark.parametrize("form", [Plan, Refinement])
+def test_an_answer_that_lacks_only_its_last_brace_is_whole(form: type[Plan | Refinement], end: str) -> None:
+    part = read_whole_part(AIMessage('{"strategy": "restart", "prompt": "two red cars"' + end), form)
+    assert part is not None
+    assert part.prompt == "two red cars"
+    assert read_whole_part(AIMessage('{"strategy": "restart", "prompt": "two red ca' + end), form) is None
+
+
+def test_a_strategy_may_stand_in_an_object() -> None:
+    content = json.dumps({"strategy": {"value": "restart"}, "prompt": {"value": "two red cars"}})
+    assert read_form(AIMessage(content), Refinement).strategy == "restart"
 
 
 def test_one_of_several_objects_is_not_taken_for_the_list() -> None:
