@@ -34,7 +34,7 @@ from gems.errors import BackendError, ContentRefusedError, InputError, is_passin
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
-from gems.models.servers.error_texts import error_message, is_refusal
+from gems.models.servers.error_texts import error_message, is_refusal, json_body
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import acquire, pause
@@ -84,6 +84,7 @@ _NOT_SENT: Final = (
 _BROKEN_HTTP: Final = re.compile("illegal |malformed ")
 """How the client says that the lines before an answer's body have faults, which another try would not mend."""
 _MAX_REDIRECTS: Final = 4
+_IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
@@ -377,7 +378,7 @@ class RemoteGenerator(ABC):
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
-                f"{self.name}: {self._host} answers {status}{reason}",
+                f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
                 after=_retry_after(response.headers),
                 may_cost=response.request.method == "POST" and may_cost(status),
             )
@@ -388,6 +389,8 @@ class RemoteGenerator(ABC):
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
         hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
+        if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
+            hint += ", or the server's own address if a gateway before it refuses this machine"
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
     def reason(self, body: bytes) -> str:
