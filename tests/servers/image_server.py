@@ -272,6 +272,8 @@ class Handler(BaseHTTPRequestHandler):
         with LOCK:
             TRIES[run] += 1
             n = TRIES[run]
+        if fault == "slow" and n > 1:
+            time.sleep(0.5)
         if fault == "history-busy" and n <= 2:
             return self._json(503, {"detail": "no worker"}) if n == 1 else self._answer(200, b"<html>", "text/html")
         if fault == "history-missing" and n <= 2:
