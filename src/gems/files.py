@@ -20,6 +20,7 @@ from gems.paths import is_in_home, private_folder
 __all__ = [
     "append_whole",
     "atomic_replacement",
+    "cannot_lock",
     "check_own_files",
     "held_alone",
     "lines_of",
@@ -158,14 +159,19 @@ def held_alone(lock: Path, refusal: str) -> Iterator[None]:
     except Timeout:
         raise InputError(refusal) from None
     except OSError as error:
-        raise InputError(
-            f"cannot lock {lock} ({error.strerror}): without a lock, two processes could do the same work twice; use a "
-            "folder on a file system that has locks, such as this machine's own disk"
-        ) from error
+        raise cannot_lock(lock, error, "use a folder") from error
     try:
         yield
     finally:
         own_lock.release()
+
+
+def cannot_lock(lock: Path, error: OSError, remedy: str) -> InputError:
+    """The error to raise if a file system has no locks; ``remedy`` says where the user names another folder."""
+    return InputError(
+        f"cannot lock {lock} ({error.strerror}): without a lock, two processes could do the same work twice; {remedy} "
+        "on a file system that has locks, such as this machine's own disk"
+    )
 
 
 def check_own_files(folder: Path, names: Collection[str], depth: int = 2) -> None:

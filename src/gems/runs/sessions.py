@@ -12,6 +12,7 @@ from langgraph.runtime import RunControl
 from gems.authority import MODEL
 from gems.database import is_database
 from gems.errors import InputError
+from gems.files import cannot_lock
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
 from gems.leases import FileLeases, leased_in_database
@@ -151,10 +152,7 @@ def _alone(thread: str, database: str | None) -> Iterator[None]:
         try:
             is_held = file_leases.acquire(thread)
         except OSError as error:
-            raise InputError(
-                f"cannot lock {path} ({error.strerror}): without a lock, two processes could do the same work twice; "
-                "set GEMS_HOME to a folder on a file system that has locks, such as this machine's own disk"
-            ) from error
+            raise cannot_lock(path, error, "set GEMS_HOME to a folder") from error
         if not is_held:
             raise InputError(refusal)
         yield
