@@ -2,10 +2,12 @@
 
     python benchmarks/text_roles.py --model openai:qwen --base-url http://127.0.0.1:8765/v1 --n 100 --out text-roles
 
-Planner, decomposer and refiner use the model; generator and verifier are the pocket ones; skills and memory are off.
-The same fresh prompts are drawn once as they are (``single``) and by the loop, from the same seeds; the oracle judges.
+Planner, decomposer and refiner use the model; generator and verifier are the pocket ones. The same fresh prompts are
+drawn once as they are (``single``), by the loop, and by the loop with skills and a memory that begins empty, from the
+same seeds; the oracle judges. An arm with a memory runs one prompt at a time.
 Structured answers are counted by role: valid at once, after one repair, in part (cut off, with the complete part used),
-or not at all. If it is killed, the same command continues.
+or not at all. A plan that ends a talk about skills is not counted; what cannot be read there is asked for again, and
+counted then. If it is killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import logging
 import threading
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +34,7 @@ from gems.graph.context import GemsContext
 from gems.options import ChatOptions
 from gems.stats import bootstrap_interval
 
+ARMS: Final = ("single", "loop", "loop+memory+skills")
 ROLES: Final = {"Plan": "planner", "Requirements": "decomposer", "Refinement": "refiner"}
 
 
@@ -60,11 +64,12 @@ class AnswerCounter(logging.Handler):
 
 
 def main() -> None:
-    """Run both arms, and print JSON."""
+    """Run the arms, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="openai:qwen", help="chat model of the text roles")
     parser.add_argument("--base-url", default="http://127.0.0.1:8765/v1", help="base URL of the model's server")
     parser.add_argument("--max-tokens", type=int, default=600, help="maximum tokens of one answer")
+    parser.add_argument("--arms", default=",".join(ARMS), help="arms to run; each is compared with those before it")
     parser.add_argument("--n", type=int, default=100, help="fresh prompts")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--images", type=int, default=3, help="maximum images for each prompt")
@@ -76,7 +81,7 @@ def main() -> None:
     options = ChatOptions(**({} if args.model == "pocket" else settings))  # pocket answers by rules, and has none
     roles = dict.fromkeys(("planner", "decomposer", "refiner"), args.model)
     context = GemsContext(seed=args.seed, chat_options=options, **roles).as_operator()
-    arms = choose_arms(["single", "loop"], ["pocket"], args.images)
+    arms = choose_arms(args.arms.split(","), ["pocket"], args.images)
     plan = EvaluationPlan(
         "Text roles",
         tuple(fresh_prompts(args.n, args.seed)),
@@ -118,8 +123,11 @@ def _report(judged: dict[str, list[Judged]], counter: AnswerCounter) -> dict[str
         name: {"all_correct": sum(r) / len(r), "ci95": bootstrap_interval(r), "prompts": len(r)}
         for name, r in right.items()
     }
-    paired = compare(Comparison("loop", "single", "Does the loop with this model pay?"), judged)
-    return {"answers": answers, "arms": rates, "loop against single": paired}
+    paired = {
+        f"{better} against {than}": compare(Comparison(better, than, "Does it pay with this model?"), judged)
+        for than, better in combinations(judged, 2)
+    }
+    return {"answers": answers, "arms": rates} | paired
 
 
 if __name__ == "__main__":

@@ -172,5 +172,8 @@ def test_a_language_model_in_the_text_roles_is_compared_with_one_shot(tmp_path: 
     report = json.loads(result.stdout)
     kinds = {"valid_at_once": 3, "valid_after_a_repair": 0, "valid_in_part": 0}
     assert report["answers"]["planner"] == {"answers": 3, **kinds, "valid": 1.0}
-    assert {name: arm["prompts"] for name, arm in report["arms"].items()} == {"single": 3, "loop": 3}
+    assert {name: arm["prompts"] for name, arm in report["arms"].items()} == dict.fromkeys(
+        ("single", "loop", "loop+memory+skills"), 3
+    )
     assert report["loop against single"]["better"] == "loop"
+    assert report["loop+memory+skills against loop"]["than"] == "loop"
