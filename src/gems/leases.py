@@ -211,11 +211,11 @@ def leased_in_database(database: str, name: str, refusal: str, stop: Callable[[s
         is_over, is_lost = threading.Event(), threading.Event()
 
         def watch() -> None:
-            while not is_over.wait(_RETRY_SECONDS):
+            while not is_lost.is_set() and not is_over.wait(_RETRY_SECONDS):
                 with suppress(psycopg.Error):  # a server that is down gives the lease to nobody
                     if not leases.holds(name):
                         is_lost.set()
-                        return stop("the lease was lost")
+                        stop("the lease was lost")
 
         watcher = threading.Thread(target=watch, daemon=True, name="gems-lease")
         watcher.start()
