@@ -384,11 +384,15 @@ def images_location(context: GemsContext, out: Path) -> str:
 def places_of(
     context: GemsContext, out: Path, checkpoints: str | None, images: ImageStore | None = None
 ) -> dict[str, str]:
-    """Marks of the places outside its folder where a batch's work is, by the option that names them; see ``claim``."""
-    store = images or ImageStore(images_location(context, out), create=False)
+    """Marks of the places outside its folder where a batch's work is, by the option that names them; see ``claim``.
+
+    An image store of the caller's own, as an evaluation and a trial have one, is moved together with the folder.
+    """
     places: dict[str, str] = {}
-    if store.url != ImageStore(out.absolute() / "images", create=False).url:
-        places["--images"] = location_mark(store.url)
+    if images is None:
+        store = ImageStore(images_location(context, out), create=False)
+        if store.url != ImageStore(out.absolute() / "images", create=False).url:
+            places["--images"] = location_mark(store.url)
     if checkpoints:
         places["--checkpoints"] = location_mark(without_password(checkpoints))
     return places
