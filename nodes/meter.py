@@ -101,18 +101,18 @@ class Meter(BaseCallbackHandler):
         if (self.is_optional and self.must_stop()) or not self.may_send(0):
             raise BackendError("the budget leaves no further call for this", retryable=False)
 
-    def may_send(self, sent: int) -> bool:
+    def may_send(self, sent_requests: int) -> bool:
         """Reserve another request for the call of this thread. Returns whether there is room for it.
 
         Args:
-            sent: How many requests the call has sent.
+            sent_requests: How many requests the call has sent.
         """
         thread, most = threading.get_ident(), self._budget.chat_calls
         with _LOCK:
-            others = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(thread, 0)
-            if most is not None and self._before.chat_calls + others + sent >= most:
+            requests = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(thread, 0)
+            if most is not None and self._before.chat_calls + requests + sent_requests >= most:
                 return False
-            self._in_flight[thread] = sent + 1
+            self._in_flight[thread] = sent_requests + 1
         return True
 
     @property
@@ -122,17 +122,21 @@ class Meter(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         """Count an answer."""
-        self._in_flight.pop(threading.get_ident(), None)
         for generations in response.generations:
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                     cost = _cost(generation.message)
-                    self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
+                    self._count(cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost)))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
-        self._in_flight.pop(threading.get_ident(), None)
-        self._calls += Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1)
+        self._count(Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1))
+
+    def _count(self, usage: Usage) -> None:
+        """Count what was spent in place of what was reserved."""
+        with _LOCK:
+            self._in_flight.pop(threading.get_ident(), None)
+            self._calls += usage
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""

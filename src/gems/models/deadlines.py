@@ -30,7 +30,7 @@ DEADLINE: Final = "gems_deadline_seconds"
 IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
 """Whether a client is not to send a request again after an error of the server."""
 
-MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent: True)
+MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent_requests: True)
 """Whether a call that has sent so many requests may send another one."""
 
 
