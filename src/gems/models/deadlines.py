@@ -20,7 +20,7 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 
-__all__ = ["DEADLINE", "IN_ONE_TRY", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
+__all__ = ["DEADLINE", "IN_ONE_TRY", "MAY_SEND", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,9 @@ DEADLINE: Final = "gems_deadline_seconds"
 
 IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
 """Whether a client is not to send a request again after an error of the server."""
+
+MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent_requests: True)
+"""Whether a call that has sent so many requests may send another one."""
 
 
 def deadline_of(model: BaseChatModel) -> float | None:
