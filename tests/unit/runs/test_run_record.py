@@ -148,6 +148,9 @@ def _without(record: dict[str, Any], *path: str | int) -> dict[str, Any]:
         (lambda r: r | {"attempts": [{**r["attempts"][0], "file": "../../secret.png"}]}, "attempts.0.file"),
         (lambda r: r | {"best": 2}, "best is 2, but there are 2 attempts"),
         (lambda r: r | {"outcome": "lost"}, "damaged .outcome"),
+        (lambda r: r | {"prompt": "a" * 100_001}, "a text of 100,001 characters; the limit is 100,000"),
+        (lambda r: r | {"attempts": [{**r["attempts"][0], "negative_prompt": "a" * 10**6}]}, "a text of 1,000,000"),
+        (lambda r: r | {"models": {**r["models"], "a" * 10**6: r["models"]["generator"]}}, "a text of 1,000,000"),
     ],
 )
 def test_a_foreign_record_is_refused_in_one_line(tmp_path: Path, record: RunRecord, change: Any, message: str) -> None:
