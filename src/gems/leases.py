@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,6 +17,7 @@ from gems.errors import BackendError, InputError
 from gems.secrets import one_line
 
 if TYPE_CHECKING:
+    from langgraph.runtime import RunControl
     from psycopg import Connection
     from psycopg.rows import DictRow
     from psycopg_pool import ConnectionPool
@@ -112,70 +113,139 @@ def all_returned(path: Path, seconds: float) -> bool:
 class DatabaseLeases:
     """Leases for the processes of several machines: advisory locks in PostgreSQL.
 
-    A lock ends with its database session. The server notices within half a minute that a machine has disappeared.
+    A lock ends with its database session, and so when the server is restarted. This process notices within a second,
+    and takes its leases again. The server notices within half a minute that a machine has disappeared.
 
     Args:
-        pool: Supplies the connection. If the connection breaks, its leases are lost, and the pool supplies another.
+        pool: Supplies the connection, and another one if it breaks.
+        on_loss: Called with the name of a lease that another process has taken in between.
     """
 
-    def __init__(self, pool: ConnectionPool[Connection[DictRow]]) -> None:
-        self._pool, self._lock = pool, threading.Lock()
+    def __init__(
+        self, pool: ConnectionPool[Connection[DictRow]], on_loss: Callable[[str], None] = lambda name: None
+    ) -> None:
+        self._pool, self._on_loss, self._lock = pool, on_loss, threading.Lock()
         self._connection: Connection[DictRow] | None = None
+        self._sessions: list[DictRow] = []
+        """The database session that holds the locks, after those that this process has lost its connection to."""
+        self._held, self._untaken = set[str](), set[str]()
+        """The leases, and those among them whose locks have ended with an earlier session."""
+        self._closed = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def acquire(self, name: str) -> bool:
         """See ``Leases.acquire``."""
-        return self._query("SELECT pg_try_advisory_lock(%s) AS ours", name)
+        with self._lock:
+            is_ours = self._query(_TRY_LOCK, _number(name))
+            if is_ours:
+                self._held.add(name)
+                if not self._watcher.ident:
+                    self._watcher.start()
+        return is_ours
 
     def release(self, name: str) -> None:
         """See ``Leases.release``."""
-        self._query("SELECT pg_advisory_unlock(%s) AS ours", name)
+        with self._lock:
+            if name in self._held:
+                self._held.discard(name)
+                self._query("SELECT pg_advisory_unlock(%s) AS ours", _number(name))
 
     def close(self) -> None:
         """See ``Leases.close``."""
-        if self._connection is not None:
-            self._connection.close()
-            self._pool.putconn(self._connection)
-            self._connection = None
+        self._closed.set()
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._pool.putconn(self._connection)
+                self._connection = None
 
-    def _query(self, statement: str, name: str) -> bool:
+    def _watch(self) -> None:
         import psycopg
 
-        key = (_number(name),)
-        with self._lock:
-            try:
-                return self._execute(statement, key)
-            except psycopg.OperationalError:  # the server was restarted, for example
-                return self._execute(statement, key)
+        while not self._closed.wait(_RETRY_SECONDS):
+            with self._lock, suppress(psycopg.Error):  # the server is away: it is asked again
+                if not self._closed.is_set():
+                    self._query("SELECT %s IS NOT NULL AS ours", 0)
 
-    def _execute(self, statement: str, key: tuple[int]) -> bool:
+    def _query(self, statement: str, value: int) -> bool:
+        import psycopg
+
+        try:
+            return self._execute(statement, value)
+        except psycopg.OperationalError:  # the server was restarted, for example
+            return self._execute(statement, value)
+
+    def _execute(self, statement: str, value: int) -> bool:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
-        row = self._connection.execute(statement, key).fetchone()
-        return bool(row and row["ours"])
+            self._sessions += self._connection.execute(_OWN_SESSION).fetchall()
+            self._untaken = set(self._held)
+        if self._untaken:
+            self._take_again(self._connection)
+        return _answer(self._connection, statement, value)
 
     def _connect(self) -> Connection[DictRow]:
         if self._connection is not None:
             self._pool.putconn(self._connection)
+            self._connection = None
         connection = self._pool.getconn()
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "3")):  # seconds, seconds, times
             connection.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{setting}", value))
         return connection
 
+    def _take_again(self, connection: Connection[DictRow]) -> None:
+        """Take the locks of an earlier session again, and tell which ones another process has taken."""
+        for session in self._sessions[:-1]:  # only the connection may have broken
+            connection.execute(_END_SESSION, session)
+        self._sessions = self._sessions[-1:]
+        deadline = time.monotonic() + _RETRY_SECONDS
+        while self._untaken:
+            name = min(self._untaken)
+            is_ours = _answer(connection, _TRY_LOCK, _number(name))
+            if not is_ours and time.monotonic() < deadline:  # a session that is ended takes a moment
+                time.sleep(_RETRY_SECONDS / 10)
+                continue
+            self._untaken.discard(name)
+            if not is_ours:
+                self._held.discard(name)
+                self._on_loss(name)
+
+
+_TRY_LOCK: Final = "SELECT pg_try_advisory_lock(%s) AS ours"
+_OWN_SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END_SESSION: Final = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %(pid)s AND backend_start = %(backend_start)s"
+)
+"""Ends a session of this process's own, and no other one that has its number since."""
+
+
+def _answer(connection: Connection[DictRow], statement: str, value: int) -> bool:
+    row = connection.execute(statement, (value,)).fetchone()
+    return bool(row and row["ours"])
+
 
 @contextmanager
-def leased_in_database(database: str, name: str, refusal: str) -> Iterator[None]:
+def leased_in_database(database: str, name: str, refusal: str, control: RunControl) -> Iterator[None]:
     """Hold a lease in a PostgreSQL database for the duration of the block.
 
     Args:
         database: The database's address.
         name: Names what is worked on.
         refusal: What is said if another process, of any machine, holds the lease.
+        control: Asked to end the work at its next step if another process takes the lease meanwhile, which can happen
+            when the database is restarted: what it does next would be paid twice.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or has taken it meanwhile.
         BackendError: The database cannot be reached.
     """
-    with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
+    lost = threading.Event()
+
+    def stop(_: str) -> None:
+        lost.set()
+        control.request_drain("another process has taken the lease")
+
+    with database_pool(database) as pool, closing(DatabaseLeases(pool, stop)) as leases:
         import psycopg  # installed, or there would be no pool
 
         try:
@@ -185,6 +255,8 @@ def leased_in_database(database: str, name: str, refusal: str) -> Iterator[None]
         if not is_held:
             raise InputError(refusal)
         yield
+        if lost.is_set():
+            raise InputError(f"the database was away, and meanwhile {refusal}")
 
 
 def _number(name: str) -> int:

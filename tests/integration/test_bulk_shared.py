@@ -9,12 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
 from chatting import serving
+from langgraph.runtime import RunControl
 from servers.waiting import wait_until
 from shared_servers import marks, needs
 
@@ -23,7 +25,7 @@ from gems.database import database_pool
 from gems.errors import InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
-from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease
+from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease, leased_in_database
 
 HOLDER = """
 import sys, time
@@ -51,8 +53,84 @@ def leases(lease_location: str) -> Iterator[Leases]:
     if not lease_location.startswith("postgresql://"):
         yield FileLeases(Path(lease_location))
         return
-    with database_pool(lease_location) as pool:
-        yield DatabaseLeases(pool)
+    with database_pool(lease_location) as pool, closing(DatabaseLeases(pool)) as database_leases:
+        yield database_leases
+
+
+def end_sessions(database: str) -> None:
+    """End all other sessions, as a restart of the server does."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+
+
+def holders(database: str) -> int:
+    import psycopg
+
+    with psycopg.connect(database) as connection:
+        [(count,)] = connection.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'").fetchall()
+    return int(count)
+
+
+@needs("postgres")
+def test_leases_are_taken_again_when_the_database_was_restarted(database: str) -> None:
+    lost: list[str] = []
+    with database_pool(database) as pool, closing(DatabaseLeases(pool, lost.append)) as leases:
+        assert all(map(leases.acquire, "abc"))
+        leases.release("c")
+        end_sessions(database)
+        wait_until(lambda: holders(database) == 2, lambda: "the leases are free")
+        with database_pool(database) as other_pool, closing(DatabaseLeases(other_pool)) as others:
+            assert [others.acquire(name) for name in "abc"] == [False, False, True]
+            leases.release("a")
+            assert others.acquire("a")
+    assert lost == []
+
+
+@needs("postgres")
+def test_a_lost_connection_is_no_lost_lease(database: str) -> None:
+    """The server may still hold the locks of the session behind it."""
+    lost: list[str] = []
+    with database_pool(database) as pool, closing(DatabaseLeases(pool, lost.append)) as leases:
+        assert leases.acquire("a")
+        lost_connection, leases._connection = leases._connection, None
+        assert lost_connection is not None
+        assert leases.acquire("b")
+        assert (lost, holders(database)) == ([], 2)
+        lost_connection.close()
+        pool.putconn(lost_connection)
+
+
+@needs("postgres")
+def test_work_ends_before_its_next_step_once_another_process_has_its_lease(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, says = RunControl(), "another process works on it"
+    opened: list[DatabaseLeases] = []
+
+    class Recorded(DatabaseLeases):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            opened.append(self)
+
+    def work(others: DatabaseLeases) -> None:
+        with leased_in_database(database, "run", says, control):
+            assert not others.acquire("run")
+            with opened[0]._lock:  # it does not look yet
+                end_sessions(database)
+                wait_until(lambda: others.acquire("run"), lambda: "the lease stays held")
+            wait_until(lambda: control.drain_requested, lambda: "the work goes on")
+
+    with database_pool(database) as pool, closing(DatabaseLeases(pool)) as others:
+        monkeypatch.setattr("gems.leases.DatabaseLeases", Recorded)
+        with pytest.raises(InputError, match=f"the database was away, and meanwhile {says}"):
+            work(others)
+        with pytest.raises(InputError, match=f"^{says}"):
+            work(others)
 
 
 def test_a_lease_is_held_by_one_process_and_ends_with_it(lease_location: str, leases: Leases) -> None:

@@ -560,7 +560,7 @@ def run_batch(
             store=store,
             images=images,
         )
-        with leased(out, batch, database), worker_opening as worker:
+        with leased(out, batch, database, stop.control), worker_opening as worker:
             record = open_record(out, jobs, batch, add_prompts=add_prompts)
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             result = _run_jobs(

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,7 +122,7 @@ class GraphWorker:
                 images=ImageStore(task.images),
             )
         )
-        self._leases = self._stack.enter_context(_open_leases(task))
+        self._leases = self._stack.enter_context(_open_leases(task, self._stop))
         threading.Thread(target=self._watch_for_stop, daemon=True).start()
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
@@ -185,13 +185,18 @@ class _RemoteAccount:
 
 
 @contextmanager
-def _open_leases(task: BatchTask) -> Iterator[Leases]:
+def _open_leases(task: BatchTask, stop: Stop) -> Iterator[Leases]:
     database = task.checkpoints or database_of(task.context)
     if database is None:
         yield FileLeases(task.out / ".leases")
         return
-    with database_pool(database) as pool:
-        yield DatabaseLeases(pool)
+    with (
+        database_pool(database) as pool,
+        closing(
+            DatabaseLeases(pool, lambda name: stop.control.request_drain(f"another process works on {name}"))
+        ) as leases,
+    ):
+        yield leases
 
 
 def check_shared_storage(

@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, cast
 
+from langgraph.runtime import RunControl
+
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_of
@@ -383,7 +385,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def leased(out: Path, claim: Claim, database: str | None) -> AbstractContextManager[None]:
+def leased(out: Path, claim: Claim, database: str | None, control: RunControl) -> AbstractContextManager[None]:
     """Keep processes of other machines, which have copies of the folder, from working on the batch.
 
     They would draw its prompts a second time, in the same checkpoints.
@@ -392,11 +394,12 @@ def leased(out: Path, claim: Claim, database: str | None) -> AbstractContextMana
         out: The batch's folder.
         claim: What identifies the batch.
         database: The database of its checkpoints. Without one, a copy of the folder has checkpoints of its own.
+        control: Asked to stop the prompts in flight if another process has taken over the batch.
     """
     if database is None:
         return nullcontext()
     refusal = f"another process works on this batch, in a copy of {out}: wait until it has ended, or end it"
-    return leased_in_database(database, claim.id, refusal)
+    return leased_in_database(database, claim.id, refusal, control)
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:

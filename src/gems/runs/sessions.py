@@ -119,8 +119,8 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
         BackendError: The disk or a database failed.
     """
     thread = session.thread
-    database = database_of(thread.context)
-    with _alone(thread.id, database), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
+    database, control = database_of(thread.context), control or RunControl()
+    with _alone(thread.id, database, control), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=session.images)
         had_ended = not session.is_new and _check_resumed(graph, session)
         values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
@@ -130,7 +130,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
 
 
 @contextmanager
-def _alone(thread: str, database: str | None) -> Iterator[None]:
+def _alone(thread: str, database: str | None, control: RunControl) -> Iterator[None]:
     """Keep other processes from working on a run: they would draw the same images, and pay for them again.
 
     Raises:
@@ -139,7 +139,7 @@ def _alone(thread: str, database: str | None) -> Iterator[None]:
     """
     refusal = f"another process works on the run {thread}: wait until it has ended, or end it"
     if database is not None:
-        with leased_in_database(database, thread, refusal):
+        with leased_in_database(database, thread, refusal, control):
             yield
         return
     path = home() / "threads" / ".leases"
