@@ -6,7 +6,8 @@ import os
 import threading
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -27,6 +28,7 @@ from gems.memory.image_store import (
     read_metadata,
     without_foreign_chunks,
 )
+from gems.nodes.ask import image_block
 
 META = {"parameters": "two cats\nSeed: 1", "gems": '{"prompt": "zwei Kätzchen ☃"}'}
 
@@ -267,9 +269,12 @@ def test_an_image_that_cannot_be_decoded_is_told_in_one_line(fault: str) -> None
     bomb = b"".join(chunk(b"zTXt", b"t%d\0\0" % n + zlib.compress(bytes(2**20))) for n in range(70))
     head = own[:33]
     images = {"pixels": head + chunk(b"IDAT", b"no zlib") + chunk(b"IEND", b""), "texts": head + bomb + own[33:]}
-    with pytest.raises(BackendError, match="damaged") as caught:
-        decode_png(images.get(fault, b"\xff\xd8\xff" + own))
-    assert "\n" not in str(caught.value)
+    readers: tuple[Callable[[bytes], object], ...] = (decode_png, read_metadata, partial(image_block, longest=4))
+    png = images.get(fault, b"\xff\xd8\xff" + own)
+    for read in readers:
+        with pytest.raises(BackendError, match="damaged") as caught:
+            read(png)
+        assert "\n" not in str(caught.value)
 
 
 def test_several_stores_are_read_in_turn(tmp_path: Path) -> None:
