@@ -239,10 +239,10 @@ def leased_in_database(database: str, name: str, refusal: str, control: RunContr
         InputError: Another process holds it, or has taken it meanwhile.
         BackendError: The database cannot be reached.
     """
-    lost = threading.Event()
+    is_lost = threading.Event()
 
     def stop(_: str) -> None:
-        lost.set()
+        is_lost.set()
         control.request_drain("another process has taken the lease")
 
     with database_pool(database) as pool, closing(DatabaseLeases(pool, stop)) as leases:
@@ -255,7 +255,7 @@ def leased_in_database(database: str, name: str, refusal: str, control: RunContr
         if not is_held:
             raise InputError(refusal)
         yield
-        if lost.is_set():
+        if is_lost.is_set():
             raise InputError(f"the database was away, and meanwhile {refusal}")
 
 
