@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from gems.errors import BackendError, MalformedAnswerError
+from gems.memory.image_store import decode_png
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.failures import as_backend_error
 from gems.models.registry import model_fingerprint
@@ -146,12 +147,12 @@ def _is_of_a_package(model: BaseChatModel) -> bool:
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
     """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels."""
-    with Image.open(io.BytesIO(png)) as image:
-        if max(image.size) > longest or form != "png":
-            image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-            smaller = io.BytesIO()
-            image.save(smaller, form)
-            png = smaller.getvalue()
+    image = decode_png(png)
+    if max(image.size) > longest or form != "png":
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        smaller = io.BytesIO()
+        image.save(smaller, form)
+        png = smaller.getvalue()
     return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": f"image/{form}"}
 
 

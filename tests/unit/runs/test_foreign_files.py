@@ -27,7 +27,7 @@ from gems.bulk.results import ResultsFile, locked, read_manifest, saved_jobs
 from gems.bulk.watching import read_progress
 from gems.errors import InputError
 from gems.graph.builder import build_graph
-from gems.graph.state import ImageRef, Usage
+from gems.graph.state import ImageRef, Requirement, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
 from gems.memory.records import open_records
@@ -126,6 +126,8 @@ def checkpoint(**values: object) -> dict[str, object]:
         checkpoint(attempts=["x"]),
         checkpoint(run_id=5),
         checkpoint(errors="x"),
+        checkpoint(draft="a" * 10**6),
+        checkpoint(requirements=[Requirement(id="r1", question="a" * 10**6, kind="other")]),
     ],
 )
 def test_what_is_no_checkpoint_is_one_line_with_file_and_thread(content: object, tmp_path: Path) -> None:
