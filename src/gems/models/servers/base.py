@@ -6,6 +6,7 @@ with one image or one clear error within ``timeout`` seconds.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -291,6 +292,7 @@ class RemoteGenerator(ABC):
 
         def fetch() -> Image.Image:
             data, kind = _fetch_file(self, path, deadline, **arguments)
+            data = _without_base64(data)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
@@ -548,6 +550,15 @@ def is_image_file(data: bytes) -> bool:
 
 _OTHER_FORMATS: Final = (b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x0a", b"\xff\x4f\xff\x51", b"8BPS")
 """How images of formats begin that are not decoded: to ask for another one would cost as much, and be no better."""
+
+
+def _without_base64(data: bytes) -> bytes:
+    """An image file whose gateway has sent it as base64; anything else as it is."""
+    try:
+        decoded = base64.b64decode(data.strip(b' \t\r\n"'), validate=True)
+    except ValueError:
+        return data
+    return decoded if is_image_file(decoded) else data
 
 
 def _unpacked(body: bytes) -> bytes:
