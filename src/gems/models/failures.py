@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost
-from gems.models.servers.error_texts import error_message, says_refusal, words_of
+from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "is_too_long",
     "may_be_charged",
     "reason_of",
+    "seconds_to_wait",
     "status_of",
 ]
 
@@ -140,6 +141,15 @@ def is_passing(error: BaseException) -> bool:
     """Whether a failure is transient, so that another try may help."""
     status = status_of(error)
     return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
+
+
+def seconds_to_wait(error: BaseException) -> float:
+    """How long a server asks to wait before the next try; 0 if it does not say."""
+    responses = [getattr(cause, "response", None) for cause in _causes(error)]
+    metadata = [response.get("ResponseMetadata") for response in responses if isinstance(response, Mapping)]  # botocore
+    headers = [fields.get("HTTPHeaders") for fields in metadata if isinstance(fields, Mapping)]
+    headers += [getattr(response, "headers", None) for response in responses]
+    return max((retry_after(lines) for lines in headers if isinstance(lines, Mapping)), default=0.0)
 
 
 _LOST_ANSWERS: Final = frozenset(

@@ -31,6 +31,7 @@ from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
+from gems.models.tries import in_tries, tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
@@ -329,7 +330,9 @@ def invoke(
     """
 
     def call(conversation: list[BaseMessage]) -> T:
-        return within_deadline(lambda: request(conversation), deadline_of(model))
+        return within_deadline(
+            lambda: in_tries(lambda: request(conversation), model, is_not_understood), deadline_of(model)
+        )
 
     if not capabilities.system_role:
         return call(_without_system_role(messages))
@@ -362,7 +365,7 @@ def invoke(
 
 def _is_asked_once(model: BaseChatModel) -> bool:
     """Whether a call of a model can be a single request, without further ones by its client."""
-    return not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
+    return bool(tries_of(model)) or not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
 
 
 _MOST_GUESSES: Final = 2

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar, cast
 
 import httpx
@@ -35,7 +34,7 @@ from gems.errors import BackendError, ContentRefusedError, InputError, is_passin
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
-from gems.models.servers.error_texts import error_message, is_refusal, json_body
+from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import acquire, pause
@@ -381,7 +380,7 @@ class RemoteGenerator(ABC):
         ):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
-                after=_retry_after(response.headers),
+                after=retry_after(response.headers),
                 may_cost=response.request.method == "POST" and may_cost(status),
             )
         if 300 <= status < 400:
@@ -654,19 +653,6 @@ def _visible(image: Image.Image, source: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     return image.convert("RGB")
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    """Seconds to wait, from either form of the header (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
 
 
 def _pause(state: RetryCallState) -> float:
