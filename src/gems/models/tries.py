@@ -1,4 +1,4 @@
-"""Further tries of a chat call after faults that may pass, one request each, so that each is counted and can be stopped.
+"""Further tries of a chat call after faults that may pass: each is one request, which is counted and can be stopped.
 
 The clients of providers' packages would try again by themselves, unseen. Only OpenAI's client is left to do so: its
 requests are counted, see ``sent_requests``.
