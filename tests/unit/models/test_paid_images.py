@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.heads import readable_head
 from gems.models.registry import init_image_generator
 from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
@@ -282,11 +284,53 @@ def test_a_jpeg_without_its_last_bytes_is_an_image_if_its_rows_are_there(
             assert result.image.crop((0, 0, 256, 236)).tobytes() == whole.crop((0, 0, 256, 236)).tobytes()
 
 
-def test_an_answer_that_is_no_http_is_paid_once(address: str) -> None:
-    _Handler.headers_sent = {"broken header\r\nX": "y"}
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"broken header\r\nX": "y"},
+        {"<br />\r\n<b>Warning</b>: in draw.php on line 3<br />\r\nX": "y"},
+        {"Content Disposition": "inline"},
+        {"X-Two ": "y"},
+        {"": "y"},
+        {"X": "a\0b"},
+        {"Content-Length": "unknown"},
+        {"Transfer-Encoding": "identity"},
+    ],
+)
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_broken_line_before_an_answer_loses_nothing(address: str, headers: dict[str, str], version: str) -> None:
+    _Handler.headers_sent, _Handler.protocol_version = {**headers, "Connection": "close"}, version
     result = _draw(address, GOOD, "openai")
-    assert "its answer is no valid HTTP (illegal header line" in str(result)
+    assert isinstance(result, GeneratedImage), result
     assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"Content-Length": "7\r\nContent-Length: 8"}, "conflicting"),
+        ({"Transfer-Encoding": "gzip, chunked"}, "chunked"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_paid_once(address: str, headers: dict[str, str], says: str) -> None:
+    _Handler.headers_sent = headers
+    result = _draw(address, GOOD, "openai")
+    assert re.search(rf"its answer is no valid HTTP \(.*{says}", str(result))
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_lines_before_an_answer_are_read_in_any_pieces(size: int) -> None:
+    sent = b"\r\nHTTP/1.1 200 OK\r\nno colon\r\n folded\r\nA: 1\r\n folded\r\nB : 2\nC: 3\r\n\r\nno colon\r\n"
+    stream = io.BytesIO(sent)
+    head = readable_head(stream.read(size), lambda: stream.read(size))
+    assert head + stream.read() == b"HTTP/1.1 200 OK\r\nA: 1\r\n folded\r\nC: 3\r\n\r\nno colon\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", bytes(70_000)])
+def test_lines_without_an_end_are_left_alone(sent: bytes) -> None:
+    stream = io.BytesIO(sent)
+    assert readable_head(stream.read(100), lambda: stream.read(100)) + stream.read() == sent
 
 
 def _file(kind: str, **options: Any) -> bytes:
