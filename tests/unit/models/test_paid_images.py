@@ -38,6 +38,10 @@ DATA_URL = f"data:image/png;base64,{ENCODED}"
 GOOD = json.dumps({"data": [{"b64_json": ENCODED}]}).encode()
 
 
+def _events(*contents: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(content).encode() + b"\n\n" for content in contents)
+
+
 class _Handler(BaseHTTPRequestHandler):
     body: ClassVar[bytes] = b""
     headers_sent: ClassVar[dict[str, str]] = {}
@@ -113,6 +117,9 @@ def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError
         gzip.compress(GOOD),
         GOOD + b"\nOK",
         b'{"status": "ok"}\n' + GOOD,
+        json.dumps({"images": {"0": ENCODED, "1": ENCODED}}).encode(),
+        b'{"status": "processing", "image": "' + ENCODED[:-8].encode() + b'"}\n' + GOOD,
+        _events({"type": "partial_image", "b64_json": ENCODED[:-8]}, {"type": "completed", "b64_json": ENCODED}),
         b'{"progress": 50}\n' + GOOD + b"\n",
         GOOD[:-2] + b",]}",
         str({"data": [{"b64_json": ENCODED}]}).encode(),
@@ -193,12 +200,18 @@ def test_an_image_of_another_format_is_paid_once(address: str, kind: str) -> Non
         {"thumbnail_url": "/a.png"},
         {"data": [{"url": "/elsewhere.png"}]},
         {"data": [{"url": "http://images.example.com/a.png"}]},
+        {"id": "j1", "status": "processing", "image": ENCODED},
+        {"state": "IN_PROGRESS", "output": [ENCODED]},
+        _events({"type": "image_generation.partial_image", "b64_json": ENCODED}),
+        _events({"type": "partial_image", "b64_json": ENCODED}, {"type": "error", "error": {"message": "GPU died"}}),
     ],
 )
 def test_what_is_not_the_image_is_not_taken_for_it(address: str, answer: Any) -> None:
-    result = _draw(address, json.dumps(answer).encode(), "openai")
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    result = _draw(address, body, "openai")
     assert isinstance(result, BackendError)
     assert "\n" not in str(result)
+    assert ENCODED[:40] not in str(result)
     assert _Handler.drawn == 1
 
 
