@@ -104,8 +104,8 @@ def workflow(tmp_path: Path) -> str:
     return str(path)
 
 
-def draw(address: str, workflow: str) -> GeneratedImage | BackendError:
-    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=5.0)
+def draw(address: str, workflow: str, timeout: float = 5.0) -> GeneratedImage | BackendError:
+    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
     [result] = init_image_generator(f"comfyui:{address}", options, OPERATOR).generate([ImageRequest("a car", 1)])
     assert len(_Handler.queued) == 1
     return result
@@ -153,7 +153,6 @@ def test_the_runs_image_is_found_in_a_history_of_any_shape(address: str, workflo
         {"id": "x", "prompt": {}, "images": [ENCODED]},
         PNG,
     ],
-    ids=str,
 )
 def test_a_workflow_is_queued_once_however_the_server_says_so(address: str, workflow: str, answer: Any) -> None:
     _Handler.accepts = answer
@@ -184,3 +183,14 @@ def test_a_file_of_the_input_folder_is_no_image_of_the_run(address: str, workflo
     _Handler.histories = [{RUN: entry(images=[{**FILE, "type": "input"}])}]
     result = draw(address, workflow)
     assert "makes no image; it needs a SaveImage node" in str(result)
+
+
+@pytest.mark.parametrize("is_history", [True, False])
+def test_a_long_list_of_files_does_not_outlast_the_timeout(address: str, workflow: str, is_history: bool) -> None:
+    if is_history:
+        _Handler.histories = [{RUN: entry(images=[{"filename": f"{n}.png"} for n in range(1000)])}]
+    else:
+        _Handler.accepts = {"images": [f"/{n}.png" for n in range(1000)]}
+    _Handler.view = PNG[:-40]
+    assert isinstance(draw(address, workflow, timeout=0.1), BackendError)
+    assert len(_Handler.asked) < 200

@@ -137,6 +137,8 @@ class ComfyUIImages(JsonImages):
                 return self.fetch_image("/view", deadline, params=file)
             except BackendError as failure:
                 error = error or failure
+                if time.monotonic() > deadline:
+                    break
         assert error is not None
         raise error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
@@ -125,6 +126,8 @@ class JsonImages(RemoteGenerator):
                 )
             except BackendError as failure:
                 error = error or failure
+                if time.monotonic() > deadline:
+                    break
         raise error or self._failure(answer, body)
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
