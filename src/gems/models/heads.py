@@ -34,10 +34,10 @@ def readable_head(data: bytes, read: Callable[[], bytes]) -> bytes:
     if end is None:
         return data
     status, *lines = data[: end.start()].split(b"\n")
-    kept, continues = [status], False
+    good_lines, continues = [status], False
     for line in lines:
         text = line.rstrip(b"\r")
         if not (continues and line.startswith((b" ", b"\t"))):
             continues = bool(_FIELD.fullmatch(text)) and not _MISLEADING.match(text)
-        kept += [line] if continues else []
-    return b"\n".join(kept) + data[end.start() :]
+        good_lines += [line] if continues else []
+    return b"\n".join(good_lines) + data[end.start() :]

@@ -81,7 +81,7 @@ _NOT_SENT: Final = (
     *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
 )
 """What went wrong before a request was complete, so that no server has begun with it."""
-_LOST: Final = re.compile("disconnected|closed")
+_LOSSES: Final = re.compile("disconnected|closed")
 """How the client says that an answer was lost. Whatever else it finds wrong with HTTP, another try would not mend."""
 _MAX_REDIRECTS: Final = 4
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
@@ -344,7 +344,7 @@ class RemoteGenerator(ABC):
                 has_begun = response.is_success
                 yield response
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            if isinstance(error, httpx.RemoteProtocolError) and not _LOST.search(str(error)):
+            if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)

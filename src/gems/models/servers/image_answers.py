@@ -132,8 +132,8 @@ class JsonImages(RemoteGenerator):
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        said = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
-        reason = one_line(said if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
+        fault = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
+        reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
             _faults_of_items(answer)
         )
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
