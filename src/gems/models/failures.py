@@ -25,9 +25,11 @@ __all__ = [
     "status_of",
 ]
 
+_CERTAIN_STATUSES: Final = {"ContextOverflowError": 413}
+"""What the names of exceptions mean as a status of HTTP, whatever status they carry."""
+
 _STATUSES: Final = {
     # langchain-core's own, which most providers' packages inherit from.
-    "ContextOverflowError": 413,
     "ModelAuthenticationError": 401,
     "ModelPermissionDeniedError": 403,
     "ModelInvalidRequestError": 400,
@@ -36,17 +38,13 @@ _STATUSES: Final = {
     "ModelTimeoutError": 408,
     "ModelConnectionError": 503,
     "ModelAPIError": 500,
-}
-"""What the names of exceptions mean as a status of HTTP. A name further up in this table counts more."""
-
-_TRANSPORT_STATUSES: Final = {
     # openai, anthropic and httpx; then botocore, openrouter, google-auth, torch and Python itself.
     **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError"), 408),
     **dict.fromkeys(("APIConnectionError", "TransportError", "HTTPClientError", "NoResponseError"), 503),
     **dict.fromkeys(("ConnectionError", "OutOfMemoryError"), 503),
     **dict.fromkeys(("NoCredentialsError", "TokenRetrievalError", "GoogleAuthError"), 401),
 }
-"""The same for exceptions that carry no status, since no server has answered."""
+"""The same for exceptions that carry none. A name further up in this table counts more."""
 
 _DEPTH: Final = 6
 """How many causes of an exception are looked at."""
@@ -55,12 +53,12 @@ _DEPTH: Final = 6
 def status_of(error: BaseException) -> int | None:
     """The status of HTTP that a failure stands for; None if it is no failure of a server.
 
-    First by langchain-core's classes, then by what the exception carries, then by its class; then by its causes.
+    By what the exception carries, or else by its class; then by its causes.
     """
     if isinstance(error, BackendError):
         return error.status_code
     causes = list(_causes(error))
-    readers = (lambda e: _by_class(e, _STATUSES), _carried_status, lambda e: _by_class(e, _TRANSPORT_STATUSES))
+    readers = (lambda e: _by_class(e, _CERTAIN_STATUSES), _carried_status, lambda e: _by_class(e, _STATUSES))
     return next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
 
 
