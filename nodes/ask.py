@@ -30,6 +30,7 @@ from gems.models.structured import (
     read_whole_part,
     repeats_itself,
 )
+from gems.models.tries import tries_of
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure
 
@@ -137,7 +138,8 @@ def in_our_words(error: Exception, model: BaseChatModel) -> Exception:
     """
     if isinstance(error, GraphBubbleUp) or not (is_backend_failure(error) or _is_of_a_package(model)):
         return error
-    return as_backend_error(error, model_fingerprint(model), has_retried=hasattr(model, "max_retries"))
+    has_retried = tries_of(model) is not None or hasattr(model, "max_retries")
+    return as_backend_error(error, model_fingerprint(model), has_retried=has_retried)
 
 
 def _is_of_a_package(model: BaseChatModel) -> bool:

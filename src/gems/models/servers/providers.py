@@ -140,4 +140,7 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
         return _openai(name, options)
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
+    configuration = getattr(getattr(model, "client", None), "sdk_configuration", None)
+    if configuration is not None:  # OpenRouter's client, which tries again for an hour unless it is told not to
+        configuration.retry_config = None
     return model
