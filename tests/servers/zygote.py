@@ -26,6 +26,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,6 +62,7 @@ LIBRARIES = (
     "PIL.WebPImagePlugin",
     "resvg_py",
     "httpx",
+    "hypothesis",
     "jinja2",
     "pandas",
     "pyarrow.pandas_compat",
@@ -69,6 +71,7 @@ LIBRARIES = (
     "matplotlib.pyplot",
     "rapidocr",
     "rapidfuzz",
+    "s3fs",
     "fsspec.implementations.chained",
     "fsspec.implementations.local",
     "platformdirs",
@@ -92,7 +95,7 @@ LIBRARIES = (
     "ray.exceptions",
     "ray.util.scheduling_strategies",
 )
-"""Libraries that commands import. If one is missing from this list, commands that need it only become slower."""
+"""Libraries that commands and tests import. If one is missing from this list, what needs it only becomes slower."""
 
 MODULES = (
     "gems.cli.main",
@@ -109,6 +112,7 @@ MODULES = (
     "gems.memory.store",
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
+    "gems.models.ocr",
     "gems.models.pocket.pipeline",
     "gems.runs.folder",
     "gems.runs.report",
@@ -211,16 +215,17 @@ def open_streams(environment: dict[str, str]) -> None:
 
 
 def execute(request: dict[str, Any]) -> None:
-    """Do what ``python [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and the path of a script."""
+    """Do what ``python [-u] [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and a script's path."""
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
     open_streams(request["env"])
     kind, *rest = request["arguments"]
-    while kind == "-W":
-        warnings._setoption(rest[0])  # type: ignore[attr-defined]
-        kind, *rest = rest[1:]
+    while kind in ("-u", "-W"):
+        if kind == "-W":
+            warnings._setoption(rest.pop(0))  # type: ignore[attr-defined]
+        kind, *rest = rest
     if kind == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = rest
@@ -228,7 +233,8 @@ def execute(request: dict[str, Any]) -> None:
     elif kind == "-c":
         sys.path[0] = ""
         sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), vars(sys.modules["__main__"]))
     else:
         sys.path[0] = str(Path(kind).resolve().parent)
         sys.argv = [kind, *rest]
