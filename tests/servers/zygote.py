@@ -214,6 +214,13 @@ def open_streams(environment: dict[str, str]) -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
 
+def read_strictness_again(environment: dict[str, str]) -> None:
+    """Set what LangGraph read from a variable when it was imported."""
+    if strictness := environment.get("LANGGRAPH_STRICT_MSGPACK"):
+        for name in ("langgraph.checkpoint.serde._msgpack", "langgraph._internal._serde"):
+            vars(sys.modules[name])["STRICT_MSGPACK_ENABLED"] = strictness == "true"
+
+
 def execute(request: dict[str, Any]) -> None:
     """Do what ``python [-u] [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and a script's path."""
     os.environ.clear()
@@ -221,6 +228,7 @@ def execute(request: dict[str, Any]) -> None:
     os.chdir(request["cwd"])
     sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
     open_streams(request["env"])
+    read_strictness_again(request["env"])
     kind, *rest = request["arguments"]
     while kind in ("-u", "-W"):
         if kind == "-W":
