@@ -286,9 +286,24 @@ def import_libraries() -> None:
         get_checkpoint_conversion_mapping("bert")  # compiles a thousand regular expressions, once
 
 
+def fill_caches() -> None:
+    """Do once what most commands do: a fork has what libraries and the package loaded, compiled and cached then."""
+    from gems.memory.embedder import init_embedder
+    from gems.models.local_weights import load_now
+    from gems.models.pocket.vision import pretrained
+    from gems.models.registry import init_image_generator
+    from gems.runs.report import _template
+
+    init_embedder().embed_query("two red cars")
+    load_now(init_image_generator("pocket"))
+    pretrained()
+    _template()
+
+
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
+    fill_caches()
     server = Server(str(address))
     gc.collect()
     gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page
