@@ -2,7 +2,8 @@
 
 A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
 has imported them spends less than one, and still has its own pid, signals, streams and exit code. The server imports
-the modules of ``gems`` that most commands use, too: they read no settings when they are imported.
+the modules of ``gems`` that most commands use, too: they read no settings when they are imported. It loads the models
+that come with the package. The workers of xdist are forked from it as well (``conftest.py``).
 
 usage: zygote.py SOCKET        The server ends when its standard input is closed.
 
