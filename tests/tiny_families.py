@@ -27,8 +27,10 @@ from tiny_pipelines import (
     t5_tokenizer,
     tiny_vae,
 )
+from tiny_staged_families import STAGED
 from tokenizers import processors
 
+from gems.models.diffusers.moved_parts import restore_modules
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.processors import replaced_processors
 
@@ -46,12 +48,17 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
+_MOVED: Final = ("alt_diffusion", "stable_diffusion_safe", "unclip", "versatile_diffusion", "vq_diffusion", "wuerstchen")
+"""Pipelines whose parts diffusers itself no longer saves under the names that repositories have."""
+
+
 def save_family(name: str, folder: Path) -> Path:
     """Build the tiny pipeline of this class and save it."""
     if name not in _PARTS:
         return tiny_pipelines.save_tiny(name, folder)
     torch.manual_seed(0)
     complete_omnigen()
+    restore_modules(_MOVED)
     with replaced_processors(_PROCESSORS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # tiny models have parts without weights
         return save_parts(name, _PARTS[name](), folder)
@@ -1021,7 +1028,7 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionSAGPipeline": _stable_diffusion,
     "StableDiffusionXLPAGPipeline": sdxl_parts,
-}
+} | STAGED
 
 TINY_CLASSES: Final = sorted({*_PARTS, *tiny_pipelines.CLASSES})
 """The names of all classes that can be built."""

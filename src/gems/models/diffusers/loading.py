@@ -12,6 +12,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
 from gems.models.diffusers.additions import add_to
+from gems.models.diffusers.moved_parts import restore_modules
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
 from gems.models.diffusers.source import PipelineSource, local_path
@@ -48,6 +49,7 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     _refuse_pickles(source.layout)
     if source.pipeline_class.__name__ == "OmniGenPipeline":
         complete_omnigen()
+    restore_modules(library for library, _ in source.components.values())
     try:
         bars = without_bars() if source.module != "diffusers" else nullcontext()
         with bars, replaced_processors(source.transformers_classes):
