@@ -14,6 +14,7 @@ import diffusers
 import tiny_pipelines
 import torch
 import transformers
+from tiny_early_families import EARLY
 from tiny_pipelines import (
     byte_level,
     clip_model,
@@ -48,7 +49,14 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
-_MOVED: Final = ("alt_diffusion", "stable_diffusion_safe", "unclip", "versatile_diffusion", "vq_diffusion", "wuerstchen")
+_MOVED: Final = (
+    "alt_diffusion",
+    "stable_diffusion_safe",
+    "unclip",
+    "versatile_diffusion",
+    "vq_diffusion",
+    "wuerstchen",
+)
 """Pipelines whose parts diffusers itself no longer saves under the names that repositories have."""
 
 
@@ -984,51 +992,55 @@ def _latent_consistency() -> dict[str, Any]:
     return _stable_diffusion(time_cond_proj_dim=32) | {"scheduler": scheduler}
 
 
-_PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "AuraFlowPipeline": _aura_flow,
-    "BriaFiboPipeline": _bria_fibo,
-    "BriaPipeline": _bria,
-    "ChromaPipeline": _chroma,
-    "CogView3PlusPipeline": _cog_view_3,
-    "CogView4Pipeline": _cog_view_4,
-    "DreamLiteMobilePipeline": _dream_lite,
-    "DreamLitePipeline": _dream_lite,
-    "ErnieImagePipeline": _ernie,
-    "Flux2KleinKVPipeline": _flux2_klein,
-    "Flux2KleinPipeline": _flux2_klein,
-    "Flux2Pipeline": _flux2,
-    "FluxKontextPipeline": _flux_kontext,
-    "HiDreamImagePipeline": _hi_dream,
-    "HunyuanDiTPAGPipeline": _hunyuan_dit,
-    "HunyuanDiTPipeline": _hunyuan_dit,
-    "HunyuanImagePipeline": _hunyuan_image,
-    "IFPipeline": _deep_floyd,
-    "Ideogram4Pipeline": _ideogram4,
-    "Kandinsky3Pipeline": _kandinsky3,
-    "Kandinsky5T2IPipeline": _kandinsky5,
-    "Krea2Pipeline": _krea2,
-    "LatentConsistencyModelPipeline": _latent_consistency,
-    "LongCatImagePipeline": _long_cat,
-    "Lumina2Pipeline": _lumina2,
-    "NucleusMoEImagePipeline": _nucleus,
-    "OmniGenPipeline": _omni_gen,
-    "OvisImagePipeline": _ovis,
-    "PixArtAlphaPipeline": _pix_art,
-    "PixArtSigmaPAGPipeline": _pix_art,
-    "PixArtSigmaPipeline": _pix_art,
-    "QwenImage21Pipeline": _qwen_image_21,
-    "QwenImageEditPipeline": _qwen_image_edit,
-    "QwenImageEditPlusPipeline": _qwen_image_edit,
-    "SanaPAGPipeline": _sana,
-    "SanaPipeline": _sana,
-    "SanaSprintPipeline": _sana_sprint,
-    "StableDiffusion3PAGPipeline": _sd3_pag,
-    "StableDiffusionPAGPipeline": _stable_diffusion,
-    "StableDiffusionPanoramaPipeline": _stable_diffusion,
-    "StableDiffusionPipeline": _stable_diffusion,
-    "StableDiffusionSAGPipeline": _stable_diffusion,
-    "StableDiffusionXLPAGPipeline": sdxl_parts,
-} | STAGED
+_PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
+    {
+        "AuraFlowPipeline": _aura_flow,
+        "BriaFiboPipeline": _bria_fibo,
+        "BriaPipeline": _bria,
+        "ChromaPipeline": _chroma,
+        "CogView3PlusPipeline": _cog_view_3,
+        "CogView4Pipeline": _cog_view_4,
+        "DreamLiteMobilePipeline": _dream_lite,
+        "DreamLitePipeline": _dream_lite,
+        "ErnieImagePipeline": _ernie,
+        "Flux2KleinKVPipeline": _flux2_klein,
+        "Flux2KleinPipeline": _flux2_klein,
+        "Flux2Pipeline": _flux2,
+        "FluxKontextPipeline": _flux_kontext,
+        "HiDreamImagePipeline": _hi_dream,
+        "HunyuanDiTPAGPipeline": _hunyuan_dit,
+        "HunyuanDiTPipeline": _hunyuan_dit,
+        "HunyuanImagePipeline": _hunyuan_image,
+        "IFPipeline": _deep_floyd,
+        "Ideogram4Pipeline": _ideogram4,
+        "Kandinsky3Pipeline": _kandinsky3,
+        "Kandinsky5T2IPipeline": _kandinsky5,
+        "Krea2Pipeline": _krea2,
+        "LatentConsistencyModelPipeline": _latent_consistency,
+        "LongCatImagePipeline": _long_cat,
+        "Lumina2Pipeline": _lumina2,
+        "NucleusMoEImagePipeline": _nucleus,
+        "OmniGenPipeline": _omni_gen,
+        "OvisImagePipeline": _ovis,
+        "PixArtAlphaPipeline": _pix_art,
+        "PixArtSigmaPAGPipeline": _pix_art,
+        "PixArtSigmaPipeline": _pix_art,
+        "QwenImage21Pipeline": _qwen_image_21,
+        "QwenImageEditPipeline": _qwen_image_edit,
+        "QwenImageEditPlusPipeline": _qwen_image_edit,
+        "SanaPAGPipeline": _sana,
+        "SanaPipeline": _sana,
+        "SanaSprintPipeline": _sana_sprint,
+        "StableDiffusion3PAGPipeline": _sd3_pag,
+        "StableDiffusionPAGPipeline": _stable_diffusion,
+        "StableDiffusionPanoramaPipeline": _stable_diffusion,
+        "StableDiffusionPipeline": _stable_diffusion,
+        "StableDiffusionSAGPipeline": _stable_diffusion,
+        "StableDiffusionXLPAGPipeline": sdxl_parts,
+    }
+    | EARLY
+    | STAGED
+)
 
 TINY_CLASSES: Final = sorted({*_PARTS, *tiny_pipelines.CLASSES})
 """The names of all classes that can be built."""

@@ -146,7 +146,7 @@ def _kandinsky22() -> dict[str, Any]:
 
 
 def _vqgan() -> Any:
-    return PaellaVQModel( bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=8)
+    return PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=4, embed_dim=8)
 
 
 def _wuerstchen() -> dict[str, Any]:
@@ -244,14 +244,10 @@ def _un_clip() -> dict[str, Any]:
         "decoder": decoder,
         "text_encoder": _embedding_model(),
         "tokenizer": clip_tokenizer(),
-        "text_proj": UnCLIPTextProjModel(
-            clip_embeddings_dim=_WIDTH, time_embed_dim=4 * 32, cross_attention_dim=_WIDTH
-        ),
+        "text_proj": UnCLIPTextProjModel(clip_embeddings_dim=_WIDTH, time_embed_dim=4 * 32, cross_attention_dim=_WIDTH),
         "super_res_first": enlarger(),
         "super_res_last": enlarger(),
-        "prior_scheduler": scheduler(
-            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
-        ),
+        "prior_scheduler": scheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
         "decoder_scheduler": scheduler(variance_type="learned_range", prediction_type="epsilon"),
         "super_res_scheduler": scheduler(variance_type="fixed_small_log", prediction_type="epsilon"),
     }
@@ -292,8 +288,12 @@ def _stable_un_clip() -> dict[str, Any]:
             use_linear_projection=True,
         ),
         "scheduler": diffusers.DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction",
-            set_alpha_to_one=False, steps_offset=1,
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            prediction_type="v_prediction",
+            set_alpha_to_one=False,
+            steps_offset=1,
         ),
         "vae": tiny_vae(4, shift_factor=None, use_quant_conv=True, use_post_quant_conv=True, force_upcast=False),
     }

@@ -54,6 +54,7 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
         bars = without_bars() if source.module != "diffusers" else nullcontext()
         with bars, replaced_processors(source.transformers_classes):
             pipeline = _unplaced(source, options, dtype)
+        _leave_depth_out(pipeline)
         pipeline.set_progress_bar_config(disable=True)
         add_to(pipeline, source, options, dtype)
         _set_up(pipeline, source, options)
@@ -91,6 +92,13 @@ def _unplaced(source: PipelineSource, options: GeneratorOptions, dtype: torch.dt
         local_files_only=not source.may_download,
         **_quantized(source, options, dtype),
     )
+
+
+def _leave_depth_out(pipeline: Any) -> None:
+    """Let LDM3D make no depth maps: GEMS has no use for them, and diffusers makes them in a way that Pillow 13 refuses."""
+    processor = getattr(pipeline, "image_processor", None)
+    if hasattr(processor, "numpy_to_depth"):
+        processor.numpy_to_depth = lambda images: [None] * len(images)
 
 
 def _whole_file(source: PipelineSource, layout: PipelineSource, dtype: torch.dtype) -> Any:

@@ -208,12 +208,13 @@ def size_multiple(source: PipelineSource) -> int:
     """
     if multiple := family_of(source.pipeline_class).multiple:
         return multiple
-    vae, denoiser = source.component_config("vae"), source.component_config(source.denoiser)
+    vae = source.component_config("vae") or source.component_config("vqvae")
+    denoiser = source.component_config(source.denoiser)
     stages = vae.get("temperal_downsample") or _after_first(vae.get("block_out_channels"))
     stages = stages or _after_first(vae.get("encoder_block_out_channels"))
-    if not stages:
-        return 1
     factor = 2 ** len(stages)
+    if not vae or not (stages or source.denoiser == "unet"):
+        return 1
     if source.denoiser == "unet" or accepts(source.pipeline_class, "use_resolution_binning"):
         return math.lcm(factor, _UNET_MULTIPLE)  # binning pipelines draw a near size and crop it
     channels = vae.get("latent_channels") or vae.get("z_dim") or 0
