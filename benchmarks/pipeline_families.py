@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/pipeline_families.py [CLASS ...]
 
 Each class is built with random weights, loaded by GEMS, and tried: `gems doctor`, `gems generate`, the same seed twice,
-another seed, a batch of two prompts against the images drawn alone, a negative prompt, a stop after the second of three steps, and edits
-of two images. Differences are those of the pixel that differs most, of 255. All classes take some three minutes on one
-core. The exit code is 1 if a class misses what it promises.
+another seed, a batch of two prompts against the images drawn alone, a negative prompt, a stop after the second of three
+steps, and edits of two images. Differences are those of the pixel that differs most, of 255. All classes take some four
+minutes on one core. The exit code is 1 if a class misses what it promises.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     # Its scheduler, and that of VQ-Diffusion, draw the noise of all images from one generator.
     "AmusedPipeline": Family(prompts="text", is_batch_sound=False),
     "VQDiffusionPipeline": Family(prompts="text", is_batch_sound=False),
-    "BriaFibo2Pipeline": Family(is_batch_sound=False, references=1),
+    "BriaFibo2Pipeline": Family(references=1),
     # It pads the prompts of a batch to the longest, without a mask.
     "CogView4Pipeline": Family(is_batch_sound=False),
     "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail",)),
@@ -140,8 +140,9 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "KandinskyV22CombinedPipeline": Family(prompts="text", is_batch_sound=False, multiple=64),
     "LongCatImagePipeline": Family(switches={"enable_prompt_rewrite": False}),
     "OmniGenPipeline": Family(is_batch_sound=False, references=3, reference_argument="input_images"),
-    "PRXPipeline": Family(packages=("ftfy",)),
-    "PRXPixelPipeline": Family(packages=("ftfy",)),
+    # They make the time of each step for one prompt.
+    "PRXPipeline": Family(is_batch_sound=False, packages=("ftfy",)),
+    "PRXPixelPipeline": Family(is_batch_sound=False, packages=("ftfy",)),
     "QwenImage21Pipeline": Family(references=10, edits=True),
     "QwenImageEditPipeline": Family(is_batch_sound=False, references=1, canvas=True),
     "QwenImageEditPlusPipeline": Family(is_batch_sound=False, references=3, canvas=True),
@@ -152,7 +153,7 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     # Its decoder repeats the prompts of a batch as often as there are prompts.
     "WuerstchenCombinedPipeline": Family(is_batch_sound=False, multiple=128),
     "SanaSprintPipeline": Family(schedule=_sprint_timesteps),
-    "ZImageOmniPipeline": Family(is_batch_sound=False, references=3),
+    "ZImageOmniPipeline": Family(references=3),
 }
 """Each pipeline class of diffusers that draws from text alone, by name."""
 

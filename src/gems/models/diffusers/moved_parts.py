@@ -1,7 +1,8 @@
-"""Pipelines that diffusers has moved to ``pipelines.deprecated``: the classes of their parts, at the place they had.
+"""Classes of parts that diffusers itself does not find under the names that ``model_index.json`` has for them.
 
-A ``model_index.json`` names a part that belongs to one pipeline by the module of that pipeline, as in ``["wuerstchen",
-"PaellaVQModel"]``. Diffusers looks for it in ``diffusers.pipelines`` alone, and so cannot load older repositories.
+A part that belongs to one pipeline is named by the module of that pipeline, as in ``["wuerstchen", "PaellaVQModel"]``.
+Diffusers has moved old pipelines to ``pipelines.deprecated``, but looks for their parts in ``pipelines`` alone. PRX has
+an encoder that diffusers adds to transformers, but to a module that transformers may have replaced by then.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import importlib
 import importlib.util
 from collections.abc import Iterable
 
-__all__ = ["restore_modules"]
+__all__ = ["restore_parts"]
 
 
-def restore_modules(libraries: Iterable[str]) -> None:
-    """Make diffusers find those of these modules that it has moved; other names stay as they are.
+def restore_parts(components: Iterable[tuple[str, str]]) -> None:
+    """Make diffusers find the classes of these parts; other names stay as they are.
 
     Args:
-        libraries: The first entries of the components of a ``model_index.json``.
+        components: The library and class of each, as a ``model_index.json`` names them.
     """
     from diffusers import pipelines
 
-    for library in set(libraries):
+    for library, kind in components:
+        if (library, kind) == ("transformers", "T5GemmaEncoder"):
+            encoder = importlib.import_module(f"{pipelines.__name__}.prx").T5GemmaEncoder
+            setattr(importlib.import_module(library), kind, encoder)
         if library.isidentifier() and not hasattr(pipelines, library):
             module = f"{pipelines.__name__}.deprecated.{library}"
             if importlib.util.find_spec(module) is not None:
