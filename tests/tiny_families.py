@@ -5,9 +5,11 @@ The settings follow diffusers' own tests, made smaller. Each is built in well un
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import diffusers
@@ -849,6 +851,54 @@ def _lumina() -> dict[str, Any]:
     }
 
 
+def _chat_glm() -> tuple[Any, Any]:
+    """The tokenizer and the encoder of Kolors, which diffusers has only where sentencepiece is installed."""
+    import sentencepiece
+    from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)  # it is read again when the tokenizer is saved
+    letters = [" ".join(chr(code) * 2 for code in range(97, 123))] * 10
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(letters), model_prefix=f"{folder.name}/tokenizer", vocab_size=40, model_type="char",
+        pad_id=3, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=64,
+        hidden_size=16,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config)
+    for weight in encoder.parameters():  # it leaves them as it found the memory
+        torch.nn.init.normal_(weight, std=0.1) if weight.ndim > 1 else torch.nn.init.ones_(weight)
+    return ChatGLMTokenizer(f"{folder.name}/tokenizer.model"), encoder
+
+
+def _kolors() -> dict[str, Any]:
+    tokenizer, encoder = _chat_glm()
+    parts = sdxl_parts()
+    config = dict(parts["unet"].config) | {
+        "_use_default_values": [],
+        "encoder_hid_dim": 16,
+        "encoder_hid_dim_type": "text_proj",
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
+    return {
+        "scheduler": parts["scheduler"],
+        "vae": parts["vae"],
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "unet": diffusers.UNet2DConditionModel.from_config(config),
+    }
+
+
 def _prx_transformer(channels: int, patch: int) -> Any:
     transformer = diffusers.PRXTransformer2DModel(
         in_channels=channels, patch_size=patch, context_in_dim=8, hidden_size=16, num_heads=2, depth=1, axes_dim=[4, 4]
@@ -1143,7 +1193,7 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
     {
         "AuraFlowPipeline": _aura_flow,
         "BriaFibo2Pipeline": _bria_fibo2,
-    "BriaFiboPipeline": _bria_fibo,
+        "BriaFiboPipeline": _bria_fibo,
         "BriaPipeline": _bria,
         "ChromaPipeline": _chroma,
         "CogView3PlusPipeline": _cog_view_3,
@@ -1156,7 +1206,7 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
         "Flux2Pipeline": _flux2,
         "FluxKontextPipeline": _flux_kontext,
         "GlmImagePipeline": _glm_image,
-    "HiDreamImagePipeline": _hi_dream,
+        "HiDreamImagePipeline": _hi_dream,
         "HunyuanDiTPAGPipeline": _hunyuan_dit,
         "HunyuanDiTPipeline": _hunyuan_dit,
         "HunyuanImagePipeline": _hunyuan_image,
@@ -1164,17 +1214,19 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
         "Ideogram4Pipeline": _ideogram4,
         "Kandinsky3Pipeline": _kandinsky3,
         "Kandinsky5T2IPipeline": _kandinsky5,
+        "KolorsPAGPipeline": _kolors,
+        "KolorsPipeline": _kolors,
         "Krea2Pipeline": _krea2,
         "LatentConsistencyModelPipeline": _latent_consistency,
         "LongCatImagePipeline": _long_cat,
         "Lumina2Pipeline": _lumina2,
         "LuminaPipeline": _lumina,
-    "NucleusMoEImagePipeline": _nucleus,
+        "NucleusMoEImagePipeline": _nucleus,
         "OmniGenPipeline": _omni_gen,
         "OvisImagePipeline": _ovis,
         "PRXPipeline": _prx,
-    "PRXPixelPipeline": _prx_pixel,
-    "PixArtAlphaPipeline": _pix_art,
+        "PRXPixelPipeline": _prx_pixel,
+        "PixArtAlphaPipeline": _pix_art,
         "PixArtSigmaPAGPipeline": _pix_art,
         "PixArtSigmaPipeline": _pix_art,
         "QwenImage21Pipeline": _qwen_image_21,
@@ -1189,7 +1241,7 @@ _PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
         "StableDiffusionPipeline": _stable_diffusion,
         "StableDiffusionSAGPipeline": _stable_diffusion,
         "StableDiffusionXLPAGPipeline": sdxl_parts,
-    "ZImageOmniPipeline": _z_image_omni,
+        "ZImageOmniPipeline": _z_image_omni,
     }
     | EARLY
     | STAGED

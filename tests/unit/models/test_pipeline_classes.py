@@ -13,8 +13,8 @@ import pytest
 import torch
 from forked import gems_here
 from PIL import Image
-from pipeline_page import PAGE, pipeline_classes, with_tables
-from tiny_families import save_family
+from pipeline_page import NOT_RUN, PAGE, pipeline_classes, with_tables
+from tiny_families import TINY_CLASSES, save_family
 from tiny_pipelines import SIZE, save_tiny
 
 from gems.errors import BackendError, InputError
@@ -66,6 +66,11 @@ def test_what_the_table_says_fits_the_call(name: str) -> None:
     assert rewriters == family.switches.keys()
 
 
+def test_every_class_that_draws_is_run_or_has_a_reason() -> None:
+    assert DRAWING.keys() == {*TINY_CLASSES, *NOT_RUN}
+    assert not NOT_RUN.keys() & set(TINY_CLASSES)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -86,6 +91,7 @@ REFUSALS = {
     "LLaDA2Pipeline": "writes text",
     "Krea2ModularPipeline": "is a modular pipeline",
     "StableDiffusionOnnxPipeline": "runs on ONNX",
+    "Cosmos2TextToImagePipeline": "needs cosmos_guardrail: pip install cosmos_guardrail",
     "KolorsPipeline": "needs sentencepiece: pip install sentencepiece",
     "PRXPixelPipeline": "needs ftfy: pip install ftfy",
 }
@@ -187,6 +193,57 @@ def test_an_output_without_images_is_told(z_image: Path, monkeypatch: pytest.Mon
     assert str(result) == "tiny: ZImagePipeline returned a ZImagePipelineOutput without images"
 
 
+# --- several stages --------------------------------------------------------------------------------------------------
+
+
+class _StopError(Exception):
+    """What a listener raises to end a call."""
+
+
+@pytest.mark.parametrize(
+    ("name", "prior_steps", "stages"),
+    [("StableUnCLIPPipeline", 25, 2), ("UnCLIPPipeline", 25, 3)],
+)
+def test_steps_are_those_of_all_stages(name: str, prior_steps: int, stages: int, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    sizes = {} if name == "UnCLIPPipeline" else {"width": SIZE, "height": SIZE}
+    options = GeneratorOptions(steps=2, **sizes)
+    backend = DiffusersGenerator(str(save_family(name, tmp_path / name)), name="tiny", options=options)
+    [result] = backend.generate([ImageRequest("a cat", 1)], on_step=steps.append)
+    assert isinstance(result, GeneratedImage)
+    total = prior_steps + 2 + (7 if stages == 3 else 0)
+    assert [(step.step, step.steps) for step in steps] == [(count, total) for count in range(1, total + 1)]
+
+
+def test_a_prior_can_be_stopped(tmp_path: Path) -> None:
+    """Its class has a callback for the decoder, and another for the prior."""
+    steps: list[int] = []
+
+    def listener(step: Step) -> None:
+        steps.append(step.step)
+        raise _StopError
+
+    backend = generator(save_family("WuerstchenCombinedPipeline", tmp_path / "wuerstchen"), width=128, height=128)
+    with pytest.raises(_StopError):
+        backend.generate([ImageRequest("a cat", 1)], on_step=listener)
+    assert steps == [1]
+    with backend.replicas.borrow() as replica:
+        assert "step" not in vars(replica.pipeline.prior_scheduler)  # the next call is not reported to this listener
+
+
+def test_a_prior_reads_a_negative_prompt_where_the_decoder_guides_not(tmp_path: Path) -> None:
+    folder = save_family("StableCascadeCombinedPipeline", tmp_path / "cascade")
+    settings = generator(folder, width=128, height=128, negative_prompt="a dog").settings
+    assert settings["negative_prompt"] == "a dog"
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # Kandinsky calls its own stages in an old way
+def test_a_prior_takes_a_negative_prompt_with_one_generator(tmp_path: Path) -> None:
+    backend = generator(save_family("KandinskyV22CombinedPipeline", tmp_path / "kandinsky"), width=64, height=64)
+    [result] = backend.generate([ImageRequest("a cat", 1, negative_prompt="a dog")])
+    assert isinstance(result, GeneratedImage)
+
+
 # --- options and doctor ----------------------------------------------------------------------------------------------
 
 
@@ -214,6 +271,27 @@ def test_a_batch_is_refused_where_it_would_change_images(tmp_path: Path) -> None
         _ = generator(folder, batch_size=2).settings
     results = generator(folder).generate([ImageRequest("a cat", 1), ImageRequest("a dog", 1)])
     assert all(isinstance(result, GeneratedImage) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [
+        ("GlmImagePipeline", 32),
+        ("KandinskyV22CombinedPipeline", 64),
+        ("LDMTextToImagePipeline", 8),
+        ("WuerstchenCombinedPipeline", 128),
+    ],
+)
+def test_a_size_that_a_class_would_round_is_refused(name: str, multiple: int, tmp_path: Path) -> None:
+    folder = save_family(name, tmp_path / name)
+    with pytest.raises(InputError, match=rf"width {3 * multiple + 4} is not a multiple of {multiple}, as {name} needs"):
+        _ = generator(folder, width=3 * multiple + 4, height=2 * multiple).settings
+
+
+def test_a_class_without_a_size_of_its_own_is_given_one(tmp_path: Path) -> None:
+    folder = save_family("GlmImagePipeline", tmp_path / "glm")
+    settings = DiffusersGenerator(str(folder), name="tiny").settings
+    assert (settings["width"], settings["height"]) == (1024, 1024)
 
 
 def test_prompts_are_drawn_as_they_are_written(tmp_path: Path) -> None:

@@ -83,8 +83,6 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "HunyuanDiTPipeline",
         "HunyuanImagePipeline",
         "IFPipeline",
-        "KolorsPAGPipeline",
-        "KolorsPipeline",
         "Krea2Pipeline",
         "LDMTextToImagePipeline",
         "LatentConsistencyModelPipeline",
@@ -131,13 +129,15 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "Flux2Pipeline": Family(references=6, edits=True),
     "FluxKontextPipeline": Family(references=1),
     # Its language model draws the first tokens of all prompts of a call from the first seed.
-    "GlmImagePipeline": Family(is_batch_sound=False, references=1),
+    "GlmImagePipeline": Family(is_batch_sound=False, references=1, multiple=32),
     "Ideogram4Pipeline": Family(switches={"prompt_upsampling": False}, schedule=_ideogram_schedule),
     "Kandinsky5T2IPipeline": Family(output="image"),
     "Kandinsky3Pipeline": Family(multiple=64),
     # With a negative prompt, their prior draws two embeddings for each generator.
     "KandinskyCombinedPipeline": Family(prompts="text", is_batch_sound=False, multiple=64),
     "KandinskyV22CombinedPipeline": Family(prompts="text", is_batch_sound=False, multiple=64),
+    "KolorsPAGPipeline": Family(packages=("sentencepiece",)),
+    "KolorsPipeline": Family(packages=("sentencepiece",)),
     "LongCatImagePipeline": Family(switches={"enable_prompt_rewrite": False}),
     "OmniGenPipeline": Family(is_batch_sound=False, references=3, reference_argument="input_images"),
     # They make the time of each step for one prompt.
