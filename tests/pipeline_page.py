@@ -22,7 +22,8 @@ _REMOVED: Final = {"OnnxStableDiffusionInpaintPipelineLegacy"}
 """Names that diffusers still lists although it has removed their classes."""
 NOT_RUN: Final = {
     "Cosmos2TextToImagePipeline": (
-        "its safety checker, which cannot be left out, downloads models that one has to apply for"
+        "its safety checker, which cannot be left out, downloads models that one has to apply for: it has been run "
+        "with stand-ins for both packages alone"
     ),
 }
 """Classes that draw but cannot be run with random weights, each with the reason."""

@@ -32,7 +32,6 @@ CLASSES = (
     "StableDiffusionLDM3DPipeline",
     "StableDiffusionParadigmsPipeline",
     "StableUnCLIPPipeline",
-    "VQDiffusionPipeline",
     "ZImageOmniPipeline",
 )
 
@@ -40,7 +39,6 @@ CLASSES = (
 @pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning",  # schedulers use an `__array__` call that NumPy 2 deprecates
-    "ignore:Accessing config attribute:FutureWarning",  # as VQ-Diffusion does
 )
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_draws_with_seeds_batches_and_stops(name: str, tmp_path: Path) -> None:

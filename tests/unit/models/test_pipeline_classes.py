@@ -17,7 +17,7 @@ from pipeline_page import NOT_RUN, PAGE, pipeline_classes, with_tables
 from tiny_families import TINY_CLASSES, save_family
 from tiny_pipelines import SIZE, save_tiny
 
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.families import DRAWING, Family, call_parameters, family_of, refusal
 from gems.models.diffusers.previews import unpacked
@@ -91,7 +91,7 @@ REFUSALS = {
     "LLaDA2Pipeline": "writes text",
     "Krea2ModularPipeline": "is a modular pipeline",
     "StableDiffusionOnnxPipeline": "runs on ONNX",
-    "Cosmos2TextToImagePipeline": "needs cosmos_guardrail: pip install cosmos_guardrail",
+    "Cosmos2TextToImagePipeline": "needs cosmos_guardrail and torchvision: pip install cosmos_guardrail torch",
     "KolorsPipeline": "needs sentencepiece: pip install sentencepiece",
     "PRXPixelPipeline": "needs ftfy: pip install ftfy",
 }
@@ -155,6 +155,15 @@ def test_what_a_call_raises_is_an_error_in_place(
         f"tiny: ZImagePipeline failed with {type(error).__name__}: {error} (pipeline_z_image.py, line "
     )
     assert result.retryable == isinstance(error, OSError)
+
+
+def test_a_prompt_that_a_safety_checker_refuses_is_refused(z_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = generator(z_image)
+    refusal_of_cosmos = ValueError("Cosmos Guardrail detected unsafe text in the prompt: a cat. Please ensure that ...")
+    with backend.replicas.borrow() as replica:
+        monkeypatch.setattr(replica.pipeline, "encode_prompt", raising(refusal_of_cosmos))
+    [result] = backend.generate([ImageRequest("a cat", 1)])
+    assert isinstance(result, ContentRefusedError)
 
 
 def test_the_command_line_shows_it_in_one_line(z_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

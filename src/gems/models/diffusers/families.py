@@ -119,7 +119,7 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "BriaFibo2Pipeline": Family(references=1),
     # It pads the prompts of a batch to the longest, without a mask.
     "CogView4Pipeline": Family(is_batch_sound=False),
-    "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail",)),
+    "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail", "torchvision")),
     "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "ErnieImagePipeline": Family(switches={"use_pe": False}),
