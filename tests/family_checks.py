@@ -39,7 +39,8 @@ class Behaviour:
         repeated: Largest difference of a pixel between two images with the same prompt and seed, of 255.
         reseeded: Largest difference between two images with other seeds.
         batched: Largest difference between the images of a batch and those drawn alone; None if it draws no batches.
-        negated: Largest difference that a negative prompt makes; None if it takes none.
+        negated: Largest difference that a negative prompt makes; None if it takes none. It may be 0: Lumina 2 guides in
+            the first quarter of its steps only, of which three steps have none.
         cancelled: Whether the listener's exception ended the call after the second step.
         edited: Largest difference between edits of two images; None if it edits none.
     """
@@ -61,7 +62,6 @@ class Behaviour:
             and self.repeated == 0
             and self.reseeded > 10
             and (self.batched or 0) <= TOLERANCE
-            and self.negated != 0
             and self.cancelled
             and self.edited != 0
         )

@@ -96,7 +96,7 @@ def _unplaced(source: PipelineSource, options: GeneratorOptions, dtype: torch.dt
 
 def _leave_depth_out(pipeline: Any) -> None:
     """Let LDM3D make no depth maps: GEMS has no use for them, and Pillow 13 refuses how diffusers makes them."""
-    processor = getattr(pipeline, "image_processor", None)
+    processor: Any = getattr(pipeline, "image_processor", None)
     if hasattr(processor, "numpy_to_depth"):
         processor.numpy_to_depth = lambda images: [None] * len(images)
 
