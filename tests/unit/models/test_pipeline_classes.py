@@ -240,6 +240,14 @@ def test_a_prior_can_be_stopped(tmp_path: Path) -> None:
         assert "step" not in vars(replica.pipeline.prior_scheduler)  # the next call is not reported to this listener
 
 
+def test_parts_that_diffusers_has_moved_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_family("WuerstchenCombinedPipeline", tmp_path / "wuerstchen")
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["vqgan"] == ["wuerstchen", "PaellaVQModel"]  # as repositories have it
+    monkeypatch.delattr(diffusers.pipelines, "wuerstchen")  # as in a new process
+    generator(folder, width=128, height=128).load()
+
+
 def test_a_prior_reads_a_negative_prompt_where_the_decoder_guides_not(tmp_path: Path) -> None:
     folder = save_family("StableCascadeCombinedPipeline", tmp_path / "cascade")
     settings = generator(folder, width=128, height=128, negative_prompt="a dog").settings
