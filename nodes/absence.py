@@ -104,8 +104,7 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     words = asks.words
     if any(word in _EXCEPTING for word in words):
         return []
-    content_places = set(asks.content)
-    content = [i for i, word in enumerate(words) if (i in content_places or word in _NAMING) and _says_more(word)]
+    content = [i for i, word in enumerate(words) if (i in asks.content_places or word in _NAMING) and _says_more(word)]
     places, bounds = set(content), [*_starts(words), len(words)]
     things = [thing for start, end in pairwise(bounds) for thing in _listed(asks, start, end, places)]
     last = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from gems.languages import Words, fold
+from gems.languages import Language, Words, fold
 from gems.reading import Reading, alike, negation_in, read
 
 __all__ = [
@@ -98,14 +98,14 @@ def unmatched(reading: Reading, indexes: Iterable[int], other: Reading) -> list[
 
 
 def _has(reading: Reading, index: int, other: Reading) -> bool:
-    word, joint = reading.words[index], "".join(other.words)
+    word = reading.words[index]
     if not reading.language.spaced:
-        return word in joint
+        return word in other.joint
     compounds = ["".join(reading.words[i : i + 2]) for i in (index - 1, index) if 0 <= i < len(reading.words) - 1]
     return (
         other.has(word)
-        or (len(word) > 4 and word in joint)
-        or any(compound in other.words for compound in compounds)  # "sea shore", "seashore"
+        or (len(word) > 4 and word in other.joint)
+        or any(compound in other.vocabulary for compound in compounds)  # "sea shore", "seashore"
     )
 
 
@@ -216,9 +216,8 @@ def affirms(text: Reading, thing: Sequence[str]) -> bool:
     *more, name = thing
     described = [word for word in more if not word.endswith("ing")]
     return any(
-        not _is_negated_at(text, i) and all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described)
-        for i, word in enumerate(text.words)
-        if alike(name, word)
+        all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described) and not _is_negated_at(text, i)
+        for i in text.places_of(name)
     )
 
 
@@ -246,7 +245,9 @@ def misplaced(prompt: Reading, text: Reading) -> list[int]:
     """
     if prompt.language.name != "en" or text.language.name != "en":
         return []
-    return [i for i, noun in _pairs(prompt) if _has_another(prompt, i, noun, text)]
+    pairs = {i: (prompt.words[i], prompt.words[noun]) for i, noun in _pairs(prompt)}
+    verdicts = {pair: _has_another(prompt.language, *pair, text) for pair in set(pairs.values())}
+    return [i for i, pair in pairs.items() if verdicts[pair]]
 
 
 def _pairs(reading: Reading) -> list[tuple[int, int]]:
@@ -265,12 +266,12 @@ def _noun_after(reading: Reading, index: int) -> int | None:
     """The thing that a number or colour is about; "black and white cat" has two colours of one thing."""
     if reading.tokens[index].is_joined:
         return index + 1  # "a six-panel comic"
-    run, content = index + 1, set(reading.content)
+    run = index + 1
     while run < len(reading.words) and (
         reading.words[run] in ("and", "or") or reading.language.colours_of(reading.words[run])
     ):
         run += 1
-    while run in content and reading.tokens[run].clause == reading.tokens[index].clause:
+    while run in reading.content_places and reading.tokens[run].clause == reading.tokens[index].clause:
         if _is_noun_like(reading, run):
             return run
         run += 1
@@ -280,39 +281,36 @@ def _noun_after(reading: Reading, index: int) -> int | None:
 def _is_noun_like(reading: Reading, index: int) -> bool:
     word = reading.words[index]
     return not reading.language.colours_of(word) and (
-        index + 1 not in reading.content or word.endswith("s") or reading.words[index + 1].endswith("ing")
+        index + 1 not in reading.content_places or word.endswith("s") or reading.words[index + 1].endswith("ing")
     )
 
 
-def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
-    """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
-    places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
+def _has_another(language: Language, word: str, noun: str, text: Reading) -> bool:
+    """Whether each time that a text names a thing, it gives it another number or colour than this word."""
+    places = text.places_of(noun)
     places = [i for i in places if text.tokens[i - 1].is_joined or not _is_modifier(text, i)] or places
-    value = prompt.language.number(prompt.words[index])
-    verdicts = [_differs(prompt, index, value, text, place) for place in places]
-    return bool(verdicts) and all(verdicts)
+    return bool(places) and all(_differs(language, word, text, place) for place in places)
 
 
 def _is_modifier(text: Reading, index: int) -> bool:
     """Whether a word may only say what kind the next thing is of, as in "chili oil"."""
-    return index + 1 in text.content and not text.words[index].endswith("s")
+    return index + 1 in text.content_places and not text.words[index].endswith("s")
 
 
-def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
+def _differs(language: Language, word: str, text: Reading, place: int) -> bool:
     before = [
         i
         for i in range(max(0, place - 4), place)
         if text.tokens[i].clause == text.tokens[place].clause
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
-    if value is not None:
+    if (value := language.number(word)) is not None:
         numbers = [n for n in text.numbers if n.position in before]
         stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
         stated -= {1} if _may_pick_one(text) else set()
         return bool(stated) and value not in stated and value != 1
-    required = prompt.language.colours_of(prompt.words[index])
     colours = text.colours(before)
-    return bool(colours) and not colours & required
+    return bool(colours) and not colours & language.colours_of(word)
 
 
 def _may_pick_one(text: Reading) -> bool:

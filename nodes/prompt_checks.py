@@ -350,7 +350,8 @@ def _lost_content(
         missing = [i for i in missing if not _goes_with(wish, i, text, carriers)]
         return [] if _is_detail(wish, missing) else missing
     if not same_language(wish, text):
-        return [i for i in missing if wish.words[i].isascii() and not _has_latin_script(wish)]  # names in Latin letters
+        names = [i for i in missing if wish.words[i].isascii()]
+        return [] if _has_latin_script(wish) else names
     missing = [i for i in missing if not _is_action(wish, i)]
     return [] if _is_rich(wish, text, missing) else missing
 
@@ -360,7 +361,7 @@ def _is_action(wish: Reading, index: int) -> bool:
 
     A sparkling cat is none.
     """
-    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content
+    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content_places
 
 
 def _has_latin_script(reading: Reading) -> bool:
@@ -376,7 +377,7 @@ def _goes_with(wish: Reading, index: int, text: Reading, carriers: Sequence[tupl
     if wish.language.colours_of(token.word) or (token.is_name and index and wish.language.name != "de"):
         return False
     return any(
-        {index - 1, index + 1} & set(places) & set(wish.content)
+        {index - 1, index + 1} & set(places) & wish.content_places
         and len(read(part.phrase, text.language).content)
         > sum(i in places for i in wish.content) * (1 if wish.language.spaced else 0.5)
         for places, part in carriers
