@@ -11,7 +11,7 @@ from typing import Final
 
 from gems.graph.state import Requirement
 from gems.languages import Words
-from gems.nodes.mapping_checks import affirms, says_absent
+from gems.nodes.mapping_checks import affirms, is_affirmed_at, says_absent
 from gems.nodes.question_checks import Mapped
 from gems.reading import Reading, alike, read
 
@@ -43,12 +43,15 @@ def is_denial(q: Mapped) -> bool:
 
 
 def is_ruled_out(q: Mapped, questions: Iterable[Mapped]) -> bool:
-    """Whether a question asks for a thing that another one asks to be absent, and that no third one asks for."""
+    """Whether a question asks for a thing that another one asks to be absent.
+
+    Unless a third one or its own words of the prompt ask for it: "a book lying face down", where no faces are to be.
+    """
     return not is_denial(q) and any(
         _has(q.asks, [*thing, *place])
         for other in questions
         for thing, place in absent_things(other.asks)
-        if not _is_wanted(thing, questions)
+        if not _is_wanted(thing, questions) and not is_affirmed_at(read(q.prompt), thing[-1], q.places)
     )
 
 

@@ -57,7 +57,14 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
     new, colours = content_of(asks), wish.colours() | text.colours()
     for r in witnesses:
         new = [i for i in unmatched(asks, new, r) if not any(_begin_alike(asks.words[i], word) for word in r.words)]
-    return any(asks.words[i] not in _COMMON and not asks.colours([i]) & colours for i in new)
+    head = [] if "who" in asks.words else thing[-1:]  # "a woman who is a baker" is named twice
+    new = [i for i in new if (i in head or asks.words[i] not in _COMMON) and not asks.colours([i]) & colours]
+    return bool(new) and not _may_rename(asks, new)
+
+
+def _may_rename(asks: Reading, new: Sequence[int]) -> bool:
+    """Whether a question of known things may say a name of the prompt in another way: Bremen, "German"."""
+    return all(i and asks.tokens[i].is_name for i in new) and len(new) * 2 < len(content_of(asks))
 
 
 def _counts_of(asks: Reading) -> set[int]:
@@ -100,7 +107,9 @@ _COMMON: Final = Words(
     "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
     "strongly different various model version blur* focus* consist*"
 )
-"""Words in which a question names what the prompt names otherwise: kinds of things, sizes, and ways to be somewhere."""
+"""Words in which a question says what the prompt says otherwise: kinds of things, sizes, and ways to be somewhere.
+
+What a question asks the existence of is named by its own kind: "a man" is not excused."""
 
 
 # --- forgotten ------------------------------------------------------------------------------------------------------

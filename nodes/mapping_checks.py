@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from gems.languages import Language, Words, fold
@@ -13,6 +13,8 @@ __all__ = [
     "VAGUE",
     "affirms",
     "contradicts",
+    "frees",
+    "is_affirmed_at",
     "is_copied",
     "is_free_of",
     "is_light",
@@ -184,7 +186,12 @@ _AFFIRMS: Final = re.compile(
 
 def is_free_of(text: Reading) -> bool:
     """Whether an English text says of anything that it is absent."""
-    return says_absent(text) or any(word in _ALONE for word in text.words)
+    return negation_in(text) or any(map(frees, text.words))
+
+
+def frees(word: str) -> bool:
+    """Whether an English word alone says of anything that it is absent."""
+    return word in _ALONE or _says_absent(word)
 
 
 def says_absent(text: Reading) -> bool:
@@ -219,6 +226,12 @@ def affirms(text: Reading, thing: Sequence[str]) -> bool:
         all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described) and not _is_negated_at(text, i)
         for i in text.places_of(name)
     )
+
+
+def is_affirmed_at(text: Reading, name: str, places: Collection[int]) -> bool:
+    """Whether a text names a thing at some of these places, and nowhere there says that it is absent."""
+    named = [i for i in text.places_of(name) if i in places]
+    return bool(named) and not any(_is_negated_at(text, i) for i in named)
 
 
 _ABSENT_BEFORE: Final = Words("absent missing removed omitted gone none nowhere lacking excluded unworn")

@@ -22,7 +22,7 @@ from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
     affirms,
     contradicts,
-    is_free_of,
+    frees,
     is_light,
     locate,
     misplaced,
@@ -320,9 +320,9 @@ def _has_value(text: Reading, value: int) -> bool:
 
 def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried: Collection[int]) -> list[int]:
     """What is not to be there, and yet is drawn, or is left unsaid by a chat model that says what it says otherwise."""
-    if not same_language(wish, text):
+    if not wish.negated or not same_language(wish, text):
         return []
-    denials = sum(is_free_of(read(word)) for word in text.words)
+    denials = sum(map(frees, text.words))
     unsaid = bool(parts) and denials < len(wish.negated)
     return [
         i

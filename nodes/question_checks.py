@@ -40,7 +40,7 @@ class Mapped:
         """Indexes of the prompt's words that it stands for."""
         return locate(read(self.prompt), self.words)
 
-    @property
+    @cached_property
     def asks(self) -> Reading:
         """The question without what is in brackets."""
         return read(re.sub(r"\([^)]*\)", "", self.question))
