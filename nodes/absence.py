@@ -11,7 +11,7 @@ from typing import Final
 
 from gems.graph.state import Requirement
 from gems.languages import Words
-from gems.nodes.mapping_checks import affirms, is_affirmed_at, says_absent
+from gems.nodes.mapping_checks import AFTER_A_THING, affirms, is_affirmed_at, is_gone, says_absent
 from gems.nodes.question_checks import Mapped
 from gems.reading import Reading, alike, read
 
@@ -84,18 +84,10 @@ _OTHER: Final = Words("other others else more further additional extra")
 """Words after which things are to be absent beside those that are there."""
 _ABSENT_AFTER: Final = Words("no without lack lacks lacking nobody")
 _ABSENT_AFTER_OF: Final = Words("free devoid clear empty")
-_ABSENT_BEFORE: Final = Words("absent")
 _WORN_AFTER: Final = Words("wear wearing")
 _WRITING: Final = Words("text texts writing lettering letters word words inscription* caption*")
-_NAMING: Final = Words(
-    "text writing lettering letters words top bottom left right upper lower front back middle centre"
-)
-"""Words that name a thing or a place here, though they ask for nothing by themselves elsewhere."""
+_PLACES: Final = Words("top bottom left right front back")
 _IN_AN_IMAGE: Final = Words("visible visibly seen shown present anywhere image picture scene photo any all completely")
-_AFTER_A_THING: Final = Words(
-    "in on at with of under over behind beside near from through across against into onto above below to for that and "
-    "or nor as"
-)
 
 
 def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
@@ -107,14 +99,14 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     words = asks.words
     if any(word in _EXCEPTING for word in words):
         return []
-    content = [i for i, word in enumerate(words) if (i in asks.content_places or word in _NAMING) and _says_more(word)]
+    content = [i for i in range(len(words)) if _says_more(asks, i)]
     places, bounds = set(content), [*_starts(words), len(words)]
     things = [thing for start, end in pairwise(bounds) for thing in _listed(asks, start, end, places)]
-    last = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
+    last = next((i for i in range(len(words)) if is_gone(words, i)), None)
     if last is not None:
         things.append([i for i in content if i < last])
     in_things = {i for thing in things for i in thing}
-    place = [words[i] for i in content if i not in in_things and words[i] not in _ABSENT_BEFORE]
+    place = [words[i] for i in content if i not in in_things and i != last]
     return [
         ([words[i] for i in thing], place)
         for thing in things
@@ -122,8 +114,11 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     ]
 
 
-def _says_more(word: str) -> bool:
-    return not any(word in words for words in (_IN_AN_IMAGE, _ABSENT_AFTER_OF, _ABSENT_AFTER))
+def _says_more(asks: Reading, index: int) -> bool:
+    """Whether a word names a thing or a place, be it one that asks for nothing by itself elsewhere."""
+    word = asks.words[index]
+    is_content = index in asks.content_places or word in _WRITING or word in _PLACES
+    return is_content and not any(word in words for words in (_IN_AN_IMAGE, _ABSENT_AFTER_OF, _ABSENT_AFTER))
 
 
 def _starts(words: Sequence[str]) -> Iterator[int]:
@@ -140,7 +135,7 @@ def _listed(asks: Reading, start: int, end: int, content: Collection[int]) -> It
     for i in range(start, end):
         word = asks.words[i]
         is_next_clause = asks.tokens[i].clause != asks.tokens[start].clause
-        if thing and (word in _AFTER_A_THING or is_next_clause):
+        if thing and (word in AFTER_A_THING or is_next_clause):
             yield thing
             thing = []
             if is_next_clause or word not in ("and", "or", "nor"):

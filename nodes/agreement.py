@@ -13,7 +13,16 @@ from typing import Final
 
 from gems.languages import UNKNOWN, Words
 from gems.nodes.absence import is_denial, is_drawn_though_absent, is_ruled_out
-from gems.nodes.mapping_checks import is_free_of, is_light, locate, misplaced, quotation_in, same_language, unmatched
+from gems.nodes.mapping_checks import (
+    AFTER_A_THING,
+    is_free_of,
+    is_light,
+    locate,
+    misplaced,
+    quotation_in,
+    same_language,
+    unmatched,
+)
 from gems.nodes.prompt_checks import Part, carried_by
 from gems.nodes.question_checks import Mapped, content_of, uncovered
 from gems.reading import Reading, read
@@ -255,14 +264,8 @@ def _thing_from(asks: Reading, start: int) -> list[int]:
     """The content words from there to the next preposition or participle."""
     content, thing = set(content_of(asks)), list[int]()
     for i in range(start, len(asks.words)):
-        if thing and (asks.words[i] in _AFTER_A_THING or asks.words[i].endswith("ing")):
+        if thing and (asks.words[i] in AFTER_A_THING or asks.words[i].endswith("ing")):
             break
         if i in content:
             thing.append(i)
     return thing
-
-
-_AFTER_A_THING: Final = Words(
-    "in on at with of under over behind beside near from through across against into onto above below to for that "
-    "which who whose while cut and or nor between around inside outside next front top"
-)

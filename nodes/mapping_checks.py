@@ -10,6 +10,7 @@ from gems.languages import Language, Words, fold
 from gems.reading import Reading, alike, negation_in, read
 
 __all__ = [
+    "AFTER_A_THING",
     "VAGUE",
     "affirms",
     "contradicts",
@@ -17,6 +18,7 @@ __all__ = [
     "is_affirmed_at",
     "is_copied",
     "is_free_of",
+    "is_gone",
     "is_light",
     "locate",
     "misplaced",
@@ -234,8 +236,23 @@ def is_affirmed_at(text: Reading, name: str, places: Collection[int]) -> bool:
     return bool(named) and not any(_is_negated_at(text, i) for i in named)
 
 
-_ABSENT_BEFORE: Final = Words("absent missing removed omitted gone none nowhere lacking excluded unworn")
-"""English words that say of what stands before them that it is absent."""
+_GONE: Final = Words("absent missing removed omitted gone nowhere excluded unworn")
+_WITH_A_THING: Final = Words("a an the its his her their")
+
+
+def is_gone(words: Sequence[str], index: int) -> bool:
+    """Whether a word says in English of what stands before it that it is absent.
+
+    "Missing a tooth" says it of the tooth.
+    """
+    return words[index] in _GONE and not any(word in _WITH_A_THING for word in words[index + 1 : index + 2])
+
+
+AFTER_A_THING: Final = Words(
+    "in on at with of under over behind beside near from through across against into onto above below to for that "
+    "which who whose while cut and or nor as between around inside outside next front top"
+)
+"""English words that end what a thing is called."""
 _LONGEST_ENTRY: Final = 4
 """Words up to which a clause may be an entry of a list: "free of cars, modern buildings and advertising"."""
 
@@ -246,9 +263,9 @@ def _is_negated_at(text: Reading, index: int) -> bool:
         first -= 1
     before = [i for i in text.negations if i < index and (first <= text.tokens[i].clause <= clause or index - i < 5)]
     near = [text.words[i] for i in range(max(0, index - 8), index + 1) if first <= text.tokens[i].clause <= clause]
-    after = [text.words[i] for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
-    is_gone = any(word in _ABSENT_BEFORE for word in after) or after[1:2] == ["free"]
-    return bool(before) or is_gone or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
+    after = [i for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
+    is_absent = any(is_gone(text.words, i) for i in after) or [text.words[i] for i in after[1:2]] == ["free"]
+    return bool(before) or is_absent or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:

@@ -368,8 +368,8 @@ _SYNONYMS: Final = (
     "sleep asleep nap doze", "glasses spectacles eyeglasses", "cop police policeman officer", "couch sofa",
     "girl woman lady", "boy man guy", "empty desert vacant unoccupied", "bright luminous radiant",
     "wood timber", "stone rock",
-    "dog puppy pup hound terrier retriever collie corgi poodle shiba husky beagle dachshund spaniel pug labrador "
-    "dalmatian bulldog greyhound chihuahua pomeranian",
+    "dog puppy pup hound terrier retriever collie corgi poodle shiba husky beagle spaniel pug labrador bulldog",
+    "dog dachshund dalmatian greyhound chihuahua pomeranian",
     "cat kitten tabby kitty", "shop store", "film movie", "cup mug", "jump leap", "run sprint", "watch observe",
     "ship boat vessel", "picture image", "yard garden", "fast quick rapid", "rain shower drizzle",
     "fog mist haze", "hill hillside", "mountain peak", "fall autumn", "ladybug ladybird",
