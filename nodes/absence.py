@@ -59,7 +59,7 @@ def is_drawn_though_absent(q: Mapped, questions: Iterable[Mapped], draft: str) -
     """Whether an English draft has a thing that a question asks to be absent, and that no other one asks for."""
     text = read(draft)
     return text.language.name == "en" and any(
-        _affirms(text, thing) for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)
+        affirms(text, thing) for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)
     )
 
 
@@ -67,10 +67,6 @@ def _is_wanted(thing: Sequence[str], questions: Iterable[Mapped]) -> bool:
     return any(
         _has(q.asks, thing) or (thing[-1] in _WRITING and q.asks.quotations) for q in questions if not is_denial(q)
     )
-
-
-def _affirms(text: Reading, thing: Sequence[str]) -> bool:
-    return affirms(text, thing) or (thing[-1] in _WRITING and bool(text.quotations))
 
 
 def _has(asks: Reading, thing: Sequence[str]) -> bool:

@@ -51,11 +51,8 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
     if is_ruled_out(q, questions):
         return True
     mapped = frozenset[int]().union(*(other.places for other in questions))
-    if not _claim(q, wish, _asides(wish, parts)) <= mapped or is_denial(q) or is_free_of(asks):
+    if not _claim(q, wish, _asides(wish, parts)) <= mapped or is_free_of(asks):
         return False
-    is_backed = (asks.values - {1}) & wish.values or asks.colours() & wish.colours()
-    if misplaced(text, asks) and not is_backed:
-        return True
     witnesses = [r for r in (wish, text) if same_language(asks, r)]
     witnesses += [other.asks for other in questions if other.asks.text != asks.text]
     if _counts_of(asks) - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
@@ -83,7 +80,7 @@ def _counts_of(asks: Reading) -> set[int]:
 
 def _is_quoted_in(quotation: str, text: str) -> bool:
     """Whether a quotation stands in a text; one or two letters, as a word."""
-    if len(quotation) > 2 or not quotation.isascii():
+    if len(quotation) > 2:
         return quotation_in(quotation, text)
     return bool(re.search(rf"\b{re.escape(quotation)}\b", text))
 
@@ -172,7 +169,7 @@ def _is_unaccounted(
     """Whether neither a question nor the words that it stands for are in the draft or its account."""
     carried = frozenset[int]().union(*carriers)
     open_ = [i for i in own if i not in carried and not is_light(wish, i)]
-    if not open_ or not carriers or not same_language(asks, text):
+    if not open_ or not carriers:
         return False
     if same_language(wish, text) and len(unmatched(wish, open_, text)) < len(open_):
         return False
@@ -182,13 +179,9 @@ def _is_unaccounted(
 
 _WORDS_OF_A_THING: Final = 5
 """Content words up to which a part is about one thing, so that its phrase is about that thing too."""
-_LETTERS_OF_A_THING: Final = 10
-"""The same in characters, for languages without spaces."""
 
 
 def _is_about_one_thing(wish: Reading, places: frozenset[int]) -> bool:
-    if not wish.language.spaced:
-        return len(places) <= _LETTERS_OF_A_THING
     return sum(i in places for i in wish.content) <= _WORDS_OF_A_THING
 
 

@@ -130,12 +130,6 @@ def content_of(asks: Reading) -> list[int]:
 
 # --- left out -------------------------------------------------------------------------------------------------------
 
-_LOOSE_NUMBERS: Final = Words(
-    "pair couple both twin twins single lone duo trio quartet paar beide beiden paire par pareja ambos "
-    "coppia paio casal"
-)
-
-
 def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     """Indexes of the words of the prompt that ask for something, and that no question stands for."""
     wish = read(prompt)
@@ -145,21 +139,13 @@ def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     }
     negated = {i for group in wish.negated for i in group}
     missing = {i for i in wish.content if i not in covered and i not in negated and not is_light(wish, i)}
-    if not wish.language.spaced:
-        missing = {i for i in missing if {i - 1, i + 1} & missing or not {i - 1, i + 1} & covered}
     missing |= {
         n.position
         for n in wish.numbers
-        if n.value > 1 and not n.is_measure and not _counted(wish, n.value, n.position, questions)
+        if n.value > 1 and not n.is_measure and not any(n.value in q.asks.values for q in questions)
     }
     missing |= {i for group in wish.negated if not any(_denies(wish, group, q) for q in questions) for i in group}
     return sorted(missing)
-
-
-def _counted(wish: Reading, value: int, position: int, questions: Sequence[Mapped]) -> bool:
-    if wish.words[position] in _LOOSE_NUMBERS and any(position in q.places for q in questions):
-        return True
-    return any(value in q.asks.values for q in questions)
 
 
 def _denies(wish: Reading, group: Sequence[int], q: Mapped) -> bool:
