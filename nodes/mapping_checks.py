@@ -169,7 +169,7 @@ _ABSENT: Final = Words(
 )
 """English words that say that something is absent."""
 _ALONE: Final = Words(
-    "only just solely exclusively clean* plain* alone lone* solitary solo single pure* simple silent "
+    "only just solely exclusively clean* plain* alone own lone* solitary solo single pure* simple silent "
     "smooth entirely minimal* dry pristine untouched uncluttered closed off hidden cropped out"
 )
 """English words after which nothing else is there, or from which it follows that something is absent."""

@@ -130,6 +130,7 @@ def content_of(asks: Reading) -> list[int]:
 
 # --- left out -------------------------------------------------------------------------------------------------------
 
+
 def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     """Indexes of the words of the prompt that ask for something, and that no question stands for."""
     wish = read(prompt)
