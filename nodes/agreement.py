@@ -62,7 +62,7 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
         return False  # "a lucha libre mask", where the draft has a mask
     new, colours = content_of(asks), wish.colours() | text.colours()
     for r in witnesses:
-        new = [i for i in unmatched(asks, new, r) if not any(_begin_alike(asks.words[i], word) for word in r.words)]
+        new = unmatched(asks, new, r)
     head = [] if "who" in asks.words else thing[-1:]  # "a woman who is a baker" is named twice
     new = [i for i in new if (i in head or asks.words[i] not in _COMMON) and not asks.colours([i]) & colours]
     return bool(new) and not _may_rename(asks, new)
@@ -95,12 +95,6 @@ def _claim(q: Mapped, wish: Reading, asides: frozenset[int]) -> frozenset[int]:
     places = q.places - asides
     content = places.intersection(wish.content)
     return content if content and wish.language is not UNKNOWN else places
-
-
-def _begin_alike(word: str, other: str) -> bool:
-    """Whether two words begin with the same four letters or more, such as bookshop and bookstore."""
-    shorter = min(len(word), len(other))
-    return word[:4] == other[:4] and shorter >= 4 and word[: shorter // 2] == other[: shorter // 2]
 
 
 _COMMON: Final = Words(

@@ -46,8 +46,7 @@ _LIGHT: Final = Words(
 
 def is_light(reading: Reading, index: int) -> bool:
     """Whether a word can be left out without a loss, where the words around it are there."""
-    word = reading.words[index]
-    return reading.language.name == "en" and (word in _LIGHT or (len(word) > 5 and word.endswith("ly")))
+    return reading.language.name == "en" and reading.words[index] in _LIGHT
 
 
 def locate(prompt: Reading, words: str) -> frozenset[int]:
@@ -337,15 +336,9 @@ def _differs(language: Language, word: str, text: Reading, place: int) -> bool:
     if (value := language.number(word)) is not None:
         numbers = [n for n in text.numbers if n.position in before]
         stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
-        stated -= {1} if _may_pick_one(text) else set()
         return bool(stated) and value not in stated and value != 1
     colours = text.colours(before)
     return bool(colours) and not colours & language.colours_of(word)
-
-
-def _may_pick_one(text: Reading) -> bool:
-    """Whether "one" in a question may be one of several: "Does one man stand on the ladder?"."""
-    return text.text.endswith("?") and "exactly" not in text.words
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

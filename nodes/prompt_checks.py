@@ -216,8 +216,9 @@ WORDS_LOST: Final = (
 def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]:
     """What the prompt asks for and a draft neither says in any form of the same words nor, by ``parts``, in others.
 
-    Numbers, quotations and what is negated are never given up. For a draft in another language only ``parts`` show what
-    became of the other words; without them, nothing is concluded.
+    Quotations and what is negated are never given up; numbers and other words, if the parts account for most of the
+    prompt. For a draft in another language only ``parts`` show what became of the other words; without them, nothing is
+    concluded.
     """
     wish, text = read(prompt), read(draft)
     quotations = [f'"{q}"' for q in wish.quotations if not quotation_in(q, text.text)]
@@ -271,16 +272,7 @@ def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:
         missing = unmatched(wish, content, phrase)
         if missing and not unmatched(phrase, phrase.content, words):
             return places - set(missing)  # it only says less
-    numbers = {n.position for n in wish.numbers if n.position in places and n.value > 1 and not n.is_measure}
-    return places - {i for i in numbers if not _counts(wish.language.number(wish.words[i]), phrase, text)}
-
-
-def _counts(value: int | None, phrase: Reading, text: Reading) -> bool:
-    """Whether a phrase, or the draft around it, has the number, or names as many things one by one."""
-    articles = [i for i, word in enumerate(phrase.words) if word in ("a", "an", "one", "another")]
-    singles = sum(not any(n.position == i + 1 for n in phrase.numbers) for i in articles)
-    total = singles + sum(n.value for n in phrase.numbers if n.value > 1)
-    return value is None or value in phrase.values | text.values or total >= value > 1
+    return places
 
 
 def _stands_in(phrase: Reading, text: Reading) -> bool:

@@ -62,7 +62,7 @@ def is_contradicted(q: Mapped) -> bool:
     if not _repeats(words, asks, wish, q) and (misplaced(wish, asks) or other_colour(wish, asks)):
         return True
     if q.places:
-        return contradicts(_at(wish, q.places), asks) or contradicts(words, asks)
+        return contradicts(words, asks)
     return bool(asks.values - {1} and wish.values and not asks.values & wish.values and not _is_vague(wish))
 
 
@@ -70,12 +70,6 @@ def _repeats(words: Reading, asks: Reading, wish: Reading, q: Mapped) -> bool:
     """Whether the numbers and colours of a question are those of its words, which are in the prompt as they are."""
     is_exact = bool(q.places) and is_copied(wish, q.words)
     return is_exact and asks.values - {1} <= words.values and asks.colours(shades=False) <= words.colours()
-
-
-def _at(wish: Reading, places: frozenset[int]) -> Reading:
-    """The prompt's own words at these places."""
-    joint = " " if wish.language.spaced else ""
-    return read(joint.join(wish.tokens[i].text for i in sorted(places)), wish.language)
 
 
 def _is_vague(words: Reading) -> bool:
