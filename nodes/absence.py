@@ -83,7 +83,7 @@ _ABSENT_AFTER_OF: Final = Words("free devoid clear empty")
 _WORN_AFTER: Final = Words("wear wearing")
 _WRITING: Final = Words("text texts writing lettering letters word words inscription* caption*")
 _PLACES: Final = Words("top bottom left right front back")
-_IN_AN_IMAGE: Final = Words("visible visibly seen shown present anywhere image picture scene photo any all completely")
+_IN_AN_IMAGE: Final = Words("visible visibly seen present anywhere completely")
 
 
 def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:

@@ -100,12 +100,11 @@ def _claim(q: Mapped, wish: Reading, asides: frozenset[int]) -> frozenset[int]:
 _COMMON: Final = Words(
     "man men woman women person people human humans boy girl child children kid kids animal animals creature bird "
     "plant building vehicle machine clothing clothes garment food fruit fish flower flowers place room area space "
-    "surface ground floor sky head face hand hands body hair light eyes top viewer camera "
-    "wear* worn hold* held carry* carrie* surround* cover* fill* form* us* lit stand* sit sits sitting lying lie lies "
-    "laid rest* hang* float* stretch* perch* ride rides riding use* using walk* travel* face* facing fly* flying "
-    "mount* attach* hover* span* lean* situat* running run going coming move* moving measure* "
-    "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
-    "strongly different various model version blur* focus* consist*"
+    "surface ground floor sky head hand hands body hair light eyes viewer camera wear* worn hold* held carry* carrie* "
+    "surround* cover* fill* form* us* lit stand* sit sits sitting lying lie lies laid rest* hang* float* stretch* "
+    "perch* ride rides riding walk* travel* face* facing fly* mount* attach* hover* span* lean* situat* running run "
+    "going coming move* moving measure* big large small little tiny huge tall adult male female real typical low high "
+    "heavy heavily strong strongly different various model version blur* focus* consist*"
 )
 """Words in which a question says what the prompt says otherwise: kinds of things, sizes, and ways to be somewhere.
 

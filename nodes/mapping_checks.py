@@ -31,15 +31,12 @@ __all__ = [
 
 
 _LIGHT: Final = Words(
-    "stand* sit sits sitting seated lie lies lying laid hang hangs hanging rest* perch* run runs lean* "
-    "shot shoot* thrown place* "
-    "position* word words letter* text title style format overall feel feeling mood different drawn art "
-    "artwork design* look* "
-    "concept content element* version type kind kinds detail* quality background foreground view serve* "
-    "appear* show* visible "
-    "come comes coming fall falls falling go goes going take takes taking wait* see seen hold* wear* "
-    "remain* color colour everything use uses using big small little large inscription "
-    "running fly* flies lettering caption* label* reading reads saying says written writing wide high"
+    "stand* sit sits sitting seated lie lies lying laid hang hangs hanging rest* perch* run runs lean* shot shoot* "
+    "thrown place* position* word words letter* text title style format overall feel feeling mood different drawn art "
+    "design* look* concept content element* version type kinds detail* quality background foreground view serve* "
+    "appear* show* visible come comes coming fall falls falling go goes going take takes taking wait* see seen hold* "
+    "wear* remain* color colour everything uses big small little large inscription running fly* flies caption* label* "
+    "wide high"
 )
 """English words that a draft or a question may leave out: what they say is said by the words around them."""
 
@@ -70,19 +67,8 @@ def locate(prompt: Reading, words: str) -> frozenset[int]:
 def _run(words: list[str], part: list[str]) -> frozenset[int]:
     if not part:
         return frozenset()
-    starts = [
-        i
-        for i in range(len(words) - len(part) + 1)
-        if words[i : i + len(part) - 1] == part[:-1] and _ends_alike(words[i + len(part) - 1], part[-1])
-    ]
+    starts = [i for i in range(len(words) - len(part) + 1) if words[i : i + len(part)] == part]
     return frozenset(i for start in starts for i in range(start, start + len(part)))
-
-
-def _ends_alike(word: str, other: str) -> bool:
-    """Whether the last words of two runs are the same; in some languages particles are written together with it."""
-    return word == other or (
-        not word.isascii() and len(other) > 1 and word.startswith(other) and len(word) - len(other) < 3
-    )
 
 
 def is_copied(prompt: Reading, words: str) -> bool:
@@ -231,11 +217,11 @@ def affirms(text: Reading, thing: Sequence[str]) -> bool:
 
 def is_affirmed_at(text: Reading, name: str, places: Collection[int]) -> bool:
     """Whether a text names a thing at some of these places, and nowhere there says that it is absent."""
-    named = [i for i in text.places_of(name) if i in places]
-    return bool(named) and not any(_is_negated_at(text, i) for i in named)
+    mentions = [i for i in text.places_of(name) if i in places]
+    return bool(mentions) and not any(_is_negated_at(text, i) for i in mentions)
 
 
-_GONE: Final = Words("absent missing removed omitted gone nowhere excluded unworn")
+_ABSENCE_WORDS: Final = Words("absent missing removed omitted gone nowhere excluded unworn")
 _WITH_A_THING: Final = Words("a an the its his her their")
 
 
@@ -244,7 +230,7 @@ def is_gone(words: Sequence[str], index: int) -> bool:
 
     "Missing a tooth" says it of the tooth.
     """
-    return words[index] in _GONE and not any(word in _WITH_A_THING for word in words[index + 1 : index + 2])
+    return words[index] in _ABSENCE_WORDS and not any(word in _WITH_A_THING for word in words[index + 1 : index + 2])
 
 
 AFTER_A_THING: Final = Words(

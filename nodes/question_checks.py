@@ -96,23 +96,14 @@ def _affirms(wish: Reading, asks: Reading) -> bool:
 # --- content --------------------------------------------------------------------------------------------------------
 
 _FRAME: Final = Words(
-    "image picture photo photograph scene shown visible visibly present seen appear* look* feature* "
-    "contain* include* display* "
-    "depict* locat* place* position* anywhere background foreground style text word words letter letters "
-    "lettering say says "
-    "read reads written writing spell* correct* legib* readab* clear* color* colour* material kind type "
-    "main central subject "
-    "overall entire whole setting set made make take takes happening render* drawn painted decorat* "
-    "design* styl* dress* mood "
-    "atmosphere lighting composition feel* exact* precise* many much number count total least most more "
-    "than fewer true "
-    "evident recogni* identif* apparent suggest* convey* evoke* seem* resembl* view* shot frame* focus "
-    "part form shape element "
-    "detail* object item thing figure character typical actual entirely completely fully portray* "
-    "illustrat* give* being "
-    "do does did has have had was were can come* fall* cast shin* suit* kinds name* label* side half "
-    "free nearest closest pattern texture "
-    "carried sort print* amount"
+    "photograph visible visibly present seen appear* look* feature* contain* include* display* depict* locat* place* "
+    "position* anywhere background foreground text word words letter letters lettering spell* correct* legib* readab* "
+    "clear* color* colour* material type main central subject overall entire whole setting take takes happening "
+    "render* drawn painted decorat* design* styl* dress* mood atmosphere lighting composition feel* exact* precise* "
+    "many much number count least most more fewer true evident recogni* identif* apparent suggest* convey* evoke* "
+    "seem* resembl* view* shot frame* focus part form shape element detail* object item figure character typical "
+    "actual entirely completely fully portray* illustrat* give* come* fall* cast shin* suit* kinds name* label* half "
+    "free nearest closest pattern texture carried print* amount"
 )
 """Words that occur in questions about anything."""
 
