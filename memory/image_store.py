@@ -30,12 +30,25 @@ from gems.memory.image_cache import ImageCache
 from gems.paths import home, home_folder, make_folder
 from gems.secrets import one_line
 
-__all__ = ["ImageStore", "encode_png", "open_images", "read_from", "read_metadata", "stores_beside"]
+__all__ = [
+    "ImageStore",
+    "decode_png",
+    "encode_png",
+    "open_images",
+    "read_from",
+    "read_metadata",
+    "stores_beside",
+    "without_foreign_chunks",
+]
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _URL: Final = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 """Matches the beginning of an fsspec URL. Everything else is a path, taken literally."""
 
+_OWN_CHUNKS: Final = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+"""The chunks of a PNG that hold pixels."""
+_OWN_TEXTS: Final = frozenset({b"parameters", b"gems"})
+"""The keywords of the text chunks that the generator node writes."""
 _COMPRESSION: Final = {"compress_level": 1, "compress_type": 3}
 """zlib's fastest level with run-length matching: for drawn scenes a third faster than the defaults, and as small."""
 
@@ -362,8 +375,45 @@ def encode_png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-def read_metadata(png: bytes) -> dict[str, str]:
-    """The text chunks of a PNG."""
-    with Image.open(io.BytesIO(png)) as image:
+def decode_png(png: bytes) -> Image.Image:
+    """The image in a PNG file, which may be somebody else's.
+
+    Raises:
+        BackendError: The file is damaged.
+    """
+    try:
+        image = Image.open(io.BytesIO(png), formats=("PNG",))
         image.load()
-        return {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+        raise BackendError(f"the image is damaged ({one_line(error)})", retryable=False) from error
+    return image
+
+
+def without_foreign_chunks(png: bytes) -> bytes:
+    """A PNG without what no image of ours holds: EXIF, profiles, other texts, animations, and what follows its end.
+
+    Somebody else's file can hold anything there, which whoever gets a copy of it would pass on. Ours stay as they are.
+
+    Raises:
+        BackendError: The file is damaged.
+    """
+    chunks, position, kind = [png[:8]], 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(png[position : position + 4])
+        kind, end = png[position + 4 : position + 8], position + 12 + length
+        if len(kind) < 4 or end > len(png):
+            raise BackendError("the image is damaged: its PNG file has no end", retryable=False)
+        is_own_text = kind in (b"tEXt", b"iTXt") and png[position + 8 : end].partition(b"\0")[0] in _OWN_TEXTS
+        if kind in _OWN_CHUNKS or is_own_text:
+            chunks.append(png[position:end])
+        position = end
+    return b"".join(chunks)
+
+
+def read_metadata(png: bytes) -> dict[str, str]:
+    """The text chunks of a PNG.
+
+    Raises:
+        BackendError: The file is damaged.
+    """
+    return {str(key): text for key, text in decode_png(png).info.items() if isinstance(text, str)}

@@ -16,7 +16,7 @@ from langgraph.store.base import PutOp, validate_op_namespace
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from gems.errors import InputError
-from gems.json_text import first_fault, parse_json, strict_json
+from gems.json_text import check_texts, first_fault, parse_json, strict_json
 from gems.memory.experience import EXPERIENCES, Experience
 from gems.memory.records import MAX_TTL, Records, Times, open_existing_records
 from gems.memory.store import FaissStore
@@ -203,12 +203,17 @@ def _parse(number: int, text: str) -> _Line:
         InputError: There is none.
     """
     try:
-        line = _Line.model_validate(parse_json(text))
+        content = parse_json(text)
+    except ValueError as error:
+        raise InputError(f"line {number}: not JSON: {error}") from None
+    try:
+        line = _Line.model_validate(content)
         if model := _MODELS.get(tuple(line.namespace[:-1])):
             model.model_validate(line.value)
+            check_texts(line.value)
         return line
     except ValidationError as error:
         reason = first_fault(error)
     except ValueError as error:
-        reason = f"not JSON: {error}"
+        reason = str(error)
     raise InputError(f"line {number}: {reason}")

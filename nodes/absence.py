@@ -11,7 +11,7 @@ from typing import Final
 
 from gems.graph.state import Requirement
 from gems.languages import Words
-from gems.nodes.mapping_checks import affirms, says_absent
+from gems.nodes.mapping_checks import AFTER_A_THING, affirms, is_affirmed_at, is_gone, says_absent
 from gems.nodes.question_checks import Mapped
 from gems.reading import Reading, alike, read
 
@@ -43,12 +43,15 @@ def is_denial(q: Mapped) -> bool:
 
 
 def is_ruled_out(q: Mapped, questions: Iterable[Mapped]) -> bool:
-    """Whether a question asks for a thing that another one asks to be absent, and that no third one asks for."""
+    """Whether a question asks for a thing that another one asks to be absent.
+
+    Unless a third one or its own words of the prompt ask for it: "a book lying face down", where no faces are to be.
+    """
     return not is_denial(q) and any(
         _has(q.asks, [*thing, *place])
         for other in questions
         for thing, place in absent_things(other.asks)
-        if not _is_wanted(thing, questions)
+        if not _is_wanted(thing, questions) and not is_affirmed_at(read(q.prompt), thing[-1], q.places)
     )
 
 
@@ -56,7 +59,7 @@ def is_drawn_though_absent(q: Mapped, questions: Iterable[Mapped], draft: str) -
     """Whether an English draft has a thing that a question asks to be absent, and that no other one asks for."""
     text = read(draft)
     return text.language.name == "en" and any(
-        _affirms(text, thing) for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)
+        affirms(text, thing) for thing, _ in absent_things(q.asks) if not _is_wanted(thing, questions)
     )
 
 
@@ -64,10 +67,6 @@ def _is_wanted(thing: Sequence[str], questions: Iterable[Mapped]) -> bool:
     return any(
         _has(q.asks, thing) or (thing[-1] in _WRITING and q.asks.quotations) for q in questions if not is_denial(q)
     )
-
-
-def _affirms(text: Reading, thing: Sequence[str]) -> bool:
-    return affirms(text, thing) or (thing[-1] in _WRITING and bool(text.quotations))
 
 
 def _has(asks: Reading, thing: Sequence[str]) -> bool:
@@ -81,18 +80,10 @@ _OTHER: Final = Words("other others else more further additional extra")
 """Words after which things are to be absent beside those that are there."""
 _ABSENT_AFTER: Final = Words("no without lack lacks lacking nobody")
 _ABSENT_AFTER_OF: Final = Words("free devoid clear empty")
-_ABSENT_BEFORE: Final = Words("absent")
 _WORN_AFTER: Final = Words("wear wearing")
 _WRITING: Final = Words("text texts writing lettering letters word words inscription* caption*")
-_NAMING: Final = Words(
-    "text writing lettering letters words top bottom left right upper lower front back middle centre"
-)
-"""Words that name a thing or a place here, though they ask for nothing by themselves elsewhere."""
-_IN_AN_IMAGE: Final = Words("visible visibly seen shown present anywhere image picture scene photo any all completely")
-_AFTER_A_THING: Final = Words(
-    "in on at with of under over behind beside near from through across against into onto above below to for that and "
-    "or nor as"
-)
+_PLACES: Final = Words("top bottom left right front back")
+_IN_AN_IMAGE: Final = Words("visible visibly seen present anywhere completely")
 
 
 def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
@@ -104,15 +95,14 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     words = asks.words
     if any(word in _EXCEPTING for word in words):
         return []
-    content_places = set(asks.content)
-    content = [i for i, word in enumerate(words) if (i in content_places or word in _NAMING) and _says_more(word)]
+    content = [i for i in range(len(words)) if _says_more(asks, i)]
     places, bounds = set(content), [*_starts(words), len(words)]
     things = [thing for start, end in pairwise(bounds) for thing in _listed(asks, start, end, places)]
-    last = next((i for i, word in enumerate(words) if word in _ABSENT_BEFORE), None)
+    last = next((i for i in range(len(words)) if is_gone(words, i)), None)
     if last is not None:
         things.append([i for i in content if i < last])
     in_things = {i for thing in things for i in thing}
-    place = [words[i] for i in content if i not in in_things and words[i] not in _ABSENT_BEFORE]
+    place = [words[i] for i in content if i not in in_things and i != last]
     return [
         ([words[i] for i in thing], place)
         for thing in things
@@ -120,8 +110,11 @@ def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     ]
 
 
-def _says_more(word: str) -> bool:
-    return not any(word in words for words in (_IN_AN_IMAGE, _ABSENT_AFTER_OF, _ABSENT_AFTER))
+def _says_more(asks: Reading, index: int) -> bool:
+    """Whether a word names a thing or a place, be it one that asks for nothing by itself elsewhere."""
+    word = asks.words[index]
+    is_content = index in asks.content_places or word in _WRITING or word in _PLACES
+    return is_content and not any(word in words for words in (_IN_AN_IMAGE, _ABSENT_AFTER_OF, _ABSENT_AFTER))
 
 
 def _starts(words: Sequence[str]) -> Iterator[int]:
@@ -138,7 +131,7 @@ def _listed(asks: Reading, start: int, end: int, content: Collection[int]) -> It
     for i in range(start, end):
         word = asks.words[i]
         is_next_clause = asks.tokens[i].clause != asks.tokens[start].clause
-        if thing and (word in _AFTER_A_THING or is_next_clause):
+        if thing and (word in AFTER_A_THING or is_next_clause):
             yield thing
             thing = []
             if is_next_clause or word not in ("and", "or", "nor"):

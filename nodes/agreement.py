@@ -13,7 +13,16 @@ from typing import Final
 
 from gems.languages import UNKNOWN, Words
 from gems.nodes.absence import is_denial, is_drawn_though_absent, is_ruled_out
-from gems.nodes.mapping_checks import is_free_of, is_light, locate, misplaced, quotation_in, same_language, unmatched
+from gems.nodes.mapping_checks import (
+    AFTER_A_THING,
+    is_free_of,
+    is_light,
+    locate,
+    misplaced,
+    quotation_in,
+    same_language,
+    unmatched,
+)
 from gems.nodes.prompt_checks import Part, carried_by
 from gems.nodes.question_checks import Mapped, content_of, uncovered
 from gems.reading import Reading, read
@@ -42,11 +51,8 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
     if is_ruled_out(q, questions):
         return True
     mapped = frozenset[int]().union(*(other.places for other in questions))
-    if not _claim(q, wish, _asides(wish, parts)) <= mapped or is_denial(q) or is_free_of(asks):
+    if not _claim(q, wish, _asides(wish, parts)) <= mapped or is_free_of(asks):
         return False
-    is_backed = (asks.values - {1}) & wish.values or asks.colours() & wish.colours()
-    if misplaced(text, asks) and not is_backed:
-        return True
     witnesses = [r for r in (wish, text) if same_language(asks, r)]
     witnesses += [other.asks for other in questions if other.asks.text != asks.text]
     if _counts_of(asks) - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
@@ -56,8 +62,15 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
         return False  # "a lucha libre mask", where the draft has a mask
     new, colours = content_of(asks), wish.colours() | text.colours()
     for r in witnesses:
-        new = [i for i in unmatched(asks, new, r) if not any(_begin_alike(asks.words[i], word) for word in r.words)]
-    return any(asks.words[i] not in _COMMON and not asks.colours([i]) & colours for i in new)
+        new = unmatched(asks, new, r)
+    head = [] if "who" in asks.words else thing[-1:]  # "a woman who is a baker" is named twice
+    new = [i for i in new if (i in head or asks.words[i] not in _COMMON) and not asks.colours([i]) & colours]
+    return bool(new) and not _may_rename(asks, new)
+
+
+def _may_rename(asks: Reading, new: Sequence[int]) -> bool:
+    """Whether a question of known things may say a name of the prompt in another way: Bremen, "German"."""
+    return all(i and asks.tokens[i].is_name for i in new) and len(new) * 2 < len(content_of(asks))
 
 
 def _counts_of(asks: Reading) -> set[int]:
@@ -67,7 +80,7 @@ def _counts_of(asks: Reading) -> set[int]:
 
 def _is_quoted_in(quotation: str, text: str) -> bool:
     """Whether a quotation stands in a text; one or two letters, as a word."""
-    if len(quotation) > 2 or not quotation.isascii():
+    if len(quotation) > 2:
         return quotation_in(quotation, text)
     return bool(re.search(rf"\b{re.escape(quotation)}\b", text))
 
@@ -84,23 +97,18 @@ def _claim(q: Mapped, wish: Reading, asides: frozenset[int]) -> frozenset[int]:
     return content if content and wish.language is not UNKNOWN else places
 
 
-def _begin_alike(word: str, other: str) -> bool:
-    """Whether two words begin with the same four letters or more, such as bookshop and bookstore."""
-    shorter = min(len(word), len(other))
-    return word[:4] == other[:4] and shorter >= 4 and word[: shorter // 2] == other[: shorter // 2]
-
-
 _COMMON: Final = Words(
     "man men woman women person people human humans boy girl child children kid kids animal animals creature bird "
     "plant building vehicle machine clothing clothes garment food fruit fish flower flowers place room area space "
-    "surface ground floor sky head face hand hands body hair light eyes top viewer camera "
-    "wear* worn hold* held carry* carrie* surround* cover* fill* form* us* lit stand* sit sits sitting lying lie lies "
-    "laid rest* hang* float* stretch* perch* ride rides riding use* using walk* travel* face* facing fly* flying "
-    "mount* attach* hover* span* lean* situat* running run going coming move* moving measure* "
-    "big large small little tiny huge tall adult male female single real typical low high heavy heavily strong "
-    "strongly different various model version blur* focus* consist*"
+    "surface ground floor sky head hand hands body hair light eyes viewer camera wear* worn hold* held carry* carrie* "
+    "surround* cover* fill* form* us* lit stand* sit sits sitting lying lie lies laid rest* hang* float* stretch* "
+    "perch* ride rides riding walk* travel* face* facing fly* mount* attach* hover* span* lean* situat* running run "
+    "going coming move* moving measure* big large small little tiny huge tall adult male female real typical low high "
+    "heavy heavily strong strongly different various model version blur* focus* consist*"
 )
-"""Words in which a question names what the prompt names otherwise: kinds of things, sizes, and ways to be somewhere."""
+"""Words in which a question says what the prompt says otherwise: kinds of things, sizes, and ways to be somewhere.
+
+What a question asks the existence of is named by its own kind: "a man" is not excused."""
 
 
 # --- forgotten ------------------------------------------------------------------------------------------------------
@@ -154,7 +162,7 @@ def _is_unaccounted(
     """Whether neither a question nor the words that it stands for are in the draft or its account."""
     carried = frozenset[int]().union(*carriers)
     open_ = [i for i in own if i not in carried and not is_light(wish, i)]
-    if not open_ or not carriers or not same_language(asks, text):
+    if not open_ or not carriers:
         return False
     if same_language(wish, text) and len(unmatched(wish, open_, text)) < len(open_):
         return False
@@ -164,13 +172,9 @@ def _is_unaccounted(
 
 _WORDS_OF_A_THING: Final = 5
 """Content words up to which a part is about one thing, so that its phrase is about that thing too."""
-_LETTERS_OF_A_THING: Final = 10
-"""The same in characters, for languages without spaces."""
 
 
 def _is_about_one_thing(wish: Reading, places: frozenset[int]) -> bool:
-    if not wish.language.spaced:
-        return len(places) <= _LETTERS_OF_A_THING
     return sum(i in places for i in wish.content) <= _WORDS_OF_A_THING
 
 
@@ -246,14 +250,8 @@ def _thing_from(asks: Reading, start: int) -> list[int]:
     """The content words from there to the next preposition or participle."""
     content, thing = set(content_of(asks)), list[int]()
     for i in range(start, len(asks.words)):
-        if thing and (asks.words[i] in _AFTER_A_THING or asks.words[i].endswith("ing")):
+        if thing and (asks.words[i] in AFTER_A_THING or asks.words[i].endswith("ing")):
             break
         if i in content:
             thing.append(i)
     return thing
-
-
-_AFTER_A_THING: Final = Words(
-    "in on at with of under over behind beside near from through across against into onto above below to for that "
-    "which who whose while cut and or nor between around inside outside next front top"
-)

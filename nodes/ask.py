@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from gems.errors import BackendError, MalformedAnswerError
+from gems.memory.image_store import decode_png
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.failures import as_backend_error
 from gems.models.registry import model_fingerprint
@@ -29,6 +30,7 @@ from gems.models.structured import (
     read_whole_part,
     repeats_itself,
 )
+from gems.models.tries import tries_of
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure
 
@@ -136,7 +138,8 @@ def in_our_words(error: Exception, model: BaseChatModel) -> Exception:
     """
     if isinstance(error, GraphBubbleUp) or not (is_backend_failure(error) or _is_of_a_package(model)):
         return error
-    return as_backend_error(error, model_fingerprint(model), has_retried=hasattr(model, "max_retries"))
+    has_retried = tries_of(model) is not None or hasattr(model, "max_retries")
+    return as_backend_error(error, model_fingerprint(model), has_retried=has_retried)
 
 
 def _is_of_a_package(model: BaseChatModel) -> bool:
@@ -146,12 +149,12 @@ def _is_of_a_package(model: BaseChatModel) -> bool:
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
     """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels."""
-    with Image.open(io.BytesIO(png)) as image:
-        if max(image.size) > longest or form != "png":
-            image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-            smaller = io.BytesIO()
-            image.save(smaller, form)
-            png = smaller.getvalue()
+    image = decode_png(png)
+    if max(image.size) > longest or form != "png":
+        image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+        smaller = io.BytesIO()
+        image.save(smaller, form)
+        png = smaller.getvalue()
     return {"type": "image", "base64": base64.b64encode(png).decode("ascii"), "mime_type": f"image/{form}"}
 
 

@@ -15,7 +15,7 @@ from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, decode_png
 from gems.models.generators import (
     Edit,
     GeneratedImage,
@@ -75,7 +75,7 @@ def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext],
     images = resources.images(context)
     if base is not None:
         png = images.read(base.image)
-        edit = edit_of(base, all_asked(state), Image.open(io.BytesIO(png)))
+        edit = edit_of(base, all_asked(state), decode_png(png))
     backend = resources.generator(context)
     requests = _requests(state, context, backend, round_, edit)
     if not requests:

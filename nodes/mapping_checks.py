@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from gems.languages import Words, fold
+from gems.languages import Language, Words, fold
 from gems.reading import Reading, alike, negation_in, read
 
 __all__ = [
+    "AFTER_A_THING",
     "VAGUE",
     "affirms",
     "contradicts",
+    "frees",
+    "is_affirmed_at",
     "is_copied",
     "is_free_of",
+    "is_gone",
     "is_light",
     "locate",
     "misplaced",
@@ -27,23 +31,19 @@ __all__ = [
 
 
 _LIGHT: Final = Words(
-    "stand* sit sits sitting seated lie lies lying laid hang hangs hanging rest* perch* run runs lean* "
-    "shot shoot* thrown place* "
-    "position* word words letter* text title style format overall feel feeling mood different drawn art "
-    "artwork design* look* "
-    "concept content element* version type kind kinds detail* quality background foreground view serve* "
-    "appear* show* visible "
-    "come comes coming fall falls falling go goes going take takes taking wait* see seen hold* wear* "
-    "remain* color colour everything use uses using big small little large inscription "
-    "running fly* flies lettering caption* label* reading reads saying says written writing wide high"
+    "stand* sit sits sitting seated lie lies lying laid hang hangs hanging rest* perch* run runs lean* shot shoot* "
+    "thrown place* position* word words letter* text title style format overall feel feeling mood different drawn art "
+    "design* look* concept content element* version type kinds detail* quality background foreground view serve* "
+    "appear* show* visible come comes coming fall falls falling go goes going take takes taking wait* see seen hold* "
+    "wear* remain* color colour everything uses big small little large inscription running fly* flies caption* label* "
+    "wide high"
 )
 """English words that a draft or a question may leave out: what they say is said by the words around them."""
 
 
 def is_light(reading: Reading, index: int) -> bool:
     """Whether a word can be left out without a loss, where the words around it are there."""
-    word = reading.words[index]
-    return reading.language.name == "en" and (word in _LIGHT or (len(word) > 5 and word.endswith("ly")))
+    return reading.language.name == "en" and reading.words[index] in _LIGHT
 
 
 def locate(prompt: Reading, words: str) -> frozenset[int]:
@@ -67,19 +67,8 @@ def locate(prompt: Reading, words: str) -> frozenset[int]:
 def _run(words: list[str], part: list[str]) -> frozenset[int]:
     if not part:
         return frozenset()
-    starts = [
-        i
-        for i in range(len(words) - len(part) + 1)
-        if words[i : i + len(part) - 1] == part[:-1] and _ends_alike(words[i + len(part) - 1], part[-1])
-    ]
+    starts = [i for i in range(len(words) - len(part) + 1) if words[i : i + len(part)] == part]
     return frozenset(i for start in starts for i in range(start, start + len(part)))
-
-
-def _ends_alike(word: str, other: str) -> bool:
-    """Whether the last words of two runs are the same; in some languages particles are written together with it."""
-    return word == other or (
-        not word.isascii() and len(other) > 1 and word.startswith(other) and len(word) - len(other) < 3
-    )
 
 
 def is_copied(prompt: Reading, words: str) -> bool:
@@ -98,14 +87,14 @@ def unmatched(reading: Reading, indexes: Iterable[int], other: Reading) -> list[
 
 
 def _has(reading: Reading, index: int, other: Reading) -> bool:
-    word, joint = reading.words[index], "".join(other.words)
+    word = reading.words[index]
     if not reading.language.spaced:
-        return word in joint
+        return word in other.joint
     compounds = ["".join(reading.words[i : i + 2]) for i in (index - 1, index) if 0 <= i < len(reading.words) - 1]
     return (
         other.has(word)
-        or (len(word) > 4 and word in joint)
-        or any(compound in other.words for compound in compounds)  # "sea shore", "seashore"
+        or (len(word) > 4 and word in other.joint)
+        or any(compound in other.vocabulary for compound in compounds)  # "sea shore", "seashore"
     )
 
 
@@ -165,7 +154,7 @@ _ABSENT: Final = Words(
 )
 """English words that say that something is absent."""
 _ALONE: Final = Words(
-    "only just solely exclusively clean* plain* alone lone* solitary solo single pure* simple silent "
+    "only just solely exclusively clean* plain* alone own lone* solitary solo single pure* simple silent "
     "smooth entirely minimal* dry pristine untouched uncluttered closed off hidden cropped out"
 )
 """English words after which nothing else is there, or from which it follows that something is absent."""
@@ -184,7 +173,12 @@ _AFFIRMS: Final = re.compile(
 
 def is_free_of(text: Reading) -> bool:
     """Whether an English text says of anything that it is absent."""
-    return says_absent(text) or any(word in _ALONE for word in text.words)
+    return negation_in(text) or any(map(frees, text.words))
+
+
+def frees(word: str) -> bool:
+    """Whether an English word alone says of anything that it is absent."""
+    return word in _ALONE or _says_absent(word)
 
 
 def says_absent(text: Reading) -> bool:
@@ -216,14 +210,34 @@ def affirms(text: Reading, thing: Sequence[str]) -> bool:
     *more, name = thing
     described = [word for word in more if not word.endswith("ing")]
     return any(
-        not _is_negated_at(text, i) and all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described)
-        for i, word in enumerate(text.words)
-        if alike(name, word)
+        all(any(alike(d, w) for w in text.words[max(0, i - 4) : i]) for d in described) and not _is_negated_at(text, i)
+        for i in text.places_of(name)
     )
 
 
-_ABSENT_BEFORE: Final = Words("absent missing removed omitted gone none nowhere lacking excluded unworn")
-"""English words that say of what stands before them that it is absent."""
+def is_affirmed_at(text: Reading, name: str, places: Collection[int]) -> bool:
+    """Whether a text names a thing at some of these places, and nowhere there says that it is absent."""
+    mentions = [i for i in text.places_of(name) if i in places]
+    return bool(mentions) and not any(_is_negated_at(text, i) for i in mentions)
+
+
+_ABSENCE_WORDS: Final = Words("absent missing removed omitted gone nowhere excluded unworn")
+_WITH_A_THING: Final = Words("a an the its his her their")
+
+
+def is_gone(words: Sequence[str], index: int) -> bool:
+    """Whether a word says in English of what stands before it that it is absent.
+
+    "Missing a tooth" says it of the tooth.
+    """
+    return words[index] in _ABSENCE_WORDS and not any(word in _WITH_A_THING for word in words[index + 1 : index + 2])
+
+
+AFTER_A_THING: Final = Words(
+    "in on at with of under over behind beside near from through across against into onto above below to for that "
+    "which who whose while cut and or nor as between around inside outside next front top"
+)
+"""English words that end what a thing is called."""
 _LONGEST_ENTRY: Final = 4
 """Words up to which a clause may be an entry of a list: "free of cars, modern buildings and advertising"."""
 
@@ -234,9 +248,9 @@ def _is_negated_at(text: Reading, index: int) -> bool:
         first -= 1
     before = [i for i in text.negations if i < index and (first <= text.tokens[i].clause <= clause or index - i < 5)]
     near = [text.words[i] for i in range(max(0, index - 8), index + 1) if first <= text.tokens[i].clause <= clause]
-    after = [text.words[i] for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
-    is_gone = any(word in _ABSENT_BEFORE for word in after) or after[1:2] == ["free"]
-    return bool(before) or is_gone or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
+    after = [i for i in range(index, min(len(text.words), index + 4)) if text.tokens[i].clause == clause]
+    is_absent = any(is_gone(text.words, i) for i in after) or [text.words[i] for i in after[1:2]] == ["free"]
+    return bool(before) or is_absent or negation_in(read(" ".join(near))) or any(map(_says_absent, near))
 
 
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
@@ -246,7 +260,9 @@ def misplaced(prompt: Reading, text: Reading) -> list[int]:
     """
     if prompt.language.name != "en" or text.language.name != "en":
         return []
-    return [i for i, noun in _pairs(prompt) if _has_another(prompt, i, noun, text)]
+    pairs = {i: (prompt.words[i], prompt.words[noun]) for i, noun in _pairs(prompt)}
+    verdicts = {pair: _has_another(prompt.language, *pair, text) for pair in set(pairs.values())}
+    return [i for i, pair in pairs.items() if verdicts[pair]]
 
 
 def _pairs(reading: Reading) -> list[tuple[int, int]]:
@@ -265,12 +281,12 @@ def _noun_after(reading: Reading, index: int) -> int | None:
     """The thing that a number or colour is about; "black and white cat" has two colours of one thing."""
     if reading.tokens[index].is_joined:
         return index + 1  # "a six-panel comic"
-    run, content = index + 1, set(reading.content)
+    run = index + 1
     while run < len(reading.words) and (
         reading.words[run] in ("and", "or") or reading.language.colours_of(reading.words[run])
     ):
         run += 1
-    while run in content and reading.tokens[run].clause == reading.tokens[index].clause:
+    while run in reading.content_places and reading.tokens[run].clause == reading.tokens[index].clause:
         if _is_noun_like(reading, run):
             return run
         run += 1
@@ -280,44 +296,35 @@ def _noun_after(reading: Reading, index: int) -> int | None:
 def _is_noun_like(reading: Reading, index: int) -> bool:
     word = reading.words[index]
     return not reading.language.colours_of(word) and (
-        index + 1 not in reading.content or word.endswith("s") or reading.words[index + 1].endswith("ing")
+        index + 1 not in reading.content_places or word.endswith("s") or reading.words[index + 1].endswith("ing")
     )
 
 
-def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
-    """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
-    places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
+def _has_another(language: Language, word: str, noun: str, text: Reading) -> bool:
+    """Whether each time that a text names a thing, it gives it another number or colour than this word."""
+    places = text.places_of(noun)
     places = [i for i in places if text.tokens[i - 1].is_joined or not _is_modifier(text, i)] or places
-    value = prompt.language.number(prompt.words[index])
-    verdicts = [_differs(prompt, index, value, text, place) for place in places]
-    return bool(verdicts) and all(verdicts)
+    return bool(places) and all(_differs(language, word, text, place) for place in places)
 
 
 def _is_modifier(text: Reading, index: int) -> bool:
     """Whether a word may only say what kind the next thing is of, as in "chili oil"."""
-    return index + 1 in text.content and not text.words[index].endswith("s")
+    return index + 1 in text.content_places and not text.words[index].endswith("s")
 
 
-def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
+def _differs(language: Language, word: str, text: Reading, place: int) -> bool:
     before = [
         i
         for i in range(max(0, place - 4), place)
         if text.tokens[i].clause == text.tokens[place].clause
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
-    if value is not None:
+    if (value := language.number(word)) is not None:
         numbers = [n for n in text.numbers if n.position in before]
         stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
-        stated -= {1} if _may_pick_one(text) else set()
         return bool(stated) and value not in stated and value != 1
-    required = prompt.language.colours_of(prompt.words[index])
     colours = text.colours(before)
-    return bool(colours) and not colours & required
-
-
-def _may_pick_one(text: Reading) -> bool:
-    """Whether "one" in a question may be one of several: "Does one man stand on the ladder?"."""
-    return text.text.endswith("?") and "exactly" not in text.words
+    return bool(colours) and not colours & language.colours_of(word)
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

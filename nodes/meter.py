@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
+from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
 
 __all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
@@ -52,6 +54,10 @@ class Meter(BaseCallbackHandler):
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
         self._owed, self._calls = Usage(), Usage()
+        self._in_flight: dict[int, int] = {}
+        """Requests that calls without an answer yet may send, by the thread of the call."""
+        self._team: dict[str, Meter] = {node: self}
+        """The meters of the nodes that run at the same time, this one included."""
         self.is_optional = False
         self._watch = Stopwatch()
 
@@ -87,13 +93,32 @@ class Meter(BaseCallbackHandler):
             self.reserved, self.is_optional = before, False
 
     def on_chat_model_start(self, *_: Any, **__: Any) -> None:
-        """Refuse an optional call that would take what is reserved, such as one after a refusal of the first way.
+        """Reserve a call. Refuse one beyond the limit, and an optional one that would take what is reserved.
 
         Raises:
-            BackendError: It would.
+            BackendError: The budget has no room for it.
         """
-        if self.is_optional and self.must_stop():
+        if (self.is_optional and self.must_stop()) or not self.may_send(0):
             raise BackendError("the budget leaves no further call for this", retryable=False)
+
+    def may_send(self, sent_requests: int) -> bool:
+        """Reserve another request for the call of this thread. Returns whether there is room for it.
+
+        Args:
+            sent_requests: How many requests the call has sent.
+        """
+        thread, most = threading.get_ident(), self._budget.chat_calls
+        with _LOCK:
+            requests = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(thread, 0)
+            if most is not None and self._before.chat_calls + requests + sent_requests >= most:
+                return False
+            self._in_flight[thread] = sent_requests + 1
+        return True
+
+    @property
+    def _requests(self) -> int:
+        """What the node has sent, and may send for the calls that it is making."""
+        return self._owed.chat_calls + self._calls.chat_calls + sum(self._in_flight.values())
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         """Count an answer."""
@@ -101,15 +126,27 @@ class Meter(BaseCallbackHandler):
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                     cost = _cost(generation.message)
-                    self._calls += cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
+                    self._count(cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost)))
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
-        self._calls += Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1)
+        self._count(Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1))
+
+    def _count(self, usage: Usage) -> None:
+        """Count what was spent in place of what was reserved."""
+        with _LOCK:
+            self._in_flight.pop(threading.get_ident(), None)
+            self._calls += usage
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""
         self._owed, self.done = earlier.usage, earlier.done
+
+    def join(self, node: str, team: dict[str, Meter]) -> None:
+        """Count what the nodes spend that run at the same time: they began with the same usage of the run."""
+        for other in [name for name, meter in team.items() if meter._before != self._before]:
+            del team[other]
+        team[node], self._team = self, team
 
     def start_from(self, usage: Usage) -> None:
         """Count what another process has paid for this node."""
@@ -121,6 +158,9 @@ register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
+_TEAMS: Final[OrderedDict[str, dict[str, Meter]]] = OrderedDict()
+"""The meters of the latest nodes, by run and node, of so many runs as may be under way."""
+_MOST_TEAMS: Final = 1024
 _LOCK: Final = threading.Lock()
 
 
@@ -135,7 +175,11 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
     with _LOCK:
         if key in _UNSETTLED:
             meter.take_over(_UNSETTLED.pop(key))
-    token = _METER.set(meter)
+        meter.join(node, _TEAMS.setdefault(state["run_id"], {}))
+        _TEAMS.move_to_end(state["run_id"])
+        if len(_TEAMS) > _MOST_TEAMS:
+            _TEAMS.popitem(last=False)
+    token, may_send = _METER.set(meter), MAY_SEND.set(meter.may_send)
     try:
         yield meter
     except Exception:
@@ -144,6 +188,7 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
         raise
     finally:
         _METER.reset(token)
+        MAY_SEND.reset(may_send)
 
 
 def settle(state: GemsState, node: str) -> Usage:

@@ -69,7 +69,7 @@ def make_planner(resources: Resources) -> Node:
         with metered(state, "planner", context) as meter:
             # The decomposer runs at the same time and also needs a call now; reserve one.
             if not context.plan or meter.exhausted(chat_calls=2):
-                return _hand_in(prompt, runtime)
+                return _hand_in(prompt, runtime) | GemsState(usage=meter.usage)
             model, generator = resources.chat(context, "planner"), resources.generator(context)
             planning = list(state.get("planning") or [])
             offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)

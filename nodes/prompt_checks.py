@@ -22,7 +22,7 @@ from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
     affirms,
     contradicts,
-    is_free_of,
+    frees,
     is_light,
     locate,
     misplaced,
@@ -216,17 +216,17 @@ WORDS_LOST: Final = (
 def lost_words(prompt: str, draft: str, parts: Sequence[Part] = ()) -> list[str]:
     """What the prompt asks for and a draft neither says in any form of the same words nor, by ``parts``, in others.
 
-    Numbers, quotations and what is negated are never given up. For a draft in another language only ``parts`` show what
-    became of the other words; without them, nothing is concluded.
+    Quotations and what is negated are never given up; numbers and other words, if the parts account for most of the
+    prompt. For a draft in another language only ``parts`` show what became of the other words; without them, nothing is
+    concluded.
     """
     wish, text = read(prompt), read(draft)
     quotations = [f'"{q}"' for q in wish.quotations if not quotation_in(q, text.text)]
-    carriers = carried_by(wish, text, parts)
-    carried = frozenset[int]().union(*(places for places, _ in carriers))
+    carried = frozenset[int]().union(*(places for places, _ in carried_by(wish, text, parts)))
     losses = {*misplaced(wish, text), *_lost_negations(wish, text, parts, carried)}
     losses |= {i for part in parts for i in (*_belied(wish, text, part), *_gone(wish, text, part)) if i not in carried}
     if not _is_account(wish, text, carried):
-        losses |= {*_lost_numbers(wish, text, carried), *_lost_content(wish, text, carriers, carried)}
+        losses |= {*_lost_numbers(wish, text, carried), *_lost_content(wish, text, carried)}
     return [*quotations, *wish.spell(losses)]
 
 
@@ -272,30 +272,7 @@ def _carried(wish: Reading, text: Reading, part: Part) -> frozenset[int]:
         missing = unmatched(wish, content, phrase)
         if missing and not unmatched(phrase, phrase.content, words):
             return places - set(missing)  # it only says less
-    if _weight(phrase) * _LEAST_SHARE < sum(_letters(wish, i) for i in content):
-        return frozenset()
-    numbers = {n.position for n in wish.numbers if n.position in places and n.value > 1 and not n.is_measure}
-    return places - {i for i in numbers if not _counts(wish.language.number(wish.words[i]), phrase, text)}
-
-
-_LEAST_SHARE: Final = 8
-"""A phrase that is this many times shorter than the words that it stands for says less than they do."""
-
-
-def _weight(reading: Reading) -> float:
-    return sum(_letters(reading, i) for i in reading.content) or len(reading.text)
-
-
-def _letters(reading: Reading, index: int) -> float:
-    return len(reading.words[index]) * (1 if reading.language.spaced else 2.5)
-
-
-def _counts(value: int | None, phrase: Reading, text: Reading) -> bool:
-    """Whether a phrase, or the draft around it, has the number, or names as many things one by one."""
-    articles = [i for i, word in enumerate(phrase.words) if word in ("a", "an", "one", "another")]
-    singles = sum(not any(n.position == i + 1 for n in phrase.numbers) for i in articles)
-    total = singles + sum(n.value for n in phrase.numbers if n.value > 1)
-    return value is None or value in phrase.values | text.values or total >= value > 1
+    return places
 
 
 def _stands_in(phrase: Reading, text: Reading) -> bool:
@@ -320,9 +297,9 @@ def _has_value(text: Reading, value: int) -> bool:
 
 def _lost_negations(wish: Reading, text: Reading, parts: Sequence[Part], carried: Collection[int]) -> list[int]:
     """What is not to be there, and yet is drawn, or is left unsaid by a chat model that says what it says otherwise."""
-    if not same_language(wish, text):
+    if not wish.negated or not same_language(wish, text):
         return []
-    denials = sum(is_free_of(read(word)) for word in text.words)
+    denials = sum(map(frees, text.words))
     unsaid = bool(parts) and denials < len(wish.negated)
     return [
         i
@@ -340,17 +317,15 @@ def _is_drawn(wish: Reading, group: Sequence[int], text: Reading) -> bool:
     return not is_wanted_too and affirms(text, [wish.words[i] for i in group])
 
 
-def _lost_content(
-    wish: Reading, text: Reading, carriers: Sequence[tuple[Collection[int], Part]], carried: Collection[int]
-) -> list[int]:
+def _lost_content(wish: Reading, text: Reading, carried: Collection[int]) -> list[int]:
     negated = {i for group in wish.negated for i in group} if same_language(wish, text) else set()
     open_ = [i for i in wish.content if i not in carried and i not in negated and not is_light(wish, i)]
     missing = unmatched(wish, open_, text)
-    if carriers:
-        missing = [i for i in missing if not _goes_with(wish, i, text, carriers)]
-        return [] if _is_detail(wish, missing) else missing
+    if carried:
+        return missing
     if not same_language(wish, text):
-        return [i for i in missing if wish.words[i].isascii() and not _has_latin_script(wish)]  # names in Latin letters
+        names = [i for i in missing if wish.words[i].isascii()]
+        return [] if _has_latin_script(wish) else names
     missing = [i for i in missing if not _is_action(wish, i)]
     return [] if _is_rich(wish, text, missing) else missing
 
@@ -360,39 +335,11 @@ def _is_action(wish: Reading, index: int) -> bool:
 
     A sparkling cat is none.
     """
-    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content
+    return wish.language.name == "en" and wish.words[index].endswith("ing") and index + 1 not in wish.content_places
 
 
 def _has_latin_script(reading: Reading) -> bool:
     return sum(word.isascii() for word in reading.words) * 2 > len(reading.words)
-
-
-def _goes_with(wish: Reading, index: int, text: Reading, carriers: Sequence[tuple[Collection[int], Part]]) -> bool:
-    """Whether a word stands beside words whose phrase says more than they do: the phrase may say it, too.
-
-    A colour or a name does not go with other words.
-    """
-    token = wish.tokens[index]
-    if wish.language.colours_of(token.word) or (token.is_name and index and wish.language.name != "de"):
-        return False
-    return any(
-        {index - 1, index + 1} & set(places) & set(wish.content)
-        and len(read(part.phrase, text.language).content)
-        > sum(i in places for i in wish.content) * (1 if wish.language.spaced else 0.5)
-        for places, part in carriers
-    )
-
-
-_LONG_WISH: Final = 25
-"""Content words from which a wish is long: one word in ten may go where the words around it stay."""
-
-
-def _is_detail(wish: Reading, missing: Sequence[int]) -> bool:
-    """Whether all that is missing are details of a long wish, each beside words of the same thing that are there."""
-    if not missing or len(wish.content) < _LONG_WISH or len(missing) * 10 > len(wish.content):
-        return False
-    is_strict = any(wish.language.colours_of(wish.words[i]) for i in missing)
-    return not is_strict and not any(set(chunk) <= set(missing) for chunk in _chunks(wish))
 
 
 def _is_rich(wish: Reading, text: Reading, missing: Sequence[int]) -> bool:

@@ -40,7 +40,7 @@ class Mapped:
         """Indexes of the prompt's words that it stands for."""
         return locate(read(self.prompt), self.words)
 
-    @property
+    @cached_property
     def asks(self) -> Reading:
         """The question without what is in brackets."""
         return read(re.sub(r"\([^)]*\)", "", self.question))
@@ -62,7 +62,7 @@ def is_contradicted(q: Mapped) -> bool:
     if not _repeats(words, asks, wish, q) and (misplaced(wish, asks) or other_colour(wish, asks)):
         return True
     if q.places:
-        return contradicts(_at(wish, q.places), asks) or contradicts(words, asks)
+        return contradicts(words, asks)
     return bool(asks.values - {1} and wish.values and not asks.values & wish.values and not _is_vague(wish))
 
 
@@ -70,12 +70,6 @@ def _repeats(words: Reading, asks: Reading, wish: Reading, q: Mapped) -> bool:
     """Whether the numbers and colours of a question are those of its words, which are in the prompt as they are."""
     is_exact = bool(q.places) and is_copied(wish, q.words)
     return is_exact and asks.values - {1} <= words.values and asks.colours(shades=False) <= words.colours()
-
-
-def _at(wish: Reading, places: frozenset[int]) -> Reading:
-    """The prompt's own words at these places."""
-    joint = " " if wish.language.spaced else ""
-    return read(joint.join(wish.tokens[i].text for i in sorted(places)), wish.language)
 
 
 def _is_vague(words: Reading) -> bool:
@@ -102,23 +96,14 @@ def _affirms(wish: Reading, asks: Reading) -> bool:
 # --- content --------------------------------------------------------------------------------------------------------
 
 _FRAME: Final = Words(
-    "image picture photo photograph scene shown visible visibly present seen appear* look* feature* "
-    "contain* include* display* "
-    "depict* locat* place* position* anywhere background foreground style text word words letter letters "
-    "lettering say says "
-    "read reads written writing spell* correct* legib* readab* clear* color* colour* material kind type "
-    "main central subject "
-    "overall entire whole setting set made make take takes happening render* drawn painted decorat* "
-    "design* styl* dress* mood "
-    "atmosphere lighting composition feel* exact* precise* many much number count total least most more "
-    "than fewer true "
-    "evident recogni* identif* apparent suggest* convey* evoke* seem* resembl* view* shot frame* focus "
-    "part form shape element "
-    "detail* object item thing figure character typical actual entirely completely fully portray* "
-    "illustrat* give* being "
-    "do does did has have had was were can come* fall* cast shin* suit* kinds name* label* side half "
-    "free nearest closest pattern texture "
-    "carried sort print* amount"
+    "photograph visible visibly present seen appear* look* feature* contain* include* display* depict* locat* place* "
+    "position* anywhere background foreground text word words letter letters lettering spell* correct* legib* readab* "
+    "clear* color* colour* material type main central subject overall entire whole setting take takes happening "
+    "render* drawn painted decorat* design* styl* dress* mood atmosphere lighting composition feel* exact* precise* "
+    "many much number count least most more fewer true evident recogni* identif* apparent suggest* convey* evoke* "
+    "seem* resembl* view* shot frame* focus part form shape element detail* object item figure character typical "
+    "actual entirely completely fully portray* illustrat* give* come* fall* cast shin* suit* kinds name* label* half "
+    "free nearest closest pattern texture carried print* amount"
 )
 """Words that occur in questions about anything."""
 
@@ -130,11 +115,6 @@ def content_of(asks: Reading) -> list[int]:
 
 # --- left out -------------------------------------------------------------------------------------------------------
 
-_LOOSE_NUMBERS: Final = Words(
-    "pair couple both twin twins single lone duo trio quartet paar beide beiden paire par pareja ambos "
-    "coppia paio casal"
-)
-
 
 def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     """Indexes of the words of the prompt that ask for something, and that no question stands for."""
@@ -145,21 +125,13 @@ def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     }
     negated = {i for group in wish.negated for i in group}
     missing = {i for i in wish.content if i not in covered and i not in negated and not is_light(wish, i)}
-    if not wish.language.spaced:
-        missing = {i for i in missing if {i - 1, i + 1} & missing or not {i - 1, i + 1} & covered}
     missing |= {
         n.position
         for n in wish.numbers
-        if n.value > 1 and not n.is_measure and not _counted(wish, n.value, n.position, questions)
+        if n.value > 1 and not n.is_measure and not any(n.value in q.asks.values for q in questions)
     }
     missing |= {i for group in wish.negated if not any(_denies(wish, group, q) for q in questions) for i in group}
     return sorted(missing)
-
-
-def _counted(wish: Reading, value: int, position: int, questions: Sequence[Mapped]) -> bool:
-    if wish.words[position] in _LOOSE_NUMBERS and any(position in q.places for q in questions):
-        return True
-    return any(value in q.asks.values for q in questions)
 
 
 def _denies(wish: Reading, group: Sequence[int], q: Mapped) -> bool:

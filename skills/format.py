@@ -46,6 +46,9 @@ _MAX_HEAD: Final = 16 * 1024
 _MAX_NAME: Final = 64
 _MAX_DESCRIPTION: Final = 1024
 _MAX_EXAMPLES: Final = 12
+_MAX_REFERENCES: Final = 50
+_REFERENCE: Final = re.compile(r"(references/)?\w[\w .,+()-]{0,99}")
+"""Matches names of files that can stand in a sentence."""
 _NO_REFERENCES: Final = frozenset({"skill.md", "license.md", "license.txt"})
 _NAME: Final = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 RESERVED: Final = frozenset({"plan", "requirements", "verdicts", "refinement", "read-reference"})
@@ -120,7 +123,9 @@ def read_skill(folder: Path, origin: str = "given") -> tuple[Skill, list[str]]:
         origin=origin,
         examples=_examples(metadata.get("gems-examples", ""), odd),
         checks=_checks(metadata.get("gems-checks", ""), odd),
-        references=_references(folder) if origin != "learned" else (),  # the files beside it are evidence for people
+        references=_references(folder, odd)
+        if origin != "learned"
+        else (),  # the files beside it are evidence for people
         metadata=metadata,
         scripts=(folder / "scripts").is_dir(),
     )
@@ -283,8 +288,16 @@ def _checks(text: str, odd: list[str]) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _references(folder: Path) -> tuple[str, ...]:
+def _references(folder: Path, odd: list[str]) -> tuple[str, ...]:
     """Text files beside SKILL.md and in references/. They are checked when they are read."""
-    files = (*folder.glob("*"), *(folder / "references").glob("*"))
+    files, inside = [*folder.glob("*")], folder / "references"
+    if os.path.realpath(inside).startswith(
+        f"{os.path.realpath(folder)}{os.sep}"
+    ):  # names of other files say something too
+        files += inside.glob("*")
     texts = [f for f in files if f.suffix.lower() in (".md", ".txt") and f.name.lower() not in _NO_REFERENCES]
-    return tuple(sorted(f.relative_to(folder).as_posix() for f in texts))
+    names = sorted(f.relative_to(folder).as_posix() for f in texts)
+    usable = [name for name in names if _REFERENCE.fullmatch(name)][:_MAX_REFERENCES]
+    if len(usable) < len(names):
+        odd.append(f"of its references, {len(names) - len(usable)} were left out: too many, or odd names")
+    return tuple(usable)

@@ -22,7 +22,7 @@ os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-from forked import start_server  # noqa: E402
+from forked import interpreter, start_server  # noqa: E402
 
 FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 """The slowest groups of tests (``pytest.mark.xdist_group``), slowest first. They run before all other tests."""
@@ -34,11 +34,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork server once for all workers, unless only quick tests run, which hardly need it."""
+    """Fork the workers of xdist, and later the commands that they run, from a single server with all libraries."""
     if hasattr(config, "workerinput"):
         gc.disable()  # until all tests are collected: what is imported stays
-    if getattr(config.option, "numprocesses", None) and "not slow" not in config.option.markexpr:
+    elif workers := getattr(config.option, "tx", None):
         start_server()
+        config.option.tx = [f"{worker}//python={interpreter()}" for worker in workers]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

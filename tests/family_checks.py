@@ -14,6 +14,8 @@ from tiny_families import save_family
 
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.families import DRAWING
+from gems.models.diffusers.option_checks import size_multiple
+from gems.models.diffusers.source import PipelineSource, accepts
 from gems.models.generators import Edit, GeneratedImage, ImageRequest, Step
 from gems.options import GeneratorOptions
 
@@ -32,11 +34,13 @@ class Behaviour:
     """What a pipeline did.
 
     Attributes:
-        size: Width and height of an image that was asked for with 32 x 32 pixels.
+        size: Width and height of an image that was asked for with 32 x 32 pixels, or the smallest size of its class.
         generated: Whether `gems generate` left an image, and `gems doctor` approved of the pipeline.
         repeated: Largest difference of a pixel between two images with the same prompt and seed, of 255.
         reseeded: Largest difference between two images with other seeds.
         batched: Largest difference between the images of a batch and those drawn alone; None if it draws no batches.
+        negated: Largest difference that a negative prompt makes; None if it takes none. It may be 0: Lumina 2 guides in
+            the first quarter of its steps only, of which three steps have none.
         cancelled: Whether the listener's exception ended the call after the second step.
         edited: Largest difference between edits of two images; None if it edits none.
     """
@@ -46,6 +50,7 @@ class Behaviour:
     repeated: int
     reseeded: int
     batched: int | None
+    negated: int | None
     cancelled: bool
     edited: int | None
 
@@ -77,19 +82,32 @@ def behaviour_of(name: str, folder: Path) -> Behaviour:
     if DRAWING[name].is_batch_sound:
         batch = _draw(_generator(source, batch_size=2), [ImageRequest(prompt, 7) for prompt in PROMPTS])
         batched = max(map(_difference, images, batch))
+    negated = None
+    if alone.takes_negative_prompts:
+        [image] = _draw(alone, [ImageRequest(PROMPTS[0], 7, negative_prompt="a striped cat")])
+        negated = _difference(images[0], image)
     return Behaviour(
         size=(images[0].shape[1], images[0].shape[0]),
         generated=_generates(source, folder),
         repeated=_difference(images[0], again),
         reseeded=_difference(images[0], other),
         batched=batched,
+        negated=negated,
         cancelled=_cancels(alone),
         edited=_edited(source) if alone.edits else None,
     )
 
 
-def _generator(source: Path, side: int = SIDE, batch_size: int | None = None) -> DiffusersGenerator:
-    options = GeneratorOptions(width=side, height=side, steps=STEPS, batch_size=batch_size)
+def _options(source: Path, factor: int = 1) -> dict[str, int]:
+    """A small size and few steps, as far as the class takes them."""
+    pipeline = PipelineSource(str(source))
+    side = factor * max(SIDE, size_multiple(pipeline))
+    sizes = {"width": side, "height": side} if accepts(pipeline.pipeline_class, "width") else {}
+    return {**sizes, "steps": STEPS}
+
+
+def _generator(source: Path, factor: int = 1, batch_size: int | None = None) -> DiffusersGenerator:
+    options = GeneratorOptions(**_options(source, factor), batch_size=batch_size)
     return DiffusersGenerator(str(source), name=f"diffusers:{source.name}", options=options)
 
 
@@ -107,9 +125,8 @@ def _difference(image: NDArray[np.int16], other: NDArray[np.int16]) -> int:
 
 def _generates(source: Path, folder: Path) -> bool:
     """Run `gems doctor` and `gems generate` in this process."""
-    options = {"width": SIDE, "height": SIDE, "steps": STEPS}
     words = ["--generator", f"diffusers:{source}"]
-    for option, value in options.items():
+    for option, value in _options(source).items():
         words += ["--generator-option", f"{option}={value}"]
     if gems_here("doctor", *words, home=folder / "home").returncode:
         return False
@@ -138,7 +155,8 @@ def _cancels(generator: DiffusersGenerator) -> bool:
 
 
 def _edited(source: Path) -> int:
-    side = 2 * SIDE  # Flux2 takes no smaller ones
+    generator = _generator(source, 2)  # Flux2 takes no smaller ones
+    side = _options(source, 2)["width"]
     edits = [Edit(Image.new("RGB", (side, side), colour), (), ("Is it green?",)) for colour in ("red", "blue")]
-    [red, blue] = (_draw(_generator(source, side), [ImageRequest(PROMPTS[0], 7, edit)])[0] for edit in edits)
+    [red, blue] = (_draw(generator, [ImageRequest(PROMPTS[0], 7, edit)])[0] for edit in edits)
     return _difference(red, blue)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import select
+import shlex
 import socket
 import subprocess
 import sys
@@ -155,6 +156,11 @@ def run(
     return result
 
 
+def interpreter() -> str:
+    """A command that takes the arguments of ``python`` and runs them in a process that the fork server forks."""
+    return shlex.join([sys.executable, __file__])
+
+
 SUBPROCESS = SimpleNamespace(**{**vars(subprocess), "Popen": Process, "run": run})
 """Replaces the ``subprocess`` module inside a module that starts commands."""
 
@@ -216,3 +222,8 @@ def gems_here(*arguments: object, home: Path, **variables: str) -> subprocess.Co
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return subprocess.CompletedProcess(["gems", *words], result.exit_code, result.stdout, result.stderr)
+
+
+if __name__ == "__main__":
+    with Process([sys.executable, *sys.argv[1:]]) as forked_interpreter:
+        sys.exit(forked_interpreter.wait())

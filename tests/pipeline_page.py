@@ -15,11 +15,20 @@ from tiny_families import TINY_CLASSES
 from gems.models.diffusers.families import DRAWING, call_parameters, refusal
 from gems.models.diffusers.source import PipelineSource
 
-__all__ = ["PAGE", "pipeline_classes", "with_tables"]
+__all__ = ["NOT_RUN", "PAGE", "pipeline_classes", "with_tables"]
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "reference" / "pipelines.md"
 _REMOVED: Final = {"OnnxStableDiffusionInpaintPipelineLegacy"}
 """Names that diffusers still lists although it has removed their classes."""
+NOT_RUN: Final = {
+    "Cosmos2TextToImagePipeline": (
+        "its safety checker, which cannot be left out, downloads models that one has to apply for: it has been run "
+        "with stand-ins for both packages alone"
+    ),
+}
+"""Classes that draw but cannot be run with random weights, each with the reason."""
+_EDITORS: Final = {"KolorsPipeline": "by strength"}
+"""How classes edit that diffusers shows only where their packages are installed."""
 
 
 def pipeline_classes() -> Iterator[type]:
@@ -51,6 +60,8 @@ def _drawn() -> Iterator[str]:
 
 
 def _edits(kind: type) -> str:
+    if kind.__name__ in _EDITORS:
+        return _EDITORS[kind.__name__]
     source = PipelineSource("")
     vars(source)["pipeline_class"] = kind
     editor = None if "dummy" in kind.__module__ else source.editing_class
@@ -61,8 +72,10 @@ def _edits(kind: type) -> str:
 
 def _note(kind: type) -> str:
     family = DRAWING[kind.__name__]
-    packages = refusal(kind).partition("pip install ")[2].split() or list(family.packages)
-    notes = [f"needs {' and '.join(packages)}"] if packages else []
+    notes = [f"needs {' and '.join(family.packages)}"] if family.packages else []
+    notes += [NOT_RUN[kind.__name__]] if kind.__name__ in NOT_RUN else []
+    if len([name for name in call_parameters(kind) if name.endswith("num_inference_steps")]) > 1:
+        notes.append("`steps` are those of the decoder")
     notes += [f"`{name}` is off" for name in family.switches]
     if family.canvas:
         notes.append("draws on a white image")

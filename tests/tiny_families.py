@@ -5,15 +5,18 @@ The settings follow diffusers' own tests, made smaller. Each is built in well un
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import diffusers
 import tiny_pipelines
 import torch
 import transformers
+from tiny_early_families import EARLY
 from tiny_pipelines import (
     byte_level,
     clip_model,
@@ -26,9 +29,12 @@ from tiny_pipelines import (
     t5_model,
     t5_tokenizer,
     tiny_vae,
+    z_image_parts,
 )
+from tiny_staged_families import STAGED
 from tokenizers import processors
 
+from gems.models.diffusers.moved_parts import restore_parts
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.processors import replaced_processors
 
@@ -46,12 +52,24 @@ _CHAT_TEMPLATE: Final = (
 )
 
 
+_MOVED: Final = (
+    "alt_diffusion",
+    "stable_diffusion_safe",
+    "unclip",
+    "versatile_diffusion",
+    "vq_diffusion",
+    "wuerstchen",
+)
+"""Pipelines whose parts diffusers itself no longer saves under the names that repositories have."""
+
+
 def save_family(name: str, folder: Path) -> Path:
     """Build the tiny pipeline of this class and save it."""
     if name not in _PARTS:
         return tiny_pipelines.save_tiny(name, folder)
     torch.manual_seed(0)
     complete_omnigen()
+    restore_parts((module, "") for module in _MOVED)
     with replaced_processors(_PROCESSORS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # tiny models have parts without weights
         return save_parts(name, _PARTS[name](), folder)
@@ -62,12 +80,13 @@ def save_family(name: str, folder: Path) -> Path:
 _PROCESSORS: Final = ("Qwen2VLProcessor", "Qwen3VLProcessor", "PixtralProcessor")
 
 
-def _tokenizer() -> Any:
+def _tokenizer(*more_tokens: str) -> Any:
+    tokens = [*_TOKENS, *more_tokens]
     tokenizer = transformers.Qwen2TokenizerFast(
-        tokenizer_object=byte_level(_TOKENS),
+        tokenizer_object=byte_level(tokens),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=_TOKENS[1:],
+        additional_special_tokens=tokens[1:],
         model_max_length=512,
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
@@ -216,7 +235,7 @@ def _classic_vae() -> Any:
     )
 
 
-def _deep_vae() -> Any:
+def _deep_vae(**changes: Any) -> Any:
     """Eight pixels for each position of the latents, which some pipelines take for granted."""
     return tiny_vae(
         4,
@@ -224,6 +243,7 @@ def _deep_vae() -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         force_upcast=False,
+        **changes,
     )
 
 
@@ -394,6 +414,32 @@ def _bria_fibo() -> dict[str, Any]:
             text_encoder_dim=16,
             pooled_projection_dim=None,
             axes_dims_rope=[0, 4, 4],
+        ),
+    }
+
+
+def _bria_fibo2() -> dict[str, Any]:
+    return {
+        "scheduler": _EULER(),
+        "vae": _flux2_vae(),
+        "text_encoder": _qwen3_vl(layers=36),
+        "processor": _processor("Qwen3VLProcessor"),
+        "transformer": diffusers.BriaFibo2Transformer2DModel(
+            in_channels=2,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            cap_feat_dim=48,
+            injection_layer_ids=(0,),
+            perceiver_num_layers=1,
+            min_num_gist_tokens=4,
+            max_num_gist_tokens=8,
+            gist_step=4,
+            gist_min_text_len=4,
+            gist_max_text_len=64,
+            axes_dims=(4, 6, 6),
+            axes_lens=(2048, 64, 64),
         ),
     }
 
@@ -604,6 +650,13 @@ def _qwen_image_edit() -> dict[str, Any]:
     }
 
 
+def _byte_t5(width: int) -> Any:
+    config = transformers.T5Config(
+        vocab_size=400, d_model=width, d_kv=4, d_ff=16, num_layers=1, num_heads=2, relative_attention_num_buckets=8
+    )
+    return transformers.T5EncoderModel(config)
+
+
 def _hunyuan_image() -> dict[str, Any]:
     guider = diffusers.AdaptiveProjectedMixGuidance
     return {
@@ -621,17 +674,7 @@ def _hunyuan_image() -> dict[str, Any]:
         "tokenizer": _tokenizer(),
         "text_encoder": _qwen25_vl(32),
         "tokenizer_2": transformers.ByT5Tokenizer(),
-        "text_encoder_2": transformers.T5EncoderModel(
-            transformers.T5Config(
-                vocab_size=400,
-                d_model=32,
-                d_kv=4,
-                d_ff=16,
-                num_layers=1,
-                num_heads=2,
-                relative_attention_num_buckets=8,
-            )
-        ),
+        "text_encoder_2": _byte_t5(32),
         "transformer": diffusers.HunyuanImageTransformer2DModel(
             in_channels=4,
             out_channels=4,
@@ -683,6 +726,66 @@ def _hi_dream() -> dict[str, Any]:
     }
 
 
+_GLM_TOKENS: Final = ("<grid>", "</grid>", "<image>", "</image>")
+
+
+def _glm_image() -> dict[str, Any]:
+    codes = 320
+    language = _language() | {"vocab_size": codes, "vision_vocab_size": codes, "eos_token_id": None, "pad_token_id": 0}
+    del language["head_dim"]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2], "partial_rotary_factor": 1.0}
+    config = transformers.GlmImageConfig(
+        text_config=language | {"rope_parameters": rope},
+        vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2, "intermediate_size": 16, "image_size": 64},
+        vq_config={"embed_dim": 8, "num_embeddings": codes, "latent_channels": 16},
+        image_token_id=_TOKENS.index("<|image_pad|>"),
+        image_start_token_id=len(_TOKENS) + 2,
+        image_end_token_id=len(_TOKENS) + 3,
+    )
+    tokenizer = _tokenizer(*_GLM_TOKENS)
+    tokenizer.add_special_tokens({"bos_token": _GLM_TOKENS[2]})
+    names = {"image_token": "<|image_pad|>", "grid_bos_token": _GLM_TOKENS[0], "grid_eos_token": _GLM_TOKENS[1]}
+    tokenizer._set_model_specific_special_tokens(names)
+    processor = transformers.GlmImageProcessor(
+        image_processor=transformers.GlmImageImageProcessorPil(), tokenizer=tokenizer, chat_template=_CHAT_TEMPLATE
+    )
+    return {
+        "scheduler": _EULER(
+            base_shift=0.25, max_shift=0.75, base_image_seq_len=256, use_dynamic_shifting=True, time_shift_type="linear"
+        ),
+        "vae": _deep_vae(latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        "tokenizer": transformers.ByT5Tokenizer(),
+        "text_encoder": _byte_t5(16),
+        "processor": processor,
+        "vision_language_encoder": transformers.GlmImageForConditionalGeneration(config),
+        "transformer": diffusers.GlmImageTransformer2DModel(
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            text_embed_dim=16,
+            time_embed_dim=16,
+            condition_dim=8,
+            prior_vq_quantizer_codebook_size=codes,
+        ),
+    }
+
+
+def _z_image_omni() -> dict[str, Any]:
+    parts = z_image_parts()
+    vision = transformers.Siglip2VisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, patch_size=4, num_patches=16
+    )
+    config = dict(parts["transformer"].config) | {"siglip_feat_dim": 16}
+    return parts | {
+        "transformer": diffusers.ZImageTransformer2DModel.from_config(config),
+        "siglip": transformers.Siglip2VisionModel(vision),
+        "siglip_processor": transformers.Siglip2ImageProcessorPil(),
+    }
+
+
 def _omni_gen() -> dict[str, Any]:
     return {
         "scheduler": _EULER(invert_sigmas=True, num_train_timesteps=1),
@@ -725,6 +828,115 @@ def _lumina2() -> dict[str, Any]:
             axes_dim_rope=[4, 2, 2],
             cap_feat_dim=8,
         ),
+    }
+
+
+def _lumina() -> dict[str, Any]:
+    return {
+        "scheduler": _EULER(),
+        "vae": _deep_vae(),
+        "tokenizer": _prefixed_tokenizer(),
+        "text_encoder": _gemma2(),
+        "transformer": diffusers.LuminaNextDiT2DModel(
+            sample_size=4,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=8,
+            num_layers=1,
+            num_attention_heads=1,
+            num_kv_heads=1,
+            multiple_of=16,
+            cross_attention_dim=8,
+        ),
+    }
+
+
+def _chat_glm() -> tuple[Any, Any]:
+    """The tokenizer and the encoder of Kolors, which diffusers has only where sentencepiece is installed."""
+    import sentencepiece
+    from diffusers.pipelines.kolors import ChatGLMModel, ChatGLMTokenizer
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig
+
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)  # it is read again when the tokenizer is saved
+    letters = [" ".join(chr(code) * 2 for code in range(97, 123))] * 10
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(letters), model_prefix=f"{folder.name}/tokenizer", vocab_size=40, model_type="char",
+        pad_id=3, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    config = ChatGLMConfig(
+        num_layers=2,
+        padded_vocab_size=64,
+        hidden_size=16,
+        ffn_hidden_size=16,
+        kv_channels=8,
+        num_attention_heads=2,
+        add_qkv_bias=True,
+        multi_query_attention=True,
+        original_rope=True,
+    )
+    encoder = ChatGLMModel(config)
+    for weight in encoder.parameters():  # it leaves them as it found the memory
+        torch.nn.init.normal_(weight, std=0.1) if weight.ndim > 1 else torch.nn.init.ones_(weight)
+    return ChatGLMTokenizer(f"{folder.name}/tokenizer.model"), encoder
+
+
+def _kolors() -> dict[str, Any]:
+    tokenizer, encoder = _chat_glm()
+    parts = sdxl_parts()
+    config = dict(parts["unet"].config) | {
+        "_use_default_values": [],
+        "encoder_hid_dim": 16,
+        "encoder_hid_dim_type": "text_proj",
+        "projection_class_embeddings_input_dim": 16 + 6 * 8,
+    }
+    return {
+        "scheduler": parts["scheduler"],
+        "vae": parts["vae"],
+        "tokenizer": tokenizer,
+        "text_encoder": encoder,
+        "unet": diffusers.UNet2DConditionModel.from_config(config),
+    }
+
+
+def _prx_transformer(channels: int, patch: int) -> Any:
+    transformer = diffusers.PRXTransformer2DModel(
+        in_channels=channels, patch_size=patch, context_in_dim=8, hidden_size=16, num_heads=2, depth=1, axes_dim=[4, 4]
+    )
+    torch.nn.init.normal_(transformer.blocks[0].modulation.lin.weight)  # it begins with zeros: no prompt shows then
+    return transformer
+
+
+def _prx() -> dict[str, Any]:
+    module = {
+        "vocab_size": 300,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+    }
+    config = transformers.T5GemmaConfig(encoder=module, decoder=module, is_encoder_decoder=False, vocab_size=300)
+    encoder = transformers.models.t5gemma.modeling_t5gemma.T5GemmaEncoder(config.encoder)
+    encoder.config = config  # diffusers loads the encoder from a configuration of both halves
+    return {
+        "scheduler": _EULER(),
+        "vae": _deep_vae(),
+        "tokenizer": _prefixed_tokenizer(),
+        "text_encoder": encoder,
+        "transformer": _prx_transformer(4, 2),
+        "default_sample_size": 256,
+    }
+
+
+def _prx_pixel() -> dict[str, Any]:
+    return {
+        "scheduler": _EULER(),
+        "tokenizer": _prefixed_tokenizer(),
+        "text_encoder": _gemma2(),
+        "transformer": _prx_transformer(3, 16),
+        "default_sample_size": 1024,
     }
 
 
@@ -977,51 +1189,63 @@ def _latent_consistency() -> dict[str, Any]:
     return _stable_diffusion(time_cond_proj_dim=32) | {"scheduler": scheduler}
 
 
-_PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = {
-    "AuraFlowPipeline": _aura_flow,
-    "BriaFiboPipeline": _bria_fibo,
-    "BriaPipeline": _bria,
-    "ChromaPipeline": _chroma,
-    "CogView3PlusPipeline": _cog_view_3,
-    "CogView4Pipeline": _cog_view_4,
-    "DreamLiteMobilePipeline": _dream_lite,
-    "DreamLitePipeline": _dream_lite,
-    "ErnieImagePipeline": _ernie,
-    "Flux2KleinKVPipeline": _flux2_klein,
-    "Flux2KleinPipeline": _flux2_klein,
-    "Flux2Pipeline": _flux2,
-    "FluxKontextPipeline": _flux_kontext,
-    "HiDreamImagePipeline": _hi_dream,
-    "HunyuanDiTPAGPipeline": _hunyuan_dit,
-    "HunyuanDiTPipeline": _hunyuan_dit,
-    "HunyuanImagePipeline": _hunyuan_image,
-    "IFPipeline": _deep_floyd,
-    "Ideogram4Pipeline": _ideogram4,
-    "Kandinsky3Pipeline": _kandinsky3,
-    "Kandinsky5T2IPipeline": _kandinsky5,
-    "Krea2Pipeline": _krea2,
-    "LatentConsistencyModelPipeline": _latent_consistency,
-    "LongCatImagePipeline": _long_cat,
-    "Lumina2Pipeline": _lumina2,
-    "NucleusMoEImagePipeline": _nucleus,
-    "OmniGenPipeline": _omni_gen,
-    "OvisImagePipeline": _ovis,
-    "PixArtAlphaPipeline": _pix_art,
-    "PixArtSigmaPAGPipeline": _pix_art,
-    "PixArtSigmaPipeline": _pix_art,
-    "QwenImage21Pipeline": _qwen_image_21,
-    "QwenImageEditPipeline": _qwen_image_edit,
-    "QwenImageEditPlusPipeline": _qwen_image_edit,
-    "SanaPAGPipeline": _sana,
-    "SanaPipeline": _sana,
-    "SanaSprintPipeline": _sana_sprint,
-    "StableDiffusion3PAGPipeline": _sd3_pag,
-    "StableDiffusionPAGPipeline": _stable_diffusion,
-    "StableDiffusionPanoramaPipeline": _stable_diffusion,
-    "StableDiffusionPipeline": _stable_diffusion,
-    "StableDiffusionSAGPipeline": _stable_diffusion,
-    "StableDiffusionXLPAGPipeline": sdxl_parts,
-}
+_PARTS: Final[dict[str, Callable[[], dict[str, Any]]]] = (
+    {
+        "AuraFlowPipeline": _aura_flow,
+        "BriaFibo2Pipeline": _bria_fibo2,
+        "BriaFiboPipeline": _bria_fibo,
+        "BriaPipeline": _bria,
+        "ChromaPipeline": _chroma,
+        "CogView3PlusPipeline": _cog_view_3,
+        "CogView4Pipeline": _cog_view_4,
+        "DreamLiteMobilePipeline": _dream_lite,
+        "DreamLitePipeline": _dream_lite,
+        "ErnieImagePipeline": _ernie,
+        "Flux2KleinKVPipeline": _flux2_klein,
+        "Flux2KleinPipeline": _flux2_klein,
+        "Flux2Pipeline": _flux2,
+        "FluxKontextPipeline": _flux_kontext,
+        "GlmImagePipeline": _glm_image,
+        "HiDreamImagePipeline": _hi_dream,
+        "HunyuanDiTPAGPipeline": _hunyuan_dit,
+        "HunyuanDiTPipeline": _hunyuan_dit,
+        "HunyuanImagePipeline": _hunyuan_image,
+        "IFPipeline": _deep_floyd,
+        "Ideogram4Pipeline": _ideogram4,
+        "Kandinsky3Pipeline": _kandinsky3,
+        "Kandinsky5T2IPipeline": _kandinsky5,
+        "KolorsPAGPipeline": _kolors,
+        "KolorsPipeline": _kolors,
+        "Krea2Pipeline": _krea2,
+        "LatentConsistencyModelPipeline": _latent_consistency,
+        "LongCatImagePipeline": _long_cat,
+        "Lumina2Pipeline": _lumina2,
+        "LuminaPipeline": _lumina,
+        "NucleusMoEImagePipeline": _nucleus,
+        "OmniGenPipeline": _omni_gen,
+        "OvisImagePipeline": _ovis,
+        "PRXPipeline": _prx,
+        "PRXPixelPipeline": _prx_pixel,
+        "PixArtAlphaPipeline": _pix_art,
+        "PixArtSigmaPAGPipeline": _pix_art,
+        "PixArtSigmaPipeline": _pix_art,
+        "QwenImage21Pipeline": _qwen_image_21,
+        "QwenImageEditPipeline": _qwen_image_edit,
+        "QwenImageEditPlusPipeline": _qwen_image_edit,
+        "SanaPAGPipeline": _sana,
+        "SanaPipeline": _sana,
+        "SanaSprintPipeline": _sana_sprint,
+        "StableDiffusion3PAGPipeline": _sd3_pag,
+        "StableDiffusionPAGPipeline": _stable_diffusion,
+        "StableDiffusionPanoramaPipeline": _stable_diffusion,
+        "StableDiffusionPipeline": _stable_diffusion,
+        "StableDiffusionSAGPipeline": _stable_diffusion,
+        "StableDiffusionXLPAGPipeline": sdxl_parts,
+        "ZImageOmniPipeline": _z_image_omni,
+    }
+    | EARLY
+    | STAGED
+)
 
 TINY_CLASSES: Final = sorted({*_PARTS, *tiny_pipelines.CLASSES})
 """The names of all classes that can be built."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["first_fault", "parse_json", "parse_model", "strict_json"]
+__all__ = ["MAX_TEXT", "check_texts", "first_fault", "parse_json", "parse_model", "strict_json"]
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -21,6 +21,8 @@ _HALF_A_PAIR: Final = re.compile(r"\\u[dD][89a-fA-F]")
 """What may be half of a surrogate pair, once it is decoded."""
 _MAX_DIGITS: Final = 308
 """More digits than this are beyond every number of eight bytes."""
+MAX_TEXT: Final = 100_000
+"""Characters of a text in a record: no run writes as many, and models may be paid for every one that is read."""
 
 
 def parse_json(
@@ -58,6 +60,23 @@ def parse_json(
     except UnicodeEncodeError:
         raise ValueError("it has half of a surrogate pair in a text") from None
     return content
+
+
+def check_texts(content: object) -> None:
+    """Check that no text in a record, which may be somebody else's, is longer than a run writes any.
+
+    Raises:
+        ValueError: One is.
+    """
+    pending = [content]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, str) and len(part) > MAX_TEXT:
+            raise ValueError(f"it has a text of {len(part):,} characters; the limit is {MAX_TEXT:,}")
+        if isinstance(part, Mapping):
+            pending += [*part, *part.values()]
+        elif isinstance(part, list | tuple):
+            pending += part
 
 
 def parse_model(model: type[_Model], text: str | bytes) -> _Model:

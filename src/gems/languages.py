@@ -121,6 +121,9 @@ def _colours(text: str) -> dict[str, Words]:
     return {colour: Words(words) for colour, words in zip(_COLOURS, text.split("|"), strict=True)}
 
 
+_BARE_CONTRACTIONS: Final = "dont doesnt isnt arent cant wont"
+"""As people type them."""
+
 _ENGLISH: Final = Language(
     "en",
     Words(
@@ -153,7 +156,8 @@ _ENGLISH: Final = Language(
         "everyone else yet "
         "still even though "
         "because since until however again lol mess last first try tries same otherwise instead "
-        "called named says say saying reads reading read written writing"
+        "called named says say saying reads reading read written writing "
+        f"{_BARE_CONTRACTIONS}"
     ),
     _numbers(
         "one/single two/pair/couple/both/twin/twins/twice three/triplet/triplets/thrice four five "
@@ -162,7 +166,7 @@ _ENGLISH: Final = Language(
     )
     | {"thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90, "hundred": 100}
     | _GROUPS,
-    Words("no not without never none nothing nobody neither nor cannot excluding minus zero"),
+    Words(f"no not without never none nothing nobody neither nor cannot excluding minus zero {_BARE_CONTRACTIONS}"),
     _colours(
         "red reddish crimson scarlet vermilion|orange|yellow yellowish golden|green greenish turquoise|"
         "blue bluish turquoise navy azure|purple violet|pink pinkish magenta|brown brownish|black|"

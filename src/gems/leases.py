@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -115,20 +115,39 @@ class DatabaseLeases:
     A lock ends with its database session. The server notices within half a minute that a machine has disappeared.
 
     Args:
-        pool: Supplies the connection. If the connection breaks, its leases are lost, and the pool supplies another.
+        pool: Supplies the connection. If it breaks, as when the server is restarted, the pool supplies another, and
+            the leases are acquired again, unless another process was faster.
     """
 
     def __init__(self, pool: ConnectionPool[Connection[DictRow]]) -> None:
         self._pool, self._lock = pool, threading.Lock()
         self._connection: Connection[DictRow] | None = None
+        self._held: set[str] = set()
 
     def acquire(self, name: str) -> bool:
         """See ``Leases.acquire``."""
-        return self._query("SELECT pg_try_advisory_lock(%s) AS ours", name)
+        with self._lock:
+            is_held = self._query("SELECT pg_try_advisory_lock(%s) AS ours", (_number(name),))
+            if is_held:
+                self._held.add(name)
+            return is_held
 
     def release(self, name: str) -> None:
         """See ``Leases.release``."""
-        self._query("SELECT pg_advisory_unlock(%s) AS ours", name)
+        with self._lock:
+            if name in self._held:
+                self._held.remove(name)
+                self._query("SELECT pg_advisory_unlock(%s) AS ours", (_number(name),))
+
+    def holds(self, name: str) -> bool:
+        """Whether this process still holds a lease that it has acquired.
+
+        Raises:
+            psycopg.Error: The database cannot be reached.
+        """
+        with self._lock:
+            self._query("SELECT true AS ours", ())
+            return name in self._held
 
     def close(self) -> None:
         """See ``Leases.close``."""
@@ -137,25 +156,26 @@ class DatabaseLeases:
             self._pool.putconn(self._connection)
             self._connection = None
 
-    def _query(self, statement: str, name: str) -> bool:
+    def _query(self, statement: str, values: tuple[int, ...]) -> bool:
         import psycopg
 
-        key = (_number(name),)
-        with self._lock:
-            try:
-                return self._execute(statement, key)
-            except psycopg.OperationalError:  # the server was restarted, for example
-                return self._execute(statement, key)
+        try:
+            return self._execute(statement, values)
+        except psycopg.OperationalError:  # the server was restarted, for example
+            return self._execute(statement, values)
 
-    def _execute(self, statement: str, key: tuple[int]) -> bool:
+    def _execute(self, statement: str, values: tuple[int, ...]) -> bool:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
-        row = self._connection.execute(statement, key).fetchone()
+            lock = "SELECT pg_try_advisory_lock(%s) AS ours"
+            self._held = {name for name in self._held if self._execute(lock, (_number(name),))}
+        row = self._connection.execute(statement, values).fetchone()
         return bool(row and row["ours"])
 
     def _connect(self) -> Connection[DictRow]:
         if self._connection is not None:
             self._pool.putconn(self._connection)
+            self._connection = None
         connection = self._pool.getconn()
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "3")):  # seconds, seconds, times
             connection.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{setting}", value))
@@ -163,17 +183,21 @@ class DatabaseLeases:
 
 
 @contextmanager
-def leased_in_database(database: str, name: str, refusal: str) -> Iterator[None]:
+def leased_in_database(database: str, name: str, refusal: str, stop: Callable[[str], None]) -> Iterator[None]:
     """Hold a lease in a PostgreSQL database for the duration of the block.
+
+    A server that is restarted has forgotten its leases: this one is acquired again. If another process was faster, the
+    work in the block is stopped, or both would pay for it.
 
     Args:
         database: The database's address.
         name: Names what is worked on.
         refusal: What is said if another process, of any machine, holds the lease.
+        stop: Called, with the reason, to stop the work in the block.
 
     Raises:
         InputError: Another process holds it.
-        BackendError: The database cannot be reached.
+        BackendError: The database cannot be reached, or the lease was lost.
     """
     with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
         import psycopg  # installed, or there would be no pool
@@ -184,7 +208,24 @@ def leased_in_database(database: str, name: str, refusal: str) -> Iterator[None]
             raise BackendError(f"cannot use the PostgreSQL database: {one_line(error)}", retryable=False) from None
         if not is_held:
             raise InputError(refusal)
-        yield
+        is_over, is_lost = threading.Event(), threading.Event()
+
+        def watch() -> None:
+            while not is_lost.is_set() and not is_over.wait(_RETRY_SECONDS):
+                with suppress(psycopg.Error):  # a server that is down gives the lease to nobody
+                    if not leases.holds(name):
+                        is_lost.set()
+                        stop("the lease was lost")
+
+        watcher = threading.Thread(target=watch, daemon=True, name="gems-lease")
+        watcher.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            watcher.join(_RETRY_SECONDS)  # a query to a machine that has disappeared may hang
+        if is_lost.is_set():
+            raise BackendError(f"the PostgreSQL database has ended its sessions, and {refusal}", retryable=False)
 
 
 def _number(name: str) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Final
 
-__all__ = ["printable"]
+__all__ = ["as_markdown", "as_shown", "printable"]
 
 _BIDIRECTIONAL: Final = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks, embeddings, overrides and isolates of the bidirectional algorithm (Unicode Standard Annex 9)."""
@@ -19,3 +20,13 @@ def printable(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(c for c in text.translate(_TABLE) if unicodedata.category(c) != "Cs")
+
+
+def as_shown(value: object) -> object:
+    """A value of a template: text becomes ``printable``. What is markup already stays."""
+    return printable(value) if type(value) is str else value
+
+
+def as_markdown(text: str) -> str:
+    """A text as text in Markdown: it opens no line, column, link, image, code or tag."""
+    return re.sub(r"[|\[<&`\\]", lambda special: f"&#{ord(special[0])};", re.sub(r"\s+", " ", printable(text)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Final
@@ -92,6 +92,11 @@ class Reading:
         return [i for i in range(len(self.tokens)) if i not in skipped and self._is_content(i)]
 
     @cached_property
+    def content_places(self) -> frozenset[int]:
+        """``content``, to ask whether a word is in it."""
+        return frozenset(self.content)
+
+    @cached_property
     def asides(self) -> frozenset[int]:
         """Indexes of what a text says about its writer, and of what the image is for."""
         by_clause: dict[int, list[int]] = {}
@@ -145,7 +150,7 @@ class Reading:
                 group = []
             if ends:
                 return
-            if i in self.content:
+            if i in self.content_places:
                 group.append(i)
         if group:
             yield tuple(group)
@@ -160,7 +165,35 @@ class Reading:
 
     def has(self, word: str) -> bool:
         """Whether it has a word in any form."""
-        return any(alike(word, other) for other in dict.fromkeys(self.words))
+        return any(self._forms_of(word))
+
+    def places_of(self, word: str) -> list[int]:
+        """Indexes of a word in all its forms."""
+        forms = set(self._forms_of(word))
+        return [i for i, other in enumerate(self.words) if other in forms] if forms else []
+
+    def _forms_of(self, word: str) -> Iterator[str]:
+        """Those of its words that are forms of a word, some perhaps twice."""
+        return (other for key in _keys(word) for other in self._by_key.get(key, ()) if alike(word, other))
+
+    @cached_property
+    def _by_key(self) -> dict[str | int, list[str]]:
+        """Its different words by their ``_keys``: a long text is not searched from end to end for each word."""
+        by_key: dict[str | int, list[str]] = {}
+        for word in self.vocabulary:
+            for key in _keys(word):
+                by_key.setdefault(key, []).append(word)
+        return by_key
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, None]:
+        """Its different words, in order."""
+        return dict.fromkeys(self.words)
+
+    @cached_property
+    def joint(self) -> str:
+        """Its words written together."""
+        return "".join(self.words)
 
     def spell(self, indexes: Collection[int]) -> list[str]:
         """The words at indexes as they were written; neighbours are joined."""
@@ -334,7 +367,9 @@ _SYNONYMS: Final = (
     "sea ocean", "car automobile", "bike bicycle", "dawn daybreak sunrise", "dusk sunset sundown",
     "sleep asleep nap doze", "glasses spectacles eyeglasses", "cop police policeman officer", "couch sofa",
     "girl woman lady", "boy man guy", "empty desert vacant unoccupied", "bright luminous radiant",
-    "wood timber", "stone rock", "dog puppy pup hound terrier retriever collie corgi poodle",
+    "wood timber", "stone rock",
+    "dog puppy pup hound terrier retriever collie corgi poodle shiba husky beagle spaniel pug labrador bulldog",
+    "dog dachshund dalmatian greyhound chihuahua pomeranian",
     "cat kitten tabby kitty", "shop store", "film movie", "cup mug", "jump leap", "run sprint", "watch observe",
     "ship boat vessel", "picture image", "yard garden", "fast quick rapid", "rain shower drizzle",
     "fog mist haze", "hill hillside", "mountain peak", "fall autumn", "ladybug ladybird",
@@ -363,6 +398,14 @@ def alike(a: str, b: str) -> bool:
     beginning = _root(short) if len(_root(short)) > 4 else short
     compound = len(short) >= 4 and (long.startswith(beginning) or (len(short) > 4 and long.endswith(short)))
     return inflected or compound
+
+
+@lru_cache(maxsize=8192)
+def _keys(word: str) -> frozenset[str | int]:
+    """What two different words share if they are ``alike``: one of these keys at least."""
+    root, bare = _root(word), without_particle(word)
+    beginnings = {word[:4], bare[:4], root[:4], word[:1] if "\uac00" <= word[:1] <= "\ud7a3" else root}
+    return frozenset({root, *beginnings, f"-{word[-5:]}", f"-{bare[-5:]}", *_synonyms().get(root, ())})
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError, InputError, MalformedAnswerError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsInput
+from gems.graph.state import Budget, GemsInput
 from gems.memory.image_store import ImageStore
 from gems.models.registry import init_mllm
 from gems.models.structured import answer_in_form, capabilities_of, reasoning_of
@@ -302,6 +302,16 @@ def test_a_server_that_refuses_log_probabilities_without_a_word_of_them_gives_ve
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 5])
+@pytest.mark.parametrize("behaviour", ["page", "strict", "malformed", "cuts-connection"])
+def test_tries_of_clients_do_not_exceed_a_limit_on_calls(
+    chat_server: str, tmp_path: Path, behaviour: str, limit: int
+) -> None:
+    chat = ChatEndpoint(chat_server, behaviour)
+    output = draw(chat, tmp_path, budget=Budget(chat_calls=limit))
+    assert len(chat.log) == output["usage"].chat_calls <= limit
 
 
 def test_a_whole_run_goes_through_a_server(chat_server: str, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_a_run_is_solved(server: ProviderServer, any_provider: Provider, tmp_pat
     assert output["usage"].chat_calls == len(talk.endpoint.log)
 
 
-@pytest.mark.parametrize("behaviour", ["busy", "down"])
+@pytest.mark.parametrize("behaviour", ["busy", "down", "crashed"])
 def test_a_transient_fault_is_tried_again(
     server: ProviderServer, provider: Provider, behaviour: str, tmp_path: Path
 ) -> None:
@@ -152,6 +152,9 @@ def test_a_transient_fault_is_tried_again(
     output = talk.draw(tmp_path)
     assert (output["outcome"], output["errors"]) == ("solved", [])
     assert len(talk.endpoint.log) >= 4, "one call failed"
+    # OpenAI's own client does not say how often a busy server, which has done nothing, has refused.
+    refused_free = provider.name.startswith("openai:") and behaviour != "crashed"
+    assert output["usage"].chat_calls == len(talk.endpoint.log) - refused_free
 
 
 def test_a_wrong_key_ends_the_run_in_one_line(server: ProviderServer, any_provider: Provider, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,19 @@ def test_a_row_does_not_say_what_is_read(tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="name the store that holds it with --images"):
         export(source, "webdataset", tmp_path / "w")
     assert export(source, "webdataset", tmp_path / "w", images=str(store)).examples == 3
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_an_export_passes_on_pixels_and_nothing_that_somebody_hid_among_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, secret = picture, b"\0\0\0\x06prVtsecret" + zlib.crc32(b"prVtsecret").to_bytes(4, "big")
+    monkeypatch.setitem(globals(), "picture", lambda shade: whole(shade)[:33] + secret + whole(shade)[33:] + secret)
+    source = make_batch(tmp_path / "out")
+    assert export(source, kind, tmp_path / "x").examples == 3
+    content = b"".join(files(tmp_path / "x").values())
+    assert b"IDAT" in content
+    assert b"secret" not in content
 
 
 def test_rows_and_exports_say_all_about_the_image_that_was_returned(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from shared_servers import marks, needs
 
 from gems.bulk.ray_workers import check_shared_storage
 from gems.database import database_pool
-from gems.errors import InputError
+from gems.errors import BackendError, InputError
 from gems.evals.prompts import fresh_prompts
 from gems.graph.context import GemsContext
-from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease
+from gems.leases import DatabaseLeases, FileLeases, Leases, hold_lease, leased_in_database
 
 HOLDER = """
 import sys, time
@@ -76,6 +76,58 @@ def test_a_lease_is_held_by_one_process_and_ends_with_it(lease_location: str, le
         other.send_signal(signal.SIGKILL)
         assert lease_taken.wait(20)
         thread.join()
+
+
+OURS = "locktype = 'advisory'"
+
+
+@needs("postgres")
+def test_a_lease_that_a_restarted_database_has_forgotten_is_acquired_again(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr("gems.leases._RETRY_SECONDS", 0.05)
+    reasons: list[str] = []
+    with leased_in_database(database, "batch-7", "taken", reasons.append), psycopg.connect(database) as other:
+        holders = "SELECT pid FROM pg_locks WHERE " + OURS
+        [first] = other.execute(holders).fetchall()
+        other.execute("SELECT pg_terminate_backend(%s)", first)
+        wait_until(lambda: other.execute(holders).fetchall() not in ([], [first]), lambda: "it was not acquired again")
+        with pytest.raises(InputError, match="taken"), leased_in_database(database, "batch-7", "taken", reasons.append):
+            pass
+    assert not reasons
+
+
+@needs("postgres")
+def test_work_is_stopped_once_another_process_has_its_lease(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psycopg
+
+    monkeypatch.setattr("gems.leases._RETRY_SECONDS", 0.05)
+    stopped = threading.Event()
+
+    def work() -> None:
+        refusal = "another process has it"
+        with leased_in_database(database, "batch-7", refusal, lambda reason: stopped.set()):
+            row = other.execute(
+                "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE granted AND " + OURS
+            )
+            waiting = threading.Thread(target=other.execute, args=("SELECT pg_advisory_lock(%s)", row.fetchone()))
+            waiting.start()
+            wait_until(
+                lambda: administrator.execute("SELECT pid FROM pg_locks WHERE NOT granted").fetchone(),
+                lambda: "the other process does not wait",
+            )
+            administrator.execute("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE granted AND " + OURS)
+            assert stopped.wait(10)
+            waiting.join()
+
+    with (
+        psycopg.connect(database, autocommit=True) as other,
+        psycopg.connect(database, autocommit=True) as administrator,
+        pytest.raises(BackendError, match="another process has it"),
+    ):
+        work()
 
 
 @needs("postgres")

@@ -6,11 +6,11 @@ import gzip
 import json
 import os
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from fakes import PaintGenerator
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -56,7 +56,7 @@ def test_a_parents_checkpointer_knows_the_types(strict: str, tmp_path: Path) -> 
     environment = {**os.environ, "LANGGRAPH_STRICT_MSGPACK": strict, "PYTHONPATH": str(ROOT / "tests")}
     for answer in ("", "reject", "accept"):
         command = [sys.executable, "-W", "error", "-c", PARENT, str(tmp_path / "c.sqlite"), answer]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        result = forked.run(command, env=environment)
         assert result.returncode == 0, result.stderr
         assert "eserializ" not in result.stderr, "neither an unregistered nor a blocked type"
     assert result.stdout.strip() == "['Attempt', 'Attempt']"

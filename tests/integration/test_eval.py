@@ -99,15 +99,16 @@ def test_an_evaluation_that_is_killed_repeatedly_has_the_same_results(finished: 
     out = tmp_path / "out"
     arms = ["--arms", "single,loop,loop+memory"]
     common = ["--n", "4", "--seed", "3", "--images", "2", "--against", "none"]
-    args, home = ["eval", "grammar", *common, *arms, "--out", str(out)], tmp_path / "home"
+    args, home = ["eval", "grammar", *common, *arms, "--out"], tmp_path / "home"
     for arm in ("single", "loop", "loop+memory"):
         path = out / "arms" / arm / "results.jsonl"
-        with forked.gems_process(*args, home=home) as process:
+        with forked.gems_process(*args, out, home=home) as process:
             wait_until(lambda: path.exists() and b"\n" in path.read_bytes(), lambda: f"{arm} has no result")  # noqa: B023
             process.send_signal(signal.SIGKILL)
         with path.open("ab") as file:
             file.write(b'{"index": 3, "pro')
-    result = gems(*args, home=home)
+        out = out.rename(tmp_path / f"moved after {arm}")
+    result = gems(*args, out, home=home)
     assert result.returncode == 0, result.stderr
     for arm in ("single", "loop", "loop+memory"):
         rows = sorted(results(out, arm), key=lambda row: row["index"])

@@ -318,6 +318,19 @@ def test_failed_calls_use_up_the_budget_too(tmp_path: Path) -> None:
     assert out["image"] is not None
 
 
+@pytest.mark.parametrize("limit", [2, 3, 5])
+@pytest.mark.parametrize("failing", [("Plan",), ("Plan", "Requirements")])
+def test_nodes_that_fail_at_the_same_time_do_not_exceed_a_limit_on_calls(
+    tmp_path: Path, limit: int, failing: tuple[str, ...]
+) -> None:
+    def fail(messages: Any, n: int) -> Any:
+        raise ConnectionError("reset")
+
+    run = Run(tmp_path, ScriptedChatModel(script=script(**dict.fromkeys(failing, fail))))
+    out = run(NO_MEMORY.model_copy(update={"budget": Budget(chat_calls=limit)}))
+    assert len(run.mllm.calls) == out["usage"].chat_calls <= limit
+
+
 def test_a_run_whose_budget_failed_calls_used_up_makes_none_when_it_goes_on(tmp_path: Path) -> None:
     def fail(messages: Any, n: int) -> Any:
         raise BackendError("no server", retryable=False)

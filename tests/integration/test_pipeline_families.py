@@ -12,7 +12,9 @@ from family_checks import behaviour_of
 
 CLASSES = (
     # Of each kind, the ones that are quick: how prompts are taken, encoded and switched, what is called at each step,
-    # what the output holds, and which parts need torchvision elsewhere.
+    # what the output holds, how many stages there are, and which parts diffusers itself does not find.
+    "AltDiffusionPipeline",
+    "AmusedPipeline",
     "AuraFlowPipeline",
     "BriaFiboPipeline",
     "DreamLitePipeline",
@@ -27,6 +29,10 @@ CLASSES = (
     "OmniGenPipeline",
     "PixArtSigmaPipeline",
     "QwenImage21Pipeline",
+    "StableDiffusionLDM3DPipeline",
+    "StableDiffusionParadigmsPipeline",
+    "StableUnCLIPPipeline",
+    "ZImageOmniPipeline",
 )
 
 

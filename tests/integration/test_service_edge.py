@@ -454,6 +454,23 @@ def test_each_counter_is_counted(keyed: Keyed) -> None:
 
 
 @needs("service_edge")
+def test_an_answer_to_no_run_of_ones_own_is_told_alike_on_all_routes(keyed: Keyed) -> None:
+    """The threads of other users do not exist, and a stream says so too."""
+    with keyed.client("ann") as ann, keyed.client("poor") as other:
+        run = ann.post("/v1/runs", json={**RUN, "thread": "anns"}).json()["id"]
+        keyed.served.wait_for(run, key=keyed.keys["ann"])
+        for route in ("invoke", "batch", "stream", "stream_log", "stream_events"):
+            says = []
+            for client, thread in ((other, "anns"), (other, "nobodys"), (ann, "anns")):
+                fields = {"resume": {"action": "accept"}, "thread_id": thread}
+                call = {"inputs": [fields]} if route == "batch" else {"input": fields}
+                answer = client.post(f"/gems/{route}", json=call)
+                says.append((answer.status_code, answer.json()["error"]["message"].replace(thread, "T")))
+            assert says[0] == says[1] == (400, "there is no thread 'T'")
+            assert says[2] == (409, "this run waits for no review")
+
+
+@needs("service_edge")
 def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
     """Not even where a run fails in the midst of a stream."""
     with keyed.client("ann") as ann:

@@ -29,8 +29,19 @@ from gems.memory.trajectory import PastAttempt, Trajectory
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.pocket.grammar import parse_prompt, questions_of
 
-PROMPTS, MANY_PROMPTS = "24", "28"
-"""Prompts of a gate: enough for an interval that excludes zero, and for one that excludes it from below."""
+PROMPTS, FEW_PROMPTS = "24", "20"
+"""Prompts of a gate: enough for an interval that excludes zero, and enough for a skill that changes nothing."""
+
+HELPED = {
+    "passed": True,
+    "reason": "it helped",
+    "points": 9.0,
+    "interval": [2.0, 16.0],
+    "wishes": 20,
+    "won": 4,
+    "lost": 1,
+}
+"""The figures of a gate that a skill has passed."""
 
 RELATED = "Use when the wish places things in relation to each other."
 
@@ -211,18 +222,18 @@ def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
 def test_the_gate_refuses_useless_and_harmful_skills(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     good = "1. Clauses `{clauses}`, each with its place `{place}` and arrangement `{arrangement}`, and `{depth}`."
-    add_draft("good", RELATED, good, about, {})
-    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
-    assert learned_row["state"] == "promoted"
+    move(write_figures(add_draft("good", RELATED, good, about, {}), {**HELPED, "known": 90}), "promoted")
     add_draft("useless", RELATED, "Draw with love.", about, {})
+    [useless] = rows("learn", "--no-builtin-skills", "--prompts", FEW_PROMPTS)["learned"]
     add_draft("harmful", RELATED, "Keep it short: `{plain}`.", about, {})
-    rows_by_name = {
-        row["name"]: row for row in rows("learn", "--no-builtin-skills", "--prompts", MANY_PROMPTS)["learned"]
-    }
-    assert {row["state"] for row in rows_by_name.values()} == {"quarantine"}
-    assert rows_by_name["useless"]["gate"]["reason"] == "its gain cannot be distinguished from zero"
-    assert rows_by_name["harmful"]["gate"]["reason"] == "it does harm"
-    assert rows_by_name["harmful"]["gate"]["interval"][1] < 0
+    [harmful] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
+    assert [(row["name"], row["state"]) for row in (useless, harmful)] == [
+        ("useless", "quarantine"),
+        ("harmful", "quarantine"),
+    ]
+    assert useless["gate"]["reason"] == "its gain cannot be distinguished from zero"
+    assert harmful["gate"]["reason"] == "it does harm"
+    assert harmful["gate"]["interval"][1] < 0
     assert [row["name"] for row in rows("list", "--no-builtin-skills")["skills"]] == ["good"]
     refused = gems("promote", "harmful", code=2).output
     assert "has not passed its trial" in re.sub(r"\s+", " ", refused)
@@ -232,15 +243,14 @@ def test_the_gate_refuses_useless_and_harmful_skills(experienced: Path) -> None:
 def test_a_skill_that_stops_helping_is_retired(experienced: Path) -> None:
     about = {"gems-kind": "position", "gems-generator": "pocket", "gems-fixes": "100000"}
     draft = add_draft("useless", RELATED, "Draw with love.", about, {})
-    gate = {"passed": True, "reason": "it helped", "points": 9.0, "interval": [2.0, 16.0], "wishes": 20, "won": 4}
-    move(write_figures(draft, {**gate, "lost": 1, "tried": []}), "promoted")
-    result = gems("learn", "--no-builtin-skills", "--prompts", PROMPTS, "--json", "--quiet")
+    move(write_figures(draft, {**HELPED, "tried": []}), "promoted")
+    result = gems("learn", "--no-builtin-skills", "--prompts", FEW_PROMPTS, "--json", "--quiet")
     [learned_row] = json.loads(result.stdout)["learned"]
     assert (learned_row["name"], learned_row["state"]) == ("useless", "retired")
     assert "useless is retired, and not offered any more" in result.stderr
     assert learned_row["gate"]["points"] <= 0
     assert rows("list", "--no-builtin-skills")["skills"] == []
-    assert rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"] == []
+    assert rows("learn", "--no-builtin-skills", "--prompts", FEW_PROMPTS)["learned"] == []
 
 
 def test_two_processes_can_learn_at_once(own_home: Path) -> None:

@@ -73,6 +73,9 @@ class Handler(BaseHTTPRequestHandler):
         if refusal := self._refusal(fault, request, n):
             return self._json(*refusal)
         match fault:
+            case "cuts-connection":
+                self.close_connection = True
+                return None
             case "slow":
                 time.sleep(0.3)
             case "hung":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from forked import Process
 from servers.waiting import listening_port
 
 __all__ = ["LANGGRAPH", "ROOT", "Studio", "langgraph_dev"]
@@ -41,18 +42,15 @@ class Studio:
 
 @contextmanager
 def langgraph_dev(base: Path, **variables: str) -> Iterator[Studio]:
-    """Run the server with these environment variables, in a project folder of its own.
-
-    The process is not forked from the fork server, because LangGraph reads ``UNSTRICT`` when it is imported.
-    """
+    """Run the server with these environment variables, in a project folder of its own."""
     project, home, log = base / "project", base / "home", base / "log"
     project.mkdir()
     shutil.copy(ROOT / "langgraph.json", project)
     for name in ("graph", "serve", "pyproject.toml"):
         (project / name).symlink_to(ROOT / name)
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [LANGGRAPH, "dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", "0"],
+        process = Process(
+            [sys.executable, LANGGRAPH, "dev", "--no-browser", "--no-reload", "--host", "127.0.0.1", "--port", "0"],
             cwd=project,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -319,11 +319,12 @@ PROTOCOLS: dict[str, Protocol] = {
 FAULTS: dict[str, tuple[int, str]] = {
     "busy": (429, "slow down"),
     "down": (503, "no worker left"),
+    "crashed": (500, "worker died"),
     "locked": (401, "that is no valid key"),
     "long": (400, "This model's maximum context length is 8192 tokens; your prompt is too long"),
     "moderated": (400, "The request was flagged by our content policy"),
 }
-"""Errors by behaviour; those of ``busy`` and ``down`` go away after the first request."""
+"""Errors by behaviour; those of ``busy``, ``down`` and ``crashed`` go away after the first request."""
 
 _AMAZON_ERRORS = {429: "ThrottlingException", 503: "ServiceUnavailableException", 401: "UnrecognizedClientException"}
 
@@ -384,7 +385,7 @@ class _Handler(BaseHTTPRequestHandler):
             first = self.server.tries[name] == 0
             self.server.tries[name] += 1
         kind = PROTOCOLS[protocol]
-        if behaviour in FAULTS and (first or behaviour not in ("busy", "down")):
+        if behaviour in FAULTS and (first or behaviour not in ("busy", "down", "crashed")):
             status, words = FAULTS[behaviour]
             return self._send(status, kind.error(status, words), {"x-amzn-ErrorType": _AMAZON_ERRORS.get(status, "x")})
         if behaviour == "drips":

@@ -2,7 +2,8 @@
 
 A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
 has imported them spends less than one, and still has its own pid, signals, streams and exit code. The server imports
-the modules of ``gems`` that most commands use, too: they read no settings when they are imported.
+the modules of ``gems`` that most commands use, too: they read no settings when they are imported. It loads the models
+that come with the package. The workers of xdist are forked from it as well (``conftest.py``).
 
 usage: zygote.py SOCKET        The server ends when its standard input is closed.
 
@@ -26,6 +27,7 @@ import socket
 import sys
 import threading
 import traceback
+import types
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -61,6 +63,7 @@ LIBRARIES = (
     "PIL.WebPImagePlugin",
     "resvg_py",
     "httpx",
+    "hypothesis",
     "jinja2",
     "pandas",
     "pyarrow.pandas_compat",
@@ -69,6 +72,7 @@ LIBRARIES = (
     "matplotlib.pyplot",
     "rapidocr",
     "rapidfuzz",
+    "s3fs",
     "fsspec.implementations.chained",
     "fsspec.implementations.local",
     "platformdirs",
@@ -92,7 +96,7 @@ LIBRARIES = (
     "ray.exceptions",
     "ray.util.scheduling_strategies",
 )
-"""Libraries that commands import. If one is missing from this list, commands that need it only become slower."""
+"""Libraries that commands and tests import. If one is missing from this list, what needs it only becomes slower."""
 
 MODULES = (
     "gems.cli.main",
@@ -109,6 +113,7 @@ MODULES = (
     "gems.memory.store",
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
+    "gems.models.ocr",
     "gems.models.pocket.pipeline",
     "gems.runs.folder",
     "gems.runs.report",
@@ -210,17 +215,26 @@ def open_streams(environment: dict[str, str]) -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
 
 
+def read_strictness_again(environment: dict[str, str]) -> None:
+    """Set what LangGraph read from a variable when it was imported."""
+    if strictness := environment.get("LANGGRAPH_STRICT_MSGPACK"):
+        for name in ("langgraph.checkpoint.serde._msgpack", "langgraph._internal._serde"):
+            vars(sys.modules[name])["STRICT_MSGPACK_ENABLED"] = strictness == "true"
+
+
 def execute(request: dict[str, Any]) -> None:
-    """Do what ``python [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and the path of a script."""
+    """Do what ``python [-u] [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and a script's path."""
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
     open_streams(request["env"])
+    read_strictness_again(request["env"])
     kind, *rest = request["arguments"]
-    while kind == "-W":
-        warnings._setoption(rest[0])  # type: ignore[attr-defined]
-        kind, *rest = rest[1:]
+    while kind in ("-u", "-W"):
+        if kind == "-W":
+            warnings._setoption(rest.pop(0))  # type: ignore[attr-defined]
+        kind, *rest = rest
     if kind == "-m":
         sys.path[0] = str(Path.cwd())
         sys.argv = rest
@@ -228,7 +242,8 @@ def execute(request: dict[str, Any]) -> None:
     elif kind == "-c":
         sys.path[0] = ""
         sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), vars(sys.modules["__main__"]))
     else:
         sys.path[0] = str(Path(kind).resolve().parent)
         sys.argv = [kind, *rest]
@@ -272,9 +287,24 @@ def import_libraries() -> None:
         get_checkpoint_conversion_mapping("bert")  # compiles a thousand regular expressions, once
 
 
+def fill_caches() -> None:
+    """Do once what most commands do: a fork has what libraries and the package loaded, compiled and cached then."""
+    from gems.memory.embedder import init_embedder
+    from gems.models.local_weights import load_now
+    from gems.models.pocket.vision import pretrained
+    from gems.models.registry import init_image_generator
+    from gems.runs.report import _template
+
+    init_embedder().embed_query("two red cars")
+    load_now(init_image_generator("pocket"))
+    pretrained()
+    _template()
+
+
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
+    fill_caches()
     server = Server(str(address))
     gc.collect()
     gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page

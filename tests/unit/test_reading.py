@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
+import string
+from pathlib import Path
+
 import pytest
 
 from gems.languages import LANGUAGES, language_of, tokens_of
 from gems.reading import alike, read
+
+WISHES = Path(__file__).parent / "nodes" / "wishes.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -63,6 +70,8 @@ def test_the_numbers_in_a_text(text: str, values: set[int]) -> None:
     [
         ("no people", True),
         ("isn't dark", True),
+        ("dont put rings in it", True),
+        ("un chat dont la tête est rousse", False),
         ("free of cars", True),
         ("sugar-free", True),
         ("without a hat", True),
@@ -98,6 +107,24 @@ def test_what_is_negated(text: str, is_negated: bool) -> None:
 )
 def test_forms_of_one_word(a: str, b: str, same: bool) -> None:
     assert alike(*tokens_of(a), *tokens_of(b)) is same
+
+
+def test_a_text_has_the_words_that_are_alike_to_one_of_its_own() -> None:
+    """The index by which words are looked up leaves none out."""
+    rows = [json.loads(line) for line in WISHES.read_text(encoding="utf-8").splitlines()[::6]]
+    for row in rows:
+        wish, text = read(row["wish"]), read(row["prompt"])
+        for a, b in ((wish, text), (text, wish), (text, read("the people, two wives and a photographic T-shirt"))):
+            assert [w for w in a.words if b.has(w)] == [w for w in a.words if any(alike(w, o) for o in b.words)]
+
+
+def test_a_long_text_is_not_searched_for_each_word() -> None:
+    rng = random.Random(1)
+    words = ["".join(rng.choices(string.ascii_lowercase, k=8)) for _ in range(1000)]
+    text, before = read(" ".join(words[:500])), alike.cache_info()
+    assert sum(map(text.has, words)) == 500
+    after = alike.cache_info()
+    assert after.hits + after.misses - before.hits - before.misses < 10 * len(words)
 
 
 def test_what_the_writer_says_of_themselves_asks_for_nothing() -> None:

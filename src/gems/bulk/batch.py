@@ -384,11 +384,15 @@ def images_location(context: GemsContext, out: Path) -> str:
 def places_of(
     context: GemsContext, out: Path, checkpoints: str | None, images: ImageStore | None = None
 ) -> dict[str, str]:
-    """Marks of the places outside its folder where a batch's work is, by the option that names them; see ``claim``."""
-    store = images or ImageStore(images_location(context, out), create=False)
+    """Marks of the places outside its folder where a batch's work is, by the option that names them; see ``claim``.
+
+    An image store of the caller's own, as an evaluation and a trial have one, is moved together with the folder.
+    """
     places: dict[str, str] = {}
-    if store.url != ImageStore(out.absolute() / "images", create=False).url:
-        places["--images"] = location_mark(store.url)
+    if images is None:
+        store = ImageStore(images_location(context, out), create=False)
+        if store.url != ImageStore(out.absolute() / "images", create=False).url:
+            places["--images"] = location_mark(store.url)
     if checkpoints:
         places["--checkpoints"] = location_mark(without_password(checkpoints))
     return places
@@ -560,7 +564,7 @@ def run_batch(
             store=store,
             images=images,
         )
-        with leased(out, batch, database), worker_opening as worker:
+        with leased(out, batch, database, stop.control.request_drain), worker_opening as worker:
             record = open_record(out, jobs, batch, add_prompts=add_prompts)
             account = account_start(out, record, worker, limits or Limits(), concurrency).open()
             result = _run_jobs(

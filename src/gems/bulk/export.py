@@ -27,7 +27,7 @@ from gems.bulk.results import (
 from gems.errors import InputError
 from gems.files import atomic_replacement
 from gems.json_text import strict_json
-from gems.memory.image_store import ImageStore, read_from, stores_beside
+from gems.memory.image_store import ImageStore, read_from, stores_beside, without_foreign_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -302,7 +302,7 @@ class _Images:
         self._stores = stores_beside(source, url)
 
     def read(self, attempt: AttemptFields) -> bytes:
-        return read_from(self._stores, attempt["sha256"], attempt["image"])
+        return without_foreign_chunks(read_from(self._stores, attempt["sha256"], attempt["image"]))
 
 
 def _webdataset(rows: Iterable[BatchRow], images: _Images, folder: Path, choice: Choice) -> tuple[int, int]:

@@ -121,7 +121,7 @@ def run_on_ray(
         worker_opening = open_worker(
             out, context, batch, models, checkpoints=checkpoints, generator=generator, stop=stop, skills=skills
         )
-        with leased(out, batch, checkpoints), worker_opening as local_worker:
+        with leased(out, batch, checkpoints, stop.control.request_drain), worker_opening as local_worker:
             record = open_record(out, jobs, batch, add_prompts=add_prompts)
             start = account_start(out, record, local_worker, limits or Limits(), concurrency)
             on_start(record.tally(jobs))

@@ -8,7 +8,7 @@ import os
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -383,7 +383,7 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def leased(out: Path, claim: Claim, database: str | None) -> AbstractContextManager[None]:
+def leased(out: Path, claim: Claim, database: str | None, stop: Callable[[str], None]) -> AbstractContextManager[None]:
     """Keep processes of other machines, which have copies of the folder, from working on the batch.
 
     They would draw its prompts a second time, in the same checkpoints.
@@ -392,11 +392,12 @@ def leased(out: Path, claim: Claim, database: str | None) -> AbstractContextMana
         out: The batch's folder.
         claim: What identifies the batch.
         database: The database of its checkpoints. Without one, a copy of the folder has checkpoints of its own.
+        stop: Stops the work, if the database loses the lease and another process gets it.
     """
     if database is None:
         return nullcontext()
     refusal = f"another process works on this batch, in a copy of {out}: wait until it has ended, or end it"
-    return leased_in_database(database, claim.id, refusal)
+    return leased_in_database(database, claim.id, refusal, stop)
 
 
 def open_record(out: Path, jobs: Sequence[Job], claim: Claim, *, add_prompts: bool = False) -> ResultsFile:

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from gems.graph.state import Answer, Kind, Outcome, Usage
-from gems.json_text import parse_json, parse_model
+from gems.json_text import MAX_TEXT, parse_json, parse_model
 from gems.seeds import MAX_SEED
 
 __all__ = ["MAX_USAGE", "BoundedUsage", "check_row"]
@@ -55,7 +55,9 @@ _Moment: TypeAlias = Annotated[str, AfterValidator(_with_time_zone)]
 class _Checked(BaseModel):
     """Other programs may add fields; those that ours read have to be right."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, hide_input_in_errors=True, str_max_length=MAX_TEXT
+    )
 
 
 class _Requirement(_Checked):

@@ -54,6 +54,8 @@ out, err = _SafeConsole(), _SafeConsole(stderr=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_MAX_MESSAGE: Final = 4000
+"""Characters of an error that are shown: it may quote a text of any length, such as a name in somebody's record."""
 _SHOW_CURSOR: Final = b"\x1b[?25h"
 
 _SPEED_PERIOD: Final = 3600
@@ -98,7 +100,9 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
                 raise
-            err.print(f"[red]error:[/] {escape(conceal(_message_of(error)))}", highlight=False, soft_wrap=True)
+            message = conceal(_message_of(error))
+            message = message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 4]} ..."
+            err.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
 
     return run

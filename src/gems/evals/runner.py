@@ -249,6 +249,7 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
         if isinstance(result, BackendError):
             raise result
         ref = images.put(result.image, image_metadata(result.request, generator))
+        images.flush(ref)
     except Exception as error:
         if isinstance(error, OSError) and not is_backend_failure(error):
             raise  # a full disk fails every prompt

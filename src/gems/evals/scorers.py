@@ -34,7 +34,7 @@ from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
 from gems.files import append_whole, lines_of
 from gems.json_text import parse_json, parse_model, strict_json
-from gems.memory.image_store import ImageStore, read_from, read_metadata, stores_beside
+from gems.memory.image_store import ImageStore, decode_png, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
 from gems.models.pocket.pipeline import PocketPipeline
@@ -230,7 +230,7 @@ def _edit(attempt: AttemptFields, images: Sequence[ImageStore]) -> dict[str, Any
         edit = parse_model(_EditMetadata, metadata.get("gems", "")).edit
     except ValueError as error:
         raise InputError(f"the image {attempt['sha256'][:12]} does not say how it was edited ({error})") from None
-    base = Image.open(io.BytesIO(read_from(images, edit.from_, "")))
+    base = decode_png(read_from(images, edit.from_, ""))
     return {"image": base, "keep": edit.keep, "fix": edit.fix}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from markupsafe import Markup
 
 from gems.bulk.faults import in_words
 from gems.errors import InputError
@@ -19,7 +19,8 @@ from gems.evals.analysis import Judged, is_right
 from gems.extras import how_to_install
 from gems.files import write_atomically
 from gems.json_text import strict_json
-from gems.memory.image_store import ImageStore, read_from, stores_beside
+from gems.memory.image_store import ImageStore, decode_png, read_from, stores_beside
+from gems.printable import as_markdown, as_shown, printable
 
 __all__ = ["write_report"]
 
@@ -53,8 +54,15 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
 
 
 def _as_markdown(value: object) -> object:
-    """A value whose text opens no column, link, image or tag: errors come from servers, skills from files."""
-    return re.sub(r"[|\[<&]", lambda special: f"&#{ord(special[0])};", value) if isinstance(value, str) else value
+    """Text becomes text in Markdown: errors come from servers, names of skills from files."""
+    return as_markdown(value) if type(value) is str else value
+
+
+def _as_code(text: str) -> Markup:
+    """A text as code in Markdown, on one line, whatever backticks are in it."""
+    line = " ".join(printable(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return Markup(f"{fence} {line} {fence}" if "`" in line else f"{fence}{line}{fence}")  # noqa: S704 - no HTML
 
 
 @cache
@@ -62,13 +70,14 @@ def _templates(*, html: bool = False) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=html,  # noqa: S701  # Markdown has other special characters
-        finalize=None if html else _as_markdown,
+        finalize=as_shown if html else _as_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
+    environment.filters["code"] = _as_code
     environment.filters["fault"] = in_words
     environment.filters["interval"] = lambda ci: f"{100 * ci[0]:.1f}–{100 * ci[1]:.1f}"
     environment.filters["points"] = lambda value: f"{value:+.1f}".replace("-", "−")
@@ -207,8 +216,7 @@ def _picture(judged: Judged, index: int, images: Sequence[ImageStore]) -> dict[s
 
 
 def _thumbnail(png: bytes) -> str:
-    with Image.open(io.BytesIO(png)) as image:
-        small = image.convert("RGB")
+    small = decode_png(png).convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

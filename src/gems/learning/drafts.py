@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -22,6 +22,7 @@ from gems.models.fencing import fence
 from gems.models.lenient import Form, Text
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter
+from gems.printable import as_markdown
 from gems.runs.record import ModelRecord
 from gems.skills.format import RESERVED, UnusableError, slug
 from gems.skills.loader import load_skills
@@ -116,9 +117,10 @@ def _spread(lesson: Lesson) -> list[DraftChange]:
     return one_per_run[::step][:_MOST_CASES]
 
 
-def _case(change: DraftChange) -> str:
+def _case(change: DraftChange, form: Callable[[str], str] = str) -> str:
     case = _CASE if change.before else _CASE.replace(" | failed with: {before}", "")
-    return case.format(wish=change.prompt[:300], before=change.before[:600], after=change.after[:600])
+    wish, before, after = map(form, (change.prompt[:300], change.before[:600], change.after[:600]))
+    return case.format(wish=wish, before=before, after=after)
 
 
 def _free_name(proposal: str, generator: ModelRecord, context: GemsContext, lesson: Lesson) -> str:
@@ -135,7 +137,7 @@ def _free_name(proposal: str, generator: ModelRecord, context: GemsContext, less
 
 def _evidence(lesson: Lesson) -> str:
     """What the skill was drafted from, for people; the planner need not read it."""
-    rows = "\n".join(_case(change) for change in _spread(lesson))
+    rows = "\n".join(_case(change, as_markdown) for change in _spread(lesson))
     phrases = ", ".join(f"`{p}`" for p in lesson.phrases) or "none"
     what = (
         f"Requirements of kind {lesson.kind} that one prompt failed and the next passed: {len(lesson.fixes)}, in "

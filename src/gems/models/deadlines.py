@@ -19,8 +19,9 @@ import httpcore
 from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
+from gems.models.heads import readable_head
 
-__all__ = ["DEADLINE", "IN_ONE_TRY", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
+__all__ = ["DEADLINE", "IN_ONE_TRY", "MAY_SEND", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
 
 T = TypeVar("T")
 
@@ -29,6 +30,9 @@ DEADLINE: Final = "gems_deadline_seconds"
 
 IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
 """Whether a client is not to send a request again after an error of the server."""
+
+MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent_requests: True)
+"""Whether a call that has sent so many requests may send another one."""
 
 
 def deadline_of(model: BaseChatModel) -> float | None:
@@ -79,11 +83,13 @@ def end_reads_at(end: float) -> None:
 
 
 def limit_reads(event: str, details: Mapping[str, Any]) -> None:
-    """Let no read from a new connection last longer than ``end_reads_at`` says.
+    """Let no read from a new connection last longer than ``end_reads_at`` says, and leave out lines that nobody reads.
 
     httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook
     is httpcore's "trace" extension.
     """
+    if ".receive_response_headers." in event:
+        _READS.in_head = event.endswith(".started")
     if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
         return
     stream: Any = details.get("return_value")
@@ -99,4 +105,9 @@ def limit_reads(event: str, details: Mapping[str, Any]) -> None:
         data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
         return data
 
-    stream.read = read_in_time
+    def read_lines_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
+        data = read_in_time(max_bytes, timeout)
+        is_head = getattr(_READS, "in_head", False)
+        return readable_head(data, lambda: read_in_time(max_bytes, timeout)) if is_head else data
+
+    stream.read = read_lines_in_time

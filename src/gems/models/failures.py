@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost
-from gems.models.servers.error_texts import error_message, says_refusal, words_of
+from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
@@ -21,12 +21,15 @@ __all__ = [
     "is_too_long",
     "may_be_charged",
     "reason_of",
+    "seconds_to_wait",
     "status_of",
 ]
 
+_CERTAIN_STATUSES: Final = {"ContextOverflowError": 413}
+"""What the names of exceptions mean as a status of HTTP, whatever status they carry."""
+
 _STATUSES: Final = {
     # langchain-core's own, which most providers' packages inherit from.
-    "ContextOverflowError": 413,
     "ModelAuthenticationError": 401,
     "ModelPermissionDeniedError": 403,
     "ModelInvalidRequestError": 400,
@@ -35,17 +38,13 @@ _STATUSES: Final = {
     "ModelTimeoutError": 408,
     "ModelConnectionError": 503,
     "ModelAPIError": 500,
-}
-"""What the names of exceptions mean as a status of HTTP. A name further up in this table counts more."""
-
-_TRANSPORT_STATUSES: Final = {
     # openai, anthropic and httpx; then botocore, openrouter, google-auth, torch and Python itself.
     **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError"), 408),
     **dict.fromkeys(("APIConnectionError", "TransportError", "HTTPClientError", "NoResponseError"), 503),
     **dict.fromkeys(("ConnectionError", "OutOfMemoryError"), 503),
     **dict.fromkeys(("NoCredentialsError", "TokenRetrievalError", "GoogleAuthError"), 401),
 }
-"""The same for exceptions that carry no status, since no server has answered."""
+"""The same for exceptions that carry none. A name further up in this table counts more."""
 
 _DEPTH: Final = 6
 """How many causes of an exception are looked at."""
@@ -54,12 +53,12 @@ _DEPTH: Final = 6
 def status_of(error: BaseException) -> int | None:
     """The status of HTTP that a failure stands for; None if it is no failure of a server.
 
-    First by langchain-core's classes, then by what the exception carries, then by its class; then by its causes.
+    By what the exception carries, or else by its class; then by its causes.
     """
     if isinstance(error, BackendError):
         return error.status_code
     causes = list(_causes(error))
-    readers = (lambda e: _by_class(e, _STATUSES), _carried_status, lambda e: _by_class(e, _TRANSPORT_STATUSES))
+    readers = (lambda e: _by_class(e, _CERTAIN_STATUSES), _carried_status, lambda e: _by_class(e, _STATUSES))
     return next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
 
 
@@ -140,6 +139,15 @@ def is_passing(error: BaseException) -> bool:
     """Whether a failure is transient, so that another try may help."""
     status = status_of(error)
     return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
+
+
+def seconds_to_wait(error: BaseException) -> float:
+    """How long a server asks to wait before the next try; 0 if it does not say."""
+    responses = [getattr(cause, "response", None) for cause in _causes(error)]
+    metadata = [response.get("ResponseMetadata") for response in responses if isinstance(response, Mapping)]  # botocore
+    headers = [fields.get("HTTPHeaders") for fields in metadata if isinstance(fields, Mapping)]
+    headers += [getattr(response, "headers", None) for response in responses]
+    return max((retry_after(lines) for lines in headers if isinstance(lines, Mapping)), default=0.0)
 
 
 _LOST_ANSWERS: Final = frozenset(

@@ -31,6 +31,7 @@ from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
+from gems.models.tries import in_tries, tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
@@ -329,7 +330,9 @@ def invoke(
     """
 
     def call(conversation: list[BaseMessage]) -> T:
-        return within_deadline(lambda: request(conversation), deadline_of(model))
+        return within_deadline(
+            lambda: in_tries(lambda: request(conversation), model, is_not_understood), deadline_of(model)
+        )
 
     if not capabilities.system_role:
         return call(_without_system_role(messages))
@@ -362,7 +365,7 @@ def invoke(
 
 def _is_asked_once(model: BaseChatModel) -> bool:
     """Whether a call of a model can be a single request, without further ones by its client."""
-    return not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
+    return bool(tries_of(model)) or not getattr(model, "max_retries", None) or getattr(model, "heeds_one_try", False)
 
 
 _MOST_GUESSES: Final = 2
@@ -579,20 +582,15 @@ def reasoning_of(message: AIMessage) -> str:
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     """The form in the complete part of an answer that was cut off; None if that part is too small.
 
-    An answer that only lacks the brace at its end is complete, whether or not its server says that it was cut off.
-
     The value in which the answer was cut is left out, and repeated items of a list are dropped, since weak models may
     repeat themselves without end.
     """
     text = _unfinished_json(message)
     start = re.search(r"[{\[]", text)
-    if start is None:
+    if start is None or not is_cut_off(message):
         return None
     try:
-        if is_cut_off(message):
-            return schema.model_validate(_complete_part(parse_partial_json(_until_fault(text[start.start() :]))))
-        text = re.sub(r"\s*```\s*\Z", "", text[start.start() :]).rstrip()
-        return schema.model_validate(json.loads(f"{text}}}", strict=False))
+        return schema.model_validate(_complete_part(parse_partial_json(_until_fault(text[start.start() :]))))
     except (ValueError, RecursionError):  # a ValidationError is a ValueError
         return None
 
@@ -650,12 +648,23 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     # Some servers that split off the reasoning split off the answer with it.
     drafts = (thought, reasoning_of(message))
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
+        text = text if is_cut_off(message) else _with_last_brace(text)
         values = json_values(text)
         is_whole = not (is_cut_off(message) or is_broken_json(text))
         if is_whole and is_all_json(text):
             yield from _joined(values, schema)
         yield from (arguments for _, arguments in calls_in_words(text, names) if not is_cut_off(message))
         yield from _forms_in(values, schema, items=pieces or is_whole)
+
+
+def _with_last_brace(text: str) -> str:
+    """A text with the brace that its JSON lacks at its end, if all else is there; a number there may lack digits."""
+    whole = re.sub(r"\s*```\s*\Z", "", text).rstrip()
+    with contextlib.suppress(ValueError, RecursionError):
+        if whole.endswith(('"', "]", "}", "true", "false", "null")):
+            json.loads(f"{whole[whole.index('{') :]}}}", strict=False, parse_int=str)
+            return f"{whole}}}"
+    return text
 
 
 def _without_thoughts(text: str) -> str:
@@ -742,7 +751,7 @@ def _forms_in(values: Sequence[Any], schema: type[BaseModel], *, items: bool) ->
         yield from _unwrapped(value, list_field, schema.enters if issubclass(schema, Form) else lambda _: True)
 
 
-_DEPTH: Final = 3
+_DEPTH: Final = 5
 """How deep a form may be inside of a JSON value."""
 
 

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from gems.errors import InputError
 from gems.graph.state import GemsState
-from gems.json_text import first_fault
+from gems.json_text import check_texts, first_fault
 from gems.secrets import one_line
 
 __all__ = ["CheckedSaver"]
@@ -114,7 +114,9 @@ def _check_state(values: Mapping[str, Any]) -> None:
     if state.validate_python(channels, strict=True) != channels:  # pydantic makes a model of a mapping
         raise TypeError("a value has another type")
     plain = {name: value for name, value in channels.items() if name not in _MESSAGES}
-    state.validate_python(state.dump_python(cast(GemsState, plain), warnings=False))
+    content = state.dump_python(cast(GemsState, plain), warnings=False)
+    check_texts(content)
+    state.validate_python(content)
 
 
 @cache

@@ -15,6 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
+from gems.graph.state import checkpoint_types
 from gems.paths import make_file
 from gems.runs.checkpoint_checks import CheckedSaver
 from gems.secrets import one_line
@@ -98,7 +99,14 @@ def delete_threads_without(saver: BaseCheckpointSaver[Any], threads_to_keep: Abs
 
 
 class _OwnForms(JsonPlusSerializer):
-    """Reads the forms that this program writes. Older ones of LangGraph's build objects of other libraries."""
+    """Reads the forms and types that this program writes, and no others.
+
+    LangGraph's older forms build objects of other libraries, and so do types that nobody has listed, unless
+    ``LANGGRAPH_STRICT_MSGPACK`` is set; a program that uses this package need not have set it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(allowed_msgpack_modules=checkpoint_types())
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in _FORMS:

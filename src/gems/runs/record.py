@@ -17,7 +17,7 @@ from gems.errors import InputError
 from gems.files import read_regular
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Memory, Outcome, Requirement, Usage, best_attempt
-from gems.json_text import parse_json, strict_json
+from gems.json_text import check_texts, parse_json, strict_json
 from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.models.local_weights import load_now
 from gems.models.registry import init_image_generator, init_mllm, model_fingerprint
@@ -190,11 +190,14 @@ def load_record(path: Path) -> tuple[Path, RunRecord]:
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a run of this version of GEMS (schema {SCHEMA})")
     try:
+        check_texts(content)
         return path.parent, RunRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(map(str, first["loc"]))
         raise InputError(f"{path} is damaged ({location + ': ' if location else ''}{first['msg']})") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a run of this version of GEMS ({error})") from error
 
 
 def _body_mark(options: ChatOptions) -> str:

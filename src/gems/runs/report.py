@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from PIL import Image
 
 from gems.graph.state import Attempt, Verdict
+from gems.memory.image_store import decode_png
 from gems.models.public_names import public_fingerprint, public_name
+from gems.printable import as_shown
 from gems.runs.record import RunRecord
 
 __all__ = ["Change", "render_report", "word_changes"]
@@ -117,6 +118,7 @@ def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=as_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -125,8 +127,7 @@ def _template() -> Template:
 
 
 def _thumbnail(png: bytes) -> str:
-    with Image.open(io.BytesIO(png)) as image:
-        small = image.convert("RGB")
+    small = decode_png(png).convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)

@@ -118,9 +118,9 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
         InputError: Another process works on the run, or it cannot be resumed with this memory or with these models.
         BackendError: The disk or a database failed.
     """
-    thread = session.thread
+    thread, control = session.thread, control or RunControl()
     database = database_of(thread.context)
-    with _alone(thread.id, database), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
+    with _alone(thread.id, database, control), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=session.images)
         had_ended = not session.is_new and _check_resumed(graph, session)
         values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
@@ -130,7 +130,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
 
 
 @contextmanager
-def _alone(thread: str, database: str | None) -> Iterator[None]:
+def _alone(thread: str, database: str | None, control: RunControl) -> Iterator[None]:
     """Keep other processes from working on a run: they would draw the same images, and pay for them again.
 
     Raises:
@@ -139,7 +139,7 @@ def _alone(thread: str, database: str | None) -> Iterator[None]:
     """
     refusal = f"another process works on the run {thread}: wait until it has ended, or end it"
     if database is not None:
-        with leased_in_database(database, thread, refusal):
+        with leased_in_database(database, thread, refusal, control.request_drain):
             yield
         return
     path = home() / "threads" / ".leases"

@@ -26,7 +26,7 @@ from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
 from gems.graph.state import GemsInput, GemsState
-from gems.json_text import parse_json, strict_json
+from gems.json_text import check_texts, parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
 from gems.paths import home, private_folder
@@ -171,6 +171,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
     try:
         fields = _thread_in_database(thread, database) if database and not path.exists() else None
         fields = fields or parse_json(read_regular(path, within=path.parent))
+        check_texts(fields)
         return Thread(
             thread,
             fields["prompt"],

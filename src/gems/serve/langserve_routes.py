@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import RunnableLambda
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from starlette.requests import Request
 
@@ -97,15 +97,21 @@ def _without_null(schema: Any) -> Any:
 
 def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
     """Add LangServe's routes for the agent."""
+    agent = _Agent(service, links)
+
+    async def check(request: Request) -> None:
+        for fields in await _check_call(request):
+            await agent.check_answer(fields)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
         from langserve import add_routes
 
         add_routes(
             app,
-            _runnable(service, links),
+            _AgentRunnable(agent).with_types(input_type=AgentRequest, output_type=dict[str, Any]),
             path=_PATH,
-            dependencies=[Depends(_check_call)],
+            dependencies=[Depends(check)],
             enable_feedback_endpoint=False,
             enabled_endpoints=_ENDPOINTS,
         )
@@ -170,13 +176,13 @@ class _BatchCall(_Strict):
     kwargs: dict[str, Any] = Field(default={}, max_length=0)
 
 
-async def _check_call(request: Request) -> None:
-    """Check a call before LangServe reads it, and give its inputs the thread that the config names."""
+async def _check_call(request: Request) -> list[dict[str, Any]]:
+    """Check a call before LangServe reads it, and give its inputs, which are returned, the thread of the config."""
     config_hash = request.path_params.get("config_hash")
     configs = [_checked(_Config, _config_from_hash(config_hash), "config")] if config_hash else []
     _check_page_file(request.path_params.get("file_path", ""))
     if request.method != "POST":
-        return
+        return []
     try:
         body = await request.json()
     except json.JSONDecodeError:  # no body
@@ -188,6 +194,7 @@ async def _check_call(request: Request) -> None:
     for fields, own in zip(inputs, own_configs, strict=False):  # LangServe itself refuses another number of configs
         for config in (*configs, own):
             _put_thread(fields, config.configurable.thread_id)
+    return list(inputs)
 
 
 def _check_page_file(name: str) -> None:
@@ -229,14 +236,11 @@ def _put_thread(fields: dict[str, Any], thread: str) -> None:
         fields["thread_id"] = thread
 
 
-def _runnable(service: Service, links: Links) -> Runnable[Any, Any]:
-    """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too."""
-    runnable = _AgentRunnable(_Agent(service, links))
-    return runnable.with_types(input_type=AgentRequest, output_type=dict[str, Any])
-
-
 class _AgentRunnable(RunnableLambda[Any, Any]):
-    """Accepts a whole batch or nothing of it."""
+    """The runnable. Invoked, it gives the run as it stands at its end; streamed, the events before that too.
+
+    It accepts a whole batch or nothing of it.
+    """
 
     def __init__(self, agent: _Agent) -> None:
         super().__init__(agent.draw, name="gems")
@@ -251,6 +255,15 @@ class _AgentRunnable(RunnableLambda[Any, Any]):
 class _Agent:
     service: Service
     links: Links
+
+    async def check_answer(self, fields: dict[str, Any]) -> None:
+        """Check that a run waits for this answer, if it is one: in streams, LangServe hides why not."""
+        request = AgentRequest.model_validate(fields)
+        try:
+            if request.resume:
+                await asyncio.to_thread(self._waiting, request)
+        except (InputError, ConflictError) as error:
+            raise as_http(error) from error
 
     async def begin_all(self, inputs: Sequence[AgentRequest | dict[str, Any]]) -> list[Run]:
         """Begin or resume a run for each request, or raise an HTTP error and begin none."""

@@ -32,6 +32,7 @@ from gems.bulk.row_checks import check_row
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, Budget, ImageRef, Prices, Usage
+from gems.memory.image_store import ImageStore
 from gems.runs.record import ModelRecord
 
 JOBS = [Job(i, f"prompt {i}", 100 + i, id=f"id{i}", line=i + 1) for i in range(6)]
@@ -267,6 +268,13 @@ def test_a_batch_stays_where_its_images_and_checkpoints_are(tmp_path: Path) -> N
     del content["places"]  # as earlier versions wrote it
     (tmp_path / "batch.json").write_text(json.dumps(content))
     begin()
+
+
+def test_a_batch_moves_with_an_image_store_of_its_callers(tmp_path: Path) -> None:
+    context = GemsContext(memory=False)
+    for name in ("here", "there"):
+        images = ImageStore(tmp_path / name / "images")
+        assert places_of(context, tmp_path / name / "arm", None, images) == {}
 
 
 def test_a_folder_keeps_its_prompts(tmp_path: Path) -> None:

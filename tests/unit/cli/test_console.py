@@ -83,6 +83,16 @@ def test_an_error_is_shown_as_text() -> None:
     assert text == f"error: {SHOWN}\n"
 
 
+def test_an_error_that_quotes_a_long_name_is_cut() -> None:
+    @guarded
+    def fail() -> None:
+        raise BackendError(f"unknown generator {'x' * 100_000}")
+
+    text = shown(err, lambda: _exits(fail))
+    assert len(text) < 4100
+    assert text.endswith(" ...\n")
+
+
 def _exits(command: Callable[[], None]) -> None:
     with pytest.raises(typer.Exit):
         command()

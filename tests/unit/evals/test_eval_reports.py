@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from markdown_it import MarkdownIt
 
 from gems.evals.summary import _templates
+from gems.printable import printable
 
 HOSTILE = "a|b <img src=http://evil.example/x> [click](javascript:alert) ![](http://evil.example/y) &amp;"
 
@@ -16,3 +18,19 @@ def test_text_of_others_opens_no_column_link_image_or_tag(*, html: bool) -> None
     assert "<" not in text
     assert "&amp;amp;" in text or "&#38;amp;" in text
     assert html or (text.count("|") == 3 and "[" not in text)
+
+
+@pytest.mark.parametrize("html", [False, True])
+def test_text_of_others_stays_on_its_line_and_commands_no_terminal(*, html: bool) -> None:
+    hostile = "a\n\n# heading\r\n| x \x1b]0;t\x07\x9b31m\u202e\u2028`b`\\"
+    text = _templates(html=html).from_string("- {{ error }}.").render(error=hostile)
+    assert printable(text) == text
+    assert html or (text.count("\n") == 0 and "`" not in text and "&#92;." in text)
+
+
+@pytest.mark.parametrize("command", ["gems eval x.jsonl", "gems eval 'a`b'", "gems eval '``'\n# x", "a\x1b[31m <b>|"])
+def test_a_command_is_code_whatever_is_in_it(command: str) -> None:
+    text = _templates().from_string("Made by {{ command|code }}.").render(command=command)
+    parts = next(token.children for token in MarkdownIt().parse(text) if token.type == "inline") or []
+    assert [part.type for part in parts] == ["text", "code_inline", "text"]
+    assert parts[1].content == " ".join(printable(command).split())

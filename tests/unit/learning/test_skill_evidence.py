@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from remembering import past
 
 from gems.learning.contrasts import MIN_CHANGES, changes_of, is_held_out, lessons_of, phrases_of, separating_phrases
+from gems.learning.drafts import _evidence
 from gems.memory.trajectory import Trajectory
+from gems.printable import printable
 
 THINGS = ["cats", "dogs", "birds", "cars", "chairs", "boats", "lamps", "clocks", "horses", "violins", "drums", "kites"]
 
@@ -42,6 +46,15 @@ def test_common_phrases_of_successful_prompts_are_found() -> None:
     assert "on the left" in " ".join(lessons[0].phrases)
     assert ";" in lessons[0].phrases
     assert len(lessons[0].runs) == 12
+
+
+def test_evidence_for_people_is_text_whatever_the_runs_say() -> None:
+    hostile = "{} [click](http://evil.example)\n\n# heading <img src=x> \x1b[31m"
+    [lesson] = lessons_of([fixed(i, hostile) for i in range(MIN_CHANGES + 4)])
+    text = _evidence(replace(lesson, phrases=()))
+    assert "evil.example" in text
+    assert printable(text) == text
+    assert not any(special in text for special in ("[", "<", "\n# heading"))
 
 
 def test_too_few_runs_teach_nothing() -> None:

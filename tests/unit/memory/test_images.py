@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import threading
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -17,7 +19,16 @@ from recording_server import recorded_requests
 from gems.errors import BackendError, InputError
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
-from gems.memory.image_store import ImageStore, encode_png, open_images, read_from, read_metadata
+from gems.memory.image_store import (
+    ImageStore,
+    decode_png,
+    encode_png,
+    open_images,
+    read_from,
+    read_metadata,
+    without_foreign_chunks,
+)
+from gems.nodes.ask import image_block
 
 META = {"parameters": "two cats\nSeed: 1", "gems": '{"prompt": "zwei Kätzchen ☃"}'}
 
@@ -218,6 +229,52 @@ def test_a_file_is_checked_before_it_is_decoded(tmp_path: Path) -> None:
         file.truncate(2**40)  # a sparse file
     with pytest.raises(BackendError, match="more than 256 MB"):
         store.read_hash(huge)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+
+
+FOREIGN = [
+    chunk(b"eXIf", b"MM\0*where the photograph was taken"),
+    chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"anything")),
+    chunk(b"zTXt", b"gems\0\0" + zlib.compress(b"a" * 10**6)),
+    chunk(b"tEXt", b"Author\0somebody"),
+    chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x/>"),
+    chunk(b"acTL", bytes(8)),
+    chunk(b"prVt", b"anything"),
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_somebody_has_put_into_an_image_is_not_passed_on(foreign: bytes) -> None:
+    own = encode_png(square("red"), META)
+    assert without_foreign_chunks(own) == own
+    for place in (33, len(own) - 12, len(own)):  # behind the size, before the end, behind it
+        assert without_foreign_chunks(own[:place] + foreign + own[place:]) == own
+
+
+@pytest.mark.parametrize("cut", [8, 20, 40, -12, -1])
+def test_a_torn_image_is_not_passed_on(cut: int) -> None:
+    own = encode_png(square("red"), META)
+    with pytest.raises(BackendError, match="damaged"):
+        without_foreign_chunks(own[:cut])
+    with pytest.raises(BackendError, match="damaged"):
+        without_foreign_chunks(own[:33] + b"\xff\xff\xff\xff" + own[37:])
+
+
+@pytest.mark.parametrize("fault", ["pixels", "texts", "kind"])
+def test_an_image_that_cannot_be_decoded_is_told_in_one_line(fault: str) -> None:
+    own = encode_png(square("red"), META)
+    bomb = b"".join(chunk(b"zTXt", b"t%d\0\0" % n + zlib.compress(bytes(2**20))) for n in range(70))
+    head = own[:33]
+    images = {"pixels": head + chunk(b"IDAT", b"no zlib") + chunk(b"IEND", b""), "texts": head + bomb + own[33:]}
+    readers: tuple[Callable[[bytes], object], ...] = (decode_png, read_metadata, partial(image_block, longest=4))
+    png = images.get(fault, b"\xff\xd8\xff" + own)
+    for read in readers:
+        with pytest.raises(BackendError, match="damaged") as caught:
+            read(png)
+        assert "\n" not in str(caught.value)
 
 
 def test_several_stores_are_read_in_turn(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from remembering import past
 from gems.errors import InputError
 from gems.memory.experience import EXPERIENCES, distil, prune, remember
 from gems.memory.store import FaissStore
-from gems.memory.trajectory import SOLVED, namespace
+from gems.memory.trajectory import SOLVED, TRAJECTORIES, namespace
 from gems.memory.transfer import export_lines, import_lines, read_lines
 
 NOW = datetime.now(UTC).isoformat()
@@ -171,6 +171,8 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"value": {"deep": [float("-inf")]}}, "Infinity"),
     (GOOD | {"value": {"text": "\udc00"}}, "surrogate"),
     ('{"a": ' + "9" * 5000 + "}", "not JSON"),
+    (layer(TRAJECTORIES, RUN, best_prompt="a" * 10**6), "a text of 1,000,000 characters; the limit is 100,000"),
+    (layer(EXPERIENCES, EXPERIENCE, lesson="a" * 10**6), "a text of 1,000,000 characters"),
     ([], "dictionary"),
     (None, "dictionary"),
     (GOOD | {"namespace": []}, "namespace"),

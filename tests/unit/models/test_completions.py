@@ -49,6 +49,9 @@ BODY = json.dumps(ANSWER).encode()
     [
         STREAM,
         b"data: " + BODY + b"\n\ndata: [DONE]\n\n",
+        b"".join(b"data: " + line + b"\n" for line in json.dumps(ANSWER, indent=1).encode().splitlines())
+        + b"\ndata: [DONE]",
+        json.dumps({"code": 0, "data": {"result": {"response": ANSWER}}}).encode(),
         b": OPENROUTER PROCESSING\n\n" + BODY,
         b"\xef\xbb\xbf" + BODY,
         json.dumps(ANSWER).encode("utf-16"),

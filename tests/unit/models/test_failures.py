@@ -29,6 +29,7 @@ AMAZON = {"Error": {"Code": "ThrottlingException", "Message": "slow"}, "Response
     [
         (raised("Any", core("ModelRateLimitError")), 429, True),
         (raised("Any", core("ModelAPIError")), 500, True),
+        (raised("Any", core("ModelAPIError"), status_code=529), 529, True),
         (raised("Any", core("ModelConnectionError")), 503, True),
         (raised("Any", core("ModelTimeoutError")), 408, True),
         (raised("Any", core("ModelAuthenticationError")), 401, False),

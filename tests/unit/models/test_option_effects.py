@@ -291,6 +291,12 @@ def test_only_a_server_without_seeds_is_not_reproducible() -> None:
         ("diffusers:C:\\Users\\ann\\my-model", "diffusers:my-model"),
         ("transformers:/home/ann/qwen", "transformers:qwen"),
         ("openai:/srv/ann/models/z-image", "openai:z-image"),
+        ("diffusers:/home/ann/my\x1b[31m\u202emodel\n", "diffusers:my[31mmodel"),
+        ("diffusers:/home/ann/a\0b", "diffusers:ab"),
+        ("diffusers:~nobody-of-this-name/ann/x", "diffusers:x"),
+        ("diffusers:/ann/" + "x" * 5000, "diffusers:" + "x" * 190),
+        ("diffusers:" + "y" * 5000, "diffusers:" + "y" * 190),
+        ("openai:a\nb\x9b31m", "openai:a b31m"),
     ],
 )
 def test_a_public_name_has_no_address_and_no_folder(name: str, public: str) -> None:
@@ -298,9 +304,12 @@ def test_a_public_name_has_no_address_and_no_folder(name: str, public: str) -> N
 
 
 def test_a_relative_folder_is_reduced_to_its_last_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    assert public_name(f"diffusers:{tmp_path}/circle") == "diffusers:circle"
     (tmp_path / "ann" / "my-model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert public_name("diffusers:ann/my-model") == "diffusers:my-model"
+    assert public_name("transformers:ann/my-model") == "transformers:my-model"
     assert public_name("diffusers:other/my-model") == "diffusers:other/my-model"
 
 

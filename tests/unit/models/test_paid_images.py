@@ -6,6 +6,7 @@ import base64
 import gzip
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.heads import readable_head
 from gems.models.registry import init_image_generator
 from gems.models.servers.base import decode_image
 from gems.options import GeneratorOptions
@@ -34,6 +36,10 @@ PNG = _file("PNG")
 ENCODED = base64.b64encode(PNG).decode()
 DATA_URL = f"data:image/png;base64,{ENCODED}"
 GOOD = json.dumps({"data": [{"b64_json": ENCODED}]}).encode()
+
+
+def _events(*contents: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(content).encode() + b"\n\n" for content in contents)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,6 +117,9 @@ def _draw(address: str, body: bytes, kind: str) -> GeneratedImage | BackendError
         gzip.compress(GOOD),
         GOOD + b"\nOK",
         b'{"status": "ok"}\n' + GOOD,
+        json.dumps({"images": {"0": ENCODED, "1": ENCODED}}).encode(),
+        b'{"status": "processing", "image": "' + ENCODED[:-8].encode() + b'"}\n' + GOOD,
+        _events({"type": "partial_image", "b64_json": ENCODED[:-8]}, {"type": "completed", "b64_json": ENCODED}),
         b'{"progress": 50}\n' + GOOD + b"\n",
         GOOD[:-2] + b",]}",
         str({"data": [{"b64_json": ENCODED}]}).encode(),
@@ -191,12 +200,18 @@ def test_an_image_of_another_format_is_paid_once(address: str, kind: str) -> Non
         {"thumbnail_url": "/a.png"},
         {"data": [{"url": "/elsewhere.png"}]},
         {"data": [{"url": "http://images.example.com/a.png"}]},
+        {"id": "j1", "status": "processing", "image": ENCODED},
+        {"state": "IN_PROGRESS", "output": [ENCODED]},
+        _events({"type": "image_generation.partial_image", "b64_json": ENCODED}),
+        _events({"type": "partial_image", "b64_json": ENCODED}, {"type": "error", "error": {"message": "GPU died"}}),
     ],
 )
 def test_what_is_not_the_image_is_not_taken_for_it(address: str, answer: Any) -> None:
-    result = _draw(address, json.dumps(answer).encode(), "openai")
+    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    result = _draw(address, body, "openai")
     assert isinstance(result, BackendError)
     assert "\n" not in str(result)
+    assert ENCODED[:40] not in str(result)
     assert _Handler.drawn == 1
 
 
@@ -282,11 +297,53 @@ def test_a_jpeg_without_its_last_bytes_is_an_image_if_its_rows_are_there(
             assert result.image.crop((0, 0, 256, 236)).tobytes() == whole.crop((0, 0, 256, 236)).tobytes()
 
 
-def test_an_answer_that_is_no_http_is_paid_once(address: str) -> None:
-    _Handler.headers_sent = {"broken header\r\nX": "y"}
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"broken header\r\nX": "y"},
+        {"<br />\r\n<b>Warning</b>: in draw.php on line 3<br />\r\nX": "y"},
+        {"Content Disposition": "inline"},
+        {"X-Two ": "y"},
+        {"": "y"},
+        {"X": "a\0b"},
+        {"Content-Length": "unknown"},
+        {"Transfer-Encoding": "identity"},
+    ],
+)
+@pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
+def test_a_broken_line_before_an_answer_loses_nothing(address: str, headers: dict[str, str], version: str) -> None:
+    _Handler.headers_sent, _Handler.protocol_version = {**headers, "Connection": "close"}, version
     result = _draw(address, GOOD, "openai")
-    assert "its answer is no valid HTTP (illegal header line" in str(result)
+    assert isinstance(result, GeneratedImage), result
     assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"Content-Length": "7\r\nContent-Length: 8"}, "conflicting"),
+        ({"Transfer-Encoding": "gzip, chunked"}, "chunked"),
+    ],
+)
+def test_an_answer_that_is_no_http_is_paid_once(address: str, headers: dict[str, str], says: str) -> None:
+    _Handler.headers_sent = headers
+    result = _draw(address, GOOD, "openai")
+    assert re.search(rf"its answer is no valid HTTP \(.*{says}", str(result))
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_lines_before_an_answer_are_read_in_any_pieces(size: int) -> None:
+    sent = b"\r\nHTTP/1.1 200 OK\r\nno colon\r\n folded\r\nA: 1\r\n folded\r\nB : 2\nC: 3\r\n\r\nno colon\r\n"
+    stream = io.BytesIO(sent)
+    head = readable_head(stream.read(size), lambda: stream.read(size))
+    assert head + stream.read() == b"HTTP/1.1 200 OK\r\nA: 1\r\n folded\r\nC: 3\r\n\r\nno colon\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", bytes(70_000)])
+def test_lines_without_an_end_are_left_alone(sent: bytes) -> None:
+    stream = io.BytesIO(sent)
+    assert readable_head(stream.read(100), lambda: stream.read(100)) + stream.read() == sent
 
 
 def _file(kind: str, **options: Any) -> bytes:

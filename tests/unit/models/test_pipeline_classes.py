@@ -13,11 +13,11 @@ import pytest
 import torch
 from forked import gems_here
 from PIL import Image
-from pipeline_page import PAGE, pipeline_classes, with_tables
-from tiny_families import save_family
+from pipeline_page import NOT_RUN, PAGE, pipeline_classes, with_tables
+from tiny_families import TINY_CLASSES, save_family
 from tiny_pipelines import SIZE, save_tiny
 
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.families import DRAWING, Family, call_parameters, family_of, refusal
 from gems.models.diffusers.previews import unpacked
@@ -66,6 +66,11 @@ def test_what_the_table_says_fits_the_call(name: str) -> None:
     assert rewriters == family.switches.keys()
 
 
+def test_every_class_that_draws_is_run_or_has_a_reason() -> None:
+    assert DRAWING.keys() == {*TINY_CLASSES, *NOT_RUN}
+    assert not NOT_RUN.keys() & set(TINY_CLASSES)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -86,6 +91,7 @@ REFUSALS = {
     "LLaDA2Pipeline": "writes text",
     "Krea2ModularPipeline": "is a modular pipeline",
     "StableDiffusionOnnxPipeline": "runs on ONNX",
+    "Cosmos2TextToImagePipeline": "needs cosmos_guardrail and torchvision: pip install cosmos_guardrail torch",
     "KolorsPipeline": "needs sentencepiece: pip install sentencepiece",
     "PRXPixelPipeline": "needs ftfy: pip install ftfy",
 }
@@ -151,6 +157,15 @@ def test_what_a_call_raises_is_an_error_in_place(
     assert result.retryable == isinstance(error, OSError)
 
 
+def test_a_prompt_that_a_safety_checker_refuses_is_refused(z_image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = generator(z_image)
+    refusal_of_cosmos = ValueError("Cosmos Guardrail detected unsafe text in the prompt: a cat. Please ensure that ...")
+    with backend.replicas.borrow() as replica:
+        monkeypatch.setattr(replica.pipeline, "encode_prompt", raising(refusal_of_cosmos))
+    [result] = backend.generate([ImageRequest("a cat", 1)])
+    assert isinstance(result, ContentRefusedError)
+
+
 def test_the_command_line_shows_it_in_one_line(z_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusers.ZImagePipeline, "encode_prompt", raising(AttributeError("no such part")))
     options = [
@@ -187,6 +202,65 @@ def test_an_output_without_images_is_told(z_image: Path, monkeypatch: pytest.Mon
     assert str(result) == "tiny: ZImagePipeline returned a ZImagePipelineOutput without images"
 
 
+# --- several stages --------------------------------------------------------------------------------------------------
+
+
+class _StopError(Exception):
+    """What a listener raises to end a call."""
+
+
+@pytest.mark.parametrize(
+    ("name", "prior_steps", "stages"),
+    [("StableUnCLIPPipeline", 25, 2), ("UnCLIPPipeline", 25, 3)],
+)
+def test_steps_are_those_of_all_stages(name: str, prior_steps: int, stages: int, tmp_path: Path) -> None:
+    steps: list[Step] = []
+    sizes = {} if name == "UnCLIPPipeline" else {"width": SIZE, "height": SIZE}
+    options = GeneratorOptions(steps=2, **sizes)
+    backend = DiffusersGenerator(str(save_family(name, tmp_path / name)), name="tiny", options=options)
+    [result] = backend.generate([ImageRequest("a cat", 1)], on_step=steps.append)
+    assert isinstance(result, GeneratedImage)
+    total = prior_steps + 2 + (7 if stages == 3 else 0)
+    assert [(step.step, step.steps) for step in steps] == [(count, total) for count in range(1, total + 1)]
+
+
+def test_a_prior_can_be_stopped(tmp_path: Path) -> None:
+    """Its class has a callback for the decoder, and another for the prior."""
+    steps: list[int] = []
+
+    def listener(step: Step) -> None:
+        steps.append(step.step)
+        raise _StopError
+
+    backend = generator(save_family("WuerstchenCombinedPipeline", tmp_path / "wuerstchen"), width=128, height=128)
+    with pytest.raises(_StopError):
+        backend.generate([ImageRequest("a cat", 1)], on_step=listener)
+    assert steps == [1]
+    with backend.replicas.borrow() as replica:
+        assert "step" not in vars(replica.pipeline.prior_scheduler)  # the next call is not reported to this listener
+
+
+def test_parts_that_diffusers_has_moved_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_family("WuerstchenCombinedPipeline", tmp_path / "wuerstchen")
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["vqgan"] == ["wuerstchen", "PaellaVQModel"]  # as repositories have it
+    monkeypatch.delattr(diffusers.pipelines, "wuerstchen")  # as in a new process
+    generator(folder, width=128, height=128).load()
+
+
+def test_a_prior_reads_a_negative_prompt_where_the_decoder_guides_not(tmp_path: Path) -> None:
+    folder = save_family("StableCascadeCombinedPipeline", tmp_path / "cascade")
+    settings = generator(folder, width=128, height=128, negative_prompt="a dog").settings
+    assert settings["negative_prompt"] == "a dog"
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")  # Kandinsky calls its own stages in an old way
+def test_a_prior_takes_a_negative_prompt_with_one_generator(tmp_path: Path) -> None:
+    backend = generator(save_family("KandinskyV22CombinedPipeline", tmp_path / "kandinsky"), width=64, height=64)
+    [result] = backend.generate([ImageRequest("a cat", 1, negative_prompt="a dog")])
+    assert isinstance(result, GeneratedImage)
+
+
 # --- options and doctor ----------------------------------------------------------------------------------------------
 
 
@@ -214,6 +288,27 @@ def test_a_batch_is_refused_where_it_would_change_images(tmp_path: Path) -> None
         _ = generator(folder, batch_size=2).settings
     results = generator(folder).generate([ImageRequest("a cat", 1), ImageRequest("a dog", 1)])
     assert all(isinstance(result, GeneratedImage) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [
+        ("GlmImagePipeline", 32),
+        ("KandinskyV22CombinedPipeline", 64),
+        ("LDMTextToImagePipeline", 8),
+        ("WuerstchenCombinedPipeline", 128),
+    ],
+)
+def test_a_size_that_a_class_would_round_is_refused(name: str, multiple: int, tmp_path: Path) -> None:
+    folder = save_family(name, tmp_path / name)
+    with pytest.raises(InputError, match=rf"width {3 * multiple + 4} is not a multiple of {multiple}, as {name} needs"):
+        _ = generator(folder, width=3 * multiple + 4, height=2 * multiple).settings
+
+
+def test_a_class_without_a_size_of_its_own_is_given_one(tmp_path: Path) -> None:
+    folder = save_family("GlmImagePipeline", tmp_path / "glm")
+    settings = DiffusersGenerator(str(folder), name="tiny").settings
+    assert (settings["width"], settings["height"]) == (1024, 1024)
 
 
 def test_prompts_are_drawn_as_they_are_written(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ def block(color: str = "red", size: tuple[int, int] = (32, 16)) -> dict[str, Any
     return {"type": "image", "base64": png(color, size), "mime_type": "image/png"}
 
 
-def png(color: str = "red", size: tuple[int, int] = (32, 16)) -> str:
+def png(color: str = "red", size: tuple[int, int] = (32, 16), mode: str = "RGB") -> str:
     file = io.BytesIO()
-    Image.new("RGB", size, color).save(file, "PNG")
+    Image.new(mode, size, color).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -409,7 +409,7 @@ def test_control_tokens_in_a_message_are_text(chat: TransformersChatModel) -> No
         HumanMessage([{"type": "image", "base64": base64.b64encode(b"no image").decode(), "mime_type": "image/png"}]),
         HumanMessage([{"type": "image", "base64": png(size=(64, 64))[:80], "mime_type": "image/png"}]),
         HumanMessage([{"type": "image", "base64": "%%%", "mime_type": "image/png"}]),
-        HumanMessage([{"type": "image", "base64": png(size=(9000, 8000)), "mime_type": "image/png"}]),
+        HumanMessage([{"type": "image", "base64": png("white", (9000, 8000), "1"), "mime_type": "image/png"}]),
         HumanMessage([{"type": "image", "base64": png(size=(900, 2)), "mime_type": "image/png"}]),
         HumanMessage([{"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"}]),
         HumanMessage("word " * 2000),

@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, InvalidToolCall
 
 from gems.errors import MalformedAnswerError
 from gems.graph.state import Requirement
-from gems.models.structured import read_form, read_whole_part
+from gems.models.structured import read_form
 from gems.nodes.decomposer import Requirements
 from gems.nodes.planner import Plan, _final_plan
 from gems.nodes.question_ids import questions_of
@@ -629,10 +629,33 @@ def test_questions_are_read_from_a_table_of_assignments() -> None:
 @pytest.mark.parametrize("end", ["", "\n```"])
 @pytest.mark.parametrize("form", [Plan, Refinement])
 def test_an_answer_that_lacks_only_its_last_brace_is_whole(form: type[Plan | Refinement], end: str) -> None:
-    part = read_whole_part(AIMessage('{"strategy": "restart", "prompt": "two red cars"' + end), form)
-    assert part is not None
-    assert part.prompt == "two red cars"
-    assert read_whole_part(AIMessage('{"strategy": "restart", "prompt": "two red ca' + end), form) is None
+    answer = read_form(AIMessage('{"strategy": "restart", "prompt": "two red cars"' + end), form)
+    assert answer.prompt == "two red cars"
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage('{"strategy": "restart", "prompt": "two red ca' + end), form)
+
+
+@pytest.mark.parametrize("beginning", ["", "Here it is:\n```json\n"])
+def test_a_list_that_lacks_only_its_last_brace_is_whole(beginning: str) -> None:
+    form = read_form(AIMessage(beginning + _FORM[:-1]), Requirements)
+    assert [(item.question, item.kind) for item in form.requirements] == _ASKED
+    call = InvalidToolCall(name="Requirements", args=_FORM[:-1], id="1", error=None)
+    assert len(read_form(AIMessage("", invalid_tool_calls=[call]), Requirements).requirements) == 2
+
+
+@pytest.mark.parametrize("end", ["", ', "quality": 0.9', ', "flaws": "no', ", "])
+def test_a_list_that_may_lack_more_than_a_brace_is_asked_for_again(end: str) -> None:
+    verdicts = '{"verdicts": [{"id": "q1", "answer": "yes"}, {"id": "q2", "answer": "no"}'
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(f"{verdicts}]{end}" if end else verdicts), Verdicts)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_form_in_several_frames_is_read(depth: int) -> None:
+    answer: Any = json.loads(_FORM)
+    for _ in range(depth):
+        answer = {"response": {"content": [{"type": "json", "json": answer}]}} if depth == 1 else {"data": [answer]}
+    assert len(read_form(AIMessage(json.dumps(answer)), Requirements).requirements) == 2
 
 
 def test_a_strategy_may_stand_in_an_object() -> None:

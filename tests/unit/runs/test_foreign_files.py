@@ -11,9 +11,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import cast
 
+import ormsgpack
 import pytest
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import Checkpoint
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG
 from PIL import Image
 
 from gems.authority import names_more_than_a_model
@@ -25,7 +27,7 @@ from gems.bulk.results import ResultsFile, locked, read_manifest, saved_jobs
 from gems.bulk.watching import read_progress
 from gems.errors import InputError
 from gems.graph.builder import build_graph
-from gems.graph.state import ImageRef, Usage
+from gems.graph.state import ImageRef, Requirement, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
 from gems.memory.records import open_records
@@ -44,6 +46,19 @@ from gems.runs.record import load_record
 def test_a_checkpoint_has_our_own_form_or_is_refused(form: str, text: bytes, says: str, tmp_path: Path) -> None:
     with open_checkpoints(tmp_path / "c.sqlite") as saver, pytest.raises(InputError, match=says):
         saver.serde.loads_typed((form, text))
+
+
+def test_a_checkpoint_calls_nothing_in_a_program_that_did_not_ask_for_strict_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("langgraph.checkpoint.serde._msgpack.STRICT_MSGPACK_ENABLED", False)
+    folder = tmp_path / "made by a checkpoint"
+    call = ormsgpack.packb(("os", "mkdir", str(folder)))
+    with open_checkpoints(tmp_path / "c.sqlite") as saver:
+        saver.serde.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, call))))
+        usage = saver.serde.loads_typed(saver.serde.dumps_typed(Usage(images=3)))
+    assert not folder.exists()
+    assert usage == Usage(images=3)
 
 
 def test_the_address_of_an_image_is_not_opened_to_flush_it(tmp_path: Path) -> None:
@@ -111,6 +126,8 @@ def checkpoint(**values: object) -> dict[str, object]:
         checkpoint(attempts=["x"]),
         checkpoint(run_id=5),
         checkpoint(errors="x"),
+        checkpoint(draft="a" * 10**6),
+        checkpoint(requirements=[Requirement(id="r1", question="a" * 10**6, kind="other")]),
     ],
 )
 def test_what_is_no_checkpoint_is_one_line_with_file_and_thread(content: object, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from gems.printable import printable
 from gems.runs.record import RunRecord
 from gems.runs.report import Change, render_report, word_changes
 
@@ -77,6 +78,15 @@ def test_hostile_text_stays_text(field: str) -> None:
     assert "<script>" not in page
     assert "<img src=x" not in page
     assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize("field", ["prompt", "thread", "errors", "skills"])
+def test_no_text_reorders_the_page_or_commands_a_terminal(field: str) -> None:
+    hostile = "a \u202eb\u2066 \x1b]0;title\x07\x9b31m\0<c>"
+    value = [hostile] if field in ("errors", "skills") else hostile
+    page = render_report(record(**{field: value}), [png("red"), png("blue")])
+    assert "a b ]0;title31m&lt;c&gt;" in page
+    assert printable(page) == page
 
 
 def test_a_run_without_an_image_has_a_page_too() -> None:

@@ -18,6 +18,7 @@ from gems.memory.image_store import ImageStore
 from gems.options import ChatOptions, RoleOptions
 from gems.runs.folder import write_run
 from gems.runs.record import ModelRecord, RunRecord, load_record, model_records, run_record
+from gems.runs.replay import replay
 
 MODELS = {role: ModelRecord("pocket", "f" * 64) for role in ("mllm", "generator")}
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -148,6 +149,9 @@ def _without(record: dict[str, Any], *path: str | int) -> dict[str, Any]:
         (lambda r: r | {"attempts": [{**r["attempts"][0], "file": "../../secret.png"}]}, "attempts.0.file"),
         (lambda r: r | {"best": 2}, "best is 2, but there are 2 attempts"),
         (lambda r: r | {"outcome": "lost"}, "damaged .outcome"),
+        (lambda r: r | {"prompt": "a" * 100_001}, "a text of 100,001 characters; the limit is 100,000"),
+        (lambda r: r | {"attempts": [{**r["attempts"][0], "negative_prompt": "a" * 10**6}]}, "a text of 1,000,000"),
+        (lambda r: r | {"models": {**r["models"], "a" * 10**6: r["models"]["generator"]}}, "a text of 1,000,000"),
     ],
 )
 def test_a_foreign_record_is_refused_in_one_line(tmp_path: Path, record: RunRecord, change: Any, message: str) -> None:
@@ -165,3 +169,10 @@ def test_files_that_are_no_record_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         load_record(tmp_path)
+
+
+def test_a_record_of_more_images_than_its_run_can_draw_is_not_replayed(tmp_path: Path, record: RunRecord) -> None:
+    settings = record.settings.model_copy(update={"max_rounds": 1, "candidates": 1})
+    sent = record.model_copy(update={"settings": settings})
+    with pytest.raises(InputError, match="the record has 2 images; a run with its settings draws at most 1"):
+        next(replay(tmp_path, sent, GemsContext().as_operator()))

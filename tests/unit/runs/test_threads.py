@@ -48,7 +48,11 @@ def test_a_thread_that_does_not_exist_or_is_damaged_is_named(own_home: Path) -> 
     model = fields["models"]["mllm"]
     bad_models = [{}, {"mllm": model}, {"generator": model}, *({"generator": model, "mllm": m} for m in (None, {}, 5))]
     bad_models += [{"generator": model, "mllm": {**model, "fingerprint": odd}} for odd in (None, True, 5, {"a": 1})]
-    bad_fields = [{"context": {"max_rounds": 0}}, *({"models": models} for models in bad_models)]
+    bad_fields: list[dict[str, object]] = [
+        {"prompt": "a" * 10**6},
+        {"context": {"max_rounds": 0}},
+        *({"models": models} for models in bad_models),
+    ]
     for content in ("{", "[]", json.dumps({"prompt": "x"}), *(json.dumps({**fields, **bad}) for bad in bad_fields)):
         path.write_text(content)
         with pytest.raises(InputError, match=r"two-cats-1a2b3c.json is damaged") as caught:

@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from contextvars import copy_context
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from PIL import Image
 
-from gems.errors import BackendError, GemsError, InputError
+from gems.errors import BackendError, ContentRefusedError, GemsError, InputError
 from gems.models.diffusers.call_arguments import call_settings, drawing_arguments, editing_arguments
 from gems.models.diffusers.defaults import defaults_of, facts_of
 from gems.models.diffusers.families import argument_of, family_of
@@ -36,6 +36,8 @@ __all__ = ["DiffusersGenerator"]
 
 Results: TypeAlias = dict[int, GeneratedImage | BackendError]
 """The images or errors, by the index of the request."""
+_UNSAFE: Final = "detected unsafe text in the prompt"
+"""What the safety checker of Cosmos says of a prompt that it refuses."""
 
 
 class DiffusersGenerator:
@@ -303,6 +305,8 @@ def _failure(error: Exception, name: str) -> GemsError:
         name: The names of the generator and the pipeline.
     """
     message = " ".join(str(error).split())[:500]
+    if isinstance(error, ValueError) and _UNSAFE in message:
+        return ContentRefusedError(f"{name}: {message}")
     if isinstance(error, ValueError):  # diffusers raises it for inputs that a pipeline cannot take
         return InputError(f"{name}: {message}")
     import diffusers

@@ -202,6 +202,8 @@ _TABLE: Final[tuple[_Row, ...]] = (
     _Row(("SanaPipeline",), "Sana at 1024 pixels", _call(20, 4.5)),
     # https://huggingface.co/docs/diffusers/api/pipelines/bria_fibo
     _Row(("BriaFiboPipeline",), "FIBO", _call(50, 5.0)),
+    # https://huggingface.co/docs/diffusers/api/pipelines/glm_image: the pipeline has no size of its own.
+    _Row(("GlmImagePipeline",), "GLM-Image", _call(50, 1.5)),
     # https://huggingface.co/stabilityai/stable-diffusion-3.5-large-turbo, -medium, -large; stable-diffusion-3-medium.
     _Row(("StableDiffusion3Pipeline",), "Stable Diffusion 3.5 Large Turbo", _call(4, 0.0), name=_TURBO),
     _Row(("StableDiffusion3Pipeline",), "Stable Diffusion 3.5 Medium", _call(40, 4.5), name=r"3\.5-medium"),

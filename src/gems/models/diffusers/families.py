@@ -25,7 +25,7 @@ class Family:
     """What the call of a pipeline class takes and gives.
 
     Attributes:
-        prompts: Whether it takes a list of prompts, or one text.
+        prompts: Whether it takes a list of prompts and one of generators, or one of each.
         is_batch_sound: Whether each image of a batch is the one that its prompt and seed give alone.
         output: The field of its output that holds the images.
         switches: Arguments that leave the prompt as it is: enhancers rewrite it, at random, behind the run's back.
@@ -34,6 +34,7 @@ class Family:
         edits: Whether GEMS edits images with it. Classes that only edit, and img2img siblings, are known to diffusers.
         canvas: Whether it needs an image in every call: to draw, it is given a white one.
         packages: Packages that it cannot run without, beyond what diffusers requires.
+        multiple: Width and height must be multiples of this, if its parts do not say it.
         schedule: Makes the arguments that depend on others of the call, from the settings.
     """
 
@@ -46,6 +47,7 @@ class Family:
     edits: bool = False
     canvas: bool = False
     packages: tuple[str, ...] = ()
+    multiple: int | None = None
     schedule: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
 
@@ -70,7 +72,6 @@ _PLAIN: Final = Family()
 DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     (
         "AltDiffusionPipeline",
-        "AmusedPipeline",
         "AuraFlowPipeline",
         "BriaPipeline",
         "BriaFiboPipeline",
@@ -82,11 +83,6 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "HunyuanDiTPipeline",
         "HunyuanImagePipeline",
         "IFPipeline",
-        "Kandinsky3Pipeline",
-        "KandinskyCombinedPipeline",
-        "KandinskyV22CombinedPipeline",
-        "KolorsPAGPipeline",
-        "KolorsPipeline",
         "Krea2Pipeline",
         "LDMTextToImagePipeline",
         "LatentConsistencyModelPipeline",
@@ -101,7 +97,6 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "SanaPAGPipeline",
         "SanaPipeline",
         "SemanticStableDiffusionPipeline",
-        "StableCascadeCombinedPipeline",
         "StableDiffusion3PAGPipeline",
         "StableDiffusion3Pipeline",
         "StableDiffusionPAGPipeline",
@@ -113,17 +108,18 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
         "StableDiffusionXLPipeline",
         "StableUnCLIPPipeline",
         "UnCLIPPipeline",
-        "VQDiffusionPipeline",
         "VersatileDiffusionTextToImagePipeline",
-        "WuerstchenCombinedPipeline",
         "ZImagePipeline",
     ),
     _PLAIN,
 ) | {
-    "BriaFibo2Pipeline": Family(is_batch_sound=False, references=1),
+    # Its scheduler, and that of VQ-Diffusion, draw the noise of all images from one generator.
+    "AmusedPipeline": Family(prompts="text", is_batch_sound=False),
+    "VQDiffusionPipeline": Family(prompts="text", is_batch_sound=False),
+    "BriaFibo2Pipeline": Family(references=1),
     # It pads the prompts of a batch to the longest, without a mask.
     "CogView4Pipeline": Family(is_batch_sound=False),
-    "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail",)),
+    "Cosmos2TextToImagePipeline": Family(packages=("cosmos_guardrail", "torchvision")),
     "DreamLiteMobilePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "DreamLitePipeline": Family(prompts="text", is_batch_sound=False, references=1, edits=True),
     "ErnieImagePipeline": Family(switches={"use_pe": False}),
@@ -133,21 +129,31 @@ DRAWING: Final[Mapping[str, Family]] = dict.fromkeys(
     "Flux2Pipeline": Family(references=6, edits=True),
     "FluxKontextPipeline": Family(references=1),
     # Its language model draws the first tokens of all prompts of a call from the first seed.
-    "GlmImagePipeline": Family(is_batch_sound=False, references=1),
+    "GlmImagePipeline": Family(is_batch_sound=False, references=1, multiple=32),
     "Ideogram4Pipeline": Family(switches={"prompt_upsampling": False}, schedule=_ideogram_schedule),
     "Kandinsky5T2IPipeline": Family(output="image"),
+    "Kandinsky3Pipeline": Family(multiple=64),
+    # With a negative prompt, their prior draws two embeddings for each generator.
+    "KandinskyCombinedPipeline": Family(prompts="text", is_batch_sound=False, multiple=64),
+    "KandinskyV22CombinedPipeline": Family(prompts="text", is_batch_sound=False, multiple=64),
+    "KolorsPAGPipeline": Family(packages=("sentencepiece",)),
+    "KolorsPipeline": Family(packages=("sentencepiece",)),
     "LongCatImagePipeline": Family(switches={"enable_prompt_rewrite": False}),
     "OmniGenPipeline": Family(is_batch_sound=False, references=3, reference_argument="input_images"),
-    "PRXPipeline": Family(packages=("ftfy",)),
-    "PRXPixelPipeline": Family(packages=("ftfy",)),
+    # They make the time of each step for one prompt.
+    "PRXPipeline": Family(is_batch_sound=False, packages=("ftfy",)),
+    "PRXPixelPipeline": Family(is_batch_sound=False, packages=("ftfy",)),
     "QwenImage21Pipeline": Family(references=10, edits=True),
     "QwenImageEditPipeline": Family(is_batch_sound=False, references=1, canvas=True),
     "QwenImageEditPlusPipeline": Family(is_batch_sound=False, references=3, canvas=True),
     # Its views of all prompts share one scheduler.
     "StableDiffusionPanoramaPipeline": Family(is_batch_sound=False),
     "StableDiffusionLDM3DPipeline": Family(output="rgb"),
+    "StableCascadeCombinedPipeline": Family(multiple=128),
+    # Its decoder repeats the prompts of a batch as often as there are prompts.
+    "WuerstchenCombinedPipeline": Family(is_batch_sound=False, multiple=128),
     "SanaSprintPipeline": Family(schedule=_sprint_timesteps),
-    "ZImageOmniPipeline": Family(is_batch_sound=False, references=3),
+    "ZImageOmniPipeline": Family(references=3),
 }
 """Each pipeline class of diffusers that draws from text alone, by name."""
 
@@ -219,7 +225,8 @@ def argument_of(kind: type, argument: str) -> str:
 
 
 _SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "guidance_scale": ("distilled_guidance_scale", "decoder_guidance_scale")
+    "guidance_scale": ("distilled_guidance_scale", "decoder_guidance_scale"),
+    "num_inference_steps": ("decoder_num_inference_steps",),
 }
 
 

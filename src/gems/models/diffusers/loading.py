@@ -12,6 +12,7 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
 from gems.models.diffusers.additions import add_to
+from gems.models.diffusers.moved_parts import restore_parts
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
 from gems.models.diffusers.source import PipelineSource, local_path
@@ -48,10 +49,12 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     _refuse_pickles(source.layout)
     if source.pipeline_class.__name__ == "OmniGenPipeline":
         complete_omnigen()
+    restore_parts(source.components.values())
     try:
         bars = without_bars() if source.module != "diffusers" else nullcontext()
         with bars, replaced_processors(source.transformers_classes):
             pipeline = _unplaced(source, options, dtype)
+        _leave_depth_out(pipeline)
         pipeline.set_progress_bar_config(disable=True)
         add_to(pipeline, source, options, dtype)
         _set_up(pipeline, source, options)
@@ -89,6 +92,13 @@ def _unplaced(source: PipelineSource, options: GeneratorOptions, dtype: torch.dt
         local_files_only=not source.may_download,
         **_quantized(source, options, dtype),
     )
+
+
+def _leave_depth_out(pipeline: Any) -> None:
+    """Let LDM3D make no depth maps: GEMS has no use for them, and Pillow 13 refuses how diffusers makes them."""
+    processor: Any = getattr(pipeline, "image_processor", None)
+    if hasattr(processor, "numpy_to_depth"):
+        processor.numpy_to_depth = lambda images: [None] * len(images)
 
 
 def _whole_file(source: PipelineSource, layout: PipelineSource, dtype: torch.dtype) -> Any:

@@ -144,7 +144,7 @@ def _classic_guidance(source: PipelineSource, settings: Mapping[str, Any], set_o
     if scale is None or _guides(source, scale):
         return
     is_input = source.component_config(source.denoiser).get("time_cond_proj_dim") is not None
-    if "negative_prompt" in set_options:
+    if "negative_prompt" in set_options and not (_value(source, settings, "prior_guidance_scale") or 0) > 1:
         reason = (
             f"{name} uses a negative_prompt only with guidance, and guidance_scale {scale:g} turns it off; set a "
             "larger guidance_scale, or leave the negative_prompt out"
@@ -206,12 +206,15 @@ def size_multiple(source: PipelineSource) -> int:
 
     It is the autoencoder's factor times the side of the patches that the denoiser cuts latents into.
     """
-    vae, denoiser = source.component_config("vae"), source.component_config(source.denoiser)
+    if multiple := family_of(source.pipeline_class).multiple:
+        return multiple
+    vae = source.component_config("vae") or source.component_config("vqvae")
+    denoiser = source.component_config(source.denoiser)
     stages = vae.get("temperal_downsample") or _after_first(vae.get("block_out_channels"))
     stages = stages or _after_first(vae.get("encoder_block_out_channels"))
-    if not stages:
-        return 1
     factor = 2 ** len(stages)
+    if not vae or not (stages or source.denoiser == "unet"):
+        return 1
     if source.denoiser == "unet" or accepts(source.pipeline_class, "use_resolution_binning"):
         return math.lcm(factor, _UNET_MULTIPLE)  # binning pipelines draw a near size and crop it
     channels = vae.get("latent_channels") or vae.get("z_dim") or 0

@@ -203,13 +203,16 @@ class PipelineSource:
     @cached_property
     def editing_class(self) -> type | None:
         """The class that edits images: the pipeline's own, or its image-to-image sibling; None if neither can."""
-        from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as EDITING
-        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
-
         kind = self.pipeline_class
         if self.is_modular:
             return None
-        if kind in EDITING.values() or accepts(kind, "keep") or family_of(kind).edits:
+        if accepts(kind, "keep") or family_of(kind).edits:
+            return kind
+        # Importing this imports most pipelines of diffusers.
+        from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as EDITING
+        from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as DRAWING
+
+        if kind in EDITING.values():
             return kind
         family = next((name for name, drawing_class in DRAWING.items() if drawing_class is kind), None)
         sibling: type | None = EDITING.get(family)

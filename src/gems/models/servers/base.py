@@ -6,6 +6,7 @@ with one image or one clear error within ``timeout`` seconds.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import math
@@ -20,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar, cast
 
 import httpx
@@ -34,7 +34,7 @@ from gems.errors import BackendError, ContentRefusedError, InputError, is_passin
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
-from gems.models.servers.error_texts import error_message, is_refusal, json_body
+from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.options import GeneratorOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import acquire, pause
@@ -81,8 +81,8 @@ _NOT_SENT: Final = (
     *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
 )
 """What went wrong before a request was complete, so that no server has begun with it."""
-_BROKEN_HTTP: Final = re.compile("illegal |malformed ")
-"""How the client says that the lines before an answer's body have faults, which another try would not mend."""
+_LOSSES: Final = re.compile("disconnected|closed")
+"""How the client says that an answer was lost. Whatever else it finds wrong with HTTP, another try would not mend."""
 _MAX_REDIRECTS: Final = 4
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _NOT_THERE_YET: Final = (202, 204, 404)
@@ -291,6 +291,7 @@ class RemoteGenerator(ABC):
 
         def fetch() -> Image.Image:
             data, kind = _fetch_file(self, path, deadline, **arguments)
+            data = _without_base64(data)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
@@ -343,7 +344,7 @@ class RemoteGenerator(ABC):
                 has_begun = response.is_success
                 yield response
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            if isinstance(error, httpx.RemoteProtocolError) and _BROKEN_HTTP.match(str(error)):
+            if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)
@@ -379,7 +380,7 @@ class RemoteGenerator(ABC):
         ):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
-                after=_retry_after(response.headers),
+                after=retry_after(response.headers),
                 may_cost=response.request.method == "POST" and may_cost(status),
             )
         if 300 <= status < 400:
@@ -550,6 +551,15 @@ _OTHER_FORMATS: Final = (b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x0
 """How images of formats begin that are not decoded: to ask for another one would cost as much, and be no better."""
 
 
+def _without_base64(data: bytes) -> bytes:
+    """An image file whose gateway has sent it as base64; anything else as it is."""
+    try:
+        decoded = base64.b64decode(data.strip(b' \t\r\n"'), validate=True)
+    except ValueError:
+        return data
+    return decoded if is_image_file(decoded) else data
+
+
 def _unpacked(body: bytes) -> bytes:
     """The body without a compression that its header does not tell; as it is if that is damaged or too large."""
     if not body.startswith(b"\x1f\x8b"):
@@ -643,19 +653,6 @@ def _visible(image: Image.Image, source: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     return image.convert("RGB")
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    """Seconds to wait, from either form of the header (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0
 
 
 def _pause(state: RetryCallState) -> float:

@@ -18,9 +18,19 @@ from pydantic import SecretStr
 from gems.errors import BackendError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step, joint_negative_prompt
-from gems.models.servers.base import CHECK_TIMEOUT, PassingError, RemoteGenerator, explain_options
-from gems.models.servers.comfyui_faults import failure_of, has_saved, image_files, is_complete, node_faults
+from gems.models.servers.base import CHECK_TIMEOUT, PassingError, explain_options
+from gems.models.servers.comfyui_faults import (
+    entry_of,
+    failure_of,
+    has_saved,
+    image_files,
+    is_complete,
+    node_faults,
+    other_images,
+    run_in,
+)
 from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.image_answers import JsonImages, read_answer
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 from gems.stopping import pause
@@ -32,10 +42,15 @@ _SUPPORTED_OPTIONS: Final = frozenset(
 )
 _POLL_SECONDS: Final = 0.25
 """Pause between two requests for the history, in seconds."""
+_MOST_ABSENCES: Final = 4
+"""How often in a row a workflow may be in neither the queue nor the history: behind a load balancer, another machine
+than the one that runs it may answer."""
 
 
-class ComfyUIImages(RemoteGenerator):
+class ComfyUIImages(JsonImages):
     """``POST /prompt``, ``GET /history/ID`` until the workflow has run, and ``GET /view`` for its image.
+
+    A gateway may also answer with the image at once, or put it, or its address, into the history.
 
     Raises:
         InputError: The workflow cannot be read, or does not have the node or input of a field.
@@ -89,7 +104,7 @@ class ComfyUIImages(RemoteGenerator):
             raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
         return f"{self.name} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> Image.Image:
+    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``."""
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
@@ -98,46 +113,53 @@ class ComfyUIImages(RemoteGenerator):
             node, field = self._negative
             text = joint_negative_prompt(workflow[node]["inputs"][field], request)
             workflow[node]["inputs"][field] = text
-        body, kind = self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
-        answer = self._json(body, kind)
-        if not answer.get("prompt_id"):
-            raise BackendError(
-                f"{self.name}: the workflow was refused{self.reason(body) or ': no reason given'}", retryable=False
-            )
-        entry = self._wait(str(answer["prompt_id"]), deadline)
+        body, _ = self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
+        answer = read_answer(body)
+        run, faults = run_in(answer), node_faults(_mapping(answer).get("node_errors"))
+        if run is None:
+            if faults or body.strip() in (b"null", b"{}"):
+                reason = self.reason(body) or ": no reason given"
+                raise BackendError(f"{self.name}: the workflow was refused{reason}", retryable=False)
+            return self.image_in(body, deadline)
+        return self._saved_image(self._wait(run, deadline), faults, deadline)
+
+    def _saved_image(self, entry: Mapping[str, Any], faults: list[str], deadline: float) -> bytes | Image.Image:
+        """The image of a workflow that has run. The server draws what it can of one with faults, and names them."""
         files = image_files(entry)
+        if not files and (images := other_images(entry)):
+            return self.image_in(json.dumps({"images": images}).encode(), deadline)
         if not files:
-            # The server draws what it can of a workflow with faults, and names them when it takes the workflow.
-            faults = one_line("; ".join(node_faults(answer.get("node_errors")))) or "it needs a SaveImage node"
-            raise BackendError(f"{self.name}: the workflow makes no image; {faults}", retryable=False)
+            reason = one_line("; ".join(faults)) or "it needs a SaveImage node"
+            raise BackendError(f"{self.name}: the workflow makes no image; {reason}", retryable=False)
         error: BackendError | None = None
         for file in files:
             try:
                 return self.fetch_image("/view", deadline, params=file)
             except BackendError as failure:
                 error = error or failure
+                if time.monotonic() > deadline:
+                    break
         assert error is not None
         raise error
 
     def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
-        has_left_queue = False
+        absences = 0
         while True:
             # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
-            history = _mapping(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)))
-            entry = history if "outputs" in history else _mapping(history.get(run))
+            entry = entry_of(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)), run)
             if failure := failure_of(entry):
                 if has_saved(entry):  # what failed came after the image, which is paid
                     return entry
                 raise BackendError(f"{self.name}: the workflow failed: {failure}", retryable=False)
-            if is_complete(entry) or (has_left_queue and image_files(entry)):
+            if is_complete(entry) or (absences and image_files(entry)):
                 return entry
-            if has_left_queue and not entry:
+            if absences >= _MOST_ABSENCES and not entry:
                 raise BackendError(f"{self.name}: the workflow was removed from the server's queue", retryable=False)
             if time.monotonic() + _POLL_SECONDS > deadline:
                 raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
-            has_left_queue = self._has_left_queue(run, deadline)
+            absences = absences + 1 if self._has_left_queue(run, deadline) else 0
             pause(_POLL_SECONDS)
 
     def _has_left_queue(self, run: str, deadline: float) -> bool:

@@ -1,15 +1,25 @@
-"""How a ComfyUI server says that a workflow is wrong, has failed or is done, and what it has saved, in any shape."""
+"""How a ComfyUI server says what runs, is wrong, has failed or is done, and what it has saved, in any shape."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, TypeGuard
 
+from gems.models.lenient import field_name
 from gems.models.servers.error_texts import words_of
 from gems.secrets import one_line
 
-__all__ = ["failure_of", "has_saved", "image_files", "is_complete", "node_faults"]
+__all__ = [
+    "entry_of",
+    "failure_of",
+    "has_saved",
+    "image_files",
+    "is_complete",
+    "node_faults",
+    "other_images",
+    "run_in",
+]
 
 _FAILURE_WORDS: Final = frozenset({"error", "failed", "failure", "execution_error"})
 _STOP_WORDS: Final = frozenset(
@@ -29,6 +39,49 @@ _ABOUT_NODES: Final = frozenset(
 )
 """What stands beside an error and says nothing about it."""
 _MAX_WORDS: Final = 160
+
+
+_FRAMES: Final = ("history", "data", "result", "results", "response", "output", "job")
+"""The names under which gateways put what the server itself has answered."""
+
+
+def run_in(answer: object) -> str | None:
+    """The name of the run that a server has queued; None if it has queued none."""
+    for fields in _framed(answer):
+        names = {field_name(name): value for name, value in fields.items()}
+        run = names.get("prompt_id", names.get("promptid"))
+        if isinstance(run, (str, int)) and str(run):
+            return str(run)
+    return None
+
+
+def entry_of(history: object, run: str) -> Mapping[str, Any]:
+    """A run's entry in a history; empty if it has none."""
+    for fields in _framed(history):
+        if entry := _mapping(fields.get(run)):
+            return entry
+        if "outputs" in fields and _run_of_entry(fields) in (None, run):
+            return fields
+    return {}
+
+
+def _run_of_entry(entry: Mapping[str, Any]) -> str | None:
+    """The run that an entry names, by itself or in the form in which it was queued."""
+    prompt = entry.get("prompt")
+    in_queue = prompt[1] if isinstance(prompt, list) and len(prompt) > 1 else None
+    run = entry.get("prompt_id") or in_queue
+    return str(run) if isinstance(run, (str, int)) else None
+
+
+def _framed(answer: object, depth: int = 3) -> Iterator[Mapping[str, Any]]:
+    """An answer, and what is in the frames and lists around the server's own answer."""
+    if isinstance(answer, list):
+        for item in answer if depth else ():
+            yield from _framed(item, depth - 1)
+    elif isinstance(answer, Mapping):
+        yield answer
+        for name in _FRAMES if depth else ():
+            yield from _framed(answer.get(name), depth - 1)
 
 
 def node_faults(node_errors: object) -> list[str]:
@@ -73,16 +126,38 @@ def is_complete(entry: Mapping[str, Any]) -> bool:
 
 def image_files(entry: Mapping[str, Any]) -> list[dict[str, str]]:
     """The image files of a workflow as parameters of ``/view``: the saved ones, or the previews if there are none."""
-    outputs = [_mapping(output) for output in _values(entry.get("outputs"))]
-    lists = [output.get("images") for output in outputs]
-    lists += [files for output in outputs for name, files in output.items() if name != "images"]
-    files = [_mapping(file) for part in lists for file in (part if isinstance(part, list) else [part])]
-    images = [file for file in files if file.get("filename") and not _OTHER_FILE.search(str(file["filename"]))]
+    files = sorted(_items_of(entry.get("outputs")), key=lambda item: item[0] != "images")
+    images = [file for _, file in files if _is_file(file) and not _OTHER_FILE.search(str(file["filename"]))]
     by_kind = {kind: [file for file in images if _kind_of_file(file) == kind] for kind in ("output", "temp")}
     return [
-        {key: str(file[key]) for key in ("filename", "subfolder", "type") if file.get(key)}
+        {
+            **{key: str(file[key]) for key in ("filename", "subfolder") if file.get(key)},
+            **({"type": _kind_of_file(file)} if file.get("type") else {}),
+        }
         for file in by_kind["output"] or by_kind["temp"]
     ]
+
+
+def other_images(entry: Mapping[str, Any]) -> list[Any]:
+    """The images in a workflow's entry that are no files of the server's folders, such as addresses and base64."""
+    items = _items_of(entry.get("outputs"))
+    return [item for name, item in items if name == "images" and item and not _is_file(item)]
+
+
+def _items_of(value: object, name: str = "", depth: int = 6) -> Iterator[tuple[str, Any]]:
+    """The files in a part of a workflow's outputs, and other items of its lists, with the names of the lists."""
+    if isinstance(value, Mapping) and not _is_file(value) and depth and name != "images":
+        for key, inner in value.items():
+            yield from _items_of(inner, str(key), depth - 1)
+    elif isinstance(value, list) and depth:
+        for inner in value:
+            yield from _items_of(inner, name, depth - 1)
+    else:
+        yield name, value
+
+
+def _is_file(item: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(item, Mapping) and bool(item.get("filename"))
 
 
 def has_saved(entry: Mapping[str, Any]) -> bool:
@@ -93,10 +168,6 @@ def has_saved(entry: Mapping[str, Any]) -> bool:
 def _kind_of_file(file: Mapping[str, Any]) -> str:
     """The folder that a file is in: "output", "temp", or "input" for what the workflow was given."""
     return str(file.get("type") or "output").lower()
-
-
-def _values(value: object) -> Iterable[Any]:
-    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
 def _own_words(entry: object) -> Mapping[str, Any]:

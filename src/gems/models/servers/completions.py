@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic_core import from_json
@@ -31,11 +32,22 @@ def read_completion(body: bytes) -> object:
         text = text_of(body)
         lines = [line for line in text.splitlines() if not line.startswith(":")]
         data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
-        events = [event for event in (json_body(part.encode()) for part in data) if isinstance(event, Mapping)]
+        events = _objects(data) or _objects(map(_data_of, re.split(r"(?:\r?\n){2,}", text)))
         answer = json_body("\n".join(lines).encode()) or (_joined(events) if events else _whole_in(text) or text)
     if isinstance(answer, str) and isinstance(inner := json_body(answer.encode("utf-8", "replace")), Mapping):
         return inner
     return answer
+
+
+def _objects(parts: Iterable[str]) -> list[Mapping[str, Any]]:
+    return [
+        event for event in (json_body(part.encode("utf-8", "replace")) for part in parts) if isinstance(event, Mapping)
+    ]
+
+
+def _data_of(event: str) -> str:
+    """What the lines of data in one event of a stream make up."""
+    return "\n".join(line.removeprefix("data:") for line in event.splitlines() if line.startswith("data:"))
 
 
 _TORN: Final = "it is torn: its JSON has no end"
@@ -172,7 +184,7 @@ _TEXTS: Final = ("id", "model", "object", "service_tier", "system_fingerprint")
 """The fields of a completion that are kept as they are."""
 
 
-def _inner(answer: Mapping[str, Any], depth: int = 2) -> Mapping[str, Any]:
+def _inner(answer: Mapping[str, Any], depth: int = 4) -> Mapping[str, Any]:
     """The completion inside of a gateway's report on it; the answer itself if it is one."""
     if _choices(answer) is not None:
         return answer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "says_refusal", "text_of", "words_of"]
+__all__ = ["error_message", "is_refusal", "json_body", "retry_after", "says_refusal", "text_of", "words_of"]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -115,3 +117,16 @@ def json_body(body: bytes) -> object:
         return json.loads(body, parse_int=whole_number)
     except (ValueError, RecursionError):
         return None
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a server asks to wait, from either form of the header (RFC 9110, 10.2.3); 0 if it asks for none."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0

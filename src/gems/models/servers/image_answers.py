@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
@@ -30,6 +31,13 @@ _SOURCES: Final = (
 
 _NOT_DRAWN: Final = frozenset({"content_filtered", "error"})
 """Reasons, in lower case, why what stands beside them is not the image: it is blurred, or empty."""
+
+_UNFINISHED: Final = re.compile(
+    r"(?:.*[._ ])?(?:partial|preview|progress)(?:[._ ]?image)?|queued|pending|processing|running|starting"
+    r"|in[ _-]?(?:progress|queue)",
+    re.I,
+)
+"""How an item says that what stands in it is the image on its way."""
 
 _ADDRESS: Final = re.compile(
     r"(?:[a-z][a-z0-9+.-]*:)?//|\.{1,2}/|/(?!9j/)|[\w.%~-]+(?:/[\w.%~-]+)*\.(?:png|jpe?g|webp|avif)\b", re.I
@@ -118,11 +126,14 @@ class JsonImages(RemoteGenerator):
                 )
             except BackendError as failure:
                 error = error or failure
+                if time.monotonic() > deadline:
+                    break
         raise error or self._failure(answer, body)
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        reason = one_line(error_message(body) if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
+        fault = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
+        reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
             _faults_of_items(answer)
         )
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
@@ -229,6 +240,8 @@ def _sources_of(answer: object, depth: int = 6, *, is_address: bool = False) -> 
         answer = json_body(answer.encode("utf-8", "replace"))
     if isinstance(answer, str):
         yield from _source_in(answer.strip(), is_named_address=is_address)
+    elif isinstance(answer, Mapping) and answer and all(str(name).isdecimal() for name in answer):  # a list, by PHP
+        yield from _sources_of(list(answer.values()), depth, is_address=is_address)
     elif isinstance(answer, Mapping) and depth:
         values = {str(name).lower(): value for name, value in answer.items()}
         if _is_drawn(answer):
@@ -276,8 +289,9 @@ def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Ite
 
 
 def _is_drawn(item: Mapping[str, Any]) -> bool:
-    values = {str(name).lower(): value for name, value in item.items()}
-    return str(values.get("finish_reason") or values.get("finishreason")).lower() not in _NOT_DRAWN
+    values = {field_name(name): value for name, value in item.items()}
+    words = [str(values.get(name)) for name in ("status", "state", "type", "event")]
+    return not any(map(_UNFINISHED.fullmatch, words)) and str(values.get("finish_reason")).lower() not in _NOT_DRAWN
 
 
 def _is_encoded_image(text: str) -> bool:

@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gems.models.deadlines import DEADLINE
+from gems.models.tries import TRIES
 from gems.options import ChatOptions
 
 __all__ = ["headers_of", "honours", "provider_of", "settings_for"]
 
 _RETRIES: Final = 2
-"""Retries by a provider's client, which waits as long as a busy server asks it to."""
+"""Further tries of a call, by OpenAI's client or by ``in_tries``, which wait as long as a busy server asks them to."""
 
 _WAITING_SECONDS: Final = 60.0
-"""How long the waits between a client's tries may take in all."""
+"""How long the waits between the tries may take in all."""
 
 Settings = dict[str, Any]
 _Writer = Callable[[Any], Settings]
@@ -115,6 +116,7 @@ def settings_for(provider: str, options: ChatOptions) -> Settings:
     if "headers" in values:
         values["headers"] = headers_of(options)
     retries = 0 if provider in _WITHOUT_RETRIES else _RETRIES
+    client_retries = _RETRIES if provider == "openai" else 0  # only those of ``OpenAIChat`` are counted
     settings: Settings = {
         # Otherwise the models would stream in a graph that streams messages, as in Studio. A form is of no use before
         # it is complete, and streams have no log-probabilities, no reasoning, and errors of their own.
@@ -122,7 +124,8 @@ def settings_for(provider: str, options: ChatOptions) -> Settings:
         "metadata": {DEADLINE: (1 + retries) * options.timeout + (_WAITING_SECONDS if retries else 0.0)},
     }
     if retries:
-        settings["max_retries"] = 1 + retries if provider in _COUNTING_TRIES else retries
+        settings["max_retries"] = client_retries + (provider in _COUNTING_TRIES)
+        settings["metadata"] |= {} if client_retries else {TRIES: 1 + retries}
     for name, value in values.items():
         settings = _merged(settings, writers[name](value))
     return settings

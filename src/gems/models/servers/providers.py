@@ -12,13 +12,13 @@ import httpx
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
-from gems.errors import InputError, is_unpaid
+from gems.errors import BackendError, InputError, is_unpaid
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
 from gems.models.servers.base import checked_url, keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
-from gems.models.servers.sent_requests import leave_out_busy, watch
+from gems.models.servers.sent_requests import leave_out_busy, may_send_again, watch
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import pause
@@ -91,9 +91,11 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
 
 
 def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
-    """Let each try end in time, whatever the server sends meanwhile."""
+    """Let each try end in time, whatever the server sends meanwhile, and none begin that the budget has no room for."""
 
     def limit(request: httpx.Request) -> None:
+        if not may_send_again():
+            raise BackendError("the budget leaves no further try for this", retryable=False)
         request.extensions = {**request.extensions, "trace": watch}
         end_reads_at(time.monotonic() + seconds)
 
@@ -104,7 +106,8 @@ def _do_not_retry_in_vain(response: httpx.Response) -> None:
     """Tell OpenAI's client, in the way in which its own server does, that another try is of no use."""
     if response.is_error:
         response.read()
-        if IN_ONE_TRY.get() or is_unpaid(f"{error_message(response.content)} {response.text}"):
+        in_vain = is_unpaid(f"{error_message(response.content)} {response.text}")
+        if IN_ONE_TRY.get() or in_vain or not may_send_again():
             response.headers["x-should-retry"] = "false"
 
 
@@ -137,4 +140,7 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
         return _openai(name, options)
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
+    configuration = getattr(getattr(model, "client", None), "sdk_configuration", None)
+    if configuration is not None:  # OpenRouter's client, which tries again for an hour unless it is told not to
+        configuration.retry_config = None
     return model

@@ -9,9 +9,9 @@ from typing import Any, Final
 import httpx
 
 from gems.errors import is_passing_status, may_cost
-from gems.models.deadlines import limit_reads
+from gems.models.deadlines import MAY_SEND, limit_reads
 
-__all__ = ["begin_count", "leave_out_busy", "requests_sent", "watch"]
+__all__ = ["begin_count", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
 
 _REQUESTS: Final = threading.local()
 
@@ -24,6 +24,11 @@ def begin_count() -> None:
 def requests_sent() -> int:
     """How many requests this thread has sent since then, without those that a busy server has refused; at least 1."""
     return max(1, getattr(_REQUESTS, "count", 0))
+
+
+def may_send_again() -> bool:
+    """Whether the budget has room for another request of this thread's call."""
+    return MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
 
 
 def watch(event: str, details: Mapping[str, Any]) -> None:

@@ -1,0 +1,196 @@
+"""ComfyUI servers of odd versions, and behind gateways: what they have drawn is found, and queued once."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import pytest
+from PIL import Image
+
+from gems.authority import OPERATOR
+from gems.errors import BackendError
+from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.registry import init_image_generator
+from gems.options import GeneratorOptions
+
+RUN: Final = "5f3a-run"
+FILE: Final = {"filename": "a.png", "subfolder": "", "type": "output"}
+OTHER: Final = {"outputs": {"9": {"images": [{"filename": "other.png"}]}}, "status": {"completed": True}}
+DONE: Final = {"status_str": "success", "completed": True}
+
+
+def _png(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+PNG: Final = _png(200)
+ENCODED: Final = base64.b64encode(PNG).decode()
+
+
+def entry(**output: Any) -> dict[str, Any]:
+    """An entry of the history, with what a node has put out."""
+    return {"prompt": [0, RUN, {}, {}, ["9"]], "outputs": {"9": output or {"images": [FILE]}}, "status": DONE}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    queued: ClassVar[list[bytes]] = []
+    accepts: ClassVar[Any] = {"prompt_id": RUN}
+    histories: ClassVar[list[Any]] = []
+    asked: ClassVar[list[str]] = []
+    view: ClassVar[bytes] = PNG
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        """Queue a workflow."""
+        self.queued.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        self._send(self.accepts)
+
+    def do_GET(self) -> None:
+        """The history, the queue, or an image; of another run's one, it has another colour."""
+        self.asked.append(self.path)
+        if self.path.startswith("/history"):
+            self._send(self.histories.pop(0) if len(self.histories) > 1 else self.histories[0])
+        elif self.path.startswith("/queue"):
+            self._send({"queue_running": [], "queue_pending": []})
+        else:
+            self._send(_png(9) if "other" in self.path else self.view)
+
+    def _send(self, answer: Any) -> None:
+        body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waits, and a server that behaves well."""
+    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.0)
+    monkeypatch.setattr("gems.models.servers.comfyui._POLL_SECONDS", 0.0)
+    for name, value in (("accepts", {"prompt_id": RUN}), ("histories", [{RUN: entry()}]), ("view", PNG)):
+        monkeypatch.setattr(_Handler, name, value)
+    _Handler.queued.clear()
+    _Handler.asked.clear()
+
+
+@pytest.fixture
+def workflow(tmp_path: Path) -> str:
+    path = tmp_path / "workflow.json"
+    kinds = {"3": ("KSampler", {"seed": 1}), "6": ("CLIPTextEncode", {"text": ""}), "9": ("SaveImage", {})}
+    path.write_text(json.dumps({n: {"class_type": kind, "inputs": inputs} for n, (kind, inputs) in kinds.items()}))
+    return str(path)
+
+
+def draw(address: str, workflow: str, timeout: float = 5.0) -> GeneratedImage | BackendError:
+    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
+    [result] = init_image_generator(f"comfyui:{address}", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    assert len(_Handler.queued) == 1
+    return result
+
+
+def assert_is_ours(result: GeneratedImage | BackendError) -> None:
+    assert isinstance(result, GeneratedImage), result
+    assert result.image.getpixel((5, 5)) == (200, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        {"other": OTHER, RUN: entry()},
+        [entry()],
+        [{**OTHER, "prompt_id": "other"}, {**entry(), "prompt_id": RUN}],
+        {"history": {RUN: entry()}},
+        {"history": [{**OTHER, "prompt_id": "other"}, {"prompt_id": RUN, **entry()}]},
+        {"code": 0, "data": entry()},
+        {RUN: entry(ui={"images": [FILE]})},
+        {RUN: entry(images=[[FILE]])},
+        {RUN: {**entry(), "outputs": {"images": [FILE]}}},
+        {RUN: {**entry(), "outputs": [{"node": "9", "images": [FILE]}]}},
+        {RUN: entry(images=[{**FILE, "type": "Output"}])},
+        {RUN: entry(images=[ENCODED])},
+        {RUN: entry(images=[{"data": f"data:image/png;base64,{ENCODED}"}])},
+        {RUN: entry(images=[{"url": "/files/a.png", "type": "output"}])},
+        {RUN: entry(gifs=[{"filename": "a.mp4"}], images=[FILE])},
+    ],
+)
+def test_the_runs_image_is_found_in_a_history_of_any_shape(address: str, workflow: str, history: Any) -> None:
+    _Handler.histories = [history]
+    assert_is_ours(draw(address, workflow))
+    assert not any("type=Output" in path for path in _Handler.asked)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"data": {"prompt_id": RUN}},
+        {"code": 0, "msg": "ok", "result": {"promptId": RUN}},
+        [{"prompt_id": RUN}],
+        b'2026 INFO queued\n{"prompt_id": "%s"}' % RUN.encode(),
+        {"images": [ENCODED]},
+        {"id": "x", "prompt": {}, "images": [ENCODED]},
+        PNG,
+    ],
+)
+def test_a_workflow_is_queued_once_however_the_server_says_so(address: str, workflow: str, answer: Any) -> None:
+    _Handler.accepts = answer
+    assert_is_ours(draw(address, workflow))
+
+
+@pytest.mark.parametrize("histories", [[{}, {}, {}, {RUN: entry()}], [b"<html>", {}, [], {RUN: entry()}]])
+def test_a_workflow_that_another_machine_runs_is_waited_for(address: str, workflow: str, histories: list[Any]) -> None:
+    _Handler.histories = histories
+    assert_is_ours(draw(address, workflow))
+
+
+@pytest.mark.parametrize("history", [{"other": OTHER}, [{**OTHER, "prompt_id": "other"}], {"data": {"other": OTHER}}])
+def test_the_image_of_another_run_is_not_taken(address: str, workflow: str, history: Any) -> None:
+    _Handler.histories = [history]
+    result = draw(address, workflow)
+    assert isinstance(result, BackendError)
+    assert "removed from the server's queue" in str(result)
+
+
+@pytest.mark.parametrize("view", [base64.b64encode(PNG), f'"{ENCODED}"'.encode()])
+def test_a_gateways_base64_of_a_file_is_the_file(address: str, workflow: str, view: bytes) -> None:
+    _Handler.view = view
+    assert_is_ours(draw(address, workflow))
+
+
+def test_a_file_of_the_input_folder_is_no_image_of_the_run(address: str, workflow: str) -> None:
+    _Handler.histories = [{RUN: entry(images=[{**FILE, "type": "input"}])}]
+    result = draw(address, workflow)
+    assert "makes no image; it needs a SaveImage node" in str(result)
+
+
+@pytest.mark.parametrize("is_history", [True, False])
+def test_a_long_list_of_files_does_not_outlast_the_timeout(address: str, workflow: str, is_history: bool) -> None:
+    if is_history:
+        _Handler.histories = [{RUN: entry(images=[{"filename": f"{n}.png"} for n in range(1000)])}]
+    else:
+        _Handler.accepts = {"images": [f"/{n}.png" for n in range(1000)]}
+    _Handler.view = PNG[:-40]
+    assert isinstance(draw(address, workflow, timeout=0.1), BackendError)
+    assert len(_Handler.asked) < 200
