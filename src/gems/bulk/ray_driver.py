@@ -293,7 +293,7 @@ def _connect(ray: Any, address: str) -> None:
 def _job_config(ray: Any) -> Any:
     """The settings of the driver's job, which hand on no folder of Python modules but the driver's own."""
     config = ray.job_config.JobConfig()
-    config._py_driver_sys_path = _ImportFolders()  # noqa: SLF001 - Ray has no public way
+    config._py_driver_sys_path = _ImportFolders()  # Ray has no public way
     return config
 
 
