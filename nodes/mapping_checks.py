@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cache, partial
+from typing import Final, NamedTuple
 
 from gems.languages import Words, fold
 from gems.reading import Reading, alike, negation_in, read
@@ -246,7 +248,12 @@ def misplaced(prompt: Reading, text: Reading) -> list[int]:
     """
     if prompt.language.name != "en" or text.language.name != "en":
         return []
-    return [i for i, noun in _pairs(prompt) if _has_another(prompt, i, noun, text)]
+    pairs = [(i, noun, (prompt.words[i], prompt.words[noun])) for i, noun in _pairs(prompt)]
+    described = cache(partial(_described, text))
+    # A prompt may say "two cars" a thousand times.
+    first_places = {words: (i, noun) for i, noun, words in reversed(pairs)}
+    has_another = {words: _has_another(prompt, *place, text, described) for words, place in first_places.items()}
+    return [i for i, _, words in pairs if has_another[words]]
 
 
 def _pairs(reading: Reading) -> list[tuple[int, int]]:
@@ -284,12 +291,15 @@ def _is_noun_like(reading: Reading, index: int) -> bool:
     )
 
 
-def _has_another(prompt: Reading, index: int, noun: int, text: Reading) -> bool:
+def _has_another(
+    prompt: Reading, index: int, noun: int, text: Reading, described: Callable[[int], _Description]
+) -> bool:
     """Whether each time that the text names the thing, it gives it another number or colour than the prompt."""
     places = [i for i, word in enumerate(text.words) if alike(prompt.words[noun], word)]
     places = [i for i in places if text.tokens[i - 1].is_joined or not _is_modifier(text, i)] or places
     value = prompt.language.number(prompt.words[index])
-    verdicts = [_differs(prompt, index, value, text, place) for place in places]
+    required = prompt.language.colours_of(prompt.words[index])
+    verdicts = [_differs(value, required, described(place)) for place in places]
     return bool(verdicts) and all(verdicts)
 
 
@@ -298,21 +308,30 @@ def _is_modifier(text: Reading, index: int) -> bool:
     return index + 1 in text.content and not text.words[index].endswith("s")
 
 
-def _differs(prompt: Reading, index: int, value: int | None, text: Reading, place: int) -> bool:
+class _Description(NamedTuple):
+    """What stands in front of a thing, in its description."""
+
+    numbers: frozenset[int]
+    colours: frozenset[str]
+
+
+def _described(text: Reading, place: int) -> _Description:
     before = [
         i
         for i in range(max(0, place - 4), place)
         if text.tokens[i].clause == text.tokens[place].clause
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
+    numbers = [n for n in text.numbers if n.position in before]
+    stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
+    stated -= {1} if _may_pick_one(text) else set()
+    return _Description(frozenset(stated), frozenset(text.colours(before)))
+
+
+def _differs(value: int | None, required: AbstractSet[str], description: _Description) -> bool:
     if value is not None:
-        numbers = [n for n in text.numbers if n.position in before]
-        stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
-        stated -= {1} if _may_pick_one(text) else set()
-        return bool(stated) and value not in stated and value != 1
-    required = prompt.language.colours_of(prompt.words[index])
-    colours = text.colours(before)
-    return bool(colours) and not colours & required
+        return bool(description.numbers) and value not in description.numbers and value != 1
+    return bool(description.colours) and not description.colours & required
 
 
 def _may_pick_one(text: Reading) -> bool:
