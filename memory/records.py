@@ -22,6 +22,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 
 from gems.errors import InputError
 from gems.files import check_own_files
+from gems.foreign_tables import check_schema
 from gems.json_text import parse_json, strict_json
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
@@ -69,6 +70,8 @@ CREATE TABLE vectors (
 CREATE INDEX vectors_of_record ON vectors (record);
 CREATE INDEX vectors_in_space ON vectors (space);
 CREATE TABLE removed (id INTEGER PRIMARY KEY AUTOINCREMENT, vector INTEGER NOT NULL);
+"""
+_TRIGGER: Final = """
 CREATE TRIGGER vector_removed AFTER DELETE ON vectors
     BEGIN INSERT INTO removed (vector) VALUES (old.id); END;
 """
@@ -246,6 +249,7 @@ class Records(_Notes):
         self.read_only: Final = read_only
         self.vectors: Final = VectorTable(self._db)
         try:
+            check_schema(self._db, [_TRIGGER])
             version = self._scalar("PRAGMA user_version")
             if version > _VERSION:
                 raise sqlite3.DatabaseError("a newer version of GEMS wrote it")
@@ -261,7 +265,7 @@ class Records(_Notes):
         with self.writing():
             if self._scalar("PRAGMA user_version") == _VERSION:  # another process was faster
                 return
-            _execute_all(self._db, _SCHEMA)
+            _execute_all(self._db, _SCHEMA + _TRIGGER)
             self._db.execute(f"PRAGMA user_version = {_VERSION}")
             self.renew_identity()
 

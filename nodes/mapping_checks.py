@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from functools import cache, partial
+from typing import Final, NamedTuple
 
 from gems.languages import Language, Words, fold
 from gems.reading import Reading, alike, negation_in, read
@@ -261,7 +263,8 @@ def misplaced(prompt: Reading, text: Reading) -> list[int]:
     if prompt.language.name != "en" or text.language.name != "en":
         return []
     pairs = {i: (prompt.words[i], prompt.words[noun]) for i, noun in _pairs(prompt)}
-    verdicts = {pair: _has_another(prompt.language, *pair, text) for pair in set(pairs.values())}
+    described = cache(partial(_described, text))
+    verdicts = {pair: _has_another(prompt.language, *pair, text, described) for pair in set(pairs.values())}
     return [i for i, pair in pairs.items() if verdicts[pair]]
 
 
@@ -300,11 +303,14 @@ def _is_noun_like(reading: Reading, index: int) -> bool:
     )
 
 
-def _has_another(language: Language, word: str, noun: str, text: Reading) -> bool:
+def _has_another(
+    language: Language, word: str, noun: str, text: Reading, described: Callable[[int], _Description]
+) -> bool:
     """Whether each time that a text names a thing, it gives it another number or colour than this word."""
     places = text.places_of(noun)
     places = [i for i in places if text.tokens[i - 1].is_joined or not _is_modifier(text, i)] or places
-    return bool(places) and all(_differs(language, word, text, place) for place in places)
+    value, colours = language.number(word), language.colours_of(word)
+    return bool(places) and all(_differs(value, colours, described(place)) for place in places)
 
 
 def _is_modifier(text: Reading, index: int) -> bool:
@@ -312,19 +318,29 @@ def _is_modifier(text: Reading, index: int) -> bool:
     return index + 1 in text.content_places and not text.words[index].endswith("s")
 
 
-def _differs(language: Language, word: str, text: Reading, place: int) -> bool:
+class _Description(NamedTuple):
+    """What stands in front of a thing."""
+
+    numbers: AbstractSet[int]
+    colours: AbstractSet[str]
+
+
+def _described(text: Reading, place: int) -> _Description:
     before = [
         i
         for i in range(max(0, place - 4), place)
         if text.tokens[i].clause == text.tokens[place].clause
         and not any(_is_other_thing(text, k) for k in range(i + 1, place))
     ]
-    if (value := language.number(word)) is not None:
-        numbers = [n for n in text.numbers if n.position in before]
-        stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
-        return bool(stated) and value not in stated and value != 1
-    colours = text.colours(before)
-    return bool(colours) and not colours & language.colours_of(word)
+    numbers = [n for n in text.numbers if n.position in before]
+    stated = {n.value for n in numbers if (_noun_after(text, n.position) or place) <= place}
+    return _Description(stated, text.colours(before))
+
+
+def _differs(value: int | None, colours: AbstractSet[str], description: _Description) -> bool:
+    if value is not None:
+        return bool(description.numbers) and value not in description.numbers and value != 1
+    return bool(description.colours) and not description.colours & colours
 
 
 def _is_other_thing(text: Reading, index: int) -> bool:

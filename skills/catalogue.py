@@ -7,7 +7,6 @@ the prompt. An abstract description ("a definite number of things") is far from 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
 from numpy.typing import NDArray
 
-from gems.files import write_atomically
+from gems.files import read_regular, write_atomically
 from gems.memory.embedder import embedder_fingerprint
 from gems.paths import home_folder, make_folder
 from gems.skills.format import Skill
@@ -32,6 +31,8 @@ MAX_OFFERED: Final = 16
 """Maximum number of skills that are bound to the planner."""
 CATALOGUE_TOKENS: Final = 1_600
 """Approximate limit on the tokens of their names and descriptions."""
+_NUMBER: Final = np.dtype("<f4")
+"""The numbers of the vectors in a file."""
 _NOT: Final = re.compile(r"(?<=[.!?])\s+(?:Not|Do not|Don't|Never)\b.*")
 
 
@@ -70,8 +71,9 @@ def offer(skills: Sequence[Skill], prompt: str, embedder: Callable[[], Embedding
 
 def _nearest(skills: tuple[Skill, ...], prompt: str, embedder: Embeddings) -> list[int]:
     """Skill indices, nearest first. A skill's distance is that of its closest text."""
-    index, owners, centre = _index(skills, embedder)
-    query = _unit(np.asarray([embedder.embed_query(prompt)], np.float32)) - centre
+    query = _unit(np.asarray([embedder.embed_query(prompt)], np.float32))
+    index, owners, centre = _index(skills, embedder, query.shape[1])
+    query -= centre
     _, neighbours = index.search(_unit(query), len(owners))
     return list(dict.fromkeys(owners[i] for i in neighbours[0]))
 
@@ -82,7 +84,7 @@ def texts_of(skill: Skill) -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def _index(skills: tuple[Skill, ...], embedder: Embeddings) -> tuple[Any, list[int], NDArray[np.float32]]:
+def _index(skills: tuple[Skill, ...], embedder: Embeddings, dims: int) -> tuple[Any, list[int], NDArray[np.float32]]:
     """An exact index over all texts, the index of the skill that each text belongs to, and the mean vector.
 
     The mean is what all skills have in common ("use when the wish"), and is subtracted (Mu and Viswanath, 2018). For
@@ -91,31 +93,34 @@ def _index(skills: tuple[Skill, ...], embedder: Embeddings) -> tuple[Any, list[i
     import faiss
 
     texts = [(i, text) for i, skill in enumerate(skills) for text in texts_of(skill)]
-    vectors = _vectors([text for _, text in texts], embedder)
+    vectors = _vectors([text for _, text in texts], embedder, dims)
     centre = vectors.mean(axis=0)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(_unit(vectors - centre))
     return index, [i for i, _ in texts], centre
 
 
-def _vectors(texts: list[str], embedder: Embeddings) -> NDArray[np.float32]:
-    """The texts' vectors, of unit length, cached on disk: embedding hundreds of skills takes seconds."""
+def _vectors(texts: list[str], embedder: Embeddings, dims: int) -> NDArray[np.float32]:
+    """The texts' vectors, of unit length, cached on disk: embedding hundreds of skills takes seconds.
+
+    The file holds numbers and no header, which could ask for more memory than there is.
+    """
     identity = "\0".join([embedder_fingerprint(embedder), *texts])
-    path = (
-        home_folder() / "cache" / f"skills-{hashlib.sha256(identity.encode('utf-8', 'replace')).hexdigest()[:24]}.npy"
-    )
+    name = f"skills-{hashlib.sha256(identity.encode('utf-8', 'replace')).hexdigest()[:24]}.f32"
+    path = home_folder() / "cache" / name
+    size = len(texts) * dims * _NUMBER.itemsize
     try:
-        cached = np.load(path, allow_pickle=False)
-        if cached.ndim == 2 and len(cached) == len(texts) and cached.dtype == np.float32:
-            return np.asarray(cached)
-    except (OSError, ValueError, EOFError):
-        _LOG.info("embedding the descriptions of all skills (%d texts)", len(texts))
+        content = read_regular(path, within=home_folder(), limit=size)
+    except OSError:
+        content = b""
+    cached = np.frombuffer(content, _NUMBER) if len(content) == size else np.empty(0, _NUMBER)
+    if len(cached) and np.isfinite(cached).all():
+        return cached.reshape(len(texts), dims).astype(np.float32)
+    _LOG.info("embedding the descriptions of all skills (%d texts)", len(texts))
     vectors = _unit(np.asarray(embedder.embed_documents(texts), np.float32))
     try:
         make_folder(path.parent)
-        buffer = io.BytesIO()
-        np.save(buffer, vectors)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, vectors.astype(_NUMBER).tobytes())
     except OSError as error:  # without a writable home, they are embedded again next time
         _LOG.info("the vectors of the skills were not cached: %s", error)
     return vectors

@@ -244,11 +244,13 @@ def _tokens(text: str, quotations: Sequence[str]) -> Iterator[Token]:
     """The words, each with its clause; hyphens and apostrophes separate words."""
     quoted_ranges = [(start, start + len(q)) for q in quotations for start in [text.find(q)] if start >= 0]
     clause = position = 0
-    for piece in pieces_of(text):
+    pieces = [*pieces_of(text)]
+    for piece in pieces:
         start = piece.start()
         clause += bool(_CLAUSE_END.search(text[position:start]))
         position = piece.end()
-        is_quoted, is_joined = any(a <= start < b for a, b in quoted_ranges), text[position : position + 1] == "-"
+        is_quoted = any(a <= start < b for a, b in quoted_ranges)
+        is_joined = piece is not pieces[-1] and text[position : position + 1] == "-"
         yield Token(fold(piece.group()), piece.group(), clause, is_quoted, is_joined)
 
 

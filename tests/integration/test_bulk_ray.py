@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import pyarrow.parquet as pq
 import pytest
-from forked import Process, gems, gems_here, gems_process
+from forked import Process, environment, gems, gems_here, gems_process
 from light_models import OPTIONS
 
 from gems.evals.prompts import fresh_prompts
@@ -156,6 +156,24 @@ def test_unsupported_uses_of_ray_give_a_one_line_error(batch: Start, tmp_path: P
     message = finish(batch(file, out, "--ray", "127.0.0.1:1"), 3)
     assert "cannot work on the Ray cluster 127.0.0.1:1" in message
     assert len(message.strip().splitlines()) == 1
+
+
+def test_no_file_of_the_current_folder_is_taken_for_a_module(nodes: Nodes, tmp_path: Path) -> None:
+    """Ray lets its workers import from the driver's current folder, before the installed packages."""
+    (tmp_path / "here").mkdir()
+    for module in ("gems", "langgraph", "structlog", "light_models", "colorsys"):
+        (tmp_path / "here" / f"{module}.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'a').write(__name__)\n")
+    file = prompts(tmp_path / "p.jsonl", 2, 1)
+    nodes.draw_at(QUICK)
+    command = Path(sys.executable).with_name("gems")  # with ``python -m``, Python itself imports from that folder
+    words = [command, "batch", file, "--out", tmp_path / "o", *SMALL, "--ray", nodes.address]
+    variables = environment(tmp_path / "home", PYTHONPATH=str(TESTS))
+    result = subprocess.run(
+        list(map(str, words)), cwd=tmp_path / "here", env=variables, capture_output=True, text=True, timeout=280
+    )
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "was-run").exists()
+    assert len(lines(tmp_path / "o")) == 2
 
 
 def test_two_batches_share_the_generator_and_neither_starves(nodes: Nodes, batch: Start, tmp_path: Path) -> None:

@@ -64,6 +64,26 @@ def test_the_index_of_a_memory_and_learned_skills_are_private(tmp_path: Path, mo
     assert open_to_others(tmp_path / "home") == []
 
 
+@pytest.mark.slow
+def test_results_that_are_kept_in_the_home_folder_are_private(tmp_path: Path) -> None:
+    """Also where the operator made the home folder, for others to look into."""
+    home_folder = tmp_path / "home"
+    home_folder.mkdir(mode=0o755)
+    (tmp_path / "p.txt").write_text("two red cars\n")
+    options = ("--max-rounds", "1", "--no-plan", "--no-skills", "--no-memory", "--quiet")
+    batch = home_folder / "results" / "batch"
+    for words in (
+        ("batch", tmp_path / "p.txt", "--out", batch, *options),
+        ("export", batch, "--to", "imagefolder", "--all", "--out", home_folder / "exports" / "images"),
+        ("generate", "two red cars", "--seed", "1", "--out", home_folder / "runs", *options[:-1]),
+    ):
+        result = gems(*words, home=home_folder)
+        assert result.returncode == 0, result.stderr
+    assert (batch / "results.jsonl").exists()
+    others_see = [path.name for path in home_folder.iterdir() if path.stat().st_mode & 0o077]
+    assert others_see == []
+
+
 def test_a_memory_elsewhere_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     FaissStore(tmp_path / "memory", embedder=PointEmbeddings()).close()
     assert (tmp_path / "memory").stat().st_mode & 0o777 == 0o755

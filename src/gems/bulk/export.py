@@ -28,6 +28,7 @@ from gems.errors import InputError
 from gems.files import atomic_replacement
 from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, read_from, stores_beside, without_foreign_chunks
+from gems.paths import make_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -248,7 +249,7 @@ def export(
             on_row()
 
     folder = target.resolve()  # a link to a folder is that folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     remove_abandoned_drafts(folder)
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     lock = lock_draft(draft)

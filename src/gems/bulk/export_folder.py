@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from gems.errors import InputError
 from gems.files import read_regular, write_atomically
 from gems.json_text import parse_model, strict_json
+from gems.paths import make_folder
 
 __all__ = ["check_target", "lock_draft", "publish", "remove_abandoned_drafts"]
 
@@ -54,7 +55,7 @@ def check_target(target: Path) -> None:
 
 def lock_draft(draft: Path) -> int:
     """Make a folder for a new export, and lock it until this process ends, or the returned descriptor is closed."""
-    draft.mkdir()
+    make_folder(draft)
     descriptor = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
     with suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +94,7 @@ def publish(draft: Path, target: Path, about: dict[str, Any]) -> None:
     for name in files:
         if not _lies_inside(target.resolve(), name) or (name not in earlier and os.path.lexists(target / name)):
             raise InputError(f"{target / name} exists and is not the export's; choose another folder")
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     # Until the end, the manifest lists the files of both: a crash leaves none that nobody made.
     _write(target, about, {**earlier, **files})
     for name in earlier:

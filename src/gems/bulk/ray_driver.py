@@ -13,10 +13,11 @@ import logging
 import math
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -274,7 +275,11 @@ def _connect(ray: Any, address: str) -> None:
     # LangGraph and the model libraries read these when they are imported; the command line has set them for this
     # process.
     variables = {name: value for name in _WORKER_VARIABLES if (value := os.environ.get(name))}
-    options: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": variables}}
+    options: dict[str, Any] = {
+        "address": address,
+        "runtime_env": {"env_vars": variables},
+        "job_config": _job_config(ray),
+    }
     if address == "local":
         options |= {"include_dashboard": False, "num_gpus": _gpu_count()}
     try:
@@ -283,6 +288,25 @@ def _connect(ray: Any, address: str) -> None:
             ray.init(namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:  # ConnectionError, RuntimeError, ValueError and others of Ray's own
         raise BackendError(f"cannot work on the Ray cluster {address}: {one_line(error)}") from error
+
+
+def _job_config(ray: Any) -> Any:
+    """The settings of the driver's job, which hand on no folder of Python modules but the driver's own."""
+    config = ray.job_config.JobConfig()
+    config._py_driver_sys_path = _ImportFolders()  # Ray has no public way
+    return config
+
+
+class _ImportFolders(list[str]):
+    """The folders that Ray makes its workers import from before all others.
+
+    Ray adds the current folder, in which a file of somebody else could be named like a module. Of what Ray adds, the
+    workers get what this process imports from too.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        own_folders = {os.path.abspath(folder) for folder in sys.path}  # noqa: PTH100 - as Ray does
+        super().extend(folder for folder in folders if folder in own_folders)
 
 
 def _check_reachable(address: str) -> None:

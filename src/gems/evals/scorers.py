@@ -42,6 +42,7 @@ from gems.models.pocket.scene import SceneSpec
 from gems.models.pocket.weights import weights_folder
 from gems.models.registry import POCKET, init_image_generator, model_fingerprint
 from gems.nodes.retry import retry_on
+from gems.paths import make_folder
 
 __all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
 
@@ -359,7 +360,7 @@ def init_scorer(
     """
     from gems.models.registry import init_mllm
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     has_truth = all(map(Oracle.knows, generators))
     if name == "oracle" and not has_truth:
         raise InputError("the oracle knows the truth about pocket and pocket-large only; use --scorer soft-tifa")

@@ -259,7 +259,7 @@ def write_figures(skill: LearnedSkill, figures: dict[str, Any], state: State | N
     """
     history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
     earlier = history.read_bytes() if history.exists() else b""
-    history.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(history.parent)
     write_atomically(history, earlier + strict_json(figures).encode() + b"\n")
     moving = {} if state in (None, skill.state) else {_MOVING_TO: state}
     _write_gate(skill.folder, {**figures, **moving})

@@ -15,6 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
+from gems.foreign_tables import check_schema
 from gems.graph.state import checkpoint_types
 from gems.paths import make_file
 from gems.runs.checkpoint_checks import CheckedSaver
@@ -78,6 +79,7 @@ def read_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
 def _has_tables(connection: sqlite3.Connection) -> bool:
     """Whether there can be checkpoints: the process that made the file may have been killed at once."""
     try:
+        check_schema(connection)
         names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.OperationalError:  # a file system on which nothing can be opened that was not closed well
         return False
@@ -147,6 +149,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
         make_file(path)
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
+        check_schema(connection)
         connection.execute("PRAGMA journal_mode = WAL")
         # In WAL mode a killed process loses nothing, and every step saves a disk flush.
         connection.execute("PRAGMA synchronous = NORMAL")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from gems import paths
 from gems.errors import InputError
 from gems.files import write_atomically
 from gems.memory.image_store import ImageStore
@@ -26,13 +27,13 @@ class RunFolder:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make an output folder, and check that files can be written to it.
+    """Make an output folder, for its owner alone if it is in the home folder; check that files can be written to it.
 
     Raises:
         InputError: They cannot.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
         with TemporaryFile(dir=folder):
             pass
     except OSError as error:

@@ -31,7 +31,7 @@ from gems.graph.state import ImageRef, Requirement, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
 from gems.memory.records import open_records
-from gems.runs.checkpoints import open_checkpoints
+from gems.runs.checkpoints import open_checkpoints, read_checkpoints
 from gems.runs.record import load_record
 
 
@@ -152,6 +152,59 @@ def test_a_pending_write_that_is_none_is_told(tmp_path: Path) -> None:
         saver.put_writes(config, [("usage", "a lot")], "task")
         with pytest.raises(InputError, match=r"holds no usable checkpoint of 't' \(usage: "):
             saver.get_tuple(config)
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT"
+COMPUTING = {
+    "a view that never ends": f"CREATE VIEW more AS {ENDLESS} i FROM n",
+    "a trigger that never ends": f"CREATE TRIGGER t AFTER INSERT ON {{table}} BEGIN {ENDLESS} count(*) FROM n; END",
+    "a trigger that changes what is written": "CREATE TRIGGER t AFTER INSERT ON {table} BEGIN DELETE FROM {table}; END",
+    "a trigger with our name": "CREATE TRIGGER vector_removed AFTER INSERT ON {table} BEGIN DELETE FROM {table}; END",
+    "a column of a gigabyte": "ALTER TABLE {table} ADD COLUMN more BLOB AS (zeroblob(1000000000))",
+    "a check that takes long": "CREATE TABLE more (a CHECK (length(hex(zeroblob(100000000))) > 0))",
+    "a default value that is computed": "CREATE TABLE more (a DEFAULT/**/(hex(zeroblob(100000000))))",
+    "an index that computes": "CREATE INDEX more ON {table} (length(hex(zeroblob(100000000))))",
+    "an index of what is computed": "CREATE INDEX more ON {table} ({column}) WHERE length(hex({column})) > 1",
+    "a table that is a program": "CREATE VIRTUAL TABLE more USING fts5(a)",
+}
+
+
+@pytest.mark.parametrize("statement", COMPUTING.values(), ids=COMPUTING)
+def test_no_database_of_somebody_else_computes_what_is_read(statement: str, tmp_path: Path) -> None:
+    checkpoints, memory = tmp_path / "c.sqlite", tmp_path / "memory"
+    with open_checkpoints(checkpoints):
+        pass
+    open_records(memory).close()
+    for path, table, column in (
+        (checkpoints, "checkpoints", "thread_id"),
+        (memory / "records.sqlite", "records", "value"),
+    ):
+        with closing(sqlite3.connect(path)) as db, db:
+            if "vector_removed" in statement:
+                db.execute("DROP TRIGGER IF EXISTS vector_removed")
+            db.execute(statement.format(table=table, column=column))
+    with pytest.raises(InputError, match="is not one that GEMS makes"), open_checkpoints(checkpoints):
+        pass
+    with pytest.raises(InputError, match="is not one that GEMS makes"), read_checkpoints(checkpoints):
+        pass
+    for read_only in (True, False):
+        with pytest.raises(InputError, match="is not one that GEMS makes"):
+            open_records(memory, read_only=read_only)
+
+
+def test_what_sqlite_itself_adds_to_a_database_is_no_fault(tmp_path: Path) -> None:
+    with open_checkpoints(tmp_path / "c.sqlite"):
+        pass
+    open_records(tmp_path).close()
+    for name in ("c.sqlite", "records.sqlite"):
+        with closing(sqlite3.connect(tmp_path / name)) as db, db:
+            db.execute("ANALYZE")
+    with closing(sqlite3.connect(tmp_path / "c.sqlite")) as db, db:
+        db.execute("ALTER TABLE writes DROP COLUMN task_path")  # as LangGraph's earlier versions made it
+    for _ in range(2):
+        with open_checkpoints(tmp_path / "c.sqlite"), read_checkpoints(tmp_path / "c.sqlite") as saver:
+            assert saver is not None
+    open_records(tmp_path).close()
 
 
 # --- folders of batches, evaluations, exports, runs and memories -----------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -105,18 +106,43 @@ def test_vectors_are_cached_on_disk(own_home: Path) -> None:
     first = CountingEmbeddings()
     offer(skills, "a harbour", lambda: first)
     assert first.documents == 40
-    [cache_file] = (own_home / "cache").glob("skills-*.npy")
+    assert len(list((own_home / "cache").glob("skills-*"))) == 1
     second = CountingEmbeddings()
     offer(skills, "a harbour", lambda: second)
     assert second.documents == 0
     other = CountingEmbeddings("another embedder")
     offer(skills, "a harbour", lambda: other)
     assert other.documents == 40
-    cache_file.write_bytes(cache_file.read_bytes()[:100])
-    third = CountingEmbeddings()
-    offer(skills, "a harbour", lambda: third)
-    assert third.documents == 40, "a damaged cache file is rebuilt"
-    assert len(np.load(cache_file)) == 40
+
+
+@pytest.mark.parametrize(
+    "what", ["cut off", "longer", "no numbers", "a zip file", "a header of npy", "pipe", "elsewhere"]
+)
+def test_a_damaged_cache_is_made_again(what: str, own_home: Path, tmp_path: Path) -> None:
+    skills = make_skills(40)
+    expected = offer(skills, "a harbour", CountingEmbeddings)
+    [cache_file] = (own_home / "cache").glob("skills-*")
+    whole = cache_file.read_bytes()
+    cache_file.unlink()
+    if what == "pipe":
+        os.mkfifo(cache_file)
+    elif what == "elsewhere":
+        (tmp_path / "elsewhere").write_bytes(bytes(len(whole)))
+        cache_file.symlink_to(tmp_path / "elsewhere")
+    else:
+        header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (40, 99999999999), }"
+        contents = {
+            "cut off": whole[:100],
+            "longer": whole + whole[:4],
+            "no numbers": np.full(len(whole) // 4, np.nan, np.float32).tobytes(),
+            "a zip file": b"PK\x03\x04 and no more",
+            "a header of npy": header.ljust(127) + b"\n",
+        }
+        cache_file.write_bytes(contents[what])
+    embedder = CountingEmbeddings()
+    assert offer(skills, "a harbour", lambda: embedder) == expected
+    assert embedder.documents == 40
+    assert cache_file.read_bytes() == whole
 
 
 def test_a_read_only_home_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
