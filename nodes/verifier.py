@@ -44,6 +44,7 @@ from gems.models.lenient import (
     read_answer,
 )
 from gems.models.logprobs import answer_probabilities
+from gems.models.structured import words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
@@ -51,6 +52,7 @@ from gems.nodes.meter import Meter, metered
 from gems.nodes.question_ids import name_of_place, name_with_question, questions_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
+from gems.nodes.unseen_images import says_unseen
 
 _DECISIVE: Final = 0.9
 """The probability from which an inspector decides a question that the chat model is unsure about."""
@@ -449,7 +451,11 @@ def inspect_image(
     png: bytes,
     findings: Sequence[Finding] = (),
 ) -> Inspection:
-    """One call about one image. A question that is not answered, or answered in different ways, is unsure."""
+    """One call about one image.
+
+    A question that is not answered, or answered in different ways, is unsure; so are all if the model says that it has
+    seen no image.
+    """
     questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
     if findings:
         evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
@@ -460,6 +466,8 @@ def inspect_image(
         HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
     ]
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
+    if says_unseen(words_around(answer.message)) or says_unseen(answer.form.flaws):
+        return Inspection([_unsure(r, UNSEEN) for r in requirements])
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
@@ -488,6 +496,8 @@ def _verdict(
     """
     if len({answer.answer for answer in answers}) != 1:
         return _unsure(requirement, "answered twice, in different ways" if answers else "not answered")
+    if any(says_unseen(answer.reason) for answer in answers):
+        return _unsure(requirement, UNSEEN)
     answer = min(answers, key=lambda a: a.confidence)
     is_measured = len(answers) == len(measured) == 1
     confidence = measured[0].get(answer.answer, answer.confidence) if is_measured else answer.confidence
@@ -497,6 +507,10 @@ def _verdict(
         confidence=round(confidence, 3),
         reason=" ".join(answer.reason.split())[:120],
     )
+
+
+UNSEEN: Final = "the chat model says that it has seen no image"
+"""Why an answer about an image that was left out is unsure."""
 
 
 def _unsure(requirement: Requirement, reason: str) -> Verdict:

@@ -44,6 +44,7 @@ __all__ = [
     "items_of",
     "json_values",
     "only_list",
+    "prose_around",
     "read_answer",
     "whole_number",
     "without_half_characters",
@@ -311,6 +312,11 @@ def is_broken_json(text: str) -> bool:
 def is_all_json(text: str) -> bool:
     """Whether there are no words between and around the JSON in a text."""
     return not re.search(r"\w", re.sub(r"```\s*\w*", "", _scan(text).prose))
+
+
+def prose_around(text: str) -> str:
+    """What stands in a text around its JSON."""
+    return _scan(text).prose
 
 
 def _mended(text: str) -> str:

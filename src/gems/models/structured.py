@@ -30,7 +30,7 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
+from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list, prose_around
 from gems.models.tries import in_tries, tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
@@ -51,6 +51,7 @@ __all__ = [
     "read_whole_part",
     "reasoning_of",
     "repeats_itself",
+    "words_around",
     "written_calls",
 ]
 
@@ -577,6 +578,11 @@ def reasoning_of(message: AIMessage) -> str:
     reasoning = "\n".join(str(b.get("reasoning", "")) for b in blocks).strip()
     # LangChain makes blocks of OpenAI's own reasoning only, not of other servers with OpenAI's protocol.
     return reasoning or str(message.additional_kwargs.get("reasoning_content") or "").strip()
+
+
+def words_around(message: AIMessage) -> str:
+    """What an answer says around the JSON in it, without what the model thought."""
+    return prose_around(_without_thoughts(str(message.text)))
 
 
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
