@@ -16,6 +16,7 @@ from langgraph.runtime import Runtime
 from PIL import Image
 from pydantic import Field, field_validator
 
+from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.routing import asks_person, outcome_of
 from gems.graph.state import (
@@ -59,7 +60,7 @@ _DECISIVE: Final = 0.9
 
 T = TypeVar("T")
 
-__all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
+__all__ = ["Verdicts", "inspect_image", "make_verifier", "require_seen", "without_verdicts"]
 
 
 _ID_NAMES: Final = (
@@ -416,15 +417,31 @@ def _inspect_twice(
     round_: int,
     findings: Sequence[Finding],
 ) -> Inspection:
-    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it."""
+    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it.
+
+    Raises:
+        BackendError: The model says that it has seen no image.
+    """
     first = inspect_image(meter, model, requirements, png, findings)
     verdicts = [_resolved(verdict, findings) for verdict in first.verdicts]
     unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
-    if not unsure or not _may_ask_again(meter, round_):
-        return first._replace(verdicts=verdicts)
-    relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
-    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant).verdicts}
-    return first._replace(verdicts=[second.get(v.requirement_id, v) for v in verdicts])
+    if unsure and _may_ask_again(meter, round_):
+        relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
+        second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant).verdicts}
+        verdicts = [second.get(v.requirement_id, v) for v in verdicts]
+    require_seen(verdicts)  # the next image would be paid, and not be seen either
+    return first._replace(verdicts=verdicts)
+
+
+def require_seen(verdicts: Sequence[Verdict]) -> None:
+    """Check that a chat model has seen an image.
+
+    Raises:
+        BackendError: It says of each verdict that it has not.
+    """
+    if verdicts and all(verdict.reason == UNSEEN for verdict in verdicts):
+        advice = "give a verifier that sees images, or look whether its server passes them on"
+        raise BackendError(f"{UNSEEN}; {advice}", retryable=False)
 
 
 def _resolved(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:

@@ -72,7 +72,8 @@ _IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?"
 _BUSY: Final = re.compile(
     r"\W*(?:(?:error|the|all|our|this|servers?|service|model(?: \S{1,80}(?= is ))?|queue|system|gpus?|engine|workers?"
     r"|backend|endpoint|is|are|currently|too|temporarily|still)\W+)*(?:busy|overloaded|loading|unavailable|full"
-    r"|warming up|at capacity|too many requests|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
+    r"|warming up|at capacity|too many requests|rate.?limit(?:s|ed)?\b"
+    r"|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
     re.I,
 )
 _IN_BACKGROUND: Final = re.compile(
