@@ -171,7 +171,7 @@ class AnsweredQuestion(Item):
 
 _QUESTION_NAMES: Final = ("question", "question_text", "requirement")
 _LIKE_AN_ANSWER: Final = re.compile(
-    r"(?:final|corrected|revised|updated|overall|second|my|the)_(?:answer|verdict|result|judge?ment|decision)"
+    r"(?:final|corrected|revised|updated|overall|second|my|the|actual|true|real|correct)_(?:answer|verdict|result|judge?ment|decision)"
     r"|final|correction|revision|review|conclusion"
 )
 """Matches the name of what may take an answer back."""
@@ -243,11 +243,28 @@ class Verdicts(Form):
         fields = super().by_field(raw)
         verdicts = fields["verdicts"]
         items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
+        known = {"verdicts", *cls.other_names["verdicts"]}
+        others = [item for key, value in raw.items() if field_name(key) not in known for item in _answers_beside(value)]
+        if isinstance(verdicts, list) and others:  # where they contradict the list, the question is unsure
+            fields["verdicts"] = [*verdicts, *others]
         for name in ("quality", "flaws"):
             values = [v for item in items if isinstance(item, Mapping) for v in cls.values_of(name, item)[:1]]
             if fields[name] is None and values and all(value == values[0] for value in values):
                 fields[name] = values[0]
         return fields
+
+
+def _answers_beside(value: Any, depth: int = 3) -> list[Any]:
+    """The answers in what stands beside the list of answers, such as corrections."""
+    if isinstance(value, list) and depth:
+        return [answer for item in value for answer in _answers_beside(item, depth - 1)]
+    if not isinstance(value, Mapping) or not depth:
+        return []
+    fields = AnsweredQuestion.by_field(value)
+    if isinstance(fields["id"], (str, int)) and fields["answer"] is not None:
+        return [value]
+    pairs = [{key: inner} for key, inner in value.items() if _LIKE_AN_ID.fullmatch(str(key)) and _answer_in(inner)]
+    return pairs or [answer for inner in value.values() for answer in _answers_beside(inner, depth - 1)]
 
 
 _NO_FLAWS: Final = re.compile(
@@ -516,6 +533,8 @@ def _verdict(
     if any(says_unseen(answer.reason) for answer in answers):
         return _unsure(requirement, UNSEEN)
     answer = min(answers, key=lambda a: a.confidence)
+    if answer.answer == "yes" and _BEGINS_WITH_NO.match(answer.reason):
+        return _unsure(requirement, f"yes, but the reason is: {' '.join(answer.reason.split())[:90]}")
     is_measured = len(answers) == len(measured) == 1
     confidence = measured[0].get(answer.answer, answer.confidence) if is_measured else answer.confidence
     return Verdict(
@@ -525,6 +544,11 @@ def _verdict(
         reason=" ".join(answer.reason.split())[:120],
     )
 
+
+_BEGINS_WITH_NO: Final = re.compile(
+    r"\W*(?:no\s*[,.:;!–—]|no\s+-|(?:the )?answer (?:is|should be) no\b)", re.IGNORECASE
+)
+"""Matches a reason that says the opposite of a yes."""
 
 UNSEEN: Final = "the chat model says that it has seen no image"
 """Why an answer about an image that was left out is unsure."""

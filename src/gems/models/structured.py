@@ -650,7 +650,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     # JSON in the reasoning is a draft, and used only if there is no other.
     text = str(message.text)
     answer = _without_thoughts(text)
-    thought = text if answer != text else ""
+    thought = _first_turn(text, _TURN_ENDS) if answer != text else ""
     # Some servers that split off the reasoning split off the answer with it.
     drafts = (thought, reasoning_of(message))
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
@@ -675,9 +675,24 @@ def _with_last_brace(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """A text without what was thought, before it or after it; chat templates may contain the opening tag."""
+    text = _first_turn(text, _TURN_ENDS)
     text = _ANALYSIS.sub("", _BEFORE_FINAL.sub("", text))
     text = _THOUGHT_ENDS.sub("</think>", _THOUGHT_BEGINS.sub("<think>", text))
-    return _THOUGHTS.sub("", text).rpartition("</think>")[2]
+    return _first_turn(_THOUGHTS.sub("", text).rpartition("</think>")[2], _END)
+
+
+def _first_turn(text: str, ends: re.Pattern[str]) -> str:
+    """A text up to the end of its first turn that says something: what follows is a conversation that is made up."""
+    return next((turn for turn in ends.split(text) if re.search(r"\w", turn)), text)
+
+
+_TURN_ENDS: Final = re.compile(
+    r"<\|(?:im_end|im_start|eot_id|endoftext|end_of_text|eom_id|return|start_header_id|user|endofturn)\|>"
+    r"|</s>|<(?:end_of_turn|start_of_turn|eos)>|\[/?INST\]|<\|END_OF_TURN_TOKEN\|>|<｜(?:end▁of▁sentence|User)｜>"
+)
+"""How chat templates mark that a turn ends, where a server lets a model go on behind that."""
+_END: Final = re.compile(r"<\|end\|>")
+"""The same of Phi; in gpt-oss, it also ends what is thought."""
 
 
 _THOUGHTS: Final = re.compile(r"<think>(?:(?!<think>).)*?(?:</think>|\Z)", re.DOTALL)

@@ -92,3 +92,13 @@ def test_words_about_what_is_seen_change_no_answer(words: str) -> None:
 
 def test_what_a_model_thought_changes_no_answer() -> None:
     assert _answer_for(f"<think>I cannot see the image. Yes, I can.</think>{_form()}")[0] == "yes"
+
+
+@pytest.mark.parametrize("reason", ["No, there are three cars", "no - three", "No. Three.", "The answer should be no"])
+def test_a_yes_whose_reason_is_a_no_is_unsure(reason: str) -> None:
+    assert _answer_for(_form(reason=reason))[0] == "unsure"
+
+
+@pytest.mark.parametrize("reason", ["No people are there", "none", "nothing else", "absent", "not a third car"])
+def test_a_reason_may_name_what_is_not_there(reason: str) -> None:
+    assert _answer_for(_form(reason=reason))[0] == "yes"
