@@ -45,7 +45,7 @@ from gems.models.lenient import (
     read_answer,
 )
 from gems.models.logprobs import answer_probabilities
-from gems.models.structured import words_around
+from gems.models.structured import words_after, words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
@@ -243,10 +243,12 @@ class Verdicts(Form):
         fields = super().by_field(raw)
         verdicts = fields["verdicts"]
         items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
-        known = {"verdicts", *cls.other_names["verdicts"]}
-        others = [item for key, value in raw.items() if field_name(key) not in known for item in _answers_beside(value)]
-        if isinstance(verdicts, list) and others:  # where they contradict the list, the question is unsure
-            fields["verdicts"] = [*verdicts, *others]
+        list_names = {"verdicts", *cls.other_names["verdicts"]}
+        extra_answers = [
+            item for key, value in raw.items() if field_name(key) not in list_names for item in _answers_beside(value)
+        ]
+        if isinstance(verdicts, list) and extra_answers:  # where they contradict the list, the question is unsure
+            fields["verdicts"] = [*verdicts, *extra_answers]
         for name in ("quality", "flaws"):
             values = [v for item in items if isinstance(item, Mapping) for v in cls.values_of(name, item)[:1]]
             if fields[name] is None and values and all(value == values[0] for value in values):
@@ -502,6 +504,8 @@ def inspect_image(
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
     if says_unseen(words_around(answer.message)) or says_unseen(answer.form.flaws):
         return Inspection([_unsure(r, UNSEEN) for r in requirements])
+    if _CORRECTS.search(words_after(answer.message)):
+        return Inspection([_unsure(r, "the chat model corrects its answers") for r in requirements])
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
@@ -549,6 +553,13 @@ _BEGINS_WITH_NO: Final = re.compile(
     r"\W*(?:no\s*[,.:;!–—]|no\s+-|(?:the )?answer (?:is|should be) no\b)", re.IGNORECASE
 )
 """Matches a reason that says the opposite of a yes."""
+
+_CORRECTS: Final = re.compile(
+    r"(?:^|[\n.!?:])\W*(?:correction|wait|hold on|actually|on (?:second thought|reflection|closer (?:look|inspection))"
+    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)|let me (?:correct|revise|fix|recount))\b",
+    re.IGNORECASE,
+)
+"""Matches words after the answers that take some of them back."""
 
 UNSEEN: Final = "the chat model says that it has seen no image"
 """Why an answer about an image that was left out is unsure."""

@@ -30,7 +30,16 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list, prose_around
+from gems.models.lenient import (
+    Form,
+    field_name,
+    is_all_json,
+    is_broken_json,
+    json_values,
+    only_list,
+    prose_after,
+    prose_around,
+)
 from gems.models.tries import in_tries, tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
@@ -51,6 +60,7 @@ __all__ = [
     "read_whole_part",
     "reasoning_of",
     "repeats_itself",
+    "words_after",
     "words_around",
     "written_calls",
 ]
@@ -583,6 +593,11 @@ def reasoning_of(message: AIMessage) -> str:
 def words_around(message: AIMessage) -> str:
     """What an answer says around the JSON in it, without what the model thought."""
     return prose_around(_without_thoughts(str(message.text)))
+
+
+def words_after(message: AIMessage) -> str:
+    """What an answer says after the JSON in it."""
+    return prose_after(_without_thoughts(str(message.text)))
 
 
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:

@@ -102,3 +102,17 @@ def test_a_yes_whose_reason_is_a_no_is_unsure(reason: str) -> None:
 @pytest.mark.parametrize("reason", ["No people are there", "none", "nothing else", "absent", "not a third car"])
 def test_a_reason_may_name_what_is_not_there(reason: str) -> None:
     assert _answer_for(_form(reason=reason))[0] == "yes"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["Correction: r1 should be no.", "Wait, there are three cars.", "**Actually**, one is a bus.", "I miscounted."],
+)
+def test_answers_that_are_corrected_afterwards_are_unsure(words: str) -> None:
+    assert _answer_for(f"{_form()}\n\n{words}")[0] == "unsure"
+    assert _answer_for(f"```json\n{_form()}\n```\nDone. {words}")[0] == "unsure"
+
+
+@pytest.mark.parametrize("words", ["Let me know if you need more.", "These are what the image actually shows."])
+def test_words_after_the_answers_change_nothing(words: str) -> None:
+    assert _answer_for(f"Wait, let me look again.\n{_form()}\n\n{words}")[0] == "yes"
