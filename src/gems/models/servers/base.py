@@ -374,9 +374,7 @@ class RemoteGenerator(ABC):
             fault = f"{self._host} answers {status}, without an image or a reason"
             raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
         if 200 <= status < 300:
-            ending = response.headers.get("finish-reason", "")  # of Stability and Fireworks, beside a blurred image
-            if finish_reason(ending) == "content_filter":
-                raise ContentRefusedError(f"{self.name}: the server's filter stopped the image: {one_line(ending, 60)}")
+            _require_unfiltered(self.name, response)
             return
         reason = self.reason(body)
         if is_passing_status(status) and (
@@ -402,6 +400,12 @@ class RemoteGenerator(ABC):
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _require_unfiltered(name: str, response: httpx.Response) -> None:
+    ending = response.headers.get("finish-reason", "")  # of Stability and Fireworks, beside a blurred image
+    if finish_reason(ending) == "content_filter":
+        raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
 
 
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
@@ -541,10 +545,10 @@ def _require_known_compression(response: httpx.Response, raw: bytes) -> None:
     Raises:
         BackendError: It cannot be read, although it was paid.
     """
-    asked = {name.strip().lower() for name in response.request.headers.get("accept-encoding", "").split(",")}
-    known = asked | {"", "identity", "x-gzip", "none", "utf-8", "aws-chunked"}
+    accepted = {name.strip().lower() for name in response.request.headers.get("accept-encoding", "").split(",")}
+    accepted |= {"", "identity", "x-gzip", "none", "utf-8", "aws-chunked"}
     names = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in accepted]
     if (
         response.is_success
         and unknown
