@@ -16,6 +16,7 @@ from langgraph.runtime import Runtime
 from PIL import Image
 from pydantic import Field, field_validator
 
+from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.routing import asks_person, outcome_of
 from gems.graph.state import (
@@ -44,6 +45,7 @@ from gems.models.lenient import (
     read_answer,
 )
 from gems.models.logprobs import answer_probabilities
+from gems.models.structured import words_after, words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
@@ -51,13 +53,14 @@ from gems.nodes.meter import Meter, metered
 from gems.nodes.question_ids import name_of_place, name_with_question, questions_of
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, describe, is_backend_failure, report_failure, retry_on
+from gems.nodes.unseen_images import says_unseen
 
 _DECISIVE: Final = 0.9
 """The probability from which an inspector decides a question that the chat model is unsure about."""
 
 T = TypeVar("T")
 
-__all__ = ["Verdicts", "inspect_image", "make_verifier", "without_verdicts"]
+__all__ = ["Verdicts", "inspect_image", "make_verifier", "require_seen", "without_verdicts"]
 
 
 _ID_NAMES: Final = (
@@ -168,7 +171,7 @@ class AnsweredQuestion(Item):
 
 _QUESTION_NAMES: Final = ("question", "question_text", "requirement")
 _LIKE_AN_ANSWER: Final = re.compile(
-    r"(?:final|corrected|revised|updated|overall|second|my|the)_(?:answer|verdict|result|judge?ment|decision)"
+    r"(?:final|corrected|revised|updated|overall|second|my|the|actual|true|real|correct)_(?:answer|verdict|result|judge?ment|decision)"
     r"|final|correction|revision|review|conclusion"
 )
 """Matches the name of what may take an answer back."""
@@ -240,11 +243,30 @@ class Verdicts(Form):
         fields = super().by_field(raw)
         verdicts = fields["verdicts"]
         items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
+        list_names = {"verdicts", *cls.other_names["verdicts"]}
+        extra_answers = [
+            item for key, value in raw.items() if field_name(key) not in list_names for item in _answers_beside(value)
+        ]
+        if isinstance(verdicts, list) and extra_answers:  # where they contradict the list, the question is unsure
+            fields["verdicts"] = [*verdicts, *extra_answers]
         for name in ("quality", "flaws"):
             values = [v for item in items if isinstance(item, Mapping) for v in cls.values_of(name, item)[:1]]
             if fields[name] is None and values and all(value == values[0] for value in values):
                 fields[name] = values[0]
         return fields
+
+
+def _answers_beside(value: Any, depth: int = 3) -> list[Any]:
+    """The answers in what stands beside the list of answers, such as corrections."""
+    if isinstance(value, list) and depth:
+        return [answer for item in value for answer in _answers_beside(item, depth - 1)]
+    if not isinstance(value, Mapping) or not depth:
+        return []
+    fields = AnsweredQuestion.by_field(value)
+    if isinstance(fields["id"], (str, int)) and fields["answer"] is not None:
+        return [value]
+    pairs = [{key: inner} for key, inner in value.items() if _LIKE_AN_ID.fullmatch(str(key)) and _answer_in(inner)]
+    return pairs or [answer for inner in value.values() for answer in _answers_beside(inner, depth - 1)]
 
 
 _NO_FLAWS: Final = re.compile(
@@ -414,15 +436,31 @@ def _inspect_twice(
     round_: int,
     findings: Sequence[Finding],
 ) -> Inspection:
-    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it."""
+    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it.
+
+    Raises:
+        BackendError: The model says that it has seen no image.
+    """
     first = inspect_image(meter, model, requirements, png, findings)
     verdicts = [_resolved(verdict, findings) for verdict in first.verdicts]
     unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
-    if not unsure or not _may_ask_again(meter, round_):
-        return first._replace(verdicts=verdicts)
-    relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
-    second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant).verdicts}
-    return first._replace(verdicts=[second.get(v.requirement_id, v) for v in verdicts])
+    if unsure and _may_ask_again(meter, round_):
+        relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
+        second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant).verdicts}
+        verdicts = [second.get(v.requirement_id, v) for v in verdicts]
+    require_seen(verdicts)  # the next image would be paid, and not be seen either
+    return first._replace(verdicts=verdicts)
+
+
+def require_seen(verdicts: Sequence[Verdict]) -> None:
+    """Check that a chat model has seen an image.
+
+    Raises:
+        BackendError: It says of each verdict that it has not.
+    """
+    if verdicts and all(verdict.reason == UNSEEN for verdict in verdicts):
+        advice = "give a verifier that sees images, or look whether its server passes them on"
+        raise BackendError(f"{UNSEEN}; {advice}", retryable=False)
 
 
 def _resolved(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
@@ -449,7 +487,11 @@ def inspect_image(
     png: bytes,
     findings: Sequence[Finding] = (),
 ) -> Inspection:
-    """One call about one image. A question that is not answered, or answered in different ways, is unsure."""
+    """One call about one image.
+
+    A question that is not answered, or answered in different ways, is unsure; so are all if the model says that it has
+    seen no image.
+    """
     questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
     if findings:
         evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
@@ -460,6 +502,10 @@ def inspect_image(
         HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
     ]
     answer = ask(meter, model, Verdicts, messages, logprobs=True)
+    if says_unseen(words_around(answer.message)) or says_unseen(answer.form.flaws):
+        return Inspection([_unsure(r, UNSEEN) for r in requirements])
+    if _CORRECTS.search(words_after(answer.message)):
+        return Inspection([_unsure(r, "the chat model corrects its answers") for r in requirements])
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
@@ -488,7 +534,11 @@ def _verdict(
     """
     if len({answer.answer for answer in answers}) != 1:
         return _unsure(requirement, "answered twice, in different ways" if answers else "not answered")
+    if any(says_unseen(answer.reason) for answer in answers):
+        return _unsure(requirement, UNSEEN)
     answer = min(answers, key=lambda a: a.confidence)
+    if answer.answer == "yes" and _BEGINS_WITH_NO.match(answer.reason):
+        return _unsure(requirement, f"yes, but the reason is: {' '.join(answer.reason.split())[:90]}")
     is_measured = len(answers) == len(measured) == 1
     confidence = measured[0].get(answer.answer, answer.confidence) if is_measured else answer.confidence
     return Verdict(
@@ -497,6 +547,22 @@ def _verdict(
         confidence=round(confidence, 3),
         reason=" ".join(answer.reason.split())[:120],
     )
+
+
+_BEGINS_WITH_NO: Final = re.compile(
+    r"\W*(?:no\s*[,.:;!–—]|no\s+-|(?:the )?answer (?:is|should be) no\b)", re.IGNORECASE
+)
+"""Matches a reason that says the opposite of a yes."""
+
+_CORRECTS: Final = re.compile(
+    r"(?:^|[\n.!?:])\W*(?:correction|wait|hold on|actually|on (?:second thought|reflection|closer (?:look|inspection))"
+    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)|let me (?:correct|revise|fix|recount))\b",
+    re.IGNORECASE,
+)
+"""Matches words after the answers that take some of them back."""
+
+UNSEEN: Final = "the chat model says that it has seen no image"
+"""Why an answer about an image that was left out is unsure."""
 
 
 def _unsure(requirement: Requirement, reason: str) -> Verdict:

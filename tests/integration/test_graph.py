@@ -87,6 +87,16 @@ class Run:
         return self.graph.invoke({"prompt": prompt}, context=context, **kwargs)  # type: ignore[return-value]
 
 
+def test_a_verifier_that_sees_no_image_ends_the_run_after_one(tmp_path: Path) -> None:
+    words = "I'm unable to view images, but here is an example:"
+    blind = script(Verdicts=lambda m, i: AIMessage(f"{words}\n{json.dumps(verdicts(m, 'yes'))}"))
+    run = Run(tmp_path, ScriptedChatModel(script=blind))
+    out = run()
+    assert (out["outcome"], out["usage"].images, run.mllm.count("Verdicts")) == ("failed", 1, 2)
+    assert "seen no image; give a verifier that sees images" in out["errors"][0]
+    assert {verdict.answer for verdict in out["attempts"][0].verdicts} == {"unsure"}
+
+
 def test_a_run_that_passes_at_the_second_try(tmp_path: Path) -> None:
     passes_second = script(Verdicts=lambda m, i: verdicts(m, "yes" if i else "no"))
     run = Run(tmp_path, ScriptedChatModel(script=passes_second))

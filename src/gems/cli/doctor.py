@@ -254,7 +254,7 @@ def _verify(setup: _Setup) -> str:
 
     from gems.memory.image_store import encode_png
     from gems.nodes.meter import Meter
-    from gems.nodes.verifier import inspect_image
+    from gems.nodes.verifier import inspect_image, require_seen
 
     name = setup.context.chat_model("verifier")
     model, own_report = _chat_model(setup, name)
@@ -263,6 +263,7 @@ def _verify(setup: _Setup) -> str:
     # Without an image from the generator, a white one will do: this only tries whether the model can look at images.
     image = setup.image or Image.new("RGB", (256, 256), "white")
     [verdict] = inspect_image(Meter(Usage(), setup.context), model, [_TRIAL_QUESTION], encode_png(image, {})).verdicts
+    require_seen([verdict])
     answer = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
     return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
 

@@ -44,6 +44,8 @@ __all__ = [
     "items_of",
     "json_values",
     "only_list",
+    "prose_after",
+    "prose_around",
     "read_answer",
     "whole_number",
     "without_half_characters",
@@ -313,6 +315,16 @@ def is_all_json(text: str) -> bool:
     return not re.search(r"\w", re.sub(r"```\s*\w*", "", _scan(text).prose))
 
 
+def prose_around(text: str) -> str:
+    """What stands in a text around its JSON."""
+    return _scan(text).prose
+
+
+def prose_after(text: str) -> str:
+    """What follows the last JSON in a text; empty if it has none."""
+    return _scan(text).after
+
+
 def _mended(text: str) -> str:
     """The text with the quotation marks that a page's markup has replaced, and the brace that a server has cut off.
 
@@ -338,6 +350,8 @@ class _Scan(NamedTuple):
     is_broken: bool
     prose: str
     """What is not in the values."""
+    after: str = ""
+    """What follows the last value."""
 
 
 def _scan(text: str) -> _Scan:
@@ -372,7 +386,7 @@ def _scan(text: str) -> _Scan:
         values.append(value)
         prose.append(text[end : match.start()])
         end = position
-    return _Scan(values, is_broken, "".join([*prose, text[end:]]))
+    return _Scan(values, is_broken, "".join([*prose, text[end:]]), text[end:] if values else "")
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

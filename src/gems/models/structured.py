@@ -30,7 +30,16 @@ from gems.errors import GemsError, MalformedAnswerError, is_unpaid
 from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
-from gems.models.lenient import Form, field_name, is_all_json, is_broken_json, json_values, only_list
+from gems.models.lenient import (
+    Form,
+    field_name,
+    is_all_json,
+    is_broken_json,
+    json_values,
+    only_list,
+    prose_after,
+    prose_around,
+)
 from gems.models.tries import in_tries, tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
@@ -51,6 +60,8 @@ __all__ = [
     "read_whole_part",
     "reasoning_of",
     "repeats_itself",
+    "words_after",
+    "words_around",
     "written_calls",
 ]
 
@@ -579,6 +590,16 @@ def reasoning_of(message: AIMessage) -> str:
     return reasoning or str(message.additional_kwargs.get("reasoning_content") or "").strip()
 
 
+def words_around(message: AIMessage) -> str:
+    """What an answer says around the JSON in it, without what the model thought."""
+    return prose_around(_without_thoughts(str(message.text)))
+
+
+def words_after(message: AIMessage) -> str:
+    """What an answer says after the JSON in it."""
+    return prose_after(_without_thoughts(str(message.text)))
+
+
 def read_whole_part(message: AIMessage, schema: type[Schema]) -> Schema | None:
     """The form in the complete part of an answer that was cut off; None if that part is too small.
 
@@ -644,7 +665,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     # JSON in the reasoning is a draft, and used only if there is no other.
     text = str(message.text)
     answer = _without_thoughts(text)
-    thought = text if answer != text else ""
+    thought = _first_turn(text, _TURN_ENDS) if answer != text else ""
     # Some servers that split off the reasoning split off the answer with it.
     drafts = (thought, reasoning_of(message))
     for text in (*(str(call["args"] or "") for call in message.invalid_tool_calls), answer, *drafts):
@@ -669,9 +690,24 @@ def _with_last_brace(text: str) -> str:
 
 def _without_thoughts(text: str) -> str:
     """A text without what was thought, before it or after it; chat templates may contain the opening tag."""
+    text = _first_turn(text, _TURN_ENDS)
     text = _ANALYSIS.sub("", _BEFORE_FINAL.sub("", text))
     text = _THOUGHT_ENDS.sub("</think>", _THOUGHT_BEGINS.sub("<think>", text))
-    return _THOUGHTS.sub("", text).rpartition("</think>")[2]
+    return _first_turn(_THOUGHTS.sub("", text).rpartition("</think>")[2], _END)
+
+
+def _first_turn(text: str, ends: re.Pattern[str]) -> str:
+    """A text up to the end of its first turn that says something: what follows is a conversation that is made up."""
+    return next((turn for turn in ends.split(text) if re.search(r"\w", turn)), text)
+
+
+_TURN_ENDS: Final = re.compile(
+    r"<\|(?:im_end|im_start|eot_id|endoftext|end_of_text|eom_id|return|start_header_id|user|endofturn)\|>"
+    r"|</s>|<(?:end_of_turn|start_of_turn|eos)>|\[/?INST\]|<\|END_OF_TURN_TOKEN\|>|<｜(?:end▁of▁sentence|User)｜>"
+)
+"""How chat templates mark that a turn ends, where a server lets a model go on behind that."""
+_END: Final = re.compile(r"<\|end\|>")
+"""The same of Phi; in gpt-oss, it also ends what is thought."""
 
 
 _THOUGHTS: Final = re.compile(r"<think>(?:(?!<think>).)*?(?:</think>|\Z)", re.DOTALL)

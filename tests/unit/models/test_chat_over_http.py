@@ -165,6 +165,7 @@ def test_a_server_that_takes_nothing_is_asked_until_the_time_is_over(
     [
         (202, b'{"status": "busy"}', "without an image: busy", MANY),
         (200, b'{"error": "Model x/y is currently loading", "estimated_time": 20}', "is currently loading", MANY),
+        (200, b'{"error": {"message": "Rate limit exceeded", "code": "rate_limit_exceeded"}}', "Rate limit", MANY),
         (200, b"All workers are busy, try again later", "All workers are busy", MANY),
         (200, b'{"status": "busy", "task_id": "7"}', "busy", 1),
         (200, b'{"error": "could not draw a busy street"}', "a busy street", 1),

@@ -81,6 +81,41 @@ def test_an_absurd_count_of_tokens_is_none() -> None:
     assert usage["total_tokens"] == 4
 
 
+_COUNTED = {"prompt_tokens": 10, "completion_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ANSWER | {"usage": _COUNTED},
+        ANSWER | {"usage": {"input_tokens": 10, "output_tokens": 5}},
+        ANSWER | {"usage": {"promptTokens": 10, "completionTokens": "5"}},
+        ANSWER | {"usage": {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 15}},
+        ANSWER | {"usage": {"prompt_tokens": 4, "cache_read_input_tokens": 6, "output_tokens": 5, "total_tokens": 15}},
+        ANSWER | {"usage": {"prompt_tokens": 10, "total_tokens": 15}},
+        ANSWER | {"usage": {"completion_tokens": 5, "total_tokens": 15}},
+        ANSWER | {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 10, "output_tokens": 5}},
+        ANSWER | {"usage": None, "usageMetadata": {"promptTokenCount": 10, "candidatesTokenCount": 5}},
+        ANSWER | {"usage": None, "x_groq": {"usage": _COUNTED}},
+        ANSWER | {"usage": None, "choices": [ANSWER["choices"][0] | {"usage": _COUNTED}]},
+        {"code": 0, "data": {"choices": ANSWER["choices"]}, "usage": _COUNTED},
+        {"message": {"content": "a car"}, "done": True, "prompt_eval_count": 10, "eval_count": 5},
+        {"content": "a car", "tokens_predicted": 5, "tokens_evaluated": 10, "stop": True},
+        {"type": "message", "content": [{"text": "a car"}], "usage": {"input_tokens": 10, "output_tokens": 5}},
+        b'data: {"choices": [{"delta": {"content": "a car"}, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}]}',
+    ],
+)
+def test_tokens_are_counted_under_any_name(answer: Any) -> None:
+    usage = tidy_completion(read_completion(answer) if isinstance(answer, bytes) else answer, "m")["usage"]
+    assert {name: usage[name] for name in _COUNTED} == _COUNTED
+
+
+def test_a_total_alone_is_counted_and_nothing_is_no_count() -> None:
+    assert tidy_completion(ANSWER | {"usage": {"total_tokens": 15}}, "m")["usage"]["prompt_tokens"] == 15
+    assert tidy_completion(ANSWER | {"usage": {"prompt_tokens": -3, "x": True}}, "m")["usage"]["total_tokens"] == 0
+    assert tidy_completion({**ANSWER, "usage": None}, "m")["usage"] is None
+
+
 @pytest.mark.parametrize(
     ("answer", "says"),
     [

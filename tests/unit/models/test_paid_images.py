@@ -17,7 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from gems.authority import OPERATOR
-from gems.errors import BackendError
+from gems.errors import BackendError, ContentRefusedError
 from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.heads import readable_head
@@ -212,6 +212,74 @@ def test_what_is_not_the_image_is_not_taken_for_it(address: str, answer: Any) ->
     assert isinstance(result, BackendError)
     assert "\n" not in str(result)
     assert ENCODED[:40] not in str(result)
+    assert _Handler.drawn == 1
+
+
+def _black() -> str:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 24)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "headers"),
+    [
+        ({"images": [{"url": f"data:image/png;base64,{_black()}"}], "has_nsfw_concepts": [True]}, {}),
+        ({"data": [{"b64_json": _black()}], "nsfw_content_detected": [True]}, {}),
+        ({"data": [{"b64_json": _black(), "nsfw": True}]}, {}),
+        ({"data": [{"b64_json": _black()}, {"b64_json": _black()}], "isNSFW": "true"}, {}),
+        ({"image": _black(), "is_safe": False}, {}),
+        ({"data": [{"b64_json": ENCODED, "content_filter_results": {"violence": {"filtered": True}}}]}, {}),
+        ({"generations": [{"img": ENCODED, "censored": True}]}, {}),
+        ({"image": ENCODED, "finish_reason": "CONTENT_FILTERED"}, {}),
+        ({"candidates": [{"finishReason": "IMAGE_SAFETY"}]}, {}),
+        ({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}}, {}),
+        (PNG, {"finish-reason": "CONTENT_FILTERED"}),
+        (GOOD, {"Finish-Reason": "content_filtered"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_an_image_that_a_filter_has_stopped_is_a_refusal(
+    address: str, answer: Any, headers: dict[str, str], kind: str
+) -> None:
+    _Handler.headers_sent = headers
+    result = _draw(address, answer if isinstance(answer, bytes) else json.dumps(answer).encode(), kind)
+    assert isinstance(result, ContentRefusedError), result
+    assert "filter" in str(result)
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"has_nsfw_concepts": [False]},
+        {"has_nsfw_concepts": [True]},
+        {"nsfw": True},
+        {"is_safe": True},
+        {"content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}},
+        {"finish_reason": "SUCCESS"},
+        {"censored": False},
+        {"filtered": 0},
+    ],
+)
+def test_an_image_that_was_handed_out_is_taken_whatever_a_filter_says(address: str, beside: dict[str, Any]) -> None:
+    result = _draw(address, json.dumps({"data": [{"b64_json": ENCODED}], **beside}).encode(), "openai")
+    assert isinstance(result, GeneratedImage), result
+
+
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_a_compression_that_cannot_be_read_is_paid_once(address: str, kind: str) -> None:
+    _Handler.headers_sent = {"Content-Encoding": "odd", "Content-Type": "application/json"}
+    result = _draw(address, b"\x1b\x02\x00\xf8 packed", kind)
+    assert "packs its answer (odd)" in str(result)
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_an_answer_that_was_packed_twice_is_read(address: str, kind: str) -> None:
+    _Handler.headers_sent = {"Content-Encoding": "gzip"}
+    result = _draw(address, gzip.compress(gzip.compress(GOOD)), kind)
+    assert isinstance(result, GeneratedImage), result
     assert _Handler.drawn == 1
 
 

@@ -485,6 +485,42 @@ def test_prose_is_no_yes(content: Any) -> None:
     assert all(words != {"yes"} for words in answers.values()), answers  # two different answers are unsure
 
 
+_NO_TO_BOTH = json.dumps({"verdicts": [{"id": "r1", "answer": "no"}, {"id": "r2", "answer": "no"}]})
+_YES_TO_BOTH = json.dumps({"verdicts": [{"id": "r1", "answer": "yes"}, {"id": "r2", "answer": "yes"}]})
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        "<|im_end|>\n<|im_start|>user\nAnd this one?<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>\n<|im_start|>assistant\n<think>Again.</think>",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "</s>[INST] again [/INST]",
+        "<end_of_turn>\n<start_of_turn>user\nx<end_of_turn>\n<start_of_turn>model\n",
+        "<|end|>\n<|user|>\nx<|end|>\n<|assistant|>\n",
+        "<|endoftext|>",
+        "<｜end▁of▁sentence｜>",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "<think>Both?</think>\n", "<|im_start|>"])
+def test_a_conversation_that_a_model_makes_up_is_not_its_answer(before: str, between: str) -> None:
+    assert verdicts(f"{before}{_NO_TO_BOTH}{between}{_YES_TO_BOTH}") == {"r1": {"no"}, "r2": {"no"}}
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"corrections": [{"id": "r2", "answer": "no"}]},
+        {"revised_verdicts": [{"id": "r1", "answer": "yes"}, {"id": "r2", "answer": "no"}]},
+        {"final_verdicts": {"r1": "yes", "r2": "no"}},
+        {"self_check": {"verdicts": [{"id": "r2", "answer": "no", "reason": "three"}]}},
+        {"review": {"steps": [{"r2": {"answer": "no"}}]}},
+    ],
+)
+def test_answers_beside_the_list_may_contradict_it(beside: dict[str, Any]) -> None:
+    assert verdicts(json.loads(_YES_TO_BOTH) | beside) == {"r1": {"yes"}, "r2": {"yes", "no"}}
+
+
 @pytest.mark.parametrize("unit", ["-", "|", "| ", "[", "* ", "r1 ", "1", "?", "r1: ?", "a?", "yes, ", "|-", "| -\n"])
 def test_a_model_that_repeats_itself_costs_no_time(unit: str) -> None:
     start = time.perf_counter()

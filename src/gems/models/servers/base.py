@@ -32,6 +32,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_ran
 
 from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid, may_cost
 from gems.models.deadlines import end_reads_at, limit_reads
+from gems.models.endings import finish_reason
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
@@ -373,6 +374,7 @@ class RemoteGenerator(ABC):
             fault = f"{self._host} answers {status}, without an image or a reason"
             raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
         if 200 <= status < 300:
+            _require_unfiltered(self.name, response)
             return
         reason = self.reason(body)
         if is_passing_status(status) and (
@@ -398,6 +400,12 @@ class RemoteGenerator(ABC):
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _require_unfiltered(name: str, response: httpx.Response) -> None:
+    ending = response.headers.get("finish-reason", "")  # of Stability and Fireworks, beside a blurred image
+    if finish_reason(ending) == "content_filter":
+        raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
 
 
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
@@ -514,6 +522,7 @@ def _limit(response: httpx.Response, size: int) -> None:
 
 def _decoded(response: httpx.Response, raw: bytes) -> bytes:
     """A body without its compression, which its header may tell wrongly."""
+    _require_known_compression(response, raw)
     packed = httpx.Response(200, headers=response.headers, stream=httpx.ByteStream(raw), request=response.request)
     parts, size = list[bytes](), 0
     try:
@@ -525,9 +534,30 @@ def _decoded(response: httpx.Response, raw: bytes) -> bytes:
         if not _is_whole(raw):
             raise
         return raw
-    # The client's decoder reads the first of several parts of a file.
+    # The client's decoder reads the first of several parts of a file; two gateways may both have packed it.
     whole = _unpacked(raw)
-    return whole if whole is not raw else _unpacked(b"".join(parts))
+    return _unpacked(whole if whole is not raw else b"".join(parts))
+
+
+def _require_known_compression(response: httpx.Response, raw: bytes) -> None:
+    """Refuse an answer in a compression that the client has not asked for, and cannot unpack; the next is no better.
+
+    Raises:
+        BackendError: It cannot be read, although it was paid.
+    """
+    accepted = {name.strip().lower() for name in response.request.headers.get("accept-encoding", "").split(",")}
+    accepted |= {"", "identity", "x-gzip", "none", "utf-8", "aws-chunked"}
+    names = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
+    unknown = [name for name in names if name not in accepted]
+    if (
+        response.is_success
+        and unknown
+        and not _is_whole(raw)
+        and not is_image_file(raw)
+        and not raw.startswith(b"\x1f\x8b")
+    ):
+        fault = f"{response.url.host} packs its answer ({one_line(unknown[0], 30)}) as nobody asked it to"
+        raise BackendError(f"{fault}; install brotli, or let it send plain answers", retryable=False)
 
 
 def _is_whole(body: bytes) -> bool:

@@ -15,6 +15,7 @@ from gems.errors import BackendError
 from gems.models.endings import finish_reason
 from gems.models.servers.completion_errors import error_of_choice, error_of_completion, server_error
 from gems.models.servers.completion_messages import raw_message, read_content, read_message
+from gems.models.servers.completion_usage import tokens_of
 from gems.models.servers.error_texts import error_message, json_body, text_of
 from gems.secrets import one_line
 
@@ -80,6 +81,7 @@ def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
         if event.get("error") or [event] == whole:  # the whole answer, or why there is none
             return event
         joined |= {name: value for name, value in event.items() if value is not None}
+        joined |= {"usage": choice["usage"]} if choice.get("usage") else {}
         reason = choice.get("finish_reason") or choice.get("done_reason") or reason
         delta = raw_message(choice) or {}
         for name in ("content", "reasoning_content", "reasoning", "thinking", "refusal"):
@@ -144,7 +146,7 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
         kind = "a page or another kind of document" if answer else "it is empty"
         words = _TORN if is_torn else one_line(error_message(str(answer).encode())) or kind
         raise BackendError(f"{source} answers with no chat completion: {words}")
-    answer = _inner(answer)
+    whole_answer, answer = answer, _inner(answer)
     raw_choices = _choices(answer)
     if error := error_of_completion(answer, has_choices=bool(raw_choices)):
         raise server_error(f"{source} answers with no chat completion", error, was_understood=False)
@@ -171,7 +173,7 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     # GEMS asks for one choice. LangChain would count the tokens once for each of them.
     best = next((c for c in tidy if c["message"]["content"] or c["message"].get("tool_calls")), tidy[0])
     texts = {name: answer[name] for name in _TEXTS if isinstance(answer.get(name), str)}
-    return {**texts, "choices": [best], "usage": _usage(answer.get("usage"))}
+    return {**texts, "choices": [best], "usage": tokens_of(answer, best, whole_answer)}
 
 
 def _is_whole(message: Mapping[str, Any] | None) -> bool:
@@ -222,28 +224,3 @@ def _choices(answer: Mapping[str, Any]) -> list[Any] | None:
 
 def _if_object(value: object) -> object:
     return value if isinstance(value, Mapping) else None
-
-
-def _usage(usage: object) -> dict[str, Any] | None:
-    """The counts of tokens, 0 where there is none; None if the server does not count."""
-    if not isinstance(usage, Mapping):
-        return None
-    counts = {name: _count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
-    details = {
-        name: {key: _count(value) for key, value in part.items() if value is not None}
-        for name in ("prompt_tokens_details", "completion_tokens_details")
-        if isinstance(part := usage.get(name), Mapping)
-    }
-    return {**counts, "total_tokens": _count(usage.get("total_tokens")) or sum(counts.values()), **details}
-
-
-_MOST_TOKENS: Final = 10**9
-"""A count above this one is none."""
-
-
-def _count(value: object) -> int:
-    try:
-        count = int(float(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return 0
-    return count if 0 <= count <= _MOST_TOKENS else 0

@@ -18,6 +18,7 @@ from gems.errors import BackendError, ContentRefusedError, is_passing_status, is
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
+from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
 from gems.secrets import one_line
 
 __all__ = ["JsonImages", "decode_base64", "mapping_in", "read_answer"]
@@ -71,7 +72,8 @@ _IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?"
 _BUSY: Final = re.compile(
     r"\W*(?:(?:error|the|all|our|this|servers?|service|model(?: \S{1,80}(?= is ))?|queue|system|gpus?|engine|workers?"
     r"|backend|endpoint|is|are|currently|too|temporarily|still)\W+)*(?:busy|overloaded|loading|unavailable|full"
-    r"|warming up|at capacity|too many requests|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
+    r"|warming up|at capacity|too many requests|rate.?limit(?:s|ed)?\b"
+    r"|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
     re.I,
 )
 _IN_BACKGROUND: Final = re.compile(
@@ -101,7 +103,7 @@ class JsonImages(RemoteGenerator):
 
         Raises:
             PassingError: The answer is torn, or the server may answer with an image later.
-            ContentRefusedError: The server refuses to draw the prompt.
+            ContentRefusedError: The server refuses to draw the prompt, or its filter has stopped the image.
             BackendError: There is no image, in the server's words.
         """
         if is_image_file(body.lstrip(b"\r\n")):  # the image itself
@@ -113,6 +115,16 @@ class JsonImages(RemoteGenerator):
                 raise PassingError(f"{self.name}: the server answers without an image: {words}")
             fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
             raise PassingError(f"{self.name}: the server's answer {fault}", may_cost=True)
+        if reason := filter_reason(answer):
+            raise ContentRefusedError(f"{self.name}: the server's filter stopped the image: {one_line(reason, 60)}")
+        image = self._first_image(answer, body, deadline)
+        if is_flagged(answer):
+            image = decode_image(image, self.name) if isinstance(image, bytes) else image
+            if shows_nothing(image):
+                raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
+        return image
+
+    def _first_image(self, answer: object, body: bytes, deadline: float) -> bytes | Image.Image:
         sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
         if len(sources) == 1 and not sources[0].is_address:
             return decode_base64(sources[0].text, self.name)

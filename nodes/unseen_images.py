@@ -1,0 +1,54 @@
+"""Recognizes that a chat model has not seen an image: some servers leave images out of a question without a word.
+
+Such a model may say so, and fill in the form all the same: as an example, or for the image that it imagines.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from gems.models.yes_or_no import plain_words
+
+__all__ = ["says_unseen"]
+
+_IMAGE: Final = r"(?:images?|pictures?|photos?|photographs?|attachments?)\b"
+_WHICH: Final = r"(?:(?:the|an?|any|this|that|these|those|your|actual|provided|attached|uploaded|given|shared)\s+){0,3}"
+_LOOK: Final = (
+    r"(?:\w+ly\s+)?(?:see|view|access|open|load|display|analy[sz]e|inspect|process|interpret|examine|perceive|look at"
+    r"|receive|get|have|have access to)(?:\s+(?:or|and)\s+\w+)?"
+)
+_ARRIVED: Final = (
+    r"(?:provided|attached|given|supplied|uploaded|received|included|shared|available|presented|sent|loaded|found"
+    r"|accessible|visible to me|come through)"
+)
+_NOT_SEEN: Final = re.compile(
+    rf"\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to|(?:do|did)(?: not|n't)"
+    rf"|(?:ability|capability|capacity) to|not (?:currently )?equipped to)\s+{_LOOK}\s+{_WHICH}{_IMAGE}"
+    rf"|\b(?:have(?: not|n't)|never) (?:seen|received|been (?:given|shown|sent)) {_WHICH}{_IMAGE}"
+    rf"|\b(?:have no|no|without|lack) (?:(?:access to|seeing|viewing|a view of|sight of) ){_WHICH}{_IMAGE}"
+    rf"|\bno\s+(?:actual |real |visible |input )?{_IMAGE}(?:\s+(?:data|file|input))?"
+    rf"\s+(?:to (?:see|view|look at|inspect|analy[sz]e)\b"
+    rf"|(?:(?:was|were|is|are|has been|have been)\s)?(?:actually )?{_ARRIVED})"
+    rf"|\Ano {_IMAGE}\W*\Z"
+    rf"|\b{_IMAGE}\s+(?:(?:was|were|is|are|has|have|did)(?: not|n't))\s+(?:been |actually ){{0,2}}{_ARRIVED}"
+    rf"|\b{_IMAGE} (?:is|was|are|were) (?:missing\b(?! \w)|unavailable|inaccessible)"
+    r"|\btext.(?:only|based) (?:\w+ )?(?:ai|model|assistant|language)"
+    rf"|\bassum(?:e|es|ed|ing)(?: that)? {_WHICH}{_IMAGE} (?:shows?|match\w*|depicts?|contains?|has|does|is|was|would)"
+    r"|\bhypothetical(?:ly)?\b(?! scene)"
+    r"|(?:无法|不能|看不到|没有|没|未)(?:直接|能够|能|被)?(?:看到|看见|查看|访问|读取|分析|识别|收到|提供|上传|附上|获取)?"
+    r"(?:到|任何|您|你|的|该|这张|这个|此|实际|提供|上传)*(?:图片|图像|照片)"
+    r"|(?:图片|图像|照片)(?:没有|未|并未)(?:被)?(?:提供|上传|附上|显示)"
+    r"|\bkein(?:e|en)? bild\w* (?:erhalten|bereitgestellt|angehängt|vorhanden|übermittelt|sehen)"
+    r"|\bbild(?:er)? (?:\w+ )?nicht (?:sehen|öffnen|ansehen|anzeigen|analysieren)"
+    r"|\b(?:ne peux pas|impossible de|incapable de) (?:voir|accéder à|visualiser|analyser)"
+    r" (?:l'|cette |une |d'|les )?images?"
+    r"|\bno (?:puedo|es posible) (?:ver|acceder a|analizar) (?:la|una|las|ninguna) im[aá]gen",
+    re.IGNORECASE,
+)
+"""How models say that they see no image, or that they imagine one."""
+
+
+def says_unseen(text: str) -> bool:
+    """Whether a text says that its author has not seen the image that it is about."""
+    return bool(_NOT_SEEN.search(" ".join(plain_words(text).split())))
