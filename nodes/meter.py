@@ -20,6 +20,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
+from gems.stopping import WaitEnded
 
 __all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
 
@@ -130,7 +131,7 @@ class Meter(BaseCallbackHandler):
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
-        self._count(Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1))
+        self._count(Usage(chat_calls=error.requests if isinstance(error, (BackendError, WaitEnded)) else 1))
 
     def _count(self, usage: Usage) -> None:
         """Count what was spent in place of what was reserved."""
