@@ -159,6 +159,8 @@ register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
+_MOST_UNSETTLED: Final = 10_000
+"""So many are kept: a graph's own user may never settle those of a run that an error has ended."""
 _TEAMS: Final[OrderedDict[str, dict[str, Meter]]] = OrderedDict()
 """The meters of the latest nodes, by run and node, of so many runs as may be under way."""
 _MOST_TEAMS: Final = 1024
@@ -186,6 +188,8 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
     except Exception:
         with _LOCK:
             _UNSETTLED[key] = meter
+            if len(_UNSETTLED) > _MOST_UNSETTLED:
+                del _UNSETTLED[next(iter(_UNSETTLED))]
         raise
     finally:
         _METER.reset(token)
