@@ -81,7 +81,7 @@ def report_failure(state: GemsState, error: NodeError, goto: str, **update: Any)
 
 
 def _anew(failure: BaseException) -> BaseException:
-    """A copy of a failure: LangGraph takes the object that a handler was given for handled, and would go on with the run.
+    """A copy of a failure: LangGraph takes the object that a handler was given for handled, and goes on with the run.
 
     An image would be drawn without requirements, for example, before the run ends with the failure.
     """

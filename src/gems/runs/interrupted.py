@@ -1,4 +1,4 @@
-"""Chat calls of a step that a stop or a bug interrupts: they are paid for, and the step is done again by another process.
+"""Chat calls of a step that a stop or a bug interrupts: they are paid for, and another process does the step again.
 
 What they cost is kept beside the run's last checkpoint. The process that does the step again begins with it, so that
 the run's usage and budget count it, and the checkpoint behind the step holds it.

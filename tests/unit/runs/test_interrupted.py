@@ -96,9 +96,7 @@ def test_an_image_that_cannot_be_kept_costs_no_earlier_one(tmp_path: Path) -> No
     context, generator = CONTEXT.model_copy(update={"max_rounds": 2}), PaintGenerator(fail=fault)
     chat = ScriptedChatModel(script=light_models.make_chat(None).script)  # type: ignore[arg-type]
     with open_checkpoints(tmp_path / "checkpoints.sqlite") as saver:
-        graph = build_graph(
-            generator=generator, mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images")
-        )
+        graph = build_graph(generator=generator, mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images"))
         with pytest.raises(OSError, match="No space"):
             run_counted(graph, "t", "two cats", context, control=RunControl())
         values = run_counted(graph, "t", "two cats", context, control=RunControl())
