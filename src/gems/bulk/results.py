@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, NotRequired, TypeAlias, TypedDict, cast
 
-
 from gems.bulk.jobs import Job, JobFields, job_of
 from gems.bulk.journal import PartialRun
 from gems.bulk.limits import larger_usage, usage_of
