@@ -20,6 +20,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
+from gems.stopping import WaitEnded
 
 __all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
 
@@ -130,7 +131,7 @@ class Meter(BaseCallbackHandler):
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
-        self._count(Usage(chat_calls=error.requests if isinstance(error, BackendError) else 1))
+        self._count(Usage(chat_calls=error.requests if isinstance(error, (BackendError, WaitEnded)) else 1))
 
     def _count(self, usage: Usage) -> None:
         """Count what was spent in place of what was reserved."""
@@ -158,6 +159,8 @@ register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
+_MOST_UNSETTLED: Final = 10_000
+"""So many are kept: a graph's own user may never settle those of a run that an error has ended."""
 _TEAMS: Final[OrderedDict[str, dict[str, Meter]]] = OrderedDict()
 """The meters of the latest nodes, by run and node, of so many runs as may be under way."""
 _MOST_TEAMS: Final = 1024
@@ -185,6 +188,8 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
     except Exception:
         with _LOCK:
             _UNSETTLED[key] = meter
+            if len(_UNSETTLED) > _MOST_UNSETTLED:
+                del _UNSETTLED[next(iter(_UNSETTLED))]
         raise
     finally:
         _METER.reset(token)

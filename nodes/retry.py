@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from copy import copy
 from typing import Any, Final, Literal, TypeAlias
 
 from langgraph.errors import NodeError
@@ -61,10 +62,10 @@ def work_without(
     Raises:
         InputError: The failure is one, and is not tolerated.
     """
-    failure, usage = _failure(error), settle(state, error.node)
+    failure = _failure(error)
     if not isinstance(failure, Exception) or (isinstance(failure, InputError) and not include_input_errors):
-        raise failure
-    changes = {"errors": [describe(failure, error.node)], "usage": usage, **update}
+        raise _anew(failure) from failure  # what the node has spent stays unsettled, for whoever catches this
+    changes = {"errors": [describe(failure, error.node)], "usage": settle(state, error.node), **update}
     return Command(update=changes, goto=goto)  # type: ignore[arg-type]
 
 
@@ -75,9 +76,20 @@ def report_failure(state: GemsState, error: NodeError, goto: str, **update: Any)
     """
     failure = _failure(error)
     if not is_backend_failure(failure):
-        settle(state, error.node)
-        raise failure
+        raise _anew(failure) from failure
     return work_without(state, error, goto, **update)
+
+
+def _anew(failure: BaseException) -> BaseException:
+    """A copy of a failure: LangGraph takes the object that a handler was given for handled, and goes on with the run.
+
+    An image would be drawn without requirements, for example, before the run ends with the failure.
+    """
+    try:
+        again = copy(failure)
+    except Exception:  # its class cannot be made from its arguments
+        again = failure
+    return again if again is not failure else RuntimeError(f"{type(failure).__name__}: {failure}")
 
 
 def _failure(error: NodeError) -> BaseException:

@@ -103,10 +103,11 @@ def fill(
     form: type[Schema],
     messages: Sequence[BaseMessage] = (),
     options: ChatOptions | None = None,
+    run_id: str = "",
     **kwargs: Any,
 ) -> tuple[Answer[Schema], Usage]:
     """Have the model fill in one form; return the form and its usage."""
-    state = GemsState(usage=Usage(), run_id=uuid.uuid4().hex)
+    state = GemsState(usage=Usage(), run_id=run_id or uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
         answer = ask(meter, model, form, list(messages) or question(form), **kwargs)
     return answer, meter.usage

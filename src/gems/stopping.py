@@ -15,12 +15,24 @@ from typing import Final
 
 from langgraph.errors import GraphDrained
 
-__all__ = ["acquire", "ending", "pause", "stopping"]
+__all__ = ["WaitEnded", "acquire", "ending", "pause", "stopping"]
 
 _POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
 _STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=lambda: False)
 _ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
+
+
+class WaitEnded(GraphDrained):
+    """A stop was requested during a wait for a server.
+
+    Attributes:
+        requests: How many requests of the call have failed before, each of which may have been charged.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.requests = 1
 
 
 @contextmanager
@@ -47,12 +59,12 @@ def pause(seconds: float) -> None:
     """Wait before a server is asked again.
 
     Raises:
-        GraphDrained: A stop was requested before or meanwhile.
+        WaitEnded: A stop was requested before or meanwhile.
     """
     deadline = time.monotonic() + seconds
     while True:
         if _STOPPING.get()() or _ENDING.get()():
-            raise GraphDrained("stopped while waiting for a server")
+            raise WaitEnded("stopped while waiting for a server")
         left = deadline - time.monotonic()
         if left <= 0:
             return

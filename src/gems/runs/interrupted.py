@@ -1,4 +1,4 @@
-"""Chat calls of a step that a stop interrupts: they are paid for, and the step is done again by another process.
+"""Chat calls of a step that a stop or a bug interrupts: they are paid for, and another process does the step again.
 
 What they cost is kept beside the run's last checkpoint. The process that does the step again begins with it, so that
 the run's usage and budget count it, and the checkpoint behind the step holds it.
@@ -7,6 +7,7 @@ the run's usage and budget count it, and the checkpoint behind the step holds it
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -30,15 +31,25 @@ _USAGE_BY_NODE: Final = TypeAdapter(dict[str, Usage])
 def run_counted(
     graph: GemsGraph, thread: str, prompt: str, context: GemsContext, *, control: RunControl | None, **options: Any
 ) -> GemsState:
-    """As ``run_thread``, and what a stop interrupts counts: in the state that is returned, and when the run goes on."""
+    """As ``run_thread``, and what is interrupted counts: in the state that is returned, and when the run goes on."""
     values = _values(graph, thread)
     for node, usage in _kept(graph, thread).items():
         owe(values["run_id"], node, usage)
-    values = run_thread(graph, thread, prompt, context, control=control, **options)
-    if control is not None and control.drain_requested and values.get("run_id"):
-        _keep(graph, thread, unsettled(values["run_id"]))
-        settle_run(values["run_id"])
+    try:
+        values = run_thread(graph, thread, prompt, context, control=control, **options)
+    except Exception:
+        with suppress(Exception):  # what has ended the run matters, even if the checkpoints have failed too
+            _keep_unsettled(graph, thread, _values(graph, thread))
+        raise
+    if control is not None and control.drain_requested:
+        _keep_unsettled(graph, thread, values)
     return with_interrupted(graph, thread, values)
+
+
+def _keep_unsettled(graph: GemsGraph, thread: str, values: GemsState) -> None:
+    if run_id := values.get("run_id"):
+        _keep(graph, thread, unsettled(run_id))
+        settle_run(run_id)
 
 
 def with_interrupted(graph: GemsGraph, thread: str, values: GemsState) -> GemsState:

@@ -232,7 +232,7 @@ def has_begun(graph: GemsGraph, thread: str) -> bool:
 def has_ended(graph: GemsGraph, thread: str) -> bool:
     """Whether a thread ran to its end, so that there is nothing to resume.
 
-    A thread that bad input ended has no outcome and no task: it counts as not ended, and is started again.
+    A thread that bad input or a bug ended has no outcome and no task: it counts as not ended.
     """
     # Not ``next``: a kill between a task's end and its step's end leaves a task that ``next`` does not list.
     snapshot = graph.get_state(_config(thread))
@@ -295,6 +295,7 @@ def run_thread(
     """
     config = _config(thread)
     if not has_ended(graph, thread):
+        _reopen_broken(graph, thread)
         snapshot = graph.get_state(config)
         graph_input: Command[Any] | GemsInput | None = None if snapshot.tasks else GemsInput(prompt=prompt)
         if answer is not None and snapshot.interrupts:
@@ -327,6 +328,23 @@ def reopen_failed(graph: GemsGraph, thread: str) -> None:
     graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
 
 
+def _reopen_broken(graph: GemsGraph, thread: str) -> None:
+    """Take a thread that an error of nobody's server has ended back to the step that raised it.
+
+    The step is done again, with all that was paid for before it. Its error handler would be asked again otherwise,
+    which by then knows only the error's text. Earlier versions have left such threads without a task.
+    """
+    final = graph.get_state(_config(thread))
+    broken = [task.name for task in final.tasks if task.error]
+    before: StateSnapshot | None = final
+    if not final.tasks and (run_id := final.values.get("run_id")):
+        history = graph.get_state_history(_config(thread))
+        before = next((s for s in history if s.next and s.values.get("run_id") == run_id), None)
+        broken = list(before.next) if before is not None else []
+    if before is not None and any(name in _HANDLED for name in broken):
+        graph.update_state(before.config, None, as_node=_PREDECESSORS[before.next[0]])
+
+
 def reopen_limited(graph: GemsGraph, thread: str) -> None:
     """Let a thread go on that its budget has ended, once it has a larger one. Nothing is done twice."""
     before = _before_end(graph, thread)
@@ -351,6 +369,8 @@ _PREDECESSORS: Final = {
     "refiner": "verifier",
 }
 """The node behind which a thread goes on with a node."""
+_HANDLED: Final = _PREDECESSORS.keys() - {"intake", "cross_check"}
+"""Those of them that have an error handler."""
 
 
 def _before_end(graph: GemsGraph, thread: str) -> StateSnapshot | None:

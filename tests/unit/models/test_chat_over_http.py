@@ -13,15 +13,18 @@ from typing import Any, ClassVar
 import pytest
 from chatting import fill
 from langchain_core.messages import HumanMessage, SystemMessage
+from langgraph.errors import GraphDrained
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.decomposer import Requirements
+from gems.nodes.meter import settle_run
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.retry import retry_on
 from gems.options import ChatOptions, GeneratorOptions
+from gems.stopping import stopping
 
 QUESTION = [SystemMessage("Obey."), HumanMessage("What do you wish?")]
 STREAM = b"".join(
@@ -246,6 +249,19 @@ def test_every_request_that_may_be_charged_is_counted(
     answer, usage = fill(model, Plan)
     assert answer.form.prompt == "a car"
     assert (handler.requests, usage.chat_calls) == (len(faults) + 1, calls)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [500, 0])
+def test_requests_before_a_stop_that_ends_the_wait_for_the_next_one_are_counted(
+    server: tuple[str, type[Handler]], status: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b'{"error": {"message": "the worker died"}}')
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    with stopping(lambda: handler.requests >= 2), pytest.raises(GraphDrained):
+        fill(model, Plan, run_id="stopped")
+    assert (handler.requests, settle_run("stopped").chat_calls) == (2, 2)
 
 
 WHOLE = json.dumps(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import light_models
+import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
@@ -13,7 +15,9 @@ from langgraph.runtime import RunControl
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
+from gems.models.generators import ImageRequest
 from gems.nodes import meter
+from gems.nodes.meter import unsettled
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.interrupted import run_counted, with_interrupted
 
@@ -49,3 +53,53 @@ def test_what_a_stop_interrupts_counts_once(tmp_path: Path) -> None:
     assert values["outcome"] in ("rounds", "solved")
     assert calls.count("Verdicts") >= 3
     assert values["usage"].images == 1
+
+
+@pytest.mark.parametrize("form", ["Plan", "Requirements", "Verdicts", "Refinement"])
+def test_after_a_bug_a_run_goes_on_behind_what_was_paid(form: str, tmp_path: Path) -> None:
+    """A chat model of the user's own raises what no server does: the run ends with it, and is started again."""
+    context = CONTEXT.model_copy(update={"max_rounds": 2, "plan": True})
+    calls, faults, generator = list[str](), 2, PaintGenerator()
+
+    def answer(asked: str, messages: list[Any], n: int) -> Any:
+        nonlocal faults
+        calls.append(asked)
+        if asked == form and faults:
+            faults -= 1
+            raise KeyError("a bug")
+        if asked == "Plan":
+            return {"prompt": "two cats on a lawn"}
+        return light_models.make_chat(None).script(asked, messages, n)  # type: ignore[arg-type]
+
+    for start in (1, 2, 3):
+        with open_checkpoints(tmp_path / "checkpoints.sqlite") as saver:
+            chat = ScriptedChatModel(script=answer)
+            graph = build_graph(
+                generator=generator, mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images")
+            )
+            with pytest.raises(KeyError) if start < 3 else nullcontext():
+                run_counted(graph, "t", "two cats", context, control=RunControl())
+            values = with_interrupted(graph, "t", graph.get_state({"configurable": {"thread_id": "t"}}).values)
+            assert values["usage"].chat_calls == len(calls), start
+            assert not unsettled(values["run_id"])
+    assert values["outcome"] in ("rounds", "solved")
+    assert len(generator.requests) == len({request.seed for request in generator.requests}) == values["usage"].images
+    assert [attempt.round for attempt in values["attempts"]] == [1, 2]
+
+
+def test_an_image_that_cannot_be_kept_costs_no_earlier_one(tmp_path: Path) -> None:
+    """The disk is full in the second round: the image of the first one is not drawn again."""
+
+    def fault(request: ImageRequest, n: int) -> Exception | None:
+        return OSError(28, "No space left on device") if n == 1 else None
+
+    context, generator = CONTEXT.model_copy(update={"max_rounds": 2}), PaintGenerator(fail=fault)
+    chat = ScriptedChatModel(script=light_models.make_chat(None).script)  # type: ignore[arg-type]
+    with open_checkpoints(tmp_path / "checkpoints.sqlite") as saver:
+        graph = build_graph(generator=generator, mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images"))
+        with pytest.raises(OSError, match="No space"):
+            run_counted(graph, "t", "two cats", context, control=RunControl())
+        values = run_counted(graph, "t", "two cats", context, control=RunControl())
+    first, second = (attempt.seed for attempt in values["attempts"])
+    assert [request.seed for request in generator.requests] == [first, second, second]
+    assert values["usage"].chat_calls == len(chat.calls)

@@ -20,6 +20,7 @@ from gems.models.servers.error_texts import error_message
 from gems.models.servers.sent_requests import begin_count, requests_sent
 from gems.models.structured import REQUESTS, is_not_understood
 from gems.secrets import one_line
+from gems.stopping import WaitEnded
 
 __all__ = ["OpenAIChat"]
 
@@ -54,7 +55,7 @@ class OpenAIChat(ChatOpenAI):
         begin_count()
         try:
             result = self._answer_or_error(messages, stop, run_manager, **kwargs)
-        except BackendError as error:
+        except (BackendError, WaitEnded) as error:
             error.requests = requests_sent()
             raise
         result.generations[0].message.response_metadata[REQUESTS] = requests_sent()
