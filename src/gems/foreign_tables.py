@@ -15,7 +15,7 @@ from typing import Final
 __all__ = ["check_journal", "check_schema"]
 
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
-"""Begins a rollback journal, and ends one that names another file (sqlite.org/fileformat2.html#the_rollback_journal)."""
+"""Begins a rollback journal, and ends one that names another file (sqlite.org/fileformat2.html)."""
 
 _COMPUTES: Final = re.compile(r"\b(?:virtual|generated|check|as)\b|\bdefault\b(?!\s*(?:''|null\b))", re.IGNORECASE)
 """Matches what lets a table compute what is read from it or written to it."""
