@@ -30,6 +30,7 @@ from gems.graph.builder import build_graph
 from gems.graph.state import ImageRef, Requirement, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
+from gems.memory.index import newest
 from gems.memory.records import open_records
 from gems.runs.checkpoints import open_checkpoints, read_checkpoints
 from gems.runs.record import load_record
@@ -82,6 +83,20 @@ def test_a_learned_skill_that_is_a_link_is_not_shown(tmp_path: Path, monkeypatch
     link.symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="outside the skill's folder"):
         shelf.difference("lamps")
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 200, "-1"])
+def test_a_version_that_is_no_number_is_none(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMS_HOME", str(tmp_path))
+    metadata = {"gems-version": "9" * 5000, "gems-fixes": number}
+    draft = shelf.add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", metadata, {})
+    (draft.folder.parents[1] / "versions" / "lamps" / number).mkdir()
+    with pytest.raises(InputError, match="has one version only"):
+        shelf.difference("lamps")
+    assert (shelf.past_trials(), draft.version, draft.fix_count) == ([], 1, 0)
+    for name in ("1", number):
+        (tmp_path / "index" / name).mkdir(parents=True)
+    assert newest(tmp_path / "index") == tmp_path / "index" / "1"
 
 
 @pytest.mark.parametrize("figures", ["[", "[" * 10**5, "[]", '{"interval": ["x", "y"]}', '{"points": 1}'])
