@@ -91,6 +91,11 @@ class ClientRules:
         for key, value in _entries(request, "webhook".__eq__):
             if key == "webhook" and value and not self.trusts_clients:
                 raise InputError("webhook is an address that this server would call; only its operator names addresses")
+        for key, value in _entries(request, "feedback_keys".__eq__):
+            if key == "feedback_keys" and value is not None and not self.trusts_clients:
+                raise InputError(
+                    "for feedback_keys, this server would call LangSmith with its operator's key; leave it out"
+                )
         for key, values in _contexts(request):
             _refuse_secrets(values, is_secret_name)
             for name, value in values.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,8 @@ _TRAINING_PER_CELL: Final = 64
 """Number of vectors per cell that the cells are trained on."""
 _RETRAIN_AT: Final = 4
 """New cells are trained once there are this many times as many vectors as at the last training."""
+_NUMBER: Final = re.compile("[0-9]{1,18}")
+"""Matches the names of finished indexes."""
 _FILES: Final = ("vectors.faiss", "spaces.npy")
 _MAX_MASKS: Final = 64
 """Number of masks that are kept."""
@@ -241,7 +244,7 @@ def _one_thread() -> Iterator[None]:
 
 def newest(folder: Path) -> Path | None:
     """The newest finished index; None if there is none. An index that is being built does not count."""
-    finished = [path for path in folder.glob("[0-9]*") if path.name.isdigit()]
+    finished = [path for path in folder.glob("[0-9]*") if _NUMBER.fullmatch(path.name)]
     return max(finished, key=lambda path: int(path.name), default=None)
 
 

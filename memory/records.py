@@ -22,7 +22,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 
 from gems.errors import InputError
 from gems.files import check_own_files
-from gems.foreign_tables import check_schema
+from gems.foreign_tables import check_journal, check_schema
 from gems.json_text import parse_json, strict_json
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
@@ -574,6 +574,7 @@ def connect_to_read(file: Path) -> sqlite3.Connection:
 
 def _checked(file: Path, how: str) -> sqlite3.Connection:
     """A connection that only reads, and has read once: some errors only show then."""
+    check_journal(file)
     uri = f"{file.absolute().as_uri()}?{how}"
     db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
     try:
@@ -602,6 +603,7 @@ def _checked_copy(parts: Iterable[Path]) -> sqlite3.Connection:
 )
 def connect(file: Path) -> sqlite3.Connection:
     """A connection whose commits survive a crash of the machine."""
+    check_journal(file)
     db = sqlite3.connect(file, timeout=60, isolation_level=None, check_same_thread=False)
     try:
         db.execute("PRAGMA journal_mode = WAL")  # fails at once if another process holds a lock, whatever the timeout

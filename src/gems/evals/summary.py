@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
+from contextlib import chdir, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -88,16 +91,39 @@ def _templates(*, html: bool = False) -> Environment:
 
 Points: TypeAlias = list[tuple[float, float]]
 
+_STYLE: Final = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gems",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,
+}
+"""Settings of matplotlib for the plots."""
 
-def _plots(report: dict[str, Any]) -> dict[str, str]:
-    """Inline SVG by name."""
+
+def _matplotlib() -> Any:
+    """The module, without the ``matplotlibrc`` of the current folder, which may be somebody else's.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    # It reads that file when it is imported, whatever its own settings and variables say.
+    is_read = "matplotlib" not in sys.modules and os.path.lexists("matplotlibrc")
     try:
-        import matplotlib as mpl
+        with chdir(Path(__file__).parent) if is_read else nullcontext():
+            import matplotlib as mpl
     except ImportError as error:
         raise InputError(
             f"the report's plots need matplotlib, which is not installed: {how_to_install('eval')}"
         ) from error
+    return mpl
 
+
+def _plots(report: dict[str, Any]) -> dict[str, str]:
+    """Inline SVG by name."""
+    mpl = _matplotlib()
     arms = report["arms"]
     curves: dict[str, Points] = {
         name: [(p["images_per_prompt"], 100 * p["all_correct"]) for p in arm["curve"]]
@@ -107,16 +133,9 @@ def _plots(report: dict[str, Any]) -> dict[str, str]:
     atoms: dict[str, Points] = {
         name: [(float(n), 100 * v["score"]) for n, v in arm["by_atoms"].items()] for name, arm in arms.items()
     }
-    with mpl.rc_context(
-        {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "gems",
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-        }
-    ):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # whatever a matplotlibrc says: it can have LaTeX run
+        mpl.rcParams.update(_STYLE)
         plots = {"rates": _bars(arms), "atoms": _lines(atoms, "atoms in the prompt", "Soft-TIFA GM, %")}
         if curves:
             plots["curve"] = _lines(curves, "images spent per prompt", "all-correct rate, %")

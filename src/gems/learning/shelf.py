@@ -8,6 +8,7 @@ figures of all its trials in ``trials.jsonl``: a version that was refused stays 
 from __future__ import annotations
 
 import difflib
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ State = Literal["quarantine", "promoted", "retired"]
 _STATES: Final[tuple[State, ...]] = get_args(State)
 _FIGURES: Final = "gate.json"
 _TRIALS: Final = "trials.jsonl"
+_NUMBER: Final = re.compile("[0-9]{1,18}")
+"""Matches a version or a count. What it does not match, Python may not read as a number either."""
 _MOVING_TO: Final = "moving_to"
 """Among the figures of a skill that is being moved: the state that it moves to."""
 
@@ -80,7 +83,7 @@ class LearnedSkill:
 
     def _number(self, key: str, default: int) -> int:
         text = self.skill.metadata.get(key, "")
-        return int(text) if text.isdecimal() else default
+        return int(text) if _NUMBER.fullmatch(text) else default
 
     @property
     def kind(self) -> str:
@@ -119,7 +122,7 @@ def _root() -> Path:
 
 def _versions(name: str) -> list[int]:
     folder = _root() / "versions" / name
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(int(p.name) for p in folder.iterdir() if _NUMBER.fullmatch(p.name)) if folder.is_dir() else []
 
 
 @contextmanager

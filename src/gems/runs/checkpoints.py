@@ -15,7 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
-from gems.foreign_tables import check_schema
+from gems.foreign_tables import check_journal, check_schema
 from gems.graph.state import checkpoint_types
 from gems.paths import make_file
 from gems.runs.checkpoint_checks import CheckedSaver
@@ -67,6 +67,7 @@ def read_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
     # After a clean end, the file holds everything, and may be on a file system without locks or room.
     mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
     try:
+        check_journal(path)
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, check_same_thread=False)
         with closing(connection):
             reader = _SqliteSaver(connection, path)
@@ -148,6 +149,7 @@ class _SqliteSaver(CheckedSaver, SqliteSaver):
 def _sqlite(path: Path) -> Iterator[SqliteSaver]:
     try:
         make_file(path)
+        check_journal(path)
         connection = sqlite3.connect(path, timeout=30, check_same_thread=False)
         check_schema(connection)
         connection.execute("PRAGMA journal_mode = WAL")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.errors import InputError
+from gems.foreign_tables import check_journal
 from gems.paths import private_file
 
 __all__ = ["LedgerFile"]
@@ -104,6 +105,7 @@ class LedgerFile:
         self._lock, self._in_transaction = threading.RLock(), False
         try:
             private_file(path)
+            check_journal(path)
             self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode = WAL")
             # FULL: an accepted run survives a power failure, not only the process's death.

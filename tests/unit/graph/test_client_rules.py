@@ -80,6 +80,17 @@ def test_the_graph_itself_takes_nothing_else(tmp_path: Path) -> None:
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize("place", [{}, {"input": {"prompt": "two red cars"}}])
+def test_no_client_makes_the_server_call_langsmith(place: dict[str, Any]) -> None:
+    rules = ClientRules(GemsContext())
+    for request in (place | {"feedback_keys": ["liked"]}, [{"params": place | {"feedback_keys": "liked"}}]):
+        with pytest.raises(InputError, match="call LangSmith"):
+            rules.check(request)
+        ClientRules(GemsContext(), trusts_clients=True).check(request)
+    for nothing in (None, []):
+        rules.check(place | {"feedback_keys": nothing})
+
+
 def test_requests_without_settings_pass() -> None:
     for request in (None, [], "x", 3, {"input": {"context": {"mllm": "x"}}}, {"context": None}, {"context": "x"}):
         ClientRules(GemsContext()).check(request)

@@ -30,9 +30,11 @@ from gems.graph.builder import build_graph
 from gems.graph.state import ImageRef, Requirement, Usage
 from gems.learning import shelf
 from gems.memory.image_store import ImageStore, encode_png
+from gems.memory.index import newest
 from gems.memory.records import open_records
 from gems.runs.checkpoints import open_checkpoints, read_checkpoints
 from gems.runs.record import load_record
+from gems.serve.ledger_file import LedgerFile
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,20 @@ def test_a_learned_skill_that_is_a_link_is_not_shown(tmp_path: Path, monkeypatch
     link.symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="outside the skill's folder"):
         shelf.difference("lamps")
+
+
+@pytest.mark.parametrize("number", ["²", "9" * 200, "-1"])
+def test_a_version_that_is_no_number_is_none(number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMS_HOME", str(tmp_path))
+    metadata = {"gems-version": "9" * 5000, "gems-fixes": number}
+    draft = shelf.add_draft("lamps", "Use when there are lamps.", "1. Name the lamp.", metadata, {})
+    (draft.folder.parents[1] / "versions" / "lamps" / number).mkdir()
+    with pytest.raises(InputError, match="has one version only"):
+        shelf.difference("lamps")
+    assert (shelf.past_trials(), draft.version, draft.fix_count) == ([], 1, 0)
+    for name in ("1", number):
+        (tmp_path / "index" / name).mkdir(parents=True)
+    assert newest(tmp_path / "index") == tmp_path / "index" / "1"
 
 
 @pytest.mark.parametrize("figures", ["[", "[" * 10**5, "[]", '{"interval": ["x", "y"]}', '{"points": 1}'])
@@ -190,6 +206,58 @@ def test_no_database_of_somebody_else_computes_what_is_read(statement: str, tmp_
     for read_only in (True, False):
         with pytest.raises(InputError, match="is not one that GEMS makes"):
             open_records(memory, read_only=read_only)
+
+
+def _name_in_journal(database: Path, named: Path) -> None:
+    """Leave a journal beside a database as a transaction over several databases does that was killed."""
+    magic, page = bytes.fromhex("d9d505f920a163d7"), int.from_bytes(database.read_bytes()[16:18], "big")
+    pages = database.stat().st_size // page
+    head = magic + b"".join(n.to_bytes(4, "big") for n in (0, 1, pages, 512, page))
+    name, lock_page = str(named).encode(), 0x40000000 // page + 1
+    tail = [lock_page.to_bytes(4, "big"), name, len(name).to_bytes(4, "big"), sum(name).to_bytes(4, "big"), magic]
+    database.with_name(f"{database.name}-journal").write_bytes(head.ljust(512, b"\0") + b"".join(tail))
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_no_journal_of_somebody_else_deletes_a_file(through_link: bool, tmp_path: Path) -> None:
+    precious, checkpoints, memory = tmp_path / "precious.txt", tmp_path / "c.sqlite", tmp_path / "memory"
+    records, ledger = memory / "records.sqlite", tmp_path / "runs.sqlite"
+    precious.write_text("mine")
+    with open_checkpoints(checkpoints):
+        pass
+    open_records(memory).close()
+    LedgerFile(ledger).close()
+    for path in (checkpoints, records, ledger):
+        if through_link:
+            (path.parent / "elsewhere").mkdir(exist_ok=True)
+            path.symlink_to(path.rename(path.parent / "elsewhere" / path.name))
+        _name_in_journal(path.resolve(), precious)
+    with pytest.raises(InputError, match="names another file"), read_checkpoints(checkpoints):
+        pass
+    with pytest.raises(InputError, match="names another file"), open_checkpoints(checkpoints):
+        pass
+    for read_only in (True, False):
+        with pytest.raises(InputError, match="names another file"):
+            open_records(memory, read_only=read_only)
+    with pytest.raises(InputError, match="names another file"):
+        LedgerFile(ledger)
+    assert precious.read_text() == "mine"
+
+
+def test_a_journal_of_a_killed_process_is_rolled_back(tmp_path: Path) -> None:
+    path, journal = tmp_path / "records.sqlite", tmp_path / "records.sqlite-journal"
+    open_records(tmp_path).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("PRAGMA cache_size = 1")  # so that both files are written before the transaction ends
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("CREATE TABLE more AS SELECT zeroblob(100000) AS a")
+        left, torn = journal.read_bytes(), path.read_bytes()
+    path.write_bytes(torn)
+    journal.write_bytes(left)
+    with closing(open_records(tmp_path)) as records:
+        assert records.meta("store")
+    assert not journal.exists()
 
 
 def test_what_sqlite_itself_adds_to_a_database_is_no_fault(tmp_path: Path) -> None:
