@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
+from chatting import ChatEndpoint, serving
 from forked import gems, gems_here
 from servers.waiting import wait_until
 
@@ -118,6 +121,33 @@ def test_an_evaluation_that_is_killed_repeatedly_has_the_same_results(finished: 
             row["attempts"][row["best"]]["sha256"] for row in expected
         ]
         assert [row["usage"]["images"] for row in rows] == [row["usage"]["images"] for row in expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", ["generator", "judge"])
+def test_a_stop_does_not_wait_for_a_server_that_fails(busy: str, tmp_path: Path) -> None:
+    with serving() as chat, serving("image_server.py") as painter:
+        server = ChatEndpoint(chat, "busy-for-long" if busy == "judge" else "fine")
+        images = f"{painter}/{'busy-for-long' if busy == 'generator' else 'fine'}/v1"
+        command = ("eval", "grammar", "--n", 3, "--arms", "single", "--generator", "openai:painter", "--out", tmp_path)
+        judge = ("--judge", "openai:pocket" if busy == "judge" else "pocket")
+        variables = {"GEMS_IMAGE_BASE_URL": images, "OPENAI_BASE_URL": str(server.options.base_url)}
+        keys = {"GEMS_IMAGE_API_KEY": "x", "OPENAI_API_KEY": "x"}
+        with forked.gems_process(*command, *judge, home=tmp_path / "home", **variables, **keys) as process:
+
+            def asked() -> int:
+                with urllib.request.urlopen(f"{painter}/log") as answer:
+                    return len(json.load(answer)["seen"] if busy == "generator" else server.log)
+
+            wait_until(asked, lambda: "nothing was asked for")
+            process.send_signal(signal.SIGINT)
+            before = time.monotonic()
+            _, messages = process.communicate(timeout=40)
+            assert time.monotonic() - before < 15
+    assert process.returncode == 130, messages
+    assert not (tmp_path / "report.json").exists()
+    path = tmp_path / "arms" / "single" / "results.jsonl"
+    assert not path.exists() or not path.read_text(), "a prompt that was stopped has not failed"
 
 
 @SLOW

@@ -66,6 +66,8 @@ def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, ho
         assert (figures["prompts"], figures["failed"]) == (3, 1)
         assert sum(figures["outcomes"].values()) == 3
         assert figures["soft_tifa_am"] == pytest.approx((2 / 3) * (0.5 + 0.85) / 2), "a failed prompt scores 0"
+        if arm == "single":
+            assert figures["images_per_prompt"] == pytest.approx(2 / 3, abs=1e-4), "a failed prompt has no image"
         assert figures["first_error"] in (data.parent / "out" / "report.md").read_text().replace("&#39;", "'")
     healed = evaluate(data, *PAINT, arm)
     [figures] = healed["arms"].values()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gems.bulk.faults import faults_of
+from gems.bulk.limits import usage_of
 from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
@@ -89,7 +90,7 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         every_attempt: Whether all attempts have scores, or only the returned ones.
     """
     right = _by_prompt(judged, lambda j: float(j.all_correct))
-    usages = [j.row["usage"] for j in judged if "usage" in j.row]
+    usages = [usage_of(j.row) for j in judged]
     failures = [j.row for j in judged if "error" in j.row]
     report = {
         "what": arm.what,
@@ -102,10 +103,10 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
         "ci95": bootstrap_interval(right),
         "soft_tifa_am": arithmetic_mean([arithmetic_mean(j.returned_scores) for j in judged]),
         "soft_tifa_gm": arithmetic_mean([geometric_mean(j.returned_scores) for j in judged]),
-        "images_per_prompt": _mean(usage["images"] for usage in usages),
-        "chat_calls_per_prompt": _mean(usage["chat_calls"] for usage in usages),
-        "tokens_per_prompt": _mean(usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages),
-        "seconds_per_prompt": _mean(j.row["seconds"] for j in judged if "seconds" in j.row),
+        "images_per_prompt": _mean(usage.images for usage in usages),
+        "chat_calls_per_prompt": _mean(usage.chat_calls for usage in usages),
+        "tokens_per_prompt": _mean(usage.tokens for usage in usages),
+        "seconds_per_prompt": _mean(j.row.get("seconds", 0.0) for j in judged),
         "outcomes": dict(Counter(j.row.get("outcome", "failed") for j in judged).most_common()),
         "by_atoms": _by((j.prompt.atoms, geometric_mean(j.returned_scores)) for j in judged),
         "by_skill": _by(

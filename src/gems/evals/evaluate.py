@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +30,7 @@ from gems.evals.summary import write_report
 from gems.files import read_regular, write_atomically
 from gems.json_text import parse_model, strict_json
 from gems.secrets import one_line
+from gems.stopping import stopping
 
 __all__ = ["evaluate"]
 
@@ -49,8 +51,11 @@ def evaluate(
         InputError: The folder holds another evaluation, another process works on it, or a setting cannot be used.
         BackendError: Weights, the judge or the disk failed.
     """
-    scorer.check(plan.prompts)
     with locked_folder(plan):
+        with suppress(GraphDrained), stopping(lambda: control.drain_requested):
+            scorer.check(plan.prompts)
+        if control.drain_requested:
+            return None
         return _evaluate(plan, scorer, concurrency, control, bar, command)
 
 
@@ -214,7 +219,10 @@ def _score(
             return row, {}
         prompt, generator = plan.prompts[row["index"]], arm_pass.arm.generator
         try:
-            return row, {i: scorer.score(prompt, generator, row["attempts"][i]) for i in attempts_to_score(row)}
+            with stopping(lambda: control.drain_requested):
+                return row, {i: scorer.score(prompt, generator, row["attempts"][i]) for i in attempts_to_score(row)}
+        except GraphDrained:
+            return row, {}
         except GemsError as error:
             if isinstance(error, BackendError) and error.retryable:
                 raise

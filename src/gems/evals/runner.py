@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
+from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from PIL import Image
 
@@ -39,6 +40,7 @@ from gems.runs.folder import make_folder
 from gems.runs.record import ModelRecord
 from gems.secrets import one_line
 from gems.seeds import seed_of_batch_prompt
+from gems.stopping import stopping
 
 __all__ = ["ArmPass", "EvaluationPlan", "image_paths", "locked_folder", "prepare_folder", "run_arm"]
 
@@ -235,14 +237,20 @@ def _run_generator_alone(
     make_folder(folder)
     claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
-    def work(job: Job) -> BatchRow:
-        return _generate(generator, job, images)
+    def work(job: Job) -> BatchRow | None:
+        with suppress(GraphDrained), stopping(lambda: control.drain_requested):
+            return _generate(generator, job, images)
+        return None
 
     return run_jobs(jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done)
 
 
 def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow:
-    """One image of a prompt, as a result like those of the graph."""
+    """One image of a prompt, as a result like those of the graph.
+
+    Raises:
+        GraphDrained: A stop was requested while it waited for a server.
+    """
     start = time.perf_counter()
     try:
         [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
@@ -250,6 +258,8 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
             raise result
         ref = images.put(result.image, image_metadata(result.request, generator))
         images.flush(ref)
+    except GraphDrained:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and not is_backend_failure(error):
             raise  # a full disk fails every prompt

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol
@@ -43,6 +44,7 @@ from gems.models.pocket.weights import weights_folder
 from gems.models.registry import POCKET, init_image_generator, model_fingerprint
 from gems.nodes.retry import retry_on
 from gems.paths import make_folder
+from gems.stopping import pause
 
 __all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
 
@@ -287,12 +289,14 @@ class SoftTifa:
         Image.new("RGB", (256, 256)).save(buffer, "PNG")
         if not _alternatives(self._answer(base64.b64encode(buffer.getvalue()).decode(), prompts[0].questions[0])):
             raise InputError(f"{self.judge}: {_NO_PROBABILITIES}")
+        self._answers.put(f"{self._identity} gives log-probabilities", [1.0])
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
 
         Raises:
             BackendError: The model gives no log-probabilities, or cannot be reached.
+            GraphDrained: A stop was requested while it waited for the model's server.
         """
         key = f"{self._identity} {attempt['sha256']} {prompt.prompt}"
         earlier_scores = self._file.get(key, len(prompt.questions))
@@ -300,7 +304,7 @@ class SoftTifa:
             return earlier_scores
         image = base64.b64encode(read_from(self._images, attempt["sha256"], attempt["image"])).decode()
         with ThreadPoolExecutor(self._concurrency) as pool:
-            futures = [pool.submit(self._score_one, key, image, question) for question in prompt.questions]
+            futures = [pool.submit(copy_context().run, self._score_one, key, image, q) for q in prompt.questions]
         return self._file.put(key, [future.result() for future in futures])
 
     def _score_one(self, key: str, image: str, question: Vqa) -> float:
@@ -317,6 +321,7 @@ class SoftTifa:
             retry=retry_if_exception(lambda e: isinstance(e, Exception) and retry_on(e)),
             wait=wait_random_exponential(max=8),
             stop=stop_after_attempt(_TRIES),
+            sleep=pause,
             reraise=True,
         ):
             with attempt:

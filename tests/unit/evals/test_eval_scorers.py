@@ -12,6 +12,7 @@ import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langgraph.errors import GraphDrained
 from pydantic import Field
 from scipy.stats import gmean
 
@@ -22,6 +23,7 @@ from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.pocket.chat import PocketChatModel
 from gems.models.registry import init_image_generator
+from gems.stopping import stopping
 
 TWO_CATS = EvalPrompt(
     "two cats",
@@ -135,6 +137,13 @@ def test_a_transient_fault_of_the_judge_is_retried(tmp_path: Path, cats: dict[st
     assert len(judge.questions) == 2
 
 
+def test_a_stop_ends_the_wait_for_a_judge_that_is_busy(tmp_path: Path, cats: dict[str, Any]) -> None:
+    judge = Judge(chances={}, failures=9)
+    with pytest.raises(GraphDrained), stopping(lambda: True):
+        SoftTifa(judge, "judge", tmp_path).score(TWO_CATS, "pocket", cats)
+    assert sorted(judge.questions) == sorted(f"{q.question} Answer in one word." for q in TWO_CATS.questions)
+
+
 def test_an_answer_of_the_judge_is_paid_for_once(tmp_path: Path, cats: dict[str, Any]) -> None:
     """The judge fails at one question of an image, for good; the others are not asked again."""
     chances = {q.question: {"2": 0.25, "Yes": 0.25} for q in TWO_CATS.questions}
@@ -146,6 +155,13 @@ def test_an_answer_of_the_judge_is_paid_for_once(tmp_path: Path, cats: dict[str,
     scorer.check([TWO_CATS])
     assert scorer.score(TWO_CATS, "pocket", cats) == [0.25, 0.25]
     assert again.questions == [f"{TWO_CATS.questions[0].question} Answer in one word."]
+
+
+def test_a_judge_is_tried_once_for_all_starts(tmp_path: Path) -> None:
+    judge = Judge(chances={TWO_CATS.questions[0].question: {"2": 0.25}})
+    for _ in range(3):
+        SoftTifa(judge, "judge", tmp_path).check([TWO_CATS])
+    assert len(judge.questions) == 1
 
 
 def test_a_judge_without_log_probabilities_is_refused(tmp_path: Path, cats: dict[str, Any]) -> None:
