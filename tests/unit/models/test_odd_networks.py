@@ -32,6 +32,7 @@ PNG = _BUFFER.getvalue()
 class Handler(BaseHTTPRequestHandler):
     script: ClassVar[list[tuple[int, Any]]] = []
     location = ""
+    gone = False
     requests: ClassVar[list[str]] = []
 
     def log_message(self, *_: Any) -> None:
@@ -41,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         self.requests.append(self.path)
         if self.location and self.path.startswith("/img"):
             return self._send(302, b"")
+        if self.gone:
+            return self._send(403, b"<Error><Message>Request has expired</Message></Error>")
         return self._send(200, PNG)
 
     def do_POST(self) -> None:
@@ -108,6 +111,17 @@ def test_an_image_that_is_elsewhere_is_told_of_as_such(
     error = draw(f"http://127.0.0.1:{http.server_port}/v1")
     assert isinstance(error, BackendError)
     assert "the image is elsewhere" in str(error)
+    assert len(handler.requests) == 2
+
+
+def test_an_address_that_has_expired_lost_a_paid_image(server: tuple[ThreadingHTTPServer, type[Handler]]) -> None:
+    http, handler = server
+    handler.script, handler.gone = [(200, {"data": [{"url": "/img.png?expires=1"}]})], True
+    error = draw(f"http://127.0.0.1:{http.server_port}/v1")
+    assert isinstance(error, BackendError)
+    assert "an image was drawn, and may be charged, but cannot be fetched" in str(error)
+    assert "Request has expired" in str(error)
+    assert "key" not in str(error)
     assert len(handler.requests) == 2
 
 

@@ -101,6 +101,8 @@ _IMPATIENT: Final = "; a gateway before the server waits too short a time: give 
 _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
 """Names that a server on this machine gives itself."""
 _LET_BASE64: Final = "let the server answer in base64"
+_KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
+_OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
@@ -316,7 +318,14 @@ class RemoteGenerator(ABC):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
 
-        return self._fetch_again(fetch, deadline)
+        try:
+            return self._fetch_again(fetch, deadline)
+        except BackendError as error:
+            if isinstance(error, ContentRefusedError):
+                raise
+            reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{self.name}: ")
+            fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+            raise BackendError(f"{self.name}: {fault}", retryable=False) from None
 
     def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
         try:
@@ -413,9 +422,9 @@ class RemoteGenerator(ABC):
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
+        hint = _KEY_HINT if status in (401, 403) else ""
         if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
-            hint += ", or the server's own address if a gateway before it refuses this machine"
+            hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
     def own_address(self, url: httpx.URL) -> httpx.URL | None:
