@@ -49,12 +49,12 @@ _ADDS_UP: Final = re.compile(
 def denies(question: str, reason: str) -> bool:
     """Whether the reason of a yes says the opposite: in words, or by another count than was asked for."""
     words = " ".join(plain_words(reason).split())
-    asked = " ".join(plain_words(question).split())
+    asked_question = " ".join(plain_words(question).split())
     if _OPPOSITE.match(words):
         return True
-    if match := _COUNT_QUESTION.search(asked):
+    if match := _COUNT_QUESTION.search(asked_question):
         return _is_none(match["thing"], words) or _is_other_count(_value(match["number"]), match["thing"], words)
-    if match := _ANY_QUESTION.match(asked):
+    if match := _ANY_QUESTION.match(asked_question):
         return _is_none(match["thing"], words)
     return False
 

@@ -60,6 +60,7 @@ __all__ = [
     "explain_options",
     "is_image_file",
     "keep_whole",
+    "own_address",
     "read_body",
 ]
 
@@ -182,14 +183,7 @@ class RemoteGenerator(ABC):
         self.name, self.options = name, options
         self.url = checked_url(base_url)
         remember_secret(key)
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-        # No redirects: they could take the key, and the request, to any host.
-        try:
-            self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
-        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
-            names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
-            raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+        self._client = _client(name, options.concurrency, key)
         weakref.finalize(self, self._client.close)  # at the end of the process, too: generators are cached
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
@@ -318,14 +312,8 @@ class RemoteGenerator(ABC):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
 
-        try:
+        with _told_as_drawn(self.name):
             return self._fetch_again(fetch, deadline)
-        except BackendError as error:
-            if isinstance(error, ContentRefusedError):
-                raise
-            reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{self.name}: ")
-            fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
-            raise BackendError(f"{self.name}: {fault}", retryable=False) from None
 
     def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
         try:
@@ -407,14 +395,14 @@ class RemoteGenerator(ABC):
             _require_unfiltered(self.name, response)
             return
         reason = self.reason(body)
-        meant = meant_status(status, reason)
-        if is_passing_status(meant) and (
+        true_status = meant_status(status, reason)
+        if is_passing_status(true_status) and (
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
                 after=retry_after(response.headers),
-                may_cost=response.request.method == "POST" and may_cost(meant),
+                may_cost=response.request.method == "POST" and may_cost(true_status),
             )
         if 300 <= status < 400:
             raise BackendError(
@@ -427,20 +415,47 @@ class RemoteGenerator(ABC):
             hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
-    def own_address(self, url: httpx.URL) -> httpx.URL | None:
-        """An address that a server gives of itself, as it is reached from here; None if it is another machine's.
-
-        Behind a gateway, a server knows neither the scheme nor the port that its clients use.
-        """
-        is_own = url.host == self.url.host or (url.host in _THIS_MACHINE and self.url.host in _THIS_MACHINE)
-        if url.scheme not in ("http", "https") or not is_own:
-            return None
-        return self.url.copy_with(raw_path=url.raw_path)
-
     def reason(self, body: bytes) -> str:
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _client(name: str, concurrency: int, key: SecretStr | None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    try:
+        # No redirects: they could take the key, and the request, to any host.
+        return httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
+        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
+        raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+
+
+def own_address(base: httpx.URL, url: httpx.URL) -> httpx.URL | None:
+    """An address that a server gives of itself, as it is reached from here; None if it is another machine's.
+
+    Behind a gateway, a server knows neither the scheme nor the port that its clients use.
+
+    Args:
+        base: The server's address from here.
+        url: The address that it gives.
+    """
+    is_own = url.host == base.host or (url.host in _THIS_MACHINE and base.host in _THIS_MACHINE)
+    return base.copy_with(raw_path=url.raw_path) if url.scheme in ("http", "https") and is_own else None
+
+
+@contextmanager
+def _told_as_drawn(name: str) -> Iterator[None]:
+    """Let the error of an image that cannot be fetched say that it was drawn."""
+    try:
+        yield
+    except ContentRefusedError:
+        raise
+    except BackendError as error:
+        reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
+        fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+        raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
 def _require_unfiltered(name: str, response: httpx.Response) -> None:
@@ -473,7 +488,7 @@ def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments
     for _ in range(_MAX_REDIRECTS):
         with server.exchange("GET", path, deadline, **arguments) as response:
             body = read_body(response, deadline)
-            target = server.own_address(response.next_request.url) if response.next_request else None
+            target = own_address(server.url, response.next_request.url) if response.next_request else None
             if response.next_request and (target is None or target == response.url):
                 fault = f"the image is elsewhere ({one_line(response.next_request.url.copy_with(query=None), 80)})"
                 raise BackendError(f"{server.name}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)

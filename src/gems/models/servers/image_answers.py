@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
 from gems.models.lenient import field_name, is_broken_json, json_values
-from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
+from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file, own_address
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
 from gems.secrets import one_line
@@ -170,7 +170,7 @@ class JsonImages(RemoteGenerator):
             url = self._full(self.answers_at).join(address)
         except (httpx.InvalidURL, ValueError):
             raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
-        own = self.own_address(url)
+        own = own_address(self.url, url)
         if own is None:
             fault = f"the server sends an image from another host ({url.host or url.scheme}), which is not fetched"
             raise BackendError(f"{self.name}: {fault}; let it answer in base64", retryable=False)
