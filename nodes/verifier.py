@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeVar
 
@@ -49,6 +49,7 @@ from gems.models.structured import words_after, words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
+from gems.nodes.contradictions import denies, remarks_in, says_no_beside
 from gems.nodes.meter import Meter, metered
 from gems.nodes.question_ids import name_of_place, name_with_question, questions_of
 from gems.nodes.resources import Node, Resources
@@ -106,6 +107,8 @@ class AnsweredQuestion(Item):
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """See ``Form.by_field``; answers under several names must not contradict each other."""
         corrections = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
+        corrections += [False for key, value in raw.items() if says_no_beside(key, value)]
+        corrections += [False for key, value in raw.items() if says_no_beside(key, value)]
         answers = {answer for value in [*cls.values_of("answer", raw), *corrections] if (answer := _answer_in(value))}
         fields = super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
         text = next((v for key, v in raw.items() if field_name(key) in _QUESTION_NAMES and isinstance(v, str)), "")
@@ -241,6 +244,9 @@ class Verdicts(Form):
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """See ``Form.by_field``. What is said of the whole image may stand among the answers, once or in each."""
         fields = super().by_field(raw)
+        lists = list(_lists_within(raw))
+        if len(lists) > 1:  # one for each image that the model believes to see: they must agree
+            fields["verdicts"] = [item for items in lists for item in items]
         verdicts = fields["verdicts"]
         items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
         list_names = {"verdicts", *cls.other_names["verdicts"]}
@@ -254,6 +260,24 @@ class Verdicts(Form):
             if fields[name] is None and values and all(value == values[0] for value in values):
                 fields[name] = values[0]
         return fields
+
+
+def _lists_within(value: Any, depth: int = 3) -> Iterator[list[Any]]:
+    """The lists of answers in an object, which has several where it has a form for each of several images."""
+    if isinstance(value, Mapping) and depth:
+        own = next((v for v in Verdicts.values_of("verdicts", value) if isinstance(v, list)), [])
+        if own and not any(_lists_within_any(item) for item in own):
+            yield own
+        else:
+            for inner in value.values():
+                yield from _lists_within(inner, depth - 1)
+    elif isinstance(value, list) and depth:
+        for inner in value:
+            yield from _lists_within(inner, depth - 1)
+
+
+def _lists_within_any(item: Any) -> bool:
+    return isinstance(item, Mapping) and any(isinstance(v, list) for v in Verdicts.values_of("verdicts", item))
 
 
 def _answers_beside(value: Any, depth: int = 3) -> list[Any]:
@@ -506,11 +530,18 @@ def inspect_image(
         return Inspection([_unsure(r, UNSEEN) for r in requirements])
     if _CORRECTS.search(words_after(answer.message)):
         return Inspection([_unsure(r, "the chat model corrects its answers") for r in requirements])
+    denied, is_failure = remarks_in(answer.message, [r.id for r in requirements])
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
+    verdicts = [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
+    if is_failure and all(verdict.answer == "yes" for verdict in verdicts):
+        verdicts = [_unsure(r, "yes to all, but the chat model says that the image fails") for r in requirements]
     return Inspection(
-        [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements],
+        [
+            _unsure(r, "yes, but no elsewhere in the same answer") if v.answer == "yes" and r.id in denied else v
+            for r, v in zip(requirements, verdicts, strict=True)
+        ],
         round(answer.form.quality, 3),
         " ".join(answer.form.flaws.split())[:120] if answer.form.quality < _WELL_MADE else "",
     )
@@ -537,9 +568,11 @@ def _verdict(
     if any(says_unseen(answer.reason) for answer in answers):
         return _unsure(requirement, UNSEEN)
     answer = min(answers, key=lambda a: a.confidence)
-    if answer.answer == "yes" and _BEGINS_WITH_NO.match(answer.reason):
+    if answer.answer == "yes" and any(denies(requirement.question, a.reason) for a in answers):
         return _unsure(requirement, f"yes, but the reason is: {' '.join(answer.reason.split())[:90]}")
     is_measured = len(answers) == len(measured) == 1
+    if answer.answer == "yes" and answer.confidence < UNSTATED and not is_measured:
+        return _unsure(requirement, f"yes, but with a confidence of {answer.confidence:.2g}")
     confidence = measured[0].get(answer.answer, answer.confidence) if is_measured else answer.confidence
     return Verdict(
         requirement_id=requirement.id,
@@ -548,11 +581,6 @@ def _verdict(
         reason=" ".join(answer.reason.split())[:120],
     )
 
-
-_BEGINS_WITH_NO: Final = re.compile(
-    r"\W*(?:no\s*[,.:;!–—]|no\s+-|(?:the )?answer (?:is|should be) no\b)", re.IGNORECASE
-)
-"""Matches a reason that says the opposite of a yes."""
 
 _CORRECTS: Final = re.compile(
     r"(?:^|[\n.!?:])\W*(?:correction|wait|hold on|actually|on (?:second thought|reflection|closer (?:look|inspection))"

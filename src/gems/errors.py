@@ -14,6 +14,7 @@ __all__ = [
     "is_passing_status",
     "is_unpaid",
     "may_cost",
+    "meant_status",
 ]
 
 
@@ -74,6 +75,23 @@ def may_cost(status: int) -> bool:
     A gateway that waited too long (504), for example, does not know what the server behind it did.
     """
     return is_passing_status(status) and status not in _NOTHING_ACCEPTED
+
+
+_RATE_LIMITED: Final = re.compile(
+    r"rate.?limit[\w ]{0,24}(?:exceeded|reached|hit\b)|(?:exceed\w*|reached|hit|over) [\w ]{0,24}rate.?limit"
+    r"|rate.?limited|throttl(?:ing|ed)\b|too many requests|请求过于频繁",
+    re.IGNORECASE,
+)
+
+
+def meant_status(status: int, words: str) -> int:
+    """The HTTP status that an error stands for: some servers tell of a rate limit with the one for a bad request.
+
+    Args:
+        status: The status of the answer.
+        words: What the server says.
+    """
+    return 429 if status in (400, 403) and _RATE_LIMITED.search(words) and not is_unpaid(words) else status
 
 
 _UNPAID: Final = re.compile(

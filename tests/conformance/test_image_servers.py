@@ -404,7 +404,7 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
         ("error-busy", r"without an image: no worker \(\d+ tries in 1 s\)$"),
         ("error-refusal", "without an image: not safe$"),
         ("detail", "without an image: must be 1$"),
-        ("blurred", "without an image: CONTENT_FILTERED$"),
+        ("blurred", "filter stopped the image: CONTENT_FILTERED$"),
         ("sentence", "without an image: no image$"),
         ("item-error", "without an image: the engine died$"),
         ("error-list", "without an image: the engine died; twice$"),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost
+from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -59,7 +59,8 @@ def status_of(error: BaseException) -> int | None:
         return error.status_code
     causes = list(_causes(error))
     readers = (lambda e: _by_class(e, _CERTAIN_STATUSES), _carried_status, lambda e: _by_class(e, _STATUSES))
-    return next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
+    status = next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
+    return status if status not in (400, 403) else meant_status(status, reason_of(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

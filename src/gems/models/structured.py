@@ -50,6 +50,7 @@ __all__ = [
     "Answer",
     "Capabilities",
     "answer_in_form",
+    "answered_objects",
     "capabilities_of",
     "content_key",
     "form_name",
@@ -593,6 +594,12 @@ def reasoning_of(message: AIMessage) -> str:
 def words_around(message: AIMessage) -> str:
     """What an answer says around the JSON in it, without what the model thought."""
     return prose_around(_without_thoughts(str(message.text)))
+
+
+def answered_objects(message: AIMessage) -> list[Any]:
+    """The JSON in an answer: the arguments of its calls, or what stands in its text."""
+    calls: list[Any] = [call["args"] for call in message.tool_calls]
+    return calls or json_values(_without_thoughts(str(message.text)))
 
 
 def words_after(message: AIMessage) -> str:

@@ -87,7 +87,8 @@ def test_a_yes_about_an_unseen_image_is_unsure(words: str) -> None:
 def test_words_about_what_is_seen_change_no_answer(words: str) -> None:
     assert not says_unseen(words)
     for content in (f"{words}\n{_form()}", _form(reason=words)):
-        assert _answer_for(content)[0] == "yes"
+        answer, reason = _answer_for(content)  # "no cars" is no reason for "yes, exactly two"
+        assert answer == "yes" or reason.startswith("yes, but the reason is")
 
 
 def test_what_a_model_thought_changes_no_answer() -> None:

@@ -30,7 +30,15 @@ from pydantic import SecretStr
 from pydantic_core import from_json
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError, ContentRefusedError, InputError, is_passing_status, is_unpaid, may_cost
+from gems.errors import (
+    BackendError,
+    ContentRefusedError,
+    InputError,
+    is_passing_status,
+    is_unpaid,
+    may_cost,
+    meant_status,
+)
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.endings import finish_reason
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
@@ -44,6 +52,7 @@ __all__ = [
     "CHECK_TIMEOUT",
     "MAX_BYTES",
     "MAX_PIXELS",
+    "TRUST",
     "PassingError",
     "RemoteGenerator",
     "checked_url",
@@ -51,6 +60,7 @@ __all__ = [
     "explain_options",
     "is_image_file",
     "keep_whole",
+    "own_address",
     "read_body",
 ]
 
@@ -85,7 +95,15 @@ _NOT_SENT: Final = (
 _LOSSES: Final = re.compile("disconnected|closed")
 """How the client says that an answer was lost. Whatever else it finds wrong with HTTP, another try would not mend."""
 _MAX_REDIRECTS: Final = 4
+_CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"
+TRUST: Final = "; name the file of the authority that you trust in SSL_CERT_FILE"
+"""What to do about a server whose certificate nobody vouches for; to ask it again is of no use."""
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
+"""Names that a server on this machine gives itself."""
+_LET_BASE64: Final = "let the server answer in base64"
+_KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
+_OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
@@ -165,10 +183,7 @@ class RemoteGenerator(ABC):
         self.name, self.options = name, options
         self.url = checked_url(base_url)
         remember_secret(key)
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        limits = httpx.Limits(max_connections=options.concurrency, max_keepalive_connections=options.concurrency)
-        # No redirects: they could take the key, and the request, to any host.
-        self._client = httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
+        self._client = _client(name, options.concurrency, key)
         weakref.finalize(self, self._client.close)  # at the end of the process, too: generators are cached
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
@@ -297,7 +312,8 @@ class RemoteGenerator(ABC):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return decode_image(data, self.name)
 
-        return self._fetch_again(fetch, deadline)
+        with _told_as_drawn(self.name):
+            return self._fetch_again(fetch, deadline)
 
     def _fetch_again(self, fetch: Callable[[], _T], deadline: float) -> _T:
         try:
@@ -348,6 +364,8 @@ class RemoteGenerator(ABC):
             if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
+            if _CERTIFICATE in str(error):
+                raise BackendError(f"{self.name}: {self._host}: {one_line(error)}{TRUST}", retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
@@ -377,13 +395,14 @@ class RemoteGenerator(ABC):
             _require_unfiltered(self.name, response)
             return
         reason = self.reason(body)
-        if is_passing_status(status) and (
+        true_status = meant_status(status, reason)
+        if is_passing_status(true_status) and (
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
                 f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
                 after=retry_after(response.headers),
-                may_cost=response.request.method == "POST" and may_cost(status),
+                may_cost=response.request.method == "POST" and may_cost(true_status),
             )
         if 300 <= status < 400:
             raise BackendError(
@@ -391,15 +410,52 @@ class RemoteGenerator(ABC):
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = "; set the right key (GEMS_IMAGE_API_KEY)" if status in (401, 403) else ""
+        hint = _KEY_HINT if status in (401, 403) else ""
         if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
-            hint += ", or the server's own address if a gateway before it refuses this machine"
+            hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
     def reason(self, body: bytes) -> str:
         """The server's reason for an error, after a colon; empty if it gives none."""
         text = one_line(error_message(body))
         return f": {text}" if text else ""
+
+
+def _client(name: str, concurrency: int, key: SecretStr | None) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    try:
+        # No redirects: they could take the key, and the request, to any host.
+        return httpx.Client(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
+        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
+        raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+
+
+def own_address(base: httpx.URL, url: httpx.URL) -> httpx.URL | None:
+    """An address that a server gives of itself, as it is reached from here; None if it is another machine's.
+
+    Behind a gateway, a server knows neither the scheme nor the port that its clients use.
+
+    Args:
+        base: The server's address from here.
+        url: The address that it gives.
+    """
+    is_own = url.host == base.host or (url.host in _THIS_MACHINE and base.host in _THIS_MACHINE)
+    return base.copy_with(raw_path=url.raw_path) if url.scheme in ("http", "https") and is_own else None
+
+
+@contextmanager
+def _told_as_drawn(name: str) -> Iterator[None]:
+    """Let the error of an image that cannot be fetched say that it was drawn."""
+    try:
+        yield
+    except ContentRefusedError:
+        raise
+    except BackendError as error:
+        reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
+        fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+        raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
 def _require_unfiltered(name: str, response: httpx.Response) -> None:
@@ -432,8 +488,11 @@ def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments
     for _ in range(_MAX_REDIRECTS):
         with server.exchange("GET", path, deadline, **arguments) as response:
             body = read_body(response, deadline)
-            target = response.next_request.url if response.next_request else None
-            if target is None or (target.scheme, target.netloc) != (server.url.scheme, server.url.netloc):
+            target = own_address(server.url, response.next_request.url) if response.next_request else None
+            if response.next_request and (target is None or target == response.url):
+                fault = f"the image is elsewhere ({one_line(response.next_request.url.copy_with(query=None), 80)})"
+                raise BackendError(f"{server.name}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)
+            if target is None:
                 if response.status_code in _NOT_THERE_YET:
                     fault = f"{server.name}: {host} answers {response.status_code}{server.reason(body)}"
                     raise PassingError(fault, may_cost=True)

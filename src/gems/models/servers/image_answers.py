@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
 from gems.models.lenient import field_name, is_broken_json, json_values
-from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file
+from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file, own_address
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
 from gems.secrets import one_line
@@ -51,8 +51,6 @@ _PREFIX: Final = re.compile(r"\ufeff?\s*(?:(?:data:)?[\w/+.-]{0,60}[^,:]{0,60};)
 """Matches what is written before base64: the beginning of a data URL, or a part of it."""
 _QUOTED: Final = re.compile(r"\A(?:b'|[\"'])(?P<text>(?=[A-Za-z0-9+/_-]{40}|data:))")
 _MAX_ADDRESS: Final = 4096
-_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
-"""Names that a server on this machine gives itself."""
 
 _EMBEDDED: Final = re.compile(
     r"(?P<data>data:[\w/+.;=-]{0,80};base64,[A-Za-z0-9+/_=%-]{40,})|!\[[^\]]{0,200}\]\((?P<address>(?!data:)[^)\s]{1,4096})\)"
@@ -172,15 +170,11 @@ class JsonImages(RemoteGenerator):
             url = self._full(self.answers_at).join(address)
         except (httpx.InvalidURL, ValueError):
             raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
-        if url.host in _THIS_MACHINE and self.url.host in _THIS_MACHINE:
-            url = url.copy_with(host=self.url.host)
-        if (url.scheme, url.host, url.port) != (self.url.scheme, self.url.host, self.url.port):
-            raise BackendError(
-                f"{self.name}: the server sends an image from another host ({url.host}), which is not fetched; "
-                "let it answer in base64",
-                retryable=False,
-            )
-        return self.fetch_image(str(url), deadline)
+        own = own_address(self.url, url)
+        if own is None:
+            fault = f"the server sends an image from another host ({url.host or url.scheme}), which is not fetched"
+            raise BackendError(f"{self.name}: {fault}; let it answer in base64", retryable=False)
+        return self.fetch_image(str(own), deadline)
 
 
 def is_busy(words: str) -> bool:

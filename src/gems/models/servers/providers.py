@@ -12,7 +12,7 @@ import httpx
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
-from gems.errors import BackendError, InputError, is_unpaid
+from gems.errors import BackendError, InputError, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
 from gems.models.servers.base import checked_url, keep_whole
@@ -79,7 +79,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     # No redirects: they could take prompts and images to any host.
     hooks: dict[str, list[Callable[..., Any]]] = {
         "request": [_end_in(options.timeout)],
-        "response": [keep_whole, leave_out_busy, _do_not_retry_in_vain],
+        "response": [keep_whole, _set_meant_status, leave_out_busy, _do_not_retry_in_vain],
     }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
@@ -100,6 +100,13 @@ def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
         end_reads_at(time.monotonic() + seconds)
 
     return limit
+
+
+def _set_meant_status(response: httpx.Response) -> None:
+    """Let a rate limit that a server tells of as a bad request be one, for which the client waits."""
+    if response.status_code in (400, 403):
+        response.read()
+        response.status_code = meant_status(response.status_code, error_message(response.content))
 
 
 def _do_not_retry_in_vain(response: httpx.Response) -> None:

@@ -1,0 +1,175 @@
+"""Servers behind gateways, proxies and certificates of their own, and rate limits told with an odd status."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from langchain_core.messages import HumanMessage
+from PIL import Image
+
+from gems.authority import OPERATOR
+from gems.errors import BackendError, InputError
+from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.registry import init_image_generator, init_mllm
+from gems.options import ChatOptions, GeneratorOptions
+
+_BUFFER = io.BytesIO()
+Image.radial_gradient("L").convert("RGB").save(_BUFFER, "PNG")
+PNG = _BUFFER.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    script: ClassVar[list[tuple[int, Any]]] = []
+    location = ""
+    gone = False
+    requests: ClassVar[list[str]] = []
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        if self.location and self.path.startswith("/img"):
+            return self._send(302, b"")
+        if self.gone:
+            return self._send(403, b"<Error><Message>Request has expired</Message></Error>")
+        return self._send(200, PNG)
+
+    def do_POST(self) -> None:
+        self.requests.append(self.path)
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, answer = self.script.pop(0)
+        return self._send(status, json.dumps(answer).encode())
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if status == 302:
+            self.send_header("Location", self.location)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[ThreadingHTTPServer, type[Handler]]]:
+    handler = type("OneHandler", (Handler,), {"script": [], "requests": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        yield http, handler
+        http.shutdown()
+
+
+def draw(address: str, timeout: float = 10.0) -> Any:
+    options = GeneratorOptions(base_url=address, api_key="none", timeout=timeout)
+    [result] = init_image_generator("openai:m", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    return result
+
+
+def ask(address: str) -> str:
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=10), OPERATOR)
+    return str(model.invoke([HumanMessage("a car?")]).text)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://127.0.0.1/img.png",
+        "https://127.0.0.1:{port}/img.png",
+        "http://127.0.0.1/img.png",
+        "http://127.0.0.1:1/img.png",
+        "http://localhost:8188/img.png",
+        "http://0.0.0.0:7860/img.png",
+    ],
+)
+def test_a_server_behind_a_gateway_does_not_know_its_scheme_and_port(
+    server: tuple[ThreadingHTTPServer, type[Handler]], address: str
+) -> None:
+    http, handler = server
+    handler.script = [(200, {"data": [{"url": address.format(port=http.server_port)}]})]
+    result = draw(f"http://127.0.0.1:{http.server_port}/v1")
+    assert isinstance(result, GeneratedImage), result
+    assert handler.requests == ["/v1/images/generations", "/img.png"]
+
+
+@pytest.mark.parametrize("location", ["http://127.0.0.2:1/other.png", "/img.png"])
+def test_an_image_that_is_elsewhere_is_told_of_as_such(
+    server: tuple[ThreadingHTTPServer, type[Handler]], location: str
+) -> None:
+    http, handler = server
+    handler.script, handler.location = [(200, {"data": [{"url": "/img.png"}]})], location
+    error = draw(f"http://127.0.0.1:{http.server_port}/v1")
+    assert isinstance(error, BackendError)
+    assert "the image is elsewhere" in str(error)
+    assert len(handler.requests) == 2
+
+
+def test_an_address_that_has_expired_lost_a_paid_image(server: tuple[ThreadingHTTPServer, type[Handler]]) -> None:
+    http, handler = server
+    handler.script, handler.gone = [(200, {"data": [{"url": "/img.png?expires=1"}]})], True
+    error = draw(f"http://127.0.0.1:{http.server_port}/v1")
+    assert isinstance(error, BackendError)
+    assert "an image was drawn, and may be charged, but cannot be fetched" in str(error)
+    assert "Request has expired" in str(error)
+    assert "key" not in str(error)
+    assert len(handler.requests) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "Rate limit exceeded, try again in 1 second"),
+        (403, "Requests rate limit exceeded, please try again later."),
+        (400, "ThrottlingException: Too many requests, please wait"),
+    ],
+)
+def test_a_rate_limit_told_with_another_status_is_waited_for(
+    server: tuple[ThreadingHTTPServer, type[Handler]], status: int, words: str
+) -> None:
+    http, handler = server
+    address = f"http://127.0.0.1:{http.server_port}/v1"
+    busy = (status, {"error": {"message": words}})
+    handler.script = [busy, busy, (200, {"data": [{"b64_json": base64.b64encode(PNG).decode()}]})]
+    assert isinstance(draw(address), GeneratedImage)
+    handler.script = [busy, busy, (200, {"choices": [{"message": {"content": "a car"}}]})]
+    assert ask(address) == "a car"
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+def test_a_certificate_that_nobody_vouches_for_is_told_of_at_once(
+    server: tuple[ThreadingHTTPServer, type[Handler]], tmp_path: Path
+) -> None:
+    http, handler = server
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    address = f"https://127.0.0.1:{http.server_port}/v1"
+    error = draw(address)
+    assert isinstance(error, BackendError)
+    assert "SSL_CERT_FILE" in str(error)
+    assert "tries" not in str(error)
+    with pytest.raises(BackendError, match="SSL_CERT_FILE") as caught:
+        ask(address)
+    assert not caught.value.retryable
+    assert handler.requests == []
+
+
+def test_proxies_that_cannot_be_used_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "[::1]")
+    with pytest.raises(InputError, match="NO_PROXY"):
+        draw("http://images.example/v1")

@@ -1,0 +1,145 @@
+"""A yes that the rest of its own answer contradicts is unsure; one that is only written oddly stays a yes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from fakes import ScriptedChatModel
+from langchain_core.messages import AIMessage
+from PIL import Image
+
+from gems.graph.context import GemsContext
+from gems.graph.state import Requirement, Usage
+from gems.memory.image_store import encode_png
+from gems.nodes.contradictions import denies
+from gems.nodes.meter import Meter
+from gems.nodes.verifier import inspect_image
+
+REQUIREMENTS = [
+    Requirement(id="r1", question="Are there any cars in the image?", kind="object"),
+    Requirement(id="r2", question="Are there exactly two cars in the image?", kind="count"),
+]
+COUNT = "Are there exactly two cars in the image?"
+
+
+def item(**fields: Any) -> dict[str, Any]:
+    return {"id": "r2", "answer": "yes", "confidence": 0.9, "reason": "two cars"} | fields
+
+
+def form(second: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    first = {"id": "r1", "answer": "yes", "confidence": 0.9, "reason": "cars"}
+    return {"verdicts": [first, second or item()], "quality": 0.9} | fields
+
+
+def answers_of(content: object) -> list[str]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    model = ScriptedChatModel(script=lambda schema, messages, index: AIMessage(text))
+    png = encode_png(Image.new("RGB", (8, 8)), {})
+    return [v.answer for v in inspect_image(Meter(Usage(), GemsContext()), model, REQUIREMENTS, png).verdicts]
+
+
+YES = json.dumps(form())
+NO = json.dumps(form(item(answer="no")))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{YES}\nReal: r2: no",
+        f"{YES}\n\nr2: no - three cars",
+        f"{YES}\nSo the answer to r2 is no, as there are three cars.",
+        f"r2 is no: there are three cars.\n{YES}",
+        form(notes="r2 is actually no, three cars"),
+        form(failed=["r2"]),
+        form(unmet=[{"id": "r2", "reason": "three"}]),
+        form(item(overall="fail: three cars")),
+        form(item(requirement_met=False)),
+        form(item(match=False)),
+        form(item(mismatch=True)),
+        form(item(confidence=0)),
+        form(item(confidence="10%")),
+        form(item(reason="three cars")),
+        form(item(reason="This is false. There are more.")),
+        form(item(reason="The image does not show two cars")),
+        f'{{"image_1": {YES}, "image_2": {NO}}}',
+        f'{{"images": [{YES}, {NO}]}}',
+        f"[{YES}, {NO}]",
+    ],
+)
+def test_a_yes_that_is_contradicted_is_unsure(content: object) -> None:
+    assert answers_of(content) == ["yes", "unsure"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"overall": "fail: three cars"}, {"all_requirements_met": False}, {"pass": False}, {"summary": "Verdict: FAIL"}],
+)
+def test_a_yes_to_all_about_an_image_that_fails_is_unsure(fields: dict[str, Any]) -> None:
+    assert answers_of(form(**fields)) == ["unsure", "unsure"]
+    assert answers_of(form(item(answer="no"), **fields)) == ["yes", "no"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"{YES}\nr2: yes, I see two cars. No problems.",
+        f"Looking at the image: r1 yes, r2 yes.\n{YES}",
+        f"r2: no wait, I see two. r2: yes\n{YES}",
+        form(summary="The image matches the prompt. All requirements are met; no issues."),
+        form(status="ok", error=False, failed=[]),
+        form(failed=0, passed=2),
+        form(overall="No issues"),
+        form(verdict="pass", overall_quality="good"),
+        form(item(occluded=False, present=True, match=True)),
+        form(item(reason="one car left, one car right")),
+        form(item(reason="no cars besides the two")),
+        form(item(reason="a pair of cars, three windows")),
+        f'{{"image_1": {YES}, "image_2": {YES}}}',
+    ],
+)
+def test_a_yes_that_is_written_oddly_stays_a_yes(content: object) -> None:
+    assert answers_of(content) == ["yes", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (COUNT, "3 cars are shown"),
+        (COUNT, "There are three toy cars"),
+        (COUNT, "one car visible"),
+        (COUNT, "not exactly two; there are more"),
+        (COUNT, "no cars"),
+        ("Is there exactly one dog in the image?", "two dogs"),
+        ("Are there exactly two boxes on the table?", "three brown boxes"),
+        ("Is there a dog in the image?", "there is no dog"),
+        ("Are there any cars in the image?", "No car can be seen in the image"),
+        ("Are there any cars in the image?", "cars are absent"),
+        ("Is the car red?", "No, it is blue"),
+        ("Is the car red?", "it is blue, so the answer should be no"),
+    ],
+)
+def test_a_reason_may_deny_its_yes(question: str, reason: str) -> None:
+    assert denies(question, reason)
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        (COUNT, "two cars, three trees"),
+        (COUNT, "one car left and another right"),
+        (COUNT, "car 1 left, car 2 right"),
+        (COUNT, "2 cars, 8 wheels"),
+        (COUNT, ""),
+        ("Is the beach free of people?", "no people visible"),
+        ("Are there any dogs in the image?", "no dogs on the left, one on the right"),
+        ("Are there any cars in the image?", "no car is hidden; cars visible"),
+        ("Are there exactly three red cars on the left?", "five cars of which three are red"),
+        ("Does the sign say 'no'?", "the sign says no"),
+        ("Is the exam paper marked fail?", "failed stamp visible"),
+        ("Does the image have a false ceiling?", "false ceiling visible"),
+    ],
+)
+def test_a_reason_with_odd_words_denies_nothing(question: str, reason: str) -> None:
+    assert not denies(question, reason)
