@@ -295,12 +295,15 @@ def run_thread(
     """
     config = _config(thread)
     if not has_ended(graph, thread):
-        _reopen_broken(graph, thread)
+        is_corrected = _is_corrected(graph.get_state(config), prompt)
+        if not is_corrected:
+            _reopen_broken(graph, thread)
         snapshot = graph.get_state(config)
-        graph_input: Command[Any] | GemsInput | None = None if snapshot.tasks else GemsInput(prompt=prompt)
+        goes_on = snapshot.tasks and not is_corrected
+        graph_input: Command[Any] | GemsInput | None = None if goes_on else GemsInput(prompt=prompt)
         if answer is not None and snapshot.interrupts:
             graph_input = Command(resume=dict(answer))
-        if snapshot.tasks and listener is not None:
+        if goes_on and listener is not None:
             _repeat_events(snapshot.values, listener)
         is_stopping = (lambda: control.drain_requested) if control is not None else (lambda: False)
         # The stop is requested by ``control``; the state shows how far the run came.
@@ -326,6 +329,12 @@ def reopen_failed(graph: GemsGraph, thread: str) -> None:
     usage, earlier = final.values["usage"], before.values["usage"]
     more = usage.since(earlier)
     graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
+
+
+def _is_corrected(snapshot: StateSnapshot, prompt: str) -> bool:
+    """Whether a thread that an error has ended, such as an unknown word, has been given another prompt since."""
+    is_broken = not snapshot.tasks or any(task.error for task in snapshot.tasks)
+    return is_broken and snapshot.values.get("prompt", prompt) not in (prompt, check_prompt(prompt))
 
 
 def _reopen_broken(graph: GemsGraph, thread: str) -> None:
