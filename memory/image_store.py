@@ -383,6 +383,8 @@ def decode_png(png: bytes) -> Image.Image:
     """
     try:
         image = Image.open(io.BytesIO(png), formats=("PNG",))
+        if image.size != _png_size(png):  # Pillow believes the last header, and ours was checked
+            raise BackendError("the image is damaged (it has two headers)", retryable=False)
         image.load()
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise BackendError(f"the image is damaged ({one_line(error)})", retryable=False) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
-from PIL import Image
 from pydantic import Field, field_validator
 
 from gems.errors import BackendError
@@ -28,6 +26,7 @@ from gems.graph.state import (
     best_attempt,
     score_verdicts,
 )
+from gems.memory.image_store import decode_png
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
 from gems.models.lenient import (
@@ -443,7 +442,7 @@ def _consult(
     for inspector in inspectors:
         relevant = [r for r in requirements if r.kind in inspector.kinds]
         try:
-            with Image.open(io.BytesIO(png)) as image:
+            with decode_png(png) as image:
                 new_findings = inspector.inspect(image, relevant)
         except Exception as error:  # an inspector is the user's code and may raise anything
             notes.append(describe(error, f"verifier: {inspector.name}"))

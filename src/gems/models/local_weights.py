@@ -1,11 +1,17 @@
-"""Loading the weights of local models: at once, and without the progress bars of the libraries."""
+"""Loading local models: at once, without the progress bars of the libraries, and without their questions."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-__all__ = ["load_now", "without_bars"]
+__all__ = ["load_now", "without_bars", "without_questions"]
+
+_QUESTIONS: Final = threading.Lock()
+_blocks: Final[list[int]] = []
+"""For each block ``without_questions`` that is running, the number of seconds to restore at the end of the last."""
 
 
 def load_now(part: object) -> None:
@@ -29,3 +35,24 @@ def without_bars() -> Iterator[None]:
     finally:
         for module in enabled:
             module.enable_progress_bar()
+
+
+@contextmanager
+def without_questions() -> Iterator[None]:
+    """Let transformers refuse code that lies beside weights, for the block.
+
+    Unless it is told otherwise, it asks on the terminal whether to run the code, and reads the answer from the standard
+    input, whatever that is. What it loads for diffusers, or for a processor, it cannot be told about.
+    """
+    from transformers import dynamic_module_utils as modules
+
+    with _QUESTIONS:
+        _blocks.append(_blocks[0] if _blocks else modules.TIME_OUT_REMOTE_CODE)
+        modules.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        with _QUESTIONS:
+            seconds = _blocks.pop()
+            if not _blocks:
+                modules.TIME_OUT_REMOTE_CODE = seconds

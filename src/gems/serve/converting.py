@@ -9,7 +9,7 @@ from typing import Final, Literal
 from PIL import Image
 
 from gems.errors import BackendError
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, decode_png
 
 __all__ = ["ImageFormat", "convert", "fitted_size", "read_png", "size_in_pixels", "size_of"]
 
@@ -57,7 +57,7 @@ def convert(png: bytes, *, size: tuple[int, int] | None = None, image_format: Im
     """
     if size is None and image_format == "png":
         return png
-    with Image.open(io.BytesIO(png)) as original:
+    with decode_png(png) as original:
         new_size = original.size if size is None else fitted_size(original.size, size)
         image = original.copy() if new_size == original.size else original.resize(new_size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -235,6 +235,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
 
+def test_a_second_header_does_not_make_an_image_larger_than_was_checked() -> None:
+    png = encode_png(square("red"), META)
+    wide = (9_000).to_bytes(4, "big") * 2 + png[24:29]
+    with pytest.raises(BackendError, match="two headers"):
+        decode_png(png[:33] + chunk(b"IHDR", wide) + png[33:])
+
+
 FOREIGN = [
     chunk(b"eXIf", b"MM\0*where the photograph was taken"),
     chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"anything")),

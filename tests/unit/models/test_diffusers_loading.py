@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ import pytest
 import torch
 from conformance.generator_suite import images, pixels
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import SIZE, save_as_checkpoint, save_tiny, weights_of
+from tiny_pipelines import SIZE, edit_index, save_as_checkpoint, save_tiny, weights_of
 
 from gems.errors import BackendError, InputError
 from gems.models.diffusers.additions import compatible_schedulers, loras_of
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.prompt_length import MOST_TOKENS
 from gems.models.diffusers.weight_files import known_repository
-from gems.models.generators import ImageRequest, Step
+from gems.models.generators import ImageRequest, Step, excess_of
 from gems.options import GeneratorOptions
 
 SMALL = GeneratorOptions(width=SIZE, height=SIZE, steps=2)
@@ -360,3 +362,38 @@ def test_other_modular_repositories_are_refused_in_one_line(
     with pytest.raises(BackendError, match=words) as caught:
         generator(folder).load()
     assert "\n" not in str(caught.value)
+
+
+def save_asking(folder: Path, trace: Path, *, is_processor: bool) -> Path:
+    """A pipeline whose tokenizer is code beside it, which leaves a trace when it runs."""
+    save_tiny("StableDiffusionPipeline", folder)
+    edit_index(folder, tokenizer=["transformers", "Qwen2VLProcessor" if is_processor else "AutoTokenizer"])
+    config = folder / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(config.read_text()) | {
+        "tokenizer_class": "Own",
+        "auto_map": {"AutoTokenizer": ["own.Own"] * 2},
+    }
+    config.write_text(json.dumps(settings))
+    for code in (folder / "own.py", folder / "tokenizer" / "own.py"):
+        code.write_text(
+            f"open({str(trace)!r}, 'w')\nfrom transformers import CLIPTokenizer\nclass Own(CLIPTokenizer): pass\n"
+        )
+    return folder
+
+
+@pytest.mark.parametrize("is_processor", [False, True])
+def test_nobody_is_asked_whether_code_beside_the_weights_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_processor: bool
+) -> None:
+    """Transformers would ask on the terminal, and take a line of the standard input for the answer."""
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "y")
+    folder = save_asking(tmp_path / "weights", tmp_path / "it-ran", is_processor=is_processor)
+    generator = DiffusersGenerator(str(folder), name="tiny", options=GeneratorOptions(width=SIZE, height=SIZE, steps=1))
+    with pytest.raises(BackendError, match="cannot load its tokenizer"):
+        generator.check()
+    for request in (lambda: excess_of(generator, "a dog"), generator.load):
+        with suppress(BackendError):
+            request()
+    assert not questions
+    assert not (tmp_path / "it-ran").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from contextlib import nullcontext
 from typing import Any, Final
 
 import diffusers
@@ -14,6 +15,7 @@ from gems.models.devices import free_memory, pick_devices
 from gems.models.diffusers.loading import check_packages, number_type
 from gems.models.diffusers.part_sizes import cached_folder, weights_size
 from gems.models.diffusers.source import PipelineSource
+from gems.models.local_weights import without_questions
 from gems.models.processors import missing_backends, replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -84,7 +86,8 @@ def _check_components(source: PipelineSource) -> None:
     Raises:
         BackendError: A package is missing, or a tokenizer or processor cannot be loaded.
     """
-    with replaced_processors(source.transformers_classes):
+    questions = nullcontext() if source.trust_remote_code else without_questions()
+    with questions, replaced_processors(source.transformers_classes):
         for name, (library, kind) in source.components.items():
             if library not in ("diffusers", "transformers"):
                 continue  # a repository may name any module: importing it would run its code

@@ -17,7 +17,7 @@ from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
 from gems.models.diffusers.source import PipelineSource, local_path
 from gems.models.diffusers.weight_files import holds_all_parts
-from gems.models.local_weights import without_bars
+from gems.models.local_weights import without_bars, without_questions
 from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -52,7 +52,8 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     restore_parts(source.components.values())
     try:
         bars = without_bars() if source.module != "diffusers" else nullcontext()
-        with bars, replaced_processors(source.transformers_classes):
+        questions = nullcontext() if source.trust_remote_code else without_questions()
+        with bars, questions, replaced_processors(source.transformers_classes):
             pipeline = _unplaced(source, options, dtype)
         _leave_depth_out(pipeline)
         pipeline.set_progress_bar_config(disable=True)
