@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from gems.json_text import parse_json
 from gems.paths import keep_private, make_folder
@@ -64,6 +65,8 @@ _RETRAIN_AT: Final = 4
 _NUMBER: Final = re.compile("[0-9]{1,18}")
 """Matches the names of finished indexes."""
 _FILES: Final = ("vectors.faiss", "spaces.npy")
+_MAX_ID: Final = 2**63
+"""No id and no number of vectors is as large."""
 _MAX_MASKS: Final = 64
 """Number of masks that are kept."""
 _SAMPLES: Final = 32
@@ -119,7 +122,9 @@ class VectorIndex:
             self._recent: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dims))
             self._spaces = np.empty(0, np.int32)
             return
-        self._main = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+        self._main = _mapped(saved)
+        if self._main.d != dims:
+            raise ValueError(f"{saved} holds vectors of {self._main.d} dimensions")
         # By default every search starts 32 threads that read whole lists, including the parts that are masked.
         lists: Any = faiss.downcast_InvertedLists(self._main.invlists)
         lists.prefetch_nthread = 0
@@ -127,6 +132,8 @@ class VectorIndex:
         self._recent.is_trained = True
         # Copy on write: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
+        if self._spaces.dtype != np.int32 or self._spaces.ndim != 1:
+            raise ValueError(f"{saved / _FILES[1]} is not of the form that GEMS writes")
 
     def add(self, chunk: Chunk) -> None:
         """Add vectors; their ids must be greater than all ids before."""
@@ -284,7 +291,7 @@ def saved_vectors(
     """What a saved index holds: a function that returns its vectors by id, all their ids, and namespaces by id."""
     import faiss
 
-    index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+    index = _mapped(saved)
     index.set_direct_map_type(faiss.DirectMap.Hashtable)  # type: ignore[attr-defined]
     lists = index.invlists
     sizes = [lists.list_size(number) for number in range(index.nlist)]
@@ -292,11 +299,37 @@ def saved_vectors(
     return index.reconstruct_batch, np.concatenate([np.empty(0, np.int64), *ids]), np.load(saved / _FILES[1])
 
 
+def _mapped(saved: Path) -> Any:
+    """The FAISS index in a folder, mapped into memory; it may be somebody else's.
+
+    FAISS has a form whose vectors lie in another file, wherever that is: read into memory, such an index would change
+    that file. Mapped, it opens nothing else.
+
+    Raises:
+        RuntimeError: FAISS cannot read it.
+        ValueError: It is of another form than ``build`` writes.
+    """
+    import faiss
+
+    index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
+    if type(index) is faiss.IndexIVFScalarQuantizer:
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        is_own = type(lists) is faiss.OnDiskInvertedLists and not lists.filename and lists.ptr is not None
+        quantizer: Any = faiss.downcast_index(index.quantizer)
+        if is_own and type(quantizer) is faiss.IndexFlatIP and quantizer.d == index.d:
+            return index
+    raise ValueError(f"{saved / _FILES[0]} is not of the form that GEMS writes")
+
+
 def _manifest(saved: Path, store: str, embedder: str, index: str) -> Manifest | None:
     """The manifest of a saved index; None if it cannot be read, or is not the one of these records."""
     try:
-        manifest = Manifest(**parse_json((saved / "manifest.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = parse_json((saved / "manifest.json").read_text(encoding="utf-8"))
+        manifest = TypeAdapter(Manifest).validate_python(content)
+    except (OSError, ValueError):
+        return None
+    numbers = (manifest.dims, manifest.upto, manifest.removals, manifest.count, manifest.trained_for)
+    if not all(0 <= number < _MAX_ID for number in numbers):
         return None
     return manifest if (manifest.store, manifest.embedder, manifest.id) == (store, embedder, index) else None
 
@@ -354,6 +387,7 @@ def _extend_newest(folder: Path, source: Source) -> tuple[Any, int, int] | None:
     count = int(np.count_nonzero(source.spaces >= 0))
     if not saved or not opened or not opened.manifest or count >= _RETRAIN_AT * opened.manifest.trained_for:
         return None
+    _mapped(saved)  # what is refused there is not read here
     index = faiss.read_index(str(saved / _FILES[0]))
     indexed_ids = opened.surviving_ids()
     # An id beyond the end of `spaces` takes the -1 that is appended to it.
