@@ -313,9 +313,10 @@ def _mapped(saved: Path) -> Any:
 
     index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
     if type(index) is faiss.IndexIVFScalarQuantizer:
-        lists: Any = faiss.downcast_InvertedLists(index.invlists)
+        parts: Any = index
+        lists: Any = faiss.downcast_InvertedLists(parts.invlists)
         is_own = type(lists) is faiss.OnDiskInvertedLists and not lists.filename and lists.ptr is not None
-        quantizer: Any = faiss.downcast_index(index.quantizer)
+        quantizer: Any = faiss.downcast_index(parts.quantizer)
         if is_own and type(quantizer) is faiss.IndexFlatIP and quantizer.d == index.d:
             return index
     raise ValueError(f"{saved / _FILES[0]} is not of the form that GEMS writes")

@@ -441,3 +441,11 @@ def chunk_names(png: bytes) -> list[bytes]:
         names.append(png[start + 4 : start + 8])
         start += 12 + int.from_bytes(png[start : start + 4])
     return names
+
+
+@pytest.mark.parametrize("pump", ["![](x", "![", "![](", "data:image/png;base64,", "![](data:", "(x"])
+def test_an_answer_of_many_beginnings_of_an_image_is_read_in_a_moment(address: str, pump: str) -> None:
+    """A pattern that searched the rest of the text for each of them took minutes, beyond every timeout."""
+    text = pump * (2_000_000 // len(pump))
+    for answer in ({"image": text}, {"choices": [{"message": {"content": text}}]}):
+        assert isinstance(_draw(address, json.dumps(answer).encode(), "openai"), BackendError)

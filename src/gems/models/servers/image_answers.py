@@ -53,9 +53,11 @@ _QUOTED: Final = re.compile(r"\A(?:b'|[\"'])(?P<text>(?=[A-Za-z0-9+/_-]{40}|data
 _MAX_ADDRESS: Final = 4096
 
 _EMBEDDED: Final = re.compile(
-    r"(?P<data>data:[\w/+.;=-]{0,80};base64,[A-Za-z0-9+/_=%-]{40,})|!\[[^\]]{0,200}\]\((?P<address>(?!data:)[^)\s]{1,4096})\)"
+    r"(?P<data>data:[\w/+.;=-]{0,80};base64,[A-Za-z0-9+/_=%-]{40,})"
+    r"|!\[[^\[\]]{0,200}\]\((?P<address>(?!data:)[^)\s\[]{1,4096})\)"
 )
-"""Matches an image inside of a text: a data URL, or the address in Markdown."""
+"""Matches an image inside of a text: a data URL, or the address in Markdown. Neither holds the bracket of another
+one, so that a text of many beginnings is searched in a moment."""
 _NAMES_OF_IMAGES: Final = re.compile(
     r"image|img|b64|base64|content|data|url|uri|file|link|src|sample|output|result", re.I
 )
