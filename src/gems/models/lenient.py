@@ -283,6 +283,8 @@ _CERTAIN_OPENING: Final = re.compile(r'{\s*"|\[\s*[{\["]')
 """How JSON begins; other brackets may belong to prose."""
 _MAX_FAILURES: Final = 10_000
 """Brackets that begin no JSON, after which no more is looked for: each of them takes time in proportion to the text."""
+_MAX_VALUES: Final = 5_000
+"""A text of more JSON values than these is read no further: a stream that tells its progress has some hundreds."""
 
 
 _LONGEST_NUMBER: Final = 300
@@ -386,6 +388,8 @@ def _scan(text: str) -> _Scan:
         values.append(value)
         prose.append(text[end : match.start()])
         end = position
+        if len(values) == _MAX_VALUES:
+            return _Scan(values, True, text)
     return _Scan(values, is_broken, "".join([*prose, text[end:]]), text[end:] if values else "")
 
 

@@ -449,3 +449,8 @@ def test_an_answer_of_many_beginnings_of_an_image_is_read_in_a_moment(address: s
     text = pump * (2_000_000 // len(pump))
     for answer in ({"image": text}, {"choices": [{"message": {"content": text}}]}):
         assert isinstance(_draw(address, json.dumps(answer).encode(), "openai"), BackendError)
+
+
+def test_an_answer_of_very_many_values_is_read_in_a_moment(address: str) -> None:
+    """Looking for an image in each of them took a minute."""
+    assert isinstance(_draw(address, b"{}" * 300_000, "openai"), BackendError)
