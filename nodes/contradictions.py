@@ -308,8 +308,9 @@ def says_failure(text: str) -> bool:
 _NO: Final = (
     r"(?:is |was |should be |must be |becomes |to be |to |are )*(?:the )?(?:answer )?(?:is |should be )?"
     r"(?:actually |really |in fact |therefore |clearly |still |in reality )*"
-    rf"(?P<answer>{_PLAIN_NO}|false|fails?|failed|incorrect|wrong|unmet|not (?:met|satisfied|fulfilled|true|correct)|yes|true|met"
-    r"|satisfied|correct|pass(?:es|ed)?)\b(?! (?:issue|problem|error|flaw|artefact|artifact|defect|doubt)s?)"
+    rf"(?P<answer>{_PLAIN_NO}|false|fails?|failed|incorrect|wrong|unmet|not (?:met|satisfied|fulfilled|true|correct)"
+    r"|yes|true|met|satisfied|correct|pass(?:es|ed)?)\b"
+    r"(?! (?:issue|problem|error|flaw|artefact|artifact|defect|doubt)s?)"
 )
 _NEGATIVE: Final = re.compile(r"no|false|fail|incorrect|wrong|unmet|not ")
 

@@ -588,7 +588,8 @@ def _verdict(
 _CORRECTS: Final = re.compile(
     r"(?:^|[\n.!?:])\W*(?:correction|wait(?! for)|hold on|actually"
     r"|on (?:second thought|reflection|closer (?:look|inspection))"
-    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)|let me (?:correct|revise|fix|recount)(?! if))\b",
+    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)"
+    r"|let me (?:correct|revise|fix|recount)(?! if))\b",
     re.IGNORECASE,
 )
 """Matches words after the answers that take some of them back."""
