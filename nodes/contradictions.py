@@ -12,11 +12,14 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage
 
+from gems.graph.state import Requirement
 from gems.models.lenient import field_name, read_answer
 from gems.models.structured import answered_objects, words_around
 from gems.models.yes_or_no import plain_words
+from gems.nodes.mapping_checks import says_absent
+from gems.reading import Reading, read
 
-__all__ = ["denies", "remarks_in", "says_no_beside"]
+__all__ = ["denies", "flaws_deny", "names_failures", "remarks_in", "says_no_beside"]
 
 _NUMBERS: Final = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -24,15 +27,21 @@ _NUMBERS: Final = (
 _NUMBER: Final = rf"(?:{'|'.join(_NUMBERS)}|\d{{1,3}})"
 _PLACE: Final = r"(?:in|on|at|to|inside|near|next|behind|above|below|under|visible|present|shown|there|here)"
 _COUNT_QUESTION: Final = re.compile(
-    r"\b(?:are|is|does|do|can|has|have)\b[^?]*?"
-    rf"\bexactly (?P<number>{_NUMBER}) (?P<thing>[\w' -]+?)(?: {_PLACE}\b[^?]*)?\?"
+    r"(?:\b(?:are|is|does|do|can|has|have)\b[^?]*?\bexactly "
+    r"|(?:(?:are|is) there|(?:does|do) (?:the )?(?:image|picture|photo|scene) (?:show|contain|have|depict)) (?:only )?)"
+    rf"(?P<number>{_NUMBER}) (?P<thing>[\w' -]+?)(?: {_PLACE}\b[^?]*)?\?"
 )
 _ANY_QUESTION: Final = re.compile(
     rf"(?:are|is) there (?:any|some|an?|at least one) (?P<thing>[\w' -]+?)(?: {_PLACE}\b[^?]*)?\?"
 )
+_NO_AT_FIRST: Final = re.compile(
+    r"\W*(?:no|nein|nee|nej|nei|non|não|нет|否|いいえ|아니요|아니오)"
+    r"(?:\s*\Z|(?:\s*[,，.。:：;；!！–—]|\s+-)(?!\s*(?:of\b|\d)))(?P<rest>.*)",
+    re.DOTALL,
+)
+"""Matches a reason that begins with a no, and not with "No. of cars: 2"."""
 _OPPOSITE: Final = re.compile(
-    r"\W*(?:no\s*[,.:;!–—]|no\s+-"
-    r"|(?:(?:this|that|it|the (?:requirement|condition|criterion)) (?:is|was|has) )?"
+    r"\W*(?:不是|不对|不符合|不正确|(?:(?:this|that|it|the (?:requirement|condition|criterion)) (?:is|was|has) )?"
     r"(?:(?:false|incorrect|untrue|wrong|fail(?:s|ed)?|not (?:true|correct))(?= because| since|\s*[,.:;!–—]|\Z)"
     r"|not (?:met|satisfied|fulfilled)\b|unmet\b|violated\b))"
     r"|.*\b(?:answer|verdict|this|it) (?:is|should be|must be) [\"'*]*no\b(?! \w)|\W*should be [\"'*]*no\b(?! \w)"
@@ -41,7 +50,8 @@ _OPPOSITE: Final = re.compile(
 )
 """Matches a reason that says the opposite of a yes, whatever was asked."""
 _ADDS_UP: Final = re.compile(
-    r"[,;+&]|\b(?:and|another|other|second|plus|more|each|every|per|with|also|beside|of|least|next|then|than)\b"
+    r"[,;+&]|\b(?:and|another|other|second|plus|more|each|every|per|with|also|beside|of|least|next|then|than|them)\b"
+    r"|\bflank\w*"
 )
 """Matches what may add to a number, so that it is not the whole count."""
 
@@ -50,13 +60,63 @@ def denies(question: str, reason: str) -> bool:
     """Whether the reason of a yes says the opposite: in words, or by another count than was asked for."""
     words = " ".join(plain_words(reason).split())
     asked_question = " ".join(plain_words(question).split())
-    if _OPPOSITE.match(words):
+    if _is_opposite(read(question), words):
+        return True
+    if _none_in_other_languages(question, words) or _other_count_in_other_languages(asked_question, reason):
         return True
     if match := _COUNT_QUESTION.search(asked_question):
         return _is_none(match["thing"], words) or _is_other_count(_value(match["number"]), match["thing"], words)
     if match := _ANY_QUESTION.match(asked_question):
         return _is_none(match["thing"], words)
     return False
+
+
+def _is_opposite(asks: Reading, words: str) -> bool:
+    quotations = [" ".join(plain_words(quotation).split()) for quotation in asks.quotations]
+    if any(re.match(rf"\W*{re.escape(q)}(?!\w)(?!.*\b(?:not|but|says|reads|instead)\b)", words) for q in quotations):
+        return False  # "FALSE, in red letters" is what the sign says
+    if _OPPOSITE.match(words):
+        return True
+    match = _NO_AT_FIRST.match(words)
+    return match is not None and not (asks.is_negated and (not match["rest"] or _begins_absent(match["rest"])))
+
+
+def _begins_absent(words: str) -> bool:
+    """Whether a text soon says that something is absent: "no, there are no people" is no contradiction."""
+    beginning = read(" ".join(words.split()[:4]))
+    return says_absent(beginning) or beginning.is_negated
+
+
+_NO_THING: Final = re.compile(
+    r"\W*(?:es (?:sind|ist|gibt) |il n'y a |no hay |non ci sono |ich sehe )?"
+    r"(?:keine?n?|aucune?|pas (?:de |d')|ning[uú]na?|nessun[oa]?|nenhuma?|geen|нет)\s*"
+    r"(?!(?:weitere|andere|autre|otr|altr|outr|andere|других)\w*)\w+"
+    r"(?: (?:zu sehen|sichtbar|vorhanden|erkennbar|im bild|visibles?"
+    r"|dans l'image|en la imagen|nell'immagine|zichtbaar))*\W*"
+    r"|\W*(?:(?:图|图片|图像|画面|照片)(?:中|里|上))?(?:没有|并没有|看不到|未见)(?!其他|其它|别的|多余|更多|问题)\w{1,3}\W*"
+)
+"""Matches a reason in another language that says that a thing is not there, and no more."""
+
+
+def _none_in_other_languages(question: str, words: str) -> bool:
+    asked_question = " ".join(plain_words(question).split())
+    asks_for_things = _COUNT_QUESTION.search(asked_question) or _ANY_QUESTION.match(asked_question)
+    return bool(asks_for_things and not read(question).is_negated and _NO_THING.fullmatch(words))
+
+
+_FIRST_WORDS: Final = 5
+_JOINS: Final = re.compile(r"[,;+&，、；]|\b(?:und|sowie|plus|et|y|e|en|и|dazu|noch)\b|[和与及另]|還|还")
+
+
+def _other_count_in_other_languages(asked_question: str, reason: str) -> bool:
+    """Whether a reason that is not in English begins with another number of things than was asked for."""
+    match, reading = _COUNT_QUESTION.search(asked_question), read(reason)
+    if match is None or reading.language.name == "en" or len(reading.numbers) != 1:
+        return False
+    number, asked_number = reading.numbers[0], _value(match["number"])
+    if number.is_measure or number.value in (1, asked_number) or number.position >= _FIRST_WORDS:
+        return False
+    return number.value > asked_number or not _JOINS.search(reading.text)
 
 
 _BEGINS: Final = (
@@ -75,23 +135,58 @@ _ENDS: Final = (
 def _is_none(thing: str, words: str) -> bool:
     things = _any_number_of(thing)
     absent = rf"(?:{_BEGINS}(?:no|zero|not any|not a single)|{_SHOWS_NO}) {things}{_ENDS}"
-    missing = rf"\W*(?:the )?{things} (?:is|are) (?:absent|missing|not (?:there|present|visible|shown|seen))\b"
+    missing = (
+        rf"\W*(?:the )?{things} (?:is|are) (?:absent|missing(?! (?!from|in|here|altogether)\w)"
+        r"|not (?:there|present|visible|shown|seen))\b"
+    )
     return bool(re.match(absent, words) or re.match(missing, words))
 
 
 def _is_other_count(number: int, thing: str, words: str) -> bool:
     """Whether a text states another number of things. A smaller one may be a part of the sum."""
-    spelled = rf"(?:{number}|{_NUMBERS[number]})" if number < len(_NUMBERS) else str(number)
+    spelled = _spelled(number)
     denied = r"not exactly|(?:instead of|rather than|(?:does not|doesn't) (?:show|contain|have|depict))(?: exactly)?"
-    if re.search(rf"\b(?:{denied}) {spelled}\b", words):
+    not_so_many = rf"\bnot {spelled}(?: but\b|\W*\Z| {_any_number_of(thing)}\b)"
+    if re.search(rf"\b(?:{denied}) {spelled}\b|{not_so_many}", words):
         return True
     numbers = [_value(word) for word in re.findall(rf"(?<![\w.,/]){_NUMBER}(?![\w%/]|[.,]\d)", words)]
-    adjectives = r"(?:(?!(?:and|or|of|in|on|with)\b)[^\W\d]+ ){0,2}"
-    of_thing = rf"(?<![\w.,/])({_NUMBER}) {adjectives}{_any_number_of(thing)}\b"
-    counts = [_value(word) for word in re.findall(of_thing, words)]
+    counts = [_value(word) for word in re.findall(_counted(_any_number_of(thing)), words)]
     if not counts or number in numbers or re.search(r"\b(?:pair|couple|both|dozen|single)\b", words):
         return False
-    return max(counts) > number or (len(numbers) == 1 and not _ADDS_UP.search(words))
+    another = rf"\ban? (?:[^\W\d]+ ){{0,3}}(?:one|{_any_number_of(thing)})\b"
+    is_sum = _ADDS_UP.search(words) or re.search(another, words)
+    return max(counts) > number or (len(numbers) == 1 and not is_sum)
+
+
+def flaws_deny(question: str, flaws: str) -> bool:
+    """Whether what is said to be badly made denies a yes: "three cars instead of two"."""
+    words, asked_question = (" ".join(plain_words(text).split()) for text in (flaws, question))
+    if match := _COUNT_QUESTION.search(asked_question):
+        return _is_none(match["thing"], words) or _is_flawed_count(_value(match["number"]), match["thing"], words)
+    match = _ANY_QUESTION.match(asked_question)
+    return match is not None and _is_none(match["thing"], words)
+
+
+_ALONE: Final = r"(?! (?!in|on|at|and|to|from|is|are|visible|here|there)\w)"
+"""After a thing: it is no part of another word's meaning, as in "car door"."""
+
+
+def _is_flawed_count(number: int, thing: str, words: str) -> bool:
+    things = _any_number_of(thing)
+    counts = [_value(word) for word in re.findall(_counted(things), words)]
+    if counts and number not in counts:
+        return max(counts) > number or bool(re.search(rf"\b(?:instead of|rather than) {_spelled(number)}\b", words))
+    wrong = rf"\b(?:wrong|incorrect) (?:number|count|amount) of {things}\b"
+    return bool(re.search(rf"{wrong}|\b(?:too (?:many|few)|extra|missing) {things}\b{_ALONE}", words))
+
+
+def _spelled(number: int) -> str:
+    return rf"(?:{number}|{_NUMBERS[number]})" if number < len(_NUMBERS) else str(number)
+
+
+def _counted(things: str) -> str:
+    """Matches a number of things, perhaps with adjectives between."""
+    return rf"(?<![\w.,/])({_NUMBER}) (?:(?!(?:and|or|of|in|on|with)\b)[^\W\d]+ ){{0,2}}{things}\b"
 
 
 def _any_number_of(thing: str) -> str:
@@ -138,23 +233,36 @@ def says_no_beside(name: object, value: object) -> bool:
         return False
 
 
-def remarks_in(message: AIMessage, ids: Sequence[str]) -> tuple[set[str], bool]:
+def remarks_in(message: AIMessage, requirements: Sequence[Requirement]) -> tuple[set[str], bool]:
     """What an answer says besides the list of its answers: in words, and in fields of its own.
 
     Returns:
         The questions to which the answer is no by that; and whether the image as a whole is said to fail.
     """
+    questions = {requirement.id: requirement.question for requirement in requirements}
     denied, texts, is_failure = set[str](), [words_around(message)], False
     for name, value in _fields_beside(answered_objects(message)):
-        if _FAILURES.fullmatch(field_name(name)) and isinstance(value, (list, Mapping)):
-            denied |= {i for i in ids if re.search(rf"(?<!\w){re.escape(i)}(?!\w)", json.dumps(value))}
+        if names_failures(name) and isinstance(value, (str, list, Mapping)):
+            failures = _real_failures(value) if isinstance(value, Mapping) else value
+            denied |= {i for i in questions if re.search(rf"(?<!\w){re.escape(i)}(?!\w)", json.dumps(failures))}
         elif isinstance(value, str):
             texts.append(value)
         is_failure = is_failure or says_no_beside(name, value)
     for text in texts:
-        denied |= {i for i in ids if _NEGATIVE.match(_last_answer(plain_words(text), i))}
+        denied |= {i for i, question in questions.items() if _is_denied_in(plain_words(text), i, question)}
         is_failure = is_failure or says_failure(text)
     return denied, is_failure
+
+
+def names_failures(name: object) -> bool:
+    """Whether a field with a name has what is not as it was asked for, so that a no in it is no answer."""
+    return _FAILURES.fullmatch(field_name(name)) is not None
+
+
+def _real_failures(failures: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Failures by name, without those of which it says that they are none."""
+    nothing = ("none", "no", "false")
+    return {key: value for key, value in failures.items() if value and str(value).casefold() not in nothing}
 
 
 def _fields_beside(value: Any, depth: int = 4) -> Iterator[tuple[object, Any]]:
@@ -175,11 +283,19 @@ def _is_answer(item: Mapping[Any, Any]) -> bool:
 _ID_FIELDS: Final = frozenset({"id", "question_id", "requirement_id", "question", "requirement", "qid"})
 
 
+_PLAIN_NO: Final = (
+    r"no\b(?=\W*\Z|\s*[,.;:!?()\]|\n–—→-]|\s+(?:as|because|since|there (?:is|are)|due|but|given|while)\b)"
+)
+"""Matches a no that is an answer, not the beginning of "no people"."""
 _OVERALL: Final = re.compile(
     r"(?:^|[\n.!])[\W_]*(?:(?:overall|final|the|verdict|result|assessment|conclusion|image|status)[\W_]+){1,4}"
-    r"(?:is |was )?(?:fail(?:s|ed)?|no|rejected|not (?:met|satisfied|correct))\b"
-    r"(?! (?:issue|problem|error|flaw|arte?i?fact|defect|doubt)s?)"
-    r"|\b(?:image|picture) (?:does not|doesn't|fails to) (?:fully |completely )?(?:match|meet|satisfy|fulfil|follow)"
+    rf"(?:is |was )?(?:fail(?:s|ed)?\b(?! to (?:find|see|detect|spot)\b)|{_PLAIN_NO}|rejected\b"
+    r"|not (?:met|satisfied|correct)\b)"
+    r"|(?<!if the )(?<!if this )\b(?:image|picture) (?:does not|doesn't|fails to) (?:fully |completely )?"
+    r"(?:match|meet|satisfy|fulfil|follow)(?=\W*(?:\Z|[.;,\n]))"
+    r"|(?<!if the )(?<!if this )\b(?:image|picture) (?:does not|doesn't|fails to) (?:fully |completely )?"
+    r"(?:match|meet|satisfy|fulfil|follow)\b[^.;\n]{0,40}\b(?:prompt|description|request|requirement|question|criteri"
+    r"|condition|specification|brief|instruction|asked|all\b|wanted|intended)"
     r"|\bnot all (?:\w+ )?(?:requirements|questions|conditions|criteria) (?:are|were) (?:met|satisfied|fulfilled)"
 )
 
@@ -192,15 +308,24 @@ def says_failure(text: str) -> bool:
 _NO: Final = (
     r"(?:is |was |should be |must be |becomes |to be |to |are )*(?:the )?(?:answer )?(?:is |should be )?"
     r"(?:actually |really |in fact |therefore |clearly |still |in reality )*"
-    r"(?P<answer>no|false|fails?|failed|incorrect|wrong|unmet|not (?:met|satisfied|fulfilled|true|correct)|yes|true|met"
-    r"|satisfied|correct|pass(?:es|ed)?)\b(?! (?:issue|problem|error|flaw|artefact|artifact|defect|doubt)s?)"
+    rf"(?P<answer>{_PLAIN_NO}|false|fails?|failed|incorrect|wrong|unmet|not (?:met|satisfied|fulfilled|true|correct)"
+    r"|yes|true|met|satisfied|correct|pass(?:es|ed)?)\b"
+    r"(?! (?:issue|problem|error|flaw|artefact|artifact|defect|doubt)s?)"
 )
 _NEGATIVE: Final = re.compile(r"no|false|fail|incorrect|wrong|unmet|not ")
 
 
-def _last_answer(words: str, name: str) -> str:
-    """What a text says last about a question that it names."""
-    answers = re.finditer(
-        rf"(?<!\w){re.escape(plain_words(name))}(?!\w)[\s)\]'(]*(?:[:=,–—→>-]+\s*)*[\['(]*{_NO}", words
-    )
-    return next((match["answer"] for match in list(answers)[::-1]), "")
+def _is_denied_in(words: str, name: str, question: str) -> bool:
+    """Whether a text says no to a question that it names, in the last place where it answers it."""
+    place = rf"(?<!\w){re.escape(plain_words(name))}(?!\w)[\s)\]'(]*(?:[:=,–—→>|-]+\s*)*[\['(]*"
+    answers = [*re.finditer(rf"{place}{_NO}(?=(?P<rest>[^\n]*))", words)]
+    if answers:
+        says_no = _NEGATIVE.match(answers[-1]["answer"]) is not None
+        return says_no and not (read(question).is_negated and _begins_absent(answers[-1]["rest"]))
+    remarks = [*re.finditer(rf"{place}(?=(?P<remark>[^\n|]+))", words)]
+    return bool(remarks) and _is_remark_against(question, remarks[-1]["remark"])
+
+
+def _is_remark_against(question: str, remark: str) -> bool:
+    is_other_answer = re.search(r"(?<!\w)[a-z]{1,3}\d+\b|\b(?:yes|true|met|satisfied)\b|[✓✔✅]", remark)
+    return not is_other_answer and denies(question, remark)

@@ -9,7 +9,7 @@ from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsState, Usage, best_attempt
+from gems.graph.state import Budget, GemsState, Usage, best_attempt
 from gems.memory.experience import prune, remember
 from gems.memory.trajectory import Trajectory
 from gems.nodes.meter import Stopwatch
@@ -47,9 +47,19 @@ def make_store_memory(resources: Resources) -> Node:
         if store is not None:
             for attempt in state["attempts"]:  # another process may have forgotten a run with the same image
                 resources.images(context).keep(attempt.image)
-        return GemsState(usage=Usage(seconds=watch.seconds))
+        return GemsState(usage=Usage(seconds=watch.seconds), errors=_uncounted(state, context.budget))
 
     return store_memory
+
+
+def _uncounted(state: GemsState, budget: Budget) -> list[str]:
+    """That no chat server has counted tokens, where a limit or a cost rests on them."""
+    is_counted_on = budget.tokens is not None or budget.prices.dearest_token > 0
+    has_answered = any(v.answer != "unsure" for attempt in state["attempts"] for v in attempt.answers)
+    if not is_counted_on or not has_answered or state["usage"].tokens or not state["usage"].chat_calls:
+        return []
+    advice = "limit chat calls instead (--budget-chat-calls)"
+    return [f"the chat server counts no tokens, so no limit on tokens holds, and their cost is unknown: {advice}"]
 
 
 def _is_due(run_id: str, limit: int | None) -> bool:

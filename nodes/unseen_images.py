@@ -12,7 +12,10 @@ from gems.models.yes_or_no import plain_words
 
 __all__ = ["says_unseen"]
 
-_IMAGE: Final = r"(?:images?|pictures?|photos?|photographs?|attachments?)\b"
+_IMAGE: Final = (
+    r"(?:images?|pictures?|photos?|photographs?|attachments?)\b"
+    r"(?!'s? | (?:arte?i?facts?|defects?|flaws?|noise|issues?|problems?|errors?|metadata|quality)\b)"
+)
 _WHICH: Final = r"(?:(?:the|an?|any|this|that|these|those|your|actual|provided|attached|uploaded|given|shared)\s+){0,3}"
 _LOOK: Final = (
     r"(?:\w+ly\s+)?(?:see|view|access|open|load|display|analy[sz]e|inspect|process|interpret|examine|perceive|look at"

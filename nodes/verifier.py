@@ -48,7 +48,7 @@ from gems.models.structured import words_after, words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block
-from gems.nodes.contradictions import denies, remarks_in, says_no_beside
+from gems.nodes.contradictions import denies, flaws_deny, names_failures, remarks_in, says_no_beside
 from gems.nodes.meter import Meter, metered
 from gems.nodes.question_ids import name_of_place, name_with_question, questions_of
 from gems.nodes.resources import Node, Resources
@@ -106,7 +106,6 @@ class AnsweredQuestion(Item):
     def by_field(cls, raw: Mapping[Any, Any]) -> dict[str, Any]:
         """See ``Form.by_field``; answers under several names must not contradict each other."""
         corrections = [value for key, value in raw.items() if _LIKE_AN_ANSWER.fullmatch(field_name(key))]
-        corrections += [False for key, value in raw.items() if says_no_beside(key, value)]
         corrections += [False for key, value in raw.items() if says_no_beside(key, value)]
         answers = {answer for value in [*cls.values_of("answer", raw), *corrections] if (answer := _answer_in(value))}
         fields = super().by_field(raw) | ({"answer": "unsure"} if {"yes", "no"} <= answers else {})
@@ -250,7 +249,10 @@ class Verdicts(Form):
         items = [verdicts] if isinstance(verdicts, Mapping) else verdicts if isinstance(verdicts, list) else []
         list_names = {"verdicts", *cls.other_names["verdicts"]}
         extra_answers = [
-            item for key, value in raw.items() if field_name(key) not in list_names for item in _answers_beside(value)
+            item
+            for key, value in raw.items()
+            if field_name(key) not in list_names and not (names_failures(key) and isinstance(value, Mapping))
+            for item in _answers_beside(value)
         ]
         if isinstance(verdicts, list) and extra_answers:  # where they contradict the list, the question is unsure
             fields["verdicts"] = [*verdicts, *extra_answers]
@@ -529,11 +531,12 @@ def inspect_image(
         return Inspection([_unsure(r, UNSEEN) for r in requirements])
     if _CORRECTS.search(words_after(answer.message)):
         return Inspection([_unsure(r, "the chat model corrects its answers") for r in requirements])
-    denied, is_failure = remarks_in(answer.message, [r.id for r in requirements])
+    denied, is_failure = remarks_in(answer.message, requirements)
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
     verdicts = [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
+    denied |= {r.id for r in requirements if flaws_deny(r.question, answer.form.flaws)}
     if is_failure and all(verdict.answer == "yes" for verdict in verdicts):
         verdicts = [_unsure(r, "yes to all, but the chat model says that the image fails") for r in requirements]
     return Inspection(
@@ -582,8 +585,10 @@ def _verdict(
 
 
 _CORRECTS: Final = re.compile(
-    r"(?:^|[\n.!?:])\W*(?:correction|wait|hold on|actually|on (?:second thought|reflection|closer (?:look|inspection))"
-    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)|let me (?:correct|revise|fix|recount))\b",
+    r"(?:^|[\n.!?:])\W*(?:correction|wait(?! for)|hold on|actually"
+    r"|on (?:second thought|reflection|closer (?:look|inspection))"
+    r"|i (?:made a mistake|was wrong|misread|miscounted|need to correct)"
+    r"|let me (?:correct|revise|fix|recount)(?! if))\b",
     re.IGNORECASE,
 )
 """Matches words after the answers that take some of them back."""

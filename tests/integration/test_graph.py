@@ -22,7 +22,7 @@ from gems.errors import BackendError, InputError
 from gems.graph import builder
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.state import Budget, GemsOutput
+from gems.graph.state import Budget, GemsOutput, Prices
 from gems.memory.embedder import MiniLM
 from gems.memory.image_store import ImageStore, read_metadata
 from gems.nodes.retry import RETRY
@@ -175,6 +175,27 @@ def test_a_budget_is_never_overdrawn(tmp_path: Path, budget: Budget, images: int
     assert (len(run.generator.requests), len(run.mllm.calls)) == (images, calls)
     assert (out["usage"].images, out["usage"].chat_calls) == (images, calls)
     assert (out.get("image") is not None) == (images > 0)
+
+
+class _UncountingModel(ScriptedChatModel):
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._generate(*args, **kwargs)
+        for generation in result.generations:
+            generation.message.usage_metadata = None
+        return result
+
+
+@pytest.mark.parametrize(
+    ("budget", "is_noted"),
+    [(Budget(tokens=45), True), (Budget(prices=Prices(completion=10)), True), (Budget(chat_calls=50), False)],
+)
+def test_a_chat_server_that_counts_no_tokens_is_told_of_where_they_are_limited_or_paid(
+    tmp_path: Path, budget: Budget, is_noted: bool
+) -> None:
+    errors = Run(tmp_path, _UncountingModel(script=script()))(NO_MEMORY.model_copy(update={"budget": budget}))["errors"]
+    assert [error for error in errors if "counts no tokens" in error] == errors
+    assert len(errors) == is_noted
+    assert not Run(tmp_path)(NO_MEMORY.model_copy(update={"budget": budget}))["errors"]
 
 
 def test_candidates_share_a_round_and_fit_the_image_budget(tmp_path: Path) -> None:

@@ -472,3 +472,33 @@ def test_a_torn_answer_says_so_and_nothing_of_roles() -> None:
     with pytest.raises(BackendError, match="torn") as caught:
         tidy_completion(read_completion(json.dumps(answer).encode()[:70]), "m")
     assert "role" not in caught.value.reason
+
+
+FORM = json.dumps(
+    {"requirements": [{"id": "r1", "question": "Is there a dog?"}, {"id": "r2", "question": "Is it red?"}]}
+)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [{"content": FORM[:20]}, {"content": FORM[20:60]}],
+        [{"content": "```json\n" + FORM[:60]}],
+        [{"tool_calls": [{"index": 0, "id": "c", "function": {"name": "Requirements", "arguments": FORM[:60]}}]}],
+    ],
+)
+def test_a_stream_that_breaks_off_amid_an_answer_is_torn(pieces: list[dict[str, Any]]) -> None:
+    with pytest.raises(BackendError, match="torn") as error:
+        tidy_completion(read_completion(b"".join(map(_event, pieces))), "m")
+    assert error.value.retryable
+
+
+@pytest.mark.parametrize("end", [_event({}, "length"), b"data: [DONE]\n\n"])
+def test_a_stream_that_ends_amid_an_answer_by_its_own_words_is_not_torn(end: bytes) -> None:
+    answer = tidy_completion(read_completion(_event({"content": FORM[:60]}) + end), "m")
+    assert answer["choices"][0]["message"]["content"] == FORM[:60]
+
+
+def test_a_stream_without_an_end_is_taken_if_its_answer_is_whole() -> None:
+    answer = tidy_completion(read_completion(_event({"content": FORM[:60]}) + _event({"content": FORM[60:]})), "m")
+    assert answer["choices"][0]["message"]["content"] == FORM

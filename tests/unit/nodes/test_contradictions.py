@@ -13,7 +13,7 @@ from PIL import Image
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.memory.image_store import encode_png
-from gems.nodes.contradictions import denies
+from gems.nodes.contradictions import denies, flaws_deny
 from gems.nodes.meter import Meter
 from gems.nodes.verifier import inspect_image
 
@@ -66,6 +66,12 @@ NO = json.dumps(form(item(answer="no")))
         f'{{"image_1": {YES}, "image_2": {NO}}}',
         f'{{"images": [{YES}, {NO}]}}',
         f"[{YES}, {NO}]",
+        f"{YES}\nr2: three cars",
+        f"{YES}\nr2: nein",
+        form(failed={"r2": True}),
+        form(failed="r2"),
+        form(flaws="three cars instead of two", quality=0.5),
+        form(flaws="wrong number of cars", quality=0.5),
     ],
 )
 def test_a_yes_that_is_contradicted_is_unsure(content: object) -> None:
@@ -97,6 +103,17 @@ def test_a_yes_to_all_about_an_image_that_fails_is_unsure(fields: dict[str, Any]
         form(item(reason="no cars besides the two")),
         form(item(reason="a pair of cars, three windows")),
         f'{{"image_1": {YES}, "image_2": {YES}}}',
+        f"r2: No other cars.\n{YES}",
+        f"r2: no obstruction, two cars → yes\n{YES}",
+        f"I took r2 for false at first, but r2 is true.\n{YES}",
+        f"{YES}\nOverall, no concerns. Verdict: no violations.",
+        f"{YES}\nIf the image does not match your expectations, tell me.",
+        f"{YES}\nI did not see any image artefacts, and cannot see the image's metadata.",
+        f"{YES}\nWait for the next image.",
+        form(status="No people", failed={"r1": False, "r2": False}),
+        form(flaws="The image does not match a real street", quality=0.5),
+        form(flaws="one car has three wheels", quality=0.5),
+        form(flaws="missing car door", quality=0.5),
     ],
 )
 def test_a_yes_that_is_written_oddly_stays_a_yes(content: object) -> None:
@@ -118,6 +135,16 @@ def test_a_yes_that_is_written_oddly_stays_a_yes(content: object) -> None:
         ("Are there any cars in the image?", "cars are absent"),
         ("Is the car red?", "No, it is blue"),
         ("Is the car red?", "it is blue, so the answer should be no"),
+        ("Is the car red?", "Nein, es ist blau"),
+        ("Is the car red?", "不是，是蓝色的"),
+        ("Does the sign say 'OPEN'?", "No, it says CLOSED"),
+        ("Are there no people in the image?", "no, a man stands there"),
+        ("Are there two cars?", "yes, three cars"),
+        (COUNT, "drei Autos"),
+        (COUNT, "图中有三辆车"),
+        (COUNT, "not two cars but several"),
+        ("Are there any cars in the image?", "keine Autos zu sehen"),
+        ("Are there any cars in the image?", "没有车"),
     ],
 )
 def test_a_reason_may_deny_its_yes(question: str, reason: str) -> None:
@@ -139,7 +166,40 @@ def test_a_reason_may_deny_its_yes(question: str, reason: str) -> None:
         ("Does the sign say 'no'?", "the sign says no"),
         ("Is the exam paper marked fail?", "failed stamp visible"),
         ("Does the image have a false ceiling?", "false ceiling visible"),
+        ("Are there no people in the image?", "No, not a single person"),
+        ("Are there no people in the image?", "no"),
+        ("Is the beach free of people?", "no, nobody is there"),
+        ("Is the dog not wearing a collar?", "nein, kein Halsband"),
+        ("Does the sign say 'FALSE'?", "FALSE, in big letters"),
+        (COUNT, "No. of cars: 2"),
+        (COUNT, "no third car"),
+        (COUNT, "two cars (not two trucks)"),
+        (COUNT, "zwei Autos vor drei Bäumen"),
+        (COUNT, "图中有两辆车，没有其他车"),
+        ("Are there exactly three cats?", "two cats flanking a bigger cat"),
+        ("Are there exactly three cats?", "Two cats. Behind them is a kitten."),
+        ("Are there exactly three cats?", "zwei Katzen links und eine rechts"),
+        ("Are there any cars in the image?", "the cars are missing wheels"),
+        ("Are there any cars in the image?", "没有问题"),
+        ("Are there no people in the image?", "没有人"),
     ],
 )
 def test_a_reason_with_odd_words_denies_nothing(question: str, reason: str) -> None:
     assert not denies(question, reason)
+
+
+@pytest.mark.parametrize(
+    ("question", "flaws", "is_denied"),
+    [
+        (COUNT, "too many cars", True),
+        (COUNT, "extra car", True),
+        ("Is there a dog in the image?", "no dog in the image", True),
+        (COUNT, "too many wheels on one car", False),
+        (COUNT, "extra wheel on the car", False),
+        (COUNT, "two cars merge into one", False),
+        ("Is there a dog in the image?", "the dog has five legs instead of four", False),
+        ("Is there a dog in the image?", "no dog tag; blurred paws", False),
+    ],
+)
+def test_flaws_deny_a_yes_only_if_they_are_about_what_was_asked(question: str, flaws: str, is_denied: bool) -> None:
+    assert flaws_deny(question, flaws) == is_denied

@@ -34,7 +34,10 @@ def read_completion(body: bytes) -> object:
         lines = [line for line in text.splitlines() if not line.startswith(":")]
         data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
         events = _objects(data) or _objects(map(_data_of, re.split(r"(?:\r?\n){2,}", text)))
-        answer = json_body("\n".join(lines).encode()) or (_joined(events) if events else _whole_in(text) or text)
+        answer = json_body("\n".join(lines).encode()) or (
+            _joined(events, is_ended=_END_OF_STREAM in text) if events else _whole_in(text)
+        )
+        answer = answer or text
     if isinstance(answer, str) and isinstance(inner := json_body(answer.encode("utf-8", "replace")), Mapping):
         return inner
     return answer
@@ -51,6 +54,7 @@ def _data_of(event: str) -> str:
     return "\n".join(line.removeprefix("data:") for line in event.splitlines() if line.startswith("data:"))
 
 
+_END_OF_STREAM: Final = "[DONE]"
 _TORN: Final = "it is torn: its JSON has no end"
 
 
@@ -67,8 +71,25 @@ def _whole_in(text: str) -> Mapping[str, Any] | None:
     return torn if any(map(_is_whole, messages)) else None
 
 
-def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The completion that the events of a stream are the pieces of."""
+def _is_cut(text: str) -> bool:
+    """Whether JSON in a text has no end."""
+    start = re.search(r"[{\[]", text)
+    if start is None or json_body(text[start.start() :].encode("utf-8", "replace")) is not None:
+        return False
+    try:
+        from_json(text[start.start() :], allow_partial=True)
+    except ValueError:  # it has an end, or another fault
+        return False
+    return True
+
+
+def _joined(events: Sequence[Mapping[str, Any]], *, is_ended: bool) -> Mapping[str, Any] | None:
+    """The completion that the events of a stream are the pieces of; None if it breaks off amid an answer.
+
+    Args:
+        events: The pieces.
+        is_ended: The stream says that it has come to its end.
+    """
     joined: dict[str, Any] = {}
     texts = defaultdict[str, list[str]](list)
     calls: dict[object, dict[str, Any]] = {}
@@ -92,6 +113,9 @@ def _joined(events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
             if isinstance(piece, Mapping):
                 _add_piece(calls.setdefault(piece.get("index"), {}), piece)
     message = {name: _whole_text(pieces) for name, pieces in texts.items()}
+    calls_as_text = [args for call in calls.values() if isinstance(args := _whole_text(call["arguments"]), str)]
+    if not (reason or is_ended) and any(map(_is_cut, [str(message.get("content", "")), *calls_as_text])):
+        return None
     whole_calls = [{**call, "arguments": _whole_text(call["arguments"])} for call in calls.values()]
     return {**joined, "choices": [{"message": {**message, "tool_calls": whole_calls}, "finish_reason": reason}]}
 
@@ -142,7 +166,7 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # as errors of Gemini's endpoint
         answer = answer[0]
     if not isinstance(answer, Mapping):
-        is_torn = isinstance(answer, str) and answer.lstrip().startswith(("{", "["))
+        is_torn = isinstance(answer, str) and answer.lstrip("\ufeff \r\n\t").startswith(("{", "[", "data:"))
         kind = "a page or another kind of document" if answer else "it is empty"
         words = _TORN if is_torn else one_line(error_message(str(answer).encode())) or kind
         raise BackendError(f"{source} answers with no chat completion: {words}")
