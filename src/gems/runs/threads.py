@@ -338,19 +338,17 @@ def _is_corrected(snapshot: StateSnapshot, prompt: str) -> bool:
 
 
 def _reopen_broken(graph: GemsGraph, thread: str) -> None:
-    """Take a thread that an error of nobody's server has ended back to the step that raised it.
+    """Take a thread without a task, as earlier versions left it after an error of nobody's server, back to its step.
 
-    The step is done again, with all that was paid for before it. Its error handler would be asked again otherwise,
-    which by then knows only the error's text. Earlier versions have left such threads without a task.
+    The step is done again, with all that was paid for before it. Threads of this version need nothing: the step's error
+    handler sees to it.
     """
     final = graph.get_state(_config(thread))
-    broken = [task.name for task in final.tasks if task.error]
-    before: StateSnapshot | None = final
-    if not final.tasks and (run_id := final.values.get("run_id")):
-        history = graph.get_state_history(_config(thread))
-        before = next((s for s in history if s.next and s.values.get("run_id") == run_id), None)
-        broken = list(before.next) if before is not None else []
-    if before is not None and any(name in _HANDLED for name in broken):
+    if final.tasks or not (run_id := final.values.get("run_id")):
+        return
+    history = graph.get_state_history(_config(thread))
+    before = next((s for s in history if s.next and s.values.get("run_id") == run_id), None)
+    if before is not None and any(name in _HANDLED for name in before.next):
         graph.update_state(before.config, None, as_node=_PREDECESSORS[before.next[0]])
 
 
