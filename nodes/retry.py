@@ -63,7 +63,7 @@ def work_without(
     Raises:
         InputError: The failure is one, and is not tolerated.
     """
-    failure = error.error
+    failure: object = error.error
     if not isinstance(failure, BaseException):
         return _again(state, error.node)
     if not isinstance(failure, Exception) or (isinstance(failure, InputError) and not include_input_errors):
