@@ -22,7 +22,7 @@ from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
-__all__ = ["Meter", "Stopwatch", "metered", "owe", "settle", "settle_run", "unsettled"]
+__all__ = ["Meter", "Stopwatch", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
 
 
 class Stopwatch:
@@ -201,6 +201,19 @@ def settle(state: GemsState, node: str) -> Usage:
     with _LOCK:
         meter = _UNSETTLED.pop((state.get("run_id", ""), node), None)
     return meter.usage if meter else Usage()
+
+
+def hand_over(state: GemsState, node: str) -> Usage:
+    """The cost of a node's failed tries, if the node is done again by a later step; that one has their answers."""
+    key = (state.get("run_id", ""), node)
+    with _LOCK:
+        earlier = _UNSETTLED.pop(key, None)
+        if earlier is None:
+            return Usage()
+        later = Meter(Usage(), GemsContext())
+        later.done = earlier.done
+        _UNSETTLED[key] = later
+    return earlier.usage
 
 
 def settle_run(run_id: str) -> Usage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from copy import copy
 from typing import Any, Final, Literal, TypeAlias
 
@@ -12,7 +11,7 @@ from langgraph.types import Command, RetryPolicy
 from gems.errors import BackendError, InputError
 from gems.graph.state import GemsState
 from gems.models.failures import is_passing, status_of
-from gems.nodes.meter import settle
+from gems.nodes.meter import hand_over, settle
 from gems.secrets import one_line
 
 __all__ = ["RETRY", "Goto", "describe", "is_backend_failure", "report_failure", "retry_on", "work_without"]
@@ -52,6 +51,8 @@ def work_without(
 ) -> Goto:
     """The command of an error handler whose node the run can do without: note the failure and continue.
 
+    A run that goes on after a failure or a kill does the node again: of the failure, only the ``repr`` is left.
+
     Args:
         state: The state at the node.
         error: The node's failure.
@@ -62,7 +63,9 @@ def work_without(
     Raises:
         InputError: The failure is one, and is not tolerated.
     """
-    failure = _failure(error)
+    failure: object = error.error
+    if not isinstance(failure, BaseException):
+        return _again(state, error.node)
     if not isinstance(failure, Exception) or (isinstance(failure, InputError) and not include_input_errors):
         raise _anew(failure) from failure  # what the node has spent stays unsettled, for whoever catches this
     changes = {"errors": [describe(failure, error.node)], "usage": settle(state, error.node), **update}
@@ -74,8 +77,8 @@ def report_failure(state: GemsState, error: NodeError, goto: str, **update: Any)
 
     Other errors (bad input, a bug) are raised again: they end the run with their own message.
     """
-    failure = _failure(error)
-    if not is_backend_failure(failure):
+    failure = error.error
+    if isinstance(failure, BaseException) and not is_backend_failure(failure):
         raise _anew(failure) from failure
     return work_without(state, error, goto, **update)
 
@@ -92,15 +95,9 @@ def _anew(failure: BaseException) -> BaseException:
     return again if again is not failure else RuntimeError(f"{type(failure).__name__}: {failure}")
 
 
-def _failure(error: NodeError) -> BaseException:
-    """The failure itself. In a run that was killed and resumed, the checkpoint holds only its ``repr``."""
-    failure: object = error.error
-    if isinstance(failure, BaseException):
-        return failure
-    text = str(failure)
-    class_name, _, argument = text.partition("(")
-    try:
-        message = str(ast.literal_eval(argument.removesuffix(")")))
-    except (ValueError, SyntaxError):  # not the repr of an exception with one message
-        message = text
-    return InputError(message) if class_name == InputError.__name__ else BackendError(message, retryable=False)
+def _again(state: GemsState, node: str) -> Goto:
+    """Do a node again, in a run that goes on; what it has spent is in the checkpoint from then on.
+
+    LangGraph asks the handler once more instead, which would end or shorten the run for a fault that was mended.
+    """
+    return Command(update={"usage": hand_over(state, node)}, goto=node)  # type: ignore[arg-type]

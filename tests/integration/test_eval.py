@@ -123,6 +123,38 @@ def test_an_evaluation_that_is_killed_repeatedly_has_the_same_results(finished: 
         assert [row["usage"]["images"] for row in rows] == [row["usage"]["images"] for row in expected]
 
 
+@SLOW
+def test_a_report_tells_what_kills_and_stops_have_cost(tmp_path: Path) -> None:
+    out, arms = tmp_path / "out", ("single", "loop")
+    with serving("image_server.py") as painter:
+        options = ("--images", 2, "--generator", f"{painter}/slow/draw", "--scorer", "soft-tifa", "--judge", "pocket")
+        command = ("eval", "grammar", "--n", 4, "--arms", ",".join(arms), "--against", "none", *options, "--out", out)
+
+        def drawn() -> int:
+            with urllib.request.urlopen(f"{painter}/log") as answer:
+                return len(json.load(answer)["seen"])
+
+        for seen in (1, 3, 8, 11):
+            with forked.gems_process(*command, home=tmp_path / "home") as process:
+                wait_until(lambda: drawn() >= seen, lambda: "too little was asked for")  # noqa: B023
+                process.kill()
+        result = gems(*command, home=tmp_path / "home")
+        assert result.returncode == 0, result.stderr
+        requests = drawn()
+    figures = json.loads((out / "report.json").read_text())["arms"]
+    counted = sum(row["usage"]["images"] for arm in arms for row in results(out, arm))
+    lost = {arm: figures[arm].get("images_in_flight_at_a_kill_at_most", 0) for arm in arms}
+    assert counted < requests <= counted + sum(lost.values())
+    assert 1 <= lost["single"] <= 8
+    words = f"up to {lost['single']} more images were in flight at a kill: paid for, and in no figure"
+    assert f"single: {words}" in " ".join(result.stderr.split())
+    for report in ("report.md", "report.html"):
+        assert words in (out / report).read_text()
+    again = gems(*command, home=tmp_path / "home")
+    assert again.returncode == 0, again.stderr
+    assert f"single: {words}" in " ".join(again.stderr.split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", ["generator", "judge"])
 def test_a_stop_does_not_wait_for_a_server_that_fails(busy: str, tmp_path: Path) -> None:

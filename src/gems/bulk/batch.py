@@ -21,7 +21,7 @@ from langgraph.store.base import BaseStore
 
 from gems.bulk.account import Account, AccountStart
 from gems.bulk.half_done import HalfDone
-from gems.bulk.jobs import Job
+from gems.bulk.jobs import Job, job_of
 from gems.bulk.journal import Journal, PartialRun
 from gems.bulk.limits import Limits, Share, most_of_a_run
 from gems.bulk.results import (
@@ -593,7 +593,9 @@ def run_jobs(
     on_start: Callable[[Tally], None],
     on_done: Callable[[BatchRow], None],
 ) -> Batch:
-    """Do other work than the graph's for every job that has no line in ``out/results.jsonl`` yet.
+    """Do other work than the graph's, which asks for one image, for every job without a line in ``out/results.jsonl``.
+
+    ``out/begun.jsonl`` tells how many images were in flight when a process was killed.
 
     Args:
         jobs: The batch's jobs.
@@ -610,7 +612,32 @@ def run_jobs(
     with locked(out):
         write_jobs(out, jobs)
         record = ResultsFile(out / "results.jsonl", repair=True)
-        return _run_jobs(jobs, record, work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=on_done)
+        journal = _journal_of_images(out / "begun.jsonl", record, jobs)
+
+        def journaled_work(job: Job) -> BatchRow | None:
+            journal.begin(job.key)
+            row = work(job)
+            if row is None:
+                journal.end(job.key)
+            return row
+
+        def done(row: BatchRow) -> None:
+            journal.end(job_of(row).key)
+            on_done(row)
+
+        return _run_jobs(
+            jobs, record, journaled_work, concurrency=concurrency, stop=stop, on_start=on_start, on_done=done
+        )
+
+
+def _journal_of_images(path: Path, record: ResultsFile, jobs: Sequence[Job]) -> Journal:
+    """The journal of jobs that ask for one image each. What was begun and has no result was killed, with its image."""
+    journal = Journal(path)
+    journal.compact(lambda run: False)  # nothing may follow half a line, which a kill can leave
+    finished = {job.key for job in jobs if record.is_done(job)}
+    for key in list(journal.open.elements()):
+        journal.end(key, lost_images=int(key not in finished))
+    return journal
 
 
 def _run_jobs(

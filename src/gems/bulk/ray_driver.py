@@ -262,11 +262,28 @@ def _cluster(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _connect(ray, address)
+    with _messages_on_stderr(ray):
+        _connect(ray, address)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _messages_on_stderr(ray: Any) -> Iterator[None]:
+    """Have Ray tell on standard error that a worker died, for example: standard output is the command's own JSON."""
+    module = ray._private.worker  # Ray has no public way
+    original = module.print_to_stdstream
+
+    def print_to_stderr(data: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        original({**data, "is_err": True}, *args, **kwargs)
+
+    module.print_to_stdstream = print_to_stderr
     try:
-        yield ray
+        yield
     finally:
-        ray.shutdown()
+        module.print_to_stdstream = original
 
 
 def _connect(ray: Any, address: str) -> None:

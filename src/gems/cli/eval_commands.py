@@ -138,6 +138,7 @@ def _evaluate(
 def _print_warnings(report: dict[str, Any]) -> None:
     """What a reader of the figures has to know."""
     from gems.bulk.faults import in_words
+    from gems.evals.summary import interrupted_in_words
 
     if report["judge_is_verifier"]:
         _warn(f"the judge is the verifier ({report['judge']}), so it judges its own choices; --judge names another one")
@@ -150,6 +151,8 @@ def _print_warnings(report: dict[str, Any]) -> None:
         for fault in arm["errors"]:
             if fault["failed"] < fault["prompts"]:
                 _warn(f"{name}: {fault['step']} failed: {in_words(fault)}")
+        if interrupted := interrupted_in_words(arm):
+            _warn(f"{name}: {interrupted}")
 
 
 def _warn(text: str) -> None:

@@ -24,7 +24,15 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.evals.analysis import Judged, analyse, compare, judge
 from gems.evals.arms import Arm, comparisons
 from gems.evals.identity import differences, mark_as_mixed, skill_digests
-from gems.evals.runner import ArmPass, EvaluationPlan, image_paths, locked_folder, prepare_folder, run_arm
+from gems.evals.runner import (
+    ArmPass,
+    EvaluationPlan,
+    image_paths,
+    interrupted_of,
+    locked_folder,
+    prepare_folder,
+    run_arm,
+)
 from gems.evals.scorers import Oracle, Scorer
 from gems.evals.summary import write_report
 from gems.files import read_regular, write_atomically
@@ -188,7 +196,7 @@ def _add_time(path: Path, seconds: float, prompts: int) -> None:
 def _figures(plan: EvaluationPlan, arm: Arm, judged: list[Judged], scorer: Scorer) -> dict[str, Any]:
     """An arm's figures, and its wall time for those prompts whose calls were not killed."""
     time_ = _read_time(plan.folder(arm) / "time.json")
-    figures = analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer))
+    figures = analyse(arm, judged, plan.images, every_attempt=_scores_all(scorer)) | interrupted_of(plan, arm)
     return figures | {"time": time_.model_dump()} if time_ else figures
 
 

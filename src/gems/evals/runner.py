@@ -21,6 +21,7 @@ from PIL import Image
 
 from gems.bulk.batch import Batch, Stop, brief, run_batch, run_jobs
 from gems.bulk.jobs import Job
+from gems.bulk.journal import Journal
 from gems.bulk.results import BatchRow, Tally, UsageFields, best_attempt_of, claim, row_of
 from gems.errors import BackendError, GemsError, InputError
 from gems.evals.arms import Arm
@@ -42,7 +43,7 @@ from gems.secrets import one_line
 from gems.seeds import seed_of_batch_prompt
 from gems.stopping import stopping
 
-__all__ = ["ArmPass", "EvaluationPlan", "image_paths", "locked_folder", "prepare_folder", "run_arm"]
+__all__ = ["ArmPass", "EvaluationPlan", "image_paths", "interrupted_of", "locked_folder", "prepare_folder", "run_arm"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +287,20 @@ def _failed(job: Job, error: Exception, start: float) -> BatchRow:
         "error_kind": "input" if isinstance(error, InputError) else "backend",
         "seconds": round(time.perf_counter() - start, 3),
     }
+
+
+def interrupted_of(plan: EvaluationPlan, arm: Arm) -> dict[str, int]:
+    """What an arm has cost beside its results: what was in flight at kills, and calls of steps that stops have cut.
+
+    Empty if there was nothing. Chat calls in flight at a kill are known to nobody.
+    """
+    orders = {arm_pass.order for arm_pass in plan.passes if arm_pass.arm == arm}
+    journals = [Journal(plan.folder(arm, order) / "begun.jsonl") for order in sorted(orders)]
+    figures = {
+        "images_in_flight_at_a_kill_at_most": sum(journal.lost_images for journal in journals),
+        "interrupted_chat_calls": sum(journal.interrupted.chat_calls for journal in journals),
+    }
+    return {name: number for name, number in figures.items() if number}
 
 
 def image_paths(plan: EvaluationPlan, rows: Iterable[BatchRow]) -> dict[str, str]:

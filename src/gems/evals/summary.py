@@ -7,7 +7,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import chdir, nullcontext
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, decode_png, read_from, stores_beside
 from gems.printable import as_markdown, as_shown, printable
 
-__all__ = ["write_report"]
+__all__ = ["interrupted_in_words", "write_report"]
 
 _GALLERY_SIZE: Final = 6
 """Wins that are shown, and losses."""
@@ -56,6 +56,14 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
     write_atomically(out / "report.html", page.encode())
 
 
+def interrupted_in_words(arm: Mapping[str, Any]) -> str:
+    """What an arm has cost beside its figures, because it was killed or stopped; empty if nothing."""
+    images, calls = arm.get("images_in_flight_at_a_kill_at_most"), arm.get("interrupted_chat_calls")
+    parts = [f"up to {images} more images were in flight at a kill"] if images else []
+    parts += [f"stops have interrupted steps that had made {calls} chat calls"] if calls else []
+    return f"{'; '.join(parts)}: paid for, and in no figure" if parts else ""
+
+
 def _as_markdown(value: object) -> object:
     """Text becomes text in Markdown: errors come from servers, names of skills from files."""
     return as_markdown(value) if type(value) is str else value
@@ -82,6 +90,7 @@ def _templates(*, html: bool = False) -> Environment:
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}%"
     environment.filters["code"] = _as_code
     environment.filters["fault"] = in_words
+    environment.filters["interrupted"] = interrupted_in_words
     environment.filters["interval"] = lambda ci: f"{100 * ci[0]:.1f}–{100 * ci[1]:.1f}"
     environment.filters["points"] = lambda value: f"{value:+.1f}".replace("-", "−")
     return environment

@@ -338,19 +338,21 @@ def _is_corrected(snapshot: StateSnapshot, prompt: str) -> bool:
 
 
 def _reopen_broken(graph: GemsGraph, thread: str) -> None:
-    """Take a thread that an error of nobody's server has ended back to the step that raised it.
+    """Take some threads that an error of nobody's server has ended back to the step that raised it.
 
-    The step is done again, with all that was paid for before it. Its error handler would be asked again otherwise,
-    which by then knows only the error's text. Earlier versions have left such threads without a task.
+    The step is done again, with all that was paid for before it. Most threads need nothing: the step's error handler
+    sees to it. The decomposer is done beside the memory again, which costs nothing: if it raised again beside the
+    planner, the planner's answer could be lost. Earlier versions have left threads without a task.
     """
     final = graph.get_state(_config(thread))
-    broken = [task.name for task in final.tasks if task.error]
-    before: StateSnapshot | None = final
+    errors = {task.name: task.error for task in final.tasks}
+    is_beside_memory = "retrieve_memory" in errors and not errors["retrieve_memory"] and errors.get("decomposer")
+    before: StateSnapshot | None = final if is_beside_memory else None
     if not final.tasks and (run_id := final.values.get("run_id")):
         history = graph.get_state_history(_config(thread))
         before = next((s for s in history if s.next and s.values.get("run_id") == run_id), None)
-        broken = list(before.next) if before is not None else []
-    if before is not None and any(name in _HANDLED for name in broken):
+        before = before if before is not None and _HANDLED & set(before.next) else None
+    if before is not None:
         graph.update_state(before.config, None, as_node=_PREDECESSORS[before.next[0]])
 
 

@@ -9,9 +9,14 @@ from typing import Any
 import light_models
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
+from langchain_core.embeddings import Embeddings
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
+from langgraph.store.memory import InMemoryStore
 
+from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
@@ -103,3 +108,61 @@ def test_an_image_that_cannot_be_kept_costs_no_earlier_one(tmp_path: Path) -> No
     first, second = (attempt.seed for attempt in values["attempts"])
     assert [request.seed for request in generator.requests] == [first, second, second]
     assert values["usage"].chat_calls == len(chat.calls)
+
+
+class _Refused(Embeddings):
+    """Refuses once, as a database does whose password was changed."""
+
+    def __init__(self) -> None:
+        self.is_refused = True
+
+    def embed_query(self, text: str) -> list[float]:
+        if self.is_refused:
+            self.is_refused = False
+            raise InputError("the database refused the connection")
+        return [1.0, 0.0]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+
+@pytest.mark.parametrize("error", [KeyError, InputError])
+@pytest.mark.parametrize("place", ["Plan", "Requirements", "Verdicts", "Refinement", "image", "memory"])
+def test_a_graph_that_is_invoked_again_does_the_failed_node_again(
+    place: str, error: type[Exception], tmp_path: Path
+) -> None:
+    context = GemsContext(seed=1, max_rounds=2, skills=False)
+    faults, calls = [place], list[str]()
+
+    def break_once(asked: str) -> Exception | None:
+        if asked not in faults:
+            return None
+        faults.remove(asked)
+        return error("a bug")
+
+    def answer(asked: str, messages: list[Any], n: int) -> Any:
+        calls.append(asked)
+        if fault := break_once(asked):
+            raise fault
+        if asked == "Plan":
+            return {"prompt": "two cats on a lawn"}
+        return light_models.make_chat(None).script(asked, messages, n)  # type: ignore[arg-type]
+
+    generator, embedder = PaintGenerator(fail=lambda request, n: break_once("image")), _Refused()
+    embedder.is_refused = place == "memory"
+    thread: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    graph = build_graph(
+        generator=generator,
+        mllm=ScriptedChatModel(script=answer),
+        checkpointer=InMemorySaver(),
+        store=InMemoryStore(index={"dims": 2, "embed": embedder}),
+        images=ImageStore(tmp_path / "images"),
+    )
+    with pytest.raises(InputError if place == "memory" else error):
+        graph.invoke({"prompt": "two cats"}, thread, context=context)
+    result = graph.invoke(None, thread, context=context)
+    assert result["outcome"] in ("rounds", "solved")
+    assert not result["errors"]
+    assert result["usage"].chat_calls == len(calls)
+    assert calls.count("Requirements") == (2 if place == "Requirements" else 1)
+    assert len(generator.requests) == result["usage"].images + (place == "image")
