@@ -207,41 +207,41 @@ def test_a_batch_continues_after_its_driver_was_killed_and_limits_hold(
     nodes: Nodes, batch: Start, tmp_path: Path
 ) -> None:
     """The driver is killed with its own cluster. The batch continues on another cluster, and then without Ray."""
-    file, out = prompts(tmp_path / "p.jsonl", 20, 7), tmp_path / "out"
+    file, out = prompts(tmp_path / "p.jsonl", 14, 7), tmp_path / "out"
     nodes.draw_at(QUICK)
     local = batch(file, out, "--ray", "local", "--workers", 1, "--concurrency", 4, LIGHT_PACE=str(nodes.pace))
     wait_for(out, 4, local)
     local.kill()
     local.communicate()
-    limit = ("--total-images", 20)
+    limit = ("--total-images", 14)
     finish(batch(file, out, "--ray", nodes.address, "--workers", 1, "--concurrency", 4, *limit), 4)
     status = json.loads(gems("batch", "status", out, "--json").stdout)
     # Images that were in flight when the driver was killed, at most one for each prompt, count as spent.
-    assert status["spent"]["images"] + status["in_flight_at_a_kill_at_most"] == 20
+    assert status["spent"]["images"] + status["in_flight_at_a_kill_at_most"] == 14
     assert status["in_flight_at_a_kill_at_most"] <= 4
     assert max(Counter(row["index"] for row in lines(out)).values()) == 1
     assert "checkpoints" not in finish(batch(file, out))  # run the rest without Ray, in the same folder
     final_lines = [row for row in lines(out) if "stopped_by_total" not in row]
-    assert Counter(row["index"] for row in final_lines) == Counter(range(20))
+    assert Counter(row["index"] for row in final_lines) == Counter(range(14))
 
 
 def test_when_workers_and_a_node_die_the_results_are_those_without_ray(
     nodes: Nodes, batch: Start, tmp_path: Path
 ) -> None:
     """This test must run last, because it kills a node of the cluster."""
-    file, out, rng = prompts(tmp_path / "p.jsonl", 30, 4), tmp_path / "out", random.Random(4)
+    file, out, rng = prompts(tmp_path / "p.jsonl", 24, 4), tmp_path / "out", random.Random(4)
     nodes.draw_at(2 * QUICK)
     process = batch(file, out, "--ray", nodes.address, "--workers", 2, "--concurrency", 8)
     wait_for(out, 2, process)
     os.kill(rng.choice(nodes.workers()), signal.SIGKILL)
-    wait_for(out, 9, process)
+    wait_for(out, 7, process)
     nodes.send("kill-node")
-    wait_for(out, 18, process)
+    wait_for(out, 12, process)
     os.kill(rng.choice(nodes.workers()), signal.SIGKILL)
     finish(process)
     table = pq.read_table(out / "index.parquet").to_pylist()
-    assert Counter(row["index"] for row in table) == Counter(range(30))
-    assert Counter(row["index"] for row in lines(out)) == Counter(range(30))
+    assert Counter(row["index"] for row in table) == Counter(range(24))
+    assert Counter(row["index"] for row in lines(out)) == Counter(range(24))
     assert all(len(row["attempts"]) == row["usage"]["images"] for row in table)
 
     finish(batch(file, tmp_path / "local", "--concurrency", 4))

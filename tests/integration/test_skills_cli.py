@@ -79,7 +79,7 @@ def experienced(remembered: Path, own_home: Path) -> Path:
 
 def remember_runs(home: Path, n: int) -> None:
     """Remember runs that failed a position with the plain prompt and passed with the pocket refiner's wording."""
-    related = [p for p in crowded(4 * n, 3) if any(q.skill == "position" for q in p.questions)]
+    related = [p for p in crowded(2 * n + 8, 3) if any(q.skill == "position" for q in p.questions)]
     with closing(FaissStore(home / "memory", embedder=init_embedder())) as store:
         for number, eval_prompt in enumerate(related[:n]):
             remember(store, "default", f"run{number}", past_run(eval_prompt.prompt))
@@ -180,15 +180,37 @@ def test_nothing_to_learn_from() -> None:
     assert "nothing to learn from" in result.output
 
 
+def killed_gate(home: Path) -> dict[Path, str]:
+    """Learn in a process that is killed amid the trials; return the files of the finished trials and their text."""
+    command = forked.command_line("skills", "learn", "--no-builtin-skills", "--prompts", PROMPTS, "--json")
+    process = forked.Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def trials() -> dict[Path, str]:
+        return {p: p.read_text() for p in home.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
+
+    def trial_count() -> int:
+        assert process.poll() is None, "the gate ended before it could be killed"
+        return sum(text.count("\n") for text in trials().values())
+
+    wait_until(lambda: trial_count() >= 5, lambda: f"only {trial_count()} trials were made", seconds=120)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return trials()
+
+
 @needs("skills_cli")
-def test_it_learns_a_skill_gates_it_and_offers_it(experienced: Path) -> None:
+def test_it_learns_a_skill_in_a_gate_that_is_killed_and_continues_and_offers_it(experienced: Path) -> None:
     dry = rows("learn", "--no-builtin-skills", "--dry-run")
     assert [(lesson["kind"], lesson["fixes"] > 20) for lesson in dry["lessons"]] == [("position", True)]
     assert ";" in dry["lessons"][0]["phrases"]
     assert learned_skills() == [], "a dry run saves no skill"
 
-    learning = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)
-    [skill] = learning["learned"]
+    trials = killed_gate(experienced)
+    [skill] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
+    assert skill["version"] == 1, "the skill must not be drafted again"
+    for path, text in trials.items():
+        later = Path(str(path).replace("quarantine", "promoted")).read_text()
+        assert later.startswith(text[: text.rfind("\n") + 1]), "finished trials are not repeated"
     assert (skill["name"], skill["state"], skill["kind"]) == ("position-wording", "promoted", "position")
     gate = skill["gate"]
     assert gate["interval"][0] > 0
@@ -270,26 +292,3 @@ def test_versions_and_their_difference() -> None:
     assert "no learned skill" in gems("diff", "nothing", code=2).output
     [skill] = learned_skills("lamps")
     assert (skill.version, skill.state) == (2, "quarantine")
-
-
-@needs("skills_cli")
-def test_a_killed_gate_continues(experienced: Path) -> None:
-    command = forked.command_line("skills", "learn", "--no-builtin-skills", "--prompts", PROMPTS, "--json")
-    process = forked.Process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def trial_count() -> int:
-        assert process.poll() is None, "the gate ended before it could be killed"
-        return sum(
-            len(p.read_text().splitlines()) for p in experienced.glob("skills/quarantine/*/gate/*/*/results.jsonl")
-        )
-
-    wait_until(lambda: trial_count() >= 5, lambda: f"only {trial_count()} trials were made", seconds=120)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {p: p.read_text() for p in experienced.glob("skills/quarantine/*/gate/*/*/results.jsonl")}
-    assert sum(text.count("\n") for text in before.values()) >= 5
-    [learned_row] = rows("learn", "--no-builtin-skills", "--prompts", PROMPTS)["learned"]
-    assert (learned_row["state"], learned_row["version"]) == ("promoted", 1), "the skill must not be drafted again"
-    for path, text in before.items():
-        later = Path(str(path).replace("quarantine", "promoted")).read_text()
-        assert later.startswith(text[: text.rfind("\n") + 1]), "finished trials are not repeated"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ MISTAKES = _rows("bad_answers.jsonl")
 LANGUAGES = ("de", "fr", "es", "zh", "ja", "ru", "ar", "hi", "ko", "pt", "it")
 
 
+# Cached, with what is read of them: most answers here differ from another one in a single part or question.
+_part, _mapped = cache(Part), cache(Mapped)
+
+
 def _parts(answer: dict[str, Any]) -> list[Part]:
-    return [Part(**part) for part in answer.get("parts", [])]
+    return [_part(**part) for part in answer.get("parts", [])]
 
 
 def _questions(row: dict[str, Any]) -> list[Mapped]:
-    return [Mapped(row["wish"], item["question"], item["words"]) for item in row.get("questions", [])]
+    return [_mapped(row["wish"], item["question"], item["words"]) for item in row.get("questions", [])]
 
 
 def losses(wish: str, plan: dict[str, Any], questions: list[Mapped]) -> list[str]:
