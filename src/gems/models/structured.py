@@ -808,8 +808,8 @@ def _unwrapped(value: Any, list_field: str | None, enters: Callable[[str], bool]
     is_json = isinstance(value, str) and inner_values
     if list_field and value and (isinstance(value, dict) or is_list or is_json):
         yield {list_field: value}
-    # One of several objects is not the whole list: to take it for that would lose the others.
-    is_one_of_many = isinstance(value, list) and sum(isinstance(item, dict) for item in value) > 1
+    # One of several objects or lists is not the whole list: to take it for that would lose the others.
+    is_one_of_many = isinstance(value, list) and sum(not isinstance(item, str) for item in value) > 1
     for inner in inner_values:  # a tool call in words, or an echo of the schema
         yield from _unwrapped(inner, None if is_one_of_many else list_field, enters, depth - 1)
 

@@ -699,6 +699,13 @@ def test_a_strategy_may_stand_in_an_object() -> None:
     assert read_form(AIMessage(content), Refinement).strategy == "restart"
 
 
+@pytest.mark.parametrize("named", [[{"id": "r1", "answer": None}], {"id": "r1", "answer": None}])
+def test_one_of_several_lists_is_not_taken_for_the_list(named: Any) -> None:
+    """A stray "true" beside the only answer, which cannot be read, was the answer."""
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps({"verdicts": [[True], named, [[]]]})), Verdicts)
+
+
 def test_one_of_several_objects_is_not_taken_for_the_list() -> None:
     with pytest.raises(MalformedAnswerError):
         read_form(
