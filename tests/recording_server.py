@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from servers.threaded import serving
 
 __all__ = ["recorded_requests"]
 
@@ -28,11 +29,5 @@ def recorded_requests(content: bytes) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}", requested
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as server:
+        yield f"127.0.0.1:{server.server_port}", requested

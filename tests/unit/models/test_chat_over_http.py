@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
 import pytest
 from chatting import fill
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.errors import GraphDrained
+from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
@@ -68,10 +68,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[str, type[Handler]]]:
     handler = type("OneHandler", (Handler,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_address[1]}/v1", handler
-        http.shutdown()
+    with serving(handler) as http:
+        yield f"http://127.0.0.1:{http.server_port}/v1", handler
 
 
 def ask(address: str) -> str:

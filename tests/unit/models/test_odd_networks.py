@@ -8,7 +8,6 @@ import json
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from langchain_core.messages import HumanMessage
 from PIL import Image
+from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, InputError
@@ -64,10 +64,8 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[ThreadingHTTPServer, type[Handler]]]:
     handler = type("OneHandler", (Handler,), {"script": [], "requests": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
-        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+    with serving(handler) as http:
         yield http, handler
-        http.shutdown()
 
 
 def draw(address: str, timeout: float = 10.0) -> Any:

@@ -7,14 +7,14 @@ import gzip
 import io
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError
@@ -85,13 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
 def address() -> Iterator[str]:
     _Handler.drawn = _Handler.asked = 0
     _Handler.headers_sent, _Handler.protocol_version = {}, "HTTP/1.0"
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(_Handler) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture(autouse=True)
