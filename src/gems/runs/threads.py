@@ -295,10 +295,10 @@ def run_thread(
     """
     config = _config(thread)
     if not has_ended(graph, thread):
-        is_corrected = _is_corrected(graph.get_state(config), prompt)
-        if not is_corrected:
-            _reopen_broken(graph, thread)
         snapshot = graph.get_state(config)
+        is_corrected = _is_corrected(snapshot, prompt)
+        if not is_corrected and _reopen_broken(graph, snapshot):
+            snapshot = graph.get_state(config)
         goes_on = snapshot.tasks and not is_corrected
         graph_input: Command[Any] | GemsInput | None = None if goes_on else GemsInput(prompt=prompt)
         if answer is not None and snapshot.interrupts:
@@ -337,23 +337,24 @@ def _is_corrected(snapshot: StateSnapshot, prompt: str) -> bool:
     return is_broken and snapshot.values.get("prompt", prompt) not in (prompt, check_prompt(prompt))
 
 
-def _reopen_broken(graph: GemsGraph, thread: str) -> None:
-    """Take some threads that an error of nobody's server has ended back to the step that raised it.
+def _reopen_broken(graph: GemsGraph, final: StateSnapshot) -> bool:
+    """Take some threads that an error of nobody's server has ended back to the step that raised it. Returns whether.
 
     The step is done again, with all that was paid for before it. Most threads need nothing: the step's error handler
     sees to it. The decomposer is done beside the memory again, which costs nothing: if it raised again beside the
     planner, the planner's answer could be lost. Earlier versions have left threads without a task.
     """
-    final = graph.get_state(_config(thread))
     errors = {task.name: task.error for task in final.tasks}
     is_beside_memory = "retrieve_memory" in errors and not errors["retrieve_memory"] and errors.get("decomposer")
     before: StateSnapshot | None = final if is_beside_memory else None
     if not final.tasks and (run_id := final.values.get("run_id")):
-        history = graph.get_state_history(_config(thread))
+        history = graph.get_state_history(_config(final.config["configurable"]["thread_id"]))
         before = next((s for s in history if s.next and s.values.get("run_id") == run_id), None)
         before = before if before is not None and _HANDLED & set(before.next) else None
-    if before is not None:
-        graph.update_state(before.config, None, as_node=_PREDECESSORS[before.next[0]])
+    if before is None:
+        return False
+    graph.update_state(before.config, None, as_node=_PREDECESSORS[before.next[0]])
+    return True
 
 
 def reopen_limited(graph: GemsGraph, thread: str) -> None:
