@@ -6,7 +6,6 @@ Failure edges are the error handlers (``without_...``) beside their nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from os import PathLike
 from typing import Any, Final, TypeAlias
 
@@ -28,7 +27,7 @@ from gems.graph.routing import (
     after_review,
     after_verifier,
 )
-from gems.graph.state import GemsInput, GemsOutput, GemsState, check_schema
+from gems.graph.state import GemsInput, GemsOutput, GemsState
 from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import Inspector
@@ -42,6 +41,7 @@ from gems.nodes.resources import Node, Resources
 from gems.nodes.retrieve_memory import make_retrieve_memory, without_memory
 from gems.nodes.retry import RETRY
 from gems.nodes.review import make_review
+from gems.nodes.runnables import node_of, without_waits
 from gems.nodes.store_memory import make_store_memory, unremembered
 from gems.nodes.verifier import make_verifier, without_verdicts
 
@@ -159,10 +159,17 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     # LangGraph's type hints do not know the error that a handler is given, hence Any.
     def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
         metadata = {"description": PURPOSES[name]}
-        graph.add_node(name, _reading(node), defer=defer, metadata=metadata, retry_policy=retry, error_handler=handler)
+        graph.add_node(
+            name,
+            node_of(node, resources.workers),
+            defer=defer,
+            metadata=metadata,
+            retry_policy=retry,
+            error_handler=without_waits(handler),
+        )
 
     def add(name: str, node: Node, *, defer: bool = False) -> None:
-        graph.add_node(name, _reading(node), defer=defer, metadata={"description": PURPOSES[name]})
+        graph.add_node(name, node_of(node, resources.workers), defer=defer, metadata={"description": PURPOSES[name]})
 
     add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)
@@ -180,28 +187,20 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add_with_handler("store_memory", make_store_memory(resources), unremembered)
 
 
-def _reading(node: Callable[..., GemsState]) -> Any:
-    """The node, after a check that this version can read the state: it may come from another version's checkpoint."""
-
-    @wraps(node)  # LangGraph reads the signature, to know what to pass
-    def read(state: GemsState, **injected: Any) -> GemsState:
-        check_schema(state)
-        return node(state, **injected)
-
-    return read
-
-
 def _add_edges(graph: _Graph) -> None:
+    def add_choice(source: str, condition: Callable[[GemsState], Any], *ends: str) -> None:
+        graph.add_conditional_edges(source, without_waits(condition), list(ends) or None)
+
     graph.add_edge(START, "intake")
-    graph.add_conditional_edges("intake", after_intake, ["retrieve_memory", "decomposer", "store_memory"])
+    add_choice("intake", after_intake, "retrieve_memory", "decomposer", "store_memory")
     graph.add_edge("retrieve_memory", "planner")
-    graph.add_conditional_edges("planner", after_planner)
+    add_choice("planner", after_planner)
     graph.add_edge("skills", "planner")
     graph.add_edge("decomposer", "cross_check")
     graph.add_edge("cross_check", "generator")
-    graph.add_conditional_edges("generator", after_generator, ["verifier", "refiner", "store_memory"])
-    graph.add_conditional_edges("verifier", after_verifier)
-    graph.add_conditional_edges("review", after_review)
-    graph.add_conditional_edges("refiner", after_refiner)
-    graph.add_conditional_edges("editor", after_generator, ["verifier", "refiner", "store_memory"])
+    add_choice("generator", after_generator, "verifier", "refiner", "store_memory")
+    add_choice("verifier", after_verifier)
+    add_choice("review", after_review)
+    add_choice("refiner", after_refiner)
+    add_choice("editor", after_generator, "verifier", "refiner", "store_memory")
     graph.add_edge("store_memory", END)

@@ -144,6 +144,13 @@ class GemsContext(_Spelled):
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
+    verify_concurrency: _Open[int] = Field(
+        default=1,
+        ge=1,
+        le=16,
+        title="Verify concurrency",
+        description="Images of a round that are verified at the same time. With 1, none is once one has passed.",
+    )
     seed: _Open[int | None] = Field(
         default=None,
         ge=0,

@@ -41,7 +41,7 @@ Schema = TypeVar("Schema", bound=BaseModel)
 _LOG: Final = logging.getLogger(__name__)
 
 
-def ask(
+async def ask(
     meter: Meter,
     model: BaseChatModel,
     schema: type[Schema],
@@ -79,7 +79,7 @@ def ask(
     conversation, fault, was_sent_back = list(messages), "", False
     for tries in range(1, most + 1):
         try:
-            message = answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
+            message = await answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
         except Exception as error:
             raise in_our_words(error, model) from None
         try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar, cast
 
 from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.runtime import Runtime
 
+from gems.faces import in_thread
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Requirement
 from gems.models.generators import guide_of
@@ -37,14 +38,14 @@ def make_cross_check(resources: Resources) -> Node:
     says nothing of.
     """
 
-    def cross_check(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    async def cross_check(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         if state.get("outcome"):  # a branch before this one gave up
             return GemsState(compared=True)
         context, before = resources.context(runtime), state["requirements"]
         with metered(state, "cross_check", context) as meter:  # one for both repairs: a stop may come between them
             repairs = _Repairs(meter)
-            requirements = _agreed_requirements(resources, context, state, repairs)
-            draft = _agreed_draft(resources, context, state, requirements, repairs)
+            requirements = await _agreed_requirements(resources, context, state, repairs)
+            draft = await _agreed_draft(resources, context, state, requirements, repairs)
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
             runtime.stream_writer({"event": "requirements", "requirements": rows})
@@ -67,7 +68,7 @@ class _Repairs:
     def __init__(self, meter: Meter) -> None:
         self.errors, self._meter = list[str](), meter
 
-    def make(self, role: Role, call: Callable[[Meter], T], otherwise: T) -> T:
+    async def make(self, role: Role, call: Callable[[Meter], Awaitable[T]], otherwise: T) -> T:
         """What the call returns; ``otherwise`` if the budget has no room for it, or it fails.
 
         What an interrupted try of the node has paid for is not asked for again.
@@ -80,7 +81,7 @@ class _Repairs:
             with meter.optional(_CALLS_AFTER):
                 if meter.must_stop():
                     return otherwise
-                meter.done[role] = result = call(meter)
+                meter.done[role] = result = await call(meter)
         except Exception as error:
             if not is_backend_failure(error):
                 raise
@@ -89,7 +90,7 @@ class _Repairs:
         return result
 
 
-def _agreed_requirements(
+async def _agreed_requirements(
     resources: Resources, context: GemsContext, state: GemsState, repairs: _Repairs
 ) -> list[Requirement]:
     """The requirements without what was invented, and with what was left out."""
@@ -103,21 +104,22 @@ def _agreed_requirements(
     if not missing:
         return requirements
 
-    def ask_for_more(meter: Meter) -> list[Requirement]:
+    async def ask_for_more(meter: Meter) -> list[Requirement]:
         request = HumanMessage(MISSING.format(words=", ".join(missing)))
         conversation = [*decomposition(prompt), AIMessage(answer_of(requirements)), request]
-        answer = ask(meter, resources.chat(context, "decomposer"), AddedRequirements, conversation).form
+        model = await in_thread(resources.chat, context, "decomposer")
+        answer = (await ask(meter, model, AddedRequirements, conversation)).form
         return [
             added
             for added in requirements_of(prompt, answer)
             if stands_for(missing, q := mapped(prompt, added)) and not is_invented(q, sound, draft, parts)
         ]
 
-    additions = repairs.make("decomposer", ask_for_more, list[Requirement]())
+    additions = await repairs.make("decomposer", ask_for_more, list[Requirement]())
     return numbered([*requirements, *additions])
 
 
-def _agreed_draft(
+async def _agreed_draft(
     resources: Resources,
     context: GemsContext,
     state: GemsState,
@@ -129,20 +131,20 @@ def _agreed_draft(
     if draft == prompt:
         return draft
     questions = [mapped(prompt, requirement) for requirement in requirements]
-    generator, losses = resources.generator(context), _losses(prompt, draft, parts, questions)
+    generator, losses = await in_thread(resources.generator, context), _losses(prompt, draft, parts, questions)
 
-    def write_again(meter: Meter) -> tuple[str, list[Part]]:
+    async def write_again(meter: Meter) -> tuple[str, list[Part]]:
         conversation = [
             *planning_task(state, generator),
             AIMessage(draft),
             HumanMessage(WRITE_AGAIN.format(losses="\n".join(f"- {line}" for line in losses))),
         ]
-        model = resources.chat(context, "planner")
-        plan = ask(meter, model, form_for(Plan, prompt), conversation, blind=True).form
+        model = await in_thread(resources.chat, context, "planner")
+        plan = (await ask(meter, model, form_for(Plan, prompt), conversation, blind=True)).form
         return " ".join(plan.prompt.split()), plan.parts
 
     if losses:
-        other, other_parts = repairs.make("planner", write_again, (draft, parts))
+        other, other_parts = await repairs.make("planner", write_again, (draft, parts))
         still_lost = _losses(prompt, other, other_parts, questions)
         if len(still_lost) < len(losses) and not unreadable(other, generator):
             draft, parts, losses = other, other_parts, still_lost

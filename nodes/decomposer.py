@@ -11,6 +11,7 @@ from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
+from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.fencing import fence
@@ -176,11 +177,12 @@ class AddedRequirements(Requirements):
 def make_decomposer(resources: Resources) -> Node:
     """The node that fills ``requirements``."""
 
-    def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    async def decomposer(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "decomposer", context) as meter:
             meter.reserved = _CALLS_AFTER
-            answer = ask(meter, resources.chat(context, "decomposer"), Requirements, decomposition(prompt)).form
+            model = await in_thread(resources.chat, context, "decomposer")
+            answer = (await ask(meter, model, Requirements, decomposition(prompt))).form
         requirements = numbered(requirements_of(prompt, answer))
         runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})
         return GemsState(requirements=requirements, usage=meter.usage)

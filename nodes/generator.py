@@ -6,32 +6,40 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
+from gems.faces import in_thread, runs_here, together
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
 from gems.memory.image_store import ImageStore, decode_png
 from gems.models.generators import (
+    Asynchronous,
     Edit,
     GeneratedImage,
     ImageGenerator,
     ImageRequest,
     Step,
-    StepCallback,
+    draws_for_many,
+    images_at_once,
     is_reproducible,
     takes_negative_prompts,
+    unless_stopped,
 )
 from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.absence import negative_prompt_for
-from gems.nodes.meter import Stopwatch
+from gems.nodes.meter import Stopwatch, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.seeds import seed_of_attempt
+from gems.stopping import is_stopping
 
 __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
 
@@ -39,8 +47,8 @@ __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "withou
 def make_generator(resources: Resources) -> Node:
     """The node that appends this round's unverified attempts, drawn from noise."""
 
-    def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        return _draw(resources, state, runtime, None)
+    async def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        return await _draw(resources, state, runtime, "generator", None)
 
     return generator
 
@@ -48,8 +56,8 @@ def make_generator(resources: Resources) -> Node:
 def make_editor(resources: Resources) -> Node:
     """The node that edits the image of the best attempt: what is right in it stays."""
 
-    def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        return _draw(resources, state, runtime, best_attempt(state["attempts"]))
+    async def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+        return await _draw(resources, state, runtime, "editor", best_attempt(state["attempts"]))
 
     return editor
 
@@ -64,117 +72,177 @@ def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.
     )
 
 
-def _draw(resources: Resources, state: GemsState, runtime: Runtime[GemsContext], base: Attempt | None) -> GemsState:
+async def _draw(
+    resources: Resources, state: GemsState, runtime: Runtime[GemsContext], node: str, base: Attempt | None
+) -> GemsState:
     """Draw the round's images, from noise or from the image of ``base``, and file them."""
     if state.get("outcome") or awaits_comparison(state):  # a branch before this one gave up, or is not done
         return GemsState()
     watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]
-    round_ = attempts[-1].round + 1 if attempts else 1
-    edit = None
-    images = resources.images(context)
-    if base is not None:
-        png = images.read(base.image)
-        edit = edit_of(base, all_asked(state), decode_png(png))
-    backend = resources.generator(context)
-    requests = _requests(state, context, backend, round_, edit)
-    if not requests:
-        return GemsState(outcome="budget")
-
-    results = backend.generate(requests, on_step=_step_reporter(runtime, round_))
+    backend = await in_thread(resources.generator, context)
+    with metered(state, node, context, is_chatting=False) as meter:
+        easel = _Easel(resources.images(context), backend, state, runtime, base, meter.done)
+        requests = await in_thread(easel.requests, context)
+        if not requests:
+            return GemsState(outcome="budget")
+        results = await easel.draw(requests, resources.turns(backend))
     errors = [result for result in results if isinstance(result, BackendError)]
     if len(errors) == len(results):
         if all(isinstance(error, ContentRefusedError) for error in errors):
             return _refusal(state, context, errors[0], watch)
         raise errors[0]
-    new_attempts = [
-        _file_image(images, backend, state, runtime, round_, candidate, result, base)
-        for candidate, result in enumerate(results)
-        if isinstance(result, GeneratedImage)
-    ]
+    drawings = [result for result in results if isinstance(result, _Drawing)]
+    new_attempts = [drawing.attempt for drawing in drawings]
     best = best_attempt([*attempts, *new_attempts])
     return GemsState(
         attempts=[*attempts, *new_attempts],
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
-        errors=[*(f"generator: image {error}" for error in errors), *_notes(backend, results, state)],
+        errors=[*(f"generator: image {error}" for error in errors), *_notes(backend, drawings, state)],
         usage=Usage(images=len(new_attempts), seconds=watch.seconds),
     )
 
 
-def _notes(backend: ImageGenerator, results: Sequence[GeneratedImage | BackendError], state: GemsState) -> list[str]:
+class _Drawing(NamedTuple):
+    """An image that is filed, and what the user should know about how it was drawn."""
+
+    attempt: Attempt
+    note: str | None
+
+
+_Result: TypeAlias = _Drawing | BackendError
+
+
+@dataclass(frozen=True)
+class _Easel:
+    """Draws the images of one round, and files each as soon as it is there.
+
+    Attributes:
+        done: The drawings. What an interrupted try of the node has made is not drawn again.
+    """
+
+    images: ImageStore
+    backend: ImageGenerator
+    state: GemsState
+    runtime: Runtime[GemsContext]
+    base: Attempt | None
+    done: dict[Any, Any]
+
+    @property
+    def round(self) -> int:
+        attempts = self.state["attempts"]
+        return attempts[-1].round + 1 if attempts else 1
+
+    def requests(self, context: GemsContext) -> list[ImageRequest]:
+        """The round's images, as many of them as the budget still allows."""
+        state, base, edit = self.state, self.base, None
+        if base is not None:
+            edit = edit_of(base, all_asked(state), decode_png(self.images.read(base.image)))
+        sizes = range(context.candidates, 0, -1)
+        count = next((n for n in sizes if not context.budget.exhausted(state["usage"], images=n)), 0)
+        seeds = [
+            seed_of_attempt(state["seed"], round_=self.round, candidates=context.candidates, candidate=candidate)
+            for candidate in range(count)
+        ]
+        absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(self.backend) else ""
+        return [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
+
+    async def draw(self, requests: Sequence[ImageRequest], turns: AbstractAsyncContextManager[None]) -> list[_Result]:
+        """Draw the images: on a server at the same time, in this process as many at once as it can.
+
+        Raises:
+            GraphDrained: The run is to stop, and there is no image that was paid.
+        """
+        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.done]
+        errors: dict[int, BackendError | GraphDrained] = {}
+        if draws_for_many(self.backend):
+            await together([self._paint(requests, [index], errors) for index in indices])
+        else:
+            size = await in_thread(images_at_once, self.backend) or max(1, len(indices))
+            for start in range(0, len(indices), size):
+                async with turns:
+                    await self._paint(requests, indices[start : start + size], errors)
+        return unless_stopped([self.done.get(self._key(request)) or errors[i] for i, request in enumerate(requests)])
+
+    async def _paint(
+        self, requests: Sequence[ImageRequest], indices: Sequence[int], errors: dict[int, BackendError | GraphDrained]
+    ) -> None:
+        """Draw some of the images in one call of the generator, and file them."""
+
+        def on_step(step: Step) -> None:
+            self._report(replace(step, index=indices[step.index]))
+
+        def paint() -> None:
+            self._file_all(requests, indices, self.backend.generate(wanted, on_step=on_step), errors)
+
+        wanted = [requests[index] for index in indices]
+        try:
+            if isinstance(self.backend, Asynchronous) and not runs_here():
+                results = await self.backend.agenerate(wanted, on_step=on_step)
+                await in_thread(self._file_all, requests, indices, results, errors)
+            else:
+                await in_thread(paint)
+        except GraphDrained as stop:
+            if not draws_for_many(self.backend):
+                raise
+            errors[indices[0]] = stop
+
+    def _file_all(
+        self,
+        requests: Sequence[ImageRequest],
+        indices: Sequence[int],
+        results: Sequence[GeneratedImage | BackendError],
+        errors: dict[int, BackendError | GraphDrained],
+    ) -> None:
+        for index, result in zip(indices, results, strict=True):
+            if isinstance(result, GeneratedImage):
+                self._file(index, result, self._key(requests[index]))
+            else:
+                errors[index] = result
+
+    def _report(self, step: Step) -> None:
+        """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""
+        if (self.runtime.drain_requested or is_stopping()) and step.step < step.steps:
+            # As LangGraph itself does between nodes: the run stops before this node, and can go on from there.
+            raise GraphDrained(self.runtime.drain_reason or "stopped")
+        event = {"round": self.round, "candidate": step.index, "step": step.step}
+        self.runtime.stream_writer({"event": "step", **event, "steps": step.steps})
+        if step.preview is not None:
+            self.runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(step.preview)})
+
+    def _key(self, request: ImageRequest) -> tuple[object, ...]:
+        """Identifies a drawing among those of earlier tries, whose draft or model may have been another."""
+        base_hash = self.base.image.sha256 if self.base else ""
+        return request.prompt, request.negative_prompt, request.seed, base_hash, self.backend.fingerprint
+
+    def _file(self, candidate: int, result: GeneratedImage, key: tuple[object, ...]) -> None:
+        """Put an image into the store, and make the attempt that refers to it."""
+        request, base_hash = result.request, self.base.image.sha256 if self.base else ""
+        ref = self.images.put(result.image, image_metadata(request, self.backend, edited_from=base_hash))
+        attempt = Attempt(
+            round=self.round,
+            candidate=candidate,
+            strategy=self.state["strategy"],
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            image=ref,
+            edited_from=base_hash,
+        )
+        self.done[key] = _Drawing(attempt, result.note)
+        if not is_stopping():  # else nobody listens any more
+            event = {"event": "image", "round": self.round, "candidate": candidate, "seed": request.seed}
+            self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
+
+
+def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], state: GemsState) -> list[str]:
     """What the user should know about how the images were drawn; each note once in a run."""
-    notes = [result.note for result in results if isinstance(result, GeneratedImage) and result.note]
+    notes = [drawing.note for drawing in drawings if drawing.note]
     if not is_reproducible(backend):
         notes.append(f"{backend.name} takes no seed: this run cannot be replayed")
     lines = dict.fromkeys(f"generator: {note}" for note in notes)
     return [line for line in lines if line not in state.get("errors", ())]
-
-
-def _requests(
-    state: GemsState, context: GemsContext, backend: ImageGenerator, round_: int, edit: Edit | None
-) -> list[ImageRequest]:
-    """The round's images, as many of them as the budget still allows."""
-    sizes = range(context.candidates, 0, -1)
-    count = next((n for n in sizes if not context.budget.exhausted(state["usage"], images=n)), 0)
-    seeds = [
-        seed_of_attempt(state["seed"], round_=round_, candidates=context.candidates, candidate=candidate)
-        for candidate in range(count)
-    ]
-    absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(backend) else ""
-    return [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
-
-
-def _step_reporter(runtime: Runtime[GemsContext], round_: int) -> StepCallback:
-    """Streams each denoising step, and stops the drawing between two steps if the run is asked to stop."""
-
-    def on_step(step: Step) -> None:
-        if runtime.drain_requested and step.step < step.steps:
-            # As LangGraph itself does between nodes: the run stops before this node, and can go on from there.
-            raise GraphDrained(runtime.drain_reason or "stopped")
-        event = {"round": round_, "candidate": step.index, "step": step.step}
-        runtime.stream_writer({"event": "step", **event, "steps": step.steps})
-        if step.preview is not None:
-            runtime.stream_writer({"event": "preview", **event, "jpeg": _base64_jpeg(step.preview)})
-
-    return on_step
-
-
-def _file_image(
-    images: ImageStore,
-    backend: ImageGenerator,
-    state: GemsState,
-    runtime: Runtime[GemsContext],
-    round_: int,
-    candidate: int,
-    result: GeneratedImage,
-    base: Attempt | None,
-) -> Attempt:
-    """Put an image into the store, and make the attempt that refers to it."""
-    base_hash = base.image.sha256 if base else ""
-    metadata = image_metadata(result.request, backend, edited_from=base_hash)
-    ref = images.put(result.image, metadata)
-    seed = result.request.seed
-    runtime.stream_writer(
-        {
-            "event": "image",
-            "round": round_,
-            "candidate": candidate,
-            "seed": seed,
-            "uri": ref.uri,
-            "sha256": ref.sha256,
-        }
-    )
-    return Attempt(
-        round=round_,
-        candidate=candidate,
-        strategy=state["strategy"],
-        prompt=result.request.prompt,
-        negative_prompt=result.request.negative_prompt,
-        seed=seed,
-        image=ref,
-        edited_from=base_hash,
-    )
 
 
 def _refusal(state: GemsState, context: GemsContext, error: BackendError, watch: Stopwatch) -> GemsState:

@@ -18,6 +18,7 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
+from gems.models.calling import CALL
 from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
@@ -48,6 +49,7 @@ class Meter(BaseCallbackHandler):
     """
 
     raise_error = True
+    run_inline = True  # on an event loop too: LangChain would use the application's own threads
 
     def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
         self.done: dict[str, Any] = {}
@@ -55,8 +57,9 @@ class Meter(BaseCallbackHandler):
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
         self._owed, self._calls = Usage(), Usage()
-        self._in_flight: dict[int, int] = {}
-        """Requests that calls without an answer yet may send, by the thread of the call."""
+        self._in_flight: dict[object, int] = {}
+        """Requests that calls without an answer yet may send, by call."""
+        self._is_abandoned = False
         self._team: dict[str, Meter] = {node: self}
         """The meters of the nodes that run at the same time, this one included."""
         self.is_optional = False
@@ -79,6 +82,10 @@ class Meter(BaseCallbackHandler):
     def exhausted(self, *, chat_calls: int = 1) -> bool:
         """Whether the run's budget has no room for this many more calls."""
         return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None
+
+    def room(self, most: int) -> int:
+        """How many calls the run's budget has room for at the same time, of so many that are wanted."""
+        return next((count for count in range(most, 0, -1) if not self.exhausted(chat_calls=count)), 0)
 
     def must_stop(self) -> bool:
         """Whether another call for the same answer would exceed the budget, or take what is reserved."""
@@ -103,18 +110,24 @@ class Meter(BaseCallbackHandler):
             raise BackendError("the budget leaves no further call for this", retryable=False)
 
     def may_send(self, sent_requests: int) -> bool:
-        """Reserve another request for the call of this thread. Returns whether there is room for it.
+        """Reserve another request for the call that is being made. Returns whether there is room for it.
 
         Args:
             sent_requests: How many requests the call has sent.
         """
-        thread, most = threading.get_ident(), self._budget.chat_calls
+        call, most = CALL.get(), self._budget.chat_calls
         with _LOCK:
-            requests = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(thread, 0)
+            requests = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(call, 0)
             if most is not None and self._before.chat_calls + requests + sent_requests >= most:
                 return False
-            self._in_flight[thread] = sent_requests + 1
+            self._in_flight[call] = sent_requests + 1
         return True
+
+    @property
+    def calls_begun(self) -> int:
+        """How many chat calls the run has made, with those that are not answered yet."""
+        with _LOCK:
+            return self._before.chat_calls + self._requests
 
     @property
     def _requests(self) -> int:
@@ -136,8 +149,16 @@ class Meter(BaseCallbackHandler):
     def _count(self, usage: Usage) -> None:
         """Count what was spent in place of what was reserved."""
         with _LOCK:
-            self._in_flight.pop(threading.get_ident(), None)
-            self._calls += usage
+            if not self._is_abandoned:
+                self._in_flight.pop(CALL.get(), None)
+                self._calls += usage
+
+    def abandon(self) -> None:
+        """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is unknown."""
+        with _LOCK:
+            self._calls += Usage(chat_calls=sum(self._in_flight.values()))
+            self._in_flight.clear()
+            self._is_abandoned = True
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""
@@ -168,8 +189,8 @@ _LOCK: Final = threading.Lock()
 
 
 @contextmanager
-def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter]:
-    """Count the cost of the chat calls made inside the block.
+def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: bool = True) -> Iterator[Meter]:
+    """Count the cost of the chat calls made inside the block, unless they are none of the node's own.
 
     The meter is one more callback; those of a parent run (a tracer, a stream) are not touched.
     ``with_structured_output(include_raw=True)`` would give the usage too, at five times the overhead.
@@ -182,16 +203,17 @@ def metered(state: GemsState, node: str, context: GemsContext) -> Iterator[Meter
         _TEAMS.move_to_end(state["run_id"])
         if len(_TEAMS) > _MOST_TEAMS:
             _TEAMS.popitem(last=False)
-    token, may_send = _METER.set(meter), MAY_SEND.set(meter.may_send)
+    token, may_send = _METER.set(meter if is_chatting else _METER.get()), MAY_SEND.set(meter.may_send)
     try:
         yield meter
-    except Exception:
+    except BaseException:  # a cancelled task, too
         with _LOCK:
             _UNSETTLED[key] = meter
             if len(_UNSETTLED) > _MOST_UNSETTLED:
                 del _UNSETTLED[next(iter(_UNSETTLED))]
         raise
     finally:
+        meter.abandon()
         _METER.reset(token)
         MAY_SEND.reset(may_send)
 

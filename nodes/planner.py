@@ -15,6 +15,7 @@ from langgraph.prebuilt import ToolNode
 from langgraph.runtime import Runtime
 
 from gems.errors import MalformedAnswerError
+from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement
 from gems.models.failures import is_moderated, is_too_long
@@ -64,16 +65,15 @@ image."""
 def make_planner(resources: Resources) -> Node:
     """The node that writes ``draft``, or asks for skills first."""
 
-    def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    async def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, prompt = resources.context(runtime), state["prompt"]
         with metered(state, "planner", context) as meter:
             # The decomposer runs at the same time and also needs a call now; reserve one.
             if not context.plan or meter.exhausted(chat_calls=2):
                 return _hand_in(prompt, runtime) | GemsState(usage=meter.usage)
-            model, generator = resources.chat(context, "planner"), resources.generator(context)
+            model, generator = await in_thread(resources.chat_and_generator, context, "planner")
             planning = list(state.get("planning") or [])
-            offered = state.get("offered") or {} if planning else resources.offer_skills(context, prompt)
-            tools = _tools(resources.offered_skills(context, offered), state["skills"])
+            offered, tools = await in_thread(_offer, resources, context, state)
             task = planning[:2] or planning_task(state, generator)
             capabilities, meter.reserved = capabilities_of(model, meter.options.structured), _CALLS_AFTER
             # Where all skills have been read, their advice is still in the conversation.
@@ -81,13 +81,13 @@ def make_planner(resources: Resources) -> Node:
             is_read = capabilities.tries_for(form_name(form)) > 1  # else each turn might be one more that is not
             converses = capabilities.tools and bool(planning or (tools and is_read))
             talk = planning or task
-            answer, refusal = _converse(model, capabilities, tools, talk, form) if converses else (None, None)
+            answer, refusal = await _converse(model, capabilities, tools, talk, form) if converses else (None, None)
             plan: Plan | None
             if answer is None:
                 if converses and meter.must_stop():
                     return _hand_in(prompt, runtime) | GemsState(usage=meter.usage)
                 earlier = int(converses and refusal is None)
-                update, plan = GemsState(), ask(meter, model, form, task, earlier=earlier).form
+                update, plan = GemsState(), (await ask(meter, model, form, task, earlier=earlier)).form
                 capabilities.note_turn(was_read=not earlier)
                 if refusal and is_not_understood(refusal) and not planning:
                     capabilities.tools = False  # the same task without tools was understood
@@ -97,7 +97,7 @@ def make_planner(resources: Resources) -> Node:
                 plan = _final_plan(answer)
             if plan is not None:
                 # What the draft may have lost is seen when it is compared with the requirements.
-                drawable, parts = drawable_prompt(
+                drawable, parts = await drawable_prompt(
                     meter, model, task, plan.prompt, plan.parts, generator=generator, calls_after=_CALLS_AFTER
                 )
                 update |= _hand_in(drawable or prompt, runtime, parts if drawable else ())
@@ -148,6 +148,12 @@ def without_plan(state: GemsState, error: NodeError) -> Goto:
     return report_failure(state, error, "cross_check", draft=state["prompt"], strategy="plan", compared=False)
 
 
+def _offer(resources: Resources, context: GemsContext, state: GemsState) -> tuple[dict[str, str], list[BaseTool]]:
+    """The skills that are offered for this prompt, and those of them that may be read now, as tools."""
+    offered = state.get("offered") or {} if state.get("planning") else resources.offer_skills(context, state["prompt"])
+    return offered, _tools(resources.offered_skills(context, offered), state["skills"])
+
+
 def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[BaseTool]:
     """The skills that may be read now, none twice; and the files of those that have been read."""
     tools = skill_tools([skill for name, skill in offered.items() if name not in already_read])
@@ -162,7 +168,7 @@ def _hand_in(draft: str, runtime: Runtime[GemsContext], parts: Sequence[Part] = 
     return GemsState(draft=draft, parts=pairs, strategy="plan", compared=False)
 
 
-def _converse(
+async def _converse(
     model: BaseChatModel,
     capabilities: Capabilities,
     tools: Sequence[BaseTool],
@@ -176,7 +182,7 @@ def _converse(
     turns = sum(isinstance(m, AIMessage) and bool(m.tool_calls) for m in conversation)
     offered = list(tools) if turns < MAX_SKILL_CALLS else []
     try:
-        answer = invoke(model.bind_tools([*offered, form]).invoke, conversation, capabilities, "skills", model)
+        answer = await invoke(model.bind_tools([*offered, form]), conversation, capabilities, "skills", model)
     except Exception as error:
         # Without tools the turn is shorter, and without what the skills say, which a moderation may not like.
         if is_not_understood(error) or is_too_long(error) or is_moderated(error):

@@ -131,7 +131,7 @@ def _with_room(form: type[FormWithPrompt]) -> type[FormWithPrompt]:
     return create_model(form_name(form), __base__=form, __doc__=form.__doc__, prompt=(Prompt, field))
 
 
-def drawable_prompt(
+async def drawable_prompt(
     meter: Meter,
     model: BaseChatModel,
     conversation: Sequence[BaseMessage],
@@ -163,7 +163,7 @@ def drawable_prompt(
         request = fault or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(request)]
         with contextlib.suppress(BackendError), meter.optional(calls_after):  # the draft is paid for, and of use
-            plan = ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True).form
+            plan = (await ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True)).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
             if fault or len(still_missing) < len(losses):

@@ -11,6 +11,7 @@ from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
 from pydantic import ConfigDict, Field
 
+from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
 from gems.memory.image_store import ImageStore
@@ -135,25 +136,27 @@ _CALLS_AFTER: Final = 1
 def make_refiner(resources: Resources) -> Node:
     """The node that writes the next ``draft``."""
 
-    def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    async def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = resources.context(runtime)
-        generator = resources.generator(context)
+        model, generator = await in_thread(resources.chat_and_generator, context, "refiner")
         attempts = state["attempts"]
         best = best_attempt(attempts)
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
         edits = best is not None and generator.edits
         images = resources.images(context)
-        conversation = _conversation(images, context, state, best, latest, generator=generator, edits=edits)
+        conversation = await in_thread(
+            _conversation, images, context, state, best, latest, generator=generator, edits=edits
+        )
         with metered(state, "refiner", context) as meter:
-            model, meter.reserved = resources.chat(context, "refiner"), _CALLS_AFTER
+            meter.reserved = _CALLS_AFTER
             form = form_for(Refinement if edits else RefinementWithoutEdit, state["prompt"])
             # The report says in words what the verifier saw: a model that cannot see can work from that.
-            answer = ask(meter, model, form, conversation, blind=True).form
+            answer = (await ask(meter, model, form, conversation, blind=True)).form
             new_draft = " ".join(answer.prompt.split())
             if new_draft and answer.strategy != "reseed":
                 # A prompt that the provider refuses is not put in front again.
                 prompt = "" if state["refused"] else state["prompt"]
-                new_draft, _ = drawable_prompt(
+                new_draft, _ = await drawable_prompt(
                     meter,
                     model,
                     conversation,

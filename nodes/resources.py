@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from typing import Protocol
@@ -15,13 +15,14 @@ from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
 
 from gems.errors import BackendError
+from gems.faces import Turns, Workers
 from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import GemsState, Kind
 from gems.memory.embedder import check_embedder_name, init_embedder
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import memory_location, open_store
 from gems.models.chat_options import check_chat_options
-from gems.models.generators import ImageGenerator, check_generator_options
+from gems.models.generators import ImageGenerator, Local, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.models.registry import (
     check_chat_name,
@@ -41,9 +42,11 @@ __all__ = ["Node", "Resources", "check_names", "check_options", "user_store"]
 
 
 class Node(Protocol):
-    """A graph node: reads the state, returns the keys that it changes."""
+    """A graph node: reads the state, returns the keys that it changes. See ``gems.nodes.runnables``."""
 
-    def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    __name__: str
+
+    def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState | Awaitable[GemsState]:
         """Do the node's work."""
         ...
 
@@ -63,6 +66,8 @@ class Resources:
     settings: GemsContext | None = None
     """Settings that are fixed for the graph, whatever the run's context says."""
     thumbnails: int = 0
+    workers: Workers = field(default_factory=Workers, compare=False)
+    """The threads in which the graph works when it runs on an event loop."""
 
     def context(self, runtime: Runtime[GemsContext]) -> GemsContext:
         """The run's settings.
@@ -118,6 +123,20 @@ class Resources:
         return self.image_generator or init_image_generator(
             context.generator, context.generator_options, context.authority
         )
+
+    def chat_and_generator(self, context: GemsContext, role: Role) -> tuple[BaseChatModel, ImageGenerator]:
+        """The chat model of a role that writes for the image generator, and that generator."""
+        return self.chat(context, role), self.generator(context)
+
+    def turns(self, generator: ImageGenerator) -> AbstractAsyncContextManager[None]:
+        """A place in the line of those who wait for a generator, if it draws in this process."""
+        if not isinstance(generator, Local):
+            return nullcontext()
+        return self._lines.setdefault(id(generator), (generator, Turns()))[1]
+
+    @cached_property
+    def _lines(self) -> dict[int, tuple[ImageGenerator, Turns]]:
+        return {}
 
     def check_options(self, context: GemsContext) -> None:
         """Check the options of the models that the context names; see ``check_options``.

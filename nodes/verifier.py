@@ -15,6 +15,7 @@ from langgraph.runtime import Runtime
 from pydantic import Field, field_validator
 
 from gems.errors import BackendError
+from gems.faces import in_thread, together
 from gems.graph.context import GemsContext
 from gems.graph.routing import asks_person, outcome_of
 from gems.graph.state import (
@@ -314,19 +315,20 @@ class Inspection(NamedTuple):
 def make_verifier(resources: Resources) -> Node:
     """The node that verifies the round's attempts, and decides whether the run ends here."""
 
-    def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
+    async def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, requirements = resources.context(runtime), state["requirements"]
         checks = _new_checks(state.get("checks") or [], requirements)
         with metered(state, "verifier", context) as meter:
-            examiner = _Examiner(resources, context, meter, [*requirements, *checks])
+            examiner = await in_thread(_Examiner, resources, context, meter, [*requirements, *checks])
             attempts = list(state["attempts"])
-            for index, attempt in enumerate(attempts):
+            waiting = [index for index, attempt in enumerate(attempts) if not attempt.verified]
+            for start in range(0, len(waiting), context.verify_concurrency):
+                wave = waiting[start : start + context.verify_concurrency]
                 # A flawless image ends the run: its neighbours need no verdicts, unless it is badly made.
-                if attempt.verified or any(a.flawless and not _is_badly_made(a) for a in attempts[:index]):
-                    continue
-                inspection = examiner.inspection(attempt)
-                if inspection is not None:
-                    attempts[index] = _inspected(attempt, inspection, len(requirements), runtime)
+                subjects = [i for i in wave if not any(a.flawless and not _is_badly_made(a) for a in attempts[:i])]
+                inspections = await examiner.inspections([attempts[index] for index in subjects])
+                for index, inspection in zip(subjects, inspections, strict=False):
+                    attempts[index] = _inspected(attempts[index], inspection, len(requirements), runtime)
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
         if examiner.errors and outcome != "solved":
@@ -335,7 +337,7 @@ def make_verifier(resources: Resources) -> Node:
             attempts=attempts,
             checks=checks,
             in_review=asks_person(context, outcome),
-            messages=_pictures(resources, context, examiner.requirements, state["attempts"], attempts),
+            messages=await in_thread(_pictures, resources, context, examiner.requirements, state["attempts"], attempts),
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome=outcome,
@@ -355,7 +357,7 @@ def _is_badly_made(attempt: Attempt) -> bool:
 
 
 class _Examiner:
-    """Has one image after another inspected.
+    """Has images inspected.
 
     Attributes:
         requirements: The user's requirements, then the checks of skills.
@@ -371,15 +373,20 @@ class _Examiner:
         self._model = resources.chat(context, "verifier")
         self._inspectors = resources.inspectors(context, {r.kind for r in requirements})
 
-    def inspection(self, attempt: Attempt) -> Inspection | None:
-        """What is said of an attempt, from an earlier try if it paid for that; None if the budget is used up."""
-        inspection: Inspection | None = self._meter.done.get(attempt.image.sha256)
-        if inspection is not None:
-            return inspection
-        if self._meter.exhausted():
-            return None
+    async def inspections(self, attempts: Sequence[Attempt]) -> list[Inspection]:
+        """What is said of attempts, which are inspected at the same time; of fewer if the budget is used up.
+
+        What an earlier try of the node has paid for is not asked for again.
+        """
+        paid, room = self._meter.done, self._meter.room(len(attempts))
+        unpaid = list(itertools.islice((a for a in attempts if a.image.sha256 not in paid), room))
+        await together([self._inspect(attempt) for attempt in unpaid])
+        inspected = itertools.takewhile(lambda attempt: attempt.image.sha256 in paid, attempts)
+        return [paid[attempt.image.sha256] for attempt in inspected]
+
+    async def _inspect(self, attempt: Attempt) -> None:
         try:
-            inspection = self._examine(attempt)
+            inspection = await self._examine(attempt)
         except Exception as error:
             # The retry policy handles temporary failures. A lasting one makes the image unsure, never wrong.
             if not is_backend_failure(error) or retry_on(error):
@@ -387,12 +394,15 @@ class _Examiner:
             self.errors.append(describe(error, "verifier"))
             inspection = Inspection([_unsure(r, "could not be verified") for r in self.requirements])
         self._meter.done[attempt.image.sha256] = inspection
-        return inspection
 
-    def _examine(self, attempt: Attempt) -> Inspection:
+    async def _examine(self, attempt: Attempt) -> Inspection:
+        png, findings = await in_thread(self._look, attempt)
+        return await _inspect_twice(self._meter, self._model, self.requirements, png, attempt.round, findings)
+
+    def _look(self, attempt: Attempt) -> tuple[bytes, list[Finding]]:
+        """The image of an attempt, and what the inspectors find in it."""
         png = self._images.read(attempt.image)
-        findings = _consult(self._inspectors, self.requirements, png, self.notes)
-        return _inspect_twice(self._meter, self._model, self.requirements, png, attempt.round, findings)
+        return png, _consult(self._inspectors, self.requirements, png, self.notes)
 
 
 def _pictures(
@@ -453,7 +463,7 @@ def _consult(
     return findings
 
 
-def _inspect_twice(
+async def _inspect_twice(
     meter: Meter,
     model: BaseChatModel,
     requirements: Sequence[Requirement],
@@ -466,12 +476,13 @@ def _inspect_twice(
     Raises:
         BackendError: The model says that it has seen no image.
     """
-    first = inspect_image(meter, model, requirements, png, findings)
+    first = await inspect_image(meter, model, requirements, png, findings)
     verdicts = [_resolved(verdict, findings) for verdict in first.verdicts]
     unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
     if unsure and _may_ask_again(meter, round_):
         relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
-        second = {v.requirement_id: v for v in inspect_image(meter, model, unsure, png, relevant).verdicts}
+        again = await inspect_image(meter, model, unsure, png, relevant)
+        second = {v.requirement_id: v for v in again.verdicts}
         verdicts = [second.get(v.requirement_id, v) for v in verdicts]
     require_seen(verdicts)  # the next image would be paid, and not be seen either
     return first._replace(verdicts=verdicts)
@@ -505,7 +516,7 @@ def _resolved(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:
     )
 
 
-def inspect_image(
+async def inspect_image(
     meter: Meter,
     model: BaseChatModel,
     requirements: Sequence[Requirement],
@@ -521,12 +532,10 @@ def inspect_image(
     if findings:
         evidence = "\n".join(f"{f.requirement_id}: {f.evidence}" for f in findings)
         questions += f"\n\n{EVIDENCE}\n{fence('evidence', evidence)}"
-    messages = [
-        SystemMessage(VERIFIER),
-        # The image comes first: a server that caches prefixes then has it ready for the second call.
-        HumanMessage([image_block(png, meter.options.image_size), {"type": "text", "text": questions}]),
-    ]
-    answer = ask(meter, model, Verdicts, messages, logprobs=True)
+    picture = await in_thread(image_block, png, meter.options.image_size)
+    # The image comes first: a server that caches prefixes then has it ready for the second call.
+    messages = [SystemMessage(VERIFIER), HumanMessage([picture, {"type": "text", "text": questions}])]
+    answer = await ask(meter, model, Verdicts, messages, logprobs=True)
     if says_unseen(words_around(answer.message)) or says_unseen(answer.form.flaws):
         return Inspection([_unsure(r, UNSEEN) for r in requirements])
     if _CORRECTS.search(words_after(answer.message)):
@@ -603,7 +612,7 @@ def _unsure(requirement: Requirement, reason: str) -> Verdict:
 
 def _may_ask_again(meter: Meter, round_: int) -> bool:
     """Whether unsure requirements may be asked again: a run stays within 2 R + 2 chat calls after R rounds."""
-    return meter.total.chat_calls < 2 * round_ + 2 and not meter.exhausted()
+    return meter.calls_begun < 2 * round_ + 2 and not meter.exhausted()
 
 
 def _inspected(attempt: Attempt, inspection: Inspection, count: int, runtime: Runtime[GemsContext]) -> Attempt:

@@ -21,6 +21,7 @@ from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 from pydantic import BaseModel
 
 from gems.authority import OPERATOR
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement, Usage, Verdict
 from gems.models.fencing import fence
@@ -109,7 +110,7 @@ def fill(
     """Have the model fill in one form; return the form and its usage."""
     state = GemsState(usage=Usage(), run_id=run_id or uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
-        answer = ask(meter, model, form, list(messages) or question(form), **kwargs)
+        answer = run_here(ask(meter, model, form, list(messages) or question(form), **kwargs))
     return answer, meter.usage
 
 
@@ -117,7 +118,7 @@ def look(model: BaseChatModel, options: ChatOptions | None = None) -> tuple[list
     """Have the model inspect an image of two red cars; return its verdicts and their usage."""
     state = GemsState(usage=Usage(), run_id=uuid.uuid4().hex)
     with metered(state, "test", GemsContext(chat_options=options or ChatOptions())) as meter:
-        verdicts = inspect_image(meter, model, REQUIREMENTS, picture()).verdicts
+        verdicts = run_here(inspect_image(meter, model, REQUIREMENTS, picture())).verdicts
     return verdicts, meter.usage
 
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from langgraph.errors import GraphDrained
 
-__all__ = ["WaitEnded", "acquire", "ending", "pause", "stopping"]
+__all__ = ["WaitEnded", "acquire", "also_stopping", "ending", "is_stopping", "pause", "stopping"]
 
 _POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
@@ -46,6 +46,19 @@ def stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
+def also_stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
+    """Like ``stopping``, beside the reasons to stop that stand already."""
+    outer = _STOPPING.get()
+    with stopping(lambda: is_requested() or outer()):
+        yield
+
+
+def is_stopping() -> bool:
+    """Whether what is being done is to stop at its next step."""
+    return _STOPPING.get()()
+
+
+@contextmanager
 def ending(is_requested: Callable[[], bool]) -> Iterator[None]:
     """Let waits for servers that fail end inside the block, once runs are to finish what they are doing."""
     token = _ENDING.set(is_requested)
@@ -63,7 +76,7 @@ def pause(seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while True:
-        if _STOPPING.get()() or _ENDING.get()():
+        if is_stopping() or _ENDING.get()():
             raise WaitEnded("stopped while waiting for a server")
         left = deadline - time.monotonic()
         if left <= 0:
@@ -79,7 +92,7 @@ def acquire(slots: threading.Semaphore) -> Iterator[None]:
         GraphDrained: The run was to stop before it got one.
     """
     while not slots.acquire(timeout=_POLL_SECONDS):
-        if _STOPPING.get()():
+        if is_stopping():
             raise GraphDrained("stopped before its turn")
     try:
         yield

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, InputError, MalformedAnswerError
+from gems.faces import run_here
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsInput
@@ -122,7 +123,7 @@ def test_a_refiner_that_cannot_see_works_from_text(chat_server: str) -> None:
 def test_reasoning_is_kept_apart_from_the_answer(chat_server: str, behaviour: str) -> None:
     chat = ChatEndpoint(chat_server, behaviour)
     model = chat.model
-    message = answer_in_form(model, Plan, question(Plan), capabilities_of(model))
+    message = run_here(answer_in_form(model, Plan, question(Plan), capabilities_of(model)))
     assert isinstance(message, AIMessage)
     assert reasoning_of(message).startswith(("Let me", "Maybe"))
     assert "something else" not in chat.fill(Plan).prompt

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gems import __version__
 from gems.extras import how_to_install
+from gems.faces import run_here
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.secrets import one_line
@@ -262,7 +263,8 @@ def _verify(setup: _Setup) -> str:
         return own_report
     # Without an image from the generator, a white one will do: this only tries whether the model can look at images.
     image = setup.image or Image.new("RGB", (256, 256), "white")
-    [verdict] = inspect_image(Meter(Usage(), setup.context), model, [_TRIAL_QUESTION], encode_png(image, {})).verdicts
+    png, meter = encode_png(image, {}), Meter(Usage(), setup.context)
+    [verdict] = run_here(inspect_image(meter, model, [_TRIAL_QUESTION], png)).verdicts
     require_seen([verdict])
     answer = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
     return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
@@ -280,7 +282,8 @@ def _decompose(setup: _Setup, name: str) -> str:
     if own_report:
         return own_report
     messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", _TRIAL_PROMPT))]
-    requirements = ask(Meter(Usage(), setup.context), model, Requirements, messages).form.requirements
+    meter = Meter(Usage(), setup.context)
+    requirements = run_here(ask(meter, model, Requirements, messages)).form.requirements
     answer = f'asks {len(requirements)} questions about "{_TRIAL_PROMPT}"'
     return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
 

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from pydantic import Field
 
 from gems.errors import MalformedAnswerError
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Usage
 from gems.learning.contrasts import DraftChange, Lesson, is_held_out, lessons_of
@@ -87,7 +88,7 @@ def draft_skill(
     """
     evidence = _fenced(lesson.kind, lesson.phrases, [_case(change) for change in _spread(lesson)])
     messages = [SystemMessage(DRAFTER), *EXAMPLE, HumanMessage(evidence)]
-    answer = ask(Meter(Usage(), context), model, SkillDraft, messages).form
+    answer = run_here(ask(Meter(Usage(), context), model, SkillDraft, messages)).form
     name = _free_name(answer.name, generator, context, lesson)
     metadata = {
         "gems-kind": lesson.kind,

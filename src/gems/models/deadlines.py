@@ -21,7 +21,16 @@ from langchain_core.language_models import BaseChatModel
 from gems.errors import BackendError
 from gems.models.heads import readable_head
 
-__all__ = ["DEADLINE", "IN_ONE_TRY", "MAY_SEND", "deadline_of", "end_reads_at", "limit_reads", "within_deadline"]
+__all__ = [
+    "DEADLINE",
+    "IN_ONE_TRY",
+    "MAY_SEND",
+    "deadline_of",
+    "end_reads_at",
+    "limit_reads",
+    "too_late",
+    "within_deadline",
+]
 
 T = TypeVar("T")
 
@@ -68,9 +77,14 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
     except TimeoutError:
         if answer.done():  # the call's own error
             raise
-        raise BackendError(
-            f"the chat model gave no whole answer in {seconds:g} s (the chat option timeout)", retryable=False
-        ) from None
+        raise too_late(seconds) from None
+
+
+def too_late(seconds: float) -> BackendError:
+    """The error of a call without an answer in so many seconds."""
+    return BackendError(
+        f"the chat model gave no whole answer in {seconds:g} s (the chat option timeout)", retryable=False
+    )
 
 
 _READS: Final = threading.local()

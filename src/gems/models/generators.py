@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
+from langgraph.errors import GraphDrained
 from PIL import Image
 
 from gems.errors import BackendError
@@ -13,6 +14,7 @@ from gems.models.option_effects import ExplainsOptions, require_honoured
 from gems.options import GeneratorOptions
 
 __all__ = [
+    "Asynchronous",
     "Edit",
     "GeneratedImage",
     "Guided",
@@ -23,16 +25,21 @@ __all__ = [
     "Step",
     "StepCallback",
     "check_generator_options",
+    "draws_for_many",
     "edit_instruction",
     "excess_of",
     "guide_of",
+    "images_at_once",
     "is_reproducible",
     "joint_negative_prompt",
     "objection_to",
     "redraws_edits",
     "size_note",
     "takes_negative_prompts",
+    "unless_stopped",
 ]
+
+T = TypeVar("T")
 
 DEFAULTS: Final = GeneratorOptions()
 """The options of a generator that is given none."""
@@ -143,6 +150,17 @@ class ReadsSoMuch(Protocol):
         ...
 
 
+@runtime_checkable
+class Asynchronous(Protocol):
+    """What a backend may provide in addition: a client for event loops, so that waiting for it holds no thread."""
+
+    async def agenerate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        """See ``ImageGenerator.generate``. A cancelled call ends at once, and sends nothing more."""
+        ...
+
+
 class Devices(Protocol):
     """Where copies of a model are."""
 
@@ -173,6 +191,36 @@ class Local(Protocol):
     def load(self) -> None:
         """Load the weights now, rather than at the first image."""
         ...
+
+
+def images_at_once(generator: ImageGenerator) -> int | None:
+    """How many images a generator draws at the same time; None if only ``generate`` knows."""
+    if isinstance(generator, Local):
+        return max(1, generator.batch_size * len(generator.replicas.devices))
+    return None
+
+
+def draws_for_many(generator: ImageGenerator) -> bool:
+    """Whether several calls of a generator, one image each, are as good as one call: those to a server."""
+    return bool(getattr(generator, "draws_for_many", False))
+
+
+def unless_stopped(results: Sequence[T | BackendError | GraphDrained]) -> list[T | BackendError]:
+    """What became of images. If the run was stopped, those that were made meanwhile are paid for, and kept.
+
+    Raises:
+        GraphDrained: The run was stopped before any image was made.
+    """
+    is_empty = all(isinstance(result, (BackendError, GraphDrained)) for result in results)
+    outcomes: list[T | BackendError] = []
+    for result in results:
+        if not isinstance(result, GraphDrained):
+            outcomes.append(result)
+        elif is_empty:
+            raise result
+        else:
+            outcomes.append(BackendError(str(result), retryable=False))
+    return outcomes
 
 
 def guide_of(generator: ImageGenerator) -> str:

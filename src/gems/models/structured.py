@@ -27,7 +27,8 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import GemsError, MalformedAnswerError, is_unpaid
-from gems.models.deadlines import IN_ONE_TRY, deadline_of, within_deadline
+from gems.models.calling import call_model
+from gems.models.deadlines import IN_ONE_TRY
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
 from gems.models.lenient import (
@@ -40,7 +41,7 @@ from gems.models.lenient import (
     prose_after,
     prose_around,
 )
-from gems.models.tries import in_tries, tries_of
+from gems.models.tries import tries_of
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
@@ -223,7 +224,7 @@ def _capabilities(key: _ByIdentity, structured: Method | Literal["auto"], age: i
 # --- asking ---------------------------------------------------------------------------------------------------------
 
 
-def answer_in_form(
+async def answer_in_form(
     model: BaseChatModel,
     schema: type[BaseModel],
     messages: Sequence[BaseMessage],
@@ -251,7 +252,7 @@ def answer_in_form(
     trial, refused = replace(capabilities), list[Method]()
     for method in capabilities.methods_for(content, form_name(schema)):
         try:
-            message = _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
+            message = await _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
         except Exception as error:
             if not is_not_understood(error):
                 raise
@@ -267,7 +268,7 @@ def answer_in_form(
         raise first_error
     try:  # the reason may be the images, although no refusal says so
         less = replace(capabilities, sees=False)
-        message = answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
+        message = await answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
     except Exception:
         raise first_error from None
     for habit in ("logprobs", "sees", "methods", "system_role"):
@@ -275,7 +276,7 @@ def answer_in_form(
     return message
 
 
-def _ask_by(
+async def _ask_by(
     model: BaseChatModel,
     schema: type[BaseModel],
     method: Method,
@@ -297,7 +298,7 @@ def _ask_by(
         prompt = [_without_images(m) for m in messages] if blind and not options.images else messages
         try:
             runnable = _runnable(_ByIdentity(model), schema, method, options.logprobs)
-            answer = invoke(runnable.invoke, _with_schema(prompt, schema, method), trial, f"{method} {options}", model)
+            answer = await invoke(runnable, _with_schema(prompt, schema, method), trial, f"{method} {options}", model)
         except Exception as error:
             first_error = first_error or error
             if not is_not_understood(error):
@@ -317,8 +318,8 @@ def is_unsupported(text: str) -> bool:
     return bool(_UNSUPPORTED_TEXT.search(text))
 
 
-def invoke(
-    request: Callable[[list[BaseMessage]], T],
+async def invoke(
+    runnable: Runnable[Any, T],
     messages: Sequence[BaseMessage],
     capabilities: Capabilities,
     way: str,
@@ -331,25 +332,19 @@ def invoke(
     again if that was of no use.
 
     Args:
-        request: Calls the model with messages.
+        runnable: The model, set up for the call.
         messages: The conversation.
         capabilities: The model's capabilities as far as they are known; the call may update them.
         way: How the model is asked, such as "tool".
-        model: The model, whose calls may take a limited time.
+        model: The model itself.
 
     Raises:
         Exception: The model's error; of two, the first, unless only that one was about the system message.
     """
-
-    def call(conversation: list[BaseMessage]) -> T:
-        return within_deadline(
-            lambda: in_tries(lambda: request(conversation), model, is_not_understood), deadline_of(model)
-        )
-
     if not capabilities.system_role:
-        return call(_without_system_role(messages))
+        return await call_model(runnable, _without_system_role(messages), model, is_not_understood)
     try:
-        return call(list(messages))
+        return await call_model(runnable, messages, model, is_not_understood)
     except Exception as error:
         names_role, status = _refuses_system_role(error), status_of(error) or 500
         kind = (way if status < 500 else "", str(status))
@@ -360,7 +355,7 @@ def invoke(
         first_error = error
     is_guess = IN_ONE_TRY.set(status >= 500 and not names_role)
     try:
-        answer = call(_without_system_role(messages))
+        answer = await call_model(runnable, _without_system_role(messages), model, is_not_understood)
     except Exception as error:
         if names_role and not _refuses_system_role(error):
             raise

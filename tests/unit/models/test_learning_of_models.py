@@ -15,6 +15,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import BaseModel, PrivateAttr
 
 from gems.errors import BackendError, MalformedAnswerError
+from gems.faces import run_here
 from gems.models import structured
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.structured import answer_in_form, capabilities_of
@@ -60,14 +61,14 @@ def test_log_probabilities_are_left_out_before_a_way_is_given_up() -> None:
     model = Server(fault=lambda way: BackendError("unknown field", status_code=400) if "logprobs" in way else None)
     capabilities = capabilities_of(model, "text")
     for _ in range(2):
-        answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True)
+        run_here(answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True))
     assert model._ways == ["text+logprobs", "text", "text"]
 
 
 def test_a_package_that_knows_no_log_probabilities_loses_no_way() -> None:
     model = Server(fault=lambda way: TypeError("unexpected keyword argument 'logprobs'") if "logp" in way else None)
     capabilities = capabilities_of(model, "text")
-    answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True)
+    run_here(answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True))
     assert not capabilities.logprobs
 
 
@@ -79,7 +80,7 @@ def test_a_refusal_of_the_content_teaches_nothing(words: str) -> None:
     capabilities = capabilities_of(model)
     before = repr(capabilities)
     with pytest.raises(BackendError, match=words):
-        answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True)
+        run_here(answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True))
     assert repr(capabilities) == before
     assert len(model._ways) == 1
 
@@ -89,7 +90,7 @@ def test_if_no_way_succeeds_nothing_is_learnt() -> None:
     capabilities = capabilities_of(model)
     before = repr(capabilities)
     with pytest.raises(BackendError):
-        answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True)
+        run_here(answer_in_form(model, Wish, QUESTION, capabilities, logprobs=True))
     assert (capabilities.methods, capabilities.logprobs, capabilities.sees) == (("tool", "text"), True, True)
     assert before.startswith("Capabilities")
 
@@ -128,7 +129,7 @@ def test_what_is_known_of_a_model_is_forgotten_with_age(monkeypatch: pytest.Monk
     now = next(clock)
     monkeypatch.setattr(structured, "_now", lambda: now)
     model = Server(fault=lambda way: BackendError("unknown field", status_code=400) if way == "tool" else None)
-    answer_in_form(model, Wish, QUESTION, capabilities_of(model))
+    run_here(answer_in_form(model, Wish, QUESTION, capabilities_of(model)))
     assert capabilities_of(model).methods == ("text",)
     now = next(clock)
     assert capabilities_of(model).methods == ("tool", "text")

@@ -14,6 +14,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import BaseModel, Field, PrivateAttr
 
 from gems.errors import BackendError, MalformedAnswerError
+from gems.faces import run_here
 from gems.models.registry import init_mllm
 from gems.models.structured import (
     Capabilities,
@@ -246,7 +247,7 @@ def test_capabilities_belong_to_one_model_object() -> None:
 def test_a_text_only_model_gets_the_form_in_the_last_message() -> None:
     model = Plain()
     prompt = [HumanMessage("What do you wish?")]
-    assert read_form(answer_in_form(model, Wish, prompt, capabilities_of(model)), Wish).text == "a car"
+    assert read_form(run_here(answer_in_form(model, Wish, prompt, capabilities_of(model))), Wish).text == "a car"
     [[prompt_sent]] = model._prompts
     head, _, schema = prompt_sent.text.rpartition("\n")
     assert head.startswith("What do you wish?")
@@ -258,7 +259,7 @@ def test_a_refused_way_is_not_tried_again() -> None:
     model = Tools(raises=[refused(400)])
     capabilities = capabilities_of(model)
     for _ in range(2):
-        assert read_form(answer_in_form(model, Wish, [HumanMessage("?")], capabilities), Wish).text == "a car"
+        assert read_form(run_here(answer_in_form(model, Wish, [HumanMessage("?")], capabilities)), Wish).text == "a car"
     assert len(model._prompts) == 3
     assert capabilities.methods == ("text",)
 
@@ -267,7 +268,7 @@ def test_other_faults_are_raised_at_once() -> None:
     model = Tools(raises=[refused(503, "busy")])
     capabilities = capabilities_of(model)
     with pytest.raises(BackendError, match="busy"):
-        answer_in_form(model, Wish, [HumanMessage("?")], capabilities)
+        run_here(answer_in_form(model, Wish, [HumanMessage("?")], capabilities))
     assert len(model._prompts) == 1
     assert capabilities.methods == ("tool", "text"), "the fault says nothing about the model"
 
@@ -275,7 +276,7 @@ def test_other_faults_are_raised_at_once() -> None:
 def test_if_every_way_is_refused_the_first_refusal_is_reported() -> None:
     model = Tools(raises=[refused(400, "first"), refused(422, "second")])
     with pytest.raises(BackendError, match="first"):
-        answer_in_form(model, Wish, [HumanMessage("?")], capabilities_of(model))
+        run_here(answer_in_form(model, Wish, [HumanMessage("?")], capabilities_of(model)))
 
 
 def test_a_model_that_cannot_see_gets_text_only_if_text_suffices() -> None:
@@ -285,12 +286,12 @@ def test_a_model_that_cannot_see_gets_text_only_if_text_suffices() -> None:
     ]
     model = Plain(raises=[refused(400, "this model has no vision")])
     capabilities = capabilities_of(model)
-    answer_in_form(model, Wish, [HumanMessage(content)], capabilities, blind=True)
+    run_here(answer_in_form(model, Wish, [HumanMessage(content)], capabilities, blind=True))
     assert [isinstance(messages[0].content, str) for messages in model._prompts] == [False, True]
     assert "What do you wish?" in model._prompts[1][0].text
     model.raises.append(refused(400, "this model has no vision"))
     with pytest.raises(BackendError, match="no vision"):
-        answer_in_form(model, Wish, [HumanMessage(content)], Capabilities(("text",), logprobs=False))
+        run_here(answer_in_form(model, Wish, [HumanMessage(content)], Capabilities(("text",), logprobs=False)))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +365,7 @@ def test_a_refusal_of_the_system_role_needs_no_known_words(status: int | None, w
     model = Server(refuses=lambda messages, _: error if has_system(messages) else None)
     capabilities = capabilities_of(model)
     for _ in range(3):
-        assert read_form(answer_in_form(model, Wish, SYSTEM, capabilities), Wish).text == "a car"
+        assert read_form(run_here(answer_in_form(model, Wish, SYSTEM, capabilities)), Wish).text == "a car"
     assert model._seen == [(True, True), *[(False, True)] * 3]
     assert "Obey." in model._prompts[0][0].text
 
@@ -373,12 +374,12 @@ def test_a_server_error_must_go_away_twice_without_the_system_role() -> None:
     fails = [True, False, True, False]
     model = Server(refuses=lambda *_: refused(500, "Internal Server Error") if fails and fails.pop(0) else None)
     capabilities = capabilities_of(model)
-    answer_in_form(model, Wish, SYSTEM, capabilities)
-    answer_in_form(model, Wish, SYSTEM, capabilities)
+    run_here(answer_in_form(model, Wish, SYSTEM, capabilities))
+    run_here(answer_in_form(model, Wish, SYSTEM, capabilities))
     assert not capabilities.system_role
     sound = Server(refuses=lambda *_: refused(500, "Internal Server Error") if not sound._seen[1:] else None)
     for _ in range(3):
-        answer_in_form(sound, Wish, SYSTEM, capabilities_of(sound))
+        run_here(answer_in_form(sound, Wish, SYSTEM, capabilities_of(sound)))
     assert capabilities_of(sound).system_role, "it may have been chance"
 
 
@@ -386,7 +387,7 @@ def test_neither_a_system_role_nor_tools_nor_a_reason() -> None:
     model = Server(refuses=lambda messages, kw: refused(400, "") if has_system(messages) or kw.get("tools") else None)
     capabilities = capabilities_of(model)
     for _ in range(2):
-        assert read_form(answer_in_form(model, Wish, SYSTEM, capabilities), Wish).text == "a car"
+        assert read_form(run_here(answer_in_form(model, Wish, SYSTEM, capabilities)), Wish).text == "a car"
     assert model._seen == [(True, True), (False, True), (True, False), (False, False), (False, False)]
     assert (capabilities.methods, capabilities.system_role) == (("text",), False)
 
@@ -396,11 +397,11 @@ def test_a_refusal_for_another_reason_is_reported_and_costs_one_more_call_for_ea
     model = Server(refuses=lambda *_: refused(400, next(words)))
     capabilities = capabilities_of(model)
     with pytest.raises(BackendError, match="first 1"):
-        answer_in_form(model, Wish, SYSTEM, capabilities)
+        run_here(answer_in_form(model, Wish, SYSTEM, capabilities))
     assert len(model._seen) == 4
     for _ in range(3):
         with pytest.raises(BackendError, match="5f3"):
-            answer_in_form(model, Wish, SYSTEM, capabilities)
+            run_here(answer_in_form(model, Wish, SYSTEM, capabilities))
     assert len(model._seen) <= 4 + 1 + 3 * 2, "the other way is not tried again for each call"
     assert capabilities.system_role
 
@@ -425,7 +426,7 @@ def test_a_refusal_for_another_reason_is_reported_and_costs_one_more_call_for_ea
 def test_an_error_with_a_cause_is_not_blamed_on_the_system_role(status: int | None, words: str) -> None:
     model = Server(refuses=lambda *_: BackendError(words, status_code=status))
     with pytest.raises(BackendError, match=re.escape(words)):
-        answer_in_form(model, Wish, SYSTEM, capabilities_of(model))
+        run_here(answer_in_form(model, Wish, SYSTEM, capabilities_of(model)))
     assert all(system for system, _ in model._seen)
 
 
@@ -438,10 +439,10 @@ class WithLogprobs(Server):
 def test_neither_a_system_role_nor_log_probabilities_nor_a_reason() -> None:
     model = WithLogprobs(refuses=lambda m, kw: refused(400, "") if has_system(m) or kw.get("logprobs") else None)
     capabilities = capabilities_of(model, "text")
-    answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True)
+    run_here(answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True))
     assert (capabilities.system_role, capabilities.logprobs) == (False, False)
     first = len(model._seen)
-    answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True)
+    run_here(answer_in_form(model, Wish, SYSTEM, capabilities, logprobs=True))
     assert (first, len(model._seen)) == (4, 5)
 
 
@@ -449,7 +450,7 @@ def test_the_name_of_a_model_is_no_reason() -> None:
     error = BackendError("tool-vision at host answers 400: Bad Request", status_code=400, reason="Bad Request")
     model = Server(refuses=lambda messages, _: error if has_system(messages) else None)
     capabilities = capabilities_of(model)
-    answer_in_form(model, Wish, SYSTEM, capabilities, blind=True)
+    run_here(answer_in_form(model, Wish, SYSTEM, capabilities, blind=True))
     assert (capabilities.system_role, capabilities.sees) == (False, True)
 
 
@@ -458,4 +459,4 @@ def test_what_is_left_after_the_system_role_is_told() -> None:
         refuses=lambda messages, _: refused(400, "no system role" if has_system(messages) else "context length is 8192")
     )
     with pytest.raises(BackendError, match="context length"):
-        answer_in_form(model, Wish, SYSTEM, capabilities_of(model))
+        run_here(answer_in_form(model, Wish, SYSTEM, capabilities_of(model)))

@@ -9,8 +9,10 @@ import httpx
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.errors import GraphDrained
 
+from gems.faces import run_here
 from gems.models.deadlines import DEADLINE, IN_ONE_TRY
 from gems.models.structured import capabilities_of, invoke
 from gems.models.tries import TRIES
@@ -46,7 +48,7 @@ def ask(*faults: Exception, metadata: dict[str, Any] | None = None) -> int:
         return "fine"
 
     with contextlib.suppress(ProviderError):
-        invoke(request, [HumanMessage("?")], capabilities_of(model), "text", model)
+        run_here(invoke(RunnableLambda(request), [HumanMessage("?")], capabilities_of(model), "text", model))
     return requests
 
 

@@ -10,6 +10,7 @@ from fakes import ScriptedChatModel
 from langchain_core.messages import AIMessage
 from PIL import Image
 
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.memory.image_store import encode_png
@@ -37,7 +38,7 @@ def answers_of(content: object) -> list[str]:
     text = content if isinstance(content, str) else json.dumps(content)
     model = ScriptedChatModel(script=lambda schema, messages, index: AIMessage(text))
     png = encode_png(Image.new("RGB", (8, 8)), {})
-    return [v.answer for v in inspect_image(Meter(Usage(), GemsContext()), model, REQUIREMENTS, png).verdicts]
+    return [v.answer for v in run_here(inspect_image(Meter(Usage(), GemsContext()), model, REQUIREMENTS, png)).verdicts]
 
 
 YES = json.dumps(form())

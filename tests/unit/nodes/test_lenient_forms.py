@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import AIMessage
 
 from gems.errors import MalformedAnswerError
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage, Verdict
 from gems.learning.drafts import SkillDraft
@@ -44,7 +45,7 @@ def inspected(content: Any, questions: list[Requirement] = QUESTIONS) -> list[Ve
 
     model = ScriptedChatModel(script=lambda schema, messages, index: answer_of(content))
     png = encode_png(Image.new("RGB", (8, 8)), {})
-    return inspect_image(Meter(Usage(), GemsContext()), model, questions, png).verdicts
+    return run_here(inspect_image(Meter(Usage(), GemsContext()), model, questions, png)).verdicts
 
 
 def item(name: Any = "r1", answer: Any = "yes", confidence: Any = 0.9, reason: Any = "seen") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
 from gems.models.structured import read_form
@@ -176,7 +177,7 @@ def drawable(prompt: str, rewritten: str, generator: PaintGenerator, **budget: A
     model = ScriptedChatModel(script=lambda schema, messages, index: {"prompt": rewritten})
     meter = Meter(Usage(chat_calls=1), GemsContext(budget=Budget(**budget)))
     messages = [SystemMessage("Write."), HumanMessage("a prompt")]
-    return drawable_prompt(meter, model, messages, prompt, prompt=PROMPT, generator=generator)[0], model
+    return run_here(drawable_prompt(meter, model, messages, prompt, prompt=PROMPT, generator=generator))[0], model
 
 
 GOOD_DRAFT = "two red cars, a dog"

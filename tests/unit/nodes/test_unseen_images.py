@@ -10,6 +10,7 @@ from fakes import ScriptedChatModel
 from langchain_core.messages import AIMessage
 from PIL import Image
 
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.memory.image_store import encode_png
@@ -67,7 +68,7 @@ SEEN = (
 def _answer_for(content: str) -> tuple[str, str]:
     model = ScriptedChatModel(script=lambda schema, messages, index: AIMessage(content))
     png = encode_png(Image.new("RGB", (8, 8)), {})
-    [verdict] = inspect_image(Meter(Usage(), GemsContext()), model, [QUESTION], png).verdicts
+    [verdict] = run_here(inspect_image(Meter(Usage(), GemsContext()), model, [QUESTION], png)).verdicts
     return verdict.answer, verdict.reason
 
 

@@ -41,7 +41,7 @@ from gems.errors import (
 )
 from gems.models.deadlines import end_reads_at, limit_reads
 from gems.models.endings import finish_reason
-from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.options import GeneratorOptions
@@ -187,6 +187,9 @@ class RemoteGenerator(ABC):
         weakref.finalize(self, self._client.close)  # at the end of the process, too: generators are cached
         self._slots = threading.BoundedSemaphore(options.concurrency)
 
+    draws_for_many: Final = True
+    """See ``generators.draws_for_many``."""
+
     @property
     def edits(self) -> bool:
         """See ``ImageGenerator.edits``."""
@@ -256,12 +259,12 @@ class RemoteGenerator(ABC):
             return GeneratedImage(request, image, size_note(self.name, self.requested_size, image))
 
         if len(requests) == 1:
-            return _unless_stopped([draw(0)])
+            return unless_stopped([draw(0)])
         # More threads than slots: while one decodes an image, another one uses its slot.
         with ThreadPoolExecutor(min(len(requests), self.options.concurrency + _DECODERS)) as pool:
             # Each thread gets a copy of this context, in which LangGraph keeps the stream for events.
             futures = [pool.submit(copy_context().run, draw, index) for index in range(len(requests))]
-            return _unless_stopped([future.result() for future in futures])
+            return unless_stopped([future.result() for future in futures])
 
     def as_drawn(self, request: ImageRequest) -> ImageRequest:
         """A request as the server has drawn it, without what it refuses."""
@@ -500,26 +503,6 @@ def _fetch_file(server: RemoteGenerator, path: str, deadline: float, **arguments
                 return body, response.headers.get("content-type", "").partition(";")[0].strip().lower()
         path, arguments = str(target), {}
     raise BackendError(f"{server.name}: {host} redirects without end", retryable=False)
-
-
-def _unless_stopped(
-    results: Sequence[GeneratedImage | BackendError | GraphDrained],
-) -> list[GeneratedImage | BackendError]:
-    """The results. If the run was stopped, the images that were made meanwhile are paid for, and kept.
-
-    Raises:
-        GraphDrained: The run was stopped before any image was made.
-    """
-    has_image = any(isinstance(result, GeneratedImage) for result in results)
-    outcomes: list[GeneratedImage | BackendError] = []
-    for result in results:
-        if not isinstance(result, GraphDrained):
-            outcomes.append(result)
-        elif has_image:
-            outcomes.append(BackendError(str(result), retryable=False))
-        else:
-            raise result
-    return outcomes
 
 
 # --- reading answers ------------------------------------------------------------------------------------------------

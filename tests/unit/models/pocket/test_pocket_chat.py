@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from langchain_core.messages import HumanMessage, SystemMessage, ToolMessage
 
 from gems.errors import InputError
+from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Requirement, Usage
 from gems.memory.image_store import encode_png
@@ -106,10 +107,10 @@ def test_it_judges_from_pixels() -> None:
     wrong = draw_scene(layout(SceneSpec((Group(2, 3, SINGULARS["dog"]),), ()), rng).items, style=1)
     model = PocketChatModel()
     with metered(GemsState(run_id="r", usage=Usage()), "verifier", GemsContext()) as meter:
-        verdicts = inspect_image(meter, model, requirements, encode_png(right, {})).verdicts
+        verdicts = run_here(inspect_image(meter, model, requirements, encode_png(right, {}))).verdicts
         assert [v.answer for v in verdicts] == ["yes"] * len(requirements)
         assert meter.usage.chat_calls == 1
-        unseen = inspect_image(meter, model, requirements, encode_png(wrong, {})).verdicts
+        unseen = run_here(inspect_image(meter, model, requirements, encode_png(wrong, {}))).verdicts
     assert {v.answer for v in unseen} == {"no"}
     assert "no cars seen" in unseen[0].reason
 
@@ -139,8 +140,8 @@ def test_its_answers_about_one_image_do_not_contradict_each_other(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vision, "look", lambda image: Sight(detections))
         meter = Meter(Usage(), GemsContext())
-        there, *numbers = inspect_image(
-            meter, PocketChatModel(), questions, encode_png(draw_scene([], style=0), {})
+        there, *numbers = run_here(
+            inspect_image(meter, PocketChatModel(), questions, encode_png(draw_scene([], style=0), {}))
         ).verdicts
     assert len({v.reason.partition(",")[0] for v in (there, *numbers)}) == 1, "one number of things"
     assert there.reason.startswith("no dogs") is (there.answer == "no")
@@ -153,7 +154,7 @@ def test_its_answers_about_one_image_do_not_contradict_each_other(
 def test_a_question_it_cannot_read_is_unsure() -> None:
     strange = [Requirement(id="r1", question="Is the mood melancholic?", kind="style")]
     image = encode_png(draw_scene([], style=0), {})
-    [verdict] = inspect_image(Meter(Usage(), GemsContext()), PocketChatModel(), strange, image).verdicts
+    [verdict] = run_here(inspect_image(Meter(Usage(), GemsContext()), PocketChatModel(), strange, image)).verdicts
     assert verdict.answer == "unsure"
     assert "vocabulary" in verdict.reason
 

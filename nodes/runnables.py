@@ -1,0 +1,60 @@
+"""Nodes, error handlers and conditions as LangGraph runs them: with an event loop, and without one.
+
+LangGraph runs a plain function on an event loop in asyncio's default pool, whose few threads belong to the application;
+an ``async def`` alone cannot be invoked without a loop. ``RunnableCallable`` takes both. It is LangGraph's own, not
+public: this is the only module that knows it, and ``tests/integration/test_faces.py`` fails if it changes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from langgraph._internal._runnable import RunnableCallable
+
+from gems.faces import Workers, in_thread, run_here
+from gems.graph.state import GemsState, check_schema
+
+__all__ = ["node_of", "without_waits", "workers_of"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def node_of(body: Callable[..., Any], workers: Workers) -> Any:
+    """A node: a coroutine function, or a plain function, which works in a thread where there is an event loop.
+
+    It checks first that this version can read the state, which may come from another version's checkpoint.
+    """
+    is_plain = not inspect.iscoroutinefunction(body)
+
+    def begin(state: GemsState, injected: dict[str, Any]) -> Coroutine[Any, Any, GemsState]:
+        check_schema(state)
+        return in_thread(body, state, **injected) if is_plain else body(state, **injected)
+
+    @wraps(body)  # LangGraph reads the signature, to know what to pass
+    def node(state: GemsState, **injected: Any) -> GemsState:
+        return run_here(begin(state, injected))
+
+    async def anode(state: GemsState, **injected: Any) -> GemsState:
+        with workers.at_work():
+            return await begin(state, injected)
+
+    runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)
+    runnable.gems_workers = workers  # type: ignore[attr-defined]
+    return runnable
+
+
+def without_waits(function: F) -> F:
+    """An error handler or a condition, which computes so little that it does so on the event loop."""
+
+    async def same(*args: Any, **injected: Any) -> Any:
+        return function(*args, **injected)
+
+    return cast(F, RunnableCallable(function, same, name=function.__name__, trace=False))
+
+
+def workers_of(runnable: Any) -> Workers:
+    """The threads of a node that ``node_of`` has made."""
+    return cast(Workers, runnable.gems_workers)

@@ -1,0 +1,175 @@
+"""One body, two faces: code that is written once, as coroutines, for callers with and without an event loop.
+
+``run_here`` is the face without a loop: every wait blocks the thread of the caller, as if there were no ``await``. On
+an event loop, a body is awaited as usual: what blocks runs in threads of ``Workers``, never in those of the
+application's default pool, and a cancelled task tells its threads to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+from gems.stopping import also_stopping
+
+__all__ = ["Turns", "Workers", "in_thread", "run_here", "runs_here", "together"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_MOST_THREADS: Final = 256
+"""Threads for calls that block, of which most wait for a server."""
+
+
+class Workers:
+    """The threads of one graph, begun when they are needed. ``close`` ends them."""
+
+    def __init__(self, most_threads: int = _MOST_THREADS) -> None:
+        self._most_threads = most_threads
+        self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        """Make a call in a thread, with a copy of the caller's context."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._most_threads, thread_name_prefix="gems")
+            return self._pool.submit(copy_context().run, call)
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let ``in_thread`` use these threads in the block."""
+        token = _WORKERS.set(self)
+        try:
+            yield
+        finally:
+            _WORKERS.reset(token)
+
+    def close(self) -> None:
+        """End the threads, after the calls that they are making. Later calls begin new ones."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+_WORKERS: ContextVar[Workers] = ContextVar("gems_workers", default=Workers())  # noqa: B039 - meant to be shared
+_HERE: ContextVar[object] = ContextVar("gems_here", default=None)
+"""The thread, and the event loop that runs in it, in which a body is run without a loop."""
+
+
+def _place() -> tuple[int, object]:
+    return threading.get_ident(), asyncio._get_running_loop()
+
+
+def runs_here() -> bool:
+    """Whether the current body is run by ``run_here``, so that it has to block where it waits."""
+    return _HERE.get() == _place()
+
+
+def run_here(body: Coroutine[Any, Any, T]) -> T:
+    """Run a body without an event loop, also in a thread in which one is running.
+
+    Raises:
+        RuntimeError: The body awaits something else than the functions of this module do.
+    """
+    token = _HERE.set(_place())
+    try:
+        body.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        _HERE.reset(token)
+        body.close()
+    raise RuntimeError(
+        f"{getattr(body, '__qualname__', body)} needs an event loop; use ainvoke, or a model without one"
+    )
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a call that blocks or computes: here, or off the event loop in a thread of ours.
+
+    If the task is cancelled, a call that has not begun never does, and another one is told to stop, see
+    ``gems.stopping``; its result is dropped.
+    """
+    if runs_here():
+        return call(*args, **kwargs)
+    is_cancelled = threading.Event()
+    with also_stopping(is_cancelled.is_set):
+        future = _WORKERS.get().submit(lambda: call(*args, **kwargs))
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        is_cancelled.set()
+        raise
+
+
+class Turns:
+    """Bodies that wait for one of a number of places. On an event loop, they hold no thread meanwhile."""
+
+    def __init__(self, places: int = 1) -> None:
+        self._free, self._lock = places, threading.Lock()
+        self._waiting: deque[Future[None]] = deque()
+
+    async def __aenter__(self) -> None:
+        if runs_here():  # the model's own lock is waited for in any case
+            return
+        turn: Future[None] = Future()
+        with self._lock:
+            self._waiting.append(turn)
+        self._admit()
+        try:
+            await asyncio.wrap_future(turn)
+        except asyncio.CancelledError:
+            if not turn.cancel():  # it came at the same moment
+                self._leave()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        if not runs_here():
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._free += 1
+        self._admit()
+
+    def _admit(self) -> None:
+        with self._lock:
+            while self._free and self._waiting:
+                turn = self._waiting.popleft()
+                if turn.set_running_or_notify_cancel():
+                    self._free -= 1
+                    turn.set_result(None)
+
+
+async def together(bodies: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run several bodies at the same time.
+
+    Raises:
+        Exception: The first error in their order, once all have ended: what the others do is paid for.
+    """
+    if len(bodies) == 1:
+        return [await bodies[0]]
+    if not runs_here():
+        outcomes = await asyncio.gather(*bodies, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return cast(list[T], outcomes)
+    is_interrupted = threading.Event()
+    with also_stopping(is_interrupted.is_set), ThreadPoolExecutor(max(1, len(bodies))) as pool:
+        futures = [pool.submit(copy_context().run, run_here, body) for body in bodies]
+        try:
+            return [future.result() for future in futures]
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C, which only this thread gets
+                is_interrupted.set()
+            raise

@@ -1,0 +1,72 @@
+"""One call of a chat model: on the caller's event loop where the model has a client for that, else in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, Final, TypeVar
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import Runnable
+
+from gems.faces import in_thread, runs_here
+from gems.models.deadlines import deadline_of, too_late, within_deadline
+from gems.models.tries import in_tries
+
+__all__ = ["CALL", "call_model"]
+
+T = TypeVar("T")
+
+CALL: Final[ContextVar[object]] = ContextVar("gems_call", default=None)
+"""The call that is being made; several may be made at the same time by one node."""
+
+
+async def call_model(
+    runnable: Runnable[Any, T],
+    conversation: Sequence[BaseMessage],
+    model: BaseChatModel,
+    is_misunderstood: Callable[[Exception], bool],
+) -> T:
+    """Call a chat model within its deadline, again after faults that may pass, as often as its ``metadata`` says.
+
+    A model that GEMS has made by its name is called in a thread, where its requests are counted and its answers are
+    read however torn they arrive. So is a model without a client for event loops.
+
+    Args:
+        runnable: The model, set up for the call.
+        conversation: The messages.
+        model: The model itself.
+        is_misunderstood: Whether an error means that the same request is of no use.
+
+    Raises:
+        Exception: The model's error.
+        BackendError: There was no answer in time.
+    """
+    token, seconds = CALL.set(object()), deadline_of(model)
+    messages = list(conversation)
+
+    def call() -> T:
+        return in_tries(lambda: runnable.invoke(messages), model, is_misunderstood)
+
+    try:
+        if runs_here():
+            return within_deadline(call, seconds)
+        if seconds is None and _has_async_client(model):
+            return await runnable.ainvoke(messages)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await in_thread(call)
+        except TimeoutError:
+            if limit.expired() and seconds is not None:
+                raise too_late(seconds) from None
+            raise
+    finally:
+        CALL.reset(token)
+
+
+def _has_async_client(model: BaseChatModel) -> bool:
+    """Whether a model's own package knows how to wait for it on an event loop."""
+    kind = type(model)
+    return kind._agenerate is not BaseChatModel._agenerate or kind._astream is not BaseChatModel._astream
