@@ -6,16 +6,16 @@ continued from the node that waited.
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
 from langgraph.errors import GraphDrained
 
-__all__ = ["WaitEnded", "acquire", "also_stopping", "ending", "is_stopping", "pause", "stopping"]
+__all__ = ["WaitEnded", "acquire", "also_stopping", "apause", "ending", "is_stopping", "pause", "stopping"]
 
 _POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
@@ -76,25 +76,65 @@ def pause(seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while True:
-        if is_stopping() or _ENDING.get()():
-            raise WaitEnded("stopped while waiting for a server")
+        if _is_over():
+            raise _ended()
         left = deadline - time.monotonic()
         if left <= 0:
             return
         time.sleep(min(left, _POLL_SECONDS))
 
 
-@contextmanager
-def acquire(slots: threading.Semaphore) -> Iterator[None]:
+async def apause(seconds: float) -> None:
+    """See ``pause``; on an event loop."""
+    async with _until(_is_over, _ended):
+        await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
     """Hold one of the slots for the block, after waiting for it.
 
     Raises:
         GraphDrained: The run was to stop before it got one.
     """
-    while not slots.acquire(timeout=_POLL_SECONDS):
-        if is_stopping():
-            raise GraphDrained("stopped before its turn")
+    async with _until(is_stopping, lambda: GraphDrained("stopped before its turn")):
+        await slots.acquire()
     try:
         yield
     finally:
         slots.release()
+
+
+def _is_over() -> bool:
+    return is_stopping() or _ENDING.get()()
+
+
+def _ended() -> GraphDrained:
+    return WaitEnded("stopped while waiting for a server")
+
+
+@asynccontextmanager
+async def _until(is_over: Callable[[], bool], ended: Callable[[], GraphDrained]) -> AsyncIterator[None]:
+    """Let a wait in the block end as soon as it is over, with an error."""
+    if is_over():
+        raise ended()
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        nonlocal timer
+        if is_over():
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(_POLL_SECONDS, look)
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(_POLL_SECONDS, look)
+            try:
+                yield
+            finally:
+                timer.cancel()
+    except TimeoutError:
+        if limit.expired():
+            raise ended() from None
+        raise
