@@ -97,9 +97,15 @@ async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
     Raises:
         GraphDrained: The run was to stop before it got one.
     """
-    async with _until(is_stopping, lambda: GraphDrained("stopped before its turn")):
+
+    def stopped() -> GraphDrained:
+        return GraphDrained("stopped before its turn")
+
+    async with _until(is_stopping, stopped):
         await slots.acquire()
     try:
+        if is_stopping():  # since the last look
+            raise stopped()
         yield
     finally:
         slots.release()

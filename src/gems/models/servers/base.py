@@ -21,7 +21,6 @@ from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.http_client import ServerClient
-from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, try_until
 from gems.options import GeneratorOptions
 from gems.stopping import acquire
@@ -159,7 +158,7 @@ class RemoteGenerator(ServerClient, ABC):
             async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 image = await self.make(request, deadline, on_preview)
-            return await asyncio.to_thread(decode_image, image, self.name) if isinstance(image, bytes) else image
+            return await self.decode(image) if isinstance(image, bytes) else image
 
         async def paid() -> Image.Image:
             try:

@@ -23,6 +23,7 @@ real images are smaller than noise."""
 
 JPEG: Final = b"\xff\xd8\xff"
 """How a JPEG begins."""
+_GZIP: Final = b"\x1f\x8b"
 
 
 async def read_body(response: httpx.Response) -> bytes:
@@ -43,7 +44,9 @@ async def read_body(response: httpx.Response) -> bytes:
         if (body := await asyncio.to_thread(_whole, b"".join(parts))) is None:
             raise
     else:
-        body = await asyncio.to_thread(_decoded, response, b"".join(parts))
+        body = b"".join(parts)
+        if "content-encoding" in response.headers or body.startswith(_GZIP):
+            body = await asyncio.to_thread(_decoded, response, body)
     return _in_utf_8(body, response.headers.get("content-type", "")) or body
 
 
@@ -84,7 +87,7 @@ def keep_whole(response: Any) -> None:
 def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
     """A text in the encoding that its header names, such as GBK, in UTF-8; None if it is no such text."""
     charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", media_type, re.I)
-    if charset is None or is_image_file(body) or body.startswith(b"\x1f\x8b"):
+    if charset is None or is_image_file(body) or body.startswith(_GZIP):
         return None
     with suppress(UnicodeError):  # a header that tells wrongly of UTF-8
         body.decode()
@@ -129,13 +132,7 @@ def _require_known_compression(response: httpx.Response, raw: bytes) -> None:
     accepted |= {"", "identity", "x-gzip", "none", "utf-8", "aws-chunked"}
     names = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
     unknown = [name for name in names if name not in accepted]
-    if (
-        response.is_success
-        and unknown
-        and not _is_whole(raw)
-        and not is_image_file(raw)
-        and not raw.startswith(b"\x1f\x8b")
-    ):
+    if response.is_success and unknown and not _is_whole(raw) and not is_image_file(raw) and not raw.startswith(_GZIP):
         fault = f"{response.url.host} packs its answer ({one_line(unknown[0], 30)}) as nobody asked it to"
         raise BackendError(f"{fault}; install brotli, or let it send plain answers", retryable=False)
 
@@ -172,10 +169,10 @@ def without_base64(data: bytes) -> bytes:
 
 def _unpacked(body: bytes) -> bytes:
     """The body without a compression that its header does not tell; as it is if that is damaged or too large."""
-    if not body.startswith(b"\x1f\x8b"):
+    if not body.startswith(_GZIP):
         return body
     content, rest = b"", body
-    while rest.startswith(b"\x1f\x8b"):  # a file may have several parts
+    while rest.startswith(_GZIP):  # a file may have several parts
         reader = zlib.decompressobj(wbits=31)
         try:
             content += reader.decompress(rest, MAX_BYTES)

@@ -83,6 +83,7 @@ class _Session:
             names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
             raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
         self.slots = asyncio.Semaphore(concurrency)
+        self.decoders = asyncio.Semaphore(os.cpu_count() or 1)
         self.calls: set[Future[Any]] = set()
         self.process = os.getpid()
 
@@ -123,6 +124,11 @@ class ServerClient:
     def _watch(self, session: _Session) -> None:
         """Close the connections once nobody refers to this client. The system does so at the end of the process."""
         weakref.finalize(self, OWN_LOOP.leave, session, session.http.aclose).atexit = False
+
+    async def decode(self, file: bytes) -> Image.Image:
+        """See ``decode_image``. Only so many files at the same time that threads are left for those who hold a slot."""
+        async with self._session.decoders:
+            return await asyncio.to_thread(decode_image, file, self.name)
 
     @property
     def slots(self) -> asyncio.Semaphore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -210,6 +211,9 @@ def decode_base64(encoded: str, source: str) -> bytes:
     Raises:
         PassingError: It is torn.
     """
+    with contextlib.suppress(ValueError):  # as most servers send it
+        if is_image_file(data := base64.b64decode(encoded, validate=True)):
+            return data
     marker = "base64,"  # the end of a data URL's header
     if encoded[:5].lower() == "data:" and marker not in encoded[:200]:
         return unquote_to_bytes(encoded.partition(",")[2])

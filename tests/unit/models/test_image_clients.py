@@ -1,0 +1,283 @@
+"""Clients of image servers: called from event loops and threads of all kinds, cancelled, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import select
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from http.server import BaseHTTPRequestHandler
+from typing import Any, ClassVar
+
+import psutil
+import pytest
+from PIL import Image
+from servers.threaded import serving
+from servers.waiting import wait_until
+
+from gems.errors import BackendError
+from gems.faces import OwnLoop
+from gems.models.generators import GeneratedImage, ImageRequest, Step
+from gems.models.servers.openai_images import PlainImages
+from gems.options import GeneratorOptions
+from gems.stopping import stopping
+
+_BUFFER = io.BytesIO()
+Image.radial_gradient("L").convert("RGB").save(_BUFFER, "PNG")
+PNG = _BUFFER.getvalue()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Draws as soon as it may, and notices when a client leaves before that."""
+
+    protocol_version = "HTTP/1.1"
+    may_draw: ClassVar[threading.Event]
+    asked: ClassVar[list[str]]
+    left: ClassVar[list[str]]
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        """The image."""
+        self.asked.append(self.path)
+        while not self.may_draw.is_set():
+            if select.select([self.connection], [], [], 0.01)[0]:
+                self.left.append(self.path)
+                self.close_connection = True
+                return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PNG)))
+        self.end_headers()
+        self.wfile.write(PNG)
+
+
+Server = tuple[str, type[Handler]]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    handler = type("OneHandler", (Handler,), {"may_draw": threading.Event(), "asked": [], "left": []})
+    with serving(handler) as http:
+        yield f"http://127.0.0.1:{http.server_port}/draw", handler
+        handler.may_draw.set()
+
+
+@pytest.fixture
+def quick_server(server: Server) -> Server:
+    server[1].may_draw.set()
+    return server
+
+
+@pytest.fixture(autouse=True)
+def own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that no other test's client keeps running."""
+    monkeypatch.setattr("gems.models.servers.http_client.OWN_LOOP", OwnLoop())
+
+
+def client(server: Server, concurrency: int = 8) -> PlainImages:
+    return PlainImages(server[0], name="http:draw", options=GeneratorOptions(concurrency=concurrency, timeout=30))
+
+
+def requests(count: int) -> list[ImageRequest]:
+    return [ImageRequest("a cat", seed) for seed in range(count)]
+
+
+def are_images(results: list[GeneratedImage | BackendError]) -> bool:
+    return all(isinstance(result, GeneratedImage) for result in results)
+
+
+def connections_to(server: Server) -> list[Any]:
+    port = int(server[0].rpartition(":")[2].partition("/")[0])
+    return [c for c in psutil.Process().net_connections("tcp") if c.raddr and c.raddr.port == port]
+
+
+def wait_for(state: Any, handler: type[Handler], seconds: float = 10) -> None:
+    wait_until(state, lambda: f"{len(handler.asked)} asked, {len(handler.left)} left", seconds=seconds)
+
+
+# --- cancel ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_call_leaves_the_server_at_once_and_asks_for_nothing_more(server: Server) -> None:
+    handler, generator = server[1], client(server, concurrency=2)
+
+    async def run() -> None:
+        task = asyncio.create_task(generator.agenerate(requests(4)))
+        await asyncio.to_thread(wait_for, lambda: len(handler.asked) == 2, handler)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_for, lambda: len(handler.left) == 2, handler, 1)
+
+    asyncio.run(run())
+    handler.may_draw.set()
+    assert are_images(generator.generate(requests(1)))
+    assert len(handler.asked) == 3
+    generator.close()
+
+
+def test_ctrl_c_ends_a_call_that_waits_for_a_server(server: Server) -> None:
+    handler, generator = server[1], client(server, concurrency=2)
+    main = threading.main_thread().ident or 0
+
+    def interrupt() -> None:
+        wait_for(lambda: len(handler.asked) == 2, handler)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        generator.generate(requests(4))
+    thread.join()
+    wait_for(lambda: len(handler.left) == 2, handler, 1)
+    generator.close()
+    assert len(handler.asked) == 2
+
+
+def test_a_stop_keeps_what_the_server_draws_and_asks_for_nothing_more(server: Server) -> None:
+    handler, generator, stop = server[1], client(server, concurrency=1), threading.Event()
+
+    def end_soon() -> None:
+        wait_for(lambda: handler.asked, handler)
+        stop.set()
+        handler.may_draw.set()
+
+    thread = threading.Thread(target=end_soon)
+    thread.start()
+    with stopping(stop.is_set):
+        results = generator.generate(requests(3))
+    thread.join()
+    generator.close()
+    assert [type(result) for result in results] == [GeneratedImage, BackendError, BackendError]
+    assert len(handler.asked) == 1
+
+
+# --- callers --------------------------------------------------------------------------------------------------------
+
+
+def test_one_client_serves_loops_one_after_the_other_and_threads_at_once(quick_server: Server) -> None:
+    generator = client(quick_server)
+    for _ in range(2):
+        assert are_images(asyncio.run(generator.agenerate(requests(2))))
+    with ThreadPoolExecutor(2) as pool:
+        for results in pool.map(lambda count: asyncio.run(generator.agenerate(requests(count))), [8, 8]):
+            assert are_images(results)
+        for results in pool.map(generator.generate, [requests(8), requests(8)]):
+            assert are_images(results)
+    assert len(connections_to(quick_server)) <= 8
+    generator.close()
+
+
+def test_a_client_can_be_waited_for_inside_a_running_loop(quick_server: Server) -> None:
+    generator = client(quick_server)
+
+    async def run() -> list[GeneratedImage | BackendError]:
+        return generator.generate(requests(2))
+
+    assert are_images(asyncio.run(run()))
+    generator.close()
+
+
+@pytest.mark.parametrize("face", ["generate", "agenerate"])
+def test_steps_are_reported_in_the_context_of_the_caller(quick_server: Server, face: str) -> None:
+    caller, generator, steps = ContextVar("caller", default=""), client(quick_server), list[tuple[str, int]]()
+
+    def on_step(step: Step) -> None:
+        steps.append((caller.get(), step.index))
+
+    caller.set("me")
+    if face == "generate":
+        generator.generate(requests(2), on_step=on_step)
+    else:
+        asyncio.run(generator.agenerate(requests(2), on_step=on_step))
+    generator.close()
+    assert sorted(steps) == [("me", 0), ("me", 1)]
+
+
+def test_an_error_of_a_step_ends_the_call(quick_server: Server) -> None:
+    def on_step(step: Step) -> None:
+        raise ZeroDivisionError
+
+    generator = client(quick_server)
+    with pytest.raises(ZeroDivisionError):
+        generator.generate(requests(3), on_step=on_step)
+    generator.close()
+
+
+def test_many_calls_do_not_hold_up_the_loop_of_the_caller(quick_server: Server) -> None:
+    generator, lags = client(quick_server, concurrency=16), list[float]()
+
+    async def beat() -> None:
+        while True:
+            start = time.perf_counter()
+            await asyncio.sleep(0.01)
+            lags.append(time.perf_counter() - start - 0.01)
+
+    async def run() -> list[list[GeneratedImage | BackendError]]:
+        heart = asyncio.create_task(beat())
+        try:
+            return await asyncio.gather(*(generator.agenerate(requests(1)) for _ in range(50)))
+        finally:
+            heart.cancel()
+
+    assert all(map(are_images, asyncio.run(run())))
+    generator.close()
+    assert max(lags) < 0.25
+
+
+# --- the end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_client_leaves_no_thread_and_no_connection(quick_server: Server) -> None:
+    def threads() -> set[threading.Thread]:  # without those of the server
+        return {t for t in threading.enumerate() if "process_request" not in t.name}
+
+    before, generator = threads(), client(quick_server)
+    other = client(quick_server)
+    assert are_images(generator.generate(requests(8)))
+    assert are_images(other.generate(requests(1)))
+    generator.close()
+    generator.close()
+    assert len(connections_to(quick_server)) == 1
+    other.close()
+    assert connections_to(quick_server) == []
+    assert threads() <= before
+    assert are_images(generator.generate(requests(1))), "a later call begins anew"
+    generator.close()
+    assert threads() <= before
+
+
+def test_closing_ends_the_calls_under_way(server: Server) -> None:
+    handler, generator = server[1], client(server)
+
+    async def run() -> None:
+        task = asyncio.create_task(generator.agenerate(requests(2)))
+        await asyncio.to_thread(wait_for, lambda: len(handler.asked) == 2, handler)
+        await asyncio.to_thread(generator.close)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(run())
+    wait_for(lambda: len(handler.left) == 2, handler, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_has_its_own_connections(quick_server: Server) -> None:
+    generator = client(quick_server)
+    assert are_images(generator.generate(requests(1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = os.fork()
+    if not child:
+        os._exit(0 if are_images(generator.generate(requests(1))) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert are_images(generator.generate(requests(1)))
+    generator.close()
