@@ -65,6 +65,8 @@ _RETRAIN_AT: Final = 4
 _NUMBER: Final = re.compile("[0-9]{1,18}")
 """Matches the names of finished indexes."""
 _FILES: Final = ("vectors.faiss", "spaces.npy")
+_CELLS_AT: Final = 53
+"""The offset in a FAISS file of an IVF index at which the index of its cells begins."""
 _MAX_ID: Final = 2**63
 """No id and no number of vectors is as large."""
 _MAX_MASKS: Final = 64
@@ -302,8 +304,9 @@ def saved_vectors(
 def _mapped(saved: Path) -> Any:
     """The FAISS index in a folder, mapped into memory; it may be somebody else's.
 
-    FAISS has a form whose vectors lie in another file, wherever that is: read into memory, such an index would change
-    that file. Mapped, it opens nothing else.
+    FAISS has a form whose vectors lie in another file, wherever that is, which it would open and change. Mapped, the
+    index itself opens nothing else; but the index of its cells is read into memory in any case, so what that is is
+    looked at first.
 
     Raises:
         RuntimeError: FAISS cannot read it.
@@ -311,15 +314,16 @@ def _mapped(saved: Path) -> Any:
     """
     import faiss
 
-    index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
-    if type(index) is faiss.IndexIVFScalarQuantizer:
-        parts: Any = index
-        lists: Any = faiss.downcast_InvertedLists(parts.invlists)
+    path = saved / _FILES[0]
+    with path.open("rb") as file:
+        head = file.read(_CELLS_AT + 4)
+    if (head[:4], head[_CELLS_AT:]) == (b"IwSq", b"IxFI"):
+        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
         is_own = type(lists) is faiss.OnDiskInvertedLists and not lists.filename and lists.ptr is not None
-        quantizer: Any = faiss.downcast_index(parts.quantizer)
-        if is_own and type(quantizer) is faiss.IndexFlatIP and quantizer.d == index.d:
+        if is_own and index.quantizer.d == index.d:
             return index
-    raise ValueError(f"{saved / _FILES[0]} is not of the form that GEMS writes")
+    raise ValueError(f"{path} is not of the form that GEMS writes")
 
 
 def _manifest(saved: Path, store: str, embedder: str, index: str) -> Manifest | None:
