@@ -121,6 +121,15 @@ def test_an_index_whose_namespaces_are_no_numbers_of_ours_is_built_again(saved: 
     assert open_index(saved, store=Vectors.store, embedder=Vectors.embedder, index=sign(saved)) is None
 
 
+@pytest.mark.parametrize(
+    "form", [b"", b"\x93NUMPY\x01\x00\x20\x00{'shape': ((((((((((((((((((((((", b"PK\x05\x06" + bytes(18)]
+)
+def test_namespaces_of_no_form_of_numpy_end_nothing(saved: Path, form: bytes) -> None:
+    (saved / "spaces.npy").write_bytes(form)
+    draft = build(saved.parent, Vectors(500, index=sign(saved)))
+    assert json.loads((draft / "manifest.json").read_text())["trained_for"] == 500
+
+
 def test_an_index_extends_the_last_one(saved: Path) -> None:
     name = sign(saved)
     opened = open_index(saved, store=Vectors.store, embedder=Vectors.embedder, index=name)
