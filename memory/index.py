@@ -69,6 +69,8 @@ _CELLS_AT: Final = 53
 """The offset in a FAISS file of an IVF index at which the index of its cells begins."""
 _MAX_ID: Final = 2**63
 """No id and no number of vectors is as large."""
+_MAX_SPACE: Final = 10**7
+"""No number of a namespace is as large: a search makes a table of all of them."""
 _MAX_MASKS: Final = 64
 """Number of masks that are kept."""
 _SAMPLES: Final = 32
@@ -134,7 +136,11 @@ class VectorIndex:
         self._recent.is_trained = True
         # Copy on write: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
-        if self._spaces.dtype != np.int32 or self._spaces.ndim != 1:
+        if (
+            (self._spaces.dtype, self._spaces.ndim) != (np.int32, 1)
+            or self._spaces.min(initial=0) < -1
+            or self._spaces.max(initial=0) > _MAX_SPACE
+        ):
             raise ValueError(f"{saved / _FILES[1]} is not of the form that GEMS writes")
 
     def add(self, chunk: Chunk) -> None:

@@ -115,7 +115,9 @@ def test_no_index_within_an_index_of_somebody_else_opens_another_file(saved: Pat
         saved_vectors(saved)
 
 
-@pytest.mark.parametrize("spaces", [np.zeros(401), np.zeros((401, 1), np.int32)])
+@pytest.mark.parametrize(
+    "spaces", [np.zeros(401), np.zeros((401, 1), np.int32), np.full(401, 2**31 - 1, np.int32), np.full(9, -2, np.int32)]
+)
 def test_an_index_whose_namespaces_are_no_numbers_of_ours_is_built_again(saved: Path, spaces: NDArray[Any]) -> None:
     np.save(saved / "spaces.npy", spaces)
     assert open_index(saved, store=Vectors.store, embedder=Vectors.embedder, index=sign(saved)) is None
