@@ -253,7 +253,7 @@ def test_a_damaged_schema_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> N
     for path in (checkpoints, memory / "records.sqlite", ledger):
         with closing(sqlite3.connect(path)) as db, db:
             db.execute("PRAGMA writable_schema = 1")
-            db.execute("UPDATE sqlite_master SET sql = replace(sql, 'CREATE', CAST(X'FF' AS TEXT))")
+            db.execute("UPDATE sqlite_master SET sql = replace(sql, 'TABLE', CAST(X'FF' AS TEXT))")
     attempts: list[Callable[[], object]] = [
         lambda: open_checkpoints(checkpoints).__enter__(),
         lambda: read_checkpoints(checkpoints).__enter__(),
