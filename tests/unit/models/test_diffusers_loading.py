@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -155,6 +156,23 @@ def test_the_home_folder_can_be_written_short(folder: Path, monkeypatch: pytest.
 
 
 # --- autoencoders ----------------------------------------------------------------------------------------------------
+
+
+def test_compiled_code_of_another_user_is_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # PyTorch sets it, and the test's end takes that back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    own_id = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: own_id + 1)
+    backend = DiffusersGenerator(str(folder), name="sd", options=SMALL.model_copy(update={"compile": True}))
+    with pytest.raises(InputError, match="belongs to another user; set TORCHINDUCTOR_CACHE_DIR"):
+        backend.load()
+    monkeypatch.setattr("os.getuid", lambda: own_id)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setattr(diffusers.ModelMixin, "compile_repeated_blocks", lambda *_, **__: None)
+    backend.load()
 
 
 @pytest.fixture
