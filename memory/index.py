@@ -137,7 +137,8 @@ class VectorIndex:
         # Copy on write: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
         if (
-            (self._spaces.dtype, self._spaces.ndim) != (np.int32, 1)
+            self._spaces.dtype != np.int32
+            or self._spaces.ndim != 1
             or self._spaces.min(initial=0) < -1
             or self._spaces.max(initial=0) > _MAX_SPACE
         ):

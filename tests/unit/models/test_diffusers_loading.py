@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import json
 import os
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -156,6 +157,25 @@ def test_the_home_folder_can_be_written_short(folder: Path, monkeypatch: pytest.
 
 
 # --- autoencoders ----------------------------------------------------------------------------------------------------
+
+
+class _Canary:
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+def test_a_pickle_that_an_index_of_weights_names_calls_nothing(folder: Path, tmp_path: Path) -> None:
+    unet = Path(shutil.copytree(folder, tmp_path / "sd")) / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "other.safetensors")
+    (unet / "weights.bin").write_bytes(pickle.dumps(_Canary(tmp_path / "called")))
+    index = {"metadata": {"total_size": 1, "all_checkpoint_keys": ["a"]}, "weight_map": {"a": "weights.bin"}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BackendError, match=r"weights\.bin"):
+        DiffusersGenerator(str(unet.parent), name="sd", options=SMALL).load()
+    assert not (tmp_path / "called").exists()
 
 
 def test_compiled_code_of_another_user_is_not_run(

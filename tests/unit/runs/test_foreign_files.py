@@ -262,7 +262,7 @@ def test_a_damaged_schema_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> N
         lambda: LedgerFile(ledger),
     ]
     for attempt in attempts:
-        with pytest.raises(InputError, match="cannot (use|be read|store)"):
+        with pytest.raises(InputError, match=r"cannot (use|be read|store)"):
             attempt()
 
 
