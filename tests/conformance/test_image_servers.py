@@ -437,6 +437,7 @@ def _file(image: Image.Image, kind: str = "PNG") -> bytes:
     [
         (b"", "did not send"),
         (b"\x89PNG\r\n\x1a\n", "did not send"),
+        (_file(Image.new("RGB", (64, 64)), "AVIF").replace(b"iloc", b"ilof"), "did not send"),
         (_file(Image.new("RGBA", (4, 4), (1, 2, 3, 0))), "transparent everywhere"),
         (_file(Image.new("LA", (4, 4), (9, 0))), "transparent everywhere"),
         (_file(Image.effect_noise((64, 64), 90))[:-900], "torn"),
