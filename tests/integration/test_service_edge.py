@@ -471,6 +471,19 @@ def test_an_answer_to_no_run_of_ones_own_is_told_alike_on_all_routes(keyed: Keye
 
 
 @needs("service_edge")
+def test_a_stream_that_is_not_accepted_says_why(keyed: Keyed) -> None:
+    """A full queue is refused at the same place as a limit that is used up."""
+    with keyed.client("poor") as poor:
+        while (plain := poor.post("/v1/runs", json=RUN)).status_code != 429:
+            keyed.served.wait_for(plain.json()["id"], key=keyed.keys["poor"])
+        for route in ("stream", "stream_log", "stream_events"):
+            answer = poor.post(f"/gems/{route}", json=CALL)
+            assert (answer.status_code, answer.json()) == (429, plain.json())
+            assert int(answer.headers["retry-after"]) >= 1
+            assert poor.post(f"/gems/{route}", json={"input": {"prompt": " "}}).status_code == 400
+
+
+@needs("service_edge")
 def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
     """Not even where a run fails in the midst of a stream."""
     with keyed.client("ann") as ann:
