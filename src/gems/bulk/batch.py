@@ -273,7 +273,7 @@ class SharesOut(Protocol):
         """See ``Account.wait_to_begin``."""
         ...
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
         """See ``Account.finish``."""
         ...
 
@@ -295,7 +295,9 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         run = worker.half_done.spent(job.key)
         if run is not None:
             run = run.model_copy(update={"interrupted": settle_run(run.run_id)})
-        account.finish(job.key, run, row)
+        # An error of no step: the checkpoint of what it drew could not be written.
+        lost_images = worker.half_done.lost_images(job.key) if row is not None and "outcome" not in row else 0
+        account.finish(job.key, run, row, lost_images=lost_images)
         if row is None or "stopped_by_total" not in row:
             return row
 
