@@ -314,10 +314,12 @@ def _with_times(row: BatchRow, started: float) -> BatchRow:
 
 def _failure(error: Exception) -> BatchRow:
     text = one_line(error, 1000)
+    is_of_database = type(error).__module__.startswith("psycopg")
+    kind = "cannot use the PostgreSQL database" if is_of_database else type(error).__name__
     return cast(
         BatchRow,
         {
-            "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
+            "error": text if isinstance(error, GemsError) else f"{kind}: {text}",
             "error_kind": "input" if isinstance(error, InputError) else "backend",
         },
     )
