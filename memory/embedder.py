@@ -144,14 +144,14 @@ class CachedEmbedder(Embeddings):
             vectors |= new_vectors
         return [vectors[text].tolist() for text in texts]
 
-    def _numbers(self, vector: object) -> array[float]:
+    def _numbers(self, vector: list[float]) -> array[float]:
         """A vector as a server has sent it.
 
         Raises:
             BackendError: It is none, or holds what is no finite number: a run goes on without memory.
         """
         try:
-            numbers = array("d", vector)  # type: ignore[arg-type]
+            numbers = array("d", vector)
         except (TypeError, ValueError, OverflowError):
             numbers = array("d")
         if not (numbers and math.isfinite(sum(numbers))):
