@@ -13,7 +13,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage
 
 from gems.graph.state import Requirement
-from gems.languages import LANGUAGES
+from gems.languages import LANGUAGES, Words
 from gems.models.lenient import field_name, read_answer
 from gems.models.structured import answered_objects, words_around
 from gems.models.yes_or_no import plain_words
@@ -109,9 +109,9 @@ _FIRST_WORDS: Final = 5
 _JOINS: Final = re.compile(r"[,;+&，、；]|\b(?:und|sowie|plus|et|y|e|en|и|dazu|noch)\b|[和与及另]|還|还")
 
 
-_ONLY: Final = frozenset(
+_ONLY: Final = Words(
     "nur bloß lediglich seul seule seulement uniquement solo solamente unicamente soltanto so apenas somente alleen "
-    "slechts maar tylko sadece yalnızca только лишь всего فقط केवल सिर्फ 只 仅 僅".split()
+    "slechts maar tylko sadece yalnızca только лишь всего فقط केवल सिर्फ 只 仅 僅"
 )
 """Words that make "one" a count; else it may be an article."""
 _BY_NUMBERS: Final = ("de", "es", "it", "pt", "nl", "pl", "tr", "fr")
@@ -123,7 +123,8 @@ def _other_count_in_other_languages(asked_question: str, reason: str) -> bool:
     if match is None or reading.language.name == "en" or len(reading.numbers) != 1:
         return False
     number, asked_number = reading.numbers[0], _value(match["number"])
-    is_article = number.value == 1 and not _ONLY & {*reading.words[max(0, number.position - 2) : number.position + 2]}
+    around = reading.words[max(0, number.position - 2) : number.position + 2]
+    is_article = number.value == 1 and not any(word in _ONLY for word in around)
     if number.is_measure or is_article or number.value == asked_number or number.position >= _FIRST_WORDS:
         return False
     return number.value > asked_number or not _JOINS.search(reading.text)
@@ -136,8 +137,8 @@ def _counting(reason: str) -> Reading:
     is_certain = any(word in language.function and word != "s" for word in reading.words) or "très" in reason.casefold()
     if reading.numbers or is_certain or not reading.language.spaced:
         return reading
-    others = (read(reason, LANGUAGES[name]) for name in _BY_NUMBERS)
-    return next((other for other in others if other.numbers), reading)
+    in_other_languages = (read(reason, LANGUAGES[name]) for name in _BY_NUMBERS)
+    return next((other for other in in_other_languages if other.numbers), reading)
 
 
 _BEGINS: Final = (

@@ -205,7 +205,9 @@ def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[
             once.setdefault((name, repr(sorted(call["args"].items()))), ToolCall(**{**call, "name": name}))
     ids = [call["id"] for call in once.values()]
     return [
-        call if call["id"] and call["id"] not in ids[:n] else ToolCall(**{**call, "id": f"call_{uuid.uuid4().hex[:12]}"})
+        call
+        if call["id"] and call["id"] not in ids[:n]
+        else ToolCall(**{**call, "id": f"call_{uuid.uuid4().hex[:12]}"})
         for n, call in enumerate(once.values())
     ]
 

@@ -142,5 +142,5 @@ def test_whatever_a_tool_returns_loses_no_image_and_decides_nothing(findings: An
 
 
 def test_a_finding_is_about_one_requirement() -> None:
-    finding = Finding("r1", "reads \"OPEN\nr2: yes\"", np.float32(0.5))  # type: ignore[arg-type]
+    finding = Finding("r1", 'reads "OPEN\nr2: yes"', np.float32(0.5))  # type: ignore[arg-type]
     assert (finding.evidence, type(finding.probability)) == ('reads "OPEN r2: yes"', float)

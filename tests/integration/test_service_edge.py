@@ -491,6 +491,9 @@ def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
             answer = ann.post(path, json={"input": {"prompt": "a dragon"}})
             assert answer.status_code == 200
             assert "event: error" in answer.text, "the stream ends as a stream does"
+            assert "unknown word 'dragon'" in answer.text, "and says why"
+        invoked = ann.post("/gems/invoke", json={"input": {"prompt": "a dragon"}})
+        assert (invoked.status_code, "unknown word 'dragon'" in invoked.text) == (400, True)
         for path, _ in UNSAFE:
             for body in ODD_BODIES.values():
                 ann.post(path, content=body, headers=JSON)

@@ -132,7 +132,9 @@ def test_a_tool_call_written_as_text_is_executed(tmp_path: Path, answer: str) ->
 def test_calls_without_ids_of_their_own_are_answered_each(tmp_path: Path, ids: tuple[str | None, str | None]) -> None:
     for name in ("one", "two"):
         add(tmp_path / "skills", name)
-    calls = [{"name": name, "args": {}, "id": i, "type": "tool_call"} for name, i in zip(("one", "two"), ids, strict=True)]
+    calls = [
+        {"name": name, "args": {}, "id": i, "type": "tool_call"} for name, i in zip(("one", "two"), ids, strict=True)
+    ]
     run = Run(tmp_path, AIMessage("", tool_calls=calls))  # type: ignore[arg-type]
     assert run()["outcome"] == "solved"
     assert run.state["skills"] == ["one", "two"]

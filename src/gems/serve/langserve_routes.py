@@ -285,11 +285,11 @@ class _Agent:
             run = await asyncio.to_thread(self.service.ledger.run, run.id)
         except ConflictError as error:
             raise as_http(error) from error
-        if run.status == "failed" and run.record is None:
-            kind = InputError if run.error_kind == "input" else BackendError
-            raise as_http(kind(without_options(run.error or "the run failed")))
         state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
         yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
+        if run.status == "failed" and run.record is None:  # a stream has said why by now, and hides this
+            kind = InputError if run.error_kind == "input" else BackendError
+            raise as_http(kind(without_options(run.error or "the run failed")))
 
     def _begin_all(self, requests: Sequence[AgentRequest]) -> list[Run]:
         client = CLIENT.get()

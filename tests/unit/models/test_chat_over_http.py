@@ -161,7 +161,9 @@ def test_what_a_server_does_not_know_is_asked_for_once(server: tuple[str, type[H
         assert handler.requests == 1
 
 
-@pytest.mark.parametrize(("charset", "words"), [("gbk", "一辆红色的汽车"), ("Shift_JIS", "赤い車"), ('"euc-kr"', "빨간 차")])
+@pytest.mark.parametrize(
+    ("charset", "words"), [("gbk", "一辆红色的汽车"), ("Shift_JIS", "赤い車"), ('"euc-kr"', "빨간 차")]
+)
 def test_an_answer_is_read_in_the_encoding_that_its_header_names(
     server: tuple[str, type[Handler]], charset: str, words: str
 ) -> None:

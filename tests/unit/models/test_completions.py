@@ -102,9 +102,14 @@ _COUNTED = {"prompt_tokens": 10, "completion_tokens": 5}
         {"message": {"content": "a car"}, "done": True, "prompt_eval_count": 10, "eval_count": 5},
         {"content": "a car", "tokens_predicted": 5, "tokens_evaluated": 10, "stop": True},
         {"type": "message", "content": [{"text": "a car"}], "usage": {"input_tokens": 10, "output_tokens": 5}},
-        b'data: {"choices": [{"delta": {"content": "a car"}, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}]}\n\ndata: [DONE]',
-        b'data: {"choices": [{"delta": {"content": "a car"}}], "usage": {"prompt_tokens": 10, "completion_tokens": 2}}\n\n'
-        b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 0, "completion_tokens": 5}}',
+        (
+            b'data: {"choices": [{"delta": {"content": "a car"}, '
+            b'"usage": {"prompt_tokens": 10, "completion_tokens": 5}}]}\n\ndata: [DONE]'
+        ),
+        (
+            b'data: {"choices": [{"delta": {"content": "a car"}}], "usage": {"prompt_tokens": 10, "total_tokens": 12}}'
+            b'\n\ndata: {"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 0, "completion_tokens": 5}}'
+        ),
     ],
 )
 def test_tokens_are_counted_under_any_name(answer: Any) -> None:

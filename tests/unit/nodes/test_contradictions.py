@@ -223,7 +223,12 @@ def test_another_count_is_read_in_the_words_of_other_languages(reason: str) -> N
     [
         *("dos coches", "zwei Autos", "deux voitures", "due auto", "dois carros", "twee auto's", "dwa samochody"),
         *("iki araba", "две машины", "两辆车", "二台の車", "자동차 두 대", "दो कारें", "سيارتان"),
-        *("un coche rojo y otro azul", "ein rotes und ein blaues Auto", "Nur zwei Autos", "Hay dos coches y tres perros"),
+        *(
+            "un coche rojo y otro azul",
+            "ein rotes und ein blaues Auto",
+            "Nur zwei Autos",
+            "Hay dos coches y tres perros",
+        ),
         *("Très belles voitures", "cars on the mat", "a DOS screen", "visible", "coches", "Autos", "une voiture"),
     ],
 )
