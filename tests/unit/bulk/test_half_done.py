@@ -22,8 +22,8 @@ from gems.bulk.journal import Journal
 from gems.bulk.limits import Limits
 from gems.bulk.results import Claim
 from gems.graph.builder import build_graph
-from gems.graph.context import Budget, GemsContext
-from gems.graph.state import GemsInput, Usage
+from gems.graph.context import GemsContext
+from gems.graph.state import Budget, GemsInput, Usage
 from gems.memory.image_store import ImageStore
 
 
