@@ -19,7 +19,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any, Final, TypeVar, cast
 
@@ -545,8 +545,9 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
         body = _unpacked(b"".join(parts))
         if not (_is_whole(body) or body.startswith(_JPEG)):  # how much of a JPEG is missing is seen when it is decoded
             raise
-        return body
-    return _decoded(response, b"".join(parts))
+    else:
+        body = _decoded(response, b"".join(parts))
+    return _in_utf_8(body, response.headers.get("content-type", "")) or body
 
 
 def keep_whole(response: Any) -> None:
@@ -571,7 +572,24 @@ def keep_whole(response: Any) -> None:
             raise
         body = raw
     response.headers.pop("content-encoding", None)
-    response.stream = type(response)(200, content=_unpacked(body)).stream
+    media_type = response.headers.get("content-type", "")
+    if text := _in_utf_8(_unpacked(body), media_type):
+        response.headers["content-type"] = media_type.partition(";")[0]
+    response.stream = type(response)(200, content=text or _unpacked(body)).stream
+
+
+def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
+    """A text in the encoding that its header names, such as GBK, in UTF-8; None if it is no such text."""
+    charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", media_type, re.I)
+    if charset is None or is_image_file(body) or body.startswith(b"\x1f\x8b"):
+        return None
+    with suppress(UnicodeError):  # a header that tells wrongly of UTF-8
+        body.decode()
+        return None
+    try:
+        return body.decode(charset[1]).encode()
+    except (LookupError, UnicodeError):
+        return None
 
 
 def _limit(response: httpx.Response, size: int) -> None:
