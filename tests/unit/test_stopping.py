@@ -45,10 +45,9 @@ def test_a_run_that_is_to_stop_does_not_wait_for_its_turn() -> None:
     async def run() -> None:
         slots, stop = asyncio.Semaphore(1), threading.Event()
         async with acquire(slots):
+            asyncio.get_running_loop().call_later(0.05, stop.set)
             with stopping(stop.is_set), pytest.raises(GraphDrained):
-                asyncio.get_running_loop().call_later(0.05, stop.set)
-                async with acquire(slots):
-                    pass
+                await acquire(slots).__aenter__()
             assert slots.locked()
         assert not slots.locked()
 

@@ -36,7 +36,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # the decoders raise whatever a damaged file leads them to
         raise BackendError(f"{source} did not send a {', '.join(_FORMATS)} image", retryable=False) from None
     if math.prod(image.size) > MAX_PIXELS:
         raise too_large
@@ -47,7 +47,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         return _visible(_upright(image), source)
     except BackendError:
         raise
-    except Exception:  # the decoders raise whatever a damaged file leads them to
+    except Exception:  # as above
         rest = _visible(_upright(whole), source) if (whole := _completed(data, image)) else None
         raise PassingError(f"{source} sent a torn image", may_cost=True, rest=rest) from None
 

@@ -318,7 +318,7 @@ class _RefusedFields:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", icc_profile=None)  # the pixels: a profile can hold anything
     return buffer.getvalue()
 
 
