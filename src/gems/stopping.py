@@ -19,6 +19,7 @@ __all__ = ["WaitEnded", "acquire", "also_stopping", "apause", "ending", "is_stop
 
 _POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
+_WHILE_WAITING: Final = "stopped while waiting for a server"
 _STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=lambda: False)
 _ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
 
@@ -77,7 +78,7 @@ def pause(seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while True:
         if _is_over():
-            raise _ended()
+            raise WaitEnded(_WHILE_WAITING)
         left = deadline - time.monotonic()
         if left <= 0:
             return
@@ -86,7 +87,7 @@ def pause(seconds: float) -> None:
 
 async def apause(seconds: float) -> None:
     """See ``pause``; on an event loop."""
-    async with _until(_is_over, _ended):
+    async with _until(_is_over, WaitEnded(_WHILE_WAITING)):
         await asyncio.sleep(seconds)
 
 
@@ -97,15 +98,12 @@ async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
     Raises:
         GraphDrained: The run was to stop before it got one.
     """
-
-    def stopped() -> GraphDrained:
-        return GraphDrained("stopped before its turn")
-
-    async with _until(is_stopping, stopped):
+    early_end = GraphDrained("stopped before its turn")
+    async with _until(is_stopping, early_end):
         await slots.acquire()
     try:
         if is_stopping():  # since the last look
-            raise stopped()
+            raise early_end
         yield
     finally:
         slots.release()
@@ -115,16 +113,13 @@ def _is_over() -> bool:
     return is_stopping() or _ENDING.get()()
 
 
-def _ended() -> GraphDrained:
-    return WaitEnded("stopped while waiting for a server")
-
-
 @asynccontextmanager
-async def _until(is_over: Callable[[], bool], ended: Callable[[], GraphDrained]) -> AsyncIterator[None]:
+async def _until(is_over: Callable[[], bool], error: GraphDrained) -> AsyncIterator[None]:
     """Let a wait in the block end as soon as it is over, with an error."""
     if is_over():
-        raise ended()
+        raise error
     loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
 
     def look() -> None:
         nonlocal timer
@@ -142,5 +137,5 @@ async def _until(is_over: Callable[[], bool], ended: Callable[[], GraphDrained])
                 timer.cancel()
     except TimeoutError:
         if limit.expired():
-            raise ended() from None
+            raise error from None
         raise

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 import httpx
@@ -103,7 +104,7 @@ class ServerClient:
         self.url = checked_url(base_url)
         remember_secret(key)
         self._lock = threading.Lock()
-        self._open = lambda: _Session(name, concurrency, key)
+        self._open = partial(_Session, name, concurrency, key)
         self._session = self._open()
         self._watch(self._session)
 
@@ -276,7 +277,7 @@ class ServerClient:
             data = without_base64(data)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
-            return await asyncio.to_thread(decode_image, data, self.name)
+            return await self.decode(data)
 
         with _told_as_drawn(self.name):
             return await _fetch_again(fetch, deadline)

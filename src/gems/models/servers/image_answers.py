@@ -22,7 +22,6 @@ from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
 from gems.models.servers.bodies import is_image_file
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
-from gems.models.servers.image_files import decode_image
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
 from gems.models.servers.retries import PassingError
 from gems.secrets import one_line
@@ -99,7 +98,7 @@ class _Source(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    image: bytes = b""
+    file: bytes = b""
     """The image file, if there is no choice."""
     sources: Sequence[_Source] = ()
     is_suspect: bool = False
@@ -120,10 +119,10 @@ class JsonImages(RemoteGenerator):
             ContentRefusedError: The server refuses to draw the prompt, or its filter has stopped the image.
             BackendError: There is no image, in the server's words.
         """
-        image, sources, is_suspect = await asyncio.to_thread(self._read, body)
-        image = image or await self._first_image(sources, deadline)
-        if is_suspect:
-            image = await asyncio.to_thread(decode_image, image, self.name) if isinstance(image, bytes) else image
+        answer = await asyncio.to_thread(self._read, body)
+        image = answer.file or await self._first_image(answer.sources, deadline)
+        if answer.is_suspect:
+            image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
                 raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
         return image
@@ -152,8 +151,7 @@ class JsonImages(RemoteGenerator):
             try:
                 if is_address:
                     return await self._download(text, deadline)
-                data = await asyncio.to_thread(decode_base64, text, self.name)
-                return await asyncio.to_thread(decode_image, data, self.name)
+                return await self.decode(await asyncio.to_thread(decode_base64, text, self.name))
             except BackendError as failure:
                 errors.append(failure)
                 if time.monotonic() > deadline:
