@@ -174,12 +174,12 @@ class _Easel:
             self._report(replace(step, index=indices[step.index]))
 
         def paint() -> None:
-            self._file_all(requests, indices, self.backend.generate(wanted, on_step=on_step), errors)
+            self._file_all(requests, indices, self.backend.generate(group, on_step=on_step), errors)
 
-        wanted = [requests[index] for index in indices]
+        group = [requests[index] for index in indices]
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await self.backend.agenerate(wanted, on_step=on_step)
+                results = await self.backend.agenerate(group, on_step=on_step)
                 await in_thread(self._file_all, requests, indices, results, errors)
             else:
                 await in_thread(paint)

@@ -14,15 +14,16 @@ from typing import Any, TypeVar, cast
 
 from langgraph._internal._runnable import RunnableCallable
 
-from gems.faces import Workers, in_thread, run_here
+from gems.faces import in_thread, run_here
 from gems.graph.state import GemsState, check_schema
+from gems.nodes.resources import Resources
 
-__all__ = ["node_of", "without_waits", "workers_of"]
+__all__ = ["node_of", "resources_of_node", "without_waits"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def node_of(body: Callable[..., Any], workers: Workers) -> Any:
+def node_of(body: Callable[..., Any], resources: Resources) -> Any:
     """A node: a coroutine function, or a plain function, which works in a thread where there is an event loop.
 
     It checks first that this version can read the state, which may come from another version's checkpoint.
@@ -38,11 +39,11 @@ def node_of(body: Callable[..., Any], workers: Workers) -> Any:
         return run_here(begin(state, injected))
 
     async def anode(state: GemsState, **injected: Any) -> GemsState:
-        with workers.at_work():
+        with resources.workers.at_work():
             return await begin(state, injected)
 
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)
-    runnable.gems_workers = workers  # type: ignore[attr-defined]
+    runnable.gems_resources = resources  # type: ignore[attr-defined]
     return runnable
 
 
@@ -55,6 +56,7 @@ def without_waits(function: F) -> F:
     return cast(F, RunnableCallable(function, same, name=function.__name__, trace=False))
 
 
-def workers_of(runnable: Any) -> Workers:
-    """The threads of a node that ``node_of`` has made."""
-    return cast(Workers, runnable.gems_workers)
+def resources_of_node(runnable: Any) -> Resources | None:
+    """The resources of a node that ``node_of`` has made; None for any other."""
+    resources: Resources | None = getattr(runnable, "gems_resources", None)
+    return resources

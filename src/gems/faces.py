@@ -60,7 +60,7 @@ class Workers:
 
 
 _WORKERS: ContextVar[Workers] = ContextVar("gems_workers", default=Workers())  # noqa: B039 - meant to be shared
-_HERE: ContextVar[object] = ContextVar("gems_here", default=None)
+_BLOCKED_PLACE: ContextVar[object] = ContextVar("gems_here", default=None)
 """The thread, and the event loop that runs in it, in which a body is run without a loop."""
 
 
@@ -70,7 +70,7 @@ def _place() -> tuple[int, object]:
 
 def runs_here() -> bool:
     """Whether the current body is run by ``run_here``, so that it has to block where it waits."""
-    return _HERE.get() == _place()
+    return _BLOCKED_PLACE.get() == _place()
 
 
 def run_here(body: Coroutine[Any, Any, T]) -> T:
@@ -79,14 +79,14 @@ def run_here(body: Coroutine[Any, Any, T]) -> T:
     Raises:
         RuntimeError: The body awaits something else than the functions of this module do.
     """
-    token = _HERE.set(_place())
+    token = _BLOCKED_PLACE.set(_place())
     try:
         body.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
     finally:
-        _HERE.reset(token)
+        _BLOCKED_PLACE.reset(token)
         body.close()
     raise RuntimeError(
         f"{getattr(body, '__qualname__', body)} needs an event loop; use ainvoke, or a model without one"

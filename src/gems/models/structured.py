@@ -506,7 +506,7 @@ def _with_schema(messages: Sequence[BaseMessage], schema: type[BaseModel], metho
     """
     if method in ("json_schema", "tool"):
         return list(messages)
-    words = IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
+    words = _in_words(schema)
     *before, last = messages
     if not isinstance(last, HumanMessage):
         return [*messages, HumanMessage(words)]
@@ -515,6 +515,12 @@ def _with_schema(messages: Sequence[BaseMessage], schema: type[BaseModel], metho
     else:
         content = [*last.content, {"type": "text", "text": words}]
     return [*before, last.model_copy(update={"content": content})]
+
+
+@lru_cache(maxsize=64)
+def _in_words(schema: type[BaseModel]) -> str:
+    """A request for a form, with its schema, whose making takes milliseconds."""
+    return IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
 
 
 def _without_images(message: BaseMessage) -> BaseMessage:
