@@ -15,7 +15,7 @@ from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
-from gems.faces import in_thread, runs_here, together
+from gems.faces import in_thread, runs_here, together, until_stopped
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
@@ -179,7 +179,7 @@ class _Easel:
         group = [requests[index] for index in indices]
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await self.backend.agenerate(group, on_step=on_step)
+                results = await until_stopped(self.backend.agenerate(group, on_step=on_step))
                 await in_thread(self._file_all, requests, indices, results, errors)
             else:
                 await in_thread(paint)
@@ -203,7 +203,7 @@ class _Easel:
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""
-        if (self.runtime.drain_requested or is_stopping()) and step.step < step.steps:
+        if is_stopping() and step.step < step.steps:
             # As LangGraph itself does between nodes: the run stops before this node, and can go on from there.
             raise GraphDrained(self.runtime.drain_reason or "stopped")
         event = {"round": self.round, "candidate": step.index, "step": step.step}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from langgraph._internal._runnable import RunnableCallable
 from gems.faces import in_thread, run_here
 from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
+from gems.stopping import also_stopping
 
 __all__ = ["node_of", "resources_of_node", "without_waits"]
 
@@ -34,12 +36,17 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
         check_schema(state)
         return in_thread(body, state, **injected) if is_plain else body(state, **injected)
 
+    def until_drained(injected: dict[str, Any]) -> AbstractContextManager[None]:
+        control = injected["runtime"].control
+        return nullcontext() if control is None else also_stopping(lambda: control.drain_requested)
+
     @wraps(body)  # LangGraph reads the signature, to know what to pass
     def node(state: GemsState, **injected: Any) -> GemsState:
-        return run_here(begin(state, injected))
+        with until_drained(injected):
+            return run_here(begin(state, injected))
 
     async def anode(state: GemsState, **injected: Any) -> GemsState:
-        with resources.workers.at_work():
+        with resources.workers.at_work(), until_drained(injected):
             return await begin(state, injected)
 
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)

@@ -16,9 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
-from gems.stopping import also_stopping
+from gems.stopping import POLL_SECONDS, WaitEnded, also_stopping, is_stopping, may_be_stopped
 
-__all__ = ["Turns", "Workers", "in_thread", "run_here", "runs_here", "together"]
+__all__ = ["Turns", "Workers", "in_thread", "run_here", "runs_here", "together", "until_stopped"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,6 +109,24 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         is_cancelled.set()
         raise
+
+
+async def until_stopped(body: Coroutine[Any, Any, T]) -> T:
+    """Await a body on an event loop, and cancel it when the run is to stop.
+
+    Raises:
+        WaitEnded: A stop was requested.
+    """
+    if not may_be_stopped():
+        return await body
+    task = asyncio.ensure_future(body)
+    try:
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            if is_stopping():
+                raise WaitEnded("stopped while a model was asked")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 class Turns:

@@ -35,7 +35,7 @@ class shared(Generic[P, T]):  # noqa: N801 - a decorator, like functools.cache
     _all: Final[list[shared[Any, Any]]] = []
 
     def __init__(self, make: Callable[P, T]) -> None:
-        self.__doc__, self.__name__, self.__wrapped__ = make.__doc__, make.__name__, make
+        self.__doc__, self.__wrapped__ = make.__doc__, make
         self._values: dict[Hashable, tuple[T, list[object]]] = {}
         self._lock = threading.RLock()
         self._all.append(self)

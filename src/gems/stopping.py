@@ -15,11 +15,27 @@ from typing import Final
 
 from langgraph.errors import GraphDrained
 
-__all__ = ["WaitEnded", "acquire", "also_stopping", "ending", "is_stopping", "pause", "stopping"]
+__all__ = [
+    "POLL_SECONDS",
+    "WaitEnded",
+    "acquire",
+    "also_stopping",
+    "ending",
+    "is_stopping",
+    "may_be_stopped",
+    "pause",
+    "stopping",
+]
 
-_POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
-_STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=lambda: False)
+
+
+def _never() -> bool:
+    return False
+
+
+_STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=_never)
 _ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
 
 
@@ -49,8 +65,13 @@ def stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
 def also_stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
     """Like ``stopping``, beside the reasons to stop that stand already."""
     outer = _STOPPING.get()
-    with stopping(lambda: is_requested() or outer()):
+    with stopping(is_requested if outer is _never else lambda: is_requested() or outer()):
         yield
+
+
+def may_be_stopped() -> bool:
+    """Whether anything could ask for a stop."""
+    return _STOPPING.get() is not _never
 
 
 def is_stopping() -> bool:
@@ -81,7 +102,7 @@ def pause(seconds: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             return
-        time.sleep(min(left, _POLL_SECONDS))
+        time.sleep(min(left, POLL_SECONDS))
 
 
 @contextmanager
@@ -91,7 +112,7 @@ def acquire(slots: threading.Semaphore) -> Iterator[None]:
     Raises:
         GraphDrained: The run was to stop before it got one.
     """
-    while not slots.acquire(timeout=_POLL_SECONDS):
+    while not slots.acquire(timeout=POLL_SECONDS):
         if is_stopping():
             raise GraphDrained("stopped before its turn")
     try:
