@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from langgraph._internal._runnable import RunnableCallable
 
-from gems.faces import in_thread, run_here
+from gems.faces import in_line, in_thread, run_here
 from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
 from gems.stopping import also_stopping
@@ -47,6 +47,7 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
 
     async def anode(state: GemsState, **injected: Any) -> GemsState:
         with resources.workers.at_work(), until_drained(injected):
+            await in_line()
             return await begin(state, injected)
 
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)

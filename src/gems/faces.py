@@ -15,10 +15,11 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from gems.stopping import POLL_SECONDS, WaitEnded, also_stopping, is_stopping, may_be_stopped
 
-__all__ = ["Turns", "Workers", "in_thread", "run_here", "runs_here", "together", "until_stopped"]
+__all__ = ["Turns", "Workers", "in_line", "in_thread", "run_here", "runs_here", "together", "until_stopped"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -109,6 +110,30 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         is_cancelled.set()
         raise
+
+
+_LINES: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]]] = WeakKeyDictionary()
+"""Those who wait for their turn to compute, by event loop."""
+
+
+async def in_line() -> None:
+    """Let one body begin in each cycle of the event loop: many that begin in the same one would make it late."""
+    if runs_here():
+        return
+    loop = asyncio.get_running_loop()
+    line, turn = _LINES.setdefault(loop, deque()), loop.create_future()
+    line.append(turn)
+    if len(line) == 1:
+        loop.call_soon(_admit_next, loop, line)
+    await turn
+
+
+def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None]]) -> None:
+    turn = line.popleft()
+    if not turn.cancelled():
+        turn.set_result(None)
+    if line:
+        loop.call_soon(_admit_next, loop, line)
 
 
 async def until_stopped(body: Coroutine[Any, Any, T]) -> T:
