@@ -158,6 +158,13 @@ def test_no_node_blocks_the_event_loop(model: type[ScriptedChatModel], images: I
     assert (result["outcome"], result["errors"]) == ("solved", [])
 
 
+def test_no_model_of_ours_blocks_the_event_loop(tmp_path: Path, no_blocking: None) -> None:
+    settings = {"seed": 5, "max_rounds": 2, "memory": False}
+    graph = gems.build_graph(mllm="pocket", generator="pocket", images=tmp_path, settings=settings)
+    result = asyncio.run(graph.ainvoke({"prompt": "four striped cars behind a red elephant"}))
+    assert (len(result["attempts"]) > 0, result["errors"]) == (True, [])
+
+
 @pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel])
 def test_fifty_runs_at_once_let_the_event_loop_go_on(
     model: type[ScriptedChatModel], images: ImageStore, no_blocking: None
