@@ -131,7 +131,7 @@ def unit_vectors(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.f
     """
     try:
         array = np.asarray(vectors, dtype=np.float32)
-    except ValueError:
+    except (TypeError, ValueError):
         array = np.empty(0, np.float32)
     if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
         raise InputError(f"the embedder did not return {count} vectors of equal length with finite numbers")

@@ -59,10 +59,27 @@ def init_embedder(name: str = "minilm") -> Embeddings:
     from langchain.embeddings import init_embeddings
 
     try:
-        return CachedEmbedder(init_embeddings(name))
+        return CachedEmbedder(init_embeddings(name, **_settings_for(name.partition(":")[0])))
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"cannot use the embedder {name!r}: {reason}; {_FORMS}") from error
+
+
+def _settings_for(provider: str) -> dict[str, Any]:
+    """What a provider's embedder is told besides its name.
+
+    OpenAI's would turn texts into the tokens of OpenAI's models, which means other words to another server at
+    ``OPENAI_BASE_URL``, and would download the tables for that. Its client would follow redirects to any host.
+    """
+    if provider not in ("openai", "azure_openai"):
+        return {}
+    import openai
+
+    return {
+        "check_embedding_ctx_length": False,
+        "http_client": openai.DefaultHttpxClient(follow_redirects=False),
+        "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
+    }
 
 
 def embedder_fingerprint(embedder: Embeddings) -> str:
@@ -104,7 +121,7 @@ class CachedEmbedder(Embeddings):
         """One vector per text. Equal texts are embedded once.
 
         Raises:
-            BackendError: The embedder returned more or fewer vectors than it got texts.
+            BackendError: The embedder returned more or fewer vectors than it got texts, or no vectors.
         """
         return self._embed("document", texts, self.wrapped.embed_documents)
 
@@ -123,10 +140,24 @@ class CachedEmbedder(Embeddings):
                 raise BackendError(
                     f"the embedder {self.fingerprint} gave {len(embedded)} vectors for {len(new_texts)} texts"
                 )
-            new_vectors = {text: array("d", vector) for text, vector in zip(new_texts, embedded, strict=True)}
-            self._store(kind, {text: vector for text, vector in new_vectors.items() if math.isfinite(sum(vector))})
+            new_vectors = dict(zip(new_texts, map(self._numbers, embedded), strict=True))
+            self._store(kind, new_vectors)
             vectors |= new_vectors
         return [vectors[text].tolist() for text in texts]
+
+    def _numbers(self, vector: list[float]) -> array[float]:
+        """A vector as a server has sent it.
+
+        Raises:
+            BackendError: It is none, or holds what is no finite number: a run goes on without memory.
+        """
+        try:
+            numbers = array("d", vector)
+        except (TypeError, ValueError, OverflowError):
+            numbers = array("d")
+        if not (numbers and math.isfinite(sum(numbers))):
+            raise BackendError(f"the embedder {self.fingerprint} gave something else than a vector of finite numbers")
+        return numbers
 
     def _cached(self, kind: str, texts: Sequence[str]) -> dict[str, array[float]]:
         vectors = {}

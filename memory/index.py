@@ -65,8 +65,12 @@ _RETRAIN_AT: Final = 4
 _NUMBER: Final = re.compile("[0-9]{1,18}")
 """Matches the names of finished indexes."""
 _FILES: Final = ("vectors.faiss", "spaces.npy")
+_CELLS_AT: Final = 53
+"""The offset in a FAISS file of an IVF index at which the index of its cells begins."""
 _MAX_ID: Final = 2**63
 """No id and no number of vectors is as large."""
+_MAX_SPACE: Final = 10**7
+"""No number of a namespace is as large: a search makes a table of all of them."""
 _MAX_MASKS: Final = 64
 """Number of masks that are kept."""
 _SAMPLES: Final = 32
@@ -132,7 +136,12 @@ class VectorIndex:
         self._recent.is_trained = True
         # Copy on write: a removal never reaches the file.
         self._spaces = np.load(saved / _FILES[1], mmap_mode="c")
-        if self._spaces.dtype != np.int32 or self._spaces.ndim != 1:
+        if (
+            self._spaces.dtype != np.int32
+            or self._spaces.ndim != 1
+            or self._spaces.min(initial=0) < -1
+            or self._spaces.max(initial=0) > _MAX_SPACE
+        ):
             raise ValueError(f"{saved / _FILES[1]} is not of the form that GEMS writes")
 
     def add(self, chunk: Chunk) -> None:
@@ -269,7 +278,7 @@ def open_index(saved: Path, *, store: str, embedder: str, index: str) -> VectorI
         if manifest is None or any(_digest(saved / name) != manifest.files[name] for name in _FILES):
             return None
         return VectorIndex(manifest.dims, saved, manifest)
-    except (OSError, ValueError, KeyError, RuntimeError):  # FAISS raises RuntimeError
+    except Exception:  # whatever a file of somebody else's leads FAISS and NumPy to
         return None
 
 
@@ -302,8 +311,9 @@ def saved_vectors(
 def _mapped(saved: Path) -> Any:
     """The FAISS index in a folder, mapped into memory; it may be somebody else's.
 
-    FAISS has a form whose vectors lie in another file, wherever that is: read into memory, such an index would change
-    that file. Mapped, it opens nothing else.
+    FAISS has a form whose vectors lie in another file, wherever that is, which it would open and change. Mapped, the
+    index itself opens nothing else; but the index of its cells is read into memory in any case, so what that is is
+    looked at first.
 
     Raises:
         RuntimeError: FAISS cannot read it.
@@ -311,15 +321,16 @@ def _mapped(saved: Path) -> Any:
     """
     import faiss
 
-    index: Any = faiss.read_index(str(saved / _FILES[0]), faiss.IO_FLAG_MMAP)
-    if type(index) is faiss.IndexIVFScalarQuantizer:
-        parts: Any = index
-        lists: Any = faiss.downcast_InvertedLists(parts.invlists)
+    path = saved / _FILES[0]
+    with path.open("rb") as file:
+        head = file.read(_CELLS_AT + 4)
+    if (head[:4], head[_CELLS_AT:]) == (b"IwSq", b"IxFI"):
+        index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        lists: Any = faiss.downcast_InvertedLists(index.invlists)
         is_own = type(lists) is faiss.OnDiskInvertedLists and not lists.filename and lists.ptr is not None
-        quantizer: Any = faiss.downcast_index(parts.quantizer)
-        if is_own and type(quantizer) is faiss.IndexFlatIP and quantizer.d == index.d:
+        if is_own and index.quantizer.d == index.d:
             return index
-    raise ValueError(f"{saved / _FILES[0]} is not of the form that GEMS writes")
+    raise ValueError(f"{path} is not of the form that GEMS writes")
 
 
 def _manifest(saved: Path, store: str, embedder: str, index: str) -> Manifest | None:

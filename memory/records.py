@@ -22,7 +22,7 @@ from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_ex
 
 from gems.errors import InputError
 from gems.files import check_own_files
-from gems.foreign_tables import check_journal, check_schema
+from gems.foreign_tables import UNUSABLE, check_journal, check_schema
 from gems.json_text import parse_json, strict_json
 from gems.memory.index import Chunk
 from gems.memory.vector_table import VectorTable
@@ -548,7 +548,7 @@ def open_records(folder: Path, *, read_only: bool = False) -> Records:
         if not read_only:
             make_file(file)
         return Records(file, read_only=read_only)
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, *UNUSABLE) as error:
         is_full = any(text in str(error) for text in ("disk is full", "disk I/O error"))
         advice = "free some space" if is_full else "move it away or choose another folder"
         raise InputError(f"cannot use {file} as a memory store ({error}); {advice}") from error

@@ -13,6 +13,7 @@ from typing import Any, Final
 from langchain_core.messages import AIMessage
 
 from gems.graph.state import Requirement
+from gems.languages import LANGUAGES, Words
 from gems.models.lenient import field_name, read_answer
 from gems.models.structured import answered_objects, words_around
 from gems.models.yes_or_no import plain_words
@@ -108,15 +109,36 @@ _FIRST_WORDS: Final = 5
 _JOINS: Final = re.compile(r"[,;+&，、；]|\b(?:und|sowie|plus|et|y|e|en|и|dazu|noch)\b|[和与及另]|還|还")
 
 
+_ONLY: Final = Words(
+    "nur bloß lediglich seul seule seulement uniquement solo solamente unicamente soltanto so apenas somente alleen "
+    "slechts maar tylko sadece yalnızca только лишь всего فقط केवल सिर्फ 只 仅 僅"
+)
+"""Words that make "one" a count; else it may be an article."""
+_BY_NUMBERS: Final = ("de", "es", "it", "pt", "nl", "pl", "tr", "fr")
+
+
 def _other_count_in_other_languages(asked_question: str, reason: str) -> bool:
     """Whether a reason that is not in English begins with another number of things than was asked for."""
-    match, reading = _COUNT_QUESTION.search(asked_question), read(reason)
+    match, reading = _COUNT_QUESTION.search(asked_question), _counting(reason)
     if match is None or reading.language.name == "en" or len(reading.numbers) != 1:
         return False
     number, asked_number = reading.numbers[0], _value(match["number"])
-    if number.is_measure or number.value in (1, asked_number) or number.position >= _FIRST_WORDS:
+    around = reading.words[max(0, number.position - 2) : number.position + 2]
+    is_article = number.value == 1 and not any(word in _ONLY for word in around)
+    if number.is_measure or is_article or number.value == asked_number or number.position >= _FIRST_WORDS:
         return False
     return number.value > asked_number or not _JOINS.search(reading.text)
+
+
+def _counting(reason: str) -> Reading:
+    """The reading of a reason in its language. A few words may be too few to tell: "tres coches" has only a number."""
+    reading = read(reason)
+    language = LANGUAGES["en"]
+    is_certain = any(word in language.function and word != "s" for word in reading.words) or "très" in reason.casefold()
+    if reading.numbers or is_certain or not reading.language.spaced:
+        return reading
+    in_other_languages = (read(reason, LANGUAGES[name]) for name in _BY_NUMBERS)
+    return next((other for other in in_other_languages if other.numbers), reading)
 
 
 _BEGINS: Final = (

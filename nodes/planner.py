@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -199,13 +200,22 @@ async def _converse(
 
 
 def _offered_calls(calls: Sequence[ToolCall], offered: Collection[str]) -> list[ToolCall]:
-    """The calls for what is offered, in order, each once. Names match in any case, and with underscores."""
+    """The calls for what is offered, in order, each once. Names match in any case, and with underscores.
+
+    Some models give a call no id, or two calls one: each gets its own, by which it is answered.
+    """
     names = {_plain_name(name): name for name in offered}
     once: dict[tuple[str, str], ToolCall] = {}
     for call in calls:
         if name := names.get(_plain_name(call["name"])):
             once.setdefault((name, repr(sorted(call["args"].items()))), ToolCall(**{**call, "name": name}))
-    return list(once.values())
+    ids = [call["id"] for call in once.values()]
+    return [
+        call
+        if call["id"] and call["id"] not in ids[:n]
+        else ToolCall(**{**call, "id": f"call_{uuid.uuid4().hex[:12]}"})
+        for n, call in enumerate(once.values())
+    ]
 
 
 def _plain_name(name: str) -> str:

@@ -456,10 +456,9 @@ def _consult(
         try:
             with decode_png(png) as image:
                 new_findings = inspector.inspect(image, relevant)
-        except Exception as error:  # an inspector is the user's code and may raise anything
+                findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in new_findings]
+        except Exception as error:  # an inspector is the user's code, and may raise or return anything
             notes.append(describe(error, f"verifier: {inspector.name}"))
-            continue
-        findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in new_findings]
     return findings
 
 

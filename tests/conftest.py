@@ -13,6 +13,7 @@ import pytest
 # LangGraph and the model loaders read these when they are imported, so they are set before any other import.
 os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The workers and the processes that they start share the cores: more threads per test would only compete.

@@ -124,7 +124,7 @@ def names_more_than_a_model(name: str | None) -> bool:
 
 def is_downloaded(name: str) -> bool:
     """Whether a model's name holds a repository that this machine has a copy of: using that contacts nobody."""
-    kind, target = _kind_and_target(name)
+    kind, _, target = name.partition(":")  # as they are used: a folder's name may begin or end with a space
     if kind not in _WEIGHTS or is_file(target):
         return False
     from huggingface_hub import try_to_load_from_cache

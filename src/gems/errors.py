@@ -61,8 +61,11 @@ class MalformedAnswerError(BackendError):
 
 
 def is_passing_status(status: int) -> bool:
-    """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error."""
-    return status in (408, 409, 425, 429) or status >= 500
+    """Whether an HTTP status stands for a transient fault: too many requests, a timeout, a server error.
+
+    A server that does not know what it is asked (501), or how (505), will not learn it.
+    """
+    return status in (408, 409, 425, 429) or (status >= 500 and status not in (501, 505))
 
 
 _NOTHING_ACCEPTED: Final = frozenset({425, 429, 503, 521, 523, 529})

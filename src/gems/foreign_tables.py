@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["check_journal", "check_schema"]
+__all__ = ["UNUSABLE", "check_journal", "check_schema"]
+
+UNUSABLE: Final = (sqlite3.Error, UnicodeDecodeError)
+"""What is raised about a file that cannot be used: SQLite quotes a damaged schema, which Python may not decode."""
 
 _JOURNAL_MAGIC: Final = bytes.fromhex("d9d505f920a163d7")
 """Begins a rollback journal, and ends one that names another file (sqlite.org/fileformat2.html)."""

@@ -109,6 +109,13 @@ def all_returned(path: Path, seconds: float) -> bool:
         os.close(descriptor)
 
 
+_SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_END_SESSION: Final = """
+SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+WHERE pid = %(pid)s AND backend_start = %(backend_start)s"""
+"""Ends a session and waits up to so many milliseconds until it has ended."""
+
+
 class DatabaseLeases:
     """Leases for the processes of several machines: advisory locks in PostgreSQL.
 
@@ -116,13 +123,16 @@ class DatabaseLeases:
 
     Args:
         pool: Supplies the connection. If it breaks, as when the server is restarted, the pool supplies another, and
-            the leases are acquired again, unless another process was faster.
+            the leases are acquired again, unless another process was faster. If the server has not noticed that, and
+            still keeps the leases for the broken connection, its session is ended first.
     """
 
     def __init__(self, pool: ConnectionPool[Connection[DictRow]]) -> None:
         self._pool, self._lock = pool, threading.Lock()
         self._connection: Connection[DictRow] | None = None
         self._held: set[str] = set()
+        self._session: DictRow | None = None
+        """The database session of the connection."""
 
     def acquire(self, name: str) -> bool:
         """See ``Leases.acquire``."""
@@ -137,7 +147,7 @@ class DatabaseLeases:
         with self._lock:
             if name in self._held:
                 self._held.remove(name)
-                self._query("SELECT pg_advisory_unlock(%s) AS ours", (_number(name),))
+                self._unlock(name)
 
     def holds(self, name: str) -> bool:
         """Whether this process still holds a lease that it has acquired.
@@ -156,12 +166,20 @@ class DatabaseLeases:
             self._pool.putconn(self._connection)
             self._connection = None
 
+    def _unlock(self, name: str) -> None:
+        import psycopg
+
+        with suppress(psycopg.Error):  # a server that is down has forgotten it
+            self._query("SELECT pg_advisory_unlock(%s) AS ours", (_number(name),))
+
     def _query(self, statement: str, values: tuple[int, ...]) -> bool:
         import psycopg
 
         try:
             return self._execute(statement, values)
         except psycopg.OperationalError:  # the server was restarted, for example
+            if self._connection is not None:
+                self._connection.close()
             return self._execute(statement, values)
 
     def _execute(self, statement: str, values: tuple[int, ...]) -> bool:
@@ -179,6 +197,9 @@ class DatabaseLeases:
         connection = self._pool.getconn()
         for setting, value in (("idle", "10"), ("interval", "5"), ("count", "3")):  # seconds, seconds, times
             connection.execute("SELECT set_config(%s, %s, false)", (f"tcp_keepalives_{setting}", value))
+        if self._session is not None:
+            connection.execute(_END_SESSION, self._session)
+        self._session = connection.execute(_SESSION).fetchone()
         return connection
 
 

@@ -171,12 +171,14 @@ def test_an_edit_sends_the_image_and_what_to_keep(image_server: str) -> None:
     assert generator.edits
     first = draw_one(generator)
     assert isinstance(first, GeneratedImage)
+    first.image.info["icc_profile"] = b"what somebody has hidden"
     edit = Edit(first.image, keep=("Is there a cat?",), fix=("Is it black?",))
     [second] = generator.generate([ImageRequest("a black cat", 2, edit)])
     assert isinstance(second, GeneratedImage)
     form = requests_to(image_server, "editor")[1]["form"]
     for part in ("a black cat", "Is there a cat?", "Is it black?", "PNG", 'name="seed"'):
         assert part in form
+    assert "iCCP" not in form
 
 
 def test_openai_itself_gets_no_seed_and_can_edit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,6 +439,7 @@ def _file(image: Image.Image, kind: str = "PNG") -> bytes:
     [
         (b"", "did not send"),
         (b"\x89PNG\r\n\x1a\n", "did not send"),
+        (_file(Image.new("RGB", (64, 64)), "AVIF").replace(b"iloc", b"ilof"), "did not send"),
         (_file(Image.new("RGBA", (4, 4), (1, 2, 3, 0))), "transparent everywhere"),
         (_file(Image.new("LA", (4, 4), (9, 0))), "transparent everywhere"),
         (_file(Image.effect_noise((64, 64), 90))[:-900], "torn"),

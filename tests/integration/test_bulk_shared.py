@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,26 @@ def test_a_lease_that_a_restarted_database_has_forgotten_is_acquired_again(
         with pytest.raises(InputError, match="taken"), leased_in_database(database, "batch-7", "taken", reasons.append):
             pass
     assert not reasons
+
+
+@needs("postgres")
+def test_a_connection_that_breaks_on_this_side_alone_loses_no_lease(database: str) -> None:
+    """The server has not noticed it, and keeps the leases for the session of the broken connection."""
+    with database_pool(database) as pool, closing(DatabaseLeases(pool)) as leases:
+        assert leases.acquire("batch-7")
+        assert leases.acquire("batch-8")
+        connection = leases._connection
+        assert connection is not None
+        with os.fdopen(os.dup(connection.fileno()), closefd=True) as server_side, Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), connection.fileno())
+            assert leases.holds("batch-7")
+            assert leases.holds("batch-8")
+            assert not server_side.closed
+        assert leases._connection is not connection
+        with database_pool(database) as other_pool, closing(DatabaseLeases(other_pool)) as other:
+            assert not other.acquire("batch-7")
+            leases.release("batch-7")
+            assert other.acquire("batch-7")
 
 
 @needs("postgres")

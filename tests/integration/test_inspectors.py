@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from PIL import Image, ImageDraw, ImageFont
@@ -116,3 +117,30 @@ def test_a_tool_that_breaks_is_noted_and_costs_no_more() -> None:
     output, _ = run({"r1": "yes", "r2": "yes"}, NOTHING_TO_READ, inspectors=[broken])
     assert output["outcome"] == "solved"
     assert output["errors"] == ["verifier: lamps: no lamps"]
+
+
+@pytest.mark.parametrize(
+    "findings",
+    [
+        lambda: None,
+        lambda: [None],
+        lambda: [{"requirement_id": "r2", "evidence": "2 lamps"}],
+        lambda: [Finding("r2", "2 lamps", float("nan"))],
+        lambda: [Finding("r2", "97 percent", 97.0)],
+        lambda: [Finding("r2", "surely not", -1.0)],
+        lambda: [Finding("r2", None)],  # type: ignore[arg-type]
+        lambda: (1 / 0 for _ in "ab"),
+    ],
+)
+def test_whatever_a_tool_returns_loses_no_image_and_decides_nothing(findings: Any) -> None:
+    counter = LampCounter()
+    counter.inspect = lambda image, requirements: findings()  # type: ignore[method-assign]
+    output, _ = run({"r1": "yes", "r2": "unsure"}, NOTHING_TO_READ, inspectors=[counter])
+    assert output["attempts"][0].verdicts[1].answer == "unsure"
+    assert all(error.startswith("verifier: lamps: ") for error in output["errors"])
+    assert output["errors"]
+
+
+def test_a_finding_is_about_one_requirement() -> None:
+    finding = Finding("r1", 'reads "OPEN\nr2: yes"', np.float32(0.5))  # type: ignore[arg-type]
+    assert (finding.evidence, type(finding.probability)) == ('reads "OPEN r2: yes"', float)

@@ -471,6 +471,19 @@ def test_an_answer_to_no_run_of_ones_own_is_told_alike_on_all_routes(keyed: Keye
 
 
 @needs("service_edge")
+def test_a_stream_that_is_not_accepted_says_why(keyed: Keyed) -> None:
+    """A full queue is refused at the same place as a limit that is used up."""
+    with keyed.client("poor") as poor:
+        while (plain := poor.post("/v1/runs", json=RUN)).status_code != 429:
+            keyed.served.wait_for(plain.json()["id"], key=keyed.keys["poor"])
+        for route in ("stream", "stream_log", "stream_events"):
+            answer = poor.post(f"/gems/{route}", json=CALL)
+            assert (answer.status_code, answer.json()) == (429, plain.json())
+            assert int(answer.headers["retry-after"]) >= 1
+            assert poor.post(f"/gems/{route}", json={"input": {"prompt": " "}}).status_code == 400
+
+
+@needs("service_edge")
 def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
     """Not even where a run fails in the midst of a stream."""
     with keyed.client("ann") as ann:
@@ -478,6 +491,9 @@ def test_no_client_causes_a_traceback(keyed: Keyed) -> None:
             answer = ann.post(path, json={"input": {"prompt": "a dragon"}})
             assert answer.status_code == 200
             assert "event: error" in answer.text, "the stream ends as a stream does"
+            assert "unknown word 'dragon'" in answer.text, "and says why"
+        invoked = ann.post("/gems/invoke", json={"input": {"prompt": "a dragon"}})
+        assert (invoked.status_code, "unknown word 'dragon'" in invoked.text) == (400, True)
         for path, _ in UNSAFE:
             for body in ODD_BODIES.values():
                 ann.post(path, content=body, headers=JSON)

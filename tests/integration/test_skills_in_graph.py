@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
-from langchain_core.messages import ToolMessage
+from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from rich.console import Console
 
@@ -126,6 +126,20 @@ def test_a_tool_call_written_as_text_is_executed(tmp_path: Path, answer: str) ->
     out = run()
     assert run.state["skills"] == ["two"]
     assert out["attempts"][0].prompt == f"a drawing: {PROMPT}", "the arguments of the call must not become the prompt"
+
+
+@pytest.mark.parametrize("ids", [(None, None), ("", "a"), ("a", "a")])
+def test_calls_without_ids_of_their_own_are_answered_each(tmp_path: Path, ids: tuple[str | None, str | None]) -> None:
+    for name in ("one", "two"):
+        add(tmp_path / "skills", name)
+    calls = [
+        {"name": name, "args": {}, "id": i, "type": "tool_call"} for name, i in zip(("one", "two"), ids, strict=True)
+    ]
+    run = Run(tmp_path, AIMessage("", tool_calls=calls))  # type: ignore[arg-type]
+    assert run()["outcome"] == "solved"
+    assert run.state["skills"] == ["one", "two"]
+    answers = [m for m in run.state["planning"] if isinstance(m, ToolMessage)]
+    assert len({m.tool_call_id for m in answers if m.tool_call_id}) == 2
 
 
 class EditedRun(Run):

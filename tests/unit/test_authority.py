@@ -196,6 +196,8 @@ def test_a_repository_is_allowed_where_this_machine_has_a_copy(tmp_path: Path, m
         (repository / "snapshots" / commit / file).write_text("{}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert [is_downloaded(name) for name in names] == [True, True, False, False]
+    for name in ("diffusers:org/model ", "transformers:\torg/model"):  # the names of other folders
+        assert not is_downloaded(name)
     (tmp_path / "org" / "model").mkdir(parents=True)
     assert not any(map(is_downloaded, names))
     assert is_file("org/model")

@@ -104,16 +104,19 @@ class Account:
         """See ``Allowance.has_begun``."""
         return self._allowance.has_begun(key)
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
         """Count what a prompt's run has used.
 
         Args:
             key: The prompt's.
             run: What its run has used, by its checkpoint; None if it has none.
             row: Its result, if it has one.
+            lost_images: Images that may have been paid for, and are in no checkpoint.
         """
         is_over = row is None or "stopped_by_total" not in row
         self._allowance.finish(key, run.usage + run.interrupted if run else Usage(), is_over=is_over)
-        self._journal.end(key, run)
+        if lost_images:
+            self._allowance.lose(lost_images)
+        self._journal.end(key, run, lost_images=lost_images)
         with self._changed:
             self._changed.notify_all()

@@ -273,7 +273,7 @@ class SharesOut(Protocol):
         """See ``Account.wait_to_begin``."""
         ...
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
         """See ``Account.finish``."""
         ...
 
@@ -295,7 +295,9 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         run = worker.half_done.spent(job.key)
         if run is not None:
             run = run.model_copy(update={"interrupted": settle_run(run.run_id)})
-        account.finish(job.key, run, row)
+        # An error of no step: the checkpoint of what it drew could not be written.
+        lost_images = worker.half_done.lost_images(job.key) if row is not None and "outcome" not in row else 0
+        account.finish(job.key, run, row, lost_images=lost_images)
         if row is None or "stopped_by_total" not in row:
             return row
 
@@ -312,10 +314,12 @@ def _with_times(row: BatchRow, started: float) -> BatchRow:
 
 def _failure(error: Exception) -> BatchRow:
     text = one_line(error, 1000)
+    is_of_database = type(error).__module__.startswith("psycopg")
+    kind = "cannot use the PostgreSQL database" if is_of_database else type(error).__name__
     return cast(
         BatchRow,
         {
-            "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
+            "error": text if isinstance(error, GemsError) else f"{kind}: {text}",
             "error_kind": "input" if isinstance(error, InputError) else "backend",
         },
     )

@@ -57,11 +57,15 @@ class HalfDone:
     def killed(self, journal: Journal) -> Iterator[Killed]:
         """The prompts that have begun and not ended, for a batch that nobody works on."""
         for key in list(journal.open.elements()):
-            yield Killed(key, self.spent(key), self.candidates if self._draws(key) else 0)
+            yield Killed(key, self.spent(key), self.lost_images(key))
 
-    def _draws(self, key: str) -> bool:
-        """Whether a killed run may have asked for images that are not in its checkpoint."""
-        return any(task.name in ("generator", "editor") and task.result is None for task in self.state(key).tasks)
+    def lost_images(self, key: str) -> int:
+        """The most images that a run may have asked for when it was killed, or its database failed.
+
+        They are those of a step that no checkpoint says to have ended, be it with images or with an error.
+        """
+        steps = [task for task in self.state(key).tasks if task.name in ("generator", "editor")]
+        return self.candidates if any(step.result is None and not step.error for step in steps) else 0
 
 
 @contextmanager

@@ -52,9 +52,9 @@ class Coordinator:
             return "stop"
         return self._account.begin(key, before)
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
         """See ``Account.finish``."""
-        self._account.finish(key, run, row)
+        self._account.finish(key, run, row, lost_images=lost_images)
 
     def limit_reached(self) -> str | None:
         """See ``Account.limit_reached``."""
@@ -177,11 +177,11 @@ class _RemoteAccount:
             time.sleep(POLL_SECONDS)
         return share if isinstance(share, Share) else None
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None) -> None:
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
         """See ``Account.finish``."""
         import ray
 
-        ray.get(self._coordinator.finish.remote(key, run, row))
+        ray.get(self._coordinator.finish.remote(key, run, row, lost_images=lost_images))
 
 
 @contextmanager

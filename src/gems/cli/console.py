@@ -133,9 +133,12 @@ _ADVICE: Final = {
 
 
 def _quiet_libraries() -> None:
-    """Silence the loading bars and hub look-ups of the model libraries, unless the user has set these variables."""
+    """Silence loading bars, and what libraries report to their makers, unless the user has set these variables."""
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # Diffusers imports ONNX Runtime if it is installed, which reports the machine to Microsoft at once.
+        "ORT_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",

@@ -39,12 +39,23 @@ class Finding:
         evidence: One line about the tool's observation.
         probability: The probability that the requirement is met, in [0, 1]; None if the tool cannot tell.
         boxes: Where the tool saw it.
+
+    Raises:
+        ValueError: The probability is none, such as a percentage or NaN.
     """
 
     requirement_id: str
     evidence: str
     probability: float | None = None
     boxes: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Let evidence be one line, since each line is about one requirement, and a probability a Python number."""
+        object.__setattr__(self, "evidence", " ".join(self.evidence.split()))
+        if self.probability is not None:
+            object.__setattr__(self, "probability", float(self.probability))  # also of NumPy or torch
+            if not 0 <= self.probability <= 1:
+                raise ValueError(f"a finding's probability is {self.probability:g}, which is not in [0, 1]")
 
 
 @runtime_checkable

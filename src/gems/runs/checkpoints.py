@@ -15,7 +15,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 
 from gems.database import database_pool, setup_lock
 from gems.errors import BackendError, InputError
-from gems.foreign_tables import check_journal, check_schema
+from gems.foreign_tables import UNUSABLE, check_journal, check_schema
 from gems.graph.state import checkpoint_types
 from gems.paths import make_file
 from gems.runs.checkpoint_checks import CheckedSaver
@@ -73,7 +73,7 @@ def read_checkpoints(path: Path, database: str | None = None) -> Iterator[BaseCh
             reader = _SqliteSaver(connection, path)
             reader.is_setup = True
             yield reader if _has_tables(connection) else None
-    except sqlite3.Error as error:
+    except UNUSABLE as error:
         raise InputError(f"the checkpoint file {path} cannot be read ({error})") from error
 
 
@@ -159,7 +159,7 @@ def _sqlite(path: Path) -> Iterator[SqliteSaver]:
         saver.setup()
     except sqlite3.OperationalError as error:
         raise _unwritable(path, error) from error
-    except sqlite3.DatabaseError as error:
+    except UNUSABLE as error:
         raise InputError(f"cannot use the checkpoint file {path} ({error}); move it away and try again") from error
     try:
         yield saver

@@ -81,6 +81,10 @@ class Admission:
                 self._decide_all([self._requests.popleft() for _ in range(len(self._requests))])
         return own.decision.result()
 
+    def check(self, client: Client, submissions: Sequence[Submission]) -> None:
+        """Check that the runs of a request would be accepted now; see ``Service.submit_all``."""
+        self._entries_of(client, [replace(entry, prompt=self._checked(entry.prompt)) for entry in submissions])
+
     def _decide_all(self, requests: Sequence[_Request]) -> None:
         decisions: list[tuple[_Request, list[Run] | Exception]] = []
         try:
@@ -104,17 +108,20 @@ class Admission:
             if earlier[0].request != request.hash:
                 raise ConflictError("this Idempotency-Key was used for another request; use a new one")
             return earlier
-        try:
-            self._check_threads(client, request.submissions)
-            self.workers.check_room(client.name, len(request.submissions))
-            entries = self._reserve(client, request.submissions)
-        except RefusedError as error:
-            self.metrics.count_refusal(error.code)
-            raise
+        entries = self._entries_of(client, request.submissions)
         runs = self.ledger.accept(entries, idempotency_key=key, request=request.hash)
         for run in runs:  # a worker that takes one at once waits for the end of the transaction
             self.workers.add(run.user, run.id)
         return runs
+
+    def _entries_of(self, client: Client, submissions: Sequence[Submission]) -> list[NewRun]:
+        try:
+            self._check_threads(client, submissions)
+            self.workers.check_room(client.name, len(submissions))
+            return self._reserve(client, submissions)
+        except RefusedError as error:
+            self.metrics.count_refusal(error.code)
+            raise
 
     def _checked(self, prompt: str) -> str:
         prompt = check_prompt(prompt)

@@ -100,8 +100,9 @@ def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
     agent = _Agent(service, links)
 
     async def check(request: Request) -> None:
+        is_stream = "/stream" in request.url.path
         for fields in await _check_call(request):
-            await agent.check_answer(fields)
+            await agent.check(fields, is_stream=is_stream)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic warns about LangServe's own models
@@ -256,13 +257,15 @@ class _Agent:
     service: Service
     links: Links
 
-    async def check_answer(self, fields: dict[str, Any]) -> None:
-        """Check that a run waits for this answer, if it is one: in streams, LangServe hides why not."""
+    async def check(self, fields: dict[str, Any], *, is_stream: bool) -> None:
+        """Check that a run waits for this answer, or that it would be accepted: in streams, LangServe hides why not."""
         request = AgentRequest.model_validate(fields)
         try:
             if request.resume:
                 await asyncio.to_thread(self._waiting, request)
-        except (InputError, ConflictError) as error:
+            elif is_stream:
+                await asyncio.to_thread(self.service.check, CLIENT.get(), [_submission(request)])
+        except (InputError, ConflictError, RefusedError) as error:
             raise as_http(error) from error
 
     async def begin_all(self, inputs: Sequence[AgentRequest | dict[str, Any]]) -> list[Run]:
@@ -282,18 +285,18 @@ class _Agent:
             run = await asyncio.to_thread(self.service.ledger.run, run.id)
         except ConflictError as error:
             raise as_http(error) from error
-        if run.status == "failed" and run.record is None:
-            kind = InputError if run.error_kind == "input" else BackendError
-            raise as_http(kind(without_options(run.error or "the run failed")))
         state = None if run.has_ended else await asyncio.to_thread(self.service.values, run)
         yield {"event": "run", **run_view(run, self.links, state).model_dump(mode="json")}
+        if run.status == "failed" and run.record is None:  # a stream has said why by now, and hides this
+            kind = InputError if run.error_kind == "input" else BackendError
+            raise as_http(kind(without_options(run.error or "the run failed")))
 
     def _begin_all(self, requests: Sequence[AgentRequest]) -> list[Run]:
         client = CLIENT.get()
         waiting = {position: self._waiting(request) for position, request in enumerate(requests) if request.resume}
         if len({run.id for run in waiting.values()}) < len(waiting):
             raise ConflictError("two answers of this batch are for the same run")
-        submissions = [Submission(r.prompt, r.context, r.thread_id) for r in requests if not r.resume]
+        submissions = [_submission(request) for request in requests if not request.resume]
         new_runs = iter(self.service.submit_all(client, submissions))
         return [
             self.service.answer(waiting[position].id, request.resume) if request.resume else next(new_runs)
@@ -310,3 +313,7 @@ class _Agent:
         if run.status != "waiting":
             raise ConflictError("this run waits for no review")
         return run
+
+
+def _submission(request: AgentRequest) -> Submission:
+    return Submission(request.prompt, request.context, request.thread_id)

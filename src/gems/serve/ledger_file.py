@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gems.errors import InputError
-from gems.foreign_tables import check_journal
+from gems.foreign_tables import UNUSABLE, check_journal
 from gems.paths import private_file
 
 __all__ = ["LedgerFile"]
@@ -112,7 +112,7 @@ class LedgerFile:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_SCHEMA)
             self._add_what_is_new()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *UNUSABLE) as error:
             raise InputError(
                 f"cannot store runs in {path} ({error}); set GEMS_HOME to a writable folder with free space"
             ) from error

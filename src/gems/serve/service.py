@@ -158,6 +158,10 @@ class Service:
             LOG.info("accepted", run=run.id, user=client.name)
         return runs
 
+    def check(self, client: Client, submissions: Sequence[Submission]) -> None:
+        """Check that ``submit_all`` would accept these runs now, and raise what it would; nothing is accepted."""
+        self._admission.check(client, submissions)
+
     def answer(self, run: str, review: Review) -> Run:
         """Hand a person's review to the run that waits for it.
 

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import light_models
 import pytest
+from fakes import PaintGenerator
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Overwrite
 
+from gems.bulk.account import AccountStart
+from gems.bulk.batch import Worker, run_within
 from gems.bulk.half_done import HalfDone
+from gems.bulk.jobs import Job
+from gems.bulk.journal import Journal
+from gems.bulk.limits import Limits
+from gems.bulk.results import Claim
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsInput, Usage
+from gems.graph.state import Budget, GemsInput, Usage
+from gems.memory.image_store import ImageStore
 
 
 @pytest.mark.parametrize(
@@ -39,3 +53,45 @@ def test_a_step_that_has_ended_before_a_kill_counts_once(
     assert run is not None
     spent = run.usage.since(before.values["usage"])
     assert (spent.images, spent.chat_calls) == (more.images, more.chat_calls)
+
+
+class _GoneAtImages(InMemorySaver):
+    """A database that has gone when the first images are to be written down, and is back afterwards."""
+
+    state = "there"
+
+    def put_writes(self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], *place: Any) -> None:
+        if self.state == "there" and any(name == "branch:to:verifier" for name, _ in writes):
+            self.state = "gone"
+        self._fail_if_gone()
+        super().put_writes(config, writes, *place)
+
+    def put(self, *checkpoint: Any) -> RunnableConfig:
+        self._fail_if_gone()
+        return super().put(*checkpoint)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        self.state = "back" if self.state == "gone" else self.state
+        return super().get_tuple(config)
+
+    def _fail_if_gone(self) -> None:
+        if self.state == "gone":
+            raise ArithmeticError("couldn't get a connection")
+
+
+def test_images_that_no_checkpoint_holds_since_the_database_failed_are_told_and_limited(tmp_path: Path) -> None:
+    saver, generator, images = _GoneAtImages(), PaintGenerator(), ImageStore(tmp_path / "images")
+    context = GemsContext(memory=False, plan=False, skills=False, seed=1, max_rounds=1, candidates=2)
+    graph = build_graph(mllm=light_models.make_chat(None), generator=generator, checkpointer=saver, images=images)
+    worker = Worker(Claim("batch", "settings"), graph, saver, context, {}, images)
+    job = Job(0, "two cats", 7)
+    start = AccountStart(tmp_path / "begun.jsonl", Limits(Budget(images=9)), Usage(), Usage(), {"images": 2}, 2, 1)
+    account = start.open()
+    row = run_within(account, worker, job)
+    assert row is not None
+    assert row["error"] == "ArithmeticError: couldn't get a connection"
+    assert (account.usage.images, account.lost_images, len(generator.requests)) == (0, 2, 2)
+    assert Journal(start.path).lost_images == 2
+    again = worker.run(job)
+    assert again is not None
+    assert (again["usage"]["images"], len(generator.requests)) == (2, 4)

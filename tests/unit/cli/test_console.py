@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import typer
@@ -10,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gems.bulk import ray_driver
 from gems.cli.console import err, guarded, out, spending
 from gems.cli.live import LiveRun
 from gems.errors import BackendError
@@ -109,3 +114,21 @@ def test_spending_is_told_to_the_unit_as_in_json() -> None:
     assert spending(usage, Prices()) == "20 images, 1,035 chat calls, 9,400,097 tokens"
     assert spending(usage, Prices(prompt=2)) == "20 images, 1,035 chat calls, 9,400,097 tokens, cost 18.8"
     assert spending(Usage(images=1), Prices(image=1234.0001)) == "1 images, cost 1,234.0001"
+
+
+def test_no_library_reports_to_its_makers_unless_the_user_wishes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "ORT_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "0")
+        guarded(lambda: None)()
+        assert os.environ[name] == "0"
+        monkeypatch.delenv(name)
+        guarded(lambda: None)()
+        assert os.environ[name] == "1"
+        assert name in ray_driver._WORKER_VARIABLES
+
+
+def test_no_file_of_the_current_folder_is_taken_for_a_module(tmp_path: Path) -> None:
+    (tmp_path / "rich.py").write_text("open('ran', 'w')")
+    version = [sys.executable, "-m", "gems", "--version"]
+    assert subprocess.run(version, cwd=tmp_path, capture_output=True, check=True).stdout.startswith(b"gems ")
+    assert not (tmp_path / "ran").exists()

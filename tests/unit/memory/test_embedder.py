@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
+from typing import Any, ClassVar
 
 import langchain.embeddings
 import numpy as np
 import pytest
 from embedding import PointEmbeddings
 from langchain_core.embeddings import Embeddings
+from servers.threaded import serving
 
 from gems.errors import BackendError, InputError
 from gems.memory import embedder as embedder_module
@@ -107,7 +111,8 @@ def test_a_failure_is_not_remembered() -> None:
     cached = CachedEmbedder(Flaky())
     with pytest.raises(ConnectionError):
         cached.embed_query("a")
-    assert np.isnan(cached.embed_documents(["a"])).any()
+    with pytest.raises(BackendError, match="provider-small gave something else"):
+        cached.embed_documents(["a"])
     assert cached.embed_query("a") == [0.1, -1.0]
     assert cached.embed_documents(["a"]) == [[0.1, 1.0]]
 
@@ -125,6 +130,45 @@ def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytes
         assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
     finally:
         init_embedder.cache_clear()
+
+
+@pytest.mark.parametrize("vector", [None, [], [0.1, None], [0.1, float("inf")], ["0.1"], [[0.1]], "abcd", 10**400])
+def test_what_a_server_sends_in_place_of_a_vector_is_its_fault(vector: Any) -> None:
+    class Odd(Provider):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [vector for _ in texts]
+
+    with pytest.raises(BackendError, match="gave something else than a vector of finite numbers"):
+        CachedEmbedder(Odd()).embed_documents(["a"])
+
+
+class _Embeddings(BaseHTTPRequestHandler):
+    inputs: ClassVar[list[Any]] = []
+    status: ClassVar[int] = 200
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        self.inputs.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"])
+        self.send_response(self.status)
+        self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere")
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"embedding": [0.5, 1.0]}]}).encode())
+
+
+def test_a_server_with_openais_protocol_gets_words_and_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the tokens of OpenAI's models, which are other words to another model."""
+    monkeypatch.setattr(_Embeddings, "inputs", [])
+    with serving(_Embeddings) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        embedder = init_embedder.__wrapped__("openai:bge-m3")
+        assert embedder.embed_documents(["zwei Hunde"]) == [[0.5, 1.0]]
+        monkeypatch.setattr(_Embeddings, "status", 307)
+        with pytest.raises(Exception, match="307"):
+            embedder.embed_documents(["drei Hunde"])
+    assert _Embeddings.inputs == [["zwei Hunde"], ["drei Hunde"]]
 
 
 def test_an_unknown_embedder_is_refused() -> None:

@@ -103,10 +103,33 @@ def test_no_index_of_somebody_else_writes_to_another_file(saved: Path, tmp_path:
     assert json.loads((draft / "manifest.json").read_text())["count"] == 500
 
 
-@pytest.mark.parametrize("spaces", [np.zeros(401), np.zeros((401, 1), np.int32)])
+def test_no_index_within_an_index_of_somebody_else_opens_another_file(saved: Path, tmp_path: Path) -> None:
+    import faiss
+
+    put_elsewhere(saved, tmp_path / "other")
+    inner: Any = faiss.read_index(str(saved / "vectors.faiss"))
+    outer: Any = faiss.IndexIVFScalarQuantizer(inner, 8, inner.ntotal, faiss.ScalarQuantizer.QT_fp16)
+    faiss.write_index(outer, str(saved / "vectors.faiss"))
+    (tmp_path / "other").unlink()  # FAISS would say that it cannot open it
+    with pytest.raises(ValueError, match="not of the form"):
+        saved_vectors(saved)
+
+
+@pytest.mark.parametrize(
+    "spaces", [np.zeros(401), np.zeros((401, 1), np.int32), np.full(401, 2**31 - 1, np.int32), np.full(9, -2, np.int32)]
+)
 def test_an_index_whose_namespaces_are_no_numbers_of_ours_is_built_again(saved: Path, spaces: NDArray[Any]) -> None:
     np.save(saved / "spaces.npy", spaces)
     assert open_index(saved, store=Vectors.store, embedder=Vectors.embedder, index=sign(saved)) is None
+
+
+@pytest.mark.parametrize(
+    "form", [b"", b"\x93NUMPY\x01\x00\x20\x00{'shape': ((((((((((((((((((((((", b"PK\x05\x06" + bytes(18)]
+)
+def test_namespaces_of_no_form_of_numpy_end_nothing(saved: Path, form: bytes) -> None:
+    (saved / "spaces.npy").write_bytes(form)
+    draft = build(saved.parent, Vectors(500, index=sign(saved)))
+    assert json.loads((draft / "manifest.json").read_text())["trained_for"] == 500
 
 
 def test_an_index_extends_the_last_one(saved: Path) -> None:

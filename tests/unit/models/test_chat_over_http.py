@@ -13,11 +13,12 @@ import pytest
 from chatting import fill
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.errors import GraphDrained
+from PIL import Image
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
-from gems.models.generators import ImageRequest
+from gems.models.generators import Edit, ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.decomposer import Requirements
 from gems.nodes.meter import settle_run
@@ -141,6 +142,42 @@ def test_what_may_have_been_charged_is_asked_for_three_times(server: tuple[str, 
         error = draw(address, name)
         assert "3 tries in 20 s, 3 of them may have been charged" in str(error)
         assert handler.requests == 3
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [501, 505])
+def test_what_a_server_does_not_know_is_asked_for_once(server: tuple[str, type[Handler]], status: int) -> None:
+    address, handler = server
+    handler.answer = (status, "application/json", b'{"error": "not implemented"}')
+    with pytest.raises(BackendError, match=f"answers {status}: not implemented$"):
+        ask(address)
+    assert handler.requests == 1
+    image = Image.new("RGB", (8, 8))
+    for name, edit in (("openai:m", None), ("openai:m", Edit(image, keep=(), fix=())), (f"http:{address}", None)):
+        handler.requests = 0
+        options = GeneratorOptions(**({"base_url": address, "edits": True} if name == "openai:m" else {}), api_key="x")
+        [error] = init_image_generator(name, options, OPERATOR).generate([ImageRequest("a car", 1, edit)])
+        assert str(error).endswith(f"answers {status}: not implemented")
+        assert handler.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("charset", "words"), [("gbk", "一辆红色的汽车"), ("Shift_JIS", "赤い車"), ('"euc-kr"', "빨간 차")]
+)
+def test_an_answer_is_read_in_the_encoding_that_its_header_names(
+    server: tuple[str, type[Handler]], charset: str, words: str
+) -> None:
+    address, handler = server
+    answer = {"choices": [{"message": {"content": words}}], "error": None}
+    body = json.dumps(answer, ensure_ascii=False).encode(charset.strip('"'))
+    handler.answer = (200, f"application/json; charset={charset}", body)
+    assert ask(address) == words
+    error = json.dumps({"error": {"message": words}}, ensure_ascii=False).encode(charset.strip('"'))
+    handler.answer = (400, f"application/json; charset={charset}", error)
+    for request in (lambda: str(draw(address, "openai:m")), lambda: str(draw(address, f"http:{address}"))):
+        assert words in request()
+    with pytest.raises(BackendError, match=words):
+        ask(address)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -273,6 +310,7 @@ WHOLE = json.dumps(
     [
         ({}, WHOLE.encode("utf-16")),
         ({"Content-Type": "application/json; charset=latin-1"}, WHOLE.encode("latin-1")),
+        ({"Content-Type": "application/json; charset=latin-1"}, WHOLE.encode()),
         ({}, b"\xef\xbb\xbf" + WHOLE.encode()),
         ({}, gzip.compress(WHOLE.encode())),
         ({"Content-Encoding": "gzip"}, WHOLE.encode()),

@@ -102,7 +102,14 @@ _COUNTED = {"prompt_tokens": 10, "completion_tokens": 5}
         {"message": {"content": "a car"}, "done": True, "prompt_eval_count": 10, "eval_count": 5},
         {"content": "a car", "tokens_predicted": 5, "tokens_evaluated": 10, "stop": True},
         {"type": "message", "content": [{"text": "a car"}], "usage": {"input_tokens": 10, "output_tokens": 5}},
-        b'data: {"choices": [{"delta": {"content": "a car"}, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}]}',
+        (
+            b'data: {"choices": [{"delta": {"content": "a car"}, '
+            b'"usage": {"prompt_tokens": 10, "completion_tokens": 5}}]}\n\ndata: [DONE]'
+        ),
+        (
+            b'data: {"choices": [{"delta": {"content": "a car"}}], "usage": {"prompt_tokens": 10, "total_tokens": 12}}'
+            b'\n\ndata: {"choices": [{"finish_reason": "stop"}], "usage": {"prompt_tokens": 0, "completion_tokens": 5}}'
+        ),
     ],
 )
 def test_tokens_are_counted_under_any_name(answer: Any) -> None:
@@ -465,6 +472,25 @@ def test_a_torn_completion_with_a_whole_answer_is_read(lost: int) -> None:
     body = json.dumps(answer).encode()[:-lost]
     [choice] = tidy_completion(read_completion(body), "m")["choices"]
     assert choice["message"]["content"] == _VERDICTS
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["Sure! Here is what the"],
+        ["Is there a car?\n", "Is the c"],
+        ["I see [1] car"],
+        [""],
+    ],
+)
+def test_a_stream_of_prose_without_an_end_is_not_taken_for_a_whole_answer(pieces: list[str]) -> None:
+    events = b"".join(_event({"content": piece}) for piece in pieces)
+    with pytest.raises(BackendError, match="torn") as caught:
+        tidy_completion(read_completion(events), "m")
+    assert caught.value.retryable
+    for end in (b"data: [DONE]\n\n", _event({}, "stop"), b'{"message": {"content": ""}, "done": true}\n'):
+        [choice] = tidy_completion(read_completion(events + end), "m")["choices"]
+        assert choice["message"]["content"] == "".join(pieces)
 
 
 def test_a_torn_answer_says_so_and_nothing_of_roles() -> None:

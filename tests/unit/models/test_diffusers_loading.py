@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
+import pickle
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -155,6 +157,42 @@ def test_the_home_folder_can_be_written_short(folder: Path, monkeypatch: pytest.
 
 
 # --- autoencoders ----------------------------------------------------------------------------------------------------
+
+
+class _Canary:
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self._mark,)
+
+
+def test_a_pickle_that_an_index_of_weights_names_calls_nothing(folder: Path, tmp_path: Path) -> None:
+    unet = Path(shutil.copytree(folder, tmp_path / "sd")) / "unet"
+    (unet / "diffusion_pytorch_model.safetensors").rename(unet / "other.safetensors")
+    (unet / "weights.bin").write_bytes(pickle.dumps(_Canary(tmp_path / "called")))
+    index = {"metadata": {"total_size": 1, "all_checkpoint_keys": ["a"]}, "weight_map": {"a": "weights.bin"}}
+    (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BackendError, match=r"weights\.bin"):
+        DiffusersGenerator(str(unet.parent), name="sd", options=SMALL).load()
+    assert not (tmp_path / "called").exists()
+
+
+def test_compiled_code_of_another_user_is_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # PyTorch sets it, and the test's end takes that back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    own_id = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: own_id + 1)
+    backend = DiffusersGenerator(str(folder), name="sd", options=SMALL.model_copy(update={"compile": True}))
+    with pytest.raises(InputError, match="belongs to another user; set TORCHINDUCTOR_CACHE_DIR"):
+        backend.load()
+    monkeypatch.setattr("os.getuid", lambda: own_id)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setattr(diffusers.ModelMixin, "compile_repeated_blocks", lambda *_, **__: None)
+    backend.load()
 
 
 @pytest.fixture

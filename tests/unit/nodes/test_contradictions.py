@@ -204,3 +204,34 @@ def test_a_reason_with_odd_words_denies_nothing(question: str, reason: str) -> N
 )
 def test_flaws_deny_a_yes_only_if_they_are_about_what_was_asked(question: str, flaws: str, is_denied: bool) -> None:
     assert flaws_deny(question, flaws) == is_denied
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("tres coches", "Se ven tres coches rojos", "Hay tres coches en la imagen", "cuatro coches", "un solo coche"),
+        *("drei Autos", "nur ein Auto", "trois voitures", "une seule voiture", "tre auto", "Há três carros"),
+        *("Vejo três carros", "drie auto's", "trzy samochody", "üç araba", "три машины", "только одна машина"),
+        *("三辆车", "图中有三辆汽车", "只有一辆车", "車が三台あります", "자동차 세 대", "तीन कारें", "ثلاث سيارات"),
+    ],
+)
+def test_another_count_is_read_in_the_words_of_other_languages(reason: str) -> None:
+    assert denies(COUNT, reason)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("dos coches", "zwei Autos", "deux voitures", "due auto", "dois carros", "twee auto's", "dwa samochody"),
+        *("iki araba", "две машины", "两辆车", "二台の車", "자동차 두 대", "दो कारें", "سيارتان"),
+        *(
+            "un coche rojo y otro azul",
+            "ein rotes und ein blaues Auto",
+            "Nur zwei Autos",
+            "Hay dos coches y tres perros",
+        ),
+        *("Très belles voitures", "cars on the mat", "a DOS screen", "visible", "coches", "Autos", "une voiture"),
+    ],
+)
+def test_the_count_that_was_asked_for_is_no_contradiction_in_any_language(reason: str) -> None:
+    assert not denies(COUNT, reason)

@@ -244,6 +244,28 @@ def test_no_journal_of_somebody_else_deletes_a_file(through_link: bool, tmp_path
     assert precious.read_text() == "mine"
 
 
+def test_a_damaged_schema_that_is_no_text_is_told_in_a_line(tmp_path: Path) -> None:
+    checkpoints, memory, ledger = tmp_path / "c.sqlite", tmp_path / "memory", tmp_path / "runs.sqlite"
+    with open_checkpoints(checkpoints):
+        pass
+    open_records(memory).close()
+    LedgerFile(ledger).close()
+    for path in (checkpoints, memory / "records.sqlite", ledger):
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("PRAGMA writable_schema = 1")
+            db.execute("UPDATE sqlite_master SET sql = replace(sql, 'TABLE', CAST(X'FF' AS TEXT))")
+    attempts: list[Callable[[], object]] = [
+        lambda: open_checkpoints(checkpoints).__enter__(),
+        lambda: read_checkpoints(checkpoints).__enter__(),
+        lambda: open_records(memory),
+        lambda: open_records(memory, read_only=True),
+        lambda: LedgerFile(ledger),
+    ]
+    for attempt in attempts:
+        with pytest.raises(InputError, match=r"cannot (use|be read|store)"):
+            attempt()
+
+
 def test_a_journal_of_a_killed_process_is_rolled_back(tmp_path: Path) -> None:
     path, journal = tmp_path / "records.sqlite", tmp_path / "records.sqlite-journal"
     open_records(tmp_path).close()

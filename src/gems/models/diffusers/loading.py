@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -46,6 +47,8 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
         BackendError: The weights are missing or damaged, or do not fit into memory.
     """
     check_packages(options)
+    if options.compile:
+        _refuse_compiled_code()
     _refuse_pickles(source.layout)
     if source.pipeline_class.__name__ == "OmniGenPipeline":
         complete_omnigen()
@@ -145,6 +148,24 @@ def check_packages(options: GeneratorOptions) -> None:
         raise InputError(f"unknown quantization {quantization!r}; give {choices} or the path of a .gguf file")
     if importlib.util.find_spec(package) is None:
         raise InputError(f"quantization {quantization} needs the package {package}: {how_to_install('quantization')}")
+
+
+def _refuse_compiled_code() -> None:
+    """Refuse PyTorch's usual folder of compiled code, which it loads and runs, if another user has made it.
+
+    It lies in the folder for temporary files, under a name that everybody knows.
+
+    Raises:
+        InputError: Another user has.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    folder = Path(cache_dir())
+    if folder == Path(default_cache_dir()) and folder.stat().st_uid != os.getuid():
+        raise InputError(
+            f"compile: {folder}, from which PyTorch runs compiled code, belongs to another user; set "
+            "TORCHINDUCTOR_CACHE_DIR to a folder of your own"
+        )
 
 
 def _refuse_pickles(source: PipelineSource) -> None:

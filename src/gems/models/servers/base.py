@@ -19,7 +19,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import Any, Final, TypeVar, cast
 
@@ -528,8 +528,9 @@ def read_body(response: httpx.Response, deadline: float) -> bytes:
         body = _unpacked(b"".join(parts))
         if not (_is_whole(body) or body.startswith(_JPEG)):  # how much of a JPEG is missing is seen when it is decoded
             raise
-        return body
-    return _decoded(response, b"".join(parts))
+    else:
+        body = _decoded(response, b"".join(parts))
+    return _in_utf_8(body, response.headers.get("content-type", "")) or body
 
 
 def keep_whole(response: Any) -> None:
@@ -554,7 +555,24 @@ def keep_whole(response: Any) -> None:
             raise
         body = raw
     response.headers.pop("content-encoding", None)
-    response.stream = type(response)(200, content=_unpacked(body)).stream
+    media_type = response.headers.get("content-type", "")
+    if text := _in_utf_8(_unpacked(body), media_type):
+        response.headers["content-type"] = media_type.partition(";")[0]
+    response.stream = type(response)(200, content=text or _unpacked(body)).stream
+
+
+def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
+    """A text in the encoding that its header names, such as GBK, in UTF-8; None if it is no such text."""
+    charset = re.search(r"charset\s*=\s*[\"']?([\w.:-]+)", media_type, re.I)
+    if charset is None or is_image_file(body) or body.startswith(b"\x1f\x8b"):
+        return None
+    with suppress(UnicodeError):  # a header that tells wrongly of UTF-8
+        body.decode()
+        return None
+    try:
+        return body.decode(charset[1]).encode()
+    except (LookupError, UnicodeError):
+        return None
 
 
 def _limit(response: httpx.Response, size: int) -> None:
@@ -665,7 +683,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise too_large from None
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # the decoders raise whatever a damaged file leads them to
         raise BackendError(f"{source} did not send a {', '.join(_FORMATS)} image", retryable=False) from None
     if math.prod(image.size) > MAX_PIXELS:
         raise too_large
@@ -676,7 +694,7 @@ def decode_image(data: bytes, source: str) -> Image.Image:
         return _visible(_upright(image), source)
     except BackendError:
         raise
-    except Exception:  # the decoders raise whatever a damaged file leads them to
+    except Exception:  # as above
         rest = _visible(_upright(whole), source) if (whole := _completed(data, image)) else None
         raise PassingError(f"{source} sent a torn image", may_cost=True, rest=rest) from None
 

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 
 from gems.errors import BackendError
 from gems.models.endings import finish_reason
+from gems.models.lenient import json_values
 from gems.models.servers.completion_errors import error_of_choice, error_of_completion, server_error
 from gems.models.servers.completion_messages import raw_message, read_content, read_message
 from gems.models.servers.completion_usage import tokens_of
@@ -55,7 +56,7 @@ def _data_of(event: str) -> str:
 
 
 _END_OF_STREAM: Final = "[DONE]"
-_TORN: Final = "it is torn: its JSON has no end"
+_TORN: Final = "it is torn: it has no end"
 
 
 def _whole_in(text: str) -> Mapping[str, Any] | None:
@@ -101,8 +102,9 @@ def _joined(events: Sequence[Mapping[str, Any]], *, is_ended: bool) -> Mapping[s
         choice = _choice(event)
         if event.get("error") or [event] == whole:  # the whole answer, or why there is none
             return event
-        joined |= {name: value for name, value in event.items() if value is not None}
-        joined |= {"usage": choice["usage"]} if choice.get("usage") else {}
+        usage = _most(joined.get("usage"), choice.get("usage") or event.get("usage"))
+        joined |= {name: value for name, value in event.items() if value is not None} | {"usage": usage}
+        is_ended = is_ended or event.get("done") is True  # as in Ollama's own protocol
         reason = choice.get("finish_reason") or choice.get("done_reason") or reason
         delta = raw_message(choice) or {}
         for name in ("content", "reasoning_content", "reasoning", "thinking", "refusal"):
@@ -113,11 +115,30 @@ def _joined(events: Sequence[Mapping[str, Any]], *, is_ended: bool) -> Mapping[s
             if isinstance(piece, Mapping):
                 _add_piece(calls.setdefault(piece.get("index"), {}), piece)
     message = {name: _whole_text(pieces) for name, pieces in texts.items()}
-    calls_as_text = [args for call in calls.values() if isinstance(args := _whole_text(call["arguments"]), str)]
-    if not (reason or is_ended) and any(map(_is_cut, [str(message.get("content", "")), *calls_as_text])):
+    arguments = [_whole_text(call["arguments"]) for call in calls.values()]
+    if not (reason or is_ended) and not _has_all([message.get("content", ""), *arguments]):
         return None
     whole_calls = [{**call, "arguments": _whole_text(call["arguments"])} for call in calls.values()]
     return {**joined, "choices": [{"message": {**message, "tool_calls": whole_calls}, "finish_reason": reason}]}
+
+
+def _has_all(parts: Sequence[object]) -> bool:
+    """Whether the JSON in a stream without an end is whole; of prose alone, nobody knows how much is missing."""
+    texts = [part if isinstance(part, str) else json.dumps(part) for part in parts]
+    values = itertools.chain.from_iterable(map(json_values, texts))
+    return not any(map(_is_cut, texts)) and any(isinstance(v, Mapping) or (v and isinstance(v[0], str)) for v in values)
+
+
+def _most(counts: object, report: object) -> object:
+    """The higher counts of two reports of a stream: the last one may tell of its own piece alone."""
+    if not (isinstance(counts, Mapping) and isinstance(report, Mapping)):
+        return report or counts
+    return {**counts, **{name: value for name, value in report.items() if not _is_less(value, counts.get(name))}}
+
+
+def _is_less(value: object, other: object) -> bool:
+    numbers = isinstance(value, (int, float)) and isinstance(other, (int, float))
+    return (value is None and other is not None) or (numbers and value < other)  # type: ignore[operator]
 
 
 def _choice(event: Mapping[str, Any]) -> Mapping[str, Any]:

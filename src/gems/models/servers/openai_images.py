@@ -171,7 +171,7 @@ class OpenAIImages(JsonImages):
         fields = {name: value for name, value in self._fields(request).items() if name not in without}
         if request.edit is not None:
             buffer = io.BytesIO()
-            request.edit.image.save(buffer, "PNG")
+            request.edit.image.save(buffer, "PNG", icc_profile=None)  # the pixels: a profile can hold anything
             files = {"image": ("image.png", buffer.getvalue(), "image/png")}
             form = {name: str(value) for name, value in fields.items()}
             body, _ = self.fetch("POST", "/images/edits", deadline, data=form, files=files)

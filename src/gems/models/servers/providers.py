@@ -12,7 +12,7 @@ import httpx
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
-from gems.errors import BackendError, InputError, is_unpaid, meant_status
+from gems.errors import BackendError, InputError, is_passing_status, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
 from gems.models.servers.base import checked_url, keep_whole
@@ -114,6 +114,7 @@ def _do_not_retry_in_vain(response: httpx.Response) -> None:
     if response.is_error:
         response.read()
         in_vain = is_unpaid(f"{error_message(response.content)} {response.text}")
+        in_vain = in_vain or not is_passing_status(response.status_code)
         if IN_ONE_TRY.get() or in_vain or not may_send_again():
             response.headers["x-should-retry"] = "false"
 

@@ -14,6 +14,7 @@ from gems.models.transformers.constrained import Form, GrammarProcessor, can_con
 from gems.models.transformers.loading import Engine
 from gems.models.transformers.messages import read_answer
 from gems.options import ChatOptions
+from gems.secrets import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +123,7 @@ def _inputs(engine: Engine, turns: list[dict[str, Any]], form: Form) -> dict[str
             sanitize_control_tokens=True,  # text in a message that looks like a control token stays text
         )
     except (TemplateError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the model's chat template rejects the messages: {reason}") from error
+        raise InputError(f"the model's chat template rejects the messages: {one_line(error)[:300]}") from error
     return dict(inputs.to(engine.model.device, dtype=engine.model.dtype))
 
 
