@@ -172,7 +172,7 @@ class GemsContext(_Spelled):
     plan: _Open[bool] = Field(
         default=True,
         title="Plan",
-        description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
+        description="Let the planner write the first draft. Off: the prompt is drawn as it is.",
     )
     skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: Annotated[SecretStr | None, OperatorOnly("--memory LOCATION (or GEMS_MEMORY)")] = Field(

@@ -121,7 +121,7 @@ class _Easel:
         state: The run's state.
         runtime: Where events are streamed to.
         base: The attempt whose image is edited; None to draw from noise.
-        done: Gets the drawings. What an interrupted try of the node has made is not drawn again.
+        drawings: Gets the drawings. What an interrupted try of the node has made is not drawn again.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class _Easel:
         state: GemsState,
         runtime: Runtime[GemsContext],
         base: Attempt | None,
-        done: dict[Any, Any],
+        drawings: dict[Any, Any],
     ) -> None:
         self.images, self.backend = resources.images(context), resources.generator(context)
-        self.context, self.state, self.runtime, self.base, self.done = context, state, runtime, base, done
+        self.context, self.state, self.runtime, self.base, self.drawings = context, state, runtime, base, drawings
         self._fingerprint, self._turns = self.backend.fingerprint, resources.turns(self.backend)
         attempts = state["attempts"]
         self.round = attempts[-1].round + 1 if attempts else 1
@@ -159,7 +159,7 @@ class _Easel:
         Raises:
             GraphDrained: The run is to stop, and there is no image that was paid.
         """
-        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.done]
+        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.drawings]
         errors: dict[int, BackendError | GraphDrained] = {}
         if draws_for_many(self.backend):
             await together([self._paint(requests, [index], errors) for index in indices])
@@ -168,7 +168,9 @@ class _Easel:
             for start in range(0, len(indices), size):
                 async with self._turns:
                     await self._paint(requests, indices[start : start + size], errors)
-        return unless_stopped([self.done.get(self._key(request)) or errors[i] for i, request in enumerate(requests)])
+        return unless_stopped(
+            [self.drawings.get(self._key(request)) or errors[i] for i, request in enumerate(requests)]
+        )
 
     async def _paint(
         self, requests: Sequence[ImageRequest], indices: Sequence[int], errors: dict[int, BackendError | GraphDrained]
@@ -235,7 +237,7 @@ class _Easel:
             image=ref,
             edited_from=base_hash,
         )
-        self.done[key] = _Drawing(attempt, result.note)
+        self.drawings[key] = _Drawing(attempt, result.note)
         if not is_stopping():  # else nobody listens any more
             event = {"event": "image", "round": self.round, "candidate": candidate, "seed": request.seed}
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
