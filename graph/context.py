@@ -170,9 +170,7 @@ class GemsContext(_Spelled):
         description="When to ask a person: before the run ends, or after every round. Needs a checkpointer.",
     )
     plan: _Open[bool] = Field(
-        default=True,
-        title="Plan",
-        description="Let the planner write the first draft. Off: the prompt is drawn as it is.",
+        default=True, title="Plan", description="Let the planner write the first draft. Off: draw the prompt as it is."
     )
     skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: Annotated[SecretStr | None, OperatorOnly("--memory LOCATION (or GEMS_MEMORY)")] = Field(

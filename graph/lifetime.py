@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -51,7 +50,19 @@ class open_graph:  # noqa: N801 - used like a function
         return self._graph
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.wrap_future(_in_own_thread(lambda: close(self._graph)))
+        end: Future[None] = Future()
+        thread = threading.Thread(target=self._close, args=(end,), name="gems-close")
+        thread.start()
+        await asyncio.wrap_future(end)
+        thread.join()  # it has nothing left to do
+
+    def _close(self, end: Future[None]) -> None:
+        try:
+            close(self._graph)
+        except BaseException as error:
+            end.set_exception(error)
+        else:
+            end.set_result(None)
 
 
 def close(graph: GemsGraph) -> None:
@@ -91,18 +102,3 @@ def resources_in(graph: GemsGraph) -> Resources:
     if resources is None:
         raise InputError("give a graph from gems.build_graph")
     return resources
-
-
-def _in_own_thread(call: Callable[[], None]) -> Future[None]:
-    """Make a call in a thread that ends with it."""
-    future: Future[None] = Future()
-
-    def work() -> None:
-        try:
-            call()
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="gems-close").start()
-    return future
