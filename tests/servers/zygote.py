@@ -25,10 +25,12 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -92,6 +94,7 @@ LIBRARIES = (
     "httptools",
     "uvicorn.protocols.http.httptools_impl",
     "ray",
+    "ray.dag",  # what Ray imports when a process ends
     "ray.data",
     "ray.exceptions",
     "ray.util.scheduling_strategies",
@@ -289,6 +292,9 @@ def import_libraries() -> None:
 
 def fill_caches() -> None:
     """Do once what most commands do: a fork has what libraries and the package loaded, compiled and cached then."""
+    from typer.testing import CliRunner
+
+    from gems.cli.main import app
     from gems.memory.embedder import init_embedder
     from gems.models.local_weights import load_now
     from gems.models.pocket.vision import pretrained
@@ -299,12 +305,22 @@ def fill_caches() -> None:
     load_now(init_image_generator("pocket"))
     pretrained()
     _template()
+    with tempfile.TemporaryDirectory(prefix="gems-warm-up-") as folder:
+        words = ["generate", "two red cars", "--out", f"{folder}/out"]
+        CliRunner().invoke(app, words, env={**os.environ, "GEMS_HOME": f"{folder}/home", "XDG_CONFIG_HOME": folder})
+
+
+def forget_teardown() -> None:
+    """Spare each command what the libraries tear down at its end: torch alone would touch 40 MB of shared pages."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
 
 
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
     fill_caches()
+    forget_teardown()
     server = Server(str(address))
     gc.collect()
     gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page
