@@ -55,6 +55,7 @@ LIBRARIES = (
     "langchain_core.tracers.stdout",
     "langchain.chat_models",
     "langchain_openai",
+    "openai.resources.chat",
     "faiss",
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",
@@ -64,7 +65,9 @@ LIBRARIES = (
     "PIL.PpmImagePlugin",
     "PIL.WebPImagePlugin",
     "resvg_py",
+    "anyio._backends._asyncio",
     "httpx",
+    "httpx_sse",
     "hypothesis",
     "jinja2",
     "pandas",
@@ -87,6 +90,8 @@ LIBRARIES = (
     "filelock",
     "fastapi",
     "uvicorn.config",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.asyncio",
     "langserve",
     "structlog",
     "prometheus_client",
@@ -106,9 +111,12 @@ MODULES = (
     "gems.cli.arguments",
     "gems.bulk.batch",
     "gems.bulk.export",
+    "gems.bulk.faults",
     "gems.bulk.latest",
     "gems.bulk.ray_driver",
+    "gems.bulk.watching",
     "gems.cli.live",
+    "gems.evals.evaluate",
     "gems.graph.builder",
     "gems.memory.opening",
     "gems.memory.embedder",
@@ -118,6 +126,8 @@ MODULES = (
     "gems.models.pocket.chat",
     "gems.models.ocr",
     "gems.models.pocket.pipeline",
+    "gems.models.servers.openai_chat",
+    "gems.models.servers.openai_images",
     "gems.runs.folder",
     "gems.runs.report",
     "gems.runs.sessions",
@@ -306,7 +316,8 @@ def fill_caches() -> None:
     pretrained()
     _template()
     with tempfile.TemporaryDirectory(prefix="gems-warm-up-") as folder:
-        words = ["generate", "two red cars", "--out", f"{folder}/out"]
+        # Without a memory: a process opens its memory once.
+        words = ["generate", "two red cars", "--no-memory", "--out", f"{folder}/out"]
         CliRunner().invoke(app, words, env={**os.environ, "GEMS_HOME": f"{folder}/home", "XDG_CONFIG_HOME": folder})
 
 
