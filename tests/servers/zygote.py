@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -290,6 +291,15 @@ def run_to_the_end(request: dict[str, Any]) -> NoReturn:
     os._exit(code or 0)
 
 
+def build_the_command_line_once() -> None:
+    """Typer builds all commands from their functions' signatures whenever one is run. They never change."""
+    import typer.main
+    import typer.testing
+
+    build_once = functools.cache(typer.main.get_command)
+    typer.main.get_command = typer.testing._get_command = build_once
+
+
 def import_libraries() -> None:
     for library in (*LIBRARIES, *MODULES):
         with contextlib.suppress(ImportError):
@@ -330,6 +340,7 @@ def forget_teardown() -> None:
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
+    build_the_command_line_once()
     fill_caches()
     forget_teardown()
     server = Server(str(address))
