@@ -109,7 +109,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- servers shared by the whole session ----------------------------------------------------------------------------
 
 from shared_servers import (  # noqa: E402, F401
+    browser,
     chat_server,
+    chromium,
     database,
     image_server,
     postgres,
