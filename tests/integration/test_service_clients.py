@@ -181,6 +181,7 @@ def test_the_service_follows_its_own_schema(service: ServiceProcess, tmp_path: P
 
 # --- a browser ------------------------------------------------------------------------------------------------------
 
+
 @in_browser
 def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
