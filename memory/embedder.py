@@ -45,7 +45,6 @@ def check_embedder_name(name: str) -> None:
         raise InputError(f"unknown embedder {name!r}; {_FORMS}")
 
 
-@shared
 def init_embedder(name: str = "minilm") -> Embeddings:
     """The embedder with a name, ``"minilm"`` or ``"PROVIDER:MODEL"``; one per process and name.
 
@@ -54,6 +53,11 @@ def init_embedder(name: str = "minilm") -> Embeddings:
     Raises:
         InputError: The provider is unknown, or its package or key is missing.
     """
+    return _embedder(name)
+
+
+@shared  # around a function without defaults: with and without a default, a call would be two entries
+def _embedder(name: str) -> Embeddings:
     if name == "minilm":
         return CachedEmbedder(MiniLM())
     from langchain.embeddings import init_embeddings
