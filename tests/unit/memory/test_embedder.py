@@ -160,7 +160,7 @@ def test_a_server_with_openais_protocol_gets_words_and_leads_nowhere(monkeypatch
     with serving(_Embeddings) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "x")
-        embedder = init_embedder.__wrapped__("openai:bge-m3")
+        embedder = embedder_module._embedder.__wrapped__("openai:bge-m3")
         assert embedder.embed_documents(["zwei Hunde"]) == [[0.5, 1.0]]
         monkeypatch.setattr(_Embeddings, "status", 307)
         with pytest.raises(Exception, match="307"):
