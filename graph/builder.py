@@ -161,7 +161,7 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
         metadata = {"description": PURPOSES[name]}
         graph.add_node(
             name,
-            node_of(node, resources.workers),
+            node_of(node, resources),
             defer=defer,
             metadata=metadata,
             retry_policy=retry,
@@ -169,7 +169,7 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
         )
 
     def add(name: str, node: Node, *, defer: bool = False) -> None:
-        graph.add_node(name, node_of(node, resources.workers), defer=defer, metadata={"description": PURPOSES[name]})
+        graph.add_node(name, node_of(node, resources), defer=defer, metadata={"description": PURPOSES[name]})
 
     add("intake", make_intake(resources))
     add_with_handler("retrieve_memory", make_retrieve_memory(resources), without_memory)

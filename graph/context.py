@@ -145,11 +145,7 @@ class GemsContext(_Spelled):
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
     verify_concurrency: _Open[int] = Field(
-        default=1,
-        ge=1,
-        le=16,
-        title="Verify concurrency",
-        description="Images of a round that are verified at the same time. With 1, none is once one has passed.",
+        default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."
     )
     seed: _Open[int | None] = Field(
         default=None,
@@ -163,7 +159,7 @@ class GemsContext(_Spelled):
         ge=1,
         le=50,
         title="Patience",
-        description="Stop as stalled after this many rounds in a row without a better image.",
+        description="Stop after so many rounds in a row without a better image.",
     )
     budget: _Open[Budget] = Field(
         default_factory=Budget, title="Budget", description="Limits on what the run may spend."
@@ -174,9 +170,7 @@ class GemsContext(_Spelled):
         description="When to ask a person: before the run ends, or after every round. Needs a checkpointer.",
     )
     plan: _Open[bool] = Field(
-        default=True,
-        title="Plan",
-        description="Let the planner write the first draft. Off: the user's prompt is drawn as it is.",
+        default=True, title="Plan", description="Let the planner write the first draft. Off: draw the prompt as it is."
     )
     skills: _Open[bool] = Field(default=True, title="Skills", description="Offer the skills to the planner.")
     memory_url: Annotated[SecretStr | None, OperatorOnly("--memory LOCATION (or GEMS_MEMORY)")] = Field(
@@ -211,8 +205,7 @@ class GemsContext(_Spelled):
         exclude=True,
         ge=1,
         title="Memory limit",
-        description="About how many experiences, and how many runs, are kept per user; those that helped least are "
-        "removed first, at one run in 32. Empty: no limit.",
+        description="About how many experiences and runs are kept per user; the least helpful go. Empty: no limit.",
     )
     memory_days: Annotated[float | None, OperatorOnly("memory_days to build_graph(settings=...)")] = Field(
         default=None,

@@ -9,7 +9,7 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -18,6 +18,7 @@ from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
 from gems.models.local_weights import load_now, without_bars
+from gems.shared import shared
 
 __all__ = ["CachedEmbedder", "MiniLM", "check_embedder_name", "embedder_fingerprint", "init_embedder"]
 
@@ -44,7 +45,6 @@ def check_embedder_name(name: str) -> None:
         raise InputError(f"unknown embedder {name!r}; {_FORMS}")
 
 
-@cache
 def init_embedder(name: str = "minilm") -> Embeddings:
     """The embedder with a name, ``"minilm"`` or ``"PROVIDER:MODEL"``; one per process and name.
 
@@ -53,6 +53,11 @@ def init_embedder(name: str = "minilm") -> Embeddings:
     Raises:
         InputError: The provider is unknown, or its package or key is missing.
     """
+    return _embedder(name)
+
+
+@shared  # around a function without defaults: with and without a default, a call would be two entries
+def _embedder(name: str) -> Embeddings:
     if name == "minilm":
         return CachedEmbedder(MiniLM())
     from langchain.embeddings import init_embeddings

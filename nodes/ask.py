@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from gems.errors import BackendError, MalformedAnswerError
-from gems.memory.image_store import decode_png
+from gems.memory.image_store import decode_png, size_of_sound_png
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.failures import as_backend_error
 from gems.models.registry import model_fingerprint
@@ -149,8 +149,8 @@ def _is_of_a_package(model: BaseChatModel) -> bool:
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
     """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels."""
-    image = decode_png(png)
-    if max(image.size) > longest or form != "png":
+    if max(size_of_sound_png(png)) > longest or form != "png":
+        image = decode_png(png)
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         smaller = io.BytesIO()
         image.save(smaller, form)

@@ -135,7 +135,7 @@ async def _agreed_draft(
 
     async def write_again(meter: Meter) -> tuple[str, list[Part]]:
         conversation = [
-            *planning_task(state, generator),
+            *await in_thread(planning_task, state, generator),
             AIMessage(draft),
             HumanMessage(WRITE_AGAIN.format(losses="\n".join(f"- {line}" for line in losses))),
         ]
@@ -146,11 +146,11 @@ async def _agreed_draft(
     if losses:
         other, other_parts = await repairs.make("planner", write_again, (draft, parts))
         still_lost = _losses(prompt, other, other_parts, questions)
-        if len(still_lost) < len(losses) and not unreadable(other, generator):
+        if len(still_lost) < len(losses) and not await in_thread(unreadable, other, generator):
             draft, parts, losses = other, other_parts, still_lost
-    if guide_of(generator):
+    if await in_thread(guide_of, generator):
         draft = without_prompt(prompt, draft, parts)
-    return in_front(prompt, draft, generator) if losses else draft
+    return await in_thread(in_front, prompt, draft, generator) if losses else draft
 
 
 def _losses(prompt: str, draft: str, parts: Sequence[Part], questions: Sequence[Mapped]) -> list[str]:

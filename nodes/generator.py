@@ -6,8 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 from langgraph.errors import GraphDrained, NodeError
@@ -15,11 +14,11 @@ from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
-from gems.faces import in_thread, runs_here, together
+from gems.faces import in_thread, runs_here, together, until_stopped
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
-from gems.memory.image_store import ImageStore, decode_png
+from gems.memory.image_store import decode_png
 from gems.models.generators import (
     Asynchronous,
     Edit,
@@ -80,13 +79,12 @@ async def _draw(
         return GemsState()
     watch, context = Stopwatch(), resources.context(runtime)
     attempts = state["attempts"]
-    backend = await in_thread(resources.generator, context)
     with metered(state, node, context, is_chatting=False) as meter:
-        easel = _Easel(resources.images(context), backend, state, runtime, base, meter.done)
-        requests = await in_thread(easel.requests, context)
+        easel = await in_thread(_Easel, resources, context, state, runtime, base, meter.done)
+        requests = await in_thread(easel.requests)
         if not requests:
             return GemsState(outcome="budget")
-        results = await easel.draw(requests, resources.turns(backend))
+        results = await easel.draw(requests)
     errors = [result for result in results if isinstance(result, BackendError)]
     if len(errors) == len(results):
         if all(isinstance(error, ContentRefusedError) for error in errors):
@@ -99,7 +97,7 @@ async def _draw(
         attempts=[*attempts, *new_attempts],
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
-        errors=[*(f"generator: image {error}" for error in errors), *_notes(backend, drawings, state)],
+        errors=[*(f"generator: image {error}" for error in errors), *_notes(easel.backend, drawings, state)],
         usage=Usage(images=len(new_attempts), seconds=watch.seconds),
     )
 
@@ -114,29 +112,36 @@ class _Drawing(NamedTuple):
 _Result: TypeAlias = _Drawing | BackendError
 
 
-@dataclass(frozen=True)
 class _Easel:
     """Draws the images of one round, and files each as soon as it is there.
 
-    Attributes:
-        done: The drawings. What an interrupted try of the node has made is not drawn again.
+    Args:
+        resources: The models and stores.
+        context: The run's settings.
+        state: The run's state.
+        runtime: Where events are streamed to.
+        base: The attempt whose image is edited; None to draw from noise.
+        drawings: Gets the drawings. What an interrupted try of the node has made is not drawn again.
     """
 
-    images: ImageStore
-    backend: ImageGenerator
-    state: GemsState
-    runtime: Runtime[GemsContext]
-    base: Attempt | None
-    done: dict[Any, Any]
+    def __init__(
+        self,
+        resources: Resources,
+        context: GemsContext,
+        state: GemsState,
+        runtime: Runtime[GemsContext],
+        base: Attempt | None,
+        drawings: dict[Any, Any],
+    ) -> None:
+        self.images, self.backend = resources.images(context), resources.generator(context)
+        self.context, self.state, self.runtime, self.base, self.drawings = context, state, runtime, base, drawings
+        self._fingerprint, self._turns = self.backend.fingerprint, resources.turns(self.backend)
+        attempts = state["attempts"]
+        self.round = attempts[-1].round + 1 if attempts else 1
 
-    @property
-    def round(self) -> int:
-        attempts = self.state["attempts"]
-        return attempts[-1].round + 1 if attempts else 1
-
-    def requests(self, context: GemsContext) -> list[ImageRequest]:
+    def requests(self) -> list[ImageRequest]:
         """The round's images, as many of them as the budget still allows."""
-        state, base, edit = self.state, self.base, None
+        context, state, base, edit = self.context, self.state, self.base, None
         if base is not None:
             edit = edit_of(base, all_asked(state), decode_png(self.images.read(base.image)))
         sizes = range(context.candidates, 0, -1)
@@ -148,22 +153,24 @@ class _Easel:
         absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(self.backend) else ""
         return [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
 
-    async def draw(self, requests: Sequence[ImageRequest], turns: AbstractAsyncContextManager[None]) -> list[_Result]:
+    async def draw(self, requests: Sequence[ImageRequest]) -> list[_Result]:
         """Draw the images: on a server at the same time, in this process as many at once as it can.
 
         Raises:
             GraphDrained: The run is to stop, and there is no image that was paid.
         """
-        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.done]
+        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.drawings]
         errors: dict[int, BackendError | GraphDrained] = {}
         if draws_for_many(self.backend):
             await together([self._paint(requests, [index], errors) for index in indices])
         else:
             size = await in_thread(images_at_once, self.backend) or max(1, len(indices))
             for start in range(0, len(indices), size):
-                async with turns:
+                async with self._turns:
                     await self._paint(requests, indices[start : start + size], errors)
-        return unless_stopped([self.done.get(self._key(request)) or errors[i] for i, request in enumerate(requests)])
+        return unless_stopped(
+            [self.drawings.get(self._key(request)) or errors[i] for i, request in enumerate(requests)]
+        )
 
     async def _paint(
         self, requests: Sequence[ImageRequest], indices: Sequence[int], errors: dict[int, BackendError | GraphDrained]
@@ -174,12 +181,12 @@ class _Easel:
             self._report(replace(step, index=indices[step.index]))
 
         def paint() -> None:
-            self._file_all(requests, indices, self.backend.generate(wanted, on_step=on_step), errors)
+            self._file_all(requests, indices, self.backend.generate(group, on_step=on_step), errors)
 
-        wanted = [requests[index] for index in indices]
+        group = [requests[index] for index in indices]
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await self.backend.agenerate(wanted, on_step=on_step)
+                results = await until_stopped(self.backend.agenerate(group, on_step=on_step))
                 await in_thread(self._file_all, requests, indices, results, errors)
             else:
                 await in_thread(paint)
@@ -203,7 +210,7 @@ class _Easel:
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""
-        if (self.runtime.drain_requested or is_stopping()) and step.step < step.steps:
+        if is_stopping() and step.step < step.steps:
             # As LangGraph itself does between nodes: the run stops before this node, and can go on from there.
             raise GraphDrained(self.runtime.drain_reason or "stopped")
         event = {"round": self.round, "candidate": step.index, "step": step.step}
@@ -214,7 +221,7 @@ class _Easel:
     def _key(self, request: ImageRequest) -> tuple[object, ...]:
         """Identifies a drawing among those of earlier tries, whose draft or model may have been another."""
         base_hash = self.base.image.sha256 if self.base else ""
-        return request.prompt, request.negative_prompt, request.seed, base_hash, self.backend.fingerprint
+        return request.prompt, request.negative_prompt, request.seed, base_hash, self._fingerprint
 
     def _file(self, candidate: int, result: GeneratedImage, key: tuple[object, ...]) -> None:
         """Put an image into the store, and make the attempt that refers to it."""
@@ -230,7 +237,7 @@ class _Easel:
             image=ref,
             edited_from=base_hash,
         )
-        self.done[key] = _Drawing(attempt, result.note)
+        self.drawings[key] = _Drawing(attempt, result.note)
         if not is_stopping():  # else nobody listens any more
             event = {"event": "image", "round": self.round, "candidate": candidate, "seed": request.seed}
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})

@@ -75,7 +75,7 @@ def make_planner(resources: Resources) -> Node:
             model, generator = await in_thread(resources.chat_and_generator, context, "planner")
             planning = list(state.get("planning") or [])
             offered, tools = await in_thread(_offer, resources, context, state)
-            task = planning[:2] or planning_task(state, generator)
+            task = planning[:2] or await in_thread(planning_task, state, generator)
             capabilities, meter.reserved = capabilities_of(model, meter.options.structured), _CALLS_AFTER
             # Where all skills have been read, their advice is still in the conversation.
             form = form_for(Plan, prompt)

@@ -15,6 +15,7 @@ from pydantic import Field, ValidatorFunctionWrapHandler, WrapValidator, create_
 from pydantic.config import JsonDict
 
 from gems.errors import BackendError
+from gems.faces import in_thread
 from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
 from gems.models.lenient import Form, Item, Note, items_of
 from gems.models.structured import form_name
@@ -158,7 +159,7 @@ async def drawable_prompt(
         calls_after: Chat calls that must be left when the chat model has been asked again.
     """
     draft = " ".join(draft.split())
-    fault, losses = unreadable(draft, generator), lost_words(prompt, draft, parts)
+    fault, losses = await in_thread(unreadable, draft, generator), lost_words(prompt, draft, parts)
     if (fault or losses) and not meter.exhausted(chat_calls=1 + calls_after):
         request = fault or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(request)]
@@ -168,10 +169,15 @@ async def drawable_prompt(
             still_missing = lost_words(prompt, other, plan.parts)
             if fault or len(still_missing) < len(losses):
                 draft, parts, losses = other, plan.parts, still_missing
+    return await in_thread(_joined_with, prompt, draft, generator, parts), parts
+
+
+def _joined_with(prompt: str, draft: str, generator: ImageGenerator, parts: Sequence[Part]) -> str:
+    """The draft, with the prompt in front of it where that is needed; empty if the image model cannot draw it."""
     if guide_of(generator):
         draft = without_prompt(prompt, draft, parts)
     draft = with_prompt(prompt, draft, generator, parts)
-    return ("" if objection_to(generator, draft) else draft), parts
+    return "" if objection_to(generator, draft) else draft
 
 
 def unreadable(draft: str, generator: ImageGenerator) -> str:

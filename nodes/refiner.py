@@ -14,7 +14,6 @@ from pydantic import ConfigDict, Field
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
-from gems.memory.image_store import ImageStore
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
 from gems.models.lenient import Note, choice_of, field_name
@@ -140,13 +139,8 @@ def make_refiner(resources: Resources) -> Node:
         context = resources.context(runtime)
         model, generator = await in_thread(resources.chat_and_generator, context, "refiner")
         attempts = state["attempts"]
-        best = best_attempt(attempts)
         latest = best_attempt([a for a in attempts if a.round == attempts[-1].round])
-        edits = best is not None and generator.edits
-        images = resources.images(context)
-        conversation = await in_thread(
-            _conversation, images, context, state, best, latest, generator=generator, edits=edits
-        )
+        conversation, edits = await in_thread(_conversation, resources, context, state, latest)
         with metered(state, "refiner", context) as meter:
             meter.reserved = _CALLS_AFTER
             form = form_for(Refinement if edits else RefinementWithoutEdit, state["prompt"])
@@ -167,7 +161,7 @@ def make_refiner(resources: Resources) -> Node:
                     calls_after=_CALLS_AFTER,
                 )
 
-        draft, strategy = _next_draft(state, new_draft, answer.strategy, generator)
+        draft, strategy = await in_thread(_next_draft, state, new_draft, answer.strategy, generator)
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
         round_ = latest.round if latest else 0
         runtime.stream_writer({"event": "experience", "round": round_, "experience": experience})
@@ -184,19 +178,15 @@ def make_refiner(resources: Resources) -> Node:
 
 
 def _conversation(
-    images: ImageStore,
-    context: GemsContext,
-    state: GemsState,
-    best: Attempt | None,
-    latest: Attempt | None,
-    *,
-    generator: ImageGenerator,
-    edits: bool,
-) -> list[BaseMessage]:
+    resources: Resources, context: GemsContext, state: GemsState, latest: Attempt | None
+) -> tuple[list[BaseMessage], bool]:
     """The instructions, the example, and the report with the images of the best and the latest attempt.
 
-    There is no attempt if the provider has refused every draft so far.
+    There is no attempt if the provider has refused every draft so far. Also returns whether the best can be edited.
     """
+    images, generator = resources.images(context), resources.generator(context)
+    best = best_attempt(state["attempts"])
+    edits = best is not None and generator.edits
     attempts = [attempt for attempt in (best, latest if latest != best else None) if attempt is not None]
     content: list[str | dict[str, Any]] = [
         image_block(images.read(attempt.image), context.options_of("refiner").image_size) for attempt in attempts
@@ -206,7 +196,7 @@ def _conversation(
     advice = f"\n\nAbout the image model:\n{guide}" if guide else ""
     edit = REDRAWING_EDIT if redraws_edits(generator) else EDIT
     system = SystemMessage(REFINER.format(edit=edit if edits else "") + advice)
-    return [system, *EXAMPLE, HumanMessage(content)]
+    return [system, *EXAMPLE, HumanMessage(content)], edits
 
 
 def _next_draft(

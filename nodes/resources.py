@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Final, Protocol
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
@@ -24,6 +24,7 @@ from gems.memory.opening import memory_location, open_store
 from gems.models.chat_options import check_chat_options
 from gems.models.generators import ImageGenerator, Local, check_generator_options
 from gems.models.inspectors import INSPECTORS, Inspector
+from gems.models.local_weights import load_now
 from gems.models.registry import (
     check_chat_name,
     check_generator_name,
@@ -33,6 +34,7 @@ from gems.models.registry import (
     init_mllm,
 )
 from gems.options import ChatOptions, RoleOptions
+from gems.shared import holding, release, shared
 from gems.skills.catalogue import offer, suits
 from gems.skills.format import Skill
 from gems.skills.loader import SkillLibrary, load_skills
@@ -49,6 +51,9 @@ class Node(Protocol):
     def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState | Awaitable[GemsState]:
         """Do the node's work."""
         ...
+
+
+_MOST_CONTEXTS: Final = 256
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,30 @@ class Resources:
         Raises:
             InputError: A value cannot be used, or is one that only the operator may give.
         """
-        context = GemsContext.resolve(runtime.context)
+        raw: object = runtime.context
+        has_store = runtime.store is not None
+        if raw is not None and not isinstance(raw, GemsContext):  # anybody's object, which may change
+            return self._resolved(raw, has_store)
+        # Every node asks for them, and to check them takes a millisecond.
+        key = (id(raw), has_store)
+        if key not in self._contexts:
+            if len(self._contexts) >= _MOST_CONTEXTS:
+                self._contexts.clear()
+            self._contexts[key] = raw, self._resolved(raw, has_store)
+        return self._contexts[key][1]
+
+    @cached_property
+    def _contexts(self) -> dict[tuple[int, bool], tuple[object, GemsContext]]:
+        """The settings of the latest runs by what was given, which is kept so that its id stays its own."""
+        return {}
+
+    def _resolved(self, raw: object, has_store: bool) -> GemsContext:
+        context = GemsContext.resolve(raw)
         if self.settings is not None:
             fixed = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
             authority = context.authority | self.settings.authority
             context = context.model_copy(update=fixed).with_authority(authority)
-        context.check_authority(self._unused_settings | ({"memory_url"} if runtime.store else set()))
+        context.check_authority(self._unused_settings | ({"memory_url"} if has_store else set()))
         return context
 
     @cached_property
@@ -103,7 +126,8 @@ class Resources:
         model = self.role_models.get(role)
         if model is None and not self._has_fixed_name(role):
             model = self.mllm
-        return model or init_mllm(context.chat_model(role), context.options_of(role), context.authority)
+        with self._held():
+            return model or init_mllm(context.chat_model(role), context.options_of(role), context.authority)
 
     def _has_fixed_name(self, role: Role) -> bool:
         """Whether the graph's own settings name a model for this role."""
@@ -115,14 +139,42 @@ class Resources:
         A named inspector is imported only if a requirement is of one of its kinds.
         """
         names = (name for name in context.inspectors if name not in INSPECTORS or INSPECTORS[name].kinds & kinds)
-        by_name = (init_inspector(name) for name in names)
+        with self._held():
+            by_name = [init_inspector(name) for name in names]
         return [inspector for inspector in (*self.own_inspectors, *by_name) if inspector and inspector.kinds & kinds]
 
     def generator(self, context: GemsContext) -> ImageGenerator:
         """The image generator."""
-        return self.image_generator or init_image_generator(
-            context.generator, context.generator_options, context.authority
-        )
+        with self._held():
+            return self.image_generator or init_image_generator(
+                context.generator, context.generator_options, context.authority
+            )
+
+    def load(self, settings: GemsContext | None = None) -> None:
+        """Load the models that a run with these settings would load.
+
+        Raises:
+            InputError: A setting cannot be used.
+            BackendError: A model cannot be loaded.
+        """
+        context = self._resolved(settings, has_store=False)
+        for model in (self.generator(context), *(self.chat(context, role) for role in ROLES)):
+            load_now(model)
+        if context.memory or context.skills:
+            with self._held():
+                (self.embedder or init_embedder(context.embedder)).embed_query("a first text loads the weights")
+
+    def close(self) -> None:
+        """Free threads, and the models and stores that nobody else uses. Objects that were given stay open."""
+        self.workers.close()
+        release(self.workers)
+        if self.embedder is not None:
+            self.__dict__.pop("_open_store", None)
+        self._contexts.clear()
+
+    def _held(self) -> AbstractContextManager[None]:
+        """For blocks that ask for models by name, which the graph then has until it is closed."""
+        return holding(self.workers)
 
     def chat_and_generator(self, context: GemsContext, role: Role) -> tuple[BaseChatModel, ImageGenerator]:
         """The chat model of a role that writes for the image generator, and that generator."""
@@ -143,11 +195,12 @@ class Resources:
 
         A model that cannot be found is left to the node that uses it, whose failure does not cost the run its result.
         """
-        if self.mllm is None:
-            _check_chat_options(context, on_this_machine=True)
-        if self.image_generator is None:
-            with suppress(BackendError):
-                _check_generator_options(context, on_this_machine=True)
+        with self._held():
+            if self.mllm is None:
+                _check_chat_options(context, on_this_machine=True)
+            if self.image_generator is None:
+                with suppress(BackendError):
+                    _check_generator_options(context, on_this_machine=True)
 
     def memory(self, context: GemsContext, runtime: Runtime[GemsContext]) -> BaseStore | None:
         """The store of trajectories: of the parent graph, this graph or the user, in that order; None if it is off."""
@@ -156,13 +209,14 @@ class Resources:
         if runtime.store or self.store:
             return runtime.store or self.store
         url = memory_location(context)
-        return self._open_store(url) if self.embedder else user_store(url, context.embedder)
+        with self._held():
+            return self._open_store(url) if self.embedder else user_store(url, context.embedder)
 
     @cached_property
     def _open_store(self) -> Callable[[str | None], BaseStore]:
         """Opens each store once, with the graph's own embedder."""
         assert self.embedder is not None
-        return cache(partial(open_store, embedder=self.embedder))
+        return shared(partial(open_store, embedder=self.embedder))
 
     def images(self, context: GemsContext) -> ImageStore:
         """The store of images."""
@@ -182,7 +236,8 @@ class Resources:
             for name, skill in self.skills(context).skills.items()
             if name not in context.without_skills and suits(skill, generator.name, generator.fingerprint)
         ]
-        return take_snapshot(offer(skills, prompt, lambda: self.embedder or init_embedder(context.embedder)))
+        with self._held():
+            return take_snapshot(offer(skills, prompt, lambda: self.embedder or init_embedder(context.embedder)))
 
     def offered_skills(self, context: GemsContext, snapshot: Mapping[str, str]) -> dict[str, Skill]:
         """The skills of a run's snapshot, by name."""
@@ -240,7 +295,7 @@ def _check_generator_options(context: GemsContext, *, on_this_machine: bool) -> 
     check_generator_options(generator, on_this_machine=on_this_machine)
 
 
-@cache
+@shared
 def user_store(url: str | None, embedder: str) -> BaseStore:
     """The memory at a location, opened once per process."""
     return open_store(url, init_embedder(embedder))

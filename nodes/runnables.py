@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from langgraph._internal._runnable import RunnableCallable
 
-from gems.faces import Workers, in_thread, run_here
+from gems.faces import in_line, in_thread, run_here
 from gems.graph.state import GemsState, check_schema
+from gems.nodes.resources import Resources
+from gems.stopping import also_stopping
 
-__all__ = ["node_of", "without_waits", "workers_of"]
+__all__ = ["node_of", "resources_of_node", "without_waits"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def node_of(body: Callable[..., Any], workers: Workers) -> Any:
+def node_of(body: Callable[..., Any], resources: Resources) -> Any:
     """A node: a coroutine function, or a plain function, which works in a thread where there is an event loop.
 
     It checks first that this version can read the state, which may come from another version's checkpoint.
@@ -33,16 +36,22 @@ def node_of(body: Callable[..., Any], workers: Workers) -> Any:
         check_schema(state)
         return in_thread(body, state, **injected) if is_plain else body(state, **injected)
 
+    def until_drained(injected: dict[str, Any]) -> AbstractContextManager[None]:
+        control = injected["runtime"].control
+        return nullcontext() if control is None else also_stopping(lambda: control.drain_requested)
+
     @wraps(body)  # LangGraph reads the signature, to know what to pass
     def node(state: GemsState, **injected: Any) -> GemsState:
-        return run_here(begin(state, injected))
+        with until_drained(injected):
+            return run_here(begin(state, injected))
 
     async def anode(state: GemsState, **injected: Any) -> GemsState:
-        with workers.at_work():
+        with resources.workers.at_work(), until_drained(injected):
+            await in_line()
             return await begin(state, injected)
 
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)
-    runnable.gems_workers = workers  # type: ignore[attr-defined]
+    runnable.gems_resources = resources  # type: ignore[attr-defined]
     return runnable
 
 
@@ -55,6 +64,7 @@ def without_waits(function: F) -> F:
     return cast(F, RunnableCallable(function, same, name=function.__name__, trace=False))
 
 
-def workers_of(runnable: Any) -> Workers:
-    """The threads of a node that ``node_of`` has made."""
-    return cast(Workers, runnable.gems_workers)
+def resources_of_node(runnable: Any) -> Resources | None:
+    """The resources of a node that ``node_of`` has made; None for any other."""
+    resources: Resources | None = getattr(runnable, "gems_resources", None)
+    return resources

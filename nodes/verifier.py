@@ -378,11 +378,11 @@ class _Examiner:
 
         What an earlier try of the node has paid for is not asked for again.
         """
-        paid, room = self._meter.done, self._meter.room(len(attempts))
-        unpaid = list(itertools.islice((a for a in attempts if a.image.sha256 not in paid), room))
+        finished, room = self._meter.done, self._meter.room(len(attempts))
+        unpaid = list(itertools.islice((a for a in attempts if a.image.sha256 not in finished), room))
         await together([self._inspect(attempt) for attempt in unpaid])
-        inspected = itertools.takewhile(lambda attempt: attempt.image.sha256 in paid, attempts)
-        return [paid[attempt.image.sha256] for attempt in inspected]
+        inspected = itertools.takewhile(lambda attempt: attempt.image.sha256 in finished, attempts)
+        return [finished[attempt.image.sha256] for attempt in inspected]
 
     async def _inspect(self, attempt: Attempt) -> None:
         try:

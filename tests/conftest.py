@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 # LangGraph and the model loaders read these when they are imported, so they are set before any other import.
 os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"
@@ -30,8 +33,22 @@ FIRST = ("ray", "studio", "service", "postgres", "skills_cli")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two workers more than there are cores: tests often wait for a process, a server or a deadline."""
-    return (os.cpu_count() or 1) + 2
+    """Three workers more than there are cores: tests wait for a process, a server or a deadline half of the time."""
+    return (os.cpu_count() or 1) + 3
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool:
+    """End a process whose test hangs as pytest-timeout does, without a new Python thread for each test."""
+    if settings.timeout > 0:
+        stderr = item.config.stash[fault_handler_stderr_fd_key]  # pytest captures the usual one
+        faulthandler.dump_traceback_later(settings.timeout, exit=True, file=stderr)
+    return True
+
+
+def pytest_timeout_cancel_timer(item: pytest.Item) -> bool:
+    """Let the process live: the test has ended."""
+    faulthandler.cancel_dump_traceback_later()
+    return True
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -93,7 +110,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- servers shared by the whole session ----------------------------------------------------------------------------
 
 from shared_servers import (  # noqa: E402, F401
+    browser,
     chat_server,
+    chromium,
     database,
     image_server,
     postgres,

@@ -62,7 +62,7 @@ def start_server() -> str:
 
 def _connect(address: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 220  # seconds; a busy machine is slow to import the libraries
     while True:
         try:
             connection.connect(address)

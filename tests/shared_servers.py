@@ -5,6 +5,7 @@ The tests of a costly server join an ``xdist_group`` of its name (``marks``, ``n
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
     from servers.langgraph_dev import Studio
 
 __all__ = [
+    "BROWSER_MARKS",
+    "browser",
     "chat_server",
+    "chromium",
     "database",
     "image_server",
+    "in_browser",
     "marks",
     "needs",
     "postgres",
@@ -45,6 +50,20 @@ def needs(group: str) -> Callable[[Test], Test]:
         return test
 
     return mark
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BROWSER_MARKS = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"),
+]
+
+
+def in_browser(test: Test) -> Test:
+    """A decorator that gives these marks to one test."""
+    for mark in BROWSER_MARKS:
+        test = mark(test)
+    return test
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +133,43 @@ def database(postgres: str) -> str:
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"')
     return postgres.replace("/postgres", f"/{name}")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A browser. Group ``service``."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"),
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(params=[1280, 390])
+def browser(request: pytest.FixtureRequest, chromium: Any) -> Iterator[Any]:
+    """A new tab, as wide as a laptop or a phone, in which no error may occur."""
+    [old_tab] = chromium.window_handles
+    chromium.switch_to.new_window("tab")
+    new_tab = chromium.current_window_handle
+    chromium.switch_to.window(old_tab)
+    chromium.close()
+    chromium.switch_to.window(new_tab)
+    chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
+    chromium.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    # A window cannot be as narrow as a phone, but an emulated screen can.
+    metrics = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 500}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    chromium.get_log("browser")  # empties it
+    yield chromium
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.graph.builder import GemsGraph as GemsGraph
     from gems.graph.builder import build_graph as build_graph
     from gems.graph.context import GemsContext as GemsContext
+    from gems.graph.lifetime import close as close
+    from gems.graph.lifetime import open_graph as open_graph
+    from gems.graph.lifetime import warm as warm
     from gems.graph.node import as_node as as_node
     from gems.graph.state import About as About
     from gems.graph.state import Attempt as Attempt
@@ -47,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers and editors; _MODULES says the same at ru
     from gems.memory.embedder import init_embedder as init_embedder
     from gems.memory.image_store import ImageStore as ImageStore
     from gems.memory.store import FaissStore as FaissStore
+    from gems.models.generators import Asynchronous as Asynchronous
     from gems.models.generators import Edit as Edit
     from gems.models.generators import GeneratedImage as GeneratedImage
     from gems.models.generators import Guided as Guided
@@ -70,6 +74,7 @@ _MODULES: Final = {
     "gems.graph.builder": ("GemsGraph", "build_graph"),
     "gems.graph.tool": ("as_tool",),
     "gems.graph.node": ("as_node",),
+    "gems.graph.lifetime": ("close", "open_graph", "warm"),
     # What goes in and what comes out.
     "gems.graph.context": ("GemsContext",),
     "gems.options": ("ChatOptions", "GeneratorOptions", "RoleOptions"),
@@ -104,6 +109,7 @@ _MODULES: Final = {
     "gems.models.registry": ("init_image_generator", "init_mllm"),
     "gems.authority": ("OPERATOR", "Authority"),
     "gems.models.generators": (
+        "Asynchronous",
         "Edit",
         "GeneratedImage",
         "Guided",

@@ -16,10 +16,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakKeyDictionary
 
-from gems.stopping import also_stopping
+from gems.stopping import POLL_SECONDS, WaitEnded, also_stopping, is_stopping, may_be_stopped
 
-__all__ = ["OWN_LOOP", "OwnLoop", "Turns", "Workers", "in_thread", "run_here", "runs_here", "together"]
+__all__ = [
+    "OWN_LOOP",
+    "OwnLoop",
+    "Turns",
+    "Workers",
+    "in_line",
+    "in_thread",
+    "run_here",
+    "runs_here",
+    "together",
+    "until_stopped",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +73,7 @@ class Workers:
 
 
 _WORKERS: ContextVar[Workers] = ContextVar("gems_workers", default=Workers())  # noqa: B039 - meant to be shared
-_HERE: ContextVar[object] = ContextVar("gems_here", default=None)
+_BLOCKED_PLACE: ContextVar[object] = ContextVar("gems_here", default=None)
 """The thread, and the event loop that runs in it, in which a body is run without a loop."""
 
 
@@ -71,7 +83,7 @@ def _place() -> tuple[int, object]:
 
 def runs_here() -> bool:
     """Whether the current body is run by ``run_here``, so that it has to block where it waits."""
-    return _HERE.get() == _place()
+    return _BLOCKED_PLACE.get() == _place()
 
 
 def run_here(body: Coroutine[Any, Any, T]) -> T:
@@ -80,14 +92,14 @@ def run_here(body: Coroutine[Any, Any, T]) -> T:
     Raises:
         RuntimeError: The body awaits something else than the functions of this module do.
     """
-    token = _HERE.set(_place())
+    token = _BLOCKED_PLACE.set(_place())
     try:
         body.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
     finally:
-        _HERE.reset(token)
+        _BLOCKED_PLACE.reset(token)
         body.close()
     raise RuntimeError(
         f"{getattr(body, '__qualname__', body)} needs an event loop; use ainvoke, or a model without one"
@@ -110,6 +122,48 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         is_cancelled.set()
         raise
+
+
+_LINES: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, deque[asyncio.Future[None]]]] = WeakKeyDictionary()
+"""Those who wait for their turn to compute, by event loop."""
+
+
+async def in_line() -> None:
+    """Let one body begin in each cycle of the event loop: many that begin in the same one would make it late."""
+    if runs_here():
+        return
+    loop = asyncio.get_running_loop()
+    line, turn = _LINES.setdefault(loop, deque()), loop.create_future()
+    line.append(turn)
+    if len(line) == 1:
+        loop.call_soon(_admit_next, loop, line)
+    await turn
+
+
+def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None]]) -> None:
+    turn = line.popleft()
+    if not turn.cancelled():
+        turn.set_result(None)
+    if line:
+        loop.call_soon(_admit_next, loop, line)
+
+
+async def until_stopped(body: Coroutine[Any, Any, T]) -> T:
+    """Await a body on an event loop, and cancel it when the run is to stop.
+
+    Raises:
+        WaitEnded: A stop was requested.
+    """
+    if not may_be_stopped():
+        return await body
+    task = asyncio.ensure_future(body)
+    try:
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            if is_stopping():
+                raise WaitEnded("stopped while a model was asked")
+        return task.result()
+    finally:
+        task.cancel()
 
 
 class Turns:

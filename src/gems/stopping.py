@@ -15,12 +15,29 @@ from typing import Final
 
 from langgraph.errors import GraphDrained
 
-__all__ = ["WaitEnded", "acquire", "also_stopping", "apause", "ending", "is_stopping", "pause", "stopping"]
+__all__ = [
+    "POLL_SECONDS",
+    "WaitEnded",
+    "also_stopping",
+    "apause",
+    "ended_by",
+    "ending",
+    "is_stopping",
+    "may_be_stopped",
+    "pause",
+    "stopping",
+]
 
-_POLL_SECONDS: Final = 0.1
+POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
 _WHILE_WAITING: Final = "stopped while waiting for a server"
-_STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=lambda: False)
+
+
+def _never() -> bool:
+    return False
+
+
+_STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=_never)
 _ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
 
 
@@ -50,8 +67,13 @@ def stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
 def also_stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
     """Like ``stopping``, beside the reasons to stop that stand already."""
     outer = _STOPPING.get()
-    with stopping(lambda: is_requested() or outer()):
+    with stopping(is_requested if outer is _never else lambda: is_requested() or outer()):
         yield
+
+
+def may_be_stopped() -> bool:
+    """Whether anything could ask for a stop."""
+    return _STOPPING.get() is not _never
 
 
 def is_stopping() -> bool:
@@ -82,31 +104,13 @@ def pause(seconds: float) -> None:
         left = deadline - time.monotonic()
         if left <= 0:
             return
-        time.sleep(min(left, _POLL_SECONDS))
+        time.sleep(min(left, POLL_SECONDS))
 
 
 async def apause(seconds: float) -> None:
     """See ``pause``; on an event loop."""
-    async with _until(_is_over, WaitEnded(_WHILE_WAITING)):
+    async with ended_by(_is_over, WaitEnded(_WHILE_WAITING)):
         await asyncio.sleep(seconds)
-
-
-@asynccontextmanager
-async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
-    """Hold one of the slots for the block, after waiting for it.
-
-    Raises:
-        GraphDrained: The run was to stop before it got one.
-    """
-    early_end = GraphDrained("stopped before its turn")
-    async with _until(is_stopping, early_end):
-        await slots.acquire()
-    try:
-        if is_stopping():  # since the last look
-            raise early_end
-        yield
-    finally:
-        slots.release()
 
 
 def _is_over() -> bool:
@@ -114,8 +118,8 @@ def _is_over() -> bool:
 
 
 @asynccontextmanager
-async def _until(is_over: Callable[[], bool], error: GraphDrained) -> AsyncIterator[None]:
-    """Let a wait in the block end as soon as it is over, with an error."""
+async def ended_by(is_over: Callable[[], bool], error: GraphDrained) -> AsyncIterator[None]:
+    """End the block on an event loop, as if its task were cancelled, as soon as something is over, with an error."""
     if is_over():
         raise error
     loop = asyncio.get_running_loop()
@@ -126,11 +130,11 @@ async def _until(is_over: Callable[[], bool], error: GraphDrained) -> AsyncItera
         if is_over():
             limit.reschedule(loop.time())
         else:
-            timer = loop.call_later(_POLL_SECONDS, look)
+            timer = loop.call_later(POLL_SECONDS, look)
 
     try:
         async with asyncio.timeout(None) as limit:
-            timer = loop.call_later(_POLL_SECONDS, look)
+            timer = loop.call_later(POLL_SECONDS, look)
             try:
                 yield
             finally:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import PaintGenerator
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from shared_servers import BROWSER_MARKS, marks
 
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -21,12 +18,7 @@ from gems.runs.folder import write_run
 from gems.runs.record import ModelRecord, run_record
 from gems.runs.threads import run_thread
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.xdist_group("report-page"),
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"),
-]
+pytestmark = [*marks("service"), *BROWSER_MARKS]  # one worker has the browser
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +36,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = {role: ModelRecord("pocket", "f" * 64) for role in ("mllm", "generator")}
     record = run_record(values, context, models, "t", datetime.now(UTC))
     return write_run(base / "out", record, images).report
-
-
-@pytest.fixture(params=[1280, 390])
-def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        # A window cannot be as narrow as a phone, but an emulated screen can.
-        metrics = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        yield driver
-    finally:
-        driver.quit()
 
 
 def test_it_shows_everything_and_fits(browser: Any, page: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -21,7 +20,7 @@ from langchain_core._api import LangChainBetaWarning
 from openai import BadRequestError, NotFoundError, OpenAI
 from PIL import Image
 from servers.gems_service import ServiceProcess
-from shared_servers import marks
+from shared_servers import in_browser, marks
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # pydantic warns about LangServe's models
@@ -182,37 +181,8 @@ def test_the_service_follows_its_own_schema(service: ServiceProcess, tmp_path: P
 
 # --- a browser ------------------------------------------------------------------------------------------------------
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver"
-)
 
-
-@pytest.fixture(params=[1280, 390])
-def browser(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(CHROMIUM)
-    for flag in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
-        *("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    try:
-        metrics = {"width": request.param, "height": 900, "deviceScaleFactor": 1, "mobile": request.param < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        yield driver
-        assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
-    finally:
-        driver.quit()
-
-
-@needs_browser
-@pytest.mark.browser
+@in_browser
 def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -258,8 +228,7 @@ def test_the_page_draws_asks_and_shows_by_keyboard_alone(service: ServiceProcess
     assert "--" not in text("told"), "a visitor has no command line"
 
 
-@needs_browser
-@pytest.mark.browser
+@in_browser
 @pytest.mark.parametrize("browser", [1280], indirect=True)
 def test_the_page_says_nothing_that_is_not_so(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By
@@ -297,8 +266,7 @@ def test_the_page_says_nothing_that_is_not_so(service: ServiceProcess, browser: 
     assert "404" in entry["message"]
 
 
-@needs_browser
-@pytest.mark.browser
+@in_browser
 @pytest.mark.parametrize("browser", [1280], indirect=True)
 def test_langserves_playground_draws(service: ServiceProcess, browser: Any) -> None:
     from selenium.webdriver.common.by import By

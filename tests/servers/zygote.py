@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import io
@@ -25,10 +26,12 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,15 +47,20 @@ LIBRARIES = (
     "langgraph.graph",
     "langgraph.checkpoint.postgres",
     "langgraph.checkpoint.sqlite",
+    "langgraph.checkpoint.memory",
     "langgraph.prebuilt",
+    "langgraph.pregel.remote",
     "langgraph.store.postgres",
     "psycopg_pool",
     "langchain_core.messages.block_translators.langchain_v0",
     "langchain_core.runnables.graph_mermaid",
     "langchain_core.tracers.run_collector",
     "langchain_core.tracers.stdout",
+    "langchain.agents",
     "langchain.chat_models",
+    "langchain.embeddings",
     "langchain_openai",
+    "openai.resources.chat",
     "faiss",
     "PIL.BmpImagePlugin",
     "PIL.GifImagePlugin",
@@ -62,12 +70,15 @@ LIBRARIES = (
     "PIL.PpmImagePlugin",
     "PIL.WebPImagePlugin",
     "resvg_py",
+    "anyio._backends._asyncio",
     "httpx",
+    "httpx_sse",
     "hypothesis",
     "jinja2",
     "pandas",
     "pyarrow.pandas_compat",
     "pyarrow.parquet",
+    "skills_ref",
     "matplotlib.backends.backend_svg",
     "matplotlib.pyplot",
     "rapidocr",
@@ -85,6 +96,8 @@ LIBRARIES = (
     "filelock",
     "fastapi",
     "uvicorn.config",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.asyncio",
     "langserve",
     "structlog",
     "prometheus_client",
@@ -92,6 +105,7 @@ LIBRARIES = (
     "httptools",
     "uvicorn.protocols.http.httptools_impl",
     "ray",
+    "ray.dag",  # what Ray imports when a process ends
     "ray.data",
     "ray.exceptions",
     "ray.util.scheduling_strategies",
@@ -103,19 +117,29 @@ MODULES = (
     "gems.cli.arguments",
     "gems.bulk.batch",
     "gems.bulk.export",
+    "gems.bulk.faults",
     "gems.bulk.latest",
     "gems.bulk.ray_driver",
+    "gems.bulk.watching",
+    "gems.cli.doctor",
     "gems.cli.live",
+    "gems.evals.evaluate",
     "gems.graph.builder",
+    "gems.learning.learn",
     "gems.memory.opening",
     "gems.memory.embedder",
     "gems.memory.live_index",
     "gems.memory.store",
+    "gems.memory.transfer",
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
     "gems.models.ocr",
     "gems.models.pocket.pipeline",
+    "gems.models.servers.openai_chat",
+    "gems.models.servers.openai_images",
     "gems.runs.folder",
+    "gems.models.transformers.chat",
+    "gems.runs.replay",
     "gems.runs.report",
     "gems.runs.sessions",
     "gems.serve.server",
@@ -277,6 +301,15 @@ def run_to_the_end(request: dict[str, Any]) -> NoReturn:
     os._exit(code or 0)
 
 
+def build_the_command_line_once() -> None:
+    """Typer builds all commands from their functions' signatures whenever one is run. They never change."""
+    import typer.main
+    import typer.testing
+
+    build_once = functools.cache(typer.main.get_command)
+    typer.main.get_command = typer.testing._get_command = build_once
+
+
 def import_libraries() -> None:
     for library in (*LIBRARIES, *MODULES):
         with contextlib.suppress(ImportError):
@@ -289,6 +322,9 @@ def import_libraries() -> None:
 
 def fill_caches() -> None:
     """Do once what most commands do: a fork has what libraries and the package loaded, compiled and cached then."""
+    from typer.testing import CliRunner
+
+    from gems.cli.main import app
     from gems.memory.embedder import init_embedder
     from gems.models.local_weights import load_now
     from gems.models.pocket.vision import pretrained
@@ -299,12 +335,24 @@ def fill_caches() -> None:
     load_now(init_image_generator("pocket"))
     pretrained()
     _template()
+    with tempfile.TemporaryDirectory(prefix="gems-warm-up-") as folder:
+        # Without a memory: a process opens its memory once.
+        words = ["generate", "two red cars", "--no-memory", "--out", f"{folder}/out"]
+        CliRunner().invoke(app, words, env={**os.environ, "GEMS_HOME": f"{folder}/home", "XDG_CONFIG_HOME": folder})
+
+
+def forget_teardown() -> None:
+    """Spare each command what the libraries tear down at its end: torch alone would touch 40 MB of shared pages."""
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False
 
 
 def main() -> None:
     address = Path(sys.argv[1])
     import_libraries()
+    build_the_command_line_once()
     fill_caches()
+    forget_teardown()
     server = Server(str(address))
     gc.collect()
     gc.freeze()  # otherwise the garbage collector of a child would touch, and so copy, every page

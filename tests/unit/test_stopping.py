@@ -12,7 +12,7 @@ from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.servers.base import RemoteGenerator
 from gems.options import GeneratorOptions
-from gems.stopping import acquire, apause, ending, pause, stopping
+from gems.stopping import apause, ended_by, ending, pause, stopping
 
 
 @pytest.mark.parametrize("context", [stopping, ending])
@@ -41,15 +41,18 @@ def test_a_pause_without_a_stop_lasts() -> None:
         pause(0.01)
 
 
-def test_a_run_that_is_to_stop_does_not_wait_for_its_turn() -> None:
+def test_a_stop_ends_any_wait_on_an_event_loop() -> None:
+    async def wait(turns: asyncio.Semaphore, stop: threading.Event) -> None:
+        async with ended_by(stop.is_set, GraphDrained("stopped")), turns:
+            raise AssertionError("it was not its turn")
+
     async def run() -> None:
-        slots, stop = asyncio.Semaphore(1), threading.Event()
-        async with acquire(slots):
+        turns, stop = asyncio.Semaphore(1), threading.Event()
+        async with turns:
             asyncio.get_running_loop().call_later(0.05, stop.set)
-            with stopping(stop.is_set), pytest.raises(GraphDrained):
-                await acquire(slots).__aenter__()
-            assert slots.locked()
-        assert not slots.locked()
+            with pytest.raises(GraphDrained):
+                await wait(turns, stop)
+        assert not turns.locked(), "it is not the turn of what was stopped"
 
     asyncio.run(run())
 

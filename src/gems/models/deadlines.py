@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, TypeVar
 
@@ -20,6 +21,7 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 from gems.models.heads import is_whole_head, readable_head
+from gems.stopping import POLL_SECONDS, WaitEnded, is_stopping, may_be_stopped
 
 __all__ = [
     "DEADLINE",
@@ -51,14 +53,15 @@ def deadline_of(model: BaseChatModel) -> float | None:
 
 
 def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
-    """Make a call; give up on it when it is too late. What was given up on ends by itself, and its answer is dropped.
+    """Make a call; give up on it when it is too late, or when the run is to stop. Its answer is dropped then.
 
     Args:
         call: The call.
-        seconds: The limit; None for none.
+        seconds: The limit; None for a call that is waited for in any case.
 
     Raises:
         BackendError: There was no answer in time.
+        WaitEnded: A stop was requested. What was sent may be charged.
     """
     if seconds is None:
         return call()
@@ -72,12 +75,16 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
             answer.set_exception(error)
 
     threading.Thread(target=work, daemon=True, name="gems-chat-call").start()
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        if answer.done():  # the call's own error
-            raise
-        raise too_late(seconds) from None
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        try:
+            return answer.result(min(left, POLL_SECONDS) if may_be_stopped() else left)
+        except TimeoutError:
+            if answer.done():  # the call's own error
+                raise
+            if is_stopping():
+                raise WaitEnded("stopped while a chat model was asked") from None
+    raise too_late(seconds)
 
 
 def too_late(seconds: float) -> BackendError:
@@ -97,7 +104,7 @@ def end_reads_at(end: float) -> None:
 
 
 def limit_reads(event: str, details: Mapping[str, Any]) -> None:
-    """Let no read from a new connection last longer than ``end_reads_at`` says, and leave out lines that nobody reads.
+    """Let no read from a new connection outlast ``end_reads_at`` or a stop, and leave out lines that nobody reads.
 
     httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook
     is httpcore's "trace" extension.
@@ -110,14 +117,16 @@ def limit_reads(event: str, details: Mapping[str, Any]) -> None:
     read = stream.read
     # OpenAI's client may use httpx2, whose httpcore2 turns no other package's errors into a timeout of its client.
     package = sys.modules.get(type(stream).__module__.partition(".")[0])
-    too_late: type[Exception] = getattr(package, "ReadTimeout", httpcore.ReadTimeout)
+    read_timeout: type[Exception] = getattr(package, "ReadTimeout", httpcore.ReadTimeout)
 
     def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
-        left = getattr(_READS, "end", math.inf) - time.monotonic()
-        if left <= 0:
-            raise too_late
-        data: bytes = read(max_bytes, left if timeout is None else min(left, timeout))
-        return data
+        end = min(getattr(_READS, "end", math.inf), time.monotonic() + (math.inf if timeout is None else timeout))
+        while (left := end - time.monotonic()) > 0 and not is_stopping():
+            if not may_be_stopped():
+                return bytes(read(max_bytes, None if left == math.inf else left))
+            with suppress(read_timeout):
+                return bytes(read(max_bytes, min(left, POLL_SECONDS)))
+        raise read_timeout  # the client closes the connection
 
     def read_lines_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
         data = read_in_time(max_bytes, timeout)

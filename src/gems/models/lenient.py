@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self, get_origin
 
 from pydantic import (
@@ -266,7 +267,12 @@ def _is_item(kind: type[Item], raw: Mapping[Any, Any]) -> bool:
 
 def field_name(key: object) -> str:
     """A name in an object as the names of fields are written."""
-    words = re.sub(r"\s*\([^()]*\)\s*$", "", str(key))  # "answer (yes/no)"
+    return _field_name(str(key))
+
+
+@lru_cache(maxsize=1024)  # answers have the same few names, which every form is tried with
+def _field_name(key: str) -> str:
+    words = re.sub(r"\s*\([^()]*\)\s*$", "", key)  # "answer (yes/no)"
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", words.strip(" \t\n*_`\"'"))
     return re.sub(r"[\s_-]+", "_", words.casefold())
 

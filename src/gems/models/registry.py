@@ -6,7 +6,6 @@ one only when its name is used.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Final
 
 from langchain_core.language_models import BaseChatModel
@@ -16,6 +15,7 @@ from gems.errors import InputError
 from gems.models.generators import ImageGenerator
 from gems.models.inspectors import INSPECTORS, Inspector
 from gems.options import ChatOptions, GeneratorOptions
+from gems.shared import shared
 
 __all__ = [
     "CHAT_FORMS",
@@ -116,7 +116,7 @@ def init_mllm(name: str, options: ChatOptions = _CHAT_DEFAULTS, authority: Autho
     return _chat_model(name, options, authority.may_download(name))
 
 
-@cache
+@shared
 def _chat_model(name: str, options: ChatOptions, may_download: bool) -> BaseChatModel:
     kind, _, model = name.partition(":")
     if name == "pocket":
@@ -165,7 +165,7 @@ def init_image_generator(
     return _image_generator(name, options, authority.may_download(name))
 
 
-@cache
+@shared
 def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -> ImageGenerator:
     check_generator_name(name)
     kind, _, where = name.partition(":")
@@ -203,7 +203,7 @@ def _own_generator(name: str, options: GeneratorOptions) -> ImageGenerator:
     return checked
 
 
-@cache
+@shared
 def init_inspector(name: str) -> Inspector | None:
     """The inspector with a name, one per process; None if its packages are not installed.
 

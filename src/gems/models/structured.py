@@ -174,7 +174,17 @@ _MOST_CONTENTS: Final = 64
 
 def content_key(schema: type[BaseModel], messages: Sequence[BaseMessage]) -> int:
     """Identifies a form and the conversation that asks for it, within this process."""
-    return hash((form_name(schema), *(str(message.content) for message in messages)))
+    return hash((form_name(schema), *(text for message in messages for text in _texts_in(message.content))))
+
+
+def _texts_in(content: str | list[Any]) -> Iterator[str]:
+    """The texts of a message, images included: as they are, since each keeps its hash, and a copy is large."""
+    if isinstance(content, str):
+        yield content
+        return
+    for block in content:
+        values = block.values() if isinstance(block, dict) else (block,)
+        yield from (value if isinstance(value, str) else str(value) for value in values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -506,7 +516,7 @@ def _with_schema(messages: Sequence[BaseMessage], schema: type[BaseModel], metho
     """
     if method in ("json_schema", "tool"):
         return list(messages)
-    words = IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
+    words = _in_words(schema)
     *before, last = messages
     if not isinstance(last, HumanMessage):
         return [*messages, HumanMessage(words)]
@@ -515,6 +525,12 @@ def _with_schema(messages: Sequence[BaseMessage], schema: type[BaseModel], metho
     else:
         content = [*last.content, {"type": "text", "text": words}]
     return [*before, last.model_copy(update={"content": content})]
+
+
+@lru_cache(maxsize=64)
+def _in_words(schema: type[BaseModel]) -> str:
+    """A request for a form, with its schema, whose making takes milliseconds."""
+    return IN_WORDS.format(schema=json.dumps(schema.model_json_schema(), separators=(",", ":")))
 
 
 def _without_images(message: BaseMessage) -> BaseMessage:

@@ -120,16 +120,13 @@ def test_a_failure_is_not_remembered() -> None:
 def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
     provider = Provider()
     monkeypatch.setattr(langchain.embeddings, "init_embeddings", lambda name: provider)
-    init_embedder.cache_clear()
-    try:
-        remote = init_embedder("some:provider-small")
-        assert remote is init_embedder("some:provider-small")
-        assert remote.embed_query("a") == remote.embed_query("a")
-        assert provider.requests == [["query: a"]]
-        assert embedder_fingerprint(remote) == embedder_fingerprint(provider) == "provider-small"
-        assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
-    finally:
-        init_embedder.cache_clear()
+    remote = init_embedder("some:provider-small")
+    assert remote is init_embedder("some:provider-small")
+    assert remote.embed_query("a") == remote.embed_query("a")
+    assert provider.requests == [["query: a"]]
+    assert embedder_fingerprint(remote) == embedder_fingerprint(provider) == "provider-small"
+    assert init_embedder() is init_embedder("minilm") is init_embedder(name="minilm")
+    assert embedder_fingerprint(init_embedder()) == "all-MiniLM-L6-v2@53aa51172d142c89"
 
 
 @pytest.mark.parametrize("vector", [None, [], [0.1, None], [0.1, float("inf")], ["0.1"], [[0.1]], "abcd", 10**400])
@@ -163,7 +160,7 @@ def test_a_server_with_openais_protocol_gets_words_and_leads_nowhere(monkeypatch
     with serving(_Embeddings) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
         monkeypatch.setenv("OPENAI_API_KEY", "x")
-        embedder = init_embedder.__wrapped__("openai:bge-m3")
+        embedder = embedder_module._embedder.__wrapped__("openai:bge-m3")
         assert embedder.embed_documents(["zwei Hunde"]) == [[0.5, 1.0]]
         monkeypatch.setattr(_Embeddings, "status", 307)
         with pytest.raises(Exception, match="307"):

@@ -39,6 +39,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     may_draw: ClassVar[threading.Event]
+    drawn_at_once: ClassVar[int] = 0
     asked: ClassVar[list[str]]
     left: ClassVar[list[str]]
 
@@ -48,7 +49,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """The image."""
         self.asked.append(self.path)
-        while not self.may_draw.is_set():
+        number = len(self.asked)
+        while number > self.drawn_at_once and not self.may_draw.is_set():
             if select.select([self.connection], [], [], 0.01)[0]:
                 self.left.append(self.path)
                 self.close_connection = True
@@ -142,22 +144,20 @@ def test_ctrl_c_ends_a_call_that_waits_for_a_server(server: Server) -> None:
     assert len(handler.asked) == 2
 
 
-def test_a_stop_keeps_what_the_server_draws_and_asks_for_nothing_more(server: Server) -> None:
+def test_a_stop_keeps_what_has_arrived_and_asks_for_nothing_more(server: Server) -> None:
     handler, generator, stop = server[1], client(server, concurrency=1), threading.Event()
+    handler.drawn_at_once = 1
 
-    def end_soon() -> None:
-        wait_for(lambda: handler.asked, handler)
+    def on_step(step: Step) -> None:
+        wait_for(lambda: len(handler.asked) == 2, handler)
         stop.set()
-        handler.may_draw.set()
 
-    thread = threading.Thread(target=end_soon)
-    thread.start()
     with stopping(stop.is_set):
-        results = generator.generate(requests(3))
-    thread.join()
+        results = generator.generate(requests(3), on_step=on_step)
+    wait_for(lambda: handler.left, handler, 1)
     generator.close()
     assert [type(result) for result in results] == [GeneratedImage, BackendError, BackendError]
-    assert len(handler.asked) == 1
+    assert len(handler.asked) == 2
 
 
 # --- callers --------------------------------------------------------------------------------------------------------

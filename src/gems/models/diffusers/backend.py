@@ -31,6 +31,7 @@ from gems.models.diffusers.stepping import StepReporter
 from gems.models.generators import DEFAULTS, GeneratedImage, ImageRequest, StepCallback, size_note
 from gems.models.option_effects import OptionEffect, effects_of, require_honoured
 from gems.options import GeneratorOptions
+from gems.shared import holding
 
 __all__ = ["DiffusersGenerator"]
 
@@ -166,7 +167,8 @@ class DiffusersGenerator:
     @property
     def replicas(self) -> Replicas:
         """The copies of the weights; generators that load the same weights share them."""
-        return replicas_of(self._source, self._options)
+        with holding(self):
+            return replicas_of(self._source, self._options)
 
     @property
     def batch_size(self) -> int:

@@ -6,7 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cached_property
 from queue import LifoQueue
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from gems.models.diffusers.loading import load_pipeline, number_type
 from gems.models.diffusers.previews import Previews
 from gems.models.diffusers.source import PipelineSource
 from gems.options import GeneratorOptions
+from gems.shared import shared
 
 __all__ = ["LOADING_OPTIONS", "Replica", "Replicas", "replicas_of"]
 
@@ -107,6 +108,6 @@ def replicas_of(source: PipelineSource, options: GeneratorOptions) -> Replicas:
         return _shared_replicas(source, loading)
 
 
-@cache
+@shared
 def _shared_replicas(source: PipelineSource, options: GeneratorOptions) -> Replicas:
     return Replicas(source, options)

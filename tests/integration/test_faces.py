@@ -1,0 +1,351 @@
+"""The graph on an event loop: many runs at once, nobody else's threads, cancelling, and closing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from blockbuster import BlockingError, blockbuster_ctx
+from fakes import PaintGenerator, ScriptedChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import ChatResult
+from langgraph._internal._runnable import RunnableCallable
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.store.memory import InMemoryStore
+from pydantic import PrivateAttr
+
+import gems
+from gems.errors import BackendError, InputError
+from gems.graph.lifetime import resources_in
+from gems.memory.image_store import ImageStore
+from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
+
+PROMPT = {"prompt": "two red cars"}
+SETTINGS = {"memory": False, "seed": 5, "max_rounds": 2}
+QUESTIONS = [{"question": "Are there any cars?", "kind": "object"}, {"question": "Are the cars red?", "kind": "other"}]
+
+
+def answer(schema: str, messages: list[BaseMessage], index: int) -> dict[str, Any]:
+    """What a chat model says that finds every image right."""
+    verdicts = [{"id": f"r{n}", "answer": "yes", "confidence": 0.9, "reason": "seen"} for n in (1, 2)]
+    return {
+        "Plan": {"prompt": "two red cars side by side"},
+        "Requirements": {"requirements": QUESTIONS},
+        "Verdicts": {"verdicts": verdicts, "quality": 0.9},
+        "Refinement": {"experience": "x", "strategy": "reseed", "prompt": ""},
+    }[schema]
+
+
+class AsyncChatModel(ScriptedChatModel):
+    """Has a client for event loops, and waits in calls for one form until it is let go on."""
+
+    waits_for: str = ""
+    _waiting: list[str] = PrivateAttr(default_factory=list)
+    _cancelled: list[str] = PrivateAttr(default_factory=list)
+
+    async def _agenerate(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        result = self._generate(messages, **kwargs)
+        await asyncio.sleep(0)
+        if self._calls[-1][0] == self.waits_for:
+            self._waiting.append(self.waits_for)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self._cancelled.append(self.waits_for)
+                raise
+        return result
+
+
+class StepwiseGenerator(PaintGenerator):
+    """Draws in this process, one image after another, in steps that wait for a signal."""
+
+    batch_size = 1
+    devices = ("cpu",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps, self.go_on = list[tuple[int, int]](), threading.Semaphore(0)
+
+    @property
+    def replicas(self) -> Any:
+        return self
+
+    def load(self) -> None:
+        """The weights are there."""
+
+    def generate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        for index, request in enumerate(requests):
+            for step in (1, 2, 3):
+                self.go_on.acquire()
+                self.steps.append((request.seed, step))
+                if on_step:
+                    on_step(Step(index, step, 3))
+        return super().generate(requests)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> ImageStore:
+    return ImageStore(tmp_path / "images")
+
+
+@pytest.fixture
+def no_blocking() -> Iterator[None]:
+    """An error for every call that blocks an event loop."""
+    with blockbuster_ctx():
+        yield
+
+
+async def until(state: Callable[[], Any]) -> None:
+    """Wait until a state is reached; the test's own timeout is the limit."""
+    while not state():
+        await asyncio.sleep(0.005)
+
+
+def same(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What two runs with the same seed have in common."""
+    return result["outcome"], result["score"], result["image"].sha256, result["usage"].chat_calls
+
+
+def test_langgraph_still_takes_a_node_with_two_faces() -> None:
+    parameters = inspect.signature(RunnableCallable.__init__).parameters
+    assert {"func", "afunc", "name", "trace"} <= parameters.keys()
+
+
+@pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel])
+def test_both_faces_give_the_same_run(model: type[ScriptedChatModel], images: ImageStore) -> None:
+    graph = gems.build_graph(mllm=model(script=answer), generator=PaintGenerator(), images=images, settings=SETTINGS)
+    assert same(asyncio.run(graph.ainvoke(PROMPT))) == same(graph.invoke(PROMPT))
+
+
+def test_a_graph_can_be_invoked_inside_a_running_event_loop(images: ImageStore) -> None:
+    graph = gems.build_graph(
+        mllm=AsyncChatModel(script=answer), generator=PaintGenerator(), images=images, settings=SETTINGS
+    )
+
+    async def application() -> Any:
+        return graph.invoke(PROMPT)
+
+    assert asyncio.run(application())["outcome"] == "solved"
+
+
+@pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel])
+def test_no_node_blocks_the_event_loop(model: type[ScriptedChatModel], images: ImageStore, no_blocking: None) -> None:
+    """Skills, memory, checkpoints and thumbnails included."""
+    graph = gems.build_graph(
+        mllm=model(script=answer),
+        generator=PaintGenerator(),
+        images=images,
+        store=InMemoryStore(index={"dims": 384, "embed": gems.init_embedder()}),
+        checkpointer=InMemorySaver(),
+        settings={**SETTINGS, "memory": True},
+        thumbnails=16,
+    )
+    result = asyncio.run(graph.ainvoke(PROMPT, {"configurable": {"thread_id": "t"}}))
+    assert (result["outcome"], result["errors"]) == ("solved", [])
+
+
+def test_no_model_of_ours_blocks_the_event_loop(tmp_path: Path, no_blocking: None) -> None:
+    settings = {"seed": 5, "max_rounds": 2, "memory": False}
+    graph = gems.build_graph(mllm="pocket", generator="pocket", images=tmp_path, settings=settings)
+    result = asyncio.run(graph.ainvoke({"prompt": "four striped cars behind a red elephant"}))
+    assert (len(result["attempts"]) > 0, result["errors"]) == (True, [])
+
+
+@pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel])
+def test_fifty_runs_at_once_let_the_event_loop_go_on(
+    model: type[ScriptedChatModel], images: ImageStore, no_blocking: None
+) -> None:
+    graph = gems.build_graph(
+        mllm=model(script=answer), generator=PaintGenerator(seconds=0.01), images=images, settings=SETTINGS
+    )
+    beats = 0
+
+    async def heartbeat() -> None:
+        nonlocal beats
+        while True:
+            await asyncio.sleep(0)
+            beats += 1
+
+    async def application() -> list[Any]:
+        beating = asyncio.create_task(heartbeat())
+        results = await asyncio.gather(*(graph.ainvoke(PROMPT) for _ in range(50)))
+        beating.cancel()
+        return results
+
+    assert {result["outcome"] for result in asyncio.run(application())} == {"solved"}
+    assert beats > 50
+
+
+def test_the_check_sees_what_blocks(no_blocking: None) -> None:
+    async def application() -> None:
+        time.sleep(0.001)
+
+    with pytest.raises(BlockingError):
+        asyncio.run(application())
+
+
+@pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel])
+def test_the_applications_own_threads_stay_free(model: type[ScriptedChatModel], images: ImageStore) -> None:
+    """Its default pool has one thread, which is taken for the whole time."""
+    graph = gems.build_graph(mllm=model(script=answer), generator=PaintGenerator(), images=images, settings=SETTINGS)
+
+    async def application() -> list[Any]:
+        end = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, end.wait)
+        try:
+            return await asyncio.gather(*(graph.ainvoke(PROMPT) for _ in range(3)))
+        finally:
+            end.set()
+            await blocked
+
+    assert [result["outcome"] for result in asyncio.run(application())] == ["solved"] * 3
+
+
+def test_a_cancelled_drawing_stops_at_its_next_step_and_keeps_what_was_made(images: ImageStore) -> None:
+    generator = StepwiseGenerator()
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=answer),
+        generator=generator,
+        images=images,
+        checkpointer=InMemorySaver(),
+        settings={**SETTINGS, "candidates": 16, "plan": False},
+    )
+    config: Any = {"configurable": {"thread_id": "t"}}
+
+    async def application() -> Any:
+        task = asyncio.create_task(graph.ainvoke(PROMPT, config))
+        generator.go_on.release(7)  # two images, and one step of the third
+        await until(lambda: len(generator.steps) == 7)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        generator.go_on.release(100)
+        await until(lambda: len(generator.steps) == 8)
+        kept = list(generator.requests)
+        assert len(kept) == 2
+        result = await graph.ainvoke(None, config)
+        # What was drawn before the cancel is not drawn again.
+        assert len(generator.requests) == 16
+        assert [request.seed for request in generator.requests[:2]] == [request.seed for request in kept]
+        return result
+
+    assert asyncio.run(application())["usage"].images == 16
+
+
+@pytest.mark.parametrize("form", ["Requirements", "Plan", "Verdicts"])
+def test_a_cancelled_call_ends_and_counts_as_spent(form: str, images: ImageStore) -> None:
+    async def application() -> None:
+        model = AsyncChatModel(script=answer, waits_for=form)
+        graph = gems.build_graph(
+            mllm=model,
+            generator=PaintGenerator(),
+            images=images,
+            checkpointer=InMemorySaver(),
+            settings={**SETTINGS, "candidates": 3, "verify_concurrency": 3},
+        )
+        config: Any = {"configurable": {"thread_id": "t"}}
+        task = asyncio.create_task(graph.ainvoke(PROMPT, config))
+        calls = 3 if form == "Verdicts" else 1
+        await until(lambda: len(model._waiting) == calls)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        sent = len(model.calls)
+        assert len(model._cancelled) == calls
+        await asyncio.sleep(0.05)
+        assert len(model.calls) == sent, "a call was made after the cancel"
+        model.waits_for = ""
+        result = await graph.ainvoke(None, config)
+        assert result["outcome"] == "solved"
+        assert result["usage"].chat_calls == len(model.calls)
+
+    asyncio.run(application())
+
+
+def test_verdicts_of_several_images_are_asked_for_at_the_same_time(images: ImageStore) -> None:
+    def never_passes(schema: str, messages: list[BaseMessage], index: int) -> dict[str, Any]:
+        if schema != "Verdicts":
+            return answer(schema, messages, index)
+        together.wait(20)  # breaks if the others do not come
+        return {"verdicts": [{"id": f"r{n}", "answer": "no", "confidence": 0.9, "reason": "none"} for n in (1, 2)]}
+
+    together = threading.Barrier(4)
+    settings = {**SETTINGS, "candidates": 8, "verify_concurrency": 4, "max_rounds": 1}
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=never_passes), generator=PaintGenerator(), images=images, settings=settings
+    )
+    for result in (graph.invoke(PROMPT), asyncio.run(graph.ainvoke(PROMPT))):
+        assert (result["outcome"], result["usage"].chat_calls) == ("rounds", 10)
+        assert all(attempt.verified for attempt in result["attempts"])
+
+
+def test_a_wave_that_has_a_pass_is_the_last(images: ImageStore) -> None:
+    model = ScriptedChatModel(script=answer)
+    settings = {**SETTINGS, "candidates": 8, "verify_concurrency": 3}
+    graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=settings)
+    assert graph.invoke(PROMPT)["outcome"] == "solved"
+    assert model.count("Verdicts") == 3
+
+
+def test_a_wave_is_no_larger_than_the_budget(images: ImageStore) -> None:
+    model = ScriptedChatModel(script=answer)
+    settings = {**SETTINGS, "candidates": 8, "verify_concurrency": 8, "budget": {"chat_calls": 4}}
+    graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=settings)
+    result = asyncio.run(graph.ainvoke(PROMPT))
+    assert (result["outcome"], result["usage"].chat_calls, len(model.calls)) == ("solved", 4, 4)
+
+
+def test_closing_leaves_no_thread_file_or_model(tmp_path: Path) -> None:
+    process = psutil.Process()
+    threads, files = set(threading.enumerate()), {file.path for file in process.open_files()}
+
+    async def application() -> Any:
+        # Nobody else in this process has the model with this option.
+        settings = {"seed": 5, "max_rounds": 1, "generator_options": {"device": "cpu"}}
+        parts: Any = {"mllm": "pocket", "generator": "pocket", "settings": settings}
+        async with gems.open_graph(store=tmp_path / "memory", images=tmp_path / "images", **parts) as graph:
+            gems.warm(graph)
+            assert (await graph.ainvoke({"prompt": "two cats"}))["image"]
+            generator = resources_in(graph).generator(resources_in(graph)._resolved(None, False))
+            with generator.replicas.borrow() as replica:
+                return weakref.ref(replica.pipeline)
+
+    pipeline = asyncio.run(application())
+    gc.collect()
+    assert pipeline() is None
+    assert {thread for thread in threading.enumerate() if "gems" in thread.name} <= threads
+    assert {file.path for file in process.open_files() if str(tmp_path) in file.path} <= files
+
+
+def test_a_closed_graph_can_be_used_again_and_what_was_given_stays_open(tmp_path: Path) -> None:
+    store = gems.FaissStore(tmp_path / "memory")
+    with gems.open_graph(store=store, images=tmp_path / "images", settings={"seed": 5, "max_rounds": 1}) as graph:
+        first = graph.invoke({"prompt": "two cats"})
+    again = graph.invoke({"prompt": "two cats"})
+    assert first["image"].sha256 == again["image"].sha256
+    assert store.search(("gems",))
+    gems.close(graph)
+    store.close()
+
+
+def test_only_a_graph_of_ours_can_be_closed() -> None:
+    with pytest.raises(InputError, match="build_graph"):
+        gems.close(object())  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="not both"):
+        gems.open_graph(gems.build_graph(), mllm="pocket")
