@@ -14,16 +14,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any, ClassVar
 
 import psutil
 import pytest
+from fakes import ScriptedChatModel
+from langgraph.checkpoint.memory import InMemorySaver
 from PIL import Image
 from servers.threaded import serving
 from servers.waiting import wait_until
 
+import gems
 from gems.errors import BackendError
 from gems.faces import OwnLoop
+from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, Step
 from gems.models.servers.openai_images import PlainImages
 from gems.options import GeneratorOptions
@@ -231,6 +236,48 @@ def test_many_calls_do_not_hold_up_the_loop_of_the_caller(quick_server: Server) 
     assert all(map(are_images, asyncio.run(run())))
     generator.close()
     assert max(lags) < 0.25
+
+
+# --- in a graph -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_run_leaves_the_server_and_keeps_the_images_that_arrived(server: Server, tmp_path: Path) -> None:
+    handler, generator = server[1], client(server)
+    handler.drawn_at_once = 2
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=_passing),
+        generator=generator,
+        images=ImageStore(tmp_path),
+        checkpointer=InMemorySaver(),
+        settings={"memory": False, "seed": 5, "plan": False, "candidates": 4},
+    )
+    config: Any = {"configurable": {"thread_id": "t"}}
+    images = list[Any]()
+
+    async def watch() -> None:
+        async for event in graph.astream({"prompt": "two red cars"}, config, stream_mode="custom"):
+            images.extend([event] if event.get("event") == "image" else [])
+
+    async def application() -> Any:
+        task = asyncio.create_task(watch())
+        await asyncio.to_thread(wait_for, lambda: len(images) == 2 and len(handler.asked) == 4, handler)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.to_thread(wait_for, lambda: len(handler.left) == 2, handler, 1)
+        handler.may_draw.set()
+        return await graph.ainvoke(None, config)
+
+    assert asyncio.run(application())["usage"].images == 4
+    assert len(handler.asked) == 6, "the two that have arrived are not asked for again"
+    gems.close(graph)
+    generator.close()
+
+
+def _passing(form: str, messages: list[Any], index: int) -> dict[str, Any]:
+    if form == "Requirements":
+        return {"requirements": [{"question": "Are there any cars?", "kind": "object"}]}
+    return {"verdicts": [{"id": "r1", "answer": "yes", "confidence": 0.9, "reason": "seen"}], "quality": 0.9}
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

@@ -155,10 +155,10 @@ class RemoteGenerator(ServerClient, ABC):
 
         async def attempt() -> Image.Image:
             nonlocal deadline
-            stopped = WaitEnded("stopped while a server was asked, or before its turn")
-            async with ended_by(is_stopping, stopped), self.slots:
+            early_end = WaitEnded("stopped while a server was asked, or before its turn")
+            async with ended_by(is_stopping, early_end), self.slots:
                 if is_stopping():  # since the last look
-                    raise stopped
+                    raise early_end
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 image = await self.make(request, deadline, on_preview)
             return await self.decode(image) if isinstance(image, bytes) else image
