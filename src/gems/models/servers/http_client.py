@@ -84,7 +84,7 @@ class _Session:
             names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
             raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
         self.slots = asyncio.Semaphore(concurrency)
-        self.decoders = asyncio.Semaphore(os.cpu_count() or 1)
+        self.decoders = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
         self.calls: set[Future[Any]] = set()
         self.process = os.getpid()
 
@@ -127,7 +127,7 @@ class ServerClient:
         weakref.finalize(self, OWN_LOOP.leave, session, session.http.aclose).atexit = False
 
     async def decode(self, file: bytes) -> Image.Image:
-        """See ``decode_image``. Only so many files at the same time that threads are left for those who hold a slot."""
+        """See ``decode_image``. Threads, and one processor, are left for those who hold a slot."""
         async with self._session.decoders:
             return await asyncio.to_thread(decode_image, file, self.name)
 
