@@ -84,6 +84,10 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
                 raise
             if is_stopping():
                 raise WaitEnded("stopped while a chat model was asked") from None
+        except BackendError as error:
+            if not is_stopping():
+                raise
+            raise WaitEnded("stopped while a chat model was asked") from error  # which may have come of that
     raise too_late(seconds)
 
 
