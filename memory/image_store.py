@@ -383,9 +383,8 @@ def size_of_sound_png(png: bytes) -> tuple[int, int]:
         BackendError: The file is damaged.
     """
     try:
-        size = _png_size(png)
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            if image.size != size:
+            if (size := image.size) != _png_size(png):  # Pillow believes the last header, and ours was checked
                 raise BackendError("the image is damaged (it has two headers)", retryable=False)
             image.verify()
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:

@@ -14,7 +14,7 @@ from langgraph.runtime import Runtime
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
-from gems.faces import in_thread, runs_here, together, until_stopped
+from gems.faces import in_thread, runs_here, together, until_cancelled
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
 from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
@@ -38,7 +38,7 @@ from gems.nodes.meter import Stopwatch, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.seeds import seed_of_attempt
-from gems.stopping import is_stopping
+from gems.stopping import is_cancelled, is_stopping
 
 __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
 
@@ -186,7 +186,7 @@ class _Easel:
         group = [requests[index] for index in indices]
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await until_stopped(self.backend.agenerate(group, on_step=on_step))
+                results = await until_cancelled(self.backend.agenerate(group, on_step=on_step))
                 await in_thread(self._file_all, requests, indices, results, errors)
             else:
                 await in_thread(paint)
@@ -238,7 +238,7 @@ class _Easel:
             edited_from=base_hash,
         )
         self.drawings[key] = _Drawing(attempt, result.note)
-        if not is_stopping():  # else nobody listens any more
+        if not is_cancelled():  # else nobody listens any more
             event = {"event": "image", "round": self.round, "candidate": candidate, "seed": request.seed}
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
 

@@ -8,17 +8,18 @@ public: this is the only module that knows it, and ``tests/integration/test_face
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from langgraph._internal._runnable import RunnableCallable
+from langgraph.runtime import RunControl
 
 from gems.faces import in_line, in_thread, run_here
 from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
-from gems.stopping import also_stopping
+from gems.stopping import CANCELLED, also_stopping, cancelled_if
 
 __all__ = ["node_of", "resources_of_node", "without_waits"]
 
@@ -36,23 +37,29 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
         check_schema(state)
         return in_thread(body, state, **injected) if is_plain else body(state, **injected)
 
-    def until_drained(injected: dict[str, Any]) -> AbstractContextManager[None]:
-        control = injected["runtime"].control
-        return nullcontext() if control is None else also_stopping(lambda: control.drain_requested)
-
     @wraps(body)  # LangGraph reads the signature, to know what to pass
     def node(state: GemsState, **injected: Any) -> GemsState:
-        with until_drained(injected):
+        with _heeding(injected["runtime"].control):
             return run_here(begin(state, injected))
 
     async def anode(state: GemsState, **injected: Any) -> GemsState:
-        with resources.workers.at_work(), until_drained(injected):
+        with resources.workers.at_work(), _heeding(injected["runtime"].control):
             await in_line()
             return await begin(state, injected)
 
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)
     runnable.gems_resources = resources  # type: ignore[attr-defined]
     return runnable
+
+
+@contextmanager
+def _heeding(control: RunControl | None) -> Iterator[None]:
+    """Let the block see that its run is to stop, or is cancelled."""
+    if control is None:
+        yield
+        return
+    with also_stopping(lambda: control.drain_requested), cancelled_if(lambda: control.drain_reason == CANCELLED):
+        yield
 
 
 def without_waits(function: F) -> F:

@@ -18,7 +18,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from gems.stopping import POLL_SECONDS, WaitEnded, also_stopping, is_stopping, may_be_stopped
+from gems.stopping import POLL_SECONDS, WaitEnded, cancelled_if, is_cancelled, may_be_cancelled
 
 __all__ = [
     "OWN_LOOP",
@@ -30,7 +30,7 @@ __all__ = [
     "run_here",
     "runs_here",
     "together",
-    "until_stopped",
+    "until_cancelled",
 ]
 
 P = ParamSpec("P")
@@ -114,13 +114,13 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """
     if runs_here():
         return call(*args, **kwargs)
-    is_cancelled = threading.Event()
-    with also_stopping(is_cancelled.is_set):
+    has_ended = threading.Event()
+    with cancelled_if(has_ended.is_set):
         future = _WORKERS.get().submit(lambda: call(*args, **kwargs))
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
-        is_cancelled.set()
+        has_ended.set()
         raise
 
 
@@ -148,19 +148,19 @@ def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None
         loop.call_soon(_admit_next, loop, line)
 
 
-async def until_stopped(body: Coroutine[Any, Any, T]) -> T:
-    """Await a body on an event loop, and cancel it when the run is to stop.
+async def until_cancelled(body: Coroutine[Any, Any, T]) -> T:
+    """Await a body on an event loop, and cancel it when the run is cancelled by its ``RunControl``.
 
     Raises:
-        WaitEnded: A stop was requested.
+        WaitEnded: The run was cancelled.
     """
-    if not may_be_stopped():
+    if not may_be_cancelled():
         return await body
     task = asyncio.ensure_future(body)
     try:
         while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
-            if is_stopping():
-                raise WaitEnded("stopped while a model was asked")
+            if is_cancelled():
+                raise WaitEnded("cancelled while a model was asked")
         return task.result()
     finally:
         task.cancel()
@@ -220,7 +220,7 @@ async def together(bodies: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
                 raise outcome
         return cast(list[T], outcomes)
     is_interrupted = threading.Event()
-    with also_stopping(is_interrupted.is_set), ThreadPoolExecutor(max(1, len(bodies))) as pool:
+    with cancelled_if(is_interrupted.is_set), ThreadPoolExecutor(max(1, len(bodies))) as pool:
         futures = [pool.submit(copy_context().run, run_here, body) for body in bodies]
         try:
             return [future.result() for future in futures]

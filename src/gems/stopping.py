@@ -1,7 +1,9 @@
 """Waiting that ends when a run is asked to stop: for a server's retry, or for a turn to ask it.
 
 A run that is stopped while it waits has lost nothing. It stops as LangGraph stops runs between two nodes, and can be
-continued from the node that waited.
+continued from the node that waited. A request that a server has is still waited for, since its answer is paid.
+
+A run that is cancelled, for nobody wants it any more, does not wait for that either: its connections are closed.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from typing import Final
 from langgraph.errors import GraphDrained
 
 __all__ = [
+    "CANCELLED",
     "POLL_SECONDS",
     "WaitEnded",
+    "acquire",
     "also_stopping",
     "apause",
+    "cancelled_if",
     "ended_by",
     "ending",
+    "is_cancelled",
     "is_stopping",
-    "may_be_stopped",
+    "may_be_cancelled",
     "pause",
     "stopping",
 ]
@@ -38,6 +44,7 @@ def _never() -> bool:
 
 
 _STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=_never)
+_CANCELLED: ContextVar[Callable[[], bool]] = ContextVar("gems_cancelled", default=_never)
 _ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
 
 
@@ -71,14 +78,34 @@ def also_stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
         yield
 
 
-def may_be_stopped() -> bool:
-    """Whether anything could ask for a stop."""
-    return _STOPPING.get() is not _never
+@contextmanager
+def cancelled_if(is_requested: Callable[[], bool]) -> Iterator[None]:
+    """Let what is done inside the block end at once when it is cancelled."""
+    outer = _CANCELLED.get()
+    token = _CANCELLED.set(is_requested if outer is _never else lambda: is_requested() or outer())
+    try:
+        yield
+    finally:
+        _CANCELLED.reset(token)
+
+
+def may_be_cancelled() -> bool:
+    """Whether anything could cancel what is being done."""
+    return _CANCELLED.get() is not _never
+
+
+def is_cancelled() -> bool:
+    """Whether nobody waits for what is being done any more."""
+    return _CANCELLED.get()()
 
 
 def is_stopping() -> bool:
     """Whether what is being done is to stop at its next step."""
-    return _STOPPING.get()()
+    return _STOPPING.get()() or is_cancelled()
+
+
+CANCELLED: Final = "cancelled"
+"""The reason of a ``RunControl`` that cancels its run, rather than stopping it to go on later."""
 
 
 @contextmanager
@@ -111,6 +138,26 @@ async def apause(seconds: float) -> None:
     """See ``pause``; on an event loop."""
     async with ended_by(_is_over, WaitEnded(_WHILE_WAITING)):
         await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Hold one of the slots for the block, after waiting for it.
+
+    Raises:
+        GraphDrained: The run was to stop before it got one.
+        WaitEnded: The run was cancelled while it held one.
+    """
+    early_end = GraphDrained("stopped before its turn")
+    async with ended_by(is_stopping, early_end):
+        await slots.acquire()
+    try:
+        if is_stopping():  # since the last look
+            raise early_end
+        async with ended_by(is_cancelled, WaitEnded("cancelled while a server was asked")):
+            yield
+    finally:
+        slots.release()
 
 
 def _is_over() -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.errors import GraphDrained
+from langgraph.runtime import RunControl
 from langgraph.store.memory import InMemoryStore
 from pydantic import PrivateAttr
 
@@ -349,3 +353,57 @@ def test_only_a_graph_of_ours_can_be_closed() -> None:
         gems.close(object())  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not both"):
         gems.open_graph(gems.build_graph(), mllm="pocket")
+
+
+@contextmanager
+def silent_server() -> Iterator[tuple[str, threading.Event, threading.Event]]:
+    """A server that answers nothing: its address, whether it was asked, and whether the client has hung up."""
+    asked, left = threading.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            asked.set()
+            while connection.recv(65536):
+                continue
+            left.set()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1", asked, left
+    finally:
+        thread.join(30)
+        listener.close()
+
+
+@pytest.mark.parametrize("way", ["task", "control"])
+@pytest.mark.parametrize("server", ["chat", "images"])
+def test_a_cancel_closes_the_connection_to_a_server(way: str, server: str, images: ImageStore) -> None:
+    with silent_server() as (url, asked, left):
+        address = {"base_url": url, "api_key": "none", "timeout": 60.0}
+        settings: dict[str, Any] = {**SETTINGS, "plan": False}
+        parts: dict[str, Any] = {"mllm": ScriptedChatModel(script=answer), "generator": PaintGenerator()}
+        if server == "chat":
+            parts["mllm"], settings["chat_options"] = "openai:m", address
+        else:
+            parts["generator"], settings["generator_options"] = "openai:m", address
+        control = RunControl()
+
+        async def application() -> None:
+            graph = gems.build_graph(**parts, images=images, settings=settings)
+            task = asyncio.create_task(graph.ainvoke(PROMPT, control=control))
+            await until(asked.is_set)
+            task.cancel() if way == "task" else control.request_drain("cancelled")
+            with pytest.raises(asyncio.CancelledError if way == "task" else GraphDrained):
+                await task
+            await until(left.is_set)
+            await graph_closed(graph)
+
+        async def graph_closed(graph: Any) -> None:
+            async with gems.open_graph(graph):
+                pass
+
+        asyncio.run(application())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,31 @@ def test_a_run_is_accepted_and_shown_while_its_checkpoints_cannot_be_read(tmp_pa
             assert answer.status_code == 202, answer.text
             assert client.get(f"/v1/runs/{answer.json()['id']}").status_code == 200
         assert served.wait_for(answer.json()["id"])["status"] == "done"
+
+
+@pytest.mark.slow
+def test_a_client_that_hangs_up_ends_the_run_that_it_waits_for(tmp_path: Path) -> None:
+    """Unless it has sent a key, with which it will come back."""
+    requests: list[tuple[str, dict[str, Any], dict[str, str], str]] = [
+        ("/v1/images/generations", {"prompt": HARD}, {}, "cancelled"),
+        ("/v1/images/generations", {"prompt": HARD, "stream": True}, {}, "cancelled"),
+        ("/gems/invoke", {"input": {"prompt": HARD}}, {}, "cancelled"),
+        ("/gems/stream", {"input": {"prompt": HARD}}, {}, "cancelled"),
+        ("/v1/images/generations", {"prompt": HARD}, {"idempotency-key": "k"}, "queued"),
+    ]
+    options = ("--no-memory", "--grace", "0", "--concurrency", "1")
+    with serving(tmp_path / "home", *options) as served, served.client() as client:
+        busy = post(client, HARD, max_rounds=20, candidates=16, patience=20).json()["id"]
+        for path, body, headers, status in requests:
+            with (
+                suppress(httpx.ReadTimeout),
+                client.stream("POST", path, json=body, headers=headers, timeout=0.5) as ok,
+            ):
+                ok.read()
+            run = client.get("/v1/runs").json()["data"][0]["id"]
+            if status == "cancelled":
+                assert served.wait_for(run)["status"] == status, path
+            else:
+                time.sleep(1.5)  # longer than it takes to see that a client has gone
+                assert client.get(f"/v1/runs/{run}").json()["status"] == status
+        assert client.get(f"/v1/runs/{busy}").json()["status"] == "running"

@@ -12,7 +12,7 @@ from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.servers.base import RemoteGenerator
 from gems.options import GeneratorOptions
-from gems.stopping import apause, ended_by, ending, pause, stopping
+from gems.stopping import WaitEnded, acquire, apause, cancelled_if, ending, pause, stopping
 
 
 @pytest.mark.parametrize("context", [stopping, ending])
@@ -41,18 +41,39 @@ def test_a_pause_without_a_stop_lasts() -> None:
         pause(0.01)
 
 
-def test_a_stop_ends_any_wait_on_an_event_loop() -> None:
-    async def wait(turns: asyncio.Semaphore, stop: threading.Event) -> None:
-        async with ended_by(stop.is_set, GraphDrained("stopped")), turns:
+def test_a_run_that_is_to_stop_does_not_wait_for_its_turn() -> None:
+    async def wait(slots: asyncio.Semaphore) -> None:
+        async with acquire(slots):
             raise AssertionError("it was not its turn")
 
     async def run() -> None:
-        turns, stop = asyncio.Semaphore(1), threading.Event()
-        async with turns:
+        slots, stop = asyncio.Semaphore(1), threading.Event()
+        async with acquire(slots):
             asyncio.get_running_loop().call_later(0.05, stop.set)
-            with pytest.raises(GraphDrained):
-                await wait(turns, stop)
-        assert not turns.locked(), "it is not the turn of what was stopped"
+            with stopping(stop.is_set), pytest.raises(GraphDrained, match="before its turn"):
+                await wait(slots)
+            assert slots.locked()
+        assert not slots.locked(), "it is not the turn of what was stopped"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("context", "is_ended"), [(stopping, False), (cancelled_if, True)])
+def test_a_request_under_way_ends_with_a_cancel_and_not_with_a_stop(context: type[stopping], is_ended: bool) -> None:
+    async def ask(slots: asyncio.Semaphore, is_requested: threading.Event) -> bool:
+        with context(is_requested.is_set):
+            try:
+                async with acquire(slots):
+                    is_requested.set()
+                    await asyncio.sleep(0.3)  # longer than it takes to notice
+            except WaitEnded:
+                return True
+        return False
+
+    async def run() -> None:
+        slots = asyncio.Semaphore(1)
+        assert await ask(slots, threading.Event()) is is_ended
+        assert not slots.locked()
 
     asyncio.run(run())
 

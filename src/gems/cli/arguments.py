@@ -270,6 +270,9 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[int, typer.Option(help="Maximum rounds of draw, check and refine.", rich_help_panel=LIMITS)], 5
     ),
     "candidates": Setting(Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)], 1),
+    "verify_concurrency": Setting(
+        Annotated[int, typer.Option(help="Images verified at the same time.", rich_help_panel=LIMITS)], 1
+    ),
     "patience": Setting(
         Annotated[
             int, typer.Option(help="Stop after this many rounds without a better image.", rich_help_panel=LIMITS)

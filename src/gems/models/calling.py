@@ -11,7 +11,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
 
-from gems.faces import in_thread, runs_here, until_stopped
+from gems.faces import in_thread, runs_here, until_cancelled
 from gems.models.deadlines import deadline_of, too_late, within_deadline
 from gems.models.tries import in_tries
 
@@ -43,7 +43,7 @@ async def call_model(
     Raises:
         Exception: The model's error.
         BackendError: There was no answer in time.
-        WaitEnded: A stop was requested. What was sent may be charged.
+        WaitEnded: The run was cancelled. What was sent may be charged.
     """
     token, seconds = CALL.set(object()), deadline_of(model)
     messages = list(conversation)
@@ -57,7 +57,7 @@ async def call_model(
         has_own_client = seconds is None and _has_async_client(model)
         try:
             async with asyncio.timeout(seconds) as limit:
-                return await until_stopped(runnable.ainvoke(messages) if has_own_client else in_thread(call))
+                return await until_cancelled(runnable.ainvoke(messages) if has_own_client else in_thread(call))
         except TimeoutError:
             if limit.expired() and seconds is not None:
                 raise too_late(seconds) from None

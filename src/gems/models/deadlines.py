@@ -21,7 +21,7 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 from gems.models.heads import is_whole_head, readable_head
-from gems.stopping import POLL_SECONDS, WaitEnded, is_stopping, may_be_stopped
+from gems.stopping import POLL_SECONDS, WaitEnded, is_cancelled, may_be_cancelled
 
 __all__ = [
     "DEADLINE",
@@ -53,7 +53,7 @@ def deadline_of(model: BaseChatModel) -> float | None:
 
 
 def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
-    """Make a call; give up on it when it is too late, or when the run is to stop. Its answer is dropped then.
+    """Make a call; give up on it when it is too late, or when the run is cancelled. Its answer is dropped then.
 
     Args:
         call: The call.
@@ -61,7 +61,7 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
 
     Raises:
         BackendError: There was no answer in time.
-        WaitEnded: A stop was requested. What was sent may be charged.
+        WaitEnded: The run was cancelled. What was sent may be charged.
     """
     if seconds is None:
         return call()
@@ -78,12 +78,16 @@ def within_deadline(call: Callable[[], T], seconds: float | None) -> T:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         try:
-            return answer.result(min(left, POLL_SECONDS) if may_be_stopped() else left)
+            return answer.result(min(left, POLL_SECONDS) if may_be_cancelled() else left)
         except TimeoutError:
             if answer.done():  # the call's own error
                 raise
-            if is_stopping():
-                raise WaitEnded("stopped while a chat model was asked") from None
+            if is_cancelled():
+                raise WaitEnded("cancelled while a chat model was asked") from None
+        except BackendError as error:
+            if not is_cancelled():
+                raise
+            raise WaitEnded("cancelled while a chat model was asked") from error  # which may have come of that
     raise too_late(seconds)
 
 
@@ -104,7 +108,7 @@ def end_reads_at(end: float) -> None:
 
 
 def limit_reads(event: str, details: Mapping[str, Any]) -> None:
-    """Let no read from a new connection outlast ``end_reads_at`` or a stop, and leave out lines that nobody reads.
+    """Let no read from a new connection outlast ``end_reads_at`` or the run, and leave out lines that nobody reads.
 
     httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow. The hook
     is httpcore's "trace" extension.
@@ -121,8 +125,8 @@ def limit_reads(event: str, details: Mapping[str, Any]) -> None:
 
     def read_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
         end = min(getattr(_READS, "end", math.inf), time.monotonic() + (math.inf if timeout is None else timeout))
-        while (left := end - time.monotonic()) > 0 and not is_stopping():
-            if not may_be_stopped():
+        while (left := end - time.monotonic()) > 0 and not is_cancelled():
+            if not may_be_cancelled():
                 return bytes(read(max_bytes, None if left == math.inf else left))
             with suppress(read_timeout):
                 return bytes(read(max_bytes, min(left, POLL_SECONDS)))

@@ -16,6 +16,7 @@ from gems.runs.record import AttemptRecord, RunRecord
 from gems.seeds import seed_of_request_image
 from gems.serve.admission import Submission
 from gems.serve.converting import convert, fitted_size, read_png, size_of
+from gems.serve.hanging_up import ending_with_client
 from gems.serve.http_errors import ERRORS, RequestError, as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
@@ -86,10 +87,13 @@ class _ImagesRoutes:
         if form.stream and form.n > 1:
             raise RequestError(400, "stream gives one image only: leave out n")
         runs = await run_in_threadpool(self._submit_all, form, idempotency_key)
+        awaited_runs = [] if idempotency_key else runs  # with a key, the client will come back for its images
         if form.stream:
-            return StreamingResponse(self._stream(form, runs[0]), media_type="text/event-stream")
+            events = self._stream(form, runs[0])
+            return StreamingResponse(self._while_heard(events, awaited_runs), media_type="text/event-stream")
         base_url = str(request.base_url).rstrip("/")
-        ended_runs = [await self.service.wait(run.id) for run in runs]
+        async with ending_with_client(self.service, request, awaited_runs):
+            ended_runs = [await self.service.wait(run.id) for run in runs]
         results = [_result_of(run) for run in ended_runs]
         images = [await run_in_threadpool(self._image_data, form, result, base_url) for result in results]
         return ImagesResponse(
@@ -112,6 +116,11 @@ class _ImagesRoutes:
         submissions = [Submission(form.prompt, RunSettings.model_validate({"seed": seed})) for seed in seeds]
         request = form.model_dump_json(exclude_none=True)
         return self.service.submit_all(CLIENT.get(), submissions, idempotency_key=key, request=request)
+
+    async def _while_heard(self, events: AsyncIterator[str], runs: list[Run]) -> AsyncIterator[str]:
+        async with ending_with_client(self.service, None, runs):
+            async for event in events:
+                yield event
 
     async def _stream(self, form: ImagesRequest, run: Run) -> AsyncIterator[str]:
         partial_images, latest = 0, ""

@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeVar
@@ -23,6 +24,7 @@ from starlette.requests import Request
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
 from gems.serve.admission import Submission
+from gems.serve.hanging_up import ending_with_client
 from gems.serve.http_errors import RequestError, as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
@@ -95,11 +97,16 @@ def _without_null(schema: Any) -> Any:
     return {**kinds[0], **{k: v for k, v in plain.items() if k != "anyOf"}} if len(kinds) == 1 else plain
 
 
+_REQUEST: ContextVar[Request | None] = ContextVar("gems_langserve_request", default=None)
+"""The request that LangServe answers, which it does not pass on."""
+
+
 def add_langserve(app: FastAPI, service: Service, links: Links) -> None:
     """Add LangServe's routes for the agent."""
     agent = _Agent(service, links)
 
     async def check(request: Request) -> None:
+        _REQUEST.set(request)
         is_stream = "/stream" in request.url.path
         for fields in await _check_call(request):
             await agent.check(fields, is_stream=is_stream)
@@ -279,8 +286,9 @@ class _Agent:
     async def draw(self, fields: AgentRequest | dict[str, Any] | Run) -> AsyncIterator[dict[str, Any]]:
         """Begin a run, unless it has begun as part of a batch, and yield what happens in it."""
         run = fields if isinstance(fields, Run) else (await self.begin_all([fields]))[0]
-        async for event in self.service.follow(run.id):
-            yield dict(event)
+        async with ending_with_client(self.service, _REQUEST.get(), [run]):
+            async for event in self.service.follow(run.id):
+                yield dict(event)
         try:
             run = await asyncio.to_thread(self.service.ledger.run, run.id)
         except ConflictError as error:

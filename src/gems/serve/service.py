@@ -28,6 +28,7 @@ from gems.serve.refusals import ConflictError, StoppingError
 from gems.serve.settings import RunSettings, ServiceSettings, images_url_of
 from gems.serve.subscriptions import RunEvent, Subscriptions, is_last
 from gems.serve.workers import WorkerPool
+from gems.stopping import CANCELLED
 
 __all__ = ["Service"]
 
@@ -189,7 +190,7 @@ class Service:
         if run.status == "waiting":
             return self.answer(run.id, Review(action="stop"))
         self.ledger.request_cancel(run.id)
-        if not self._workers.withdraw(run.id, "cancelled"):
+        if not self._workers.withdraw(run.id, CANCELLED):
             try:
                 self._executor.cancel(run.id)
             except Exception as error:  # a locked file, for example

@@ -23,7 +23,7 @@ from gems.models.option_effects import OptionEffect, changed_options, effects_of
 from gems.models.servers.http_client import ServerClient
 from gems.models.servers.retries import PassingError, try_until
 from gems.options import GeneratorOptions
-from gems.stopping import WaitEnded, ended_by, is_stopping
+from gems.stopping import acquire
 
 __all__ = ["CHECK_TIMEOUT", "RemoteGenerator", "explain_options"]
 
@@ -155,10 +155,7 @@ class RemoteGenerator(ServerClient, ABC):
 
         async def attempt() -> Image.Image:
             nonlocal deadline
-            early_end = WaitEnded("stopped while a server was asked, or before its turn")
-            async with ended_by(is_stopping, early_end), self.slots:
-                if is_stopping():  # since the last look
-                    raise early_end
+            async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 image = await self.make(request, deadline, on_preview)
             return await self.decode(image) if isinstance(image, bytes) else image

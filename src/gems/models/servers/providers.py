@@ -22,7 +22,7 @@ from gems.models.servers.provider_settings import headers_of, provider_of, setti
 from gems.models.servers.sent_requests import leave_out_busy, may_send_again, watch
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
-from gems.stopping import pause
+from gems.stopping import WaitEnded, is_stopping, pause
 
 __all__ = ["init_provider_chat", "is_of_provider"]
 
@@ -95,6 +95,8 @@ def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
     """Let each try end in time, whatever the server sends meanwhile, and none begin that the budget has no room for."""
 
     def limit(request: httpx.Request) -> None:
+        if is_stopping():
+            raise WaitEnded("stopped before a chat model was asked again")
         if not may_send_again():
             raise BackendError("the budget leaves no further try for this", retryable=False)
         request.extensions = {**request.extensions, "trace": watch}

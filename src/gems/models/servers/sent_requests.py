@@ -10,7 +10,6 @@ import httpx
 
 from gems.errors import is_passing_status, may_cost
 from gems.models.deadlines import MAY_SEND, limit_reads
-from gems.stopping import is_stopping
 
 __all__ = ["begin_count", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
 
@@ -28,8 +27,8 @@ def requests_sent() -> int:
 
 
 def may_send_again() -> bool:
-    """Whether another request of this thread's call may be sent: the run goes on, and its budget has room for it."""
-    return not is_stopping() and MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
+    """Whether the budget has room for another request of this thread's call."""
+    return MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
 
 
 def watch(event: str, details: Mapping[str, Any]) -> None:
