@@ -241,6 +241,7 @@ class Run:
     ratio: float
     client_cpu_ms_per_image: float
     load: float
+    peak_rss_mb: float
     server: Served
 
 
@@ -331,11 +332,13 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
             ),
             OPERATOR,
         )
-        figures: dict[str, Any] = {}
-        for name, way in WAYS.items():
-            way(generator, _requests(concurrency), concurrency)  # connect
-            action = partial(way, generator, _requests(images), concurrency)
-            figures[name] = _summary([_run(f"{name} {i + 1}/{runs}", action, address, ideal) for i in range(runs)])
+        measured: dict[str, list[Run]] = {name: [] for name in WAYS}
+        for number in range(runs):  # each way in turn: other work on the machine comes and goes
+            for name, way in WAYS.items():
+                way(generator, _requests(concurrency), concurrency)  # connect
+                action = partial(way, generator, _requests(images), concurrency)
+                measured[name].append(_run(f"{name} {number + 1}/{runs}", action, address, ideal))
+        figures = {name: _summary(measured[name]) for name in WAYS}
     return {
         "images": images,
         "concurrency": concurrency,
@@ -346,12 +349,14 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
         "rss_mb_before": rss_before,
         "torch_imported": "torch" in sys.modules,
         **figures,
-        "of_bare": {
-            name: figures[name]["images_per_second_median"] / figures["bare"]["images_per_second_median"]
-            for name in figures
-            if name != "bare"
-        },
+        "of_bare": {name: _of_bare(measured[name], measured["bare"]) for name in WAYS if name != "bare"},
     }
+
+
+def _of_bare(runs: Sequence[Run], bare_runs: Sequence[Run]) -> float:
+    """The median part of what the machine allowed a moment before."""
+    pairs = zip(runs, bare_runs, strict=True)
+    return statistics.median(run.images_per_second / bare.images_per_second for run, bare in pairs)
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
@@ -362,7 +367,7 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "ratio_spread": max(ratios) - min(ratios),
-        "peak_rss_mb": _peak_mb(),
+        "peak_rss_mb": runs[0].peak_rss_mb,
         "runs": [asdict(run) for run in runs],
     }
 
@@ -382,6 +387,7 @@ def _run(name: str, action: Callable[[], int], address: _Address, ideal: float) 
         ratio=images / seconds / ideal,
         client_cpu_ms_per_image=1000 * cpu / images,
         load=os.getloadavg()[0],
+        peak_rss_mb=_peak_mb(),
         server=address.ask(),
     )
     if run.server.answers != images:
