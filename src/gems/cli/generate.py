@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -100,7 +102,9 @@ def generate(
         _check_resume(prompt, given_options(ctx), context)
     elif prompt is None:
         raise InputError('say what the image should show: gems generate "three blue cars"')
-    with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+    else:
+        _check_prompt(prompt, context)
+    with _loading(quiet=quiet):
         from gems.runs.folder import write_run
         from gems.runs.sessions import begin_run, resume_run
 
@@ -114,6 +118,35 @@ def generate(
     if record.outcome == "cancelled":
         err.print(f"stopped; resume it: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
     raise typer.Exit(_EXIT_CODES.get(record.outcome, BEST_EFFORT))
+
+
+def _check_prompt(prompt: str, context: GemsContext) -> None:
+    """Refuse a prompt that no image can be made of before anything is loaded, which takes seconds."""
+    from gems.wording import check_prompt
+
+    readers = {context.chat_model("decomposer"), context.chat_model("planner") if context.plan else ""}
+    words = check_prompt(prompt)
+    if "pocket" in readers:
+        from gems.models.pocket.grammar import parse_prompt
+
+        parse_prompt(words)
+
+
+@contextmanager
+def _loading(*, quiet: bool) -> Iterator[None]:
+    """Say that models are loaded, and collect no garbage meanwhile.
+
+    What is imported stays: looking through it again and again for garbage would take a fifth of the time.
+    """
+    if not quiet and not err.is_terminal:
+        err.print("[dim]loading the models[/]")
+    gc.disable()
+    try:
+        with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+            yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _check_resume(prompt: str | None, options: set[str], context: GemsContext) -> None:
