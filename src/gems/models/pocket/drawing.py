@@ -1,7 +1,7 @@
 """How the pocket pipeline draws: words in, slots denoised under a flow-matching schedule, pixels out.
 
-Two classes draw so. ``pipeline.PocketPipeline`` is a ``diffusers.DiffusionPipeline``. ``light.PocketPipeline`` makes the
-same images from the same weights without diffusers and transformers, whose import takes longer than ten images.
+Two classes draw so. ``pipeline.PocketPipeline`` is a ``diffusers.DiffusionPipeline``. ``light.PocketPipeline`` makes
+the same images from the same weights without diffusers and transformers, whose import takes longer than ten images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Pictures:
 
 
 class Drawing:
-    """The call of the pocket pipeline. A subclass has the parts: a text encoder, a transformer, a scheduler, a decoder."""
+    """The call of the pocket pipeline. A subclass has its parts."""
 
     prompting: Final = GUIDE
     """Instructions for chat models that write prompts for this pipeline."""
@@ -159,7 +159,8 @@ class Drawing:
         guided = guidance_scale != 1
         text, mask = self._encode([prompt, ""] if guided else [prompt])
         source = generator.device if generator else text.device  # the noise is the same on every device
-        slots = torch.randn((1, NUM_SLOTS, SLOT_DIM), generator=generator, device=source, dtype=text.dtype).to(text.device)
+        shape = (1, NUM_SLOTS, SLOT_DIM)
+        slots = torch.randn(shape, generator=generator, device=source, dtype=text.dtype).to(text.device)
         noise = slots
         self.scheduler.set_timesteps(steps, device=text.device)
         with self.progress_bar(total=steps) as bar:

@@ -13,7 +13,17 @@ from gems.models.pocket.vocabulary import with_near_words
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["END", "MAX_TOKENS", "PAD", "UNKNOWN", "build_tokenizer", "encode", "fault_of", "unknown_words", "word_tokenizer"]
+__all__ = [
+    "END",
+    "MAX_TOKENS",
+    "PAD",
+    "UNKNOWN",
+    "build_tokenizer",
+    "encode",
+    "fault_of",
+    "unknown_words",
+    "word_tokenizer",
+]
 
 PAD: Final = "[PAD]"
 UNKNOWN: Final = "[UNK]"
