@@ -1,4 +1,4 @@
-"""What a command imports: nothing heavy for help and bad input, no torch where servers draw, no diffusers for pocket."""
+"""What commands import: nothing heavy for help and bad input, no torch where servers draw, no diffusers for pocket."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ print("IMPORTED", json.dumps([code, [name for name in {HEAVY} if name in sys.mod
 def imported_by(*arguments: object, home: Path) -> tuple[int, set[str], str]:
     """The exit code of a command in a new process, the heavy packages that it imported, and its errors."""
     command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment(home))
+    result = subprocess.run(  # not forked: imports are what is tested
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment(home)
+    )
     code, names = json.loads(result.stdout.rpartition("IMPORTED ")[2])
     return code or 0, set(names), result.stderr
 

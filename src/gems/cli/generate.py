@@ -135,7 +135,6 @@ def _loading(*, quiet: bool) -> Iterator[None]:
         with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
             yield
     finally:
-        gc.freeze()
         gc.enable()
 
 

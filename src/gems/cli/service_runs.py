@@ -85,9 +85,9 @@ def run_on_service(
     """
     with _connected(url) as client, _answers_of_a_service(url):
         view = _answer(client.post("/v1/runs", json={"prompt": prompt, "settings": settings}))
-        if not quiet:
-            err.print(f"[dim]{escape(view['id'])} at {escape(str(client.base_url))}[/]", highlight=False)
-        with LiveRun(err) if not quiet else nullcontext() as live, _cancelled_by_interrupts(client, view["id"]):
+        with _cancelled_by_interrupts(client, view["id"]), LiveRun(err) if not quiet else nullcontext() as live:
+            if not quiet:
+                err.print(f"[dim]{escape(view['id'])} at {escape(str(client.base_url))}[/]", highlight=False)
             view = _follow(client, view, live)
         _check_ended(view)
         paths = _fetch_files(client, view, out)
