@@ -58,7 +58,7 @@ class TextNetwork:
     def _layer(self, name: str, x: Tensor, mask: Tensor | None) -> Tensor:
         """Attention, then an MLP; what each adds is normalized after it."""
         query, key, value = (
-            self._linear(f"{name}.attention.self.{part}", x).unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            self._linear(f"{name}.attention.self.{part}", x).view(*x.shape[:2], self._heads, -1).transpose(1, 2)
             for part in ("query", "key", "value")
         )
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)

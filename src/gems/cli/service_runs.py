@@ -160,9 +160,9 @@ def _follow(client: httpx.Client, view: dict[str, Any], live: LiveRun | None) ->
     from httpx_sse import connect_sse
 
     with connect_sse(client, "GET", f"/v1/runs/{view['id']}/events") as source:
-        for sent in source.iter_sse():
-            event = parse_json(sent.data)
-            if sent.event == "run":
+        for message in source.iter_sse():
+            event = parse_json(message.data)
+            if message.event == "run":
                 view = event
                 if view["status"] in (*_FINAL, "waiting"):
                     break
@@ -176,7 +176,7 @@ def _cancelled_by_interrupts(client: httpx.Client, run: str) -> Iterator[None]:
     """Let the first Ctrl-C stop the run after its current step, and the second one end this command."""
     import httpx
 
-    presses = []
+    presses: list[bool] = []
 
     def on_interrupt(*_: object) -> None:
         if presses:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, Self, TypeVar
@@ -12,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gems.models.pocket.denoiser import Denoiser
 from gems.models.pocket.drawing import Drawing
@@ -85,11 +86,13 @@ class PocketPipeline(Drawing):
 
     @property
     def _execution_device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        device: torch.device = next(self.transformer.parameters()).device
+        return device
 
-    def progress_bar(self, total: int) -> Any:
+    @contextmanager
+    def progress_bar(self, total: int) -> Iterator[SimpleNamespace]:
         """No bar, behind the interface of one."""
-        return tqdm(total=total, disable=True)
+        yield SimpleNamespace(update=lambda: None)
 
     def maybe_free_model_hooks(self) -> None:
         """Do nothing: the weights stay where they are."""

@@ -85,6 +85,7 @@ class TextEncoder(nn.Module):
         if not attention_mask.all():
             causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
             mask = causal & attention_mask.bool()[:, None, None, :]
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]
+        layers: Any = self.encoder["layers"]
+        for layer in layers:
             x = layer(x, mask)
         return Encoded(self.final_layer_norm(x))

@@ -61,7 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 def encode(tokenizer: Tokenizer, prompts: Sequence[str]) -> tuple[list[list[int]], list[list[int]]]:
     """The ids of prompts, padded to the longest, and the mask of real tokens: 1, or 0 for padding."""
     ids = [tokenizer.encode(prompt).ids for prompt in prompts]
-    length, pad = max(map(len, ids)), tokenizer.token_to_id(PAD)
+    length, pad = max(map(len, ids)), int(tokenizer.token_to_id(PAD) or 0)
     padded = [[*row, *[pad] * (length - len(row))] for row in ids]
     return padded, [[int(index < len(row)) for index in range(length)] for row in ids]
 
