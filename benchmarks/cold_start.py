@@ -3,7 +3,7 @@
     python benchmarks/cold_start.py
     python benchmarks/cold_start.py --repeat 7 --json cold.json
 
-Everything runs in new processes, in turns, so that a machine that slows down slows all alike. The measure of an image is
+Everything runs in new processes, in turns, so that a machine that slows down slows all. The measure of an image is
 ``from diffusers import DiffusionPipeline``, which everybody who draws with diffusers waits for. Bytecode goes into a
 folder of its own, and a first turn is not counted, as if the packages had been installed and used before. ``cpu`` is
 processor time, user and system: on a machine with other work it says more than the clock.
