@@ -11,7 +11,7 @@ import pytest
 from chatting import ChatEndpoint
 from forked import environment
 
-HEAVY = ("torch", "diffusers", "transformers", "scipy", "langgraph", "langchain_core")
+HEAVY = ("torch", "diffusers", "transformers", "scipy", "langgraph", "langchain_core", "numpy")
 SCRIPT = f"""\
 import json, sys
 from gems.cli.main import app
