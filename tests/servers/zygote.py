@@ -114,6 +114,7 @@ MODULES = (
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
     "gems.models.ocr",
+    "gems.models.pocket.light",
     "gems.models.pocket.pipeline",
     "gems.runs.folder",
     "gems.runs.report",

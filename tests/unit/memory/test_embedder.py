@@ -176,9 +176,7 @@ def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monke
 def test_minilm_gives_the_vectors_of_transformers_bit_by_bit() -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    from gems.memory import embedder
-
-    folder = embedder._model_folder()
+    folder = embedder_module._model_folder()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     texts = ["two red cars behind a dog", "Ein Bär, größer als ein Café! 日本語", "", "word " * 700, "[MASK]\n\tnaïve"]
     batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
