@@ -4,8 +4,12 @@
 
 The server is a separate process on 127.0.0.1 that answers ``POST /v1/images/generations`` with a photo-like 512 x 512
 PNG in base64, a fixed time after it has read the request. It reports how late its answers were, so that a slow client
-can be told from a busy machine. The client is ``init_image_generator("openai:painter")``, used in two ways:
+can be told from a busy machine. The client is ``init_image_generator("openai:painter")``, used in three ways, beside
+the least that any client would do:
 
+- ``bare``: read each answer from a socket, and decode the PNG in it, on as many threads as there are processors. This
+  is what the machine allows at that moment.
+- ``async``: as many calls of ``agenerate`` as requests, one request each, as the graph does. No image is kept.
 - ``threads``: a few more threads than ``concurrency``, each with one request at a time, as in ``gems batch``, so that
   others use the slots of those that are decoding. No image is kept.
 - ``batch``: one call with all requests. Its result contains all images, 1 MB each.
@@ -34,11 +38,14 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from PIL import Image
 from pydantic import SecretStr
+from pydantic_core import from_json
 
 from gems.authority import OPERATOR
-from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
+from gems.models.generators import Asynchronous, GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
+from gems.models.servers.base import RemoteGenerator
 from gems.options import GeneratorOptions
 
 SIZE: Final = 512
@@ -172,7 +179,6 @@ def _serve(parent: Connection, latency: float) -> None:
 def _pngs() -> Iterator[bytes]:
     """Drawn scenes with film grain, which makes them as large and as slow to decode as a model's images."""
     import numpy as np
-    from PIL import Image
 
     from gems.models.pocket.render import draw_scene
     from gems.models.pocket.scene import layout, sample_spec
@@ -249,7 +255,53 @@ def _batch(generator: ImageGenerator, requests: Sequence[ImageRequest], _: int) 
     return _count_images(generator.generate(requests))
 
 
-WAYS: Final = {"threads": _threads, "batch": _batch}
+def _async(generator: ImageGenerator, requests: Sequence[ImageRequest], _: int) -> int:
+    """Request each image by a call of its own, all on one event loop."""
+    assert isinstance(generator, Asynchronous)
+    draw = generator.agenerate
+
+    async def draw_all() -> int:
+        async def draw_one(request: ImageRequest) -> int:
+            return _count_images(await draw([request]))
+
+        return sum(await asyncio.gather(*map(draw_one, requests)))
+
+    return asyncio.run(draw_all())
+
+
+def _bare(generator: ImageGenerator, requests: Sequence[ImageRequest], concurrency: int) -> int:
+    """Do no more than any client has to. Return how many images arrived."""
+    assert isinstance(generator, RemoteGenerator)
+    body = json.dumps({"model": "painter", "prompt": requests[0].prompt, "response_format": "b64_json"}).encode()
+    request = f"POST {PATH} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    port, left = generator.url.port, list(requests)
+
+    async def talk(pool: ThreadPoolExecutor) -> int:
+        reader, writer = await asyncio.open_connection(HOST, port, limit=2**20)
+        decodings = []
+        while left:
+            left.pop()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readexactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+            decodings.append(asyncio.get_running_loop().run_in_executor(pool, _decode, answer))
+        writer.close()
+        return sum(await asyncio.gather(*decodings))
+
+    async def talk_all() -> int:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return sum(await asyncio.gather(*(talk(pool) for _ in range(concurrency))))
+
+    return asyncio.run(talk_all())
+
+
+def _decode(answer: bytes) -> int:
+    file = io.BytesIO(base64.b64decode(from_json(answer)["data"][0]["b64_json"]))
+    Image.open(file, formats=("PNG",)).load()
+    return 1
+
+
+WAYS: Final = {"bare": _bare, "async": _async, "threads": _threads, "batch": _batch}
 """The order matters: ``batch`` keeps all its images, so its peak memory would hide that of ``threads``."""
 
 
@@ -294,6 +346,11 @@ def measure(images: int, concurrency: int, latency: float, runs: int) -> dict[st
         "rss_mb_before": rss_before,
         "torch_imported": "torch" in sys.modules,
         **figures,
+        "of_bare": {
+            name: figures[name]["images_per_second_median"] / figures["bare"]["images_per_second_median"]
+            for name in figures
+            if name != "bare"
+        },
     }
 
 

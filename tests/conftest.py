@@ -103,7 +103,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     from gems.stopping import pause
 
     monkeypatch.setattr(providers, "pause", lambda seconds: pause(seconds / 100))
-    monkeypatch.setattr("gems.models.servers.base._WAIT", wait_random_exponential(multiplier=0.02, max=20))
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", wait_random_exponential(multiplier=0.02, max=20))
     monkeypatch.setattr("gems.models.servers.comfyui._POLL_SECONDS", 0.02)
 
 

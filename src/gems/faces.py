@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
@@ -19,7 +20,18 @@ from weakref import WeakKeyDictionary
 
 from gems.stopping import POLL_SECONDS, WaitEnded, cancelled_if, is_cancelled, may_be_cancelled
 
-__all__ = ["Turns", "Workers", "in_line", "in_thread", "run_here", "runs_here", "together", "until_cancelled"]
+__all__ = [
+    "OWN_LOOP",
+    "OwnLoop",
+    "Turns",
+    "Workers",
+    "in_line",
+    "in_thread",
+    "run_here",
+    "runs_here",
+    "together",
+    "until_cancelled",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -216,3 +228,76 @@ async def together(bodies: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             if not isinstance(error, Exception):  # Ctrl-C, which only this thread gets
                 is_interrupted.set()
             raise
+
+
+class OwnLoop:
+    """An event loop in a thread of ours, for clients that belong to the loop on which they are used.
+
+    Applications call from threads, and from several loops, which end before the client does. The loop begins with its
+    first user and ends with its last one. What would hold it up runs in its own default pool, by ``asyncio.to_thread``.
+    """
+
+    def __init__(self) -> None:
+        self._begin_anew()
+        if hasattr(os, "register_at_fork"):  # of the threads, a fork copies only the one that makes it
+            os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._users: set[object] = set()
+        self._running: _LoopThread | None = None
+
+    def submit(self, user: object, body: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a body on the loop, with a copy of the caller's context. To cancel the future ends it at once.
+
+        Args:
+            user: What keeps the loop running until it leaves.
+            body: The coroutine.
+        """
+        with self._lock:
+            self._users.add(user)
+            self._running = self._running or _LoopThread()
+            return asyncio.run_coroutine_threadsafe(body, self._running.loop)
+
+    def leave(
+        self, user: object, say_goodbye: Callable[[], Awaitable[object]]
+    ) -> Future[threading.Thread | None] | None:
+        """Let the loop end without waiting for a user, after a last function of the user's on it.
+
+        Waits for nothing, not even for a lock, so that the garbage collector may call it.
+
+        Returns:
+            The loop's thread, if it ends; None if there is nothing to be ended.
+        """
+        running = self._running
+        if running is None or user not in self._users:
+            return None
+        return asyncio.run_coroutine_threadsafe(self._part(user, say_goodbye), running.loop)
+
+    async def _part(self, user: object, say_goodbye: Callable[[], Awaitable[object]]) -> threading.Thread | None:
+        await say_goodbye()
+        with self._lock:
+            self._users.discard(user)
+            if self._users or self._running is None:
+                return None
+            running, self._running = self._running, None
+        running.end.set()
+        return running.thread
+
+
+class _LoopThread:
+    def __init__(self) -> None:
+        beginning: Future[asyncio.AbstractEventLoop] = Future()
+
+        async def live() -> None:
+            self.end = asyncio.Event()
+            beginning.set_result(asyncio.get_running_loop())
+            await self.end.wait()
+
+        self.thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True, name="gems-loop")
+        self.thread.start()
+        self.loop = beginning.result()
+
+
+OWN_LOOP: Final = OwnLoop()
+"""Where the clients of image servers live."""

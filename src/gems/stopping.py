@@ -8,10 +8,10 @@ A run that is cancelled, for nobody wants it any more, does not wait for that ei
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -23,7 +23,9 @@ __all__ = [
     "WaitEnded",
     "acquire",
     "also_stopping",
+    "apause",
     "cancelled_if",
+    "ended_by",
     "ending",
     "is_cancelled",
     "is_stopping",
@@ -34,6 +36,7 @@ __all__ = [
 
 POLL_SECONDS: Final = 0.1
 """Seconds between two looks at whether a stop is requested."""
+_WHILE_WAITING: Final = "stopped while waiting for a server"
 
 
 def _never() -> bool:
@@ -123,25 +126,67 @@ def pause(seconds: float) -> None:
     """
     deadline = time.monotonic() + seconds
     while True:
-        if is_stopping() or _ENDING.get()():
-            raise WaitEnded("stopped while waiting for a server")
+        if _is_over():
+            raise WaitEnded(_WHILE_WAITING)
         left = deadline - time.monotonic()
         if left <= 0:
             return
         time.sleep(min(left, POLL_SECONDS))
 
 
-@contextmanager
-def acquire(slots: threading.Semaphore) -> Iterator[None]:
+async def apause(seconds: float) -> None:
+    """See ``pause``; on an event loop."""
+    async with ended_by(_is_over, WaitEnded(_WHILE_WAITING)):
+        await asyncio.sleep(seconds)
+
+
+@asynccontextmanager
+async def acquire(slots: asyncio.Semaphore) -> AsyncIterator[None]:
     """Hold one of the slots for the block, after waiting for it.
 
     Raises:
         GraphDrained: The run was to stop before it got one.
+        WaitEnded: The run was cancelled while it held one.
     """
-    while not slots.acquire(timeout=POLL_SECONDS):
-        if is_stopping():
-            raise GraphDrained("stopped before its turn")
+    early_end = GraphDrained("stopped before its turn")
+    async with ended_by(is_stopping, early_end):
+        await slots.acquire()
     try:
-        yield
+        if is_stopping():  # since the last look
+            raise early_end
+        async with ended_by(is_cancelled, WaitEnded("cancelled while a server was asked")):
+            yield
     finally:
         slots.release()
+
+
+def _is_over() -> bool:
+    return is_stopping() or _ENDING.get()()
+
+
+@asynccontextmanager
+async def ended_by(is_over: Callable[[], bool], error: GraphDrained) -> AsyncIterator[None]:
+    """End the block on an event loop, as if its task were cancelled, as soon as something is over, with an error."""
+    if is_over():
+        raise error
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        if is_over():
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(POLL_SECONDS, look)
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(POLL_SECONDS, look)
+            try:
+                yield
+            finally:
+                timer.cancel()
+    except TimeoutError:
+        if limit.expired():
+            raise error from None
+        raise

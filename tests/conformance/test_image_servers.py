@@ -30,9 +30,8 @@ from gems.models.generators import (
     takes_negative_prompts,
 )
 from gems.models.registry import init_image_generator
-from gems.models.servers import base as server_base
-from gems.models.servers import openai_images
-from gems.models.servers.base import decode_image
+from gems.models.servers import openai_images, retries
+from gems.models.servers.image_files import decode_image
 from gems.options import GeneratorOptions
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
@@ -373,7 +372,7 @@ def test_an_image_that_cannot_be_fetched_yet_is_not_drawn_again(image_server: st
 def test_an_image_that_stays_torn_is_given_up_and_not_drawn_again(
     image_server: str, workflow: str, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_base, "_WAIT", lambda _: 0.0)
+    monkeypatch.setattr(retries, "_WAIT", lambda _: 0.0)
     name = f"{fault}~paid"
     generator = openai(image_server, name) if fault.startswith("url") else comfyui(image_server, workflow, name)
     error = draw_one(generator, name)

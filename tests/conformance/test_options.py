@@ -298,8 +298,8 @@ def observe_server(server: str, generator: Any) -> dict[str, Any]:
         "address": address,
         "requests": sorted(json.dumps(entry, sort_keys=True).replace(token, "") for entry in entries),
         "drawn": [isinstance(result, GeneratedImage) for result in results],
-        "authorization": generator._client.headers.get("Authorization"),
-        "in flight": generator._slots._initial_value,
+        "authorization": generator._session.http.headers.get("Authorization"),
+        "in flight": generator.slots._value,
         "edits": generator.edits,
     }
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from gems.errors import InputError
-from gems.models.servers.base import checked_url
+from gems.models.servers.addresses import checked_url
 from gems.secrets import conceal, is_secret_name, remember_secret
 
 

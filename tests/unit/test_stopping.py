@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.servers.base import RemoteGenerator
 from gems.options import GeneratorOptions
-from gems.stopping import acquire, ending, pause, stopping
+from gems.stopping import WaitEnded, acquire, apause, cancelled_if, ending, pause, stopping
 
 
 @pytest.mark.parametrize("context", [stopping, ending])
@@ -24,26 +25,65 @@ def test_a_pause_ends_with_a_stop(context: type[stopping]) -> None:
     timer.join()
 
 
+@pytest.mark.parametrize("context", [stopping, ending])
+def test_a_pause_on_an_event_loop_ends_with_a_stop(context: type[stopping]) -> None:
+    async def run() -> None:
+        stop = threading.Event()
+        asyncio.get_running_loop().call_later(0.05, stop.set)
+        with context(stop.is_set), pytest.raises(GraphDrained):
+            await apause(60)
+
+    asyncio.run(run())
+
+
 def test_a_pause_without_a_stop_lasts() -> None:
     with stopping(lambda: False), ending(lambda: False):
         pause(0.01)
 
 
 def test_a_run_that_is_to_stop_does_not_wait_for_its_turn() -> None:
-    slots = threading.Semaphore(1)
-    with acquire(slots):
-        with stopping(lambda: True), pytest.raises(GraphDrained), acquire(slots):
-            pass
-        assert not slots.acquire(blocking=False)
-    assert slots.acquire(blocking=False)
+    async def wait(slots: asyncio.Semaphore) -> None:
+        async with acquire(slots):
+            raise AssertionError("it was not its turn")
+
+    async def run() -> None:
+        slots, stop = asyncio.Semaphore(1), threading.Event()
+        async with acquire(slots):
+            asyncio.get_running_loop().call_later(0.05, stop.set)
+            with stopping(stop.is_set), pytest.raises(GraphDrained, match="before its turn"):
+                await wait(slots)
+            assert slots.locked()
+        assert not slots.locked(), "it is not the turn of what was stopped"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("context", "is_ended"), [(stopping, False), (cancelled_if, True)])
+def test_a_request_under_way_ends_with_a_cancel_and_not_with_a_stop(context: type[stopping], is_ended: bool) -> None:
+    async def ask(slots: asyncio.Semaphore, is_requested: threading.Event) -> bool:
+        with context(is_requested.is_set):
+            try:
+                async with acquire(slots):
+                    is_requested.set()
+                    await asyncio.sleep(0.3)  # longer than it takes to notice
+            except WaitEnded:
+                return True
+        return False
+
+    async def run() -> None:
+        slots = asyncio.Semaphore(1)
+        assert await ask(slots, threading.Event()) is is_ended
+        assert not slots.locked()
+
+    asyncio.run(run())
 
 
 class HalfBusy(RemoteGenerator):
     """Draws some prompts at once, and lets the others wait until the run is stopped."""
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: object) -> bytes:
+    async def make(self, request: ImageRequest, deadline: float, on_preview: object) -> bytes:
         if request.prompt == "busy":
-            pause(60)
+            await apause(60)
         import io
 
         from PIL import Image
@@ -52,7 +92,7 @@ class HalfBusy(RemoteGenerator):
         Image.new("RGB", (8, 8)).save(file, "PNG")
         return file.getvalue()
 
-    def check(self) -> str:
+    async def acheck(self) -> str:
         return "here"
 
 

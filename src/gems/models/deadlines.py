@@ -20,7 +20,7 @@ import httpcore
 from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
-from gems.models.heads import readable_head
+from gems.models.heads import is_whole_head, readable_head
 from gems.stopping import POLL_SECONDS, WaitEnded, is_cancelled, may_be_cancelled
 
 __all__ = [
@@ -134,7 +134,10 @@ def limit_reads(event: str, details: Mapping[str, Any]) -> None:
 
     def read_lines_in_time(max_bytes: int, timeout: float | None = None) -> bytes:
         data = read_in_time(max_bytes, timeout)
-        is_head = getattr(_READS, "in_head", False)
-        return readable_head(data, lambda: read_in_time(max_bytes, timeout)) if is_head else data
+        if not getattr(_READS, "in_head", False):
+            return data
+        while not is_whole_head(data) and (more := read_in_time(max_bytes, timeout)):
+            data += more
+        return readable_head(data)
 
     stream.read = read_lines_in_time

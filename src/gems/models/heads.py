@@ -6,10 +6,9 @@ What comes after them may be paid, and is read as if they were not there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Final
 
-__all__ = ["readable_head"]
+__all__ = ["is_whole_head", "readable_head"]
 
 _END: Final = re.compile(rb"\n\r?\n")
 _FIELD: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\0]*")
@@ -21,15 +20,17 @@ _LONGEST: Final = 2**16
 """Bytes after which no end of the lines is waited for."""
 
 
-def readable_head(data: bytes, read: Callable[[], bytes]) -> bytes:
+def is_whole_head(data: bytes) -> bool:
+    """Whether all lines before the body are there, or too much for any more of them to be waited for."""
+    return bool(_END.search(data)) or len(data) >= _LONGEST
+
+
+def readable_head(data: bytes) -> bytes:
     """The beginning of an answer with only those lines before its body that can be read.
 
     Args:
-        data: The first bytes of the answer.
-        read: Reads more of it; nothing at its end.
+        data: The first bytes of the answer, as many as ``is_whole_head`` asks for.
     """
-    while not _END.search(data) and len(data) < _LONGEST and (more := read()):
-        data += more
     end = _END.search(data := data.lstrip(b"\r\n"))
     if end is None:
         return data

@@ -83,7 +83,7 @@ def address() -> Iterator[str]:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waits, and a server that behaves well."""
-    monkeypatch.setattr("gems.models.servers.base._WAIT", lambda _: 0.0)
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", lambda _: 0.0)
     monkeypatch.setattr("gems.models.servers.comfyui._POLL_SECONDS", 0.0)
     for name, value in (("accepts", {"prompt_id": RUN}), ("histories", [{RUN: entry()}]), ("view", PNG)):
         monkeypatch.setattr(_Handler, name, value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import math
 import socket
 import threading
@@ -11,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
+from PIL import Image
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.deadlines import end_reads_at, limit_reads
-from gems.models.generators import ImageRequest
+from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.models.servers.openai_images import PlainImages
 from gems.options import ChatOptions, GeneratorOptions
@@ -117,8 +119,24 @@ def test_a_read_that_is_too_late_is_a_timeout_of_its_own_package(package: str) -
 
 
 def test_a_generator_that_is_gone_leaves_no_connection_open() -> None:
-    generator = PlainImages("http://127.0.0.1:9/draw", name="http:draw", options=GeneratorOptions())
-    client = generator._client
-    del generator
-    gc.collect()
-    assert client.is_closed
+    image, received = io.BytesIO(), list[bytes]()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(_HEAD + b"Content-Length: %d\r\n\r\n" % len(image.getvalue()) + image.getvalue())
+            received.append(connection.recv(65536))
+
+    with listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        name = f"http://127.0.0.1:{listener.getsockname()[1]}/draw"
+        generator = PlainImages(name, name="http:draw", options=GeneratorOptions())
+        assert isinstance(generator.generate([ImageRequest("a cat", 1)])[0], GeneratedImage)
+        del generator
+        gc.collect()
+        thread.join(10)
+    assert received == [b""], "the server sees the end of the connection"

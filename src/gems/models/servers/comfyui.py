@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import json
@@ -18,7 +19,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step, joint_negative_prompt
-from gems.models.servers.base import CHECK_TIMEOUT, PassingError, explain_options
+from gems.models.servers.base import CHECK_TIMEOUT, explain_options
 from gems.models.servers.comfyui_faults import (
     entry_of,
     failure_of,
@@ -31,9 +32,10 @@ from gems.models.servers.comfyui_faults import (
 )
 from gems.models.servers.error_texts import error_message, json_body
 from gems.models.servers.image_answers import JsonImages, read_answer
+from gems.models.servers.retries import PassingError
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
-from gems.stopping import pause
+from gems.stopping import apause
 
 __all__ = ["ComfyUIImages"]
 
@@ -93,10 +95,10 @@ class ComfyUIImages(JsonImages):
         workflow = json.dumps([self._workflow, *fields], sort_keys=True)
         return f"{super().fingerprint}+{hashlib.sha256(workflow.encode()).hexdigest()[:16]}"
 
-    def check(self) -> str:
+    async def acheck(self) -> str:
         """Check that the server answers, and has the kinds of nodes that the workflow uses."""
         deadline = time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)
-        available = self._json(*self.fetch("GET", "/object_info", deadline))
+        available = await asyncio.to_thread(self._json, *await self.fetch("GET", "/object_info", deadline))
         if not available:
             return f"{self.name} answers, but does not list its kinds of nodes"
         kinds = {str(node.get("class_type")) for node in self._workflow.values()}
@@ -104,7 +106,9 @@ class ComfyUIImages(JsonImages):
             raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
         return f"{self.name} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
+    async def make(
+        self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
+    ) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``."""
         workflow = copy.deepcopy(self._workflow)
         for (node, field), value in ((self._prompt, request.prompt), (self._seed, request.seed)):
@@ -113,28 +117,28 @@ class ComfyUIImages(JsonImages):
             node, field = self._negative
             text = joint_negative_prompt(workflow[node]["inputs"][field], request)
             workflow[node]["inputs"][field] = text
-        body, _ = self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
-        answer = read_answer(body)
+        body, _ = await self.fetch("POST", "/prompt", deadline, json={"prompt": workflow})
+        answer = await asyncio.to_thread(read_answer, body)
         run, faults = run_in(answer), node_faults(_mapping(answer).get("node_errors"))
         if run is None:
             if faults or body.strip() in (b"null", b"{}"):
                 reason = self.reason(body) or ": no reason given"
                 raise BackendError(f"{self.name}: the workflow was refused{reason}", retryable=False)
-            return self.image_in(body, deadline)
-        return self._saved_image(self._wait(run, deadline), faults, deadline)
+            return await self.image_in(body, deadline)
+        return await self._saved_image(await self._wait(run, deadline), faults, deadline)
 
-    def _saved_image(self, entry: Mapping[str, Any], faults: list[str], deadline: float) -> bytes | Image.Image:
+    async def _saved_image(self, entry: Mapping[str, Any], faults: list[str], deadline: float) -> bytes | Image.Image:
         """The image of a workflow that has run. The server draws what it can of one with faults, and names them."""
         files = image_files(entry)
         if not files and (images := other_images(entry)):
-            return self.image_in(json.dumps({"images": images}).encode(), deadline)
+            return await self.image_in(json.dumps({"images": images}).encode(), deadline)
         if not files:
             reason = one_line("; ".join(faults)) or "it needs a SaveImage node"
             raise BackendError(f"{self.name}: the workflow makes no image; {reason}", retryable=False)
         error: BackendError | None = None
         for file in files:
             try:
-                return self.fetch_image("/view", deadline, params=file)
+                return await self.fetch_image("/view", deadline, params=file)
             except BackendError as failure:
                 error = error or failure
                 if time.monotonic() > deadline:
@@ -142,12 +146,13 @@ class ComfyUIImages(JsonImages):
         assert error is not None
         raise error
 
-    def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
+    async def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
         absences = 0
         while True:
             # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
-            entry = entry_of(json_body(self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)), run)
+            history = await self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)
+            entry = entry_of(await asyncio.to_thread(json_body, history), run)
             if failure := failure_of(entry):
                 if has_saved(entry):  # what failed came after the image, which is paid
                     return entry
@@ -159,18 +164,16 @@ class ComfyUIImages(JsonImages):
             if time.monotonic() + _POLL_SECONDS > deadline:
                 raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
-            absences = absences + 1 if self._has_left_queue(run, deadline) else 0
-            pause(_POLL_SECONDS)
+            absences = absences + 1 if await self._has_left_queue(run, deadline) else 0
+            await apause(_POLL_SECONDS)
 
-    def _has_left_queue(self, run: str, deadline: float) -> bool:
+    async def _has_left_queue(self, run: str, deadline: float) -> bool:
         """Whether the server says that a workflow neither runs nor waits. False if it does not say."""
         try:
-            body, _ = self.fetch("GET", "/queue", min(deadline, time.monotonic() + CHECK_TIMEOUT))
+            body, _ = await self.fetch("GET", "/queue", min(deadline, time.monotonic() + CHECK_TIMEOUT))
         except BackendError:
             return False
-        queue = _mapping(json_body(body))
-        is_queue = all(isinstance(queue.get(name), list) for name in ("queue_running", "queue_pending"))
-        return is_queue and json.dumps(run)[1:-1] not in json.dumps(queue)
+        return await asyncio.to_thread(_is_queue_without, body, run)
 
     def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
         content = json_body(body)
@@ -212,6 +215,12 @@ def _input_of(workflow: Mapping[str, Any], field: str | None, option: str, examp
     if name not in inputs:
         raise InputError(f"{option} {field}: node {node} has no input {name!r}, only {', '.join(inputs)}")
     return node, name
+
+
+def _is_queue_without(body: bytes, run: str) -> bool:
+    queue = _mapping(json_body(body))
+    is_queue = all(isinstance(queue.get(name), list) for name in ("queue_running", "queue_pending"))
+    return is_queue and json.dumps(run)[1:-1] not in json.dumps(queue)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

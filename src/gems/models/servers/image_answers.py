@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import contextlib
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -16,9 +18,12 @@ from pydantic_core import from_json
 
 from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
 from gems.models.lenient import field_name, is_broken_json, json_values
-from gems.models.servers.base import PassingError, RemoteGenerator, decode_image, is_image_file, own_address
+from gems.models.servers.addresses import own_address
+from gems.models.servers.base import RemoteGenerator
+from gems.models.servers.bodies import is_image_file
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
+from gems.models.servers.retries import PassingError
 from gems.secrets import one_line
 
 __all__ = ["JsonImages", "decode_base64", "mapping_in", "read_answer"]
@@ -92,13 +97,21 @@ class _Source(NamedTuple):
     is_address: bool
 
 
+class _Answer(NamedTuple):
+    file: bytes = b""
+    """The image file, if there is no choice."""
+    sources: Sequence[_Source] = ()
+    is_suspect: bool = False
+    """Whether the server says that its filter may have blacked out the image."""
+
+
 class JsonImages(RemoteGenerator):
     """A generator whose server answers with JSON that holds images, or the address of one."""
 
     answers_at = ""
     """The path, after the server's address, that relative addresses in an answer are relative to."""
 
-    def image_in(self, body: bytes, deadline: float) -> bytes | Image.Image:
+    async def image_in(self, body: bytes, deadline: float) -> bytes | Image.Image:
         """The first image in an answer that can be read.
 
         Raises:
@@ -106,8 +119,17 @@ class JsonImages(RemoteGenerator):
             ContentRefusedError: The server refuses to draw the prompt, or its filter has stopped the image.
             BackendError: There is no image, in the server's words.
         """
+        answer = await asyncio.to_thread(self._read, body)
+        image = answer.file or await self._first_image(answer.sources, deadline)
+        if answer.is_suspect:
+            image = await self.decode(image) if isinstance(image, bytes) else image
+            if shows_nothing(image):
+                raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
+        return image
+
+    def _read(self, body: bytes) -> _Answer:
         if is_image_file(body.lstrip(b"\r\n")):  # the image itself
-            return body.lstrip(b"\r\n")
+            return _Answer(body.lstrip(b"\r\n"))
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))
@@ -117,30 +139,24 @@ class JsonImages(RemoteGenerator):
             raise PassingError(f"{self.name}: the server's answer {fault}", may_cost=True)
         if reason := filter_reason(answer):
             raise ContentRefusedError(f"{self.name}: the server's filter stopped the image: {one_line(reason, 60)}")
-        image = self._first_image(answer, body, deadline)
-        if is_flagged(answer):
-            image = decode_image(image, self.name) if isinstance(image, bytes) else image
-            if shows_nothing(image):
-                raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
-        return image
-
-    def _first_image(self, answer: object, body: bytes, deadline: float) -> bytes | Image.Image:
         sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
-        if len(sources) == 1 and not sources[0].is_address:
-            return decode_base64(sources[0].text, self.name)
-        error: BackendError | None = None
+        if not sources:
+            raise self._failure(answer, body)
+        is_only = len(sources) == 1 and not sources[0].is_address
+        return _Answer(decode_base64(sources[0].text, self.name) if is_only else b"", sources, is_flagged(answer))
+
+    async def _first_image(self, sources: Sequence[_Source], deadline: float) -> bytes | Image.Image:
+        errors: list[BackendError] = []
         for text, is_address in sources:
             try:
-                return (
-                    self._download(text, deadline)
-                    if is_address
-                    else decode_image(decode_base64(text, self.name), self.name)
-                )
+                if is_address:
+                    return await self._download(text, deadline)
+                return await self.decode(await asyncio.to_thread(decode_base64, text, self.name))
             except BackendError as failure:
-                error = error or failure
+                errors.append(failure)
                 if time.monotonic() > deadline:
                     break
-        raise error or self._failure(answer, body)
+        raise errors[0]
 
     def _failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
@@ -166,7 +182,7 @@ class JsonImages(RemoteGenerator):
             return PassingError(message, may_cost=may_cost(int(code[:3])))
         return BackendError(message, retryable=False)
 
-    def _download(self, address: str, deadline: float) -> Image.Image:
+    async def _download(self, address: str, deadline: float) -> Image.Image:
         """Download an image, from the configured server only: no other host may be contacted in its place."""
         try:
             url = self._full(self.answers_at).join(address)
@@ -176,7 +192,7 @@ class JsonImages(RemoteGenerator):
         if own is None:
             fault = f"the server sends an image from another host ({url.host or url.scheme}), which is not fetched"
             raise BackendError(f"{self.name}: {fault}; let it answer in base64", retryable=False)
-        return self.fetch_image(str(own), deadline)
+        return await self.fetch_image(str(own), deadline)
 
 
 def is_busy(words: str) -> bool:
@@ -193,6 +209,9 @@ def decode_base64(encoded: str, source: str) -> bytes:
     Raises:
         PassingError: It is torn.
     """
+    with contextlib.suppress(ValueError):  # as most servers send it
+        if is_image_file(data := base64.b64decode(encoded, validate=True)):
+            return data
     marker = "base64,"  # the end of a data URL's header
     if encoded[:5].lower() == "data:" and marker not in encoded[:200]:
         return unquote_to_bytes(encoded.partition(",")[2])

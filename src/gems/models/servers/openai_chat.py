@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
 from gems.models.failures import advice_for, is_passing, may_be_charged
-from gems.models.servers.base import TRUST
+from gems.models.servers.addresses import TRUST
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message

@@ -6,32 +6,28 @@ image of a round can be drawn again alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import httpx
-from httpx_sse import EventSource
+from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
-from gems.models.servers.base import (
-    CHECK_TIMEOUT,
-    MAX_BYTES,
-    PassingError,
-    decode_image,
-    explain_options,
-    is_image_file,
-    read_body,
-)
+from gems.models.servers.base import CHECK_TIMEOUT, explain_options
+from gems.models.servers.bodies import MAX_BYTES, is_image_file, read_body
 from gems.models.servers.error_texts import error_message, json_body
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
+from gems.models.servers.image_files import decode_image
+from gems.models.servers.retries import PassingError
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -141,9 +137,9 @@ class OpenAIImages(JsonImages):
         width, height = self.requested_size
         return f"{width}x{height}" if width else None
 
-    def check(self) -> str:
+    async def acheck(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
-        body, kind = self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
+        body, kind = await self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
         answer = json_body(body)
         if not isinstance(answer, (Mapping, list)):
             raise BackendError(
@@ -161,26 +157,26 @@ class OpenAIImages(JsonImages):
             )
         return f"{self.name}, {self.url} answers" + ("" if models else ", but does not list its models")
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
+    async def make(
+        self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
+    ) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``. A field that the server refuses is left out, and from then on if that helps."""
-        return self._refused.ask(lambda without: self._ask(request, deadline, on_preview, without))
+        return await self._refused.ask(lambda without: self._ask(request, deadline, on_preview, without))
 
-    def _ask(
+    async def _ask(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None], without: Collection[str]
     ) -> bytes | Image.Image:
         fields = {name: value for name, value in self._fields(request).items() if name not in without}
         if request.edit is not None:
-            buffer = io.BytesIO()
-            request.edit.image.save(buffer, "PNG", icc_profile=None)  # the pixels: a profile can hold anything
-            files = {"image": ("image.png", buffer.getvalue(), "image/png")}
+            files = {"image": ("image.png", await asyncio.to_thread(_png, request.edit.image), "image/png")}
             form = {name: str(value) for name, value in fields.items()}
-            body, _ = self.fetch("POST", "/images/edits", deadline, data=form, files=files)
-            return self.image_in(body, deadline)
+            body, _ = await self.fetch("POST", "/images/edits", deadline, data=form, files=files)
+            return await self.image_in(body, deadline)
         partial = min(self.options.previews, _MAX_PARTIAL_IMAGES)
         if partial and self._streams:
-            return self._stream(fields | {"stream": True, "partial_images": partial}, deadline, on_preview)
-        body, _ = self.fetch("POST", "/images/generations", deadline, json=fields)
-        return self.image_in(body, deadline)
+            return await self._stream(fields | {"stream": True, "partial_images": partial}, deadline, on_preview)
+        body, _ = await self.fetch("POST", "/images/generations", deadline, json=fields)
+        return await self.image_in(body, deadline)
 
     def _fields(self, request: ImageRequest) -> dict[str, Any]:
         options = self.options
@@ -196,39 +192,44 @@ class OpenAIImages(JsonImages):
             fields["response_format"] = "b64_json"
         return fields
 
-    def _stream(
+    async def _stream(
         self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]
     ) -> bytes | Image.Image:
         """Read server-sent events: some partial images, then the complete one."""
         steps, size = fields["partial_images"] + 1, 0
-        with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
+        async with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
             if "text/event-stream" not in response.headers.get("content-type", ""):
-                body = read_body(response, deadline)
+                body = await read_body(response)
                 self.check_status(response, body)
-                return self.image_in(body, deadline)
-            for event in EventSource(response).iter_sse():
+                return await self.image_in(body, deadline)
+            async for event in EventSource(response).aiter_sse():
                 size += len(event.data)
                 if size > MAX_BYTES:
                     raise BackendError(f"{self.name} sends more than {MAX_BYTES >> 20} MB", retryable=False)
-                content = json_body(event.data.encode())
-                if not isinstance(content, Mapping):
-                    continue  # such as the final [DONE]
-                kind = str(content.get("type") or event.event)
-                if kind.endswith("error"):
-                    raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
-                encoded = content.get("b64_json")
-                if not isinstance(encoded, str) or not encoded:
-                    continue
-                if kind.endswith("completed"):
-                    return decode_base64(encoded, self.name)
-                self._show(encoded, content.get("partial_image_index"), steps, on_preview)
+                if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
+                    return image
         raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
 
-    def _show(self, encoded: str, index: object, steps: int, on_preview: Callable[[Step], None]) -> None:
-        """Report a partial image; one that cannot be read is left out."""
+    def _image_of(self, event: ServerSentEvent, steps: int, on_preview: Callable[[Step], None]) -> bytes | None:
+        """The image in an event. A partial one is reported; one that cannot be read is left out."""
+        content = json_body(event.data.encode())
+        if not isinstance(content, Mapping):  # such as the final [DONE]
+            return None
+        kind = str(content.get("type") or event.event)
+        if kind.endswith("error"):
+            raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
+        encoded = content.get("b64_json")
+        if not isinstance(encoded, str) or not encoded:
+            return None
+        if kind.endswith("completed"):
+            return decode_base64(encoded, self.name)
         with contextlib.suppress(BackendError):
-            preview = decode_image(decode_base64(encoded, self.name), self.name)
+            preview, index = (
+                decode_image(decode_base64(encoded, self.name), self.name),
+                content.get("partial_image_index"),
+            )
             on_preview(Step(0, index + 1 if isinstance(index, int) else 1, steps, preview))
+        return None
 
 
 class PlainImages(JsonImages):
@@ -251,28 +252,32 @@ class PlainImages(JsonImages):
         """See ``RemoteGenerator.as_drawn``."""
         return self._refused.without(request)
 
-    def check(self) -> str:
+    async def acheck(self) -> str:
         """Check that a server answers at the address, with whatever status."""
-        with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
+        async with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
             return f"{self.name} answers ({response.status_code} to HEAD)"
 
-    def make(self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]) -> bytes | Image.Image:
+    async def make(
+        self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
+    ) -> bytes | Image.Image:
         """See ``RemoteGenerator.make``. A negative prompt of ours that the server refuses is left out."""
-        return self._refused.ask(lambda without: self._ask(request, deadline, without))
+        return await self._refused.ask(lambda without: self._ask(request, deadline, without))
 
-    def _ask(self, request: ImageRequest, deadline: float, without: Collection[str]) -> bytes | Image.Image:
+    async def _ask(self, request: ImageRequest, deadline: float, without: Collection[str]) -> bytes | Image.Image:
         names = ("width", "height", "steps", "guidance_scale", "negative_prompt")
         options = {n: value for n in names if (value := getattr(self.options, n)) is not None}
         if negative_prompt := joint_negative_prompt(self.options.negative_prompt, request):
             options["negative_prompt"] = negative_prompt
         options = {name: value for name, value in options.items() if name not in without}
         parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
-        body, kind = self.fetch("POST", "", deadline, params=parameters)
+        body, kind = await self.fetch("POST", "", deadline, params=parameters)
         body = body.lstrip(b"\r\n")
-        answer = None if is_image_file(body) else read_answer(body)
+        if is_image_file(body):
+            return body
+        answer = await asyncio.to_thread(read_answer, body)
         if answer is not None or body.strip() in (b"", b"null") or is_busy(error_message(body)):
-            return self.image_in(body, deadline)
-        if is_image_file(body) or not kind or kind.startswith("image/") or kind == "application/octet-stream":
+            return await self.image_in(body, deadline)
+        if not kind or kind.startswith("image/") or kind == "application/octet-stream":
             return body
         reason = one_line(error_message(body)) or kind
         raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
@@ -291,12 +296,12 @@ class _RefusedFields:
         self.names: frozenset[str] = frozenset()
         """Fields that the server has refused, and has drawn without."""
 
-    def ask(self, draw: Callable[[Collection[str]], _T]) -> _T:
+    async def ask(self, draw: Callable[[Collection[str]], Awaitable[_T]]) -> _T:
         """Draw without the refused fields, which are an argument of ``draw``."""
         without = set(self.names)
         while True:
             try:
-                result = draw(without)
+                result = await draw(without)
             except BackendError as error:
                 refused = {field for field in self._optional if field in str(error)} - without
                 if error.retryable or isinstance(error, ContentRefusedError) or not refused:
@@ -309,6 +314,12 @@ class _RefusedFields:
     def without(self, request: ImageRequest) -> ImageRequest:
         """A request as it was drawn."""
         return replace(request, negative_prompt="") if "negative_prompt" in self.names else request
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", icc_profile=None)  # the pixels: a profile can hold anything
+    return buffer.getvalue()
 
 
 def _list_of(answer: object, name: str) -> list[Any]:

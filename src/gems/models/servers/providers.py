@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from gems.errors import BackendError, InputError, is_passing_status, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
-from gems.models.servers.base import checked_url, keep_whole
+from gems.models.servers.addresses import checked_url
+from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import leave_out_busy, may_send_again, watch

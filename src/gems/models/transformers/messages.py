@@ -13,7 +13,7 @@ from PIL import Image
 
 from gems.errors import BackendError, InputError
 from gems.models.lenient import is_broken_json, json_values
-from gems.models.servers.base import decode_image
+from gems.models.servers.image_files import decode_image
 
 __all__ = ["read_answer", "turns_of"]
 

@@ -1,0 +1,50 @@
+"""The addresses of servers: the one that the user gives, and those that a server gives of itself."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import httpx
+from pydantic import SecretStr
+
+from gems.errors import InputError
+from gems.secrets import remember_secret
+
+__all__ = ["TRUST", "checked_url", "own_address"]
+
+TRUST: Final = "; name the file of the authority that you trust in SSL_CERT_FILE"
+"""What to do about a server whose certificate nobody vouches for; to ask it again is of no use."""
+
+_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
+"""Names that a server on this machine gives itself."""
+
+
+def checked_url(base_url: str) -> httpx.URL:
+    """The address of a server. A password in it is a secret from now on.
+
+    Raises:
+        InputError: The text is not the address of a server.
+    """
+    address = base_url.rpartition("@")[2]  # an error does not repeat a login
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise InputError(f"{address!r} is not the address of a server: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InputError(f"{address!r} is not the address of a server; give one such as http://localhost:8000/v1")
+    for password in (url.password, url.userinfo.decode().partition(":")[2]):  # as it is sent, and as it is written
+        remember_secret(SecretStr(password))
+    return url
+
+
+def own_address(base: httpx.URL, url: httpx.URL) -> httpx.URL | None:
+    """An address that a server gives of itself, as it is reached from here; None if it is another machine's.
+
+    Behind a gateway, a server knows neither the scheme nor the port that its clients use.
+
+    Args:
+        base: The server's address from here.
+        url: The address that it gives.
+    """
+    is_own = url.host == base.host or (url.host in _THIS_MACHINE and base.host in _THIS_MACHINE)
+    return base.copy_with(raw_path=url.raw_path) if url.scheme in ("http", "https") and is_own else None

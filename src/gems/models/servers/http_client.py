@@ -1,0 +1,399 @@
+"""The HTTP client of one image server: deadlines, limits on what the server may send, and protection of keys.
+
+A server is somebody else's program: its answers may be slow, torn, huge or hostile. Whatever it does, an exchange ends
+in time, with an answer or with one clear error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final, TypeVar, cast
+
+import httpx
+from PIL import Image
+from pydantic import SecretStr
+
+from gems.errors import (
+    BackendError,
+    ContentRefusedError,
+    InputError,
+    is_passing_status,
+    is_unpaid,
+    may_cost,
+    meant_status,
+)
+from gems.faces import OWN_LOOP
+from gems.models.endings import finish_reason
+from gems.models.heads import is_whole_head, readable_head
+from gems.models.servers.addresses import TRUST, checked_url, own_address
+from gems.models.servers.bodies import is_image_file, read_body, without_base64
+from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
+from gems.models.servers.image_files import decode_image
+from gems.models.servers.retries import PassingError, try_until
+from gems.secrets import one_line, remember_secret
+
+__all__ = ["ServerClient"]
+
+_CONNECT_TIMEOUT: Final = 15.0
+"""Seconds to wait for a connection."""
+_SHARE_OF_SENDING: Final = 0.9
+"""The part of the time for an exchange that may pass before the request is sent: what ends then has cost nothing."""
+_MIN_TIMEOUT: Final = 0.05
+"""Seconds that a request may take even if its deadline has passed."""
+_MAX_TORN: Final = 5
+"""Torn copies of an image that was drawn, after which no other copy is fetched."""
+_NOT_SENT: Final = (
+    *(httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol),
+    *(httpx.WriteError, httpx.WriteTimeout, httpx.LocalProtocolError),
+)
+"""What went wrong before a request was complete, so that no server has begun with it."""
+_LOSSES: Final = re.compile("disconnected|closed")
+"""How the client says that an answer was lost. Whatever else it finds wrong with HTTP, another try would not mend."""
+_MAX_REDIRECTS: Final = 4
+_CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"
+_IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
+_LET_BASE64: Final = "let the server answer in base64"
+_KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
+_OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
+_NOT_THERE_YET: Final = (202, 204, 404)
+"""What storage answers about an image that was drawn a moment ago."""
+
+_T = TypeVar("_T")
+
+
+class _Session:
+    """What a client has on our event loop: connections, and slots for those who wait for one."""
+
+    def __init__(self, name: str, concurrency: int, key: SecretStr | None) -> None:
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+        try:
+            # No redirects: they could take the key, and the request, to any host.
+            self.http = httpx.AsyncClient(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
+            names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
+            raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+        self.slots = asyncio.Semaphore(concurrency)
+        self.decoders = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
+        self.calls: set[Future[Any]] = set()
+        self.process = os.getpid()
+
+
+class ServerClient:
+    """Talks to one server, on an event loop of ours.
+
+    Args:
+        name: The name of the backend, for error messages.
+        base_url: The server's address, to which paths are added.
+        concurrency: The most requests in flight.
+        key: Sent as a bearer token, and never shown.
+    """
+
+    def __init__(self, name: str, base_url: str, concurrency: int, key: SecretStr | None = None) -> None:
+        self.name = name
+        self.url = checked_url(base_url)
+        remember_secret(key)
+        self._lock = threading.Lock()
+        self._open = partial(_Session, name, concurrency, key)
+        self._session = self._open()
+        self._watch(self._session)
+
+    # --- the event loop -----------------------------------------------------------------------------------------------
+
+    def begin(self, body: Coroutine[Any, Any, _T]) -> Future[_T]:
+        """Run a body that uses this client, with a copy of the caller's context. To cancel the future ends it."""
+        with self._lock:
+            if self._session.http.is_closed or self._session.process != os.getpid():
+                self._session = self._open()
+                self._watch(self._session)
+            calls = self._session.calls
+            call = OWN_LOOP.submit(self._session, body)
+            calls.add(call)
+        call.add_done_callback(calls.discard)
+        return call
+
+    def _watch(self, session: _Session) -> None:
+        """Close the connections once nobody refers to this client. The system does so at the end of the process."""
+        weakref.finalize(self, OWN_LOOP.leave, session, session.http.aclose).atexit = False
+
+    async def decode(self, file: bytes) -> Image.Image:
+        """See ``decode_image``. Threads, and one processor, are left for those who hold a slot."""
+        async with self._session.decoders:
+            return await asyncio.to_thread(decode_image, file, self.name)
+
+    @property
+    def slots(self) -> asyncio.Semaphore:
+        """One for each request that may be in flight."""
+        return self._session.slots
+
+    def wait_for(self, body: Coroutine[Any, Any, _T]) -> _T:
+        """Run a body that uses this client, and wait for it. Ctrl-C ends it."""
+        call = self.begin(body)
+        try:
+            return call.result()
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """End the calls under way, and close all connections. A later call opens new ones."""
+        with self._lock:
+            for call in [*self._session.calls]:
+                call.cancel()
+            parting = OWN_LOOP.leave(self._session, self._session.http.aclose)
+            thread = parting.result() if parting else None
+        if thread:
+            thread.join()
+
+    # --- one exchange -------------------------------------------------------------------------------------------------
+
+    async def fetch(self, method: str, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
+        """The body and media type of a successful answer.
+
+        Args:
+            method: The HTTP method.
+            path: Added to the server's address; or a complete address.
+            deadline: When to give up, on the monotonic clock.
+            **arguments: Further arguments of the httpx request.
+
+        Raises:
+            PassingError: The server is busy, broken, slow or unreachable.
+            ContentRefusedError: The server refuses to draw the prompt.
+            BackendError: The server rejects the request.
+        """
+        async with self.exchange(method, path, deadline, **arguments) as response:
+            body = await read_body(response)
+            self.check_status(response, body)
+            return body, _media_type(response)
+
+    @asynccontextmanager
+    async def exchange(
+        self, method: str, path: str, deadline: float, **arguments: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
+        seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
+        end = time.monotonic() + seconds
+        until_sent = _SHARE_OF_SENDING * seconds
+        timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
+        has_begun = False
+        try:
+            request = self._session.http.build_request(
+                method, self._full(path), timeout=timeout, extensions={"trace": _mend_head}, **arguments
+            )
+            response = await _in_time(self._session.http.send(request, stream=True), end)
+            has_begun = response.is_success
+            try:
+                response.stream = _LimitedStream(cast(httpx.AsyncByteStream, response.stream), end)
+                yield response
+            finally:
+                await response.aclose()
+        except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
+            if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
+                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
+                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
+            if _CERTIFICATE in str(error):
+                raise BackendError(f"{self.name}: {self._host}: {one_line(error)}{TRUST}", retryable=False) from None
+            is_sent = has_begun or not isinstance(error, _NOT_SENT)
+            fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
+            raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
+
+    def _full(self, path: str) -> httpx.URL:
+        if "://" in path:
+            return httpx.URL(path)
+        if not path:
+            return self.url
+        own_path, _, query = self.url.raw_path.partition(b"?")
+        full_path = own_path.rstrip(b"/") + path.encode("ascii")
+        if query:  # such as an API's version, which every request needs
+            full_path += (b"&" if b"?" in full_path else b"?") + query
+        return self.url.copy_with(raw_path=full_path)
+
+    @property
+    def _host(self) -> str:
+        return self.url.netloc.decode("ascii").rpartition("@")[2]
+
+    def check_status(self, response: httpx.Response, body: bytes) -> None:
+        """Raise the error that a status other than 2xx stands for; see ``fetch``."""
+        status = response.status_code
+        if status in (204, 205) or (status == 202 and not body.strip()):
+            fault = f"{self._host} answers {status}, without an image or a reason"
+            raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
+        if 200 <= status < 300:
+            _require_unfiltered(self.name, response)
+            return
+        reason = self.reason(body)
+        true_status = meant_status(status, reason)
+        if is_passing_status(true_status) and (
+            "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
+        ):
+            raise PassingError(
+                f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
+                after=retry_after(response.headers),
+                may_cost=response.request.method == "POST" and may_cost(true_status),
+            )
+        if 300 <= status < 400:
+            raise BackendError(
+                f"{self.name}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
+            )
+        if is_refusal(body):
+            raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
+        hint = _KEY_HINT if status in (401, 403) else ""
+        if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
+            hint += _OWN_ADDRESS
+        raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
+
+    def reason(self, body: bytes) -> str:
+        """The server's reason for an error, after a colon; empty if it gives none."""
+        text = one_line(error_message(body))
+        return f": {text}" if text else ""
+
+    # --- what was drawn -----------------------------------------------------------------------------------------------
+
+    async def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
+        """The body of an answer about an image that is being drawn.
+
+        A passing fault is tried again here: to ask for the image again would have it drawn, and paid, again.
+        """
+
+        async def fetch() -> bytes:
+            return (await self._fetch_file(path, deadline, **arguments))[0]
+
+        return await _fetch_again(fetch, deadline)
+
+    async def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
+        """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
+
+        async def fetch() -> Image.Image:
+            data, kind = await self._fetch_file(path, deadline, **arguments)
+            data = without_base64(data)
+            if not is_image_file(data):
+                raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
+            return await self.decode(data)
+
+        with _told_as_drawn(self.name):
+            return await _fetch_again(fetch, deadline)
+
+    async def _fetch_file(self, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
+        """A drawn image's file, also where the server says that it is elsewhere on the server, or not yet there."""
+        host = self.url.netloc.decode("ascii")
+        for _ in range(_MAX_REDIRECTS):
+            async with self.exchange("GET", path, deadline, **arguments) as response:
+                body = await read_body(response)
+                target = own_address(self.url, response.next_request.url) if response.next_request else None
+                if response.next_request and (target is None or target == response.url):
+                    fault = f"the image is elsewhere ({one_line(response.next_request.url.copy_with(query=None), 80)})"
+                    raise BackendError(f"{self.name}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)
+                if target is None:
+                    if response.status_code in _NOT_THERE_YET:
+                        fault = f"{self.name}: {host} answers {response.status_code}{self.reason(body)}"
+                        raise PassingError(fault, may_cost=True)
+                    self.check_status(response, body)
+                    return body, _media_type(response)
+            path, arguments = str(target), {}
+        raise BackendError(f"{self.name}: {host} redirects without end", retryable=False)
+
+
+async def _fetch_again(fetch: Callable[[], Awaitable[_T]], deadline: float) -> _T:
+    try:
+        return await try_until(lambda: deadline, fetch, _MAX_TORN)
+    except PassingError as error:
+        if isinstance(error.rest, Image.Image):  # no other copy is better
+            return cast(_T, error.rest)
+        raise BackendError(str(error), retryable=False) from None
+
+
+@contextmanager
+def _told_as_drawn(name: str) -> Iterator[None]:
+    """Let the error of an image that cannot be fetched say that it was drawn."""
+    try:
+        yield
+    except ContentRefusedError:
+        raise
+    except BackendError as error:
+        reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
+        fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+        raise BackendError(f"{name}: {fault}", retryable=False) from None
+
+
+def _media_type(response: httpx.Response) -> str:
+    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+def _require_unfiltered(name: str, response: httpx.Response) -> None:
+    ending = response.headers.get("finish-reason", "")  # of Stability and Fireworks, beside a blurred image
+    if finish_reason(ending) == "content_filter":
+        raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
+
+
+def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
+    if isinstance(error, httpx.TimeoutException):
+        return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
+    reason = one_line(error) or type(error).__name__
+    if has_begun:
+        return f"the answer of {host} is damaged ({reason})"
+    return f"{'the connection was lost to' if is_sent else 'cannot reach'} {host} ({reason})"
+
+
+# --- time, and lines that nobody reads --------------------------------------------------------------------------------
+
+
+async def _in_time(awaitable: Awaitable[_T], end: float) -> _T:
+    """Await something until a time of the monotonic clock, which is the loop's.
+
+    httpx limits each read by itself, so that a server that sends one byte at a time would never be too slow.
+    """
+    try:
+        async with asyncio.timeout_at(end):
+            return await awaitable
+    except TimeoutError:
+        raise httpx.ReadTimeout("too late") from None
+
+
+class _LimitedStream(httpx.AsyncByteStream):
+    """The body of an answer, until the exchange has to end."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, end: float) -> None:
+        self._stream, self._end = stream, end
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        parts = aiter(self._stream)
+        while (part := await _in_time(anext(parts, None), self._end)) is not None:
+            if time.monotonic() > self._end:  # what has arrived already is read without a wait
+                raise httpx.ReadTimeout("too late")
+            yield part
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+_IN_HEAD: Final = ContextVar("gems_in_head", default=False)
+"""Whether the lines before the body of an answer are being read."""
+
+
+async def _mend_head(event: str, details: Mapping[str, Any]) -> None:
+    """Httpcore's "trace" extension of a request: leaves out lines before the body that no client reads."""
+    if ".receive_response_headers." in event:
+        _IN_HEAD.set(event.endswith(".started"))
+    if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
+        return
+    stream: Any = details["return_value"]
+    read = stream.read
+
+    async def read_lines(max_bytes: int, timeout: float | None = None) -> bytes:
+        data: bytes = await read(max_bytes, timeout)
+        if not _IN_HEAD.get():
+            return data
+        while not is_whole_head(data) and (more := await read(max_bytes, timeout)):
+            data += more
+        return readable_head(data)
+
+    stream.read = read_lines
