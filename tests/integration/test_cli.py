@@ -133,7 +133,7 @@ def test_a_killed_run_is_resumed_to_the_same_image(tmp_path: Path, finished: tup
     home = tmp_path / "home"
     with forked.gems_process("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", home=home) as process:
         assert process.stderr is not None
-        thread = process.stderr.readline().split()[-1]
+        thread = next(line.split()[-1] for line in process.stderr if line.startswith("run "))
         wait_until(lambda: any(home.glob("images/*/*.png")), lambda: "no image was drawn", seconds=120)
         process.send_signal(signal.SIGKILL)
     result = gems("generate", "--resume", thread, "--json", home=home)
@@ -320,7 +320,7 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
     command = ("generate", PROMPT, "--seed", 7, "--out", tmp_path / "out", "--json")
     with forked.gems_process(*command, home=home) as process:
         assert process.stderr is not None
-        thread = process.stderr.readline().split()[-1]
+        thread = next(line.split()[-1] for line in process.stderr if line.startswith("run "))
         assert any("skills" in line for line in process.stderr)
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=120)
@@ -337,14 +337,29 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
 
 @SLOW
 def test_a_run_with_bad_input_can_be_corrected_and_resumed(tmp_path: Path) -> None:
-    again = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
+    """What only the model itself knows to be bad: words that a pocket model is named for are refused before a run."""
+    (tmp_path / "own_models.py").write_text(
+        "from gems.models.pocket.chat import PocketChatModel\n\ndef make(options):\n    return PocketChatModel()\n"
+    )
+    own = {"home": tmp_path / "home", "PYTHONPATH": str(tmp_path)}
+    options = ("--mllm", "python:own_models:make")
+    again = gems("generate", "a purple dinosaur", *options, "--out", tmp_path / "out", **own)
     assert again.returncode == 2
     [thread] = [path.stem for path in (tmp_path / "home" / "threads").glob("*.json")]
-    still = gems("generate", "--resume", tmp_path / "out" / thread, home=tmp_path / "home")
+    resume = ("generate", "--resume", tmp_path / "out" / thread, *options)
+    still = gems(*resume, **own)
     assert (still.returncode, "unknown word 'dinosaur'" in still.stderr) == (2, True), still.stderr
     path = tmp_path / "home" / "threads" / f"{thread}.json"
     path.write_text(path.read_text().replace("a purple dinosaur", "a purple dog"))
-    assert gems("generate", "--resume", tmp_path / "out" / thread, home=tmp_path / "home").returncode in (0, 1)
+    assert gems(*resume, **own).returncode in (0, 1)
+
+
+@SLOW
+def test_a_word_that_pocket_models_do_not_know_begins_no_run(tmp_path: Path) -> None:
+    result = gems("generate", "a purple dinosaur", "--out", tmp_path / "out", home=tmp_path / "home")
+    assert (result.returncode, "unknown word 'dinosaur'" in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "home" / "threads").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @SLOW
@@ -360,7 +375,7 @@ def test_a_missing_skills_folder_creates_no_run(tmp_path: Path) -> None:
     result = gems_here(
         "generate", PROMPT, "--skills-dir", tmp_path / "none", "--out", tmp_path / "out", home=tmp_path / "home"
     )
-    assert (result.returncode, len(result.stderr.strip().splitlines())) == (2, 1)
+    assert (result.returncode, len(result.stderr.removeprefix("loading the models\n").strip().splitlines())) == (2, 1)
     assert not (tmp_path / "home" / "threads").exists()
 
 

@@ -128,7 +128,8 @@ class Session:
     ) -> subprocess.CompletedProcess[str]:
         program, *arguments = command.words
         if program == "gems":
-            return run(command_line(*arguments), cwd=self._work, env=variables)
+            words = [self._with_address(word) for word in arguments] if with_service else arguments
+            return run(command_line(*words), cwd=self._work, env=variables)
         if program == "python":
             resolved_arguments = [str(ROOT / word) if (ROOT / word).is_file() else word for word in arguments]
             return run([sys.executable, *resolved_arguments], cwd=self._work, env=variables)

@@ -134,6 +134,7 @@ MODULES = (
     "gems.models.diffusers.backend",
     "gems.models.pocket.chat",
     "gems.models.ocr",
+    "gems.models.pocket.light",
     "gems.models.pocket.pipeline",
     "gems.models.servers.openai_chat",
     "gems.models.servers.openai_images",

@@ -33,6 +33,7 @@ __all__ = [
     "AsJson",
     "Quiet",
     "Setting",
+    "fields_of",
     "given_options",
     "images_location",
     "make_context",
@@ -127,6 +128,11 @@ def _chat_options(pairs: Mapping[str, Any]) -> dict[str, Any]:
 def _prices(pairs: Mapping[str, Any]) -> dict[str, Any]:
     common, roles = _by_role(pairs)
     return {**common, **({"roles": roles} if roles else {})}
+
+
+def fields_of(name: str, value: Any) -> Mapping[str, Any]:
+    """The fields that an option of ``SETTINGS`` sets, by dotted name."""
+    return (SETTINGS[name].fields or _as(name))(value)
 
 
 def _as(field: str) -> Callable[[Any], Mapping[str, Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -16,6 +18,7 @@ from gems.cli.arguments import (
     LIMIT_SETTINGS,
     MEMORY_SETTINGS,
     MODEL_SETTINGS,
+    MODELS,
     OUTPUT,
     SKILL_SETTINGS,
     AsJson,
@@ -23,18 +26,9 @@ from gems.cli.arguments import (
     given_options,
     with_settings,
 )
-from gems.cli.console import (
-    BACKEND_FAILURE,
-    BEST_EFFORT,
-    INTERRUPTED,
-    SOLVED,
-    err,
-    guarded,
-    out,
-    print_json,
-    stoppable,
-    yes_or_no,
-)
+from gems.cli.console import err, guarded, out, print_json, stoppable, yes_or_no
+from gems.cli.service_runs import run_on_service, service_settings
+from gems.cli.summaries import CheckedRequirement, RunSummary, exit_code, print_summary
 
 if TYPE_CHECKING:
     from gems.authority import OperatorValue
@@ -49,18 +43,6 @@ __all__ = ["generate", "replay"]
 
 _WITH_RESUME: Final = frozenset({"resume", "folder", "memory", "user", "images", "skills_dir", "as_json", "quiet"})
 """Options of ``gems generate`` that do not change the run itself, or that no record keeps."""
-
-_EXIT_CODES: Final = {"solved": SOLVED, "accepted": SOLVED, "failed": BACKEND_FAILURE, "cancelled": INTERRUPTED}
-
-_ENDINGS: Final = {
-    "solved": "solved",
-    "accepted": "accepted",
-    "rounds": "not solved: rounds used up",
-    "budget": "not solved: budget used up",
-    "stalled": "not solved: no progress",
-    "cancelled": "stopped",
-    "failed": "failed",
-}
 
 
 @guarded
@@ -82,6 +64,14 @@ def generate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    service: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Let a running gems serve draw, with its own models; its key is in GEMS_API_KEY.",
+            rich_help_panel=MODELS,
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,12 +85,20 @@ def generate(
     name addresses, keys, folders or code: no file may. The line that a run begins with has them.
     """
     from gems.errors import InputError
+    from gems.wording import check_prompt
 
     if resume is not None:
         _check_resume(prompt, given_options(ctx), context)
+    elif prompt is not None and service is not None:
+        settings = service_settings(given_options(ctx), ctx.params)
+        run_on_service(
+            service, check_prompt(prompt), settings, folder or Path("gems-out"), as_json=as_json, quiet=quiet
+        )
     elif prompt is None:
         raise InputError('say what the image should show: gems generate "three blue cars"')
-    with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+    else:
+        _check_prompt(check_prompt(prompt), context)
+    with _loading(quiet=quiet):
         from gems.runs.folder import write_run
         from gems.runs.sessions import begin_run, resume_run
 
@@ -113,7 +111,31 @@ def generate(
     _print_run(record, files, as_json=as_json)
     if record.outcome == "cancelled":
         err.print(f"stopped; resume it: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
-    raise typer.Exit(_EXIT_CODES.get(record.outcome, BEST_EFFORT))
+    raise typer.Exit(exit_code(record.outcome))
+
+
+def _check_prompt(prompt: str, context: GemsContext) -> None:
+    """Refuse a prompt that the pocket models cannot read before anything is loaded, which takes seconds."""
+    if "pocket" in {context.chat_model("decomposer"), context.chat_model("planner") if context.plan else ""}:
+        from gems.models.pocket.grammar import parse_prompt
+
+        parse_prompt(prompt)
+
+
+@contextmanager
+def _loading(*, quiet: bool) -> Iterator[None]:
+    """Say that models are loaded, and collect no garbage meanwhile.
+
+    What is imported stays: looking through it again and again for garbage would take a fifth of the time.
+    """
+    if not quiet and not err.is_terminal:
+        err.print("[dim]loading the models[/]")
+    gc.disable()
+    try:
+        with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
+            yield
+    finally:
+        gc.enable()
 
 
 def _check_resume(prompt: str | None, options: set[str], context: GemsContext) -> None:
@@ -197,60 +219,40 @@ def _run(session: Session, *, quiet: bool) -> RunRecord:
 
 
 def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:
+    paths = {"image": files.image, "record": files.record, "report": files.report}
     if as_json:
-        paths = {
-            "folder": str(files.folder),
-            "image": str(files.image) if files.image else None,
-            "record": str(files.record),
-            "report": str(files.report),
-        }
-        print_json({**record.model_dump(mode="json"), "paths": paths})
-        return
-    _print_requirements(record)
-    _print_outcome(record)
-    for error in record.errors:
-        err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
-    for name, path in (("image", files.image), ("record", files.record), ("report", files.report)):
-        if path is not None:
-            out.print(f"{name:>7}: {escape(str(path))}", highlight=False, soft_wrap=True)
+        texts = {name: str(path) if path else None for name, path in {"folder": files.folder, **paths}.items()}
+        print_json({**record.model_dump(mode="json"), "paths": texts})
+    else:
+        print_summary(_summary(record), paths)
 
 
-def _print_requirements(record: RunRecord) -> None:
-    """A table of what the best image was checked against, with the verifier's answers; nothing without an image."""
-    from gems.cli.live import MARKS
-
-    best = record.best_attempt
-    if best is None:
-        return
-    verdicts = {verdict.requirement_id: verdict for verdict in best.answers}
-    table = Table("", "requirement", "kind", "confidence", "seen", title=escape(record.prompt), title_style="bold")
-    for requirement in record.all_requirements:
-        skill = f" [dim]({escape(requirement.skill)})[/]" if requirement.skill else ""
-        question = escape(requirement.question) + skill
-        verdict = verdicts.get(requirement.id)
-        if verdict is None:
-            table.add_row("", question, requirement.kind, "", "not checked")
-        else:
-            confidence, reason = f"{verdict.confidence:.2f}", escape(verdict.reason)
-            table.add_row(MARKS[verdict.answer], question, requirement.kind, confidence, reason)
-    out.print(table)
-
-
-def _print_outcome(record: RunRecord) -> None:
-    """How the run ended and what it cost, in one line."""
-    usage = record.usage
-    style = "green" if record.outcome in ("solved", "accepted") else "yellow"
-    rounds = record.attempts[-1].round if record.attempts else 0
-    out.print(
-        f"[{style}]{_ENDINGS[record.outcome]}[/] after {rounds} round{_plural(rounds)}, score {record.score:.2f}; "
-        f"{usage.images} image{_plural(usage.images)}, {usage.chat_calls} chat call{_plural(usage.chat_calls)}, "
-        f"{usage.seconds:.1f} s of work",
-        highlight=False,
+def _summary(record: RunRecord) -> RunSummary:
+    best, usage = record.best_attempt, record.usage
+    verdicts = {verdict.requirement_id: verdict for verdict in best.answers} if best is not None else {}
+    rows = [
+        CheckedRequirement(
+            requirement.question,
+            requirement.kind,
+            requirement.skill,
+            verdict.answer if verdict else None,
+            verdict.confidence if verdict else 0.0,
+            verdict.reason if verdict else "",
+        )
+        for requirement in (record.all_requirements if best is not None else ())
+        for verdict in [verdicts.get(requirement.id)]
+    ]
+    return RunSummary(
+        record.prompt,
+        record.outcome,
+        record.score,
+        record.attempts[-1].round if record.attempts else 0,
+        usage.images,
+        usage.chat_calls,
+        usage.seconds,
+        rows,
+        record.errors,
     )
-
-
-def _plural(count: int) -> str:
-    return "" if count == 1 else "s"
 
 
 @guarded

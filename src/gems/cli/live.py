@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
-from gems.graph.events import Event, PromptEvent, StepEvent, VerdictEvent
-from gems.graph.state import Answer
+from gems.cli.summaries import MARKS
 
-__all__ = ["MARKS", "LiveRun"]
+if TYPE_CHECKING:
+    from gems.graph.events import Event, PromptEvent, StepEvent, VerdictEvent
 
-MARKS: Final[dict[Answer, str]] = {"yes": "[green]✓[/]", "no": "[red]✗[/]", "unsure": "[yellow]?[/]"}
+__all__ = ["LiveRun"]
 
 
 class LiveRun:

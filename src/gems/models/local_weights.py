@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["load_now", "without_bars", "without_questions"]
 
@@ -23,11 +24,12 @@ def load_now(part: object) -> None:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Turn off the progress bars of diffusers and transformers for the block, then restore their former state."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+    """Turn off the progress bars of diffusers and transformers for the block, then restore their former state.
 
-    enabled = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    Those that are imported within the block keep theirs.
+    """
+    libraries: list[Any] = [sys.modules.get(f"{name}.utils.logging") for name in ("diffusers", "transformers")]
+    enabled = [library for library in libraries if library is not None and library.is_progress_bar_enabled()]
     for module in enabled:
         module.disable_progress_bar()
     try:

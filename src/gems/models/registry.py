@@ -174,7 +174,7 @@ def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -
         from gems.models.pocket.weights import weights_folder
 
         folder = weights_folder(POCKET[name])
-        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.pipeline")
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.light")
     if kind == "diffusers":
         from gems.models.diffusers.backend import DiffusersGenerator
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Thread
 from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -213,7 +215,8 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
 
     Args:
         context: The settings that name the models.
-        load: Load the models too, so that loading does not count as the run's time.
+        load: Load the models too, so that loading does not count as the run's time. The memory's embedder is loaded
+            in the background: what asks a server, or plans, need not wait for it.
 
     Raises:
         InputError: A model's name is unknown, its package or API key is missing, or an option has no effect.
@@ -238,8 +241,15 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     embedder = init_embedder(context.embedder) if context.memory else None
     if embedder is not None:
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
-        loadable.append(embedder)
     if load:
         for part in loadable:
             load_now(part)
+        if embedder is not None:
+            Thread(target=_load_early, args=(embedder,), name="gems-embedder").start()
     return records
+
+
+def _load_early(part: object) -> None:
+    """Load a part before it is needed. What it raises, it raises again where it is needed."""
+    with suppress(Exception):
+        load_now(part)

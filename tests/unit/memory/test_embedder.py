@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import langchain.embeddings
 import numpy as np
 import pytest
+import torch
 from embedding import PointEmbeddings
 from langchain_core.embeddings import Embeddings
 from servers.threaded import serving
@@ -210,3 +211,18 @@ def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monke
     assert np.allclose(vectors, [whole([text])[0] for text in texts], atol=1e-5)
     assert model.embed_query(texts[2]) == whole([texts[2]])[0]
     assert model.embed_documents([]) == []
+
+
+@pytest.mark.slow
+def test_minilm_gives_the_vectors_of_transformers_bit_by_bit() -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = embedder_module._model_folder()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    texts = ["two red cars behind a dog", "Ein Bär, größer als ein Café! 日本語", "", "word " * 700, "[MASK]\n\tnaïve"]
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**batch).last_hidden_state
+        states, mask = MiniLM()._loaded(texts)
+    assert torch.equal(mask, batch["attention_mask"])
+    assert torch.equal(states, expected)

@@ -18,7 +18,7 @@ from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
 from gems.models.diffusers.source import PipelineSource, local_path
 from gems.models.diffusers.weight_files import holds_all_parts
-from gems.models.local_weights import without_bars, without_questions
+from gems.models.local_weights import without_questions
 from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -50,17 +50,9 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     if options.compile:
         _refuse_compiled_code()
     _refuse_pickles(source.layout)
-    if source.pipeline_class.__name__ == "OmniGenPipeline":
-        complete_omnigen()
-    restore_parts(source.components.values())
     try:
-        bars = without_bars() if source.module != "diffusers" else nullcontext()
-        questions = nullcontext() if source.trust_remote_code else without_questions()
-        with bars, questions, replaced_processors(source.transformers_classes):
-            pipeline = _unplaced(source, options, dtype)
-        _leave_depth_out(pipeline)
-        pipeline.set_progress_bar_config(disable=True)
-        add_to(pipeline, source, options, dtype)
+        own: Any = source.pipeline_class if source.is_own else None
+        pipeline = own.from_pretrained(source.path) if own else _of_diffusers(source, options, dtype)
         _set_up(pipeline, source, options)
         return _placed(pipeline, options, device)
     except GemsError:
@@ -73,6 +65,20 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
                 retryable=False,
             ) from error
         raise BackendError(f"cannot load the image model {source.path}: {_message(error)}", retryable=False) from error
+
+
+def _of_diffusers(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> Any:
+    """A pipeline of diffusers in main memory, with what the options add to it."""
+    if source.pipeline_class.__name__ == "OmniGenPipeline":
+        complete_omnigen()
+    restore_parts(source.components.values())
+    questions = nullcontext() if source.trust_remote_code else without_questions()
+    with questions, replaced_processors(source.transformers_classes):
+        pipeline = _unplaced(source, options, dtype)
+    _leave_depth_out(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    add_to(pipeline, source, options, dtype)
+    return pipeline
 
 
 def _unplaced(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> Any:

@@ -102,6 +102,8 @@ def _fixed_in_own(set_options: Mapping[str, Any]) -> _Reasons:
         yield "dtype", "it always draws in float32, so that its images are the same everywhere; leave dtype out"
     if set_options.get("batch_size", 1) != 1:
         yield "batch_size", "it always draws one image at a time; leave batch_size out"
+    if set_options.get("offload", "none") != "none":
+        yield "offload", "its weights are small and stay on their device; leave offload out"
     if "quantization" in set_options:
         yield "quantization", "its weights are small and stay in float32; leave quantization out"
     for option in _EXCHANGES & set_options.keys():

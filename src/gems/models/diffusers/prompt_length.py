@@ -78,7 +78,8 @@ def excess_of_prompt(source: PipelineSource, settings: Mapping[str, Any], prompt
     Raises:
         BackendError: The pipeline does not exist, or this version of diffusers does not have it.
     """
-    limit, count = prompt_limit(source, settings), _tokens_of(source, prompt)
+    limit = prompt_limit(source, settings)
+    count = None if limit is None else _tokens_of(source, prompt)  # which may load a tokenizer
     if limit is None or count is None or count <= limit:
         return ""
     words = len(prompt.split())

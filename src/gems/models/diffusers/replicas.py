@@ -59,10 +59,10 @@ class Replica:
     @cached_property
     def editor(self) -> Any:
         """The pipeline that edits images: the same one, or its image-to-image sibling on the same weights."""
-        from diffusers import AutoPipelineForImage2Image
-
         if self._source.editing_class is self._source.pipeline_class:
             return self.pipeline
+        from diffusers import AutoPipelineForImage2Image
+
         editor = AutoPipelineForImage2Image.from_pipe(self.pipeline)
         editor.set_progress_bar_config(disable=True)
         return editor

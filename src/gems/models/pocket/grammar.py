@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gems.errors import InputError
-from gems.models.pocket.scene import Group, SceneSpec
+from gems.models.pocket.spec import Group, SceneSpec
 from gems.models.pocket.vocabulary import (
     ATTRIBUTES,
     COUNTS,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Final
 
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer
 
 from gems.models.pocket.captions import ARRANGEMENTS, DEPTH_PHRASES
-from gems.models.pocket.tokenizer import build_tokenizer, fault_of
+from gems.models.pocket.tokenizer import fault_of, word_tokenizer
 from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS
 
 __all__ = ["GUIDE", "objection"]
@@ -20,8 +20,8 @@ def objection(prompt: str) -> str:
 
 
 @cache
-def _tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer()
+def _tokenizer() -> Tokenizer:
+    return word_tokenizer()
 
 
 GUIDE: Final = f"""\

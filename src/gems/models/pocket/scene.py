@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gems.models.pocket.spec import Group, SceneSpec
 from gems.models.pocket.vocabulary import (
     ATTRIBUTES,
     MAX_COUNT,
@@ -50,30 +51,6 @@ _BOX: Final = slice(_ATTRIBUTE.stop, SLOT_DIM)
 _BOX_MEAN: Final = np.array([0.5, 0.5, 0.2, 0.5], dtype=np.float32)
 _BOX_SCALE: Final = np.array([0.25, 0.25, 0.08, 0.25], dtype=np.float32)
 """Mean and spread of x, y, size and depth in laid-out scenes; they give slots about unit variance."""
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """``count`` things of one kind. ``attribute`` and ``object`` index ATTRIBUTES (0 is none) and OBJECTS."""
-
-    count: int
-    attribute: int
-    object: int
-
-
-@dataclass(frozen=True, slots=True)
-class SceneSpec:
-    """What a prompt asks for. ``relations[i]`` relates groups i and i + 1 ("groups[i] RELATION groups[i + 1]")."""
-
-    groups: tuple[Group, ...]
-    relations: tuple[str | None, ...]
-
-    @property
-    def atoms(self) -> int:
-        """The benchmark's measure of difficulty: the number of objects, attributes, counts above one and relations."""
-        return sum(1 + (g.attribute > 0) + (g.count > 1) for g in self.groups) + sum(
-            r is not None for r in self.relations
-        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,84 @@
+"""What commands import: nothing heavy for help and bad input, no torch where servers draw, no diffusers for pocket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chatting import ChatEndpoint
+from forked import environment
+
+HEAVY = ("torch", "diffusers", "transformers", "scipy", "langgraph", "langchain_core", "numpy")
+SCRIPT = f"""\
+import json, sys
+from gems.cli.main import app
+try:
+    app()
+except SystemExit as end:
+    code = end.code
+print("IMPORTED", json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+
+
+def imported_by(*arguments: object, home: Path) -> tuple[int, set[str], str]:
+    """The exit code of a command in a new process, the heavy packages that it imported, and its errors."""
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    result = subprocess.run(  # not forked: imports are what is tested
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment(home)
+    )
+    code, names = json.loads(result.stdout.rpartition("IMPORTED ")[2])
+    return code or 0, set(names), result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"], ["memory", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    assert imported_by(*arguments, home=tmp_path)[:2] == (0, set())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([" "], "the prompt is empty"),
+        (["two red catz"], "unknown word 'catz' (did you mean cat, cats?)"),
+        (["a cat and a dog and a"], "expected"),
+        (["a cat", "--colour"], "No such option"),
+        (["a cat", "--generator-option", "width=0"], "greater than"),
+        (["a cat", "--generator-option", "colour=red"], "unknown option"),
+        (["a cat", "--candidates", "0"], "greater than"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_refused_before_anything_heavy_is_imported(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    code, names, errors = imported_by("generate", *arguments, "--out", tmp_path / "out", home=tmp_path / "home")
+    assert (code, names) == (2, set()), errors
+    assert message in errors
+    assert not (tmp_path / "home").exists(), "nothing was begun"
+
+
+@pytest.mark.slow
+def test_servers_and_no_memory_need_no_torch(chat_server: str, image_server: str, tmp_path: Path) -> None:
+    chat = ChatEndpoint(chat_server)
+    options = [f"--chat-option=base_url={chat.options.base_url}", "--chat-option=api_key=sk-x", "--mllm=openai:pocket"]
+    options += ["--generator=openai:any", f"--generator-option=base_url={image_server}/v1"]
+    options += ["--generator-option=api_key=sk-x", "--max-rounds=1", "--no-memory"]
+    code, names, errors = imported_by(
+        "generate", "two red cars", *options, "--out", tmp_path / "out", home=tmp_path / "home"
+    )
+    assert code in (0, 1), errors
+    assert chat.log, "the chat server was asked"
+    assert names.isdisjoint({"torch", "diffusers", "transformers", "scipy"})
+
+
+@pytest.mark.slow
+def test_pocket_models_and_the_memory_need_neither_diffusers_nor_transformers(tmp_path: Path) -> None:
+    code, names, errors = imported_by(
+        "generate", "two red cars", "--seed", 7, "--out", tmp_path / "out", home=tmp_path / "home"
+    )
+    assert code == 0, errors
+    assert names.isdisjoint({"diffusers", "transformers", "scipy"})
+    assert errors.startswith("loading the models\n"), "the first line does not wait for the models"
