@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,7 @@ def check_python(arguments: Sequence[str], place: str) -> None:
 
 def check_gems(arguments: Sequence[str], place: str) -> None:
     """Check that the command line accepts these words, without running the command."""
-    command = typer.main.get_command(app)
+    command = deepcopy(typer.main.get_command(app))  # it may be a shared one
     heard: list[dict[str, Any]] = []
     without_bodies(command, lambda **values: heard.append(values))
     try:
