@@ -18,7 +18,7 @@ from contextvars import ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from gems.stopping import POLL_SECONDS, WaitEnded, cancelled_if, is_cancelled, may_be_cancelled
+from gems.stopping import WaitEnded, cancelled_if, ended_by, is_cancelled, may_be_cancelled
 
 __all__ = [
     "OWN_LOOP",
@@ -156,14 +156,11 @@ async def until_cancelled(body: Coroutine[Any, Any, T]) -> T:
     """
     if not may_be_cancelled():
         return await body
-    task = asyncio.ensure_future(body)
     try:
-        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
-            if is_cancelled():
-                raise WaitEnded("cancelled while a model was asked")
-        return task.result()
+        async with ended_by(is_cancelled, WaitEnded("cancelled while a model was asked")):
+            return await body
     finally:
-        task.cancel()
+        body.close()  # one that was cancelled before it began
 
 
 class Turns:
