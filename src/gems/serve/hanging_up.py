@@ -17,7 +17,6 @@ from gems.serve.service import Service
 
 __all__ = ["ending_with_client"]
 
-_POLL_SECONDS: Final = 0.5
 _TASKS: Final[set[asyncio.Task[None]]] = set()
 """An event loop itself keeps no task alive."""
 
@@ -43,8 +42,8 @@ async def ending_with_client(service: Service, request: Request | None, runs: Se
 
 
 async def _watch(service: Service, request: Request, runs: Sequence[Run]) -> None:
-    while not await request.is_disconnected():
-        await asyncio.sleep(_POLL_SECONDS)
+    while (await request.receive())["type"] != "http.disconnect":  # its body was read before
+        continue
     await asyncio.to_thread(_cancel, service, runs)
 
 
