@@ -81,7 +81,13 @@ async def ask(
         try:
             message = await answer_in_form(model, schema, conversation, capabilities, logprobs=logprobs, blind=blind)
         except Exception as error:
-            raise in_our_words(error, model) from None
+            failure = in_our_words(error, model)
+            # What is whole in the answer before is paid for.
+            has_answer = tries > 1 and isinstance(failure, BackendError)
+            if has_answer and (part := _part_of(message, schema, is_final=True)) is not None:
+                _note(schema, tries, in_part=True)
+                return Answer(part, message)
+            raise failure from None
         try:
             answer = Answer(read_form(message, schema), message)
         except MalformedAnswerError as error:

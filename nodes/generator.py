@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
@@ -17,9 +17,10 @@ from gems.errors import BackendError, ContentRefusedError
 from gems.faces import in_thread, runs_here, together, until_cancelled
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison
-from gems.graph.state import Attempt, GemsState, Requirement, Usage, all_asked, best_attempt
+from gems.graph.state import Attempt, GemsState, Requirement, all_asked, best_attempt
 from gems.memory.image_store import decode_png
 from gems.models.generators import (
+    ASKS,
     Asynchronous,
     Edit,
     GeneratedImage,
@@ -34,7 +35,7 @@ from gems.models.generators import (
 )
 from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.absence import negative_prompt_for
-from gems.nodes.meter import Stopwatch, metered
+from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.seeds import seed_of_attempt
@@ -77,19 +78,18 @@ async def _draw(
     """Draw the round's images, from noise or from the image of ``base``, and file them."""
     if state.get("outcome") or awaits_comparison(state):  # a branch before this one gave up, or is not done
         return GemsState()
-    watch, context = Stopwatch(), resources.context(runtime)
-    attempts = state["attempts"]
+    context, attempts = resources.context(runtime), state["attempts"]
     with metered(state, node, context, is_chatting=False) as meter:
-        easel = await in_thread(_Easel, resources, context, state, runtime, base, meter.done)
+        easel = await in_thread(_Easel, resources, context, state, runtime, base, meter)
         requests = await in_thread(easel.requests)
         if not requests:
-            return GemsState(outcome="budget")
+            return GemsState(outcome="budget", usage=meter.usage)
         results = await easel.draw(requests)
-    errors = [result for result in results if isinstance(result, BackendError)]
-    if len(errors) == len(results):
-        if all(isinstance(error, ContentRefusedError) for error in errors):
-            return _refusal(state, context, errors[0], watch)
-        raise errors[0]
+        errors = [result for result in results if isinstance(result, BackendError)]
+        if len(errors) == len(results):
+            if all(isinstance(error, ContentRefusedError) for error in errors):
+                return _refusal(state, context, errors[0], meter)
+            raise errors[0]
     drawings = [result for result in results if isinstance(result, _Drawing)]
     new_attempts = [drawing.attempt for drawing in drawings]
     best = best_attempt([*attempts, *new_attempts])
@@ -98,7 +98,7 @@ async def _draw(
         refused=[draft for draft in state["refused"] if draft != state["draft"]],
         image=best.image if best else None,
         errors=[*(f"generator: image {error}" for error in errors), *_notes(easel.backend, drawings, state)],
-        usage=Usage(images=len(new_attempts), seconds=watch.seconds),
+        usage=meter.usage,
     )
 
 
@@ -121,7 +121,7 @@ class _Easel:
         state: The run's state.
         runtime: Where events are streamed to.
         base: The attempt whose image is edited; None to draw from noise.
-        drawings: Gets the drawings. What an interrupted try of the node has made is not drawn again.
+        meter: Counts the images. What an interrupted try of the node has made is not drawn again.
     """
 
     def __init__(
@@ -131,27 +131,30 @@ class _Easel:
         state: GemsState,
         runtime: Runtime[GemsContext],
         base: Attempt | None,
-        drawings: dict[Any, Any],
+        meter: Meter,
     ) -> None:
         self.images, self.backend = resources.images(context), resources.generator(context)
-        self.context, self.state, self.runtime, self.base, self.drawings = context, state, runtime, base, drawings
+        self.context, self.state, self.runtime, self.base = context, state, runtime, base
+        self.meter, self.drawings = meter, meter.done
         self._fingerprint, self._turns = self.backend.fingerprint, resources.turns(self.backend)
         attempts = state["attempts"]
         self.round = attempts[-1].round + 1 if attempts else 1
 
     def requests(self) -> list[ImageRequest]:
-        """The round's images, as many of them as the budget still allows."""
+        """The round's images: those that an earlier try has made, and as many others as the budget still allows."""
         context, state, base, edit = self.context, self.state, self.base, None
         if base is not None:
             edit = edit_of(base, all_asked(state), decode_png(self.images.read(base.image)))
-        sizes = range(context.candidates, 0, -1)
-        count = next((n for n in sizes if not context.budget.exhausted(state["usage"], images=n)), 0)
         seeds = [
             seed_of_attempt(state["seed"], round_=self.round, candidates=context.candidates, candidate=candidate)
-            for candidate in range(count)
+            for candidate in range(context.candidates)
         ]
         absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(self.backend) else ""
-        return [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
+        requests = [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
+        new = [request for request in requests if self._key(request) not in self.drawings]
+        usage, sizes = self.meter.total, range(len(new), 0, -1)
+        room = next((size for size in sizes if not context.budget.exhausted(usage, images=size)), 0)
+        return [request for request in requests if request not in new[room:]]
 
     async def draw(self, requests: Sequence[ImageRequest]) -> list[_Result]:
         """Draw the images: on a server at the same time, in this process as many at once as it can.
@@ -181,32 +184,49 @@ class _Easel:
             self._report(replace(step, index=indices[step.index]))
 
         def paint() -> None:
-            self._file_all(requests, indices, self.backend.generate(group, on_step=on_step), errors)
+            file_all(self.backend.generate(group, on_step=on_step))
 
-        group = [requests[index] for index in indices]
+        def ask(is_asked: bool) -> None:
+            (images.update if is_asked else images.difference_update)(group_images)
+
+        async def counted(
+            results: Awaitable[list[GeneratedImage | BackendError]],
+        ) -> list[GeneratedImage | BackendError]:
+            ask(not draws_for_many(self.backend))  # a server's client says itself when it asks
+            try:
+                return await results
+            except Exception as error:
+                if not isinstance(error, GraphDrained):
+                    ask(False)
+                raise
+
+        def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
+            by_index = dict(zip(indices, results, strict=True))
+            new_images = {index: result for index, result in by_index.items() if isinstance(result, GeneratedImage)}
+            errors.update({index: error for index, error in by_index.items() if isinstance(error, BackendError)})
+            images.difference_update(group_images)
+            images.update(group_images[: len(new_images)])
+            for index, result in new_images.items():
+                self._file(index, result, self._key(requests[index]))
+
+        group, images, group_images = (
+            [requests[index] for index in indices],
+            self.meter.images,
+            [object() for _ in indices],
+        )
+        token = ASKS.set(ask)
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await until_cancelled(self.backend.agenerate(group, on_step=on_step))
-                await in_thread(self._file_all, requests, indices, results, errors)
+                results = await until_cancelled(counted(self.backend.agenerate(group, on_step=on_step)))
+                await in_thread(file_all, results)
             else:
                 await in_thread(paint)
         except GraphDrained as stop:
             if not draws_for_many(self.backend):
                 raise
             errors[indices[0]] = stop
-
-    def _file_all(
-        self,
-        requests: Sequence[ImageRequest],
-        indices: Sequence[int],
-        results: Sequence[GeneratedImage | BackendError],
-        errors: dict[int, BackendError | GraphDrained],
-    ) -> None:
-        for index, result in zip(indices, results, strict=True):
-            if isinstance(result, GeneratedImage):
-                self._file(index, result, self._key(requests[index]))
-            else:
-                errors[index] = result
+        finally:
+            ASKS.reset(token)
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""
@@ -252,11 +272,11 @@ def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], state: GemsSta
     return [line for line in lines if line not in state.get("errors", ())]
 
 
-def _refusal(state: GemsState, context: GemsContext, error: BackendError, watch: Stopwatch) -> GemsState:
+def _refusal(state: GemsState, context: GemsContext, error: BackendError, meter: Meter) -> GemsState:
     """A refused draft costs a round: the refiner rewords it as long as there are rounds left."""
     refused, attempts = [*state["refused"], state["draft"]], state["attempts"]
     rounds = len(refused) + (attempts[-1].round if attempts else 0)
-    update = GemsState(refused=refused, errors=[f"generator: {error}"], usage=Usage(seconds=watch.seconds))
+    update = GemsState(refused=refused, errors=[f"generator: {error}"], usage=meter.usage)
     if rounds >= context.max_rounds:
         update["outcome"] = "rounds" if attempts else "failed"
     return update

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
@@ -24,6 +24,8 @@ from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
 __all__ = ["Meter", "Stopwatch", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -43,6 +45,7 @@ class Meter(BaseCallbackHandler):
 
     Attributes:
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
+        images: One thing for each image that was made or that a server may have charged, in all tries.
         options: How the chat model of the node is called.
         is_optional: Whether the run can do without the call that is made.
         reserved: Chat calls that must be left for what comes after. No answer is asked for again in their place.
@@ -52,7 +55,8 @@ class Meter(BaseCallbackHandler):
     run_inline = True  # on an event loop too: LangChain would use the application's own threads
 
     def __init__(self, before: Usage, context: GemsContext, node: str = "") -> None:
-        self.done: dict[str, Any] = {}
+        self.done: dict[Any, Any] = {}
+        self.images: set[object] = set()
         self.reserved = 0
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
@@ -72,7 +76,7 @@ class Meter(BaseCallbackHandler):
     @property
     def usage(self) -> Usage:
         """What the node has spent so far."""
-        return self._owed + self._calls + Usage(seconds=self._watch.seconds)
+        return self._owed + self._calls + Usage(images=len(self.images), seconds=self._watch.seconds)
 
     @property
     def total(self) -> Usage:
@@ -80,8 +84,10 @@ class Meter(BaseCallbackHandler):
         return self._before + self.usage
 
     def exhausted(self, *, chat_calls: int = 1) -> bool:
-        """Whether the run's budget has no room for this many more calls."""
-        return self._budget.exhausted(self.total, chat_calls=chat_calls) is not None
+        """Whether the run's budget has no room for this many more calls, beside those that the node is making."""
+        with _LOCK:
+            total, in_flight = self.total, sum(self._in_flight.values())
+        return self._budget.exhausted(total, chat_calls=chat_calls + in_flight) is not None
 
     def room(self, most: int) -> int:
         """How many calls the run's budget has room for at the same time, of so many that are wanted."""
@@ -162,7 +168,8 @@ class Meter(BaseCallbackHandler):
 
     def take_over(self, earlier: Meter) -> None:
         """Continue from where a failed try stopped."""
-        self._owed, self.done = earlier.usage, earlier.done
+        self._owed, self.done, self.images = earlier.usage, earlier.done, earlier.images
+        self._owed = self._owed.model_copy(update={"images": self._owed.images - len(self.images)})
 
     def join(self, node: str, team: dict[str, Meter]) -> None:
         """Count what the nodes spend that run at the same time: they began with the same usage of the run."""
@@ -180,6 +187,8 @@ register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
+_ANSWERS: Final[dict[tuple[str, str], dict[Any, Any]]] = {}
+"""What settled tries have paid for, by run and node, in case that the run goes on in this process."""
 _MOST_UNSETTLED: Final = 10_000
 """So many are kept: a graph's own user may never settle those of a run that an error has ended."""
 _TEAMS: Final[OrderedDict[str, dict[str, Meter]]] = OrderedDict()
@@ -199,6 +208,7 @@ def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: b
     with _LOCK:
         if key in _UNSETTLED:
             meter.take_over(_UNSETTLED.pop(key))
+        meter.done |= _ANSWERS.pop(key, {})
         meter.join(node, _TEAMS.setdefault(state["run_id"], {}))
         _TEAMS.move_to_end(state["run_id"])
         if len(_TEAMS) > _MOST_TEAMS:
@@ -208,14 +218,18 @@ def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: b
         yield meter
     except BaseException:  # a cancelled task, too
         with _LOCK:
-            _UNSETTLED[key] = meter
-            if len(_UNSETTLED) > _MOST_UNSETTLED:
-                del _UNSETTLED[next(iter(_UNSETTLED))]
+            _put(_UNSETTLED, key, meter)
         raise
     finally:
         meter.abandon()
         _METER.reset(token)
         MAY_SEND.reset(may_send)
+
+
+def _put(entries: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
+    entries[key] = value
+    if len(entries) > _MOST_UNSETTLED:
+        del entries[next(iter(entries))]
 
 
 def settle(state: GemsState, node: str) -> Usage:
@@ -239,10 +253,13 @@ def hand_over(state: GemsState, node: str) -> Usage:
 
 
 def settle_run(run_id: str) -> Usage:
-    """The cost of a stopped run's nodes that were interrupted, and will be done again by another process."""
+    """The cost of a stopped run's nodes that were interrupted, and will be done again, maybe by another process."""
     with _LOCK:
-        meters = [_UNSETTLED.pop(key) for key in list(_UNSETTLED) if key[0] == run_id]
-    return sum((meter.usage for meter in meters), Usage())
+        meters = {key: _UNSETTLED.pop(key) for key in list(_UNSETTLED) if key[0] == run_id}
+        for key, meter in meters.items():
+            if meter.done:
+                _put(_ANSWERS, key, meter.done)
+    return sum((meter.usage for meter in meters.values()), Usage())
 
 
 def unsettled(run_id: str) -> dict[str, Usage]:

@@ -396,8 +396,36 @@ class _Examiner:
         self._meter.done[attempt.image.sha256] = inspection
 
     async def _examine(self, attempt: Attempt) -> Inspection:
+        """All requirements in one call, then those that stayed unsure in a second one if the budget allows it.
+
+        Raises:
+            BackendError: The first call has failed, or the model says that it has seen no image.
+        """
         png, findings = await in_thread(self._look, attempt)
-        return await _inspect_twice(self._meter, self._model, self.requirements, png, attempt.round, findings)
+        answered, key = self._meter.done, f"first {attempt.image.sha256}"
+        if key not in answered:
+            answered[key] = await inspect_image(self._meter, self._model, self.requirements, png, findings)
+        first: Inspection = answered[key]
+        verdicts = [_resolved(verdict, findings) for verdict in first.verdicts]
+        unsure = [r for r, v in zip(self.requirements, verdicts, strict=True) if v.answer == "unsure"]
+        if unsure and _may_ask_again(self._meter, attempt.round):
+            again = {v.requirement_id: v for v in await self._ask_again(unsure, png, findings)}
+            verdicts = [again.get(v.requirement_id, v) for v in verdicts]
+        require_seen(verdicts)  # the next image would be paid, and not be seen either
+        return first._replace(verdicts=verdicts)
+
+    async def _ask_again(
+        self, unsure: Sequence[Requirement], png: bytes, findings: Sequence[Finding]
+    ) -> Sequence[Verdict]:
+        """What a second call says of requirements; nothing if it fails: the first answer is paid for, and of use."""
+        relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
+        try:
+            return (await inspect_image(self._meter, self._model, unsure, png, relevant)).verdicts
+        except Exception as error:
+            if not is_backend_failure(error):
+                raise
+            self.notes.append(describe(error, "verifier"))
+            return []
 
     def _look(self, attempt: Attempt) -> tuple[bytes, list[Finding]]:
         """The image of an attempt, and what the inspectors find in it."""
@@ -460,31 +488,6 @@ def _consult(
         except Exception as error:  # an inspector is the user's code, and may raise or return anything
             notes.append(describe(error, f"verifier: {inspector.name}"))
     return findings
-
-
-async def _inspect_twice(
-    meter: Meter,
-    model: BaseChatModel,
-    requirements: Sequence[Requirement],
-    png: bytes,
-    round_: int,
-    findings: Sequence[Finding],
-) -> Inspection:
-    """All requirements in one call, then those that stayed unsure in a second one if the budget allows it.
-
-    Raises:
-        BackendError: The model says that it has seen no image.
-    """
-    first = await inspect_image(meter, model, requirements, png, findings)
-    verdicts = [_resolved(verdict, findings) for verdict in first.verdicts]
-    unsure = [r for r, v in zip(requirements, verdicts, strict=True) if v.answer == "unsure"]
-    if unsure and _may_ask_again(meter, round_):
-        relevant = [f for f in findings if any(f.requirement_id == r.id for r in unsure)]
-        again = await inspect_image(meter, model, unsure, png, relevant)
-        second = {v.requirement_id: v for v in again.verdicts}
-        verdicts = [second.get(v.requirement_id, v) for v in verdicts]
-    require_seen(verdicts)  # the next image would be paid, and not be seen either
-    return first._replace(verdicts=verdicts)
 
 
 def require_seen(verdicts: Sequence[Verdict]) -> None:

@@ -33,6 +33,7 @@ from gems.models.registry import init_image_generator
 from gems.models.servers import openai_images, retries
 from gems.models.servers.image_files import decode_image
 from gems.options import GeneratorOptions
+from gems.stopping import ending, stopping
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("impatient")]
 
@@ -565,6 +566,16 @@ def test_check_draws_nothing_and_reports_what_is_wrong(image_server: str, workfl
     with pytest.raises(BackendError, match=r"401.*set the right key") as caught:
         wrong_key.check()  # type: ignore[attr-defined]
     assert "sk-wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [stopping, ending])
+def test_a_stop_waits_for_a_workflow_that_is_drawn(kind: Any, image_server: str, workflow: str) -> None:
+    """It may be paid: it would be queued, drawn and paid again when the run goes on."""
+    name = f"fine~{kind.__name__}"
+    with kind(lambda: bool(requests_to(image_server, name))):
+        result = draw_one(comfyui(image_server, workflow, name))
+    assert isinstance(result, GeneratedImage)
+    assert len(requests_to(image_server, name)) == 1
 
 
 @pytest.mark.parametrize("name", ["openai:", "http:", "comfyui:", "ftp:x"])

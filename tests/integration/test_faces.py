@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import io
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import psutil
 import pytest
@@ -26,6 +29,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.memory import InMemoryStore
+from PIL import Image
 from pydantic import PrivateAttr
 
 import gems
@@ -315,6 +319,52 @@ def test_a_wave_is_no_larger_than_the_budget(images: ImageStore) -> None:
     assert (result["outcome"], result["usage"].chat_calls, len(model.calls)) == ("solved", 4, 4)
 
 
+def verdicts(*answers: str) -> dict[str, Any]:
+    items = [{"id": f"r{n}", "answer": a, "confidence": 0.9, "reason": "seen"} for n, a in enumerate(answers, 1)]
+    return {"verdicts": items}
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+@pytest.mark.parametrize("first", [verdicts("no", "unsure"), '{"verdicts": [{"id": "r1", "answer": "no"}, {"id": "r2'])
+def test_a_second_call_that_fails_costs_nothing_of_the_first_answer(
+    first: Any, retryable: bool, images: ImageStore
+) -> None:
+    def script(schema: str, messages: list[BaseMessage], index: int) -> Any:
+        if schema != "Verdicts":
+            return answer(schema, messages, index)
+        return first if index == 0 else BackendError("no money left", retryable=retryable)
+
+    for face in ("invoke", "ainvoke"):
+        model = ScriptedChatModel(script=script)
+        settings = {**SETTINGS, "max_rounds": 1, "budget": {"chat_calls": 4}}
+        graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=settings)
+        result = graph.invoke(PROMPT) if face == "invoke" else asyncio.run(graph.ainvoke(PROMPT))
+        assert [verdict.answer for verdict in result["attempts"][0].verdicts] == ["no", "unsure"]
+        assert (result["outcome"], result["usage"].chat_calls, model.count("Verdicts")) == ("rounds", 4, 2)
+
+
+def test_images_that_are_verified_at_once_do_not_take_each_others_last_call(images: ImageStore) -> None:
+    together = threading.Barrier(2)
+
+    def script(schema: str, messages: list[BaseMessage], index: int) -> Any:
+        if schema != "Verdicts":
+            return answer(schema, messages, index)
+        if index > 1:
+            time.sleep(0.3)
+            return verdicts("no", "no")
+        together.wait(20)
+        return '{"verdicts": [{"id": "r1", "answer": "no"}, {"id": "r2'
+
+    settings = {**SETTINGS, "max_rounds": 1, "candidates": 2, "verify_concurrency": 2, "budget": {"chat_calls": 5}}
+    for face in ("invoke", "ainvoke"):
+        model = ScriptedChatModel(script=script)
+        graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=settings)
+        result = graph.invoke(PROMPT) if face == "invoke" else asyncio.run(graph.ainvoke(PROMPT))
+        answers = sorted([verdict.answer for verdict in attempt.verdicts] for attempt in result["attempts"])
+        assert (answers, result["outcome"], result["errors"]) == ([["no", "no"], ["no", "unsure"]], "rounds", [])
+        assert result["usage"].chat_calls == len(model.calls) == 5
+
+
 def test_closing_leaves_no_thread_file_or_model(tmp_path: Path) -> None:
     process = psutil.Process()
     threads, files = set(threading.enumerate()), {file.path for file in process.open_files()}
@@ -407,3 +457,104 @@ def test_a_cancel_closes_the_connection_to_a_server(way: str, server: str, image
                 pass
 
         asyncio.run(application())
+
+
+@contextmanager
+def paid_server() -> Iterator[tuple[str, list[int], threading.Event]]:
+    """A server that draws; every second request takes until the event. Its address, and the seeds it was asked for."""
+    seeds, go_on = list[int](), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
+
+        def do_POST(self) -> None:
+            seed = int(parse_qs(urlsplit(self.path).query)["seed"][0])
+            seeds.append(seed)
+            if len(seeds) % 2 == 0:
+                go_on.wait(30)
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (seed % 256, 0, 0)).save(file, "PNG")
+            with suppress(OSError):
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(file.getvalue())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/draw", seeds, go_on
+        finally:
+            go_on.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("way", ["task", "cancelled", "another reason"])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_images_in_flight_at_a_cancel_count_as_spent(
+    way: str, limit: int | None, images: ImageStore, tmp_path: Path
+) -> None:
+    with paid_server() as (url, seeds, go_on):
+        settings = {**SETTINGS, "max_rounds": 1, "candidates": 2, "budget": {"images": limit}}
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answer),
+            generator=f"http:{url}",
+            images=images,
+            checkpointer=InMemorySaver(),
+            settings=settings,
+        )
+        config: Any = {"configurable": {"thread_id": "t"}}
+        control = RunControl()
+
+        async def application() -> Any:
+            async with gems.open_graph(graph):
+                task = asyncio.create_task(graph.ainvoke(PROMPT, config, control=control))
+                await until(lambda: len(seeds) == 2 and any(path.is_file() for path in tmp_path.rglob("*")))
+                task.cancel() if way == "task" else control.request_drain(way)
+                if way == "another reason":
+                    go_on.set()
+                with pytest.raises(asyncio.CancelledError if way == "task" else GraphDrained):
+                    await task
+                go_on.set()
+                return await graph.ainvoke(None, config)
+
+        result = asyncio.run(application())
+        assert result["usage"].images == len(seeds) <= (limit or 3)
+        assert result["attempts"]
+
+
+class SlowGenerator(PaintGenerator):
+    """A client of the user's own for a server, which is asked for images and does not answer at first."""
+
+    answers = False
+
+    async def agenerate(self, requests: Sequence[ImageRequest], **_: Any) -> list[GeneratedImage | BackendError]:
+        results = self.generate(requests)
+        while not self.answers:
+            await asyncio.sleep(0.01)
+        return results
+
+
+def test_images_that_a_generator_of_ones_own_was_asked_for_count_as_spent(images: ImageStore) -> None:
+    generator = SlowGenerator()
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=answer),
+        generator=generator,
+        images=images,
+        checkpointer=InMemorySaver(),
+        settings={**SETTINGS, "max_rounds": 1, "candidates": 2},
+    )
+    config: Any = {"configurable": {"thread_id": "t"}}
+
+    async def application() -> Any:
+        task = asyncio.create_task(graph.ainvoke(PROMPT, config))
+        await until(lambda: len(generator.requests) == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        generator.answers = True
+        return await graph.ainvoke(None, config)
+
+    assert asyncio.run(application())["usage"].images == len(generator.requests) == 4

@@ -85,6 +85,14 @@ def test_an_address_without_a_service_is_told(url: str, code: int, says: str, tm
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_folder_that_cannot_be_used_is_told_before_the_service_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = gems_here(
+        "generate", PROMPT, "--service", "http://127.0.0.1:9", "--out", tmp_path / "file" / "out", home=tmp_path
+    )
+    assert (result.returncode, "cannot write to" in result.stderr) == (2, True), result.stderr
+
+
 def test_another_server_is_no_service(chat_server: str, tmp_path: Path) -> None:
     result = gems_here("generate", PROMPT, "--service", chat_server, "--out", tmp_path, home=tmp_path)
     assert result.returncode in (2, 3), result.stderr

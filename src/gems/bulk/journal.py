@@ -29,7 +29,7 @@ class PartialRun(BaseModel):
     run_id: str
     usage: BoundedUsage
     interrupted: BoundedUsage = Usage()
-    """Chat calls of steps that a stop has interrupted: paid for, but not in ``usage``; the steps are done again."""
+    """What steps that were interrupted have spent: paid for, but not in ``usage``; the steps are done again."""
 
 
 class _Entry(BaseModel):
@@ -65,7 +65,7 @@ class Journal:
     lost_images: int = 0
     """The most images that were in flight when a process was killed, all kills together."""
     interrupted: Usage = field(default_factory=Usage)
-    """Chat calls of steps that stops have interrupted, all stops together."""
+    """What steps that were interrupted have spent, all interruptions together."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import typer
@@ -83,6 +84,7 @@ def run_on_service(
         BackendError: The service cannot be reached, or failed.
         Exit: Always, with the exit code of the run.
     """
+    _write(out, {})  # before the service draws what could not be kept here
     with _connected(url) as client, _answers_of_a_service(url):
         view = _answer(client.post("/v1/runs", json={"prompt": prompt, "settings": settings}))
         with _cancelled_by_interrupts(client, view["id"]), LiveRun(err) if not quiet else nullcontext() as live:
@@ -207,21 +209,27 @@ def _check_ended(view: Mapping[str, Any]) -> None:
 
 def _fetch_files(client: httpx.Client, view: Mapping[str, Any], out: Path) -> dict[str, Path | None]:
     """Write the best image and the report into the run's folder. Returns the paths, None for what there is not."""
+    folder = out / view["id"]
+    sources = {"best.png": (view["image"] or {}).get("url"), "report.html": view["report"]}
+    files = {name: _fetched(client, source) for name, source in sources.items() if source}
+    _write(folder, files)
+    image, report = (folder / name if name in files else None for name in sources)
+    return {"folder": folder, "image": image, "record": None, "report": report}
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     from gems.errors import InputError
     from gems.files import write_atomically
     from gems.paths import make_folder
 
-    folder = out / view["id"]
-    sources = {"best.png": (view["image"] or {}).get("url"), "report.html": view["report"]}
-    files = {name: _fetched(client, source) for name, source in sources.items() if source}
     try:
         make_folder(folder)
+        with TemporaryFile(dir=folder):
+            pass
         for name, content in files.items():
             write_atomically(folder / name, content)
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
-    image, report = (folder / name if name in files else None for name in sources)
-    return {"folder": folder, "image": image, "record": None, "report": report}
 
 
 def _fetched(client: httpx.Client, address: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
@@ -14,6 +15,7 @@ from gems.models.option_effects import ExplainsOptions, require_honoured
 from gems.options import GeneratorOptions
 
 __all__ = [
+    "ASKS",
     "Asynchronous",
     "Edit",
     "GeneratedImage",
@@ -40,6 +42,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+ASKS: Final[ContextVar[Callable[[bool], None]]] = ContextVar("gems_asks", default=lambda is_asked: None)
+"""Called with True when a server is asked for the image that is being made, and with False once it has made none."""
 
 DEFAULTS: Final = GeneratorOptions()
 """The options of a generator that is given none."""

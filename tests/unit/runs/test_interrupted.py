@@ -19,6 +19,7 @@ from langgraph.store.memory import InMemoryStore
 from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
+from gems.graph.state import ImageRef
 from gems.memory.image_store import ImageStore
 from gems.models.generators import ImageRequest
 from gems.nodes import meter
@@ -55,6 +56,7 @@ def test_what_a_stop_interrupts_counts_once(tmp_path: Path) -> None:
             assert start == 3 or seen["usage"].chat_calls < len(calls)
             assert with_interrupted(graph, "t", seen)["usage"].chat_calls == len(calls)
         meter._UNSETTLED.clear()  # another process
+        meter._ANSWERS.clear()
     assert values["outcome"] in ("rounds", "solved")
     assert calls.count("Verdicts") >= 3
     assert values["usage"].images == 1
@@ -108,6 +110,36 @@ def test_an_image_that_cannot_be_kept_costs_no_earlier_one(tmp_path: Path) -> No
     first, second = (attempt.seed for attempt in values["attempts"])
     assert [request.seed for request in generator.requests] == [first, second, second]
     assert values["usage"].chat_calls == len(chat.calls)
+
+
+class _FullOnce(ImageStore):
+    """Has no room for the third image, once."""
+
+    puts = 0
+
+    def put(self, *args: Any, **options: Any) -> ImageRef:
+        self.puts += 1
+        if self.puts == 3:
+            raise OSError(28, "No space left on device")
+        return super().put(*args, **options)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_images_of_a_step_that_an_error_ends_count_and_are_not_drawn_again(is_server: bool, tmp_path: Path) -> None:
+    context, generator = CONTEXT.model_copy(update={"candidates": 4, "max_rounds": 1}), PaintGenerator()
+    generator.draws_for_many = is_server  # type: ignore[attr-defined]
+    chat = ScriptedChatModel(script=light_models.make_chat(None).script)  # type: ignore[arg-type]
+    with open_checkpoints(tmp_path / "checkpoints.sqlite") as saver:
+        images = _FullOnce(tmp_path / "images")
+        graph = build_graph(generator=generator, mllm=chat, checkpointer=saver, images=images)
+        with pytest.raises(OSError, match="No space"):
+            run_counted(graph, "t", "two cats", context, control=RunControl())
+        assert with_interrupted(graph, "t", graph.get_state({"configurable": {"thread_id": "t"}}).values)[
+            "usage"
+        ].images == len(generator.requests)
+        values = run_counted(graph, "t", "two cats", context, control=RunControl())
+    assert len(values["attempts"]) == 4
+    assert values["usage"].images == len(generator.requests) == (5 if is_server else 6)
 
 
 class _Refused(Embeddings):

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import BackendError
-from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
+from gems.models.generators import ASKS, GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.http_client import ServerClient
 from gems.models.servers.retries import PassingError, try_until
@@ -157,16 +157,18 @@ class RemoteGenerator(ServerClient, ABC):
             nonlocal deadline
             async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
+                ASKS.get()(True)
                 image = await self.make(request, deadline, on_preview)
             return await self.decode(image) if isinstance(image, bytes) else image
 
         async def paid() -> Image.Image:
             try:
                 return await attempt()
-            except PassingError as error:  # another image would cost as much
-                if error.rest is None:
-                    raise
-                return error.rest
+            except BackendError as error:
+                if isinstance(error, PassingError) and error.rest is not None:  # another image would cost as much
+                    return error.rest
+                ASKS.get()(False)
+                raise
 
         try:
             return await try_until(lambda: deadline, paid, _MAX_PAID_TRIES)

@@ -35,7 +35,6 @@ from gems.models.servers.image_answers import JsonImages, read_answer
 from gems.models.servers.retries import PassingError
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
-from gems.stopping import apause
 
 __all__ = ["ComfyUIImages"]
 
@@ -165,7 +164,7 @@ class ComfyUIImages(JsonImages):
                 raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
             absences = absences + 1 if await self._has_left_queue(run, deadline) else 0
-            await apause(_POLL_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)  # a stop waits for what is drawn, as it may be paid
 
     async def _has_left_queue(self, run: str, deadline: float) -> bool:
         """Whether the server says that a workflow neither runs nor waits. False if it does not say."""
