@@ -151,9 +151,11 @@ async def in_line() -> None:
 
 
 def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None]]) -> None:
-    turn = line.popleft()
-    if not turn.cancelled():
-        turn.set_result(None)
+    while line:
+        turn = line.popleft()
+        if not turn.cancelled():
+            turn.set_result(None)
+            break
     if line:
         loop.call_soon(_admit_next, loop, line)
 

@@ -33,7 +33,7 @@ from pydantic import PrivateAttr
 
 import gems
 from gems.errors import BackendError, InputError
-from gems.faces import Turns, Workers, in_thread
+from gems.faces import Turns, Workers, in_line, in_thread
 from gems.graph.lifetime import resources_in
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
@@ -582,6 +582,21 @@ def test_a_loop_that_ends_loses_no_turn() -> None:
     del tasks[:2]  # one that draws and one that waits are collected; another one that waits is still held
     gc.collect()
     assert asyncio.run(draw_next()) == "drawn"
+
+
+def test_a_loop_that_ends_while_many_wait_in_line_is_freed() -> None:
+    async def application() -> weakref.ref[asyncio.AbstractEventLoop]:
+        for _ in range(100):
+            loop.create_task(in_line())
+        await asyncio.sleep(0)
+        return weakref.ref(loop)
+
+    loop = asyncio.new_event_loop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        ended = runner.run(application())
+    del loop, runner
+    gc.collect()
+    assert ended() is None
 
 
 def test_closing_goes_on_when_the_wait_for_it_is_cancelled(images: ImageStore) -> None:
