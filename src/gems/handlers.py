@@ -79,7 +79,8 @@ def use_loop_for_handlers(context: Context, loop: asyncio.AbstractEventLoop) -> 
 
 
 def _needs_loop(handler: BaseCallbackHandler) -> bool:
-    return _has_coroutines(type(handler))
+    kind: Any = type(handler)  # mypy does not see that classes can be hashed
+    return _has_coroutines(kind)
 
 
 @lru_cache(maxsize=256)

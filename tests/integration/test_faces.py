@@ -586,15 +586,12 @@ def test_a_loop_that_ends_loses_no_turn() -> None:
 
 def test_a_loop_that_ends_while_many_wait_in_line_is_freed() -> None:
     async def application() -> weakref.ref[asyncio.AbstractEventLoop]:
-        for _ in range(100):
-            loop.create_task(in_line())
+        waiting = {asyncio.create_task(in_line()) for _ in range(100)}
         await asyncio.sleep(0)
-        return weakref.ref(loop)
+        assert not all(task.done() for task in waiting)
+        return weakref.ref(asyncio.get_running_loop())
 
-    loop = asyncio.new_event_loop()
-    with asyncio.Runner(loop_factory=lambda: loop) as runner:
-        ended = runner.run(application())
-    del loop, runner
+    ended = asyncio.run(application())
     gc.collect()
     assert ended() is None
 
