@@ -57,6 +57,7 @@ class open_graph:  # noqa: N801 - used like a function
         thread.join()  # it has nothing left to do
 
     def _close(self, end: Future[None]) -> None:
+        end.set_running_or_notify_cancel()  # who is cancelled meanwhile cancels only the wait
         try:
             close(self._graph)
         except BaseException as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from langchain_core.embeddings import Embeddings
+from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableWithFallbacks
+from langchain_core.runnables.base import RunnableBindingBase
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
 
@@ -33,14 +37,16 @@ def _has(*members: str) -> Callable[[Any], bool]:
     return lambda part: all(hasattr(type(part), member) or hasattr(part, member) for member in members)
 
 
-_is_chat_model: Final = _has("invoke", "bind_tools")
+def _is_chat_model(part: object) -> bool:
+    return isinstance(part, BaseChatModel)
+
+
 _CHAT: Final = "a LangChain chat model, or a model's name such as openai:gpt-5"
+_GENERATOR: Final = ("name", "fingerprint", "edits", "generate")
 _PARTS: Final[dict[str, _Part]] = {
     "mllm": _Part("mllm", _is_chat_model, _CHAT),
     **{role: _Part(role, _is_chat_model, _CHAT) for role in ROLES},
-    "generator": _Part(
-        "generator", _has("name", "fingerprint", "edits", "generate"), "an ImageGenerator, or a name such as pocket"
-    ),
+    "generator": _Part("generator", _has(*_GENERATOR), "an ImageGenerator, or a name such as pocket"),
     "embedder": _Part(
         "embedder", lambda part: isinstance(part, Embeddings), "a LangChain embedder, or a name such as minilm"
     ),
@@ -76,6 +82,8 @@ def resources_of(
         elif part is not None:
             if isinstance(part, type) or not _PARTS[argument].fits(part):
                 raise InputError(f"{argument} is {_described(part)}; give {_PARTS[argument].description}")
+            if argument == "generator":
+                _check_plain(part, "generate", "name a coroutine function agenerate, beside a plain generate")
             objects[argument] = part
     own_inspectors, named_inspectors = _inspectors(inspectors)
     if named_inspectors:
@@ -115,8 +123,14 @@ def _inspectors(inspectors: object) -> tuple[tuple[Any, ...], tuple[str, ...]]:
     for inspector in inspectors:
         if not isinstance(inspector, str) and (isinstance(inspector, type) or not _is_inspector(inspector)):
             raise InputError(f"an inspector is {_described(inspector)}; give {choice}")
+        _check_plain(inspector, "inspect", "write a plain function: ainvoke calls it in a thread")
     objects = tuple(inspector for inspector in inspectors if not isinstance(inspector, str))
     return objects, tuple(inspector for inspector in inspectors if isinstance(inspector, str))
+
+
+def _check_plain(part: object, method: str, what_to_do: str) -> None:
+    if inspect.iscoroutinefunction(getattr(part, method, None)):
+        raise InputError(f"{method} of {type(part).__name__} is a coroutine function; {what_to_do}")
 
 
 def _fixed_settings(
@@ -139,4 +153,8 @@ def _fixed_settings(
 
 def _described(part: object) -> str:
     """A part of the wrong type, in words."""
-    return f"the class {part.__name__}" if isinstance(part, type) else f"of type {type(part).__name__}"
+    if isinstance(part, type):
+        return f"the class {part.__name__}"
+    is_wrapper = isinstance(part, RunnableBindingBase | RunnableWithFallbacks)
+    wrapped = ", which is around a model, as bind, with_retry and with_fallbacks make it" if is_wrapper else ""
+    return f"of type {type(part).__name__}{wrapped}"

@@ -86,11 +86,13 @@ class Resources:
             return self._resolved(raw, has_store)
         # Every node asks for them, and to check them takes a millisecond.
         key = (id(raw), has_store)
-        if key not in self._contexts:
+        entry = self._contexts.get(key)  # in one look: another thread may forget it next
+        if entry is None:
+            entry = raw, self._resolved(raw, has_store)
             if len(self._contexts) >= _MOST_CONTEXTS:
                 self._contexts.clear()
-            self._contexts[key] = raw, self._resolved(raw, has_store)
-        return self._contexts[key][1]
+            self._contexts[key] = entry
+        return entry[1]
 
     @cached_property
     def _contexts(self) -> dict[tuple[int, bool], tuple[object, GemsContext]]:
@@ -171,6 +173,7 @@ class Resources:
         if self.embedder is not None:
             self.__dict__.pop("_open_store", None)
         self._contexts.clear()
+        self._lines.clear()
 
     def _held(self) -> AbstractContextManager[None]:
         """For blocks that ask for models by name, which the graph then has until it is closed."""
@@ -184,7 +187,8 @@ class Resources:
         """A place in the line of those who wait for a generator, if it draws in this process."""
         if not isinstance(generator, Local):
             return nullcontext()
-        return self._lines.setdefault(id(generator), (generator, Turns()))[1]
+        places = max(1, len(generator.replicas.devices))  # each copy of the model draws for another caller
+        return self._lines.setdefault(id(generator), (generator, Turns(places)))[1]
 
     @cached_property
     def _lines(self) -> dict[int, tuple[ImageGenerator, Turns]]:

@@ -14,11 +14,12 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from gems.stopping import WaitEnded, cancelled_if, ended_by, is_cancelled, may_be_cancelled
+from gems.handlers import use_loop_for_handlers
+from gems.stopping import POLL_SECONDS, WaitEnded, cancelled_if, is_cancelled, may_be_cancelled
 
 __all__ = [
     "OWN_LOOP",
@@ -48,12 +49,12 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
 
-    def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Make a call in a thread, with a copy of the caller's context."""
+    def submit(self, call: Callable[[], T], context: Context) -> Future[T]:
+        """Make a call in a thread, in a context that nobody else is in."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._most_threads, thread_name_prefix="gems")
-            return self._pool.submit(copy_context().run, call)
+            return self._pool.submit(context.run, call)
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[None]:
@@ -116,7 +117,16 @@ async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         return call(*args, **kwargs)
     has_ended = threading.Event()
     with cancelled_if(has_ended.is_set):
-        future = _WORKERS.get().submit(lambda: call(*args, **kwargs))
+        context = copy_context()
+    use_loop_for_handlers(context, asyncio.get_running_loop())
+
+    def work() -> T:
+        try:
+            return call(*args, **kwargs)
+        except StopIteration as error:  # which no future can carry: whoever awaits it would wait for ever
+            raise RuntimeError("coroutine raised StopIteration") from error  # as it is without an event loop
+
+    future = _WORKERS.get().submit(work, context)
     try:
         return await asyncio.wrap_future(future)
     except asyncio.CancelledError:
@@ -141,9 +151,11 @@ async def in_line() -> None:
 
 
 def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None]]) -> None:
-    turn = line.popleft()
-    if not turn.cancelled():
-        turn.set_result(None)
+    while line:
+        turn = line.popleft()
+        if not turn.cancelled():
+            turn.set_result(None)
+            break
     if line:
         loop.call_soon(_admit_next, loop, line)
 
@@ -151,37 +163,55 @@ def _admit_next(loop: asyncio.AbstractEventLoop, line: deque[asyncio.Future[None
 async def until_cancelled(body: Coroutine[Any, Any, T]) -> T:
     """Await a body on an event loop, and cancel it when the run is cancelled by its ``RunControl``.
 
+    A body that is cancelled, by that or with its caller, has ended when this function ends.
+
     Raises:
         WaitEnded: The run was cancelled.
     """
     if not may_be_cancelled():
         return await body
+    task = asyncio.ensure_future(body)  # one of its own: a client of the user's may raise what it likes when cancelled
+    task.add_done_callback(_take_error)
     try:
-        async with ended_by(is_cancelled, WaitEnded("cancelled while a model was asked")):
-            return await body
-    finally:
-        body.close()  # one that was cancelled before it began
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            if is_cancelled():
+                raise WaitEnded("cancelled while a model was asked")
+        return task.result()
+    except (asyncio.CancelledError, WaitEnded):
+        task.cancel()
+        await asyncio.wait([task])
+        raise
+
+
+def _take_error(task: asyncio.Task[Any]) -> None:
+    """Keep asyncio from reporting the error of a task that was cancelled as one that nobody has looked at."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Turns:
     """Bodies that wait for one of a number of places. On an event loop, they hold no thread meanwhile."""
 
     def __init__(self, places: int = 1) -> None:
-        self._free, self._lock = places, threading.Lock()
-        self._waiting: deque[Future[None]] = deque()
+        # Reentrant: the garbage collector, which closes bodies that nobody runs on with, may come at any time.
+        self._free, self._lock = places, threading.RLock()
+        self._waiting: deque[_Turn] = deque()
 
     async def __aenter__(self) -> None:
         if runs_here():  # the model's own lock is waited for in any case
             return
-        turn: Future[None] = Future()
+        turn = _Turn()
         with self._lock:
             self._waiting.append(turn)
         self._admit()
         try:
-            await asyncio.wrap_future(turn)
-        except asyncio.CancelledError:
-            if not turn.cancel():  # it came at the same moment
-                self._leave()
+            await turn.future
+        except BaseException:  # cancelled, or closed since its loop has ended
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                    raise
+            self._leave()  # it came at the same moment
             raise
 
     async def __aexit__(self, *_: object) -> None:
@@ -196,10 +226,27 @@ class Turns:
     def _admit(self) -> None:
         with self._lock:
             while self._free and self._waiting:
-                turn = self._waiting.popleft()
-                if turn.set_running_or_notify_cancel():
-                    self._free -= 1
-                    turn.set_result(None)
+                self._free -= 1
+                if not self._waiting.popleft().come():
+                    self._free += 1
+
+
+class _Turn:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.future = self._loop.create_future()
+
+    def come(self) -> bool:
+        """Tell the one who waits, from any thread; False if its event loop has ended."""
+        try:
+            self._loop.call_soon_threadsafe(self._set)
+        except RuntimeError:
+            return False
+        return True
+
+    def _set(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
 
 
 async def together(bodies: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ import psutil
 import pytest
 from blockbuster import BlockingError, blockbuster_ctx
 from fakes import PaintGenerator, ScriptedChatModel
+from langchain_core.callbacks import AsyncCallbackHandler, dispatch_custom_event
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
+from langchain_core.runnables import RunnableLambda
 from langgraph._internal._runnable import RunnableCallable
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.errors import GraphDrained
@@ -34,6 +37,7 @@ from pydantic import PrivateAttr
 
 import gems
 from gems.errors import BackendError, InputError
+from gems.faces import Turns, Workers, in_line, in_thread
 from gems.graph.lifetime import resources_in
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
@@ -558,3 +562,217 @@ def test_images_that_a_generator_of_ones_own_was_asked_for_count_as_spent(images
         return await graph.ainvoke(None, config)
 
     assert asyncio.run(application())["usage"].images == len(generator.requests) == 4
+
+
+class StructuredChatModel(AsyncChatModel):
+    """Its package sets it up for structured answers by LangChain's own steps, as those of most providers do."""
+
+    def with_structured_output(self, schema: Any, *, include_raw: bool = False, **kwargs: Any) -> Any:
+        return super().with_structured_output(schema, include_raw=include_raw)
+
+
+class Watcher(AsyncCallbackHandler):
+    """Notes on which event loop it is called."""
+
+    def __init__(self) -> None:
+        self.calls = list[tuple[str, asyncio.AbstractEventLoop, object]]()
+
+    async def on_llm_start(self, *args: Any, **kwargs: Any) -> None:  # in place of on_chat_model_start
+        await asyncio.sleep(0)
+        self.calls.append(("start", asyncio.get_running_loop(), APPLICATION.get()))
+
+    async def on_llm_end(self, *args: Any, **kwargs: Any) -> None:
+        self.calls.append(("end", asyncio.get_running_loop(), APPLICATION.get()))
+
+
+APPLICATION: ContextVar[object] = ContextVar("application", default=None)
+
+
+@pytest.mark.parametrize("model", [ScriptedChatModel, AsyncChatModel, StructuredChatModel])
+def test_asynchronous_handlers_run_on_the_loop_of_their_application(
+    model: type[ScriptedChatModel], images: ImageStore
+) -> None:
+    graph = gems.build_graph(mllm=model(script=answer), generator=PaintGenerator(), images=images, settings=SETTINGS)
+    watcher = Watcher()
+
+    async def application() -> None:
+        APPLICATION.set("ours")
+        await graph.ainvoke(PROMPT, {"callbacks": [watcher]})
+        assert {call[1:] for call in watcher.calls} == {(asyncio.get_running_loop(), "ours")}
+
+    asyncio.run(application())
+    names = sorted(name for name, *_ in watcher.calls)
+    watcher.calls.clear()
+    graph.invoke(PROMPT, {"callbacks": [watcher]})
+    assert sorted(name for name, *_ in watcher.calls) == names == ["end"] * 3 + ["start"] * 3
+
+
+def test_a_thread_does_not_wait_for_the_handler_of_a_loop_that_has_ended() -> None:
+    reached, go_on = threading.Event(), threading.Event()
+    events = list[Any]()
+
+    class Listener(AsyncCallbackHandler):
+        async def on_custom_event(self, *event: Any, **_: Any) -> None:
+            events.append(event)
+
+    def work() -> None:
+        reached.set()
+        go_on.wait()
+        dispatch_custom_event("late", None)
+
+    async def application() -> None:
+        task = asyncio.create_task(RunnableLambda(calls).ainvoke(None, {"callbacks": [Listener()]}))
+        await until(reached.is_set)
+        task.cancel()
+        await asyncio.wait([task])
+
+    async def calls(_: object) -> None:
+        with workers.at_work():
+            await in_thread(work)
+
+    workers = Workers()
+    asyncio.run(application())
+    go_on.set()
+    workers.close()  # waits for the thread
+    assert events == []
+
+
+def test_structured_answers_are_read_in_threads_of_the_graph(images: ImageStore) -> None:
+    graph = gems.build_graph(
+        mllm=StructuredChatModel(script=answer), generator=PaintGenerator(), images=images, settings=SETTINGS
+    )
+
+    class NoPool(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("asyncio's default pool is used")
+
+    async def application() -> Any:
+        asyncio.get_running_loop().set_default_executor(NoPool(1))
+        return await graph.ainvoke(PROMPT)
+
+    assert same(asyncio.run(application())) == same(graph.invoke(PROMPT))
+
+
+def test_a_model_whose_answers_have_run_out_ends_the_run(images: ImageStore) -> None:
+    """``next`` raises StopIteration, which no future can carry: LangChain's own fake model does that."""
+    answers: Iterator[dict[str, Any]] = iter(())
+    model = ScriptedChatModel(script=lambda *_: next(answers))
+    graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=SETTINGS)
+    for face in (graph.invoke, lambda given: asyncio.run(graph.ainvoke(given))):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            face(PROMPT)
+
+
+@pytest.mark.parametrize("way", ["task", "control"])
+def test_a_cancel_leaves_no_task_and_no_error_that_nobody_takes(way: str, images: ImageStore) -> None:
+    reports = list[dict[str, Any]]()
+
+    class Client(PaintGenerator):
+        async def agenerate(self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> Any:
+            has_begun.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.01)
+                raise BackendError("the connection could not be closed") from None
+
+    async def application() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answer), generator=Client(), images=images, settings=SETTINGS
+        )
+        control = RunControl()
+        task = asyncio.create_task(graph.ainvoke(PROMPT, control=control))
+        await until(has_begun.is_set)
+        task.cancel() if way == "task" else control.request_drain("cancelled")
+        with pytest.raises(asyncio.CancelledError if way == "task" else GraphDrained):
+            await task
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    has_begun = threading.Event()
+    asyncio.run(application())
+    gc.collect()
+    assert reports == []
+
+
+def test_every_copy_of_a_pipeline_draws_at_the_same_time(images: ImageStore) -> None:
+    together = threading.Barrier(2)
+
+    class TwoCopies(StepwiseGenerator):
+        devices = ("cpu", "cpu")  # type: ignore[assignment]
+
+        def generate(self, requests: Sequence[ImageRequest], **_: Any) -> list[GeneratedImage | BackendError]:
+            together.wait(20)  # breaks if the other run does not come
+            return PaintGenerator.generate(self, requests)
+
+    async def application() -> list[Any]:
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answer), generator=TwoCopies(), images=images, settings=SETTINGS
+        )
+        return await asyncio.gather(*(graph.ainvoke(PROMPT) for _ in range(4)))
+
+    assert [result["outcome"] for result in asyncio.run(application())] == ["solved"] * 4
+
+
+def test_a_loop_that_ends_loses_no_turn() -> None:
+    turns = Turns()
+
+    async def draw() -> None:
+        async with turns:
+            await asyncio.Event().wait()
+
+    async def draw_next() -> str:
+        async with turns:
+            return "drawn"
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # tasks that are destroyed while they wait
+    tasks = [loop.create_task(draw()) for _ in range(3)]
+    loop.run_until_complete(asyncio.sleep(0.01))
+    loop.close()
+    del tasks[:2]  # one that draws and one that waits are collected; another one that waits is still held
+    gc.collect()
+    assert asyncio.run(draw_next()) == "drawn"
+
+
+def test_a_loop_that_ends_while_many_wait_in_line_is_freed() -> None:
+    async def application() -> weakref.ref[asyncio.AbstractEventLoop]:
+        waiting = {asyncio.create_task(in_line()) for _ in range(100)}
+        await asyncio.sleep(0)
+        assert not all(task.done() for task in waiting)
+        return weakref.ref(asyncio.get_running_loop())
+
+    ended = asyncio.run(application())
+    gc.collect()
+    assert ended() is None
+
+
+def test_closing_goes_on_when_the_wait_for_it_is_cancelled(images: ImageStore) -> None:
+    generator = StepwiseGenerator()
+    failures = list[Any]()
+
+    async def application() -> None:
+        async def draw() -> None:
+            async with gems.open_graph(
+                mllm=ScriptedChatModel(script=answer), generator=generator, images=images, settings=SETTINGS
+            ) as graph:
+                await graph.ainvoke(PROMPT)
+
+        task = asyncio.create_task(draw())
+        generator.go_on.release(1)
+        await until(lambda: generator.steps)
+        for _ in range(2):  # the run, which still draws; then the wait for its thread
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
+        assert task.cancelled()
+
+    hook, threading.excepthook = threading.excepthook, failures.append
+    try:
+        asyncio.run(application())
+        generator.go_on.release(100)
+        for thread in threading.enumerate():
+            if thread.name == "gems-close":
+                thread.join()
+    finally:
+        threading.excepthook = hook
+    assert failures == []

@@ -9,13 +9,14 @@ from typing import Any, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 
 from gems.faces import in_thread, runs_here, until_cancelled
+from gems.handlers import handled_on
 from gems.models.deadlines import deadline_of, too_late, within_deadline
 from gems.models.tries import in_tries
 
-__all__ = ["CALL", "call_model"]
+__all__ = ["CALL", "call_model", "reading_in_threads"]
 
 T = TypeVar("T")
 
@@ -70,3 +71,28 @@ def _has_async_client(model: BaseChatModel) -> bool:
     """Whether a model's own package knows how to wait for it on an event loop."""
     kind = type(model)
     return kind._agenerate is not BaseChatModel._agenerate or kind._astream is not BaseChatModel._astream
+
+
+def reading_in_threads(runnable: Runnable[Any, T]) -> Runnable[Any, T]:
+    """A model, set up for structured answers, whose answers are read in our threads where it is awaited.
+
+    LangChain's parsers would be run in asyncio's default pool, which belongs to the application.
+    """
+    if not isinstance(runnable, RunnableSequence):
+        return runnable
+    model, *readers = runnable.steps
+    return RunnableSequence(model, *map(_InThread, readers), name=runnable.name)
+
+
+class _InThread(Runnable[Any, Any]):
+    """A step that computes, and calls nobody."""
+
+    def __init__(self, step: Runnable[Any, Any]) -> None:
+        self.step = step
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002 - LangChain's
+        return self.step.invoke(input, config, **kwargs)
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002 - same
+        config = handled_on(config or RunnableConfig(), asyncio.get_running_loop())
+        return await in_thread(self.step.invoke, input, config, **kwargs)

@@ -27,7 +27,7 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel, ValidationError
 
 from gems.errors import GemsError, MalformedAnswerError, is_unpaid
-from gems.models.calling import call_model
+from gems.models.calling import call_model, reading_in_threads
 from gems.models.deadlines import IN_ONE_TRY
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
@@ -501,7 +501,8 @@ def _runnable(
     runnable: Runnable[LanguageModelInput, dict[str, Any] | AIMessage]
     if method in ("json_schema", "json_mode"):
         # The schema and not the class: with the class, clients reject answers that we can parse leniently.
-        runnable = model.with_structured_output(schema.model_json_schema(), method=method, include_raw=True, **extra)
+        bound = model.with_structured_output(schema.model_json_schema(), method=method, include_raw=True, **extra)
+        runnable = reading_in_threads(bound)
     elif method == "tool":
         runnable = model.bind_tools([schema], tool_choice="any")
     else:

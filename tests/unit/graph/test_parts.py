@@ -26,6 +26,21 @@ def answer(schema: str, messages: list[Any], call: int) -> Any:
     return {"prompt": "two red cars"}
 
 
+MODEL = ScriptedChatModel(script=answer)
+
+
+class AsyncGenerator(PaintGenerator):
+    async def generate(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
+        """Is never called."""
+
+
+class AsyncInspector:
+    name, kinds = "late", frozenset({"object"})
+
+    async def inspect(self, *_: Any) -> Any:
+        """Is never called."""
+
+
 @pytest.fixture
 def own_models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = ModuleType("own_models")
@@ -79,6 +94,11 @@ def test_a_named_role_is_not_called_at_an_address_of_the_context(own_models: Mod
         ({"mllm": 5}, "mllm is of type int; give a LangChain chat model, or a model's name"),
         ({"mllm": ScriptedChatModel}, "mllm is the class ScriptedChatModel; give"),
         ({"verifier": PaintGenerator()}, "verifier is of type PaintGenerator; give a LangChain chat model"),
+        ({"mllm": MODEL.bind(stop=["."])}, "Binding, which is around a model, as bind, with_retry and"),
+        ({"mllm": MODEL.with_retry()}, "mllm is of type RunnableRetry, which is around a model"),
+        ({"planner": MODEL.with_fallbacks([MODEL])}, "planner is of type RunnableWithFallbacks, which is around"),
+        ({"generator": AsyncGenerator()}, "generate of AsyncGenerator is a coroutine function; name a coroutine"),
+        ({"inspectors": [AsyncInspector()]}, "inspect of AsyncInspector is a coroutine function; write a plain"),
         ({"generator": object()}, "generator is of type object; give an ImageGenerator"),
         ({"generator": ScriptedChatModel(script=answer)}, "generator is of type ScriptedChatModel; give"),
         ({"embedder": [1.0]}, "embedder is of type list; give a LangChain embedder"),
