@@ -36,7 +36,7 @@ from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
 from gems.models.servers.addresses import TRUST, checked_url, own_address
-from gems.models.servers.bodies import is_image_file, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, try_until
@@ -75,7 +75,9 @@ class _Session:
     """What a client has on our event loop: connections, and slots for those who wait for one."""
 
     def __init__(self, name: str, concurrency: int, key: SecretStr | None) -> None:
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        headers = {"Accept-Encoding": ACCEPTED}
+        if key:
+            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         try:
             # No redirects: they could take the key, and the request, to any host.
