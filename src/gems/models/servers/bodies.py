@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["ACCEPTED", "JPEG", "MAX_BYTES", "is_image_file", "keep_whole", "read_body", "without_base64"]
+__all__ = ["ACCEPTED", "JPEG", "MAX_BYTES", "check_size", "is_image_file", "keep_whole", "read_body", "without_base64"]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -27,18 +27,16 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """The body of an answer.
+    """The body of an answer whose stream is limited.
 
     Raises:
-        BackendError: It is longer than ``MAX_BYTES``.
+        BackendError: It unpacks to more than ``MAX_BYTES``.
         httpx.RequestError: It is torn, or does not arrive in time.
     """
-    parts, size = list[bytes](), 0
+    parts = list[bytes]()
     # Damage to the transfer does not matter if the answer is whole: it is paid, and another one would be too.
     try:
         async for part in response.aiter_raw():
-            size += len(part)
-            _limit(response, size)
             parts.append(part)
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
         if (body := await asyncio.to_thread(_whole, b"".join(parts))) is None:
@@ -98,9 +96,14 @@ def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
         return None
 
 
-def _limit(response: httpx.Response, size: int) -> None:
+def check_size(host: str, size: int) -> None:
+    """Refuse an answer of too many bytes.
+
+    Raises:
+        BackendError: There are more than ``MAX_BYTES``.
+    """
     if size > MAX_BYTES:
-        raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+        raise BackendError(f"{host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
 
 
 def _decoded(response: httpx.Response, raw: bytes) -> bytes:
@@ -135,7 +138,7 @@ def _inflated(response: httpx.Response, body: bytes, name: str) -> bytes:
                 raise
         else:
             break
-    _limit(response, len(content))
+    check_size(response.url.host, len(content))
     return content
 
 
