@@ -44,6 +44,9 @@ class _Handler(BaseHTTPRequestHandler):
     begin: bytes
     files: dict[str, bytes]
     headers_sent: dict[str, str]
+    status: int
+    keys: list[str | None]
+    """The keys that were sent."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -57,7 +60,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(text.encode(), "text/event-stream")
 
     def _send(self, body: bytes, kind: str = "application/json") -> None:
-        self.send_response(200)
+        self.keys.append(self.headers["authorization"])
+        self.send_response(self.status)
         for name, value in {"content-type": kind, "content-length": str(len(body)), **self.headers_sent}.items():
             self.send_header(name, value)
         self.end_headers()
@@ -71,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def service() -> Iterator[str]:
     _Handler.events, _Handler.end, _Handler.begin, _Handler.headers_sent = [], _RUN, json.dumps(_RUN).encode(), {}
-    _Handler.files = {"/image": _PNG}
+    _Handler.files, _Handler.status, _Handler.keys = {"/image": _PNG}, 200, []
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -191,3 +195,13 @@ def test_an_address_that_is_none_is_bad_input(address: str, tmp_path: Path) -> N
     result = _generate(address, tmp_path)
     assert result.returncode in (2, 3), result.stderr
     assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_the_key_follows_no_redirect(status: int, service: str, tmp_path: Path) -> None:
+    place = service.replace("127.0.0.1", "localhost")
+    _Handler.status, _Handler.headers_sent = status, {"location": f"{place}/v1/runs"}
+    options = ("generate", "two red cars", "--service", service, "--out", tmp_path)
+    result = gems_here(*options, home=tmp_path, GEMS_API_KEY="sk-of-a-test")
+    assert (result.returncode, _Handler.keys) == (3, ["Bearer sk-of-a-test"]), result.stderr
+    assert "sk-of-a-test" not in result.stderr
