@@ -17,7 +17,10 @@ __all__ = ["LiveRun"]
 
 
 class LiveRun:
-    """Prints a run's events, and draws a bar of the denoising steps if the console is a terminal."""
+    """Prints a run's events, and draws a bar of the denoising steps if the console is a terminal.
+
+    The events may be those of a service, which can send anything: none of it is markup.
+    """
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
@@ -50,7 +53,7 @@ class LiveRun:
         match event["event"]:
             case "memories":
                 if count := event["count"]:
-                    self._print(f"[dim]remembered {count} similar run{'s' if count > 1 else ''}[/]")
+                    self._print(f"[dim]remembered {_text(count)} similar run{'s' if count > 1 else ''}[/]")
             case "reuse":
                 self._print(f"[dim]run {escape(event['run'])} solved this before: its image is returned[/]")
             case "skills":
@@ -70,19 +73,22 @@ class LiveRun:
             case "verdict":
                 self._show_verdict(event)
             case "attempt":
-                self._print(f"  {event['passed']} of {event['total']} passed, score {event['score']:.2f}")
+                self._print(f"  {_text(event['passed'])} of {_text(event['total'])} passed, score {event['score']:.2f}")
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False)
 
     def _show_prompt(self, event: PromptEvent) -> None:
         self._images, self._candidate = 0, None
-        self._print(f"[bold]Round {event['round']}[/] [dim]{event['strategy']}[/] {escape(event['prompt'])}")
+        self._print(
+            f"[bold]Round {_text(event['round'])}[/] [dim]{_text(event['strategy'])}[/] {escape(event['prompt'])}"
+        )
 
     def _show_step(self, event: StepEvent) -> None:
+        step, steps = int(event["step"]), int(event["steps"])
         if self._bar is None:
-            self._bar = self._progress.add_task("drawing", total=event["steps"])
-        self._progress.update(self._bar, completed=event["step"], total=event["steps"])
+            self._bar = self._progress.add_task("drawing", total=steps)
+        self._progress.update(self._bar, completed=step, total=steps)
 
     def _remove_bar(self) -> None:
         if self._bar is not None:
@@ -96,3 +102,7 @@ class LiveRun:
         question = self._questions.get(event["requirement_id"], event["requirement_id"])
         reason = f" [dim]{escape(event['reason'])}[/]" if event["answer"] != "yes" and event["reason"] else ""
         self._print(f"  {MARKS[event['answer']]} {escape(question)} [dim]{event['confidence']:.2f}[/]{reason}")
+
+
+def _text(value: object) -> str:
+    return escape(str(value))

@@ -5,15 +5,13 @@ Nothing here imports the graph or a model, so that an image takes what it takes 
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import typer
 from rich.markup import escape
@@ -22,21 +20,22 @@ from gems.cli.arguments import SETTINGS, fields_of
 from gems.cli.console import err, exit_at_once, handling, notify, print_json
 from gems.cli.live import LiveRun
 from gems.cli.summaries import CheckedRequirement, RunSummary, exit_code, print_summary
-from gems.json_text import parse_json
 
 if TYPE_CHECKING:
-    import httpx
+    from gems.cli.service_client import ServiceClient, ServiceRun
+    from gems.graph.events import Event
+    from gems.graph.state import Outcome
 
 __all__ = ["run_on_service", "service_settings"]
 
 _OWN_OPTIONS: Final = frozenset({"prompt", "service", "folder", "as_json", "quiet"})
 """Options that say what happens on this machine."""
-_FINAL: Final = ("done", "failed", "cancelled")
-_SAFE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_MAX_BYTES: Final = 64 * 2**20
-"""Bytes of a file that is fetched."""
-_SECONDS: Final = 60.0
-"""Seconds without a byte of the service, which sends some every 15 seconds."""
+_SHIELD: Final = (
+    b'<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+    b"img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">\n"
+)
+"""What a report begins with, so that it runs no script and fetches nothing, whoever has written it."""
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
 def service_settings(options: set[str], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,100 +83,51 @@ def run_on_service(
         BackendError: The service cannot be reached, or failed.
         Exit: Always, with the exit code of the run.
     """
+    from gems.cli.service_client import connected
+
     _write(out, {})  # before the service draws what could not be kept here
-    with _connected(url) as client, _answers_of_a_service(url):
-        view = _answer(client.post("/v1/runs", json={"prompt": prompt, "settings": settings}))
-        with _cancelled_by_interrupts(client, view["id"]), LiveRun(err) if not quiet else nullcontext() as live:
+    with connected(url) as client:
+        run = client.begin(prompt, settings)
+        _check_new(out / run.id)
+        with _cancelled_by_interrupts(client, run.id), LiveRun(err) if not quiet else nullcontext() as live:
             if not quiet:
-                err.print(f"[dim]{escape(view['id'])} at {escape(str(client.base_url))}[/]", highlight=False)
-            view = _follow(client, view, live)
-        _check_ended(view)
-        paths = _fetch_files(client, view, out)
+                err.print(f"[dim]{escape(run.id)} at {escape(client.url)}[/]", highlight=False)
+            run = _follow(client, run, live)
+        outcome = _ending(run)
+        paths = _fetch_files(client, run, out)
         if as_json:
             texts = {name: str(path) if path else None for name, path in paths.items()}
-            print_json({**_as_record(view), "paths": texts})
+            print_json({**_as_record(run), "paths": texts})
         else:
-            print_summary(_summary(view), {name: path for name, path in paths.items() if name != "folder"})
-        raise typer.Exit(exit_code(view["outcome"]))
+            print_summary(_summary(run, outcome), {name: path for name, path in paths.items() if name != "folder"})
+        raise typer.Exit(exit_code(outcome))
 
 
-@contextmanager
-def _connected(url: str) -> Iterator[httpx.Client]:
-    """A client of the service. The key goes to this address alone: redirects are not followed."""
-    import httpx
+def _check_new(folder: Path) -> None:
+    """Refuse a run that has the name of a folder: what lies there is another run's."""
+    from gems.errors import BackendError
 
-    from gems.errors import InputError
-
-    if not re.match(r"https?://[^/@]+(/|$)", url):
-        raise InputError("--service takes the address of a gems serve, such as http://127.0.0.1:8000")
-    key = os.environ.get("GEMS_API_KEY", "")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=_SECONDS) as client:
-        yield client
+    if folder.exists() or folder.is_symlink():
+        raise BackendError(f"the service names its run as a folder that is there already, {folder}; give another --out")
 
 
-@contextmanager
-def _answers_of_a_service(url: str) -> Iterator[None]:
-    """Tell what went wrong between here and the service."""
-    import httpx
-
-    from gems.errors import BackendError, GemsError
-
-    try:
-        yield
-    except GemsError:
-        raise
-    except httpx.HTTPError as error:
-        reason = str(error) or type(error).__name__
-        raise BackendError(
-            f"the service {url} does not answer ({reason}); start gems serve, or leave --service out"
-        ) from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise BackendError(f"{url} does not answer as gems serve does ({type(error).__name__}: {error})") from error
-
-
-def _answer(response: httpx.Response) -> dict[str, Any]:
-    """The run in an answer.
-
-    Raises:
-        InputError: The request cannot be used, or the key is wrong.
-        BackendError: The service failed, or is full.
-    """
-    from gems.errors import BackendError, InputError
-
-    status = response.status_code
-    content = parse_json(response.content) if response.content else {}
-    if status < 300:
-        if not _SAFE_NAME.fullmatch(content["id"]):
-            raise ValueError("a run's id is no name")
-        return dict(content)
-    message = str(content["error"]["message"])
-    if status in (401, 403):
-        raise InputError(f"the service refuses the request: {message}; set GEMS_API_KEY to your key")
-    raise (InputError if status < 429 else BackendError)(f"the service refuses the request: {message}")
-
-
-def _follow(client: httpx.Client, view: dict[str, Any], live: LiveRun | None) -> dict[str, Any]:
+def _follow(client: ServiceClient, run: ServiceRun, live: LiveRun | None) -> ServiceRun:
     """Show a run's events until it has ended, or waits for a person. Returns the run as it then stands."""
-    from httpx_sse import connect_sse
+    from gems.cli.service_client import FINAL, ServiceRun
 
-    with connect_sse(client, "GET", f"/v1/runs/{view['id']}/events") as source:
-        for message in source.iter_sse():
-            event = parse_json(message.data)
-            if message.event == "run":
-                view = event
-                if view["status"] in (*_FINAL, "waiting"):
-                    break
-            elif live is not None:
-                live(event)
-    return view if view["status"] in _FINAL else _answer(client.get(f"/v1/runs/{view['id']}"))
+    for event in client.events(run.id):
+        if isinstance(event, ServiceRun):
+            run = event
+            if run.status in (*FINAL, "waiting"):
+                break
+        elif live is not None:
+            live(cast("Event", event))
+    return run if run.status in FINAL else client.run(run.id)
 
 
 @contextmanager
-def _cancelled_by_interrupts(client: httpx.Client, run: str) -> Iterator[None]:
+def _cancelled_by_interrupts(client: ServiceClient, run: str) -> Iterator[None]:
     """Let the first Ctrl-C stop the run after its current step, and the second one end this command."""
-    import httpx
-
     presses: list[bool] = []
 
     def on_interrupt(*_: object) -> None:
@@ -185,35 +135,41 @@ def _cancelled_by_interrupts(client: httpx.Client, run: str) -> Iterator[None]:
             exit_at_once()
         presses.append(True)
         notify("stopping after this step; Ctrl-C again to leave the run to the service")
-        with suppress(httpx.HTTPError), httpx.Client(base_url=client.base_url, headers=client.headers) as other:
-            other.post(f"/v1/runs/{run}/cancel")
+        client.cancel(run)
 
     with handling(on_interrupt, signal.SIGINT):
         yield
 
 
-def _check_ended(view: Mapping[str, Any]) -> None:
-    """Raise what ended a run without a result.
+def _ending(run: ServiceRun) -> Outcome:
+    """How a run ended.
 
     Raises:
-        InputError: It was the input, or the run waits for a person.
-        BackendError: A model or the service failed.
+        InputError: Without a result, because of the input; or the run waits for a person.
+        BackendError: Without a result, because a model or the service failed.
     """
+    from gems.cli.service_client import FINAL
     from gems.errors import BackendError, InputError
 
-    if view["status"] not in _FINAL:
-        raise InputError(f"run {view['id']} is {view['status']} on the service: open its page to go on with it")
-    if view["outcome"] is None:
-        raise (InputError if view["error_kind"] == "input" else BackendError)(view["error"] or "the run was cancelled")
+    if run.status not in FINAL:
+        raise InputError(f"run {run.id} is {run.status} on the service: open its page to go on with it")
+    if run.outcome is None:
+        raise (InputError if run.error_kind == "input" else BackendError)(run.error or "the run was cancelled")
+    return run.outcome
 
 
-def _fetch_files(client: httpx.Client, view: Mapping[str, Any], out: Path) -> dict[str, Path | None]:
+def _fetch_files(client: ServiceClient, run: ServiceRun, out: Path) -> dict[str, Path | None]:
     """Write the best image and the report into the run's folder. Returns the paths, None for what there is not."""
-    folder = out / view["id"]
-    sources = {"best.png": (view["image"] or {}).get("url"), "report.html": view["report"]}
-    files = {name: _fetched(client, source) for name, source in sources.items() if source}
+    folder = out / run.id
+    files: dict[str, bytes] = {}
+    if run.image is not None:
+        files["best.png"] = client.file(run.image.url)
+        if not files["best.png"].startswith(_PNG):
+            raise ValueError("the image is no PNG")
+    if run.report is not None:
+        files["report.html"] = _SHIELD + client.file(run.report)
     _write(folder, files)
-    image, report = (folder / name if name in files else None for name in sources)
+    image, report = (folder / name if name in files else None for name in ("best.png", "report.html"))
     return {"folder": folder, "image": image, "record": None, "report": report}
 
 
@@ -232,47 +188,25 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
 
 
-def _fetched(client: httpx.Client, address: str) -> bytes:
-    if not address.startswith("/") or address.startswith("//"):
-        raise ValueError("a file is on another host")
-    content = b""
-    with client.stream("GET", address) as response:
-        response.raise_for_status()
-        for part in response.iter_bytes():
-            content += part
-            if len(content) > _MAX_BYTES:
-                raise ValueError(f"a file has more than {_MAX_BYTES} bytes")
-    return content
-
-
-def _summary(view: Mapping[str, Any]) -> RunSummary:
-    usage, attempts = view["usage"], view["attempts"]
+def _summary(run: ServiceRun, outcome: Outcome) -> RunSummary:
+    usage, attempts = run.usage, run.attempts
     rows = [
-        CheckedRequirement(
-            row["question"], row["kind"], row["skill"], row["answer"], row["confidence"] or 0.0, row["reason"]
-        )
-        for row in (view["requirements"] if attempts else ())
+        CheckedRequirement(row.question, row.kind, row.skill, row.answer, row.confidence or 0.0, row.reason)
+        for row in (run.requirements if attempts else ())
     ]
+    rounds = attempts[-1].round if attempts else 0
     return RunSummary(
-        view["prompt"],
-        view["outcome"],
-        view["score"],
-        attempts[-1]["round"] if attempts else 0,
-        usage["images"],
-        usage["chat_calls"],
-        usage["seconds"],
-        rows,
-        view["errors"],
+        run.prompt, outcome, run.score, rounds, usage.images, usage.chat_calls, usage.seconds, rows, run.errors
     )
 
 
-def _as_record(view: Mapping[str, Any]) -> dict[str, Any]:
+def _as_record(run: ServiceRun) -> dict[str, Any]:
     """The run under the names of ``run.json``, as far as the service tells."""
-    times = {"started_at": view["started_at"], "finished_at": view["ended_at"]}
+    times, view = {"started_at": run.started_at, "finished_at": run.ended_at}, run.model_dump()
     return {
-        "run_id": view["id"],
+        "run_id": run.id,
         **{name: view[name] for name in ("thread", "prompt", "outcome", "score", "best")},
-        "seed": view["attempts"][0]["seed"] if view["attempts"] else None,
+        "seed": run.attempts[0].seed if run.attempts else None,
         **{name: view[name] for name in ("requirements", "skills", "attempts", "usage", "errors")},
         **{
             name: datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "keep_whole", "read_body", "without_base64"]
+__all__ = ["ACCEPTED", "JPEG", "MAX_BYTES", "check_size", "is_image_file", "keep_whole", "read_body", "without_base64"]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -27,18 +27,16 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 async def read_body(response: httpx.Response) -> bytes:
-    """The body of an answer.
+    """The body of an answer whose stream is limited.
 
     Raises:
-        BackendError: It is longer than ``MAX_BYTES``.
+        BackendError: It unpacks to more than ``MAX_BYTES``.
         httpx.RequestError: It is torn, or does not arrive in time.
     """
-    parts, size = list[bytes](), 0
+    parts = list[bytes]()
     # Damage to the transfer does not matter if the answer is whole: it is paid, and another one would be too.
     try:
         async for part in response.aiter_raw():
-            size += len(part)
-            _limit(response, size)
             parts.append(part)
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
         if (body := await asyncio.to_thread(_whole, b"".join(parts))) is None:
@@ -98,43 +96,82 @@ def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
         return None
 
 
-def _limit(response: httpx.Response, size: int) -> None:
+def check_size(host: str, size: int) -> None:
+    """Refuse an answer of too many bytes.
+
+    Raises:
+        BackendError: There are more than ``MAX_BYTES``.
+    """
     if size > MAX_BYTES:
-        raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+        raise BackendError(f"{host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
 
 
 def _decoded(response: httpx.Response, raw: bytes) -> bytes:
-    """A body without its compression, which its header may tell wrongly."""
-    _require_known_compression(response, raw)
-    packed = httpx.Response(200, headers=response.headers, stream=httpx.ByteStream(raw), request=response.request)
-    parts, size = list[bytes](), 0
+    """A body without its compression, which its header may tell wrongly.
+
+    httpx's own decoders unpack whatever they are given: a megabyte could become a gigabyte before it is counted.
+    """
+    names = _compressions(response)
+    _require_known_compression(response, names, raw)
+    body = raw
     try:
-        for part in packed.iter_bytes():
-            size += len(part)
-            _limit(response, size)
-            parts.append(part)
-    except httpx.DecodingError:
+        for name in reversed(names):
+            body = _inflated(response, body, name)
+    except zlib.error as error:
         if not _is_whole(raw):
-            raise
+            raise httpx.DecodingError(str(error), request=response.request) from None
         return raw
-    # The client's decoder reads the first of several parts of a file; two gateways may both have packed it.
-    whole = _unpacked(raw)
-    return _unpacked(whole if whole is not raw else b"".join(parts))
+    # What the header tells is the first of several parts of a file; two gateways may both have packed it.
+    whole = _unpacked(raw) if len(names) == 1 else raw
+    return _unpacked(whole if whole is not raw else body)
 
 
-def _require_known_compression(response: httpx.Response, raw: bytes) -> None:
+def _inflated(response: httpx.Response, body: bytes, name: str) -> bytes:
+    """A body without one compression, as far as it has arrived; as it is if nothing is known of that name."""
+    if not body or name not in _WINDOWS:
+        return body
+    for window in _WINDOWS[name]:
+        try:
+            content = zlib.decompressobj(window).decompress(body, MAX_BYTES + 1)
+        except zlib.error:
+            if window == _WINDOWS[name][-1]:
+                raise
+        else:
+            break
+    check_size(response.url.host, len(content))
+    return content
+
+
+_WINDOWS: Final = {
+    **dict.fromkeys(("gzip", "x-gzip"), (zlib.MAX_WBITS | 16,)),
+    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # some servers leave the frame out
+}
+"""zlib's windows for the compressions that are read."""
+ACCEPTED: Final = "gzip, deflate"
+"""The compressions that a server is told of. Others cannot be unpacked up to a limit."""
+_MAX_LAYERS: Final = 4
+"""Compressions around one body."""
+_MAX_PARTS: Final = 64
+"""Parts of a packed file: the rest is copied for each."""
+
+
+def _compressions(response: httpx.Response) -> list[str]:
+    return [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
+
+
+def _require_known_compression(response: httpx.Response, names: list[str], raw: bytes) -> None:
     """Refuse an answer in a compression that the client has not asked for, and cannot unpack; the next is no better.
 
     Raises:
         BackendError: It cannot be read, although it was paid.
     """
-    accepted = {name.strip().lower() for name in response.request.headers.get("accept-encoding", "").split(",")}
-    accepted |= {"", "identity", "x-gzip", "none", "utf-8", "aws-chunked"}
-    names = [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
-    unknown = [name for name in names if name not in accepted]
+    if len(names) > _MAX_LAYERS:
+        raise BackendError(f"{response.url.host} packs its answer {len(names)} times", retryable=False)
+    plain = {"", "identity", "none", "utf-8", "aws-chunked"}
+    unknown = [name for name in names if name not in _WINDOWS and name not in plain]
     if response.is_success and unknown and not _is_whole(raw) and not is_image_file(raw) and not raw.startswith(_GZIP):
         fault = f"{response.url.host} packs its answer ({one_line(unknown[0], 30)}) as nobody asked it to"
-        raise BackendError(f"{fault}; install brotli, or let it send plain answers", retryable=False)
+        raise BackendError(f"{fault}; let it send plain answers", retryable=False)
 
 
 def _is_whole(body: bytes) -> bool:
@@ -172,7 +209,7 @@ def _unpacked(body: bytes) -> bytes:
     if not body.startswith(_GZIP):
         return body
     content, rest = b"", body
-    while rest.startswith(_GZIP):  # a file may have several parts
+    for _ in range(_MAX_PARTS):  # a file may have several
         reader = zlib.decompressobj(wbits=31)
         try:
             content += reader.decompress(rest, MAX_BYTES)
@@ -181,4 +218,6 @@ def _unpacked(body: bytes) -> bytes:
         if not reader.eof or len(content) > MAX_BYTES:
             return body
         rest = reader.unused_data
-    return content
+        if not rest.startswith(_GZIP):
+            return content
+    return body

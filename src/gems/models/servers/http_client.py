@@ -36,7 +36,7 @@ from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
 from gems.models.servers.addresses import TRUST, checked_url, own_address
-from gems.models.servers.bodies import is_image_file, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, try_until
@@ -75,7 +75,9 @@ class _Session:
     """What a client has on our event loop: connections, and slots for those who wait for one."""
 
     def __init__(self, name: str, concurrency: int, key: SecretStr | None) -> None:
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        headers = {"Accept-Encoding": ACCEPTED}
+        if key:
+            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         try:
             # No redirects: they could take the key, and the request, to any host.
@@ -192,7 +194,7 @@ class ServerClient:
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
             try:
-                response.stream = _LimitedStream(cast(httpx.AsyncByteStream, response.stream), end)
+                response.stream = _LimitedStream(cast(httpx.AsyncByteStream, response.stream), end, self._host)
                 yield response
             finally:
                 await response.aclose()
@@ -359,16 +361,17 @@ async def _in_time(awaitable: Awaitable[_T], end: float) -> _T:
 
 
 class _LimitedStream(httpx.AsyncByteStream):
-    """The body of an answer, until the exchange has to end."""
+    """The body of an answer, until the exchange has to end, or the server has sent too much."""
 
-    def __init__(self, stream: httpx.AsyncByteStream, end: float) -> None:
-        self._stream, self._end = stream, end
+    def __init__(self, stream: httpx.AsyncByteStream, end: float, host: str) -> None:
+        self._stream, self._end, self._host = stream, end, host
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        parts = aiter(self._stream)
+        parts, size = aiter(self._stream), 0
         while (part := await _in_time(anext(parts, None), self._end)) is not None:
             if time.monotonic() > self._end:  # what has arrived already is read without a wait
                 raise httpx.ReadTimeout("too late")
+            check_size(self._host, size := size + len(part))
             yield part
 
     async def aclose(self) -> None:

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
-from gems.models.servers.bodies import MAX_BYTES, is_image_file, read_body
+from gems.models.servers.bodies import is_image_file, read_body
 from gems.models.servers.error_texts import error_message, json_body
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
@@ -35,6 +35,7 @@ __all__ = ["OpenAIImages", "PlainImages"]
 
 _T = TypeVar("_T")
 
+_EVENTS: Final = "text/event-stream"
 _OPENAI: Final = "https://api.openai.com/v1"
 _COMMON_OPTIONS: Final = frozenset({"base_url", "api_key", "timeout", "concurrency", "width", "height"})
 """Options that every server supports."""
@@ -196,16 +197,16 @@ class OpenAIImages(JsonImages):
         self, fields: dict[str, Any], deadline: float, on_preview: Callable[[Step], None]
     ) -> bytes | Image.Image:
         """Read server-sent events: some partial images, then the complete one."""
-        steps, size = fields["partial_images"] + 1, 0
+        steps = fields["partial_images"] + 1
         async with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
-            if "text/event-stream" not in response.headers.get("content-type", ""):
+            if _EVENTS not in response.headers.get("content-type", ""):
                 body = await read_body(response)
                 self.check_status(response, body)
                 return await self.image_in(body, deadline)
+            if response.headers.get("content-encoding", "identity") != "identity":  # unpacked up to a limit
+                unpacked = await read_body(response)
+                response = httpx.Response(200, headers={"content-type": _EVENTS}, content=unpacked)
             async for event in EventSource(response).aiter_sse():
-                size += len(event.data)
-                if size > MAX_BYTES:
-                    raise BackendError(f"{self.name} sends more than {MAX_BYTES >> 20} MB", retryable=False)
                 if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
                     return image
         raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
