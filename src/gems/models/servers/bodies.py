@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
+import sys
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import httpx
+from httpx._decoders import SUPPORTED_DECODERS, ContentDecoder
 from pydantic_core import from_json
 
 from gems.errors import BackendError
@@ -41,7 +45,7 @@ async def read_body(response: httpx.Response) -> bytes:
             _limit(response, size)
             parts.append(part)
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
-        if (body := await asyncio.to_thread(_whole, b"".join(parts))) is None:
+        if (body := await asyncio.to_thread(_whole, response, b"".join(parts))) is None:
             raise
     else:
         body = b"".join(parts)
@@ -50,38 +54,58 @@ async def read_body(response: httpx.Response) -> bytes:
     return _in_utf_8(body, response.headers.get("content-type", "")) or body
 
 
-def _whole(raw: bytes) -> bytes | None:
+def _whole(response: httpx.Response, raw: bytes) -> bytes | None:
     """What arrived of a torn answer, if no more is needed. What a JPEG lacks is seen when it is decoded."""
-    body = _unpacked(raw)
-    return body if _is_whole(body) or body.startswith(JPEG) else None
+    bodies = [_unpacked(raw)]
+    with suppress(_DamagedError, _TooLargeError):
+        bodies.append(_unpacked(_without_codings(raw, _codings(response))))
+    return next((body for body in bodies if _is_whole(body) or body.startswith(JPEG)), None)
 
 
 def keep_whole(response: Any) -> None:
     """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
 
+    One that is too long becomes an error.
+
     Args:
         response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
     """
-    parts, stream = list[bytes](), response.stream
     try:
-        parts.extend(stream)
-    except Exception:  # of the transfer
-        if not _is_whole(_unpacked(b"".join(parts))):
-            raise
-    finally:
-        stream.close()
-    raw = b"".join(parts)
-    try:
-        body = type(response)(200, headers=response.headers, content=raw).content
-    except Exception:  # of the compression that the headers tell
-        if not _is_whole(raw):
-            raise
-        body = raw
+        body = _completion(response)
+    except _TooLargeError:
+        error = {"message": f"it sends more than {MAX_BYTES >> 20} MB", "code": 400}
+        body = json.dumps({"error": error}).encode()
     response.headers.pop("content-encoding", None)
     media_type = response.headers.get("content-type", "")
-    if text := _in_utf_8(_unpacked(body), media_type):
+    if text := _in_utf_8(body, media_type):
         response.headers["content-type"] = media_type.partition(";")[0]
-    response.stream = type(response)(200, content=text or _unpacked(body)).stream
+    response.stream = type(response)(200, content=text or body).stream
+
+
+def _completion(response: Any) -> bytes:
+    parts, size, codings = list[bytes](), 0, _codings(response)
+    try:
+        for part in response.stream:
+            size += len(part)
+            if size > MAX_BYTES:
+                raise _TooLargeError
+            parts.append(part)
+    except _TooLargeError:
+        raise
+    except Exception:  # of the transfer
+        if (body := _whole(response, b"".join(parts))) is None:
+            raise
+        return body
+    finally:
+        response.stream.close()
+    raw = b"".join(parts)
+    try:
+        return _unpacked(_without_codings(raw, codings))
+    except _DamagedError as error:
+        if not _is_whole(raw):
+            package = sys.modules[type(response).__module__.partition(".")[0]]
+            raise package.DecodingError(str(error), request=response.request) from None
+        return raw
 
 
 def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
@@ -100,26 +124,89 @@ def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
 
 def _limit(response: httpx.Response, size: int) -> None:
     if size > MAX_BYTES:
-        raise BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+        raise _too_large(response)
+
+
+def _too_large(response: httpx.Response) -> BackendError:
+    return BackendError(f"{response.url.host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+
+
+class _TooLargeError(Exception):
+    """A body has more than ``MAX_BYTES``."""
+
+
+class _DamagedError(Exception):
+    """A compression cannot be read."""
+
+
+_MOST_CODINGS: Final = 4
+_BITE: Final = 256
+"""Bytes that unfold into a few megabytes at most, for decoders without a limit of their own."""
+
+
+def _codings(response: Any) -> list[str]:
+    """The compressions of a body that its header names, the first one innermost."""
+    return [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
+
+
+def _without_codings(raw: bytes, codings: Sequence[str]) -> bytes:
+    """A body without compressions; those that are not known are left. A small body may unfold into gigabytes.
+
+    Raises:
+        _TooLargeError: It has more than ``MAX_BYTES``.
+        _DamagedError: It is not packed so.
+    """
+    for name in codings[::-1][:_MOST_CODINGS]:
+        if name in ("gzip", "deflate"):
+            raw = _inflated(raw)
+        elif name != "identity" and (decoder := SUPPORTED_DECODERS.get(name)):
+            raw = _bitten(raw, decoder())
+    return raw
+
+
+def _inflated(raw: bytes) -> bytes:
+    """What zlib reads, however it is wrapped."""
+    fault = None
+    for wrapping in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        try:
+            content = zlib.decompressobj(wrapping).decompress(raw, MAX_BYTES + 1)
+        except zlib.error as error:
+            fault = fault or error
+            continue
+        if len(content) > MAX_BYTES:
+            raise _TooLargeError
+        return content
+    raise _DamagedError(str(fault))
+
+
+def _bitten(raw: bytes, decoder: ContentDecoder) -> bytes:
+    parts, size = list[bytes](), 0
+    try:
+        for start in range(0, len(raw), _BITE):
+            parts.append(decoder.decode(raw[start : start + _BITE]))
+            size += len(parts[-1])
+            if size > MAX_BYTES:
+                raise _TooLargeError
+        parts.append(decoder.flush())
+    except httpx.DecodingError as error:
+        raise _DamagedError(str(error)) from None
+    return b"".join(parts)
 
 
 def _decoded(response: httpx.Response, raw: bytes) -> bytes:
     """A body without its compression, which its header may tell wrongly."""
     _require_known_compression(response, raw)
-    packed = httpx.Response(200, headers=response.headers, stream=httpx.ByteStream(raw), request=response.request)
-    parts, size = list[bytes](), 0
     try:
-        for part in packed.iter_bytes():
-            size += len(part)
-            _limit(response, size)
-            parts.append(part)
-    except httpx.DecodingError:
+        content = _without_codings(raw, _codings(response))
+    except _TooLargeError:
+        raise _too_large(response) from None
+    except _DamagedError as error:
         if not _is_whole(raw):
-            raise
+            raise httpx.DecodingError(str(error), request=response.request) from None
         return raw
-    # The client's decoder reads the first of several parts of a file; two gateways may both have packed it.
+    # A decoder reads the first of several parts of a file; two gateways may both have packed it.
     whole = _unpacked(raw)
-    return _unpacked(whole if whole is not raw else b"".join(parts))
+    return _unpacked(whole if whole is not raw else content)
 
 
 def _require_known_compression(response: httpx.Response, raw: bytes) -> None:
@@ -172,7 +259,9 @@ def _unpacked(body: bytes) -> bytes:
     if not body.startswith(_GZIP):
         return body
     content, rest = b"", body
-    while rest.startswith(_GZIP):  # a file may have several parts
+    for _ in range(_MOST_PARTS):  # a file may have several
+        if not rest.startswith(_GZIP):
+            break
         reader = zlib.decompressobj(wbits=31)
         try:
             content += reader.decompress(rest, MAX_BYTES)
@@ -182,3 +271,6 @@ def _unpacked(body: bytes) -> bytes:
             return body
         rest = reader.unused_data
     return content
+
+
+_MOST_PARTS: Final = 64
