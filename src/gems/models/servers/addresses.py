@@ -10,13 +10,21 @@ from pydantic import SecretStr
 from gems.errors import InputError
 from gems.secrets import remember_secret
 
-__all__ = ["TRUST", "checked_url", "own_address"]
+__all__ = ["advice_on_certificates", "checked_url", "own_address"]
 
-TRUST: Final = "; name the file of the authority that you trust in SSL_CERT_FILE"
-"""What to do about a server whose certificate nobody vouches for; to ask it again is of no use."""
+_CERTIFICATES: Final = {
+    "CERTIFICATE_VERIFY_FAILED": "; name the file of the authority that you trust in SSL_CERT_FILE",
+    "ALERT_CERTIFICATE_REQUIRED": "; it wants a certificate of its clients: ask it through a proxy that has one",
+}
+"""What to do about a connection that was refused for a certificate, by what its error says."""
 
 _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
 """Names that a server on this machine gives itself."""
+
+
+def advice_on_certificates(reason: str) -> str:
+    """What to do if a certificate is missing, and asking again is of no use; else empty."""
+    return next((advice for name, advice in _CERTIFICATES.items() if name in reason), "")
 
 
 def checked_url(base_url: str) -> httpx.URL:

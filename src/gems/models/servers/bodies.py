@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
+import sys
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 import httpx
+from httpx._decoders import SUPPORTED_DECODERS, ContentDecoder
 from pydantic_core import from_json
 
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["ACCEPTED", "JPEG", "MAX_BYTES", "check_size", "is_image_file", "keep_whole", "read_body", "without_base64"]
+__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "keep_whole", "read_body", "without_base64"]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -39,7 +43,7 @@ async def read_body(response: httpx.Response) -> bytes:
         async for part in response.aiter_raw():
             parts.append(part)
     except (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ReadTimeout):
-        if (body := await asyncio.to_thread(_whole, b"".join(parts))) is None:
+        if (body := await asyncio.to_thread(_whole, response, b"".join(parts))) is None:
             raise
     else:
         body = b"".join(parts)
@@ -48,38 +52,58 @@ async def read_body(response: httpx.Response) -> bytes:
     return _in_utf_8(body, response.headers.get("content-type", "")) or body
 
 
-def _whole(raw: bytes) -> bytes | None:
+def _whole(response: httpx.Response, raw: bytes) -> bytes | None:
     """What arrived of a torn answer, if no more is needed. What a JPEG lacks is seen when it is decoded."""
-    body = _unpacked(raw)
-    return body if _is_whole(body) or body.startswith(JPEG) else None
+    bodies = [_unpacked(raw)]
+    with suppress(_DamagedError, _TooLargeError):
+        bodies.append(_unpacked(_without_codings(raw, _codings(response))))
+    return next((body for body in bodies if _is_whole(body) or body.startswith(JPEG)), None)
 
 
 def keep_whole(response: Any) -> None:
     """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
 
+    One that is too long becomes an error.
+
     Args:
         response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
     """
-    parts, stream = list[bytes](), response.stream
     try:
-        parts.extend(stream)
-    except Exception:  # of the transfer
-        if not _is_whole(_unpacked(b"".join(parts))):
-            raise
-    finally:
-        stream.close()
-    raw = b"".join(parts)
-    try:
-        body = type(response)(200, headers=response.headers, content=raw).content
-    except Exception:  # of the compression that the headers tell
-        if not _is_whole(raw):
-            raise
-        body = raw
+        body = _completion(response)
+    except _TooLargeError:
+        error = {"message": f"it sends more than {MAX_BYTES >> 20} MB", "code": 400}
+        body = json.dumps({"error": error}).encode()
     response.headers.pop("content-encoding", None)
     media_type = response.headers.get("content-type", "")
-    if text := _in_utf_8(_unpacked(body), media_type):
+    if text := _in_utf_8(body, media_type):
         response.headers["content-type"] = media_type.partition(";")[0]
-    response.stream = type(response)(200, content=text or _unpacked(body)).stream
+    response.stream = type(response)(200, content=text or body).stream
+
+
+def _completion(response: Any) -> bytes:
+    parts, size, codings = list[bytes](), 0, _codings(response)
+    try:
+        for part in response.stream:
+            size += len(part)
+            if size > MAX_BYTES:
+                raise _TooLargeError
+            parts.append(part)
+    except _TooLargeError:
+        raise
+    except Exception:  # of the transfer
+        if (body := _whole(response, b"".join(parts))) is None:
+            raise
+        return body
+    finally:
+        response.stream.close()
+    raw = b"".join(parts)
+    try:
+        return _unpacked(_without_codings(raw, codings))
+    except _DamagedError as error:
+        if not _is_whole(raw):
+            package = sys.modules[type(response).__module__.partition(".")[0]]
+            raise package.DecodingError(str(error), request=response.request) from None
+        return raw
 
 
 def _in_utf_8(body: bytes, media_type: str) -> bytes | None:
@@ -103,72 +127,108 @@ def check_size(host: str, size: int) -> None:
         BackendError: There are more than ``MAX_BYTES``.
     """
     if size > MAX_BYTES:
-        raise BackendError(f"{host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
+        raise too_large(host)
 
 
-def _decoded(response: httpx.Response, raw: bytes) -> bytes:
-    """A body without its compression, which its header may tell wrongly.
-
-    httpx's own decoders unpack whatever they are given: a megabyte could become a gigabyte before it is counted.
-    """
-    names = _compressions(response)
-    _require_known_compression(response, names, raw)
-    body = raw
-    try:
-        for name in reversed(names):
-            body = _inflated(response, body, name)
-    except zlib.error as error:
-        if not _is_whole(raw):
-            raise httpx.DecodingError(str(error), request=response.request) from None
-        return raw
-    # What the header tells is the first of several parts of a file; two gateways may both have packed it.
-    whole = _unpacked(raw) if len(names) == 1 else raw
-    return _unpacked(whole if whole is not raw else body)
+def too_large(host: str) -> BackendError:
+    """The error about a server that sends more than ``MAX_BYTES``."""
+    return BackendError(f"{host} sends more than {MAX_BYTES >> 20} MB", retryable=False)
 
 
-def _inflated(response: httpx.Response, body: bytes, name: str) -> bytes:
-    """A body without one compression, as far as it has arrived; as it is if nothing is known of that name."""
-    if not body or name not in _WINDOWS:
-        return body
-    for window in _WINDOWS[name]:
-        try:
-            content = zlib.decompressobj(window).decompress(body, MAX_BYTES + 1)
-        except zlib.error:
-            if window == _WINDOWS[name][-1]:
-                raise
-        else:
-            break
-    check_size(response.url.host, len(content))
-    return content
-
-
-_WINDOWS: Final = {
-    **dict.fromkeys(("gzip", "x-gzip"), (zlib.MAX_WBITS | 16,)),
-    "deflate": (zlib.MAX_WBITS, -zlib.MAX_WBITS),  # some servers leave the frame out
-}
-"""zlib's windows for the compressions that are read."""
 ACCEPTED: Final = "gzip, deflate"
-"""The compressions that a server is told of. Others cannot be unpacked up to a limit."""
-_MAX_LAYERS: Final = 4
-"""Compressions around one body."""
-_MAX_PARTS: Final = 64
-"""Parts of a packed file: the rest is copied for each."""
+"""The compressions that a server is told of; others can be unpacked where their package is installed."""
 
 
-def _compressions(response: httpx.Response) -> list[str]:
+class _TooLargeError(Exception):
+    """A body has more than ``MAX_BYTES``."""
+
+
+class _DamagedError(Exception):
+    """A compression cannot be read."""
+
+
+_ZLIB: Final = ("gzip", "x-gzip", "deflate")
+_PLAIN: Final = ("", "identity", "none", "utf-8", "aws-chunked")
+_MOST_CODINGS: Final = 4
+_BITE: Final = 256
+"""Bytes that unfold into a few megabytes at most, for decoders without a limit of their own."""
+
+
+def _codings(response: Any) -> list[str]:
+    """The compressions of a body that its header names, the first one innermost."""
     return [name.strip().lower() for name in response.headers.get("content-encoding", "").split(",")]
 
 
-def _require_known_compression(response: httpx.Response, names: list[str], raw: bytes) -> None:
+def _without_codings(raw: bytes, codings: Sequence[str]) -> bytes:
+    """A body without compressions; those that are not known are left. A small body may unfold into gigabytes.
+
+    Raises:
+        _TooLargeError: It has more than ``MAX_BYTES``.
+        _DamagedError: It is not packed so.
+    """
+    for name in codings[::-1][:_MOST_CODINGS]:
+        if name in _ZLIB:
+            raw = _inflated(raw)
+        elif name not in _PLAIN and (decoder := SUPPORTED_DECODERS.get(name)):
+            raw = _bitten(raw, decoder())
+    return raw
+
+
+def _inflated(raw: bytes) -> bytes:
+    """What zlib reads, however it is wrapped."""
+    fault = None
+    for wrapping in (zlib.MAX_WBITS | 32, -zlib.MAX_WBITS):
+        try:
+            content = zlib.decompressobj(wrapping).decompress(raw, MAX_BYTES + 1)
+        except zlib.error as error:
+            fault = fault or error
+            continue
+        if len(content) > MAX_BYTES:
+            raise _TooLargeError
+        return content
+    raise _DamagedError(str(fault))
+
+
+def _bitten(raw: bytes, decoder: ContentDecoder) -> bytes:
+    parts, size = list[bytes](), 0
+    try:
+        for start in range(0, len(raw), _BITE):
+            parts.append(decoder.decode(raw[start : start + _BITE]))
+            size += len(parts[-1])
+            if size > MAX_BYTES:
+                raise _TooLargeError
+        parts.append(decoder.flush())
+    except httpx.DecodingError as error:
+        raise _DamagedError(str(error)) from None
+    return b"".join(parts)
+
+
+def _decoded(response: httpx.Response, raw: bytes) -> bytes:
+    """A body without its compression, which its header may tell wrongly."""
+    codings = _codings(response)
+    _require_known_compression(response, codings, raw)
+    try:
+        content = _without_codings(raw, codings)
+    except _TooLargeError:
+        raise too_large(response.url.host) from None
+    except _DamagedError as error:
+        if not _is_whole(raw):
+            raise httpx.DecodingError(str(error), request=response.request) from None
+        return raw
+    # A decoder reads the first of several parts of a file; two gateways may both have packed it.
+    whole = _unpacked(raw) if len(codings) == 1 else raw
+    return _unpacked(whole if whole is not raw else content)
+
+
+def _require_known_compression(response: httpx.Response, codings: Sequence[str], raw: bytes) -> None:
     """Refuse an answer in a compression that the client has not asked for, and cannot unpack; the next is no better.
 
     Raises:
         BackendError: It cannot be read, although it was paid.
     """
-    if len(names) > _MAX_LAYERS:
-        raise BackendError(f"{response.url.host} packs its answer {len(names)} times", retryable=False)
-    plain = {"", "identity", "none", "utf-8", "aws-chunked"}
-    unknown = [name for name in names if name not in _WINDOWS and name not in plain]
+    if len(codings) > _MOST_CODINGS:
+        raise BackendError(f"{response.url.host} packs its answer {len(codings)} times", retryable=False)
+    unknown = [name for name in codings if name not in _ZLIB and name not in _PLAIN and name not in SUPPORTED_DECODERS]
     if response.is_success and unknown and not _is_whole(raw) and not is_image_file(raw) and not raw.startswith(_GZIP):
         fault = f"{response.url.host} packs its answer ({one_line(unknown[0], 30)}) as nobody asked it to"
         raise BackendError(f"{fault}; let it send plain answers", retryable=False)
@@ -209,7 +269,9 @@ def _unpacked(body: bytes) -> bytes:
     if not body.startswith(_GZIP):
         return body
     content, rest = b"", body
-    for _ in range(_MAX_PARTS):  # a file may have several
+    for _ in range(_MOST_PARTS):  # a file may have several
+        if not rest.startswith(_GZIP):
+            break
         reader = zlib.decompressobj(wbits=31)
         try:
             content += reader.decompress(rest, MAX_BYTES)
@@ -218,6 +280,7 @@ def _unpacked(body: bytes) -> bytes:
         if not reader.eof or len(content) > MAX_BYTES:
             return body
         rest = reader.unused_data
-        if not rest.startswith(_GZIP):
-            return content
-    return body
+    return content
+
+
+_MOST_PARTS: Final = 64

@@ -35,11 +35,12 @@ from gems.errors import (
 from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
-from gems.models.servers.addresses import TRUST, checked_url, own_address
+from gems.models.servers.addresses import advice_on_certificates, checked_url, own_address
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, try_until
+from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
 __all__ = ["ServerClient"]
@@ -60,7 +61,6 @@ _NOT_SENT: Final = (
 _LOSSES: Final = re.compile("disconnected|closed")
 """How the client says that an answer was lost. Whatever else it finds wrong with HTTP, another try would not mend."""
 _MAX_REDIRECTS: Final = 4
-_CERTIFICATE: Final = "CERTIFICATE_VERIFY_FAILED"
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _LET_BASE64: Final = "let the server answer in base64"
 _KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
@@ -85,6 +85,7 @@ class _Session:
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
             names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
             raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+        keep_what_arrives(self.http)
         self.slots = asyncio.Semaphore(concurrency)
         self.decoders = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
         self.calls: set[Future[Any]] = set()
@@ -202,8 +203,9 @@ class ServerClient:
             if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
-            if _CERTIFICATE in str(error):
-                raise BackendError(f"{self.name}: {self._host}: {one_line(error)}{TRUST}", retryable=False) from None
+            if (advice := advice_on_certificates(str(error))) and not has_begun:
+                fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
+                raise BackendError(fault, retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None

@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
 from gems.models.failures import advice_for, is_passing, may_be_charged
-from gems.models.servers.addresses import TRUST
+from gems.models.servers.addresses import advice_on_certificates
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
@@ -28,7 +28,6 @@ __all__ = ["OpenAIChat"]
 _THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>(?:(?!<think>).)*?)</think>\s*", re.DOTALL)
 """Matches reasoning that a server leaves in the answer; some chat templates contain the opening tag."""
 
-_UNTRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
 
 _FIELD: Final = "reasoning_field"
 """The name, in a message's ``additional_kwargs``, of the field in which its server writes what it thought."""
@@ -94,8 +93,8 @@ class OpenAIChat(ChatOpenAI):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = f" ({one_line(cause)})" if cause is not error else ""
-            if _UNTRUSTED in reason:
-                raise BackendError(f"{self._address}{reason}{TRUST}", retryable=False) from None
+            if advice := advice_on_certificates(reason):
+                raise BackendError(f"{self._address}{reason}{advice}", retryable=False) from None
             # A server that cannot be reached costs nothing; an answer that was lost on its way may be paid.
             is_lost = may_be_charged(error)
             tries = self._tries_made if is_lost else ""

@@ -16,6 +16,8 @@ __all__ = ["PassingError", "try_until"]
 
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
+_SHARE_OF_CUT: Final = 0.85
+"""The part of the time left after which a try ended because of the deadline, which the request itself may hit first."""
 
 _T = TypeVar("_T")
 
@@ -54,12 +56,14 @@ async def try_until(deadline: Callable[[], float], attempt: Callable[[], Awaitab
 
     async def counted() -> _T:
         nonlocal costly_tries, reason
+        begin = time.monotonic()
         try:
             return await attempt()
         except PassingError as error:
             costly_tries += error.may_cost
             # A try that the deadline cut short says less than the one before it.
-            reason = error if reason is None or time.monotonic() < deadline() else reason
+            is_cut = time.monotonic() > begin + _SHARE_OF_CUT * (deadline() - begin)
+            reason = error if reason is None or not is_cut else reason
             raise
 
     def is_over(state: RetryCallState) -> bool:

@@ -1,0 +1,241 @@
+"""What a server sent before it hung up reaches the caller, and TLS that breaks is a fault like any other."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import re
+import resource
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from langchain_core.messages import HumanMessage
+from PIL import Image
+
+from gems.authority import OPERATOR
+from gems.errors import BackendError
+from gems.models.generators import Edit, GeneratedImage, ImageRequest
+from gems.models.registry import init_image_generator, init_mllm
+from gems.options import ChatOptions, GeneratorOptions
+
+_NOISE = Image.effect_noise((1500, 1500), 90).convert("RGB")
+_NEEDS_OPENSSL = pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+
+
+@contextmanager
+def listening(answer: Callable[[socket.socket], None], family: int = socket.AF_INET) -> Iterator[tuple[int, list[int]]]:
+    """A port at which each connection is answered by a function, and the connections so far."""
+    connections: list[int] = []
+    with socket.socket(family) as server:
+        server.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
+        server.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connections.append(connection.fileno())
+                with connection, suppress(OSError):
+                    answer(connection)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield server.getsockname()[1], connections
+        server.shutdown(socket.SHUT_RDWR)
+    thread.join(10)
+
+
+def read_head(connection: socket.socket) -> bytes:
+    head = b""
+    while b"\r\n\r\n" not in head and (part := connection.recv(1000)):
+        head += part
+    return head
+
+
+def message(status: str, words: str, *headers: str) -> bytes:
+    body = json.dumps({"error": {"message": words}})
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
+
+
+def packed(body: bytes, coding: str, times: int = 1) -> bytes:
+    """A body that is repeated so many times, without more than one of them in memory."""
+    if coding == "gzip, gzip":
+        return gzip.compress(packed(body, "gzip", times))
+    packer: Any = zstandard.ZstdCompressor().compressobj() if coding == "zstd" else None
+    packer = packer or zlib.compressobj(wbits=zlib.MAX_WBITS | (16 if coding == "gzip" else 0))
+    return b"".join(packer.compress(body) for _ in range(times)) + bytes(packer.flush())
+
+
+def read_request(connection: socket.socket) -> bytes:
+    head, _, body = read_head(connection).partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    left = int(length[1]) - len(body) if length else 0
+    while left > 0 and (part := connection.recv(left)):
+        left -= len(part)
+    return head
+
+
+def draw(address: str, *, edit: Image.Image | None = None, timeout: float = 5.0) -> Any:
+    options = GeneratorOptions(base_url=address, api_key="none", timeout=timeout, edits=True)
+    request = ImageRequest("a car", 1, edit=Edit(edit, (), ("a red car",)) if edit else None)
+    [result] = init_image_generator("openai:m", options, OPERATOR).generate([request])
+    return result
+
+
+@pytest.fixture
+def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """The TLS of a server that the client trusts."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1,IP:::1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.mark.parametrize("hangs_up_hard", [False, True])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("413 Content Too Large", "at most 1 MB"), ("401 Unauthorized", "wrong key"), ("400 Bad Request", "no edits")],
+)
+def test_the_answer_to_an_upload_that_a_server_refuses_half_way_is_read(
+    status: str, words: str, hangs_up_hard: bool
+) -> None:
+    def answer(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(message(status, words))
+        if hangs_up_hard:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        threading.Event().wait(0.05)  # the client goes on with its upload meanwhile
+
+    with listening(answer) as (port, connections):
+        error = draw(f"http://127.0.0.1:{port}/v1", edit=_NOISE)
+    assert isinstance(error, BackendError)
+    assert words in str(error)
+    assert "charged" not in str(error)
+    assert len(connections) == 1
+
+
+@_NEEDS_OPENSSL
+def test_a_server_that_wants_a_certificate_of_the_client_is_told_of(tls: ssl.SSLContext) -> None:
+    tls.verify_mode = ssl.CERT_REQUIRED
+
+    def answer(connection: socket.socket) -> None:
+        with tls.wrap_socket(connection, server_side=True) as encrypted:
+            read_head(encrypted)
+
+    with listening(answer) as (port, _):
+        address = f"https://127.0.0.1:{port}/v1"
+        error = draw(address, timeout=3)
+        with pytest.raises(BackendError) as caught:
+            init_mllm("openai:m", ChatOptions(base_url=address, api_key="none"), OPERATOR).invoke([HumanMessage("a")])
+    for fault in (error, caught.value):
+        assert "it wants a certificate of its clients" in str(fault)
+        assert "charged" not in str(fault)
+
+
+@_NEEDS_OPENSSL
+@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{"])
+def test_plain_words_amid_tls_are_a_lost_connection(tls: ssl.SSLContext, sent: bytes) -> None:
+    def answer(connection: socket.socket) -> None:
+        with (
+            socket.socket(fileno=socket.dup(connection.fileno())) as plain,
+            tls.wrap_socket(connection, server_side=True) as encrypted,
+        ):
+            read_head(encrypted)
+            encrypted.sendall(sent)
+            plain.sendall(b"Fatal error: out of memory\n" * 9)
+
+    with listening(answer) as (port, connections):
+        error = draw(f"https://127.0.0.1:{port}/v1", timeout=20)
+    assert isinstance(error, BackendError)
+    assert "3 of them may have been charged" in str(error)
+    assert len(connections) == 3
+
+
+@_NEEDS_OPENSSL
+def test_a_server_with_tls_is_found_by_its_name_and_by_addresses_of_both_kinds(tls: ssl.SSLContext) -> None:
+    def answer(connection: socket.socket) -> None:
+        with tls.wrap_socket(connection, server_side=True) as encrypted:
+            read_head(encrypted)
+            encrypted.sendall(message("401 Unauthorized", "who is there?"))
+
+    for host, family in (("localhost", socket.AF_INET), ("[::1]", socket.AF_INET6)):
+        with suppress(OSError), listening(answer, family) as (port, _):
+            assert "who is there?" in str(draw(f"https://{host}:{port}/v1"))
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+def test_a_name_that_no_host_can_have_is_told_of(host: str) -> None:
+    error = draw(f"http://{host}/v1", timeout=0.5)
+    assert isinstance(error, BackendError)
+    assert f"cannot reach {host}" in str(error)
+    assert not isinstance(error, GeneratedImage)
+
+
+def test_a_server_that_never_says_hello_is_waited_for_as_long_as_told() -> None:
+    with listening(lambda connection: threading.Event().wait(2) and None) as (port, _):
+        assert "in 1 s" in str(draw(f"https://127.0.0.1:{port}/v1", timeout=1))
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd", "gzip, gzip"])
+@pytest.mark.parametrize("status", ["200 OK", "400 Bad Request"])
+def test_an_answer_that_unfolds_without_end_is_refused_before_it_does(coding: str, status: str) -> None:
+    bomb = _BOMBS.get(coding) or _BOMBS.setdefault(coding, packed(bytes(2**20), coding, 300))
+
+    def answer(connection: socket.socket) -> None:
+        read_request(connection)
+        head = f"HTTP/1.1 {status}\r\nContent-Encoding: {coding}\r\nContent-Length: {len(bomb)}\r\n\r\n"
+        connection.sendall(head.encode() + bomb)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with listening(answer) as (port, connections):
+        address = f"http://127.0.0.1:{port}/v1"
+        assert "sends more than 64 MB" in str(draw(address))
+        with pytest.raises(BackendError, match="sends more than 64 MB") as caught:
+            init_mllm("openai:m", ChatOptions(base_url=address, api_key="none"), OPERATOR).invoke([HumanMessage("a")])
+    assert not caught.value.retryable
+    assert len(connections) == 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024  # in KB
+
+
+_BOMBS: dict[str, bytes] = {}
+_FILE = io.BytesIO()
+Image.radial_gradient("L").convert("RGB").save(_FILE, "PNG")
+_ANSWER = json.dumps({"data": [{"b64_json": base64.b64encode(_FILE.getvalue()).decode()}]}).encode()
+_COMPLETION = json.dumps({"choices": [{"message": {"content": "a car"}, "finish_reason": "stop"}]}).encode()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+def test_a_packed_answer_that_is_whole_is_paid_once_whatever_its_end(coding: str) -> None:
+    lost = 0 if coding == "zstd" else 4  # the sum of what came before
+
+    def answer(connection: socket.socket) -> None:
+        content = packed(_COMPLETION if b"chat" in read_request(connection) else _ANSWER, coding)
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {coding}\r\nContent-Length: {len(content) + 9}\r\n\r\n"
+        connection.sendall(head.encode() + content[: -lost or None])
+
+    with listening(answer) as (port, connections):
+        address = f"http://127.0.0.1:{port}/v1"
+        assert isinstance(draw(address), GeneratedImage)
+        model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none"), OPERATOR)
+        assert model.invoke([HumanMessage("a")]).text == "a car"
+    assert len(connections) == 2
