@@ -82,6 +82,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 _test_numbers = count()
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """The name of a case, the same in all workers: a file of gzip holds the time at which it was packed."""
+    return f"packed {argname}" if isinstance(val, bytes) and b"\x1f\x8b" in val else None
+
+
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A separate GEMS home folder for each test: no test reads or changes the user's.

@@ -96,7 +96,7 @@ def test_an_answer_is_unpacked_a_few_times_at_most() -> None:
         (gzip.compress(b"{}"), "none"),
         (b"{}", "zstd"),
     ],
-    ids=["once", "in parts", "twice", "without a frame", "told wrongly", "not at all"],  # bytes of gzip hold the time
+    ids=["once", "in parts", "twice", "without a frame", "told wrongly", "not at all"],
 )
 def test_what_is_packed_is_read(packed: bytes, encoding: str) -> None:
     assert _read(packed, content_encoding=encoding) == b"{}"
