@@ -350,6 +350,8 @@ def forget_teardown() -> None:
 
 def main() -> None:
     address = Path(sys.argv[1])
+    # A fork of a process in which OpenMP has begun threads waits for them for ever.
+    os.environ["OMP_NUM_THREADS"] = "1"
     import_libraries()
     build_the_command_line_once()
     fill_caches()
