@@ -20,6 +20,7 @@ from gems.graph.context import GemsContext
 from gems.graph.context_schemas import RunContext
 from gems.graph.parts import check_checkpointer, resources_of
 from gems.graph.routing import (
+    after_cross_check,
     after_generator,
     after_intake,
     after_planner,
@@ -54,7 +55,7 @@ PURPOSES: Final = {
     "skills": "Gives the planner the texts of the skills that it calls.",
     "decomposer": "Turns the prompt into yes/no requirements.",
     "cross_check": "Compares the draft with the requirements, and has each mended by the other.",
-    "generator": "Draws the round's images from noise.",
+    "generator": "Draws a proposal's images from noise.",
     "editor": "Changes what is wrong in the best image.",
     "verifier": "Looks at each image and answers every requirement.",
     "review": "Asks a person.",
@@ -197,10 +198,10 @@ def _add_edges(graph: _Graph) -> None:
     add_choice("planner", after_planner)
     graph.add_edge("skills", "planner")
     graph.add_edge("decomposer", "cross_check")
-    graph.add_edge("cross_check", "generator")
-    add_choice("generator", after_generator, "verifier", "refiner", "store_memory")
+    add_choice("cross_check", after_cross_check, "generator", "store_memory")
+    add_choice("generator", after_generator, "verifier", "store_memory")
+    add_choice("editor", after_generator, "verifier", "store_memory")
     add_choice("verifier", after_verifier)
-    add_choice("review", after_review)
-    add_choice("refiner", after_refiner)
-    add_choice("editor", after_generator, "verifier", "refiner", "store_memory")
+    add_choice("review", after_review, "generator", "verifier", "refiner", "store_memory")
+    add_choice("refiner", after_refiner, "generator", "editor")
     graph.add_edge("store_memory", END)

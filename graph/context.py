@@ -14,7 +14,9 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_serializer,
+    field_validator,
 )
 
 from gems.authority import (
@@ -144,6 +146,14 @@ class GemsContext(_Spelled):
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
+    proposals: _Open[int] = Field(
+        default=1,
+        ge=1,
+        le=16,
+        title="Proposals",
+        description="Prompts per round, among which its candidates are dealt out: the planner's or the refiner's, then "
+        "the best one so far, then the user's own words.",
+    )
     verify_concurrency: _Open[int] = Field(
         default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."
     )
@@ -273,6 +283,14 @@ class GemsContext(_Spelled):
             InputError: The operator did not give one of the values.
         """
         self.authority.check(v for v in operator_values(self) if v.path.partition(".")[0] not in unused)
+
+    @field_validator("proposals")
+    @classmethod
+    def _each_is_drawn(cls, proposals: int, info: ValidationInfo) -> int:
+        candidates = info.data.get("candidates", proposals)
+        if proposals > candidates:
+            raise ValueError(f"{proposals} prompts need as many images per round, and candidates is {candidates}")
+        return proposals
 
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:

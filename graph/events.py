@@ -84,10 +84,12 @@ class SkillsEvent(TypedDict):
 
 
 class PromptEvent(TypedDict):
-    """There is a prompt to draw in this round; a second one, from ``cross_check``, takes the place of the first."""
+    """There is a prompt to draw in this round; another for the same proposal, from ``cross_check``, takes its place."""
 
     event: Literal["prompt"]
     round: int
+    proposal: int
+    """Which of the round's prompts it is, from 0."""
     strategy: Strategy
     prompt: str
 

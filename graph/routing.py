@@ -6,11 +6,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from langchain_core.messages import AIMessage
+from langgraph.types import Send
 
 from gems.graph.context import GemsContext
-from gems.graph.state import Attempt, GemsState, Outcome, Usage, best_attempt
+from gems.graph.state import (
+    Assignment,
+    Attempt,
+    GemsState,
+    Outcome,
+    Usage,
+    best_attempt,
+    proposals_of,
+    round_of,
+)
 
 __all__ = [
+    "after_cross_check",
     "after_generator",
     "after_intake",
     "after_planner",
@@ -19,8 +30,10 @@ __all__ = [
     "after_verifier",
     "asks_person",
     "awaits_comparison",
+    "drawing_of",
     "limit_of",
     "outcome_of",
+    "outcome_without_images",
 ]
 
 
@@ -56,11 +69,38 @@ def after_intake(state: GemsState) -> Sequence[Literal["retrieve_memory", "decom
     return ["store_memory"] if state.get("outcome") else ["retrieve_memory", "decomposer"]
 
 
+def drawing_of(state: GemsState) -> list[Send]:
+    """The drawing of a round: edits of the best image are sent to the editor, other proposals to the generator."""
+    proposals, best = proposals_of(state), best_attempt(state["attempts"])
+    assignments = [
+        Assignment(
+            run_id=state["run_id"],
+            seed=state["seed"],
+            round=round_of(state),
+            proposal=proposal,
+            place=place,
+            places=len(proposals),
+            edit_from=best if proposal.strategy == "edit" else None,
+            requirements=state["requirements"],
+            checks=state.get("checks") or [],
+            usage=state["usage"],
+            errors=state["errors"],
+        )
+        for place, proposal in enumerate(proposals)
+    ]
+    return [Send("editor" if assignment["edit_from"] else "generator", assignment) for assignment in assignments]
+
+
 def after_planner(state: GemsState) -> Literal["skills", "cross_check"]:
     """To the skills while the planner calls them; to the comparison with the requirements once there is a draft."""
     planning = state.get("planning") or []
     last = planning[-1] if planning else None
-    return "skills" if not state.get("draft") and isinstance(last, AIMessage) and last.tool_calls else "cross_check"
+    return "skills" if not proposals_of(state) and isinstance(last, AIMessage) and last.tool_calls else "cross_check"
+
+
+def after_cross_check(state: GemsState) -> list[Send | Literal["store_memory"]]:
+    """To the drawing of each proposal; to the end if a branch gave up."""
+    return ["store_memory"] if state.get("outcome") else [*drawing_of(state)]
 
 
 def awaits_comparison(state: GemsState) -> bool:
@@ -68,18 +108,33 @@ def awaits_comparison(state: GemsState) -> bool:
     return state.get("compared") is False
 
 
-def after_generator(state: GemsState) -> Sequence[Literal["verifier", "refiner", "store_memory"]]:
-    """To the verifier with new images, to the refiner if the draft was refused, to the end if the run is over."""
-    if awaits_comparison(state):
-        return []
+def after_generator(state: GemsState) -> Sequence[Literal["verifier", "store_memory"]]:
+    """To the verifier once the round has images, or reasons why it has none.
+
+    A generator that was handed the whole state has drawn nothing; it has sent what is to be drawn, or the comparison
+    will.
+    """
     if state.get("outcome"):
         return ["store_memory"]
-    return ["refiner"] if state["draft"] in state["refused"] else ["verifier"]
+    is_drawn = state.get("undrawn") or any(attempt.round == round_of(state) for attempt in state["attempts"])
+    return ["verifier"] if is_drawn else []
 
 
-def after_refiner(state: GemsState) -> Literal["generator", "editor"]:
-    """To the editor to change the best image, to the generator for a new one."""
-    return "editor" if state["strategy"] == "edit" else "generator"
+def outcome_without_images(state: GemsState, context: GemsContext) -> Outcome | None:
+    """Why a run ends in whose round nothing was drawn; None if the refiner may reword what was refused.
+
+    A refused round counts as one.
+    """
+    undrawn, attempts = state.get("undrawn") or [], state["attempts"]
+    if set(undrawn) == {"refused"}:
+        rounds = len(state["refused"]) + (attempts[-1].round if attempts else 0)
+        return None if rounds < context.max_rounds else "rounds" if attempts else "failed"
+    return "failed" if "failed" in undrawn else "budget"
+
+
+def after_refiner(state: GemsState) -> list[Send]:
+    """To the drawing of each proposal."""
+    return drawing_of(state)
 
 
 def after_verifier(state: GemsState) -> Literal["review", "refiner", "store_memory"]:
@@ -89,11 +144,11 @@ def after_verifier(state: GemsState) -> Literal["review", "refiner", "store_memo
     return "store_memory" if state.get("outcome") else "refiner"
 
 
-def after_review(state: GemsState) -> Literal["generator", "verifier", "refiner", "store_memory"]:
+def after_review(state: GemsState) -> list[Send | Literal["verifier", "refiner", "store_memory"]]:
     """Where the person's decision sends the run."""
     review = state.get("review")
     if state.get("outcome") or review is None:
-        return "store_memory"
+        return ["store_memory"]
     if review.action == "edit_prompt":
-        return "generator"
-    return "verifier" if review.action == "edit_requirements" else "refiner"
+        return [*drawing_of(state)]
+    return ["verifier" if review.action == "edit_requirements" else "refiner"]

@@ -32,6 +32,7 @@ __all__ = [
     "About",
     "Answer",
     "AskedFor",
+    "Assignment",
     "Attempt",
     "Box",
     "Budget",
@@ -44,6 +45,7 @@ __all__ = [
     "Memory",
     "Outcome",
     "Prices",
+    "Proposal",
     "Requirement",
     "Review",
     "Strategy",
@@ -55,10 +57,12 @@ __all__ = [
     "best_attempt",
     "check_schema",
     "checkpoint_types",
+    "proposals_of",
+    "round_of",
     "score_verdicts",
 ]
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """The version of the state's layout, in each checkpoint. Checkpoints without a number are older, and can be read."""
 
 Kind = Literal["object", "count", "attribute", "position", "verb", "text", "style", "other"]
@@ -79,10 +83,11 @@ Outcome = Literal["solved", "accepted", "rounds", "budget", "stalled", "cancelle
 ``budget``, ``stalled``: the best effort within the limits. ``cancelled``: stopped from outside. ``failed``: a backend
 still failed after its retries. Every outcome returns the best image so far."""
 
-Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "person", "reuse"]
+Strategy = Literal["plan", "rewrite", "reseed", "edit", "restart", "asked", "person", "reuse"]
 """Where an attempt's prompt comes from. ``plan``: the planner. ``rewrite``: the refiner reworded the best attempt.
 ``reseed``: the same prompt with other noise. ``edit``: the best attempt's image, changed where it is wrong.
-``restart``: the refiner started again from the user's prompt. ``person``: a person wrote it. ``reuse``: the image of an
+``restart``: the refiner started again from the user's prompt. ``asked``: the user's own words, beside another prompt.
+``person``: a person wrote it. ``reuse``: the image of an
 earlier run that solved the same prompt."""
 
 
@@ -181,6 +186,13 @@ class Attempt(_Frozen):
         return self.passed and self.judged != "rejected" and all(v.answer != "no" for v in self.checks)
 
 
+class Proposal(_Frozen):
+    """A prompt that a round draws. A round with several deals its images out among them, in turn."""
+
+    prompt: str = Field(min_length=1, description="The generation prompt.")
+    strategy: Strategy = Field(default="person", description="Where the prompt comes from.")
+
+
 class Failure(_Frozen):
     """A generation prompt that did not work."""
 
@@ -269,6 +281,17 @@ def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     )
 
 
+def _merged(attempts: Sequence[Attempt], changed: Sequence[Attempt | Mapping[str, Any]]) -> list[Attempt]:
+    """The attempts with new ones, and with others in the place of those of the same round and candidate.
+
+    Nodes that draw at the same time each hand in their own images, which are kept whatever becomes of the others.
+    """
+    merged = {(attempt.round, attempt.candidate): attempt for attempt in attempts}
+    for attempt in map(Attempt.model_validate, changed):  # who edits a state in Studio hands in JSON
+        merged[attempt.round, attempt.candidate] = attempt
+    return [merged[place] for place in sorted(merged)]
+
+
 class AskedFor(_Frozen):
     """A requirement as a person words it."""
 
@@ -337,7 +360,7 @@ class GemsOutput(TypedDict, total=False):
     """The best attempt's score, in [0, 1]."""
     outcome: Outcome | None
     """Why the run ended."""
-    attempts: list[Attempt]
+    attempts: Annotated[list[Attempt], _merged]
     """Every image made, in order."""
     requirements: list[Requirement]
     """The user's requirements, against which every image is checked."""
@@ -354,7 +377,8 @@ class GemsOutput(TypedDict, total=False):
 class GemsState(GemsOutput, total=False):
     """Everything that a run knows. A node returns the keys that it changes.
 
-    Only ``planning``, ``messages``, ``usage`` and ``errors`` have reducers: several nodes contribute to them.
+    Only ``attempts``, ``refused``, ``undrawn``, ``planning``, ``messages``, ``usage`` and ``errors`` have reducers:
+    several nodes contribute to them. What replaces one of them whole is an ``Overwrite``.
     """
 
     schema: int
@@ -373,8 +397,10 @@ class GemsState(GemsOutput, total=False):
     """The SHA-256 of each skill that the planner is offered in this run, by name; see ``gems.skills.snapshots``."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""
-    draft: str
-    """The generation prompt for the next image."""
+    round: int
+    """Number of the round that is drawn or was drawn last, from 1."""
+    proposals: list[Proposal]
+    """The prompts that the round draws; of a first round, the planner's draft comes first."""
     parts: list[list[str]]
     """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft.
 
@@ -383,10 +409,10 @@ class GemsState(GemsOutput, total=False):
     """Whether the draft was compared with the requirements; missing in checkpoints from before there was a comparison.
 
     Such a thread may have sent its decomposer straight to the generator, which then waits for the comparison."""
-    refused: list[str]
-    """Drafts that the image model's provider refused to draw, in order."""
-    strategy: Strategy
-    """Where ``draft`` comes from."""
+    refused: Annotated[list[str], operator.add]
+    """Prompts that the image model's provider refused to draw, in order."""
+    undrawn: Annotated[list[Literal["refused", "budget", "failed"]], operator.add]
+    """Why proposals of the round have no image, until the verifier has looked at those that have."""
     in_review: bool
     """Whether a person is asked about the images that were just verified."""
     review: Review | None
@@ -395,6 +421,48 @@ class GemsState(GemsOutput, total=False):
     """For people who watch in Studio: the prompt, and a small picture of each attempt if thumbnails are on."""
     usage: Annotated[Usage, operator.add]
     errors: Annotated[list[str], operator.add]
+    draft: str
+    """The prompt to draw, in checkpoints from before there were ``proposals``; not written any more."""
+    strategy: Strategy
+    """Where ``draft`` comes from."""
+
+
+class Assignment(TypedDict):
+    """What the generator or the editor is sent: one proposal, and what it takes of the run's state to draw it."""
+
+    run_id: str
+    seed: int
+    round: int
+    proposal: Proposal
+    place: int
+    """Which of the round's proposals it is, from 0."""
+    places: int
+    """How many proposals the round has."""
+    edit_from: Attempt | None
+    """The attempt whose image is edited; None to draw from noise."""
+    requirements: list[Requirement]
+    checks: list[Requirement]
+    usage: Usage
+    errors: list[str]
+
+
+def proposals_of(state: GemsState) -> list[Proposal]:
+    """The prompts that the round draws; none while the planner has not handed in its draft.
+
+    Raises:
+        ValidationError: Somebody has edited the state, and put in what is no proposal.
+    """
+    proposals = [Proposal.model_validate(proposal) for proposal in state.get("proposals") or []]
+    if not proposals and (draft := state.get("draft")):
+        return [Proposal(prompt=draft, strategy=state["strategy"])]
+    return proposals
+
+
+def round_of(state: GemsState) -> int:
+    """Number of the round that is drawn or was drawn last, from 1."""
+    attempts = state.get("attempts") or []
+    # Older checkpoints do not say it: a verified attempt ends its round.
+    return state.get("round") or (attempts[-1].round + int(attempts[-1].verified) if attempts else 1)
 
 
 def all_asked(state: GemsState) -> list[Requirement]:

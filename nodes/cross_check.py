@@ -10,7 +10,7 @@ from langgraph.runtime import Runtime
 
 from gems.faces import in_thread
 from gems.graph.context import GemsContext, Role
-from gems.graph.state import GemsState, Requirement
+from gems.graph.state import GemsState, Requirement, proposals_of
 from gems.models.generators import guide_of
 from gems.nodes.agreement import forgotten, is_invented, left_out
 from gems.nodes.ask import ask
@@ -18,6 +18,7 @@ from gems.nodes.decomposer import AddedRequirements, answer_of, decomposition, m
 from gems.nodes.meter import Meter, metered
 from gems.nodes.planner import planning_task
 from gems.nodes.prompt_checks import Part, Plan, form_for, in_front, lost_words, unreadable, without_prompt
+from gems.nodes.proposing import announce, with_others
 from gems.nodes.question_checks import Mapped, is_mapped, stands_for
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import describe, is_backend_failure
@@ -49,10 +50,17 @@ def make_cross_check(resources: Resources) -> Node:
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
             runtime.stream_writer({"event": "requirements", "requirements": rows})
-        if draft != state["draft"]:
-            runtime.stream_writer({"event": "prompt", "round": 1, "strategy": state["strategy"], "prompt": draft})
+        earlier = proposals_of(state)
+        first = earlier[0].model_copy(update={"prompt": draft})
+        # Somebody who edits the state may have given several.
+        proposals = [first, *earlier[1:]] if earlier[1:] else await with_others(first, resources, context, state)
+        announce(runtime, 1, proposals, known=earlier)
         return GemsState(
-            requirements=requirements, draft=draft, compared=True, usage=meter.usage, errors=repairs.errors
+            requirements=requirements,
+            proposals=proposals,
+            compared=True,
+            usage=meter.usage,
+            errors=repairs.errors,
         )
 
     return cross_check
@@ -94,7 +102,7 @@ async def _agreed_requirements(
     resources: Resources, context: GemsContext, state: GemsState, repairs: _Repairs
 ) -> list[Requirement]:
     """The requirements without what was invented, and with what was left out."""
-    prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
+    prompt, draft, parts = state["prompt"], proposals_of(state)[0].prompt, _parts(state)
     by_question = {mapped(prompt, requirement): requirement for requirement in state["requirements"]}
     questions = list(by_question)
     sound = [q for q in questions if not is_invented(q, [other for other in questions if other is not q], draft, parts)]
@@ -127,7 +135,7 @@ async def _agreed_draft(
     repairs: _Repairs,
 ) -> str:
     """The draft, written again if it has lost something; if that does not help, with the prompt in front of it."""
-    prompt, draft, parts = state["prompt"], state["draft"], _parts(state)
+    prompt, draft, parts = state["prompt"], proposals_of(state)[0].prompt, _parts(state)
     if draft == prompt:
         return draft
     questions = [mapped(prompt, requirement) for requirement in requirements]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
+from langgraph.types import Command
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
 from gems.faces import in_thread, runs_here, together, until_cancelled
 from gems.graph.context import GemsContext
-from gems.graph.routing import awaits_comparison
-from gems.graph.state import Attempt, GemsState, Requirement, all_asked, best_attempt
+from gems.graph.routing import awaits_comparison, drawing_of
+from gems.graph.state import Assignment, Attempt, GemsState, Requirement, Usage
 from gems.memory.image_store import decode_png
 from gems.models.generators import (
     ASKS,
@@ -45,10 +46,14 @@ __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "withou
 
 
 def make_generator(resources: Resources) -> Node:
-    """The node that appends this round's unverified attempts, drawn from noise."""
+    """The node that appends unverified attempts of one proposal, drawn from noise or from the image to be edited.
 
-    async def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        return await _draw(resources, state, runtime, "generator", None)
+    It is sent an ``Assignment``. Where an error handler or an older checkpoint names it as the next node, it is handed
+    the whole state instead, and sends an assignment for each proposal.
+    """
+
+    async def generator(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState | Command[Any]:
+        return await _draw(resources, state, runtime, "generator")
 
     return generator
 
@@ -56,8 +61,8 @@ def make_generator(resources: Resources) -> Node:
 def make_editor(resources: Resources) -> Node:
     """The node that edits the image of the best attempt: what is right in it stays."""
 
-    async def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
-        return await _draw(resources, state, runtime, "editor", best_attempt(state["attempts"]))
+    async def editor(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState | Command[Any]:
+        return await _draw(resources, state, runtime, "editor")
 
     return editor
 
@@ -73,31 +78,38 @@ def edit_of(attempt: Attempt, requirements: Sequence[Requirement], image: Image.
 
 
 async def _draw(
-    resources: Resources, state: GemsState, runtime: Runtime[GemsContext], node: str, base: Attempt | None
-) -> GemsState:
-    """Draw the round's images, from noise or from the image of ``base``, and file them."""
+    resources: Resources, state: GemsState | Assignment, runtime: Runtime[GemsContext], node: str
+) -> GemsState | Command[Any]:
+    """Draw what the node is sent."""
+    if "proposal" in state:
+        return await _draw_proposal(resources, cast(Assignment, state), runtime, node)
     if state.get("outcome") or awaits_comparison(state):  # a branch before this one gave up, or is not done
         return GemsState()
-    context, attempts = resources.context(runtime), state["attempts"]
-    with metered(state, node, context, is_chatting=False) as meter:
-        easel = await in_thread(_Easel, resources, context, state, runtime, base, meter)
+    return Command(goto=drawing_of(state))
+
+
+async def _draw_proposal(
+    resources: Resources, assignment: Assignment, runtime: Runtime[GemsContext], node: str
+) -> GemsState:
+    context = resources.context(runtime)
+    with metered(assignment, node, context, is_chatting=False) as meter:
+        easel = await in_thread(_Easel, resources, context, assignment, runtime, meter)
         requests = await in_thread(easel.requests)
         if not requests:
-            return GemsState(outcome="budget", usage=meter.usage)
+            return GemsState(undrawn=["budget"], usage=meter.usage)
         results = await easel.draw(requests)
-        errors = [result for result in results if isinstance(result, BackendError)]
+        errors = [result for result in results.values() if isinstance(result, BackendError)]
         if len(errors) == len(results):
             if all(isinstance(error, ContentRefusedError) for error in errors):
-                return _refusal(state, context, errors[0], meter)
+                prompt = assignment["proposal"].prompt
+                return GemsState(
+                    refused=[prompt], undrawn=["refused"], errors=[f"generator: {errors[0]}"], usage=meter.usage
+                )
             raise errors[0]
-    drawings = [result for result in results if isinstance(result, _Drawing)]
-    new_attempts = [drawing.attempt for drawing in drawings]
-    best = best_attempt([*attempts, *new_attempts])
+    drawings = [result for result in results.values() if isinstance(result, _Drawing)]
     return GemsState(
-        attempts=[*attempts, *new_attempts],
-        refused=[draft for draft in state["refused"] if draft != state["draft"]],
-        image=best.image if best else None,
-        errors=[*(f"generator: image {error}" for error in errors), *_notes(easel.backend, drawings, state)],
+        attempts=[drawing.attempt for drawing in drawings],
+        errors=[*(f"generator: image {error}" for error in errors), *_notes(easel.backend, drawings, assignment)],
         usage=meter.usage,
     )
 
@@ -113,14 +125,13 @@ _Result: TypeAlias = _Drawing | BackendError
 
 
 class _Easel:
-    """Draws the images of one round, and files each as soon as it is there.
+    """Draws the images of one proposal, and files each as soon as it is there.
 
     Args:
         resources: The models and stores.
         context: The run's settings.
-        state: The run's state.
+        assignment: What to draw.
         runtime: Where events are streamed to.
-        base: The attempt whose image is edited; None to draw from noise.
         meter: Counts the images. What an interrupted try of the node has made is not drawn again.
     """
 
@@ -128,60 +139,72 @@ class _Easel:
         self,
         resources: Resources,
         context: GemsContext,
-        state: GemsState,
+        assignment: Assignment,
         runtime: Runtime[GemsContext],
-        base: Attempt | None,
         meter: Meter,
     ) -> None:
         self.images, self.backend = resources.images(context), resources.generator(context)
-        self.context, self.state, self.runtime, self.base = context, state, runtime, base
+        self.context, self.assignment, self.runtime = context, assignment, runtime
         self.meter, self.drawings = meter, meter.done
+        self.proposal, self.round, base = assignment["proposal"], assignment["round"], assignment["edit_from"]
+        self._base, self._base_hash = base, base.image.sha256 if base else ""
         self._fingerprint, self._turns = self.backend.fingerprint, resources.turns(self.backend)
-        attempts = state["attempts"]
-        self.round = attempts[-1].round + 1 if attempts else 1
 
-    def requests(self) -> list[ImageRequest]:
-        """The round's images: those that an earlier try has made, and as many others as the budget still allows."""
-        context, state, base, edit = self.context, self.state, self.base, None
+    def requests(self) -> dict[int, ImageRequest]:
+        """The proposal's images by candidate: those that an earlier try has made, and others as the budget allows."""
+        context, assignment, base, edit = self.context, self.assignment, self._base, None
         if base is not None:
-            edit = edit_of(base, all_asked(state), decode_png(self.images.read(base.image)))
-        seeds = [
-            seed_of_attempt(state["seed"], round_=self.round, candidates=context.candidates, candidate=candidate)
-            for candidate in range(context.candidates)
-        ]
-        absent = negative_prompt_for(state["requirements"]) if takes_negative_prompts(self.backend) else ""
-        requests = [ImageRequest(state["draft"], seed, edit, absent) for seed in seeds]
-        new = [request for request in requests if self._key(request) not in self.drawings]
-        usage, sizes = self.meter.total, range(len(new), 0, -1)
-        room = next((size for size in sizes if not context.budget.exhausted(usage, images=size)), 0)
-        return [request for request in requests if request not in new[room:]]
+            required = [*assignment["requirements"], *assignment["checks"]]
+            edit = edit_of(base, required, decode_png(self.images.read(base.image)))
+        absent = negative_prompt_for(assignment["requirements"]) if takes_negative_prompts(self.backend) else ""
+        # All proposals are sent at the same usage, and so come to the same number of images for the round.
+        most = self._room(assignment["usage"], max(context.candidates, assignment["places"]))
+        requests = {
+            candidate: ImageRequest(self.proposal.prompt, self._seed(candidate), edit, absent)
+            for candidate in range(assignment["place"], most, assignment["places"])
+        }
+        new = [candidate for candidate, request in requests.items() if self._key(request) not in self.drawings]
+        beyond = new[self._room(self.meter.total, len(new)) :]
+        return {candidate: request for candidate, request in requests.items() if candidate not in beyond}
 
-    async def draw(self, requests: Sequence[ImageRequest]) -> list[_Result]:
-        """Draw the images: on a server at the same time, in this process as many at once as it can.
+    def _room(self, usage: Usage, most: int) -> int:
+        """How many images the budget has room for."""
+        budget = self.context.budget
+        return next((size for size in range(most, 0, -1) if not budget.exhausted(usage, images=size)), 0)
+
+    def _seed(self, candidate: int) -> int:
+        candidates = self.context.candidates
+        seed = self.assignment["seed"]
+        return seed_of_attempt(seed, round_=self.round, candidates=candidates, candidate=candidate)
+
+    async def draw(self, requests: Mapping[int, ImageRequest]) -> dict[int, _Result]:
+        """Draw images: on a server at the same time, in this process as many at once as it can.
 
         Raises:
             GraphDrained: The run is to stop, and there is no image that was paid.
         """
-        indices = [index for index, request in enumerate(requests) if self._key(request) not in self.drawings]
+        candidates = [c for c, request in requests.items() if self._key(request) not in self.drawings]
         errors: dict[int, BackendError | GraphDrained] = {}
         if draws_for_many(self.backend):
-            await together([self._paint(requests, [index], errors) for index in indices])
+            await together([self._paint(requests, [candidate], errors) for candidate in candidates])
         else:
-            size = await in_thread(images_at_once, self.backend) or max(1, len(indices))
-            for start in range(0, len(indices), size):
+            size = await in_thread(images_at_once, self.backend) or max(1, len(candidates))
+            for start in range(0, len(candidates), size):
                 async with self._turns:
-                    await self._paint(requests, indices[start : start + size], errors)
-        return unless_stopped(
-            [self.drawings.get(self._key(request)) or errors[i] for i, request in enumerate(requests)]
-        )
+                    await self._paint(requests, candidates[start : start + size], errors)
+        results = unless_stopped([self.drawings.get(self._key(r)) or errors[c] for c, r in requests.items()])
+        return dict(zip(requests, results, strict=True))
 
     async def _paint(
-        self, requests: Sequence[ImageRequest], indices: Sequence[int], errors: dict[int, BackendError | GraphDrained]
+        self,
+        requests: Mapping[int, ImageRequest],
+        candidates: Sequence[int],
+        errors: dict[int, BackendError | GraphDrained],
     ) -> None:
         """Draw some of the images in one call of the generator, and file them."""
 
         def on_step(step: Step) -> None:
-            self._report(replace(step, index=indices[step.index]))
+            self._report(replace(step, index=candidates[step.index]))
 
         def paint() -> None:
             file_all(self.backend.generate(group, on_step=on_step))
@@ -201,18 +224,18 @@ class _Easel:
                 raise
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            by_index = dict(zip(indices, results, strict=True))
-            new_images = {index: result for index, result in by_index.items() if isinstance(result, GeneratedImage)}
-            errors.update({index: error for index, error in by_index.items() if isinstance(error, BackendError)})
+            made = dict(zip(candidates, results, strict=True))
+            new_images = {c: result for c, result in made.items() if isinstance(result, GeneratedImage)}
+            errors.update({c: error for c, error in made.items() if isinstance(error, BackendError)})
             images.difference_update(group_images)
             images.update(group_images[: len(new_images)])
-            for index, result in new_images.items():
-                self._file(index, result, self._key(requests[index]))
+            for candidate, result in new_images.items():
+                self._file(candidate, result, self._key(requests[candidate]))
 
         group, images, group_images = (
-            [requests[index] for index in indices],
+            [requests[candidate] for candidate in candidates],
             self.meter.images,
-            [object() for _ in indices],
+            [object() for _ in candidates],
         )
         token = ASKS.set(ask)
         try:
@@ -224,7 +247,7 @@ class _Easel:
         except GraphDrained as stop:
             if not draws_for_many(self.backend):
                 raise
-            errors[indices[0]] = stop
+            errors[candidates[0]] = stop
         finally:
             ASKS.reset(token)
 
@@ -240,22 +263,21 @@ class _Easel:
 
     def _key(self, request: ImageRequest) -> tuple[object, ...]:
         """Identifies a drawing among those of earlier tries, whose draft or model may have been another."""
-        base_hash = self.base.image.sha256 if self.base else ""
-        return request.prompt, request.negative_prompt, request.seed, base_hash, self._fingerprint
+        return request.prompt, request.negative_prompt, request.seed, self._base_hash, self._fingerprint
 
     def _file(self, candidate: int, result: GeneratedImage, key: tuple[object, ...]) -> None:
         """Put an image into the store, and make the attempt that refers to it."""
-        request, base_hash = result.request, self.base.image.sha256 if self.base else ""
-        ref = self.images.put(result.image, image_metadata(request, self.backend, edited_from=base_hash))
+        request = result.request
+        ref = self.images.put(result.image, image_metadata(request, self.backend, edited_from=self._base_hash))
         attempt = Attempt(
             round=self.round,
             candidate=candidate,
-            strategy=self.state["strategy"],
+            strategy=self.proposal.strategy,
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             image=ref,
-            edited_from=base_hash,
+            edited_from=self._base_hash,
         )
         self.drawings[key] = _Drawing(attempt, result.note)
         if not is_cancelled():  # else nobody listens any more
@@ -263,23 +285,13 @@ class _Easel:
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
 
 
-def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], state: GemsState) -> list[str]:
+def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: Assignment) -> list[str]:
     """What the user should know about how the images were drawn; each note once in a run."""
     notes = [drawing.note for drawing in drawings if drawing.note]
-    if not is_reproducible(backend):
+    if not is_reproducible(backend) and not assignment["place"]:
         notes.append(f"{backend.name} takes no seed: this run cannot be replayed")
     lines = dict.fromkeys(f"generator: {note}" for note in notes)
-    return [line for line in lines if line not in state.get("errors", ())]
-
-
-def _refusal(state: GemsState, context: GemsContext, error: BackendError, meter: Meter) -> GemsState:
-    """A refused draft costs a round: the refiner rewords it as long as there are rounds left."""
-    refused, attempts = [*state["refused"], state["draft"]], state["attempts"]
-    rounds = len(refused) + (attempts[-1].round if attempts else 0)
-    update = GemsState(refused=refused, errors=[f"generator: {error}"], usage=meter.usage)
-    if rounds >= context.max_rounds:
-        update["outcome"] = "rounds" if attempts else "failed"
-    return update
+    return [line for line in lines if line not in assignment["errors"]]
 
 
 def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:
@@ -308,8 +320,8 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
 
 
 def without_image(state: GemsState, error: NodeError) -> Goto:
-    """End the run after a generator has failed for good. The images of earlier rounds are still the result."""
-    return report_failure(state, error, "store_memory", outcome="failed")
+    """Go on without a proposal's images after a generator has failed for good. Those that there are still count."""
+    return report_failure(state, error, "verifier", undrawn=["failed"])
 
 
 def _base64_jpeg(image: Image.Image) -> str:

@@ -75,17 +75,19 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         skills=[],
         requirements=[],
         checks=[],
-        draft="",
+        round=1,
+        proposals=[],
         parts=[],
-        refused=[],
-        strategy="plan",
+        refused=Overwrite([]),  # type: ignore[typeddict-item]
+        undrawn=Overwrite([]),  # type: ignore[typeddict-item]
         in_review=False,
         review=None,
         messages=[RemoveMessage(id=REMOVE_ALL_MESSAGES)],
-        attempts=[],
+        attempts=Overwrite([]),  # type: ignore[typeddict-item]
         image=None,
         score=0.0,
         outcome=None,
         usage=Overwrite(Usage()),  # type: ignore[typeddict-item]
         errors=Overwrite([]),  # type: ignore[typeddict-item]
+        draft="",
     )

@@ -17,7 +17,7 @@ from langchain_core.tracers.context import register_configure_hook
 
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsState, Usage
+from gems.graph.state import Assignment, GemsState, Usage
 from gems.models.calling import CALL
 from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
@@ -186,30 +186,33 @@ _METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
 register_configure_hook(_METER, inheritable=True)
 
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
-"""Meters of failed tries, by run and node: LangGraph discards what a failed try did, but it has cost money."""
+"""Meters of failed tries, by run and task: LangGraph discards what a failed try did, but it has cost money."""
 _ANSWERS: Final[dict[tuple[str, str], dict[Any, Any]]] = {}
-"""What settled tries have paid for, by run and node, in case that the run goes on in this process."""
+"""What settled tries have paid for, by run and task, in case that the run goes on in this process."""
 _MOST_UNSETTLED: Final = 10_000
 """So many are kept: a graph's own user may never settle those of a run that an error has ended."""
 _TEAMS: Final[OrderedDict[str, dict[str, Meter]]] = OrderedDict()
-"""The meters of the latest nodes, by run and node, of so many runs as may be under way."""
+"""The meters of the latest nodes, by run and task, of so many runs as may be under way."""
 _MOST_TEAMS: Final = 1024
 _LOCK: Final = threading.Lock()
 
 
 @contextmanager
-def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: bool = True) -> Iterator[Meter]:
+def metered(
+    state: GemsState | Assignment, node: str, context: GemsContext, *, is_chatting: bool = True
+) -> Iterator[Meter]:
     """Count the cost of the chat calls made inside the block, unless they are none of the node's own.
 
     The meter is one more callback; those of a parent run (a tracer, a stream) are not touched.
     ``with_structured_output(include_raw=True)`` would give the usage too, at five times the overhead.
     """
-    meter, key = Meter(state["usage"], context, node), (state["run_id"], node)
+    task = _task(state, node)
+    meter, key = Meter(state["usage"], context, node), (state["run_id"], task)
     with _LOCK:
         if key in _UNSETTLED:
             meter.take_over(_UNSETTLED.pop(key))
         meter.done |= _ANSWERS.pop(key, {})
-        meter.join(node, _TEAMS.setdefault(state["run_id"], {}))
+        meter.join(task, _TEAMS.setdefault(state["run_id"], {}))
         _TEAMS.move_to_end(state["run_id"])
         if len(_TEAMS) > _MOST_TEAMS:
             _TEAMS.popitem(last=False)
@@ -226,22 +229,28 @@ def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: b
         MAY_SEND.reset(may_send)
 
 
+def _task(state: GemsState | Assignment, node: str) -> str:
+    """A node's task: several draw at the same time where a round has several proposals."""
+    place = state.get("place", 0)
+    return f"{node}.{place}" if place else node
+
+
 def _put(entries: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:
     entries[key] = value
     if len(entries) > _MOST_UNSETTLED:
         del entries[next(iter(entries))]
 
 
-def settle(state: GemsState, node: str) -> Usage:
+def settle(state: GemsState | Assignment, node: str) -> Usage:
     """The cost of a node's failed tries when the node is not tried again."""
     with _LOCK:
-        meter = _UNSETTLED.pop((state.get("run_id", ""), node), None)
+        meter = _UNSETTLED.pop((state.get("run_id", ""), _task(state, node)), None)
     return meter.usage if meter else Usage()
 
 
-def hand_over(state: GemsState, node: str) -> Usage:
+def hand_over(state: GemsState | Assignment, node: str) -> Usage:
     """The cost of a node's failed tries, if the node is done again by a later step; that one has their answers."""
-    key = (state.get("run_id", ""), node)
+    key = (state.get("run_id", ""), _task(state, node))
     with _LOCK:
         earlier = _UNSETTLED.pop(key, None)
         if earlier is None:

@@ -18,7 +18,7 @@ from langgraph.runtime import Runtime
 from gems.errors import MalformedAnswerError
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
-from gems.graph.state import GemsState, Requirement
+from gems.graph.state import GemsState, Proposal, Requirement
 from gems.models.failures import is_moderated, is_too_long
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of
@@ -37,6 +37,7 @@ from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for
 from gems.nodes.prompt_forms import bare_prompt, speaks
+from gems.nodes.proposing import announce
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.skills.format import QUOTED, Skill
@@ -64,7 +65,7 @@ image."""
 
 
 def make_planner(resources: Resources) -> Node:
-    """The node that writes ``draft``, or asks for skills first."""
+    """The node that proposes a draft, or asks for skills first."""
 
     async def planner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, prompt = resources.context(runtime), state["prompt"]
@@ -146,7 +147,8 @@ def checks_of(skills: Sequence[Skill], prompt: str) -> list[Requirement]:
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
     """Continue with the user's prompt as the draft if the planner cannot be reached."""
-    return report_failure(state, error, "cross_check", draft=state["prompt"], strategy="plan", compared=False)
+    proposals = [Proposal(prompt=state["prompt"], strategy="plan")]
+    return report_failure(state, error, "cross_check", proposals=proposals, compared=False)
 
 
 def _offer(resources: Resources, context: GemsContext, state: GemsState) -> tuple[dict[str, str], list[BaseTool]]:
@@ -163,10 +165,10 @@ def _tools(offered: Mapping[str, Skill], already_read: Sequence[str]) -> list[Ba
 
 
 def _hand_in(draft: str, runtime: Runtime[GemsContext], parts: Sequence[Part] = ()) -> GemsState:
-    draft = " ".join(draft.split())
-    runtime.stream_writer({"event": "prompt", "round": 1, "strategy": "plan", "prompt": draft})
+    proposals = [Proposal(prompt=" ".join(draft.split()), strategy="plan")]
+    announce(runtime, 1, proposals)
     pairs = [[part.words, part.phrase] for part in parts]
-    return GemsState(draft=draft, parts=pairs, strategy="plan", compared=False)
+    return GemsState(proposals=proposals, parts=pairs, compared=False)
 
 
 async def _converse(

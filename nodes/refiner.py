@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
-from gems.graph.state import Attempt, GemsState, Requirement, Strategy, all_asked, best_attempt
+from gems.graph.state import Attempt, GemsState, Proposal, Requirement, Strategy, all_asked, best_attempt
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
 from gems.models.lenient import Note, choice_of, field_name
@@ -22,6 +22,7 @@ from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import PART_LIMIT, PARTS, SHORT, Parts, drawable_prompt, form_for
 from gems.nodes.prompt_forms import DraftForm, Prompt, labelled_text, prompt_in
+from gems.nodes.proposing import announce, with_others
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 
@@ -133,7 +134,7 @@ _CALLS_AFTER: Final = 1
 
 
 def make_refiner(resources: Resources) -> Node:
-    """The node that writes the next ``draft``."""
+    """The node that proposes what the next round draws."""
 
     async def refiner(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context = resources.context(runtime)
@@ -165,11 +166,12 @@ def make_refiner(resources: Resources) -> Node:
         experience = " ".join(answer.experience.split()[:MAX_EXPERIENCE_WORDS])
         round_ = latest.round if latest else 0
         runtime.stream_writer({"event": "experience", "round": round_, "experience": experience})
-        runtime.stream_writer({"event": "prompt", "round": round_ + 1, "strategy": strategy, "prompt": draft})
+        proposals = await with_others(Proposal(prompt=draft, strategy=strategy), resources, context, state)
+        announce(runtime, round_ + 1, proposals)
         return GemsState(
             attempts=[a.model_copy(update={"experience": experience}) if a == latest else a for a in attempts],
-            draft=draft,
-            strategy=strategy,
+            round=round_ + 1,
+            proposals=proposals,
             review=None,
             usage=meter.usage,
         )
@@ -217,8 +219,9 @@ def _next_draft(
 def without_refinement(state: GemsState, error: NodeError) -> Goto:
     """Continue with the best draft and other noise if the refiner cannot be reached."""
     best = best_attempt(state["attempts"])
-    draft = best.prompt if best else state["prompt"]
-    return report_failure(state, error, "generator", draft=draft, strategy="reseed")
+    proposals = [Proposal(prompt=best.prompt if best else state["prompt"], strategy="reseed")]
+    round_ = state["attempts"][-1].round + 1 if best else 1
+    return report_failure(state, error, "generator", round=round_, proposals=proposals)
 
 
 def _report(state: GemsState, detailed: Sequence[Attempt]) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import BaseChatModel
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore
+from langgraph.types import Command
 
 from gems.errors import BackendError
 from gems.faces import Turns, Workers
@@ -44,11 +45,13 @@ __all__ = ["Node", "Resources", "check_names", "check_options", "user_store"]
 
 
 class Node(Protocol):
-    """A graph node: reads the state, returns the keys that it changes. See ``gems.nodes.runnables``."""
+    """A graph node: reads the state, returns the keys that it changes, or a command. See ``gems.nodes.runnables``."""
 
     __name__: str
 
-    def __call__(self, state: GemsState, runtime: Runtime[GemsContext]) -> GemsState | Awaitable[GemsState]:
+    def __call__(
+        self, state: GemsState, runtime: Runtime[GemsContext]
+    ) -> GemsState | Awaitable[GemsState] | Awaitable[GemsState | Command[Any]]:
         """Do the node's work."""
         ...
 

@@ -6,7 +6,7 @@ from copy import copy
 from typing import Any, Final, Literal, TypeAlias
 
 from langgraph.errors import NodeError
-from langgraph.types import Command, RetryPolicy
+from langgraph.types import Command, RetryPolicy, Send
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import GemsState
@@ -16,7 +16,7 @@ from gems.secrets import one_line
 
 __all__ = ["RETRY", "Goto", "describe", "is_backend_failure", "report_failure", "retry_on", "work_without"]
 
-Goto: TypeAlias = Command[Literal["planner", "cross_check", "generator", "store_memory", "__end__"]]
+Goto: TypeAlias = Command[Literal["planner", "cross_check", "generator", "verifier", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
 
 
@@ -100,4 +100,5 @@ def _again(state: GemsState, node: str) -> Goto:
 
     LangGraph asks the handler once more instead, which would end or shorten the run for a fault that was mended.
     """
-    return Command(update={"usage": hand_over(state, node)}, goto=node)  # type: ignore[arg-type]
+    goto: Any = Send(node, state) if "proposal" in state else node  # what was sent is sent again, and no more
+    return Command(update={"usage": hand_over(state, node)}, goto=goto)

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from gems.errors import BackendError
 from gems.graph.context import ROLES, GemsContext
-from gems.graph.state import Attempt, GemsState
+from gems.graph.state import Attempt, GemsState, Proposal
 from gems.memory.trajectory import SOLVED, Trajectory, namespace
 from gems.models.registry import model_fingerprint
 from gems.nodes.resources import Resources
@@ -56,9 +56,8 @@ def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[G
     runtime.stream_writer({"event": "reuse", "run": earlier_run.key})
     return GemsState(
         requirements=trajectory.requirements,
-        draft=attempt.prompt,
-        strategy="reuse",
-        attempts=[attempt],
+        proposals=[Proposal(prompt=attempt.prompt, strategy="reuse")],
+        attempts=Overwrite([attempt]),  # type: ignore[typeddict-item]
         image=attempt.image,
         score=attempt.score,
         outcome="solved",

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.routing import limit_of
-from gems.graph.state import Attempt, GemsState, Requirement, Review, all_asked, best_attempt
+from gems.graph.state import Attempt, GemsState, Proposal, Requirement, Review, all_asked, best_attempt
 from gems.models.generators import ImageGenerator, objection_to
+from gems.nodes.proposing import announce
 from gems.nodes.resources import Node, Resources
 
 __all__ = ["make_review"]
@@ -52,9 +53,9 @@ def make_review(resources: Resources) -> Node:
         update = _judged(state, subject, "rejected") | GemsState(outcome=None, review=answer)
         if answer.action == "edit_prompt":
             draft = " ".join(answer.prompt.split())
-            update |= GemsState(draft=draft, strategy="person")
-            event = {"event": "prompt", "round": attempts[-1].round + 1, "strategy": "person", "prompt": draft}
-            runtime.stream_writer(event)
+            round_, proposals = attempts[-1].round + 1, [Proposal(prompt=draft, strategy="person")]
+            update |= GemsState(round=round_, proposals=proposals)
+            announce(runtime, round_, proposals)
         return update
 
     return review

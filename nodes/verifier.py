@@ -12,12 +12,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
 from pydantic import Field, field_validator
 
 from gems.errors import BackendError
 from gems.faces import in_thread, together
 from gems.graph.context import GemsContext
-from gems.graph.routing import asks_person, outcome_of
+from gems.graph.routing import asks_person, outcome_of, outcome_without_images
 from gems.graph.state import (
     Answer,
     Attempt,
@@ -25,6 +26,7 @@ from gems.graph.state import (
     Requirement,
     Verdict,
     best_attempt,
+    round_of,
     score_verdicts,
 )
 from gems.memory.image_store import decode_png
@@ -317,6 +319,9 @@ def make_verifier(resources: Resources) -> Node:
 
     async def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, requirements = resources.context(runtime), state["requirements"]
+        if not any(attempt.round == round_of(state) for attempt in state["attempts"]):
+            outcome = outcome_without_images(state, context)
+            return GemsState(in_review=False, outcome=outcome, undrawn=Overwrite([]))  # type: ignore[typeddict-item]
         checks = _new_checks(state.get("checks") or [], requirements)
         with metered(state, "verifier", context) as meter:
             examiner = await in_thread(_Examiner, resources, context, meter, [*requirements, *checks])
@@ -343,9 +348,17 @@ def make_verifier(resources: Resources) -> Node:
             outcome=outcome,
             errors=[*examiner.errors, *dict.fromkeys(examiner.notes)],
             usage=meter.usage,
+            undrawn=Overwrite([]),  # type: ignore[typeddict-item]
+            refused=Overwrite(_still_refused(state)),  # type: ignore[typeddict-item]
         )
 
     return verifier
+
+
+def _still_refused(state: GemsState) -> list[str]:
+    """The refused prompts of which no image of this round was drawn: a provider may change its mind."""
+    drawn = {attempt.prompt for attempt in state["attempts"] if attempt.round == round_of(state)}
+    return [prompt for prompt in state["refused"] if prompt not in drawn]
 
 
 _WELL_MADE: Final = 0.8

@@ -122,7 +122,7 @@ def test_a_run_is_forked_with_another_prompt_and_another_seed(client: SyncLangGr
     reseeded = fork("generator", seed=99)
     assert reseeded["attempts"][0]["seed"] == 99
     assert reseeded["attempts"][0]["prompt"] == first["attempts"][0]["prompt"]
-    reworded = fork("generator", draft="two red cars in a row")
+    reworded = fork("generator", proposals=[{"prompt": "two red cars in a row"}])
     assert reworded["attempts"][0]["prompt"] == "two red cars in a row"
 
 

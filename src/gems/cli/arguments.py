@@ -276,6 +276,12 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[int, typer.Option(help="Maximum rounds of draw, check and refine.", rich_help_panel=LIMITS)], 5
     ),
     "candidates": Setting(Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)], 1),
+    "proposals": Setting(
+        Annotated[
+            int, typer.Option(help="Prompts per round, among which its images are dealt out.", rich_help_panel=LIMITS)
+        ],
+        1,
+    ),
     "verify_concurrency": Setting(
         Annotated[int, typer.Option(help="Images verified at the same time.", rich_help_panel=LIMITS)], 1
     ),

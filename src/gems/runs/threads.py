@@ -25,7 +25,7 @@ from gems.files import read_regular, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
-from gems.graph.state import GemsInput, GemsState
+from gems.graph.state import GemsInput, GemsState, proposals_of, round_of
 from gems.json_text import check_texts, parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
@@ -390,7 +390,14 @@ def _before_end(graph: GemsGraph, thread: str) -> StateSnapshot | None:
     if not has_ended(graph, thread):
         return None
     history = graph.get_state_history(_config(thread))
-    return next((s for s in history if s.next and s.values.get("run_id") and not s.values.get("outcome")), None)
+    return next((s for s in history if s.next and s.values.get("run_id") and not _is_over(s.values)), None)
+
+
+def _is_over(values: Mapping[str, Any]) -> bool:
+    """Whether a state is the end of a run, or the next step's, which ends it since nothing was drawn."""
+    state = cast(GemsState, values)
+    is_drawn = any(attempt.round == round_of(state) for attempt in state.get("attempts", ()))
+    return bool(state.get("outcome") or (state.get("undrawn") and not is_drawn))
 
 
 def pending_review(graph: GemsGraph, thread: str) -> dict[str, Any] | None:
@@ -408,8 +415,14 @@ def _repeat_events(values: Mapping[str, Any], listener: Listener) -> None:
     if requirements := values.get("requirements"):
         fields = [cast(RequirementFields, requirement.model_dump()) for requirement in requirements]
         listener(RequirementsEvent(event="requirements", requirements=fields))
-    if draft := values.get("draft"):
-        attempts = values.get("attempts") or []
-        # A verified attempt ends its round, so the draft belongs to the next one.
-        round_ = attempts[-1].round + int(attempts[-1].verified) if attempts else 1
-        listener(PromptEvent(event="prompt", round=round_, strategy=values["strategy"], prompt=draft))
+    state = cast(GemsState, values)
+    for place, proposal in enumerate(proposals_of(state)):
+        listener(
+            PromptEvent(
+                event="prompt",
+                round=round_of(state),
+                proposal=place,
+                strategy=proposal.strategy,
+                prompt=proposal.prompt,
+            )
+        )

@@ -20,6 +20,7 @@ from gems.graph.state import (
     Strategy,
     Usage,
     Verdict,
+    proposals_of,
 )
 from gems.runs.record import RunRecord, best_index
 from gems.serve.ledger import ErrorKind, Run, Status
@@ -102,7 +103,7 @@ class RunView(BaseModel):
     best: int | None = Field(default=None, description="Its index in attempts.")
     attempts: list[AttemptView] = []
     requirements: list[AnsweredRequirement] = Field(default=[], description="With the answers for the best attempt.")
-    draft: str = Field(default="", description="The prompt that is being drawn.")
+    draft: str = Field(default="", description="The prompts that are being drawn, one on each line.")
     skills: list[str] = []
     memories: int = 0
     usage: Usage = Usage()
@@ -154,7 +155,7 @@ def _of_state(state: GemsState) -> _Progress:
         attempts=attempts,
         best=best_index(attempts),
         requirements=[*(state.get("requirements") or []), *(state.get("checks") or [])],
-        draft=state.get("draft") or "",
+        draft="\n".join(proposal.prompt for proposal in proposals_of(state)),
         skills=state.get("skills") or [],
         memories=len(state.get("memories") or []),
         usage=state.get("usage") or Usage(),

@@ -1,0 +1,47 @@
+"""What a round draws: one prompt of the planner's or the refiner's, and others beside it that cost no chat call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from langgraph.runtime import Runtime
+
+from gems.faces import in_thread
+from gems.graph.context import GemsContext
+from gems.graph.state import GemsState, Proposal, best_attempt
+from gems.models.generators import objection_to
+from gems.nodes.resources import Resources
+
+__all__ = ["announce", "with_others"]
+
+
+async def with_others(first: Proposal, resources: Resources, context: GemsContext, state: GemsState) -> list[Proposal]:
+    """A round's proposals: the first one and, if the settings want more, the best prompt so far and the user's own."""
+    most = min(context.proposals, context.candidates)
+    return [first] if most == 1 else await in_thread(_several, first, most, resources, context, state)
+
+
+def _several(
+    first: Proposal, most: int, resources: Resources, context: GemsContext, state: GemsState
+) -> list[Proposal]:
+    best, words = best_attempt(state["attempts"]), state["prompt"]
+    others = [Proposal(prompt=best.prompt, strategy="reseed")] if best else []
+    if not objection_to(resources.generator(context), words):
+        others.append(Proposal(prompt=words, strategy="asked"))
+    proposals = [first]
+    for other in others:
+        # An edit may have the prompt of the best attempt: from noise, that makes another image.
+        taken = [proposal.prompt for proposal in proposals if proposal.strategy != "edit"]
+        if other.prompt not in (*taken, *state["refused"]):
+            proposals.append(other)
+    return proposals[:most]
+
+
+def announce(
+    runtime: Runtime[GemsContext], round_: int, proposals: Sequence[Proposal], known: Collection[Proposal] = ()
+) -> None:
+    """Stream an event for each proposal but those that are known."""
+    for place, proposal in enumerate(proposals):
+        if proposal not in known:
+            fields = {"strategy": proposal.strategy, "prompt": proposal.prompt}
+            runtime.stream_writer({"event": "prompt", "round": round_, "proposal": place, **fields})
