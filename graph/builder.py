@@ -158,12 +158,11 @@ def compile_graph(
 
 def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     # LangGraph's type hints do not know the error that a handler is given, hence Any.
-    def add_with_handler(name: str, node: Node, handler: Any, *, defer: bool = False) -> None:
+    def add_with_handler(name: str, node: Node, handler: Any) -> None:
         metadata = {"description": PURPOSES[name]}
         graph.add_node(
             name,
             node_of(node, resources),
-            defer=defer,
             metadata=metadata,
             retry_policy=retry,
             error_handler=without_waits(handler),
@@ -179,9 +178,8 @@ def _add_nodes(graph: _Graph, resources: Resources, retry: RetryPolicy) -> None:
     add_with_handler("decomposer", make_decomposer(resources), without_requirements)
     # Deferred: it waits for both branches, however many turns the planner takes with its skills.
     add("cross_check", make_cross_check(resources), defer=True)
-    # Deferred as well: LangGraph plays a graph through to draw it, and would draw arrows that do not exist.
-    add_with_handler("generator", make_generator(resources), without_image, defer=True)
-    add_with_handler("editor", make_editor(resources), without_image, defer=True)
+    add_with_handler("generator", make_generator(resources), without_image)
+    add_with_handler("editor", make_editor(resources), without_image)
     add_with_handler("verifier", make_verifier(resources), without_verdicts)
     add("review", make_review(resources))
     add_with_handler("refiner", make_refiner(resources), without_refinement)

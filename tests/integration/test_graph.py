@@ -681,7 +681,7 @@ def begin_as_before(folder: Path, monkeypatch: pytest.MonkeyPatch, saver: InMemo
         run = Run(folder, checkpointer=saver)
     config = {"configurable": {"thread_id": "t"}}
     run.graph.invoke({"prompt": PROMPT}, config, context=NO_MEMORY, interrupt_before=["planner"])  # type: ignore[call-overload]
-    assert run.graph.get_state(config).next == ("planner",)  # type: ignore[arg-type]
+    assert "planner" in run.graph.get_state(config).next  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("strategy", ["edit", "rewrite"])

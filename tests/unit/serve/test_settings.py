@@ -14,7 +14,7 @@ from gems.graph.state import Budget, Prices
 from gems.serve.settings import AcceptedSettings, RunSettings, ServiceSettings, context_of
 
 OPEN = {
-    *("max_rounds", "candidates", "verify_concurrency", "seed", "patience", "budget", "plan"),
+    *("max_rounds", "candidates", "verify_concurrency", "proposals", "seed", "patience", "budget", "plan"),
     *("skills", "memory", "memories", "reuse", "review"),
 }
 
