@@ -199,7 +199,7 @@ def _add_edges(graph: _Graph) -> None:
     add_choice("cross_check", after_cross_check, "generator", "store_memory")
     add_choice("generator", after_generator, "verifier", "store_memory")
     add_choice("editor", after_generator, "verifier", "store_memory")
-    add_choice("verifier", after_verifier)
+    add_choice("verifier", after_verifier, "review", "refiner", "store_memory")
     add_choice("review", after_review, "generator", "verifier", "refiner", "store_memory")
     add_choice("refiner", after_refiner, "generator", "editor")
     graph.add_edge("store_memory", END)

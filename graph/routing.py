@@ -31,6 +31,8 @@ __all__ = [
     "asks_person",
     "awaits_comparison",
     "drawing_of",
+    "images_of_round",
+    "is_drawn",
     "limit_of",
     "outcome_of",
     "outcome_without_images",
@@ -109,15 +111,29 @@ def awaits_comparison(state: GemsState) -> bool:
 
 
 def after_generator(state: GemsState) -> Sequence[Literal["verifier", "store_memory"]]:
-    """To the verifier once the round has images, or reasons why it has none.
+    """To the verifier once there are images, or reasons why there are none.
 
     A generator that was handed the whole state has drawn nothing; it has sent what is to be drawn, or the comparison
     will.
     """
     if state.get("outcome"):
         return ["store_memory"]
-    is_drawn = state.get("undrawn") or any(attempt.round == round_of(state) for attempt in state["attempts"])
-    return ["verifier"] if is_drawn else []
+    return ["verifier"] if state.get("undrawn") or images_of_round(state) else []
+
+
+def images_of_round(state: GemsState) -> list[Attempt]:
+    """The attempts of the round that is drawn or was drawn last."""
+    return [attempt for attempt in state["attempts"] if attempt.round == round_of(state)]
+
+
+def is_drawn(state: GemsState) -> bool:
+    """Whether every proposal of the round has an image, or a reason why it has none.
+
+    One that has neither was sent again, when a run went on after an error, and brings the run back to the verifier.
+    """
+    places = len(proposals_of(state))
+    drawn = {attempt.candidate % max(1, places) for attempt in images_of_round(state)}
+    return len(drawn) + len(state.get("undrawn") or []) >= places
 
 
 def outcome_without_images(state: GemsState, context: GemsContext) -> Outcome | None:
@@ -137,11 +153,13 @@ def after_refiner(state: GemsState) -> list[Send]:
     return drawing_of(state)
 
 
-def after_verifier(state: GemsState) -> Literal["review", "refiner", "store_memory"]:
+def after_verifier(state: GemsState) -> Sequence[Literal["review", "refiner", "store_memory"]]:
     """To the person who reviews, to the refiner for another round, or to the end."""
+    if not is_drawn(state):
+        return []
     if state.get("in_review"):
-        return "review"
-    return "store_memory" if state.get("outcome") else "refiner"
+        return ["review"]
+    return ["store_memory" if state.get("outcome") else "refiner"]
 
 
 def after_review(state: GemsState) -> list[Send | Literal["verifier", "refiner", "store_memory"]]:

@@ -412,7 +412,7 @@ class GemsState(GemsOutput, total=False):
     refused: Annotated[list[str], operator.add]
     """Prompts that the image model's provider refused to draw, in order."""
     undrawn: Annotated[list[Literal["refused", "budget", "failed"]], operator.add]
-    """Why proposals of the round have no image, until the verifier has looked at those that have."""
+    """Why proposals of the round have no image."""
     in_review: bool
     """Whether a person is asked about the images that were just verified."""
     review: Review | None

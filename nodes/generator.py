@@ -36,6 +36,7 @@ from gems.models.generators import (
 )
 from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.absence import negative_prompt_for
+from gems.nodes.looking_ahead import LookAhead
 from gems.nodes.meter import Meter, metered
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
@@ -107,9 +108,11 @@ async def _draw_proposal(
                 )
             raise errors[0]
     drawings = [result for result in results.values() if isinstance(result, _Drawing)]
+    attempts = [drawing.attempt for drawing in drawings]
+    failures, notes = [f"generator: image {error}" for error in errors], _notes(easel.backend, drawings, assignment)
     return GemsState(
-        attempts=[drawing.attempt for drawing in drawings],
-        errors=[*(f"generator: image {error}" for error in errors), *_notes(easel.backend, drawings, assignment)],
+        attempts=[easel.look_ahead.verified(attempt) for attempt in attempts],
+        errors=[*failures, *notes, *dict.fromkeys(easel.look_ahead.notes)],
         usage=meter.usage,
     )
 
@@ -148,6 +151,7 @@ class _Easel:
         self.meter, self.drawings = meter, meter.done
         self.proposal, self.round, base = assignment["proposal"], assignment["round"], assignment["edit_from"]
         self._base, self._base_hash = base, base.image.sha256 if base else ""
+        self.look_ahead = LookAhead(resources, context, assignment, runtime, meter)
         self._fingerprint, self._turns = self.backend.fingerprint, resources.turns(self.backend)
 
     def requests(self) -> dict[int, ImageRequest]:
@@ -178,7 +182,9 @@ class _Easel:
         return seed_of_attempt(seed, round_=self.round, candidates=candidates, candidate=candidate)
 
     async def draw(self, requests: Mapping[int, ImageRequest]) -> dict[int, _Result]:
-        """Draw images: on a server at the same time, in this process as many at once as it can.
+        """Draw images: in this process as many at once as it can, on a server at the same time.
+
+        While a server draws the last ones, those that have arrived are looked at.
 
         Raises:
             GraphDrained: The run is to stop, and there is no image that was paid.
@@ -186,7 +192,14 @@ class _Easel:
         candidates = [c for c, request in requests.items() if self._key(request) not in self.drawings]
         errors: dict[int, BackendError | GraphDrained] = {}
         if draws_for_many(self.backend):
-            await together([self._paint(requests, [candidate], errors) for candidate in candidates])
+
+            async def paint(candidate: int) -> None:
+                await self._paint(requests, [candidate], errors)
+                drawing = self.drawings.get(self._key(requests[candidate]))
+                await self.look_ahead.arrive(candidate, drawing.attempt if drawing else None)
+
+            self.look_ahead.await_images(candidates)
+            await together([paint(candidate) for candidate in candidates])
         else:
             size = await in_thread(images_at_once, self.backend) or max(1, len(candidates))
             for start in range(0, len(candidates), size):

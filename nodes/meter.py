@@ -23,7 +23,7 @@ from gems.models.deadlines import MAY_SEND
 from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
-__all__ = ["Meter", "Stopwatch", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
+__all__ = ["Meter", "Stopwatch", "chatting", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
 
 T = TypeVar("T")
 
@@ -216,17 +216,33 @@ def metered(
         _TEAMS.move_to_end(state["run_id"])
         if len(_TEAMS) > _MOST_TEAMS:
             _TEAMS.popitem(last=False)
-    token, may_send = _METER.set(meter if is_chatting else _METER.get()), MAY_SEND.set(meter.may_send)
     try:
-        yield meter
+        with _counting(meter if is_chatting else _METER.get(), meter):
+            yield meter
     except BaseException:  # a cancelled task, too
         with _LOCK:
             _put(_UNSETTLED, key, meter)
         raise
     finally:
         meter.abandon()
+
+
+@contextmanager
+def _counting(chats: Meter | None, requests: Meter) -> Iterator[None]:
+    token, may_send = _METER.set(chats), MAY_SEND.set(requests.may_send)
+    try:
+        yield
+    finally:
         _METER.reset(token)
         MAY_SEND.reset(may_send)
+
+
+@contextmanager
+def chatting(meter: Meter, role: str) -> Iterator[None]:
+    """Count the chat calls in the block as those of a role, in a node that makes none of its own."""
+    meter.play(role)
+    with _counting(meter, meter):
+        yield
 
 
 def _task(state: GemsState | Assignment, node: str) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
+from langgraph.types import Overwrite
 from pydantic import ConfigDict, Field
 
 from gems.faces import in_thread
@@ -172,6 +173,7 @@ def make_refiner(resources: Resources) -> Node:
             attempts=[a.model_copy(update={"experience": experience}) if a == latest else a for a in attempts],
             round=round_ + 1,
             proposals=proposals,
+            undrawn=Overwrite([]),  # type: ignore[typeddict-item]
             review=None,
             usage=meter.usage,
         )
@@ -221,7 +223,7 @@ def without_refinement(state: GemsState, error: NodeError) -> Goto:
     best = best_attempt(state["attempts"])
     proposals = [Proposal(prompt=best.prompt if best else state["prompt"], strategy="reseed")]
     round_ = state["attempts"][-1].round + 1 if best else 1
-    return report_failure(state, error, "generator", round=round_, proposals=proposals)
+    return report_failure(state, error, "generator", round=round_, proposals=proposals, undrawn=Overwrite([]))
 
 
 def _report(state: GemsState, detailed: Sequence[Attempt]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from langgraph.runtime import Runtime
-from langgraph.types import interrupt
+from langgraph.types import Overwrite, interrupt
 from pydantic import ValidationError
 
 from gems.errors import InputError
@@ -54,7 +54,7 @@ def make_review(resources: Resources) -> Node:
         if answer.action == "edit_prompt":
             draft = " ".join(answer.prompt.split())
             round_, proposals = attempts[-1].round + 1, [Proposal(prompt=draft, strategy="person")]
-            update |= GemsState(round=round_, proposals=proposals)
+            update |= GemsState(round=round_, proposals=proposals, undrawn=Overwrite([]))  # type: ignore[typeddict-item]
             announce(runtime, round_, proposals)
         return update
 

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from gems.errors import BackendError
 from gems.faces import in_thread, together
 from gems.graph.context import GemsContext
-from gems.graph.routing import asks_person, outcome_of, outcome_without_images
+from gems.graph.routing import asks_person, images_of_round, is_drawn, outcome_of, outcome_without_images
 from gems.graph.state import (
     Answer,
     Attempt,
@@ -63,7 +63,17 @@ _DECISIVE: Final = 0.9
 
 T = TypeVar("T")
 
-__all__ = ["Verdicts", "inspect_image", "make_verifier", "require_seen", "without_verdicts"]
+__all__ = [
+    "Examiner",
+    "Verdicts",
+    "ends_round",
+    "inspect_image",
+    "inspected",
+    "make_verifier",
+    "new_checks",
+    "require_seen",
+    "without_verdicts",
+]
 
 
 _ID_NAMES: Final = (
@@ -319,21 +329,22 @@ def make_verifier(resources: Resources) -> Node:
 
     async def verifier(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, requirements = resources.context(runtime), state["requirements"]
-        if not any(attempt.round == round_of(state) for attempt in state["attempts"]):
-            outcome = outcome_without_images(state, context)
-            return GemsState(in_review=False, outcome=outcome, undrawn=Overwrite([]))  # type: ignore[typeddict-item]
-        checks = _new_checks(state.get("checks") or [], requirements)
+        if not is_drawn(state):
+            return GemsState()
+        if not images_of_round(state):
+            return GemsState(in_review=False, outcome=outcome_without_images(state, context))
+        checks = new_checks(state.get("checks") or [], requirements)
         with metered(state, "verifier", context) as meter:
-            examiner = await in_thread(_Examiner, resources, context, meter, [*requirements, *checks])
+            examiner = await in_thread(Examiner, resources, context, meter, [*requirements, *checks], list[str]())
             attempts = list(state["attempts"])
             waiting = [index for index, attempt in enumerate(attempts) if not attempt.verified]
             for start in range(0, len(waiting), context.verify_concurrency):
                 wave = waiting[start : start + context.verify_concurrency]
-                # A flawless image ends the run: its neighbours need no verdicts, unless it is badly made.
-                subjects = [i for i in wave if not any(a.flawless and not _is_badly_made(a) for a in attempts[:i])]
-                inspections = await examiner.inspections([attempts[index] for index in subjects])
-                for index, inspection in zip(subjects, inspections, strict=False):
-                    attempts[index] = _inspected(attempts[index], inspection, len(requirements), runtime)
+                if any(map(ends_round, attempts)):
+                    break
+                inspections = await examiner.inspections([attempts[index] for index in wave])
+                for index, inspection in zip(wave, inspections, strict=False):
+                    attempts[index] = inspected(attempts[index], inspection, len(requirements), runtime)
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
         if examiner.errors and outcome != "solved":
@@ -342,13 +353,12 @@ def make_verifier(resources: Resources) -> Node:
             attempts=attempts,
             checks=checks,
             in_review=asks_person(context, outcome),
-            messages=await in_thread(_pictures, resources, context, examiner.requirements, state["attempts"], attempts),
+            messages=await in_thread(_pictures, resources, context, examiner.requirements, state, attempts),
             image=best.image if best else None,
             score=best.score if best else 0.0,
             outcome=outcome,
             errors=[*examiner.errors, *dict.fromkeys(examiner.notes)],
             usage=meter.usage,
-            undrawn=Overwrite([]),  # type: ignore[typeddict-item]
             refused=Overwrite(_still_refused(state)),  # type: ignore[typeddict-item]
         )
 
@@ -357,7 +367,7 @@ def make_verifier(resources: Resources) -> Node:
 
 def _still_refused(state: GemsState) -> list[str]:
     """The refused prompts of which no image of this round was drawn: a provider may change its mind."""
-    drawn = {attempt.prompt for attempt in state["attempts"] if attempt.round == round_of(state)}
+    drawn = {attempt.prompt for attempt in images_of_round(state)}
     return [prompt for prompt in state["refused"] if prompt not in drawn]
 
 
@@ -365,23 +375,31 @@ _WELL_MADE: Final = 0.8
 """Quality from which an image that passed is taken without a look at its neighbours."""
 
 
-def _is_badly_made(attempt: Attempt) -> bool:
-    return attempt.quality < _WELL_MADE and attempt.quality != UNSTATED
+def ends_round(attempt: Attempt) -> bool:
+    """Whether an image's neighbours need no verdicts: it is flawless, which ends the run, and not badly made."""
+    return attempt.flawless and (attempt.quality >= _WELL_MADE or attempt.quality == UNSTATED)
 
 
-class _Examiner:
+class Examiner:
     """Has images inspected.
 
     Attributes:
         requirements: The user's requirements, then the checks of skills.
-        errors: Lasting backend failures, one line each.
+        errors: Lasting backend failures, one line each, if the examiner makes do with such.
         notes: Failures of inspectors, one line each.
     """
 
     def __init__(
-        self, resources: Resources, context: GemsContext, meter: Meter, requirements: Sequence[Requirement]
+        self,
+        resources: Resources,
+        context: GemsContext,
+        meter: Meter,
+        requirements: Sequence[Requirement],
+        notes: list[str],
+        *,
+        makes_do: bool = True,
     ) -> None:
-        self.requirements, self.errors, self.notes = requirements, list[str](), list[str]()
+        self.requirements, self.errors, self.notes, self._makes_do = requirements, list[str](), notes, makes_do
         self._images, self._meter = resources.images(context), meter
         self._model = resources.chat(context, "verifier")
         self._inspectors = resources.inspectors(context, {r.kind for r in requirements})
@@ -402,7 +420,7 @@ class _Examiner:
             inspection = await self._examine(attempt)
         except Exception as error:
             # The retry policy handles temporary failures. A lasting one makes the image unsure, never wrong.
-            if not is_backend_failure(error) or retry_on(error):
+            if not self._makes_do or not is_backend_failure(error) or retry_on(error):
                 raise
             self.errors.append(describe(error, "verifier"))
             inspection = Inspection([_unsure(r, "could not be verified") for r in self.requirements])
@@ -450,10 +468,10 @@ def _pictures(
     resources: Resources,
     context: GemsContext,
     requirements: Sequence[Requirement],
-    before: Sequence[Attempt],
-    after: Sequence[Attempt],
+    state: GemsState,
+    attempts: Sequence[Attempt],
 ) -> list[BaseMessage]:
-    """A small picture of each attempt that was just verified, with its verdicts in words."""
+    """A small picture of each attempt that was just verified, here or as it arrived, with its verdicts in words."""
     if not resources.thumbnails:
         return []
     images = resources.images(context)
@@ -465,8 +483,8 @@ def _pictures(
             ],
             id=f"{attempt.round}.{attempt.candidate}-{attempt.image.sha256[:12]}",
         )
-        for old, attempt in zip(before, after, strict=True)
-        if attempt.verified and not old.verified
+        for old, attempt in zip(state["attempts"], attempts, strict=True)
+        if attempt.verified and (not old.verified or attempt.round == round_of(state))
     ]
 
 
@@ -481,7 +499,7 @@ def _in_words(attempt: Attempt, requirements: Sequence[Requirement]) -> str:
     return "\n".join([first, *lines, *flaws, f"Drawn from: {attempt.prompt}", f"/artifacts/{attempt.image.sha256}.png"])
 
 
-def _new_checks(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:
+def new_checks(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:
     """The skill checks that do not repeat a requirement of the user."""
     questions = {requirement.question.casefold() for requirement in requirements}
     return [check for check in checks if check.question.casefold() not in questions]
@@ -630,7 +648,7 @@ def _may_ask_again(meter: Meter, round_: int) -> bool:
     return meter.calls_begun < 2 * round_ + 2 and not meter.exhausted()
 
 
-def _inspected(attempt: Attempt, inspection: Inspection, count: int, runtime: Runtime[GemsContext]) -> Attempt:
+def inspected(attempt: Attempt, inspection: Inspection, count: int, runtime: Runtime[GemsContext]) -> Attempt:
     """The attempt with its verdicts: the first ``count`` are on the user's requirements, the rest on checks."""
     verdicts, checks = inspection.verdicts[:count], inspection.verdicts[count:]
     position = {"round": attempt.round, "candidate": attempt.candidate}

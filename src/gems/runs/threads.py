@@ -25,6 +25,7 @@ from gems.files import read_regular, write_atomically
 from gems.graph.builder import GemsGraph
 from gems.graph.context import GemsContext
 from gems.graph.events import Event, PromptEvent, RequirementFields, RequirementsEvent
+from gems.graph.routing import images_of_round
 from gems.graph.state import GemsInput, GemsState, proposals_of, round_of
 from gems.json_text import check_texts, parse_json, strict_json
 from gems.memory.image_store import open_images
@@ -390,14 +391,14 @@ def _before_end(graph: GemsGraph, thread: str) -> StateSnapshot | None:
     if not has_ended(graph, thread):
         return None
     history = graph.get_state_history(_config(thread))
-    return next((s for s in history if s.next and s.values.get("run_id") and not _is_over(s.values)), None)
+    return next((s for s in history if s.next and s.values.get("run_id") and not _is_over(s)), None)
 
 
-def _is_over(values: Mapping[str, Any]) -> bool:
-    """Whether a state is the end of a run, or the next step's, which ends it since nothing was drawn."""
-    state = cast(GemsState, values)
-    is_drawn = any(attempt.round == round_of(state) for attempt in state.get("attempts", ()))
-    return bool(state.get("outcome") or (state.get("undrawn") and not is_drawn))
+def _is_over(snapshot: StateSnapshot) -> bool:
+    """Whether a run has ended, or its next step ends it since nothing was drawn."""
+    state = cast(GemsState, snapshot.values)
+    is_undrawn = snapshot.next[0] == "verifier" and state.get("undrawn") and not images_of_round(state)
+    return bool(state.get("outcome") or is_undrawn)
 
 
 def pending_review(graph: GemsGraph, thread: str) -> dict[str, Any] | None:

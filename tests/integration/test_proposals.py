@@ -1,0 +1,294 @@
+"""Rounds with several proposals, each drawn by a task of its own; and images that are verified as they arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import PaintGenerator, ScriptedChatModel
+from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import ValidationError
+
+import gems
+from gems.errors import BackendError, ContentRefusedError, InputError
+from gems.graph.context import GemsContext
+from gems.memory.image_store import ImageStore
+from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.nodes.retry import RETRY
+from gems.runs.threads import reopen_failed, reopen_limited, run_thread
+
+PROMPT, DRAFT = "a red car", "a red car in a street"
+QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
+SETTINGS = {"memory": False, "skills": False, "seed": 10, "candidates": 4, "proposals": 3}
+THREAD: Any = {"configurable": {"thread_id": "t"}}
+
+
+def answers(*passing: int) -> Callable[[str, list[Any], int], Any]:
+    """The script of a chat model whose verdicts pass at these calls, counted from 0."""
+
+    def answer(form: str, messages: list[Any], index: int) -> Any:
+        if form == "Verdicts":
+            word = "yes" if index in passing else "no"
+            return {"verdicts": [{"id": "r1", "answer": word, "confidence": 0.9, "reason": "seen"}]}
+        return {
+            "Plan": {"prompt": DRAFT, "parts": [{"words": PROMPT, "phrase": PROMPT}]},
+            "Requirements": {"requirements": [{"question": "Is there a red car?", "kind": "object", "words": PROMPT}]},
+            "Refinement": {"experience": "x", "strategy": "rewrite", "prompt": f"a red car, take {index}"},
+        }[form]
+
+    return answer
+
+
+def build(folder: Path, generator: Any = None, model: Any = None, **settings: Any) -> Any:
+    return gems.build_graph(
+        mllm=model or ScriptedChatModel(script=answers()),
+        generator=generator or PaintGenerator(),
+        images=ImageStore(folder / "images"),
+        checkpointer=InMemorySaver(),
+        retry=QUICK,
+        settings={**SETTINGS, **settings},
+    )
+
+
+def fail_at(prompt: str, error: Exception, times: int = 10**6) -> Callable[[ImageRequest, int], Exception | None]:
+    left = [times]
+
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        if request.prompt != prompt or not left[0]:
+            return None
+        left[0] -= 1
+        return error
+
+    return fail
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_rounds_images_are_dealt_out_among_its_proposals(is_async: bool, tmp_path: Path) -> None:
+    graph, events = build(tmp_path, max_rounds=2), list[Any]()
+    if is_async:
+
+        async def follow() -> None:
+            async for event in graph.astream({"prompt": PROMPT}, THREAD, stream_mode="custom"):
+                events.append(event)
+
+        asyncio.run(follow())
+    else:
+        events += graph.stream({"prompt": PROMPT}, THREAD, stream_mode="custom")
+    state = graph.get_state(THREAD).values
+    drawn = [(a.round, a.candidate, a.strategy, a.prompt, a.seed) for a in state["attempts"]]
+    assert drawn == [
+        (1, 0, "plan", DRAFT, 10),
+        (1, 1, "asked", PROMPT, 11),
+        (1, 2, "plan", DRAFT, 12),
+        (1, 3, "asked", PROMPT, 13),
+        (2, 0, "rewrite", "a red car, take 0", 14),
+        (2, 1, "reseed", DRAFT, 15),
+        (2, 2, "asked", PROMPT, 16),
+        (2, 3, "rewrite", "a red car, take 0", 17),
+    ]
+    assert (state["outcome"], state["usage"].images, all(a.verified for a in state["attempts"])) == ("rounds", 8, True)
+    announced = [(e["round"], e["proposal"], e["strategy"]) for e in events if e["event"] == "prompt"]
+    first = [(1, 0, "plan"), (1, 1, "asked")]
+    assert announced == [*first, (2, 0, "rewrite"), (2, 1, "reseed"), (2, 2, "asked")]
+
+
+def test_more_prompts_than_images_are_refused() -> None:
+    with pytest.raises(InputError, match="3 prompts need as many images per round, and candidates is 2"):
+        gems.build_graph(settings={"proposals": 3, "candidates": 2})
+    with pytest.raises(ValidationError, match="candidates is 1"):
+        GemsContext(proposals=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (BackendError("the server is gone", retryable=False), "generator: the server is gone"),
+        (ContentRefusedError("not this"), "generator: not this"),
+    ],
+)
+def test_a_proposal_that_cannot_be_drawn_costs_the_others_nothing(error: Exception, line: str, tmp_path: Path) -> None:
+    graph = build(tmp_path, PaintGenerator(fail_at(DRAFT, error)), ScriptedChatModel(script=answers(1)))
+    out = graph.invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"], out["usage"].images) == ("solved", [line], 2)
+    assert {attempt.prompt for attempt in out["attempts"]} == {PROMPT}
+
+
+def test_a_refused_proposal_is_not_proposed_again(tmp_path: Path) -> None:
+    refuses = PaintGenerator(fail_at(PROMPT, ContentRefusedError("not this")))
+    model = ScriptedChatModel(script=answers())
+    out = build(tmp_path, refuses, model, max_rounds=3).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["attempts"][-1].round) == ("rounds", 3)
+    assert [r.prompt for r in refuses.requests].count(PROMPT) == 2, "both its images, in the first round"
+    assert [c[1][-1].text.count("<refused>") for c in model.calls if c[0] == "Refinement"] == [1, 1]
+
+
+def test_all_refused_is_reworded_and_all_failed_ends_the_run(tmp_path: Path) -> None:
+    refused = [ContentRefusedError("no") if i < 4 else None for i in range(100)]
+    out = build(tmp_path, PaintGenerator(lambda r, i: refused[i]), max_rounds=4).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["attempts"][0].round, out["attempts"][0].strategy) == (1, "rewrite")
+    broken = PaintGenerator(lambda r, i: BackendError("broken", retryable=False))
+    out = build(tmp_path, broken).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["image"], out["errors"]) == ("failed", None, ["generator: broken"] * 2)
+
+
+def test_tries_of_both_tasks_are_counted(tmp_path: Path) -> None:
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        return BackendError("busy", retryable=True) if index < 4 else None
+
+    paints = PaintGenerator(fail)
+    out = build(tmp_path, paints, ScriptedChatModel(script=answers(0))).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"]) == ("solved", [])
+    assert (len(paints.requests), out["usage"].images) == (8, 4)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_limit_on_images_holds_for_all_proposals_together(images: int, tmp_path: Path) -> None:
+    out = build(tmp_path, budget={"images": images}).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["usage"].images, len(out["attempts"])) == ("budget", images, images)
+
+
+def test_what_is_drawn_is_kept_when_another_task_raises(tmp_path: Path) -> None:
+    paints = PaintGenerator(fail_at(PROMPT, ZeroDivisionError("a bug"), times=1))
+    graph = build(tmp_path, paints, ScriptedChatModel(script=answers(3)))
+    with pytest.raises(ZeroDivisionError):
+        graph.invoke({"prompt": PROMPT}, THREAD)
+    before = len(paints.requests)
+    out = run_thread(graph, "t", PROMPT, GemsContext.model_validate(SETTINGS))
+    assert (out["outcome"], len(out["attempts"])) == ("solved", 4)
+    assert [request.prompt for request in paints.requests[before:]] == [PROMPT, PROMPT]
+
+
+def test_a_failed_round_is_drawn_again_without_another_plan(tmp_path: Path) -> None:
+    left = [True]
+    paints = PaintGenerator(lambda r, i: BackendError("gone", retryable=False) if left[0] else None)
+    model = ScriptedChatModel(script=answers(0))
+    graph = build(tmp_path, paints, model)
+    context = GemsContext.model_validate(SETTINGS)
+    assert run_thread(graph, "t", PROMPT, context)["outcome"] == "failed"
+    left[0] = False
+    reopen_failed(graph, "t")
+    out = run_thread(graph, "t", PROMPT, context)
+    assert (out["outcome"], [c[0] for c in model.calls].count("Plan"), len(out["attempts"])) == ("solved", 1, 4)
+
+
+def test_a_run_that_a_limit_on_images_ended_goes_on_where_it_was(tmp_path: Path) -> None:
+    model = ScriptedChatModel(script=answers(4))
+    graph = build(tmp_path, None, model, budget={"images": 4})
+    context = GemsContext.model_validate({**SETTINGS, "budget": {"images": 4}})
+    assert run_thread(graph, "t", PROMPT, context)["outcome"] == "budget"
+    calls = len(model.calls)
+    graph = gems.build_graph(
+        mllm=model,
+        generator=PaintGenerator(),
+        images=ImageStore(tmp_path / "images"),
+        checkpointer=graph.checkpointer,
+        settings=SETTINGS,
+    )
+    reopen_limited(graph, "t")
+    out = run_thread(graph, "t", PROMPT, GemsContext.model_validate(SETTINGS))
+    assert (out["outcome"], len(out["attempts"]), out["usage"].chat_calls) == ("solved", 8, calls + 2)
+
+
+@pytest.mark.parametrize("proposals", [["one car"], ["one car", "two cars", "three cars", "four cars", "five cars"]])
+def test_a_fork_draws_what_a_person_proposes(proposals: list[str], tmp_path: Path) -> None:
+    graph = build(tmp_path, max_rounds=1)
+    graph.invoke({"prompt": PROMPT}, THREAD)
+    before = next(s for s in graph.get_state_history(THREAD) if set(s.next) == {"generator"})
+    fork = graph.update_state(before.config, {"proposals": [{"prompt": prompt} for prompt in proposals]})
+    out = graph.invoke(None, fork)
+    assert {(attempt.strategy, attempt.prompt) for attempt in out["attempts"]} == {("person", p) for p in proposals}
+    assert len(out["attempts"]) == max(4, len(proposals))
+
+
+def test_a_thread_from_before_there_were_proposals_goes_on(tmp_path: Path) -> None:
+    graph = build(tmp_path, model=ScriptedChatModel(script=answers(0)), proposals=1)
+    graph.invoke({"prompt": PROMPT}, THREAD, interrupt_before=["generator"])
+    old = {"proposals": [], "draft": "a car of old", "strategy": "rewrite"}
+    graph.update_state(THREAD, old, as_node="cross_check")
+    out = graph.invoke(None, THREAD)
+    assert {(a.strategy, a.prompt) for a in out["attempts"]} == {("rewrite", "a car of old")}
+
+
+class SlowServer(PaintGenerator):
+    """Draws for many at once, as a server does; each image of a seed waits until it may arrive."""
+
+    draws_for_many = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_arrive = {seed: threading.Event() for seed in range(10, 14)}
+
+    def generate(
+        self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None
+    ) -> list[GeneratedImage | BackendError]:
+        assert self.may_arrive[requests[0].seed].wait(20)
+        return super().generate(requests, on_step=on_step)
+
+
+def letting_arrive(server: SlowServer, order: list[int], *passing: int, looks: int = 4) -> ScriptedChatModel:
+    """A chat model that lets the next image arrive at each look, in this order of seeds; the rest at the last look."""
+    server.may_arrive[order[0]].set()
+    script = answers(*passing)
+
+    def answer(form: str, messages: list[Any], index: int) -> Any:
+        if form == "Verdicts":
+            is_last = index in passing or index + 1 >= looks
+            for seed in server.may_arrive if is_last else order[index + 1 : index + 2]:
+                server.may_arrive[seed].set()
+        return script(form, messages, index)
+
+    return ScriptedChatModel(script=answer)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("order", [[10, 11, 12, 13], [13, 12, 11, 10]])
+def test_an_image_is_verified_while_others_are_drawn(order: list[int], is_async: bool, tmp_path: Path) -> None:
+    """Each image arrives only once the one before it is looked at: otherwise, this would wait for ever."""
+    server = SlowServer()
+    model = letting_arrive(server, order)
+    graph = build(tmp_path, server, model, proposals=1, max_rounds=1)
+    if is_async:
+        out = asyncio.run(graph.ainvoke({"prompt": PROMPT}, THREAD))
+    else:
+        out = graph.invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["usage"].images, out["usage"].chat_calls) == ("rounds", 4, 6)
+    assert [(a.seed, a.verified) for a in out["attempts"]] == [(seed, True) for seed in range(10, 14)]
+
+
+def test_the_first_pass_ends_the_looks(tmp_path: Path) -> None:
+    server = SlowServer()
+    model = letting_arrive(server, [13, 12, 11, 10], 1)
+    graph = build(tmp_path, server, model, proposals=1)
+    out = graph.invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["usage"].images, model.count("Verdicts")) == ("solved", 4, 2)
+    assert [a.seed for a in out["attempts"] if a.passed] == [12]
+    assert out["image"] == out["attempts"][2].image
+
+
+def test_a_look_that_fails_is_left_to_the_verifier(tmp_path: Path) -> None:
+    server, failures = SlowServer(), [True]
+    model = letting_arrive(server, [10, 11, 12, 13], 1)
+    script = model.script
+
+    def answer(form: str, messages: list[Any], index: int) -> Any:
+        if form == "Verdicts" and failures.pop() if failures else False:
+            for event in server.may_arrive.values():
+                event.set()
+            return BackendError("the verifier is gone", retryable=False)
+        return script(form, messages, index)
+
+    model.script = answer
+    out = build(tmp_path, server, model, proposals=1).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"], out["usage"].chat_calls) == ("solved", [], len(model.calls))
+
+
+def test_looks_count_for_the_limit_on_calls(tmp_path: Path) -> None:
+    server = SlowServer()
+    model = letting_arrive(server, [10, 11, 12, 13], looks=2)
+    settings = {"proposals": 1, "budget": {"chat_calls": 4}}
+    out = build(tmp_path, server, model, **settings).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["usage"].chat_calls, len(model.calls)) == ("budget", 4, 4)
