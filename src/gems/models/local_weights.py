@@ -40,12 +40,12 @@ def refuse_kernels(config: Any, place: str) -> None:
     """
     from transformers import PreTrainedConfig
 
-    pending, seen = [config], set[int]()
+    pending, checked_parts = [config], set[int]()
     while pending:
         part = pending.pop()
-        if id(part) in seen:
+        if id(part) in checked_parts:
             continue
-        seen.add(id(part))
+        checked_parts.add(id(part))
         for name, value in vars(part).items():
             if isinstance(value, PreTrainedConfig):
                 pending.append(value)

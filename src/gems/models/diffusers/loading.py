@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -205,14 +205,14 @@ def _refuse_kernels(source: PipelineSource) -> None:
         reader: Any = transformers.AutoConfig if is_auto else getattr(model, "config_class", None)
         if reader is None:  # it is no model
             continue
-        try:
-            with without_questions():
-                config = reader.from_pretrained(
-                    source.path, subfolder=name, revision=source.commit, local_files_only=not source.may_download
-                )
-        except Exception:  # as the loading of the weights will say, which reads it in the same way
-            continue
-        refuse_kernels(config, f"{source.path}/{name}")
+        config = None
+        # Loading the weights reads it in the same way, and says what is wrong with it.
+        with suppress(Exception), without_questions():
+            config = reader.from_pretrained(
+                source.path, subfolder=name, revision=source.commit, local_files_only=not source.may_download
+            )
+        if config is not None:
+            refuse_kernels(config, f"{source.path}/{name}")
 
 
 def _quantized(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> dict[str, Any]:
