@@ -76,15 +76,18 @@ def _settings_for(provider: str) -> dict[str, Any]:
     """What a provider's embedder is told besides its name.
 
     OpenAI's would turn texts into the tokens of OpenAI's models, which means other words to another server at
-    ``OPENAI_BASE_URL``, and would download the tables for that. Its client would follow redirects to any host.
+    ``OPENAI_BASE_URL``, and would download the tables for that. Its client would follow redirects to any host, and read
+    an answer of any size by any codec.
     """
     if provider not in ("openai", "azure_openai"):
         return {}
     import openai
 
+    from gems.models.servers.bodies import keep_whole
+
     return {
         "check_embedding_ctx_length": False,
-        "http_client": openai.DefaultHttpxClient(follow_redirects=False),
+        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole]}),
         "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
     }
 

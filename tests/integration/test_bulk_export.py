@@ -157,19 +157,27 @@ def test_a_file_with_the_name_of_a_new_one_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../mine.txt", "/etc/hostname", "link/mine.txt", "..", "a/../../mine.txt", "a\0b", "circle/a"]
+    ("name", "digest"),
+    [
+        *[(name, None) for name in ("../mine.txt", "/etc/hostname", "link/mine.txt", "..", "a/../../mine.txt")],
+        *[(name, None) for name in ("a\0b", "circle/a", "a" * 5000)],
+        *[(name, "") for name in ("own", "own/", ".", "")],
+    ],
 )
-def test_a_manifest_of_somebody_else_deletes_nothing(name: str, tmp_path: Path) -> None:
+def test_a_manifest_of_somebody_else_deletes_nothing(name: str, digest: str | None, tmp_path: Path) -> None:
     source, target, outside = make_batch(tmp_path / "out"), tmp_path / "data", tmp_path / "mine.txt"
     outside.write_text("years of work")
     target.mkdir()
     (target / "link").symlink_to(tmp_path)
-    digest = hashlib.sha256(b"years of work").hexdigest()
-    (target / ".gems-export.json").write_text(json.dumps({"files": {name: digest}}))
+    (target / "own").mkdir()
+    own_digest = hashlib.sha256(b"years of work").hexdigest()
+    manifest = json.dumps({"files": {name: own_digest if digest is None else digest}})
+    (target / ".gems-export.json").write_text(manifest)
     (target / "circle").symlink_to(target / "circle")
     with pytest.raises(InputError, match="which is no file of an export"):
         export(source, "webdataset", target)
     assert outside.read_text() == "years of work"
+    assert (target / ".gems-export.json").read_text() == manifest
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", '{"files": 7}', '{"format": "webdataset"}'])

@@ -190,6 +190,13 @@ def test_no_answer_fills_the_memory(answer: str, service: str, tmp_path: Path) -
     assert ("packs" if answer == "packed" else "more than 64 MB") in result.stderr
 
 
+@pytest.mark.parametrize("codec", ["bz2", "hex", "idna", "punycode", "undefined"])
+def test_no_codec_of_a_header_is_used(codec: str, service: str, tmp_path: Path) -> None:
+    _Handler.headers_sent = {"content-type": f"text/event-stream; charset={codec}"}
+    result = _generate(service, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("address", ["http://[::1", "http://127.0.0.1:99999", "http://a\tb", "http://\x1b[31m"])
 def test_an_address_that_is_none_is_bad_input(address: str, tmp_path: Path) -> None:
     result = _generate(address, tmp_path)

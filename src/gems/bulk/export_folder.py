@@ -131,7 +131,7 @@ def _read(target: Path) -> dict[str, str]:
         raise InputError(f"{path} cannot be read ({reason}); choose another folder") from None
     root = target.resolve()
     for name in files:
-        if name == _MANIFEST or not _lies_inside(root, name):
+        if name == _MANIFEST or not _lies_inside(root, name) or (root / name).is_dir():
             raise InputError(f"{path} lists {name}, which is no file of an export; choose another folder")
     return files
 
@@ -140,7 +140,7 @@ def _lies_inside(root: Path, name: str) -> bool:
     """Whether a path in a manifest is that of a file in the folder, and no link to elsewhere."""
     try:
         return (root / name).resolve().is_relative_to(root) and not (root / name).is_symlink()
-    except (ValueError, RuntimeError):  # a NUL, or links in a circle: no system has such a file
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, or links in a circle: no system has such a file
         return False
 
 

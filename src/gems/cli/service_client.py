@@ -131,6 +131,7 @@ class ServiceClient:
             _check_plain(response)
             assert isinstance(response.stream, httpx.SyncByteStream)  # of a client without a loop
             response.stream = _LimitedStream(response.stream)
+            response.encoding = "utf-8"  # as of all events, whatever codec a header names
             for message in source.iter_sse():
                 yield _same(run, _run_in(message.data)) if message.event == "run" else _event_in(message)
 

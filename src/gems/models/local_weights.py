@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-__all__ = ["load_now", "without_bars", "without_questions"]
+from gems.errors import InputError
+from gems.secrets import one_line
+
+__all__ = ["load_now", "refuse_kernels", "without_bars", "without_questions"]
 
 _QUESTIONS: Final = threading.Lock()
 _blocks: Final[list[int]] = []
@@ -20,6 +23,37 @@ def load_now(part: object) -> None:
     load = getattr(part, "load", None)
     if callable(load):
         load()
+
+
+def refuse_kernels(config: Any, place: str) -> None:
+    """Refuse a configuration of transformers that names a repository of kernels, whose code would be run.
+
+    With the package ``kernels``, transformers downloads and imports what stands in place of the name of an attention,
+    whether or not it may run code that lies beside the weights.
+
+    Args:
+        config: The configuration of a model, which may hold those of its parts.
+        place: Where the model lies.
+
+    Raises:
+        InputError: It names one.
+    """
+    from transformers import PreTrainedConfig
+
+    pending, checked_parts = [config], set[int]()
+    while pending:
+        part = pending.pop()
+        if id(part) in checked_parts:
+            continue
+        checked_parts.add(id(part))
+        for name, value in vars(part).items():
+            if isinstance(value, PreTrainedConfig):
+                pending.append(value)
+            elif name.endswith("_implementation_internal") and "/" in str(value):
+                raise InputError(
+                    f"{place} names {one_line(str(value), 80)!r}, whose code would be downloaded and run; remove "
+                    f"{name.removeprefix('_').removesuffix('_internal')} from its config.json"
+                )
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
@@ -143,6 +145,7 @@ def test_what_a_server_sends_in_place_of_a_vector_is_its_fault(vector: Any) -> N
 class _Embeddings(BaseHTTPRequestHandler):
     inputs: ClassVar[list[Any]] = []
     status: ClassVar[int] = 200
+    answer: ClassVar[tuple[str, bytes]] = ("application/json", b'{"data": [{"embedding": [0.5, 1.0]}]}')
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -151,8 +154,10 @@ class _Embeddings(BaseHTTPRequestHandler):
         self.inputs.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"])
         self.send_response(self.status)
         self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/elsewhere")
+        self.send_header("Content-Type", self.answer[0])
         self.end_headers()
-        self.wfile.write(json.dumps({"data": [{"embedding": [0.5, 1.0]}]}).encode())
+        with contextlib.suppress(OSError):  # the client has had enough
+            self.wfile.write(self.answer[1])
 
 
 def test_a_server_with_openais_protocol_gets_words_and_leads_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +172,32 @@ def test_a_server_with_openais_protocol_gets_words_and_leads_nowhere(monkeypatch
         with pytest.raises(Exception, match="307"):
             embedder.embed_documents(["drei Hunde"])
     assert _Embeddings.inputs == [["zwei Hunde"], ["drei Hunde"]]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        (400, "application/json; charset=punycode", b"a" * 2**20),
+        (400, "application/json; charset=bz2", b"no"),
+        (200, "application/json", b" " * (65 * 2**20)),
+    ],
+    ids=["slow codec", "no text", "much"],
+)
+def test_an_embedders_server_neither_holds_up_a_run_nor_fills_the_memory(
+    status: int, kind: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openai
+
+    monkeypatch.setattr(_Embeddings, "status", status)
+    monkeypatch.setattr(_Embeddings, "answer", (kind, body))
+    began = time.monotonic()
+    with serving(_Embeddings) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        embedder = embedder_module._embedder.__wrapped__("openai:bge-m3")
+        with pytest.raises((openai.OpenAIError, ValueError)):
+            embedder.embed_documents(["zwei Hunde"])
+    assert time.monotonic() - began < 10
 
 
 def test_an_unknown_embedder_is_refused() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from typing import Any, ClassVar
 
@@ -178,6 +180,32 @@ def test_an_answer_is_read_in_the_encoding_that_its_header_names(
         assert words in request()
     with pytest.raises(BackendError, match=words):
         ask(address)
+
+
+_LABEL = b"xn--" + b"a" * 2**20
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize(
+    ("codec", "body"),
+    [
+        ("idna", _LABEL),
+        ("idna", _LABEL + b".\xff"),
+        ("punycode", _LABEL),
+        *[(codec, b"\xff") for codec in ("bz2", "zlib", "hex", "undefined", "unicode_escape", "no such codec")],
+    ],
+)
+def test_no_codec_of_a_header_holds_up_or_breaks_a_run(
+    server: tuple[str, type[Handler]], codec: str, body: bytes, status: int
+) -> None:
+    address, handler = server
+    handler.answer = (status, f"application/json; charset={codec}", body)
+    began = time.monotonic()
+    with suppress(BackendError):
+        ask(address)
+    draw(address, "openai:m")
+    draw(address, f"http:{address}")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.usefixtures("impatient")

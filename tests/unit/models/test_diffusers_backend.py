@@ -527,6 +527,18 @@ def test_code_that_comes_with_the_weights_needs_trust(folder: Path) -> None:
         assert replica.pipeline.made_here
 
 
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("kind", [None, "AutoModel"])
+def test_kernels_that_weights_name_need_trust(kind: str | None, name: str, folder: Path) -> None:
+    """With the package ``kernels``, transformers would download and import them."""
+    if kind:
+        edit_index(folder, text_encoder=["transformers", kind])
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: "org/kernel@main"}))
+    with pytest.raises(InputError, match="names 'org/kernel@main', whose code would be downloaded and run"):
+        generator(folder).load()
+
+
 def test_a_pipeline_of_a_newer_diffusers_is_reported(folder: Path) -> None:
     edit_index(folder, _class_name="ZImage9Pipeline")
     with pytest.raises(BackendError, match=r"ZImage9Pipeline, which diffusers .* does not have; try 'pip install -U"):

@@ -109,7 +109,7 @@ class _Streaming(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
         self.send_response(200)
-        self.send_header("content-type", "text/event-stream")
+        self.send_header("content-type", "text/event-stream; charset=hex")
         self.send_header("content-encoding", self.encoding)
         self.end_headers()
         with contextlib.suppress(OSError):  # the client has had enough

@@ -250,9 +250,19 @@ def own_code(folder: Path) -> None:
     (folder / "mine.py").write_text("raise SystemExit('this must not run')")
 
 
+def foreign_kernel(folder: Path) -> None:
+    edit_json(folder / "config.json", attn_implementation="org/kernel@main")
+
+
+def foreign_kernel_of_a_part(folder: Path) -> None:
+    edit_json(folder / "config.json", attn_implementation={"": "sdpa", "vision_config": "org/kernel"})
+
+
 @pytest.mark.parametrize(
     ("break_it", "kind", "message"),
     [
+        (foreign_kernel, InputError, "names 'org/kernel@main', whose code would be downloaded and run"),
+        (foreign_kernel_of_a_part, InputError, "names 'org/kernel', whose code would be downloaded and run"),
         (damage("config.json", None), InputError, "contains no chat model"),
         (text_only, InputError, "not a vision chat model: its type is gpt2"),
         (own_code, InputError, "does not know the model"),

@@ -206,6 +206,7 @@ class OpenAIImages(JsonImages):
             if response.headers.get("content-encoding", "identity") != "identity":  # unpacked up to a limit
                 unpacked = await read_body(response)
                 response = httpx.Response(200, headers={"content-type": _EVENTS}, content=unpacked)
+            response.encoding = "utf-8"  # as of all events, whatever codec a header names
             async for event in EventSource(response).aiter_sse():
                 if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
                     return image

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from gems.errors import BackendError, InputError
 from gems.models.devices import free_memory, pick_devices, pick_dtype
 from gems.models.diffusers.loading import check_packages
-from gems.models.local_weights import without_bars
+from gems.models.local_weights import refuse_kernels, without_bars
 from gems.models.processors import without_video
 from gems.models.transformers.constrained import can_constrain
 from gems.options import ChatOptions, GeneratorOptions
@@ -86,6 +86,7 @@ class ChatSource:
             raise InputError(f"transformers does not know the model in {self.path}: {_line(error)}") from error
         if type(config) not in KINDS:
             raise InputError(f"{self.path} is not a vision chat model: its type is {config.model_type}")
+        refuse_kernels(config, self.path)
         return config
 
     def processor(self) -> Any:
