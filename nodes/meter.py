@@ -19,7 +19,7 @@ from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.models.calling import CALL
-from gems.models.deadlines import MAY_SEND, SENDS_NOTHING_YET
+from gems.models.deadlines import MAY_SEND, SENDS
 from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
@@ -63,8 +63,8 @@ class Meter(BaseCallbackHandler):
         self._owed, self._calls = Usage(), Usage()
         self._in_flight: dict[object, int] = {}
         """Requests that calls without an answer yet may send, by call."""
-        self._unsent: set[object] = set()
-        """Those of them that have sent nothing yet, and ask before they do."""
+        self._sent: dict[object, int] = {}
+        """Requests that they have sent, as far as their clients say so."""
         self._is_abandoned = False
         self._team: dict[str, Meter] = {node: self}
         """The meters of the nodes that run at the same time, this one included."""
@@ -131,13 +131,14 @@ class Meter(BaseCallbackHandler):
             if most is not None and self._before.chat_calls + requests + sent_requests >= most:
                 return False
             self._in_flight[call] = sent_requests + 1
-            self._unsent.discard(call)
         return True
 
-    def sends_nothing_yet(self) -> None:
-        """Note that the call that is being made has sent nothing, and calls ``may_send`` before it does."""
+    def sends(self, requests: int) -> bool:
+        """Note how many requests the call that is being made has sent. Returns whether anybody waits for its answer."""
         with _LOCK:
-            self._unsent.add(CALL.get())
+            if not self._is_abandoned:
+                self._sent[CALL.get()] = requests
+            return not self._is_abandoned
 
     @property
     def calls_begun(self) -> int:
@@ -167,16 +168,16 @@ class Meter(BaseCallbackHandler):
         with _LOCK:
             if not self._is_abandoned:
                 self._in_flight.pop(CALL.get(), None)
-                self._unsent.discard(CALL.get())
+                self._sent.pop(CALL.get(), None)
                 self._calls += usage
 
     def abandon(self) -> None:
         """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is unknown.
 
-        Those that have sent nothing yet are not charged; they never will, see ``may_send``.
+        What they have not sent is not charged, and is never sent, see ``sends``.
         """
         with _LOCK:
-            requests = [number for call, number in self._in_flight.items() if call not in self._unsent]
+            requests = [self._sent.get(call, number) for call, number in self._in_flight.items()]
             self._calls += Usage(chat_calls=sum(requests))
             self._in_flight.clear()
             self._is_abandoned = True
@@ -229,7 +230,7 @@ def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: b
         if len(_TEAMS) > _MOST_TEAMS:
             _TEAMS.popitem(last=False)
     token, may_send = _METER.set(meter if is_chatting else _METER.get()), MAY_SEND.set(meter.may_send)
-    sends_nothing_yet = SENDS_NOTHING_YET.set(meter.sends_nothing_yet)
+    sends = SENDS.set(meter.sends)
     try:
         yield meter
     except BaseException:  # a cancelled task, too
@@ -240,7 +241,7 @@ def metered(state: GemsState, node: str, context: GemsContext, *, is_chatting: b
         meter.abandon()
         _METER.reset(token)
         MAY_SEND.reset(may_send)
-        SENDS_NOTHING_YET.reset(sends_nothing_yet)
+        SENDS.reset(sends)
 
 
 def _put(entries: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> None:

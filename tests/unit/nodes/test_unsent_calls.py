@@ -16,7 +16,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Usage
 from gems.models.calling import CALL
 from gems.models.servers.providers import init_provider_chat
-from gems.models.servers.sent_requests import begin_count, may_send_again
+from gems.models.servers.sent_requests import begin_count, begin_request, may_send_again, watch
 from gems.nodes.meter import metered, settle_run
 from gems.options import ChatOptions
 from gems.stopping import WaitEnded, stopping
@@ -68,13 +68,16 @@ def test_a_call_that_a_stop_ends_before_its_request_is_not_counted(server: Threa
 
 
 @pytest.mark.parametrize("is_sent", [False, True])
-def test_a_call_that_is_given_up_counts_if_it_was_sent(is_sent: bool) -> None:
+def test_a_call_that_is_given_up_counts_what_it_has_sent(is_sent: bool) -> None:
     token = CALL.set(object())
     try:
         with metered(_state("given up"), "planner", GemsContext()) as meter:
             meter.on_chat_model_start()
             begin_count()
-            assert not is_sent or may_send_again()
+            assert not is_sent or begin_request()
+            if is_sent:
+                watch("http11.send_request_body.complete", {})
+            assert may_send_again()  # asked before a wait that no other request follows
         assert meter.usage.chat_calls == int(is_sent)
         sends: list[bool] = []
         thread = threading.Thread(target=lambda: sends.append(meter.may_send(0)))

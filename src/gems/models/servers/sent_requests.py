@@ -9,9 +9,9 @@ from typing import Any, Final
 import httpx
 
 from gems.errors import is_passing_status, may_cost
-from gems.models.deadlines import MAY_SEND, SENDS_NOTHING_YET, limit_reads
+from gems.models.deadlines import MAY_SEND, SENDS, limit_reads
 
-__all__ = ["begin_count", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
+__all__ = ["begin_count", "begin_request", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
 
 _REQUESTS: Final = threading.local()
 
@@ -19,7 +19,7 @@ _REQUESTS: Final = threading.local()
 def begin_count() -> None:
     """Begin to count the requests of this thread."""
     _REQUESTS.count, _REQUESTS.has_begun = 0, False
-    SENDS_NOTHING_YET.get()()
+    SENDS.get()(0)
 
 
 def requests_sent() -> int:
@@ -32,8 +32,15 @@ def requests_sent() -> int:
 
 def may_send_again() -> bool:
     """Whether the budget has room for another request of this thread's call."""
-    _REQUESTS.has_begun = True
     return MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
+
+
+def begin_request() -> bool:
+    """Note that this thread sends a request. Returns False if it may not."""
+    if not may_send_again():
+        return False
+    _REQUESTS.has_begun = True
+    return SENDS.get()(max(0, getattr(_REQUESTS, "count", 0)) + 1)
 
 
 def watch(event: str, details: Mapping[str, Any]) -> None:
