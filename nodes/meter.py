@@ -19,7 +19,7 @@ from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
 from gems.models.calling import CALL
-from gems.models.deadlines import MAY_SEND
+from gems.models.deadlines import MAY_SEND, SENDS
 from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
@@ -63,6 +63,8 @@ class Meter(BaseCallbackHandler):
         self._owed, self._calls = Usage(), Usage()
         self._in_flight: dict[object, int] = {}
         """Requests that calls without an answer yet may send, by call."""
+        self._sent: dict[object, int] = {}
+        """Requests that they have sent, as far as their clients say so."""
         self._is_abandoned = False
         self._team: dict[str, Meter] = {node: self}
         """The meters of the nodes that run at the same time, this one included."""
@@ -123,11 +125,20 @@ class Meter(BaseCallbackHandler):
         """
         call, most = CALL.get(), self._budget.chat_calls
         with _LOCK:
+            if self._is_abandoned:
+                return False
             requests = sum(meter._requests for meter in self._team.values()) - self._in_flight.get(call, 0)
             if most is not None and self._before.chat_calls + requests + sent_requests >= most:
                 return False
             self._in_flight[call] = sent_requests + 1
         return True
+
+    def sends(self, requests: int) -> bool:
+        """Note how many requests the call that is being made has sent. Returns whether anybody waits for its answer."""
+        with _LOCK:
+            if not self._is_abandoned:
+                self._sent[CALL.get()] = requests
+            return not self._is_abandoned
 
     @property
     def calls_begun(self) -> int:
@@ -157,12 +168,17 @@ class Meter(BaseCallbackHandler):
         with _LOCK:
             if not self._is_abandoned:
                 self._in_flight.pop(CALL.get(), None)
+                self._sent.pop(CALL.get(), None)
                 self._calls += usage
 
     def abandon(self) -> None:
-        """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is unknown."""
+        """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is unknown.
+
+        What they have not sent is not charged, and is never sent, see ``sends``.
+        """
         with _LOCK:
-            self._calls += Usage(chat_calls=sum(self._in_flight.values()))
+            requests = [self._sent.get(call, number) for call, number in self._in_flight.items()]
+            self._calls += Usage(chat_calls=sum(requests))
             self._in_flight.clear()
             self._is_abandoned = True
 
@@ -229,12 +245,13 @@ def metered(
 
 @contextmanager
 def _counting(chats: Meter | None, requests: Meter) -> Iterator[None]:
-    token, may_send = _METER.set(chats), MAY_SEND.set(requests.may_send)
+    token, may_send, sends = _METER.set(chats), MAY_SEND.set(requests.may_send), SENDS.set(requests.sends)
     try:
         yield
     finally:
         _METER.reset(token)
         MAY_SEND.reset(may_send)
+        SENDS.reset(sends)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ __all__ = [
     "DEADLINE",
     "IN_ONE_TRY",
     "MAY_SEND",
+    "SENDS",
     "deadline_of",
     "end_reads_at",
     "limit_reads",
@@ -44,6 +45,9 @@ IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
 
 MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent_requests: True)
 """Whether a call that has sent so many requests may send another one."""
+
+SENDS: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_sends", default=lambda requests: True)
+"""Called by a client, before it sends, with how many requests of a call are sent then. False: nobody waits for them."""
 
 
 def deadline_of(model: BaseChatModel) -> float | None:

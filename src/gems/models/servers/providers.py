@@ -19,7 +19,7 @@ from gems.models.servers.addresses import checked_url
 from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
-from gems.models.servers.sent_requests import leave_out_busy, may_send_again, watch
+from gems.models.servers.sent_requests import begin_request, leave_out_busy, may_send_again, watch
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import WaitEnded, is_stopping, pause
@@ -97,7 +97,7 @@ def _end_in(seconds: float) -> Callable[[httpx.Request], None]:
     def limit(request: httpx.Request) -> None:
         if is_stopping():
             raise WaitEnded("stopped before a chat model was asked again")
-        if not may_send_again():
+        if not begin_request():
             raise BackendError("the budget leaves no further try for this", retryable=False)
         request.extensions = {**request.extensions, "trace": watch}
         end_reads_at(time.monotonic() + seconds)

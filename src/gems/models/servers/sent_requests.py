@@ -9,26 +9,38 @@ from typing import Any, Final
 import httpx
 
 from gems.errors import is_passing_status, may_cost
-from gems.models.deadlines import MAY_SEND, limit_reads
+from gems.models.deadlines import MAY_SEND, SENDS, limit_reads
 
-__all__ = ["begin_count", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
+__all__ = ["begin_count", "begin_request", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
 
 _REQUESTS: Final = threading.local()
 
 
 def begin_count() -> None:
     """Begin to count the requests of this thread."""
-    _REQUESTS.count = 0
+    _REQUESTS.count, _REQUESTS.has_begun = 0, False
+    SENDS.get()(0)
 
 
 def requests_sent() -> int:
-    """How many requests this thread has sent since then, without those that a busy server has refused; at least 1."""
-    return max(1, getattr(_REQUESTS, "count", 0))
+    """How many requests this thread has sent since then, without those that a busy server has refused.
+
+    At least 1, unless a stop came before the first one.
+    """
+    return max(int(getattr(_REQUESTS, "has_begun", True)), getattr(_REQUESTS, "count", 0))
 
 
 def may_send_again() -> bool:
     """Whether the budget has room for another request of this thread's call."""
     return MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
+
+
+def begin_request() -> bool:
+    """Note that this thread sends a request. Returns False if it may not."""
+    if not may_send_again():
+        return False
+    _REQUESTS.has_begun = True
+    return SENDS.get()(max(0, getattr(_REQUESTS, "count", 0)) + 1)
 
 
 def watch(event: str, details: Mapping[str, Any]) -> None:
