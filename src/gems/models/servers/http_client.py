@@ -37,7 +37,7 @@ from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
 from gems.models.servers.addresses import advice_on_certificates, checked_url, own_address
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
-from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
+from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, try_until
 from gems.models.servers.sockets import keep_what_arrives
@@ -251,7 +251,7 @@ class ServerClient:
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
         hint = _KEY_HINT if status in (401, 403) else ""
-        if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
+        if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 

@@ -20,7 +20,7 @@ from gems.errors import BackendError, ContentRefusedError, is_passing_status, is
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
-from gems.models.servers.bodies import is_image_file
+from gems.models.servers.bodies import is_image_file, is_packed
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
 from gems.models.servers.retries import PassingError
@@ -130,6 +130,9 @@ class JsonImages(RemoteGenerator):
     def _read(self, body: bytes) -> _Answer:
         if is_image_file(body.lstrip(b"\r\n")):  # the image itself
             return _Answer(body.lstrip(b"\r\n"))
+        if is_packed(body):
+            fault = "a damaged file (gzip), which may be charged; let it send plain answers"
+            raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))
