@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -39,7 +39,7 @@ from gems.models.servers.addresses import advice_on_certificates, checked_url, o
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
-from gems.models.servers.retries import PassingError, try_until
+from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
@@ -174,7 +174,8 @@ class ServerClient:
             BackendError: The server rejects the request.
         """
         async with self.exchange(method, path, deadline, **arguments) as response:
-            body = await read_body(response)
+            with charged() if method == "POST" and response.is_success else nullcontext():
+                body = await read_body(response)
             self.check_status(response, body)
             return body, _media_type(response)
 
@@ -202,7 +203,8 @@ class ServerClient:
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
-                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
+                with charged():
+                    raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             if (advice := advice_on_certificates(str(error))) and not has_begun:
                 fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None

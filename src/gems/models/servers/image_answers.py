@@ -23,7 +23,7 @@ from gems.models.servers.base import RemoteGenerator
 from gems.models.servers.bodies import is_image_file, is_packed
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
-from gems.models.servers.retries import PassingError
+from gems.models.servers.retries import PassingError, charged
 from gems.secrets import one_line
 
 __all__ = ["JsonImages", "decode_base64", "mapping_in", "read_answer"]
@@ -120,7 +120,8 @@ class JsonImages(RemoteGenerator):
             BackendError: There is no image, in the server's words.
         """
         answer = await asyncio.to_thread(self._read, body)
-        image = answer.file or await self._first_image(answer.sources, deadline)
+        with charged():
+            image = answer.file or await self._first_image(answer.sources, deadline)
         if answer.is_suspect:
             image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
@@ -132,7 +133,8 @@ class JsonImages(RemoteGenerator):
             return _Answer(body.lstrip(b"\r\n"))
         if is_packed(body):
             fault = "a damaged file (gzip), which may be charged; let it send plain answers"
-            raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
+            with charged():
+                raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))
