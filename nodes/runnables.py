@@ -19,7 +19,7 @@ from langgraph.runtime import RunControl
 from gems.faces import in_line, in_thread, run_here
 from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
-from gems.stopping import CANCELLED, also_stopping, cancelled_if
+from gems.stopping import CANCELLED, cancelled_if, stopping
 
 __all__ = ["node_of", "resources_of_node", "without_waits"]
 
@@ -58,7 +58,7 @@ def _heeding(control: RunControl | None) -> Iterator[None]:
     if control is None:
         yield
         return
-    with also_stopping(lambda: control.drain_requested), cancelled_if(lambda: control.drain_reason == CANCELLED):
+    with stopping(lambda: control.drain_requested), cancelled_if(lambda: control.drain_reason == CANCELLED):
         yield
 
 
