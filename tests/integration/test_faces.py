@@ -654,13 +654,18 @@ def test_structured_answers_are_read_in_threads_of_the_graph(images: ImageStore)
     assert same(asyncio.run(application())) == same(graph.invoke(PROMPT))
 
 
-def test_a_model_whose_answers_have_run_out_ends_the_run(images: ImageStore) -> None:
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_a_model_whose_answers_have_run_out_ends_the_run(kind: type[Exception], images: ImageStore) -> None:
     """``next`` raises StopIteration, which no future can carry: LangChain's own fake model does that."""
-    answers: Iterator[dict[str, Any]] = iter(())
-    model = ScriptedChatModel(script=lambda *_: next(answers))
-    graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=SETTINGS)
+
+    def run_out(*_: object) -> dict[str, Any]:
+        raise kind
+
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=run_out), generator=PaintGenerator(), images=images, settings=SETTINGS
+    )
     for face in (graph.invoke, lambda given: asyncio.run(graph.ainvoke(given))):
-        with pytest.raises(RuntimeError, match="StopIteration"):
+        with pytest.raises(RuntimeError, match=f"coroutine raised {kind.__name__}"):
             face(PROMPT)
 
 

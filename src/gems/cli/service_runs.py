@@ -87,9 +87,9 @@ def run_on_service(
 
     _write(out, {})  # before the service draws what could not be kept here
     with connected(url) as client:
-        with _cancelled_by_interrupts(client) as begun:
+        with _cancelled_by_interrupts(client) as note_run:
             run = client.begin(prompt, settings)
-            begun(run.id)
+            note_run(run.id)
             _check_new(out / run.id)
             with LiveRun(err) if not quiet else nullcontext() as live:
                 if not quiet:
@@ -145,13 +145,13 @@ def _cancelled_by_interrupts(client: ServiceClient) -> Iterator[Callable[[str], 
         for run in runs:
             client.cancel(run)
 
-    def begun(run: str) -> None:
+    def note_run(run: str) -> None:
         runs.append(run)
         if presses:
             client.cancel(run)
 
     with handling(on_interrupt, signal.SIGINT):
-        yield begun
+        yield note_run
 
 
 def _ending(run: ServiceRun) -> Outcome:

@@ -332,7 +332,11 @@ def test_a_server_without_tls_is_asked_by_a_proxy_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("sent", "says", "is_tried_again"),
     [
-        (b"HTTP/1.1 407 Who are you?\r\n\r\n", "refuses the way to images.test (407 Who are you?); set HTTP_PROXY", False),
+        (
+            b"HTTP/1.1 407 Who are you?\r\n\r\n",
+            "refuses the way to images.test (407 Who are you?); set HTTP_PROXY",
+            False,
+        ),
         (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refuses the way to images.test (403 Forbidden)", False),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "cannot reach images.test (502 Bad Gateway)", True),
         (b"", "cannot reach images.test (Server disconnected", True),

@@ -13,7 +13,16 @@ from pydantic_core import from_json
 
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "json_of_error", "retry_after", "says_refusal", "text_of", "words_of"]
+__all__ = [
+    "error_message",
+    "is_refusal",
+    "json_body",
+    "json_of_error",
+    "retry_after",
+    "says_refusal",
+    "text_of",
+    "words_of",
+]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -102,7 +111,9 @@ def _shown(text: str) -> str:
 def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
     content = json_of_error(body)  # which may spell its characters in escapes
-    text = json.dumps(content, ensure_ascii=False) if content is not None else body[:_MOST_READ].decode("utf-8", "replace")
+    text = (
+        json.dumps(content, ensure_ascii=False) if content is not None else body[:_MOST_READ].decode("utf-8", "replace")
+    )
     return says_refusal(text[:4000])
 
 

@@ -192,7 +192,11 @@ class ServerClient:
         has_begun, begun_sends = False, list[bytes]()
         try:
             request = self._session.http.build_request(
-                method, self._full(path), timeout=timeout, extensions={"trace": partial(_watch, begun_sends)}, **arguments
+                method,
+                self._full(path),
+                timeout=timeout,
+                extensions={"trace": partial(_watch, begun_sends)},
+                **arguments,
             )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
