@@ -222,13 +222,22 @@ class _Easel:
         def paint() -> None:
             file_all(self.backend.generate(group, on_step=on_step))
 
-        def ask(is_asked: bool) -> None:
-            (images.update if is_asked else images.difference_update)(group_images)
+        def ask(is_asked: bool | None) -> bool:
+            if is_asked is False:
+                images.difference_update(group_images)
+            elif is_asked is None:  # what may be charged stays counted
+                group_images.clear()
+            has_room = self._has_room(len(indices))
+            if is_asked and has_room:
+                group_images[:] = [object() for _ in indices]
+                images.update(group_images)
+            return has_room
 
         async def counted(
             results: Awaitable[list[GeneratedImage | BackendError]],
         ) -> list[GeneratedImage | BackendError]:
-            ask(not draws_for_many(self.backend))  # a server's client says itself when it asks
+            if not draws_for_many(self.backend):  # a server's client says itself when it asks
+                images.update(group_images)
             try:
                 return await results
             except Exception as error:
@@ -263,6 +272,11 @@ class _Easel:
             errors[candidates[0]] = stop
         finally:
             ASKS.reset(token)
+
+    def _has_room(self, images: int) -> bool:
+        """Whether the budget has room for so many images more, which may be tries of the same one."""
+        total = self.meter.total.model_copy(update={"seconds": 0.0})  # what was begun may last longer
+        return self.context.budget.exhausted(total, images=images) is None
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""

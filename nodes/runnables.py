@@ -8,7 +8,7 @@ public: this is the only module that knows it, and ``tests/integration/test_face
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar, cast
@@ -19,7 +19,7 @@ from langgraph.runtime import RunControl
 from gems.faces import in_line, in_thread, run_here
 from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
-from gems.stopping import CANCELLED, also_stopping, cancelled_if
+from gems.stopping import CANCELLED, cancelled_if, stopping
 
 __all__ = ["node_of", "resources_of_node", "without_waits"]
 
@@ -33,9 +33,13 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
     """
     is_plain = not inspect.iscoroutinefunction(body)
 
-    def begin(state: GemsState, injected: dict[str, Any]) -> Coroutine[Any, Any, GemsState]:
+    async def begin(state: GemsState, injected: dict[str, Any]) -> GemsState:
         check_schema(state)
-        return in_thread(body, state, **injected) if is_plain else body(state, **injected)
+        try:
+            result: GemsState = await (in_thread(body, state, **injected) if is_plain else body(state, **injected))
+        except StopAsyncIteration as error:  # of a model of the user's; LangGraph would take it for the end of a stream
+            raise RuntimeError("coroutine raised StopAsyncIteration") from error  # as for StopIteration
+        return result
 
     @wraps(body)  # LangGraph reads the signature, to know what to pass
     def node(state: GemsState, **injected: Any) -> GemsState:
@@ -58,7 +62,7 @@ def _heeding(control: RunControl | None) -> Iterator[None]:
     if control is None:
         yield
         return
-    with also_stopping(lambda: control.drain_requested), cancelled_if(lambda: control.drain_reason == CANCELLED):
+    with stopping(lambda: control.drain_requested), cancelled_if(lambda: control.drain_reason == CANCELLED):
         yield
 
 

@@ -34,6 +34,7 @@ class BackendError(GemsError, RuntimeError):
         status_code: The HTTP status of a server's answer, if the error came from one.
         reason: What the server said, without our words around it; the whole message if nobody else said anything.
         requests: How many requests of one call have failed, each of which may have been charged.
+        may_cost: Whether a server may have drawn, and charged for, an image that is lost.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class BackendError(GemsError, RuntimeError):
         self.status_code = status_code
         self.reason = message if reason is None else reason
         self.requests = 1
+        self.may_cost = False
 
 
 class ContentRefusedError(BackendError):

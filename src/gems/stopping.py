@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Final
 
@@ -22,7 +22,6 @@ __all__ = [
     "POLL_SECONDS",
     "WaitEnded",
     "acquire",
-    "also_stopping",
     "apause",
     "cancelled_if",
     "ended_by",
@@ -45,7 +44,7 @@ def _never() -> bool:
 
 _STOPPING: ContextVar[Callable[[], bool]] = ContextVar("gems_stopping", default=_never)
 _CANCELLED: ContextVar[Callable[[], bool]] = ContextVar("gems_cancelled", default=_never)
-_ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=lambda: False)
+_ENDING: ContextVar[Callable[[], bool]] = ContextVar("gems_ending", default=_never)
 
 
 class WaitEnded(GraphDrained):
@@ -61,32 +60,29 @@ class WaitEnded(GraphDrained):
 
 
 @contextmanager
-def stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
-    """Let waits inside the block end once the run is to stop at its next step."""
-    token = _STOPPING.set(is_requested)
+def _also_if(is_over: ContextVar[Callable[[], bool]], is_requested: Callable[[], bool]) -> Iterator[None]:
+    """Add a reason to those that stand already."""
+    outer = is_over.get()
+    token = is_over.set(is_requested if outer is _never else lambda: is_requested() or outer())
     try:
         yield
     finally:
-        _STOPPING.reset(token)
+        is_over.reset(token)
 
 
-@contextmanager
-def also_stopping(is_requested: Callable[[], bool]) -> Iterator[None]:
-    """Like ``stopping``, beside the reasons to stop that stand already."""
-    outer = _STOPPING.get()
-    with stopping(is_requested if outer is _never else lambda: is_requested() or outer()):
-        yield
+def stopping(is_requested: Callable[[], bool]) -> AbstractContextManager[None]:
+    """Let waits inside the block end once the run, or another one around it, is to stop at its next step."""
+    return _also_if(_STOPPING, is_requested)
 
 
-@contextmanager
-def cancelled_if(is_requested: Callable[[], bool]) -> Iterator[None]:
-    """Let what is done inside the block end at once when it is cancelled."""
-    outer = _CANCELLED.get()
-    token = _CANCELLED.set(is_requested if outer is _never else lambda: is_requested() or outer())
-    try:
-        yield
-    finally:
-        _CANCELLED.reset(token)
+def cancelled_if(is_requested: Callable[[], bool]) -> AbstractContextManager[None]:
+    """Let what is done inside the block end at once when it, or what is around it, is cancelled."""
+    return _also_if(_CANCELLED, is_requested)
+
+
+def ending(is_requested: Callable[[], bool]) -> AbstractContextManager[None]:
+    """Let waits for servers that fail end inside the block, once runs are to finish what they are doing."""
+    return _also_if(_ENDING, is_requested)
 
 
 def may_be_cancelled() -> bool:
@@ -106,16 +102,6 @@ def is_stopping() -> bool:
 
 CANCELLED: Final = "cancelled"
 """The reason of a ``RunControl`` that cancels its run, rather than stopping it to go on later."""
-
-
-@contextmanager
-def ending(is_requested: Callable[[], bool]) -> Iterator[None]:
-    """Let waits for servers that fail end inside the block, once runs are to finish what they are doing."""
-    token = _ENDING.set(is_requested)
-    try:
-        yield
-    finally:
-        _ENDING.reset(token)
 
 
 def pause(seconds: float) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 import psutil
@@ -34,12 +34,13 @@ from langgraph.runtime import RunControl
 from langgraph.store.memory import InMemoryStore
 from PIL import Image
 from pydantic import PrivateAttr
+from servers.threaded import serving
 
 import gems
 from gems.errors import BackendError, InputError
 from gems.faces import Turns, Workers, in_line, in_thread
 from gems.graph.lifetime import resources_in
-from gems.memory.image_store import ImageStore
+from gems.memory.image_store import ImageStore, encode_png
 from gems.models.generators import GeneratedImage, ImageRequest, Step, StepCallback
 
 PROMPT = {"prompt": "two red cars"}
@@ -653,13 +654,18 @@ def test_structured_answers_are_read_in_threads_of_the_graph(images: ImageStore)
     assert same(asyncio.run(application())) == same(graph.invoke(PROMPT))
 
 
-def test_a_model_whose_answers_have_run_out_ends_the_run(images: ImageStore) -> None:
+@pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration])
+def test_a_model_whose_answers_have_run_out_ends_the_run(kind: type[Exception], images: ImageStore) -> None:
     """``next`` raises StopIteration, which no future can carry: LangChain's own fake model does that."""
-    answers: Iterator[dict[str, Any]] = iter(())
-    model = ScriptedChatModel(script=lambda *_: next(answers))
-    graph = gems.build_graph(mllm=model, generator=PaintGenerator(), images=images, settings=SETTINGS)
+
+    def run_out(*_: object) -> dict[str, Any]:
+        raise kind
+
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=run_out), generator=PaintGenerator(), images=images, settings=SETTINGS
+    )
     for face in (graph.invoke, lambda given: asyncio.run(graph.ainvoke(given))):
-        with pytest.raises(RuntimeError, match="StopIteration"):
+        with pytest.raises(RuntimeError, match=f"coroutine raised {kind.__name__}"):
             face(PROMPT)
 
 
@@ -776,3 +782,63 @@ def test_closing_goes_on_when_the_wait_for_it_is_cancelled(images: ImageStore) -
     finally:
         threading.excepthook = hook
     assert failures == []
+
+
+class _TearingHandler(BaseHTTPRequestHandler):
+    """Draws a torn image first, and then a whole one, unless told otherwise."""
+
+    bodies: ClassVar[list[bytes]] = []
+    drawn: ClassVar[int] = 0
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        """The next of the bodies; the last one again and again."""
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.bodies[min(self.drawn, len(self.bodies) - 1)]
+        type(self).drawn += 1
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+_WHOLE = encode_png(Image.new("RGB", (32, 32), "red"), {})
+_TORN = _WHOLE[: len(_WHOLE) // 2]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("bodies", "limit", "tries", "images_made"),
+    [
+        ([_TORN, _WHOLE], None, 2, 1),
+        ([_TORN], None, 3, 0),
+        ([_TORN], 1, 1, 0),
+        ([_TORN, _WHOLE], 2, 2, 1),
+        ([b"BM\0\0\0\0\0\0\0\0 another format"], None, 1, 0),
+    ],
+    ids=["torn once", "torn", "torn, no room", "torn once, room for one", "another format"],
+)
+def test_images_that_are_lost_after_they_were_drawn_count_as_spent(
+    bodies: list[bytes],
+    limit: int | None,
+    tries: int,
+    images_made: int,
+    is_async: bool,
+    images: ImageStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", lambda _: 0.01)
+    _TearingHandler.bodies, _TearingHandler.drawn = bodies, 0
+    with serving(_TearingHandler) as server:
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answer),
+            generator=f"http:http://127.0.0.1:{server.server_port}",
+            images=images,
+            settings={**SETTINGS, "max_rounds": 1, "budget": {"images": limit}},
+        )
+        result = asyncio.run(graph.ainvoke(PROMPT)) if is_async else graph.invoke(PROMPT)
+    assert (_TearingHandler.drawn, result["usage"].images) == (tries, tries)
+    assert len(result["attempts"]) == images_made
+    if limit == 1:
+        assert "the budget leaves no other try" in result["errors"][0]

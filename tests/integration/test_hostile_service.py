@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,11 +47,18 @@ class _Handler(BaseHTTPRequestHandler):
     files: dict[str, bytes]
     headers_sent: dict[str, str]
     status: int
+    posted: list[str]
+    """Where something was posted."""
+    interrupts: bool
+    """Whether Ctrl-C is pressed while the service begins a run."""
     keys: list[str | None]
     """The keys that were sent."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.posted.append(self.path)
+        if self.interrupts and self.path == "/v1/runs":
+            os.kill(os.getpid(), signal.SIGINT)
         self._send(self.begin)
 
     def do_GET(self) -> None:
@@ -76,6 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 def service() -> Iterator[str]:
     _Handler.events, _Handler.end, _Handler.begin, _Handler.headers_sent = [], _RUN, json.dumps(_RUN).encode(), {}
     _Handler.files, _Handler.status, _Handler.keys = {"/image": _PNG}, 200, []
+    _Handler.posted, _Handler.interrupts = [], False
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -90,6 +100,13 @@ def _generate(service: str, folder: Path, *options: str) -> Any:
 
 def _written(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_ctrl_c_while_a_run_is_begun_cancels_it(service: str, tmp_path: Path) -> None:
+    _Handler.interrupts = True
+    _Handler.end = {**_RUN, "status": "cancelled", "outcome": "cancelled", "image": None, "report": None}
+    result = _generate(service, tmp_path)
+    assert (result.returncode, _Handler.posted) == (130, ["/v1/runs", "/v1/runs/run-abc/cancel"]), result.stderr
 
 
 def test_a_report_of_others_runs_no_script(service: str, tmp_path: Path) -> None:

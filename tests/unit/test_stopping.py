@@ -104,3 +104,20 @@ def test_images_that_are_paid_for_are_kept_when_others_are_stopped() -> None:
         assert isinstance(error, BackendError)
         with pytest.raises(GraphDrained):
             generator.generate([ImageRequest("busy", 1), ImageRequest("busy", 2)])
+
+
+@pytest.mark.parametrize("context", [stopping, cancelled_if, ending])
+def test_what_is_inside_of_something_that_stops_stops_with_it_and_by_itself(context: type[stopping]) -> None:
+    outer, inner = threading.Event(), threading.Event()
+    with context(outer.is_set):
+        with context(inner.is_set):
+            pause(0)
+            for reason in (outer, inner):
+                reason.set()
+                with pytest.raises(GraphDrained):
+                    pause(0)
+                reason.clear()
+            inner.set()
+        pause(0)  # a reason of the inner one is none of the outer one
+    outer.set()
+    pause(0)

@@ -6,7 +6,7 @@ Nothing here imports the graph or a model, so that an image takes what it takes 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,12 +87,14 @@ def run_on_service(
 
     _write(out, {})  # before the service draws what could not be kept here
     with connected(url) as client:
-        run = client.begin(prompt, settings)
-        _check_new(out / run.id)
-        with _cancelled_by_interrupts(client, run.id), LiveRun(err) if not quiet else nullcontext() as live:
-            if not quiet:
-                err.print(f"[dim]{escape(run.id)} at {escape(client.url)}[/]", highlight=False)
-            run = _follow(client, run, live)
+        with _cancelled_by_interrupts(client) as note_run:
+            run = client.begin(prompt, settings)
+            note_run(run.id)
+            _check_new(out / run.id)
+            with LiveRun(err) if not quiet else nullcontext() as live:
+                if not quiet:
+                    err.print(f"[dim]{escape(run.id)} at {escape(client.url)}[/]", highlight=False)
+                run = _follow(client, run, live)
         outcome = _ending(run)
         paths = _fetch_files(client, run, out)
         if as_json:
@@ -126,19 +128,30 @@ def _follow(client: ServiceClient, run: ServiceRun, live: LiveRun | None) -> Ser
 
 
 @contextmanager
-def _cancelled_by_interrupts(client: ServiceClient, run: str) -> Iterator[None]:
-    """Let the first Ctrl-C stop the run after its current step, and the second one end this command."""
+def _cancelled_by_interrupts(client: ServiceClient) -> Iterator[Callable[[str], None]]:
+    """Let the first Ctrl-C stop the run after its current step, and the second one end this command.
+
+    Gives a function to call with the run, once the service has begun it: only then can it be cancelled.
+    """
     presses: list[bool] = []
+    runs: list[str] = []
 
     def on_interrupt(*_: object) -> None:
         if presses:
             exit_at_once()
         presses.append(True)
-        notify("stopping after this step; Ctrl-C again to leave the run to the service")
-        client.cancel(run)
+        when = "after this step" if runs else "once the service says which run it has begun"
+        notify(f"stopping {when}; Ctrl-C again to leave the run to the service")
+        for run in runs:
+            client.cancel(run)
+
+    def note_run(run: str) -> None:
+        runs.append(run)
+        if presses:
+            client.cancel(run)
 
     with handling(on_interrupt, signal.SIGINT):
-        yield
+        yield note_run
 
 
 def _ending(run: ServiceRun) -> Outcome:

@@ -43,8 +43,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-ASKS: Final[ContextVar[Callable[[bool], None]]] = ContextVar("gems_asks", default=lambda is_asked: None)
-"""Called with True when a server is asked for the image that is being made, and with False once it has made none."""
+ASKS: Final[ContextVar[Callable[[bool | None], bool]]] = ContextVar("gems_asks", default=lambda is_asked: True)
+"""Called with True before a server is asked for the image that is being made, with False once it has made none, and
+with None if it may have charged for one that is lost. Returns whether the budget has room for another request."""
 
 DEFAULTS: Final = GeneratorOptions()
 """The options of a generator that is given none."""

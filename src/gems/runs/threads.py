@@ -36,7 +36,6 @@ from gems.runs.operator_settings import operator_settings
 from gems.runs.record import ModelRecord, model_records
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
-from gems.stopping import stopping
 from gems.wording import check_prompt
 
 __all__ = [
@@ -306,9 +305,8 @@ def run_thread(
             graph_input = Command(resume=dict(answer))
         if goes_on and listener is not None:
             _repeat_events(snapshot.values, listener)
-        is_stopping = (lambda: control.drain_requested) if control is not None else (lambda: False)
         # The stop is requested by ``control``; the state shows how far the run came.
-        with suppress(GraphDrained), stopping(is_stopping):
+        with suppress(GraphDrained):
             for event in graph.stream(
                 graph_input, config, context=context, stream_mode="custom", durability="sync", control=control
             ):

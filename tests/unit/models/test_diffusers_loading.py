@@ -145,6 +145,32 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, words: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "index",
+    [
+        *(b"[]", b"null", b'"text"', b"7", b"{}", b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b"{}" + b" " * 2**24),
+        *(b'{"_class_name": %b}' % name for name in (b"null", b"7", b"[]", b'["a"]', b'["a", 1]', b'{"a": 1}')),
+    ],
+    ids=lambda index: index[:24].decode("latin-1"),
+)
+@pytest.mark.parametrize("name", ["model_index.json", "modular_model_index.json"])
+def test_an_odd_index_is_told_in_one_line(tmp_path: Path, name: str, index: bytes) -> None:
+    (tmp_path / name).write_bytes(index)
+    with pytest.raises(BackendError, match=f"{name} is damaged") as caught:
+        generator(tmp_path).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", [[], ["diffusers"], [None, None], [1, 2], ["diffusers", 3], [[], {}], 5, {"a": 1}])
+def test_odd_parts_of_an_index_are_none(folder: Path, tmp_path: Path, part: Any) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "sd"))
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps(index | {"unet": part, "scheduler": part}))
+    with pytest.raises((BackendError, InputError)) as caught:
+        generator(copy).load()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_configuration_is_for_files_alone(folder: Path) -> None:
     with pytest.raises(InputError, match=r"config: .* is no single file"):
         generator(folder, config=str(folder)).load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,23 @@ from hypothesis import strategies as st
 from gems.errors import is_unpaid
 from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
 from gems.models.servers.error_texts import error_message, is_refusal, words_of
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"detail": [{"msg": "too long", "input": "' + b"A" * 2**24, "too long"),
+        (b'{"error": "flagged", "numbers": [' + b"1," * 2**23, "flagged"),
+        (b"[" + b"{}," * 2**22, ""),
+        (b"content policy " * 2**20, "content policy"),
+    ],
+    ids=["an echo", "numbers", "objects", "text"],
+)
+def test_of_a_very_long_error_the_beginning_is_read(body: bytes, says: str) -> None:
+    began = time.process_time()
+    assert error_message(body)[: len(says)] == says
+    assert is_refusal(body) == (says in ("flagged", "content policy"))
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from gems.memory.image_store import encode_png
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.heads import is_whole_head, readable_head
 from gems.models.registry import init_image_generator
+from gems.models.servers import bodies
 from gems.models.servers.image_files import decode_image
 from gems.options import GeneratorOptions
 
@@ -267,6 +268,20 @@ def test_a_compression_that_cannot_be_read_is_paid_once(address: str, kind: str)
     _Handler.headers_sent = {"Content-Encoding": "odd", "Content-Type": "application/json"}
     result = _draw(address, b"\x1b\x02\x00\xf8 packed", kind)
     assert "packs its answer (odd)" in str(result)
+    assert _Handler.drawn == 1
+
+
+@pytest.mark.parametrize("kind", ["openai", "http"])
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [(gzip.compress(b" " * 2**17), "sends more than"), (gzip.compress(GOOD)[:-20], "a damaged file (gzip)")],
+    ids=["too large", "damaged"],
+)
+def test_a_compression_that_no_header_tells_of_is_paid_once(
+    address: str, kind: str, body: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "MAX_BYTES", 2**16)
+    assert says in str(_draw(address, body, kind))
     assert _Handler.drawn == 1
 
 

@@ -243,3 +243,118 @@ def test_a_packed_answer_that_is_whole_is_paid_once_whatever_its_end(coding: str
         model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none"), OPERATOR)
         assert model.invoke([HumanMessage("a")]).text == "a car"
     assert len(connections) == 2
+
+
+# --- proxies of the environment --------------------------------------------------------------------------------------
+
+_AUTHORIZATION = b"Basic " + base64.b64encode(b"ann:p@ss")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without proxies, and no waits."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", lambda _: 0.01)
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def _tunnel(heads: list[bytes]) -> Callable[[socket.socket], None]:
+    """A proxy that wants a password, and connects with this machine whichever host is asked for."""
+
+    def answer(connection: socket.socket) -> None:
+        heads.append(head := read_head(connection))
+        if b"Proxy-Authorization: " + _AUTHORIZATION not in head:
+            connection.sendall(b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\n\r\n")
+            return
+        port = int(re.search(rb"CONNECT \S+:(\d+)", head)[1])  # type: ignore[index]
+        with socket.create_connection(("127.0.0.1", port)) as target:
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            back = threading.Thread(target=_copy, args=(target, connection))
+            back.start()
+            _copy(connection, target)
+            back.join()
+
+    return answer
+
+
+@_NEEDS_OPENSSL
+@pytest.mark.usefixtures("no_proxies")
+def test_a_server_with_tls_is_asked_through_a_proxy_which_learns_no_key(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def serve(connection: socket.socket) -> None:
+        with tls.wrap_socket(connection, server_side=True) as encrypted:
+            read_request(encrypted)
+            encrypted.sendall(message("400 Bad Request", "who is there?", "Connection: close"))
+
+    heads: list[bytes] = []
+    with listening(serve) as (port, connections), listening(_tunnel(heads)) as (proxy, _):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ann:p%40ss@127.0.0.1:{proxy}")
+        address = f"https://localhost:{port}/v1"
+        assert "who is there?" in str(draw(address))
+        with pytest.raises(BackendError, match="who is there") as caught:
+            init_mllm("openai:m", ChatOptions(base_url=address, api_key="none"), OPERATOR).invoke([HumanMessage("a")])
+    assert caught.value.requests == 1, "what the proxy is asked is no call"
+    assert [head.split()[0] for head in heads] == [b"CONNECT", b"CONNECT"]
+    assert not any(b"\r\nAuthorization" in head for head in heads)
+    assert len(connections) == 2
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize("no_proxy", ["", "127.0.0.1", "*"])
+def test_a_server_without_tls_is_asked_by_a_proxy_unless_told_otherwise(
+    no_proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        heads.append(read_request(connection))
+        connection.sendall(message("400 Bad Request", "so it is"))
+
+    with listening(answer) as (port, _), listening(answer) as (proxy, proxied):
+        monkeypatch.setenv("HTTP_PROXY", f"http://ann:p%40ss@127.0.0.1:{proxy}")
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+        assert "so it is" in str(draw(f"http://127.0.0.1:{port}/v1/{no_proxy}"))
+    assert bool(proxied) == (not no_proxy)
+    assert (b"Proxy-Authorization: " + _AUTHORIZATION in heads[0]) == (not no_proxy)
+    assert heads[0].split()[1].startswith(b"/" if no_proxy else b"http://127.0.0.1")
+
+
+@pytest.mark.usefixtures("no_proxies")
+@pytest.mark.parametrize(
+    ("sent", "says", "is_tried_again"),
+    [
+        (
+            b"HTTP/1.1 407 Who are you?\r\n\r\n",
+            "refuses the way to images.test (407 Who are you?); set HTTP_PROXY",
+            False,
+        ),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refuses the way to images.test (403 Forbidden)", False),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "cannot reach images.test (502 Bad Gateway)", True),
+        (b"", "cannot reach images.test (Server disconnected", True),
+        (b"SSH-2.0\r\n\r\n", "cannot reach images.test (illegal status line", True),
+    ],
+)
+def test_a_proxy_that_makes_no_connection_is_told_of_and_costs_nothing(
+    sent: bytes, says: str, is_tried_again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(connection: socket.socket) -> None:
+        read_head(connection)
+        connection.sendall(sent)
+
+    with listening(answer) as (proxy, connections):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy}")
+        error = draw(f"https://images.test/v1/{proxy}", timeout=0.3)
+    assert isinstance(error, BackendError)
+    assert says in str(error)
+    assert "charged" not in str(error)
+    assert not error.may_cost
+    assert (len(connections) > 1) == is_tried_again

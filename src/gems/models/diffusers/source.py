@@ -23,6 +23,8 @@ __all__ = ["PipelineSource", "accepts", "default_of", "local_path"]
 
 _CONFIGS: Final = {"scheduler": "scheduler_config.json", "guider": "guider_config.json"}
 """The configuration files of components that are no models, by component; a model has a config.json."""
+_MOST_BYTES: Final = 16 * 2**20
+"""The size of the largest file that is read to learn what a pipeline is; real ones have a few thousand bytes."""
 _INDEXES: Final = ("model_index.json", MODULAR_INDEX)
 """The files that say which pipeline a folder or repository holds; the first that is there counts."""
 
@@ -155,15 +157,19 @@ class PipelineSource:
         Raises:
             BackendError: The file is missing or damaged.
         """
-        file = self.index_file
+        file, path = self.index_file, self.layout.path
+        if not file.is_file():
+            raise BackendError(f"{path} has no model_index.json: it is not a pipeline", retryable=False)
         try:
-            index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            _ = index["_class_name"]
-        except FileNotFoundError as error:
-            path = self.layout.path
-            raise BackendError(f"{path} has no model_index.json: it is not a pipeline", retryable=False) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise BackendError(f"{self.layout.path}: model_index.json is damaged", retryable=False) from error
+            index = _json_object(file)
+        except OSError as error:
+            raise BackendError(f"{path}: cannot read {file.name} ({error.strerror})", retryable=False) from error
+        except ValueError as error:
+            raise BackendError(f"{path}: {file.name} is damaged ({one_line(error, 80)})", retryable=False) from error
+        name = index.get("_class_name")
+        parts = name if isinstance(name, list) and len(name) == 2 else [name]
+        if not all(isinstance(part, str) for part in parts):
+            raise BackendError(f"{path}: {file.name} is damaged (it names no class)", retryable=False)
         return index
 
     @property
@@ -229,7 +235,7 @@ class PipelineSource:
         return {
             name: (value[0], value[1])
             for name, value in self.index.items()
-            if isinstance(value, list) and not name.startswith("_") and value[0]
+            if isinstance(value, list) and not name.startswith("_") and _names_class(value[:2])
         }
 
     @property
@@ -270,14 +276,37 @@ class PipelineSource:
                 if self.folder
                 else self._downloaded(f"{component}/{name}", self.commit)
             )
-            content = json.loads(file.read_text(encoding="utf-8"))
+            return _json_object(file)
         except (OSError, ValueError):  # loading the weights will say what is wrong with the folder or the hub
             return {}
-        return content if isinstance(content, dict) else {}
 
     def _downloaded(self, file: str, revision: str | None) -> Path:
         only_local = not self.may_download
         return Path(huggingface_hub.hf_hub_download(self.path, file, revision=revision, local_files_only=only_local))
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is too large, or something else.
+    """
+    with file.open("rb") as stream:
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MB")
+    try:
+        fields = json.loads(content.decode())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    return fields
+
+
+def _names_class(value: list[Any]) -> bool:
+    return len(value) == 2 and all(isinstance(part, str) and part for part in value)
 
 
 def _remote_class(source: PipelineSource, file: str, name: str) -> type:

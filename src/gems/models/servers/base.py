@@ -21,7 +21,7 @@ from gems.errors import BackendError
 from gems.models.generators import ASKS, GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.http_client import ServerClient
-from gems.models.servers.retries import PassingError, try_until
+from gems.models.servers.retries import PassingError, charged, try_until
 from gems.options import GeneratorOptions
 from gems.stopping import acquire
 
@@ -157,9 +157,11 @@ class RemoteGenerator(ServerClient, ABC):
             nonlocal deadline
             async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
-                ASKS.get()(True)
+                if not ASKS.get()(True):
+                    raise BackendError(f"{self.name}: the budget leaves no further image", retryable=False)
                 image = await self.make(request, deadline, on_preview)
-            return await self.decode(image) if isinstance(image, bytes) else image
+            with charged():
+                return await self.decode(image) if isinstance(image, bytes) else image
 
         async def paid() -> Image.Image:
             try:
@@ -167,7 +169,10 @@ class RemoteGenerator(ServerClient, ABC):
             except BackendError as error:
                 if isinstance(error, PassingError) and error.rest is not None:  # another image would cost as much
                     return error.rest
-                ASKS.get()(False)
+                has_room = ASKS.get()(None if error.may_cost else False)
+                if isinstance(error, PassingError) and not has_room:
+                    fault = f"{error} (the budget leaves no other try)"
+                    raise BackendError(fault, retryable=False) from None
                 raise
 
         try:

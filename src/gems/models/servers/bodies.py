@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "keep_whole", "read_body", "without_base64"]
+__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "is_packed", "keep_whole", "read_body", "without_base64"]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -57,9 +57,10 @@ async def read_body(response: httpx.Response) -> bytes:
 
 def _whole(response: httpx.Response, raw: bytes) -> bytes | None:
     """What arrived of a torn answer, if no more is needed. What a JPEG lacks is seen when it is decoded."""
-    bodies = [_unpacked(raw)]
-    with suppress(_DamagedError, _TooLargeError):
-        bodies.append(_unpacked(_without_codings(raw, _codings(response))))
+    bodies = list[bytes]()
+    for codings in ([], _codings(response)):
+        with suppress(_DamagedError, _TooLargeError):
+            bodies.append(_unpacked(_without_codings(raw, codings)))
     return next((body for body in bodies if _is_whole(body) or body.startswith(JPEG)), None)
 
 
@@ -214,15 +215,15 @@ def _decoded(response: httpx.Response, raw: bytes) -> bytes:
     _require_known_compression(response, codings, raw)
     try:
         content = _without_codings(raw, codings)
+        # A decoder reads the first of several parts of a file; two gateways may both have packed it.
+        whole = _unpacked(raw) if len(codings) == 1 else raw
+        return _unpacked(whole if whole is not raw else content)
     except _TooLargeError:
         raise too_large(response.url.host) from None
     except _DamagedError as error:
         if not _is_whole(raw):
             raise httpx.DecodingError(str(error), request=response.request) from None
         return raw
-    # A decoder reads the first of several parts of a file; two gateways may both have packed it.
-    whole = _unpacked(raw) if len(codings) == 1 else raw
-    return _unpacked(whole if whole is not raw else content)
 
 
 def _require_known_compression(response: httpx.Response, codings: Sequence[str], raw: bytes) -> None:
@@ -260,6 +261,11 @@ _OTHER_FORMATS: Final = (b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x0
 """How images of formats begin that are not decoded: to ask for another one would cost as much, and be no better."""
 
 
+def is_packed(body: bytes) -> bool:
+    """Whether a body that has been read is still packed, since it is damaged."""
+    return body.startswith(_GZIP)
+
+
 def without_base64(data: bytes) -> bytes:
     """An image file whose gateway has sent it as base64; anything else as it is."""
     try:
@@ -270,7 +276,11 @@ def without_base64(data: bytes) -> bytes:
 
 
 def _unpacked(body: bytes) -> bytes:
-    """The body without a compression that its header does not tell; as it is if that is damaged or too large."""
+    """The body without a compression that its header does not tell; as it is if that is damaged.
+
+    Raises:
+        _TooLargeError: It has more than ``MAX_BYTES``.
+    """
     if not body.startswith(_GZIP):
         return body
     content, rest = b"", body
@@ -279,10 +289,12 @@ def _unpacked(body: bytes) -> bytes:
             break
         reader = zlib.decompressobj(wbits=31)
         try:
-            content += reader.decompress(rest, MAX_BYTES)
+            content += reader.decompress(rest, MAX_BYTES + 1)
         except zlib.error:
             return body
-        if not reader.eof or len(content) > MAX_BYTES:
+        if len(content) > MAX_BYTES:
+            raise _TooLargeError
+        if not reader.eof:
             return body
         rest = reader.unused_data
     return content

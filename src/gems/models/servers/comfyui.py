@@ -30,7 +30,7 @@ from gems.models.servers.comfyui_faults import (
     other_images,
     run_in,
 )
-from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.error_texts import error_message, json_body, json_of_error
 from gems.models.servers.image_answers import JsonImages, read_answer
 from gems.models.servers.retries import PassingError
 from gems.options import GeneratorOptions
@@ -182,7 +182,7 @@ class ComfyUIImages(JsonImages):
 
     def reason(self, body: bytes) -> str:
         """See ``RemoteGenerator.reason``: with the inputs of the workflow that the server refuses."""
-        faults = node_faults(_mapping(json_body(body)).get("node_errors"))
+        faults = node_faults(_mapping(json_of_error(body)).get("node_errors"))
         return (
             f": {one_line('; '.join(filter(None, [error_message(body), *faults])))}" if faults else super().reason(body)
         )

@@ -9,9 +9,20 @@ from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
+from pydantic_core import from_json
+
 from gems.models.lenient import whole_number
 
-__all__ = ["error_message", "is_refusal", "json_body", "retry_after", "says_refusal", "text_of", "words_of"]
+__all__ = [
+    "error_message",
+    "is_refusal",
+    "json_body",
+    "json_of_error",
+    "retry_after",
+    "says_refusal",
+    "text_of",
+    "words_of",
+]
 
 _SAYS: Final = (
     *("title", "error", "message", "msg", "exception_message", "error_message", "error_description"),
@@ -25,6 +36,8 @@ _NAMES: Final = ("exception_type", "type", "code", "finish_reason", "finishreaso
 
 _MAX_PARTS: Final = 3
 _DEPTH: Final = 6
+_MOST_READ: Final = 2**18
+"""The bytes at the beginning of an error that are read: all that servers say, and parsed in a moment."""
 
 _REFUSALS: Final = re.compile(
     r"content.?(?:polic|filter|management)|moderation|moderated|flagged|guardrail|prohibited.?content|image_safety"
@@ -46,7 +59,7 @@ def says_refusal(text: str) -> bool:
 
 def error_message(body: bytes) -> str:
     """The message in the body of an error, in any server's format; empty if there is none that can be shown."""
-    content = json_body(body)
+    content = json_of_error(body)
     if isinstance(content, Mapping):
         return words_of(content) if _known_names(content) else ""
     if isinstance(content, list | str):
@@ -90,14 +103,17 @@ def _distinct(parts: Iterable[str]) -> list[str]:
 
 def _shown(text: str) -> str:
     """A text, if it is neither a page nor a file."""
+    text = text[:_MOST_READ]
     is_file = "\0" in text or text.count("\ufffd") > max(2, len(text) // 20)
     return "" if is_file or "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
 
 
 def is_refusal(body: bytes) -> bool:
     """Whether an error says that the server does not draw such prompts."""
-    content = json_body(body)  # which may spell its characters in escapes
-    text = json.dumps(content, ensure_ascii=False) if content is not None else body.decode("utf-8", "replace")
+    content = json_of_error(body)  # which may spell its characters in escapes
+    text = (
+        json.dumps(content, ensure_ascii=False) if content is not None else body[:_MOST_READ].decode("utf-8", "replace")
+    )
     return says_refusal(text[:4000])
 
 
@@ -117,6 +133,17 @@ def json_body(body: bytes) -> object:
         return json.loads(body, parse_int=whole_number)
     except (ValueError, RecursionError):
         return None
+
+
+def json_of_error(body: bytes) -> object:
+    """The JSON in the body of an error, of one that is very long what its beginning holds; None if it is not JSON."""
+    if len(body) <= _MOST_READ:
+        return json_body(body)
+    try:
+        content: object = from_json(body[:_MOST_READ], allow_partial="trailing-strings")
+    except ValueError:
+        return None
+    return content
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

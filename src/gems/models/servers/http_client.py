@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final, TypeVar, cast
@@ -37,9 +37,9 @@ from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
 from gems.models.servers.addresses import advice_on_certificates, checked_url, own_address
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
-from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
+from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
-from gems.models.servers.retries import PassingError, try_until
+from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
@@ -64,6 +64,7 @@ _MAX_REDIRECTS: Final = 4
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _LET_BASE64: Final = "let the server answer in base64"
 _KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
+_PROXY_HINT: Final = "; set HTTP_PROXY or HTTPS_PROXY with its name and password, or NO_PROXY"
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404)
 """What storage answers about an image that was drawn a moment ago."""
@@ -174,7 +175,8 @@ class ServerClient:
             BackendError: The server rejects the request.
         """
         async with self.exchange(method, path, deadline, **arguments) as response:
-            body = await read_body(response)
+            with charged() if method == "POST" and response.is_success else nullcontext():
+                body = await read_body(response)
             self.check_status(response, body)
             return body, _media_type(response)
 
@@ -187,10 +189,14 @@ class ServerClient:
         end = time.monotonic() + seconds
         until_sent = _SHARE_OF_SENDING * seconds
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
-        has_begun = False
+        has_begun, begun_sends = False, list[bytes]()
         try:
             request = self._session.http.build_request(
-                method, self._full(path), timeout=timeout, extensions={"trace": _mend_head}, **arguments
+                method,
+                self._full(path),
+                timeout=timeout,
+                extensions={"trace": partial(_watch, begun_sends)},
+                **arguments,
             )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
@@ -200,13 +206,17 @@ class ServerClient:
             finally:
                 await response.aclose()
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
+            is_sent = bool(begun_sends) and (has_begun or not isinstance(error, _NOT_SENT))
+            if is_sent and isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
-                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
+                with charged():
+                    raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             if (advice := advice_on_certificates(str(error))) and not has_begun:
                 fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
-            is_sent = has_begun or not isinstance(error, _NOT_SENT)
+            if isinstance(error, httpx.ProxyError) and not is_passing_status(_status_in(error)):
+                fault = f"the proxy of the environment refuses the way to {self._host} ({one_line(error)}){_PROXY_HINT}"
+                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
@@ -250,8 +260,8 @@ class ServerClient:
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = _KEY_HINT if status in (401, 403) else ""
-        if status == 403 and not isinstance(json_body(body), Mapping):  # a page, such as a firewall's
+        hint = _KEY_HINT if status in (401, 403) else _PROXY_HINT if status == 407 else ""
+        if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
 
@@ -338,6 +348,12 @@ def _require_unfiltered(name: str, response: httpx.Response) -> None:
         raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
 
 
+def _status_in(error: httpx.ProxyError) -> int:
+    """The status with which a proxy refuses a tunnel; 503 if it is another fault, which may pass."""
+    status = str(error)[:3]
+    return int(status) if status.isdecimal() else 503
+
+
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
@@ -384,8 +400,13 @@ _IN_HEAD: Final = ContextVar("gems_in_head", default=False)
 """Whether the lines before the body of an answer are being read."""
 
 
-async def _mend_head(event: str, details: Mapping[str, Any]) -> None:
-    """Httpcore's "trace" extension of a request: leaves out lines before the body that no client reads."""
+async def _watch(begun_sends: list[bytes], event: str, details: Mapping[str, Any]) -> None:
+    """Httpcore's "trace" extension of a request: leaves out lines before the body that no client reads.
+
+    It notes that the request is being sent. What is asked of a proxy before that costs nothing.
+    """
+    if event.endswith(".send_request_headers.started") and details["request"].method != b"CONNECT":
+        begun_sends.append(details["request"].method)
     if ".receive_response_headers." in event:
         _IN_HEAD.set(event.endswith(".started"))
     if not event.endswith(("connect_tcp.complete", "start_tls.complete")):

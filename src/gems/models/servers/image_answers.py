@@ -20,10 +20,10 @@ from gems.errors import BackendError, ContentRefusedError, is_passing_status, is
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
-from gems.models.servers.bodies import is_image_file
+from gems.models.servers.bodies import is_image_file, is_packed
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
 from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
-from gems.models.servers.retries import PassingError
+from gems.models.servers.retries import PassingError, charged
 from gems.secrets import one_line
 
 __all__ = ["JsonImages", "decode_base64", "mapping_in", "read_answer"]
@@ -120,7 +120,8 @@ class JsonImages(RemoteGenerator):
             BackendError: There is no image, in the server's words.
         """
         answer = await asyncio.to_thread(self._read, body)
-        image = answer.file or await self._first_image(answer.sources, deadline)
+        with charged():
+            image = answer.file or await self._first_image(answer.sources, deadline)
         if answer.is_suspect:
             image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
@@ -130,6 +131,10 @@ class JsonImages(RemoteGenerator):
     def _read(self, body: bytes) -> _Answer:
         if is_image_file(body.lstrip(b"\r\n")):  # the image itself
             return _Answer(body.lstrip(b"\r\n"))
+        if is_packed(body):
+            fault = "a damaged file (gzip), which may be charged; let it send plain answers"
+            with charged():
+                raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
-from gems.models.servers.bodies import is_image_file, read_body
+from gems.models.servers.bodies import is_image_file, is_packed, read_body
 from gems.models.servers.error_texts import error_message, json_body
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
@@ -141,7 +141,7 @@ class OpenAIImages(JsonImages):
     async def acheck(self) -> str:
         """Request the list of models, which costs nothing, and look for the model in it."""
         body, kind = await self.fetch("GET", "/models", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT))
-        answer = json_body(body)
+        answer = await asyncio.to_thread(json_body, body)
         if not isinstance(answer, (Mapping, list)):
             raise BackendError(
                 f"{self.name}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
@@ -277,7 +277,7 @@ class PlainImages(JsonImages):
         if is_image_file(body):
             return body
         answer = await asyncio.to_thread(read_answer, body)
-        if answer is not None or body.strip() in (b"", b"null") or is_busy(error_message(body)):
+        if answer is not None or body.strip() in (b"", b"null") or is_packed(body) or is_busy(error_message(body)):
             return await self.image_in(body, deadline)
         if not kind or kind.startswith("image/") or kind == "application/octet-stream":
             return body

@@ -116,7 +116,7 @@ def _do_not_retry_in_vain(response: httpx.Response) -> None:
     """Tell OpenAI's client, in the way in which its own server does, that another try is of no use."""
     if response.is_error:
         response.read()
-        in_vain = is_unpaid(f"{error_message(response.content)} {response.text}")
+        in_vain = is_unpaid(f"{error_message(response.content)} {response.content[:4000].decode('utf-8', 'replace')}")
         in_vain = in_vain or not is_passing_status(response.status_code)
         if IN_ONE_TRY.get() or in_vain or not may_send_again():
             response.headers["x-should-retry"] = "false"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 from PIL import Image
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
-from gems.errors import BackendError
+from gems.errors import BackendError, ContentRefusedError
 from gems.stopping import apause
 
-__all__ = ["PassingError", "try_until"]
+__all__ = ["PassingError", "charged", "try_until"]
 
 _WAIT: Final = wait_random_exponential(multiplier=0.5, max=20)
 """Exponential back-off in seconds, with full jitter, so that many clients do not return at the same time."""
@@ -43,6 +44,16 @@ class PassingError(BackendError):
         self.may_cost = may_cost
         self.tries = 1
         self.costly_tries = int(may_cost)
+
+
+@contextmanager
+def charged() -> Iterator[None]:
+    """Mark the errors of the block, about an image that was drawn, as ones that may cost."""
+    try:
+        yield
+    except BackendError as error:
+        error.may_cost = error.may_cost or not isinstance(error, ContentRefusedError)
+        raise
 
 
 async def try_until(deadline: Callable[[], float], attempt: Callable[[], Awaitable[_T]], most_costly: int) -> _T:
