@@ -35,7 +35,13 @@ from gems.errors import (
 from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
-from gems.models.servers.addresses import advice_on_certificates, checked_url, own_address
+from gems.models.servers.addresses import (
+    INVALID_PROXY,
+    advice_on_certificates,
+    advice_on_proxies,
+    checked_url,
+    own_address,
+)
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, retry_after
 from gems.models.servers.image_files import decode_image
@@ -43,7 +49,7 @@ from gems.models.servers.retries import PassingError, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["ServerClient"]
+__all__ = ["NotThereYetError", "ServerClient"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -65,10 +71,24 @@ _IMPATIENT: Final = "; a gateway before the server waits too short a time: give 
 _LET_BASE64: Final = "let the server answer in base64"
 _KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
-_NOT_THERE_YET: Final = (202, 204, 404)
-"""What storage answers about an image that was drawn a moment ago."""
+_NOT_THERE_YET: Final = (202, 204, 404, 423)
+"""What storage answers about an image that was drawn a moment ago, and gateways about one that is being drawn."""
+_UNDER_WAY: Final = (202, 423)
+"""Those that say that it will be there."""
 
 _T = TypeVar("_T")
+
+
+class NotThereYetError(PassingError):
+    """A server has nothing yet of what was asked for.
+
+    Attributes:
+        is_under_way: Whether it says that it will have it.
+    """
+
+    def __init__(self, message: str, *, after: float, is_under_way: bool) -> None:
+        super().__init__(message, after=after, may_cost=not is_under_way)
+        self.is_under_way = is_under_way
 
 
 class _Session:
@@ -83,8 +103,9 @@ class _Session:
             # No redirects: they could take the key, and the request, to any host.
             self.http = httpx.AsyncClient(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
+            fault = INVALID_PROXY if isinstance(error, httpx.InvalidURL) else one_line(error)
             names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
-            raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+            raise InputError(f"{name}: the environment has a wrong {names}: {fault}") from None
         keep_what_arrives(self.http)
         self.slots = asyncio.Semaphore(concurrency)
         self.decoders = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
@@ -180,7 +201,7 @@ class ServerClient:
 
     @asynccontextmanager
     async def exchange(
-        self, method: str, path: str, deadline: float, **arguments: Any
+        self, method: str, path: str, deadline: float, *, params: Mapping[str, Any] | None = None, **arguments: Any
     ) -> AsyncIterator[httpx.Response]:
         """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
@@ -189,8 +210,10 @@ class ServerClient:
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
         has_begun = False
         try:
+            # Given as parameters, they would replace those of the server's address, such as a token.
+            url = self._full(path).copy_merge_params(params) if params else self._full(path)
             request = self._session.http.build_request(
-                method, self._full(path), timeout=timeout, extensions={"trace": _mend_head}, **arguments
+                method, url, timeout=timeout, extensions={"trace": _mend_head}, **arguments
             )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
@@ -203,7 +226,8 @@ class ServerClient:
             if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
-            if (advice := advice_on_certificates(str(error))) and not has_begun:
+            advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
+            if advice and not has_begun:
                 fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
             is_sent = has_begun or not isinstance(error, _NOT_SENT)
@@ -262,16 +286,20 @@ class ServerClient:
 
     # --- what was drawn -----------------------------------------------------------------------------------------------
 
-    async def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
-        """The body of an answer about an image that is being drawn.
+    async def fetch_drawn(self, path: str, deadline: float) -> bytes | NotThereYetError:
+        """The body of an answer about an image that is being drawn; or how the server says that it has none yet.
 
         A passing fault is tried again here: to ask for the image again would have it drawn, and paid, again.
         """
 
-        async def fetch() -> bytes:
-            return (await self._fetch_file(path, deadline, **arguments))[0]
+        async def fetch() -> bytes | NotThereYetError:
+            try:
+                return (await self._fetch_file(path, deadline))[0]
+            except NotThereYetError as error:
+                return error
 
-        return await _fetch_again(fetch, deadline)
+        with _told_as_drawn(self.name, "an image was asked for"):
+            return await _fetch_again(fetch, deadline)
 
     async def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
         """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
@@ -299,7 +327,9 @@ class ServerClient:
                 if target is None:
                     if response.status_code in _NOT_THERE_YET:
                         fault = f"{self.name}: {host} answers {response.status_code}{self.reason(body)}"
-                        raise PassingError(fault, may_cost=True)
+                        is_under_way = response.status_code in _UNDER_WAY or "retry-after" in response.headers
+                        after = retry_after(response.headers)
+                        raise NotThereYetError(fault, after=after, is_under_way=is_under_way)
                     self.check_status(response, body)
                     return body, _media_type(response)
             path, arguments = str(target), {}
@@ -316,15 +346,15 @@ async def _fetch_again(fetch: Callable[[], Awaitable[_T]], deadline: float) -> _
 
 
 @contextmanager
-def _told_as_drawn(name: str) -> Iterator[None]:
-    """Let the error of an image that cannot be fetched say that it was drawn."""
+def _told_as_drawn(name: str, what: str = "an image was drawn") -> Iterator[None]:
+    """Let the error of an image that cannot be fetched say what has happened before."""
     try:
         yield
     except ContentRefusedError:
         raise
     except BackendError as error:
         reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
-        fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+        fault = f"{what}, and may be charged, but cannot be fetched: {reason}"
         raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
