@@ -200,7 +200,7 @@ def test_a_history_that_is_refused_lost_a_workflow_that_may_be_charged(address: 
 
 
 def test_parameters_of_the_servers_address_are_in_every_request(address: str, workflow: str) -> None:
-    _Handler.token = "token=abc"  # noqa: S105 - made up
+    _Handler.token = "token=abc"
     _Handler.histories = [{RUN: entry(images=[{"url": "/files/a.png"}])}]
     assert_is_ours(draw(f"{address}/?token=abc", workflow))
     assert _Handler.asked[-1] == "/files/a.png?token=abc"

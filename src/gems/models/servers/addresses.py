@@ -13,7 +13,10 @@ from gems.secrets import remember_secret
 
 __all__ = ["INVALID_PROXY", "advice_on_certificates", "advice_on_proxies", "checked_url", "own_address"]
 
-INVALID_PROXY: Final = "the address of a proxy, or of a host without one, cannot be read; in a password, write %23 for #, %2F for /, %3F for ?"
+INVALID_PROXY: Final = (
+    "the address of a proxy, or of a host without one, cannot be read; in a password, "
+    "write %23 for #, %2F for / and %3F for ?"
+)
 """The error about a proxy's address, without the part that was taken for a port: it may be one of a password."""
 _REFUSAL_OF_PROXY: Final = re.compile(r"4(?!08|25|29)\d\d\b")
 
