@@ -108,9 +108,14 @@ def workflow(tmp_path: Path) -> str:
 
 
 def draw(address: str, workflow: str, timeout: float = 5.0) -> GeneratedImage | BackendError:
+    result = _draw(address, workflow, timeout)
+    assert len(_Handler.queued) == 1
+    return result
+
+
+def _draw(address: str, workflow: str, timeout: float) -> GeneratedImage | BackendError:
     options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
     [result] = init_image_generator(f"comfyui:{address}", options, OPERATOR).generate([ImageRequest("a car", 1)])
-    assert len(_Handler.queued) == 1
     return result
 
 
@@ -210,10 +215,27 @@ def test_parameters_of_the_servers_address_are_in_every_request(address: str, wo
     assert _Handler.asked[-1].startswith("/view?token=abc&filename=a.png")
 
 
-@pytest.mark.parametrize("view", [base64.b64encode(PNG), f'"{ENCODED}"'.encode()])
+@pytest.mark.parametrize(
+    "view",
+    [
+        base64.b64encode(PNG),
+        f'"{ENCODED}"'.encode(),
+        json.dumps({"image": ENCODED}).encode(),
+        json.dumps({"filename": "a.png", "file": f"data:image/png;base64,{ENCODED}"}).encode(),
+        json.dumps({"data": [{"b64_json": "", "image": ENCODED}]}).encode(),
+    ],
+)
 def test_a_gateways_base64_of_a_file_is_the_file(address: str, workflow: str, view: bytes) -> None:
     _Handler.view = view
     assert_is_ours(draw(address, workflow))
+
+
+def test_a_server_that_has_no_room_for_a_workflow_is_asked_again(address: str, workflow: str) -> None:
+    _Handler.accepts = {"prompt_id": None, "error": "Too many requests"}
+    result = _draw(address, workflow, timeout=0.3)
+    assert isinstance(result, BackendError)
+    assert "Too many requests" in str(result)
+    assert len(_Handler.queued) > 1
 
 
 def test_a_file_of_the_input_folder_is_no_image_of_the_run(address: str, workflow: str) -> None:

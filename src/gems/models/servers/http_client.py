@@ -306,13 +306,17 @@ class ServerClient:
 
         async def fetch() -> Image.Image:
             data, kind = await self._fetch_file(path, deadline, **arguments)
-            data = without_base64(data)
+            data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return await self.decode(data)
 
         with _told_as_drawn(self.name):
             return await _fetch_again(fetch, deadline)
+
+    def file_in(self, body: bytes) -> bytes:
+        """The image file in the answer to a request for it; the answer as it is if it has none."""
+        return without_base64(body)
 
     async def _fetch_file(self, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
         """A drawn image's file, also where the server says that it is elsewhere on the server, or not yet there."""
