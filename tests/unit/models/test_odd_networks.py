@@ -58,7 +58,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         """Refuse to connect to another server."""
         self.requests.append(self.path)
-        self._send(407, b"")
+        if self.gone:
+            self.close_connection = True
+        else:
+            self._send(407, b"")
 
     def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -228,3 +231,16 @@ def test_no_part_of_a_proxys_password_is_told(monkeypatch: pytest.MonkeyPatch, m
         with pytest.raises(InputError, match="%23") as caught:
             use(f"https://images{ord(mark)}.example/v1")  # models of the same address are shared
         assert "hush" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_proxy_that_hangs_up_has_sent_no_request_that_may_be_charged(
+    server: tuple[ThreadingHTTPServer, type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http, handler = server
+    handler.gone = True
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{http.server_port}")
+    error = draw("https://lost.example/v1", timeout=0.5)
+    assert "cannot reach lost.example" in str(error)
+    assert "charged" not in str(error)
+    assert len(handler.requests) > 3

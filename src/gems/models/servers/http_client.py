@@ -208,12 +208,19 @@ class ServerClient:
         end = time.monotonic() + seconds
         until_sent = _SHARE_OF_SENDING * seconds
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
-        has_begun = False
+        has_left = has_begun = False
+
+        async def trace(event: str, details: Mapping[str, Any]) -> None:
+            nonlocal has_left
+            if event.endswith("send_request_headers.started"):  # maybe of the one that asks a proxy for a connection
+                has_left = details["request"].method != b"CONNECT"
+            await _mend_head(event, details)
+
         try:
             # Given as parameters, they would replace those of the server's address, such as a token.
             url = self._full(path).copy_merge_params(params) if params else self._full(path)
             request = self._session.http.build_request(
-                method, url, timeout=timeout, extensions={"trace": _mend_head}, **arguments
+                method, url, timeout=timeout, extensions={"trace": trace}, **arguments
             )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
@@ -223,14 +230,14 @@ class ServerClient:
             finally:
                 await response.aclose()
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
-            if isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
+            if has_left and isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
             if advice and not has_begun:
                 fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
-            is_sent = has_begun or not isinstance(error, _NOT_SENT)
+            is_sent = has_begun or (has_left and not isinstance(error, _NOT_SENT))
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
