@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,7 +17,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_serializer,
-    field_validator,
 )
 
 from gems.authority import (
@@ -70,7 +70,19 @@ def _model(option: str) -> OperatorOnly:
     return OperatorOnly(option, kind=MODEL, applies=names_more_than_a_model)
 
 
+def _chat_model_of(role: Role) -> Any:
+    description = f"Another chat model for the {role}. Empty: the one above."
+    return Field(default=None, title=role.capitalize(), description=description)
+
+
 _LIMIT: Final = OperatorOnly("memory_limit to build_graph(settings=...)", applies=lambda limit: limit != MEMORY_LIMIT)
+
+
+def _each_is_drawn(proposals: int, info: ValidationInfo) -> int:
+    candidates = info.data.get("candidates", proposals)
+    if proposals > candidates:
+        raise ValueError(f"{proposals} prompts need as many images per round, and candidates is {candidates}")
+    return proposals
 
 
 class _Spelled(BaseModel):
@@ -110,18 +122,12 @@ class GemsContext(_Spelled):
         description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
         "http:URL, comfyui:URL or, where the operator allows it, your own python:MODULE:FACTORY.",
     )
-    planner: Annotated[str | None, _model("--planner")] = Field(
-        default=None, title="Planner", description="Another chat model for the planner. Empty: the one above."
-    )
-    decomposer: Annotated[str | None, _model("--decomposer")] = Field(
-        default=None, title="Decomposer", description="Another chat model for the decomposer. Empty: the one above."
-    )
+    planner: Annotated[str | None, _model("--planner")] = _chat_model_of("planner")
+    decomposer: Annotated[str | None, _model("--decomposer")] = _chat_model_of("decomposer")
     verifier: Annotated[str | None, _model("--verifier")] = Field(
         default=None, title="Verifier", description="Another vision chat model for the verifier. Empty: the one above."
     )
-    refiner: Annotated[str | None, _model("--refiner")] = Field(
-        default=None, title="Refiner", description="Another chat model for the refiner. Empty: the one above."
-    )
+    refiner: Annotated[str | None, _model("--refiner")] = _chat_model_of("refiner")
     chat_options: ChatOptions = Field(
         default_factory=ChatOptions, title="Chat options", description="How the chat models are called."
     )
@@ -146,7 +152,7 @@ class GemsContext(_Spelled):
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
-    proposals: _Open[int] = Field(
+    proposals: _Open[Annotated[int, AfterValidator(_each_is_drawn)]] = Field(
         default=1,
         ge=1,
         le=16,
@@ -283,14 +289,6 @@ class GemsContext(_Spelled):
             InputError: The operator did not give one of the values.
         """
         self.authority.check(v for v in operator_values(self) if v.path.partition(".")[0] not in unused)
-
-    @field_validator("proposals")
-    @classmethod
-    def _each_is_drawn(cls, proposals: int, info: ValidationInfo) -> int:
-        candidates = info.data.get("candidates", proposals)
-        if proposals > candidates:
-            raise ValueError(f"{proposals} prompts need as many images per round, and candidates is {candidates}")
-        return proposals
 
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:

@@ -132,8 +132,8 @@ def is_drawn(state: GemsState) -> bool:
     One that has neither was sent again, when a run went on after an error, and brings the run back to the verifier.
     """
     places = len(proposals_of(state))
-    drawn = {attempt.candidate % max(1, places) for attempt in images_of_round(state)}
-    return len(drawn) + len(state.get("undrawn") or []) >= places
+    drawn_places = {attempt.candidate % max(1, places) for attempt in images_of_round(state)}
+    return len(drawn_places) + len(state.get("undrawn") or []) >= places
 
 
 def outcome_without_images(state: GemsState, context: GemsContext) -> Outcome | None:

@@ -281,13 +281,13 @@ def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     )
 
 
-def _merged(attempts: Sequence[Attempt], changed: Sequence[Attempt | Mapping[str, Any]]) -> list[Attempt]:
+def _merged(attempts: Sequence[Attempt], newer: Sequence[Attempt | Mapping[str, Any]]) -> list[Attempt]:
     """The attempts with new ones, and with others in the place of those of the same round and candidate.
 
     Nodes that draw at the same time each hand in their own images, which are kept whatever becomes of the others.
     """
     merged = {(attempt.round, attempt.candidate): attempt for attempt in attempts}
-    for attempt in map(Attempt.model_validate, changed):  # who edits a state in Studio hands in JSON
+    for attempt in map(Attempt.model_validate, newer):  # who edits a state in Studio hands in JSON
         merged[attempt.round, attempt.candidate] = attempt
     return [merged[place] for place in sorted(merged)]
 

@@ -54,7 +54,7 @@ def make_cross_check(resources: Resources) -> Node:
         first = earlier[0].model_copy(update={"prompt": draft})
         # Somebody who edits the state may have given several.
         proposals = [first, *earlier[1:]] if earlier[1:] else await with_others(first, resources, context, state)
-        announce(runtime, 1, proposals, known=earlier)
+        announce(runtime, 1, proposals, announced=earlier)
         return GemsState(
             requirements=requirements,
             proposals=proposals,

@@ -227,9 +227,9 @@ class _Easel:
                 images.difference_update(group_images)
             elif is_asked is None:  # what may be charged stays counted
                 group_images.clear()
-            has_room = self._has_room(len(indices))
+            has_room = self._has_room(len(candidates))
             if is_asked and has_room:
-                group_images[:] = [object() for _ in indices]
+                group_images[:] = [object() for _ in candidates]
                 images.update(group_images)
             return has_room
 
@@ -246,9 +246,9 @@ class _Easel:
                 raise
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            made = dict(zip(candidates, results, strict=True))
-            new_images = {c: result for c, result in made.items() if isinstance(result, GeneratedImage)}
-            errors.update({c: error for c, error in made.items() if isinstance(error, BackendError)})
+            outcomes = dict(zip(candidates, results, strict=True))
+            new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
+            errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             images.difference_update(group_images)
             images.update(group_images[: len(new_images)])
             for candidate, result in new_images.items():

@@ -25,23 +25,23 @@ def _several(
     first: Proposal, most: int, resources: Resources, context: GemsContext, state: GemsState
 ) -> list[Proposal]:
     best, words = best_attempt(state["attempts"]), state["prompt"]
-    others = [Proposal(prompt=best.prompt, strategy="reseed")] if best else []
+    other_proposals = [Proposal(prompt=best.prompt, strategy="reseed")] if best else []
     if not objection_to(resources.generator(context), words):
-        others.append(Proposal(prompt=words, strategy="asked"))
+        other_proposals.append(Proposal(prompt=words, strategy="asked"))
     proposals = [first]
-    for other in others:
+    for other in other_proposals:
         # An edit may have the prompt of the best attempt: from noise, that makes another image.
-        taken = [proposal.prompt for proposal in proposals if proposal.strategy != "edit"]
-        if other.prompt not in (*taken, *state["refused"]):
+        prompts = [proposal.prompt for proposal in proposals if proposal.strategy != "edit"]
+        if other.prompt not in (*prompts, *state["refused"]):
             proposals.append(other)
     return proposals[:most]
 
 
 def announce(
-    runtime: Runtime[GemsContext], round_: int, proposals: Sequence[Proposal], known: Collection[Proposal] = ()
+    runtime: Runtime[GemsContext], round_: int, proposals: Sequence[Proposal], announced: Collection[Proposal] = ()
 ) -> None:
-    """Stream an event for each proposal but those that are known."""
+    """Stream an event for each proposal, but those that were announced."""
     for place, proposal in enumerate(proposals):
-        if proposal not in known:
+        if proposal not in announced:
             fields = {"strategy": proposal.strategy, "prompt": proposal.prompt}
             runtime.stream_writer({"event": "prompt", "round": round_, "proposal": place, **fields})

@@ -367,8 +367,8 @@ def make_verifier(resources: Resources) -> Node:
 
 def _still_refused(state: GemsState) -> list[str]:
     """The refused prompts of which no image of this round was drawn: a provider may change its mind."""
-    drawn = {attempt.prompt for attempt in images_of_round(state)}
-    return [prompt for prompt in state["refused"] if prompt not in drawn]
+    drawn_prompts = {attempt.prompt for attempt in images_of_round(state)}
+    return [prompt for prompt in state["refused"] if prompt not in drawn_prompts]
 
 
 _WELL_MADE: Final = 0.8

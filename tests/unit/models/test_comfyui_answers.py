@@ -47,6 +47,8 @@ class _Handler(BaseHTTPRequestHandler):
     histories: ClassVar[list[Any]] = []
     asked: ClassVar[list[str]] = []
     view: ClassVar[bytes] = PNG
+    queue: ClassVar[list[Any]] = []
+    token: ClassVar[str] = ""
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -59,16 +61,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The history, the queue, or an image; of another run's one, it has another colour."""
         self.asked.append(self.path)
-        if self.path.startswith("/history"):
+        if self.token not in self.path:
+            self._send(b"", 401)
+        elif self.path.startswith("/history"):
             self._send(self.histories.pop(0) if len(self.histories) > 1 else self.histories[0])
         elif self.path.startswith("/queue"):
-            self._send({"queue_running": [], "queue_pending": []})
+            self._send({"queue_running": self.queue, "queue_pending": []})
         else:
             self._send(_png(9) if "other" in self.path else self.view)
 
-    def _send(self, answer: Any) -> None:
+    def _send(self, answer: Any, status: int = 200) -> None:
+        if isinstance(answer, int):
+            answer, status = b"", answer
         body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -87,6 +93,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gems.models.servers.comfyui._POLL_SECONDS", 0.0)
     for name, value in (("accepts", {"prompt_id": RUN}), ("histories", [{RUN: entry()}]), ("view", PNG)):
         monkeypatch.setattr(_Handler, name, value)
+    monkeypatch.setattr(_Handler, "queue", [])
+    monkeypatch.setattr(_Handler, "token", "")
     _Handler.queued.clear()
     _Handler.asked.clear()
 
@@ -100,9 +108,14 @@ def workflow(tmp_path: Path) -> str:
 
 
 def draw(address: str, workflow: str, timeout: float = 5.0) -> GeneratedImage | BackendError:
+    result = _draw(address, workflow, timeout)
+    assert len(_Handler.queued) == 1
+    return result
+
+
+def _draw(address: str, workflow: str, timeout: float) -> GeneratedImage | BackendError:
     options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
     [result] = init_image_generator(f"comfyui:{address}", options, OPERATOR).generate([ImageRequest("a car", 1)])
-    assert len(_Handler.queued) == 1
     return result
 
 
@@ -168,10 +181,61 @@ def test_the_image_of_another_run_is_not_taken(address: str, workflow: str, hist
     assert "removed from the server's queue" in str(result)
 
 
-@pytest.mark.parametrize("view", [base64.b64encode(PNG), f'"{ENCODED}"'.encode()])
+@pytest.mark.parametrize("status", [202, 204, 404, 423])
+def test_a_gateway_without_a_history_of_what_runs_is_asked_until_it_has_one(
+    address: str, workflow: str, status: int
+) -> None:
+    _Handler.queue, _Handler.histories = [[0, RUN, {}, {}, []]], [*[status] * 12, {RUN: entry()}]
+    assert_is_ours(draw(address, workflow))
+
+
+def test_a_workflow_that_is_not_done_in_time_may_be_charged(address: str, workflow: str) -> None:
+    _Handler.queue, _Handler.histories = [[0, RUN, {}, {}, []]], [404]
+    error = draw(address, workflow, timeout=0.3)
+    assert "not done in time" in str(error)
+    assert "answers 404" in str(error)
+    assert "charged" in str(error)
+
+
+def test_a_history_that_is_refused_lost_a_workflow_that_may_be_charged(address: str, workflow: str) -> None:
+    _Handler.histories = [401]
+    error = draw(address, workflow)
+    assert "may be charged" in str(error)
+    assert "answers 401" in str(error)
+
+
+def test_parameters_of_the_servers_address_are_in_every_request(address: str, workflow: str) -> None:
+    _Handler.token = "token=abc"
+    _Handler.histories = [{RUN: entry(images=[{"url": "/files/a.png"}])}]
+    assert_is_ours(draw(f"{address}/?token=abc", workflow))
+    assert _Handler.asked[-1] == "/files/a.png?token=abc"
+    _Handler.queued.clear()
+    _Handler.histories = [{RUN: entry()}]
+    assert_is_ours(draw(f"{address}/?token=abc", workflow))
+    assert _Handler.asked[-1].startswith("/view?token=abc&filename=a.png")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        base64.b64encode(PNG),
+        f'"{ENCODED}"'.encode(),
+        json.dumps({"image": ENCODED}).encode(),
+        json.dumps({"filename": "a.png", "file": f"data:image/png;base64,{ENCODED}"}).encode(),
+        json.dumps({"data": [{"b64_json": "", "image": ENCODED}]}).encode(),
+    ],
+)
 def test_a_gateways_base64_of_a_file_is_the_file(address: str, workflow: str, view: bytes) -> None:
     _Handler.view = view
     assert_is_ours(draw(address, workflow))
+
+
+def test_a_server_that_has_no_room_for_a_workflow_is_asked_again(address: str, workflow: str) -> None:
+    _Handler.accepts = {"prompt_id": None, "error": "Too many requests"}
+    result = _draw(address, workflow, timeout=0.3)
+    assert isinstance(result, BackendError)
+    assert "Too many requests" in str(result)
+    assert len(_Handler.queued) > 1
 
 
 def test_a_file_of_the_input_folder_is_no_image_of_the_run(address: str, workflow: str) -> None:

@@ -348,6 +348,7 @@ FORM = '{"prompt": "a red car"}'
         {"message": {"content": [{"type": "thinking", "thinking": "{}"}, {"type": "output_text", "text": FORM}]}},
         {"message": {"content": {"type": "text", "text": FORM}}},
         {"message": {"content": {"parts": [{"text": FORM}]}}},
+        {"message": {"content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": {"value": FORM}}]}},
         {"message": None, "delta": {"content": FORM}},
         {"message": {}, "text": FORM},
         {"message": {"content": None}, "delta": {"content": FORM}},

@@ -34,12 +34,15 @@ class Handler(BaseHTTPRequestHandler):
     location = ""
     gone = False
     requests: ClassVar[list[str]] = []
+    early: ClassVar[list[int]] = []
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
+        if self.early:
+            return self._send(self.early.pop(0), b"")
         if self.location and self.path.startswith("/img"):
             return self._send(302, b"")
         if self.gone:
@@ -52,6 +55,14 @@ class Handler(BaseHTTPRequestHandler):
         status, answer = self.script.pop(0)
         return self._send(status, json.dumps(answer).encode())
 
+    def do_CONNECT(self) -> None:
+        """Refuse to connect to another server."""
+        self.requests.append(self.path)
+        if self.gone:
+            self.close_connection = True
+        else:
+            self._send(407, b"")
+
     def _send(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -63,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[tuple[ThreadingHTTPServer, type[Handler]]]:
-    handler = type("OneHandler", (Handler,), {"script": [], "requests": []})
+    handler = type("OneHandler", (Handler,), {"script": [], "requests": [], "early": []})
     with serving(handler) as http:
         yield http, handler
 
@@ -110,6 +121,29 @@ def test_an_image_that_is_elsewhere_is_told_of_as_such(
     assert isinstance(error, BackendError)
     assert "the image is elsewhere" in str(error)
     assert len(handler.requests) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [202, 423])
+def test_an_image_that_is_under_way_is_asked_for_until_it_is_there(
+    server: tuple[ThreadingHTTPServer, type[Handler]], status: int
+) -> None:
+    http, handler = server
+    handler.script, handler.early = [(200, {"data": [{"url": "/img.png?signed=1"}]})], [status] * 9
+    result = draw(f"http://127.0.0.1:{http.server_port}/v1?token=a")
+    assert isinstance(result, GeneratedImage), result
+    assert handler.requests == ["/v1/images/generations?token=a", *["/img.png?signed=1"] * 10]
+
+
+def test_an_address_of_an_endpoint_may_name_a_parameter_twice(
+    server: tuple[ThreadingHTTPServer, type[Handler]],
+) -> None:
+    http, handler = server
+    handler.script = [(200, {"image": base64.b64encode(PNG).decode()})]
+    address = f"http://127.0.0.1:{http.server_port}/draw?lora=a&lora=b&seed=9"
+    [result] = init_image_generator(f"http:{address}", GeneratorOptions(), OPERATOR).generate([ImageRequest("car", 1)])
+    assert isinstance(result, GeneratedImage), result
+    assert handler.requests == ["/draw?lora=a&lora=b&seed=1&prompt=car"]
 
 
 def test_an_address_that_has_expired_lost_a_paid_image(server: tuple[ThreadingHTTPServer, type[Handler]]) -> None:
@@ -171,3 +205,42 @@ def test_proxies_that_cannot_be_used_are_told_of(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("NO_PROXY", "[::1]")
     with pytest.raises(InputError, match="NO_PROXY"):
         draw("http://images.example/v1")
+
+
+def test_a_proxy_that_refuses_to_connect_is_asked_once(
+    server: tuple[ThreadingHTTPServer, type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http, handler = server
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{http.server_port}")
+    address = "https://images.example/v1"
+    error = draw(address)
+    assert isinstance(error, BackendError)
+    assert handler.requests == ["images.example:443"]
+    with pytest.raises(BackendError) as caught:
+        ask(address)
+    for fault in (error, caught.value):
+        assert "407" in str(fault)
+        assert "HTTPS_PROXY" in str(fault)
+        assert not fault.retryable
+
+
+@pytest.mark.parametrize("mark", ["#", "/", "?"])
+def test_no_part_of_a_proxys_password_is_told(monkeypatch: pytest.MonkeyPatch, mark: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:hush{mark}word@127.0.0.1:9")
+    for use in (draw, ask):
+        with pytest.raises(InputError, match="%23") as caught:
+            use(f"https://images{ord(mark)}.example/v1")  # models of the same address are shared
+        assert "hush" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_proxy_that_hangs_up_has_sent_no_request_that_may_be_charged(
+    server: tuple[ThreadingHTTPServer, type[Handler]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    http, handler = server
+    handler.gone = True
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{http.server_port}")
+    error = draw("https://lost.example/v1", timeout=0.5)
+    assert "cannot reach lost.example" in str(error)
+    assert "charged" not in str(error)
+    assert len(handler.requests) > 3

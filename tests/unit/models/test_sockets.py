@@ -334,10 +334,10 @@ def test_a_server_without_tls_is_asked_by_a_proxy_unless_told_otherwise(
     [
         (
             b"HTTP/1.1 407 Who are you?\r\n\r\n",
-            "refuses the way to images.test (407 Who are you?); set HTTP_PROXY",
+            "images.test: 407 Who are you?; that is the proxy's answer: set HTTPS_PROXY",
             False,
         ),
-        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "refuses the way to images.test (403 Forbidden)", False),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "images.test: 403 Forbidden; that is the proxy's answer", False),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "cannot reach images.test (502 Bad Gateway)", True),
         (b"", "cannot reach images.test (Server disconnected", True),
         (b"SSH-2.0\r\n\r\n", "cannot reach images.test (illegal status line", True),

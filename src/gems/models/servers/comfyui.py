@@ -31,6 +31,7 @@ from gems.models.servers.comfyui_faults import (
     run_in,
 )
 from gems.models.servers.error_texts import error_message, json_body, json_of_error
+from gems.models.servers.http_client import NotThereYetError
 from gems.models.servers.image_answers import JsonImages, read_answer
 from gems.models.servers.retries import PassingError
 from gems.options import GeneratorOptions
@@ -43,6 +44,8 @@ _SUPPORTED_OPTIONS: Final = frozenset(
 )
 _POLL_SECONDS: Final = 0.25
 """Pause between two requests for the history, in seconds."""
+_LONGEST_PAUSE: Final = 20.0
+"""The longest such pause if the server asks for one, in seconds."""
 _MOST_ABSENCES: Final = 4
 """How often in a row a workflow may be in neither the queue nor the history: behind a load balancer, another machine
 than the one that runs it may answer."""
@@ -150,7 +153,8 @@ class ComfyUIImages(JsonImages):
         absences = 0
         while True:
             # An answer that is no history is one of a proxy: the workflow goes on, and must not be queued again.
-            history = await self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)
+            answer = await self.fetch_drawn(f"/history/{quote(run, safe='')}", deadline)
+            history = b"" if isinstance(answer, NotThereYetError) else answer
             entry = entry_of(await asyncio.to_thread(json_body, history), run)
             if failure := failure_of(entry):
                 if has_saved(entry):  # what failed came after the image, which is paid
@@ -160,11 +164,16 @@ class ComfyUIImages(JsonImages):
                 return entry
             if absences >= _MOST_ABSENCES and not entry:
                 raise BackendError(f"{self.name}: the workflow was removed from the server's queue", retryable=False)
-            if time.monotonic() + _POLL_SECONDS > deadline:
-                raise BackendError(f"{self.name}: the workflow was not done in time", retryable=False)
+            pause, is_under_way, words = _POLL_SECONDS, False, ""
+            if isinstance(answer, NotThereYetError):
+                pause, is_under_way = max(pause, min(answer.after, _LONGEST_PAUSE)), answer.is_under_way
+                words = f" ({str(answer).removeprefix(f'{self.name}: ')})"
+            if time.monotonic() + pause > deadline:
+                fault = f"the workflow was not done in time{words}; it may still be drawn, and charged"
+                raise BackendError(f"{self.name}: {fault}", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
-            absences = absences + 1 if await self._has_left_queue(run, deadline) else 0
-            await asyncio.sleep(_POLL_SECONDS)  # a stop waits for what is drawn, as it may be paid
+            absences = absences + 1 if not is_under_way and await self._has_left_queue(run, deadline) else 0
+            await asyncio.sleep(pause)  # a stop waits for what is drawn, as it may be paid
 
     async def _has_left_queue(self, run: str, deadline: float) -> bool:
         """Whether the server says that a workflow neither runs nor waits. False if it does not say."""

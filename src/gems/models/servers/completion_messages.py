@@ -86,6 +86,7 @@ def _texts(content: object) -> list[str] | None:
     """The texts of a content's parts; None if it has no parts."""
     parts = content if isinstance(content, list) else [content]
     texts = [part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, (str, Mapping))]
+    texts = [text.get("value") if isinstance(text, Mapping) else text for text in texts]  # as OpenAI's assistants do
     is_text = len(texts) == len(parts) and any(isinstance(text, str) for text in texts)
     return [text for text in texts if isinstance(text, str)] if is_text else None
 

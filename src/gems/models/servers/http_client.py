@@ -35,7 +35,14 @@ from gems.errors import (
 from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
-from gems.models.servers.addresses import advice_on_certificates, checked_url, own_address
+from gems.models.servers.addresses import (
+    INVALID_PROXY,
+    PROXY_HINT,
+    advice_on_certificates,
+    advice_on_proxies,
+    checked_url,
+    own_address,
+)
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
@@ -43,7 +50,7 @@ from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["ServerClient"]
+__all__ = ["NotThereYetError", "ServerClient"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -64,12 +71,25 @@ _MAX_REDIRECTS: Final = 4
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _LET_BASE64: Final = "let the server answer in base64"
 _KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
-_PROXY_HINT: Final = "; set HTTP_PROXY or HTTPS_PROXY with its name and password, or NO_PROXY"
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
-_NOT_THERE_YET: Final = (202, 204, 404)
-"""What storage answers about an image that was drawn a moment ago."""
+_NOT_THERE_YET: Final = (202, 204, 404, 423)
+"""What storage answers about an image that was drawn a moment ago, and gateways about one that is being drawn."""
+_UNDER_WAY: Final = (202, 423)
+"""Those that say that it will be there."""
 
 _T = TypeVar("_T")
+
+
+class NotThereYetError(PassingError):
+    """A server has nothing yet of what was asked for.
+
+    Attributes:
+        is_under_way: Whether it says that it will have it.
+    """
+
+    def __init__(self, message: str, *, after: float, is_under_way: bool) -> None:
+        super().__init__(message, after=after, may_cost=not is_under_way)
+        self.is_under_way = is_under_way
 
 
 class _Session:
@@ -84,8 +104,9 @@ class _Session:
             # No redirects: they could take the key, and the request, to any host.
             self.http = httpx.AsyncClient(headers=headers, limits=limits, follow_redirects=False, trust_env=True)
         except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:  # of proxies and certificates
+            fault = INVALID_PROXY if isinstance(error, httpx.InvalidURL) else one_line(error)
             names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY or SSL_CERT_FILE"
-            raise InputError(f"{name}: the environment has a wrong {names}: {one_line(error)}") from None
+            raise InputError(f"{name}: the environment has a wrong {names}: {fault}") from None
         keep_what_arrives(self.http)
         self.slots = asyncio.Semaphore(concurrency)
         self.decoders = asyncio.Semaphore(max(1, (os.cpu_count() or 1) - 1))
@@ -182,7 +203,7 @@ class ServerClient:
 
     @asynccontextmanager
     async def exchange(
-        self, method: str, path: str, deadline: float, **arguments: Any
+        self, method: str, path: str, deadline: float, *, params: Mapping[str, Any] | None = None, **arguments: Any
     ) -> AsyncIterator[httpx.Response]:
         """An answer whose body has not been read yet. Errors of the connection become a ``PassingError``."""
         seconds = max(_MIN_TIMEOUT, deadline - time.monotonic())
@@ -191,12 +212,10 @@ class ServerClient:
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
         has_begun, begun_sends = False, list[bytes]()
         try:
+            # Given as parameters, they would replace those of the server's address, such as a token.
+            url = self._full(path).copy_merge_params(params) if params else self._full(path)
             request = self._session.http.build_request(
-                method,
-                self._full(path),
-                timeout=timeout,
-                extensions={"trace": partial(_watch, begun_sends)},
-                **arguments,
+                method, url, timeout=timeout, extensions={"trace": partial(_watch, begun_sends)}, **arguments
             )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
@@ -211,12 +230,10 @@ class ServerClient:
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 with charged():
                     raise BackendError(f"{self.name}: {fault}", retryable=False) from None
-            if (advice := advice_on_certificates(str(error))) and not has_begun:
+            advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
+            if advice and not has_begun:
                 fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
-            if isinstance(error, httpx.ProxyError) and not is_passing_status(_status_in(error)):
-                fault = f"the proxy of the environment refuses the way to {self._host} ({one_line(error)}){_PROXY_HINT}"
-                raise BackendError(f"{self.name}: {fault}", retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
@@ -260,7 +277,7 @@ class ServerClient:
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = _KEY_HINT if status in (401, 403) else _PROXY_HINT if status == 407 else ""
+        hint = _KEY_HINT if status in (401, 403) else PROXY_HINT if status == 407 else ""
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
@@ -272,29 +289,37 @@ class ServerClient:
 
     # --- what was drawn -----------------------------------------------------------------------------------------------
 
-    async def fetch_drawn(self, path: str, deadline: float, **arguments: Any) -> bytes:
-        """The body of an answer about an image that is being drawn.
+    async def fetch_drawn(self, path: str, deadline: float) -> bytes | NotThereYetError:
+        """The body of an answer about an image that is being drawn; or how the server says that it has none yet.
 
         A passing fault is tried again here: to ask for the image again would have it drawn, and paid, again.
         """
 
-        async def fetch() -> bytes:
-            return (await self._fetch_file(path, deadline, **arguments))[0]
+        async def fetch() -> bytes | NotThereYetError:
+            try:
+                return (await self._fetch_file(path, deadline))[0]
+            except NotThereYetError as error:
+                return error
 
-        return await _fetch_again(fetch, deadline)
+        with _told_as_drawn(self.name, "an image was asked for"):
+            return await _fetch_again(fetch, deadline)
 
     async def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
         """An image that was drawn. A torn copy, or a page in place of it, is fetched again, like ``fetch_drawn``."""
 
         async def fetch() -> Image.Image:
             data, kind = await self._fetch_file(path, deadline, **arguments)
-            data = without_base64(data)
+            data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
                 raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
             return await self.decode(data)
 
         with _told_as_drawn(self.name):
             return await _fetch_again(fetch, deadline)
+
+    def file_in(self, body: bytes) -> bytes:
+        """The image file in the answer to a request for it; the answer as it is if it has none."""
+        return without_base64(body)
 
     async def _fetch_file(self, path: str, deadline: float, **arguments: Any) -> tuple[bytes, str]:
         """A drawn image's file, also where the server says that it is elsewhere on the server, or not yet there."""
@@ -309,7 +334,9 @@ class ServerClient:
                 if target is None:
                     if response.status_code in _NOT_THERE_YET:
                         fault = f"{self.name}: {host} answers {response.status_code}{self.reason(body)}"
-                        raise PassingError(fault, may_cost=True)
+                        is_under_way = response.status_code in _UNDER_WAY or "retry-after" in response.headers
+                        after = retry_after(response.headers)
+                        raise NotThereYetError(fault, after=after, is_under_way=is_under_way)
                     self.check_status(response, body)
                     return body, _media_type(response)
             path, arguments = str(target), {}
@@ -326,15 +353,15 @@ async def _fetch_again(fetch: Callable[[], Awaitable[_T]], deadline: float) -> _
 
 
 @contextmanager
-def _told_as_drawn(name: str) -> Iterator[None]:
-    """Let the error of an image that cannot be fetched say that it was drawn."""
+def _told_as_drawn(name: str, what: str = "an image was drawn") -> Iterator[None]:
+    """Let the error of an image that cannot be fetched say what has happened before."""
     try:
         yield
     except ContentRefusedError:
         raise
     except BackendError as error:
         reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
-        fault = f"an image was drawn, and may be charged, but cannot be fetched: {reason}"
+        fault = f"{what}, and may be charged, but cannot be fetched: {reason}"
         raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
@@ -346,12 +373,6 @@ def _require_unfiltered(name: str, response: httpx.Response) -> None:
     ending = response.headers.get("finish-reason", "")  # of Stability and Fireworks, beside a blurred image
     if finish_reason(ending) == "content_filter":
         raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
-
-
-def _status_in(error: httpx.ProxyError) -> int:
-    """The status with which a proxy refuses a tunnel; 503 if it is another fault, which may pass."""
-    status = str(error)[:3]
-    return int(status) if status.isdecimal() else 503
 
 
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:

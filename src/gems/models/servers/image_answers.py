@@ -128,6 +128,16 @@ class JsonImages(RemoteGenerator):
                 raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
         return image
 
+    def file_in(self, body: bytes) -> bytes:
+        """See ``ServerClient.file_in``: some gateways put files into JSON."""
+        file = super().file_in(body)
+        if not is_image_file(file) and isinstance(answer := json_body(file), (Mapping, list)):
+            for source in (*_sources_of(answer), *_sources_elsewhere(answer)):
+                with contextlib.suppress(BackendError):
+                    if not source.is_address and is_image_file(data := decode_base64(source.text, self.name)):
+                        return data
+        return file
+
     def _read(self, body: bytes) -> _Answer:
         if is_image_file(body.lstrip(b"\r\n")):  # the image itself
             return _Answer(body.lstrip(b"\r\n"))
@@ -172,7 +182,7 @@ class JsonImages(RemoteGenerator):
         message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
-        names = {field_name(name) for name in mapping_in(answer)}
+        names = {field_name(name) for name, value in mapping_in(answer).items() if value is not None}
         if is_busy(reason) and not names & _JOB_NAMES:
             return PassingError(message)
         if _IN_BACKGROUND.fullmatch(reason) or (names & _JOB_NAMES and not reason):

@@ -14,7 +14,7 @@ from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
 from gems.models.failures import advice_for, is_passing, may_be_charged
-from gems.models.servers.addresses import advice_on_certificates
+from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
@@ -93,7 +93,7 @@ class OpenAIChat(ChatOpenAI):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = f" ({one_line(cause)})" if cause is not error else ""
-            if advice := advice_on_certificates(reason):
+            if advice := advice_on_certificates(reason) or advice_on_proxies(cause):
                 raise BackendError(f"{self._address}{reason}{advice}", retryable=False) from None
             # A server that cannot be reached costs nothing; an answer that was lost on its way may be paid.
             is_lost = may_be_charged(error)

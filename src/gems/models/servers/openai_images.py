@@ -271,7 +271,7 @@ class PlainImages(JsonImages):
         if negative_prompt := joint_negative_prompt(self.options.negative_prompt, request):
             options["negative_prompt"] = negative_prompt
         options = {name: value for name, value in options.items() if name not in without}
-        parameters = {**dict(self.url.params), "prompt": request.prompt, "seed": request.seed, **options}
+        parameters = {"prompt": request.prompt, "seed": request.seed, **options}
         body, kind = await self.fetch("POST", "", deadline, params=parameters)
         body = body.lstrip(b"\r\n")
         if is_image_file(body):

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError, InputError, is_passing_status, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
-from gems.models.servers.addresses import checked_url
+from gems.models.servers.addresses import INVALID_PROXY, checked_url
 from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
@@ -53,7 +53,8 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
         command = how_to_install("openai") if kind == "openai" else f"pip install {package}"
         raise InputError(f"the chat model {name!r} needs a package ({error}): {command}") from error
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
-        reason = one_line(error)
+        # The server's own address was read above.
+        reason = INVALID_PROXY if type(error).__name__ == "InvalidURL" else one_line(error)
         raise InputError(f"cannot use the chat model {name!r}: {reason}; give {forms}") from error
 
 
