@@ -157,8 +157,7 @@ class GemsContext(_Spelled):
         ge=1,
         le=16,
         title="Proposals",
-        description="Prompts per round, among which its candidates are dealt out: the planner's or the refiner's, then "
-        "the best one so far, then the user's own words.",
+        description="Prompts per round, which share its images: of planner or refiner, the best one, the user's own.",
     )
     verify_concurrency: _Open[int] = Field(
         default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."
