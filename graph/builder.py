@@ -16,6 +16,7 @@ from langgraph.graph.state import CompiledStateGraph
 from langgraph.store.base import BaseStore
 from langgraph.types import Checkpointer, RetryPolicy
 
+from gems.graph.checkpointers import for_both_faces
 from gems.graph.context import GemsContext
 from gems.graph.context_schemas import RunContext
 from gems.graph.parts import check_checkpointer, resources_of
@@ -153,6 +154,7 @@ def compile_graph(
     graph = StateGraph(GemsState, context_schema=context_schema, input_schema=GemsInput, output_schema=GemsOutput)
     _add_nodes(graph, resources, retry)
     _add_edges(graph)
+    checkpointer = for_both_faces(checkpointer, resources.workers)
     return graph.compile(checkpointer=checkpointer, store=resources.store, name="gems")
 
 

@@ -7,6 +7,7 @@ import gc
 import inspect
 import io
 import socket
+import sqlite3
 import threading
 import time
 import weakref
@@ -28,7 +29,10 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 from langchain_core.runnables import RunnableLambda
 from langgraph._internal._runnable import RunnableCallable
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.memory import InMemoryStore
@@ -842,3 +846,47 @@ def test_images_that_are_lost_after_they_were_drawn_count_as_spent(
     assert len(result["attempts"]) == images_made
     if limit == 1:
         assert "the budget leaves no other try" in result["errors"][0]
+
+
+@pytest.mark.usefixtures("no_blocking")
+@pytest.mark.parametrize("kind", ["sqlite", "own"])
+def test_a_synchronous_checkpointer_goes_with_both_faces(kind: str, images: ImageStore, tmp_path: Path) -> None:
+    """Runs at the same time on a loop, one of which stops before a step and goes on without a loop."""
+
+    class Own(BaseCheckpointSaver[Any]):
+        """Keeps everything in memory, by the methods that each checkpointer has to have."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.memory = InMemorySaver(serde=JsonPlusSerializer(allowed_msgpack_modules=gems.checkpoint_types()))
+            self.get_tuple, self.list = self.memory.get_tuple, self.memory.list  # type: ignore[method-assign]
+            self.put, self.put_writes = self.memory.put, self.memory.put_writes  # type: ignore[method-assign]
+            self.get_next_version = self.memory.get_next_version  # type: ignore[method-assign]
+
+    earlier_threads = {*threading.enumerate()}
+    connection = sqlite3.connect(tmp_path / "c.sqlite", check_same_thread=False)
+    saver = SqliteSaver(connection) if kind == "sqlite" else Own()
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=answer),
+        generator=PaintGenerator(),
+        images=images,
+        checkpointer=saver,
+        settings=SETTINGS,
+    )
+    assert isinstance(graph.checkpointer, type(saver))
+    configs: list[Any] = [{"configurable": {"thread_id": str(n)}} for n in range(4)]
+
+    async def application() -> list[Any]:
+        first, *others = configs
+        stopped = graph.ainvoke(PROMPT, first, interrupt_before=["verifier"])
+        await asyncio.gather(stopped, *(graph.ainvoke(PROMPT, config) for config in others))
+        return [state async for state in graph.aget_state_history(first)]
+
+    history = asyncio.run(application())
+    assert history[0].next == ("verifier",)
+    assert graph.invoke(None, configs[0])["outcome"] == "solved"
+    assert [graph.get_state(config).values["outcome"] for config in configs] == ["solved"] * 4
+    assert saver.get_tuple(configs[0]) is not None, "what was given holds what was saved"
+    gems.close(graph)
+    assert not [t for t in {*threading.enumerate()} - earlier_threads if t.name.startswith("gems")]
+    connection.close()
