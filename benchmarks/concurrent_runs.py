@@ -91,6 +91,17 @@ class WaitingGenerator:
         return [self._image(request) for request in requests]
 
 
+class Server(WaitingGenerator):
+    """Draws for many at once: the images of a round take one, two, three times as long and so on."""
+
+    draws_for_many = True
+
+    async def agenerate(self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> list[Any]:
+        """See ``Asynchronous.agenerate``."""
+        await asyncio.sleep(self.seconds * (1 + requests[0].seed))
+        return [self._image(request) for request in requests]
+
+
 class SlowPipeline:
     """Draws in this process, four steps an image, one image after another."""
 
@@ -200,6 +211,18 @@ async def verified(folder: str, seconds: float) -> None:
         print(f"8 candidates, verifier of {seconds} s, verify_concurrency {concurrency}: {verified_at - start:.2f} s")
 
 
+async def overlapping(folder: str, seconds: float) -> None:
+    """Draw 4 candidates that arrive one after another, and verify each."""
+    settings = {"memory": False, "skills": False, "plan": False, "candidates": 4, "max_rounds": 1, "seed": 0}
+    model = WaitingChatModel(seconds=seconds, spread=0, passes=False)
+    graph = gems.build_graph(mllm=model, generator=Server(seconds), images=folder, settings=settings)
+    start = end = 0.0
+    async for chunk in graph.astream({"prompt": "cars"}, stream_mode="updates"):
+        start = time.perf_counter() if "cross_check" in chunk else start
+        end = time.perf_counter() if "verifier" in chunk else end
+    print(f"4 candidates, one each {seconds} s, verifier of {seconds} s: {end - start:.2f} s", flush=True)
+
+
 def main() -> None:
     """Measure, and print one line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -211,6 +234,7 @@ def main() -> None:
             asyncio.run(many(count, args.seconds, folder))
         asyncio.run(cancelled(folder))
         asyncio.run(verified(folder, args.seconds))
+        asyncio.run(overlapping(folder, args.seconds))
 
 
 if __name__ == "__main__":
