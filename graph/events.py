@@ -121,6 +121,8 @@ class ImageEvent(TypedDict):
     event: Literal["image"]
     round: int
     candidate: int
+    strategy: Strategy
+    prompt: str
     seed: int
     uri: str
     sha256: str

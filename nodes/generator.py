@@ -308,7 +308,10 @@ class _Easel:
         )
         self.drawings[key] = _Drawing(attempt, result.note)
         if not is_cancelled():  # else nobody listens any more
-            event = {"event": "image", "round": self.round, "candidate": candidate, "seed": request.seed}
+            event = {
+                "event": "image",
+                **attempt.model_dump(include={"round", "candidate", "strategy", "prompt", "seed"}),
+            }
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
 
 

@@ -245,7 +245,7 @@ const UPDATES = {
   begin: () => ({ status: "running", message: "Planning." }),
   requirements: (e) => ({ requirements: e.requirements.map((r) => ({ ...r, answer: null, reason: "" })) }),
   memories: (e) => (e.count ? { message: `Remembered ${plural(e.count, "similar run")}.` } : {}),
-  prompt: (e) => ({ draft: e.prompt, message: `Round ${e.round}: drawing.`, progress: 0.02 }),
+  prompt: (e) => ({ draft: e.proposal ? `${current.draft}\n${e.prompt}` : e.prompt, message: `Round ${e.round}: drawing.`, progress: 0.02 }),
   step: (e) => ({ progress: e.step / e.steps }),
   image: () => ({ message: "Checking.", progress: 0 }),
   attempt: (e) => ({ message: `${e.passed} of ${e.total} passed.` }),
@@ -276,8 +276,8 @@ function applyEvent(event) {
 
 function newAttempt(event) {
   return {
-    round: event.round, candidate: event.candidate, strategy: "", prompt: current.draft, seed: event.seed, score: 0,
-    passed: 0, total: 0, judged: "", experience: "", image: { url: event.url, sha256: event.sha256 },
+    round: event.round, candidate: event.candidate, strategy: event.strategy, prompt: event.prompt, seed: event.seed,
+    score: 0, passed: 0, total: 0, judged: "", experience: "", image: { url: event.url, sha256: event.sha256 },
     requirements: current.requirements.map((r) => ({ ...r, answer: null, reason: "" })),
   };
 }
