@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gems.errors import is_unpaid
@@ -78,6 +78,7 @@ _JSON: Any = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_JSON)
 def test_no_shape_of_an_error_is_a_fault_of_ours(answer: Any) -> None:
     assert isinstance(error_message(json.dumps(answer).encode()) + words_of(answer), str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gems.serve.json_bodies import clean_json
@@ -52,6 +52,7 @@ def test_null_is_left_out_at_every_depth() -> None:
     assert cleaned == {"s": {"b": 0}, "l": [None, {}], "e": ""}
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.booleans()
@@ -66,6 +67,7 @@ def test_other_json_is_kept(content: object) -> None:
     assert json.loads(clean_json(json.dumps(content).encode())) == content
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,019eE-.nulNatfrsi \\ud8', max_size=60).map(str.encode))
 def test_whatever_comes_is_read_or_refused(body: bytes) -> None:
     try:
