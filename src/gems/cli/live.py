@@ -35,8 +35,8 @@ class LiveRun:
         self._console = console
         self._questions: dict[str, str] = {}
         """The questions, by the id of the requirement."""
-        self._images = 0
-        """The number of images in the round so far."""
+        self._strategies: dict[int, str] = {}
+        """Where the prompt of each image of the round so far comes from, by candidate."""
         self._candidate: int | None = None
         """The image whose verdicts are being printed."""
         self._bar: TaskID | None = None
@@ -68,7 +68,7 @@ class LiveRun:
             case "step":
                 self._show_step(event)
             case "image":
-                self._images += 1
+                self._strategies[event["candidate"]] = event.get("strategy", "")  # older services do not say it
                 self._remove_bar()
             case "verdict":
                 self._show_verdict(event)
@@ -79,7 +79,7 @@ class LiveRun:
         self._console.print(text, highlight=False)
 
     def _show_prompt(self, event: PromptEvent) -> None:
-        self._images, self._candidate = 0, None
+        self._strategies, self._candidate = {}, None
         self._print(
             f"[bold]Round {_text(event['round'])}[/] [dim]{_text(event['strategy'])}[/] {escape(event['prompt'])}"
         )
@@ -96,9 +96,12 @@ class LiveRun:
             self._bar = None
 
     def _show_verdict(self, event: VerdictEvent) -> None:
-        if self._images > 1 and event["candidate"] != self._candidate:
-            self._candidate = event["candidate"]
-            self._print(f"  [bold]image {event['candidate'] + 1}[/]")
+        candidate, strategies = event["candidate"], self._strategies
+        if (len(strategies) > 1 or candidate) and candidate != self._candidate:
+            self._candidate = candidate
+            is_mixed = len({*strategies.values()}) > 1
+            source = f", {_text(strategies[candidate])}" if is_mixed and candidate in strategies else ""
+            self._print(f"  [bold]image {_text(candidate + 1)}[/]{source}")
         question = self._questions.get(event["requirement_id"], event["requirement_id"])
         reason = f" [dim]{escape(event['reason'])}[/]" if event["answer"] != "yes" and event["reason"] else ""
         self._print(f"  {MARKS[event['answer']]} {escape(question)} [dim]{event['confidence']:.2f}[/]{reason}")
