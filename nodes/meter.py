@@ -18,9 +18,8 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
-from gems.models.calling import CALL
+from gems.models.calling import CALL, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
-from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
 __all__ = ["Meter", "Stopwatch", "chatting", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]

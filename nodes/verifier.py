@@ -47,7 +47,7 @@ from gems.models.lenient import (
     read_answer,
 )
 from gems.models.logprobs import answer_probabilities
-from gems.models.structured import words_after, words_around
+from gems.models.thoughts import words_after, words_around
 from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.ask import ask, image_block

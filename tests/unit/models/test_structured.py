@@ -15,17 +15,13 @@ from pydantic import BaseModel, Field, PrivateAttr
 
 from gems.errors import BackendError, MalformedAnswerError
 from gems.faces import run_here
+from gems.models.capabilities import Capabilities, capabilities_of
+from gems.models.form_reading import read_form
 from gems.models.registry import init_mllm
-from gems.models.structured import (
-    Capabilities,
-    answer_in_form,
-    capabilities_of,
-    is_not_understood,
-    read_form,
-    read_whole_part,
-    reasoning_of,
-    repeats_itself,
-)
+from gems.models.structured import answer_in_form
+from gems.models.thoughts import reasoning_of
+from gems.models.unfinished_answers import read_whole_part, repeats_itself
+from gems.models.unsupported_requests import is_not_understood
 
 
 class Part(BaseModel):

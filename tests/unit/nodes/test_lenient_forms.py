@@ -20,7 +20,8 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage, Verdict
 from gems.learning.drafts import SkillDraft
 from gems.memory.image_store import encode_png
-from gems.models.structured import read_form, written_calls
+from gems.models.form_reading import read_form
+from gems.models.written_calls import written_calls
 from gems.nodes.decomposer import MAX_REQUIREMENTS, Requirements
 from gems.nodes.meter import Meter
 from gems.nodes.prompt_checks import Plan
