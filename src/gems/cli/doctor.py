@@ -254,8 +254,8 @@ def _verify(setup: _Setup) -> str:
     from PIL import Image
 
     from gems.memory.image_store import encode_png
+    from gems.nodes.examiner import inspect_image, require_seen
     from gems.nodes.meter import Meter
-    from gems.nodes.verifier import inspect_image, require_seen
 
     name = setup.context.chat_model("verifier")
     model, own_report = _chat_model(setup, name)

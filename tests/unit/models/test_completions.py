@@ -17,7 +17,7 @@ from gems.models.servers.error_texts import error_message
 from gems.models.unsupported_requests import is_not_understood
 from gems.nodes.planner import Plan
 from gems.nodes.question_ids import questions_of
-from gems.nodes.verifier import Verdicts
+from gems.nodes.verdict_forms import Verdicts
 
 CALL = {"id": "c", "type": "function", "function": {"name": "Plan", "arguments": '{"prompt": "a red car"}'}}
 ANSWER: dict[str, Any] = {

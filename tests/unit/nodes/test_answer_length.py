@@ -15,7 +15,7 @@ from gems.models.yes_or_no import yes_or_no
 from gems.nodes.answer_lines import answers_in
 from gems.nodes.decomposer import Requirements
 from gems.nodes.question_ids import question_of
-from gems.nodes.verifier import AnsweredQuestion, Verdicts
+from gems.nodes.verdict_forms import AnsweredQuestion, Verdicts
 
 CARS = Requirement(id="r1", question="Are there any cars in the image?", kind="object")
 LENGTH = 60_000
