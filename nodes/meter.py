@@ -200,6 +200,7 @@ class Meter(BaseCallbackHandler):
 _METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
 register_configure_hook(_METER, inheritable=True)
 
+# These belong to the process, not to a graph: a run that goes on may do so in another graph, which is built for that.
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and task: LangGraph discards what a failed try did, but it has cost money."""
 _ANSWERS: Final[dict[tuple[str, str], dict[Any, Any]]] = {}
