@@ -21,7 +21,7 @@ from skill_retrieval import built_in_skills, labelled_prompts
 from gems.cli.arguments import make_context
 from gems.models.fencing import fence
 from gems.models.registry import init_mllm
-from gems.models.structured import written_calls
+from gems.models.written_calls import written_calls
 from gems.nodes.planner import PLANNER
 from gems.nodes.prompt_checks import Plan
 from gems.skills.tools import skill_tools

@@ -7,7 +7,8 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
-from typing import Any, Final, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -17,28 +18,31 @@ from pydantic import BaseModel
 
 from gems.errors import BackendError, MalformedAnswerError
 from gems.memory.image_store import decode_png, size_of_sound_png
+from gems.models.capabilities import capabilities_of, content_key
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.failures import as_backend_error
+from gems.models.form_reading import read_form
+from gems.models.lenient import form_name
 from gems.models.registry import model_fingerprint
-from gems.models.structured import (
-    Answer,
-    answer_in_form,
-    capabilities_of,
-    content_key,
-    form_name,
-    read_form,
-    read_whole_part,
-    repeats_itself,
-)
+from gems.models.structured import answer_in_form
 from gems.models.tries import tries_of
+from gems.models.unfinished_answers import read_whole_part, repeats_itself
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure
 
-__all__ = ["ask", "image_block", "in_our_words"]
+__all__ = ["Answer", "ask", "image_block", "in_our_words"]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 _LOG: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[Schema]):
+    """A completed form, and the message that contained it."""
+
+    form: Schema
+    message: AIMessage
 
 
 async def ask(

@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage
 from gems.graph.state import Requirement
 from gems.languages import LANGUAGES, Words
 from gems.models.lenient import field_name, read_answer
-from gems.models.structured import answered_objects, words_around
+from gems.models.thoughts import answered_objects, words_around
 from gems.models.yes_or_no import plain_words
 from gems.nodes.mapping_checks import says_absent
 from gems.reading import Reading, read

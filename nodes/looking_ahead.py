@@ -10,9 +10,9 @@ from langgraph.runtime import Runtime
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, Attempt
+from gems.nodes.examiner import Examiner, Inspection, ends_round, inspected, inspection_of, new_checks
 from gems.nodes.meter import Meter, chatting
 from gems.nodes.resources import Resources
-from gems.nodes.verifier import Examiner, ends_round, inspected, new_checks
 
 __all__ = ["LookAhead"]
 
@@ -77,20 +77,19 @@ class LookAhead:
         if not inspections:  # the budget has no room for more
             self._is_over = True
             return
-        self._is_over |= ends_round(self._verify(attempt))
+        self._is_over |= ends_round(self._verify(attempt, inspections[0]))
 
-    def _verify(self, attempt: Attempt) -> Attempt:
-        sha256 = attempt.image.sha256
-        inspection = self._meter.done[sha256]
-        self._verified[sha256] = inspected(attempt, inspection, len(self._requirements), self._runtime)
-        return self._verified[sha256]
+    def _verify(self, attempt: Attempt, inspection: Inspection) -> Attempt:
+        verified = inspected(attempt, inspection, len(self._requirements), self._runtime)
+        self._verified[attempt.image.sha256] = verified
+        return verified
 
     def verified(self, attempt: Attempt) -> Attempt:
         """The attempt with its verdicts, if it was inspected, now or by an interrupted try of the node."""
-        sha256 = attempt.image.sha256
-        if sha256 not in self._verified and sha256 in self._meter.done:
-            return self._verify(attempt)
-        return self._verified.get(sha256, attempt)
+        verified, inspection = self._verified.get(attempt.image.sha256), inspection_of(attempt, self._meter)
+        if verified is None and inspection is not None:
+            return self._verify(attempt, inspection)
+        return verified or attempt
 
     def _one_examiner(self) -> Examiner:
         with self._lock:

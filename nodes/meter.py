@@ -18,9 +18,8 @@ from langchain_core.tracers.context import register_configure_hook
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
-from gems.models.calling import CALL
+from gems.models.calling import CALL, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
-from gems.models.structured import REQUESTS
 from gems.stopping import WaitEnded
 
 __all__ = ["Meter", "Stopwatch", "chatting", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
@@ -201,6 +200,7 @@ class Meter(BaseCallbackHandler):
 _METER: ContextVar[Meter | None] = ContextVar("gems_meter", default=None)
 register_configure_hook(_METER, inheritable=True)
 
+# These belong to the process, not to a graph: a run that goes on may do so in another graph, which is built for that.
 _UNSETTLED: Final[dict[tuple[str, str], Meter]] = {}
 """Meters of failed tries, by run and task: LangGraph discards what a failed try did, but it has cost money."""
 _ANSWERS: Final[dict[tuple[str, str], dict[Any, Any]]] = {}

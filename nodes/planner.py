@@ -19,19 +19,15 @@ from gems.errors import MalformedAnswerError
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Proposal, Requirement
+from gems.models.capabilities import MOST_TRIES, Capabilities, capabilities_of
 from gems.models.failures import is_moderated, is_too_long
 from gems.models.fencing import fence
+from gems.models.form_reading import read_form
 from gems.models.generators import ImageGenerator, guide_of
-from gems.models.structured import (
-    MOST_TRIES,
-    Capabilities,
-    capabilities_of,
-    form_name,
-    invoke,
-    is_not_understood,
-    read_form,
-    written_calls,
-)
+from gems.models.lenient import form_name
+from gems.models.system_messages import invoke
+from gems.models.unsupported_requests import is_not_understood
+from gems.models.written_calls import written_calls
 from gems.nodes.ask import ask, in_our_words
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered

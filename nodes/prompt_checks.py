@@ -17,8 +17,7 @@ from pydantic.config import JsonDict
 from gems.errors import BackendError
 from gems.faces import in_thread
 from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
-from gems.models.lenient import Form, Item, Note, items_of
-from gems.models.structured import form_name
+from gems.models.lenient import Form, Item, Note, form_name, items_of
 from gems.nodes.ask import ask
 from gems.nodes.mapping_checks import (
     affirms,

@@ -30,13 +30,12 @@ from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Group, SceneSpec, layout
 from gems.models.pocket.vocabulary import ATTRIBUTES, SINGULARS
 from gems.models.registry import init_mllm
-from gems.models.structured import Answer
-from gems.nodes.ask import ask, image_block
+from gems.nodes.ask import Answer, ask, image_block
 from gems.nodes.decomposer import Requirements
+from gems.nodes.examiner import inspect_image
 from gems.nodes.meter import metered
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement
-from gems.nodes.verifier import inspect_image
 from gems.options import ChatOptions
 
 Schema = TypeVar("Schema", bound=BaseModel)

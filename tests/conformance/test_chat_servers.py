@@ -18,8 +18,10 @@ from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsInput
 from gems.memory.image_store import ImageStore
+from gems.models.capabilities import capabilities_of
 from gems.models.registry import init_mllm
-from gems.models.structured import answer_in_form, capabilities_of, reasoning_of
+from gems.models.structured import answer_in_form
+from gems.models.thoughts import reasoning_of
 from gems.nodes.decomposer import Requirements
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.refiner import Refinement

@@ -22,9 +22,9 @@ from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsInput
 from gems.memory.image_store import ImageStore
+from gems.models.capabilities import capabilities_of
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.registry import init_mllm
-from gems.models.structured import capabilities_of
 from gems.nodes.decomposer import Requirements
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.retry import RETRY

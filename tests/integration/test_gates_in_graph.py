@@ -16,7 +16,7 @@ from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput, Prices, TokenPrices
-from gems.models.structured import capabilities_of
+from gems.models.capabilities import capabilities_of
 from gems.nodes.meter import unsettled
 
 DATA = Path(__file__).parents[1] / "unit" / "nodes" / "wishes.jsonl"

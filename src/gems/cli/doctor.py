@@ -254,8 +254,8 @@ def _verify(setup: _Setup) -> str:
     from PIL import Image
 
     from gems.memory.image_store import encode_png
+    from gems.nodes.examiner import inspect_image, require_seen
     from gems.nodes.meter import Meter
-    from gems.nodes.verifier import inspect_image, require_seen
 
     name = setup.context.chat_model("verifier")
     model, own_report = _chat_model(setup, name)
@@ -313,7 +313,7 @@ def _label(name: str, model: BaseChatModel) -> str:
 
 def _answer_format(setup: _Setup, model: BaseChatModel) -> str:
     """In which format the model gave its structured answer."""
-    from gems.models.structured import capabilities_of
+    from gems.models.capabilities import capabilities_of
 
     method = capabilities_of(model, setup.context.chat_options.structured).methods[0]
     return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(method, " (as text)")

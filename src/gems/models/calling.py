@@ -16,12 +16,14 @@ from gems.handlers import handled_on
 from gems.models.deadlines import deadline_of, too_late, within_deadline
 from gems.models.tries import in_tries
 
-__all__ = ["CALL", "call_model", "reading_in_threads"]
+__all__ = ["CALL", "REQUESTS", "call_model", "reading_in_threads"]
 
 T = TypeVar("T")
 
 CALL: Final[ContextVar[object]] = ContextVar("gems_call", default=None)
 """The call that is being made; several may be made at the same time by one node."""
+REQUESTS: Final = "gems_requests"
+"""The key in an answer's ``response_metadata`` of the requests that it took, where that is known."""
 
 
 async def call_model(

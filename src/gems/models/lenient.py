@@ -40,6 +40,7 @@ __all__ = [
     "YesNo",
     "choice_of",
     "field_name",
+    "form_name",
     "is_all_json",
     "is_broken_json",
     "items_of",
@@ -91,6 +92,11 @@ class Form(BaseModel):
         """The fields in an answer without JSON; None if there are none. The only list is read by its items."""
         field = only_list(cls)
         return {field: Prose(text)} if field else None
+
+
+def form_name(schema: type[BaseModel]) -> str:
+    """The name of a form in its JSON schema."""
+    return str(schema.model_config.get("title") or schema.__name__)
 
 
 def only_list(schema: type[BaseModel]) -> str | None:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import ast
 import itertools
 import re
+import uuid
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
-__all__ = ["calls_in_words"]
+from langchain_core.messages import AIMessage, ToolCall
+
+from gems.models.lenient import json_values
+from gems.models.thoughts import answer_text
+
+__all__ = ["calls_in_words", "written_calls"]
 
 _ELEMENT: Final = re.compile(
     r"<(?:function|invoke)(?:=| name=)[\"']?(?P<name>[\w.-]{1,64})[\"']?\s*>"
@@ -24,6 +30,25 @@ _LONGEST: Final = 20_000
 """Characters of a call."""
 _MOST_CALLS: Final = 50
 """Beginnings of calls that are tried: a model that repeats itself writes thousands."""
+
+
+def written_calls(message: AIMessage, names: Collection[str]) -> list[ToolCall]:
+    """Calls of these tools that a weak model wrote as JSON in its text instead of making them."""
+    text = answer_text(message)
+    items = [item for value in json_values(text) for item in (value if isinstance(value, list) else [value])]
+    calls: list[ToolCall] = []
+    for item in items:
+        inner = item.get("function", item) if isinstance(item, dict) else None
+        if isinstance(inner, dict) and inner.get("name") in names:
+            args = next(filter(None, map(inner.get, ("arguments", "parameters", "input", "args"))), None)
+            args = next(iter(json_values(args)), {}) if isinstance(args, str) else args
+            args = args if isinstance(args, dict) else {}
+            calls.append(ToolCall(name=inner["name"], args=args, id=f"written_{uuid.uuid4().hex[:12]}"))
+    by_name = {name.casefold().replace("-", "_"): name for name in names}
+    for name, arguments in calls_in_words(text, {*by_name, *map(str.casefold, names)}):
+        tool = by_name[name.casefold().replace("-", "_")]
+        calls.append(ToolCall(name=tool, args=arguments, id=f"written_{uuid.uuid4().hex[:12]}"))
+    return calls
 
 
 def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,12 +11,13 @@ from langchain_core.messages import AIMessage
 
 from gems.errors import BackendError
 from gems.graph.state import Requirement
+from gems.models.form_reading import read_form
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
-from gems.models.structured import is_not_understood, read_form
+from gems.models.unsupported_requests import is_not_understood
 from gems.nodes.planner import Plan
 from gems.nodes.question_ids import questions_of
-from gems.nodes.verifier import Verdicts
+from gems.nodes.verdict_forms import Verdicts
 
 CALL = {"id": "c", "type": "function", "function": {"name": "Plan", "arguments": '{"prompt": "a red car"}'}}
 ANSWER: dict[str, Any] = {

@@ -16,9 +16,10 @@ from pydantic import BaseModel, PrivateAttr
 
 from gems.errors import BackendError, MalformedAnswerError
 from gems.faces import run_here
-from gems.models import structured
+from gems.models import capabilities
+from gems.models.capabilities import capabilities_of
 from gems.models.endings import is_cut_off, is_refused
-from gems.models.structured import answer_in_form, capabilities_of
+from gems.models.structured import answer_in_form
 
 
 class Wish(BaseModel):
@@ -125,9 +126,9 @@ def test_a_content_that_no_way_can_do_costs_no_way() -> None:
 
 
 def test_what_is_known_of_a_model_is_forgotten_with_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(0.0, structured._FORGET_SECONDS)
+    clock = itertools.count(0.0, capabilities._FORGET_SECONDS)
     now = next(clock)
-    monkeypatch.setattr(structured, "_now", lambda: now)
+    monkeypatch.setattr(capabilities, "_now", lambda: now)
     model = Server(fault=lambda way: BackendError("unknown field", status_code=400) if way == "tool" else None)
     run_here(answer_in_form(model, Wish, QUESTION, capabilities_of(model)))
     assert capabilities_of(model).methods == ("text",)

@@ -13,8 +13,9 @@ from langchain_core.runnables import RunnableLambda
 from langgraph.errors import GraphDrained
 
 from gems.faces import run_here
+from gems.models.capabilities import capabilities_of
 from gems.models.deadlines import DEADLINE, IN_ONE_TRY
-from gems.models.structured import capabilities_of, invoke
+from gems.models.system_messages import invoke
 from gems.models.tries import TRIES
 from gems.stopping import stopping
 

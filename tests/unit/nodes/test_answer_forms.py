@@ -12,12 +12,12 @@ from langchain_core.messages import AIMessage, InvalidToolCall
 
 from gems.errors import MalformedAnswerError
 from gems.graph.state import Requirement
-from gems.models.structured import read_form
+from gems.models.form_reading import read_form
 from gems.nodes.decomposer import Requirements
 from gems.nodes.planner import Plan, _final_plan
 from gems.nodes.question_ids import questions_of
 from gems.nodes.refiner import Refinement
-from gems.nodes.verifier import Verdicts
+from gems.nodes.verdict_forms import Verdicts
 
 QUESTIONS = [
     Requirement(id="r1", question="Are there any cars in the image?", kind="object"),

@@ -9,12 +9,13 @@ from langchain_core.messages import AIMessage
 
 from gems.graph.state import Requirement
 from gems.models.lenient import json_values
-from gems.models.structured import read_whole_part, written_calls
+from gems.models.unfinished_answers import read_whole_part
+from gems.models.written_calls import written_calls
 from gems.models.yes_or_no import yes_or_no
 from gems.nodes.answer_lines import answers_in
 from gems.nodes.decomposer import Requirements
 from gems.nodes.question_ids import question_of
-from gems.nodes.verifier import AnsweredQuestion, Verdicts
+from gems.nodes.verdict_forms import AnsweredQuestion, Verdicts
 
 CARS = Requirement(id="r1", question="Are there any cars in the image?", kind="object")
 LENGTH = 60_000

@@ -15,8 +15,8 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.memory.image_store import encode_png
 from gems.nodes.contradictions import denies, flaws_deny
+from gems.nodes.examiner import inspect_image
 from gems.nodes.meter import Meter
-from gems.nodes.verifier import inspect_image
 
 REQUIREMENTS = [
     Requirement(id="r1", question="Are there any cars in the image?", kind="object"),

@@ -20,13 +20,15 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage, Verdict
 from gems.learning.drafts import SkillDraft
 from gems.memory.image_store import encode_png
-from gems.models.structured import read_form, written_calls
+from gems.models.form_reading import read_form
+from gems.models.written_calls import written_calls
 from gems.nodes.decomposer import MAX_REQUIREMENTS, Requirements
+from gems.nodes.examiner import inspect_image
 from gems.nodes.meter import Meter
 from gems.nodes.prompt_checks import Plan
 from gems.nodes.question_ids import question_of
 from gems.nodes.refiner import Refinement, RefinementWithoutEdit
-from gems.nodes.verifier import Verdicts, inspect_image
+from gems.nodes.verdict_forms import Verdicts
 
 QUESTIONS = [
     Requirement(id="r1", question="Are there any cars in the image?", kind="object"),

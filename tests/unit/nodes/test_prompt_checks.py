@@ -13,7 +13,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, Usage
-from gems.models.structured import read_form
+from gems.models.form_reading import read_form
 from gems.nodes.agreement import is_invented
 from gems.nodes.meter import Meter
 from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for, lost_words, with_prompt

@@ -14,9 +14,9 @@ from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
 from gems.memory.image_store import encode_png
+from gems.nodes.examiner import inspect_image
 from gems.nodes.meter import Meter
 from gems.nodes.unseen_images import says_unseen
-from gems.nodes.verifier import inspect_image
 
 QUESTION = Requirement(id="r1", question="Are there exactly two cars in the image?", kind="count")
 

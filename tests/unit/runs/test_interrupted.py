@@ -94,6 +94,37 @@ def test_after_a_bug_a_run_goes_on_behind_what_was_paid(form: str, tmp_path: Pat
     assert [attempt.round for attempt in values["attempts"]] == [1, 2]
 
 
+def test_another_graph_of_the_process_asks_for_no_verdicts_again(tmp_path: Path) -> None:
+    """A run that is resumed gets a graph of its own; what an interrupted step has paid for is not asked for there."""
+    context = CONTEXT.model_copy(update={"candidates": 3, "verify_concurrency": 1})
+    calls, faults, generator = list[str](), 1, PaintGenerator()
+
+    def answer(form: str, messages: list[Any], n: int) -> Any:
+        nonlocal faults
+        calls.append(form)
+        if faults and calls.count("Verdicts") == 2:
+            faults -= 1
+            raise KeyError("a bug")
+        reply: Any = light_models.make_chat(None).script(form, messages, n)  # type: ignore[arg-type]
+        return (
+            reply | {"verdicts": [row | {"answer": "no"} for row in reply["verdicts"]]}
+            if "verdicts" in reply
+            else reply
+        )
+
+    for start in (1, 2):
+        with open_checkpoints(tmp_path / "checkpoints.sqlite") as saver:
+            chat = ScriptedChatModel(script=answer)
+            graph = build_graph(
+                generator=generator, mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images")
+            )
+            with pytest.raises(KeyError) if start == 1 else nullcontext():
+                values = run_counted(graph, "t", "two cats", context, control=RunControl())
+    assert all(attempt.verified for attempt in values["attempts"])
+    assert calls.count("Verdicts") == len(values["attempts"]) + 1 == 4
+    assert values["usage"].chat_calls == len(calls)
+
+
 def test_an_image_that_cannot_be_kept_costs_no_earlier_one(tmp_path: Path) -> None:
     """The disk is full in the second round: the image of the first one is not drawn again."""
 

@@ -11,7 +11,7 @@ from gems.errors import BackendError, is_passing_status, is_unpaid
 from gems.models.endings import ABORTED, NORMAL, finish_reason
 from gems.models.servers.completion_messages import read_content, read_message, says_something
 from gems.models.servers.error_texts import error_message
-from gems.models.structured import is_unsupported
+from gems.models.unsupported_requests import is_unsupported
 from gems.secrets import one_line
 
 __all__ = ["error_of_choice", "error_of_completion", "server_error"]

@@ -13,13 +13,14 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
+from gems.models.calling import REQUESTS
 from gems.models.failures import advice_for, is_passing, may_be_charged
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.sent_requests import begin_count, requests_sent
-from gems.models.structured import REQUESTS, is_not_understood
+from gems.models.unsupported_requests import is_not_understood
 from gems.secrets import one_line
 from gems.stopping import WaitEnded
 

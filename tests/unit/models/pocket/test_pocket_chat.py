@@ -26,10 +26,10 @@ from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, SIN
 from gems.models.registry import init_mllm
 from gems.nodes.ask import image_block
 from gems.nodes.decomposer import Requirements
+from gems.nodes.examiner import inspect_image
 from gems.nodes.meter import Meter, metered
 from gems.nodes.planner import Plan
 from gems.nodes.refiner import Refinement
-from gems.nodes.verifier import inspect_image
 from gems.skills.loader import load_skills
 from gems.skills.tools import skill_tools
 
