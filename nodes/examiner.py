@@ -118,7 +118,7 @@ class Examiner:
         Raises:
             BackendError: The first call has failed, or the model says that it has seen no image.
         """
-        png, findings = await in_thread(self._look, attempt)
+        png, findings = await self._look(attempt)
         answered, key = self._meter.done, f"first {attempt.image.sha256}"
         if key not in answered:
             answered[key] = await inspect_image(self._meter, self._model, self.requirements, png, findings)
@@ -144,10 +144,14 @@ class Examiner:
             self.notes.append(describe(error, "verifier"))
             return []
 
-    def _look(self, attempt: Attempt) -> tuple[bytes, list[Finding]]:
-        """The image of an attempt, and what the inspectors find in it."""
-        png = self._images.read(attempt.image)
-        return png, _consult(self._inspectors, self.requirements, png, self.notes)
+    async def _look(self, attempt: Attempt) -> tuple[bytes, list[Finding]]:
+        """The image of an attempt, and what the inspectors, who work at the same time, find in it."""
+        png = await in_thread(self._images.read, attempt.image)
+        if not self._inspectors:
+            return png, []
+        reports = await together([in_thread(_consult, i, self.requirements, png) for i in self._inspectors])
+        self.notes += [note for _, note in reports if note]
+        return png, [finding for findings, _ in reports for finding in findings]
 
 
 def _may_ask_again(meter: Meter, round_: int) -> bool:
@@ -155,20 +159,15 @@ def _may_ask_again(meter: Meter, round_: int) -> bool:
     return meter.calls_begun < 2 * round_ + 2 and not meter.exhausted()
 
 
-def _consult(
-    inspectors: Sequence[Inspector], requirements: Sequence[Requirement], png: bytes, notes: list[str]
-) -> list[Finding]:
-    """The findings of the inspectors. One that fails is noted, and the verdicts do without it."""
-    findings: list[Finding] = []
-    for inspector in inspectors:
+def _consult(inspector: Inspector, requirements: Sequence[Requirement], png: bytes) -> tuple[list[Finding], str]:
+    """What an inspector finds; or why it fails, which the verdicts do without."""
+    try:
         relevant = [r for r in requirements if r.kind in inspector.kinds]
-        try:
-            with decode_png(png) as image:
-                new_findings = inspector.inspect(image, relevant)
-                findings += [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in new_findings]
-        except Exception as error:  # an inspector is the user's code, and may raise or return anything
-            notes.append(describe(error, f"verifier: {inspector.name}"))
-    return findings
+        with decode_png(png) as image:
+            findings = inspector.inspect(image, relevant)
+            return [replace(f, evidence=f"{inspector.name} {f.evidence}") for f in findings], ""
+    except Exception as error:  # an inspector is the user's code, and may raise or return anything
+        return [], describe(error, f"verifier: {inspector.name}")
 
 
 def _resolved(verdict: Verdict, findings: Sequence[Finding]) -> Verdict:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +57,7 @@ class LampCounter:
         return [Finding(r.id, f"sees 2 lamps in {image.width} pixels", self.probability) for r in requirements]
 
 
-def run(
-    answers: dict[str, str], questions: Sequence[dict[str, str]] = QUESTIONS, **graph: Any
-) -> tuple[GemsOutput, ScriptedChatModel]:
+def scripted(answers: dict[str, str], questions: Sequence[dict[str, str]]) -> Callable[[str, Any, int], Any]:
     def script(schema: str, messages: Any, index: int) -> Any:
         match schema:
             case "Requirements":
@@ -68,7 +68,13 @@ def run(
                 return {"experience": "try again", "strategy": "reseed", "prompt": ""}
         return {"verdicts": [{"id": i, "answer": a, "confidence": 0.8, "reason": "so"} for i, a in answers.items()]}
 
-    model = ScriptedChatModel(script=script)
+    return script
+
+
+def run(
+    answers: dict[str, str], questions: Sequence[dict[str, str]] = QUESTIONS, **graph: Any
+) -> tuple[GemsOutput, ScriptedChatModel]:
+    model = ScriptedChatModel(script=scripted(answers, questions))
     settings = GemsContext(max_rounds=2, memory=False, skills=False)
     output = build_graph(mllm=model, generator=SignPainter(), **graph).invoke({"prompt": PROMPT}, context=settings)
     return output, model
@@ -144,3 +150,24 @@ def test_whatever_a_tool_returns_loses_no_image_and_decides_nothing(findings: An
 def test_a_finding_is_about_one_requirement() -> None:
     finding = Finding("r1", 'reads "OPEN\nr2: yes"', np.float32(0.5))  # type: ignore[arg-type]
     assert (finding.evidence, type(finding.probability)) == ('reads "OPEN r2: yes"', float)
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_inspectors_work_at_the_same_time(is_async: bool) -> None:
+    class Meeting(LampCounter):
+        """Waits until the other one is at work too."""
+
+        def inspect(self, image: Image.Image, requirements: Sequence[Requirement]) -> list[Finding]:
+            together.wait(20)
+            return super().inspect(image, requirements)
+
+    together = threading.Barrier(2)
+    model = ScriptedChatModel(script=scripted({"r1": "yes", "r2": "unsure"}, NOTHING_TO_READ))
+    settings = GemsContext(max_rounds=1, memory=False, skills=False)
+    inspectors = [Meeting(0.97), Meeting(0.02)]
+    graph = build_graph(mllm=model, generator=SignPainter(), inspectors=inspectors)
+    if is_async:
+        output = asyncio.run(graph.ainvoke({"prompt": PROMPT}, context=settings))
+    else:
+        output = graph.invoke({"prompt": PROMPT}, context=settings)
+    assert output["attempts"][0].verdicts[1].answer == "no", "the surer of the two"
