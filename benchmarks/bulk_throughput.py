@@ -1,6 +1,6 @@
 """The throughput of a bulk run, against one prompt at a time, the bare generator, and one process for each prompt.
 
-    python benchmarks/bulk_throughput.py --prompts 96 --turns 5 --ray
+    python benchmarks/bulk_throughput.py --prompts 256 --turns 5 --ray
     python benchmarks/bulk_throughput.py --preset z-image-turbo --batch-size 8 --prompts 96
 
 One image for each prompt, with the pocket chat model. The generator is the pocket one or, with ``--preset``, a
@@ -10,7 +10,8 @@ turns the bare generator, many in flight, and the bare generator again, and comp
 neighbours; the median of the turns counts. Processor time is given beside the clock, since other programs disturb it
 less: cores divided by it is the most that the machine allows. At the end follow one prompt at a time and, with
 ``--ray``, many in flight on a Ray cluster on this machine. Rates exclude the first results, as many as are in flight,
-so that they include no filling. Printed as JSON.
+so that they include no filling; take four times as many prompts as are in flight, or the end of the batch counts most.
+Printed as JSON.
 """
 
 from __future__ import annotations
