@@ -6,6 +6,7 @@ A prompt may negate in any language; the questions about it are in English, and 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -86,6 +87,7 @@ _PLACES: Final = Words("top bottom left right front back")
 _IN_AN_IMAGE: Final = Words("visible visibly seen present anywhere completely")
 
 
+@lru_cache(maxsize=256)  # every question is compared with every other one
 def absent_things(asks: Reading) -> list[tuple[list[str], list[str]]]:
     """The things that an English question asks to be absent, and where.
 

@@ -71,12 +71,13 @@ def check_texts(content: object) -> None:
     pending = [content]
     while pending:
         part = pending.pop()
-        if isinstance(part, str) and len(part) > MAX_TEXT:
-            raise ValueError(f"it has a text of {len(part):,} characters; the limit is {MAX_TEXT:,}")
-        if isinstance(part, Mapping):
-            pending += [*part, *part.values()]
+        if isinstance(part, str):
+            if len(part) > MAX_TEXT:
+                raise ValueError(f"it has a text of {len(part):,} characters; the limit is {MAX_TEXT:,}")
         elif isinstance(part, list | tuple):
             pending += part
+        elif isinstance(part, Mapping):
+            pending += [*part, *part.values()]
 
 
 def parse_model(model: type[_Model], text: str | bytes) -> _Model:

@@ -292,7 +292,7 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         if share is None:
             return row
         row = worker.run(job, share)
-        run = worker.half_done.spent(job.key)
+        run = worker.half_done.spent(job.key) if row is None else _run_of(row)
         if run is not None:
             run = run.model_copy(update={"interrupted": settle_run(run.run_id)})
         # An error of no step: the checkpoint of what it drew could not be written.
@@ -300,6 +300,13 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         account.finish(job.key, run, row, lost_images=lost_images)
         if row is None or "stopped_by_total" not in row:
             return row
+
+
+def _run_of(row: BatchRow) -> PartialRun | None:
+    """What the run behind a result has spent, as its last checkpoint says; None if it had not begun."""
+    if "run_id" not in row:
+        return None
+    return PartialRun(key=job_of(row).key, run_id=row["run_id"], usage=Usage.model_validate(row["usage"]))
 
 
 def _own_limit(context: GemsContext, usage: Usage) -> str | None:
@@ -420,6 +427,8 @@ def check_skills(context: GemsContext, expected: Mapping[str, str]) -> None:
     Raises:
         InputError: They are not.
     """
+    if not (context.skills and context.plan):
+        return  # nothing reads a skill
     if (current := skills_of(context)) != expected:
         names = sorted(n for n in {*current, *expected} if current.get(n) != expected.get(n))
         raise InputError(
