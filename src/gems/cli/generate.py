@@ -126,8 +126,8 @@ def _check_prompt(prompt: str, context: GemsContext) -> None:
 def _loading(*, quiet: bool) -> Iterator[None]:
     """Say that models are loaded, and collect no garbage meanwhile.
 
-    What is imported stays: looking through it for garbage, again and again or once when all is loaded, would take a fifth
-    of the time.
+    What is imported stays: looking through it for garbage, again and again or once when all is loaded, would take a
+    fifth of the time.
     """
     if not quiet and not err.is_terminal:
         err.print("[dim]loading the models[/]")
