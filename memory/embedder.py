@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import numpy as np
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
@@ -233,6 +232,7 @@ class MiniLM(Embeddings):
         return self._embed([text])[0]
 
     def _embed(self, texts: Sequence[str]) -> list[list[float]]:
+        import numpy as np
         import torch
 
         with self._lock, torch.inference_mode():

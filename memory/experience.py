@@ -19,7 +19,6 @@ from datetime import UTC, datetime, timedelta
 from functools import reduce
 from typing import Annotated, Any, Final
 
-import numpy as np
 from langgraph.store.base import BaseStore, Item, PutOp, SearchItem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -199,6 +198,8 @@ def _credit(
     store: BaseStore, user: str, run_id: str, past: Trajectory, updates: Mapping[str, Experience]
 ) -> dict[str, Experience]:
     """The experiences that a run recalled, each with the run's benefit over runs of similar prompts without it."""
+    import numpy as np
+
     similar = [
         (item.key, e)
         for item, e in _similar(store, user, past.prompt)

@@ -13,7 +13,6 @@ from langgraph.store.base import BaseStore
 from gems.database import database_label, database_pool, is_database, setup_lock, without_password
 from gems.errors import InputError
 from gems.graph.context import GemsContext
-from gems.memory.bound_embedder import needs_probe, probe_of, same_embedder
 from gems.memory.embedder import embedder_fingerprint
 from gems.memory.experience import EXPERIENCES
 from gems.memory.trajectory import namespace
@@ -115,6 +114,8 @@ def _open_in(pool: ConnectionPool[Connection[DictRow]], embedder: Embeddings, ur
 
 def _bind(store: BaseStore, embedder: Embeddings, url: str) -> None:
     """Bind a new database to this embedder, and refuse one that is bound to another."""
+    from gems.memory.bound_embedder import needs_probe, probe_of, same_embedder
+
     fingerprint = embedder_fingerprint(embedder)
     probe = probe_of(embedder) if needs_probe(embedder) else None
     note = store.get(_ABOUT, "embedder")

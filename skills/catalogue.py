@@ -11,17 +11,19 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages.utils import count_tokens_approximately
-from numpy.typing import NDArray
 
 from gems.files import read_regular, write_atomically
 from gems.memory.embedder import embedder_fingerprint
 from gems.paths import home_folder, make_folder
 from gems.skills.format import Skill
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["CATALOGUE_TOKENS", "MAX_OFFERED", "offer", "suits"]
 
@@ -31,8 +33,8 @@ MAX_OFFERED: Final = 16
 """Maximum number of skills that are bound to the planner."""
 CATALOGUE_TOKENS: Final = 1_600
 """Approximate limit on the tokens of their names and descriptions."""
-_NUMBER: Final = np.dtype("<f4")
-"""The numbers of the vectors in a file."""
+_NUMBER, _NUMBER_BYTES = "<f4", 4
+"""The numbers of the vectors in a file, and the bytes of each."""
 _NOT: Final = re.compile(r"(?<=[.!?])\s+(?:Not|Do not|Don't|Never)\b.*")
 
 
@@ -71,6 +73,8 @@ def offer(skills: Sequence[Skill], prompt: str, embedder: Callable[[], Embedding
 
 def _nearest(skills: tuple[Skill, ...], prompt: str, embedder: Embeddings) -> list[int]:
     """Skill indices, nearest first. A skill's distance is that of its closest text."""
+    import numpy as np
+
     query = _unit(np.asarray([embedder.embed_query(prompt)], np.float32))
     index, owners, centre = _index(skills, embedder, query.shape[1])
     query -= centre
@@ -105,10 +109,12 @@ def _vectors(texts: list[str], embedder: Embeddings, dims: int) -> NDArray[np.fl
 
     The file holds numbers and no header, which could ask for more memory than there is.
     """
+    import numpy as np
+
     identity = "\0".join([embedder_fingerprint(embedder), *texts])
     name = f"skills-{hashlib.sha256(identity.encode('utf-8', 'replace')).hexdigest()[:24]}.f32"
     path = home_folder() / "cache" / name
-    size = len(texts) * dims * _NUMBER.itemsize
+    size = len(texts) * dims * _NUMBER_BYTES
     try:
         content = read_regular(path, within=home_folder(), limit=size)
     except OSError:
@@ -127,4 +133,6 @@ def _vectors(texts: list[str], embedder: Embeddings, dims: int) -> NDArray[np.fl
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12), np.float32)

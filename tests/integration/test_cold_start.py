@@ -22,6 +22,19 @@ except SystemExit as end:
 print("IMPORTED", json.dumps([code, [name for name in {HEAVY} if name in sys.modules]]))
 """
 
+AT_FIRST_REQUEST = """\
+import os, sys
+def stop_at_request(event, arguments):
+    if event == "socket.connect" and arguments[1][:2] == ("127.0.0.1", 9):
+        needless = {"torch", "numpy", "faiss", "jinja2", "gems.memory.index"}
+        print("IMPORTED", *(needless & sys.modules.keys()), flush=True)
+        os._exit(7)
+sys.addaudithook(stop_at_request)
+from gems.cli.main import app
+app()
+"""
+"""Ends when the first request is about to leave, and prints what was imported by then that no request needs."""
+
 
 def imported_by(*arguments: object, home: Path) -> tuple[int, set[str], str]:
     """The exit code of a command in a new process, the heavy packages that it imported, and its errors."""
@@ -72,6 +85,18 @@ def test_servers_and_no_memory_need_no_torch(chat_server: str, image_server: str
     assert code in (0, 1), errors
     assert chat.log, "the chat server was asked"
     assert names.isdisjoint({"torch", "diffusers", "transformers", "scipy"})
+
+
+@pytest.mark.slow
+def test_the_first_request_waits_for_nothing_that_only_later_steps_need(tmp_path: Path) -> None:
+    options = ["--mllm=openai:any", "--generator=openai:any", "--no-memory", "--out", str(tmp_path / "out")]
+    for group in ("chat", "generator"):
+        options += [f"--{group}-option=base_url=http://127.0.0.1:9/v1", f"--{group}-option=api_key=sk-x"]
+    command = [sys.executable, "-c", AT_FIRST_REQUEST, "generate", "two red cars", *options]
+    result = subprocess.run(  # not forked: imports are what is tested
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment(tmp_path / "home")
+    )
+    assert (result.returncode, result.stdout) == (7, "IMPORTED\n"), result.stderr
 
 
 @pytest.mark.slow

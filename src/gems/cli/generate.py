@@ -126,7 +126,8 @@ def _check_prompt(prompt: str, context: GemsContext) -> None:
 def _loading(*, quiet: bool) -> Iterator[None]:
     """Say that models are loaded, and collect no garbage meanwhile.
 
-    What is imported stays: looking through it again and again for garbage would take a fifth of the time.
+    What is imported stays: looking through it for garbage, again and again or once when all is loaded, would take a
+    fifth of the time.
     """
     if not quiet and not err.is_terminal:
         err.print("[dim]loading the models[/]")
@@ -135,6 +136,7 @@ def _loading(*, quiet: bool) -> Iterator[None]:
         with err.status("loading the models") if err.is_terminal and not quiet else nullcontext():
             yield
     finally:
+        gc.freeze()
         gc.enable()
 
 

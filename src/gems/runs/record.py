@@ -216,7 +216,7 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     Args:
         context: The settings that name the models.
         load: Load the models too, so that loading does not count as the run's time. The memory's embedder is loaded
-            in the background: what asks a server, or plans, need not wait for it.
+            beside them; if all others are on servers, where the memory is read, beside the first request.
 
     Raises:
         InputError: A model's name is unknown, its package or API key is missing, or an option has no effect.
@@ -242,10 +242,11 @@ def model_records(context: GemsContext, *, load: bool = True) -> dict[str, Model
     if embedder is not None:
         records["embedder"] = ModelRecord(context.embedder, embedder_fingerprint(embedder))
     if load:
+        # Beside models on servers it would hold up their first request; the memory's node loads it beside the answer.
+        if embedder is not None and any(hasattr(part, "load") for part in loadable):
+            Thread(target=_load_early, args=(embedder,), name="gems-embedder").start()
         for part in loadable:
             load_now(part)
-        if embedder is not None:
-            Thread(target=_load_early, args=(embedder,), name="gems-embedder").start()
     return records
 
 

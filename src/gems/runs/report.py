@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from gems.graph.state import Attempt, Verdict
 from gems.memory.image_store import decode_png
 from gems.models.public_names import public_fingerprint, public_name
 from gems.printable import as_shown
 from gems.runs.record import RunRecord
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["Change", "render_report", "word_changes"]
 
@@ -115,6 +116,8 @@ def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:
 @cache
 def _template() -> Template:
     # Everything is escaped: prompts and answers come from users and models.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
