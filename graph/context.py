@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
     ValidationError,
-    ValidationInfo,
     field_serializer,
 )
 
@@ -76,13 +74,6 @@ def _chat_model_of(role: Role) -> Any:
 
 
 _LIMIT: Final = OperatorOnly("memory_limit to build_graph(settings=...)", applies=lambda limit: limit != MEMORY_LIMIT)
-
-
-def _each_is_drawn(proposals: int, info: ValidationInfo) -> int:
-    candidates = info.data.get("candidates", proposals)
-    if proposals > candidates:
-        raise ValueError(f"{proposals} prompts need as many images per round, and candidates is {candidates}")
-    return proposals
 
 
 class _Spelled(BaseModel):
@@ -152,12 +143,12 @@ class GemsContext(_Spelled):
         default=5, ge=1, le=50, title="Rounds", description="Maximum number of rounds: generate, verify, refine."
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
-    proposals: _Open[Annotated[int, AfterValidator(_each_is_drawn)]] = Field(
+    proposals: _Open[int] = Field(
         default=1,
         ge=1,
         le=16,
         title="Proposals",
-        description="Prompts per round, which share its images: of planner or refiner, the best one, the user's own.",
+        description="Prompts per round, which share its candidates: of planner or refiner, the best, the user's own.",
     )
     verify_concurrency: _Open[int] = Field(
         default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."
@@ -292,6 +283,11 @@ class GemsContext(_Spelled):
     @field_serializer("mllm", "generator", "embedder", *ROLES)
     def _without_login(self, name: str | None) -> str | None:
         return without_login(name) if name else name
+
+    @property
+    def images_per_round(self) -> int:
+        """Images per round: the candidates, and at least one for each proposal."""
+        return max(self.candidates, self.proposals)
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -162,7 +162,7 @@ class _Easel:
             edit = edit_of(base, required, decode_png(self.images.read(base.image)))
         absent = negative_prompt_for(assignment["requirements"]) if takes_negative_prompts(self.backend) else ""
         # All proposals are sent at the same usage, and so come to the same number of images for the round.
-        most = self._room(assignment["usage"], max(context.candidates, assignment["places"]))
+        most = self._room(assignment["usage"], max(context.images_per_round, assignment["places"]))
         requests = {
             candidate: ImageRequest(self.proposal.prompt, self._seed(candidate), edit, absent)
             for candidate in range(assignment["place"], most, assignment["places"])
@@ -177,7 +177,7 @@ class _Easel:
         return next((size for size in range(most, 0, -1) if not budget.exhausted(usage, images=size)), 0)
 
     def _seed(self, candidate: int) -> int:
-        candidates = self.context.candidates
+        candidates = self.context.images_per_round
         seed = self.assignment["seed"]
         return seed_of_attempt(seed, round_=self.round, candidates=candidates, candidate=candidate)
 

@@ -17,13 +17,12 @@ __all__ = ["announce", "with_others"]
 
 async def with_others(first: Proposal, resources: Resources, context: GemsContext, state: GemsState) -> list[Proposal]:
     """A round's proposals: the first one and, if the settings want more, the best prompt so far and the user's own."""
-    most = min(context.proposals, context.candidates)
-    return [first] if most == 1 else await in_thread(_several, first, most, resources, context, state)
+    if context.proposals == 1:
+        return [first]
+    return await in_thread(_several, first, resources, context, state)
 
 
-def _several(
-    first: Proposal, most: int, resources: Resources, context: GemsContext, state: GemsState
-) -> list[Proposal]:
+def _several(first: Proposal, resources: Resources, context: GemsContext, state: GemsState) -> list[Proposal]:
     best, words = best_attempt(state["attempts"]), state["prompt"]
     other_proposals = [Proposal(prompt=best.prompt, strategy="reseed")] if best else []
     if not objection_to(resources.generator(context), words):
@@ -34,7 +33,7 @@ def _several(
         prompts = [proposal.prompt for proposal in proposals if proposal.strategy != "edit"]
         if other.prompt not in (*prompts, *state["refused"]):
             proposals.append(other)
-    return proposals[:most]
+    return proposals[: context.proposals]
 
 
 def announce(

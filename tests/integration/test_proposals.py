@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
-from pydantic import ValidationError
 
 import gems
-from gems.errors import BackendError, ContentRefusedError, InputError
+from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
 from gems.nodes.retry import RETRY
 from gems.runs.threads import reopen_failed, reopen_limited, run_thread
+from gems.serve.quotas import max_usage
 
 PROMPT, DRAFT = "a red car", "a red car in a street"
 QUICK = RETRY._replace(initial_interval=0.001, max_interval=0.002, jitter=False)
@@ -96,11 +96,13 @@ def test_a_rounds_images_are_dealt_out_among_its_proposals(is_async: bool, tmp_p
     assert announced == [*first, (2, 0, "rewrite"), (2, 1, "reseed"), (2, 2, "asked")]
 
 
-def test_more_prompts_than_images_are_refused() -> None:
-    with pytest.raises(InputError, match="3 prompts need as many images per round, and candidates is 2"):
-        gems.build_graph(settings={"proposals": 3, "candidates": 2})
-    with pytest.raises(ValidationError, match="candidates is 1"):
-        GemsContext(proposals=2)
+def test_each_proposal_has_an_image(tmp_path: Path) -> None:
+    settings = GemsContext(proposals=3, max_rounds=2)
+    assert (settings.images_per_round, max_usage(settings)["images"]) == (3, 6)
+    state = build(tmp_path, candidates=1, max_rounds=2).invoke({"prompt": PROMPT}, THREAD)
+    drawn = [(a.round, a.strategy, a.seed) for a in state["attempts"]]
+    assert drawn[:3] == [(1, "plan", 10), (1, "asked", 11), (1, "plan", 12)]
+    assert drawn[3:] == [(2, "rewrite", 13), (2, "reseed", 14), (2, "asked", 15)]
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ class Worker:
     @property
     def half_done(self) -> HalfDone:
         """The checkpoints of the batch's prompts."""
-        return HalfDone(self.graph, self.claim.id, self.context.candidates)
+        return HalfDone(self.graph, self.claim.id, self.context.images_per_round)
 
     def reopen(self, job: Job) -> None:
         """Let a prompt go on from its checkpoint that a backend failure or a limit of the batch has ended."""
@@ -253,7 +253,7 @@ def account_start(out: Path, record: ResultsFile, worker: Worker, limits: Limits
         limits: The batch's limits.
         concurrency: Number of prompts in flight.
     """
-    path, candidates = out / "begun.jsonl", worker.context.candidates
+    path, candidates = out / "begun.jsonl", worker.context.images_per_round
     before = Journal(path)
     before.compact(lambda run: False)  # nothing may follow half a line, which a kill can leave
     for prompt in worker.half_done.killed(before):

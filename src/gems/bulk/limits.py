@@ -77,7 +77,7 @@ class Share:
 def most_of_a_run(context: GemsContext) -> dict[str, float]:
     """By figure, the most that a run with these settings can spend. Figures that nothing bounds are left out."""
     budget, prices = context.budget, context.budget.prices
-    images = min(context.max_rounds * context.candidates, budget.images or math.inf)
+    images = min(context.max_rounds * context.images_per_round, budget.images or math.inf)
     most: dict[str, float] = {"images": images}
     for name in ("chat_calls", "tokens", "cost"):
         if (limit := getattr(budget, name)) is not None:

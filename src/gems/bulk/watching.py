@@ -141,7 +141,7 @@ def read_progress(folder: Path, checkpoints: str | None = None) -> Progress:
     check_folder(folder)
     jobs, manifest = saved_jobs(folder), read_manifest(folder)
     try:
-        candidates = GemsContext.model_validate(manifest.get("settings")).candidates
+        candidates = GemsContext.model_validate(manifest.get("settings")).images_per_round
     except ValidationError as error:
         raise InputError(f"{folder / 'batch.json'} is damaged ({error.errors()[0]['msg']})") from None
     journal, killed = Journal(folder / "begun.jsonl"), list[Killed]()

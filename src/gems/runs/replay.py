@@ -92,7 +92,7 @@ def _file_bytes(folder: Path, name: str) -> bytes | None:
 
 def _check_attempts(record: RunRecord) -> None:
     """Check, before anything is loaded or drawn, that every attempt can be made again: the record may be anybody's."""
-    count, most = len(record.attempts), record.settings.max_rounds * record.settings.candidates
+    count, most = len(record.attempts), record.settings.max_rounds * record.settings.images_per_round
     if count > most:
         raise InputError(f"the record has {count:,} images; a run with its settings draws at most {most:,}")
     hashes = set[str]()

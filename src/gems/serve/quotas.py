@@ -63,7 +63,7 @@ def max_usage(context: GemsContext) -> dict[str, float | None]:
     A call's tokens are known only after it, so a run may exceed its tokens and its cost by one chat call.
     """
     budget = context.budget
-    images = min(budget.images or 10**9, context.max_rounds * context.candidates)
+    images = min(budget.images or 10**9, context.max_rounds * context.images_per_round)
     chat_calls = min(budget.chat_calls or 10**9, 2 * images + 5)
     return {"images": images, "chat_calls": chat_calls, "tokens": budget.tokens, "cost": _max_cost(budget, images)}
 
