@@ -17,7 +17,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -176,7 +175,7 @@ async def count_bare(bare: Side, process: asyncio.subprocess.Process) -> None:
 
 async def take_turns(args: Any, prompts: list[str], port: int, service: Side, bare: Side) -> dict[str, Any]:
     """Start the clients, wait until both work, and measure."""
-    statuses, latencies, memory = Counter[int](), list[float](), list[float]()
+    statuses, memory = Counter[int](), list[float]()
     async with aiohttp.ClientSession(
         f"http://127.0.0.1:{port}", connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=3600)
     ) as session:
@@ -185,13 +184,12 @@ async def take_turns(args: Any, prompts: list[str], port: int, service: Side, ba
 
         async def client() -> None:
             while True:
-                n, start = next(numbers), time.monotonic()
+                n = next(numbers)
                 body = {"prompt": prompts[n % len(prompts)], "seed": n, "response_format": "b64_json"}
                 async with session.post("/v1/images/generations", json=body) as answer:
                     statuses[answer.status] += 1
                     content = await answer.json()
                     if answer.status == 200:
-                        latencies.append(time.monotonic() - start)
                         service.images += content["data"][0]["gems"]["images"]
                         service.runs += 1
                     else:
@@ -211,28 +209,27 @@ async def take_turns(args: Any, prompts: list[str], port: int, service: Side, ba
             await clients
     return summary(args, service, bare) | {
         "statuses": dict(statuses),
-        "latency_p50_s": round(statistics.median(latencies) / 2, 1),
         "memory_mib": {"after_the_first_turn": round(memory[0]), "at_the_end": round(memory[-1])},
     }
 
 
 def summary(args: Any, service: Side, bare: Side) -> dict[str, Any]:
     """The figures of both, and how they compare."""
-    ours, theirs = service.summary(), bare.summary()
+    served, alone = service.summary(), bare.summary()
     pairs = [
         round(s["images"] / s["seconds"] / (b["images"] / b["seconds"]), 3)
         for s, b in zip(service.turns, bare.turns, strict=True)
     ]
-    processor = ours["processor_ms_per_image"]
+    processor = served["processor_ms_per_image"]
     return {
         "clients": args.clients,
         "turns": f"{args.turns} of {args.seconds:g} s",
-        "bare": theirs,
-        "service": ours,
-        "ratio": round(ours["images_per_second"] / theirs["images_per_second"], 3),
+        "bare": alone,
+        "service": served,
+        "ratio": round(served["images_per_second"] / alone["images_per_second"], 3),
         "ratio_by_turn": pairs,
-        "ratio_by_processor_time": round(theirs["processor_ms_per_image"] / processor, 3),
-        "ratio_that_the_clients_leave": round(processor / (processor + ours["clients_ms_per_image"]), 3),
+        "ratio_by_processor_time": round(alone["processor_ms_per_image"] / processor, 3),
+        "ratio_that_the_clients_leave": round(processor / (processor + served["clients_ms_per_image"]), 3),
     }
 
 
