@@ -96,18 +96,18 @@ class Side:
     process: subprocess.Popen[bytes]
     images: int = 0
     runs: int = 0
-    turns: list[Counter[str]] = field(default_factory=list)
+    turns: list[dict[str, float]] = field(default_factory=list)
 
-    def _figures(self) -> Counter[str]:
+    def _figures(self) -> dict[str, float]:
         times = psutil.Process(self.process.pid).cpu_times()
-        return Counter(
-            images=self.images,
-            runs=self.runs,
-            user=times.user,
-            system=times.system,
-            clients=time.process_time(),
-            seconds=time.perf_counter(),
-        )
+        return {
+            "images": self.images,
+            "runs": self.runs,
+            "user": times.user,
+            "system": times.system,
+            "clients": time.process_time(),
+            "seconds": time.perf_counter(),
+        }
 
     async def take_turn(self, seconds: float) -> None:
         """Work for some seconds, and write down what was done."""
@@ -116,12 +116,11 @@ class Side:
         await asyncio.sleep(seconds)
         after = self._figures()
         self.process.send_signal(signal.SIGSTOP)
-        after.subtract(before)
-        self.turns.append(after)
+        self.turns.append({name: value - before[name] for name, value in after.items()})
 
     def summary(self) -> dict[str, Any]:
         """Figures of all turns together."""
-        total = sum(self.turns[1:], self.turns[0])
+        total = {name: sum(turn[name] for turn in self.turns) for name in self.turns[0]}
         processor = total["user"] + total["system"]
         return {
             "runs": total["runs"],
