@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar, cast
 
@@ -21,9 +22,11 @@ from gems.graph.state import GemsState, check_schema
 from gems.nodes.resources import Resources
 from gems.stopping import CANCELLED, cancelled_if, stopping
 
-__all__ = ["node_of", "resources_of_node", "without_waits"]
+__all__ = ["heard_by", "node_of", "resources_of_node", "without_waits"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LISTENER: ContextVar[Callable[[Any], None] | None] = ContextVar("gems_listener", default=None)
 
 
 def node_of(body: Callable[..., Any], resources: Resources) -> Any:
@@ -43,6 +46,8 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
 
     @wraps(body)  # LangGraph reads the signature, to know what to pass
     def node(state: GemsState, **injected: Any) -> GemsState:
+        if listener := _LISTENER.get():
+            injected["runtime"] = injected["runtime"].override(stream_writer=listener)
         with _heeding(injected["runtime"].control):
             return run_here(begin(state, injected))
 
@@ -54,6 +59,19 @@ def node_of(body: Callable[..., Any], resources: Resources) -> Any:
     runnable = RunnableCallable(node, anode, name=body.__name__, trace=False)
     runnable.gems_resources = resources  # type: ignore[attr-defined]
     return runnable
+
+
+@contextmanager
+def heard_by(listener: Callable[[Any], None] | None) -> Iterator[None]:
+    """Have nodes call a listener, which is safe for threads, in place of LangGraph's stream.
+
+    LangGraph hands each event, and with it each step, from one thread to another.
+    """
+    token = _LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        _LISTENER.reset(token)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
 from langgraph.store.base import BaseStore
-from langgraph.types import Command, StateSnapshot
+from langgraph.types import Command, StateSnapshot, StreamMode
 from pydantic import TypeAdapter
 
 from gems.database import database_pool, setup_lock, without_password
@@ -30,6 +30,7 @@ from gems.graph.state import GemsInput, GemsState, proposals_of, round_of
 from gems.json_text import check_texts, parse_json, strict_json
 from gems.memory.image_store import open_images
 from gems.memory.opening import database_of, memory_location
+from gems.nodes.runnables import heard_by
 from gems.paths import home, private_folder
 from gems.runs.folder import make_folder
 from gems.runs.operator_settings import operator_settings
@@ -276,6 +277,7 @@ def run_thread(
     context: GemsContext,
     *,
     listener: Listener | None = None,
+    listens_anywhere: bool = False,
     control: RunControl | None = None,
     answer: Mapping[str, Any] | None = None,
 ) -> GemsState:
@@ -287,6 +289,7 @@ def run_thread(
         prompt: The prompt, for a thread that has not begun.
         context: The run's settings.
         listener: Called with each event.
+        listens_anywhere: Whether the listener may be called in any thread, in several at once. That is sooner.
         control: Stops the run when it is asked to drain.
         answer: A person's review, for a thread that waits for one.
 
@@ -306,9 +309,10 @@ def run_thread(
         if goes_on and listener is not None:
             _repeat_events(snapshot.values, listener)
         # The stop is requested by ``control``; the state shows how far the run came.
-        with suppress(GraphDrained):
-            for event in graph.stream(
-                graph_input, config, context=context, stream_mode="custom", durability="sync", control=control
+        modes: list[StreamMode] = [] if listens_anywhere else ["custom"]
+        with suppress(GraphDrained), heard_by(listener if listens_anywhere else None):
+            for _, event in graph.stream(
+                graph_input, config, context=context, stream_mode=modes, durability="sync", control=control
             ):
                 if listener is not None:
                     listener(cast(Event, event))

@@ -84,6 +84,7 @@ class Executor:
             run.prompt,
             context,
             listener=lambda event: self.subscriptions.publish(run.id, event),
+            listens_anywhere=True,
             control=control,
             answer=run.answer,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
@@ -24,6 +25,10 @@ from gems.serve.web_app import make_app
 __all__ = ["run_server", "write_logs"]
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+_TICKS_BETWEEN_RETURNS: Final = 100
+"""Ten seconds between two returns of freed memory, each of which takes some milliseconds."""
 
 
 class _Server(uvicorn.Server):
@@ -49,7 +54,9 @@ class _Server(uvicorn.Server):
             self._on_ready(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/")
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: look after the deadlines of all connections."""
+        """Called ten times a second: look after the deadlines of all connections, and now and then after memory."""
+        if counter % _TICKS_BETWEEN_RETURNS == 0:
+            await asyncio.to_thread(return_freed_blocks)
         for connection in list(self.server_state.connections):
             if isinstance(connection, BoundedConnection):
                 connection.enforce(self._deadlines)
@@ -129,7 +136,6 @@ def run_server(settings: ServiceSettings, on_ready: Callable[[str], None] = lamb
     Raises:
         InputError: A setting cannot be used.
     """
-    return_freed_blocks()
     app = make_app(settings)
     config = uvicorn.Config(
         app,

@@ -100,22 +100,26 @@ def _run(program: str) -> list[str]:
     return result.stdout.split()
 
 
-_LARGE_AFTER_LARGER = """
-import ctypes
+_FREED_BELOW_A_USED_BLOCK = """
+import ctypes, psutil
 from gems.serve.process_memory import return_freed_blocks
-return_freed_blocks()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-libc.free(libc.malloc(16 << 20))
-print(libc.malloc(1 << 20) % 4096)
+blocks = [libc.malloc(100_000) for _ in range(400)]
+for block in blocks:
+    ctypes.memset(block, 1, 100_000)
+for block in blocks[:-1]:
+    libc.free(block)
+before = psutil.Process().memory_info().rss
+return_freed_blocks()
+print(before - psutil.Process().memory_info().rss > 20_000_000)
 """
-"""Freeing the larger block would raise the threshold to its size. What is mapped by itself begins a page."""
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
-def test_a_large_block_is_mapped_by_itself_even_after_a_larger_one_was_freed() -> None:
-    assert _run(_LARGE_AFTER_LARGER) == ["16"]
-    assert _run(_LARGE_AFTER_LARGER.replace("return_freed_blocks()", "")) != ["16"], "the test cannot fail"
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_memory_below_a_used_block_is_returned() -> None:
+    assert _run(_FREED_BELOW_A_USED_BLOCK) == ["True"]
+    assert _run(_FREED_BELOW_A_USED_BLOCK.replace("return_freed_blocks()", "")) == ["False"], "the test cannot fail"
 
 
 def test_the_collector_looks_only_at_what_comes_after_the_start() -> None:
