@@ -144,11 +144,7 @@ class GemsContext(_Spelled):
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
     proposals: _Open[int] = Field(
-        default=1,
-        ge=1,
-        le=16,
-        title="Proposals",
-        description="Prompts per round, which share its candidates: of planner or refiner, the best, the user's own.",
+        default=1, ge=1, le=16, title="Proposals", description="Prompts per round, which share its candidates."
     )
     verify_concurrency: _Open[int] = Field(
         default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."
@@ -161,11 +157,7 @@ class GemsContext(_Spelled):
         description="Seed of the first image; the others follow from it. Empty: random, and recorded.",
     )
     patience: _Open[int] = Field(
-        default=4,
-        ge=1,
-        le=50,
-        title="Patience",
-        description="Stop after so many rounds in a row without a better image.",
+        default=4, ge=1, le=50, title="Patience", description="Stop after so many rounds without a better image."
     )
     budget: _Open[Budget] = Field(
         default_factory=Budget, title="Budget", description="Limits on what the run may spend."

@@ -278,7 +278,10 @@ LIMIT_SETTINGS: Final[dict[str, Setting]] = {
     "candidates": Setting(Annotated[int, typer.Option(help="Images per round.", rich_help_panel=LIMITS)], 1),
     "proposals": Setting(
         Annotated[
-            int, typer.Option(help="Prompts per round, among which its images are dealt out.", rich_help_panel=LIMITS)
+            int,
+            typer.Option(
+                help="Prompts per round, which share its images; each has at least one.", rich_help_panel=LIMITS
+            ),
         ],
         1,
     ),
