@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 
 import gems
 from gems.errors import BackendError, ContentRefusedError
@@ -294,3 +296,21 @@ def test_looks_count_for_the_limit_on_calls(tmp_path: Path) -> None:
     settings = {"proposals": 1, "budget": {"chat_calls": 4}}
     out = build(tmp_path, server, model, **settings).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["usage"].chat_calls, len(model.calls)) == ("budget", 4, 4)
+
+
+def test_nothing_is_looked_at_after_a_stop(tmp_path: Path) -> None:
+    class Stopped(SlowServer):
+        """The run is stopped as its first image arrives; the others come later."""
+
+        def generate(self, requests: Sequence[ImageRequest], **arguments: Any) -> list[GeneratedImage | BackendError]:
+            if requests[0].seed == 10:
+                control.request_drain("stop")
+                return PaintGenerator.generate(self, requests, **arguments)
+            time.sleep(0.3)
+            return PaintGenerator.generate(self, requests, **arguments)
+
+    control, model = RunControl(), ScriptedChatModel(script=answers(0))
+    graph, context = build(tmp_path, Stopped(), model, proposals=1), GemsContext.model_validate(SETTINGS)
+    state = run_thread(graph, "t", PROMPT, context, control=control)
+    assert (len(state["attempts"]), state.get("outcome"), model.count("Verdicts")) == (4, None, 0)
+    assert run_thread(graph, "t", PROMPT, context)["outcome"] == "solved"
