@@ -66,15 +66,9 @@ class LookAhead:
 
     def _next(self) -> Attempt | None:
         with self._lock:
+            is_wanted = self._awaited and self._arrived and not self._is_over
             is_free = self._at_work < self._context.verify_concurrency
-            if (
-                self._is_over
-                or not is_free
-                or not self._awaited
-                or not self._arrived
-                or is_stopping()
-                or is_cancelled()
-            ):
+            if not is_wanted or not is_free or is_stopping() or is_cancelled():
                 return None
             self._at_work += 1
             return self._arrived.pop(0)
