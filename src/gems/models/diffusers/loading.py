@@ -200,10 +200,12 @@ def _refuse_kernels(source: PipelineSource) -> None:
     import transformers
 
     for name, (library, kind) in source.components.items():
-        model = getattr(transformers, kind, None) if library == "transformers" else None
-        is_auto = hasattr(model, "_model_mapping")
-        reader: Any = transformers.AutoConfig if is_auto else getattr(model, "config_class", None)
-        if reader is None:  # it is no model
+        model: Any = getattr(transformers, kind, None) if library == "transformers" else None
+        if hasattr(model, "_model_mapping"):
+            reader: Any = transformers.AutoConfig
+        elif isinstance(model, type) and issubclass(model, transformers.PreTrainedModel):
+            reader = model.config_class
+        else:  # no model; or one whose library is missing, which cannot be loaded either
             continue
         config = None
         # Loading the weights reads it in the same way, and says what is wrong with it.
