@@ -99,6 +99,11 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     return folder / "gems-home"
 
 
+def pytest_sessionfinish() -> None:
+    """Plugins import further modules for their summary, and look for who refers to an object."""
+    gc.unfreeze()  # also what a command has frozen, since most processes end with it
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short waits between the tries of clients, for tests of what a server answers rather than when."""

@@ -204,7 +204,7 @@ def _refuse_kernels(source: PipelineSource) -> None:
         if hasattr(model, "_model_mapping"):
             reader: Any = transformers.AutoConfig
         elif isinstance(model, type) and issubclass(model, transformers.PreTrainedModel):
-            reader = model.config_class
+            reader = getattr(model, "config_class", None)
         else:  # no model; or one whose library is missing, which cannot be loaded either
             continue
         config = None
