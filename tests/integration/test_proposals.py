@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
@@ -17,7 +20,9 @@ from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.models.servers.openai_images import OpenAIImages
 from gems.nodes.retry import RETRY
+from gems.options import GeneratorOptions
 from gems.runs.threads import reopen_failed, reopen_limited, run_thread
 from gems.serve.quotas import max_usage
 
@@ -151,6 +156,19 @@ def test_tries_of_both_tasks_are_counted(tmp_path: Path) -> None:
 def test_a_limit_on_images_holds_for_all_proposals_together(images: int, tmp_path: Path) -> None:
     out = build(tmp_path, budget={"images": images}).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["usage"].images, len(out["attempts"])) == ("budget", images, images)
+
+
+@pytest.mark.parametrize("limit", [{"images": 4}, {"cost": 4.0, "prices": {"image": 1.0}}])
+def test_tries_of_all_tasks_together_stay_within_a_limit_on_images(
+    limit: dict[str, Any], image_server: str, tmp_path: Path
+) -> None:
+    """Each try that a server took may be charged."""
+    address = f"{image_server}/worn~{uuid.uuid4().hex}"
+    painter = OpenAIImages("painter", name="openai:painter", options=GeneratorOptions(base_url=f"{address}/v1"))
+    out = build(tmp_path, painter, candidates=3, budget=limit).invoke({"prompt": PROMPT}, THREAD)
+    with urlopen(f"{image_server}/log") as log:
+        requests = [entry for entry in json.load(log)["seen"] if entry["name"] == address.rpartition("/")[2]]
+    assert (out["outcome"], out["usage"].images, len(requests)) == ("failed", 4, 4)
 
 
 def test_what_is_drawn_is_kept_when_another_task_raises(tmp_path: Path) -> None:
