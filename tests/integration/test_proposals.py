@@ -233,6 +233,33 @@ def test_a_thread_from_before_there_were_proposals_goes_on(tmp_path: Path) -> No
     assert {(a.strategy, a.prompt) for a in out["attempts"]} == {("rewrite", "a car of old")}
 
 
+def begun_by_an_older_version(folder: Path, model: ScriptedChatModel, **settings: Any) -> Any:
+    """A graph with a thread that was stopped before the verifier, and whose state is an older version's."""
+    graph = build(folder, model=model, proposals=1, **settings)
+    graph.invoke({"prompt": PROMPT}, THREAD, interrupt_before=["verifier"])
+    old = {"round": None, "proposals": [], "draft": DRAFT, "strategy": "plan"}
+    graph.update_state(THREAD, old, as_node="generator")
+    return graph
+
+
+def test_a_thread_of_an_older_version_goes_on_behind_its_images(tmp_path: Path) -> None:
+    model = ScriptedChatModel(script=answers(4))
+    graph = begun_by_an_older_version(tmp_path, model)
+    out = run_thread(graph, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), model.count("Verdicts")) == ("solved", 8, 5)
+
+
+def test_a_thread_of_an_older_version_goes_on_behind_a_limit(tmp_path: Path) -> None:
+    model = ScriptedChatModel(script=answers(4))
+    graph = begun_by_an_older_version(tmp_path, model, max_rounds=1)
+    assert graph.invoke(None, THREAD)["outcome"] == "rounds"
+    more = build(tmp_path, model=model, proposals=1)
+    more.checkpointer = graph.checkpointer
+    reopen_limited(more, "t")
+    out = run_thread(more, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), model.count("Verdicts")) == ("solved", 8, 5)
+
+
 class SlowServer(PaintGenerator):
     """Draws for many at once, as a server does; each image of a seed waits until it may arrive."""
 
