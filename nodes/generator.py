@@ -98,20 +98,25 @@ async def _draw_proposal(
         easel = await in_thread(_Easel, resources, context, assignment, runtime, meter)
         requests = await in_thread(easel.requests)
         if not requests:
-            return GemsState(undrawn=["budget"], usage=meter.usage)
+            return GemsState(round=easel.round, undrawn=["budget"], usage=meter.usage)
         results = await easel.draw(requests)
         errors = [result for result in results.values() if isinstance(result, BackendError)]
         if len(errors) == len(results):
             if all(isinstance(error, ContentRefusedError) for error in errors):
                 prompt = assignment["proposal"].prompt
                 return GemsState(
-                    refused=[prompt], undrawn=["refused"], errors=[f"generator: {errors[0]}"], usage=meter.usage
+                    round=easel.round,
+                    refused=[prompt],
+                    undrawn=["refused"],
+                    errors=[f"generator: {errors[0]}"],
+                    usage=meter.usage,
                 )
             raise errors[0]
     drawings = [result for result in results.values() if isinstance(result, _Drawing)]
     attempts = [drawing.attempt for drawing in drawings]
     failures, notes = [f"generator: image {error}" for error in errors], _notes(easel.backend, drawings, assignment)
     return GemsState(
+        round=easel.round,  # checkpoints of older versions have none
         attempts=[easel.look_ahead.verified(attempt) for attempt in attempts],
         errors=[*failures, *notes, *dict.fromkeys(easel.look_ahead.notes)],
         usage=meter.usage,

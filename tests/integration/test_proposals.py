@@ -233,25 +233,36 @@ def test_a_thread_from_before_there_were_proposals_goes_on(tmp_path: Path) -> No
     assert {(a.strategy, a.prompt) for a in out["attempts"]} == {("rewrite", "a car of old")}
 
 
-def begun_by_an_older_version(folder: Path, model: ScriptedChatModel, **settings: Any) -> Any:
-    """A graph with a thread that was stopped before the verifier, and whose state is an older version's."""
+def begun_by_an_older_version(folder: Path, model: ScriptedChatModel, next_node: str, **settings: Any) -> Any:
+    """A graph with a thread that was stopped before a node, and whose state is an older version's."""
     graph = build(folder, model=model, proposals=1, **settings)
-    graph.invoke({"prompt": PROMPT}, THREAD, interrupt_before=["verifier"])
-    old = {"round": None, "proposals": [], "draft": DRAFT, "strategy": "plan"}
-    graph.update_state(THREAD, old, as_node="generator")
+    graph.invoke({"prompt": PROMPT}, THREAD, interrupt_before=[next_node])
+    old = {"round": 0, "proposals": [], "draft": DRAFT, "strategy": "plan"}
+    graph.update_state(THREAD, old, as_node={"verifier": "generator", "generator": "cross_check"}[next_node])
     return graph
 
 
-def test_a_thread_of_an_older_version_goes_on_behind_its_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("next_node", ["generator", "verifier"])
+def test_a_thread_of_an_older_version_goes_on(next_node: str, tmp_path: Path) -> None:
     model = ScriptedChatModel(script=answers(4))
-    graph = begun_by_an_older_version(tmp_path, model)
+    graph = begun_by_an_older_version(tmp_path, model, next_node)
     out = run_thread(graph, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
     assert (out["outcome"], len(out["attempts"]), model.count("Verdicts")) == ("solved", 8, 5)
 
 
+def test_a_thread_of_an_older_version_whose_images_are_looked_at_as_they_arrive_goes_on(tmp_path: Path) -> None:
+    server = SlowServer()
+    model = letting_arrive(server, [13, 12, 11, 10], 3, looks=3)
+    graph = begun_by_an_older_version(tmp_path, model, "generator")
+    on_server = build(tmp_path, server, model, proposals=1)
+    on_server.checkpointer = graph.checkpointer
+    out = run_thread(on_server, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), out["usage"].chat_calls) == ("solved", 4, len(model.calls))
+
+
 def test_a_thread_of_an_older_version_goes_on_behind_a_limit(tmp_path: Path) -> None:
     model = ScriptedChatModel(script=answers(4))
-    graph = begun_by_an_older_version(tmp_path, model, max_rounds=1)
+    graph = begun_by_an_older_version(tmp_path, model, "verifier", max_rounds=1)
     assert graph.invoke(None, THREAD)["outcome"] == "rounds"
     more = build(tmp_path, model=model, proposals=1)
     more.checkpointer = graph.checkpointer
