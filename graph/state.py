@@ -292,6 +292,11 @@ def _merged(attempts: Sequence[Attempt], newer: Sequence[Attempt | Mapping[str, 
     return [merged[place] for place in sorted(merged)]
 
 
+def _latest(_: int, newer: int) -> int:
+    """The number of the round, which each of the tasks that draw it hands in."""
+    return newer
+
+
 class AskedFor(_Frozen):
     """A requirement as a person words it."""
 
@@ -377,8 +382,8 @@ class GemsOutput(TypedDict, total=False):
 class GemsState(GemsOutput, total=False):
     """Everything that a run knows. A node returns the keys that it changes.
 
-    Only ``attempts``, ``refused``, ``undrawn``, ``planning``, ``messages``, ``usage`` and ``errors`` have reducers:
-    several nodes contribute to them. What replaces one of them whole is an ``Overwrite``.
+    Only ``attempts``, ``round``, ``refused``, ``undrawn``, ``planning``, ``messages``, ``usage`` and ``errors`` have
+    reducers: several nodes contribute to them. What replaces one of them whole is an ``Overwrite``.
     """
 
     schema: int
@@ -397,8 +402,8 @@ class GemsState(GemsOutput, total=False):
     """The SHA-256 of each skill that the planner is offered in this run, by name; see ``gems.skills.snapshots``."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""
-    round: int
-    """Number of the round that is drawn or was drawn last, from 1."""
+    round: Annotated[int, _latest]
+    """Number of the round that is drawn or was drawn last, from 1; 0 in older checkpoints."""
     proposals: list[Proposal]
     """The prompts that the round draws; of a first round, the planner's draft comes first."""
     parts: list[list[str]]

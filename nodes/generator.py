@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
@@ -97,20 +98,25 @@ async def _draw_proposal(
         easel = await in_thread(_Easel, resources, context, assignment, runtime, meter)
         requests = await in_thread(easel.requests)
         if not requests:
-            return GemsState(undrawn=["budget"], usage=meter.usage)
+            return GemsState(round=easel.round, undrawn=["budget"], usage=meter.usage)
         results = await easel.draw(requests)
         errors = [result for result in results.values() if isinstance(result, BackendError)]
         if len(errors) == len(results):
             if all(isinstance(error, ContentRefusedError) for error in errors):
                 prompt = assignment["proposal"].prompt
                 return GemsState(
-                    refused=[prompt], undrawn=["refused"], errors=[f"generator: {errors[0]}"], usage=meter.usage
+                    round=easel.round,
+                    refused=[prompt],
+                    undrawn=["refused"],
+                    errors=[f"generator: {errors[0]}"],
+                    usage=meter.usage,
                 )
             raise errors[0]
     drawings = [result for result in results.values() if isinstance(result, _Drawing)]
     attempts = [drawing.attempt for drawing in drawings]
     failures, notes = [f"generator: image {error}" for error in errors], _notes(easel.backend, drawings, assignment)
     return GemsState(
+        round=easel.round,  # checkpoints of older versions have none
         attempts=[easel.look_ahead.verified(attempt) for attempt in attempts],
         errors=[*failures, *notes, *dict.fromkeys(easel.look_ahead.notes)],
         usage=meter.usage,
@@ -125,6 +131,7 @@ class _Drawing(NamedTuple):
 
 
 _Result: TypeAlias = _Drawing | BackendError
+_ASKING: Final = threading.Lock()
 
 
 class _Easel:
@@ -168,7 +175,7 @@ class _Easel:
             for candidate in range(assignment["place"], most, assignment["places"])
         }
         new = [candidate for candidate, request in requests.items() if self._key(request) not in self.drawings]
-        beyond = new[self._room(self.meter.total, len(new)) :]
+        beyond = new[self._room(self.meter.total_of_team, len(new)) :]
         return {candidate: request for candidate, request in requests.items() if candidate not in beyond}
 
     def _room(self, usage: Usage, most: int) -> int:
@@ -227,10 +234,11 @@ class _Easel:
                 images.difference_update(group_images)
             elif is_asked is None:  # what may be charged stays counted
                 group_images.clear()
-            has_room = self._has_room(len(candidates))
-            if is_asked and has_room:
-                group_images[:] = [object() for _ in candidates]
-                images.update(group_images)
+            with _ASKING:  # tasks that draw at the same time share the budget
+                has_room = self._has_room(len(candidates))
+                if is_asked and has_room:
+                    group_images[:] = [object() for _ in candidates]
+                    images.update(group_images)
             return has_room
 
         async def counted(
@@ -275,7 +283,7 @@ class _Easel:
 
     def _has_room(self, images: int) -> bool:
         """Whether the budget has room for so many images more, which may be tries of the same one."""
-        total = self.meter.total.model_copy(update={"seconds": 0.0})  # what was begun may last longer
+        total = self.meter.total_of_team.model_copy(update={"seconds": 0.0})  # what was begun may last longer
         return self.context.budget.exhausted(total, images=images) is None
 
     def _report(self, step: Step) -> None:

@@ -84,6 +84,13 @@ class Meter(BaseCallbackHandler):
         """What the run has spent so far."""
         return self._before + self.usage
 
+    @property
+    def total_of_team(self) -> Usage:
+        """What the run has spent so far, with what is spent by the nodes that run at the same time."""
+        with _LOCK:
+            other_usages = [meter.usage for meter in self._team.values() if meter is not self]
+        return sum(other_usages, self.total).model_copy(update={"seconds": self.total.seconds})
+
     def exhausted(self, *, chat_calls: int = 1) -> bool:
         """Whether the run's budget has no room for this many more calls, beside those that the node is making."""
         with _LOCK:

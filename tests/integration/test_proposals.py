@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
@@ -19,7 +22,9 @@ from gems.errors import BackendError, ContentRefusedError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
+from gems.models.servers.openai_images import OpenAIImages
 from gems.nodes.retry import RETRY
+from gems.options import GeneratorOptions
 from gems.runs.threads import reopen_failed, reopen_limited, run_thread
 from gems.serve.quotas import max_usage
 
@@ -155,6 +160,19 @@ def test_a_limit_on_images_holds_for_all_proposals_together(images: int, tmp_pat
     assert (out["outcome"], out["usage"].images, len(out["attempts"])) == ("budget", images, images)
 
 
+@pytest.mark.parametrize("limit", [{"images": 4}, {"cost": 4.0, "prices": {"image": 1.0}}])
+def test_tries_of_all_tasks_together_stay_within_a_limit_on_images(
+    limit: dict[str, Any], image_server: str, tmp_path: Path
+) -> None:
+    """Each try that a server took may be charged."""
+    address = f"{image_server}/worn~{uuid.uuid4().hex}"
+    painter = OpenAIImages("painter", name="openai:painter", options=GeneratorOptions(base_url=f"{address}/v1"))
+    out = build(tmp_path, painter, candidates=3, budget=limit).invoke({"prompt": PROMPT}, THREAD)
+    with urlopen(f"{image_server}/log") as log:
+        requests = [entry for entry in json.load(log)["seen"] if entry["name"] == address.rpartition("/")[2]]
+    assert (out["outcome"], out["usage"].images, len(requests)) == ("failed", 4, 4)
+
+
 def test_what_is_drawn_is_kept_when_another_task_raises(tmp_path: Path) -> None:
     paints = PaintGenerator(fail_at(PROMPT, ZeroDivisionError("a bug"), times=1))
     graph = build(tmp_path, paints, ScriptedChatModel(script=answers(3)))
@@ -215,6 +233,44 @@ def test_a_thread_from_before_there_were_proposals_goes_on(tmp_path: Path) -> No
     graph.update_state(THREAD, old, as_node="cross_check")
     out = graph.invoke(None, THREAD)
     assert {(a.strategy, a.prompt) for a in out["attempts"]} == {("rewrite", "a car of old")}
+
+
+def begun_by_an_older_version(folder: Path, model: ScriptedChatModel, next_node: str, **settings: Any) -> Any:
+    """A graph with a thread that was stopped before a node, and whose state is an older version's."""
+    graph = build(folder, model=model, proposals=1, **settings)
+    graph.invoke({"prompt": PROMPT}, THREAD, interrupt_before=[next_node])
+    old = {"round": 0, "proposals": [], "draft": DRAFT, "strategy": "plan"}
+    graph.update_state(THREAD, old, as_node={"verifier": "generator", "generator": "cross_check"}[next_node])
+    return graph
+
+
+@pytest.mark.parametrize("next_node", ["generator", "verifier"])
+def test_a_thread_of_an_older_version_goes_on(next_node: str, tmp_path: Path) -> None:
+    model = ScriptedChatModel(script=answers(4))
+    graph = begun_by_an_older_version(tmp_path, model, next_node)
+    out = run_thread(graph, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), model.count("Verdicts")) == ("solved", 8, 5)
+
+
+def test_a_thread_of_an_older_version_whose_images_are_looked_at_as_they_arrive_goes_on(tmp_path: Path) -> None:
+    server = SlowServer()
+    model = letting_arrive(server, [13, 12, 11, 10], 3, looks=3)
+    graph = begun_by_an_older_version(tmp_path, model, "generator")
+    on_server = build(tmp_path, server, model, proposals=1)
+    on_server.checkpointer = graph.checkpointer
+    out = run_thread(on_server, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), out["usage"].chat_calls) == ("solved", 4, len(model.calls))
+
+
+def test_a_thread_of_an_older_version_goes_on_behind_a_limit(tmp_path: Path) -> None:
+    model = ScriptedChatModel(script=answers(4))
+    graph = begun_by_an_older_version(tmp_path, model, "verifier", max_rounds=1)
+    assert graph.invoke(None, THREAD)["outcome"] == "rounds"
+    more = build(tmp_path, model=model, proposals=1)
+    more.checkpointer = graph.checkpointer
+    reopen_limited(more, "t")
+    out = run_thread(more, "t", PROMPT, GemsContext.model_validate({**SETTINGS, "proposals": 1}))
+    assert (out["outcome"], len(out["attempts"]), model.count("Verdicts")) == ("solved", 8, 5)
 
 
 class SlowServer(PaintGenerator):

@@ -144,6 +144,8 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "50"})
             case "shaky" if n <= 2:
                 return self._json(500, {"detail": "worker died"})
+            case "worn":
+                return self._json(500, {"detail": "worker died"})
             case "broken":
                 return self._json(503, {"detail": "no GPU left"})
             case "torn":
