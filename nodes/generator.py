@@ -36,8 +36,9 @@ from gems.models.generators import (
 )
 from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.absence import negative_prompt_for
+from gems.nodes.examiner import Inspection, with_verdicts
 from gems.nodes.looking_ahead import LookAhead
-from gems.nodes.meter import Meter, metered
+from gems.nodes.meter import Meter, metered, paid_answers
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.seeds import seed_of_attempt
@@ -349,9 +350,27 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
     }
 
 
-def without_image(state: GemsState, error: NodeError) -> Goto:
-    """Go on without a proposal's images after a generator has failed for good. Those that there are still count."""
-    return report_failure(state, error, "verifier", undrawn=["failed"])
+def without_image(state: GemsState | Assignment, error: NodeError) -> Goto:
+    """Go on without a proposal's images after a generator has failed for good. Those that there are still count.
+
+    Some may be there even of this proposal: a server has drawn them before it failed, or at the same time.
+    """
+    attempts = _paid_attempts(cast(Assignment, state), error.node) if "proposal" in state else []
+    outcome: GemsState = {"attempts": attempts} if attempts else {"undrawn": ["failed"]}
+    return report_failure(cast(GemsState, state), error, "verifier", **outcome)
+
+
+def _paid_attempts(assignment: Assignment, node: str) -> list[Attempt]:
+    """The images that a task's failed tries have drawn, with the verdicts of those that were looked at."""
+    results, requirements = paid_answers(assignment, node), assignment["requirements"]
+    attempts = [result.attempt for result in list(results.values()) if isinstance(result, _Drawing)]
+    return [
+        with_verdicts(attempt, inspection, len(requirements))
+        if isinstance(inspection := results.get(attempt.image.sha256), Inspection)
+        else attempt
+        for attempt in attempts
+        if (attempt.round, attempt.prompt) == (assignment["round"], assignment["proposal"].prompt)
+    ]
 
 
 def _base64_jpeg(image: Image.Image) -> str:

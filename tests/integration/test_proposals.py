@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +246,59 @@ def letting_arrive(server: SlowServer, order: list[int], *passing: int, looks: i
         return script(form, messages, index)
 
     return ScriptedChatModel(script=answer)
+
+
+class RaisingServer(PaintGenerator):
+    """A client of a server that raises its errors, rather than to return them."""
+
+    draws_for_many = True
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_passing", [False, True])
+def test_what_a_server_has_drawn_is_kept_when_it_raises(is_passing: bool, is_async: bool, tmp_path: Path) -> None:
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        time.sleep(0.05 if request.seed == 12 else 0)  # until others have been looked at
+        return BackendError("gone", retryable=is_passing) if request.seed == 12 else None
+
+    server, model = RaisingServer(fail), ScriptedChatModel(script=answers())
+    server.generate = raising(server.generate)  # type: ignore[method-assign]
+    graph = build(tmp_path, server, model, proposals=1, max_rounds=1)
+    out = (
+        asyncio.run(graph.ainvoke({"prompt": PROMPT}, THREAD)) if is_async else graph.invoke({"prompt": PROMPT}, THREAD)
+    )
+    assert (out["outcome"], out["errors"], out["usage"].images) == ("rounds", ["generator: gone"], 3)
+    assert [(a.seed, a.verified) for a in out["attempts"]] == [(10, True), (11, True), (13, True)]
+    assert (model.count("Verdicts"), len(server.requests)) == (3, 6 if is_passing else 4), "nothing is paid twice"
+
+
+def test_a_group_that_is_drawn_is_kept_when_the_next_one_raises(tmp_path: Path) -> None:
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        return ConnectionResetError("gone") if request.seed == 11 else None
+
+    class PaintsOne(PaintGenerator):
+        batch_size = 1
+
+        @property
+        def replicas(self) -> Any:
+            return SimpleNamespace(devices=["cpu"])
+
+        def load(self) -> None:
+            self.is_loaded = True
+
+    out = build(tmp_path, PaintsOne(fail), proposals=1, max_rounds=1).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"], out["usage"].images) == ("rounds", ["generator: gone"], 1)
+    assert [(a.seed, a.verified) for a in out["attempts"]] == [(10, True)]
+
+
+def raising(generate: Any) -> Any:
+    def generate_or_raise(requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> Any:
+        results = generate(requests, on_step=on_step)
+        if error := next((result for result in results if isinstance(result, BackendError)), None):
+            raise error
+        return results
+
+    return generate_or_raise
 
 
 @pytest.mark.parametrize("is_async", [False, True])
