@@ -355,8 +355,13 @@ def without_image(state: GemsState | Assignment, error: NodeError) -> Goto:
 
     Some may be there even of this proposal: a server has drawn them before it failed, or at the same time.
     """
-    attempts = _paid_attempts(cast(Assignment, state), error.node) if "proposal" in state else []
-    outcome: GemsState = {"attempts": attempts} if attempts else {"undrawn": ["failed"]}
+    outcome: GemsState = {"undrawn": ["failed"]}
+    if "proposal" in state:
+        assignment = cast(Assignment, state)
+        if attempts := _paid_attempts(assignment, error.node):
+            outcome = {"attempts": attempts}
+        elif isinstance(error.error, ContentRefusedError):  # raised, rather than returned
+            outcome = {"undrawn": ["refused"], "refused": [assignment["proposal"].prompt]}
     return report_failure(cast(GemsState, state), error, "verifier", **outcome)
 
 

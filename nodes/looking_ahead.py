@@ -13,6 +13,7 @@ from gems.graph.state import Assignment, Attempt
 from gems.nodes.examiner import Examiner, Inspection, ends_round, inspected, inspection_of, new_checks
 from gems.nodes.meter import Meter, chatting
 from gems.nodes.resources import Resources
+from gems.stopping import is_stopping
 
 __all__ = ["LookAhead"]
 
@@ -66,7 +67,8 @@ class LookAhead:
     def _next(self) -> Attempt | None:
         with self._lock:
             is_free = self._at_work < self._context.verify_concurrency
-            if self._is_over or not is_free or not self._awaited or not self._arrived:
+            is_over = self._is_over or is_stopping()  # a stop waits for what is drawn, and for no look at it
+            if is_over or not is_free or not self._awaited or not self._arrived:
                 return None
             self._at_work += 1
             return self._arrived.pop(0)

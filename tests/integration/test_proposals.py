@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.runtime import RunControl
 
 import gems
 from gems.errors import BackendError, ContentRefusedError
@@ -272,6 +273,16 @@ def test_what_a_server_has_drawn_is_kept_when_it_raises(is_passing: bool, is_asy
     assert (model.count("Verdicts"), len(server.requests)) == (3, 6 if is_passing else 4), "nothing is paid twice"
 
 
+@pytest.mark.parametrize("draws_for_many", [False, True])
+def test_a_refusal_that_is_raised_is_reworded(draws_for_many: bool, tmp_path: Path) -> None:
+    paints = PaintGenerator(fail_at(DRAFT, ContentRefusedError("not this")))
+    paints.draws_for_many = draws_for_many  # type: ignore[attr-defined]
+    paints.generate = raising(paints.generate)  # type: ignore[method-assign]
+    out = build(tmp_path, paints, proposals=1, max_rounds=2).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"]) == ("rounds", ["generator: not this"])
+    assert {(attempt.strategy, attempt.verified) for attempt in out["attempts"]} == {("rewrite", True)}
+
+
 def test_a_group_that_is_drawn_is_kept_when_the_next_one_raises(tmp_path: Path) -> None:
     def fail(request: ImageRequest, index: int) -> Exception | None:
         return ConnectionResetError("gone") if request.seed == 11 else None
@@ -341,6 +352,26 @@ def test_a_look_that_fails_is_left_to_the_verifier(tmp_path: Path) -> None:
     model.script = answer
     out = build(tmp_path, server, model, proposals=1).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["errors"], out["usage"].chat_calls) == ("solved", [], len(model.calls))
+
+
+def test_no_look_begins_in_a_run_that_is_to_stop(tmp_path: Path) -> None:
+    server, control = SlowServer(), RunControl()
+    model = letting_arrive(server, [10, 11, 12, 13])
+    script = model.script
+
+    def answer(form: str, messages: list[Any], index: int) -> Any:
+        if form == "Verdicts" and not index:
+            control.request_drain("stopped")
+            server.may_arrive[11].set()
+            time.sleep(0.3)  # until that image has arrived
+            for event in server.may_arrive.values():
+                event.set()
+        return script(form, messages, index)
+
+    model.script = answer
+    graph, context = build(tmp_path, server, model, proposals=1), GemsContext.model_validate(SETTINGS)
+    out = run_thread(graph, "t", PROMPT, context, control=control)
+    assert (model.count("Verdicts"), [a.verified for a in out["attempts"]]) == (1, [True, False, False, False])
 
 
 def test_looks_count_for_the_limit_on_calls(tmp_path: Path) -> None:
