@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -247,7 +247,7 @@ class _Easel:
                 raise
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            outcomes = dict(zip(candidates, results, strict=True))
+            outcomes = dict(zip(candidates, _checked(results, len(candidates), self.backend.name), strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             images.difference_update(group_images)
@@ -314,6 +314,23 @@ class _Easel:
                 **attempt.model_dump(include={"round", "candidate", "strategy", "prompt", "seed"}),
             }
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
+
+
+def _checked(results: object, count: int, name: str) -> list[GeneratedImage | BackendError]:
+    """What a generator, which may be the user's code, has returned.
+
+    Raises:
+        TypeError: It is not what ``ImageGenerator.generate`` returns.
+    """
+    outcomes = list(results) if isinstance(results, Iterable) else [results]
+    kinds = [type(o).__name__ for o in outcomes if not isinstance(o, (GeneratedImage, BackendError))]
+    if kinds or len(outcomes) != count:
+        returned = f"an object of type {kinds[0]}" if kinds else f"{len(outcomes)} results"
+        raise TypeError(
+            f"the generator {name} returned {returned} for {count} requests: it has to return a list with a "
+            "GeneratedImage or a BackendError for each"
+        )
+    return outcomes
 
 
 def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: Assignment) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.runtime import RunControl
+from PIL import Image
 
 import gems
 from gems.errors import BackendError, ContentRefusedError
@@ -281,6 +282,14 @@ def test_a_refusal_that_is_raised_is_reworded(draws_for_many: bool, tmp_path: Pa
     out = build(tmp_path, paints, proposals=1, max_rounds=2).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["errors"]) == ("rounds", ["generator: not this"])
     assert {(attempt.strategy, attempt.verified) for attempt in out["attempts"]} == {("rewrite", True)}
+
+
+@pytest.mark.parametrize("returned", [None, [], [None] * 4, [Image.new("RGB", (8, 8))] * 4, [ValueError("x")] * 4])
+def test_what_a_generator_should_have_returned_is_told(returned: Any, tmp_path: Path) -> None:
+    paints = PaintGenerator()
+    paints.generate = lambda requests, on_step=None: returned  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"the generator paint returned .* for 4 requests: it has to return a list"):
+        build(tmp_path, paints, proposals=1).invoke({"prompt": PROMPT}, THREAD)
 
 
 def test_a_group_that_is_drawn_is_kept_when_the_next_one_raises(tmp_path: Path) -> None:
