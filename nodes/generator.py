@@ -323,14 +323,15 @@ def _checked(results: object, count: int, name: str) -> list[GeneratedImage | Ba
         TypeError: It is not what ``ImageGenerator.generate`` returns.
     """
     outcomes = list(results) if isinstance(results, Iterable) else [results]
-    kinds = [type(o).__name__ for o in outcomes if not isinstance(o, (GeneratedImage, BackendError))]
-    if kinds or len(outcomes) != count:
+    valid = [outcome for outcome in outcomes if isinstance(outcome, (GeneratedImage, BackendError))]
+    if len(valid) != len(outcomes) or len(valid) != count:
+        kinds = [type(outcome).__name__ for outcome in outcomes if outcome not in valid]
         returned = f"an object of type {kinds[0]}" if kinds else f"{len(outcomes)} results"
         raise TypeError(
             f"the generator {name} returned {returned} for {count} requests: it has to return a list with a "
             "GeneratedImage or a BackendError for each"
         )
-    return outcomes
+    return valid
 
 
 def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: Assignment) -> list[str]:
