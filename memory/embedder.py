@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
+from gems.models.failures import as_backend_error
 from gems.models.local_weights import load_now
 from gems.shared import shared
 
@@ -31,6 +32,8 @@ _BATCH: Final = 32
 """Texts that MiniLM embeds at a time."""
 _CACHE_SIZE: Final = 2048
 """Texts whose vectors are kept: 6 MB with MiniLM, 50 MB with the longest common vectors (3,072 numbers)."""
+_TIMEOUT: Final = 60.0
+"""Seconds for one try of a server, which a run waits for twice: before it plans, and at its end."""
 
 
 _FORMS: Final = 'use "minilm" or PROVIDER:MODEL, such as openai:text-embedding-3-small'
@@ -76,8 +79,10 @@ def _settings_for(provider: str) -> dict[str, Any]:
 
     OpenAI's would turn texts into the tokens of OpenAI's models, which means other words to another server at
     ``OPENAI_BASE_URL``, and would download the tables for that. Its client would follow redirects to any host, and read
-    an answer of any size by any codec.
+    an answer of any size by any codec. OpenAI's waits half an hour for a server that hangs, and Ollama's for ever.
     """
+    if provider == "ollama":
+        return {"client_kwargs": {"timeout": _TIMEOUT}}
     if provider not in ("openai", "azure_openai"):
         return {}
     import openai
@@ -86,6 +91,8 @@ def _settings_for(provider: str) -> dict[str, Any]:
 
     return {
         "check_embedding_ctx_length": False,
+        "timeout": _TIMEOUT,
+        "max_retries": 1,
         "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole]}),
         "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
     }
@@ -130,7 +137,7 @@ class CachedEmbedder(Embeddings):
         """One vector per text. Equal texts are embedded once.
 
         Raises:
-            BackendError: The embedder returned more or fewer vectors than it got texts, or no vectors.
+            BackendError: The embedder failed, or returned more or fewer vectors than it got texts, or no vectors.
         """
         return self._embed("document", texts, self.wrapped.embed_documents)
 
@@ -144,12 +151,17 @@ class CachedEmbedder(Embeddings):
         vectors = self._cached(kind, texts)
         if new_texts := [text for text in dict.fromkeys(texts) if text not in vectors]:
             # Without the lock: two threads may embed the same text, but no thread waits for another one's texts.
-            embedded = embed(new_texts)
+            try:
+                embedded = embed(new_texts)
+            except Exception as error:  # of a provider's package, which has tried again already
+                raise as_backend_error(error, f"the embedder {self.fingerprint}", has_retried=True) from error
             if len(embedded) != len(new_texts):
                 raise BackendError(
                     f"the embedder {self.fingerprint} gave {len(embedded)} vectors for {len(new_texts)} texts"
                 )
             new_vectors = dict(zip(new_texts, map(self._numbers, embedded), strict=True))
+            if len({len(vector) for vector in new_vectors.values()}) > 1:
+                raise BackendError(f"the embedder {self.fingerprint} gave vectors of different lengths")
             self._store(kind, new_vectors)
             vectors |= new_vectors
         return [vectors[text].tolist() for text in texts]
@@ -158,13 +170,13 @@ class CachedEmbedder(Embeddings):
         """A vector as a server has sent it.
 
         Raises:
-            BackendError: It is none, or holds what is no finite number: a run goes on without memory.
+            BackendError: It is none, holds what is no finite number, or zeros alone: a run goes on without memory.
         """
         try:
             numbers = array("d", vector)
         except (TypeError, ValueError, OverflowError):
             numbers = array("d")
-        if not (numbers and math.isfinite(sum(numbers))):
+        if not (any(numbers) and math.isfinite(sum(numbers))):
             raise BackendError(f"the embedder {self.fingerprint} gave something else than a vector of finite numbers")
         return numbers
 

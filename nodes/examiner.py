@@ -43,6 +43,7 @@ __all__ = [
     "inspection_of",
     "new_checks",
     "require_seen",
+    "with_verdicts",
 ]
 
 _DECISIVE: Final = 0.9
@@ -298,12 +299,21 @@ def new_checks(checks: Sequence[Requirement], requirements: Sequence[Requirement
 
 
 def inspected(attempt: Attempt, inspection: Inspection, count: int, runtime: Runtime[GemsContext]) -> Attempt:
-    """The attempt with its verdicts: the first ``count`` are on the user's requirements, the rest on checks."""
-    verdicts, checks = inspection.verdicts[:count], inspection.verdicts[count:]
+    """See ``with_verdicts``. Each verdict is an event, and so is the result."""
     position = {"round": attempt.round, "candidate": attempt.candidate}
     for verdict in inspection.verdicts:
         runtime.stream_writer({"event": "verdict", **position, **verdict.model_dump()})
-    verified = attempt.model_copy(
+    verified = with_verdicts(attempt, inspection, count)
+    passed = sum(v.answer == "yes" for v in verified.verdicts)
+    event = {"event": "attempt", **position, "score": verified.score, "passed": passed, "total": len(verified.verdicts)}
+    runtime.stream_writer(event)
+    return verified
+
+
+def with_verdicts(attempt: Attempt, inspection: Inspection, count: int) -> Attempt:
+    """The attempt with its verdicts: the first ``count`` are on the user's requirements, the rest on checks."""
+    verdicts, checks = inspection.verdicts[:count], inspection.verdicts[count:]
+    return attempt.model_copy(
         update={
             "verdicts": tuple(verdicts),
             "checks": tuple(checks),
@@ -312,10 +322,6 @@ def inspected(attempt: Attempt, inspection: Inspection, count: int, runtime: Run
             "flaws": inspection.flaws,
         }
     )
-    passed = sum(v.answer == "yes" for v in verdicts)
-    event = {"event": "attempt", **position, "score": verified.score, "passed": passed, "total": len(verdicts)}
-    runtime.stream_writer(event)
-    return verified
 
 
 def ends_round(attempt: Attempt) -> bool:

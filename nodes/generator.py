@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import threading
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -37,8 +37,9 @@ from gems.models.generators import (
 )
 from gems.models.public_names import public_fingerprint, public_name
 from gems.nodes.absence import negative_prompt_for
+from gems.nodes.examiner import Inspection, with_verdicts
 from gems.nodes.looking_ahead import LookAhead
-from gems.nodes.meter import Meter, metered
+from gems.nodes.meter import Meter, metered, paid_answers
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, report_failure
 from gems.seeds import seed_of_attempt
@@ -254,7 +255,7 @@ class _Easel:
                 raise
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            outcomes = dict(zip(candidates, results, strict=True))
+            outcomes = dict(zip(candidates, _checked(results, len(candidates), self.backend.name), strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             images.difference_update(group_images)
@@ -323,6 +324,24 @@ class _Easel:
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
 
 
+def _checked(results: object, count: int, name: str) -> list[GeneratedImage | BackendError]:
+    """What a generator, which may be the user's code, has returned.
+
+    Raises:
+        TypeError: It is not what ``ImageGenerator.generate`` returns.
+    """
+    outcomes = list(results) if isinstance(results, Iterable) else [results]
+    valid = [outcome for outcome in outcomes if isinstance(outcome, (GeneratedImage, BackendError))]
+    if len(valid) != len(outcomes) or len(valid) != count:
+        kinds = [type(outcome).__name__ for outcome in outcomes if outcome not in valid]
+        returned = f"an object of type {kinds[0]}" if kinds else f"{len(outcomes)} results"
+        raise TypeError(
+            f"the generator {name} returned {returned} for {count} requests: it has to return a list with a "
+            "GeneratedImage or a BackendError for each"
+        )
+    return valid
+
+
 def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: Assignment) -> list[str]:
     """What the user should know about how the images were drawn; each note once in a run."""
     notes = [drawing.note for drawing in drawings if drawing.note]
@@ -357,9 +376,32 @@ def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_f
     }
 
 
-def without_image(state: GemsState, error: NodeError) -> Goto:
-    """Go on without a proposal's images after a generator has failed for good. Those that there are still count."""
-    return report_failure(state, error, "verifier", undrawn=["failed"])
+def without_image(state: GemsState | Assignment, error: NodeError) -> Goto:
+    """Go on without a proposal's images after a generator has failed for good. Those that there are still count.
+
+    Some may be there even of this proposal: a server has drawn them before it failed, or at the same time.
+    """
+    outcome: GemsState = {"undrawn": ["failed"]}
+    if "proposal" in state:
+        assignment = cast(Assignment, state)
+        if attempts := _paid_attempts(assignment, error.node):
+            outcome = {"attempts": attempts}
+        elif isinstance(error.error, ContentRefusedError):  # raised, rather than returned
+            outcome = {"undrawn": ["refused"], "refused": [assignment["proposal"].prompt]}
+    return report_failure(cast(GemsState, state), error, "verifier", **outcome)
+
+
+def _paid_attempts(assignment: Assignment, node: str) -> list[Attempt]:
+    """The images that a task's failed tries have drawn, with the verdicts of those that were looked at."""
+    results, requirements = paid_answers(assignment, node), assignment["requirements"]
+    attempts = [result.attempt for result in list(results.values()) if isinstance(result, _Drawing)]
+    return [
+        with_verdicts(attempt, inspection, len(requirements))
+        if isinstance(inspection := results.get(attempt.image.sha256), Inspection)
+        else attempt
+        for attempt in attempts
+        if (attempt.round, attempt.prompt) == (assignment["round"], assignment["proposal"].prompt)
+    ]
 
 
 def _base64_jpeg(image: Image.Image) -> str:

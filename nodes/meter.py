@@ -22,7 +22,18 @@ from gems.models.calling import CALL, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
 from gems.stopping import WaitEnded
 
-__all__ = ["Meter", "Stopwatch", "chatting", "hand_over", "metered", "owe", "settle", "settle_run", "unsettled"]
+__all__ = [
+    "Meter",
+    "Stopwatch",
+    "chatting",
+    "hand_over",
+    "metered",
+    "owe",
+    "paid_answers",
+    "settle",
+    "settle_run",
+    "unsettled",
+]
 
 T = TypeVar("T")
 
@@ -279,6 +290,13 @@ def _put(entries: dict[tuple[str, str], T], key: tuple[str, str], value: T) -> N
     entries[key] = value
     if len(entries) > _MOST_UNSETTLED:
         del entries[next(iter(entries))]
+
+
+def paid_answers(state: GemsState | Assignment, node: str) -> dict[Any, Any]:
+    """What a node's failed tries have paid for, see ``Meter.done``."""
+    with _LOCK:
+        meter = _UNSETTLED.get((state.get("run_id", ""), _task(state, node)))
+    return meter.done if meter else {}
 
 
 def settle(state: GemsState | Assignment, node: str) -> Usage:

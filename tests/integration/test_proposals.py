@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
@@ -16,6 +17,7 @@ import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.runtime import RunControl
+from PIL import Image
 
 import gems
 from gems.errors import BackendError, ContentRefusedError
@@ -304,6 +306,77 @@ def letting_arrive(server: SlowServer, order: list[int], *passing: int, looks: i
     return ScriptedChatModel(script=answer)
 
 
+class RaisingServer(PaintGenerator):
+    """A client of a server that raises its errors, rather than to return them."""
+
+    draws_for_many = True
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_passing", [False, True])
+def test_what_a_server_has_drawn_is_kept_when_it_raises(is_passing: bool, is_async: bool, tmp_path: Path) -> None:
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        time.sleep(0.05 if request.seed == 12 else 0)  # until others have been looked at
+        return BackendError("gone", retryable=is_passing) if request.seed == 12 else None
+
+    server, model = RaisingServer(fail), ScriptedChatModel(script=answers())
+    server.generate = raising(server.generate)  # type: ignore[method-assign]
+    graph = build(tmp_path, server, model, proposals=1, max_rounds=1)
+    out = (
+        asyncio.run(graph.ainvoke({"prompt": PROMPT}, THREAD)) if is_async else graph.invoke({"prompt": PROMPT}, THREAD)
+    )
+    assert (out["outcome"], out["errors"], out["usage"].images) == ("rounds", ["generator: gone"], 3)
+    assert [(a.seed, a.verified) for a in out["attempts"]] == [(10, True), (11, True), (13, True)]
+    assert (model.count("Verdicts"), len(server.requests)) == (3, 6 if is_passing else 4), "nothing is paid twice"
+
+
+@pytest.mark.parametrize("draws_for_many", [False, True])
+def test_a_refusal_that_is_raised_is_reworded(draws_for_many: bool, tmp_path: Path) -> None:
+    paints = PaintGenerator(fail_at(DRAFT, ContentRefusedError("not this")))
+    paints.draws_for_many = draws_for_many  # type: ignore[attr-defined]
+    paints.generate = raising(paints.generate)  # type: ignore[method-assign]
+    out = build(tmp_path, paints, proposals=1, max_rounds=2).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"]) == ("rounds", ["generator: not this"])
+    assert {(attempt.strategy, attempt.verified) for attempt in out["attempts"]} == {("rewrite", True)}
+
+
+@pytest.mark.parametrize("returned", [None, [], [None] * 4, [Image.new("RGB", (8, 8))] * 4, [ValueError("x")] * 4])
+def test_what_a_generator_should_have_returned_is_told(returned: Any, tmp_path: Path) -> None:
+    paints = PaintGenerator()
+    paints.generate = lambda requests, on_step=None: returned  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match=r"the generator paint returned .* for 4 requests: it has to return a list"):
+        build(tmp_path, paints, proposals=1).invoke({"prompt": PROMPT}, THREAD)
+
+
+def test_a_group_that_is_drawn_is_kept_when_the_next_one_raises(tmp_path: Path) -> None:
+    def fail(request: ImageRequest, index: int) -> Exception | None:
+        return ConnectionResetError("gone") if request.seed == 11 else None
+
+    class PaintsOne(PaintGenerator):
+        batch_size = 1
+
+        @property
+        def replicas(self) -> Any:
+            return SimpleNamespace(devices=["cpu"])
+
+        def load(self) -> None:
+            self.is_loaded = True
+
+    out = build(tmp_path, PaintsOne(fail), proposals=1, max_rounds=1).invoke({"prompt": PROMPT}, THREAD)
+    assert (out["outcome"], out["errors"], out["usage"].images) == ("rounds", ["generator: gone"], 1)
+    assert [(a.seed, a.verified) for a in out["attempts"]] == [(10, True)]
+
+
+def raising(generate: Any) -> Any:
+    def generate_or_raise(requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> Any:
+        results = generate(requests, on_step=on_step)
+        if error := next((result for result in results if isinstance(result, BackendError)), None):
+            raise error
+        return results
+
+    return generate_or_raise
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 @pytest.mark.parametrize("order", [[10, 11, 12, 13], [13, 12, 11, 10]])
 def test_an_image_is_verified_while_others_are_drawn(order: list[int], is_async: bool, tmp_path: Path) -> None:
@@ -346,27 +419,29 @@ def test_a_look_that_fails_is_left_to_the_verifier(tmp_path: Path) -> None:
     assert (out["outcome"], out["errors"], out["usage"].chat_calls) == ("solved", [], len(model.calls))
 
 
+def test_no_look_begins_in_a_run_that_is_to_stop(tmp_path: Path) -> None:
+    server, control = SlowServer(), RunControl()
+    model = letting_arrive(server, [10, 11, 12, 13])
+    script = model.script
+
+    def answer(form: str, messages: list[Any], index: int) -> Any:
+        if form == "Verdicts" and not index:
+            control.request_drain("stopped")
+            server.may_arrive[11].set()
+            time.sleep(0.3)  # until that image has arrived
+            for event in server.may_arrive.values():
+                event.set()
+        return script(form, messages, index)
+
+    model.script = answer
+    graph, context = build(tmp_path, server, model, proposals=1), GemsContext.model_validate(SETTINGS)
+    out = run_thread(graph, "t", PROMPT, context, control=control)
+    assert (model.count("Verdicts"), [a.verified for a in out["attempts"]]) == (1, [True, False, False, False])
+
+
 def test_looks_count_for_the_limit_on_calls(tmp_path: Path) -> None:
     server = SlowServer()
     model = letting_arrive(server, [10, 11, 12, 13], looks=2)
     settings = {"proposals": 1, "budget": {"chat_calls": 4}}
     out = build(tmp_path, server, model, **settings).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["usage"].chat_calls, len(model.calls)) == ("budget", 4, 4)
-
-
-def test_nothing_is_looked_at_after_a_stop(tmp_path: Path) -> None:
-    class Stopped(SlowServer):
-        """The run is stopped as its first image arrives; the others come later."""
-
-        def generate(self, requests: Sequence[ImageRequest], **arguments: Any) -> list[GeneratedImage | BackendError]:
-            if requests[0].seed == 10:
-                control.request_drain("stop")
-                return PaintGenerator.generate(self, requests, **arguments)
-            time.sleep(0.3)
-            return PaintGenerator.generate(self, requests, **arguments)
-
-    control, model = RunControl(), ScriptedChatModel(script=answers(0))
-    graph, context = build(tmp_path, Stopped(), model, proposals=1), GemsContext.model_validate(SETTINGS)
-    state = run_thread(graph, "t", PROMPT, context, control=control)
-    assert (len(state["attempts"]), state.get("outcome"), model.count("Verdicts")) == (4, None, 0)
-    assert run_thread(graph, "t", PROMPT, context)["outcome"] == "solved"

@@ -88,7 +88,7 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         from gems.errors import BackendError, InputError
-        from gems.secrets import conceal
+        from gems.secrets import conceal, one_line
 
         _quiet_libraries()
         try:
@@ -104,6 +104,12 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             message = message if len(message) <= _MAX_MESSAGE else f"{message[: _MAX_MESSAGE - 4]} ..."
             err.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, InputError) else BACKEND_FAILURE) from None
+        except Exception as error:  # of a model that is the user's own code, or a bug: Python's own code is 1
+            if os.environ.get("GEMS_DEBUG") or isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                raise
+            reason = one_line(conceal(f"{type(error).__name__}: {error}"), _MAX_MESSAGE)
+            err.print(f"[red]error:[/] {escape(reason)}; GEMS_DEBUG=1 shows where", highlight=False, soft_wrap=True)
+            raise typer.Exit(BACKEND_FAILURE) from None
 
     return run
 

@@ -132,3 +132,26 @@ def test_no_file_of_the_current_folder_is_taken_for_a_module(tmp_path: Path) -> 
     version = [sys.executable, "-m", "gems", "--version"]
     assert subprocess.run(version, cwd=tmp_path, capture_output=True, check=True).stdout.startswith(b"gems ")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("a\nbug"), KeyError("x"), AssertionError(), MemoryError()])
+def test_an_error_of_the_users_own_model_is_one_line_and_no_best_effort(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @guarded
+    def fail() -> None:
+        raise error
+
+    def run() -> None:
+        with pytest.raises(typer.Exit) as end:
+            fail()
+        assert end.value.exit_code == 3
+
+    monkeypatch.delenv("GEMS_DEBUG", raising=False)
+    line = shown(err, run)
+    assert line.startswith(f"error: {type(error).__name__}")
+    assert line.count("\n") == 1
+    assert line.endswith("GEMS_DEBUG=1 shows where\n")
+    monkeypatch.setenv("GEMS_DEBUG", "1")
+    with pytest.raises(type(error)):
+        fail()
