@@ -227,7 +227,7 @@ class _Easel:
                 images.difference_update(group_images)
             elif is_asked is None:  # what may be charged stays counted
                 group_images.clear()
-            has_room = self._has_room(len(candidates))
+            has_room = self.meter.has_room_for(len(candidates))
             if is_asked and has_room:
                 group_images[:] = [object() for _ in candidates]
                 images.update(group_images)
@@ -272,11 +272,6 @@ class _Easel:
             errors[candidates[0]] = stop
         finally:
             ASKS.reset(token)
-
-    def _has_room(self, images: int) -> bool:
-        """Whether the budget has room for so many images more, which may be tries of the same one."""
-        total = self.meter.total.model_copy(update={"seconds": 0.0})  # what was begun may last longer
-        return self.context.budget.exhausted(total, images=images) is None
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""

@@ -94,6 +94,15 @@ class Meter(BaseCallbackHandler):
         """How many calls the run's budget has room for at the same time, of so many that are wanted."""
         return next((count for count in range(most, 0, -1) if not self.exhausted(chat_calls=count)), 0)
 
+    def has_room_for(self, images: int) -> bool:
+        """Whether the run's budget has room for so many images more, beside those of all nodes that run now.
+
+        They may be tries of the same image. What was begun may last longer than the budget's seconds.
+        """
+        with _LOCK:
+            spent = sum((meter.usage for meter in self._team.values()), self._before)
+        return self._budget.exhausted(spent.model_copy(update={"seconds": 0.0}), images=images) is None
+
     def must_stop(self) -> bool:
         """Whether another call for the same answer would exceed the budget, or take what is reserved."""
         return self.exhausted(chat_calls=1 + self.reserved)

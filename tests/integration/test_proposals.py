@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langgraph.checkpoint.memory import InMemorySaver
+from servers.threaded import serving
 
 import gems
 from gems.errors import BackendError, ContentRefusedError
@@ -151,6 +153,37 @@ def test_tries_of_both_tasks_are_counted(tmp_path: Path) -> None:
 def test_a_limit_on_images_holds_for_all_proposals_together(images: int, tmp_path: Path) -> None:
     out = build(tmp_path, budget={"images": images}).invoke({"prompt": PROMPT}, THREAD)
     assert (out["outcome"], out["usage"].images, len(out["attempts"])) == ("budget", images, images)
+
+
+@pytest.mark.parametrize("proposals", [1, 2, 3])
+def test_lost_tries_of_all_proposals_together_keep_the_limit_on_images(
+    proposals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    class Torn(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", "5000")
+            self.end_headers()
+            self.wfile.write(b"\x89PNG\r\n\x1a\n")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", lambda _: 0.01)
+    with serving(Torn) as server:
+        settings = {"generator": f"http:http://127.0.0.1:{server.server_port}/draw", "budget": {"images": 4}}
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answers()),
+            images=ImageStore(tmp_path / "images"),
+            checkpointer=InMemorySaver(),
+            retry=QUICK,
+            settings={**SETTINGS, **settings, "proposals": proposals},
+        )
+        state = graph.invoke({"prompt": PROMPT}, THREAD)
+    assert len(asked) == state["usage"].images == 4
 
 
 def test_what_is_drawn_is_kept_when_another_task_raises(tmp_path: Path) -> None:
