@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFl
 if TYPE_CHECKING:
     from gems.graph.state import Usage
 
-__all__ = ["MAX_PROPOSALS", "Budget", "Frozen", "Prices", "TokenPrices"]
+__all__ = ["MAX_PROMPTS", "Budget", "Frozen", "Prices", "TokenPrices"]
 
 
-MAX_PROPOSALS: Final = 16
+MAX_PROMPTS: Final = 16
 """So many prompts a round draws at most, whoever proposes them."""
 
 

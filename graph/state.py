@@ -24,7 +24,7 @@ from pydantic import (
 from typing_extensions import TypedDict, get_type_hints
 
 from gems.errors import InputError
-from gems.graph.budget import MAX_PROPOSALS, Budget, Prices, TokenPrices
+from gems.graph.budget import MAX_PROMPTS, Budget, Prices, TokenPrices
 from gems.graph.budget import Frozen as _Frozen
 
 __all__ = [
@@ -453,8 +453,8 @@ def proposals_of(state: GemsState) -> list[Proposal]:
         ValidationError: Somebody has edited the state, and put in what is no proposal.
         InputError: Or more proposals than a round may have.
     """
-    if (count := len(state.get("proposals") or [])) > MAX_PROPOSALS:
-        raise InputError(f"the state has {count:,} proposals; a round draws {MAX_PROPOSALS} at most")
+    if (count := len(state.get("proposals") or [])) > MAX_PROMPTS:
+        raise InputError(f"the state has {count:,} proposals; a round draws {MAX_PROMPTS} at most")
     proposals = [Proposal.model_validate(proposal) for proposal in state.get("proposals") or []]
     if not proposals and (draft := state.get("draft")):
         return [Proposal(prompt=draft, strategy=state["strategy"])]

@@ -100,8 +100,8 @@ class Meter(BaseCallbackHandler):
         They may be tries of the same image. What was begun may last longer than the budget's seconds.
         """
         with _LOCK:
-            spent = sum((meter.usage for meter in self._team.values()), self._before)
-        return self._budget.exhausted(spent.model_copy(update={"seconds": 0.0}), images=images) is None
+            usage = sum((meter.usage for meter in self._team.values()), self._before)
+        return self._budget.exhausted(usage.model_copy(update={"seconds": 0.0}), images=images) is None
 
     def must_stop(self) -> bool:
         """Whether another call for the same answer would exceed the budget, or take what is reserved."""

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gems.errors import InputError
-from gems.graph.budget import MAX_PROPOSALS
+from gems.graph.budget import MAX_PROMPTS
 from gems.graph.state import Assignment, GemsState
 from gems.json_text import check_texts, first_fault
 from gems.secrets import one_line
@@ -128,7 +128,7 @@ def _check_sent(tasks: Sequence[Any]) -> None:
             raise TypeError("a task is sent what GEMS sends none")
         _check_fields(_assignment(), task.arg)
         place, count = task.arg["place"], task.arg["places"]
-        if not 0 <= place < count <= MAX_PROPOSALS or place in places:
+        if not 0 <= place < count <= MAX_PROMPTS or place in places:
             raise ValueError(f"a task is sent proposal {place} of {count}, which is none or another's")
         places.add(place)
 
