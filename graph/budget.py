@@ -9,7 +9,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeFl
 if TYPE_CHECKING:
     from gems.graph.state import Usage
 
-__all__ = ["Budget", "Frozen", "Prices", "TokenPrices"]
+__all__ = ["MAX_PROMPTS", "Budget", "Frozen", "Prices", "TokenPrices"]
+
+
+MAX_PROMPTS: Final = 16
+"""So many prompts a round draws at most, whoever proposes them."""
 
 
 class Frozen(BaseModel):

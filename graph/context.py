@@ -27,7 +27,7 @@ from gems.authority import (
     without_login,
 )
 from gems.errors import InputError
-from gems.graph.budget import Budget
+from gems.graph.budget import MAX_PROMPTS, Budget
 from gems.options import ChatOptions, GeneratorOptions, RoleOptions
 from gems.seeds import MAX_SEED
 
@@ -144,7 +144,7 @@ class GemsContext(_Spelled):
     )
     candidates: _Open[int] = Field(default=1, ge=1, le=16, title="Candidates", description="Images per round.")
     proposals: _Open[int] = Field(
-        default=1, ge=1, le=16, title="Proposals", description="Prompts per round, which share its candidates."
+        default=1, ge=1, le=MAX_PROMPTS, title="Proposals", description="Prompts per round, which share its candidates."
     )
     verify_concurrency: _Open[int] = Field(
         default=1, ge=1, le=16, title="Verify concurrency", description="Images that are verified at the same time."

@@ -24,7 +24,7 @@ from pydantic import (
 from typing_extensions import TypedDict, get_type_hints
 
 from gems.errors import InputError
-from gems.graph.budget import Budget, Prices, TokenPrices
+from gems.graph.budget import MAX_PROMPTS, Budget, Prices, TokenPrices
 from gems.graph.budget import Frozen as _Frozen
 
 __all__ = [
@@ -402,10 +402,10 @@ class GemsState(GemsOutput, total=False):
     """The SHA-256 of each skill that the planner is offered in this run, by name; see ``gems.skills.snapshots``."""
     skills: list[str]
     """Names of the skills that the planner used, in order."""
-    round: Annotated[int, _latest]
+    round: Annotated[int, Field(ge=0), _latest]
     """Number of the round that is drawn or was drawn last, from 1; 0 in older checkpoints."""
     proposals: list[Proposal]
-    """The prompts that the round draws; of a first round, the planner's draft comes first."""
+    """The prompts that the round draws, at most 16; of a first round, the planner's draft comes first."""
     parts: list[list[str]]
     """What became of the prompt in the draft, as the planner says: words of the prompt, words of the draft.
 
@@ -437,7 +437,7 @@ class Assignment(TypedDict):
 
     run_id: str
     seed: int
-    round: int
+    round: Annotated[int, Field(ge=1)]
     proposal: Proposal
     place: int
     """Which of the round's proposals it is, from 0."""
@@ -456,7 +456,10 @@ def proposals_of(state: GemsState) -> list[Proposal]:
 
     Raises:
         ValidationError: Somebody has edited the state, and put in what is no proposal.
+        InputError: Or more proposals than a round may have.
     """
+    if (count := len(state.get("proposals") or [])) > MAX_PROMPTS:
+        raise InputError(f"the state has {count:,} proposals; a round draws {MAX_PROMPTS} at most")
     proposals = [Proposal.model_validate(proposal) for proposal in state.get("proposals") or []]
     if not proposals and (draft := state.get("draft")):
         return [Proposal(prompt=draft, strategy=state["strategy"])]

@@ -15,18 +15,22 @@ from urllib.request import urlopen
 
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
+from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.constants import TASKS
 from langgraph.runtime import RunControl
+from langgraph.types import Send
 from PIL import Image
 
 import gems
-from gems.errors import BackendError, ContentRefusedError
+from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.graph.context import GemsContext
 from gems.memory.image_store import ImageStore
 from gems.models.generators import GeneratedImage, ImageRequest, StepCallback
 from gems.models.servers.openai_images import OpenAIImages
 from gems.nodes.retry import RETRY
 from gems.options import GeneratorOptions
+from gems.runs.checkpoints import open_checkpoints
 from gems.runs.threads import reopen_failed, reopen_limited, run_thread
 from gems.serve.quotas import max_usage
 
@@ -226,6 +230,81 @@ def test_a_fork_draws_what_a_person_proposes(proposals: list[str], tmp_path: Pat
     out = graph.invoke(None, fork)
     assert {(attempt.strategy, attempt.prompt) for attempt in out["attempts"]} == {("person", p) for p in proposals}
     assert len(out["attempts"]) == max(4, len(proposals))
+
+
+def test_a_fork_draws_no_more_prompts_than_a_setting_may_ask_for(tmp_path: Path) -> None:
+    paints = PaintGenerator()
+    graph = build(tmp_path, paints, max_rounds=1, candidates=1, proposals=1)
+    graph.invoke({"prompt": PROMPT}, THREAD)
+    before = next(s for s in graph.get_state_history(THREAD) if set(s.next) == {"generator"})
+    drawn = len(paints.requests)
+    with pytest.raises(InputError, match="17 proposals; a round draws 16 at most"):
+        graph.invoke(
+            None, graph.update_state(before.config, {"proposals": [{"prompt": f"car {n}"} for n in range(17)]})
+        )
+    assert len(paints.requests) == drawn
+
+
+def _sent(tasks: list[Send], number: int = 1, **fields: Any) -> list[Send]:
+    return [Send(tasks[0].node, {**tasks[0].arg, **fields})] * number
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tasks: _sent(tasks, places=10**15),
+        lambda tasks: _sent(tasks, number=2),
+        lambda tasks: [_sent(tasks, place=place, places=20)[0] for place in range(20)],
+        lambda tasks: _sent(tasks, place=-1),
+        lambda tasks: _sent(tasks, places=0),
+        lambda tasks: _sent(tasks, round=0),
+        lambda tasks: _sent(tasks, usage=None),
+        lambda tasks: _sent(tasks, proposal={"prompt": "x", "strategy": "plan"}),
+        lambda tasks: _sent(tasks, proposal=tasks[0].arg["proposal"].model_copy(update={"prompt": "x" * 200_000})),
+        lambda tasks: [Send("store_memory", tasks[0].arg)],
+        lambda tasks: [Send("generator", "x")],
+        lambda tasks: [1],
+        lambda tasks: 1,
+    ],
+)
+@pytest.mark.parametrize("is_pending", [False, True])
+def test_no_checkpoint_of_somebody_else_sends_tasks_of_its_own(change: Any, is_pending: bool, tmp_path: Path) -> None:
+    paints = PaintGenerator(fail_at(DRAFT, ZeroDivisionError("a bug")))
+
+    def graph_of(saver: Any) -> Any:
+        return gems.build_graph(
+            mllm=ScriptedChatModel(script=answers()),
+            generator=paints,
+            images=ImageStore(tmp_path / "images"),
+            checkpointer=saver,
+            settings={**SETTINGS, "candidates": 1, "proposals": 1, "budget": {"images": 4}},
+        )
+
+    with open_checkpoints(tmp_path / "c.sqlite") as saver:
+        with pytest.raises(ZeroDivisionError):
+            graph_of(saver).invoke({"prompt": PROMPT}, THREAD)
+        saved = saver.get_tuple(THREAD)
+        assert saved is not None
+        values = saved.checkpoint["channel_values"]
+        tasks = change(values[TASKS])
+        if is_pending:
+            saver.put_writes(
+                saved.config, [(TASKS, task) for task in (tasks if isinstance(tasks, list) else [tasks])], "x"
+            )
+        else:
+            saver.put(
+                {"configurable": {**THREAD["configurable"], "checkpoint_ns": ""}},
+                {**saved.checkpoint, "id": str(uuid6()), "channel_values": {**values, TASKS: tasks}},
+                saved.metadata,
+                {},
+            )
+    drawn = len(paints.requests)
+    with (
+        open_checkpoints(tmp_path / "c.sqlite") as saver,
+        pytest.raises(InputError, match="holds no usable checkpoint"),
+    ):
+        run_thread(graph_of(saver), "t", PROMPT, GemsContext.model_validate(SETTINGS))
+    assert len(paints.requests) == drawn
 
 
 def test_a_thread_from_before_there_were_proposals_goes_on(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def unless_stopped(results: Sequence[T | BackendError | GraphDrained]) -> list[T
         elif is_empty:
             raise result
         else:
-            outcomes.append(BackendError(str(result), retryable=False))
+            outcomes.append(BackendError("was not drawn, since the run was stopped", retryable=False))
     return outcomes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import cache
 from typing import Annotated, Any, Final, NotRequired, TypeAlias, cast
@@ -10,12 +10,14 @@ from uuid import UUID
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
-from langgraph.types import Overwrite
+from langgraph.constants import TASKS
+from langgraph.types import Overwrite, Send
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from gems.errors import InputError
-from gems.graph.state import GemsState
+from gems.graph.budget import MAX_PROMPTS
+from gems.graph.state import Assignment, GemsState
 from gems.json_text import check_texts, first_fault
 from gems.secrets import one_line
 
@@ -50,6 +52,8 @@ class _Saved(TypedDict):
 _SAVED: Final = TypeAdapter(_Saved)
 _MESSAGES: Final = frozenset({"planning", "messages"})
 """Channels whose values LangChain checks itself."""
+_DRAWING: Final = ("generator", "editor")
+"""The nodes that tasks are sent to."""
 
 
 class CheckedSaver(BaseCheckpointSaver[Any]):
@@ -102,23 +106,47 @@ def _check(saved: CheckpointTuple) -> None:
         {"checkpoint": saved.checkpoint, "metadata": saved.metadata, "pending_writes": saved.pending_writes},
         strict=True,
     )
-    _check_state(saved.checkpoint["channel_values"])
-    for _, channel, value in saved.pending_writes or ():
+    values, writes = saved.checkpoint["channel_values"], saved.pending_writes or ()
+    _check_state(values)
+    for _, channel, value in writes:
         _check_state({channel: value.value if isinstance(value, Overwrite) else value})
+    _check_sent(values.get(TASKS) or ())
+    _check_sent([value for _, channel, value in writes if channel == TASKS])
 
 
 def _check_state(values: Mapping[str, Any]) -> None:
     """Check the values of the state. LangGraph builds a model of ours from any fields, so these are checked again."""
-    state = _state()
     channels = {name: value for name, value in values.items() if name in GemsState.__annotations__}
-    if state.validate_python(channels, strict=True) != channels:  # pydantic makes a model of a mapping
+    _check_fields(_state(), channels)
+
+
+def _check_sent(tasks: Sequence[Any]) -> None:
+    """Check what tasks are sent: a proposal of the round each, and no more of them than a round has."""
+    places = set[int]()
+    for task in tasks:
+        if not isinstance(task, Send) or task.node not in _DRAWING or not isinstance(task.arg, dict):
+            raise TypeError("a task is sent what GEMS sends none")
+        _check_fields(_assignment(), task.arg)
+        place, count = task.arg["place"], task.arg["places"]
+        if not 0 <= place < count <= MAX_PROMPTS or place in places:
+            raise ValueError(f"a task is sent proposal {place} of {count}, which is none or another's")
+        places.add(place)
+
+
+def _check_fields(fields: TypeAdapter[Any], values: Mapping[str, Any]) -> None:
+    if fields.validate_python(values, strict=True) != values:  # pydantic makes a model of a mapping
         raise TypeError("a value has another type")
-    plain = {name: value for name, value in channels.items() if name not in _MESSAGES}
-    content = state.dump_python(cast(GemsState, plain), warnings=False)
+    plain = {name: value for name, value in values.items() if name not in _MESSAGES}
+    content = fields.dump_python(plain, warnings=False)
     check_texts(content)
-    state.validate_python(content)
+    fields.validate_python(content)
 
 
 @cache
 def _state() -> TypeAdapter[GemsState]:
     return TypeAdapter(GemsState)
+
+
+@cache
+def _assignment() -> TypeAdapter[Assignment]:
+    return TypeAdapter(Assignment)

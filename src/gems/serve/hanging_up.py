@@ -15,7 +15,7 @@ from gems.serve.ledger import Run
 from gems.serve.refusals import ConflictError, RefusedError
 from gems.serve.service import Service
 
-__all__ = ["ending_with_client"]
+__all__ = ["begun_for_client", "ending_with_client"]
 
 _TASKS: Final[set[asyncio.Task[None]]] = set()
 """An event loop itself keeps no task alive."""
@@ -41,6 +41,21 @@ async def ending_with_client(service: Service, request: Request | None, runs: Se
             watcher.cancel()
 
 
+async def begun_for_client(service: Service, begin: Callable[[], list[Run]]) -> list[Run]:
+    """Begin runs in a thread. If the client hangs up meanwhile, they are cancelled as soon as they have begun."""
+    beginning = asyncio.ensure_future(asyncio.to_thread(begin))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        _keep(asyncio.create_task(_cancel_once_begun(service, beginning)))
+        raise
+
+
+async def _cancel_once_begun(service: Service, beginning: asyncio.Future[list[Run]]) -> None:
+    with contextlib.suppress(Exception):  # they were refused
+        await asyncio.to_thread(_cancel, service, await beginning)
+
+
 async def _watch(service: Service, request: Request, runs: Sequence[Run]) -> None:
     while (await request.receive())["type"] != "http.disconnect":  # its body was read before
         continue
@@ -56,6 +71,9 @@ def _cancel(service: Service, runs: Sequence[Run]) -> None:
 
 
 def _in_background(call: Callable[[], None]) -> None:
-    task: asyncio.Task[None] = asyncio.create_task(asyncio.to_thread(call))
+    _keep(asyncio.create_task(asyncio.to_thread(call)))
+
+
+def _keep(task: asyncio.Task[None]) -> None:
     _TASKS.add(task)
     task.add_done_callback(_TASKS.discard)

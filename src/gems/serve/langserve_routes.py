@@ -24,7 +24,7 @@ from starlette.requests import Request
 from gems.errors import BackendError, InputError
 from gems.graph.state import Review
 from gems.serve.admission import Submission
-from gems.serve.hanging_up import ending_with_client
+from gems.serve.hanging_up import begun_for_client, ending_with_client
 from gems.serve.http_errors import RequestError, as_http
 from gems.serve.ledger import Run
 from gems.serve.links import Links
@@ -279,7 +279,7 @@ class _Agent:
         """Begin or resume a run for each request, or raise an HTTP error and begin none."""
         requests = [AgentRequest.model_validate(fields) for fields in inputs]  # LangServe gives dicts
         try:
-            return await asyncio.to_thread(self._begin_all, requests)
+            return await begun_for_client(self.service, lambda: self._begin_all(requests))
         except (InputError, BackendError, ConflictError, RefusedError) as error:
             raise as_http(error) from error
 
