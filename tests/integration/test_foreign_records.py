@@ -15,8 +15,10 @@ from forked import gems_here
 from PIL import Image
 from shared_servers import needs
 
+from gems.database import database_pool
+from gems.errors import InputError
 from gems.models.pocket.weights import folder_fingerprint
-from gems.runs.threads import _database_records
+from gems.runs.threads import _database_records, load_thread
 
 KEY = "sk-the-operators-own-key"
 QUICK = ("--no-memory", "--no-skills", "--no-plan", "--max-rounds", "1", "--seed", "3", "--quiet", "--json")
@@ -311,6 +313,18 @@ def test_a_strangers_thread_in_a_database_is_not_obeyed(database: str, image_ser
     result = gems(other, "generate", "--resume", run, *memory, "--out", tmp_path / "out2", code=2)
     assert "generator_options.base_url" in result.stderr
     assert requests_to(image_server, "fine~db") == []
+
+
+@needs("postgres")
+@pytest.mark.parametrize("content", ["null", "[]", '"x"', "{}", '{"prompt": 1e5000}'])
+def test_a_damaged_thread_in_a_database_is_told_of_the_database(database: str, content: str) -> None:
+    with _database_records(database) as store:
+        store.put(("gems", "threads"), "two-cats-1a2b3c", {"prompt": ""}, index=False)
+    with database_pool(database) as pool, pool.connection() as connection:
+        connection.execute("UPDATE store SET value = %s::jsonb WHERE prefix = 'gems.threads'", (content,))
+    with pytest.raises(InputError, match="the record of two-cats-1a2b3c in the database is damaged") as caught:
+        load_thread("two-cats-1a2b3c", database)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -60,6 +60,7 @@ class CheckedSaver(BaseCheckpointSaver[Any]):
     """A mixin for a checkpointer: a fault of a checkpoint is one line that names the file and the thread."""
 
     place: str = "the database of checkpoints"
+    remedy: str = "start another run"
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """See ``BaseCheckpointSaver``.
@@ -98,7 +99,7 @@ class CheckedSaver(BaseCheckpointSaver[Any]):
         else:
             return
         thread = ((config or {}).get("configurable") or {}).get("thread_id", "")
-        raise InputError(f"{self.place} holds no usable checkpoint of {thread!r} ({reason}); move the file away")
+        raise InputError(f"{self.place} holds no usable checkpoint of {thread!r} ({reason}); {self.remedy}")
 
 
 def _check(saved: CheckpointTuple) -> None:

@@ -142,7 +142,7 @@ def _postgres(database: str) -> Iterator[BaseCheckpointSaver[Any]]:
 class _SqliteSaver(CheckedSaver, SqliteSaver):
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         super().__init__(connection, serde=_OwnForms())
-        self.place = str(path)
+        self.place, self.remedy = str(path), "move the file away"
 
 
 @contextmanager

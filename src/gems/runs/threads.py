@@ -169,13 +169,18 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
         BackendError: The database cannot be reached.
     """
     path = _thread_file(thread)
+    place = str(path)
     try:
-        fields = _thread_in_database(thread, database) if database and not path.exists() else None
-        fields = fields or parse_json(read_regular(path, within=path.parent))
+        fields = None
+        if database and not path.exists():
+            place = f"the record of {thread} in the database"
+            fields = _thread_in_database(thread, database)
+        if fields is None:
+            fields = parse_json(read_regular(path, within=path.parent))
         check_texts(fields)
         return Thread(
             thread,
-            fields["prompt"],
+            check_prompt(fields["prompt"]),
             GemsContext.model_validate(fields["context"]),
             Path("gems-out"),
             datetime.fromisoformat(fields["started"]),
@@ -187,7 +192,7 @@ def load_thread(thread: str, database: str | None = None) -> Thread:
     except FileNotFoundError as error:
         raise InputError(f"there is no run {thread!r} to resume; 'gems generate' prints each run's name") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({one_line(error)}); the run cannot be resumed") from error
+        raise InputError(f"{place} is damaged ({one_line(error)}); the run cannot be resumed") from error
 
 
 def _models(content: object) -> dict[str, ModelRecord]:

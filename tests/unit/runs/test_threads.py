@@ -49,7 +49,7 @@ def test_a_thread_that_does_not_exist_or_is_damaged_is_named(own_home: Path) -> 
     bad_models = [{}, {"mllm": model}, {"generator": model}, *({"generator": model, "mllm": m} for m in (None, {}, 5))]
     bad_models += [{"generator": model, "mllm": {**model, "fingerprint": odd}} for odd in (None, True, 5, {"a": 1})]
     bad_fields: list[dict[str, object]] = [
-        {"prompt": "a" * 10**6},
+        *({"prompt": odd} for odd in ("a" * 10**6, "", "two\0cats", None, 5, [], {"a": 1})),
         {"context": {"max_rounds": 0}},
         *({"models": models} for models in bad_models),
     ]
