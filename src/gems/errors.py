@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 __all__ = [
+    "PAY_HINT",
     "BackendError",
     "ContentRefusedError",
     "GemsError",
@@ -90,19 +91,31 @@ _RATE_LIMITED: Final = re.compile(
 
 
 def meant_status(status: int, words: str) -> int:
-    """The HTTP status that an error stands for: some servers tell of a rate limit with the one for a bad request.
+    """The HTTP status that an error stands for: some servers tell of a rate limit, or of a wrong key, with another one.
+
+    xAI and Google call a key that is not valid a bad request.
 
     Args:
         status: The status of the answer.
         words: What the server says.
     """
-    return 429 if status in (400, 403) and _RATE_LIMITED.search(words) and not is_unpaid(words) else status
+    if status in (400, 403) and _RATE_LIMITED.search(words) and not is_unpaid(words):
+        return 429
+    return 401 if status == 400 and _WRONG_KEY.search(words) else status
+
+
+_WRONG_KEY: Final = re.compile(
+    r"\bapi.?keys? (?:is |was |has )?(?:been )?(?:in|not )?(?:valid|expired|revoked|disabled|not found|missing)"
+    r"|(?:invalid|incorrect|wrong|expired|revoked|missing|no) api.?key\b|api_key_invalid",
+    re.IGNORECASE,
+)
 
 
 _UNPAID: Final = re.compile(
     r"insufficient.?(?:quota|balance|credits?|funds)|(?:exceeded|used up|out of|no) .{0,24}(?:quota|credits?)"
     r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
     r"|budget (?:has been )?exceeded|budget_exceeded|exceeded.?budget|over budget"
+    r"|exhausted.?(?:balance|credits?)|(?:balance|credits?) (?:is |are |was |has been )?(?:exhausted|used up|depleted)"
     r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
     re.IGNORECASE,
 )
@@ -110,6 +123,9 @@ _PASSES_SOON: Final = re.compile(
     r"rate.?limit(?!.?error)|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
 )
 """What servers say of limits that they lift by themselves; some speak of plans and billing in the same breath."""
+
+
+PAY_HINT: Final = "; waiting does not help: pay for more, or give another key"
 
 
 def is_unpaid(text: str) -> bool:

@@ -413,8 +413,14 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
         ("error-json", "without an image: the engine died$"),
         ("error-spent", "without an image: insufficient credits$"),
         ("only-status", "without an image: FAILED$"),
-        ("spent", "answers 429: You exceeded your current quota$"),
-        ("spent-402", "answers 402: Payment Required: top up$"),
+        (
+            "spent",
+            "answers 429: You exceeded your current quota; waiting does not help: pay for more, or give another key$",
+        ),
+        (
+            "spent-402",
+            "answers 402: Payment Required: top up; waiting does not help: pay for more, or give another key$",
+        ),
         ("bad-address", "no valid address$"),
         ("in-a-list", "answers 400: key not valid$"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -13,11 +14,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import forked
 import light_models
 import pytest
 import strong_models
+from chatting import ChatEndpoint, serving
 from forked import gems, gems_here
 from servers.waiting import wait_until
 
@@ -142,6 +145,30 @@ def test_a_killed_run_is_resumed_to_the_same_image(tmp_path: Path, finished: tup
     assert [a["image"]["sha256"] for a in again["attempts"]] == [a["image"]["sha256"] for a in record["attempts"]]
     assert again["usage"]["images"] == record["usage"]["images"]
     assert again["usage"]["chat_calls"] == record["usage"]["chat_calls"]
+
+
+def test_a_run_that_a_server_has_ended_goes_on_with_its_image(tmp_path: Path) -> None:
+    home, options = tmp_path / "home", ("--generator-option", "steps=4", "--max-rounds", 1)
+    with serving() as chat_server, serving("image_server.py") as painter:
+        address = ChatEndpoint(chat_server, "unpaid-verdicts").options.base_url
+        models = ("--mllm", "openai:pocket", "--generator", f"{painter}/fine/draw", *options)
+        keys = ("--chat-option", "api_key=sk-mine")
+        unpaid = gems(
+            *("generate", PROMPT, "--seed", 7, *models, "--chat-option", f"base_url={address}", *keys),
+            *("--out", tmp_path / "out", "--no-plan", "--no-skills"),
+            home=home,
+        )
+        assert unpaid.returncode == 3, unpaid.stderr
+        shown = shlex.split(unpaid.stderr.splitlines()[-1].partition("go on from there: gems ")[2])
+        for code in (3, 3, 1):  # the server refuses three times
+            again = gems(*shown, *keys, "--json", "--quiet", home=home)
+            assert again.returncode == code, again.stderr
+        record = json.loads(again.stdout)
+        assert "go on from there" not in again.stderr
+        assert all(verdict["confidence"] > 0 for verdict in record["attempts"][0]["verdicts"])
+        assert (record["usage"]["images"], record["usage"]["chat_calls"], record["errors"]) == (1, 5, [])
+        with urlopen(f"{painter}/log") as log:
+            assert len(json.load(log)["seen"]) == 1
 
 
 BAD_INPUT: list[tuple[list[Any], str]] = [

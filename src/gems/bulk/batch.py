@@ -56,7 +56,7 @@ from gems.nodes.retry import is_backend_failure
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder, write_run
 from gems.runs.record import ModelRecord, best_index, model_records, run_record
-from gems.runs.threads import location_mark, reopen_failed, reopen_limited, run_thread
+from gems.runs.threads import can_be_reopened, location_mark, reopen_failed, reopen_limited, run_thread
 from gems.secrets import one_line
 from gems.skills.loader import load_skills
 from gems.skills.snapshots import contents_of
@@ -358,8 +358,8 @@ def _ending(values: GemsState, context: GemsContext) -> BatchRow:
     """Why a run ended. A prompt whose every draft the provider has refused is not drawn at the next start either."""
     outcome: dict[str, Any] = {"outcome": values["outcome"] or "cancelled"}
     if values["outcome"] == "failed":
-        is_refused = not values["attempts"] and len(values["refused"]) >= context.max_rounds
-        outcome |= {"error": "; ".join(values["errors"]), "error_kind": "input" if is_refused else "backend"}
+        kind = "backend" if can_be_reopened(values, context) else "input"
+        outcome |= {"error": "; ".join(values["errors"]), "error_kind": kind}
     return cast(BatchRow, outcome)
 
 

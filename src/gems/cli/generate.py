@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from gems.options import GeneratorOptions
     from gems.runs.folder import RunFolder
     from gems.runs.record import RunRecord
-    from gems.runs.sessions import Session
+    from gems.runs.sessions import Ending, Session
     from gems.runs.threads import Thread
 
 __all__ = ["generate", "replay"]
@@ -106,11 +106,13 @@ def generate(
             session = resume_run(resume, context, out=folder)
         else:
             session = begin_run(prompt or "", context, folder or Path("gems-out"))
-    record = _run(session, quiet=quiet)
+    ending = _run(session, quiet=quiet)
+    record = ending.record
     files = write_run(session.thread.out / session.thread.id, record, session.images)
     _print_run(record, files, as_json=as_json)
-    if record.outcome == "cancelled":
-        err.print(f"stopped; resume it: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
+    if record.outcome == "cancelled" or ending.can_be_reopened:
+        what = "stopped; resume it" if record.outcome == "cancelled" else "once that is mended, go on from there"
+        err.print(f"{what}: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
     raise typer.Exit(exit_code(record.outcome))
 
 
@@ -205,8 +207,8 @@ def _as_options(value: OperatorValue) -> list[str]:
     return [f"{flag} {shlex.quote(without_login(without_password(text)))}" for text in texts]
 
 
-def _run(session: Session, *, quiet: bool) -> RunRecord:
-    """Run a session, and show its progress. Returns the run's record."""
+def _run(session: Session, *, quiet: bool) -> Ending:
+    """Run a session, and show its progress."""
     from gems.cli.live import LiveRun
     from gems.runs.sessions import run_to_end
 
@@ -217,7 +219,7 @@ def _run(session: Session, *, quiet: bool) -> RunRecord:
         ending = run_to_end(session, listener=live, control=control)
     if ending.had_ended:
         err.print("this run had ended already; this is how it ended", highlight=False)
-    return ending.record
+    return ending
 
 
 def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from gems.errors import BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
+from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -196,5 +196,5 @@ def advice_for(error: BaseException) -> str:
     if is_moderated(error):
         return "; its provider's moderation refuses the words or the image"
     if status_of(error) == 402 or is_unpaid(f"{reason_of(error)} {error}"):
-        return "; waiting does not help: pay for more, or give another key"
+        return PAY_HINT
     return ""

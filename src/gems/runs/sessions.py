@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from langgraph.runtime import RunControl
 
@@ -15,6 +16,7 @@ from gems.errors import InputError
 from gems.files import cannot_lock
 from gems.graph.builder import GemsGraph, build_graph
 from gems.graph.context import GemsContext
+from gems.graph.state import GemsState
 from gems.leases import FileLeases, leased_in_database
 from gems.memory.image_store import ImageStore, open_images
 from gems.memory.opening import database_of, memory_location
@@ -28,6 +30,7 @@ from gems.runs.threads import (
     Listener,
     Thread,
     begin_thread,
+    can_be_reopened,
     check_models,
     finished_at,
     has_begun,
@@ -35,6 +38,7 @@ from gems.runs.threads import (
     load_thread,
     location_mark,
     memory_mark,
+    reopen_failed,
 )
 
 __all__ = ["Ending", "Session", "begin_run", "resume_run", "run_to_end"]
@@ -58,6 +62,8 @@ class Ending:
     record: RunRecord
     had_ended: bool
     """Whether the run had ended before this session, so that nothing was done."""
+    can_be_reopened: bool = False
+    """Whether a model or server has ended it, so that resuming the run does the step that failed again."""
 
 
 def begin_run(prompt: str, context: GemsContext, out: Path) -> Session:
@@ -126,7 +132,7 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
         values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
         finished = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, finished)
-    return Ending(record, had_ended)
+    return Ending(record, had_ended, can_be_reopened(values, thread.context))
 
 
 @contextmanager
@@ -159,19 +165,26 @@ def _alone(thread: str, database: str | None, control: RunControl) -> Iterator[N
 
 
 def _check_resumed(graph: GemsGraph, session: Session) -> bool:
-    """Make sure that a run can be resumed here. Returns whether it has ended already."""
+    """Make sure that a run can be resumed here. Returns whether it has ended already.
+
+    A run that a model or server has ended is taken back to the step that failed.
+    """
     thread = session.thread
     if session.has_other_memory and not has_begun(graph, thread.id):
         raise InputError(
             f"run {thread.id} is not in this --memory: leave the option out, or give the memory it was begun with"
         )
-    if has_ended(graph, thread.id):
+    values = cast(GemsState, graph.get_state({"configurable": {"thread_id": thread.id}}).values)
+    is_over = has_ended(graph, thread.id)
+    if is_over and not can_be_reopened(values, thread.context):
         return True
     check_models(thread)
-    for attempt in graph.get_state({"configurable": {"thread_id": thread.id}}).values.get("attempts", ()):
+    for attempt in values.get("attempts", ()):
         if session.images.find(attempt.image.sha256) is None:  # the step that needs it would end the run
             raise InputError(
                 f"run {thread.id} has drawn an image that is not in {session.images.url}: give the --images that it "
                 "was begun with, or start a new run"
             )
+    if is_over:
+        reopen_failed(graph, thread.id)
     return False

@@ -43,6 +43,7 @@ __all__ = [
     "Listener",
     "Thread",
     "begin_thread",
+    "can_be_reopened",
     "check_models",
     "finished_at",
     "has_begun",
@@ -323,6 +324,15 @@ def run_thread(
                     listener(cast(Event, event))
     # A run that was stopped before its first step has no prompt in its state.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def can_be_reopened(values: GemsState, context: GemsContext) -> bool:
+    """Whether a model or server has ended a run, so that the step that failed may succeed at another time.
+
+    A provider that has refused every draft of a prompt refuses them again.
+    """
+    is_refused = not values.get("attempts") and len(values.get("refused") or ()) >= context.max_rounds
+    return values.get("outcome") == "failed" and not is_refused
 
 
 def reopen_failed(graph: GemsGraph, thread: str) -> None:

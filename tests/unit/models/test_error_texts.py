@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gems.errors import is_unpaid
+from gems.errors import is_unpaid, meant_status
 from gems.models.servers.comfyui_faults import failure_of, is_complete, node_faults
 from gems.models.servers.error_texts import error_message, is_refusal, words_of
 
@@ -102,12 +102,30 @@ def test_no_shape_of_an_error_is_a_fault_of_ours(answer: Any) -> None:
         ("quota has been exhausted", True),
         ("Rate limit reached, try again in 20s; add a payment method at /account/billing to raise it", False),
         ("You exceeded your current quota: 10 requests per minute, retryDelay 34s", False),
+        ("User is locked. Reason: Exhausted balance. Top up your balance at fal.ai/dashboard/billing.", True),
+        ("Your balance is exhausted", True),
         ("slow down", False),
         ("no GPU left", False),
     ],
 )
 def test_money_that_is_spent_is_told_from_a_pause(text: str, spent: bool) -> None:
     assert is_unpaid(text) is spent
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "meant"),
+    [
+        (400, "Incorrect API key provided: xa***. You can obtain an API key from https://console.x.ai.", 401),
+        (400, "API key not valid. Please pass a valid API key.", 401),
+        (400, "API key expired. Please renew the API key.: API_KEY_INVALID", 401),
+        (400, "the prompt has no key", 400),
+        (400, "The key 'seed' is not valid", 400),
+        (400, "Rate limit reached for this API key", 429),
+        (500, "API key not valid", 500),
+    ],
+)
+def test_a_wrong_key_is_told_from_a_bad_request(status: int, text: str, meant: int) -> None:
+    assert meant_status(status, text) == meant
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ from gems.options import GeneratorOptions
     [
         (403, b"<html><title>Access denied</title></html>", "or the server's own address"),
         (403, b'{"error": "no such key"}', "no such key; set the right key"),
+        (403, b'{"error": "Your organization must be verified to use the model x"}', "use the model x$"),
+        (403, b'{"detail": "User is locked. Reason: Exhausted balance."}', "balance.; waiting does not help: pay for"),
+        (400, b'{"error": {"message": "Billing hard limit has been reached"}}', "reached; waiting does not help: pay"),
+        (400, b'{"error": {"message": "Incorrect API key provided: xa***."}}', "answers 400.*; set the right key"),
         (524, b"<html></html>", "give the server's own address"),
     ],
 )

@@ -24,6 +24,7 @@ from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import (
+    PAY_HINT,
     BackendError,
     ContentRefusedError,
     InputError,
@@ -71,6 +72,8 @@ _MAX_REDIRECTS: Final = 4
 _IMPATIENT: Final = "; a gateway before the server waits too short a time: give the server's own address"
 _LET_BASE64: Final = "let the server answer in base64"
 _KEY_HINT: Final = "; set the right key (GEMS_IMAGE_API_KEY)"
+_OF_KEYS: Final = re.compile(r"key|token|credential|auth|forbidden|denied|permi|not allowed|access", re.IGNORECASE)
+"""How servers say that they do not take a key; others tell, with the same status, what an account lacks."""
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404, 423)
 """What storage answers about an image that was drawn a moment ago, and gateways about one that is being drawn."""
@@ -277,7 +280,7 @@ class ServerClient:
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = _KEY_HINT if status in (401, 403) else PROXY_HINT if status == 407 else ""
+        hint = _hint(true_status, reason)
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
@@ -363,6 +366,15 @@ def _told_as_drawn(name: str, what: str = "an image was drawn") -> Iterator[None
         reason = str(error).removesuffix(_OWN_ADDRESS).removesuffix(_KEY_HINT).removeprefix(f"{name}: ")
         fault = f"{what}, and may be charged, but cannot be fetched: {reason}"
         raise BackendError(f"{name}: {fault}", retryable=False) from None
+
+
+def _hint(status: int, reason: str) -> str:
+    """What to do about an error, to be put after its message; empty if nothing is known."""
+    if status == 402 or (status in (400, 403, 429) and is_unpaid(reason)):
+        return PAY_HINT
+    if status == 401 or (status == 403 and (not reason or _OF_KEYS.search(reason))):
+        return _KEY_HINT
+    return PROXY_HINT if status == 407 else ""
 
 
 def _media_type(response: httpx.Response) -> str:
