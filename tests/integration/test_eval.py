@@ -156,6 +156,21 @@ def test_a_report_tells_what_kills_and_stops_have_cost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fault", ["torn-once", "torn"])
+def test_images_that_were_lost_on_their_way_count_for_an_arm_without_a_graph(fault: str, tmp_path: Path) -> None:
+    with serving("image_server.py") as painter:
+        generator = ("--generator", f"{painter}/{fault}/draw", "--scorer", "soft-tifa", "--judge", "pocket")
+        command = ("eval", "grammar", "--n", 2, "--arms", "single", *generator, "--out", tmp_path / "out")
+        gems(*command, home=tmp_path / "home")
+        with urllib.request.urlopen(f"{painter}/log") as answer:
+            requests = len(json.load(answer)["seen"])
+    assert requests == (3 if fault == "torn-once" else 6)
+    assert sum(row["usage"]["images"] for row in results(tmp_path / "out", "single")) == requests
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]["single"]
+    assert figures["images_per_prompt"] == requests / 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", ["generator", "judge"])
 def test_a_stop_does_not_wait_for_a_server_that_fails(busy: str, tmp_path: Path) -> None:
     with serving() as chat, serving("image_server.py") as painter:

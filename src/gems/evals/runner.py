@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
-from gems.models.generators import ImageGenerator, ImageRequest
+from gems.models.generators import ASKS, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
 from gems.nodes.retry import is_backend_failure
@@ -254,7 +255,8 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
     """
     start = time.perf_counter()
     try:
-        [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
+        with _counting_images() as counter:
+            [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
         if isinstance(result, BackendError):
             raise result
         ref = images.put(result.image, image_metadata(result.request, generator))
@@ -264,7 +266,7 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
     except Exception as error:
         if isinstance(error, OSError) and not is_backend_failure(error):
             raise  # a full disk fails every prompt
-        return _failed(job, error, start)
+        return _failed(job, error, start, Usage(images=counter.total()))
     attempt = Attempt(round=1, candidate=0, prompt=job.prompt, seed=job.seed, image=ref)
     return {
         **row_of(job),
@@ -273,18 +275,36 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
         "requirements": [],
         "attempts": [brief(attempt)],
         "best": 0,
-        "usage": cast(UsageFields, Usage(images=1).model_dump(mode="json")),
+        "usage": cast(UsageFields, Usage(images=max(1, counter.total())).model_dump(mode="json")),
         "errors": [],
         "seconds": round(time.perf_counter() - start, 3),
     }
 
 
-def _failed(job: Job, error: Exception, start: float) -> BatchRow:
+@contextmanager
+def _counting_images() -> Iterator[Counter[str]]:
+    """Count the images that a server is asked for in the block, with lost ones that it may have charged."""
+    counter = Counter[str]()
+
+    def ask(is_asked: bool | None) -> bool:
+        if is_asked is not None:  # what may be charged stays counted
+            counter["images"] += 1 if is_asked else -1
+        return True
+
+    token = ASKS.set(ask)
+    try:
+        yield counter
+    finally:
+        ASKS.reset(token)
+
+
+def _failed(job: Job, error: Exception, start: float, usage: Usage) -> BatchRow:
     text = one_line(error, 500)
     return {
         **row_of(job),
         "error": text if isinstance(error, GemsError) else f"{type(error).__name__}: {text}",
         "error_kind": "input" if isinstance(error, InputError) else "backend",
+        "usage": cast(UsageFields, usage.model_dump(mode="json")),
         "seconds": round(time.perf_counter() - start, 3),
     }
 
