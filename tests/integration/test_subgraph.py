@@ -310,7 +310,8 @@ def test_a_stop_of_the_parent_stops_it_at_the_next_step() -> None:
     parent = parent_of(build_graph(), checkpointer=InMemorySaver())
     control, event_names = RunControl(), list[str]()
     parent_input: Any = {"prompt": "two red cars"}
-    stream = parent.stream(parent_input, config(), context=QUICK, stream_mode="custom", subgraphs=True, control=control)
+    slow: Any = {**QUICK, "generator_options": {"steps": 100}}  # which a busy machine does not end before it is stopped
+    stream = parent.stream(parent_input, config(), context=slow, stream_mode="custom", subgraphs=True, control=control)
 
     def follow() -> None:
         for _, event in stream:
@@ -321,7 +322,7 @@ def test_a_stop_of_the_parent_stops_it_at_the_next_step() -> None:
     with pytest.raises(GraphDrained):
         follow()
     assert "image" not in event_names
-    assert parent.invoke(None, config(), context=QUICK)["image"] is not None
+    assert parent.invoke(None, config(), context=slow)["image"] is not None
 
 
 def test_a_cancelled_task_stops() -> None:
