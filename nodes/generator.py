@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
@@ -132,7 +131,6 @@ class _Drawing(NamedTuple):
 
 
 _Result: TypeAlias = _Drawing | BackendError
-_ASKING: Final = threading.Lock()
 
 
 class _Easel:
@@ -235,11 +233,10 @@ class _Easel:
                 images.difference_update(group_images)
             elif is_asked is None:  # what may be charged stays counted
                 group_images.clear()
-            with _ASKING:  # tasks that draw at the same time share the budget
-                has_room = self._has_room(len(candidates))
-                if is_asked and has_room:
-                    group_images[:] = [object() for _ in candidates]
-                    images.update(group_images)
+            asked_for = [object() for _ in candidates] if is_asked else []
+            has_room = self.meter.may_draw(len(candidates), asked_for)
+            if is_asked and has_room:
+                group_images[:] = asked_for
             return has_room
 
         async def counted(
@@ -281,11 +278,6 @@ class _Easel:
             errors[candidates[0]] = stop
         finally:
             ASKS.reset(token)
-
-    def _has_room(self, images: int) -> bool:
-        """Whether the budget has room for so many images more, which may be tries of the same one."""
-        total = self.meter.total_of_team.model_copy(update={"seconds": 0.0})  # what was begun may last longer
-        return self.context.budget.exhausted(total, images=images) is None
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -99,8 +99,27 @@ class Meter(BaseCallbackHandler):
     def total_of_team(self) -> Usage:
         """What the run has spent so far, with what is spent by the nodes that run at the same time."""
         with _LOCK:
-            other_usages = [meter.usage for meter in self._team.values() if meter is not self]
+            return self._total_of_team
+
+    @property
+    def _total_of_team(self) -> Usage:
+        other_usages = [meter.usage for meter in self._team.values() if meter is not self]
         return sum(other_usages, self.total).model_copy(update={"seconds": self.total.seconds})
+
+    def may_draw(self, count: int, reserved: Sequence[object] = ()) -> bool:
+        """Whether the budget has room for so many images more, which may be tries of the same ones; count them if so.
+
+        What was begun may last longer than the budget's seconds.
+
+        Args:
+            count: How many images.
+            reserved: The things to count for them; none if nothing is asked for yet.
+        """
+        with _LOCK:  # tasks that draw at the same time share the budget
+            total = self._total_of_team.model_copy(update={"seconds": 0.0})
+            has_room = self._budget.exhausted(total, images=count) is None
+            self.images.update(reserved if has_room else ())
+        return has_room
 
     def exhausted(self, *, chat_calls: int = 1) -> bool:
         """Whether the run's budget has no room for this many more calls, beside those that the node is making."""
