@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import operator
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import END, START, StateGraph
+from langgraph.pregel._runner import FuturesDict
 from langgraph.store.memory import InMemoryStore
 from typing_extensions import TypedDict
 
@@ -375,6 +377,27 @@ def test_a_run_whose_budget_failed_calls_used_up_makes_none_when_it_goes_on(tmp_
         values = run_thread(graph, "t", "a blue car", context)
         assert (values["outcome"], values["usage"].chat_calls, len(model.calls)) == ("failed", 1, 1)
         reopen_failed(graph, "t")
+
+
+def test_a_node_that_ends_late_beside_one_that_fails_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LangGraph reports the late node to a thread pool that it has shut by then, and Python logs that."""
+    on_done = FuturesDict.on_done
+    late = []
+
+    def end_late(self: Any, task: Any, future: Any) -> None:
+        if future.exception() is None:
+            late.append(task)
+            time.sleep(0.3)
+        on_done(self, task, future)
+
+    monkeypatch.setattr(FuturesDict, "on_done", end_late)
+    context = GemsContext(memory_url="mysql://h/d")
+    with pytest.raises(InputError, match="cannot keep memory at mysql://"):
+        run_thread(build_graph(settings=context, checkpointer=InMemorySaver()), "t", "a blue car", context)
+    assert late
+    assert not caplog.records
 
 
 def test_once_a_candidate_passes_the_others_are_not_looked_at(tmp_path: Path) -> None:

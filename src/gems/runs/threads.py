@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -303,6 +304,7 @@ def run_thread(
         The state that the thread stopped in. A thread that has ended is not run again.
     """
     config = _config(thread)
+    logging.getLogger("concurrent.futures").addFilter(_is_news)
     if not has_ended(graph, thread):
         snapshot = graph.get_state(config)
         is_corrected = _is_corrected(snapshot, prompt)
@@ -324,6 +326,15 @@ def run_thread(
                     listener(cast(Event, event))
     # A run that was stopped before its first step has no prompt in its state.
     return cast(GemsState, {"prompt": prompt, **graph.get_state(config).values})
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of Python's thread pools says something new.
+
+    A node that ends just after one beside it has failed finds LangGraph's pool shut; the run's own error is told.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return "after shutdown" not in str(error)
 
 
 def can_be_reopened(values: GemsState, context: GemsContext) -> bool:

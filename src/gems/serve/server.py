@@ -98,22 +98,12 @@ def write_logs(level: str, *, as_json: bool) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_is_news)
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *final], foreign_pre_chain=shared)
     )
     logging.basicConfig(handlers=[handler], level=max(_LEVELS[level], logging.WARNING), force=True)
     threading.excepthook = _log_thread_error
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a record says something new.
-
-    A node that ends after one beside it has failed finds LangGraph's pool shut; the run's own error is told.
-    """
-    error = record.exc_info[1] if record.exc_info else None
-    return not (record.name == "concurrent.futures" and "after shutdown" in str(error))
 
 
 def _without_secrets(_: object, __: str, line: str) -> str:
