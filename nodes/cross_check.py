@@ -11,6 +11,7 @@ from langgraph.runtime import Runtime
 from gems.faces import in_thread
 from gems.graph.context import GemsContext, Role
 from gems.graph.state import GemsState, Requirement, proposals_of
+from gems.models.failures import is_of_account
 from gems.models.generators import guide_of
 from gems.nodes.agreement import forgotten, is_invented, left_out
 from gems.nodes.ask import ask
@@ -47,6 +48,8 @@ def make_cross_check(resources: Resources) -> Node:
             repairs = _Repairs(meter)
             requirements = await _agreed_requirements(resources, context, state, repairs)
             draft = await _agreed_draft(resources, context, state, requirements, repairs)
+        if repairs.locked_out:
+            return GemsState(outcome="failed", compared=True, usage=meter.usage, errors=repairs.errors)
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
             runtime.stream_writer({"event": "requirements", "requirements": rows})
@@ -71,10 +74,11 @@ class _Repairs:
 
     Attributes:
         errors: Those that failed, one line each.
+        locked_out: Whether a chat model's key or account was refused.
     """
 
     def __init__(self, meter: Meter) -> None:
-        self.errors, self._meter = list[str](), meter
+        self.errors, self.locked_out, self._meter = list[str](), False, meter
 
     async def make(self, role: Role, call: Callable[[Meter], Awaitable[T]], otherwise: T) -> T:
         """What the call returns; ``otherwise`` if the budget has no room for it, or it fails.
@@ -94,6 +98,7 @@ class _Repairs:
             if not is_backend_failure(error):
                 raise
             self.errors.append(describe(error, "cross_check"))
+            self.locked_out |= is_of_account(error)
             return otherwise
         return result
 

@@ -35,7 +35,7 @@ from gems.nodes.prompt_checks import Part, Plan, drawable_prompt, form_for
 from gems.nodes.prompt_forms import bare_prompt, speaks
 from gems.nodes.proposing import announce
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, report_failure
+from gems.nodes.retry import Goto, is_locked_out, report_failure
 from gems.skills.format import QUOTED, Skill
 from gems.skills.tools import REFERENCE_TOOL, reference_tool, skill_tools
 from gems.wording import quoted_texts
@@ -142,9 +142,14 @@ def checks_of(skills: Sequence[Skill], prompt: str) -> list[Requirement]:
 
 
 def without_plan(state: GemsState, error: NodeError) -> Goto:
-    """Continue with the user's prompt as the draft if the planner cannot be reached."""
-    proposals = [Proposal(prompt=state["prompt"], strategy="plan")]
-    return report_failure(state, error, "cross_check", proposals=proposals, compared=False)
+    """Continue with the user's prompt as the draft if the planner cannot be reached.
+
+    End the run before it draws if the chat model's key or account is refused.
+    """
+    update: GemsState = {"proposals": [Proposal(prompt=state["prompt"], strategy="plan")], "compared": False}
+    if is_locked_out(error):
+        update = {"outcome": "failed"}
+    return report_failure(state, error, "cross_check", **update)
 
 
 def _offer(resources: Resources, context: GemsContext, state: GemsState) -> tuple[dict[str, str], list[BaseTool]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
@@ -16,6 +15,7 @@ from pydantic.config import JsonDict
 
 from gems.errors import BackendError
 from gems.faces import in_thread
+from gems.models.failures import is_of_account
 from gems.models.generators import ImageGenerator, excess_of, guide_of, objection_to
 from gems.models.lenient import Form, Item, Note, form_name, items_of
 from gems.nodes.ask import ask
@@ -162,12 +162,16 @@ async def drawable_prompt(
     if (fault or losses) and not meter.exhausted(chat_calls=1 + calls_after):
         request = fault or WORDS_LOST.format(words=", ".join(losses))
         repair = [*conversation, AIMessage(draft), HumanMessage(request)]
-        with contextlib.suppress(BackendError), meter.optional(calls_after):  # the draft is paid for, and of use
-            plan = (await ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True)).form
+        try:
+            with meter.optional(calls_after):
+                plan = (await ask(meter, model, form_for(Plan, prompt or draft), repair, blind=True)).form
             other = " ".join(plan.prompt.split())
             still_missing = lost_words(prompt, other, plan.parts)
             if fault or len(still_missing) < len(losses):
                 draft, parts, losses = other, plan.parts, still_missing
+        except BackendError as error:  # the draft is paid for, and of use
+            if is_of_account(error):
+                raise
     return await in_thread(_joined_with, prompt, draft, generator, parts), parts
 
 

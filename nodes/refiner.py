@@ -25,7 +25,7 @@ from gems.nodes.prompt_checks import PART_LIMIT, PARTS, SHORT, Parts, drawable_p
 from gems.nodes.prompt_forms import DraftForm, Prompt, labelled_text, prompt_in
 from gems.nodes.proposing import announce, with_others
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, report_failure
+from gems.nodes.retry import Goto, is_locked_out, report_failure
 
 __all__ = ["MAX_EXPERIENCE_WORDS", "Refinement", "make_refiner", "without_refinement"]
 
@@ -219,8 +219,14 @@ def _next_draft(
 
 
 def without_refinement(state: GemsState, error: NodeError) -> Goto:
-    """Continue with the best draft and other noise if the refiner cannot be reached."""
+    """Continue with the best draft and other noise if the refiner cannot be reached.
+
+    End the run with the best image if the chat model's key or account is refused.
+    """
     best = best_attempt(state["attempts"])
+    if is_locked_out(error):
+        image = best.image if best else None
+        return report_failure(state, error, "store_memory", outcome="failed", image=image)
     proposals = [Proposal(prompt=best.prompt if best else state["prompt"], strategy="reseed")]
     round_ = state["attempts"][-1].round + 1 if best else 1
     return report_failure(state, error, "generator", round=round_, proposals=proposals, undrawn=Overwrite([]))

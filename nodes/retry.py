@@ -10,11 +10,20 @@ from langgraph.types import Command, RetryPolicy, Send
 
 from gems.errors import BackendError, InputError
 from gems.graph.state import GemsState
-from gems.models.failures import is_passing, status_of
+from gems.models.failures import is_of_account, is_passing, status_of
 from gems.nodes.meter import hand_over, settle
 from gems.secrets import one_line
 
-__all__ = ["RETRY", "Goto", "describe", "is_backend_failure", "report_failure", "retry_on", "work_without"]
+__all__ = [
+    "RETRY",
+    "Goto",
+    "describe",
+    "is_backend_failure",
+    "is_locked_out",
+    "report_failure",
+    "retry_on",
+    "work_without",
+]
 
 Goto: TypeAlias = Command[Literal["planner", "cross_check", "generator", "verifier", "store_memory", "__end__"]]
 """Where an error handler sends the run."""
@@ -34,6 +43,11 @@ def is_backend_failure(error: BaseException) -> bool:
     if isinstance(error, InputError) or not isinstance(error, Exception):
         return False
     return isinstance(error, BackendError) or status_of(error) is not None
+
+
+def is_locked_out(error: NodeError) -> bool:
+    """Whether a chat model's key or account is refused, so that the run's next call would be refused as well."""
+    return isinstance(error.error, BaseException) and is_of_account(error.error)
 
 
 RETRY: Final = RetryPolicy(

@@ -503,6 +503,56 @@ def test_without_a_planner_the_users_words_are_drawn(tmp_path: Path) -> None:
     assert out["errors"] == ["planner: server down"]
 
 
+REFUSALS = [
+    BackendError("no such key", retryable=False, status_code=401),
+    BackendError("pay first", retryable=False, status_code=402),
+    BackendError("not for this key", retryable=False, status_code=403),
+    BackendError("You exceeded your current quota: insufficient_quota", retryable=False, status_code=429),
+]
+LOST = "an animal"  # a draft that has lost the prompt's words is asked for once more
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: str(refusal.status_code))
+@pytest.mark.parametrize(
+    ("form", "nth", "images"),
+    [("Plan", 0, 0), ("Plan", 1, 0), ("Requirements", 1, 0), ("Refinement", 0, 1), ("Verdicts", 0, 1)],
+)
+def test_a_refused_account_ends_the_run_where_it_is_noticed(
+    tmp_path: Path, refusal: BackendError, form: str, nth: int, images: int
+) -> None:
+    """No image is paid for that nobody can look at; once the account is in order, the run goes on from there."""
+    is_refusing = [True]
+
+    def refused(answer: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+        return lambda messages, index: refusal if is_refusing[0] and index >= nth else answer(messages, index)
+
+    asked = {"question": "Are there blue cars?", "kind": "object", "words": "blue cars"}  # and not how many
+    answers: dict[str, Callable[[Any, int], Any]] = {
+        "Requirements": lambda m, i: {"requirements": [asked]},
+        "Plan": lambda m, i: {"prompt": LOST if nth and not i else with_user_prompt("planned prompt")},
+        "Refinement": lambda m, i: {"experience": "x", "strategy": "rewrite", "prompt": with_user_prompt("refined")},
+        "Verdicts": lambda m, i: verdicts(m, "no" if images and is_refusing[0] else "yes"),
+    }
+    answers[form] = refused(answers[form])
+    generator = PaintGenerator()
+    graph = build_graph(
+        mllm=ScriptedChatModel(script=script(**answers)),
+        generator=generator,
+        images=ImageStore(tmp_path / "images"),
+        checkpointer=InMemorySaver(),
+        retry=QUICK,
+    )
+    values = run_thread(graph, "t", PROMPT, NO_MEMORY)
+    assert (values["outcome"], len(generator.requests)) == ("failed", images)
+    assert str(refusal) in values["errors"][-1]
+    assert bool(values.get("image")) == bool(images)
+    is_refusing[0] = False
+    reopen_failed(graph, "t")
+    values = run_thread(graph, "t", PROMPT, NO_MEMORY)
+    assert values["outcome"] == "solved"
+    assert len(values["attempts"]) == len(generator.requests) <= images + 1
+
+
 def test_without_requirements_no_image_is_spent(tmp_path: Path) -> None:
     run = Run(tmp_path, ScriptedChatModel(script=script(Requirements=lambda m, i: DOWN)))
     out = run()

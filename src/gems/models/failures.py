@@ -17,6 +17,7 @@ __all__ = [
     "advice_for",
     "as_backend_error",
     "is_moderated",
+    "is_of_account",
     "is_passing",
     "is_too_long",
     "may_be_charged",
@@ -195,6 +196,13 @@ def advice_for(error: BaseException) -> str:
         return "; it was asked more than fits into its context: give one with a larger context (Ollama: num_ctx)"
     if is_moderated(error):
         return "; its provider's moderation refuses the words or the image"
-    if status_of(error) == 402 or is_unpaid(f"{reason_of(error)} {error}"):
-        return PAY_HINT
-    return ""
+    return PAY_HINT if _is_of_money(error) else ""
+
+
+def is_of_account(error: BaseException) -> bool:
+    """Whether a server admits nothing with this key, or on this account: it will refuse the next call too."""
+    return (status_of(error) in (401, 403) and not is_moderated(error)) or _is_of_money(error)
+
+
+def _is_of_money(error: BaseException) -> bool:
+    return status_of(error) == 402 or is_unpaid(f"{reason_of(error)} {error}")

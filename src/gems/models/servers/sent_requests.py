@@ -47,7 +47,7 @@ def watch(event: str, details: Mapping[str, Any]) -> None:
     """The "trace" extension of a request: counts it once it is sent, and limits its reads, see ``limit_reads``."""
     if event.endswith("send_request_headers.started"):  # or what a proxy is asked before
         _REQUESTS.is_own = details["request"].method != b"CONNECT"
-    if event.endswith("send_request_body.complete") and _REQUESTS.is_own:
+    if event.endswith("send_request_body.complete") and getattr(_REQUESTS, "is_own", True):
         _REQUESTS.count = getattr(_REQUESTS, "count", 0) + 1
     limit_reads(event, details)
 
