@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
+from gems.models.image_refusals import says_no_images
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -20,6 +21,7 @@ __all__ = [
     "is_passing",
     "is_too_long",
     "may_be_charged",
+    "reads_no_images",
     "reason_of",
     "seconds_to_wait",
     "status_of",
@@ -136,10 +138,18 @@ def is_moderated(error: BaseException) -> bool:
     return status_of(error) in (400, 403, 422, 451) and says_refusal(reason_of(error))
 
 
+def reads_no_images(error: BaseException) -> bool:
+    """Whether a model reads no images at all, as its server says: another image, or way of asking, is no better."""
+    is_refusal = status_of(error) in (400, 404, 415, 422, 500, 501) or isinstance(error, NotImplementedError)
+    return is_refusal and not (is_too_long(error) or is_moderated(error)) and says_no_images(reason_of(error))
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether a failure is transient, so that another try may help."""
     status = status_of(error)
-    return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
+    if status is None or not is_passing_status(status):
+        return False
+    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error))
 
 
 def seconds_to_wait(error: BaseException) -> float:
@@ -197,4 +207,6 @@ def advice_for(error: BaseException) -> str:
         return "; its provider's moderation refuses the words or the image"
     if status_of(error) == 402 or is_unpaid(f"{reason_of(error)} {error}"):
         return PAY_HINT
+    if reads_no_images(error):
+        return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
     return ""
