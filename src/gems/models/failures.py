@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from traceback import walk_tb
 from typing import Final
 
 from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
@@ -168,11 +169,35 @@ _LOST_ANSWERS: Final = frozenset(
 """Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
 
 
+_NOT_SENT: Final = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
+    | {"ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError"}
+)
+"""Exceptions of httpx and botocore about a connection that was never made."""
+
+
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
+    if _has_sent_nothing(error):
+        return False
     status = status_of(error)
     is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in _causes(error))
     return is_lost or (status is not None and may_cost(status))
+
+
+def _has_sent_nothing(error: BaseException) -> bool:
+    """Whether there was no connection to the server yet, or only one to a proxy, which was asked to make it.
+
+    What ends a connection has the same class whoever was asked. Httpcore's own steps tell: their ``request`` is then
+    that of the tunnel. If another version of it does not have that, the failure counts as one that may be charged.
+    """
+    for cause in _causes(error):
+        if {base.__name__ for base in type(cause).__mro__} & _NOT_SENT:
+            return True
+        for frame, _ in walk_tb(cause.__traceback__):
+            if getattr(frame.f_locals.get("request"), "method", None) == b"CONNECT":
+                return True
+    return False
 
 
 def as_backend_error(error: Exception, model: str, *, has_retried: bool = False) -> Exception:
@@ -191,7 +216,8 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
         words = f"{kind}: {reason}" if reason else kind
     else:
         words = f"answers {status}{reason and f': {reason}'}" if _has_answered(error) else f"{reason or kind}"
-    retryable = is_passing(error) and not (has_retried and may_be_charged(error))
+    # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
+    retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
     return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
 
 
