@@ -92,6 +92,8 @@ REFUSALS = {
         422,
         {"detail": [{"loc": ["body", "messages", 1, "content"], "msg": "Input should be a valid string"}]},
     ),
+    "gateway": (200, {"error": {"message": "No endpoints found that support image input", "code": 404}}),
+    "gateway-500": (200, {"error": {"message": "image input is not supported", "code": 500}}),
     "zh": (400, "该模型不支持图片输入"),
 }
 
