@@ -20,6 +20,7 @@ from gems.faces import in_thread, together
 from gems.graph.context import GemsContext
 from gems.graph.state import Answer, Attempt, Requirement, Verdict, score_verdicts
 from gems.memory.image_store import decode_png
+from gems.models.failures import reads_no_images
 from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
 from gems.models.lenient import UNSTATED
@@ -90,6 +91,7 @@ class Examiner:
         self._images, self._meter = resources.images(context), meter
         self._model = resources.chat(context, "verifier")
         self._inspectors = resources.inspectors(context, {r.kind for r in requirements})
+        self._sees = True
 
     async def inspections(self, attempts: Sequence[Attempt]) -> list[Inspection]:
         """What is said of attempts, which are inspected at the same time; of fewer if the budget is used up.
@@ -103,14 +105,16 @@ class Examiner:
         return [finished[attempt.image.sha256] for attempt in examined]
 
     async def _inspect(self, attempt: Attempt) -> None:
+        inspection = Inspection([_unsure(r, "could not be verified") for r in self.requirements])
         try:
-            inspection = await self._examine(attempt)
+            if self._sees:
+                inspection = await self._examine(attempt)
         except Exception as error:
             # The retry policy handles temporary failures. A lasting one makes the image unsure, never wrong.
             if not self._makes_do or not is_backend_failure(error) or retry_on(error):
                 raise
             self.errors.append(describe(error, "verifier"))
-            inspection = Inspection([_unsure(r, "could not be verified") for r in self.requirements])
+            self._sees = not reads_no_images(error)  # the next image would be refused like this one
         self._meter.done[attempt.image.sha256] = inspection
 
     async def _examine(self, attempt: Attempt) -> Inspection:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import forked
 import pytest
 from chatting import ChatEndpoint, serving
 from forked import gems, gems_here
+from PIL import Image
+from servers.threaded import serving as in_thread
 from servers.waiting import wait_until
 
+from gems.bulk.results import ResultsFile
 from gems.evals.prompts import fresh_prompts, write_prompts
 from gems.files import held_alone
 
@@ -161,13 +166,66 @@ def test_images_that_were_lost_on_their_way_count_for_an_arm_without_a_graph(fau
     with serving("image_server.py") as painter:
         generator = ("--generator", f"{painter}/{fault}/draw", "--scorer", "soft-tifa", "--judge", "pocket")
         command = ("eval", "grammar", "--n", 2, "--arms", "single", *generator, "--out", tmp_path / "out")
-        gems(*command, home=tmp_path / "home")
-        with urllib.request.urlopen(f"{painter}/log") as answer:
-            requests = len(json.load(answer)["seen"])
-    assert requests == (3 if fault == "torn-once" else 6)
-    assert sum(row["usage"]["images"] for row in results(tmp_path / "out", "single")) == requests
-    figures = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]["single"]
-    assert figures["images_per_prompt"] == requests / 2
+        # The first start fails for good; the second one tries the prompts again.
+        for expected in (3, 3) if fault == "torn-once" else (6, 12):
+            gems(*command, home=tmp_path / "home")
+            with urllib.request.urlopen(f"{painter}/log") as answer:
+                requests = len(json.load(answer)["seen"])
+            assert requests == expected
+            latest_rows = {row["prompt"]: row for row in results(tmp_path / "out", "single")}
+            assert sum(row["usage"]["images"] for row in latest_rows.values()) == requests
+            record = ResultsFile(tmp_path / "out" / "arms" / "single" / "results.jsonl")
+            assert record.usage.images == requests, "what two results of a prompt say counts once"
+            figures = json.loads((tmp_path / "out" / "report.json").read_text())["arms"]["single"]
+            assert figures["images_per_prompt"] == requests / 2
+
+
+class _LosesThenIsBusy(BaseHTTPRequestHandler):
+    """Sends half an image, then wants a long wait, and is well again once ``healed``."""
+
+    requests: ClassVar[list[str]] = []
+    healed = False
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.requests.append(self.path)
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+        if self.healed:
+            self._send(200, buffer.getvalue())
+        elif len(self.requests) == 1:
+            self._send(200, buffer.getvalue()[:60])
+        else:
+            self._send(429, b"", ("Retry-After", "50"))
+
+    def _send(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(body))), ("Content-Type", "image/png")):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@SLOW
+def test_what_a_stopped_try_has_asked_for_counts_when_the_prompt_is_tried_again(tmp_path: Path) -> None:
+    handler = type("OneHandler", (_LosesThenIsBusy,), {"requests": []})
+    with in_thread(handler) as http:
+        generator = ("--generator", f"http://127.0.0.1:{http.server_port}/draw", "--scorer", "soft-tifa")
+        command = ("eval", "grammar", "--n", 1, "--arms", "single", *generator, "--out", tmp_path / "out")
+        with forked.gems_process(*command, home=tmp_path / "home") as process:
+            wait_until(lambda: len(handler.requests) == 2, lambda: "nothing was asked for")
+            process.send_signal(signal.SIGINT)
+            _, messages = process.communicate(timeout=40)
+        assert process.returncode == 130, messages
+        handler.healed = True
+        result = gems(*command, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    [row] = results(tmp_path / "out", "single")
+    assert len(handler.requests) == 3
+    assert row["usage"]["images"] == 2, "a busy server has drawn nothing"
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def evaluate(data: Path, *options: str, code: int = 0, **variables: str) -> Any:
     arguments = ["eval", "geneval2", "--data", data, "--out", out, "--images", "2", "--quiet", "--json", *options]
     result = gems_here(*arguments, home=data.parent / "home", **variables)
     assert result.returncode == code, result.stderr
-    return json.loads(result.stdout) if code == 0 else result.stderr
+    return json.loads(result.stdout) if result.stdout else result.stderr
 
 
 PAINT = ("--generator", GENERATOR, "--judge", JUDGE, "--arms")
@@ -59,9 +59,9 @@ def add_skill(folder: Path, name: str, text: str = "Draw well.") -> None:
 @pytest.mark.parametrize("how", ["backend", "raise", "input"])
 @pytest.mark.parametrize("arm", ["single", "best-of-n", "loop"])
 def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, how: str) -> None:
-    fails = json.dumps({"red": how})
+    fails, code = json.dumps({"red": how}), 2 if how == "input" else 3
     for _ in range(2):
-        report = evaluate(data, *PAINT, arm, EVAL_FAILS=fails)
+        report = evaluate(data, *PAINT, arm, code=code, EVAL_FAILS=fails)
         [figures] = report["arms"].values()
         assert (figures["prompts"], figures["failed"]) == (3, 1)
         assert sum(figures["outcomes"].values()) == 3
@@ -69,13 +69,13 @@ def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, ho
         if arm == "single":
             assert figures["images_per_prompt"] == pytest.approx(2 / 3, abs=1e-4), "a failed prompt has no image"
         assert figures["first_error"] in (data.parent / "out" / "report.md").read_text().replace("&#39;", "'")
-    healed = evaluate(data, *PAINT, arm)
+    healed = evaluate(data, *PAINT, arm, code=2 if how == "input" else 0)
     [figures] = healed["arms"].values()
     assert figures["failed"] == (1 if how == "input" else 0), "the next start tries again what a backend failed"
 
 
 def test_every_prompt_has_an_image_and_scores_for_the_benchmarks_own_scripts(data: Path) -> None:
-    evaluate(data, *PAINT, "single", EVAL_FAILS=json.dumps({"red": "backend"}))
+    evaluate(data, *PAINT, "single", code=3, EVAL_FAILS=json.dumps({"red": "backend"}))
     folder = data.parent / "out" / "arms" / "single"
     paths = json.loads((folder / "image_paths.json").read_text())
     assert list(paths) == ["two cats", "two red cats", "two striped cats"]
@@ -87,7 +87,7 @@ def test_every_prompt_has_an_image_and_scores_for_the_benchmarks_own_scripts(dat
 
 def test_prompts_that_were_not_begun_because_the_backend_is_down_count_as_failed(data: Path) -> None:
     write_prompts([EvalPrompt(f"cat number {n}", 3, (ANY,)) for n in range(30)], data)
-    report = evaluate(data, *PAINT, "single", EVAL_FAILS=json.dumps({"cat": "backend"}))
+    report = evaluate(data, *PAINT, "single", code=3, EVAL_FAILS=json.dumps({"cat": "backend"}))
     assert (report["arms"]["single"]["prompts"], report["arms"]["single"]["failed"]) == (30, 30)
     assert len(json.loads((data.parent / "out" / "arms" / "single" / "image_paths.json").read_text())) == 30
 
@@ -96,8 +96,20 @@ def test_prompts_that_were_not_begun_because_the_backend_is_down_count_as_failed
 def test_a_prompt_that_the_oracle_cannot_read_counts_as_failed(data: Path) -> None:
     write_prompts([EvalPrompt("two cats", 3, (TWO, ANY)), EvalPrompt("two dinosaurs on cats", 3, (TWO, ANY))], data)
     for _ in range(2):
-        report = evaluate(data, "--arms", "single,loop")
+        report = evaluate(data, "--arms", "single,loop", code=2)
         assert [(arm["prompts"], arm["failed"]) for arm in report["arms"].values()] == [(2, 1), (2, 1)]
+
+
+def test_a_script_sees_what_failed_and_whether_another_start_helps(data: Path) -> None:
+    arguments = ["eval", "geneval2", "--data", data, "--out", data.parent / "out", "--quiet", *PAINT, "single"]
+    for fails, code, says in (
+        ({"red": "backend", "striped": "input"}, 3, "2 failed and count as wrong; the same command tries 1 of them"),
+        ({"striped": "input"}, 2, "1 failed and count as wrong; another start changes nothing (the first: this"),
+    ):
+        result = gems_here(*arguments, home=data.parent / "home", EVAL_FAILS=json.dumps(fails))
+        lines = [line for line in result.stderr.splitlines() if line.startswith("!")]
+        assert (result.returncode, len(lines)) == (code, 1), result.stderr
+        assert f"single: {says}" in lines[0]
 
 
 # --- one evaluation, one set of skills and models -------------------------------------------------------------------
@@ -319,7 +331,7 @@ def test_no_address_of_the_results_is_handed_on(edited: Path, data: Path) -> Non
         line["attempts"][0]["image"] = address
     lines[0]["attempts"][0]["sha256"] = "0" * 64
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evaluate(data, *PAINT, "single")
+    evaluate(data, *PAINT, "single", code=3)
     paths = json.loads((edited / ARM / "image_paths.json").read_text())
     assert all(Path(file).is_relative_to(edited) and Path(file).is_file() for file in paths.values())
     assert [Path(file).name == "no-image.png" for file in paths.values()].count(True) == 1

@@ -23,7 +23,7 @@ from gems.bulk.account import Account, AccountStart
 from gems.bulk.half_done import HalfDone
 from gems.bulk.jobs import Job, job_of
 from gems.bulk.journal import Journal, PartialRun
-from gems.bulk.limits import Limits, Share, most_of_a_run
+from gems.bulk.limits import Limits, Share, larger_usage, most_of_a_run, usage_of
 from gems.bulk.results import (
     AttemptFields,
     BatchRow,
@@ -599,7 +599,7 @@ def run_batch(
 def run_jobs(
     jobs: list[Job],
     out: Path,
-    work: Callable[[Job], BatchRow | None],
+    work: Callable[[Job], BatchRow | Usage],
     *,
     concurrency: int,
     stop: Stop,
@@ -608,12 +608,13 @@ def run_jobs(
 ) -> Batch:
     """Do other work than the graph's, which asks for one image, for every job without a line in ``out/results.jsonl``.
 
-    ``out/begun.jsonl`` tells how many images were in flight when a process was killed.
+    ``out/begun.jsonl`` tells how many images were in flight when a process was killed, and what was spent on jobs that
+    were stopped. A job's result counts what its earlier tries have spent, too: those that failed or were stopped.
 
     Args:
         jobs: The batch's jobs.
         out: A folder for this batch alone.
-        work: Returns a job's result; None if it was stopped.
+        work: Returns a job's result with what this try has spent; only what it has spent if it was stopped.
         concurrency: Jobs in flight. With 1, jobs run in their order.
         stop: Asks for a stop.
         on_start: Called with the results that are there already.
@@ -628,11 +629,16 @@ def run_jobs(
         journal = _journal_of_images(out / "begun.jsonl", record, jobs)
 
         def journaled_work(job: Job) -> BatchRow | None:
+            stopped_run = journal.runs.get(job.key)
+            earlier = larger_usage(record.recorded(job.key), stopped_run.usage if stopped_run else Usage())
             journal.begin(job.key)
             row = work(job)
-            if row is None:
-                journal.end(job.key)
-            return row
+            usage = earlier + (row if isinstance(row, Usage) else usage_of(row))
+            if isinstance(row, Usage):
+                journal.end(job.key, PartialRun(key=job.key, run_id=job.key, usage=usage))
+                return None
+            # A job's tries are one run, so that what its results say again counts once.
+            return {**row, "run_id": job.key, "usage": cast(UsageFields, usage.model_dump(mode="json"))}
 
         def done(row: BatchRow) -> None:
             journal.end(job_of(row).key)
@@ -646,7 +652,8 @@ def run_jobs(
 def _journal_of_images(path: Path, record: ResultsFile, jobs: Sequence[Job]) -> Journal:
     """The journal of jobs that ask for one image each. What was begun and has no result was killed, with its image."""
     journal = Journal(path)
-    journal.compact(lambda run: False)  # nothing may follow half a line, which a kill can leave
+    # Nothing may follow half a line, which a kill can leave.
+    journal.compact(lambda run: record.unrecorded(run) == Usage())
     finished = {job.key for job in jobs if record.is_done(job)}
     for key in list(journal.open.elements()):
         journal.end(key, lost_images=int(key not in finished))

@@ -13,7 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from gems.cli.arguments import AsJson, Quiet, Setting, with_options, with_settings
-from gems.cli.console import INTERRUPTED, batch_bar, err, guarded, out, print_json, stoppable
+from gems.cli.console import (
+    BACKEND_FAILURE,
+    BAD_INPUT,
+    INTERRUPTED,
+    batch_bar,
+    err,
+    guarded,
+    out,
+    print_json,
+    stoppable,
+)
 
 if TYPE_CHECKING:
     from gems.evals.prompts import EvalPrompt
@@ -29,7 +39,10 @@ app = typer.Typer(
 
 Stopped or killed, the same command resumes. OUT gets report.html, report.md, report.json, and for each arm
 image_paths.json and score_lists.json, which GenEval 2's own scripts read. A prompt that fails counts as wrong; the
-next start tries it again if a backend failed.""",
+next start tries it again if a backend failed.
+
+Exit code 0: every prompt was run in every arm; 2: some cannot be drawn or scored, the others are in the report; 3: a
+model or server failed, and the same command tries again; 130: stopped.""",
 )
 
 SEED: Final = Setting(Annotated[int, typer.Option(help="Seed of the prompts (grammar) and of the images.")], 0)
@@ -133,6 +146,13 @@ def _evaluate(
         _print_report(report)
     _print_warnings(report)
     err.print(f"report: {escape(str(folder / 'report.html'))}", highlight=False, soft_wrap=True)
+    raise typer.Exit(_exit_code(report))
+
+
+def _exit_code(report: dict[str, Any]) -> int:
+    """As of ``gems batch``: what can be mended by another start comes before what cannot."""
+    kinds = {kind for arm in report["arms"].values() for kind in arm["failed_by_kind"]}
+    return BACKEND_FAILURE if "backend" in kinds else BAD_INPUT if kinds else 0
 
 
 def _print_warnings(report: dict[str, Any]) -> None:
@@ -144,10 +164,9 @@ def _print_warnings(report: dict[str, Any]) -> None:
         _warn(f"the judge is the verifier ({report['judge']}), so it judges its own choices; --judge names another one")
     for name, arm in report["arms"].items():
         if arm["failed"]:
-            _warn(
-                f"{name}: {arm['failed']} failed and count as wrong; the same command tries again those that a backend "
-                f"failed (the first: {arm['first_error']})"
-            )
+            again = arm["failed_by_kind"].get("backend", 0)
+            rest = f"the same command tries {again} of them again" if again else "another start changes nothing"
+            _warn(f"{name}: {arm['failed']} failed and count as wrong; {rest} (the first: {arm['first_error']})")
         for fault in arm["errors"]:
             if fault["failed"] < fault["prompts"]:
                 _warn(f"{name}: {fault['step']} failed: {in_words(fault)}")

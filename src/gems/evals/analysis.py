@@ -91,12 +91,13 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
     """
     right = _by_prompt(judged, lambda j: float(j.all_correct))
     usages = [usage_of(j.row) for j in judged]
-    failures = [j.row for j in judged if "error" in j.row]
+    failures = [j.row for j in judged if j.row.get("error")]
     report = {
         "what": arm.what,
         "generator": arm.generator,
         "prompts": len(right),
         "failed": len(failures),
+        "failed_by_kind": dict(Counter(row["error_kind"] for row in failures).most_common()),
         "errors": faults_of(j.row for j in judged),
         "first_error": failures[0]["error"] if failures else None,
         "all_correct": round(sum(right) / len(right), 4),

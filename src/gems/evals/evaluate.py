@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
@@ -248,7 +248,8 @@ def _score(
 
 def _unscored(row: BatchRow, error: GemsError) -> BatchRow:
     """A result as a failed one without images, because its image cannot be scored."""
-    return {**row, "error": f"not scored: {one_line(error)}", "attempts": [], "best": None}
+    kind: Literal["input", "backend"] = "input" if isinstance(error, InputError) else "backend"
+    return {**row, "error": f"not scored: {one_line(error)}", "error_kind": kind, "attempts": [], "best": None}
 
 
 def _cores() -> int:

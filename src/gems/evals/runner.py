@@ -10,7 +10,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -239,20 +239,15 @@ def _run_generator_alone(
     make_folder(folder)
     claim(folder, context, {"generator": ModelRecord(arm.generator, generator.fingerprint)})
 
-    def work(job: Job) -> BatchRow | None:
-        with suppress(GraphDrained), stopping(lambda: control.drain_requested):
+    def work(job: Job) -> BatchRow | Usage:
+        with stopping(lambda: control.drain_requested):
             return _generate(generator, job, images)
-        return None
 
     return run_jobs(jobs, folder, work, concurrency=concurrency, stop=Stop(control), on_start=on_start, on_done=on_done)
 
 
-def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow:
-    """One image of a prompt, as a result like those of the graph.
-
-    Raises:
-        GraphDrained: A stop was requested while it waited for a server.
-    """
+def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchRow | Usage:
+    """One image of a prompt, as a result like those of the graph; what it has cost if a stop ended the wait for it."""
     start = time.perf_counter()
     try:
         with _counting_images() as counter:
@@ -262,7 +257,7 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
         ref = images.put(result.image, image_metadata(result.request, generator))
         images.flush(ref)
     except GraphDrained:
-        raise
+        return Usage(images=counter.total())
     except Exception as error:
         if isinstance(error, OSError) and not is_backend_failure(error):
             raise  # a full disk fails every prompt

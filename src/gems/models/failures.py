@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from traceback import walk_tb
 from typing import Final
 
 from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
+from gems.models.image_refusals import says_no_images
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -21,6 +23,7 @@ __all__ = [
     "is_passing",
     "is_too_long",
     "may_be_charged",
+    "reads_no_images",
     "reason_of",
     "seconds_to_wait",
     "status_of",
@@ -137,10 +140,18 @@ def is_moderated(error: BaseException) -> bool:
     return status_of(error) in (400, 403, 422, 451) and says_refusal(reason_of(error))
 
 
+def reads_no_images(error: BaseException) -> bool:
+    """Whether a model reads no images at all, as its server says: another image, or way of asking, is no better."""
+    is_refusal = status_of(error) in (400, 404, 415, 422, 500, 501) or isinstance(error, NotImplementedError)
+    return is_refusal and not (is_too_long(error) or is_moderated(error)) and says_no_images(reason_of(error))
+
+
 def is_passing(error: BaseException) -> bool:
     """Whether a failure is transient, so that another try may help."""
     status = status_of(error)
-    return status is not None and is_passing_status(status) and not is_unpaid(f"{reason_of(error)} {error}")
+    if status is None or not is_passing_status(status):
+        return False
+    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error))
 
 
 def seconds_to_wait(error: BaseException) -> float:
@@ -159,11 +170,35 @@ _LOST_ANSWERS: Final = frozenset(
 """Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
 
 
+_NOT_SENT: Final = frozenset(
+    {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError"}
+    | {"ConnectTimeoutError", "EndpointConnectionError", "ProxyConnectionError"}
+)
+"""Exceptions of httpx and botocore about a connection that was never made."""
+
+
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
+    if _has_sent_nothing(error):
+        return False
     status = status_of(error)
     is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in _causes(error))
     return is_lost or (status is not None and may_cost(status))
+
+
+def _has_sent_nothing(error: BaseException) -> bool:
+    """Whether there was no connection to the server yet, or only one to a proxy, which was asked to make it.
+
+    What ends a connection has the same class whoever was asked. Httpcore's own steps tell: their ``request`` is then
+    that of the tunnel. If another version of it does not have that, the failure counts as one that may be charged.
+    """
+    for cause in _causes(error):
+        if {base.__name__ for base in type(cause).__mro__} & _NOT_SENT:
+            return True
+        for frame, _ in walk_tb(cause.__traceback__):
+            if getattr(frame.f_locals.get("request"), "method", None) == b"CONNECT":
+                return True
+    return False
 
 
 def as_backend_error(error: Exception, model: str, *, has_retried: bool = False) -> Exception:
@@ -182,7 +217,8 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
         words = f"{kind}: {reason}" if reason else kind
     else:
         words = f"answers {status}{reason and f': {reason}'}" if _has_answered(error) else f"{reason or kind}"
-    retryable = is_passing(error) and not (has_retried and may_be_charged(error))
+    # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
+    retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
     return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
 
 
@@ -196,7 +232,11 @@ def advice_for(error: BaseException) -> str:
         return "; it was asked more than fits into its context: give one with a larger context (Ollama: num_ctx)"
     if is_moderated(error):
         return "; its provider's moderation refuses the words or the image"
-    return PAY_HINT if _is_of_money(error) else ""
+    if _is_of_money(error):
+        return PAY_HINT
+    if reads_no_images(error):
+        return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
+    return ""
 
 
 def is_of_account(error: BaseException) -> bool:

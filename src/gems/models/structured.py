@@ -19,10 +19,10 @@ from pydantic import BaseModel
 
 from gems.models.calling import reading_in_threads
 from gems.models.capabilities import ByIdentity, Capabilities, Method, content_key
-from gems.models.failures import reason_of
+from gems.models.failures import reads_no_images, reason_of
 from gems.models.lenient import form_name
 from gems.models.system_messages import invoke
-from gems.models.unsupported_requests import OF_IMAGES, OF_METHOD, is_not_understood
+from gems.models.unsupported_requests import OF_IMAGES, OF_METHOD, is_not_understood, refuses_images
 
 __all__ = ["answer_in_form"]
 
@@ -60,7 +60,7 @@ async def answer_in_form(
         try:
             message = await _ask_by(model, schema, method, messages, trial, logprobs=logprobs, blind=blind)
         except Exception as error:
-            if not is_not_understood(error):
+            if not is_not_understood(error) or (not blind and refuses_images(error, messages)):
                 raise
             first_error = first_error or error
             refused.append(method)
@@ -107,7 +107,7 @@ async def _ask_by(
             answer = await invoke(runnable, _with_schema(prompt, schema, method), trial, f"{method} {options}", model)
         except Exception as error:
             first_error = first_error or error
-            if not is_not_understood(error):
+            if not is_not_understood(error) or (not blind and refuses_images(error, prompt)):
                 raise
             _learn(trial, error, blind, options)
             if _request_options(trial, method, logprobs) == options:
@@ -132,7 +132,9 @@ def _request_options(capabilities: Capabilities, method: Method, logprobs: bool)
 def _learn(trial: Capabilities, error: Exception, blind: bool, options: _RequestOptions) -> None:
     """Note what an error says the model does not support; if it does not say, log-probabilities are left out first."""
     text = reason_of(error)
-    if "logprob" in text.lower() or (options.logprobs and not OF_METHOD.search(text)):
+    if blind and options.images and reads_no_images(error):
+        trial.sees = False
+    elif "logprob" in text.lower() or (options.logprobs and not OF_METHOD.search(text)):
         trial.logprobs = False
     elif blind and OF_IMAGES.search(text):
         trial.sees = False

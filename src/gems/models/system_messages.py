@@ -14,7 +14,12 @@ from gems.models.capabilities import Capabilities
 from gems.models.deadlines import IN_ONE_TRY
 from gems.models.failures import status_of
 from gems.models.tries import tries_of
-from gems.models.unsupported_requests import gives_no_reason, is_not_understood, refuses_system_role
+from gems.models.unsupported_requests import (
+    gives_no_reason,
+    is_not_understood,
+    refuses_images,
+    refuses_system_role,
+)
 
 __all__ = ["invoke"]
 
@@ -49,6 +54,8 @@ async def invoke(
     try:
         return await call_model(runnable, messages, model, is_not_understood)
     except Exception as error:
+        if refuses_images(error, messages):  # whatever it says of roles beside that
+            raise
         names_role, status = refuses_system_role(error), status_of(error) or 500
         kind = (way if status < 500 else "", str(status))
         may_guess = gives_no_reason(error) and (status < 500 or _is_asked_once(model))

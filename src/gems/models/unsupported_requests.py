@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
-from gems.errors import GemsError, is_unpaid
-from gems.models.failures import is_moderated, is_too_long, reason_of, status_of
+from langchain_core.messages import BaseMessage
 
-__all__ = ["OF_IMAGES", "OF_METHOD", "gives_no_reason", "is_not_understood", "is_unsupported", "refuses_system_role"]
+from gems.errors import GemsError, is_unpaid
+from gems.models.failures import is_moderated, is_too_long, reads_no_images, reason_of, status_of
+
+__all__ = [
+    "OF_IMAGES",
+    "OF_METHOD",
+    "gives_no_reason",
+    "is_not_understood",
+    "is_unsupported",
+    "refuses_images",
+    "refuses_system_role",
+]
 
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
 """HTTP statuses of a server that does not understand a request."""
@@ -38,6 +49,8 @@ def is_not_understood(error: Exception) -> bool:
         return False
     if status in _UNSUPPORTED_STATUSES:
         return not is_unpaid(reason_of(error))
+    if reads_no_images(error):
+        return True
     return (status in (403, 404) or status >= 500) and is_unsupported(reason_of(error))
 
 
@@ -49,6 +62,15 @@ _NO_ARGUMENT: Final = re.compile(
 """How packages say that they do not know a parameter or a method."""
 OF_IMAGES: Final = re.compile(r"image|vision|multi-?modal|mmproj", re.IGNORECASE)
 """How servers say that a model does not see."""
+
+
+def refuses_images(error: Exception, messages: Sequence[BaseMessage]) -> bool:
+    """Whether messages were refused because the model reads no images, and there are some in them."""
+    blocks = (block for message in messages if isinstance(message.content, list) for block in message.content)
+    has_images = any(isinstance(block, dict) and block.get("type") != "text" for block in blocks)
+    return has_images and reads_no_images(error)
+
+
 OF_METHOD: Final = re.compile(r"response_format|schema|json|tool|function|grammar", re.IGNORECASE)
 """How servers say that they do not know a method."""
 _NO_SYSTEM_ROLE: Final = re.compile(

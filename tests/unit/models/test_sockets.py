@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import zstandard
+from chatting import fill
 from langchain_core.messages import HumanMessage
 from PIL import Image
 
@@ -29,6 +30,7 @@ from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.generators import Edit, GeneratedImage, ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
+from gems.nodes.prompt_checks import Plan
 from gems.options import ChatOptions, GeneratorOptions
 
 _NOISE = Image.effect_noise((1500, 1500), 90).convert("RGB")
@@ -358,3 +360,127 @@ def test_a_proxy_that_makes_no_connection_is_told_of_and_costs_nothing(
     assert "charged" not in str(error)
     assert not error.may_cost
     assert (len(connections) > 1) == is_tried_again
+
+
+def _close(connection: socket.socket) -> None:
+    read_head(connection)
+
+
+def _reset(connection: socket.socket) -> None:
+    read_head(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _reset_unread(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _stop_in_its_answer(connection: socket.socket) -> None:
+    read_head(connection)
+    connection.sendall(b"HTTP/1.1 200 Connection est")
+
+
+def _close_in_tls(connection: socket.socket) -> None:
+    read_head(connection)
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    connection.recv(1000)
+
+
+def _hang(connection: socket.socket) -> None:
+    read_head(connection)
+    while connection.recv(1000):
+        pass
+
+
+CUTS = [_close, _reset, _reset_unread, _stop_in_its_answer, _close_in_tls, _hang]
+PROVIDERS = ["openai", "anthropic", "mistralai", "google_genai", "openrouter"]
+
+
+@pytest.fixture
+def quick(no_proxies: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gems.models.tries._WAIT", lambda _: 0.01)
+    monkeypatch.setattr("gems.models.servers.providers.pause", lambda _: None)
+
+
+def ask(provider: str, address: str, timeout: float = 5.0) -> BackendError:
+    """How a chat model fails that is asked to fill in a form, as a node does."""
+    options = ChatOptions(base_url=address, api_key="none", timeout=timeout)
+    with pytest.raises(BackendError) as caught:
+        fill(init_mllm(f"{provider}:m", options, OPERATOR), Plan)
+    return caught.value
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("cut", CUTS)
+def test_an_image_is_not_charged_if_a_proxy_has_made_no_connection(
+    cut: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listening(cut) as (proxy, connections):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy}")
+        error = draw(f"https://cut.test/v1/{proxy}", timeout=0.5)
+    assert isinstance(error, BackendError)
+    assert connections
+    assert "charged" not in str(error)
+    assert not error.may_cost
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_chat_call_is_not_charged_if_a_proxy_has_made_no_connection(
+    provider: str, cut: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(f"langchain_{provider}")
+    with listening(cut) as (proxy, connections):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy}")
+        error = ask(provider, f"https://cut.test/v1/{proxy}", timeout=1.0 if cut is _hang else 5.0)
+    assert connections
+    assert "charged" not in str(error)
+    assert error.requests == 1, "none of the client's tries was a request to the server"
+    assert error.retryable is (cut is not _hang), "another try costs nothing; of a proxy that hangs, only time"
+
+
+@_NEEDS_OPENSSL
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    "provider", [name for name in PROVIDERS if name != "mistralai"]
+)  # which trusts no SSL_CERT_FILE
+def test_an_answer_that_is_lost_behind_a_proxy_may_be_charged(
+    provider: str, tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(f"langchain_{provider}")
+
+    def take_and_hang_up(connection: socket.socket) -> None:
+        with tls.wrap_socket(connection, server_side=True) as encrypted:
+            read_request(encrypted)
+
+    with listening(take_and_hang_up) as (port, connections), listening(_tunnel([])) as (proxy, _):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ann:p%40ss@127.0.0.1:{proxy}")
+        error = ask(provider, f"https://localhost:{port}/v1")
+        assert "may have been charged" in str(draw(f"https://localhost:{port}/v1"))
+    assert connections
+    assert not error.retryable
+    assert ("each of which may have been charged" in str(error)) == (provider == "openai")
+
+
+@_NEEDS_OPENSSL
+@pytest.mark.usefixtures("quick")
+def test_an_answer_that_is_lost_may_be_charged_though_the_proxy_fails_at_the_next_try(
+    tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_and_hang_up(connection: socket.socket) -> None:
+        with tls.wrap_socket(connection, server_side=True) as encrypted:
+            read_request(encrypted)
+
+    heads: list[bytes] = []
+    pass_on = _tunnel(heads)
+
+    def pass_the_first_on(connection: socket.socket) -> None:
+        (_close if heads else pass_on)(connection)
+
+    with listening(take_and_hang_up) as (port, connections), listening(pass_the_first_on) as (proxy, proxied):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ann:p%40ss@127.0.0.1:{proxy}")
+        error = ask("openai", f"https://localhost:{port}/v1")
+    assert (len(connections), len(proxied)) == (1, 3)
+    assert "may have been charged" in str(error)
+    assert not error.retryable

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from gems.errors import BackendError, is_passing_status, is_unpaid
 from gems.models.endings import ABORTED, NORMAL, finish_reason
+from gems.models.failures import advice_for, reads_no_images
 from gems.models.servers.completion_messages import read_content, read_message, says_something
 from gems.models.servers.error_texts import error_message
 from gems.models.unsupported_requests import is_unsupported
@@ -53,10 +54,13 @@ def server_error(what: str, error: object, *, was_understood: bool) -> BackendEr
         status = 501
     kind = f"{details.get('type') or ''} {details.get('code') or ''} {words}"
     is_passing = is_passing_status(status) if status else bool(_PASSING.search(kind))
+    status = None if was_understood else status
+    error_of_server = BackendError(f"{what}: {words}", retryable=False, status_code=status, reason=words)
+    is_blind = reads_no_images(error_of_server)
     return BackendError(
-        f"{what}: {words}",
-        retryable=is_passing and not is_unpaid(kind),
-        status_code=None if was_understood else status,
+        f"{error_of_server}{advice_for(error_of_server) if is_blind else ''}",
+        retryable=is_passing and not is_unpaid(kind) and not is_blind,
+        status_code=status,
         reason=words,
     )
 

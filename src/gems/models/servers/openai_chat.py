@@ -19,7 +19,7 @@ from gems.models.servers.addresses import advice_on_certificates, advice_on_prox
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
-from gems.models.servers.sent_requests import begin_count, requests_sent
+from gems.models.servers.sent_requests import begin_count, has_sent, requests_sent
 from gems.models.unsupported_requests import is_not_understood
 from gems.secrets import one_line
 from gems.stopping import WaitEnded
@@ -77,7 +77,8 @@ class OpenAIChat(ChatOpenAI):
             raise
         except openai.APITimeoutError:
             # Not retryable: the client has retried already, and a hanging server would be waited for nine times.
-            raise BackendError(f"{self._address}: no answer{self._tries_made}", retryable=False) from None
+            tries = self._tries_made if has_sent() else ""
+            raise BackendError(f"{self._address}: no answer{tries}", retryable=False) from None
         except openai.APIStatusError as error:
             reason = one_line(error_message(error.response.content))
             advice = advice_for(error)
@@ -96,8 +97,9 @@ class OpenAIChat(ChatOpenAI):
             reason = f" ({one_line(cause)})" if cause is not error else ""
             if advice := advice_on_certificates(reason) or advice_on_proxies(cause):
                 raise BackendError(f"{self._address}{reason}{advice}", retryable=False) from None
-            # A server that cannot be reached costs nothing; an answer that was lost on its way may be paid.
-            is_lost = may_be_charged(error)
+            # A server that cannot be reached costs nothing, whichever proxy was asked for it; an answer that was lost
+            # on its way, at whichever try, may be paid.
+            is_lost = may_be_charged(error) or (isinstance(error, openai.APIConnectionError) and has_sent())
             tries = self._tries_made if is_lost else ""
             retryable = is_passing(error) and not is_lost
             raise BackendError(f"{self._address}: {one_line(error)}{reason}{tries}", retryable=retryable) from None

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError, InputError, is_passing_status, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
+from gems.models.image_refusals import says_no_images
 from gems.models.servers.addresses import INVALID_PROXY, checked_url
 from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
@@ -117,8 +118,9 @@ def _do_not_retry_in_vain(response: httpx.Response) -> None:
     """Tell OpenAI's client, in the way in which its own server does, that another try is of no use."""
     if response.is_error:
         response.read()
-        in_vain = is_unpaid(f"{error_message(response.content)} {response.content[:4000].decode('utf-8', 'replace')}")
-        in_vain = in_vain or not is_passing_status(response.status_code)
+        reason = error_message(response.content)
+        in_vain = is_unpaid(f"{reason} {response.content[:4000].decode('utf-8', 'replace')}")
+        in_vain = in_vain or not is_passing_status(response.status_code) or says_no_images(reason)
         if IN_ONE_TRY.get() or in_vain or not may_send_again():
             response.headers["x-should-retry"] = "false"
 

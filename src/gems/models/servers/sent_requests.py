@@ -11,7 +11,7 @@ import httpx
 from gems.errors import is_passing_status, may_cost
 from gems.models.deadlines import MAY_SEND, SENDS, limit_reads
 
-__all__ = ["begin_count", "begin_request", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
+__all__ = ["begin_count", "begin_request", "has_sent", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
 
 _REQUESTS: Final = threading.local()
 
@@ -28,6 +28,11 @@ def requests_sent() -> int:
     At least 1, unless a stop came before the first one.
     """
     return max(int(getattr(_REQUESTS, "has_begun", True)), getattr(_REQUESTS, "count", 0))
+
+
+def has_sent() -> bool:
+    """Whether the server has got a whole request of this thread since then, and has not refused it as busy."""
+    return getattr(_REQUESTS, "count", 0) > 0
 
 
 def may_send_again() -> bool:
