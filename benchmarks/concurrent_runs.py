@@ -154,7 +154,7 @@ class Heartbeat:
     @property
     def p99(self) -> float:
         """Milliseconds that 99 in 100 beats are not late by."""
-        return 1000 * statistics.quantiles(self.delays, n=100)[-1]
+        return 1000 * statistics.quantiles(self.delays, n=100, method="inclusive")[-1]
 
 
 async def many(count: int, seconds: float, folder: str) -> None:
