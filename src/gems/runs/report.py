@@ -49,6 +49,11 @@ class _Card:
     """Changes since the previous attempt's prompt; for the first attempt, since the user's prompt."""
 
     @property
+    def result(self) -> str:
+        """How many of the user's requirements passed, in words."""
+        return f"{self.passed} of {len(self.attempt.verdicts)} passed" if self.attempt.verdicts else "not checked"
+
+    @property
     def unchanged(self) -> bool:
         return all(change.kind == "same" for change in self.changes)
 
@@ -106,6 +111,7 @@ def render_report(record: RunRecord, pngs: Sequence[bytes]) -> str:
     return _template().render(
         record=record,
         cards=cards,
+        has_candidates=len({attempt.round for attempt in record.attempts}) < len(cards),
         best=None if record.best is None else cards[record.best],
         model_name=public_name,
         model_hash=public_fingerprint,

@@ -98,7 +98,18 @@ def test_a_run_without_an_image_has_a_page_too() -> None:
 def test_an_attempt_that_was_not_checked_says_so() -> None:
     attempts = [attempt(1, "two cats", ["yes", "no"]), attempt(2, "exactly two cats", [])]
     page = render_report(record(outcome="budget", attempts=attempts), [png("red"), png("blue")])
-    assert "not checked" in page
+    assert "Best attempt</dt><dd>round 2, not checked," in page
+    assert 'alt="Round 2: not checked"' in page
+    assert "0 of 0" not in page
+    assert "0/0" not in page
+
+
+def test_attempts_are_told_apart_within_a_round() -> None:
+    two = [{**attempt(1, "two cats", ["yes", "no"]), "candidate": n} for n in range(2)]
+    page = " ".join(render_report(record(attempts=two), [png("red"), png("blue")]).split())
+    assert [f"Round 1, image {n}</strong>" in page for n in (1, 2)] == [True, True]
+    assert "by its round and its image in the round" in page
+    assert "image in the round" not in render_report(record(), [png("red"), png("blue")])
 
 
 def test_requirements_of_skills_name_their_skill() -> None:
