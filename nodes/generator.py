@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from langgraph.errors import GraphDrained, NodeError
 from langgraph.runtime import Runtime
@@ -45,6 +45,8 @@ from gems.seeds import seed_of_attempt
 from gems.stopping import is_cancelled, is_stopping
 
 __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
+
+T = TypeVar("T")
 
 
 def make_generator(resources: Resources) -> Node:
@@ -228,48 +230,23 @@ class _Easel:
         def paint() -> None:
             file_all(self.backend.generate(group, on_step=on_step))
 
-        def ask(is_asked: bool | None) -> bool:
-            if is_asked is False:
-                images.difference_update(group_images)
-            elif is_asked is None:  # what may be charged stays counted
-                group_images.clear()
-            asked_for = [object() for _ in candidates] if is_asked else []
-            has_room = self.meter.may_draw(len(candidates), asked_for)
-            if is_asked and has_room:
-                group_images[:] = asked_for
-            return has_room
-
-        async def counted(
-            results: Awaitable[list[GeneratedImage | BackendError]],
-        ) -> list[GeneratedImage | BackendError]:
-            if not draws_for_many(self.backend):  # a server's client says itself when it asks
-                images.update(group_images)
-            try:
-                return await results
-            except Exception as error:
-                if not isinstance(error, GraphDrained):
-                    ask(False)
-                raise
+        async def paint_here(backend: Asynchronous) -> None:
+            images = charge.unless_failed(backend.agenerate(group, on_step=on_step), draws_for_many(self.backend))
+            await in_thread(file_all, await until_cancelled(images))
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
             outcomes = dict(zip(candidates, _checked(results, len(candidates), self.backend.name), strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
-            images.difference_update(group_images)
-            images.update(group_images[: len(new_images)])
+            charge.settle(len(new_images))
             for candidate, result in new_images.items():
                 self._file(candidate, result, self._key(requests[candidate]))
 
-        group, images, group_images = (
-            [requests[candidate] for candidate in candidates],
-            self.meter.images,
-            [object() for _ in candidates],
-        )
-        token = ASKS.set(ask)
+        group, charge = [requests[candidate] for candidate in candidates], _Charge(self.meter, len(candidates))
+        token = ASKS.set(charge.ask)
         try:
             if isinstance(self.backend, Asynchronous) and not runs_here():
-                results = await until_cancelled(counted(self.backend.agenerate(group, on_step=on_step)))
-                await in_thread(file_all, results)
+                await paint_here(self.backend)
             else:
                 await in_thread(paint)
         except GraphDrained as stop:
@@ -314,6 +291,47 @@ class _Easel:
                 **attempt.model_dump(include={"round", "candidate", "strategy", "prompt", "seed"}),
             }
             self.runtime.stream_writer({**event, "uri": ref.uri, "sha256": ref.sha256})
+
+
+class _Charge:
+    """The images of one call of the generator, as the meter counts them: from when they are asked for.
+
+    Args:
+        meter: Counts the images.
+        count: How many images the call is for.
+    """
+
+    def __init__(self, meter: Meter, count: int) -> None:
+        self._meter, self._images = meter, [object() for _ in range(count)]
+        self._count = count
+
+    def ask(self, is_asked: bool | None) -> bool:
+        """See ``ASKS``: a server's client says when it asks, and what has come of it."""
+        if is_asked is False:
+            self._meter.images.difference_update(self._images)
+        elif is_asked is None:  # what may be charged stays counted
+            self._images.clear()
+        asked_for = [object() for _ in range(self._count)] if is_asked else []
+        has_room = self._meter.may_draw(self._count, asked_for)
+        if is_asked and has_room:
+            self._images[:] = asked_for
+        return has_room
+
+    async def unless_failed(self, images: Awaitable[T], is_server: bool) -> T:
+        """Wait for the images; they are not counted if the generator raises."""
+        if not is_server:  # a server's client says itself when it asks
+            self._meter.images.update(self._images)
+        try:
+            return await images
+        except Exception as error:
+            if not isinstance(error, GraphDrained):
+                self.ask(False)
+            raise
+
+    def settle(self, image_count: int) -> None:
+        """Count as many images as were drawn."""
+        self._meter.images.difference_update(self._images)
+        self._meter.images.update(self._images[:image_count])
 
 
 def _checked(results: object, count: int, name: str) -> list[GeneratedImage | BackendError]:
