@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
-from servers.gems_service import serving
+from forked import Process, command_line, environment
+from servers.gems_service import ServiceProcess, serving
 from servers.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -106,3 +108,30 @@ def test_a_stop_can_wait_for_running_work(tmp_path: Path) -> None:
         assert served.stop() == 0
     with closing(sqlite3.connect(tmp_path / "home" / "serve" / "runs.sqlite")) as db:
         assert db.execute("SELECT status FROM runs").fetchall() == [("done",)]
+
+
+def test_a_log_that_nobody_reads_any_more_decides_nothing(tmp_path: Path) -> None:
+    """The service's standard error is often a pipe to a program that collects logs, and that may die first."""
+    command = command_line("serve", "--port", "0", "--log-format", "json")
+    home = tmp_path / "home"
+    home.mkdir()
+    process = Process(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(home), text=True)
+    try:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        url = next(line.split()[-1] for line in process.stderr if line.startswith("listening at "))
+        process.stderr.close()
+        process.stdout.close()
+        with httpx.Client(base_url=url, timeout=60) as client:
+            views = []
+            for n in range(4):  # more than there are threads that execute runs
+                run = send(client, n)
+                served = ServiceProcess(process, url, Path())
+                views.append(served.wait_for(run))
+        assert {view["status"] for view in views} == {"done"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(20)

@@ -8,8 +8,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import structlog
 import uvicorn
@@ -79,6 +80,7 @@ def write_logs(level: str, *, as_json: bool) -> None:
 
     No traceback shows the values of local variables: they hold prompts and settings. Known secrets are replaced.
     """
+    stream = cast(TextIO, _UnreliableStream(sys.stderr))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -95,15 +97,34 @@ def write_logs(level: str, *, as_json: bool) -> None:
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processors=[remove_meta, *final], foreign_pre_chain=shared)
     )
     logging.basicConfig(handlers=[handler], level=max(_LEVELS[level], logging.WARNING), force=True)
     threading.excepthook = _log_thread_error
+
+
+class _UnreliableStream:
+    """A stream whose reader may be gone, or whose disk may be full: a line that cannot be written is lost.
+
+    It decides nothing about the request, the run or the stop that it tells of.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _without_secrets(_: object, __: str, line: str) -> str:
