@@ -113,31 +113,38 @@ def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:
 
     Args:
         path: The file, to which no other process writes. It is created if it does not exist.
-        data: What is appended.
+        data: What is appended. A link that somebody has put in the file's place is an error: it leads to another file.
         flush: Whether a crash of the machine may not lose it either, once this returns.
 
     Returns:
         The offset in the file at which it begins.
     """
-    end = None
     try:
-        with open(path, "ab", opener=_without_waiting) as file:  # Path.open takes no opener
+        # Without a buffer, so that nothing is written later than here.
+        with open(path, "ab", buffering=0, opener=_itself) as file:  # Path.open takes no opener
             end = file.tell()
-            file.write(data)
-            file.flush()
-            if flush:
-                os.fsync(file.fileno())
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if flush:
+                    os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
-        with suppress(OSError):  # after the file is closed, which writes what its buffer still holds
-            if end is not None:
-                os.truncate(path, end)
         raise OSError(error.errno, error.strerror, str(path)) from error
     return end
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe that somebody has put in its place is an error, where it would wait for ever."""
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+def _itself(path: str, flags: int) -> int:
+    """Open a file. What somebody has put in its place is an error: a link, or a pipe, which would wait for ever."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a file")
+    return descriptor
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
+from functools import lru_cache
 from typing import Final
+from urllib.parse import quote, quote_plus
 
 from pydantic import SecretStr
 
@@ -60,9 +64,30 @@ def conceal(text: str) -> str:
     names = (name for name in os.environ.keys() - _NOT_HIDDEN if is_secret_name(name))
     from_environment = {os.environ[name].strip() for name in names}
     secrets = [secret for secret in from_environment | _from_options if len(secret) >= _MIN_LENGTH]
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "[key]")
+    for form in sorted({form for secret in secrets for form in _forms_of(secret)}, key=len, reverse=True):
+        text = text.replace(form, "[key]")
     return text
+
+
+@lru_cache(maxsize=256)
+def _forms_of(secret: str) -> frozenset[str]:
+    """A secret as it is, and as it stands in the address, the header or the JSON that a server repeats."""
+    quoted = {quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    quoted |= {re.sub("%..", lambda match: match[0].lower(), text) for text in quoted}
+    twice = {text.replace("%", "%25") for text in quoted}
+    encoded = _in_base64(secret.encode())
+    encoded |= {text.replace("+", "-").replace("/", "_") for text in encoded}
+    return frozenset({secret, json.dumps(secret)[1:-1]} | quoted | twice | encoded)
+
+
+def _in_base64(secret: bytes) -> set[str]:
+    """Base64 of a secret, and what it always contains if something, such as "user:", stands around the secret."""
+    whole = base64.b64encode(secret).decode()
+    inner = {
+        base64.b64encode(b"\0" * offset + secret).decode().rstrip("=")[first:-1]
+        for offset, first in ((0, 0), (1, 2), (2, 3))
+    }
+    return {whole, whole.rstrip("=")} | {text for text in inner if len(text) >= _MIN_LENGTH}
 
 
 def one_line(text: object, max_length: int = 300) -> str:

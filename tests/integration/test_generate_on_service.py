@@ -36,7 +36,7 @@ def test_it_prints_what_a_local_run_prints(service: ServiceProcess, tmp_path: Pa
     [best], [same] = ((tmp_path / place).glob("*/best.png") for place in ("local", "remote"))
     with Image.open(best) as image, Image.open(same) as copy:
         assert image == copy
-    assert "<html" in (same.parent / "report.html").read_text()
+    assert "&lt;html" in (same.parent / "report.html").read_text()
     assert not (tmp_path / "none").exists(), "nothing is kept in the home folder"
 
 

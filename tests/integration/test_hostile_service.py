@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 from forked import gems_here
+from selenium.webdriver.common.by import By
+from shared_servers import in_browser, needs
 
 _PNG = b"\x89PNG\r\n\x1a\n and so on"
 _RUN: dict[str, Any] = {
@@ -53,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
     """Whether Ctrl-C is pressed while the service begins a run."""
     keys: list[str | None]
     """The keys that were sent."""
+    got: list[str]
+    """What was fetched."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers.get("content-length", 0)))
@@ -62,6 +67,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.begin)
 
     def do_GET(self) -> None:
+        self.got.append(self.path)
         if not self.path.endswith("/events"):
             return self._send(self.files.get(self.path, b"<script>alert(1)</script>"))
         parts = [("x", event) for event in self.events] + [("run", self.end)]
@@ -85,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
 def service() -> Iterator[str]:
     _Handler.events, _Handler.end, _Handler.begin, _Handler.headers_sent = [], _RUN, json.dumps(_RUN).encode(), {}
     _Handler.files, _Handler.status, _Handler.keys = {"/image": _PNG}, 200, []
-    _Handler.posted, _Handler.interrupts = [], False
+    _Handler.posted, _Handler.interrupts, _Handler.got = [], False, []
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -109,12 +115,42 @@ def test_ctrl_c_while_a_run_is_begun_cancels_it(service: str, tmp_path: Path) ->
     assert (result.returncode, _Handler.posted) == (130, ["/v1/runs", "/v1/runs/run-abc/cancel"]), result.stderr
 
 
-def test_a_report_of_others_runs_no_script(service: str, tmp_path: Path) -> None:
+def test_a_report_of_others_stays_in_a_frame_without_permissions(service: str, tmp_path: Path) -> None:
+    _Handler.files["/report"] = b'<p>"&amp;</p></iframe><script>alert(1)</script>'
     result = _generate(service, tmp_path)
     assert result.returncode == 0, result.stderr
     assert _written(tmp_path) == {"out/run-abc/best.png", "out/run-abc/report.html"}
     report = (tmp_path / "out" / "run-abc" / "report.html").read_text()
-    assert report.index("default-src 'none'") < report.index("<script>")
+    assert "<iframe sandbox style=" in report
+    assert "<script" not in report
+    assert report.count("</iframe>") == 1
+
+
+@needs("service")  # one worker has the browser
+@in_browser
+def test_a_report_of_others_leads_nowhere_and_fetches_nothing(chromium: Any, service: str, tmp_path: Path) -> None:
+    _Handler.files["/report"] = f"""<!doctype html><html><head><base href="{service}/">
+        <meta http-equiv="refresh" content="0;url={service}/refreshed"><link rel="stylesheet" href="{service}/style">
+        <script>document.title = "run"; parent.location = "{service}/script"</script></head>
+        <body onload="top.location = '{service}/onload'"><h1>Two red cars</h1><img src="{service}/pixel">
+        <a href="{service}/here">a</a> <a href="{service}/top" target="_top">b</a>
+        <iframe src="{service}/inner"></iframe>
+        <form action="{service}/form"><button>c</button></form></body></html>""".encode()
+    assert _generate(service, tmp_path).returncode == 0
+    _Handler.got.clear()
+    page = (tmp_path / "out" / "run-abc" / "report.html").as_uri()
+    chromium.get(page)
+    chromium.switch_to.frame(0)
+    assert chromium.find_element(By.TAG_NAME, "h1").text == "Two red cars"
+    for selector in ("a", "a[target]", "button"):
+        chromium.find_element(By.CSS_SELECTOR, selector).click()
+        time.sleep(0.5)  # a page that leads somewhere is there by then
+        assert _Handler.got == [], selector
+        chromium.get(page)
+        chromium.switch_to.frame(0)
+    chromium.switch_to.default_content()
+    chromium.get_log("browser")  # what the browser has refused
+    assert (chromium.current_url, chromium.title) == (page, "GEMS report")
 
 
 @pytest.mark.parametrize("name", ["..", "../evil", "{}/evil", ".", "", "run-other", 5, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import resource
 import subprocess
 import sys
@@ -107,6 +108,23 @@ def test_a_line_is_appended_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     append_whole(path, b"second\n")
     assert path.read_bytes() == b"first\nsecond\n"
+
+
+def test_nothing_is_appended_through_what_was_put_in_a_files_place(tmp_path: Path) -> None:
+    other, path = tmp_path / "other", tmp_path / "results.jsonl"
+    other.write_bytes(b"not ours")
+    path.symlink_to(other)
+    with pytest.raises(OSError, match=r"results\.jsonl"):
+        append_whole(path, b"ours\n")
+    assert other.read_bytes() == b"not ours"
+    path.unlink()
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(OSError, match="is not a file"):
+            append_whole(path, b"ours\n")
+    finally:
+        os.close(reader)
 
 
 def test_the_drafts_of_images_go_too(tmp_path: Path) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from urllib.parse import quote, quote_plus
+
 import pytest
 from pydantic import SecretStr
 
@@ -53,6 +57,40 @@ def test_keys_from_options_are_hidden_unless_they_are_too_short() -> None:
     remember_secret(SecretStr("none"))
     remember_secret(None)
     assert conceal("canary-44dd, or none") == "[key], or none"
+
+
+ODD_KEY = 'sk+live/ab"cdef=12345'
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        quote(ODD_KEY),
+        quote(ODD_KEY, safe=""),
+        quote_plus(ODD_KEY),
+        quote(ODD_KEY, safe="").lower(),
+        quote(quote(ODD_KEY, safe="")),
+        json.dumps(ODD_KEY)[1:-1],
+        base64.b64encode(ODD_KEY.encode()).decode(),
+        base64.b64encode(ODD_KEY.encode()).decode().rstrip("="),
+        base64.urlsafe_b64encode(ODD_KEY.encode()).decode(),
+    ],
+)
+def test_a_key_that_a_server_repeats_in_another_form_is_hidden(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMS_IMAGE_API_KEY", ODD_KEY)
+    assert conceal(f"answers 400: bad token {form}, sorry") == "answers 400: bad token [key], sorry"
+
+
+@pytest.mark.parametrize("before", ["", "u", "ab", "user:", "key=value&"])
+@pytest.mark.parametrize("after", ["", ":", "&x"])
+def test_a_key_within_base64_is_hidden_but_for_its_ends(
+    before: str, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GEMS_IMAGE_API_KEY", ODD_KEY)
+    encoded = base64.b64encode(f"{before}{ODD_KEY}{after}".encode()).decode()
+    hidden = conceal(encoded)
+    assert "[key]" in hidden
+    assert len(hidden) - len("[key]") <= 4 * (len(before) + len(after)) / 3 + 8
 
 
 def test_a_login_in_an_address_is_hidden() -> None:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
+from html import escape as escape_html
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -30,11 +31,16 @@ __all__ = ["run_on_service", "service_settings"]
 
 _OWN_OPTIONS: Final = frozenset({"prompt", "service", "folder", "as_json", "quiet"})
 """Options that say what happens on this machine."""
-_SHIELD: Final = (
-    b'<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-    b"img-src data:; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'\">\n"
-)
-"""What a report begins with, so that it runs no script and fetches nothing, whoever has written it."""
+_SHIELD: Final = """<!doctype html>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>GEMS report</title>
+<iframe sandbox style="position: fixed; inset: 0; width: 100%; height: 100%; border: 0" srcdoc="{report}"></iframe>
+"""
+"""Holds a report, so that it runs no script, fetches nothing and leads nowhere, whoever has written it.
+
+A policy alone does not keep a page from sending the browser to another one; a frame without permissions is kept.
+"""
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 
@@ -180,7 +186,8 @@ def _fetch_files(client: ServiceClient, run: ServiceRun, out: Path) -> dict[str,
         if not files["best.png"].startswith(_PNG):
             raise ValueError("the image is no PNG")
     if run.report is not None:
-        files["report.html"] = _SHIELD + client.file(run.report)
+        page = client.file(run.report).decode(errors="replace")
+        files["report.html"] = _SHIELD.format(report=escape_html(page)).encode()
     _write(folder, files)
     image, report = (folder / name if name in files else None for name in ("best.png", "report.html"))
     return {"folder": folder, "image": image, "record": None, "report": report}
